@@ -18,7 +18,7 @@ from research.markdown import with_tables
 from research.posteriors import sbibm
 from research.posteriors import study as posteriors
 from research.records import RECORDS, Records
-from research.tables import flow_worth, flows, imputation
+from research.tables import flow_worth, flows, imputation, laws, regression
 from research.translation import flow_alone, truth
 from research.translation import study as translation
 
@@ -83,6 +83,9 @@ SHOWN: dict[str, Callable[..., str]] = {
     "tables": lambda: flows.markdown(of("tables", seconds=10.0)),
     "flow_worth": lambda: flow_worth.summary(of("flow_worth", seconds=30.0)),
     "imputation": lambda measure: imputation.summary(of("imputation", seconds=60.0), measure),
+    "laws": lambda: laws.summary(of("laws", seconds=60.0)),
+    "regression": lambda: regression.summary(of("regression", seconds=60.0)),
+    "regression-cells": lambda: regression.cell_table(of("regression", seconds=60.0)),
     "posteriors": lambda: posteriors.markdown(of("posteriors")),
     "sbibm": lambda: sbibm.markdown(of("sbibm", simulations=10_000, draws=10_000)),
     "conditional": lambda: conditional.summary(of("conditional")),

@@ -2,9 +2,15 @@
 
 import sys
 
-from research.tables import flow_worth, flows, imputation
+from research.tables import flow_worth, flows, imputation, laws, regression
 
-COMMANDS = {"flows": flows.main, "flow_worth": flow_worth.main, "imputation": imputation.main}
+COMMANDS = {
+    "flow_worth": flow_worth.main,
+    "flows": flows.main,
+    "imputation": imputation.main,
+    "laws": laws.main,
+    "regression": regression.main,
+}
 
 if sys.argv[1:2] == [] or sys.argv[1] not in COMMANDS:
     sys.exit(f"python -m research.tables needs one of {', '.join(COMMANDS)}")

