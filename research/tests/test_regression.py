@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
+from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KernelDensity
 
 from research.records import Records
 from research.tables import regression
@@ -71,17 +73,27 @@ def test_a_command_makes_each_row_once_and_goes_on(data, capsys):
     assert made.path.read_bytes() == before
 
 
-def test_gains_are_those_of_splits_that_all_methods_have(tmp_path):
+def test_a_kernel_density_has_the_width_that_cross_validation_of_scikit_learn_chooses():
+    draws = np.random.default_rng(0).normal(size=(20, 3)) * [0.1, 1.0, 30.0]
+    y = np.array([0.05, 2.0, -10.0])
+    for i, found in enumerate(regression.kernel_log_prob(draws, y)):
+        widths = {"bandwidth": draws[:, i].std() * np.logspace(-3, 3, 10)}
+        chosen = GridSearchCV(KernelDensity(), widths, cv=3).fit(draws[:, [i]]).best_estimator_
+        assert found == pytest.approx(chosen.score_samples([[y[i]]])[0])
+
+
+def test_gains_are_those_of_splits_that_both_methods_have(tmp_path):
     made = Records(tmp_path / "regression.csv")
     for split in range(3):
         cell = made.at(table="yacht", split=split)
-        fit = {"rows": [277, 6], "above": 0.5, "fit_cpu_seconds": 9.0}
-        cell.at(method="indm").add(fit | {"log_p": float(split)})
-        for peer, value in {"mc-dropout": 0.0, "linear": -1.0, "ngboost": split - 0.25 * (-1) ** split}.items():
-            if (peer, split) != ("ngboost", 2):
-                cell.at(method=peer).add({"log_p": value})
+        cell.at(method="indm").add({"rows": [277, 6], "above": 0.5, "fit_cpu_seconds": 9.0, "log_p": float(split)})
+        cell.at(method="mc-dropout").add({"log_p": 0.0})
+        cell.at(method="linear").add({"log_p": split - 1.0})
+        if split < 2:
+            cell.at(method="ngboost").add({"log_p": split + 0.25 - 0.5 * split})
     header, _, line = [[cell.strip() for cell in row.split("|")[1:-1]] for row in regression.summary(made).splitlines()]
     row = dict(zip(header, line, strict=True))
-    assert row["splits"] == "2" and row["indm"] == "0.50 ± 0.50" and row["indm − mc-dropout"] == "+0.50 ± 0.50"
-    assert row["indm − ngboost"] == "+0.00 ± 0.25" and row["level or best"] == "yes" and row["above the grid"] == "50%"
+    assert row["splits"] == "3" and row["indm"] == "1.00 ± 0.58" and row["indm − linear"] == "+1.00 ± 0.00"
+    assert row["indm − ngboost"] == "+0.00 ± 0.25 (2)" and row["ngboost"] == "0.50 ± 0.25 (2)"
+    assert row["indm − treeffuser"] == row["level or best"] == "–" and row["above the grid"] == "50%"
     assert regression.is_level(np.array([-1.0, 0.9])) and not regression.is_level(np.array([-1.0, -0.9]))
