@@ -171,7 +171,8 @@ METHODS = {
     "ngboost": ngboost,
     "treeffuser": treeffuser,
 }
-PEERS = ("mc-dropout", "ngboost", "treeffuser", "linear")
+PEERS = ("mc-dropout", "ngboost", "linear", "treeffuser")
+COUNTED = PEERS[:3]  # whose numbers are likelihoods
 
 
 def trained(data: Path, name: str, split: int, method: str, seconds: float) -> dict[str, Any]:
@@ -228,8 +229,8 @@ def summary(made: Records) -> str:
             continue
         nats = {peer: by_split(made, name, {"indm": "log_p", peer: "log_p"}) for peer in PEERS}
         gains = {peer: both["indm"] - both[peer] for peer, both in nats.items()}
-        known = all(len(gain) > 1 for gain in gains.values())
-        level = ("yes" if all(map(is_level, gains.values())) else "no") if known else "–"
+        known = all(len(gains[peer]) > 1 for peer in COUNTED)
+        level = ("yes" if all(is_level(gains[peer]) for peer in COUNTED) else "no") if known else "–"
         above = f"{np.mean([row['above'] for row in rows]):.0%}" if name in WIDTHS else "–"
         cells = [
             shown(np.array([row["log_p"] for row in rows])),
