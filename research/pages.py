@@ -18,7 +18,7 @@ from research.markdown import with_tables
 from research.posteriors import sbibm
 from research.posteriors import study as posteriors
 from research.records import RECORDS, Records
-from research.tables import flow_worth, flows, imputation, laws, regression
+from research.tables import flow_worth, flows, imputation, laws, outliers, regression
 from research.translation import flow_alone, truth
 from research.translation import study as translation
 
@@ -86,6 +86,8 @@ SHOWN: dict[str, Callable[..., str]] = {
     "laws": lambda: laws.summary(of("laws", seconds=60.0)),
     "regression": lambda: regression.summary(of("regression", seconds=60.0)),
     "regression-cells": lambda: regression.cell_table(of("regression", seconds=60.0)),
+    "outliers": lambda: outliers.means(of("outliers", seconds=60.0)),
+    "outliers-tables": lambda: outliers.of_tables(of("outliers", seconds=60.0)),
     "posteriors": lambda: posteriors.markdown(of("posteriors")),
     "sbibm": lambda: sbibm.markdown(of("sbibm", simulations=10_000, draws=10_000)),
     "conditional": lambda: conditional.summary(of("conditional")),

@@ -2,13 +2,14 @@
 
 import sys
 
-from research.tables import flow_worth, flows, imputation, laws, regression
+from research.tables import flow_worth, flows, imputation, laws, outliers, regression
 
 COMMANDS = {
     "flow_worth": flow_worth.main,
     "flows": flows.main,
     "imputation": imputation.main,
     "laws": laws.main,
+    "outliers": outliers.main,
     "regression": regression.main,
 }
 

@@ -1,0 +1,260 @@
+"""Outliers of ADBench's tables by the density of normal rows: indm.DensityEstimator beside three others: outliers.md.
+
+    python -m research.tables outliers --data FOLDER     # goes on where it stopped; FOLDER has 39_vertebral.npz …
+
+Half of the normal rows are fitted; the others and all outliers are scored. ``--records`` keeps the table
+``outliers.csv``, which has a row for each table, drawing, seed and method. Seed 0 of all tables comes first, small
+tables before large ones.
+"""
+
+import argparse
+import itertools
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from sklearn.ensemble import IsolationForest
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from indm import DensityEstimator
+from indm.evaluation.statistics import over_seeds
+from research import copied
+from research.markdown import in_table
+from research.records import RECORDS, Records, Row, made_by
+from research.tables.flows import chosen_from
+
+MOST_ROWS, FEW_ROWS = 50_000, 1_000  # of a table, of the published protocol
+DRAWINGS = ("repeated", "permuted", "file")
+MOST_SCORED = 1_000  # rows of each class
+TOL = 0.5  # nats of a row's density
+PUBLISHED = {"DTE-NP": "dte_np", "nearest neighbours": "knn", "DTE-C": "dte_c", "DDPM": "ddpm", "forest": "iforest"}
+Array = np.ndarray
+
+
+# ── Rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def files(folder: Path) -> dict[str, Path]:
+    """The tables of a folder, small ones first.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    found = {path.stem.partition("_")[2]: path for path in folder.glob("*_*.npz")}
+    if not found:
+        raise FileNotFoundError(f"no table such as 39_vertebral.npz in {folder}: research/tables/outliers.md says how")
+    return dict(sorted(found.items(), key=lambda item: loaded(item[1])[0].size))
+
+
+def loaded(path: Path) -> tuple[Array, Array]:
+    """Rows (n, columns), and which of them are outliers (n,)."""
+    with np.load(path) as file:
+        return file["X"].astype(np.float64), file["y"].ravel() == 1
+
+
+def drawings(n: int) -> tuple[str, ...]:
+    """How a table of ``n`` rows is drawn: two ways of a small one, which has both protocols, and one for both."""
+    return ("repeated", "permuted") if n < FEW_ROWS else ("file",)
+
+
+def drawn(n: int, drawing: str, seed: int) -> Array:
+    """Indices of the rows of a table of ``n``: as in the file, or at random, at most 50,000, or 1,000 with repeats."""
+    numbers = np.random.RandomState(seed)  # the original's
+    if drawing == "repeated":
+        return numbers.choice(n, FEW_ROWS, replace=True)
+    if drawing == "permuted" or n > MOST_ROWS:
+        return numbers.choice(n, min(n, MOST_ROWS), replace=False)
+    return np.arange(n)
+
+
+def split(X: Array, is_outlier: Array, drawing: str, seed: int) -> tuple[Array, Array, Array]:
+    """The first half of the normal rows; the other rows, both in units of that half; which of these are outliers."""
+    order = drawn(len(X), drawing, seed)
+    X, is_outlier = X[order], is_outlier[order]
+    normal, outliers = np.flatnonzero(~is_outlier), np.flatnonzero(is_outlier)
+    half = round(0.5 * len(normal))
+    scaler = StandardScaler().fit(X[normal[:half]])
+    tested = np.concatenate([normal[half:], outliers])
+    return scaler.transform(X[normal[:half]]), scaler.transform(X[tested]), is_outlier[tested]
+
+
+def thinned(is_outlier: Array, seed: int) -> tuple[Array, Array]:
+    """Indices of at most 1,000 tested rows of each class, and how many rows each of them stands for."""
+    order = np.random.default_rng(seed).permutation(len(is_outlier))
+    classes = [order[is_outlier[order] == which] for which in (False, True)]
+    kept = [rows[:MOST_SCORED] for rows in classes]
+    weights = [np.full(len(few), len(rows) / len(few)) for few, rows in zip(kept, classes, strict=True)]
+    return np.concatenate(kept), np.concatenate(weights)
+
+
+# ── Methods: (rows to fit, seed, seconds) → outlier score of rows, setting ───────────────────────────────────────────
+
+Fitted = tuple[Callable[[Array], Array], dict[str, Any]]
+
+
+def indm(X: Array, seed: int, seconds: float) -> Fitted:
+    with mock.patch.object(time, "perf_counter", time.process_time):
+        found = DensityEstimator(max_seconds=seconds, random_state=seed).fit(X)
+    components = [model.score.backbone.components for model in found.models_]
+    return lambda rows: -found.score_samples(rows, tol=TOL), {"steps": found.n_steps_, "components": components}
+
+
+def neighbours(X: Array, seed: int, seconds: float) -> Fitted:
+    """The distance to the fifth neighbour, PyOD's default."""
+    found = NearestNeighbors(n_neighbors=5).fit(X)
+    return lambda rows: found.kneighbors(rows)[0][:, -1], {}
+
+
+def forest(X: Array, seed: int, seconds: float) -> Fitted:
+    found = IsolationForest(random_state=seed).fit(X)
+    return lambda rows: -found.score_samples(rows), {}
+
+
+def mixture(X: Array, seed: int, seconds: float) -> Fitted:
+    """The Gaussian mixture of the best validation on a tenth; a full covariance needs a row for each column."""
+    X = np.random.default_rng(seed).permutation(X)[:5_000]
+    grid = [
+        {"covariance_type": kind, "n_components": k, "reg_covar": floor}
+        for kind, k, floor in itertools.product(("full", "diag"), (1, 3, 8, 20), (1e-3, 1e-2, 1e-1))
+        if kind == "diag" or k == 1 or k * X.shape[1] <= len(X)
+    ]
+    valid, train = np.split(X, [len(X) // 10])
+    make = chosen_from(grid, lambda setting, seed: GaussianMixture(random_state=seed, **setting))
+    log_prob, setting = make(train, valid, [], seed, seconds)
+    return lambda rows: -log_prob(rows), setting
+
+
+METHODS = {"indm": indm, "nearest neighbours": neighbours, "forest": forest, "mixture": mixture}
+
+
+def judged(score: Array, is_outlier: Array, weight: Array) -> dict[str, float]:
+    """AUC of ROC and of precision and recall. Rows of −∞ log p tie above all others, as do those without a number."""
+    rank = rankdata(np.where(np.isnan(score), np.inf, score))
+    return {
+        "auc": round(roc_auc_score(is_outlier, rank, sample_weight=weight), 5),
+        "average_precision": round(average_precision_score(is_outlier, rank, sample_weight=weight), 5),
+    }
+
+
+def trained(path: Path, drawing: str, seed: int, method: str, seconds: float) -> dict[str, Any]:
+    """The record of one method on one split of a table."""
+    train, tested, is_outlier = split(*loaded(path), drawing, seed)
+    kept, weight = thinned(is_outlier, seed)
+    sizes = [len(train), train.shape[1], *np.bincount(is_outlier).tolist()]
+    tested, is_outlier, start = tested[kept], is_outlier[kept], time.process_time()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        score_of, setting = METHODS[method](train, seed, seconds)
+        fitted = time.process_time()
+        score = score_of(tested)
+    infinite = ~np.isfinite(score)
+    return judged(score, is_outlier, weight) | {
+        "sizes": sizes, "setting": setting,
+        "infinite": [int(infinite[~is_outlier].sum()), int(infinite[is_outlier].sum())],
+        "unsolved": any(w.category is ConvergenceWarning and "log p" in str(w.message) for w in warned),
+        "fit_cpu_seconds": round(fitted - start, 1), "score_cpu_seconds": round(time.process_time() - fitted, 1),
+    } | made_by(seed)  # fmt: skip
+
+
+# ── Pages ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+Cells = dict[tuple[int, str], float]  # by seed and table
+
+
+def cells(rows: Sequence[Row], method: str, drawing: str, key: str) -> Cells:
+    """A measure in hundredths, where small tables are drawn this way."""
+    found = [row for row in rows if row["method"] == method and row["drawing"] in (drawing, "file")]
+    return {(row["seed"], row["table"]): 100 * row[key] for row in found}
+
+
+def together(*found: Cells) -> Array:
+    """The measures (of each, seeds, tables) of tables that all have for the first seed, in seeds that have all of them.
+
+    So a run that was interrupted is judged by its complete seeds.
+    """
+    common = sorted(set.intersection(*map(set, found)))
+    names = [name for seed, name in common if seed == common[0][0]]
+    seeds = [seed for seed in sorted({seed for seed, _ in common}) if all((seed, name) in common for name in names)]
+    return np.array([[[of[seed, name] for name in names] for seed in seeds] for of in found])
+
+
+def with_error(mean: float, error: float, form: str) -> str:
+    return f"{mean:{form}}" + (f" ± {error:.1f}" if error > 0 else "")
+
+
+def against(ours: Cells, other: Cells) -> list[object]:
+    """The number of tables, the other's mean over them ± over seeds, and what ours has beyond it ± over tables."""
+    if not ours.keys() & other.keys():
+        return ["–"] * 3
+    both = together(ours, other)
+    mean, gain = over_seeds(both[1].mean(1).tolist()), over_seeds((both[0] - both[1]).mean(0).tolist())
+    return [both.shape[2], with_error(*mean, ".1f"), with_error(*gain, "+.1f")]
+
+
+def means(made: Records) -> str:
+    """Means over tables of each method in both protocols, and what indm has beyond it in the same tables and seeds."""
+    rows, lines = made.rows(), []
+    for protocol, drawing in {"published": "repeated", "without repeats": "permuted"}.items():
+        ours, precise = (cells(rows, "indm", drawing, key) for key in ("auc", "average_precision"))
+        for method in METHODS:
+            other, more = (cells(rows, method, drawing, key) for key in ("auc", "average_precision"))
+            lines.append([protocol, method, *against(ours, other), *against(precise, more)[1:]])
+        if drawing == "repeated":
+            for method, column in PUBLISHED.items():
+                known = {row["table"]: row[column] for row in copied.rows("outliers")}
+                other = {(seed, name): known[name] for seed, name in ours if name in known}
+                lines.append([protocol, f"{method}, as published", *against(ours, other), "–", "–"])
+    columns = ["tables", "AUC", "indm beyond it", "AUC-PR", "indm beyond it"]
+    return in_table("protocol", "method", *columns, rows=lines)
+
+
+def of_tables(made: Records) -> str:
+    """AUC of each table and drawing, means over seeds, and what indm took."""
+    rows, lines = made.rows(), []
+    for name, drawing in itertools.product((row["table"] for row in copied.rows("outliers")), DRAWINGS):
+        here = [row for row in rows if row["table"] == name and row["drawing"] == drawing]
+        found = [[row for row in here if row["method"] == method] for method in METHODS]
+        if here:
+            n, columns, *tested = here[0]["sizes"]
+            aucs = [f"{100 * np.mean([row['auc'] for row in of]):.1f}" if of else "–" for of in found]
+            seconds = [[row[f"{part}_cpu_seconds"] for row in found[0]] for part in ("fit", "score")]
+            took = [f"{np.mean(each):.0f}" if each else "–" for each in seconds]
+            infinite = " + ".join(map(str, found[0][0]["infinite"])) if found[0] else "–"
+            lines.append([name, drawing, f"{n} × {columns}", " + ".join(map(str, tested)), *aucs, *took, infinite])
+    return in_table("table", "rows", "fitted", "tested", *METHODS, "CPU s of fit", "of scoring", "−∞", rows=lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "python -m research.tables outliers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="adbench/datasets/Classical of Minqi824/ADBench")
+    parser.add_argument("--tables", nargs="+", help="all by default; names such as vertebral")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seconds", type=float, default=60.0, help="CPU seconds of indm's fit, at most")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the table")
+    o = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+    made = Records(o.records / "outliers.csv").at(seconds=o.seconds)
+    paths = files(o.data)
+    for seed, name in itertools.product(o.seeds, o.tables or paths):
+        for drawing, method in itertools.product(drawings(len(loaded(paths[name])[0])), o.methods):
+            cell = made.at(table=name, drawing=drawing, seed=seed, method=method)
+            if not cell.rows():
+                record = cell.kept(lambda job=(paths[name], drawing, seed, method): trained(*job, o.seconds))
+                shown = ("auc", "fit_cpu_seconds", "score_cpu_seconds")
+                print(name, drawing, seed, method, *(record[key] for key in shown), flush=True)
+    print(means(made))
