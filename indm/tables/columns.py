@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import boxcox1p, inv_boxcox1p, ndtr, ndtri
-from scipy.stats import yeojohnson_llf
 from sklearn.covariance import OAS
 
 LEAST_REST = 1e-6  # of a column's deviation, what c leaves of it at least
@@ -76,7 +75,7 @@ class Columns:
         centre, scale = np.where(far, moments_of_most(X), moments(X)) if far.any() else moments(X)
         u = _near((X - centre) / scale, far)
         power = np.ones(X.shape[1])
-        power[skewed] = [_most_likely_power(v) for v in u[:: max(1, len(X) // POWER_ROWS)].T[skewed]]
+        power[skewed] = [most_likely_power(v) for v in u[:: max(1, len(X) // POWER_ROWS)].T[skewed]]
         y = _psi(u, power)
         mean = y.mean(0)
         penalty = np.eye(c.shape[1])  # that of one row more
@@ -185,5 +184,11 @@ def _psi_inverse(y: Array, power: Array) -> Array:
     return np.sign(y) * inv_boxcox1p(np.abs(y), _exponent(y, power))
 
 
-def _most_likely_power(u: Array) -> float:
-    return minimize_scalar(lambda power: -yeojohnson_llf(power, u), bounds=(0, 2), method="bounded").x
+def most_likely_power(u: Array) -> float:
+    """λ of the highest likelihood, where ψ(u) is normal: −½ log var ψ(u) + (λ − 1) mean sign(u) log(1 + |u|)."""
+    slope = (np.sign(u) * np.log1p(np.abs(u))).mean()
+
+    def loss(power: float) -> float:
+        return 0.5 * np.log(_psi(u, np.array(power)).var()) - (power - 1) * slope
+
+    return minimize_scalar(loss, bounds=(0, 2), method="bounded").x

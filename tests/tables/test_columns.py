@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import multivariate_normal
+from scipy.optimize import minimize_scalar
+from scipy.stats import multivariate_normal, yeojohnson_llf
 
 from indm import DensityEstimator
-from indm.tables.columns import Columns, far_columns, moments, moments_of_most
+from indm.tables.columns import Columns, far_columns, moments, moments_of_most, most_likely_power
 
 POWERS = np.array([0.0, 0.3, 1.0, 1.7, 2.0])
 
@@ -53,6 +54,15 @@ def test_a_skewed_column_becomes_symmetric_and_a_normal_one_stays(sign):
     z = columns.latents(X, np.zeros((5_000, 0)))[:, 0]
     assert abs(((z - z.mean()) ** 3).mean() / z.std() ** 3) < 1.2  # of 1,000,000 log-normal ones it is 6
     assert columns.power[1] == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["skewed", "normal", "rare"])
+def test_a_power_is_that_of_the_highest_likelihood_by_scipy(kind):
+    u = np.random.default_rng(0).normal(size=200)
+    u = {"skewed": -np.exp(u), "normal": u, "rare": 1.0 * (u > 2)}[kind]
+    u = (u - u.mean()) / u.std()
+    best = minimize_scalar(lambda power: -yeojohnson_llf(power, u), bounds=(0, 2), method="bounded").x
+    assert most_likely_power(u) == pytest.approx(best, abs=1e-8)
 
 
 def test_a_few_far_values_do_not_decide_the_scale():
