@@ -36,7 +36,7 @@ from research.tables.flows import chosen_from
 
 MOST_ROWS, FEW_ROWS = 50_000, 1_000  # of a table, of the published protocol
 DRAWINGS = ("repeated", "permuted", "file")
-MOST_SCORED = 1_000  # rows of each class
+MOST_SCORED = 300  # rows of each class
 TOL = 0.5  # nats of a row's density
 PUBLISHED = {"DTE-NP": "dte_np", "nearest neighbours": "knn", "DTE-C": "dte_c", "DDPM": "ddpm", "forest": "iforest"}
 Array = np.ndarray
@@ -90,7 +90,7 @@ def split(X: Array, is_outlier: Array, drawing: str, seed: int) -> tuple[Array, 
 
 
 def thinned(is_outlier: Array, seed: int) -> tuple[Array, Array]:
-    """Indices of at most 1,000 tested rows of each class, and how many rows each of them stands for."""
+    """Indices of at most 300 tested rows of each class, and how many rows each of them stands for."""
     order = np.random.default_rng(seed).permutation(len(is_outlier))
     classes = [order[is_outlier[order] == which] for which in (False, True)]
     kept = [rows[:MOST_SCORED] for rows in classes]

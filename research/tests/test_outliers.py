@@ -55,11 +55,11 @@ def test_tested_rows_are_drawn_from_each_class_and_weighted():
     is_outlier = np.arange(40_000) < 4_000
     score = numbers.normal(size=40_000) + is_outlier
     kept, weight = outliers.thinned(is_outlier, 0)
-    assert np.bincount(is_outlier[kept]).tolist() == [1_000, 1_000]
+    assert np.bincount(is_outlier[kept]).tolist() == [300, 300]
     assert weight.sum() == pytest.approx(40_000) and weight[is_outlier[kept]].sum() == pytest.approx(4_000)
     found = outliers.judged(score[kept], is_outlier[kept], weight)
-    assert found["auc"] == pytest.approx(roc_auc_score(is_outlier, score), abs=0.03)
-    assert found["average_precision"] == pytest.approx(average_precision_score(is_outlier, score), abs=0.04)
+    assert found["auc"] == pytest.approx(roc_auc_score(is_outlier, score), abs=0.05)
+    assert found["average_precision"] == pytest.approx(average_precision_score(is_outlier, score), abs=0.08)
     few, weight = outliers.thinned(is_outlier[3_990:4_020], 0)
     assert sorted(few) == list(range(30)) and (weight == 1).all()
 
