@@ -68,7 +68,7 @@ class MixtureMLP(nn.Module):
         self.register_buffer("c_root", torch.zeros(components, k, k))  # c @ c_root − c_mean is N(0, I) in a component
         self.register_buffer("c_mean", torch.zeros(components, k))
         self.condition = tuple(condition)
-        self.mlp = MLP(shape, width, depth, fourier, (d + k,), CONDITION_BLOCKS, dropout)
+        self.mlp = MLP(shape, width, depth, fourier, (d + k,), CONDITION_BLOCKS if condition else None, dropout)
         self.mlp.embedding = LevelEmbedding(width, shortest=SHORTEST_PERIOD)
 
     def set_mixture(self, weight: Tensor, mean: Tensor, covariance: Tensor) -> None:

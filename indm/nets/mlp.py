@@ -33,12 +33,15 @@ class MLPBlock(nn.Module):
         scale, shift = self.level(embedding).chunk(2, dim=1)
         return h + self.outer(self.dropout(F.silu(torch.addcmul(shift, 1 + scale, self.inner(self.norm(h))))))
 
-    def pushed(self, h: Tensor, d_h: Tensor, embedding: Tensor, d_gates: Tensor) -> Pushed:
-        """See :func:`pushed`; ``d_gates`` (B, directions, 2 · width) are the tangents of scale and shift."""
-        (scale, shift), (d_scale, d_shift) = self.level(embedding).chunk(2, dim=1), d_gates.chunk(2, dim=2)
+    def pushed(self, h: Tensor, d_h: Tensor, embedding: Tensor, d_gates: Tensor | None) -> Pushed:
+        """See :func:`pushed`; ``d_gates`` (B, directions, 2 · width) are the tangents of scale and shift, None for 0."""
+        scale, shift = self.level(embedding).chunk(2, dim=1)
         inner, d_inner = pushed((self.norm, self.inner), h, d_h)
         hidden = torch.addcmul(shift, 1 + scale, inner)
-        d_hidden = d_inner.mul_(1 + scale[:, None]).addcmul_(d_scale, inner[:, None]).add_(d_shift)
+        d_hidden = d_inner.mul_(1 + scale[:, None])
+        if d_gates is not None:
+            d_scale, d_shift = d_gates.chunk(2, dim=2)
+            d_hidden.addcmul_(d_scale, inner[:, None]).add_(d_shift)
         more, d_more = pushed((nn.SiLU(), self.outer), hidden, d_hidden)
         return h + more, d_more.add_(d_h)
 
@@ -55,7 +58,8 @@ class MLP(nn.Module):
             NELBO of a checkerboard after the same short training is a third of a nat lower than without.
         condition: shape of what it sees of a condition, :attr:`indm.conditions.Condition.seen_shape`; () for none. It
             is in the embedding and, beside z, in the first layer: what depends on differences of z and c needs that.
-        condition_blocks: of the embedding of a condition, see :class:`indm.nets.embedding.ConditionEmbedding`.
+        condition_blocks: of the embedding of a condition, see :class:`indm.nets.embedding.ConditionEmbedding`; None for
+            a condition in the first layer alone.
         dropout: share of the hidden units of blocks that are dropped in training.
 
     Example: it starts at zero, for events of any shape.
@@ -75,7 +79,7 @@ class MLP(nn.Module):
         depth: int = 4,
         fourier: int = 4,
         condition: tuple[int, ...] = (),
-        condition_blocks: int = 0,
+        condition_blocks: int | None = 0,
         dropout: float = 0.0,
     ):
         super().__init__()
@@ -90,7 +94,8 @@ class MLP(nn.Module):
         self.output = zeroed(nn.Linear(width, d))
         self.condition = tuple(condition)
         if self.condition:
-            self.condition_embedding = ConditionEmbedding(self.condition, width, condition_blocks, dropout)
+            if condition_blocks is not None:
+                self.condition_embedding = ConditionEmbedding(self.condition, width, condition_blocks, dropout)
             self.condition_input = nn.Linear(math.prod(self.condition), width, bias=False)
 
     def features(self, z: Batch) -> Float[Tensor, "batch features"]:
@@ -103,7 +108,9 @@ class MLP(nn.Module):
         """The output for inputs ``z`` at log noise levels ``level`` = log(σ/α), (B,), and conditions ``c``."""
         embedding, h = self.embedding(level), self.input(self.features(z))
         if (c := seen(self, c, z)) is not None:
-            embedding, h = embedding + self.condition_embedding(c), h + self.condition_input(c.flatten(1))
+            h = h + self.condition_input(c.flatten(1))
+            if self.condition_blocks is not None:
+                embedding = embedding + self.condition_embedding(c)
         for block in self.blocks:
             h = block(h, embedding)
         return self.output(F.silu(h)).reshape(z.shape)
@@ -114,16 +121,20 @@ class MLP(nn.Module):
         It is for evaluation: without dropout and gradients.
         """
         d, last = slope.shape[1:]
-        features, (first, *layers, out) = self.features(z), list(self.condition_embedding.mlp)[1:]
+        features, embedding = self.features(z), self.embedding(level)
         sin, cos = (self.omega[:, None] * wave for wave in features[:, d:].unflatten(1, (2, self.fourier, d)).unbind(1))
         d_features = torch.cat([torch.ones_like(features[:, None, :d]), cos, -sin], 1)  # each of its own entry of z
         weight = self.input.weight.unflatten(1, (-1, d))
         h = self.input(features) + self.condition_input(c)
         d_h = torch.einsum("bfi,wfi->biw", d_features, weight).add_(slope @ self.condition_input.weight[:, -last:].mT)
-        code, d_code = pushed(layers, first(c), slope @ first.weight[:, -last:].mT)
-        embedding = self.embedding(level) + out(code)
-        for block in self.blocks:
-            h, d_h = block.pushed(h, d_h, embedding, d_code @ (block.level.weight @ out.weight).mT)
+        gates: list[Tensor | None] = [None] * self.depth
+        if self.condition_blocks is not None:
+            first, *layers, out = list(self.condition_embedding.mlp)[1:]
+            code, d_code = pushed(layers, first(c), slope @ first.weight[:, -last:].mT)
+            embedding = embedding + out(code)
+            gates = [d_code @ (block.level.weight @ out.weight).mT for block in self.blocks]
+        for block, d_gates in zip(self.blocks, gates, strict=True):
+            h, d_h = block.pushed(h, d_h, embedding, d_gates)
         h, d_h = pushed((nn.SiLU(),), h, d_h)
         return self.output(h).reshape(z.shape), (d_h * self.output.weight).sum(2)
 
