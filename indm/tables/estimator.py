@@ -226,14 +226,12 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 is_valid = np.zeros(len(X), dtype=bool)
                 is_valid[order[np.arange(i * size, (i + 1) * size) % len(X)]] = True
                 parts = (X[~is_valid], c[~is_valid]), (X[is_valid], c[is_valid])
-                fitting, gain = self._fitted(*parts, maps, numbers, started + self.max_seconds)
+                until = started + self.max_seconds * (i + 1) / n_models
+                fitting, gain = self._fitted(*parts, maps, numbers, until)
                 maps = [self.columns_]
-                if fitting.ended != "max_seconds" or i == 0:
-                    self.models_.append(fitting.best.double())
-                    self.n_steps_.append(fitting.best_step)
-                    self.gains_.append(gain)
-                if fitting.ended == "max_seconds":
-                    break
+                self.models_.append(fitting.best.double())
+                self.n_steps_.append(fitting.best_step)
+                self.gains_.append(gain)
         self._note_gain()
         self._choose_steps(c, numbers.randint(2**31 - 1))
         return self
