@@ -34,7 +34,7 @@ class MLPBlock(nn.Module):
         return h + self.outer(self.dropout(F.silu(torch.addcmul(shift, 1 + scale, self.inner(self.norm(h))))))
 
     def pushed(self, h: Tensor, d_h: Tensor, embedding: Tensor, d_gates: Tensor | None) -> Pushed:
-        """See :func:`pushed`; ``d_gates`` (B, directions, 2 · width) are the tangents of scale and shift, None for 0."""
+        """See :func:`pushed`; ``d_gates`` (B, directions, 2 · width) are those of scale and shift, None for 0."""
         scale, shift = self.level(embedding).chunk(2, dim=1)
         inner, d_inner = pushed((self.norm, self.inner), h, d_h)
         hidden = torch.addcmul(shift, 1 + scale, inner)

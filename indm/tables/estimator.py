@@ -95,8 +95,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     (:mod:`indm.tables.fit`) until validation no longer improves. Where the best mixture has several components, a fit
     from one Gaussian is trained, too, and the better of both goes on. The density is that of the probability flow: it
     integrates to 1, and its ODE is solved for each row to 0.05 nats, by an estimate that is some ten times the true
-    error. Of a small table further models are trained while time remains, each validated on other rows, and their
-    densities averaged.
+    error. Of a small table several models are trained, each validated on other rows, and their densities averaged.
 
     With conditions c, numbers of each row that are given to ``fit`` and the other methods, the density is p(x|c): the
     mixture is one of rows and conditions together, whose law at c has a closed form, and the network sees c. By default
@@ -114,8 +113,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             1e-3; for more, and where this does not converge, a lower bound of it: the mean of the log over the noise.
         bounds: the interval of a column, by index or name, such as ``{"age": (0, None)}``: no draw is outside, and the
             density has mass 1 inside. Rows must be strictly inside, those of discrete columns at most on a bound.
-        n_models: models whose densities are averaged, at most: those that ``max_seconds`` leaves time for. By default 4
-            for up to 2,000 rows, else 1.
+        n_models: models whose densities are averaged; each has its share of ``max_seconds``. By default 4 for up to
+            2,000 rows, else 1.
         validation_fraction: share of the rows on which a model is validated, at most half; models have different ones.
         max_seconds: of the fit, at most.
         max_steps: of the optimizer, at most, for each model.

@@ -218,14 +218,18 @@ def test_a_network_that_finds_nothing_says_so(moons, capsys):
     assert "by the network from 2, at step" in capsys.readouterr().out
 
 
-def test_time_ends_a_fit_and_leaves_out_the_model_that_it_cuts_short(moons, monkeypatch):
+def test_models_share_the_time(moons, monkeypatch):
     _, X = moons
     ticks = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
-    alone = DensityEstimator(**SMALL | {"max_seconds": 60.0, "max_steps": 100_000, "n_models": 3}).fit(X)
-    assert len(alone.models_) == 1
-    all_three = DensityEstimator(**SMALL | {"max_seconds": 1000.0, "n_models": 3}).fit(X)
-    assert len(all_three.models_) == len(all_three.n_steps_) == 3
+    options = SMALL | {"max_seconds": 300.0, "max_steps": 100_000, "n_models": 3}
+    begun = []
+    fitted = DensityEstimator._fitted
+    monkeypatch.setattr(DensityEstimator, "_fitted", lambda *a: (begun.append(next(ticks)), fitted(*a))[1])
+    found = DensityEstimator(**options).fit(X)
+    assert len(found.models_) == len(found.n_steps_) == len(found.gains_) == 3
+    assert [start / 100 for start in begun] == pytest.approx([0, 1, 2], abs=0.2)
+    assert next(ticks) < 330
 
 
 @pytest.mark.long
