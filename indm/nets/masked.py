@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from indm.nets.embedding import LevelEmbedding
-from indm.nets.mixture import CONDITION_BLOCKS, SHORTEST_PERIOD, Components
+from indm.nets.mixture import CONDITION_BLOCKS, SHORTEST_PERIOD, Components, adds_nothing
 from indm.nets.mlp import MLP
 from indm.tensors import PerSample
 
@@ -118,7 +118,7 @@ class MaskedMixtureMLP(nn.Module):
     def forward(self, z: Tensor, level: PerSample, c: Tensor) -> Tensor:
         """The output for inputs ``z`` at log noise levels ``level`` = log(σ/α), (B,), and conditions ``c``."""
         y, r, asked, components = self._components(z, level, c)
-        weighted = components.share[:, :, None] * components.offset / components.total
+        weighted = components.share()[:, :, None] * components.offset / components.total
         slope = self._along_each(weighted, components.basis.mT).sum(1)  # −∇ log p of y
         noise = asked * r.sqrt() * (slope - y / (1 + r))  # beyond that of N(0, I)
         return noise + asked * self.mlp(asked * z, level, torch.cat([c[:, : 3 * self.d + self.m], noise], 1))
@@ -132,6 +132,15 @@ class MaskedMixtureMLP(nn.Module):
         output, diagonal = self.mlp.with_diagonal(asked * z, level, context, jacobian.mT)
         return noise + asked * output, (jacobian.diagonal(dim1=1, dim2=2) + asked * diagonal).sum(1)
 
+    @property
+    def is_mixture(self) -> bool:
+        """Whether the network adds nothing to the mixture's score, as before any training."""
+        return adds_nothing(self.mlp)
+
+    def mixture_log_prob(self, z: Tensor, level: PerSample, c: Tensor) -> PerSample:
+        """log of the mixture's density of z_t/α_t, in which columns that are not asked are N(0, 1), in closed form."""
+        return self._components(z, level, c)[3].log_prob()
+
     def _components(self, z: Tensor, level: PerSample, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Components]:
         """z_t/α_t (B, d), (σ/α)² (B, 1), which columns are asked (B, d), and the components there."""
         values, asked, law = c[:, : self.d], c[:, self.d : 2 * self.d], self._law(c)
@@ -139,8 +148,7 @@ class MaskedMixtureMLP(nn.Module):
         y = (1 + r).sqrt() * z  # z_t/α_t
         offset = self._along(y, law.basis) - self._along_each(law.mean + self._along(values, law.slope), law.basis)
         total = law.variance + r[:, :, None]
-        log_share = self._log_weight(c, law) - 0.5 * (offset.square() / total + total.log()).sum(2)
-        return y, r, asked, Components(log_share.softmax(1), offset, total, law.basis)
+        return y, r, asked, Components(self._log_weight(c, law), offset, total, law.basis)
 
     def category_log_prob(self, c: Tensor) -> Tensor:
         """log of the probability of each category given the numbers and categories that ``c`` gives, (B, m)."""

@@ -96,7 +96,7 @@ class MixtureMLP(nn.Module):
     def forward(self, z: Batch, level: PerSample, c: Tensor | None = None) -> Batch:
         """The output for inputs ``z`` at log noise levels ``level`` = log(σ/α), (B,), and conditions ``c``."""
         y, r, at, components = self._components(z, level, c)
-        slope = torch.einsum("bk,bke,kde->bd", components.share, components.offset / components.total, self.basis)
+        slope = torch.einsum("bk,bke,kde->bd", components.share(), components.offset / components.total, self.basis)
         noise = r.sqrt() * (slope - y / (1 + r))  # beyond that of N(0, I)
         context = noise if at is None else torch.cat([at, noise], 1)
         return noise.reshape(z.shape) + self.mlp(z, level, context)
@@ -108,6 +108,15 @@ class MixtureMLP(nn.Module):
         context = noise if at is None else torch.cat([at, noise], 1)
         output, diagonal = self.mlp.with_diagonal(z, level, context, jacobian)
         return noise.reshape(z.shape) + output, (jacobian.diagonal(dim1=1, dim2=2) + diagonal).sum(1)
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether the MLP adds nothing, as before any training, so that the density is the mixture's."""
+        return adds_nothing(self.mlp)
+
+    def mixture_log_prob(self, z: Batch, level: PerSample, c: Tensor | None = None) -> PerSample:
+        """log of the mixture's density of z_t/α_t, nats, in closed form."""
+        return self._components(z, level, c)[3].log_prob()
 
     def _components(
         self, z: Batch, level: PerSample, c: Tensor | None
@@ -122,21 +131,34 @@ class MixtureMLP(nn.Module):
             log_weight = log_weight - 0.5 * (torch.einsum("bj,kji->bki", at, self.c_root) - self.c_mean).square().sum(2)
         offset = torch.einsum("bd,kde->bke", y, self.basis) - centre
         total = self.variance + r[:, :, None]
-        share = (log_weight - 0.5 * (offset.square() / total + total.log()).sum(2)).softmax(1)
-        return y, r, at, Components(share, offset, total, self.basis[None])
+        return y, r, at, Components(log_weight.expand(len(y), -1), offset, total, self.basis[None])
 
 
 class Components(NamedTuple):
     """Noised components N(y − Q offset, Q diag(total) Qᵀ) at rows y, of a mixture of K; Q may be one for all rows."""
 
-    share: Tensor  # (B, K), the probability that a row is of a component
+    log_weight: Tensor  # (B, K), of the components, up to a constant
     offset: Tensor  # (B, K, d)
     total: Tensor  # (B, K, d)
     basis: Tensor  # (1 or B, K, d, d)
 
+    def log_joint(self) -> Tensor:
+        """log of weight times density in each component, up to one constant, (B, K)."""
+        return self.log_weight - 0.5 * (self.offset.square() / self.total + self.total.log()).sum(2)
+
+    def share(self) -> Tensor:
+        """The probability that a row is of a component, (B, K)."""
+        return self.log_joint().softmax(1)
+
+    def log_prob(self) -> PerSample:
+        """log of the density of y, nats."""
+        constant = 0.5 * self.offset.shape[2] * math.log(2 * math.pi)
+        return self.log_joint().logsumexp(1) - self.log_weight.logsumexp(1) - constant
+
     def noise(self, y: Float[Tensor, "batch d"], r: Float[Tensor, "batch 1"]) -> tuple[Tensor, Tensor]:
         """The noise beyond that of N(0, I) at rows y, (B, d), and its Jacobian in y/√(1 + r), (B, d, d)."""
-        scaled, weight = self.offset / self.total, self.share[:, :, None] / self.total
+        share = self.share()
+        scaled, weight = self.offset / self.total, share[:, :, None] / self.total
         if len(self.basis) == 1:
             (basis,) = self.basis
             each = torch.einsum("bke,kde->bkd", scaled, basis)
@@ -145,8 +167,13 @@ class Components(NamedTuple):
         else:
             each = torch.einsum("bke,bkde->bkd", scaled, self.basis)
             mean = torch.einsum("bkde,bkfe->bdf", self.basis * weight[:, :, None], self.basis)
-        slope = torch.einsum("bk,bkd->bd", self.share, each)  # −∇ log p of y
+        slope = torch.einsum("bk,bkd->bd", share, each)  # −∇ log p of y
         spread = each - slope[:, None]
-        jacobian = mean - (self.share[:, :, None] * spread).mT @ spread
+        jacobian = mean - (share[:, :, None] * spread).mT @ spread
         jacobian.diagonal(dim1=1, dim2=2).sub_(1 / (1 + r))
         return r.sqrt() * (slope - y / (1 + r)), (r * (1 + r)).sqrt()[:, :, None] * jacobian
+
+
+def adds_nothing(mlp: MLP) -> bool:
+    """Whether the output of ``mlp`` is 0 for any input, as before any training."""
+    return not any(bool(parameter.any()) for parameter in mlp.output.parameters())

@@ -1,9 +1,11 @@
 """The network of any question against densities of Gaussian mixtures by scipy."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, norm
 
 from indm.nets.masked import MaskedMixtureMLP
 from indm.score import ScoreModel
@@ -66,6 +68,22 @@ def test_an_untrained_network_has_the_score_of_the_mixture_given_what_is_given(l
         assert found[i] == pytest.approx((high - low) / 2e-5 / alpha, rel=1e-5)
     others = [i for i in range(D) if i not in asked]
     np.testing.assert_allclose(found[others], -z_t[0, others] / (alpha**2 + sigma**2), rtol=1e-10)
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_an_untrained_network_has_the_density_of_the_mixture(law, net, question):
+    """log of the density of z_t/α_t, whose columns that are not asked are N(0, 1) before the noise r."""
+    (asked, given, categories), r = QUESTIONS[question], 0.04
+    values, categories = np.random.default_rng(3).normal(size=D), np.array(categories, dtype=float)
+    net.set_questions(*(torch.tensor([[i in part for i in range(D)]]) for part in (asked, given)))
+    z = torch.from_numpy(values)[None]
+    c = net.condition(z, torch.from_numpy(categories)[None], torch.tensor([0]))
+    level = torch.tensor([0.5 * math.log(r)]).double()
+    found = net.mixture_log_prob(z / math.sqrt(1 + r), level, torch.cat([c, torch.ones(1, 1)], 1))
+    both = joint(law, values, [*asked, *given], categories, r * np.isin(np.arange(D), asked))
+    others = norm.logpdf(values[~np.isin(np.arange(D), asked)], scale=math.sqrt(1 + r)).sum()
+    expected = np.log(both / joint(law, values, given, categories)) + others
+    assert net.is_mixture and found.item() == pytest.approx(expected, rel=1e-7)
 
 
 def test_an_untrained_network_has_the_probabilities_of_the_mixture(law, net):
