@@ -660,8 +660,8 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
     """log p of the probability flow at rows of latents, to ``tol``, and an estimate of the error, nats (B,).
 
     It is solved in single precision, whose rounding is a part of the estimate, but in double where |log p| is so large
-    that rounding counts. Where the network adds nothing, it is the mixture's in closed form, which differs from the ODE's
-    by what is left of the mixture at T: some 0.01 nats.
+    that rounding counts. Where the network adds nothing, it is the mixture's in closed form. The ODE's differs from
+    that by what is left of the mixture at T: some 0.01 nats.
     """
     if model.score.backbone.is_mixture:
         return mixture_log_prob(model, z), z.new_zeros(len(z))
