@@ -171,14 +171,19 @@ def summary(made: Records, measure: str) -> str:
         if not seeds:
             continue
         own = np.array([found["indm"][seed][measure] for seed in seeds])
-        cells = ["{:.3f} ± {:.3f}".format(*over_seeds(own.tolist()))]
+        cells = [shown(own, "")]
         for method in list(METHODS)[1:]:
             values = np.array([found[method][seed].get(measure, np.nan) for seed in seeds])
-            beyond = "{:+.3f} ± {:.3f}".format(*over_seeds((values - own).tolist()))
-            cells.append("–" if np.isnan(values).any() else beyond)
+            cells.append("–" if np.isnan(values).any() else shown(values - own, "+"))
         count, columns = found["indm"][seeds[0]]["rows"]
         lines.append((mechanism, name, f"{count} × {columns}", len(seeds), *cells))
     return in_table("missing", "table", "rows × columns", "seeds", *METHODS, rows=lines)
+
+
+def shown(values: Array, sign: str) -> str:
+    """The mean over seeds and, of several, its standard error."""
+    mean, error = over_seeds(values.tolist())
+    return f"{mean:{sign}.3f}" + (f" ± {error:.3f}" if len(values) > 1 else "")
 
 
 def main(arguments: list[str] | None = None) -> None:
