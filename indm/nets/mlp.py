@@ -34,7 +34,7 @@ class MLPBlock(nn.Module):
         return h + self.outer(self.dropout(F.silu(torch.addcmul(shift, 1 + scale, self.inner(self.norm(h))))))
 
     def pushed(self, h: Tensor, d_h: Tensor, embedding: Tensor, d_gates: Tensor | None) -> Pushed:
-        """See :func:`pushed`; ``d_gates`` (B, directions, 2 · width) are those of scale and shift, None for 0."""
+        """See :func:`pushed`; ``d_gates`` (B, directions, 2 · width) are the tangents of scale and shift, or None."""
         scale, shift = self.level(embedding).chunk(2, dim=1)
         inner, d_inner = pushed((self.norm, self.inner), h, d_h)
         hidden = torch.addcmul(shift, 1 + scale, inner)
@@ -71,6 +71,7 @@ class MLP(nn.Module):
     """
 
     is_smooth = True  # in the level, by its embedding
+    shortest_period = 1.0  # of the level's embedding
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class MLP(nn.Module):
         self.condition_blocks, self.dropout = condition_blocks, dropout
         d = math.prod(self.shape)
         self.register_buffer("omega", math.pi / 2 * 2.0 ** torch.arange(fourier), persistent=False)
-        self.embedding = LevelEmbedding(width)
+        self.embedding = LevelEmbedding(width, shortest=self.shortest_period)
         self.input = nn.Linear(d * (1 + 2 * fourier), width)
         self.blocks = nn.ModuleList(MLPBlock(width, dropout) for _ in range(depth))
         self.output = zeroed(nn.Linear(width, d))

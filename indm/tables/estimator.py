@@ -62,7 +62,7 @@ class NamedColumns:
         names = list(getattr(self, "feature_names_in_", ()))
         if isinstance(column, str) and column in names:
             return names.index(column)
-        if isinstance(column, int | np.integer) and 0 <= column < self.n_features_in_:
+        if isinstance(column, int | np.integer) and not isinstance(column, bool) and 0 <= column < self.n_features_in_:
             return int(column)
         known = f"the names {', '.join(names)}, or " if names else ""
         raise ValueError(
@@ -95,7 +95,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     (:mod:`indm.tables.fit`) until validation no longer improves. Where the best mixture has several components, a fit
     from one Gaussian is trained, too, and the better of both goes on. The density is that of the probability flow: it
     integrates to 1, and its ODE is solved for each row to 0.05 nats, by an estimate that is some ten times the true
-    error. Of a small table several models are trained, each validated on other rows, and their densities averaged.
+    error; where the network adds nothing, it is the mixture's in closed form. Of a small table several models are
+    trained, each validated on other rows, and their densities averaged.
 
     With conditions c, numbers of each row that are given to ``fit`` and the other methods, the density is p(x|c): the
     mixture is one of rows and conditions together, whose law at c has a closed form, and the network sees c. By default
@@ -238,8 +239,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def score_samples(self, X, c=None, *, tol: float | None = None) -> np.ndarray:
         """log p of each row of ``X`` (at its own row of ``c``), nats, of the units of ``X``: (n,).
 
-        No value depends on another row, but in its rounding. Outside of the bounds, and where a constant column
-        differs, it is −∞.
+        Values do not depend on other rows, up to rounding. Outside of the bounds, and where a constant column differs,
+        log p is −∞.
 
         With discrete columns it is the log of a probability of them times a density of the others, or a lower bound.
 
@@ -661,7 +662,7 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
 
     It is solved in single precision, whose rounding is a part of the estimate, but in double where |log p| is so large
     that rounding counts. Where the network adds nothing, it is the mixture's in closed form. The ODE's differs from
-    that by what is left of the mixture at T: some 0.01 nats.
+    that by what is left of the mixture at T: some 0.01 nats for usual rows.
     """
     if model.score.backbone.is_mixture:
         return mixture_log_prob(model, z), z.new_zeros(len(z))

@@ -40,13 +40,12 @@ from indm.tables.estimator import (
     warn_above,
 )
 from indm.tables.fit import VALIDATION_ROWS, Training, race, train
-from indm.tables.joint_mixture import JointMixture, best_joint_mixture
+from indm.tables.joint_mixture import LAW_ENTRIES, JointMixture, best_joint_mixture
 
 MIXTURE_ROWS = 5_000, 2_000  # on which a mixture is fitted, without and with missing entries
 QUESTIONS = 8  # of a batch in training
 HELD_QUESTIONS = 64  # of the validation
 ALL_ASKED, NONE_ABSENT = 0.25, 0.5  # shares of the questions that ask for all columns, and that leave none out
-LAW_ENTRIES = 2e7  # numbers of the laws of a batch, at most
 
 Array = np.ndarray
 

@@ -10,6 +10,7 @@ from sklearn.cluster import KMeans
 from indm.tables.mixture import EM_STEPS, PER_COMPONENT, best_of
 
 COMPONENTS, FLOORS = (1, 2, 3, 5, 8, 12, 20), (1e-2, 1e-3)  # that are tried; of the covariances
+LAW_ENTRIES = 2e7  # numbers of the laws of a batch, at most
 CHANGE = 1e-3  # nats of a row between two steps, below which a fit ends
 COUNT = 1.0  # of each category in each component before any row is seen
 
@@ -86,20 +87,31 @@ class JointMixture:
 
     def _expected(self, z: Array, categories: Array) -> tuple[Array, Array, Array, float]:
         """Shares, expected values and scatter of :meth:`_most_likely`, and the mean log p of the rows."""
-        log_prob, filled, left, pattern = self._completed(z)
-        log_prob += np.log(self.weight) + categories @ self.log_share.T
-        total = logsumexp(log_prob, axis=1)
-        share = np.exp(log_prob - total[:, None])
-        of_patterns = np.zeros((left.shape[1], len(self.weight)))
-        np.add.at(of_patterns, pattern, share)
-        rest = np.einsum("uk,kuij->kij", of_patterns, left)
+        share, filled = np.empty((len(z), len(self.weight))), np.empty((len(self.weight), *z.shape))
+        rest, total = np.zeros_like(self.covariance), np.empty(len(z))
+        for rows in self._parts(z):
+            log_prob, filled[:, rows], left, pattern = self._completed(z[rows])
+            log_prob += np.log(self.weight) + categories[rows] @ self.log_share.T
+            total[rows] = logsumexp(log_prob, axis=1)
+            share[rows] = np.exp(log_prob - total[rows, None])
+            of_patterns = np.zeros((left.shape[1], len(self.weight)))
+            np.add.at(of_patterns, pattern, share[rows])
+            rest += np.einsum("uk,kuij->kij", of_patterns, left)
         return share, filled, rest, total.mean()
 
-    def _completed(self, z: Array) -> tuple[Array, Array, Array, Array]:
-        """What each component says of the numbers that rows have and lack.
+    def _parts(self, z: Array) -> list[Array]:
+        """Indices of rows of few sets of missing columns, so that all covariances of a part fit into memory."""
+        _, pattern = np.unique(np.isnan(z), axis=0, return_inverse=True)
+        pattern = pattern.reshape(-1)
+        most = int(max(1, LAW_ENTRIES / self.covariance.size))
+        order = np.argsort(pattern, kind="stable")
+        return np.split(order, np.searchsorted(pattern[order], np.arange(most, pattern.max() + 1, most)))
 
-        Returns the log p of those they have (n, K), rows with expected values in place of those they lack (K, n, d),
-        the covariance of the latter for each set of missing columns (K, U, d, d), and which set each row has (n,).
+    def _completed(self, z: Array) -> tuple[Array, Array, Array, Array]:
+        """Log density and expected missing numbers of rows, for each component.
+
+        Returns log p of the numbers that rows have (n, K), rows with expected values of the missing ones (K, n, d), the
+        covariance of the latter for each set of missing columns (K, U, d, d), and which set each row has (n,).
         """
         (n, d), components = z.shape, len(self.weight)
         known, pattern = np.unique(~np.isnan(z), axis=0, return_inverse=True)
@@ -125,7 +137,9 @@ class JointMixture:
 
     def log_prob(self, z: Array, categories: Array) -> Array:
         """log p of what each row has, nats (n,): missing numbers are NaN, and missing categories zeros."""
-        log_prob = self._completed(z)[0]
+        log_prob = np.empty((len(z), len(self.weight)))
+        for rows in self._parts(z):
+            log_prob[rows] = self._completed(z[rows])[0]
         return logsumexp(log_prob + np.log(self.weight) + categories @ self.log_share.T, axis=1)
 
 

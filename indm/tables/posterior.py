@@ -16,10 +16,11 @@ from indm.likelihood import log_prob
 from indm.tables import importance, summaries
 from indm.tables.calibration import Calibration
 from indm.tables.columns import moments_of_most, to_line
-from indm.tables.estimator import MOST_EXACT, PROBES, ROWS_AT_ONCE, DensityEstimator
+from indm.tables.estimator import PROBES, ROWS_AT_ONCE, DensityEstimator
 from indm.tables.fit import at
 from indm.tables.prior import Prior, array
 
+MOST_EXACT = 40  # parameters up to which the divergence is exact
 NUDGE = 1e-3  # of a latent, by which derivatives of the columns are taken
 MODE_DRAWS, MODE_ODE_STEPS = 200, 24  # draws of which the best begins the ascent
 MODE_STEPS, MODE_GAIN = 20, 1e-4  # of the ascent, at most; nats of a step, relative above 1, below which it ends

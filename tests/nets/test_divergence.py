@@ -35,10 +35,10 @@ def check(net, z, *given):
 @pytest.mark.parametrize("components", [1, 3])
 @pytest.mark.parametrize("conditions", [0, 2])
 @pytest.mark.parametrize("shape", [(1,), (2,), (3,), (6,), (2, 2)])
-def test_a_mixture_has_its_divergence(shape, conditions, components):
+@pytest.mark.parametrize("fourier", [0, 2])
+def test_a_mixture_has_its_divergence(fourier, shape, conditions, components):
     torch.manual_seed(0)
     condition = (conditions + 1,) if conditions else ()
-    fourier = 2 if conditions else 0
     net = trained(MixtureMLP(shape, components, width=8, depth=2, fourier=fourier, condition=condition))
     net.set_mixture(*mixture(components, net.mean.shape[1] + conditions))
     z, level = torch.randn(ROWS, *shape, dtype=torch.float64), torch.linspace(-4, 3, ROWS, dtype=torch.float64)
