@@ -28,7 +28,7 @@ from filelock import FileLock
 from scipy.integrate import odeint
 from threadpoolctl import threadpool_limits
 
-from indm.evaluation.statistics import mean_and_error
+from indm.evaluation.statistics import over_seeds
 from indm.files import atomic
 from research.markdown import in_table
 from research.posteriors import study
@@ -162,7 +162,7 @@ def summary(rows: Sequence[dict[str, Any]], key: str, digits: int) -> str:
     """The mean over seeds of means over observations ± the standard error over seeds."""
     if not rows:
         return "–"
-    mean, error = mean_and_error(torch.tensor([float(np.mean(row[key])) for row in rows]))
+    mean, error = over_seeds([float(np.mean(row[key])) for row in rows])
     return f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if len(rows) > 1 else "")
 
 
