@@ -34,7 +34,8 @@ from indm.tables.mixture import COMPONENTS, Mixture, best_mixture
 from indm.tensors import evaluation_mode, event_sum, expand_like
 
 FEWEST_ROWS = 10  # of a table
-FEW_ROWS = 2_000  # up to which several models are averaged
+FEW_ROWS, MORE_ROWS = 500, 2_000  # up to which models are averaged: as many as usual, and as many as time allows
+MODELS, SECONDS_OF_A_MODEL = 4, 15.0  # of a table with more than few rows
 MIXTURE_ROWS, MIXTURE_SHARE = 5_000, 0.2  # to fit a mixture on; the share of the budget that may go to it
 DRAWS_OF_MIXTURE = 8  # of the noise of discrete columns, to validate it
 EPS = 1e-4  # truncation of the diffusion
@@ -115,7 +116,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         bounds: the interval of a column, by index or name, such as ``{"age": (0, None)}``: no draw is outside, and the
             density has mass 1 inside. Rows must be strictly inside, those of discrete columns at most on a bound.
         n_models: models whose densities are averaged; each has its share of ``max_seconds``. By default 4 for up to
-            2,000 rows, else 1.
+            500 rows, one for each 15 seconds but at most 4 for up to 2,000, else 1.
         validation_fraction: share of the rows on which a model is validated, at most half; models have different ones.
         max_seconds: of the fit, at most.
         max_steps: of the optimizer, at most, for each model.
@@ -298,10 +299,16 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             ValueError: an argument out of range.
         """
         check_options(self)
-        n_models = (4 if rows <= FEW_ROWS else 1) if self.n_models is None else self.n_models
+        n_models = self._models_of(rows) if self.n_models is None else self.n_models
         if n_models < 1:
             raise ValueError(f"n_models must be at least 1, or None for as many as suit the rows, got {n_models!r}")
         return n_models
+
+    def _models_of(self, rows: int) -> int:
+        """How many models suit a table: few rows are soon overfitted, many take time."""
+        if rows <= FEW_ROWS:
+            return MODELS
+        return max(1, min(MODELS, int(self.max_seconds / SECONDS_OF_A_MODEL))) if rows <= MORE_ROWS else 1
 
     def _check_whole(self, X: np.ndarray) -> None:
         """ValueError for other than whole numbers in a discrete column."""
