@@ -221,6 +221,14 @@ def test_a_network_that_finds_nothing_says_so(moons, capsys):
     assert "by the network from 2, at step" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "rows, seconds, models", [(500, 1, 4), (501, 1, 1), (2000, 59, 3), (2000, 600, 4), (2001, 60, 1)]
+)
+def test_a_table_has_as_many_models_as_rows_and_time_suit(rows, seconds, models):
+    assert DensityEstimator(max_seconds=seconds)._checked(rows) == models
+    assert DensityEstimator(max_seconds=seconds, n_models=2)._checked(rows) == 2
+
+
 def test_models_share_the_time(moons, monkeypatch):
     _, X = moons
     ticks = itertools.count()
