@@ -26,11 +26,14 @@ def run(*command: object, folder: Path = ROOT) -> str:
     return done.stdout
 
 
-def test_every_extra_that_an_error_names_is_one():
+def test_every_package_that_an_error_names_is_in_an_extra():
+    extras = PROJECT["optional-dependencies"]
+    declared = {canonicalize_name(Requirement(text).name) for extra in EXTRAS for text in extras[extra]}
     named = set()
     for file in (ROOT / "indm").rglob("*.py"):
-        named |= set(re.findall(r"pip install 'indm\[([a-z]+)\]'", file.read_text("utf-8")))
-    assert named and named <= PROJECT["optional-dependencies"].keys()
+        for names in re.findall(r"pip install ([a-z -]+)\"", file.read_text("utf-8")):
+            named |= {canonicalize_name(name) for name in names.split()}
+    assert named and named <= declared
 
 
 def test_what_only_some_commands_need_is_an_extra():
