@@ -24,7 +24,7 @@ from indm.gaussian import GaussianReference
 from indm.likelihood import START, WhitenedFlow
 from indm.model import INDM
 from indm.nets.mixture import MixtureMLP
-from indm.ode import ROUNDING_OF_RATES, rademacher
+from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, rademacher
 from indm.sampling import sample
 from indm.score import ScoreModel, context_of, with_context
 from indm.sde.linear import VPSDE
@@ -704,7 +704,8 @@ def _solved(score: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Tensor]:
     flow = WhitenedFlow(score, GaussianReference.standard(z), (d,), exact)
     probe = z.new_zeros(len(z)) if exact else rademacher(z[:1], PROBES, torch.Generator().manual_seed(0))
     probe = probe if exact else probe.expand(len(z), -1, -1)
-    with evaluation_mode(score):
+    with evaluation_mode(score), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", OUT_OF_REACH, RuntimeWarning)  # a warning of all rows follows
         log_alpha = score.sde.log_alpha(score.sde.endpoints(z)[START])
         solution = flow.solve(expand_like(log_alpha.exp(), z) * z, START, probe, tol / (d * math.log(2)), None)
         return event_sum(log_alpha, z) + flow.log_prob(solution.state), solution.error
