@@ -94,7 +94,7 @@ def test_a_row_is_made_once(tmp_path, monkeypatch, few_fresh_pairs):
     """Of two methods that draw from the prior: NPE ends by itself, and simulations are kept."""
     limits = []
 
-    def prior(theta, x, seed, limit):
+    def prior(theta, x, seed, limit, **options):
         limits.append(limit)
         return study.Fitted(lambda x, n, seed: theta[:n], lambda theta, x: np.zeros(len(theta)), {})
 
