@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import logsumexp
@@ -59,8 +60,9 @@ class JointMixture:
         filled = np.where(np.isnan(z), 0.0, z)[None].repeat(components, 0)
         rest = np.zeros((components, z.shape[1], z.shape[1]))
         law, before = cls._most_likely(share, filled, rest, categories, sizes, floor), -np.inf
+        parts = patterns(z, components)
         for _ in range(EM_STEPS):
-            share, filled, rest, value = law._expected(z, categories)
+            share, filled, rest, value = law._expected(z, categories, parts)
             if value - before < CHANGE or time.perf_counter() > until:
                 break
             before, law = value, cls._most_likely(share, filled, rest, categories, sizes, floor)
@@ -85,38 +87,26 @@ class JointMixture:
             found[:, part] = np.log(total / total.sum(1, keepdims=True))
         return cls(count / count.sum(), mean, covariance, found)
 
-    def _expected(self, z: Array, categories: Array) -> tuple[Array, Array, Array, float]:
+    def _expected(self, z: Array, categories: Array, parts: list["Patterns"]) -> tuple[Array, Array, Array, float]:
         """Shares, expected values and scatter of :meth:`_most_likely`, and the mean log p of the rows."""
         share, filled = np.empty((len(z), len(self.weight))), np.empty((len(self.weight), *z.shape))
         rest, total = np.zeros_like(self.covariance), np.empty(len(z))
-        for rows in self._parts(z):
-            log_prob, filled[:, rows], left, pattern = self._completed(z[rows])
+        for rows, known, sizes in parts:
+            log_prob, filled[:, rows], left = self._completed(z[rows], known, sizes)
             log_prob += np.log(self.weight) + categories[rows] @ self.log_share.T
             total[rows] = logsumexp(log_prob, axis=1)
             share[rows] = np.exp(log_prob - total[rows, None])
-            of_patterns = np.zeros((left.shape[1], len(self.weight)))
-            np.add.at(of_patterns, pattern, share[rows])
+            of_patterns = np.add.reduceat(share[rows], np.cumsum(sizes) - sizes)
             rest += np.einsum("uk,kuij->kij", of_patterns, left)
         return share, filled, rest, total.mean()
 
-    def _parts(self, z: Array) -> list[Array]:
-        """Indices of rows of few sets of missing columns, so that all covariances of a part fit into memory."""
-        _, pattern = np.unique(np.isnan(z), axis=0, return_inverse=True)
-        pattern = pattern.reshape(-1)
-        most = int(max(1, LAW_ENTRIES / self.covariance.size))
-        order = np.argsort(pattern, kind="stable")
-        return np.split(order, np.searchsorted(pattern[order], np.arange(most, pattern.max() + 1, most)))
+    def _completed(self, z: Array, known: Array, sizes: Array) -> tuple[Array, Array, Array]:
+        """Log density and expected missing numbers of rows ``z`` (n, d) of :class:`Patterns`, for each component.
 
-    def _completed(self, z: Array) -> tuple[Array, Array, Array, Array]:
-        """Log density and expected missing numbers of rows, for each component.
-
-        Returns log p of the numbers that rows have (n, K), rows with expected values of the missing ones (K, n, d), the
-        covariance of the latter for each set of missing columns (K, U, d, d), and which set each row has (n,).
+        Returns log p of the numbers that rows have (n, K), rows with expected values of the missing ones (K, n, d), and
+        the covariance of the latter for each set of missing columns (K, U, d, d).
         """
-        (n, d), components = z.shape, len(self.weight)
-        known, pattern = np.unique(~np.isnan(z), axis=0, return_inverse=True)
-        pattern = pattern.reshape(-1)
-        order, ends = np.argsort(pattern, kind="stable"), np.cumsum(np.bincount(pattern))[:-1]
+        (n, d), components, ends = z.shape, len(self.weight), np.cumsum(sizes)[:-1]
         both, one = known[:, :, None] & known[:, None], known[:, :, None] & ~known[:, None]
         none = ~(known[:, :, None] | known[:, None])
         filled, log_prob = np.empty((components, n, d)), np.empty((n, components))
@@ -126,21 +116,37 @@ class JointMixture:
             inverse = np.linalg.inv(own)
             slope = inverse @ across
             left[k] = np.where(none, covariance, 0.0) - across.swapaxes(1, 2) @ slope
-            offset = np.nan_to_num(z[order] - mean)
+            offset = np.nan_to_num(z - mean)
             parts = zip(np.split(offset, ends), np.concatenate([inverse, slope], 2), strict=True)
             scaled, shift = np.split(np.concatenate([rows @ maps for rows, maps in parts]), 2, axis=1)
-            filled[k, order] = np.where(np.isnan(z[order]), mean + shift, z[order])
-            log_prob[order, k] = -0.5 * (scaled * offset).sum(1)
+            filled[k] = np.where(np.isnan(z), mean + shift, z)
             constant = np.linalg.slogdet(own)[1] + known.sum(1) * np.log(2 * np.pi)
-            log_prob[:, k] -= 0.5 * constant[pattern]
-        return log_prob, filled, left, pattern
+            log_prob[:, k] = -0.5 * ((scaled * offset).sum(1) + np.repeat(constant, sizes))
+        return log_prob, filled, left
 
     def log_prob(self, z: Array, categories: Array) -> Array:
         """log p of what each row has, nats (n,): missing numbers are NaN, and missing categories zeros."""
         log_prob = np.empty((len(z), len(self.weight)))
-        for rows in self._parts(z):
-            log_prob[rows] = self._completed(z[rows])[0]
+        for rows, known, sizes in patterns(z, len(self.weight)):
+            log_prob[rows] = self._completed(z[rows], known, sizes)[0]
         return logsumexp(log_prob + np.log(self.weight) + categories @ self.log_share.T, axis=1)
+
+
+class Patterns(NamedTuple):
+    """Rows of few sets of missing columns, in the order of these sets."""
+
+    rows: Array  # indices (n,)
+    known: Array  # the columns that are not missing, of each set, (U, d)
+    sizes: Array  # numbers of rows of each set, (U,)
+
+
+def patterns(z: Array, components: int) -> list[Patterns]:
+    """All rows of ``z``, in parts for which the covariances of all sets and ``components`` fit into memory."""
+    known, index, count = np.unique(~np.isnan(z), axis=0, return_inverse=True, return_counts=True)
+    most = int(max(1, LAW_ENTRIES / (components * z.shape[1] ** 2)))
+    cuts = np.arange(most, len(count), most)
+    rows = np.split(np.argsort(index.reshape(-1), kind="stable"), np.cumsum(count)[cuts - 1])
+    return [Patterns(*part) for part in zip(rows, np.split(known, cuts), np.split(count, cuts), strict=True)]
 
 
 def best_joint_mixture(

@@ -83,7 +83,8 @@ def test_a_gaussian_is_found_where_missing_depends_on_what_is_there(monkeypatch)
     assert law.covariance[0] == pytest.approx(np.array([[1, 1], [1, 1.25]]), abs=0.1)
 
 
-def test_expected_values_are_those_of_each_component_alone():
+@pytest.mark.parametrize("entries", [joint_mixture.LAW_ENTRIES, 40], ids=["one part", "parts of two sets"])
+def test_expected_values_are_those_of_each_component_alone(entries, monkeypatch):
     """Row by row, by the conditional law of the missing numbers, a row without any and one with all among them."""
     numbers = np.random.default_rng(0)
     bases = numbers.normal(size=(2, 3, 3))
@@ -91,7 +92,10 @@ def test_expected_values_are_those_of_each_component_alone():
     law = JointMixture(np.array([0.3, 0.7]), numbers.normal(size=(2, 3)), covariance, np.zeros((2, 0)))
     z = numbers.normal(size=(9, 3))
     z[:8][~np.array(list(itertools.product([False, True], repeat=3)))] = np.nan
-    share, filled, rest, value = law._expected(z, np.zeros((9, 0)))
+    monkeypatch.setattr(joint_mixture, "LAW_ENTRIES", entries)
+    parts = joint_mixture.patterns(z, 2)
+    assert len(parts) == (4 if entries == 40 else 1)
+    share, filled, rest, value = law._expected(z, np.zeros((9, 0)), parts)
     expected, scatter = np.zeros((9, 2)), np.zeros((2, 3, 3))
     for (i, x), (k, mean) in itertools.product(enumerate(z), enumerate(law.mean)):
         m, own = np.isnan(x), covariance[k]
