@@ -9,23 +9,19 @@ JointDensityEstimator for both, ``start`` the mixture from which it starts, and 
 each. Every fit has ``--seconds`` of the processor on one thread.
 """
 
-import argparse
 import itertools
 import time
-import warnings
-from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
 from indm import DensityEstimator, JointDensityEstimator
 from indm.evaluation.statistics import mean_and_error
 from research.markdown import in_table
-from research.records import RECORDS, Records, made_by
-from research.tables.flows import SEEDS, over_splits, split
+from research.records import Records, made_by
+from research.tables import command
+from research.tables.flows import SEEDS, beside, split
 
 NAMES = ("bent", "moons", "swiss-roll", "mixture-8d", "wine", "breast-cancer")
 MOST = 200  # test rows
@@ -74,8 +70,7 @@ def answers(method: str, X: Array, test: Array, seed: int, seconds: float) -> di
 def trained(name: str, method: str, seed: int, seconds: float) -> dict[str, Any]:
     """The record of one method on one table."""
     X, test = rows_of(name, seed)
-    with warnings.catch_warnings(), mock.patch.object(time, "perf_counter", time.process_time):
-        warnings.simplefilter("ignore")
+    with command.cpu_clock():
         found = answers(method, X, test, seed, seconds)
     means = {key: mean_and_error(torch.from_numpy(found[f"{key}_nats"])) for key in QUESTIONS}
     return found | means | {"rows": list(X.shape)} | made_by(seed)
@@ -93,22 +88,15 @@ def summary(made: Records) -> str:
         if not seeds:
             continue
         nats = {m: np.array([found[m][seed][f"{key}_nats"] for seed in seeds]) for m in found}
-        cells = ["{:.2f} ± {:.2f}".format(*over_splits(nats["fixed"]))]
-        cells += ["{:+.2f} ± {:.2f}".format(*over_splits(nats[m] - nats["fixed"])) for m in ("joint", "start")]
         rows, columns = found["fixed"][seeds[0]]["rows"]
-        lines.append((name, f"{rows} × {columns}", question, len(seeds), *cells))
+        lines.append((name, f"{rows} × {columns}", question, len(seeds), *beside(nats, "fixed")))
     return in_table("table", "rows × columns", "question", "seeds", "fixed", "joint", "its start", rows=lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser("any_question", __doc__, 30.0, seeds=SEEDS)
     parser.add_argument("tables", nargs="*", help=f"all, or {', '.join(NAMES)}")
-    parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the table")
-    o = parser.parse_args()
-    torch.set_num_threads(1)
-    threadpool_limits(1)
+    o = command.parsed(parser, None)
     made = Records(o.records / "any_question.csv").at(seconds=o.seconds)
     names = NAMES if o.tables == ["all"] else o.tables
     for seed, name, method in itertools.product(o.seeds, names, ("fixed", "joint", "start")):

@@ -4,6 +4,7 @@ A table stands between ``<!-- table NAME -->`` and ``<!-- end -->`` on lines of 
 ``<!-- value NAME -->`` and ``<!-- end -->`` inside a line.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,15 @@ NOT_PROSE = re.compile(r"^```.*?^```$|^ {4}.*?$|^!\[.*?$|<!--.*?-->|\]\([^)]*\)"
 def in_table(*columns: str, rows: Sequence[Sequence[object]]) -> str:
     lines = [columns, ("---",) * len(columns), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def with_error(mean: float, error: float, form: str) -> str:
+    """A number and its error, which is left out where it is NaN: of a single seed.
+
+    >>> with_error(0.5, 0.25, "+.2f"), with_error(0.5, math.nan, ".2f")
+    ('+0.50 ± 0.25', '0.50')
+    """
+    return f"{mean:{form}}" + ("" if math.isnan(error) else f" ± {error:{form.lstrip('+')}}")
 
 
 def with_tables(page: str, made: Callable[[str], str]) -> str:

@@ -35,7 +35,7 @@ from indm.tensors import evaluation_mode, event_sum, expand_like
 
 FEWEST_ROWS = 10  # of a table
 FEW_ROWS, MORE_ROWS = 500, 2_000  # up to which models are averaged: as many as usual, and as many as time allows
-MODELS, SECONDS_OF_A_MODEL = 4, 15.0  # of a table with more than few rows
+MODELS, SECONDS_OF_A_MODEL = 4, 15.0  # at most; of each where rows are more than few
 MIXTURE_ROWS, MIXTURE_SHARE = 5_000, 0.2  # to fit a mixture on; the share of the budget that may go to it
 DRAWS_OF_MIXTURE = 8  # of the noise of discrete columns, to validate it
 EPS = 1e-4  # truncation of the diffusion
@@ -306,9 +306,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _models_of(self, rows: int) -> int:
         """How many models suit a table: few rows are soon overfitted, many take time."""
-        if rows <= FEW_ROWS:
-            return MODELS
-        return max(1, min(MODELS, int(self.max_seconds / SECONDS_OF_A_MODEL))) if rows <= MORE_ROWS else 1
+        if rows > MORE_ROWS:
+            return 1
+        return MODELS if rows <= FEW_ROWS else max(1, min(MODELS, int(self.max_seconds / SECONDS_OF_A_MODEL)))
 
     def _check_whole(self, X: np.ndarray) -> None:
         """ValueError for other than whole numbers in a discrete column."""

@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits
 
 from indm.evaluation.statistics import over_seeds
 from indm.files import atomic
-from research.markdown import in_table
+from research.markdown import in_table, with_error
 from research.posteriors import study
 from research.records import Records, made_by
 
@@ -162,8 +162,7 @@ def summary(rows: Sequence[dict[str, Any]], key: str, digits: int) -> str:
     """The mean over seeds of means over observations ± the standard error over seeds."""
     if not rows:
         return "–"
-    mean, error = over_seeds([float(np.mean(row[key])) for row in rows])
-    return f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if len(rows) > 1 else "")
+    return with_error(*over_seeds([float(np.mean(row[key])) for row in rows]), f".{digits}f")
 
 
 def markdown(table: Records) -> str:

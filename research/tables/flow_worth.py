@@ -9,19 +9,15 @@ flow that starts at the identity and is trained with the network, of two learnin
 fit has ``--seconds`` of the processor on one thread.
 """
 
-import argparse
 import itertools
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from indm import INDM, DensityEstimator
@@ -32,8 +28,9 @@ from indm.tables.columns import Columns
 from indm.tables.fit import Training, paired_error
 from research.any_question import rows_of
 from research.markdown import in_table
-from research.records import RECORDS, Records, made_by
-from research.tables.flows import SEEDS, over_splits
+from research.records import Records, made_by
+from research.tables import command
+from research.tables.flows import SEEDS, beside
 
 NAMES = ("bent", "swiss-roll", "mixture-8d", "wine", "breast-cancer")
 BOUND = 5.0  # of the splines, in deviations of a latent
@@ -122,12 +119,7 @@ def trained(name: str, variant: str, rate: float, seed: int, seconds: float) -> 
     """The record of one fit."""
     X, test = rows_of(name, seed)
     started = time.process_time()
-    with (
-        warnings.catch_warnings(),
-        mock.patch.object(time, "perf_counter", time.process_time),
-        behind(variant, rate) as model,
-    ):
-        warnings.simplefilter("ignore")
+    with command.cpu_clock(), behind(variant, rate) as model:
         model.set_params(max_seconds=seconds, random_state=seed, n_models=1, max_components=MOST_COMPONENTS).fit(X)
         fit_seconds = time.process_time() - started
         nats = model.score_samples(test)
@@ -147,13 +139,8 @@ def summary(made: Records) -> str:
         if not seeds:
             continue
         nats = {variant: np.array([chosen(found, variant, seed)["test_nats"] for seed in seeds]) for variant in RATES}
-        others = [over_splits(nats[variant] - nats["powers"]) for variant in RATES if variant != "powers"]
         rows, columns = found["powers", 0.0, seeds[0]]["rows"]
-        cells = [
-            "{:.2f} ± {:.2f}".format(*over_splits(nats["powers"])),
-            *("{:+.2f} ± {:.2f}".format(*o) for o in others),
-        ]
-        lines.append((name, f"{rows} × {columns}", len(seeds), *cells))
+        lines.append((name, f"{rows} × {columns}", len(seeds), *beside(nats, "powers")))
     return in_table("table", "rows × columns", "seeds", "powers", "none", "spline", "coupling", rows=lines)
 
 
@@ -163,15 +150,9 @@ def chosen(found: dict[tuple[str, float, int], dict[str, Any]], variant: str, se
 
 
 def main(arguments: list[str]) -> None:
-    prog, plain = "python -m research.tables flow_worth", argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=plain)
+    parser = command.parser("tables flow_worth", __doc__, 30.0, seeds=SEEDS)
     parser.add_argument("tables", nargs="*", help=f"all, or {', '.join(NAMES)}")
-    parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the table")
-    o = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    threadpool_limits(1)
+    o = command.parsed(parser, arguments)
     made = Records(o.records / "flow_worth.csv").at(seconds=o.seconds)
     names = NAMES if o.tables == ["all"] else o.tables
     for seed, name, (variant, rate) in itertools.product(o.seeds, names, JOBS):

