@@ -64,7 +64,7 @@ def test_example(path, tmp_path, monkeypatch):
     monkeypatch.setattr(indm, "recipe", lambda name, changes: recipe(name, changes | few))
     module.main(steps=3, out=tmp_path / "run")
     if path.stem == "anomaly_detection":  # an estimator keeps no run
-        assert np.loadtxt(tmp_path / "run" / "scores.csv", delimiter=",", skiprows=1).shape == (302, 3)
+        assert np.loadtxt(tmp_path / "run" / "scores.csv", delimiter=",", skiprows=1).shape == (391, 4)
         return
     if path.stem == "posterior":
         assert (tmp_path / "run" / "calibration.png").stat().st_size > 10_000

@@ -90,6 +90,7 @@ def check_density(text):
         truth, abs=0.3
     )
     assert number("INDM is", text) > 1 and number("integral of the density", text) == pytest.approx(1, abs=0.05)
+    assert number("less likely than a normal wine in", text) > 90
 
 
 def check_tables(text):
