@@ -282,8 +282,8 @@ class INDM(nn.Module):
         environment variables of that library move (``HF_HOME``) or keep from asking (``HF_HUB_OFFLINE=1``).
 
         Args:
-            name_or_folder: user/name; a folder that :meth:`save` or a training wrote; or "digits-pretrained" or
-                "emoji-32-pretrained", which come with this package.
+            name_or_folder: user/name; a folder that :meth:`save` or a training wrote; or the name of a model that comes
+                with this package, such as "digits-pretrained".
             device: where to put it.
             revision: a branch, a tag or a commit on the hub; a commit makes sure of the very weights.
             constructors: names of parts beside the built-in ones.

@@ -26,7 +26,14 @@ error is over the examples; the estimator's noise is the part of it that more dr
 RECORDED = ("indm", "git", "torch", "python", "device", "seed")  # of the provenance; a command may name private paths
 
 
-def write(run: Path, folder: Path, name: str, license: str | None = None, command: str | None = None) -> None:
+def write(
+    run: Path,
+    folder: Path,
+    name: str,
+    license: str | None = None,
+    command: str | None = None,
+    more: Sequence[str] = (),
+) -> None:
     """Write into ``folder`` what others get of a run: model, recipe without the paths of its data, samples, card.
 
     Args:
@@ -35,6 +42,7 @@ def write(run: Path, folder: Path, name: str, license: str | None = None, comman
         name: user/name, by which the card loads it.
         license: as the hub calls it.
         command: that made it, where others can run it.
+        more: further sections of the card, in Markdown.
 
     Raises:
         ValueError: the run has no model or no end yet, its evaluation is of other weights, the licence is unknown, or
@@ -45,7 +53,7 @@ def write(run: Path, folder: Path, name: str, license: str | None = None, comman
         raise ValueError(f"{run} is a pair of runs, and each is a model of its own: {each}")
     recipe, weights = recipe_of(run), weights_hash(run)
     pictures = _picture(run, weights)
-    text = hub.card(name, license, sections(run, recipe, weights, name, pictures, command))
+    text = hub.card(name, license, sections(run, recipe, weights, name, pictures, command, more))
     folder.mkdir(parents=True, exist_ok=True)
     for file in (DESCRIPTION, WEIGHTS, *pictures):
         shutil.copyfile(run / file, folder / file)
@@ -54,9 +62,15 @@ def write(run: Path, folder: Path, name: str, license: str | None = None, comman
 
 
 def sections(
-    run: Path, recipe: Recipe, weights: str, name: str, pictures: Sequence[str], command: str | None
+    run: Path,
+    recipe: Recipe,
+    weights: str,
+    name: str,
+    pictures: Sequence[str],
+    command: str | None,
+    more: Sequence[str],
 ) -> list[str]:
-    """The sections of the card of a run, with the ``pictures`` that go with it and the ``command`` that made it."""
+    """The sections of the card of a run, with the ``pictures`` that go with it, and with those of :func:`write`."""
     kinds = {kind: getattr(recipe, kind) for kind in (*KINDS, *OPTIONAL_KINDS)}
     parts = [f"{kind} `{part.name}`" for kind, part in kinds.items() if part is not None]
     kind = "A bridge: one diffusion from A at t = 0 to B at t = T," if is_bridge(recipe) else "A diffusion"
@@ -69,6 +83,7 @@ def sections(
         "## Data and budget\n\n" + _items(_ends(recipe) | _data(recipe, record) | _budget(run)),
         "## Likelihood\n\n" + _likelihood(run, weights),
         *shown,
+        *more,
         hub.how_to_load(name, recipe.condition.options if recipe.condition else None, is_run=True),
         *_how_to_translate(name, recipe),
         "## Provenance\n\n" + _items(made_by | {"SHA-256 of the weights": weights}),

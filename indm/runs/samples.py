@@ -167,7 +167,13 @@ def conditions(run: Path, model: Any, drawing: Drawing) -> Tensor | None:
             names = value if isinstance(value, list) and wanted not in condition.labels else [wanted]
             value = [condition.typed(str(name)) for name in names]
         return condition.rows(value, drawing.n)
-    rows = condition.rows_of(data_of(run, model), "train")
+    try:
+        rows = condition.rows_of(data_of(run, model), "train")
+    except ValueError as error:
+        if not condition.is_class:
+            raise
+        print(f"every class is drawn as often as the others, as there are no data: {reason(error)}", file=sys.stderr)
+        rows = torch.arange(len(condition.labels))
     chosen = torch.randint(len(rows), (drawing.n,), generator=torch.Generator().manual_seed(drawing.seed))
     return rows[chosen]
 
