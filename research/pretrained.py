@@ -1,53 +1,278 @@
-"""The models that come with the package: trains, evaluates and samples a run, and puts what others get of it there.
+"""The models that come with the package: puts what others get of a finished run into ``indm/pretrained``.
 
-    python -m research.pretrained digits                    # some minutes of one core
-    python -m research.pretrained emoji-32 --path PACKAGE   # half an hour; PACKAGE is emoji-datasource-google, unpacked
+    python -m research.pretrained runs/digits                                           # a minute of one core
+    python -m research.pretrained HOME/runs/models/photos-32 --extractors HOME/extractors    # half an hour
 
-A run that is there is not trained again. The result lies in ``indm/pretrained``, with its card.
+The name of the run's folder is that of a row of :data:`MODELS`, which has the command that trains it and the licence of
+its data. The weights of the network are rounded to bfloat16; those of the flow and of the noise of grey levels stay in
+single precision. Rounded, the model is evaluated, sampled and checked for copies of training images in a folder
+beside the run, where a command that was stopped goes on. A model that fails the check of copies is not put there.
+Samples of a model of p(x|class) are also classified, at several weights of guidance.
 """
 
 import argparse
-import subprocess
-import sys
+import json
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
-from indm.evaluation import card
+import indm
+from indm.config.options import Drawing
+from indm.data.base import Data, stack
+from indm.evaluation import card, fid, plots, sheets
+from indm.evaluation.extractor import Extractor, load_or_train
+from indm.evaluation.results import evaluate_run, read_evaluation
+from indm.evaluation.statistics import share_error
+from indm.files import atomic, hub, untrusted
+from indm.model import DESCRIPTION, WEIGHTS
+from indm.runs.folder import RECIPE, data_of, end_of, recipe_of
+from indm.runs.samples import SAMPLES, draw
+from research import copies
+from research.markdown import in_table, with_error
 
-ROOT = Path(__file__).resolve().parents[1]
-RUNS: dict[str, list[str]] = {  # what differs from the recipe: the score is trained for samples, the flow by the bound
-    "digits": ["--train.objective", "fid", "--train.steps", "3000"],
-    "emoji-32": ["--train.objective", "fid", "--train.steps", "4000"],
+LICENSE, END = "apache-2.0", "-pretrained"
+NUMBERS = "numbers.json"  # of a shipped model, for the gallery
+NEIGHBOURS = "neighbours.png"
+EVALUATED, SOLVED = 2000, 100  # test images for the NELBO and for the NLL, at most
+DRAWN, COLUMNS = 1000, 8  # samples; of a row of a picture
+GUIDANCE = (1.0, 2.0, 3.0)
+BUDGET = "python -m research.budget job models/{} --data DATA --home HOME"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from.
+
+    Args:
+        command: that trains it.
+        data: what it was trained on, by whom, and under which licence.
+    """
+
+    command: str
+    data: str
+
+
+MODELS = {
+    "digits": Origin(
+        "indm train digits --train.objective fid --train.steps 3000 --train.threads 1",
+        "Optical Recognition of Handwritten Digits by E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, "
+        "CC-BY-4.0, as scikit-learn has them.",
+    ),
+    "emoji-32": Origin(
+        "indm train emoji-32 --data.path PACKAGE --train.objective fid --train.steps 4000 --train.threads 1",
+        "Noto Emoji by Google, Apache-2.0, of the npm package emoji-datasource-google 16.0.0.",
+    ),
+    "fashion-mnist": Origin(
+        BUDGET.format("fashion-mnist"), "Fashion-MNIST by H. Xiao, K. Rasul and R. Vollgraf, Zalando Research, MIT."
+    ),
+    "photos-32": Origin(
+        BUDGET.format("photos-32"),
+        "25 photographs of two Debian packages: budgie-backgrounds (16, CC0-1.0) and lomiri-wallpapers-16.04 (A. "
+        "Berasategi, Freespace, J. Mede and C. Engelhardt: CC-BY-4.0, one of them CC0-1.0); each was reduced and cut "
+        "into patches.",
+    ),
 }
 
 
-def indm(*arguments: str | Path) -> None:
-    subprocess.run([sys.executable, "-m", "indm", *map(str, arguments)], check=True)
+# ── The rounded run ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def rounded(run: Path) -> Path:
+    """A folder beside a finished run with its model in the precision that ships."""
+    end_of(run)
+    out = run.with_name(f"{run.name}-rounded")
+    out.mkdir(exist_ok=True)
+    for file in (RECIPE, DESCRIPTION, "summary.json", "versions.json"):
+        shutil.copyfile(run / file, out / file)
+    model = indm.INDM.load(run)
+    network = {f"score.backbone.{name}" for name, _ in model.score.backbone.named_parameters()}
+    state = {name: value.bfloat16() if name in network else value for name, value in model.state_dict().items()}
+    atomic.whole(out / WEIGHTS, atomic.weights_into(state))
+    return out
+
+
+def evaluated(run: Path) -> dict[str, Any]:
+    """The evaluation of a run, which is made where there is none."""
+    if not (run / "evaluation.json").exists():
+        own = recipe_of(run).evaluate
+        evaluate_run(run, {"examples": min(EVALUATED, own.examples), "nll_examples": min(SOLVED, own.nll_examples)})
+    return read_evaluation(run)
+
+
+# ── Copies ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_of_copies(raw: Tensor, data: Data, picture: Path) -> dict[str, Any]:
+    """The numbers of :mod:`research.copies` for samples; and a picture of some of them above their nearest training
+    images: the first ones, and the most similar ones.
+
+    Raises:
+        ValueError: too many are near a training image.
+    """
+    train = stack(data.train)
+    found, of_test = (copies.nearest(images, train) for images in (raw, stack(data.test, DRAWN)))
+    numbers = copies.check(found, of_test) | {"images": len(raw), "test_images": len(of_test.number)}
+    panels = []
+    for title, rows in {
+        "The first samples": torch.arange(len(raw)),
+        f"The nearest of {len(raw)} samples": found.similarity.argsort(descending=True),
+    }.items():
+        chosen = rows[: 2 * COLUMNS]
+        pair = torch.cat([raw[chosen], train[found.number[chosen]].to(raw.dtype)])
+        panels.append(sheets.Panel(pair, len(chosen), title, rows=("sample", "nearest training image")))
+    plots.save_pixels(sheets.sheet(panels, int(data.scaling.levels or 0), across=1), picture)
+    if numbers["near"] > copies.MOST:
+        raise ValueError(f"{100 * numbers['near']:.1f} % of the samples are near a training image: look at {picture}")
+    return numbers
+
+
+def about_copies(numbers: dict[str, Any]) -> str:
+    rows = [
+        (name, *(f"{numbers[f'{of}_{what}']:.3f}" for what in copies.SHOWN))
+        for name, of in (("samples", "samples"), ("test images", "test"))
+    ]
+    return f"""## Copies of training images
+
+{100 * numbers["near"]:.1f} % of {numbers["images"]} samples are as similar to a training image as the most similar 1 %
+of {numbers["test_images"]} test images are. Similarity is the correlation of pixels, the largest over mirror images and
+shifts by a pixel; a copy has 1.
+
+{in_table("similarity to the nearest training image", "median", "most similar 1 %", "largest", rows=rows)}
+
+![Samples above their nearest training images]({NEIGHBOURS})"""
+
+
+# ── Classes ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def agreement(raw: Tensor, c: Tensor, extractor: Extractor, reference: fid.Images) -> dict[str, float]:
+    """The share of images whose class by the classifier is ``c``, and their distance from the reference."""
+    share = (extractor.head(extractor.features(raw)).argmax(1) == c).double().mean().item()
+    images = fid.Images(raw.to(reference.raw.dtype), reference.levels, {})
+    found = fid.score(images, reference, fid.features_of(extractor), progress=False)["scores"]
+    return {"agreement": share, "agreement_standard_error": share_error(share, len(raw))} | {
+        key: found[key] for key in ("frechet_distance", "precision", "recall")
+    }
+
+
+@torch.no_grad()
+def classes(run: Path, data: Data, extractor: Extractor) -> dict[str, Any]:
+    """:func:`agreement` of samples at each guidance and of training images, with the classifier's test accuracy."""
+    reference = fid.Images(stack(data.test), int(data.scaling.levels or 0), {})
+    train = stack(data.train, DRAWN)
+    rows = {"training images": agreement(train, data.labels["train"][: len(train)], extractor, reference)}
+    for guidance in GUIDANCE:
+        raw, c = drawn(run, guidance)
+        rows[f"samples, w = {guidance:g}"] = agreement(raw, c, extractor, reference)
+    accuracy = {key: extractor.provenance[key] for key in ("test_accuracy", "test_accuracy_standard_error")}
+    return {"rows": rows} | accuracy
+
+
+def about_classes(numbers: dict[str, Any]) -> str:
+    rows = [
+        (
+            name,
+            with_error(100 * row["agreement"], 100 * row["agreement_standard_error"], ".1f"),
+            *(f"{row[key]:.2f}" for key in ("frechet_distance", "precision", "recall")),
+        )
+        for name, row in numbers["rows"].items()
+    ]
+    accuracy = with_error(100 * numbers["test_accuracy"], 100 * numbers["test_accuracy_standard_error"], ".1f")
+    return f"""## Classes
+
+A small classifier, which is right on {accuracy} % of the test images, says which class each image has. w is the weight
+of guidance; 1 is the model. Fréchet distance, precision and recall are of the classifier's features, against the test
+images; the distance is not an FID.
+
+{in_table("1000 images", "the class that was asked for, %", "Fréchet distance", "precision", "recall", rows=rows)}
+
+![Samples at w = {GUIDANCE[1]:g}, a row for each class](guided.png)"""
+
+
+# ── Samples and what ships ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def drawn(run: Path, guidance: float = 1.0) -> tuple[Tensor, Tensor | None]:
+    """Samples and their classes; those of a model without classes have None."""
+    out = run if guidance == 1 else run / f"guidance-{guidance:g}"
+    raw, _, _ = draw(run, Drawing(n=DRAWN, guidance=guidance), out)
+    c = torch.from_numpy(untrusted.array(out / SAMPLES, "c")) if recipe_of(run).labels else None
+    return raw, c
+
+
+def picture(raw: Tensor, c: Tensor | None, data: Data, path: Path) -> None:
+    """The first samples; those of classes in a row for each."""
+    levels = int(data.scaling.levels or 0)
+    if c is None:
+        return sheets.save_grid(raw[: 4 * COLUMNS], levels, path, COLUMNS)
+    count = min(COLUMNS, int(c.bincount(minlength=len(data.classes)).min()))
+    rows = torch.cat([raw[c == number][:count] for number in range(len(data.classes))])
+    sheets.save_classes(rows, levels, data.classes, path)
+
+
+def in_few_colours(path: Path) -> None:
+    """Write a picture again, in 256 colours, as the package is to stay small."""
+    with Image.open(path) as full:
+        full.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def ship(finished: Path, extractors: Path, home: Path = hub.SHIPPED) -> Path:
+    """Write what others get of a finished run into a folder below ``home``.
+
+    Raises:
+        ValueError: a model without an :class:`Origin`, a run that has not ended, or too many copies.
+    """
+    origin = MODELS.get(finished.name)
+    if origin is None:
+        raise ValueError(f"the folder of the run must be called {', '.join(MODELS)}, got {finished.name}")
+    run = rounded(finished)
+    result, data, (raw, c) = evaluated(run), data_of(run, indm.INDM.load(run)), drawn(run)
+    numbers: dict[str, Any] = {"copies": check_of_copies(raw, data, run / NEIGHBOURS)}
+    sections, pictures = [f"## Licence of the data\n\n{origin.data}"], [NEIGHBOURS]
+    picture(raw, c, data, run / card.PICTURE)
+    if c is not None:
+        extractor = load_or_train(extractors / f"{data.name}-{'x'.join(map(str, data.shape))}", data)
+        numbers["classes"] = classes(run, data, extractor)
+        picture(*drawn(run, GUIDANCE[1]), data, run / "guided.png")
+        sections.append(about_classes(numbers["classes"]))
+        pictures.append("guided.png")
+    sections.append(about_copies(numbers["copies"]))
+    folder = home / f"{finished.name}{END}"
+    card.write(run, folder, folder.name, LICENSE, origin.command, sections)
+    for name in pictures:
+        shutil.copyfile(run / name, folder / name)
+    for name in (card.PICTURE, *pictures):
+        in_few_colours(folder / name)
+    bits = {kind: result[kind]["with_reconstruction"] for kind in ("nelbo", "nll")}
+    numbers |= {key: value for key, value in end_of(run).items() if key in ("steps", "seconds")}
+    atomic.json_object(folder / NUMBERS, numbers | bits)
+    return folder
+
+
+def gallery() -> str:
+    """The numbers of all shipped models, a row for each."""
+    rows = []
+    for folder in (hub.SHIPPED / name for name in hub.shipped_names()):
+        numbers = json.loads((folder / NUMBERS).read_text("utf-8"))
+        bits = [numbers[k] for k in ("nelbo", "nll")]
+        shown = [with_error(b["bits_per_dim"], b["bits_per_dim_standard_error"], ".2f") for b in bits]
+        near, size = numbers["copies"]["near"], sum(file.stat().st_size for file in folder.iterdir())
+        budget = f"{numbers['steps']:,}, {numbers['seconds'] / 60:.0f} min"
+        rows.append((f"`{folder.name}`", *shown, budget, f"{100 * near:.1f} %", f"{size / 1e6:.1f}"))
+    return in_table("model", "NELBO, bits/dim", "NLL", "steps, time", "near samples", "MB", rows=rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=list(RUNS))
-    parser.add_argument("--path", help="of the images, for emoji-32")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the run is or shall be")
+    parser.add_argument("run", type=Path, help="the folder of a finished run")
+    parser.add_argument("--extractors", type=Path, default=Path("runs/extractors"), help="folder of classifiers")
     o = parser.parse_args()
-    run, data = o.runs / f"{o.name}-pretrained", ["--data.path", o.path] if o.path else []
-    if not (run / "summary.json").exists():
-        indm("train", o.name, *data, *RUNS[o.name], "--threads", "1", "--out", run)
-    indm("evaluate", run, "--overwrite")
-    indm("sample", run, "-n", "32", "--overwrite")
-    command = f"python -m research.pretrained {o.name}" + (" --path PACKAGE" if o.path else "")
-    ship(run, ROOT / "indm" / "pretrained" / f"{o.name}-pretrained", command)
-
-
-def ship(run: Path, folder: Path, command: str) -> None:
-    """What others get of a run; the picture in 256 colours, as all models together are to stay below 5 MB."""
-    card.write(run, folder, folder.name, "apache-2.0", command)
-    picture = folder / "samples.png"
-    with Image.open(picture) as samples:
-        samples.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(picture, optimize=True)
-    print(folder)
+    print(ship(o.run, o.extractors))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import indm
-from indm.data import load_data
+from indm.cli.main import main
+from indm.data import as_data, load_data
 from indm.data.base import stack
-from indm.files import hub
+from indm.files import hub, untrusted
 from indm.runs.folder import open_run, run_folder
 
 NAMES = hub.shipped_names()
@@ -22,16 +23,33 @@ def test_it_is_small_and_has_a_card_with_its_samples(name):
     text = (folder / "README.md").read_text("utf-8")
     assert f'from_pretrained("{name}")' in text and "samples.png" in text and (folder / "samples.png").exists()
     assert "license: apache-2.0" in text
-    (command,) = re.findall("^- made by: `(.+)`$", text, re.MULTILINE)
-    known = (Path(__file__).parents[2] / "research" / "pretrained.py").read_text("utf-8")
-    assert f"    {command}  " in known and name.removesuffix("-pretrained") in command.split()
+    assert "## Licence of the data" in text and "neighbours.png" in text and (folder / "neighbours.png").exists()
     data = tomllib.loads((folder / "recipe.toml").read_text("utf-8"))["data"]
     places = [str(data.get(key, "")) for key in ("path", "root")]
     assert not [place for place in places if {"/", "\\"} & {*place}], "it says where the data were"
+    assert {value.dtype for value in indm.INDM.from_pretrained(name).parameters()} == {torch.float32}
 
 
-def test_all_together_are_below_five_megabytes():
-    assert sum(file.stat().st_size for name in NAMES for file in hub.shipped(name).iterdir()) < 5e6
+def test_each_is_below_four_megabytes_and_all_are_below_fifteen():
+    sizes = [sum(file.stat().st_size for file in hub.shipped(name).iterdir()) for name in NAMES]
+    assert max(sizes) < 4e6 and sum(sizes) < 15e6
+
+
+def test_a_model_of_classes_is_sampled_by_its_name_without_data(tmp_path, monkeypatch, capsys):
+    c = torch.arange(60) % 3
+    data = as_data(torch.randn(60, 2), c=[("left", "middle", "right")[k] for k in c])
+    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8, "depth": 1}}
+    tables |= {"condition": {"name": "classes", "drop": 0.1}, "train": {"steps": 1, "batch_size": 8}}
+    indm.train(tables, tmp_path / "models" / "sides-pretrained", data=data, progress=False)
+    monkeypatch.setattr(hub, "SHIPPED", tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    command = ["sample", "sides-pretrained", "--steps", "2", "--quiet", "--out"]
+    assert main([*command, "one", "--condition", "right", "-n", "4"]) == 0
+    assert main([*command, "guided", "--condition", "all", "-n", "2", "--guidance", "3"]) == 0
+    assert main([*command, "any", "-n", "30"]) == 0
+    assert "every class is drawn as often as the others, as there are no data" in capsys.readouterr().err
+    one, guided, every = (untrusted.array(tmp_path / out / "samples.npz", "c") for out in ("one", "guided", "any"))
+    assert one.tolist() == [2] * 4 and guided.tolist() == [0, 0, 1, 1, 2, 2] and {*every} == {0, 1, 2}
 
 
 def test_digits_are_loaded_by_name_and_have_the_likelihood_of_the_card(tmp_path, monkeypatch):
