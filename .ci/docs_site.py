@@ -9,11 +9,14 @@ from pathlib import Path
 
 import griffe
 from latex2mathml.converter import convert
+from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
+MODELS = "indm/pretrained"
 ROLE = re.compile(r":(?:class|func|meth|attr|data|mod):`(~?)([\w.]+)`")
 DISPLAY = re.compile(r"^( *)\.\. math:: (.*(?:\n\1  +\S.*)*)", re.MULTILINE)
 EXAMPLE = re.compile(r"^( *)>>> .*(?:\n\1\S.*)*", re.MULTILINE)
+PICTURE = re.compile(rf"(!\[[^\]]*\]\()\.\./{MODELS}/")
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#:]+)\)")
 
 
@@ -69,8 +72,18 @@ def on_config(config):
     return config
 
 
+def on_files(files, config, **_):
+    """The pictures of the models in the package are files of the site."""
+    for path in (ROOT / MODELS).rglob("*.png"):
+        place = path.relative_to(ROOT / "indm").as_posix()
+        files.append(File.generated(config, place, abs_src_path=str(path)))
+    return files
+
+
 def on_page_markdown(text: str, page, config, **_) -> str:
-    """Links to files that are no pages lead to the repository; while it has no address, they are plain words."""
+    """Pictures of models are those of the site, see :func:`on_files`. Links to files that are no pages lead to the
+    repository; while it has no address, they are plain words."""
+    text = PICTURE.sub(r"\g<1>pretrained/", text)
 
     def link(match: re.Match) -> str:
         path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page.file.src_uri), match[2]))

@@ -9,7 +9,18 @@ page of ``research/`` and ``docs/`` and ``README.md`` may have some.
 from collections.abc import Callable
 from pathlib import Path
 
-from research import any_question, conditional, copied, discrete_laws, few_steps, legible, peers, quality, speed
+from research import (
+    any_question,
+    conditional,
+    copied,
+    discrete_laws,
+    few_steps,
+    legible,
+    peers,
+    pretrained,
+    quality,
+    speed,
+)
 from research.budget import tables as budget
 from research.flow_gain import others
 from research.flow_gain import tables as flow_gain
@@ -90,6 +101,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "outliers-tables": lambda: outliers.of_tables(of("outliers", seconds=60.0)),
     "posteriors": lambda: posteriors.markdown(of("posteriors")),
     "sbibm": lambda: sbibm.markdown(of("sbibm", simulations=10_000, draws=10_000)),
+    "gallery": pretrained.gallery,
     "conditional": lambda: conditional.summary(of("conditional")),
     "discrete_laws": lambda: discrete_laws.best_table(discrete_laws.read(of("discrete_laws"))),
 }

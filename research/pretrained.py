@@ -263,8 +263,11 @@ def gallery() -> str:
         shown = [with_error(b["bits_per_dim"], b["bits_per_dim_standard_error"], ".2f") for b in bits]
         near, size = numbers["copies"]["near"], sum(file.stat().st_size for file in folder.iterdir())
         budget = f"{numbers['steps']:,}, {numbers['seconds'] / 60:.0f} min"
-        rows.append((f"`{folder.name}`", *shown, budget, f"{100 * near:.1f} %", f"{size / 1e6:.1f}"))
-    return in_table("model", "NELBO, bits/dim", "NLL", "steps, time", "near samples", "MB", rows=rows)
+        asked = [f"{100 * row['agreement']:.0f}" for row in numbers.get("classes", {"rows": {}})["rows"].values()][1:]
+        cells = f"{100 * near:.1f} %", f"{' / '.join(asked)} %" if asked else "–", f"{size / 1e6:.1f}"
+        rows.append((f"`{folder.name}`", *shown, budget, *cells))
+    guidance = f"right class at w = {' / '.join(f'{w:g}' for w in GUIDANCE)}"
+    return in_table("model", "NELBO, bits/dim", "NLL", "steps, time", "near", guidance, "MB", rows=rows)
 
 
 def main() -> None:

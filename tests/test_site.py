@@ -104,7 +104,7 @@ def test_links_lead_to_files(page):
 @pytest.fixture(scope="module")
 def tools():
     """.ci/docs_site.py."""
-    for needed in ("griffe", "latex2mathml"):
+    for needed in ("griffe", "latex2mathml", "mkdocs"):
         pytest.importorskip(needed, reason="needs pip install -e '.[docs]'")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / ".ci")
@@ -176,6 +176,8 @@ def test_links_that_leave_the_pages(tools):
 
     text = "[a](../method.md) [b](../../bench/a.py) ![c](../../d.png)"
     assert tools.on_page_markdown(text, Page, Unknown) == "[a](../method.md) b ![c](../../d.png)"
+    shown = tools.on_page_markdown("![a](../indm/pretrained/digits-pretrained/samples.png)", Page, Unknown)
+    assert shown == "![a](pretrained/digits-pretrained/samples.png)"
     assert "[b](https://example.org/indm/tree/HEAD/bench/a.py)" in tools.on_page_markdown(text, Page, Known)
 
 
