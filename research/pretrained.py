@@ -1,7 +1,7 @@
 """The models that come with the package: puts what others get of a finished run into ``indm/pretrained``.
 
-    python -m research.pretrained runs/digits                                           # a minute of one core
-    python -m research.pretrained HOME/runs/models/photos-32 --extractors HOME/extractors    # half an hour
+    python -m research.pretrained runs/digits                                              # a minute of one core
+    python -m research.pretrained HOME/runs/models/photos-32 --extractors HOME/extractors  # half an hour
 
 The name of the run's folder is that of a row of :data:`MODELS`, which has the command that trains it and the licence of
 its data. The weights of the network are rounded to bfloat16; those of the flow and of the noise of grey levels stay in
@@ -40,6 +40,7 @@ NUMBERS = "numbers.json"  # of a shipped model, for the gallery
 NEIGHBOURS = "neighbours.png"
 EVALUATED, SOLVED = 2000, 100  # test images for the NELBO and for the NLL, at most
 DRAWN, COLUMNS = 1000, 8  # samples; of a row of a picture
+REFERENCE = 5000  # test images, at most, from which the distances of classified samples are
 GUIDANCE = (1.0, 2.0, 3.0)
 BUDGET = "python -m research.budget job models/{} --data DATA --home HOME"
 
@@ -163,14 +164,14 @@ def agreement(raw: Tensor, c: Tensor, extractor: Extractor, reference: fid.Image
 @torch.no_grad()
 def classes(run: Path, data: Data, extractor: Extractor) -> dict[str, Any]:
     """:func:`agreement` of samples at each guidance and of training images, with the classifier's test accuracy."""
-    reference = fid.Images(stack(data.test), int(data.scaling.levels or 0), {})
+    reference = fid.Images(stack(data.test, REFERENCE), int(data.scaling.levels or 0), {})
     train = stack(data.train, DRAWN)
     rows = {"training images": agreement(train, data.labels["train"][: len(train)], extractor, reference)}
     for guidance in GUIDANCE:
         raw, c = drawn(run, guidance)
         rows[f"samples, w = {guidance:g}"] = agreement(raw, c, extractor, reference)
     accuracy = {key: extractor.provenance[key] for key in ("test_accuracy", "test_accuracy_standard_error")}
-    return {"rows": rows} | accuracy
+    return {"rows": rows, "images": len(train), "test_images": len(reference.raw)} | accuracy
 
 
 def about_classes(numbers: dict[str, Any]) -> str:
@@ -182,14 +183,15 @@ def about_classes(numbers: dict[str, Any]) -> str:
         )
         for name, row in numbers["rows"].items()
     ]
+    columns = f"{numbers['images']} images", "the right class, %", "Fréchet distance", "precision", "recall"
     accuracy = with_error(100 * numbers["test_accuracy"], 100 * numbers["test_accuracy_standard_error"], ".1f")
     return f"""## Classes
 
 A small classifier, which is right on {accuracy} % of the test images, says which class each image has. w is the weight
-of guidance; 1 is the model. Fréchet distance, precision and recall are of the classifier's features, against the test
-images; the distance is not an FID.
+of guidance; 1 is the model. Fréchet distance, precision and recall are of the classifier's features, against
+{numbers["test_images"]} test images; the distance is not an FID.
 
-{in_table("1000 images", "the class that was asked for, %", "Fréchet distance", "precision", "recall", rows=rows)}
+{in_table(*columns, rows=rows)}
 
 ![Samples at w = {GUIDANCE[1]:g}, a row for each class](guided.png)"""
 
