@@ -140,8 +140,8 @@ def about_copies(numbers: dict[str, Any]) -> str:
     return f"""## Copies of training images
 
 {100 * numbers["near"]:.1f} % of {numbers["images"]} samples are as similar to a training image as the most similar 1 %
-of {numbers["test_images"]} test images are. Similarity is the correlation of pixels, the largest over mirror images and
-shifts by a pixel; a copy has 1.
+of {numbers["test_images"]} test images are. Similarity is the correlation of the differences of neighbouring pixels,
+the largest over mirror images and shifts by a pixel; a copy has 1.
 
 {in_table("similarity to the nearest training image", "median", "most similar 1 %", "largest", rows=rows)}
 
