@@ -19,6 +19,7 @@ from .fitting import Fit as Fit
 from .fitting import FittedSampler as FittedSampler
 from .fitting import fit_sampler as fit_sampler
 from .flows.check import check_flow as check_flow
+from .inpainting import inpaint as inpaint
 from .likelihood import LikelihoodReport as LikelihoodReport
 from .likelihood import log_likelihood as log_likelihood
 from .likelihood import log_probability as log_probability

@@ -88,7 +88,7 @@ def solve(A: Operator, b: Batch, tol: float, guess: Operator | None = None) -> B
         if bool(converged.all()):
             return y
         if cycle < CYCLES:
-            y = y + _gmres_cycle(A, r, tol * scale)
+            y = y + gmres(A, r, tol * scale)
     failed = (~converged).nonzero().flatten()
     shown = ", ".join(str(i) for i in failed[:10].tolist()) + (", …" if len(failed) > 10 else "")
     raise RuntimeError(
@@ -97,8 +97,10 @@ def solve(A: Operator, b: Batch, tol: float, guess: Operator | None = None) -> B
     )
 
 
-def _gmres_cycle(A: Operator, r: Batch, goal: PerSample) -> Batch:
+def gmres(A: Operator, r: Batch, goal: PerSample, most: int = MEMORY) -> Batch:
     """y that minimises ‖A y − r‖ over a growing Krylov space, each sample until that is at most its ``goal``.
+
+    It ends after ``most`` products with A, whatever the residual.
 
     The images q of the directions p are kept orthonormal, so that a step is one projection. The next direction is the
     residual where that has just fallen, and the last image where it has not: it then is as good as new.
@@ -106,7 +108,7 @@ def _gmres_cycle(A: Operator, r: Batch, goal: PerSample) -> Batch:
     Source: Jiránek & Rozložník 2010, "Adaptive version of Simpler GMRES", https://doi.org/10.1007/s11075-009-9311-3.
     """
     shape, r = r.shape, r.flatten(1)
-    memory, tiny = min(r.shape[1], MEMORY), torch.finfo(r.dtype).tiny
+    memory, tiny = min(r.shape[1], most), torch.finfo(r.dtype).tiny
     P, Q = (r.new_empty(len(r), memory, r.shape[1]) for _ in range(2))
     y, direction, norm = torch.zeros_like(r), r, r.norm(dim=1, keepdim=True)
     for k in range(memory):

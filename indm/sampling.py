@@ -260,6 +260,48 @@ class Ancestral(Sampler):
 
 
 @dataclass(frozen=True)
+class SDEDPMSolver2M(Sampler):
+    r"""SDE-DPM-Solver++(2M): :class:`Ancestral` steps with the prediction D = E[z_0|z_t] extrapolated to their middle.
+
+    .. math:: z_s = \frac{\sigma_s}{\sigma_t} e^{-h} z_t + \alpha_s (1 - e^{-2h}) (D_t + \tfrac{h}{2h'} (D_t - D_{t'}))
+              + \sigma_s \sqrt{1 - e^{-2h}}\, n
+
+    h and h' are the lengths in λ = ½ log SNR of this step and of the one before, which began at t'.
+
+    Source: Lu et al. 2022, "DPM-Solver++", https://arxiv.org/abs/2211.01095.
+
+    Example: N(0, I) under VP. The variance of samples is near 1 in steps in which it is not by ``Ancestral``.
+
+        >>> from indm import ScoreModel, VPSDE
+        >>> from indm.nets import Zero
+        >>> score, z = ScoreModel(Zero(), VPSDE()), torch.randn(20_000, 2)
+        >>> ours, theirs = (rule.solve(score, z, steps=25)[0] for rule in (SDEDPMSolver2M(), Ancestral()))
+        >>> abs(ours.var().item() - 1) < 0.1, theirs.var().item() < 0.8
+        (True, True)
+    """
+
+    order = 2
+    stochastic = True
+
+    def solve(
+        self, score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
+    ) -> tuple[Tensor, int]:
+        sde, before = score.sde, tuple[Tensor, ...]()  # the last prediction, and h'
+        for t, s in intervals(self.grid(sde, steps), z, progress):
+            h = expand_like(0.5 * (sde.log_snr(s) - sde.log_snr(t)), z)
+            prediction = middle = denoise(score, z, t)
+            if before:
+                middle = prediction + 0.5 * h / before[1] * (prediction - before[0])
+            alpha, sigma, shrunk = (
+                expand_like(v, z) for v in (sde.alpha(s), sde.sigma(s), sde.sigma(s) / sde.sigma(t))
+            )
+            mean = shrunk * (-h).exp() * z - alpha * torch.expm1(-2 * h) * middle
+            z = mean + sigma * (-torch.expm1(-2 * h)).sqrt() * randn_like(z, generator)
+            before = prediction, h
+        return z, steps
+
+
+@dataclass(frozen=True)
 class PredictorCorrector(Sampler):
     """A step of reverse diffusion, then one Langevin step at its end, on a uniform grid.
 
@@ -652,7 +694,7 @@ def sample(
         torch.Size([8, 2])
     """
     steps = default_steps(model) if steps is None else steps
-    _check_counts(steps=steps)
+    check_counts(steps=steps)
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}; 1 samples the model")
     sampler = make_sampler(default_sampler(model) if sampler is None else sampler)
@@ -665,7 +707,7 @@ def sample(
         )
     model, parts = model.truncated(eps), []
     with evaluation_mode(model):
-        for part, z_T in _priors(model, shape_or_n, c, guidance, batch_size, generator, progress):
+        for _, part, z_T in prior_batches(model, shape_or_n, c, guidance, batch_size, generator, progress):
             z, _ = solve_latent(part, z_T, sampler, steps, last_denoising, generator=generator, progress=progress)
             parts.append(part.decode(temperature * z, generator=generator))
     return torch.cat(parts)
@@ -708,14 +750,14 @@ def sample_with_log_prob(
     """
     model, parts = model.truncated(eps), []
     with evaluation_mode(model):
-        for part, z_T in _priors(model, shape_or_n, c, 1.0, batch_size, generator, progress):
+        for _, part, z_T in prior_batches(model, shape_or_n, c, 1.0, batch_size, generator, progress):
             x, log_prob, _ = decode_with_log_prob(part, z_T, generator=generator, **solver)
             parts.append((x, log_prob))
     samples, log_probs = zip(*parts, strict=True)
     return torch.cat(samples), torch.cat(log_probs)
 
 
-def _priors(
+def prior_batches(
     model,
     shape_or_n: int | tuple[int, ...],
     c: Any,
@@ -723,17 +765,18 @@ def _priors(
     batch_size: int,
     generator: torch.Generator | None,
     progress: bool,
-) -> Iterator[tuple[Any, Batch]]:
-    """Batches of z_T ~ π, each with the model at its conditions."""
+) -> Iterator[tuple[Tensor, Any, Batch]]:
+    """Batches of z_T ~ π: the numbers of its samples, the model at their conditions, and z_T."""
     shape = (shape_or_n, *model.shape) if isinstance(shape_or_n, int) else tuple(shape_or_n)
-    _check_counts(shape_or_n=shape[0], batch_size=batch_size)
+    check_counts(shape_or_n=shape[0], batch_size=batch_size)
     c, batches = all_rows(model, c, shape[0]), torch.arange(shape[0]).split(batch_size)
     for rows in tqdm(batches, desc="batches", disable=not progress):
         part, size = at_rows(model, c, rows, guidance=guidance), (len(rows), *shape[1:])
-        yield part, model.sde.prior_sample(size, generator=generator, dtype=model.scaling.scale.dtype)
+        yield rows, part, model.sde.prior_sample(size, generator=generator, dtype=model.scaling.scale.dtype)
 
 
-def _check_counts(**counts: int) -> None:
+def check_counts(**counts: int) -> None:
+    """ValueError naming a count below 1."""
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")

@@ -37,6 +37,7 @@ ORDER = [
     "fitting",
     "translation",
     "linearization",
+    "inpainting",
     "diffusion",
     "data",
     "runs",

@@ -24,6 +24,7 @@ GROUPS = {
     "Look at a run": {
         "sample": "sample:Sample",
         "fit-sampler": "sample:FitSampler",
+        "inpaint": "inpaint:Inpaint",
         "evaluate": "evaluate:Evaluate",
         "classify": "evaluate:Classify",
         "fid": "sample:Fid",

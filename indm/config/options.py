@@ -261,9 +261,9 @@ class Drawing:
     """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
     in training."""
     sampler: Annotated[str | None, default("unipc; heun where each entry has an SDE of its own")] = None
-    """ode, euler-maruyama, ancestral, pc, heun, dpm++2m, dpm++3m, unipc, fitted, or package.module:Class. "ode" takes
-    as many steps as its tolerance needs; "fitted" was fitted to the run for these --steps. Options of a sampler:
-    --sampler.tol 1e-5 with "ode"; with "pc" --sampler.snr 0.16 or, from the first step to the last,
+    """ode, euler-maruyama, ancestral, sde-dpm++2m, pc, heun, dpm++2m, dpm++3m, unipc, fitted, or package.module:Class.
+    "ode" takes as many steps as its tolerance needs; "fitted" was fitted to the run for these --steps. Options of a
+    sampler: --sampler.tol 1e-5 with "ode"; with "pc" --sampler.snr 0.16 or, from the first step to the last,
     [0.16,0.14]."""
     sampler_options: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
     """Arguments of the sampler; those that are left out have its defaults."""
@@ -292,6 +292,27 @@ class FidDrawing(Drawing):
 
     n: Annotated[int | None, AT_LEAST_1, arg(aliases=["-n"], metavar="N"), default("as the reference")] = None  # type: ignore[assignment]
     """How many samples; by default a run draws as many as the reference has, at most 50,000."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InpaintingOptions:
+    """How missing pixels are drawn. The values go to :func:`indm.inpaint`."""
+
+    n: Annotated[int, AT_LEAST_1, arg(aliases=["-n"])] = 8
+    """How many draws."""
+    condition: Annotated[str | None, arg(metavar="C"), default("p(x), without one")] = None
+    """Of a model of p(x|c), as in "indm sample": a class, numbers, or "all" for n draws of every class."""
+    guidance: float = 1.0
+    """Above 1, draws are more typical of c and less diverse; needs condition.drop in training."""
+    steps: Annotated[int | None, AT_LEAST_1, default("25; 400 where the network may have ripples in t")] = None
+    """Time steps, each with up to 10 passes of the network."""
+    batch_size: Count = 64
+    """Draws at a time; lower it where memory is short."""
+    seed: int = 0
+    """Seed of all noise."""
+
+    def __post_init__(self):
+        check_options(self)
 
 
 @dataclass(frozen=True)

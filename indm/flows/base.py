@@ -84,11 +84,14 @@ class Flow(Constrained, ABC):
     A flow of a condition, h(x, c), is a :class:`~indm.conditions.Conditioned` one, or has such parts: at given rows
     (:func:`indm.conditions.given`) it is called like any other, and a part has them as :meth:`Conditioned.seen`.
 
+    ``is_elementwise`` says that each entry of z is a function of the same entry of x alone.
+
     ``has_log_det`` is False for a flow that gives something else in place of log|det|. Code that needs the density of
     its data calls :meth:`check_density`.
     """
 
     one_map = True
+    is_elementwise = False
     has_log_det = True
 
     @property
@@ -228,6 +231,8 @@ class Identity(ExactFlow):
         (True, [0.0, 0.0])
     """
 
+    is_elementwise = True
+
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         return x, x.new_zeros(x.shape[0])
 
@@ -256,7 +261,7 @@ class Frozen(Flow):
 
     def __init__(self, flow: Flow):
         super().__init__()
-        self.flow, self.one_map = flow, flow.one_map
+        self.flow, self.one_map, self.is_elementwise = flow, flow.one_map, flow.is_elementwise
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         with torch.no_grad():
@@ -293,6 +298,7 @@ class Compose(Flow):
         for flow in flows:
             flow.check_one_map("a composition")
         self.flows = nn.ModuleList(flows)
+        self.is_elementwise = all(flow.is_elementwise for flow in flows)
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         log_det = x.new_zeros(x.shape[0])
@@ -380,6 +386,8 @@ class ActNorm(ExactFlow):
         >>> torch.allclose(log_det, -x.std(0).log().sum().expand(100), atol=1e-4)
         True
     """
+
+    is_elementwise = True
 
     def __init__(self, channels: int):
         super().__init__()

@@ -45,6 +45,8 @@ class ElementwiseFlow(ExactFlow):
         23
     """
 
+    is_elementwise = True
+
     def __init__(self, shape: tuple[int, ...], shared: str = "all", bins: int = 8, bound: float = 1.5):
         super().__init__()
         groups = {"all": 1, "channel": shape[0], "none": math.prod(shape)}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from indm.conditions import at_rows, rows_of_data
 from indm.config import paths, recipes
-from indm.config.options import Drawing, FittingOptions
+from indm.config.options import Drawing, FittingOptions, InpaintingOptions
 from indm.config.parts import trust
 from indm.data.base import stack
 from indm.files import atomic, untrusted
@@ -141,7 +141,7 @@ def change_line(folder: Path, levels: int) -> str | None:
     )
 
 
-def conditions(run: Path, model: Any, drawing: Drawing) -> Tensor | None:
+def conditions(run: Path, model: Any, drawing: Drawing | InpaintingOptions) -> Tensor | None:
     """The conditions at which samples are drawn, a row for each; None for a model without one, and for p(x).
 
     Raises:

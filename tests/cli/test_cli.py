@@ -33,6 +33,7 @@ from indm.config.options import (
     Drawing,
     Evaluation,
     FittingOptions,
+    InpaintingOptions,
     ReportOptions,
     ScoringOptions,
     StripOptions,
@@ -422,7 +423,7 @@ def test_help_of_every_command_is_there_and_has_no_empty_default(command, capsys
      ("fid", Drawing, ""), ("sample", Drawing, ""), ("report", ReportOptions, ""),
      ("translate", TranslationOptions, ""), ("fid", ScoringOptions, ""),
      ("strip", StripOptions, ""),
-     ("fit-sampler", FittingOptions, ""), ("convert", ConversionOptions, ""),
+     ("fit-sampler", FittingOptions, ""), ("inpaint", InpaintingOptions, ""), ("convert", ConversionOptions, ""),
      ("convert", Evaluation, "evaluate.")],
 )  # fmt: skip
 def test_help_has_every_option_with_its_sentence_and_default(command, options, prefix, capsys):

@@ -1,0 +1,104 @@
+"""``indm inpaint``."""
+
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from indm.cli.common import DONE, ShowsProgress
+from indm.config.options import InpaintingOptions, default
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Inpaint(ShowsProgress):
+    """Draw the missing pixels of an image given the others, by a run.
+
+    "indm inpaint RUN image.png --mask mask.png --out filled" draws the pixels that are white in mask.png. Without a
+    mask, the missing pixels are the transparent ones of image.png. Both files have the size of the model's images. The
+    model's flow must be elementwise, the default for images, or the identity.
+
+    Writes 1.png, 2.png, … with the other pixels as they were, in the model's grey levels; sheet.png with the image, its
+    missing pixels grey, before the draws; and inpainting.json, which says how they were drawn.
+    """
+
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder, or a model of the hub by its name there, user/name."""
+    image: Annotated[Positional[Path], arg(metavar="IMAGE")]
+    """The image, of which some pixels are missing."""
+    out: Annotated[Path, arg(metavar="FOLDER")]
+    """Where to write; a folder that is not empty is an error without --overwrite."""
+    mask: Annotated[Path | None, arg(metavar="IMAGE"), default("what is transparent")] = None
+    """An image that is white where pixels are missing, and black elsewhere."""
+    options: Annotated[InpaintingOptions, arg(name="")] = field(default_factory=InpaintingOptions)
+    overwrite: bool = False
+    """Write into a folder that is not empty."""
+
+    def run(self) -> int:
+        import torch
+
+        from indm.evaluation import sheets
+        from indm.files import atomic
+        from indm.inpainting import inpaint
+        from indm.runs.folder import check_empty, open_run, run_folder
+        from indm.runs.provenance import provenance, weights_hash
+        from indm.runs.samples import conditions
+        from indm.translation_of_files.pictures import picture
+
+        if not self.overwrite:
+            check_empty(self.out, "name another --out, or add --overwrite")
+        run, options = run_folder(self.run_folder), self.options
+        model, _ = open_run(run)
+        levels = model.scaling.levels
+        if len(model.shape) != 3 or model.shape[0] not in (1, 3) or levels is None:
+            raise ValueError(f"{run} must be a run of grey or RGB images, got one of events of shape {model.shape}")
+        raw, missing = self.read(model.shape, levels)
+        c = None if options.condition is None else conditions(run, model, options)
+        generator = torch.Generator(model.scaling.scale.device).manual_seed(options.seed)
+        draws = inpaint(
+            model,
+            raw,
+            missing,
+            options.n if c is None else len(c),
+            c=c,
+            guidance=options.guidance,
+            steps=options.steps,
+            batch_size=options.batch_size,
+            generator=generator,
+            progress=self.progress,
+        ).cpu()
+        self.out.mkdir(parents=True, exist_ok=True)
+        for number, pixels in enumerate(draws, start=1):
+            atomic.whole(self.out / f"{number}.png", partial(picture(pixels, levels).save, format="PNG"))
+        seen = raw.masked_fill(missing, levels // 2)
+        sheets.save_grid(torch.cat([seen[None], draws]), levels, self.out / "sheet.png")
+        sources = {"image": str(self.image), "mask": None if self.mask is None else str(self.mask)}
+        made_by = provenance(options.seed, {str(run): weights_hash(run)})
+        atomic.json_object(self.out / "inpainting.json", sources | {"options": asdict(options), "provenance": made_by})
+        print(f"{self.out / 'sheet.png'}: {int(missing[0].sum())} of {missing[0].numel()} pixels, {len(draws)} draws")
+        return DONE
+
+    def read(self, shape: tuple[int, ...], levels: int) -> "tuple[Tensor, Tensor]":
+        """The image in grey levels, and where it is missing, both of ``shape``.
+
+        Raises:
+            ValueError: no mask, another size than the model's, or a mask in which no pixel or every pixel is missing.
+        """
+        from indm.data.images import pixels_of, read_alpha, read_image
+
+        mask = read_alpha(self.image) if self.mask is None else read_image(self.mask).convert("L")
+        if mask is None:
+            raise ValueError(f"--mask must be given for {self.image}, which has no transparent pixels")
+        image = read_image(self.image).convert("L" if shape[0] == 1 else "RGB")
+        for path, one in {self.image: image, self.mask or self.image: mask}.items():
+            if (one.height, one.width) != shape[1:]:
+                size = f"{one.height}x{one.width}"
+                raise ValueError(f"{path} must have {shape[1]}x{shape[2]} pixels, as the model's images, got {size}")
+        missing = pixels_of(mask) >= 128 if self.mask else pixels_of(mask) < 128
+        if missing.all() or not missing.any():
+            raise ValueError(f"{self.mask or self.image} must say which pixels are missing, some and not all of them")
+        return (pixels_of(image).double() * (levels - 1) / 255).round().long(), missing.expand(shape)

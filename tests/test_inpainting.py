@@ -1,0 +1,200 @@
+"""Draws of missing entries given the others: against the closed form of Gaussians, and by the command."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from closed_form import MixtureScore
+from flow_tools import perturb
+from PIL import Image
+from toys import error_of, pixels
+
+import indm
+from indm import inpainting
+from indm.cli.main import main
+from indm.flows import ElementwiseFlow, Identity
+from indm.model import INDM
+from indm.runs.folder import run_folder
+from indm.scaling import Scaling
+from indm.sde.linear import VPSDE
+
+SIDE = 6
+HALF, RANDOM = torch.zeros(SIDE, SIDE, dtype=torch.bool), torch.zeros(SIDE, SIDE, dtype=torch.bool)
+HALF[:, SIDE // 2 :] = True
+RANDOM.view(-1)[torch.randperm(SIDE**2, generator=torch.Generator().manual_seed(0))[: SIDE**2 // 2]] = True
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+class FieldScore(torch.nn.Module):
+    """The exact score of a Gaussian field on a grid: correlations e^{−r²/8}, and a fiftieth of the variance white."""
+
+    def __init__(self):
+        super().__init__()
+        self.sde = VPSDE(eps=1e-4)
+        places = torch.cartesian_prod(torch.arange(SIDE), torch.arange(SIDE)).double()
+        self.covariance = 0.98 * (-torch.cdist(places, places).square() / 8).exp() + 0.02 * torch.eye(SIDE**2).double()
+        self.mean = (places[:, 0] / 2).sin() / 2
+        self.variances, self.basis = torch.linalg.eigh(self.covariance)
+
+    def forward(self, z, t):
+        alpha, sigma = self.sde.alpha(t)[:, None].to(z), self.sde.sigma(t)[:, None].to(z)
+        along = (z.flatten(1) - alpha * self.mean.to(z)) @ self.basis.to(z)
+        return -(along / (alpha**2 * self.variances.to(z) + sigma**2) @ self.basis.T.to(z)).reshape(z.shape)
+
+    def given(self, x, missing):
+        """Mean and covariance of the missing entries, (m,) and (m, m), given the others of x."""
+        u, o = missing.flatten(), ~missing.flatten()
+        gain = self.covariance[u][:, o] @ torch.linalg.inv(self.covariance[o][:, o])
+        return self.mean[u] + gain @ (x.flatten() - self.mean)[o], (self.covariance[u] - gain @ self.covariance[o])[
+            :, u
+        ]
+
+
+def whitened(missing, n=1000, **options):
+    """Draws of a field's missing entries, in the coordinate in which the exact ones are N(0, I); and what was seen."""
+    score = FieldScore()
+    x = score.mean + torch.linalg.cholesky(score.covariance) @ torch.randn(SIDE**2, generator=seeded(3)).double()
+    x = x.reshape(1, SIDE, SIDE)
+    model = INDM(Identity(), score, Scaling(0.1, 2.0), shape=(1, SIDE, SIDE))
+    draws = indm.inpaint(model, 2 * x + 0.1, missing, n, batch_size=n, generator=seeded(0), **options)
+    assert torch.equal(draws[:, 0][:, ~missing], (2 * x + 0.1)[0][~missing].expand(n, -1))
+    mean, covariance = score.given(x, missing)
+    off = ((draws[:, 0][:, missing] - 0.1) / 2 - mean).T
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), off, upper=False)
+
+
+def is_standard_normal(white, bias=0.06):
+    """Whether mean and covariance, by their RMS over directions, are off by what so many draws are, and ``bias``."""
+    d, n = white.shape
+    mean = white.mean(1).square().mean().sqrt()
+    covariance = (torch.cov(white) - torch.eye(d)).square().sum().div(d).sqrt()
+    return bool(mean < bias + 2 / math.sqrt(n) and covariance < bias + 1.2 * math.sqrt((d + 1) / n))
+
+
+@pytest.mark.parametrize("missing", [HALF, RANDOM], ids=["half", "random"])
+def test_missing_entries_of_a_gaussian_field_have_the_law_of_the_closed_form(missing):
+    assert is_standard_normal(whitened(missing))
+
+
+@pytest.mark.parametrize(
+    "name, wrong", [("MOST", 1), ("gmres", lambda A, r, goal, most: r)], ids=["one product", "V = I"]
+)
+def test_the_law_is_wrong_where_the_formula_is(name, wrong, monkeypatch):
+    monkeypatch.setattr(inpainting, name, wrong)
+    assert not is_standard_normal(whitened(HALF))
+
+
+def test_both_modes_of_a_mixture_are_drawn_with_their_weights():
+    """Given 1, the other entry is 1 or −1, with probabilities 0.6 and 0.4."""
+    means, stds, weights = torch.tensor([[-1.0, 0.3], [1.0, 1.0], [1.0, -1.0]]), torch.full((3,), 0.15), [0.5, 0.3, 0.2]
+    model = INDM(Identity(), MixtureScore(VPSDE(), means, stds, torch.tensor(weights)), shape=(2,))
+    seen, mask = torch.tensor([1.0, math.nan]), torch.tensor([False, True])
+    draws = indm.inpaint(model, seen, mask, 1000, batch_size=1000, generator=seeded(0))[:, 1]
+    up, down = draws[draws > 0], draws[draws < 0]
+    assert len(up) / 1000 == pytest.approx(0.6, abs=0.05)
+    for mode, mean in ((up, 1.0), (down, -1.0)):
+        assert mode.mean().item() == pytest.approx(mean, abs=0.05) and mode.std().item() == pytest.approx(
+            0.15, abs=0.03
+        )
+
+
+def test_draws_of_an_elementwise_flow_are_those_of_its_latents():
+    score, flow = FieldScore(), perturb(ElementwiseFlow((1, SIDE, SIDE))).double()
+    z = torch.randn(1, SIDE, SIDE, generator=seeded(1)).double()
+    (x,) = flow.inverse(z[None]).detach()
+    of_x, of_z = (
+        indm.inpaint(INDM(h, score, Scaling().double(), shape=z.shape), v, RANDOM, 4, steps=5, generator=seeded(0))
+        for h, v in ((flow, x), (Identity(), z))
+    )
+    torch.testing.assert_close(flow.latent(of_x), of_z, rtol=0, atol=1e-4)
+
+
+def build(flow, condition=None, shape=(1, 8, 8), levels=17):
+    tables = {"flow": {"name": flow}, "sde": {"name": "vp"}, "net": {"name": "unet", "channels": 8, "multipliers": [1]}}
+    tables |= {"condition": condition} if condition else {}
+    return indm.build_model(tables, shape, Scaling.images(levels))
+
+
+def test_grey_levels_stay_as_they_were_for_events_and_masks_of_each_draw():
+    model = build("elementwise", {"name": "classes", "labels": ["a", "b"], "drop": 0.1})
+    raw = torch.randint(17, (3, 1, 8, 8), generator=seeded(0), dtype=torch.uint8)
+    mask = torch.rand(3, 1, 8, 8, generator=seeded(1)) < 0.5
+    first, again, larger = (
+        indm.inpaint(model, raw, mask, 3, c=["a", "b", "b"], guidance=2.0, steps=3, batch_size=b, generator=seeded(0))
+        for b in (3, 3, 2)
+    )
+    for draws in (first, again, larger):
+        assert draws.dtype == torch.uint8 and torch.equal(draws[~mask], raw[~mask])
+    assert torch.equal(first, again) and not torch.equal(first[mask], raw[mask])
+
+
+GREY, MASK = torch.zeros(1, 8, 8, dtype=torch.uint8), torch.ones(8, 8, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"model": build("coupling")}, "flow must be one of each entry by itself, got CouplingFlow"),
+        ({"sampler": "ode"}, "sampler must take fixed steps, got AdaptiveODE"),
+        ({"mask": MASK.long()}, "mask must be bool, True where an entry is missing, got torch.int64"),
+        ({"mask": MASK[:3]}, r"mask must have shape \(1, 8, 8\) or \(2, 1, 8, 8\), got \(3, 8\)"),
+        ({"observed": GREY.expand(3, 1, 8, 8)}, "observed must have shape"),
+        ({"observed": GREY / 2, "mask": ~MASK}, "observed must be integers from 0 to 16, got torch.float32"),
+        ({"observed": GREY + 17, "mask": ~MASK}, "observed must be integers from 0 to 16"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"n": 0}, "n must be at least 1, got 0"),
+        ({"c": 1}, "c must be left out"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, said):
+    arguments = {"model": build("elementwise"), "observed": GREY, "mask": MASK, "n": 2} | change
+    with pytest.raises(ValueError, match=said):
+        indm.inpaint(**arguments)
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """The shipped run, a picture, a mask of its right half, and the picture with that half transparent."""
+    monkeypatch.chdir(tmp_path)
+    run_folder(Path("digits-pretrained"))
+    grey = (np.random.default_rng(0).integers(17, size=(8, 8)) * 255 / 16).round()
+    white = np.zeros((8, 8), np.uint8)
+    white[:, 4:] = 255
+    Image.fromarray(grey.astype(np.uint8)).save("digit.png")
+    Image.fromarray(white).save("mask.png")
+    Image.fromarray(np.stack([grey, 255 - white], 2).astype(np.uint8), "LA").save("clear.png")
+    return tmp_path
+
+
+def test_the_command_draws_what_is_white_or_transparent(files, capsys):
+    command = ["inpaint", "digits-pretrained", "--steps", "2", "-n", "2", "--quiet"]
+    assert main([*command, "digit.png", "--mask", "mask.png", "--out", "a"]) == 0
+    assert "sheet.png: 32 of 64 pixels, 2 draws" in capsys.readouterr().out
+    assert main([*command, "clear.png", "--out", "b"]) == 0
+    drawn = [pixels(f"a/{number}.png") for number in (1, 2)]
+    assert all((one[:, :4] == pixels("digit.png")[:, :4]).all() for one in drawn)
+    assert (drawn[0][:, 4:] != drawn[1][:, 4:]).any() and (pixels("b/1.png") == drawn[0]).all()
+    made_by = json.loads((files / "a" / "inpainting.json").read_text())
+    assert made_by["mask"] == "mask.png" and made_by["options"]["steps"] == 2 and made_by["provenance"]["seed"] == 0
+
+
+def test_mistakes_of_the_command_are_one_line(files, capsys):
+    command = ["inpaint", "digits-pretrained", "digit.png", "--out", "a"]
+    assert "--mask must be given for digit.png" in error_of(capsys, *command)
+    for name, size in {"black": (8, 8), "wide": (9, 8)}.items():
+        Image.new("L", size).save(f"{name}.png")
+    assert "must say which pixels are missing" in error_of(capsys, *command, "--mask", "black.png")
+    assert "wide.png must have 8x8 pixels, as the model's images, got 8x9" in error_of(
+        capsys, *command, "--mask", "wide.png"
+    )
+    unknown = error_of(capsys, *command, "--mask", "mask.png", "--condition", "3")
+    assert "condition and guidance are for a model of p(x|c), got 3" in unknown
+    (files / "a").mkdir()
+    (files / "a" / "kept.txt").touch()
+    assert "a exists and is not empty: name another --out" in error_of(capsys, *command, "--mask", "mask.png")
