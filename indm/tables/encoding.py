@@ -46,6 +46,8 @@ class Column:
         """
         missing = are_missing(entries)
         numbers, codes = np.full(len(entries), np.nan), np.where(missing, -1, 0)
+        if self.constant is not None and not isinstance(self.constant, float):
+            return numbers, codes  # a category
         if not self.is_number and self.values:
             known = {value: i for i, value in enumerate(self.values)}
             for i in np.flatnonzero(~missing):
@@ -237,7 +239,9 @@ def as_numbers(entries: Array, name: str) -> Array:
     try:
         found = entries.astype(float)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must hold numbers, or be among the categories: {error}") from error
+        raise ValueError(
+            f"{name} must hold numbers (of dates, such as days), or be among the categories: {error}"
+        ) from error
     if not np.isfinite(found).all():
         raise ValueError(f"{name} must hold finite numbers, got infinity")
     return found

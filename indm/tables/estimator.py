@@ -70,21 +70,27 @@ class NamedColumns:
             f"{argument} must hold columns of X ({known}indices 0 … {self.n_features_in_ - 1}), got {column!r}"
         )
 
+    def _indices(self, columns: Any, argument: str) -> list[int]:
+        """The indices of columns, or of one, that ``argument`` names."""
+        alone = isinstance(columns, str | int | np.integer)
+        return [self._index(column, argument) for column in ([columns] if alone else columns)]
+
     def _name(self, i: Any) -> str:
         """A column in words."""
         named = getattr(self, "feature_names_in_", None)
         return f"column {i}" if named is None else f"column {i} ({named[i]})"
 
-    def _interval_of(self, i: int, pair: tuple[float | None, float | None]) -> tuple[float, float]:
+    def _interval_of(self, i: int, pair: Any) -> tuple[float, float]:
         """The bounds of a column, infinite where they are None.
 
         Raises:
-            ValueError: they are not in order.
+            ValueError: they are not two, or not in order.
         """
-        low, high = (inf if end is None else end for end, inf in zip(pair, (-np.inf, np.inf), strict=True))
-        if not low < high:
-            raise ValueError(f"bounds must be a lower and a higher number or None, got {pair} of {self._name(i)}")
-        return low, high
+        if np.shape(pair) == (2,):
+            low, high = (inf if end is None else end for end, inf in zip(pair, (-np.inf, np.inf), strict=True))
+            if low < high:
+                return low, high
+        raise ValueError(f"bounds must be a lower and a higher number or None, got {pair} of {self._name(i)}")
 
 
 class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
@@ -205,9 +211,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 and left out; the network found nothing that the mixture lacks.
         """
         started = time.perf_counter()
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=FEWEST_ROWS)
+        X = self._numbers(X, ensure_min_samples=FEWEST_ROWS)
         n_models = self._checked(len(X))
-        self.discrete_ = np.unique([self._index(column, "discrete") for column in self.discrete]).astype(int)
+        self.discrete_ = np.unique(self._indices(self.discrete, "discrete")).astype(int)
         self._check_whole(X)
         X = self._varying(X)
         self._check_bounds(X)
@@ -256,7 +262,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             ConvergenceWarning: where the ODE's error is above ``tol`` on average.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+        X = self._numbers(X, reset=False)
         self._check_whole(X)
         c = self._conditions(c, len(X))
         found, rows = np.full(len(X), -np.inf), self._possible(X)
@@ -281,8 +287,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         default ``sampling_steps_``, in which draws are off by ``sampling_error_``.
         """
         check_is_fitted(self)
-        if n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1, got {n_samples}")
+        check_count(n_samples, "n_samples")
         c = self._conditions(c, n_samples)
         latents = self._latents(c, self.sampling_steps_ if steps is None else steps, check_random_state(random_state))
         rows = np.tile(self.constant_, (n_samples, 1))
@@ -291,6 +296,21 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         return rows
 
     # ── The table ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _numbers(self, X: Any, **options: Any) -> np.ndarray:
+        """Rows as numbers; where scikit-learn finds others in a data frame, an error names the first such column."""
+        try:
+            return validate_data(self, X, dtype=np.float64, **options)
+        except (TypeError, ValueError) as error:
+            for i, kind in enumerate(X.dtypes if hasattr(X, "iloc") and X.ndim == 2 else ()):
+                entries = X.iloc[:, i]
+                if kind.kind in "mM" or _is_text(entries) or entries.isna().any():
+                    got = "missing entries" if entries.isna().any() else f"entries of type {kind}"
+                    raise ValueError(
+                        f"X must hold numbers, got {got} in column {i} ({X.columns[i]}): JointDensityEstimator takes "
+                        "categories and missing entries (NaN); turn dates into numbers, such as days"
+                    ) from error
+            raise
 
     def _checked(self, rows: int) -> int:
         """The number of models.
@@ -400,7 +420,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         table = table[:, None] if table.ndim == 1 else table
         if len(table) != rows:
             raise ValueError(f"c must have {rows} rows, one for each of X, got {len(table)}")
-        self.n_conditions_ = table.shape[1]
+        self.n_conditions_, self._c_names = table.shape[1], names_of(c)
         self._c_mean, std = moments(table)
         self._c_std = np.where(std > 1e-12 * np.abs(self._c_mean), std, 1.0)
         return (table - self._c_mean) / self._c_std
@@ -415,9 +435,13 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         k = self.n_conditions_
         if (c is None) != (k == 0):
             wanted = f"{k} numbers for each row" if k else "left out"
-            raise ValueError(f"c must be {wanted}, as it was in fit, got {'none' if c is None else 'some'}")
+            got = "none" if c is None else "some; fit takes it by fit(X, c=c)"
+            raise ValueError(f"c must be {wanted}, as it was in fit, got {got}")
         if c is None:
             return np.zeros((rows, 0))
+        names = names_of(c)
+        if names and self._c_names and names != self._c_names:
+            raise ValueError(f"c must have the columns {self._c_names} in this order, as in fit, got {names}")
         table = check_array(np.atleast_1d(c), dtype=np.float64, ensure_2d=False, input_name="c")
         if table.ndim == 1:
             table = table[:, None] if k == 1 else table[None]
@@ -586,14 +610,35 @@ def check_options(estimator: Any) -> None:
         if not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
     for name in ("max_seconds", "learning_rate"):
-        if not getattr(estimator, name) > 0:
-            raise ValueError(f"{name} must be positive, got {getattr(estimator, name)!r}")
+        value = getattr(estimator, name)
+        if not isinstance(value, int | float | np.number) or not value > 0:
+            raise ValueError(f"{name} must be positive, got {value!r}")
     if not 0 <= estimator.dropout < 1:
         raise ValueError(f"dropout must be a share below 1, got {estimator.dropout!r}; 0.1 is usual")
     if not 0 < estimator.validation_fraction <= 0.5:
         raise ValueError(
             f"validation_fraction must be above 0 and at most 0.5, got {estimator.validation_fraction!r}; 0.1 is usual"
         )
+
+
+def check_count(n: Any, name: str) -> None:
+    """ValueError for other than a whole number of at least 1."""
+    if not isinstance(n, int | np.integer) or n < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {n!r}")
+
+
+def names_of(table: Any) -> list[Any]:
+    """Names of the columns of a data frame; none of other tables."""
+    return list(table.columns) if hasattr(table, "iloc") and table.ndim == 2 else []
+
+
+def _is_text(entries: Any) -> bool:
+    """Whether entries of a data frame cannot be read as numbers."""
+    try:
+        entries.to_numpy(dtype=float, na_value=np.nan)
+    except (TypeError, ValueError):
+        return True
+    return False
 
 
 def integrated(log_density: Callable[[Array, Array], Array], n: int, k: int, draws: int) -> Array:
@@ -671,6 +716,8 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
     that rounding counts. Where the network adds nothing, it is the mixture's in closed form. The ODE's differs from
     that by what is left of the mixture at T: some 0.01 nats for usual rows.
     """
+    if not tol > 0:
+        raise ValueError(f"tol must be positive, got {tol!r}")
     if model.score.backbone.is_mixture:
         return mixture_log_prob(model, z), z.new_zeros(len(z))
     most = ROUNDED * tol / (ROUNDING_OF_RATES * torch.finfo(torch.float32).eps)  # nats

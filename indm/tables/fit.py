@@ -162,7 +162,7 @@ class Training:
     def gain(self, start: Tensor | None = None) -> tuple[float, float]:
         """Gain of the best state over a start, by default its own, and the standard error of the gain, nats."""
         gains = ((self.start if start is None else start) - self.lowest).unflatten(0, (-1, self.groups)).mean(1)
-        return gains.mean().item(), (gains.std() / math.sqrt(len(gains))).item()
+        return gains.mean().item(), (gains.std() / math.sqrt(len(gains))).item() if len(gains) > 1 else math.inf
 
     def back(self) -> None:
         """Go on from the best state."""

@@ -32,6 +32,7 @@ from indm.tables.estimator import (
     ROWS_AT_ONCE,
     SOLVER_ERROR,
     NamedColumns,
+    check_count,
     check_options,
     integrated,
     latent_log_prob,
@@ -158,7 +159,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     :meth:`disagreement` measures by how much they differ.
 
     Args:
-        categories: columns of categories, by index or name. Columns with strings or booleans are such without this.
+        categories: columns of categories, by index or name. Columns of strings, of booleans and of pandas' categories
+            are such without this.
         discrete: columns of whole numbers, see :class:`DensityEstimator`.
         bounds: the interval of a column, such as ``{"age": (0, None)}``, see :class:`DensityEstimator`.
         spikes: values that many rows of a column have exactly, such as ``{"rain": 0}`` or ``{"rain": (0, 99)}``. They
@@ -249,10 +251,12 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         Warns:
             UserWarning: a column is constant and left out; the network found nothing that the mixture lacks.
         """
-        deadline = time.perf_counter() + self.max_seconds
-        self._is_frame = hasattr(X, "iloc")
-        X = self._validated(X, ensure_min_samples=FEWEST_ROWS)
         check_options(self)
+        deadline = time.perf_counter() + self.max_seconds
+        self._columns = getattr(X, "columns", None) if hasattr(X, "iloc") else None
+        kinds = getattr(X, "dtypes", ()) if self._columns is not None else ()
+        self._categorical = {i for i, kind in enumerate(kinds) if kind == "category"}
+        X = self._validated(X, ensure_min_samples=FEWEST_ROWS)
         numbers = check_random_state(self.random_state)
         self.encoding_ = self._encoding(X, numbers)
         x, codes = self.encoding_.encoded(X)
@@ -293,9 +297,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _encoding(self, X: Array, numbers: np.random.RandomState) -> Encoding:
         """Kind and map of each column."""
-        options = {
-            name: {self._index(column, name) for column in getattr(self, name)} for name in ("categories", "discrete")
-        }
+        options = {name: set(self._indices(getattr(self, name), name)) for name in ("categories", "discrete")}
         bounds = {self._index(column, "bounds"): pair for column, pair in dict(self.bounds or {}).items()}
         spikes = {self._index(column, "spikes"): value for column, value in dict(self.spikes or {}).items()}
         columns = []
@@ -305,7 +307,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                     X[:, i],
                     self._name(i),
                     numbers,
-                    is_category=i in options["categories"],
+                    is_category=i in options["categories"] | self._categorical,
                     is_whole=i in options["discrete"],
                     interval=self._interval_of(i, bounds.get(i, (None, None))),
                     spikes=np.atleast_1d(spikes.get(i, ())).astype(float).tolist(),
@@ -317,6 +319,13 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         if constant:
             named = ", ".join(f"{column.name}, {column.constant}" for column in constant)
             warnings.warn(f"left out of the density, as all rows have the same value: {named}", stacklevel=3)
+        for column in columns:
+            if not column.is_number and len(column.values) > len(X) / 2:
+                warnings.warn(
+                    f"{column.name} has {len(column.values)} categories in {len(X)} rows: leave out a column of names, "
+                    "and turn strings of numbers into numbers",
+                    stacklevel=3,
+                )
         return Encoding(tuple(columns))
 
     def _started(
@@ -455,7 +464,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 raise ValueError(f"a mask of given entries must have the shape {X.shape} of X, got {is_given.shape}")
         else:
             is_given = np.zeros(X.shape, dtype=bool)
-            is_given[:, [self._index(column, "given") for column in given]] = True
+            is_given[:, self._indices(given, "given")] = True
         return self._score(X, ~is_given, is_given, tol)
 
     def score(self, X, y=None) -> float:
@@ -472,19 +481,39 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def conditional(self, given: Mapping[Any, Any]) -> "Conditional":
         """The density of all other columns at the values ``given``, by index or name: ``{"age": 30}``."""
         check_is_fitted(self)
+        if not hasattr(given, "items"):
+            raise ValueError(f'given must be values of columns, such as {{"age": 30}}, got {given!r}')
         row = np.full((1, self.n_features_in_), np.nan, dtype=object)
         for column, value in given.items():
             row[0, self._index(column, "given")] = value
-        self.encoding_.encoded(row)
+        self._check_possible(row)
         return Conditional(self, row[0])
 
     def impute(self, X, n: int | None = None, random_state: Any = None):
-        """``X`` with draws given the rest of its row in place of missing entries: one table, or a list of ``n``."""
+        """``X`` with draws given the rest of its row in place of missing entries: one table, or a list of ``n``.
+
+        A data frame keeps its index.
+
+        Raises:
+            ValueError: as :meth:`score_samples`; a value outside of its bounds.
+        """
         check_is_fitted(self)
+        check_count(1 if n is None else n, "n")
+        index = X.index if hasattr(X, "iloc") else None
         X = self._validated(X, reset=False)
+        self._check_possible(X)
         numbers = check_random_state(random_state)
-        tables = [self._as_fitted(self._filled(X, numbers, None)) for _ in range(n or 1)]
+        tables = [self._as_fitted(self._filled(X, numbers, None), index) for _ in range(n or 1)]
         return tables[0] if n is None else tables
+
+    def _check_possible(self, X: Array) -> None:
+        """ValueError for a number that is outside of its bounds, at which there is no density of the others."""
+        x, _ = self.encoding_.encoded(X)
+        outside = np.argwhere(~self.encoding_.is_possible(x))
+        if len(outside):
+            row, j = outside[0]
+            column = self.encoding_.columns[self.encoding_.numbers[j]]
+            raise ValueError(f"{column.name} must be inside of its bounds, got {x[row, j]:g} in row {row}")
 
     def disagreement(self, X, random_state: Any = None) -> dict[str, float]:
         """By how much log p of a row and log p(a) + log p(b|a) differ, nats: ``mean`` and ``rms`` over rows.
@@ -610,13 +639,13 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             found[:, self.encoding_.numbers == i] = codes[:, j : j + 1] > 0
         return found
 
-    def _as_fitted(self, rows: Array):
+    def _as_fitted(self, rows: Array, index: Any = None):
         """Rows as an array, or as a data frame where ``fit`` got one."""
-        if not self._is_frame:
+        if self._columns is None:
             return rows
         import pandas
 
-        return pandas.DataFrame(rows, columns=self.feature_names_in_).infer_objects()
+        return pandas.DataFrame(rows, index, self._columns).infer_objects()
 
 
 @dataclass(frozen=True)
@@ -644,8 +673,7 @@ class Conditional:
 
     def sample(self, n_samples: int = 1, random_state: Any = None, *, steps: int | None = None):
         """Whole rows, (n_samples, columns), with the given values in their columns."""
-        if n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1, got {n_samples}")
+        check_count(n_samples, "n_samples")
         rows = np.tile(self.row, (n_samples, 1))
         return self.estimator._as_fitted(self.estimator._filled(rows, check_random_state(random_state), steps))
 

@@ -289,7 +289,7 @@ def test_names_of_a_data_frame():
     pandas = pytest.importorskip("pandas")
     numbers = np.random.default_rng(0)
     table = pandas.DataFrame({"age": numbers.integers(20, 60, 100), "height": numbers.normal(170, 10, 100)})
-    model = DensityEstimator(discrete=("age",), **SMALL).fit(table)
+    model = DensityEstimator(discrete="age", **SMALL).fit(table)
     assert model.discrete_.tolist() == [0] and model.feature_names_in_.tolist() == ["age", "height"]
     with pytest.raises(ValueError, match=r"discrete .*age, height.*'weight'"):
         DensityEstimator(discrete=("weight",), **SMALL).fit(table)
@@ -313,6 +313,8 @@ ERRORS = {
     "seconds": (ROWS, {"max_seconds": 0.0}, "max_seconds must be positive, got 0"),
     "dropout": (ROWS, {"dropout": 1.0}, "dropout must be a share below 1, got 1.0"),
     "width": (ROWS, {"width": 0}, "width must be a whole number of at least 1, got 0"),
+    "no number of seconds": (ROWS, {"max_seconds": None}, "max_seconds must be positive, got None"),
+    "one bound": (ROWS, {"bounds": {0: 1}}, "bounds must be a lower and a higher number or None, got 1 of column 0"),
     "models": (ROWS, {"n_models": 0}, "n_models must be at least 1, or None"),
 }
 
@@ -324,11 +326,41 @@ def test_errors_say_what_was_got_and_what_would_do(case):
         DensityEstimator(**SMALL | options).fit(X)
 
 
+@pytest.mark.parametrize(
+    "entries, got",
+    [
+        (["Oslo", "Rome"] * 15, r"entries of type .* in column 1 \(b\): JointDensityEstimator takes"),
+        (np.arange(30).astype("datetime64[D]"), "entries of type datetime64.* turn dates into numbers"),
+        ([1.0, np.nan] * 15, r"missing entries in column 1 \(b\): JointDensityEstimator takes"),
+    ],
+)
+def test_a_column_without_numbers_is_named(entries, got):
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(ValueError, match=f"X must hold numbers, got {got}"):
+        DensityEstimator(**SMALL).fit(pandas.DataFrame({"a": ROWS[:, 0], "b": entries}))
+
+
+def test_columns_of_conditions_keep_their_order(coarse):
+    pandas = pytest.importorskip("pandas")
+    c = pandas.DataFrame(ROWS, columns=["u", "v"])
+    model = DensityEstimator(**SMALL).fit(ROWS, c=c)
+    model.sample(2, c=c[:2])
+    with pytest.raises(ValueError, match=r"c must have the columns \['u', 'v'\] in this order, .* got \['v', 'u'\]"):
+        model.sample(2, c=c[["v", "u"]][:2])
+    with pytest.raises(ValueError, match="tol must be positive, got 0"):
+        model.score_samples(ROWS[:2], c[:2], tol=0)
+
+
+def test_the_error_of_one_row_of_validation_is_unknown(recwarn):
+    model = DensityEstimator(**SMALL).fit(ROWS[:10])
+    assert model.gains_[0][1] == np.inf and not any("degrees of freedom" in str(w.message) for w in recwarn)
+
+
 def test_other_columns_and_numbers_of_samples_are_refused(moons):
     model, X = moons
     with pytest.raises(ValueError, match="1 features, but DensityEstimator is expecting 2"):
         model.score_samples(X[:, :1])
-    with pytest.raises(ValueError, match="n_samples must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="n_samples must be a whole number of at least 1, got 0"):
         model.sample(0)
 
 
@@ -425,7 +457,7 @@ def test_conditions_are_routed_pickled_and_checked(moons, coarse):
         assert np.isfinite(piped[-1].score(piped[0].transform(X), c=c))
     for use, message in (
         (lambda: model.score_samples(X), "c must be 1 numbers for each row, as it was in fit, got none"),
-        (lambda: moons[0].score_samples(moons[1], c[:1]), "c must be left out"),
+        (lambda: moons[0].score_samples(moons[1], c[:1]), "c must be left out, .* fit takes it by fit.X, c=c."),
         (lambda: model.score_samples(X, c[:7]), "c must have 60 rows, one for each of X, or one for all, got 7"),
         (lambda: model.score_samples(X, c[:59, 0]), "c must have 60 rows, one for each of X, or one for all, got 59"),
         (lambda: model.sample(60, c=c[:59, 0]), "c must have 60 rows"),

@@ -233,6 +233,42 @@ def test_frames_come_back_as_frames():
         fitted.conditional({"age": 3})
 
 
+def test_filled_frames_keep_index_and_kinds():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(ROWS, np.arange(30) + 100)
+    table[1], table[2], table[3] = pandas.Categorical([4, 7] * 15), "same", pandas.Categorical([1] * 30)
+    table.iloc[5, 0] = np.nan
+    with pytest.warns(UserWarning, match="column 2, same, column 3, 1"):
+        fitted = JointDensityEstimator(**SMALL).fit(table)
+    filled = fitted.impute(table, random_state=0)
+    assert (filled.index == table.index).all() and filled[0].drop(105).equals(table[0].drop(105))
+    drawn = fitted.sample(9, 0)
+    assert list(drawn.columns) == [0, 1, 2, 3] and set(drawn[1]) == {4, 7} and set(drawn[2]) == {"same"}
+    assert np.isfinite(fitted.score(table))
+
+
+def test_a_column_of_names_is_named():
+    rows = ROWS.astype(object)
+    rows[:, 1] = [f"row {i}" for i in range(30)]
+    with pytest.warns(UserWarning, match="column 1 has 30 categories in 30 rows: leave out a column of names"):
+        JointDensityEstimator(**SMALL).fit(rows)
+
+
+@pytest.mark.parametrize(
+    "use, message",
+    [
+        (lambda model: model.conditional({3: -1}), "column 3 must be inside of its bounds, got -1 in row 0"),
+        (lambda model: model.impute([[None, 1.0, "yes", -1.0]]), "column 3 must be inside of its bounds"),
+        (lambda model: model.conditional(["smoker"]), "given must be values of columns"),
+        (lambda model: model.impute(people(3), n=0), "n must be a whole number of at least 1, got 0"),
+        (lambda model: model.conditional({}).sample(2.5), "n_samples must be a whole number of at least 1, got 2.5"),
+    ],
+)
+def test_questions_without_an_answer_are_refused(use, message, model):
+    with pytest.raises(ValueError, match=message):
+        use(model)
+
+
 def test_whole_numbers_have_probabilities_that_sum_to_one():
     numbers = np.random.default_rng(0)
     counts = numbers.binomial(3, 0.5, 300).astype(float)
