@@ -10,15 +10,16 @@ from scipy.optimize import minimize
 from sklearn.base import clone
 from sklearn.covariance import OAS
 from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from indm.likelihood import log_prob
 from indm.tables import importance, summaries
 from indm.tables.calibration import Calibration
 from indm.tables.columns import moments_of_most, to_line
-from indm.tables.estimator import PROBES, ROWS_AT_ONCE, DensityEstimator
+from indm.tables.estimator import PROBES, ROWS_AT_ONCE, DensityEstimator, check_count
 from indm.tables.fit import at
-from indm.tables.prior import Prior, array
+from indm.tables.prior import Prior, array, finite
 
 MOST_EXACT = 40  # parameters up to which the divergence is exact
 NUDGE = 1e-3  # of a latent, by which derivatives of the columns are taken
@@ -86,10 +87,10 @@ class PosteriorEstimator:
         """Fit to ``theta`` (n, d), drawn from the prior, and ``x`` (n, *event), simulated at each; arrays or tensors.
 
         Raises:
-            ValueError: a prior whose support is not a box; x that is not a vector, without an embedding; what
-                :meth:`indm.DensityEstimator.fit` raises.
+            ValueError: a prior whose support is not a box; theta outside of it; x that is not a vector, without an
+                embedding, or not finite; what :meth:`indm.DensityEstimator.fit` raises.
         """
-        theta, x = array(theta), array(x)
+        theta, x = array(theta), finite(x, "x")
         theta, x = (part[:, None] if part.ndim == 1 else part for part in (theta, x))
         if len(x) != len(theta):
             raise ValueError(f"x must have a row for each of theta, {len(theta)}, got {len(x)}")
@@ -97,6 +98,13 @@ class PosteriorEstimator:
             raise ValueError(f"x must be vectors where there is no embedding, got events of shape {x.shape[1:]}")
         self._event, self.prior_ = x.shape[1:], Prior(self.prior, theta.shape[1], self.estimator.discrete)
         theta = self.prior_.within(theta)
+        outside = np.argwhere((theta < self.prior_.low) | (theta > self.prior_.high))
+        if len(outside):
+            row, i = outside[0]
+            raise ValueError(
+                f"theta must be drawn from the prior, got {theta[row, i]:g} in row {row} of parameter {i}, where the "
+                f"prior is from {self.prior_.low[i]:g} to {self.prior_.high[i]:g}"
+            )
         self.estimator_ = clone(self.estimator)
         self.estimator_.bounds = self.estimator_.bounds if self.prior is None else self.prior_.bounds
         self.embedding_ = None if self.embedding is None else self._embed(self.embedding, theta, x)
@@ -298,6 +306,7 @@ class PosteriorEstimator:
 
     def _parameters(self, theta: Any) -> Array:
         """Rows of θ, (n, d); one row may stand alone."""
+        check_is_fitted(getattr(self, "estimator_", self.estimator))
         theta, d = array(theta), len(self.prior_.low)
         theta = theta.reshape(-1, d) if theta.ndim == 1 and (d == 1 or len(theta) == d) else theta
         if theta.ndim != 2 or theta.shape[1] != d:
@@ -306,7 +315,8 @@ class PosteriorEstimator:
 
     def _observed(self, x: Any) -> tuple[Array, bool]:
         """Rows of x, (m, *event), and whether it is one without an axis of rows."""
-        x = array(x)
+        check_is_fitted(getattr(self, "estimator_", self.estimator))
+        x = finite(x, "x")
         is_one = x.shape == self._event or (x.ndim == 0 and self._event == (1,))
         x = x.reshape(-1, *self._event) if is_one or (x.ndim == 1 and self._event == (1,)) else x
         if x.shape[1:] != self._event:
@@ -335,8 +345,7 @@ class PosteriorEstimator:
 
     def _sample(self, n: int, c: Array, random_state: Any) -> Array:
         """(m, n, d) at rows of c (m, k)."""
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
+        check_count(n, "n")
         draws = self.estimator_.sample(n * len(c), random_state, c=np.repeat(c, n, axis=0))
         return draws.reshape(len(c), n, -1)
 

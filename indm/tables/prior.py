@@ -33,12 +33,12 @@ class Prior:
 
     def __init__(self, law: Any, d: int, whole: Any = ()):
         self.law, self.is_none, self.is_whole = law, law is None, np.isin(np.arange(d), list(whole))
-        ends = (-np.inf, np.inf) if law is None else _ends(law.support) if isinstance(law, Distribution) else tuple(law)
-        if len(ends) != 2:
-            raise ValueError(f"prior must be a pair (low, high), or a torch distribution, got {len(ends)} entries")
+        ends: Any = (-np.inf, np.inf) if law is None else _ends(law.support) if isinstance(law, Distribution) else law
+        if not hasattr(ends, "__len__") or len(ends) != 2:
+            raise ValueError(f"prior must be a pair (low, high), or a torch distribution, got {ends!r}")
         try:
             self.low, self.high = (np.broadcast_to(array(end), (d,)) for end in ends)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"prior must have numbers or arrays of {d}, one for each parameter, as ends") from error
 
     @property
@@ -80,6 +80,14 @@ class Prior:
 def array(rows: Any) -> Array:
     """Numbers as an array, also those of a tensor on any device."""
     return np.asarray(rows.detach().cpu() if isinstance(rows, Tensor) else rows, dtype=np.float64)
+
+
+def finite(rows: Any, name: str) -> Array:
+    """:func:`array`, or ValueError where an entry is missing or infinite."""
+    found = array(rows)
+    if not np.isfinite(found).all():
+        raise ValueError(f"{name} must be finite numbers, got NaN or infinity; leave out such rows")
+    return found
 
 
 def _ends(support: Any) -> tuple[Any, Any]:

@@ -223,8 +223,17 @@ def test_log_densities_of_priors():
     [
         (lambda: PosteriorEstimator(estimator=DensityEstimator(), width=3), "options belong to the estimator .* width"),
         (lambda: PosteriorEstimator((0, 1), bounds={0: (0, 1)}), "bounds must be left out"),
-        (lambda: Prior((0, 1, 2), 2), r"prior must be a pair \(low, high\), or a torch distribution, got 3"),
+        (lambda: Prior((0, 1, 2), 2), r"prior must be a pair \(low, high\), or a torch distribution, got .0, 1, 2"),
         (lambda: Prior(([0] * 3, [1] * 3), 2), "numbers or arrays of 2, one for each parameter"),
+        (lambda: Prior(td.Uniform, 2), "prior must be a pair"),
+        (lambda: Prior([td.Normal(0, 1)] * 2, 2), "numbers or arrays of 2"),
+        (
+            lambda: PosteriorEstimator((0, 1)).fit([[0.5], [7]], [[1], [1]]),
+            "drawn from the prior, got 7 in row 1",
+        ),
+        (lambda: PosteriorEstimator().fit([[1.0]], [[np.nan]]), "x must be finite numbers"),
+        (lambda: PosteriorEstimator().sample(3, [1.0]), "not fitted yet"),
+        (lambda: PosteriorEstimator().log_prob([[1.0]], [1.0]), "not fitted yet"),
         (lambda: Prior(td.Dirichlet(torch.ones(2)), 2), "prior must have a box as its support"),
         (lambda: PosteriorEstimator(**SMALL).fit(np.ones((20, 2)), np.ones((19, 2))), "x must have a row for each"),
         (lambda: PosteriorEstimator(**SMALL).fit(np.ones((20, 2)), np.ones((20, 2, 2))), "there is no embedding"),
@@ -242,7 +251,7 @@ def test_errors_of_shapes(gaussian):
             r"x must have shape \(3,\), or one axis more for several, got \(2,\)",
         ),
         (lambda: gaussian.log_prob(np.zeros((4, 3)), np.zeros(3)), r"theta must have shape \(n, 2\), got \(4, 3\)"),
-        (lambda: gaussian.sample(0, np.zeros(3)), "n must be at least 1"),
+        (lambda: gaussian.sample(0, np.zeros(3)), "n must be a whole number of at least 1"),
         (lambda: gaussian.calibration(np.zeros((4, 2)), np.zeros((3, 3))), "x must have a row for each of theta, 4"),
     ):
         with pytest.raises(ValueError, match=message):
