@@ -47,6 +47,7 @@ ROUNDED = 0.02  # share of the error that may be rounding in single precision
 SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
 POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # of Gauss and Legendre in each of none, one or two discrete columns
 CHANGE = 5e-3  # of a probability, relative, by twice as many points; its error is then mostly below 1e-3
+FEW_VALUES, REPEATS = 64, 10  # of a column, at most; rows of each, at least
 ROUNDING = 8 * np.finfo(np.float64).eps  # by which the values of a constant column may differ, relative
 
 Array = np.ndarray
@@ -208,7 +209,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
         Warns:
             UserWarning: a row is so far from all others that it decides the deviation of a column; a column is constant
-                and left out; the network found nothing that the mixture lacks.
+                and left out; a column of few values is not among ``discrete``; the network found nothing that the
+                mixture lacks.
         """
         started = time.perf_counter()
         X = self._numbers(X, ensure_min_samples=FEWEST_ROWS)
@@ -356,6 +358,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             raise ValueError(f"X must vary in a column, got the same value in all rows of {named}")
         if same.any():
             warnings.warn(f"left out of the density, as all rows have the same value: {named}", stacklevel=3)
+        numbers = np.setdiff1d(np.flatnonzero(~same), self.discrete_)
+        warn_of_few_values({self._name(i): X[:, i] for i in numbers}, stacklevel=4)
         return X[:, ~same]
 
     def _check_bounds(self, X: np.ndarray) -> None:
@@ -689,6 +693,18 @@ def warn_above(tol: float, errors: Tensor, stacklevel: int) -> None:
             f"log p is off by about {errors.mean():.2g} nats on average, and {errors.max():.2g} at most, where the "
             "density is narrow; rows far from all that were fitted are the usual cause",
             ConvergenceWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def warn_of_few_values(columns: dict[str, np.ndarray], stacklevel: int) -> None:
+    """UserWarning that names the columns of numbers of few values, each of which stands in many rows."""
+    few = [name for name, values in columns.items() if len(np.unique(values)) <= min(FEW_VALUES, len(values) / REPEATS)]
+    if few:
+        more = f" and {len(few) - 3} others" if len(few) > 3 else ""
+        warnings.warn(
+            f"few values, each in many rows, in {', '.join(few[:3])}{more}: the density there is arbitrarily high, and "
+            "any other value looks like an outlier. Name whole numbers in discrete; a factor makes others whole",
             stacklevel=stacklevel,
         )
 

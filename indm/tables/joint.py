@@ -39,6 +39,7 @@ from indm.tables.estimator import (
     no_gain,
     steps_for_draws,
     warn_above,
+    warn_of_few_values,
 )
 from indm.tables.fit import VALIDATION_ROWS, Training, race, train
 from indm.tables.joint_mixture import LAW_ENTRIES, JointMixture, best_joint_mixture
@@ -319,6 +320,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         if constant:
             named = ", ".join(f"{column.name}, {column.constant}" for column in constant)
             warnings.warn(f"left out of the density, as all rows have the same value: {named}", stacklevel=3)
+        plain = [i for i, c in enumerate(columns) if c.is_number and not (c.is_whole or c.values)]
+        warn_of_few_values({columns[i].name: X[~are_missing(X[:, i]), i].astype(float) for i in plain}, stacklevel=4)
         for column in columns:
             if not column.is_number and len(column.values) > len(X) / 2:
                 warnings.warn(

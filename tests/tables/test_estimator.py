@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from indm import INDM, DensityEstimator, ScoreModel
+from indm import INDM, DensityEstimator, JointDensityEstimator, ScoreModel
 from indm.flows.base import Identity
 from indm.likelihood import WhitenedFlow
 from indm.nets.mixture import MixtureMLP
@@ -349,6 +349,17 @@ def test_columns_of_conditions_keep_their_order(coarse):
         model.sample(2, c=c[["v", "u"]][:2])
     with pytest.raises(ValueError, match="tol must be positive, got 0"):
         model.score_samples(ROWS[:2], c[:2], tol=0)
+
+
+@pytest.mark.parametrize("cls", [DensityEstimator, JointDensityEstimator])
+def test_columns_of_few_values_are_named(cls, recwarn):
+    """Not whole numbers that are declared, nor a value that most rows do not have."""
+    numbers = np.random.default_rng(0)
+    X = np.stack([*numbers.normal(size=(2, 200)), *(numbers.integers(0, 9, (2, 200)) / [[1], [2]])], 1)
+    X[:20, 1] = 0
+    cls(discrete=[2], max_steps=0).fit(X)
+    told = [str(warning.message) for warning in recwarn if "few values" in str(warning.message)]
+    assert len(told) == 1 and "in column 3: the density" in told[0]
 
 
 def test_the_error_of_one_row_of_validation_is_unknown(recwarn):
