@@ -62,9 +62,11 @@ class ObservedScore(nn.Module):
         def A(z: Tensor) -> Tensor:
             return torch.where(self.missing, 0.0, z)
 
+        def AVA(u: Tensor) -> Tensor:
+            return A(V(u))
+
         gap = A(self.y - D.detach())
-        system = Operator(lambda u: A(V(u)), lambda u: A(V(u)))  # symmetric
-        solution = gmres(system, gap, TOLERANCE * gap.flatten(1).norm(dim=1), MOST)
+        solution = gmres(Operator(AVA, AVA), gap, TOLERANCE * gap.flatten(1).norm(dim=1), MOST)
         return ((alpha * (D + V(solution)) - z_t) / sigma**2).detach()
 
 

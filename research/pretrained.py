@@ -47,7 +47,7 @@ BUDGET = "python -m research.budget job models/{} --data DATA --home HOME"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model comes from.
+    """How a model was trained, and on which data.
 
     Args:
         command: that trains it.

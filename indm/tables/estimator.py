@@ -304,7 +304,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         try:
             return validate_data(self, X, dtype=np.float64, **options)
         except (TypeError, ValueError) as error:
-            for i, kind in enumerate(X.dtypes if hasattr(X, "iloc") and X.ndim == 2 else ()):
+            for i, kind in enumerate(X.dtypes if is_frame(X) else ()):
                 entries = X.iloc[:, i]
                 if kind.kind in "mM" or _is_text(entries) or entries.isna().any():
                     got = "missing entries" if entries.isna().any() else f"entries of type {kind}"
@@ -631,9 +631,14 @@ def check_count(n: Any, name: str) -> None:
         raise ValueError(f"{name} must be a whole number of at least 1, got {n!r}")
 
 
+def is_frame(table: Any) -> bool:
+    """Whether it is a data frame of pandas."""
+    return hasattr(table, "iloc") and table.ndim == 2
+
+
 def names_of(table: Any) -> list[Any]:
     """Names of the columns of a data frame; none of other tables."""
-    return list(table.columns) if hasattr(table, "iloc") and table.ndim == 2 else []
+    return list(table.columns) if is_frame(table) else []
 
 
 def _is_text(entries: Any) -> bool:

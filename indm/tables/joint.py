@@ -35,6 +35,7 @@ from indm.tables.estimator import (
     check_count,
     check_options,
     integrated,
+    is_frame,
     latent_log_prob,
     no_gain,
     steps_for_draws,
@@ -254,12 +255,11 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """
         check_options(self)
         deadline = time.perf_counter() + self.max_seconds
-        self._columns = getattr(X, "columns", None) if hasattr(X, "iloc") else None
-        kinds = getattr(X, "dtypes", ()) if self._columns is not None else ()
-        self._categorical = {i for i, kind in enumerate(kinds) if kind == "category"}
+        self._columns = X.columns if is_frame(X) else None
+        categorical = {i for i, kind in enumerate(X.dtypes if is_frame(X) else ()) if kind == "category"}
         X = self._validated(X, ensure_min_samples=FEWEST_ROWS)
         numbers = check_random_state(self.random_state)
-        self.encoding_ = self._encoding(X, numbers)
+        self.encoding_ = self._encoding(X, categorical, numbers)
         x, codes = self.encoding_.encoded(X)
         order, held = numbers.permutation(len(x)), max(1, round(self.validation_fraction * len(x)))
         with torch.random.fork_rng(devices=[]):
@@ -296,9 +296,10 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         X = X.astype(object) if hasattr(X, "iloc") else X
         return validate_data(self, X, dtype=None, ensure_all_finite="allow-nan", **options)
 
-    def _encoding(self, X: Array, numbers: np.random.RandomState) -> Encoding:
-        """Kind and map of each column."""
-        options = {name: set(self._indices(getattr(self, name), name)) for name in ("categories", "discrete")}
+    def _encoding(self, X: Array, categorical: set[int], numbers: np.random.RandomState) -> Encoding:
+        """Kind and map of each column; those in ``categorical`` are of categories, too."""
+        categories = categorical | set(self._indices(self.categories, "categories"))
+        whole = set(self._indices(self.discrete, "discrete"))
         bounds = {self._index(column, "bounds"): pair for column, pair in dict(self.bounds or {}).items()}
         spikes = {self._index(column, "spikes"): value for column, value in dict(self.spikes or {}).items()}
         columns = []
@@ -308,8 +309,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                     X[:, i],
                     self._name(i),
                     numbers,
-                    is_category=i in options["categories"] | self._categorical,
-                    is_whole=i in options["discrete"],
+                    is_category=i in categories,
+                    is_whole=i in whole,
                     interval=self._interval_of(i, bounds.get(i, (None, None))),
                     spikes=np.atleast_1d(spikes.get(i, ())).astype(float).tolist(),
                 )
@@ -510,7 +511,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         return tables[0] if n is None else tables
 
     def _check_possible(self, X: Array) -> None:
-        """ValueError for a number that is outside of its bounds, at which there is no density of the others."""
+        """ValueError for a number outside of its bounds: given it, the others have no density."""
         x, _ = self.encoding_.encoded(X)
         outside = np.argwhere(~self.encoding_.is_possible(x))
         if len(outside):

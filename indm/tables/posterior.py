@@ -304,9 +304,13 @@ class PosteriorEstimator:
     def _varies(self) -> Array:
         return self.estimator_._varies
 
+    def _check_fitted(self) -> None:
+        """scikit-learn's error before :meth:`fit`."""
+        check_is_fitted(getattr(self, "estimator_", self.estimator))
+
     def _parameters(self, theta: Any) -> Array:
         """Rows of θ, (n, d); one row may stand alone."""
-        check_is_fitted(getattr(self, "estimator_", self.estimator))
+        self._check_fitted()
         theta, d = array(theta), len(self.prior_.low)
         theta = theta.reshape(-1, d) if theta.ndim == 1 and (d == 1 or len(theta) == d) else theta
         if theta.ndim != 2 or theta.shape[1] != d:
@@ -315,7 +319,7 @@ class PosteriorEstimator:
 
     def _observed(self, x: Any) -> tuple[Array, bool]:
         """Rows of x, (m, *event), and whether it is one without an axis of rows."""
-        check_is_fitted(getattr(self, "estimator_", self.estimator))
+        self._check_fitted()
         x = finite(x, "x")
         is_one = x.shape == self._event or (x.ndim == 0 and self._event == (1,))
         x = x.reshape(-1, *self._event) if is_one or (x.ndim == 1 and self._event == (1,)) else x

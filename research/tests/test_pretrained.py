@@ -1,4 +1,4 @@
-"""What ships of a finished run: its rounded model, its card, the checks of copies and of classes."""
+"""Shipping a finished run: rounding, the card, and the checks of copies and of classes."""
 
 import json
 import re
