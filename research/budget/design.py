@@ -244,20 +244,29 @@ class Planner:
         return [job for job in unique.values() if self.valid(job.name) is None]
 
 
-LARGER: Setting = {"net.channels": 48, "train.steps": 12_000, "train.seed": 1}
+LONGER: Setting = {
+    "train.batch_size": 32,
+    "train.lr": 2e-3,
+    "train.flow_lr": 3e-2,
+    "train.steps": 12_000,
+    "train.seed": 1,
+}
 FOR_EMOJI: Setting = {"train.batch_size": 32, "train.lr": 2e-3, "train.flow_lr": 1e-2}
 SHIPPED = [
     Job(
         "models/fashion-mnist",
         "fashion-mnist",
-        ALIKE | LARGER | LEARNED_NOISE | {"train.batch_size": 32, "condition": "classes", "condition.drop": 0.1},
+        ALIKE
+        | LONGER
+        | LEARNED_NOISE
+        | {"train.dequantization_lr": 1e-3, "condition": "classes", "condition.drop": 0.1},
         tested=True,
         about={"study": "models", "variant": "fashion-mnist", "stage": "final", "seed": 1},
     ),
     Job(
         "models/emoji-32",
         "emoji-32",
-        ALIKE | LARGER,
+        ALIKE | LONGER,
         folder="emoji-google/package",
         tested=True,
         about={"study": "models", "variant": "emoji-32", "stage": "final", "seed": 1},
@@ -265,7 +274,7 @@ SHIPPED = [
     Job(
         "models/photos-32",
         "photos-32",
-        ALIKE | LARGER | {"data.patches": 400},
+        ALIKE | LONGER | {"data.patches": 400},
         folder="photos-free",
         tested=True,
         about={"study": "models", "variant": "photos-32", "stage": "final", "seed": 1},
