@@ -245,6 +245,7 @@ class Planner:
 
 
 LONGER: Setting = {
+    "train.objective": "fid",
     "train.batch_size": 32,
     "train.lr": 2e-3,
     "train.flow_lr": 3e-2,
