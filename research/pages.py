@@ -90,6 +90,8 @@ SHOWN: dict[str, Callable[..., str]] = {
     "solver_coverage": copied.solver_coverage,
     "solver_rules": copied.solver_rules,
     "budget_searches": lambda: budget.searches(of("budget-runs")),
+    "budget": lambda: budget.finals(of("budget-runs")),
+    "budget_splines": lambda: budget.splines(of("budget-splines")),
     "any_question": lambda: any_question.summary(of("any_question", seconds=30.0)),
     "tables": lambda: flows.markdown(of("tables", seconds=10.0)),
     "flow_worth": lambda: flow_worth.summary(of("flow_worth", seconds=30.0)),

@@ -29,6 +29,7 @@ from indm.files import atomic
 from indm.training.costs import trainer_of
 from research.budget.design import ALIKE, STUDIES, Job, Planner, Setting, merged, steps_of
 from research.budget.scores import scores
+from research.budget.splines import rows as spline_rows
 
 RECORDS = Path(__file__).parents[1] / "records"
 ROUNDS, STEPS_A_ROUND = 7, 3  # of a cost; the first round warms up, and steps hold a whole cycle of flow_update_every
@@ -213,11 +214,14 @@ def write(path: Path, content: dict) -> None:
 
 
 def table(home: Home) -> None:
-    """``budget-costs.csv`` and ``budget-runs.csv`` of all records."""
+    """``budget-costs.csv``, ``budget-runs.csv`` and ``budget-splines.csv`` of all records."""
     costs = [json.loads(path.read_text()) for path in sorted((home.folder / "costs").glob("*.json"))]
     write_csv(RECORDS / "budget-costs.csv", costs)
     records = [json.loads(path.read_text()) for path in sorted((home.folder / "records").rglob("*.json"))]
     write_csv(RECORDS / "budget-runs.csv", [flat(record) for record in records])
+    names = [study for study in STUDIES if home.record(f"{study}/final/spline-1").exists()]
+    learned = [{"study": study} | row for study in names for row in spline_rows(home.run(f"{study}/final/spline-1"))]
+    write_csv(RECORDS / "budget-splines.csv", learned)
 
 
 def flat(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,14 @@
 """The plan of research/budget: what is trained, in which order, for how many steps."""
 
-import pytest
+import types
 
+import pytest
+import torch
+
+from indm.scaling import Scaling
+from research.budget import splines, tables
 from research.budget.design import SEEDS, STUDIES, TENTH, THIRD, Planner, steps_of
+from research.records import Records
 
 
 @pytest.fixture
@@ -48,3 +54,25 @@ def test_a_search_takes_the_best_of_each_axis_and_the_network_of_the_linear_side
     flow = next(job for job in order if job.name == "fashion/final/flow-1")
     assert flow.setting["net"] == "zero" and flow.setting["train.batch_size"] == 128
     assert not any(key.startswith("net.") for key in flow.setting)
+
+
+def test_a_spline_that_stretches_one_end_gives_its_levels_that_share_of_the_latent():
+    def stretched(x):
+        """Slope 4 below -1 + 2/256, where level 0 is, and 1 above."""
+        return torch.where(x < -1 + 2 / 256, 4 * x + 3 * (1 - 2 / 256), x), torch.zeros(len(x))
+
+    model = types.SimpleNamespace(flow=stretched, shape=(1, 2, 2), scaling=Scaling.images())
+    found = splines.lengths(model, 256)
+    assert found[0] == pytest.approx(4 / 259) and found[1:] == pytest.approx([1 / 259] * 255, rel=1e-3)
+    assert splines.frequencies(torch.tensor([[0, 0], [3, 255]], dtype=torch.uint8), 256)[[0, 3, 255]].tolist() == [
+        0.5, 0.25, 0.25,
+    ]  # fmt: skip
+
+
+def test_the_table_of_final_trainings_has_each_number_with_its_error(tmp_path):
+    measured = {"steps": 6000, "valid": 3.1, "nelbo": 3.05, "nelbo_error": 0.012, "frechet_own": 40.0}
+    measured |= {"frechet_own_standard_error": 2.0}
+    for study in ("fashion", "models"):
+        Records(tmp_path / "runs.csv").at(study=study, variant="linear", stage="final", seed=1).add(measured)
+    (line,) = tables.finals(Records(tmp_path / "runs.csv")).splitlines()[2:]
+    assert line == "| fashion | linear | 1 | 6000 | 3.100 | 3.0500 ± 0.0120 | – | 40.0 ± 2.0 | – |"
