@@ -8,6 +8,7 @@ largest entry, and the largest of these.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ import torch
 
 from indm.published.convert.network import architecture
 from indm.published.convert.run import score_of_checkpoint
-from indm.published.convert.settings import read_settings, tables_of
 
 
 def errors(path: Path) -> torch.Tensor:
@@ -23,8 +23,9 @@ def errors(path: Path) -> torch.Tensor:
     with np.load(path.with_suffix(".npz")) as file:
         arrays = {key: torch.from_numpy(file[key]) for key in file}
     state = {k.removeprefix("state/").removeprefix("module."): v for k, v in arrays.items() if k.startswith("state/")}
-    tables = tables_of(read_settings(path.with_suffix(".json")))
-    found = architecture(state, tables, {}, tables["image"]["size"])
+    settings = json.loads(path.with_suffix(".json").read_text())
+    sde = {"name": settings["sde"].removesuffix("sde")}  # "vpsde", with all else as published
+    found = architecture(state, {"sde": sde}, {}, settings["image_size"])
     score = score_of_checkpoint(state, found.sde, found.net, found.shape)
     with torch.no_grad():
         error = score(arrays["input/z_t"], arrays["input/t"]) - arrays["output/score"]

@@ -23,17 +23,17 @@ class Convert(Common):
 
     or by --sde vp, subvp or ve and --image-size. The remaining settings are then those published for DDPM++ (vp, subvp)
     or NCSN++ (ve); they are listed, and --net.centered false, --net.fir "[1, 3, 3, 1]", --net.scale_by_sigma,
-    --net.rescale, --sde.beta_max and so on change them;
+    --net.rescale, --sde.beta_max and so on change them.
 
-    or by --settings, a JSON file of the original's settings under their original names.
+    Of a flow the activations and the Lipschitz coefficient are those published; --flow.activation, --flow.coeff,
+    --flow.encoder_activation and --flow.prior_activation change them.
 
     --data says what "indm evaluate" loads: --data folder --data.path my-images --data.size 32. Their images must have
     the shape of the checkpoint's. Without it they are the recipe's, or else assumed by the shape, and listed so. A
-    tensor that does not fit is an error that lists it, and so is an unknown setting. Nothing pickled in the files is
-    run.
+    tensor that does not fit is an error that lists it. Nothing pickled in the files is run.
     """
 
-    tables = ("data", "sde", "net", "evaluate")
+    tables = ("data", "sde", "net", "flow", "evaluate")
 
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
     """The score's file, for example checkpoint_26.pth."""
@@ -45,7 +45,6 @@ class Convert(Common):
 
     def run(self) -> int:
         from indm.published.convert.run import convert
-        from indm.runs.folder import CONVERSION
 
         flow, options = self.flow_checkpoint, vars(self.options)
         made = convert(self.checkpoint, self.out, flow_checkpoint=flow, changes=self.table_values, **options)
@@ -54,8 +53,6 @@ class Convert(Common):
             print(f"{name.replace('_', ' ')}: {settings or 'nothing'}")
         if made["overruled"]:
             print(f"the tensors overrule the recipe: {'; '.join(made['overruled'])}")
-        if made["unrelated"]:
-            print(f'settings passed over: {len(made["unrelated"])}, listed as "unrelated" in {self.out / CONVERSION}')
         files = " and ".join(f"{file['name']} ({file['weights']})" for file in made["files"])
         print(f"{self.out}: {files}, step {made['step']}, {made['parameters']['score']:,} parameters of the score")
         return DONE

@@ -6,7 +6,6 @@ imported here, so that ``indm --help`` is quick.
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Suppress, arg
@@ -363,12 +362,6 @@ class ConversionOptions:
     """Moving averages or the last weights. The paper's results are of the score's averages and the flow's last ones."""
     recipe: Annotated[str | None, arg(metavar="RECIPE"), default("none")] = None
     """A recipe whose data, SDE and network hold where the tensors do not tell."""
-    settings: Annotated[Path | None, arg(metavar="JSON"), default("none")] = None
-    """The original's settings: {"sde": "vpsde", "image_size": 32, "centered": true, "fir": false, …}, or all of its
-    configuration file as JSON. Of its training the recipe takes rate, warm-up, clipping and average; sampling and
-    evaluation are passed over."""
-    flow_settings: Annotated[Path | None, arg(metavar="JSON"), default("none")] = None
-    """The original's settings of the flow, or all of its configuration file as JSON."""
     image_size: Annotated[int | None, arg(metavar="PIXELS"), default("that of the data")] = None
     """Side of the images."""
     initial_inverses: bool = False

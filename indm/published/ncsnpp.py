@@ -236,22 +236,22 @@ class NCSNpp(nn.Module):
 
     def __init__(
         self,
-        shape,
+        shape: tuple[int, ...],
         channels: int = 128,
-        multipliers=(1, 2, 2, 2),
+        multipliers: tuple[int, ...] = (1, 2, 2, 2),
         blocks: int = 4,
-        attention=(16,),
+        attention: tuple[int, ...] = (16,),
         dropout: float = 0.1,
         embedding: str = "positional",
         fourier_scale: float = 16.0,
         resample: str = "block",
-        fir=(),
+        fir: tuple[float, ...] = (),
         input_pyramid: str = "none",
         output_pyramid: str = "none",
         rescale: bool = True,
         centered: bool = True,
         scale_by_sigma: bool = False,
-        sigma_table=(0.01, 50.0, 1000),
+        sigma_table: tuple[float, ...] = (0.01, 50.0, 1000),
         condition: tuple[int, ...] = (),
     ):
         super().__init__()
@@ -285,7 +285,7 @@ class NCSNpp(nn.Module):
         self._build_decoder(skips)
         self.enlarge = Up(self.fir)
         smallest, largest, number = self.sigma_table
-        sigmas = torch.linspace(math.log(largest), math.log(smallest), number, dtype=torch.float64).exp().float()
+        sigmas = torch.linspace(math.log(largest), math.log(smallest), int(number), dtype=torch.float64).exp().float()
         self.register_buffer("sigmas", sigmas, persistent=False)
         self._initialise()
         self.condition = tuple(condition)

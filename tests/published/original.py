@@ -14,6 +14,37 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 BASE = json.loads((FIXTURES / "ddpmpp_vp.json").read_text())
 
 
+OURS = {
+    "nf": "net.channels", "ch_mult": "net.multipliers", "num_res_blocks": "net.blocks", "dropout": "net.dropout",
+    "embedding_type": "net.embedding", "fourier_scale": "net.fourier_scale", "skip_rescale": "net.rescale",
+    "centered": "net.centered", "scale_by_sigma": "net.scale_by_sigma", "attn_resolutions": "net.attention",
+    "beta_min": "sde.beta_min", "beta_max": "sde.beta_max", "sigma_min": "sde.sigma_min", "sigma_max": "sde.sigma_max",
+}  # fmt: skip
+
+
+def tables_of(settings):
+    """The original's settings as tables "sde" and "net" of a recipe."""
+    s, tables = settings, {"sde": {"name": settings["sde"].removesuffix("sde")}, "net": {}}
+    for key in OURS.keys() & s.keys():
+        table, name = OURS[key].split(".")
+        tables[table][name] = s[key]
+    other = "beta_" if s["sde"] == "vesde" else "sigma_"
+    tables["sde"] = {name: value for name, value in tables["sde"].items() if not name.startswith(other)}
+    net = tables["net"]
+    if "fir" in s:
+        net["fir"] = s["fir_kernel"] if s["fir"] else []
+    if "resblock_type" in s:
+        with_conv = "conv" if s["resamp_with_conv"] else "plain"
+        net["resample"] = "block" if s["resblock_type"] == "biggan" else with_conv
+        net["output_pyramid"] = {"none": "none", "output_skip": "sum"}[s["progressive"]]
+        pyramids = {"none": "none", "residual": "residual", "input_skip": s["progressive_combine"]}
+        net["input_pyramid"] = pyramids[s["progressive_input"]]
+        net["attention"] = net["attention"] if s["attention"] else []
+    if {"sigma_min", "sigma_max", "num_scales"} <= s.keys():
+        net["sigma_table"] = [s[key] for key in ("sigma_min", "sigma_max", "num_scales")]
+    return tables
+
+
 def fixture(name):
     """Settings, state (without "module."), and the arrays of inputs and outputs of a stored network."""
     settings = json.loads((FIXTURES / f"{name}.json").read_text())

@@ -3,13 +3,12 @@
 import json
 import math
 import os
-import re
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from original import FIXTURES, checkpoint, drawn, fixture
+from original import checkpoint, drawn, fixture, tables_of
 from PIL import Image
 
 from indm import INDM, PublishedScore
@@ -20,7 +19,6 @@ from indm.flows import ActNorm, Identity
 from indm.published.convert.checkpoint import read_checkpoint
 from indm.published.convert.network import architecture, infer
 from indm.published.convert.run import convert, score_of_checkpoint
-from indm.published.convert.settings import tables_of
 from indm.sde.linear import VESDE
 
 SMALL = ["ddpmpp_vp", "ncsnpp_ve"]
@@ -107,50 +105,11 @@ def test_the_rest_is_as_published_or_a_recipe_s():
     assert other.sde == {"name": "vp"} and other.assumed["fir"] == (1, 3, 3, 1)  # the tensors are a filter's
 
 
-@pytest.mark.parametrize(
-    "changes, words",
-    [
-        ({"nonlinearity": "elu"}, "nonlinearity must be 'swish' or 'silu', got 'elu'"),
-        ({"resblock_type": "resnet"}, "resblock_type must be 'biggan' or 'ddpm', got 'resnet'"),
-        ({"progressive": "residual"}, "progressive must be 'none' or 'output_skip', got 'residual'"),
-        ({"conditional": False}, "conditional must be True, got False"),
-        ({"fourier_feature": True}, "fourier_feature must be False"),
-        ({"auxiliary_resblock": False}, "auxiliary_resblock must be True"),
-        ({"name": "ddpm"}, "name must be 'ncsnpp', got 'ddpm'"),
-        ({"num_res_block": 3}, "'num_res_block' is no known setting; did you mean 'num_res_blocks'"),
-        ({"sde": "vpe"}, "sde must be 'vpsde' or 'subvpsde' or 'vesde' or "),
-        ({"resblock_type": "ddpm", "fir": True}, "fir must be false where resblock_type is 'ddpm'"),
-        ({"attn_resolutions": 8}, "attn_resolutions must be a list of a whole number, got 8"),
-        ({"image_size": "16"}, "image_size must be a whole number, got '16'"),
-        ({"centered": 1}, "centered must be true or false, got 1"),
-        ({"resblock_type": ["biggan"]}, "resblock_type must be a string, got ['biggan']"),
-        ({"progressive": ["none"]}, "progressive must be a string, got ['none']"),
-        ({"progressive_input": {"a": 1}}, "progressive_input must be a string, got {'a': 1}"),
-        ({"progressive_combine": []}, "progressive_combine must be a string, got []"),
-        ({"sde": ["vpsde"]}, "sde must be a string, got ['vpsde']"),
-        ({"dropout": "0.1"}, "dropout must be a number, got '0.1'"),
-        ({"beta_max": math.nan}, "beta_max must be finite, got nan"),
-        ({"fir_kernel": [1, math.inf]}, "fir_kernel must be finite, got [1, inf]"),
-        ({"ch_mult": [[1]]}, "ch_mult must be a list of a whole number, got [[1]]"),
-        ({"nf": "n" * 10**5}, f"nf must be a whole number, got '{'n' * 199}…"),
-    ],
-)
-def test_settings_that_are_not_known(changes, words):
-    with pytest.raises(ValueError, match=re.escape(f"settings: {words}")):
-        tables_of(fixture("ddpmpp_vp")[0] | changes)
-
-
-@pytest.mark.parametrize("key, value, other", [("fir_kernel", [1, 1], "fir"), ("beta_max", 20.0, "sde")])
-def test_a_setting_that_says_more_about_another_needs_it(key, value, other):
-    with pytest.raises(ValueError, match=f"{key} needs {other} beside it"):
-        tables_of({key: value})
-
-
 def test_what_contradicts_the_tensors_is_listed():
     settings, state, _ = fixture("ddpmpp_vp")
     with pytest.raises(ValueError) as caught:
-        converted(settings | {"nf": 32, "ch_mult": [1, 2, 2], "num_channels": 1}, state)
-    for part in ("channels is 16, not 32", "multipliers is (1, 2), not [1, 2, 2]", "image channels is 3, not 1"):
+        converted(settings | {"nf": 32, "ch_mult": [1, 2, 2]}, state)
+    for part in ("channels is 16, not 32", "multipliers is (1, 2), not [1, 2, 2]"):
         assert part in str(caught.value)
 
 
@@ -387,10 +346,8 @@ def test_a_converted_run_is_evaluated_and_sampled(released, tmp_path, capsys):
     )
 
 
-def test_last_weights_and_settings_from_a_file(released, tmp_path):
-    settings = FIXTURES / "ddpmpp_vp.json"
-    paths = (released / "checkpoint_1.pth", tmp_path / "run")
-    convert(*paths, settings=settings, weights="model")
+def test_last_weights(released, tmp_path):
+    convert(released / "checkpoint_1.pth", tmp_path / "run", image_size=16, changes={"sde": "vp"}, weights="model")
     _, state, _ = fixture("ddpmpp_vp")
     model, recipe = INDM.load(tmp_path / "run"), recipes.load(tmp_path / "run")
     torch.testing.assert_close(model.score.backbone.stem.weight, 0.9 * state["all_modules.2.weight"])
@@ -521,28 +478,7 @@ def test_a_likelihood_of_assumed_data_is_warned_of(named, released, tmp_path, mo
     assert all("\"indm convert\" assumed 'folder'" in text for text in said)
 
 
-# ── The original's configuration file ───────────────────────────────────────────────────────────────────────────────
-
-TRAINING = {
-    "batch_size": 128, "n_iters": 1300001, "snapshot_freq": 50000, "log_freq": 50, "reduce_mean": False, "st": False,
-    "likelihood_weighting": True, "importance_sampling": True, "lr": 2e-4, "optimizer": "AdamW", "beta1": 0.9,
-    "warmup": 0, "grad_clip": 1.0, "weight_decay": 0.01, "dataset": "CIFAR10", "random_flip": True, "seed": 42,
-}  # fmt: skip
-
-
-def test_settings_of_training_that_no_recipe_has_are_counted_and_listed(released, tmp_path, capsys):
-    settings = fixture("ddpmpp_vp")[0]
-    for name, content in {"flat": settings | TRAINING, "plain": settings}.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
-        line = (released / "checkpoint_1.pth", "--settings", tmp_path / f"{name}.json", "--out", tmp_path / name)
-        assert run_cli("convert", *line) == 0
-        said = f'settings passed over: 14, listed as "unrelated" in {tmp_path / name / "conversion.json"}\n'
-        assert (said in capsys.readouterr().out) == (name == "flat")
-    passed_over = [key for key in TRAINING if key not in ("lr", "warmup", "grad_clip")]
-    assert json.loads((tmp_path / "flat" / "conversion.json").read_text())["unrelated"] == passed_over
-    flat, plain = (recipes.load(tmp_path / name) for name in ("flat", "plain"))
-    assert recipes.differences(flat, plain) == ["train.lr"]
-    assert (tmp_path / "flat" / "model.json").read_text() == (tmp_path / "plain" / "model.json").read_text()
+# ── Optimizers and the flow ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def group(**settings):
@@ -554,8 +490,8 @@ def trained(recipe):
 
 
 def test_the_recipe_has_the_optimizers_of_the_files(tmp_path, monkeypatch, capsys):
-    """Those of the authors' files; after warm-up a rate is a number of NumPy; settings overrule them, they a recipe."""
-    settings, state, _ = fixture("ddpmpp_vp")
+    """Those of the authors' files; after warm-up a rate is a number of NumPy; they overrule a recipe."""
+    _, state, _ = fixture("ddpmpp_vp")
     monkeypatch.setattr("indm.published.convert.run.flow_from_state", lambda *_: Identity())
     score = group(lr=np.float64(3e-4), betas=(0.8, 0.95), weight_decay=0.02)
     path = checkpoint(state, tmp_path / "a.pth", optimizer=score)
@@ -566,13 +502,6 @@ def test_the_recipe_has_the_optimizers_of_the_files(tmp_path, monkeypatch, capsy
     assert said in capsys.readouterr().out
     recipe = recipes.load(tmp_path / "run")
     assert trained(recipe) == [3e-4, [0.8, 0.95], 0.02, 0.9999, 2e-3, 0.03] and recipe["train"]["pretrain"] == 0.5
-    more = {"optim": {"lr": 4e-4, "warmup": 5000, "grad_clip": -1.0, "beta1": 0.5, "unheard": 1}}
-    (tmp_path / "more.json").write_text(json.dumps({"model": settings} | more))
-    made = convert(path, tmp_path / "more", settings=tmp_path / "more.json")
-    recipe = recipes.load(tmp_path / "more")
-    assert trained(recipe)[:4] == [4e-4, [0.8, 0.95], 0.02, 0.9999]
-    assert recipe["train"]["warmup"] == 5000 and recipe["train"]["clip"] == math.inf
-    assert made["unrelated"] == ["optim.beta1", "optim.unheard"]
 
 
 @pytest.mark.parametrize(
@@ -586,73 +515,34 @@ def test_the_recipe_has_the_optimizers_of_the_files(tmp_path, monkeypatch, capsy
 )  # fmt: skip
 def test_an_optimizer_that_says_nothing_usable_is_passed_over(optimizer, tmp_path):
     path = checkpoint(fixture("ddpmpp_vp")[1], tmp_path / "a.pth", optimizer=optimizer)
-    made = convert(path, tmp_path / "run", settings=FIXTURES / "ddpmpp_vp.json")
+    made = convert(path, tmp_path / "run", image_size=16, changes={"sde": "vp"})
     assert made["train"] == {"ema": 0.9999}
 
 
 def test_adam_without_weight_decay_has_none(tmp_path):
     optimizer = group(weight_decay=0, decoupled_weight_decay=False)
     path = checkpoint(fixture("ddpmpp_vp")[1], tmp_path / "a.pth", optimizer=optimizer)
-    assert convert(path, tmp_path / "run", settings=FIXTURES / "ddpmpp_vp.json")["train"]["weight_decay"] == 0
-
-
-def test_the_whole_configuration_of_the_original(tmp_path, monkeypatch):
-    """Its tables are told apart: optim.eps is Adam's, and only training.truncation_time is that of the model."""
-    settings, state, _ = fixture("ddpmpp_vp")
-    data = {key: settings.pop(key) for key in ("image_size", "num_channels", "centered")}
-    training = {"sde": settings.pop("sde"), "continuous": True, "ddpm_score": True, "truncation_time": 2e-5, "x": 1}
-    whole = {
-        "training": training | {"batch_size": 128}, "sampling": {"snr": 0.16, "truncation_time": 1e-3},
-        "eval": {"rtol": 1e-5}, "optim": {"lr": 2e-4, "eps": 1e-8}, "data": data | {"dataset": "CIFAR10"},
-        "model": settings, "flow": {"lr": 1e-3, "nblocks": "2-2"}, "seed": 42,
-    }  # fmt: skip
-    (tmp_path / "whole.json").write_text(json.dumps(whole))
-    path = checkpoint(state, tmp_path / "a.pth")
-    made = convert(path, tmp_path / "run", settings=tmp_path / "whole.json")
-    assert made["unrelated"] == [
-        "training.x", "training.batch_size", "sampling.snr", "sampling.truncation_time", "eval.rtol", "optim.eps",
-        "data.dataset", "seed", "flow.lr", "flow.nblocks",
-    ]  # fmt: skip
-    assert INDM.load(tmp_path / "run").sde.eps == 2e-5 and made["shape"] == [3, 16, 16]
-    seen = []
-    monkeypatch.setattr(
-        "indm.published.convert.run.flow_from_state", lambda state, settings, *_: seen.append(settings) or Identity()
-    )
-    flow = checkpoint({"a": torch.ones(1)}, tmp_path / "flow.pth")
-    for i, options in enumerate([{}, {"flow_settings": tmp_path / "whole.json"}]):
-        out = tmp_path / f"flow {i}"
-        made = convert(path, out, flow_checkpoint=flow, settings=tmp_path / "whole.json", **options)
-        assert seen[-1] == whole["flow"] and made["unrelated"][-2:] == ["seed", "flow.lr"]
-
-
-@pytest.mark.parametrize("key, value", [("ddpm_score", False), ("unbounded_parametrization", True)])
-def test_a_score_of_another_parametrization_is_refused(key, value):
-    with pytest.raises(ValueError, match=f"settings: {key} must be {not value}, got {value}"):
-        tables_of({"sde": "vpsde", key: value})
+    assert convert(path, tmp_path / "run", image_size=16, changes={"sde": "vp"})["train"]["weight_decay"] == 0
 
 
 def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch):
-    """The seam: it gets the flow's last weights, or its averages, the JSON's settings and the images' shape."""
+    """The seam: it gets the flow's last weights, or its averages, the given arguments and the images' shape."""
     seen = []
 
-    def flow_from_state(state, settings, shape, initial_inverses):
-        seen.append((state, settings, shape, initial_inverses))
+    def flow_from_state(state, given, shape, initial_inverses):
+        seen.append((state, given, shape, initial_inverses))
         return ActNorm(shape[0])
 
     monkeypatch.setattr("indm.published.convert.run.flow_from_state", flow_from_state)
     state = {"lamb": torch.tensor(2.0), "nnet.0.weight": torch.ones(2), "nnet.0.scale": torch.tensor(5.0)}
     flow = checkpoint(state, tmp_path / "flow.pth", averages=[torch.tensor(3.0), torch.zeros(2)])
-    (tmp_path / "flow.json").write_text('{"nblocks": "2-2"}')
-    options = {
-        "flow_checkpoint": flow,
-        "flow_settings": tmp_path / "flow.json",
-        "settings": FIXTURES / "ddpmpp_vp.json",
-    }
+    changes = {"sde": "vp", "flow.coeff": "0.9"}
+    options = {"flow_checkpoint": flow, "image_size": 16, "changes": changes}
     convert(released / "checkpoint_1.pth", tmp_path / "a", **options)
     convert(released / "checkpoint_1.pth", tmp_path / "b", **options, weights="ema", initial_inverses=True)
     raw, averaged = (state for state, *_ in seen)
     assert raw["lamb"] == 2 and averaged["lamb"] == 3 and averaged["nnet.0.scale"] == 5
-    assert seen[0][1:] == ({"nblocks": "2-2"}, (3, 16, 16), False) and seen[1][3]
+    assert seen[0][1:] == ({"coeff": 0.9}, (3, 16, 16), False) and seen[1][3]
     assert type(INDM.load(tmp_path / "a").flow) is ActNorm
     assert recipes.load(tmp_path / "a")["flow"]["name"] == "actnorm"
 
@@ -660,8 +550,8 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     "arguments, complaint",
     [
-        ("checkpoint_1.pth", "--sde must be given (vp, subvp or ve), or --recipe or --settings, got None"),
-        ("checkpoint_1.pth --sde vp", "--image-size must be given, or --recipe or --settings"),
+        ("checkpoint_1.pth", "--sde must be given (vp, subvp or ve), or --recipe, got None"),
+        ("checkpoint_1.pth --sde vp", "--image-size must be given, or --recipe"),
         ("checkpoint_1.pth --sde learned --image-size 16", "--sde must be given"),
         ("missing.pth --sde vp --image-size 16", "missing.pth cannot be read: No such file"),
         ("text.pth --sde vp --image-size 16", "text.pth cannot be read as a checkpoint of torch: damaged"),
@@ -675,21 +565,18 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
         ("checkpoint_1.pth --sde vp --image-size 16 --net.cantered 1", "net 'ncsnpp' has no option 'cantered'"),
         ("checkpoint_1.pth --sde vp --image-size 16 --evaluate.probez 1", "evaluate.probez is no known key"),
         ("checkpoint_1.pth --recipe cifar11", "no recipe or file is called 'cifar11'"),
-        ("checkpoint_1.pth --settings no.json", "settings no.json cannot be read as JSON"),
-        ("checkpoint_1.pth --settings list.json", "settings list.json cannot be read as JSON: it holds list"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --flow.coeff 0.9", "--flow must be left out"),
         ("checkpoint_1.pth --sde vp --image-size 16 --out full", "full exists and is not empty"),
-        ("checkpoint_1.pth --sde vp --image-size -8", "must be a whole number of pixels, 1 or more, got -8"),
-        ("checkpoint_1.pth --sde vp --data.size [8]", "(or image_size of --settings, or data.size) must be a whole"),
+        ("checkpoint_1.pth --sde vp --image-size -8", "--image-size must be a whole number of pixels"),
+        ("checkpoint_1.pth --sde vp --data.size [8]", "data.size must be a whole number of pixels"),
         ("checkpoint_1.pth --sde vp --image-size 16 --data 5", "data.name must be one of checkerboard, "),
-        ("checkpoint_1.pth --sde vp --image-size 16 --data.name [5]", "data.name must be a string, got [5]"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --data.name [5]", "data.name must be one of checkerboard, "),
         ("checkpoint_1.pth --sde vp --image-size 16 --data.flap 5", "data 'folder' has no option 'flap'; did you mean"),
         ("checkpoint_1.pth --sde vp --image-size 16 --data.path \ud800", "is no Unicode text"),
         ("checkpoint_1.pth --sde vp --image-size 16 --net.centered 5", "net.centered must be true or false, got 5"),
         ("checkpoint_1.pth --sde vp --image-size 16 --net.attention 5", "net.attention must be a list of a whole"),
-        ("checkpoint_1.pth --sde.name [1] --image-size 16", "sde.name must be a string, got [1]"),
+        ("checkpoint_1.pth --sde.name [1] --image-size 16", "or --recipe, got [1]"),
         ("checkpoint_1.pth --sde vp --image-size 16 --sde.beta_max [1]", "sde.beta_max must be a number, got [1]"),
-        ("checkpoint_1.pth --sde vp --image-size 16 --sde.beta_max inf", "sde.beta_max must be finite, got inf"),
-        ("checkpoint_1.pth --sde vp --image-size 16 --net.fir [1e400,1]", "net.fir must be finite, got [inf, 1]"),
         ("checkpoint_1.pth --sde vp --image-size 16 --net.dropout x", "net.dropout must be a number, got 'x'"),
     ],
 )  # fmt: skip
@@ -699,7 +586,6 @@ def test_mistakes_are_one_line(arguments, complaint, released, tmp_path, monkeyp
     (tmp_path / "checkpoint_1.pth").write_bytes(whole)
     (tmp_path / "cut.pth").write_bytes(whole[:5000])
     (tmp_path / "text.pth").write_text("no checkpoint")
-    (tmp_path / "list.json").write_text("[]")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").write_text("x")
     torch.save([1, 2], tmp_path / "list.pth")

@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
+from original import tables_of
 
 from indm import INDM, PublishedScore, build_model
 from indm.config import recipes
 from indm.data.base import Data, InMemory
 from indm.model import build, count_parameters
 from indm.published import ConditionalResidualFlow
-from indm.published.convert.settings import tables_of
 from indm.scaling import Scaling
 from indm.sde.linear import VESDE, VPSDE
 from indm.training import resolving

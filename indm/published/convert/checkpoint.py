@@ -1,8 +1,9 @@
 """Released checkpoint files, read without running code that is pickled in them, and the tensors in them."""
 
+import math
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -194,3 +195,27 @@ class Reader:
         problems = self.problems + [f"{key} is not understood" for key in unknown]
         if problems:
             raise ValueError(f"state does not fit the architecture that was read from it: {listed(problems)}")
+
+
+def check_agrees(actual: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """ValueError listing what is given and is not the ``actual`` value, which the tensors show."""
+    if contradicted := contradictions(actual, given):
+        raise ValueError(f"the tensors contradict what is given: {listed(contradicted)}")
+
+
+def contradictions(actual: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
+    """What is said and is otherwise by the tensors, a phrase each."""
+    return [
+        f"{key} is {actual[key]}, not {value}"
+        for key, value in said.items()
+        if key in actual and not alike(actual[key], value)
+    ]
+
+
+def alike(a: object, b: object) -> bool:
+    """Whether values are equal, numbers within a relative 1e-6, lists and tuples entry by entry."""
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(map(alike, a, b))
+    if isinstance(a, int | float) and isinstance(b, int | float):
+        return math.isclose(a, b, rel_tol=1e-6)
+    return a == b

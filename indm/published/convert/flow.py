@@ -1,13 +1,12 @@
 """Released flow checkpoints as flows of this library: the plain residual flow and the conditional one.
 
-The architecture is read off the tensors. Settings are needed for what tensors do not show: the activations and the
-Lipschitz coefficient, by default the published ones. Every other setting is compared with the tensors. Whatever does
-not match is listed in one error.
+The architecture is read off the tensors. What they do not show, the activations and the Lipschitz coefficient, is given
+or else as published. Whatever does not match is listed in one error.
 """
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,11 +15,11 @@ from torch import Tensor, nn
 from indm.files.untrusted import build_described
 from indm.flows.base import ActNorm, Flow
 from indm.flows.coupling import Coupling, InvertibleLinear
-from indm.flows.residual import ResidualBlock, ResidualFlow
+from indm.flows.residual import ResidualBlock
 from indm.messages import brief
+from indm.model import build
 from indm.published.conditional import ConditionalBlock, ConditionalResidualFlow, InitialInverse, Interleaved
-from indm.published.convert.checkpoint import Reader
-from indm.published.convert.settings import check_agrees, flow_settings
+from indm.published.convert.checkpoint import Reader, check_agrees
 
 ENCODER = "discriminator.encoder.net."
 HEAD = "discriminator.fc.linear"
@@ -29,7 +28,7 @@ STEPS = "discriminator.prior.flow.steps."
 
 def flow_from_state(
     state: Mapping[str, Tensor],
-    settings: Mapping[str, Any],
+    given: Mapping[str, Any],
     shape: tuple[int, ...],
     initial_inverses: bool = False,
 ) -> Flow:
@@ -37,8 +36,8 @@ def flow_from_state(
 
     Args:
         state: its ``model`` entry, or its averaged parameters under the same names; keys may begin with ``module.``.
-        settings: of the original: ``act_fn`` (default "sin") and ``coeff`` (0.98); of the conditional flow's
-            ``discriminator``, the activations of its encoder and its prior ("elu"). All others must agree with the
+        given: arguments of the flow that tensors do not show: ``activation`` (default "sin"), ``coeff`` (0.98), and of
+            the conditional flow ``encoder_activation`` and ``prior_activation`` ("elu"). All others must agree with the
             tensors.
         shape: of the images, (C, H, W), before any squeeze.
         initial_inverses: of the conditional flow, see :class:`~indm.published.ConditionalResidualFlow`; the plain flow
@@ -49,8 +48,8 @@ def flow_from_state(
         z.
 
     Raises:
-        ValueError: naming the settings that are unknown, unsupported or at odds with the tensors, or listing the
-            tensors that are missing, not understood or of the wrong shape.
+        ValueError: naming the arguments that are unknown or at odds with the tensors, or listing the tensors that are
+            missing, not understood or of the wrong shape.
     """
     reader = Reader({re.sub(r"^(module\.)+", "", key): value for key, value in state.items()})
     shape = tuple(shape)
@@ -63,16 +62,18 @@ def flow_from_state(
             "state must hold a residual flow, with keys like 'transforms.0.chain.0.nnet.0.weight' or "
             f"'generator.flow.transforms.…' for the conditional one, got {_some(reader.state)}"
         )
-    settings = flow_settings(settings)
-    arguments = residual_arguments(reader, prefix, settings, shape)
+    inferred = {"name": "conditional-residual" if conditional else "residual"}
+    inferred |= residual_arguments(reader, prefix, shape)
+    learned = any(key.endswith(".beta") for key in reader.state)
+    arguments = {"norm": "rows", "coeff": 0.98, "activation": "swish" if learned else "sin"}
     if conditional:
-        arguments |= code_arguments(reader, settings, shape, arguments["squeeze"])
+        inferred |= code_arguments(reader)
         arguments["initial_inverses"] = initial_inverses
-        make: Callable[[], Flow] = functools.partial(ConditionalResidualFlow, shape, **arguments)
-    else:
-        make = functools.partial(ResidualFlow, shape, **arguments)
+    check_agrees(inferred, given)
+    arguments |= dict(given) | inferred
+    make = functools.partial(build, arguments, "flow", shape)
     flow = build_described(make, arguments | {"shape": shape}, reader.state)
-    if isinstance(flow, ConditionalResidualFlow):
+    if conditional:
         read_chain(reader, prefix, flow.chain)
         read_encoder(reader, flow)
         read_prior(reader, flow)
@@ -82,10 +83,8 @@ def flow_from_state(
     return flow.eval()
 
 
-def residual_arguments(
-    reader: Reader, prefix: str, settings: Mapping[str, Any], shape: tuple[int, ...]
-) -> dict[str, Any]:
-    """Arguments of the residual flow, from tensors where they show there."""
+def residual_arguments(reader: Reader, prefix: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Arguments of the residual flow that tensors show."""
     groups = [sum(reader.has(f"{chain}{j}.nnet.") for j in reader.indices(chain)) for chain in chains(reader, prefix)]
     width, inputs = reader.shape(f"{first_block(reader, prefix)}.nnet.0.weight", 4)[:2]
     squeeze = inputs == 4 * shape[0]
@@ -94,19 +93,14 @@ def residual_arguments(
         raise ValueError(f"the flow is one of images of {inputs} channel(s){squeezed}, the shape asked for is {shape}")
     if len(groups) > 2:
         raise ValueError(
-            f"settings: nblocks with more than two groups cannot be converted, got {groups}: the original puts the "
-            "entries of such a z into another order than their places in the image"
+            f"state must hold one or two groups of blocks, got {groups}: of more, the original puts the entries of z "
+            "into another order than their places in the image"
         )
     actnorm = any(key.endswith(".initialized") for key in reader.state)
     uninitialized = [k for k, v in reader.state.items() if k.endswith(".initialized") and not v.all()]
     if uninitialized:
         raise ValueError(f"state holds an ActNorm that never saw data: {_some(uninitialized)}")
-    shown = {"nblocks": "-".join(map(str, groups)), "intermediate_dim": width, "num_channels": shape[0]}
-    check_agrees(settings, shown | {"image_size": shape[1], "squeeze": squeeze, "actnorm": actnorm})
-    learned = any(key.endswith(".beta") for key in reader.state)
-    activation, coeff = settings.get("act_fn", "swish" if learned else "sin"), settings.get("coeff", 0.98)
-    return {"blocks": tuple(groups), "width": width, "norm": "rows", "coeff": float(coeff),
-            "activation": activation, "squeeze": squeeze, "actnorm": actnorm}  # fmt: skip
+    return {"blocks": tuple(groups), "width": width, "squeeze": squeeze, "actnorm": actnorm}
 
 
 def chains(reader: Reader, prefix: str) -> list[str]:
@@ -156,32 +150,16 @@ def read_block(reader: Reader, source: str, target: ResidualBlock) -> None:
             reader.copy(f"{source}.nnet.{2 * i + (not target.preactivate)}.{name}", parameter)
 
 
-def code_arguments(
-    reader: Reader, settings: Mapping[str, Any], shape: tuple[int, ...], squeeze: bool
-) -> dict[str, Any]:
-    """Arguments of the encoder and the prior, from tensors where they show there."""
+def code_arguments(reader: Reader) -> dict[str, Any]:
+    """Arguments of the encoder and the prior that tensors show."""
     levels = reader.indices(f"{ENCODER}resnet")
-    planes = tuple(reader.shape(f"{ENCODER}resnet{i}.main.0.conv1.weight", 4)[0] for i in levels)
-    channels = reader.shape(f"{ENCODER}top.weight", 4)[0]
-    outputs, features = reader.shape(f"{HEAD}.weight_v", 2)
-    hidden, half = reader.shape(f"{STEPS}0.unit.coupling1_up.net.fc1.weight", 2)
-    steps = len(reader.indices(STEPS))
-    check_agrees(settings, {
-        "code_dim": outputs // 2,
-        "discriminator.in_dim": features,
-        "discriminator.dim": outputs // 2,
-        "discriminator.encoder.levels": len(planes),
-        "discriminator.encoder.in_planes": shape[0] * (4 if squeeze else 1),
-        "discriminator.encoder.hidden_planes": planes,
-        "discriminator.encoder.out_planes": channels,
-        "discriminator.prior.num_steps": steps,
-        "discriminator.prior.in_features": 2 * half,
-        "discriminator.prior.hidden_features": hidden,
-    })  # fmt: skip
-    encoder, prior = (settings.get(f"discriminator.{name}.activation", "elu") for name in ("encoder", "prior"))
-    return {"code_dim": outputs // 2, "encoder_planes": planes, "encoder_channels": channels,
-            "encoder_activation": encoder, "prior_steps": steps, "prior_width": hidden,
-            "prior_activation": prior}  # fmt: skip
+    return {
+        "code_dim": reader.shape(f"{HEAD}.weight_v", 2)[0] // 2,
+        "encoder_planes": tuple(reader.shape(f"{ENCODER}resnet{i}.main.0.conv1.weight", 4)[0] for i in levels),
+        "encoder_channels": reader.shape(f"{ENCODER}top.weight", 4)[0],
+        "prior_steps": len(reader.indices(STEPS)),
+        "prior_width": reader.shape(f"{STEPS}0.unit.coupling1_up.net.fc1.weight", 2)[0],
+    }
 
 
 @torch.no_grad()

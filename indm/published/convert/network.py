@@ -5,7 +5,6 @@ The original keeps its layers in one list, ``all_modules.N``; :func:`published_o
 :func:`leaves` says which of its tensors make which of our parameters.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from indm.config.checks import check_arguments
 from indm.config.recipes import Tables
 from indm.messages import brief, listed
 from indm.nets.unet import Attention
-from indm.published.convert.checkpoint import State
-from indm.published.convert.settings import NET_KINDS, SDE_KINDS, check_finite_types
+from indm.published.convert.checkpoint import State, alike, check_agrees, contradictions
 from indm.published.fir import StridedConv
 from indm.published.ncsnpp import Block, Fourier, NCSNpp, Plain, ResidualInlet, SkipInlet
 
@@ -40,21 +39,23 @@ class Architecture:
     overruled: list[str]  # what a recipe says otherwise than the tensors, a phrase each
 
 
-def architecture(state: State, given: Tables, fallback: Tables, size: int | None) -> Architecture:
-    """The architecture by the tensors, then by what is ``given``, then by a recipe, then as published."""
-    for tables in (given, fallback):
-        check_finite_types(tables.get("net", {}), NET_KINDS, "net.")
-        check_finite_types(tables.get("sde", {}), SDE_KINDS, "sde.")
+def architecture(
+    state: State, given: Tables, fallback: Tables, size: int | None, likely: int | None = None
+) -> Architecture:
+    """The architecture by the tensors, then by what is ``given``, then by a recipe, then as published.
+
+    ``size`` is the side of the images, and ``likely`` that of the recipe's, which holds if the network is the recipe's.
+    """
+    chosen, default = (dict(tables.get("net", {})) for tables in (given, fallback))
+    for net in (chosen, default):
+        if (name := net.pop("name", "ncsnpp")) != "ncsnpp":
+            raise ValueError(f"net.name must be ncsnpp, whose checkpoint this is, got {name!r}")
+        check_arguments(NCSNpp, net, table="net", what="net 'ncsnpp'", given_later=("shape",))
     sde = _sde_table(given, fallback)
-    for table in (given.get("net", {}), fallback.get("net", {})):
-        if table.get("name", "ncsnpp") != "ncsnpp":
-            raise ValueError(f"net.name must be ncsnpp, whose checkpoint this is, got {table['name']!r}")
     inferred, attends, image_channels = infer(state)
-    side = fallback.get("image", {}).get("size") if size is None else size
+    side = likely if size is None else size
     if side is None:
-        raise ValueError(
-            "--image-size must be given, or --recipe or --settings: the tensors do not tell the images' side"
-        )
+        raise ValueError("--image-size must be given, or --recipe: the tensors do not tell the images' side")
     heights = [side // 2**level for level in range(len(attends))]
     inferred["attention"] = tuple(h for h, attention in zip(heights, attends, strict=True) if attention)
     sigmas = {}
@@ -62,16 +63,12 @@ def architecture(state: State, given: Tables, fallback: Tables, size: int | None
         low, high, count = _sigma_table(state["sigmas"])
         inferred["sigma_table"] = (low, high, count)
         sigmas = {"sigma_min": low, "sigma_max": high} if sde["name"] == "ve" else {}
-    chosen, default = (dict(tables.get("net", {})) for tables in (given, fallback))
     for net in (chosen, default):
         if "attention" in net:
             net["attention"] = tuple(h for h in heights if h in net["attention"])  # no level has another height
-    actual = inferred | _prefixed("sde.", sigmas) | {"image channels": image_channels}
-    channels = given.get("image", {}).get("channels", image_channels)
-    said = chosen | _prefixed("sde.", given.get("sde", {})) | {"image channels": channels}
-    if contradicted := _contradicted(actual, said):
-        raise ValueError(f"the tensors contradict what is given: {listed(contradicted)}")
-    overruled = _contradicted(actual, default | _prefixed("sde.", sde) | said)
+    actual, said = inferred | _prefixed("sde.", sigmas), chosen | _prefixed("sde.", given.get("sde", {}))
+    check_agrees(actual, said)
+    overruled = contradictions(actual, default | _prefixed("sde.", sde) | said)
     if size is None and overruled:
         raise ValueError(
             f"--image-size must be given: the tensors are of another network than the recipe's ({listed(overruled)}), "
@@ -81,7 +78,7 @@ def architecture(state: State, given: Tables, fallback: Tables, size: int | None
     net = {**assumed, **inferred, **chosen}
     if net["embedding"] == "fourier" or not net["scale_by_sigma"]:
         net.pop("sigma_table", None)  # not in use
-    sde = sde | {key: value for key, value in sigmas.items() if not _alike(value, sde.get(key))}
+    sde = sde | {key: value for key, value in sigmas.items() if not alike(value, sde.get(key))}
     return Architecture(sde, net, (image_channels, side, side), inferred, assumed, overruled)
 
 
@@ -90,10 +87,10 @@ def _sde_table(given: Tables, fallback: Tables) -> dict:
     sde, default = given.get("sde", {}), fallback.get("sde", {})
     if sde.get("name", default.get("name")) == default.get("name"):
         sde = default | sde
-    if sde.get("name") not in ASSUMED:
+    if sde.get("name") not in tuple(ASSUMED):
         raise ValueError(
-            f"--sde must be given (vp, subvp or ve), or --recipe or --settings, got {sde.get('name')!r}: the tensors "
-            "do not tell which it was"
+            f"--sde must be given (vp, subvp or ve), or --recipe, got {brief(repr(sde.get('name')))}: "
+            "the tensors do not tell which it was"
         )
     return sde
 
@@ -113,15 +110,6 @@ def _assumed(state: State, sde: dict, fallback: dict, certain: set[str]) -> dict
         assumed["fir"] = NCSNPP["fir"]
     assumed |= {key: value for key, value in fallback.items() if key in assumed}
     return {key: value for key, value in assumed.items() if key not in certain}
-
-
-def _contradicted(actual: dict, said: dict) -> list[str]:
-    """What is said and is otherwise by the tensors, a phrase each."""
-    return [
-        f"{key} is {actual[key]}, not {value}"
-        for key, value in said.items()
-        if key in actual and not _alike(actual[key], value)
-    ]
 
 
 def infer(state: State) -> tuple[dict, list[bool], int]:
@@ -235,15 +223,6 @@ def _prefixed(prefix: str, table: dict) -> dict:
 def _rounded(value: Tensor) -> float:
     """A number without the noise of exp(log(·))."""
     return float(f"{value.item():.9g}")
-
-
-def _alike(a: object, b: object) -> bool:
-    """Whether values are equal, numbers within a relative 1e-6, lists and tuples entry by entry."""
-    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
-        return len(a) == len(b) and all(map(_alike, a, b))
-    if isinstance(a, int | float) and isinstance(b, int | float):
-        return math.isclose(a, b, rel_tol=1e-6)
-    return a == b
 
 
 def published_order(net: NCSNpp) -> Iterator[nn.Module]:

@@ -6,7 +6,6 @@ what the caller gives, then from a recipe, then from the published settings.
 
 import contextlib
 import functools
-import math
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -26,14 +25,13 @@ from indm.model import INDM, build, count_parameters
 from indm.published.convert.checkpoint import Checkpoint, State, Weights, read_checkpoint
 from indm.published.convert.flow import flow_from_state
 from indm.published.convert.network import Architecture, architecture, load_published
-from indm.published.convert.settings import UNRELATED, check_finite_types, read_settings, tables_of, unrelated
 from indm.published.ncsnpp import PublishedScore
 from indm.runs.folder import CONVERSION, check_empty
 from indm.runs.provenance import describe, provenance
 from indm.scaling import Scaling
 from indm.sde.linear import LinearSDE
 
-TABLES = ("data", "sde", "net", "evaluate")  # of a recipe, those that may be changed
+TABLES = ("data", "sde", "net", "flow", "evaluate")  # of a recipe, those that may be changed
 LEVELS = 256  # grey levels of the released models' data
 
 
@@ -44,8 +42,6 @@ def convert(
     flow_checkpoint: str | Path | None = None,
     weights: Weights | None = None,
     recipe: str | Path | None = None,
-    settings: str | Path | None = None,
-    flow_settings: str | Path | None = None,
     image_size: int | None = None,
     initial_inverses: bool = False,
     changes: Mapping[str, str] | None = None,
@@ -59,18 +55,15 @@ def convert(
         weights: "ema" or "model" (the last ones) for both; by default "ema" for the score and "model" for the flow, as
             the paper's results were evaluated.
         recipe: whose data, SDE, network and evaluation hold where the tensors and what else is given do not tell.
-        settings: JSON file of the original's settings, which may be its whole configuration.
-        flow_settings: the same for the flow.
-        image_size: side of the images; by default that of the settings, of the data, or of a recipe of this network.
+        image_size: side of the images; by default that of the data, or of a recipe of this network.
         initial_inverses: the samples of a conditional flow are those of the authors' code, whose codes do not have the
             law p(u), see :class:`~indm.published.ConditionalResidualFlow`.
-        changes: dotted keys of the tables data, sde, net and evaluate, as on the command line.
+        changes: dotted keys of the tables data, sde, net, flow and evaluate, as on the command line.
 
     Returns:
         What is also written to ``conversion.json``, there with its provenance: the files and their weights, where each
         setting is from (``from_the_tensors``; ``assumed``: from the recipe, or as published; ``overruled``: of the
-        recipe, otherwise by the tensors), the ``unrelated`` settings of the files, and what the recipe has of their
-        training (``train``).
+        recipe, otherwise by the tensors), and what the recipe has of their training (``train``).
 
     Raises:
         ValueError: files that cannot be read, settings that are missing, unknown or contradicted, tensors that do not
@@ -78,16 +71,15 @@ def convert(
     """
     out = Path(out)
     check_empty(out)
-    original = {} if settings is None else read_settings(settings)
-    of_flow = {} if flow_settings is None else read_settings(flow_settings)
-    of_flow = _flow_table(of_flow or original) or of_flow
-    given = _given_tables(original, changes or {})
+    given = _given_tables(changes or {})
+    if "flow" in given and flow_checkpoint is None:
+        raise ValueError("--flow must be left out where there is no flow checkpoint: the flow is the identity")
     fallback = recipes.load(recipe) if recipe is not None else {}
     data = _named_data(given, fallback)
     size = _side_of_images(image_size, given)
 
     source = read_checkpoint(checkpoint)
-    layout = architecture(source.state, given, fallback | {"image": {"size": _side_of(data)}}, size)
+    layout = architecture(source.state, given, fallback, size, _side_of(data))
     data = data if "name" in data else _likely_data(layout.shape) | data
     data = _checked_data(data, layout, given.get("data", {}))
     files = [_file(checkpoint, weights or "ema")]
@@ -98,12 +90,12 @@ def convert(
     if flow_checkpoint is not None:
         files.append(_file(flow_checkpoint, weights or "model"))
         of_file = read_checkpoint(flow_checkpoint)
-        flow = flow_from_state(of_file.weights(weights or "model"), of_flow, layout.shape, initial_inverses)
+        state = of_file.weights(weights or "model")
+        flow = flow_from_state(state, given.get("flow", {}), layout.shape, initial_inverses)
         trained |= {"flow_lr": of_file.optimizer.get("lr"), "flow_weight_decay": _weight_decay(of_file)}
     model = INDM(flow, score, Scaling.images(LEVELS, score.backbone.centered), layout.shape).eval()
 
-    given["train"] = _valid(trained) | given["train"]
-    passed_over = [f"flow.{key}" for key in of_flow if flow_checkpoint is None or key in UNRELATED]
+    given["train"] = _valid(trained)
     assumed = layout.assumed | ({"image_size": layout.shape[1]} if size is None else {})
     result = {
         "files": files,
@@ -115,9 +107,8 @@ def convert(
         "from_the_tensors": layout.inferred,
         "assumed": assumed | _assumed(model.description()["sde"], data, layout, given),
         "overruled": layout.overruled,
-        "unrelated": unrelated(original) + passed_over,
         "data": data,
-        "train": {key: value for key, value in given["train"].items() if value != math.inf},
+        "train": given["train"],
     }
     _write(out, model, _recipe(model, data, given, fallback), result)
     return result
@@ -148,27 +139,16 @@ def _valid(options: Mapping[str, object]) -> dict[str, Any]:
     return valid
 
 
-def _flow_table(configuration: Mapping[str, Any]) -> dict:
-    """The settings of the flow in a whole configuration; ValueError where they are no table."""
-    settings = configuration.get("flow", {})
-    check_finite_types({"flow": settings}, {"flow": dict}, "settings: ")
-    return settings
-
-
-def _given_tables(settings: Mapping[str, Any], changes: Mapping[str, str]) -> Tables:
-    """The tables of the original's settings with the changes; ValueError for a table that may not be changed."""
+def _given_tables(changes: Mapping[str, str]) -> Tables:
+    """The changes as tables; ValueError for a table that may not be changed."""
     for name in {key.partition(".")[0] for key in changes} - set(TABLES):
         raise ValueError(f"--{name} is not for converting; {', '.join(TABLES)} can be changed")
-    given = tables_of(settings)
-    for name, content in recipes.override({}, dict(changes)).items():
-        given[name] = content if "name" in content else given.get(name, {}) | content
-    return given
+    return recipes.override({}, changes)
 
 
 def _named_data(given: Tables, fallback: Tables) -> dict:
     """The data that are given, else the recipe's with what is given of them; without a name where neither has one."""
     data = given.get("data", {})
-    check_finite_types(data, {"name": str}, "data.")
     data = data if "name" in data else fallback.get("data", {}) | data
     if "name" in data:
         check_data(**data)
@@ -178,21 +158,15 @@ def _named_data(given: Tables, fallback: Tables) -> dict:
 def _side_of_images(image_size: int | None, given: Tables) -> int | None:
     """The side of the images in pixels that is given, None where none is."""
     data = given.get("data", {})
-    sides = {
-        "--image-size": image_size,
-        "image_size of --settings": given.get("image", {}).get("size"),
-        f"the side of data {data['name']!r}" if "name" in data else "data.size": _side_of(data),
-    }
+    of_data = f"the side of data {data['name']!r}" if "name" in data else "data.size"
+    sides = {"--image-size": image_size, of_data: _side_of(data)}
     sides = {name: side for name, side in sides.items() if side is not None}
-    for side in sides.values():
+    for name, side in sides.items():
         if type(side) is not int or side < 1:
-            raise ValueError(
-                "--image-size (or image_size of --settings, or data.size) must be a whole number of pixels, 1 or more, "
-                f"got {brief(repr(side))}"
-            )
+            raise ValueError(f"{name} must be a whole number of pixels, 1 or more, got {brief(repr(side))}")
     if len(set(sides.values())) > 1:
         said = ", ".join(f"{name} is {side}" for name, side in sides.items())
-        raise ValueError(f"--image-size, the settings and the data must agree on the side of the images, got: {said}")
+        raise ValueError(f"--image-size and the data must agree on the side of the images, got: {said}")
     return next(iter(sides.values()), None)
 
 
