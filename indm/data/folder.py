@@ -4,11 +4,10 @@ import contextlib
 import hashlib
 import os
 import stat
-import tempfile
 import threading
 import warnings
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,33 +19,35 @@ from torch import Tensor
 from indm.data.base import Data
 from indm.data.image_files import WholeImages, image_loader
 from indm.data.images import SUFFIXES, read_image, read_kind
-from indm.files import untrusted
+from indm.files import atomic
 from indm.files.plain import cache_folder
 from indm.messages import brief, counted, reason
 
 KINDS = (None, "L", "RGB")  # of a file: no image that can be used, grey, colour
-ARRAYS = ("names", "ends", "sizes", "times", "kinds")  # in a cached index
+UNKNOWN = len(KINDS)  # a kind that is yet to be found out
 CACHED_FROM = 1000  # files
 AT_ONCE = 4096  # files whose headers are read side by side
 DECODING = threading.BoundedSemaphore(os.cpu_count() or 1)  # one image may take a gigabyte to decode
 
 
 class Files(Sequence[Path]):
-    """Paths below ``folder`` in as many bytes as their names have: a million need some 30 MB, not a gigabyte."""
+    """Paths below ``folder`` in as many bytes as the longest has: a million need some 30 MB, not a gigabyte.
 
-    def __init__(self, folder: Path, names: np.ndarray, ends: np.ndarray, chosen: np.ndarray | None = None):
-        self.folder, self.names, self.ends = folder, names, ends  # names one after the other, and where each ends
-        self.chosen = np.arange(len(ends)) if chosen is None else chosen
+    Args:
+        folder: which it is.
+        names: the paths below it, as the file system encodes them, an array of bytes.
+        chosen: positions in ``names``; all by default.
+    """
+
+    def __init__(self, folder: Path, names: np.ndarray, chosen: np.ndarray | None = None):
+        self.folder, self.names = folder, names
+        self.chosen = np.arange(len(names)) if chosen is None else chosen
 
     @classmethod
     def joined(cls, folder: Path, parts: Mapping[str, "Files"]) -> "Files":
         """The files of several folders, which lie at these paths below ``folder``."""
-        names, ends = bytearray(), array("q")
-        for place, files in parts.items():
-            for i in range(len(files)):
-                names += os.fsencode(place) + b"/" + files.name(i)
-                ends.append(len(names))
-        return cls(folder, np.frombuffer(bytes(names), np.uint8), np.array(ends, np.int64))
+        names = [os.fsencode(place) + b"/" + files.name(i) for place, files in parts.items() for i in range(len(files))]
+        return cls(folder, np.array(names))
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -58,20 +59,17 @@ class Files(Sequence[Path]):
 
     def name(self, index: int) -> bytes:
         """The path below the folder, as the file system encodes it."""
-        i = self.chosen[index]
-        return self.names[self.ends[i - 1] if i else 0 : self.ends[i]].tobytes()
+        return self.names[self.chosen[index]]
 
     def select(self, index: np.ndarray) -> "Files":
         """Those at the positions ``index``."""
-        return Files(self.folder, self.names, self.ends, self.chosen[index])
+        return Files(self.folder, self.names, self.chosen[index])
 
     def fingerprint(self) -> str:
         """SHA-256 of the paths below the folder, in the order of ``names`` whatever that of ``chosen``."""
-        lengths, chosen = np.diff(self.ends, prepend=0), np.zeros(len(self.ends), bool)
-        chosen[self.chosen] = True
-        digest = hashlib.sha256(lengths[chosen].data)
-        digest.update(self.names[np.repeat(chosen, lengths)].data)
-        return digest.hexdigest()
+        names = self.names[np.sort(self.chosen)].tolist()
+        lengths = np.array([len(name) for name in names], np.int64)
+        return hashlib.sha256(lengths.tobytes() + b"".join(names)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -79,18 +77,31 @@ class Index:
     """The files below a folder, hidden ones apart, in sorted order, and what is known of each."""
 
     files: Files
-    sizes: np.ndarray  # bytes, int64
-    times: np.ndarray  # nanoseconds of the last change, int64
-    kinds: np.ndarray  # positions in KINDS, uint8
+    stats: np.ndarray  # bytes, and nanoseconds of the last change, (n, 2) int64
+    kinds: np.ndarray  # positions in KINDS, or UNKNOWN, uint8
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What is cached."""
-        return {"names": self.files.names, "ends": self.files.ends} | {key: getattr(self, key) for key in ARRAYS[2:]}
+    def copy_kinds(self, path: Path) -> None:
+        """Take the kinds of files whose name, size and time are as cached in ``path``."""
+        try:
+            with np.load(path) as cached:
+                names, stats, kinds = (cached[key] for key in ("names", "stats", "kinds"))
+        except Exception:  # there is none, or it is damaged
+            return
+        if np.array_equal(names, self.files.names) and np.array_equal(stats, self.stats):
+            self.kinds[:] = kinds
+            return
+        known = dict(zip(_identities(names, stats), kinds.tolist(), strict=True))
+        self.kinds[:] = [known.get(key, UNKNOWN) for key in _identities(self.files.names, self.stats)]
 
-    def identities(self) -> list[tuple[bytes, int, int]]:
-        """By what a file is known again: its name, size and time of change."""
-        stats = zip(self.sizes.tolist(), self.times.tolist(), strict=True)
-        return [(self.files.name(i), size, time) for i, (size, time) in enumerate(stats)]
+    def cache(self, path: Path) -> None:
+        """Write what :meth:`copy_kinds` reads."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.whole(path, atomic.arrays_into({"names": self.files.names, "stats": self.stats, "kinds": self.kinds}))
+
+
+def _identities(names: np.ndarray, stats: np.ndarray) -> Iterator[tuple[bytes, int, int]]:
+    """By what files are known again."""
+    return zip(names.tolist(), *stats.T.tolist(), strict=True)
 
 
 def index(folder: Path, whole: bool = False) -> Index:
@@ -99,15 +110,15 @@ def index(folder: Path, whole: bool = False) -> Index:
     if len(listing.files) >= CACHED_FROM and not whole:
         with contextlib.suppress(RuntimeError):  # a user without a home
             cached_at = index_file(folder)
-    cached = None if cached_at is None else _read_cached(cached_at, folder)
-    unknown = np.flatnonzero(~_copy_kinds(listing, cached))
+            listing.copy_kinds(cached_at)
+    unknown = np.flatnonzero(listing.kinds == UNKNOWN)
     with ThreadPoolExecutor() as pool:
         for first in range(0, len(unknown), AT_ONCE):
             part = unknown[first : first + AT_ONCE]
             listing.kinds[part] = list(pool.map(_decoded_kind if whole else _kind, listing.files.select(part)))
     if cached_at is not None and len(unknown):
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
-            _write_cached(cached_at, listing)
+            listing.cache(cached_at)
     return listing
 
 
@@ -132,8 +143,8 @@ def _decoded_kind(path: Path) -> int:
 
 
 def _list_files(folder: Path) -> Index:
-    """All files below ``folder``, with kinds yet to be filled in. Links to files are followed, links to folders not."""
-    names, ends, sizes, times = bytearray(), array("q"), array("q"), array("q")
+    """All files below ``folder``, of unknown kinds. Links to files are followed, links to folders not."""
+    names, stats = list[bytes](), array("q")
     waiting = [""]
     while waiting:
         name = waiting.pop()
@@ -145,46 +156,10 @@ def _list_files(folder: Path) -> Index:
             below = sorted((n for n in os.listdir(path) if not n.startswith(".")), reverse=True)
             waiting += [f"{name}/{n}" if name else n for n in below]
         elif stat.S_ISREG(status.st_mode):
-            names += os.fsencode(name)
-            ends.append(len(names))
-            sizes.append(status.st_size)
-            times.append(status.st_mtime_ns)
-    files = Files(folder, np.frombuffer(bytes(names), np.uint8), np.array(ends, np.int64))
-    return Index(files, np.array(sizes, np.int64), np.array(times, np.int64), np.zeros(len(ends), np.uint8))
-
-
-def _copy_kinds(listing: Index, cached: Index | None) -> np.ndarray:
-    """Copy the kinds of files whose name, size and time are as cached; booleans say which files those are."""
-    if cached is None:
-        return np.zeros(len(listing.files), bool)
-    now, then = listing.arrays(), cached.arrays()
-    if all(np.array_equal(now[key], then[key]) for key in ARRAYS[:-1]):
-        listing.kinds[:] = cached.kinds
-        return np.ones(len(listing.files), bool)
-    positions = {key: i for i, key in enumerate(cached.identities())}
-    position = np.array([positions.get(key, -1) for key in listing.identities()], int)
-    unchanged = position >= 0
-    listing.kinds[unchanged] = cached.kinds[position[unchanged]]
-    return unchanged
-
-
-def _read_cached(path: Path, folder: Path) -> Index | None:
-    """The cached index; None where there is none that can be used."""
-    try:
-        names, ends, sizes, times, kinds = (untrusted.array(path, name) for name in ARRAYS)
-    except ValueError:
-        return None
-    fits = len(ends) == len(sizes) == len(times) == len(kinds) and kinds.max(initial=0) < len(KINDS)
-    rising = len(ends) == 0 or (ends[0] >= 0 and ends[-1] == len(names) and bool((np.diff(ends) >= 0).all()))
-    return Index(Files(folder, names, ends), sizes, times, kinds) if fits and rising else None
-
-
-def _write_cached(path: Path, index: Index) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # on a full disk nothing half written stays
-        beside = Path(folder) / path.name
-        np.savez(beside, **index.arrays())  # type: ignore[arg-type]
-        os.replace(beside, path)
+            names.append(os.fsencode(name))
+            stats.extend((status.st_size, status.st_mtime_ns))
+    files = Files(folder, np.array(names, dtype="S"))
+    return Index(files, np.array(stats, np.int64).reshape(-1, 2), np.full(len(names), UNKNOWN, np.uint8))
 
 
 # ── Folders as data ───────────────────────────────────────────────────────────────────────────────────────────────────
