@@ -48,7 +48,6 @@ OPTIONS = {
         "folder": {"path": "images", "size": 8},
         "patches": {"path": "images", "size": 8, "patches": 3},
         "datasets": {"path": "saved", "size": 8},
-        "webdataset": {"path": "images.tar", "size": 8},
         **{name: FEW for name in DENSITIES},
     },
     "objective": {},  # tables of the recipe

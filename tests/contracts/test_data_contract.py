@@ -1,7 +1,5 @@
 """What every data set of the table of parts must do, where its files can be had or made."""
 
-import tarfile
-
 import datasets
 import numpy as np
 import pytest
@@ -30,9 +28,6 @@ def files(tmp_path_factory):
     for i in range(20):
         Image.fromarray(random.integers(0, 256, (9, 11, 3), dtype=np.uint8)).save(folder / "images" / f"{i}.png")
     images = [str(path) for path in sorted((folder / "images").iterdir())]
-    with tarfile.open(folder / "images.tar", "w") as tar:
-        for image in images:
-            tar.add(image)
     rows = datasets.Dataset.from_dict({"image": images}).cast_column("image", datasets.Image())
     rows.save_to_disk(folder / "saved")
     return folder
