@@ -99,7 +99,7 @@ def load_hub(
         raise ValueError(f"{path} holds no images")
     looked_at = np.linspace(0, len(images) - 1, min(len(images), LOOKED_AT)).astype(int)
     colour = options.channels is None and "RGB" in _kinds(images[i] for i in looked_at.tolist())
-    notes, labels = [f"{len(images)} images of {path}, {options.note}"], [] if conditions is None else conditions
+    notes, labels = [f"{len(images)} images of {path}, {options.note}"], () if conditions is None else conditions
     return options.data_of("datasets", path, images, colour, notes, labels)
 
 
