@@ -493,7 +493,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         parts = held, torch.from_numpy(c_held).float()
         trainings = []
         for mixture in mixtures:
-            model = self._build(len(mixture.weight), self.width, self.depth, self.dropout)
+            model = self._build(len(mixture.weight))
             law = mixture.weight, mixture.mean, mixture.covariance
             model.score.backbone.set_mixture(*map(torch.from_numpy, law))
             trainings.append(Training(model, *parts, self.learning_rate, self.weight_decay, repeats))
@@ -546,11 +546,12 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         noisy[:, self._whole] += 1 - torch.rand(len(X), len(self._whole), dtype=torch.float64).numpy()
         return torch.from_numpy(self.columns_.latents(noisy, c)).float()
 
-    def _build(self, components: int, width: int, depth: int, dropout: float = 0.0) -> INDM:
+    def _build(self, components: int) -> INDM:
         shape = (int(self._varies.sum()),)
         condition = Vector(self.n_conditions_) if self.n_conditions_ else None
         seen = condition.seen_shape if condition else ()
-        backbone = MixtureMLP(shape, components, width, depth, dropout=dropout, condition=seen)
+        size = components, self.width, self.depth
+        backbone = MixtureMLP(shape, *size, dropout=self.dropout, condition=seen)
         return INDM(Identity(), ScoreModel(backbone, VPSDE(eps=EPS)), shape=shape, condition=condition)
 
     def _latents(self, c: np.ndarray, steps: int, numbers: np.random.RandomState) -> np.ndarray:
@@ -586,24 +587,6 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         warn_above(tol, errors, stacklevel=4)
         log_prob = torch.stack([torch.cat([value for value, _ in parts]) for parts in found])
         return (log_prob.logsumexp(0) - math.log(len(found))).numpy() + self.columns_.log_volume(X)
-
-    # ── Pickles hold plain arrays ───────────────────────────────────────────────────────────────────────────────────
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        if "models_" in state:
-            state = {**state, "models_": [_as_arrays(model) for model in state["models_"]]}
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if "models_" in state:
-            self.models_ = [self._restored(*parts) for parts in state["models_"]]
-
-    def _restored(self, size: tuple[int, int, int], arrays: dict[str, np.ndarray]) -> INDM:
-        model = self._build(*size).double()
-        model.load_state_dict({name: torch.tensor(value) for name, value in arrays.items()})
-        return model.eval().requires_grad_(False)
 
 
 def check_options(estimator: Any) -> None:
@@ -721,13 +704,6 @@ def no_gain(gain: float, error: float) -> str:
         "validation); if the table is not such a mixture, give it more rows, max_seconds or max_steps, or another "
         "learning_rate"
     )
-
-
-def _as_arrays(model: INDM) -> tuple[tuple[int, int, int], dict[str, np.ndarray]]:
-    """Components, width and depth of the fitted network, and the weights of its model."""
-    net: Any = model.score.backbone
-    weights = {name: value.numpy() for name, value in model.state_dict().items()}
-    return (net.components, net.width, net.depth), weights
 
 
 def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
 """The density estimator: scikit-learn's contract, normalisation, closed forms, invariance, errors."""
 
+import copy
 import io
 import itertools
 import pickle
-import pickletools
 import time
 
 import joblib
@@ -12,7 +12,6 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal, qmc
 from sklearn import config_context
-from sklearn.base import clone
 from sklearn.datasets import make_moons
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
@@ -46,8 +45,8 @@ def moons():
 
 def one_of(model, i):
     """The i-th of the models that are averaged."""
-    one = clone(model)
-    one.__setstate__({**model.__getstate__(), "models_": model.__getstate__()["models_"][i : i + 1]})
+    one = copy.copy(model)
+    one.models_ = model.models_[i : i + 1]
     return one
 
 
@@ -263,16 +262,12 @@ def test_pipelines_and_grid_search(moons, coarse):
     assert search.best_params_ == {"max_components": max(means, key=means.__getitem__)} and search.score(X) < 0
 
 
-def test_pickles_hold_plain_arrays(moons, coarse):
+def test_a_pickle_is_the_same_density(moons, coarse):
     model, X = moons
-    content = pickle.dumps(model)
-    modules = {str(arg).split()[0] for op, arg, _ in pickletools.genops(content) if op.name == "GLOBAL"}
-    strings = {arg for op, arg, _ in pickletools.genops(content) if "UNICODE" in op.name}
-    assert not any("torch" in name for name in modules | strings)
     file = io.BytesIO()
     joblib.dump(model, file)
     file.seek(0)
-    for restored in (pickle.loads(content), joblib.load(file)):
+    for restored in (pickle.loads(pickle.dumps(model)), joblib.load(file)):
         assert (restored.score_samples(X[:5]) == model.score_samples(X[:5])).all()
         assert not any(p.requires_grad for p in restored.models_[0].parameters())
 
