@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from indm.conditions import at_rows, condition_of
-from indm.sampling import AdaptiveODE, DPMSolver2M, ExponentialAdams, Sampler, UniPC, solve_latent
+from indm.sampling import AdaptiveODE, DPMSolver2M, ExponentialAdams, Sampler, UniPC, check_counts, solve_latent
 from indm.score import denoise
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, double, evaluation_mode
@@ -217,9 +217,7 @@ def fit_sampler(
         torch.Size([8, 2])
     """
     samples = min(max(NUMBERS // math.prod(model.shape), FEWEST), MOST) if samples is None else samples
-    for name, count in {"steps": steps, "samples": samples, "iterations": iterations, "batch_size": batch_size}.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+    check_counts(steps=steps, samples=samples, iterations=iterations, batch_size=batch_size)
     if steps > MOST_STEPS:
         raise ValueError(f"steps must be at most {MOST_STEPS}, got {steps}; 'unipc' in so many needs no fit")
     if not seconds > 0:

@@ -92,12 +92,8 @@ def _with_conditions(
         raise ValueError(f"{path} holds {array.dtype} of shape {array.shape}; float vectors or uint8 images would do")
     if not c:
         return [array, None]
-    names = untrusted.array_names(path)
-    if names is None:
-        return [array, untrusted.array(path.parent / c[0])]
-    if c[0] not in names:
-        raise ValueError(f"{path} has no array {c[0]!r}{nearest(c[0], map(brief, names))}")
-    return [array, untrusted.array(path, c[0])]
+    is_beside = untrusted.array_names(path) is None
+    return [array, untrusted.array(path.parent / c[0]) if is_beside else _read_array(path, c[0], levels)]
 
 
 def read_events(path: Path, levels: int | None) -> Tensor:

@@ -44,6 +44,7 @@ from indm.sampling import centre_prior
 from indm.training import checkpoints, checks, costs, presets
 from indm.training.log import BEST, LOOK_EVERY, Fault, MetricsLog, Progress
 from indm.training.resolving import parts_of, recipe_of, with_condition
+from indm.training.step import is_due
 from indm.training.trainer import Trainer
 
 Callback = Callable[[Trainer, dict[str, Tensor]], bool | None]
@@ -183,7 +184,7 @@ def run_in(
     with costs.on_threads(n_threads), log, interruptible() as interrupted:
         if not resumes:
             trainer.save(out, log.state())  # an error now, if the folder cannot be written
-        stopped = loop(trainer, out, log, stop_requests(trainer, interrupted, callbacks), progress and main)
+        stopped = loop(trainer, out, log, interrupted, callbacks, progress and main)
         if not log.skipped_in_row or trainer.progress >= 1:
             trainer.save(out, log.state())
         summary = Summary(summarise(trainer, log, out, stopped))
@@ -201,18 +202,6 @@ def tell(*notes: str, shown: bool = True) -> None:
         print(note, file=sys.stderr)
 
 
-def stop_requests(
-    trainer: Trainer, interrupted: threading.Event, callbacks: Sequence[Callback]
-) -> Callable[[dict[str, Tensor]], bool]:
-    """A function that says after a step, from its terms, whether to stop; the same on all processes."""
-
-    def stops(terms: dict[str, Tensor]) -> bool:
-        answers = [callback(trainer, terms) for callback in callbacks]
-        return trainer.agree(interrupted.is_set() or any(answers))
-
-    return stops
-
-
 def warn_of_lost_steps(run: Path, step: int) -> None:
     """Warn where the run had come further than the state from which it continues."""
     reached = max([checkpoints.reached(run), *(line["step"] for line in read_metrics(run))])
@@ -225,9 +214,14 @@ def warn_of_lost_steps(run: Path, step: int) -> None:
 
 
 def loop(
-    trainer: Trainer, out: Path, log: MetricsLog, asked_to_stop: Callable[[dict[str, Tensor]], bool], progress: bool
+    trainer: Trainer,
+    out: Path,
+    log: MetricsLog,
+    interrupted: threading.Event,
+    callbacks: Sequence[Callback],
+    progress: bool,
 ) -> bool:
-    """Step until the budget is spent or ``asked_to_stop(terms)``; log, validate and save on the way.
+    """Step until the budget is spent, or a signal or a callback ends the run; log, validate and save on the way.
 
     No state is saved while steps are being left out: the last one saved is one that could be trained from.
 
@@ -238,8 +232,9 @@ def loop(
     with Progress(min(trainer.progress, 1.0), log.line, disabled=not progress) as shown:
         for terms, before in trainer.steps():
             log.add(terms)
-            stops = asked_to_stop(terms)
-            over, due = trainer.progress >= 1, partial(trainer.is_due, before)
+            answers = [callback(trainer, terms) for callback in callbacks]
+            stops = trainer.agree(interrupted.is_set() or any(answers))
+            over, due = trainer.progress >= 1, partial(is_due, trainer.step, before, trainer.progress)
             logs, validates, saves = over or due(o.log_every), over or due(o.validate_every), due(o.checkpoint_every)
             fault = log.look() if logs or validates or saves or due(LOOK_EVERY) else None
             if not fault and logs:

@@ -152,7 +152,7 @@ def learning_rate_factor(step: int, progress: float, warmup: float, decay: float
     return min(risen, 1.0) * max(min(fall, 1.0), 0.0)
 
 
-def is_due(every: float, step: int, before: float, progress: float) -> bool:
+def is_due(step: int, before: float, progress: float, every: float) -> bool:
     """Whether ``step``, which took the run from ``before`` to ``progress`` (shares of it), ends an interval.
 
     Intervals are of ``every`` steps, or of that share of the run where it is below 1.

@@ -41,7 +41,7 @@ from indm.training import checkpoints, sharding
 from indm.training.checks import check_condition, check_fits, check_loss, check_parts, check_shapes, within_memory
 from indm.training.penalties import penalties_of
 from indm.training.resolving import with_condition
-from indm.training.step import EMA, FlowUse, TrainingStep, is_due, learning_rate_factor, optimizer_step
+from indm.training.step import EMA, FlowUse, TrainingStep, learning_rate_factor, optimizer_step
 
 Draw = Callable[..., Tensor]  # (x, generator) or, of a model with a condition, (x, generator, c) ↦ nats, (B,)
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
@@ -226,10 +226,6 @@ class Trainer:
         """How much of the budget is spent; the run is over at 1."""
         return max(self.step / self.options.steps, self.seconds / self.options.seconds)
 
-    def is_due(self, before: float, every: float) -> bool:
-        """Whether the step since ``before``, a share of the budget, ends an interval, see :func:`is_due`."""
-        return is_due(every, self.step, before, self.progress)
-
     def batches(self) -> Iterator[Any]:
         """Raw batches without end from the present step on, of this process; their order depends on seed and epoch.
 
@@ -407,15 +403,8 @@ class Trainer:
             ValueError: none is intact, or it is one of another model.
             OSError, MemoryError: it cannot be read now.
         """
-        state: dict = {}
-
-        def newest() -> Path:
-            nonlocal state
-            path, state = checkpoints.newest(run)
-            return path
-
-        path = by_main_process(newest)
-        state = state or checkpoints.read(path)
+        path = by_main_process(lambda: checkpoints.newest(run)[0])
+        state = checkpoints.read(path)
         try:
             if "shards" in state:
                 state |= {"model": self.model.state_dict(), "ema": self.ema.model.state_dict()}

@@ -244,16 +244,16 @@ def test_a_model_from_python_is_not_trained_by_measuring(vectors):
 @pytest.mark.parametrize("steps", [7, 10, 30, 1000])
 @pytest.mark.parametrize("every", [0.1, 0.05, 0.3, 0.02])
 def test_intervals_that_are_shares(steps, every):
-    due = [step for step in range(1, steps + 1) if is_due(every, step, (step - 1) / steps, step / steps)]
+    due = [step for step in range(1, steps + 1) if is_due(step, (step - 1) / steps, step / steps, every)]
     ends = {math.ceil(round(k * every * steps, 6)) for k in range(1, int(1 / every + 1e-6) + 1)}
     assert due == sorted(ends)
 
 
 def test_intervals_of_steps_and_of_seconds():
-    assert not any(is_due(math.inf, step, 0.0, 1.0) for step in range(1, 13))
-    assert [step for step in range(1, 13) if is_due(5, step, 0.0, 0.0)] == [5, 10]
+    assert not any(is_due(step, 0.0, 1.0, math.inf) for step in range(1, 13))
+    assert [step for step in range(1, 13) if is_due(step, 0.0, 0.0, 5)] == [5, 10]
     seconds = [0.0, 0.04, 0.11, 0.12, 0.35, 0.41]  # of a run whose steps take different times
-    due = [is_due(0.1, 3, before, after) for before, after in itertools.pairwise(seconds)]
+    due = [is_due(3, before, after, 0.1) for before, after in itertools.pairwise(seconds)]
     assert due == [False, True, False, True, True]
 
 

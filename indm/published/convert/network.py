@@ -254,8 +254,8 @@ def _present(*parts: nn.Module) -> Iterator[nn.Module]:
 Leaf = tuple[str, tuple[str, ...], Callable[..., Tensor]]
 
 
-def _same(value: Tensor) -> Tensor:
-    return value
+def _together(*values: Tensor) -> Tensor:
+    return torch.cat(values)
 
 
 def _as_linear(*weights: Tensor) -> Tensor:
@@ -267,18 +267,14 @@ def _as_conv(weight: Tensor) -> Tensor:
     return weight.mT[:, :, None, None]
 
 
-def _together(*biases: Tensor) -> Tensor:
-    return torch.cat(biases)
-
-
 def _layer(ours: str, theirs: str) -> list[Leaf]:
-    return [(f"{ours}{kind}", (f"{theirs}{kind}",), _same) for kind in ("weight", "bias")]
+    return [(f"{ours}{kind}", (f"{theirs}{kind}",), _together) for kind in ("weight", "bias")]
 
 
 def leaves(part: nn.Module, net: NCSNpp) -> list[Leaf]:
     """The parameters of a part of ``net``, and what they are made of in the original's layer."""
     if isinstance(part, Fourier):
-        return [("omega", ("W",), _same)]
+        return [("omega", ("W",), _together)]
     if isinstance(part, Block):
         ours = ("norm1.", "conv1.", "level.", "norm2.", "conv2.")
         theirs = ("GroupNorm_0.", "Conv_0.", "Dense_0.", "GroupNorm_1.", "Conv_1.")
@@ -287,14 +283,14 @@ def leaves(part: nn.Module, net: NCSNpp) -> list[Leaf]:
             return block
         if net.resample == "block":
             return block + _layer("shortcut.", "Conv_2.")
-        return [*block, ("shortcut.weight", ("NIN_0.W",), _as_conv), ("shortcut.bias", ("NIN_0.b",), _same)]
+        return [*block, ("shortcut.weight", ("NIN_0.W",), _as_conv), ("shortcut.bias", ("NIN_0.b",), _together)]
     if isinstance(part, Attention):
         return [
             *_layer("norm.", "GroupNorm_0."),
             ("query_key_value.weight", ("NIN_0.W", "NIN_1.W", "NIN_2.W"), _as_linear),
             ("query_key_value.bias", ("NIN_0.b", "NIN_1.b", "NIN_2.b"), _together),
             ("project.weight", ("NIN_3.W",), _as_linear),
-            ("project.bias", ("NIN_3.b",), _same),
+            ("project.bias", ("NIN_3.b",), _together),
         ]
     if isinstance(part, ResidualInlet):
         return _layer("down.conv.", "Conv2d_0." if part.down.taps else "Conv_0.")
