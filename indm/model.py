@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from indm import likelihood
 from indm.conditions import Condition, condition_of, given, sees_condition
 from indm.config.checks import arguments_of, check_arguments
-from indm.config.parts import KINDS, OPTIONAL_KINDS, Constructors, Untrusted, find, is_outside, name_of
+from indm.config.parts import KINDS, OPTIONAL_KINDS, Untrusted, find, is_outside, name_of
 from indm.dequantization import Dequantization, check_levels_for, checked, from_data
 from indm.files import atomic, hub, untrusted
 from indm.flows.base import Flow
@@ -224,7 +224,7 @@ class INDM(nn.Module):
 
     log_prob = likelihood.log_prob
 
-    def description(self, constructors: Constructors | None = None) -> dict:
+    def description(self) -> dict:
         """The constructors and arguments that :func:`build_model` needs to make this model anew."""
         if not isinstance(self.score, ScoreModel):
             raise ValueError(f"score must be a ScoreModel to be described, got {type(self.score).__name__}")
@@ -236,18 +236,18 @@ class INDM(nn.Module):
             )
         parts = {"flow": self.flow, "sde": self.sde, "net": self.score.backbone}
         parts |= self.optional_parts
-        return {kind: describe(part, kind, constructors) for kind, part in parts.items()}
+        return {kind: describe(part, kind) for kind, part in parts.items()}
 
-    def save(self, folder: str | Path, constructors: Constructors | None = None) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``model.json``; both are whole before they replace their predecessors.
 
         Raises:
             OSError: they cannot be written; what was there is as it was.
         """
-        write_model(self, folder, self.description(constructors))
+        write_model(self, folder, self.description())
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu", constructors: Constructors | None = None) -> "INDM":
+    def load(cls, folder: str | Path, device: str = "cpu") -> "INDM":
         """Read what :meth:`save` wrote, in evaluation mode.
 
         Raises:
@@ -259,7 +259,7 @@ class INDM(nn.Module):
                 raise ValueError(f"it is a {brief(name)}, and this needs an INDM")
             tables, shape = {kind: saved.description[kind] for kind in KINDS}, saved.shape
             tables |= {kind: saved.description[kind] for kind in OPTIONAL_KINDS if kind in saved.description}
-            make = functools.partial(build_model, tables, shape, saved.scaling, constructors)
+            make = functools.partial(build_model, tables, shape, saved.scaling)
             described = {"size": math.prod(shape), "shape": shape, **tables}
             model = untrusted.build_described(make, described, saved.state)
             model.sde.prior_mean = saved.state["score.sde.prior_mean"].clone()
@@ -267,14 +267,7 @@ class INDM(nn.Module):
         return model.to(device).eval()
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name_or_folder: str | Path,
-        device: str = "cpu",
-        *,
-        revision: str | None = None,
-        constructors: Constructors | None = None,
-    ) -> "INDM":
+    def from_pretrained(cls, name_or_folder: str | Path, device: str = "cpu", *, revision: str | None = None) -> "INDM":
         """The model in a folder, or the one that the Hugging Face hub calls user/name; in evaluation mode.
 
         From the hub it is read as :meth:`load` reads a stranger's: safetensors and JSON, and code outside this package
@@ -286,7 +279,6 @@ class INDM(nn.Module):
                 with this package, such as "digits-pretrained".
             device: where to put it.
             revision: a branch, a tag or a commit on the hub; a commit makes sure of the very weights.
-            constructors: names of parts beside the built-in ones.
 
         Raises:
             ValueError: as :meth:`load`; neither is there; the hub wants a token.
@@ -301,11 +293,9 @@ class INDM(nn.Module):
                 wanted = f"a folder, user/name of the hub, or {known}"
                 raise ValueError(f"name_or_folder must be {wanted}, got {name!r}")
             folder = shipped or hub.fetch(name, (DESCRIPTION, WEIGHTS), revision=revision)
-        return cls.load(folder, device, constructors)
+        return cls.load(folder, device)
 
-    def push_to_hub(
-        self, name: str, *, license: str | None = None, private: bool = False, constructors: Constructors | None = None
-    ) -> str:
+    def push_to_hub(self, name: str, *, license: str | None = None, private: bool = False) -> str:
         """Save this model on the Hugging Face hub as user/name, with a short model card; gives its address.
 
         ``indm push RUN user/name`` pushes a run, whose card also has data, likelihoods and samples.
@@ -314,7 +304,6 @@ class INDM(nn.Module):
             name: user/name. What the hub has of that name gets these files; its history is kept there.
             license: as the hub calls it, such as "apache-2.0".
             private: whether only you may see it, where it is new.
-            constructors: names of parts beside the built-in ones.
 
         Raises:
             ValueError: it cannot be described, or the hub does not let you write there.
@@ -322,8 +311,8 @@ class INDM(nn.Module):
         """
         hub.check_name(name)
         with tempfile.TemporaryDirectory() as folder:
-            self.save(folder, constructors)
-            condition = self.description(constructors).get("condition")
+            self.save(folder)
+            condition = self.description().get("condition")
             atomic.text(Path(folder) / "README.md", hub.card(name, license, [hub.how_to_load(name, condition)]))
             return hub.push(Path(folder), name, private=private)
 
@@ -376,10 +365,7 @@ def reading(folder: str | Path) -> Iterator[Saved]:
 
 
 def build_model(
-    description: Mapping[str, Mapping[str, Any]],
-    shape: tuple[int, ...],
-    scaling: Scaling | None = None,
-    constructors: Constructors | None = None,
+    description: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...], scaling: Scaling | None = None
 ) -> INDM:
     """An INDM from tables "flow", "sde" and "net", each a constructor's ``name`` and its arguments.
 
@@ -403,18 +389,16 @@ def build_model(
             raise ValueError(f"description needs a table {kind!r} with a name, got {description.get(kind)!r}")
     condition = None
     if "condition" in description:
-        condition = build(description["condition"], "condition", shape, constructors)
+        condition = build(description["condition"], "condition", shape)
     for kind in KINDS:
         if tuple(description[kind].get("shape", shape)) != tuple(shape):
             raise ValueError(f"{kind}.shape must be the model's, {tuple(shape)}, got {description[kind]['shape']}")
-    flow, sde, net = (
-        build(table, kind, shape, constructors) for kind, table in _seeing(description, condition, constructors)
-    )
+    flow, sde, net = (build(table, kind, shape) for kind, table in _seeing(description, condition))
     if type(net).forward is nn.Module.forward:
         raise ValueError(
             f"net {description['net'].get('name')!r} has no forward(z, level), which the network of an INDM must have"
         )
-    noise = build_dequantization(description, shape, Scaling() if scaling is None else scaling, constructors)
+    noise = build_dequantization(description, shape, Scaling() if scaling is None else scaling)
     model = INDM(flow, score_for(net)(net, sde), scaling, tuple(shape), noise, condition)
     if condition is not None and not takes_condition(model.score) and not sees_condition(flow):
         raise ValueError(f"net {description['net'].get('name')!r} has no forward(z, level, c), and the flow sees no c")
@@ -422,7 +406,7 @@ def build_model(
 
 
 def _seeing(
-    description: Mapping[str, Mapping[str, Any]], condition: Condition | None, constructors: Constructors | None
+    description: Mapping[str, Mapping[str, Any]], condition: Condition | None
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The tables of flow, SDE and network with the shape of what they see of a condition.
 
@@ -432,7 +416,7 @@ def _seeing(
     for kind in KINDS:
         table = description[kind]
         if condition is not None and (kind == "net" or (kind == "flow" and condition.flow)):
-            takes_it = "condition" in arguments_of(find(kind, table.get("name"), constructors))
+            takes_it = "condition" in arguments_of(find(kind, table.get("name")))
             if takes_it:
                 table = {"condition": condition.seen_shape, **table}
             elif kind == "flow":
@@ -443,10 +427,7 @@ def _seeing(
 
 
 def build_dequantization(
-    description: Mapping[str, Mapping[str, Any]],
-    shape: tuple[int, ...],
-    scaling: Scaling,
-    constructors: Constructors | None = None,
+    description: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...], scaling: Scaling
 ) -> Dequantization | None:
     """The noise that the table "dequantization" names; None, which is the default, where there is no such table.
 
@@ -457,30 +438,29 @@ def build_dequantization(
     if table is None:
         return None
     check_levels_for(str(table.get("name")), scaling)
-    return build(table, "dequantization", shape, constructors)
+    return build(table, "dequantization", shape)
 
 
-def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...], constructors: Constructors | None = None) -> Any:
+def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...]) -> Any:
     """One flow, SDE or network from its table; ``shape`` goes to the constructors that take it.
 
     Args:
         table: a ``name`` as :func:`indm.config.parts.find` takes it, and the arguments of what it names.
         kind: "flow", "sde", "net", or one of the optional kinds.
         shape: event shape.
-        constructors: names beside the built-in ones.
 
     Raises:
         ValueError: an unknown name or argument (with the nearest that exists), or a bad value.
     """
     arguments = dict(table)
     name = arguments.pop("name", None)
-    constructor = find(kind, name, constructors)
+    constructor = find(kind, name)
     parameters = arguments_of(constructor)
     if "flows" in parameters:
         parts = arguments.get("flows")
         if not isinstance(parts, Sequence) or not all(isinstance(part, Mapping) for part in parts):
             raise ValueError(f"{kind}.flows must be a list of tables, one for each flow, got {parts!r}")
-        arguments["flows"] = [build(part, kind, shape, constructors) for part in parts]
+        arguments["flows"] = [build(part, kind, shape) for part in parts]
     check_arguments(constructor, arguments, table=kind, what=f"{kind} {name!r}", given_later=("shape",))
     if "shape" in parameters:
         arguments.setdefault("shape", tuple(shape))
@@ -495,7 +475,7 @@ def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...], construct
     return module
 
 
-def describe(module: nn.Module, kind: str, constructors: Constructors | None = None) -> dict[str, Any]:
+def describe(module: nn.Module, kind: str) -> dict[str, Any]:
     """The table that :func:`build` takes: constructor arguments are attributes of the same name.
 
     A class outside this package need not keep them where :func:`build` made the module: it remembers what it gave.
@@ -503,12 +483,12 @@ def describe(module: nn.Module, kind: str, constructors: Constructors | None = N
     Raises:
         ValueError: the class cannot be named, or an argument is not known.
     """
-    table: dict[str, Any] = {"name": name_of(kind, type(module), constructors)}
+    table: dict[str, Any] = {"name": name_of(kind, type(module))}
     built_from = getattr(module, "built_from", {}) if is_outside(table["name"]) else {}
     for key, parameter in arguments_of(type(module)).items():
         value = built_from.get(key, getattr(module, key, None))
         if isinstance(value, nn.ModuleList):
-            table[key] = [describe(part, kind, constructors) for part in value]
+            table[key] = [describe(part, kind) for part in value]
         elif isinstance(value, PLAIN) and (key in built_from or hasattr(module, key)):
             table[key] = _plain(value)
         elif not built_from or parameter.default is parameter.empty:

@@ -317,9 +317,8 @@ class Direction(Condition):
 
 
 def test_a_condition_of_ones_own_can_be_hidden():
-    parts = {"condition": {"direction": Direction}}
     table = {"flow": {"name": "identity"}, "sde": VP, "net": {"name": "mlp", "width": 8}}
-    model = build_model(table | {"condition": {"name": "direction", "drop": 0.1}}, (2,), constructors=parts).double()
+    model = build_model(table | {"condition": {"name": Direction, "drop": 0.1}}, (2,)).double()
     assert model.condition.absent(3).tolist() == [[0.0, 0.0]] * 3 and model.condition.absent(1).dtype == torch.float64
     assert model.given(None, 3).log_prob(torch.zeros(3, 2, dtype=torch.float64), steps=4).shape == (3,)
 
@@ -657,8 +656,8 @@ def test_what_has_no_rows_asks_for_them_or_hides_c():
 
 
 def test_a_network_of_ones_own_with_a_condition():
-    tables = TABLES | {"net": {"name": "net"}, "condition": CONDITIONS["classes"][0]}
-    model = build_model(tables, (2,), constructors={"net": {"net": OwnNet}})
+    tables = TABLES | {"net": {"name": OwnNet}, "condition": CONDITIONS["classes"][0]}
+    model = build_model(tables, (2,))
     x = torch.randn(4, 2)
     assert (model.log_prob(x, c="a", steps=8) - model.log_prob(x, c="b", steps=8)).abs().max() > 1e-4
 

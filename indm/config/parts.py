@@ -9,7 +9,7 @@ import importlib
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -28,7 +28,6 @@ BUILT_IN = {  # kind → name → place
 MOVED = tomllib.loads((HERE / "moved.toml").read_text("utf-8"))  # what left its place → where it is now
 GIVEN = "given"  # stands in a run's recipe for what was given in Python and cannot be named
 OUTSIDE = re.compile(r"(?P<package>\w+)(\.\w+)*:\w+(\.\w+)*")
-Constructors = Mapping[str, Mapping[str, Callable[..., Any]]]  # kind → name → constructor
 _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 
 
@@ -67,13 +66,12 @@ def moved(package: str) -> Callable[[str], Any]:
     return get
 
 
-def find(kind: str, name: Any, constructors: Constructors | None = None) -> Any:
+def find(kind: str, name: Any) -> Any:
     """The part of that kind and name, most often a class.
 
     Args:
         kind: a key of :data:`BUILT_IN`.
-        name: a built-in name, a name in ``constructors``, ``"package.module:Name"``, or the class itself.
-        constructors: names beside the built-in ones; what stands there needs no :func:`trust`.
+        name: a built-in name, ``"package.module:Name"``, or the class itself, which needs no :func:`trust`.
 
     Raises:
         Untrusted: code outside this package that is not trusted.
@@ -81,9 +79,6 @@ def find(kind: str, name: Any, constructors: Constructors | None = None) -> Any:
     """
     if callable(name):
         return name
-    own = (constructors or {}).get(kind, {})
-    if isinstance(name, str) and name in own:
-        return own[name]
     if isinstance(name, str) and name in BUILT_IN[kind]:
         return _imported(kind, BUILT_IN[kind][name])
     if name == GIVEN:
@@ -94,7 +89,7 @@ def find(kind: str, name: Any, constructors: Constructors | None = None) -> Any:
     outside = OUTSIDE.fullmatch(name) if isinstance(name, str) else None
     check_is_here(name)
     if outside is None:
-        known = [*BUILT_IN[kind], *own]
+        known = BUILT_IN[kind]
         option = f"{kind}.name" if kind in ("data", *KINDS) else kind  # what the user wrote the name for
         raise ValueError(
             f"{option} must be one of {', '.join(known)}, or package.module:Name, got {brief(repr(name))}"
@@ -104,7 +99,7 @@ def find(kind: str, name: Any, constructors: Constructors | None = None) -> Any:
     if package not in _trusted.get():
         raise Untrusted(
             f"{kind} {name!r} is code outside indm, and reading it would import and run {package!r}: if you trust that "
-            f"package, add --trust {package} (in Python: with indm.trust({package!r}):, or constructors=)"
+            f"package, add --trust {package} (in Python: with indm.trust({package!r}):)"
             + (f"; trusted so far: {', '.join(sorted(_trusted.get()))}" if _trusted.get() else "")
         )
     return _imported(kind, name)
@@ -125,7 +120,7 @@ def _pointer(name: str) -> str:
     return f"{name} is now in a checkout of the repository: {where}{trusted}"
 
 
-def name_of(kind: str, part: Any, constructors: Constructors | None = None) -> str:
+def name_of(kind: str, part: Any) -> str:
     """The name by which :func:`find` finds ``part``, a class or a function.
 
     What a script defines is named after the file of the script, from whose folder it can be imported.
@@ -133,9 +128,6 @@ def name_of(kind: str, part: Any, constructors: Constructors | None = None) -> s
     Raises:
         ValueError: nothing could import it by a name.
     """
-    own = {constructor: name for name, constructor in (constructors or {}).get(kind, {}).items()}
-    if part in own:
-        return own[part]
     module = _script() if part.__module__ == "__main__" else part.__module__
     place = f"{module}:{part.__qualname__}"
     names = {place: name for name, place in BUILT_IN[kind].items()}
@@ -145,7 +137,7 @@ def name_of(kind: str, part: Any, constructors: Constructors | None = None) -> s
         raise ValueError(
             f"{kind} {part.__qualname__} cannot be named in a file, as it is defined in "
             f"{'an interactive session' if module is None else 'a function'}: move it to a module that can be "
-            "imported, or pass constructors= with an entry for it"
+            "imported"
         )
     return place
 

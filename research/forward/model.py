@@ -119,15 +119,15 @@ class ForwardINDM(indm.INDM):
             path = process_path(self.process, self.sde, self.flow.latent(x), times, generator=generator)
             return torch.stack([self.decode(z) for z in path])
 
-    def description(self, constructors=None) -> dict:
+    def description(self) -> dict:
         parts = {"flow": self.flow, "sde": self.sde, "net": self.score.backbone}
-        tables = {kind: describe(part, kind, constructors) for kind, part in parts.items()}
+        tables = {kind: describe(part, kind) for kind, part in parts.items()}
         if self.dequantization is not None:
-            tables["dequantization"] = describe(self.dequantization, "dequantization", constructors)
-        return {"model": name_of("model", type(self)), **tables, "process": describe(self.process, "sde", constructors)}
+            tables["dequantization"] = describe(self.dequantization, "dequantization")
+        return {"model": name_of("model", type(self)), **tables, "process": describe(self.process, "sde")}
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu", constructors=None) -> "ForwardINDM":
+    def load(cls, folder: str | Path, device: str = "cpu") -> "ForwardINDM":
         with reading(folder) as saved:
             tables = {kind: table for kind, table in saved.description.items() if isinstance(table, Mapping)}
             make = functools.partial(make_forward, tables, saved.shape, saved.scaling)

@@ -72,7 +72,8 @@ def test_a_network_of_ones_own_is_tried_and_trained_with_its_condition(tmp_path)
     recipe = VECTORS | {"flow": {"name": "identity"}, "condition": {"name": "vector"}}
     recipe |= {"train": {"steps": 2, "threads": 1}}
     train(recipe, tmp_path / "run", model=OwnNet((2,), (2,)), data=TensorDataset(x, x[:, :1]), progress=False)
-    model = indm.INDM.load(tmp_path / "run", constructors={"net": {"own_net:OwnNet": OwnNet}})
+    with indm.trust("own_net"):
+        model = indm.INDM.load(tmp_path / "run")
     assert model.log_prob(x[:3], c=x[:3, :1]).isfinite().all()
 
 
