@@ -48,7 +48,7 @@ class Convert(Common):
 
         flow, options = self.flow_checkpoint, vars(self.options)
         made = convert(self.checkpoint, self.out, flow_checkpoint=flow, changes=self.table_values, **options)
-        for name in ("from_the_tensors", "assumed", "data", "train"):
+        for name in ("from_the_tensors", "assumed", "data"):
             settings = ", ".join(f"{key} = {recipes.literal(value)}" for key, value in made[name].items())
             print(f"{name.replace('_', ' ')}: {settings or 'nothing'}")
         if made["overruled"]:

@@ -208,8 +208,7 @@ def test_pickled_code_is_not_run(tmp_path, capsys):
     [
         ({"step": [1]}, 'must hold a whole number, 0 or more, as "step", got list'),
         ({"step": -1}, 'must hold a whole number, 0 or more, as "step", got -1'),
-        ({"step": np.float64(3)}, 'as "step", got 3.0'),
-        ({"step": np.int64(3)}, 'as "step", got NumPyType'),
+        ({"step": np.int64(3)}, 'as "step", got NumPyPart'),
         ({"ema": {"decay": torch.ones(2)}}, 'must hold a number from 0 to 1 as "decay" of its "ema", got Tensor'),
         ({"ema": {"decay": math.nan}}, 'must hold a number from 0 to 1 as "decay" of its "ema", got nan'),
         ({"ema": torch.ones(2)}, 'must hold a list of tensors as "shadow_params" of its "ema"'),
@@ -351,7 +350,7 @@ def test_last_weights(released, tmp_path):
     _, state, _ = fixture("ddpmpp_vp")
     model, recipe = INDM.load(tmp_path / "run"), recipes.load(tmp_path / "run")
     torch.testing.assert_close(model.score.backbone.stem.weight, 0.9 * state["all_modules.2.weight"])
-    assert recipe["train"]["ema"] == 0.9999 and recipe["data"]["centered"] is True
+    assert recipe["data"]["centered"] is True
 
 
 def test_a_recipe_says_what_the_tensors_do_not(tmp_path):
@@ -478,51 +477,7 @@ def test_a_likelihood_of_assumed_data_is_warned_of(named, released, tmp_path, mo
     assert all("\"indm convert\" assumed 'folder'" in text for text in said)
 
 
-# ── Optimizers and the flow ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-def group(**settings):
-    return {"state": {}, "param_groups": [{"params": [0], "eps": 1e-8, "amsgrad": False} | settings]}
-
-
-def trained(recipe):
-    return [recipe["train"][key] for key in ("lr", "betas", "weight_decay", "ema", "flow_lr", "flow_weight_decay")]
-
-
-def test_the_recipe_has_the_optimizers_of_the_files(tmp_path, monkeypatch, capsys):
-    """Those of the authors' files; after warm-up a rate is a number of NumPy; they overrule a recipe."""
-    _, state, _ = fixture("ddpmpp_vp")
-    monkeypatch.setattr("indm.published.convert.run.flow_from_state", lambda *_: Identity())
-    score = group(lr=np.float64(3e-4), betas=(0.8, 0.95), weight_decay=0.02)
-    path = checkpoint(state, tmp_path / "a.pth", optimizer=score)
-    flow = checkpoint({"a": torch.ones(1)}, tmp_path / "flow.pth", optimizer=group(lr=2e-3, weight_decay=0.03))
-    data = ("--recipe", "cifar10-vp-nll", "--data", "folder", "--data.path", "x", "--data.size", 16)
-    assert run_cli("convert", path, flow, *data, "--out", tmp_path / "run") == 0
-    said = "train: lr = 0.0003, betas = [0.8, 0.95], weight_decay = 0.02, ema = 0.9999, flow_lr = 0.002, "
-    assert said in capsys.readouterr().out
-    recipe = recipes.load(tmp_path / "run")
-    assert trained(recipe) == [3e-4, [0.8, 0.95], 0.02, 0.9999, 2e-3, 0.03] and recipe["train"]["pretrain"] == 0.5
-
-
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        {}, [], {"param_groups": 3}, {"param_groups": [3]}, {"param_groups": [{}]},
-        group(lr=0.0, betas=(0.9, 1.0), weight_decay=-1.0), group(lr=math.nan, betas=(0.9,), weight_decay="x"),
-        group(lr=torch.ones(2), betas=torch.ones(2), weight_decay=torch.ones(2)), group(lr=np.float32(1.0), betas=3),
-        group(weight_decay=0.1, decoupled_weight_decay=False),
-    ],
-)  # fmt: skip
-def test_an_optimizer_that_says_nothing_usable_is_passed_over(optimizer, tmp_path):
-    path = checkpoint(fixture("ddpmpp_vp")[1], tmp_path / "a.pth", optimizer=optimizer)
-    made = convert(path, tmp_path / "run", image_size=16, changes={"sde": "vp"})
-    assert made["train"] == {"ema": 0.9999}
-
-
-def test_adam_without_weight_decay_has_none(tmp_path):
-    optimizer = group(weight_decay=0, decoupled_weight_decay=False)
-    path = checkpoint(fixture("ddpmpp_vp")[1], tmp_path / "a.pth", optimizer=optimizer)
-    assert convert(path, tmp_path / "run", image_size=16, changes={"sde": "vp"})["train"]["weight_decay"] == 0
+# ── The flow ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch):

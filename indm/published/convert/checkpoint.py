@@ -2,7 +2,6 @@
 
 import math
 import re
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,25 +24,19 @@ BUFFERS = {
 }  # fmt: skip
 
 
-class NumPyType:
-    """Stands for the type of a NumPy number, which a learning rate is after warm-up; "f8" is double precision."""
+class NumPyPart:
+    """Stands for NumPy's types and numbers, which a learning rate of the optimizer is after warm-up."""
 
-    def __init__(self, name: str, *_):
-        self.name = name
+    def __init__(self, *_):
+        pass
 
     def __setstate__(self, _):
         pass
 
 
-def numpy_number(kind: NumPyType, content: bytes) -> object:
-    """The number of ``content``; ``kind`` itself where that is not double precision."""
-    return struct.unpack("<d", content)[0] if kind.name == "f8" else kind
-
-
-NUMPY: dict[str, Callable] = {
-    "numpy.dtype": NumPyType,
-    **dict.fromkeys(("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), numpy_number),
-}
+NUMPY: dict[str, Callable] = dict.fromkeys(
+    ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), NumPyPart
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,6 @@ class Checkpoint:
     shadow: list[Tensor] | None  # their moving averages, in the order of the parameters
     decay: float | None
     step: int | None
-    optimizer: dict[str, Any]  # settings of its first group of parameters: lr, betas, weight_decay, …
 
     def weights(self, which: Weights) -> State:
         """The state with the trainable parameters' last values ("model") or their moving averages ("ema")."""
@@ -105,15 +97,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             untrusted.check_stored(tensors, path.stat().st_size)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as a checkpoint of torch: {error}") from error
-    return Checkpoint(path, state, shadow, decay, step, _optimizer(content.get("optimizer")))
-
-
-def _optimizer(content: object) -> dict[str, Any]:
-    """The settings of an optimizer's first group of parameters, numbers alone; none where it has no such group."""
-    groups = content.get("param_groups") if isinstance(content, dict) else None
-    first = groups[0] if isinstance(groups, list) and groups else None
-    settings = first if isinstance(first, dict) else {}
-    return {key: value for key, value in settings.items() if isinstance(value, int | float | tuple)}
+    return Checkpoint(path, state, shadow, decay, step)
 
 
 def _averages(path: Path, average: object) -> tuple[list[Tensor] | None, float | None]:

@@ -4,7 +4,6 @@ The layout is that of the paper's code, which is that of score_sde_pytorch. What
 what the caller gives, then from a recipe, then from the published settings.
 """
 
-import contextlib
 import functools
 from collections.abc import Mapping
 from hashlib import sha256
@@ -14,7 +13,6 @@ from typing import Any, cast
 import torch
 
 from indm.config import recipes
-from indm.config.options import Training
 from indm.config.recipes import Recipe, Tables
 from indm.data.base import flags_of_data
 from indm.data.registry import check_data, event_shape
@@ -22,7 +20,7 @@ from indm.files import atomic, untrusted
 from indm.flows.base import Flow, Identity
 from indm.messages import brief
 from indm.model import INDM, build, count_parameters
-from indm.published.convert.checkpoint import Checkpoint, State, Weights, read_checkpoint
+from indm.published.convert.checkpoint import State, Weights, read_checkpoint
 from indm.published.convert.flow import flow_from_state
 from indm.published.convert.network import Architecture, architecture, load_published
 from indm.published.ncsnpp import PublishedScore
@@ -63,7 +61,7 @@ def convert(
     Returns:
         What is also written to ``conversion.json``, there with its provenance: the files and their weights, where each
         setting is from (``from_the_tensors``; ``assumed``: from the recipe, or as published; ``overruled``: of the
-        recipe, otherwise by the tensors), and what the recipe has of their training (``train``).
+        recipe, otherwise by the tensors).
 
     Raises:
         ValueError: files that cannot be read, settings that are missing, unknown or contradicted, tensors that do not
@@ -85,17 +83,12 @@ def convert(
     files = [_file(checkpoint, weights or "ema")]
     score = score_of_checkpoint(source.weights(weights or "ema"), layout.sde, layout.net, layout.shape)
     flow: Flow = Identity()
-    trained = {key: source.optimizer.get(key) for key in ("lr", "betas")}
-    trained |= {"weight_decay": _weight_decay(source), "ema": source.decay}
     if flow_checkpoint is not None:
         files.append(_file(flow_checkpoint, weights or "model"))
-        of_file = read_checkpoint(flow_checkpoint)
-        state = of_file.weights(weights or "model")
+        state = read_checkpoint(flow_checkpoint).weights(weights or "model")
         flow = flow_from_state(state, given.get("flow", {}), layout.shape, initial_inverses)
-        trained |= {"flow_lr": of_file.optimizer.get("lr"), "flow_weight_decay": _weight_decay(of_file)}
     model = INDM(flow, score, Scaling.images(LEVELS, score.backbone.centered), layout.shape).eval()
 
-    given["train"] = _valid(trained)
     assumed = layout.assumed | ({"image_size": layout.shape[1]} if size is None else {})
     result = {
         "files": files,
@@ -108,7 +101,6 @@ def convert(
         "assumed": assumed | _assumed(model.description()["sde"], data, layout, given),
         "overruled": layout.overruled,
         "data": data,
-        "train": given["train"],
     }
     _write(out, model, _recipe(model, data, given, fallback), result)
     return result
@@ -120,23 +112,6 @@ def score_of_checkpoint(state: State, sde: dict, net: dict, shape: tuple[int, ..
     network: Any = untrusted.build_described(make, {**net, "shape": shape}, state)
     load_published(network, state)
     return PublishedScore(network, cast(LinearSDE, build(sde, "sde", shape))).eval()
-
-
-def _weight_decay(source: Checkpoint) -> object:
-    """The decoupled weight decay of the file's optimizer; None where it is Adam's own, which is another."""
-    settings = source.optimizer
-    decay = settings.get("weight_decay")
-    return decay if decay == 0 or settings.get("decoupled_weight_decay", True) else None
-
-
-def _valid(options: Mapping[str, object]) -> dict[str, Any]:
-    """Those options of [train] that it can have; a file may hold others, or none."""
-    valid = {}
-    for key, value in options.items():
-        with contextlib.suppress(ValueError):
-            Training(**recipes.checked("train", {key: value}))
-            valid[key] = value
-    return valid
 
 
 def _given_tables(changes: Mapping[str, str]) -> Tables:
