@@ -17,7 +17,6 @@ from indm.tensors import Batch, PerSample, double, expand_like, zeroed
 
 Images = Float[Tensor, "batch channels height width"]
 EMBEDDINGS = ("positional", "fourier")
-RESAMPLINGS = ("block", "conv", "plain")
 INPUT_PYRAMIDS = ("none", "residual", "sum", "cat")
 OUTPUT_PYRAMIDS = ("none", "sum")
 LARGEST_LEVEL = 999  # the published level at T under VP, the last of 1000 discrete steps counted from 0
@@ -131,17 +130,6 @@ class Block(nn.Module):
         return (self.shortcut(self.resample(h)) + update) * self.scale
 
 
-class Plain(nn.Module):
-    """A resampling layer that ignores the noise level."""
-
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        return self.layer(h)
-
-
 class ResidualInlet(nn.Module):
     """Input pyramid whose levels carry features: image ← (conv(image) + h) · scale, which also goes on as h."""
 
@@ -205,17 +193,13 @@ class NCSNpp(nn.Module):
         dropout: probability of dropping a feature inside the residual blocks, in training.
         embedding: of the noise level: "positional", sinusoids of the level, or "fourier", random ones of its log.
         fourier_scale: standard deviation of the latter's frequencies.
-        resample: between levels: "block", a residual block that resamples (BigGAN's); "conv", a convolution of
-            stride 2 and one after nearest neighbours; or "plain", without weights.
-        fir: taps of the low-pass filter of all resampling, empty for none.
+        fir: taps of the low-pass filter of all resampling, which residual blocks do (BigGAN's); empty for none.
         input_pyramid: how the image enters each level: "none"; "residual", by a pyramid of strided convolutions; or by
             a 1×1 convolution of smaller images, as a "sum" or as further channels ("cat").
         output_pyramid: "none", or the "sum" of images read out at every level.
         rescale: whether sums of two branches are divided by √2.
         centered: whether data lie in [−1, 1]; if not, in [0, 1], and the network maps z to 2z − 1.
-        scale_by_sigma: whether the output is divided by the noise level; with the positional embedding by entry
-            ⌊level⌋ of ``sigma_table``.
-        sigma_table: (σ_min, σ_max, N): N standard deviations from σ_max geometrically down to σ_min.
+        scale_by_sigma: whether the output is divided by the noise level, which is σ_t with the embedding "fourier".
         condition: shape of what it sees of a condition, :attr:`indm.conditions.Condition.seen_shape`; () for none.
 
     Raises:
@@ -244,24 +228,20 @@ class NCSNpp(nn.Module):
         dropout: float = 0.1,
         embedding: str = "positional",
         fourier_scale: float = 16.0,
-        resample: str = "block",
         fir: tuple[float, ...] = (),
         input_pyramid: str = "none",
         output_pyramid: str = "none",
         rescale: bool = True,
         centered: bool = True,
         scale_by_sigma: bool = False,
-        sigma_table: tuple[float, ...] = (0.01, 50.0, 1000),
         condition: tuple[int, ...] = (),
     ):
         super().__init__()
         self.shape, self.multipliers, self.attention = tuple(shape), tuple(multipliers), tuple(attention)
         self.channels, self.blocks, self.dropout = channels, blocks, dropout
         self.embedding, self.fourier_scale = embedding, fourier_scale
-        self.resample, self.fir = resample, tuple(fir)
-        self.input_pyramid, self.output_pyramid = input_pyramid, output_pyramid
+        self.fir, self.input_pyramid, self.output_pyramid = tuple(fir), input_pyramid, output_pyramid
         self.rescale, self.centered, self.scale_by_sigma = rescale, centered, scale_by_sigma
-        self.sigma_table = tuple(sigma_table)
         self._check()
 
         self.widths = [channels * multiplier for multiplier in self.multipliers]
@@ -284,9 +264,6 @@ class NCSNpp(nn.Module):
         self.middle_attention = Attention(h, self.scale)
         self._build_decoder(skips)
         self.enlarge = Up(self.fir)
-        smallest, largest, number = self.sigma_table
-        sigmas = torch.linspace(math.log(largest), math.log(smallest), int(number), dtype=torch.float64).exp().float()
-        self.register_buffer("sigmas", sigmas, persistent=False)
         self._initialise()
         self.condition = tuple(condition)
         if self.condition:
@@ -306,22 +283,12 @@ class NCSNpp(nn.Module):
             )
         if self.channels < 4:
             raise ValueError(f"channels must be at least 4 for the embedding of the level, got {self.channels}")
-        choices = {
-            "embedding": EMBEDDINGS, "resample": RESAMPLINGS,
-            "input_pyramid": INPUT_PYRAMIDS, "output_pyramid": OUTPUT_PYRAMIDS,
-        }  # fmt: skip
+        choices = {"embedding": EMBEDDINGS, "input_pyramid": INPUT_PYRAMIDS, "output_pyramid": OUTPUT_PYRAMIDS}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if self.resample == "conv" and self.fir:
-            raise ValueError(
-                f'resample "conv" must have no fir, got {self.fir}: no published network has both; "block" will do'
-            )
-        if len(self.sigma_table) != 3 or not 0 < self.sigma_table[0] < self.sigma_table[1]:
-            raise ValueError(
-                f"sigma_table must be σ_min, σ_max and N with 0 < σ_min < σ_max, got {self.sigma_table}; "
-                "(0.01, 50.0, 1000) is usual"
-            )
+        if self.scale_by_sigma and self.embedding != "fourier":
+            raise ValueError('scale_by_sigma must be false with the embedding "positional", whose level is not σ')
 
     def _build_encoder(self) -> list[int]:
         """Build the levels on the way down; the channels of the features that each hands to the way up."""
@@ -329,7 +296,7 @@ class NCSNpp(nn.Module):
         skips = [h]
         for level, width in enumerate(self.widths):
             if level > 0:
-                self.downs.append(self._resampling(h, Down))
+                self.downs.append(self._block(h, h, Down(self.fir)))
                 if self.input_pyramid != "none":
                     self.inlets.append(self._inlet(image, h))
                 image = h if self.input_pyramid == "residual" else image
@@ -347,7 +314,7 @@ class NCSNpp(nn.Module):
         h = self.widths[-1]
         for level, width in reversed(list(enumerate(self.widths))):
             if level < len(self.widths) - 1:
-                self.ups.append(self._resampling(h, Up))
+                self.ups.append(self._block(h, h, Up(self.fir)))
             inputs = [h] + [width] * self.blocks
             self.decoder.append(nn.ModuleList(self._block(i + skips.pop(), width) for i in inputs))
             self.decoder_attention.append(self._attention(level))
@@ -361,15 +328,6 @@ class NCSNpp(nn.Module):
     def _attention(self, level: int) -> nn.Module:
         attends = self.shape[1] // 2**level in self.attention
         return Attention(self.widths[level], self.scale) if attends else nn.Identity()
-
-    def _resampling(self, h: int, kind: type[Down] | type[Up]) -> nn.Module:
-        """The layer between two levels, which halves or doubles the sides."""
-        if self.resample == "block":
-            return self._block(h, h, kind(self.fir))
-        if self.resample == "conv" and kind is Down:
-            return Plain(StridedConv(h, h))
-        plain = kind(self.fir)
-        return Plain(nn.Sequential(plain, nn.Conv2d(h, h, 3, padding=1)) if self.resample == "conv" else plain)
 
     def _inlet(self, image: int, h: int) -> nn.Module:
         if self.input_pyramid == "residual":
@@ -421,8 +379,4 @@ class NCSNpp(nn.Module):
                 output = self.readouts[i](h) if output is None else self.enlarge(output) + self.readouts[i](h)
         if output is None:
             output = self.readouts[0](h)
-        return output / self.sigma(level)[:, None, None, None] if self.scale_by_sigma else output
-
-    def sigma(self, level: PerSample) -> PerSample:
-        """The noise scale that divides the output with ``scale_by_sigma``."""
-        return level if self.embedding == "fourier" else self.sigmas[level.long()]
+        return output / level[:, None, None, None] if self.scale_by_sigma else output

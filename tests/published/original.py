@@ -33,15 +33,11 @@ def tables_of(settings):
     net = tables["net"]
     if "fir" in s:
         net["fir"] = s["fir_kernel"] if s["fir"] else []
-    if "resblock_type" in s:
-        with_conv = "conv" if s["resamp_with_conv"] else "plain"
-        net["resample"] = "block" if s["resblock_type"] == "biggan" else with_conv
+    if "progressive" in s:
         net["output_pyramid"] = {"none": "none", "output_skip": "sum"}[s["progressive"]]
         pyramids = {"none": "none", "residual": "residual", "input_skip": s["progressive_combine"]}
         net["input_pyramid"] = pyramids[s["progressive_input"]]
         net["attention"] = net["attention"] if s["attention"] else []
-    if {"sigma_min", "sigma_max", "num_scales"} <= s.keys():
-        net["sigma_table"] = [s[key] for key in ("sigma_min", "sigma_max", "num_scales")]
     return tables
 
 
@@ -146,7 +142,7 @@ def strided(h, outputs, layers, s):
 def published_network(x, label, s, layers):
     """The output for images ``x`` at levels ``label`` (B,), in double precision, by the flat ``settings`` ``s``."""
     silu, scale = F.silu, 2**-0.5 if s["skip_rescale"] else 1.0
-    biggan, nf = s["resblock_type"] == "biggan", s["nf"]
+    nf = s["nf"]
     widths = [nf * m for m in s["ch_mult"]]
     resolutions = [s["image_size"] // 2**i for i in range(len(widths))]
 
@@ -161,7 +157,7 @@ def published_network(x, label, s, layers):
         u = layers.conv(silu(layers.norm(u, "GroupNorm_1.")), outputs, "Conv_1.", padding=1)
         if h.shape[1] != outputs or resample is not None:
             side = change(h)
-            h = layers.conv(side, outputs, "Conv_2.", 1) if biggan else layers.nin(side, outputs, "NIN_0")
+            h = layers.conv(side, outputs, "Conv_2.", 1)
         return done((h + u) * scale)
 
     def attention(h):
@@ -194,10 +190,7 @@ def published_network(x, label, s, layers):
         if i == len(widths) - 1:
             continue
         h = hs[-1]
-        if biggan:
-            h = block(h, h.shape[1], halved)
-        else:
-            h = done(strided(h, h.shape[1], layers, s) if s["resamp_with_conv"] else halved(h, s))
+        h = block(h, h.shape[1], halved)
         if s["progressive_input"] == "residual":
             h = pyramid = (done(strided(pyramid, h.shape[1], layers, s)) + h) * scale
         elif s["progressive_input"] == "input_skip":
@@ -215,19 +208,14 @@ def published_network(x, label, s, layers):
             normed = done(silu(layers.norm(h)))
             read = done(layers.conv(normed, x.shape[1], padding=1))
             image = read if image is None else doubled(image, s) + read
-        if i > 0 and biggan:
+        if i > 0:
             h = block(h, h.shape[1], doubled)
-        elif i > 0:
-            h = doubled(h, s)
-            h = done(layers.conv(h, h.shape[1], "Conv_0.", padding=1) if s["resamp_with_conv"] else h)
     assert not hs and resolutions[0] == h.shape[2]
     if image is None:
         normed = done(silu(layers.norm(h)))
         image = done(layers.conv(normed, x.shape[1], padding=1))
     if s["scale_by_sigma"]:
-        table = np.exp(np.linspace(np.log(s["sigma_max"]), np.log(s["sigma_min"]), s["num_scales"]))
-        used = label.double() if s["embedding_type"] == "fourier" else torch.from_numpy(table)[label.long()]
-        image = image / used[:, None, None, None]
+        image = image / label.double()[:, None, None, None]
     return image
 
 

@@ -90,7 +90,7 @@ def test_parameter_counts_at_the_published_settings(options, count):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, PLUSPLUS, {"resample": "conv", "input_pyramid": "cat"}, {"resample": "plain", "output_pyramid": "sum"}],
+    [{}, PLUSPLUS, {"input_pyramid": "cat", "output_pyramid": "sum"}],
 )
 class TestEveryKind:
     def test_starts_at_zero_and_every_parameter_learns(self, options):
@@ -162,13 +162,10 @@ def test_data_in_the_unit_interval_are_centred():
         ({"multipliers": (1, 0)}, "multipliers and blocks must be 1 or more"),
         ({"channels": 2}, "channels must be at least 4"),
         ({"embedding": "sinus"}, "embedding must be one of positional, fourier, got 'sinus'"),
-        ({"resample": "ddpm"}, "resample must be one of"),
         ({"input_pyramid": "skip"}, "input_pyramid must be one of"),
         ({"output_pyramid": "residual"}, "output_pyramid must be one of"),
-        ({"resample": "conv", "fir": (1, 1)}, 'resample "conv" must have no fir'),
         ({"fir": (1,)}, "fir must be two taps or more"),
-        ({"sigma_table": (50.0, 0.01, 1000)}, "sigma_table must be"),
-        ({"sigma_table": (1.0, 1.0, 1000)}, "sigma_table must be"),
+        ({"scale_by_sigma": True}, "scale_by_sigma must be false"),
     ],
 )
 def test_mistakes(options, words):
@@ -243,10 +240,3 @@ def test_positional_embedding_is_sine_and_cosine_of_falling_frequencies():
     phase = level[:, None] * omega
     expected = torch.cat((phase.sin(), phase.cos(), torch.zeros(3, 1)), dim=1)
     torch.testing.assert_close(Positional(7)(level), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_a_positional_level_is_a_place_in_the_table_of_sigmas():
-    """N values in geometric progression, the largest first."""
-    net = NCSNpp((1, 8, 8), channels=4, multipliers=(1,), blocks=1, attention=(), sigma_table=(0.1, 10.0, 5))
-    torch.testing.assert_close(net.sigma(torch.arange(5.0)), torch.tensor([10.0, 10**0.5, 1.0, 0.1**0.5, 0.1]))
-    assert NCSNpp((1, 8, 8), channels=4, multipliers=(1,), blocks=1, attention=()).sigma_table == (0.01, 50.0, 1000)

@@ -17,8 +17,7 @@ from indm.config.recipes import Tables
 from indm.messages import brief, listed
 from indm.nets.unet import Attention
 from indm.published.convert.checkpoint import State, alike, check_agrees, contradictions
-from indm.published.fir import StridedConv
-from indm.published.ncsnpp import Block, Fourier, NCSNpp, Plain, ResidualInlet, SkipInlet
+from indm.published.ncsnpp import Block, Fourier, NCSNpp, ResidualInlet, SkipInlet
 
 # What tensors do not show, as published: DDPM++ with VP and sub-VP, NCSN++ with VE.
 DDPMPP = {"fir": (), "rescale": True, "centered": True, "scale_by_sigma": False, "dropout": 0.1}
@@ -58,11 +57,7 @@ def architecture(
         raise ValueError("--image-size must be given, or --recipe: the tensors do not tell the images' side")
     heights = [side // 2**level for level in range(len(attends))]
     inferred["attention"] = tuple(h for h, attention in zip(heights, attends, strict=True) if attention)
-    sigmas = {}
-    if "sigmas" in state:
-        low, high, count = _sigma_table(state["sigmas"])
-        inferred["sigma_table"] = (low, high, count)
-        sigmas = {"sigma_min": low, "sigma_max": high} if sde["name"] == "ve" else {}
+    sigmas = _sigmas(state["sigmas"]) if "sigmas" in state and sde["name"] == "ve" else {}
     for net in (chosen, default):
         if "attention" in net:
             net["attention"] = tuple(h for h in heights if h in net["attention"])  # no level has another height
@@ -76,8 +71,6 @@ def architecture(
         )
     assumed = _assumed(state, sde, default, {*chosen, *inferred})
     net = {**assumed, **inferred, **chosen}
-    if net["embedding"] == "fourier" or not net["scale_by_sigma"]:
-        net.pop("sigma_table", None)  # not in use
     sde = sde | {key: value for key, value in sigmas.items() if not alike(value, sde.get(key))}
     return Architecture(sde, net, (image_channels, side, side), inferred, assumed, overruled)
 
@@ -95,12 +88,12 @@ def _sde_table(given: Tables, fallback: Tables) -> dict:
     return sde
 
 
-def _sigma_table(deviations: Tensor) -> tuple[float, float, int]:
-    """The least and the largest of the original's noise levels, which it keeps in falling order, and their number."""
+def _sigmas(deviations: Tensor) -> dict[str, float]:
+    """The least and the largest of the original's noise levels, which it keeps in falling order."""
     if deviations.ndim != 1 or len(deviations) < 2 or deviations.is_complex():
         shape = brief(tuple(deviations.shape))
         raise ValueError(f"the checkpoint's sigmas must be two deviations or more, got a tensor of shape {shape}")
-    return _rounded(deviations[-1]), _rounded(deviations[0]), len(deviations)
+    return {"sigma_min": _rounded(deviations[-1]), "sigma_max": _rounded(deviations[0])}
 
 
 def _assumed(state: State, sde: dict, fallback: dict, certain: set[str]) -> dict:
@@ -155,20 +148,20 @@ def _infer(layers: dict[int, State], kinds: list[str]) -> tuple[dict, list[bool]
     if levels > 1:
         doubled = _inputs(first[1]) == 2 * _outputs(first[0])
         arguments["output_pyramid"] = "sum" if "norm" in kinds[:-2] else "none"
-        arguments |= _resampling_arguments([kinds[n] for n in between[0]], doubled)
+        arguments |= _pyramid_arguments([kinds[n] for n in between[0]], doubled)
     attention = [[kinds[n] for n in run].count("attention") for run in runs[:levels]]
     return arguments, [n > (level == levels - 1) for level, n in enumerate(attention)], image_channels
 
 
-def _resampling_arguments(kinds: list[str], doubled: bool) -> dict:
+def _pyramid_arguments(kinds: list[str], doubled: bool) -> dict:
     """Arguments that show in the layers between the first two levels; ``doubled``: channels are concatenated there."""
     down, *inlet = kinds
-    resample = {"resampling": "block", "strided": "conv", "empty": "plain"}[down]
+    if down != "resampling":
+        raise ValueError("levels are joined by another layer than a residual block")
     if not inlet:
-        return {"resample": resample, "input_pyramid": "none"}
+        return {"input_pyramid": "none"}
     pyramids = {"filtered": "residual", "strided": "residual", "skip": "cat" if doubled else "sum"}
-    arguments = {"resample": resample, "input_pyramid": pyramids[inlet[0]]}
-    return arguments | ({"fir": ()} if inlet[0] == "strided" else {})
+    return {"input_pyramid": pyramids[inlet[0]]} | ({"fir": ()} if inlet[0] == "strided" else {})
 
 
 def _runs(kinds: list[str], start: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -263,27 +256,19 @@ def _as_linear(*weights: Tensor) -> Tensor:
     return torch.cat([weight.mT for weight in weights])
 
 
-def _as_conv(weight: Tensor) -> Tensor:
-    return weight.mT[:, :, None, None]
-
-
 def _layer(ours: str, theirs: str) -> list[Leaf]:
     return [(f"{ours}{kind}", (f"{theirs}{kind}",), _together) for kind in ("weight", "bias")]
 
 
-def leaves(part: nn.Module, net: NCSNpp) -> list[Leaf]:
-    """The parameters of a part of ``net``, and what they are made of in the original's layer."""
+def leaves(part: nn.Module) -> list[Leaf]:
+    """The parameters of a part of a network, and what they are made of in the original's layer."""
     if isinstance(part, Fourier):
         return [("omega", ("W",), _together)]
     if isinstance(part, Block):
         ours = ("norm1.", "conv1.", "level.", "norm2.", "conv2.")
         theirs = ("GroupNorm_0.", "Conv_0.", "Dense_0.", "GroupNorm_1.", "Conv_1.")
         block = [leaf for names in zip(ours, theirs, strict=True) for leaf in _layer(*names)]
-        if isinstance(part.shortcut, nn.Identity):
-            return block
-        if net.resample == "block":
-            return block + _layer("shortcut.", "Conv_2.")
-        return [*block, ("shortcut.weight", ("NIN_0.W",), _as_conv), ("shortcut.bias", ("NIN_0.b",), _together)]
+        return block if isinstance(part.shortcut, nn.Identity) else block + _layer("shortcut.", "Conv_2.")
     if isinstance(part, Attention):
         return [
             *_layer("norm.", "GroupNorm_0."),
@@ -296,9 +281,6 @@ def leaves(part: nn.Module, net: NCSNpp) -> list[Leaf]:
         return _layer("down.conv.", "Conv2d_0." if part.down.taps else "Conv_0.")
     if isinstance(part, SkipInlet):
         return _layer("conv.", "Conv.")
-    if isinstance(part, Plain):
-        weighted = {StridedConv: "layer.conv.", nn.Sequential: "layer.1."}.get(type(part.layer))
-        return _layer(weighted, "Conv_0.") if weighted else []
     return _layer("", "")
 
 
@@ -312,7 +294,7 @@ def load_published(net: NCSNpp, state: State) -> None:
     names = {module: f"{name}." for name, module in net.named_modules()}
     new, used, problems = {}, {"sigmas"}, []
     for position, part in enumerate(published_order(net)):
-        for leaf, sources, join in leaves(part, net):
+        for leaf, sources, join in leaves(part):
             keys = [f"all_modules.{position}.{source}" for source in sources]
             used.update(keys)
             missing = [f"{key} is missing" for key in keys if key not in state]

@@ -190,7 +190,7 @@ def _recipe(model: INDM, data: dict, given: Tables, fallback: Tables) -> Recipe:
 
 def _assumed(sde: dict, data: dict, layout: Architecture, given: Tables) -> dict:
     """By dotted key, what neither the tensors nor the caller say of the SDE and the data."""
-    shown = {"sde": ("sigma_min", "sigma_max") if "sigma_table" in layout.inferred else (), "data": ("centered",)}
+    shown = {"sde": ("sigma_min", "sigma_max"), "data": ("centered",)}
     return {
         f"{name}.{key}": value
         for name, content in {"sde": sde, "data": data}.items()
