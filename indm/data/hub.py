@@ -5,21 +5,18 @@ import copy
 import hashlib
 import importlib.util
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from indm.data.base import Data, as_data
 from indm.data.image_files import WholeImages, image_loader
 from indm.data.images import Stored, read_kind
-from indm.files.plain import cache_folder, check_plain
+from indm.files.plain import check_plain
 from indm.messages import brief, nearest
 
 LOOKED_AT = 32  # images whose headers decide on colour
@@ -47,7 +44,6 @@ def load_hub(
     path: str | Path,
     config: str | None = None,
     split: str = "train",
-    stream: int | None = None,
     download: bool = True,
     x: str | tuple[str, ...] = "image",
     c: str = "",
@@ -55,18 +51,15 @@ def load_hub(
 ) -> Data:
     """A split of a data set as ``datasets.load_dataset`` finds it, divided by ``seed``.
 
-    Images stay in files that are mapped into memory, so they may be larger than that; columns of numbers are read. What
-    is trained on is on disk, so that a run can be resumed exactly: the whole split, or as many rows as ``stream`` says.
-    No code from the hub is run. The headers of some images decide whether any is in colour.
+    Images stay in files that are mapped into memory, so they may be larger than that; columns of numbers are read. The
+    whole split is on disk, so that a run can be resumed exactly. No code from the hub is run. The headers of some
+    images decide whether any is in colour.
 
     Args:
         path: a name on the hub, "user/name", or a folder: of images, tables or tar files of webdataset (where x is
             "png" and c "cls"), or what ``save_to_disk`` wrote.
         config: which of its configurations, where there are several.
         split: which of its splits; "train+test" takes both.
-        stream: take the first so many rows of the split, without a download of the rest. They are kept in the cache
-            folder ($INDM_DATA), and read from there next time, whatever has become of the data set (not those of what
-            ``save_to_disk`` wrote, which are on disk anyway). By default all.
         download: whether to ask the hub for what is not on this machine.
         x: the column of images; or columns of numbers, which make vectors.
         c: the column of the condition: class labels, numbers or words; none by default.
@@ -75,7 +68,7 @@ def load_hub(
     Raises:
         ValueError: no such data set, column or option; ``datasets`` is not installed.
     """
-    rows = _rows(str(path), config, split, stream, download)
+    rows = _rows(str(path), config, split, download)
     names = (x,) if isinstance(x, str) else tuple(x)
     for name in (*names, *((c,) if c else ())):
         if name not in rows.column_names:
@@ -139,26 +132,20 @@ def _own_file(path: str, places: Sequence[Path]) -> Path:
     return file
 
 
-def _rows(path: str, config: str | None, split: str, stream: int | None, download: bool) -> Any:
-    """The rows of a split, or the first ``stream`` of them."""
+def _rows(path: str, config: str | None, split: str, download: bool) -> Any:
+    """The rows of a split."""
     if importlib.util.find_spec("datasets") is None:
         raise ValueError("the data set 'datasets' needs the library datasets: pip install datasets")
     import datasets
 
-    if stream is not None and stream < 1:
-        raise ValueError(f"stream must be at least 1, or none for all rows, got {stream}")
     folder = Path(path).expanduser()
     try:
         if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
             found = datasets.load_from_disk(str(folder))
-            rows = found[split] if isinstance(found, dict) else found
-            return rows if stream is None else rows.select(range(min(stream, len(rows))))
-        local = str(folder.resolve())
+            return found[split] if isinstance(found, dict) else found
+        name = str(folder.resolve()) if folder.exists() else path
         with nullcontext() if download else _offline():
-            if stream is None:
-                return datasets.load_dataset(local if folder.exists() else path, config, split=split)
-            is_local = folder.exists() or _kept(local, config, split, stream).exists()
-            return _head(local if is_local else path, config, split, stream, download or is_local)
+            return datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, KeyError, ConnectionError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
             f"{path}, split {split!r}, cannot be read as a data set: {brief(error.__cause__ or error)}"
@@ -175,44 +162,6 @@ def _offline() -> Iterator[None]:
         yield
     finally:
         config.HF_HUB_OFFLINE = before
-
-
-def _kept(name: str, config: str | None, split: str, count: int) -> Path:
-    """Where the first ``count`` rows of a split are kept."""
-    which = hashlib.sha256(repr((name, config, split, count)).encode()).hexdigest()[:16]
-    return cache_folder() / "datasets" / which
-
-
-def _head(name: str, config: str | None, split: str, count: int, read: bool) -> Any:
-    """The first ``count`` rows of a split, which are ``read`` from it as a stream where they are not kept."""
-    import datasets
-
-    place = _kept(name, config, split, count)
-    if not read and not place.exists():
-        raise ValueError(f"its first {count} rows are not on this machine, and download is false")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{place}.lock"):
-        if not place.exists():
-            head = datasets.load_dataset(name, config, split=split, streaming=True).take(count)
-            head = head.decode(False) if head.features else head  # those of tables are not known before they are read
-            with tempfile.TemporaryDirectory(dir=place.parent, ignore_cleanup_errors=True) as folder:
-                own = partial(map, partial(_own_row, name=name), head)
-                rows = datasets.Dataset.from_generator(own, features=head.features, cache_dir=folder)
-                rows.save_to_disk(f"{folder}/rows")
-                Path(folder, "rows").replace(place)
-    return datasets.load_from_disk(str(place))
-
-
-def _own_row(row: Any, name: str) -> Any:
-    """``row`` of a stream; ValueError where it names a file of others, which would be read when the row is kept."""
-    parts = row.values() if isinstance(row, dict) else row if isinstance(row, list) else ()
-    for part in parts:
-        _own_row(part, name)
-    if isinstance(row, dict) and row.keys() == {"bytes", "path"} and row["bytes"] is None and row["path"]:
-        file = row["path"].rpartition("::")[2]  # of the archive in which it is
-        if not file.startswith(f"hf://datasets/{name}@"):
-            _own_file(file, [Path(name)])
-    return row
 
 
 def _conditions(rows: Any, c: str) -> np.ndarray:

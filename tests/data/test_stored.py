@@ -2,11 +2,9 @@
 
 import io
 import os
-import shutil
 import sys
 import tarfile
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,10 +106,8 @@ def naming(folder, column):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("stream", [None, 20])
-def test_only_files_inside_a_data_set_are_read(tmp_path, monkeypatch, stream):
+def test_only_files_inside_a_data_set_are_read(tmp_path, monkeypatch):
     """A path in a table was opened as it stands: a device filled the memory, a pipe was waited for."""
-    monkeypatch.setenv("INDM_DATA", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     place = tmp_path / "set"
     (place / "pictures").mkdir(parents=True)
@@ -120,43 +116,37 @@ def test_only_files_inside_a_data_set_are_read(tmp_path, monkeypatch, stream):
         image.save(place / "pictures" / f"{i:02d}.png")
         image.save(tmp_path / f"{i:02d}.png")
     inside = [place / "pictures" / f"{i:02d}.png" for i in range(len(pictures()))]
-    data = load_data("datasets", path=naming(place, inside), stream=stream, **OPTIONS)
+    data = load_data("datasets", path=naming(place, inside), **OPTIONS)
     folder = load_data("folder", path=place / "pictures", **OPTIONS)
     assert torch.equal(stack(data.train), stack(folder.train))
     for outside in ("/dev/zero", tmp_path / "pipe", tmp_path / "00.png", place / ".." / "00.png", "../00.png"):
-        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         naming(place, [outside] * len(inside))
         with (
             pytest.raises(ValueError, match=r"outside of the data set|images in a row cannot be read"),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
-            stack(load_data("datasets", path=place, stream=stream, **OPTIONS).train)
+            stack(load_data("datasets", path=place, **OPTIONS).train)
     with pytest.raises(ValueError, match=r"x must be images or numbers, and c labels or numbers; 'image' of .* holds"):
         load_data("datasets", path=naming(place, inside), x="n", c="image")
 
 
-@pytest.mark.parametrize("stream", [None, 7])
-def test_a_data_set_of_the_hub_is_asked_for_by_its_name(stream, folder, tmp_path, monkeypatch):
+def test_a_data_set_of_the_hub_is_asked_for_by_its_name(folder, tmp_path, monkeypatch):
     """In place of the hub stands what its library would find there."""
-    monkeypatch.setenv("INDM_DATA", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     there, asked = datasets.Dataset.from_dict({"image": pictures()}), []
 
-    def load_dataset(*arguments, streaming=False, **options):
-        asked.append((arguments, options, streaming))
-        return there.to_iterable_dataset() if streaming else there
+    def load_dataset(*arguments, **options):
+        asked.append((arguments, options))
+        return there
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    data = load_data("datasets", path="ann/pictures", config="small", split="train", stream=stream, **OPTIONS)
-    assert asked == [(("ann/pictures", "small"), {"split": "train"}, stream is not None)]
-    assert sum(len(getattr(data, part)) for part in PARTS) == (stream or len(pictures()))
-    if stream is None:
-        assert torch.equal(stack(data.train), stack(folder.train))
+    data = load_data("datasets", path="ann/pictures", config="small", split="train", **OPTIONS)
+    assert asked == [(("ann/pictures", "small"), {"split": "train"})]
+    assert torch.equal(stack(data.train), stack(folder.train))
 
 
 def test_without_download_the_hub_is_not_asked(tmp_path, monkeypatch):
-    monkeypatch.setenv("INDM_DATA", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     there, offline = datasets.Dataset.from_dict({"image": pictures()}), []
@@ -169,56 +159,14 @@ def test_without_download_the_hub_is_not_asked(tmp_path, monkeypatch):
     for download in (True, False):
         load_data("datasets", path="ann/pictures", download=download, **OPTIONS)
     assert offline == [False, True] and datasets.config.HF_HUB_OFFLINE is False
-    with pytest.raises(ValueError, match="its first 7 rows are not on this machine, and download is false"):
-        load_data("datasets", path="ann/pictures", stream=7, download=False, **OPTIONS)
-    assert len(offline) == 2 and not (tmp_path / "cache").exists()
 
 
-def test_the_head_of_a_stream_is_kept_and_read_again(tmp_path, monkeypatch):
-    """Its rows are the first of the whole data set; they are there when that is gone."""
-    monkeypatch.setenv("INDM_DATA", str(tmp_path / "cache"))
+def test_what_cannot_be_read_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.chdir(tmp_path)
-    place, names = Path("tables"), [CLASSES[i % 2] for i in range(len(pictures()))]
-    place.mkdir()
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
-    datasets.Dataset.from_dict({"image": pictures(), "label": names}, features=features).to_parquet(place / "a.parquet")
-    options = {"path": place, "c": "label"} | OPTIONS
-
-    def images(stream):
-        data = load_data("datasets", stream=stream, **options)
-        return {tuple(image.flatten().tolist()) for part in PARTS for image in getattr(data, part)}, data
-
-    of_all, (of_head, head) = images(None)[0], images(7)
-    assert len(of_head) == 7 and of_head < of_all and images(1000)[0] == of_all
-    (tmp_path / "first").mkdir()
-    for i, image in enumerate(pictures()[:7]):
-        image.save(tmp_path / "first" / f"{i}.png")
-    first = load_data("folder", path=tmp_path / "first", **OPTIONS)
-    assert of_head == {tuple(image.flatten().tolist()) for part in PARTS for image in getattr(first, part)}
-    shutil.rmtree(place)
-    again = images(7)[1]
-    assert again.fingerprint == head.fingerprint and torch.equal(stack(again.train), stack(head.train))
-    assert torch.equal(again.labels["train"], head.labels["train"])
-    assert len([p for p in (tmp_path / "cache" / "datasets").iterdir() if p.is_dir()]) == 2, "nothing is left over"
-    with pytest.raises(ValueError, match="stream must be at least 1"):
-        images(0)
-
-
-def test_the_head_of_a_table_and_of_what_cannot_be_read(tmp_path, monkeypatch):
-    monkeypatch.setenv("INDM_DATA", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    rows = np.random.default_rng(0).normal(size=(40, 2)).round(3)
-    (tmp_path / "csv").mkdir()
-    np.savetxt(tmp_path / "csv" / "a.csv", rows, delimiter=",", header="a,b", comments="", fmt="%.3f")
-    data = load_data("datasets", path=tmp_path / "csv", x=("a", "b"), stream=20)
-    found = torch.cat([stack(getattr(data, part)) for part in PARTS])
-    assert torch.allclose(found.sort(0).values, torch.tensor(rows[:20]).float().sort(0).values)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.parquet").write_bytes(b"PAR1 and no more")
-    for stream in (None, 3):
-        with pytest.raises(ValueError, match="cannot be read as a data set"):
-            load_data("datasets", path=tmp_path / "broken", stream=stream, **OPTIONS)
+    with pytest.raises(ValueError, match="cannot be read as a data set"):
+        load_data("datasets", path=tmp_path / "broken", **OPTIONS)
 
 
 def test_a_data_set_of_numbers_and_its_mistakes(tmp_path):
