@@ -6,10 +6,10 @@ takes.
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from indm.messages import brief
 from indm.scaling import Scaling
 
 PARTS = ("train", "valid", "test")
-Loader = TypeVar("Loader", bound=Callable[..., Any])
 
 
 @runtime_checkable
@@ -111,16 +110,6 @@ class Data:
         chosen["conditions"] = {part: c[rows[part]] for part, c in self.conditions.items()}
         chosen["groups"] = {part: group[rows[part]] for part, group in self.groups.items()}
         return replace(self, name=f"{self.name}, {name}", labels={}, classes=(), entropy=None, **chosen)
-
-
-def events_of_shape(shape: Callable[[Mapping[str, Any]], tuple[int | None, ...]]) -> Callable[[Loader], Loader]:
-    """Decorates a loader with the shape of its events, by its options; None is a size that its files decide."""
-
-    def decorate(loader: Loader) -> Loader:
-        loader.event_shape = shape  # type: ignore[attr-defined]
-        return loader
-
-    return decorate
 
 
 def check_kind(data: Data, like: Any, whose: str, name: str = "data") -> None:

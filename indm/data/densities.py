@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from indm.data.base import Data, InMemory, events_of_shape
+from indm.data.base import Data, InMemory
 from indm.scaling import Scaling
 
 Points = Float[Tensor, "batch 2"]
@@ -211,7 +211,6 @@ DENSITIES: dict[str, Density] = {
 }
 
 
-@events_of_shape(lambda _: (2,))
 def load_density(
     name: str, /, *, samples: int = 100_000, valid_samples: int = 5000, test_samples: int = 20_000, seed: int = 0
 ) -> Data:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indm.data.base import Data, events_of_shape
+from indm.data.base import Data
 from indm.data.folder import find_images
 from indm.data.image_files import ImageFiles, data_of_images
 from indm.data.splits import describe_split, limited
@@ -38,7 +38,6 @@ FLAGS = ("without", "only", "with")
 HOW = "npm pack emoji-datasource-google@16.0.0 (or emoji-datasource-twitter), then tar xzf on the file it leaves"
 
 
-@events_of_shape(lambda options: (3, options["size"], options["size"]))
 def load_emoji(
     *,
     path: str | Path,

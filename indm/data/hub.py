@@ -32,10 +32,6 @@ class HubOptions(WholeImages):
         if self.size is not None:
             super().__post_init__()
 
-    @property
-    def event_shape(self) -> tuple[int | None, ...]:
-        return (None,) if self.size is None else super().event_shape
-
 
 @image_loader(HubOptions)
 def load_hub(

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from indm.data.base import Data, events_of_shape
+from indm.data.base import Data
 from indm.data.images import RESIZE_MODES, Stored, colour_of, fitted, read_image
 from indm.data.raw import check_size, height_and_width, words_of
 from indm.data.splits import condition_fields, counts, describe_split, split
@@ -67,11 +67,6 @@ class ImageOptions:
     def sides(self) -> tuple[int, int]:
         """Height and width."""
         return height_and_width(self.size)
-
-    @property
-    def event_shape(self) -> tuple[int | None, ...]:
-        """The shape of the images; None is a number of channels that the files decide."""
-        return (self.channels, *self.sides)
 
     def split(self, n: int, limit: int | None = None) -> dict[str, Tensor]:
         """Which of ``n`` images are in which split, see :func:`indm.data.splits.split`."""
@@ -170,7 +165,7 @@ def image_loader(options: type[ImageOptions]) -> Callable[[Callable[..., Data]],
         of_shared = [inspect.cleandoc(part.__doc__ or "") for part in reversed(options.__mro__)]
         arguments = [text.partition("Args:\n")[2].partition("\n\n")[0] for text in of_shared]
         loader.__doc__ = "\n".join([f"{sentence}Args:", *filter(None, arguments), of_own])
-        return events_of_shape(lambda values: options(**{name: values[name] for name in shared}).event_shape)(loader)
+        return loader
 
     return decorate
 

@@ -56,17 +56,6 @@ def check_data(name: str, **options: object) -> None:
     check_arguments(loader, options, table="data", what=f"data {name!r}", more=more)
 
 
-def event_shape(name: str, **options: object) -> tuple[int | None, ...] | None:
-    """The shape of a data set's events without its files; None is a size that they decide, or nothing known."""
-    loader = parts.find("data", name)
-    shape = getattr(getattr(loader, "func", loader), "event_shape", None)  # func: of a functools.partial
-    if shape is None:
-        return None
-    arguments = inspect.signature(loader).bind(**options)
-    arguments.apply_defaults()
-    return shape(arguments.arguments)
-
-
 def _divided(loader: Callable[..., Any], options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options that ``loader`` takes, and the others."""
     taken = set(arguments_of(loader))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from indm.data.base import Data, events_of_shape
+from indm.data.base import Data
 from indm.data.image_files import ImageFiles, data_of_images
 from indm.data.raw import check_size, height_and_width, words_of
 from indm.data.splits import describe_split, limited, pooled, renumbered, selected, split
@@ -23,7 +23,6 @@ CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt",
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
-@events_of_shape(lambda _: (1, 8, 8))
 def load_digits(
     *,
     seed: int = 0,
@@ -57,7 +56,6 @@ def load_digits(
     return Data(name="digits", scaling=Scaling.images(17, centered), classes=classes, notes=notes, **fields)
 
 
-@events_of_shape(lambda _: (3, 32, 32))
 def load_cifar10(
     *,
     root: str | Path | None = None,
@@ -89,7 +87,6 @@ def load_cifar10(
     return Data(name="cifar10", scaling=Scaling.images(256, centered), flip=flip, notes=notes, **fields)
 
 
-@events_of_shape(lambda options: (3, *height_and_width(options["size"])))
 def load_celeba(
     *,
     size: int | str | list[int] = 64,
@@ -157,7 +154,6 @@ def _fashion_mnist_folder(root: str | Path | None, download: bool) -> Path:
     return home / "FashionMNIST" / "raw"
 
 
-@events_of_shape(lambda options: (1, *height_and_width(options["size"])))
 def load_fashion_mnist(
     *,
     size: int | str | list[int] = 28,

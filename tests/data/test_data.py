@@ -26,7 +26,7 @@ from indm.data.base import InMemory, as_data, stack
 from indm.data.batches import flip_horizontally, loader
 from indm.data.densities import DENSITIES
 from indm.data.images import read_image
-from indm.data.registry import check_data, event_shape, load_data
+from indm.data.registry import check_data, load_data
 from indm.data.splits import split
 from indm.data.standard import DEBIAN_FASHION_MNIST
 
@@ -360,7 +360,6 @@ def test_cifar10_in_the_layout_of_torchvision(tmp_path, monkeypatch):
     assert set(rows(cifar.train) + rows(cifar.valid)) <= {x.tobytes() for x in images[:50]}
 
     (base / "a").write_bytes(b"damaged")
-    assert event_shape("cifar10", valid=12) == cifar.shape
     with pytest.raises(ValueError, match=r"cifar10 could not be loaded \(.*\); they were looked for in") as caught:
         load_data("cifar10", root=tmp_path, download=False)
     for advice in (f"in {tmp_path}: --data.root FOLDER", "--data.download true", 'root="FOLDER", download=True)'):
@@ -485,17 +484,6 @@ def test_truncated_jpeg_and_decompression_bomb(tmp_path, monkeypatch):
         read_image(big[0])
     with pytest.raises(ValueError, match="exceeds limit of 2000 pixels"):
         read_image(big[1])
-
-
-def test_event_shapes_are_known_without_the_files(folder):
-    for name, options in {"digits": {}, "checkerboard": {"samples": 10}, "folder": {"path": folder, "size": 8}}.items():
-        shape = load_data(name, **options).shape
-        assert event_shape(name, **options) == ((None, 8, 8) if name == "folder" else shape)
-    assert event_shape("folder", path="nowhere", size=9, channels=1) == (1, 9, 9)
-    assert event_shape("celeba", size=16) == (3, 16, 16) and event_shape("fashion-mnist") == (1, 28, 28)
-    assert event_shape("celeba", size="16x24") == (3, 16, 24)
-    assert event_shape("fashion-mnist", size=[14, 28]) == (1, 14, 28)
-    assert event_shape("array", path="nowhere.npy") is None
 
 
 def test_mixed_channels(folder):

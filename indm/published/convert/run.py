@@ -15,7 +15,7 @@ import torch
 from indm.config import recipes
 from indm.config.recipes import Recipe, Tables
 from indm.data.base import flags_of_data
-from indm.data.registry import check_data, event_shape
+from indm.data.registry import check_data
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow, Identity
 from indm.messages import brief
@@ -30,6 +30,7 @@ from indm.scaling import Scaling
 from indm.sde.linear import LinearSDE
 
 TABLES = ("data", "sde", "net", "flow", "evaluate")  # of a recipe, those that may be changed
+PUBLISHED_SIDES = {"cifar10": 32, "celeba": 64}  # of images, in pixels
 LEVELS = 256  # grey levels of the released models' data
 
 
@@ -77,7 +78,8 @@ def convert(
     size = _side_of_images(image_size, given)
 
     source = read_checkpoint(checkpoint)
-    layout = architecture(source.state, given, fallback, size, _side_of(data))
+    likely = _side_of(data)
+    layout = architecture(source.state, given, fallback, size, likely if isinstance(likely, int) else None)
     data = data if "name" in data else _likely_data(layout.shape) | data
     data = _checked_data(data, layout, given.get("data", {}))
     files = [_file(checkpoint, weights or "ema")]
@@ -146,22 +148,16 @@ def _side_of_images(image_size: int | None, given: Tables) -> int | None:
 
 
 def _side_of(data: dict) -> Any:
-    """The side of the images of ``data``, None where it is not known or they are no images."""
-    shape = event_shape(**data) if "name" in data else (None, data.get("size"), data.get("size"))
-    return shape[1] if shape is not None and len(shape) == 3 else None
+    """The side of the images of ``data``, None where it is not known."""
+    return data.get("size", PUBLISHED_SIDES.get(data.get("name", "")))
 
 
 def _checked_data(data: dict, layout: Architecture, given: dict) -> dict:
     """``data`` in the network's units."""
-    check_data(**data)
-    events, shape = event_shape(**data), layout.shape
-    fits = events is None or (
-        len(events) == len(shape) and all(side in (None, wanted) for side, wanted in zip(events, shape, strict=True))
-    )
-    if not fits:
+    if _side_of(data) not in (None, layout.shape[1]):
         raise ValueError(
-            f"data must have events of shape {shape}, as the checkpoint has, got {data['name']!r} of shape {events}; "
-            f"others are named by --data, for example {flags_of_data(shape)}"
+            f"data must have events of shape {layout.shape}, as the checkpoint has, got {data['name']!r} of side "
+            f"{_side_of(data)}; others are named by --data, for example {flags_of_data(layout.shape)}"
         )
     centered = layout.net["centered"]
     if given.get("centered", centered) != centered:
