@@ -4,9 +4,7 @@ Nothing in them is run, and what a header or a description claims is checked bef
 failure is a ValueError that names the file, except in :func:`checkpoint`.
 """
 
-import io
 import json
-import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,8 +22,6 @@ from indm.files.memory import check_memory, counting
 from indm.files.plain import check_plain
 from indm.messages import brief, reason
 
-LONGEST_HEADER = 2**16  # bytes; the header of an array has about a hundred
-AT_ONCE = 2**24  # bytes; the reader of a zip file has those that it is asked for in memory, too
 LARGEST_COUNT = 2**24  # the largest whole number that a description may hold whatever the size of the weights
 SPARE, SPARE_TENSORS = 2**14, 2**10  # numbers and tensors that a model may have beside its weights
 Module = TypeVar("Module", bound=nn.Module)
@@ -86,28 +82,12 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _array(file: Any, size: int) -> np.ndarray:
-    """The array in the ``size`` bytes of ``file``, which is open for reading; its numbers are read into memory once."""
-    head = io.BytesIO(file.read(LONGEST_HEADER))
-    version = np.lib.format.read_magic(head)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"its version must be 1.0 or 2.0, got {version}")
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, by_columns, dtype = read_header(head)
-    if dtype.kind not in "biufc":
-        raise ValueError(f"it must hold numbers, got {dtype}; objects are not read, as they could run code")
-    claimed, held = math.prod(shape) * dtype.itemsize, size - head.tell()
-    if min(shape, default=0) < 0 or claimed > held:
-        raise ValueError(f"its header claims {shape} of {dtype}, {claimed:,} bytes, and it holds {held:,}")
-    check_memory(claimed)
-    content = np.empty(claimed, np.uint8)
-    filled = head.readinto(content.data)
-    while filled < claimed:
-        more = file.readinto(content.data[filled : filled + AT_ONCE])
-        if not more:
-            raise ValueError(f"it ends after {filled:,} of {claimed:,} bytes")
-        filled += more
-    values = content.view(dtype)
-    return values.reshape(shape[::-1]).T if by_columns else values.reshape(shape)
+    """The array in the ``size`` bytes of ``file``, which is open for reading."""
+    check_memory(size)
+    array = np.lib.format.read_array(file, allow_pickle=False)
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"it must hold numbers, got {array.dtype}")
+    return array
 
 
 def weights(path: Path) -> dict[str, Tensor]:

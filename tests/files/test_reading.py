@@ -93,15 +93,16 @@ def test_arrays_are_what_numpy_reads(tmp_path):
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (header((HUGE,)), "claims .* 8,000,000,000,000 bytes, and it holds 0"),
-        (header((HUGE, HUGE, HUGE)) + bytes(800), "claims"),
-        (header((-1, 8)) + bytes(800), "claims"),
-        (header((2, 2), "|O") + pickle.dumps([1, 2, 3, 4]), "could run code"),
+        (header((HUGE,)), "cannot be read"),
+        (header((HUGE, HUGE, HUGE)) + bytes(800), "cannot be read"),
+        (header((10**6,)) + bytes(800), "cannot be read"),
+        (header((-2, 8)) + bytes(800), "cannot be read"),
+        (header((2, 2), "|O") + pickle.dumps([1, 2, 3, 4]), "Object arrays cannot be loaded"),
         (header((2,), "|S8") + bytes(16), "must hold numbers"),
         (header((2,), [("a", "<f8")]) + bytes(16), "must hold numbers"),
         (b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1) + b"{" * 1000, "cannot be read"),
         (b"\x93NUMPY\x01\x00" + struct.pack("<H", 9000) + b"(" * 9000, "cannot be read"),
-        (b"\x93NUMPY\x09\x00", "version must be"),
+        (b"\x93NUMPY\x09\x00", "format version"),
         (b"", "cannot be read"),
     ],
 )  # fmt: skip
@@ -126,11 +127,11 @@ def test_bombs_and_pipes(tmp_path, monkeypatch):
         for _ in range(100):
             member.write(bytes(2**20))
     assert (tmp_path / "bomb.npz").stat().st_size < 200_000
-    with pytest.raises(ValueError, match="holds 104,857,600"):
+    with pytest.raises(ValueError, match=r"cannot be read as \.npy or \.npz"):
         load_data("array", path=tmp_path / "bomb.npz")
     np.savez_compressed(tmp_path / "large.npz", np.zeros((1000, 1000)))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=7_999_000))
-    with pytest.raises(ValueError, match=r"claims 8,000,000 bytes, and this process can have 7,999,000 bytes"):
+    with pytest.raises(ValueError, match=r"claims 8,000,128 bytes, and this process can have 7,999,000 bytes"):
         load_data("array", path=tmp_path / "large.npz")
     monkeypatch.undo()
     os.mkfifo(tmp_path / "pipe.npy")
@@ -373,7 +374,7 @@ def test_pickled_code_is_not_run(tmp_path, monkeypatch, content, zipped):
 def test_pickles_in_other_files_are_not_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("a.npy", np.array([Code()] * 4, object))
-    with pytest.raises(ValueError, match="could run code"):
+    with pytest.raises(ValueError, match="Object arrays cannot be loaded"):
         load_data("array", path="a.npy")
     saved(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(pickle.dumps(Code()))
