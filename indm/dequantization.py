@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from indm.flows.coupling import Affine, Conditioner
 from indm.rng import rand_like
-from indm.scaling import DENSITY_COUNTED, Scaling
+from indm.scaling import Scaling
 from indm.tensors import Batch, PerSample, image_or_vector
 
 LEAST = 2.0**-25  # below what torch.rand gives, other than 0
@@ -167,7 +167,7 @@ def in_words(model: nn.Module) -> str:
     if noise is None:
         return "none (continuous data)"
     m = f"{scaling.margin:.3g}"
-    return f"{noise.in_words} on [{m}, 1 − {m}], {scaling.levels} grey levels, {DENSITY_COUNTED}"
+    return f"{noise.in_words} on [{m}, 1 − {m}], {scaling.levels} grey levels, its density counted"
 
 
 def _parts_of(model: nn.Module) -> tuple[Scaling, Dequantization | None]:

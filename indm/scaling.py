@@ -11,7 +11,6 @@ from indm.rng import rand_like
 from indm.tensors import double, widest
 
 MOST_LEVELS = 2**20  # to_model's noise is then half a level wide; with twice as many it would have no width
-DENSITY_COUNTED = "its density counted"  # which earlier evaluations left out
 AT_ONCE = 2**22  # numbers held in double precision at a time
 
 

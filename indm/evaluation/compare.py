@@ -22,7 +22,6 @@ from indm.evaluation.results import (
     nats_of_unit,
     number_key,
     read_evaluation,
-    read_nats,
     table,
     unconverged,
 )
@@ -71,8 +70,6 @@ def compare(folders: list[Path], out: Path, *, equal: Equal = "cost", progress: 
     check_distinct(folders)
     recipes = {folder: recipe_of(folder) for folder in folders}
     evaluations = {folder: read_evaluation(folder) for folder in folders}
-    for folder in folders:
-        read_nats(folder)  # an error where it is damaged
     check_same_examples(evaluations)
     groups = groups_of(folders)
     if len({*groups.values()}) == 1:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from indm.config.options import ENOUGH_STEPS, FEW_STEPS, Training
 from indm.config.parts import GIVEN
-from indm.evaluation.results import number_key, read_evaluation
+from indm.evaluation.results import current_evaluation, number_key
 from indm.files import untrusted
 from indm.messages import counted
 from indm.runs.folder import read_metrics, recipe_of
-from indm.runs.provenance import weights_hash
 
 NEAR_SOURCE = 3 / 256  # distance of a result from its source, as a share of the grey levels
 MOST_MORE = 10  # times the seconds of a run, in the command that continues it
@@ -130,7 +129,7 @@ def conclusions_of_translation(distance: float, levels: int | None, runs: Sequen
     one of few steps. ``distance`` is that of results from their sources, RMS; of vectors (``levels`` None) it says
     nothing.
     """
-    evaluations = {run: _current_evaluation(run) for run in dict.fromkeys(runs)}
+    evaluations = {run: current_evaluation(run) for run in dict.fromkeys(runs)}
     by_run = {run: _judged(run, evaluation) for run, evaluation in evaluations.items()}
     lines = []
     if levels is not None and distance < NEAR_SOURCE * levels:
@@ -151,15 +150,6 @@ def _judged(run: Path, evaluation: dict | None) -> str:
         return "" if learned(evaluation) or _noise_of_data(run) else conclusion(run, evaluation)
     steps = next((line["step"] for line in reversed(read_metrics(run))), FEW_STEPS)
     return f"The model has hardly learned. {advice(run)}" if steps < FEW_STEPS else ""
-
-
-def _current_evaluation(run: Path) -> dict | None:
-    """The evaluation in the folder of a run; None where there is none with baselines and of the weights there."""
-    try:
-        evaluation = read_evaluation(run)
-    except (FileNotFoundError, ValueError):
-        return None
-    return evaluation if "baselines" in evaluation and evaluation["weights_sha256"] == weights_hash(run) else None
 
 
 @dataclass(frozen=True)

@@ -145,28 +145,6 @@ def differences(
     return table
 
 
-def without_partner(row: Mapping) -> str:
-    """The seeds that a difference leaves out, in parentheses after a space; "" where there is none."""
-    return f" (without a partner: {', '.join(map(str, row['left_out']))})" if row["left_out"] else ""
-
-
-def in_words(row: Mapping, unit: str) -> str:
-    """A difference of :func:`differences` as text; "–" where a run diverged."""
-    if row["verdict"] == NO_SEED:
-        return NO_SEED + without_partner(row)
-    number, error = (
-        "–" if row[key] is None else f"{row[key]:{form}}"
-        for key, form in (("difference", "+.4f"), ("standard_error", ".4f"))
-    )
-    over = "the examples of one training each" if row["seeds"] == 1 else f"{row['seeds']} seeds"
-    text = f"{number} ± {error} {unit} over {over}{without_partner(row)}"
-    if row["verdict"] == NOT_COMPARABLE:
-        return f"{text}: {NOT_COMPARABLE}, {row['why']}"
-    if row["verdict"] == "untested":
-        return f"{text}: no verdict on methods; {row['budgets']}"
-    return f"{text}, p = {row['p']:.2g}, Holm's p = {row['p_holm']:.2g}: {row['verdict']}; {row['budgets']}"
-
-
 def costs_of(methods: Mapping[str, Sequence[Path]], equal: Equal = "cost", progress: bool = True) -> Costs:
     """The cost of a step of each method: as ``costs.json`` of its runs or of the first's has it, else measured now.
 

@@ -15,12 +15,11 @@ from indm.conditions import rows_of_data
 from indm.config.options import ReportOptions
 from indm.config.recipes import Recipe
 from indm.data.base import Data, stack
-from indm.dequantization import in_words
 from indm.evaluation import sample_quality
 from indm.evaluation.extractor import Extractor
 from indm.evaluation.likelihood import evaluate
 from indm.evaluation.methods import Costs, differences, methods_of
-from indm.evaluation.results import evaluate_run, number_key, read_evaluation
+from indm.evaluation.results import current_evaluation, evaluate_run, number_key
 from indm.evaluation.statistics import mean_and_error, over_seeds
 from indm.files import atomic, untrusted
 from indm.model import INDM, count_parameters
@@ -218,22 +217,11 @@ def record_of(run: Path, group: str, setup: Setup, names: Sequence[str] | None =
     model = open_model(run)
     if names is None:
         names = [name for name, measurement in setup.measurements.items() if measurement.fits(model)]
-    dequantization, parameters = in_words(model), count_parameters(model)
+    parameters = count_parameters(model)
     del model  # whatever measures opens its own
-    evaluation = _evaluation_of(run, dequantization, setup.progress)
+    evaluation = current_evaluation(run) or evaluate_run(run, progress=setup.progress)
     results = {name: measure(run, name, setup) for name in names}
     return Record(run, group, recipe_of(run), evaluation, parameters, results)
-
-
-def _evaluation_of(run: Path, dequantization: str, progress: bool) -> dict:
-    """That in the run's folder; a new one where it is of other weights or counts its dequantization otherwise."""
-    try:
-        evaluation = read_evaluation(run)
-        if evaluation["dequantization"] == dequantization and evaluation["weights_sha256"] == weights_hash(run):
-            return evaluation
-    except (FileNotFoundError, ValueError):
-        pass
-    return evaluate_run(run, progress=progress)
 
 
 def by_group(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -1,11 +1,9 @@
 """The evaluation of a run: written into its folder, read, shown as a table, and compared example by example."""
 
 import hashlib
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +27,11 @@ from indm.ode import MOST
 from indm.runs.devices import on_cpu
 from indm.runs.folder import data_of, open_model, recipe_of
 from indm.runs.provenance import other_splits, provenance, warn_of_other_splits, weights_hash
-from indm.scaling import DENSITY_COUNTED
 
 KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)", "iw": "IW-NLL", "ancestral": "NELBO of few steps"}
 NUMBERS = {"iw": ("draws", "K = "), "ancestral": ("steps", "N = ")}  # that belong to a kind's name
 ENDS = ("", "_standard_error", "_estimator_noise")  # of the keys of one number
-TABLES = {("data",): Mapping, ("baselines",): Mapping | None, ("classes",): Mapping | None}
+REQUIRED = ("nelbo", "images", "data", "split", "unit", "dims", "dequantization", "weights_sha256")
 Row = tuple[str, ...]
 Evaluated = tuple[dict[str, Any], dict[str, np.ndarray]]  # evaluation.json and evaluation.npz
 
@@ -121,48 +118,24 @@ def read_evaluation(folder: Path) -> dict:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: a field is missing, or of another type.
+        ValueError: the file is damaged, or something else.
     """
     file = folder / "evaluation.json"
     if not file.exists():
         raise FileNotFoundError(f"{folder} has not been evaluated: run 'indm evaluate {folder}' first")
     result = untrusted.json_object(file)
-    for fields, kind in itertools.chain(TABLES.items(), _fields(result)):
-        value: Any = result
-        for name in fields:
-            value = value.get(name) if isinstance(value, Mapping) else None
-        if not isinstance(value, kind):
-            raise ValueError(
-                f"{file} is not an evaluation: its {'.'.join(fields)} is {brief(repr(value))}; "
-                f"run 'indm evaluate {folder} --overwrite'"
-            )
+    if missing := [name for name in REQUIRED if name not in result]:
+        raise ValueError(f"{file} is not an evaluation, without {missing[0]}; run 'indm evaluate {folder} --overwrite'")
     return result
 
 
-def _fields(result: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], type]]:
-    """The fields of an evaluation that are always read, with their types."""
-    key, baselines = number_key(result), result.get("baselines") or {}
-    yield from (((name,), str) for name in ("unit", "split", "dequantization", "weights_sha256"))
-    yield from (((name,), Real) for name in ("dims", "eps"))
-    yield from ((("images", kind), int) for kind in ("nelbo", "nll"))
-    for kind in ("nelbo", *(kind for kind in KINDS if kind in result)):
-        yield from (((kind, "with_reconstruction", f"{key}{end}"), Real) for end in ENDS)
-        yield from (((kind, NUMBERS[kind][0]), int),) if kind in NUMBERS else ()
-    for name in baselines:
-        yield ("baselines", name, "name"), str
-        yield from ((("baselines", name, *number), Real) for number in ((key,), ("nelbo_difference", key)))
-
-
-def read_nats(folder: Path) -> dict[str, Float[np.ndarray, " n"]]:
-    """Nats of every example, by name."""
-    file = folder / "evaluation.npz"
-    nats = untrusted.arrays(file)
-    if "nelbo" not in nats:
-        raise ValueError(f"{file} must hold an array nelbo, got {brief(', '.join(nats)) or 'none'}")
-    for name, values in nats.items():
-        if values.ndim != 1 or len(values) < 2:
-            raise ValueError(f"{file} must hold nats (N,), got {brief(name)} of shape {values.shape}")
-    return nats
+def current_evaluation(folder: Path) -> dict | None:
+    """The evaluation in a run folder, of the weights that it has now; None where there is none."""
+    try:
+        result = read_evaluation(folder)
+    except (FileNotFoundError, ValueError):
+        return None
+    return result if result["weights_sha256"] == weights_hash(folder) else None
 
 
 def per_example(folder: Path, kind: str = "nelbo") -> Float[np.ndarray, " n"]:
@@ -171,7 +144,7 @@ def per_example(folder: Path, kind: str = "nelbo") -> Float[np.ndarray, " n"]:
 
 
 def _evaluated(folder: Path) -> Evaluated:
-    return untrusted.json_object(folder / "evaluation.json"), read_nats(folder)
+    return untrusted.json_object(folder / "evaluation.json"), untrusted.arrays(folder / "evaluation.npz")
 
 
 def _values(result: Mapping, nats: Mapping[str, np.ndarray], kind: str) -> Float[np.ndarray, " n"]:
@@ -214,7 +187,7 @@ def _added_error(one: Evaluated, other: Evaluated, kind: str) -> float:
 
 
 def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
-    """ValueError where runs were not evaluated on the same examples, or do not count their dequantization alike.
+    """ValueError where runs were not evaluated on the same examples.
 
     A likelihood that only one has does not count. Data may have been moved: paths may differ, the examples must not.
     """
@@ -229,12 +202,6 @@ def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
             raise ValueError(
                 f"{folder} and {baseline} were evaluated on different examples: {_examples(result)}, and "
                 f"{_examples(first)}; only runs of the same data, evaluated with the same options, can be compared"
-            )
-        if (DENSITY_COUNTED in result["dequantization"]) != (DENSITY_COUNTED in first["dequantization"]):
-            older = folder if DENSITY_COUNTED in first["dequantization"] else baseline
-            raise ValueError(
-                f"{folder} and {baseline} count their dequantization differently: {brief(result['dequantization'])}, "
-                f"and {brief(first['dequantization'])}; run 'indm evaluate {older} --overwrite'"
             )
         for kind, (key, _) in NUMBERS.items():
             if kind in both and result[kind][key] != first[kind][key]:

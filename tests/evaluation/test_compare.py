@@ -365,31 +365,5 @@ def test_bounds_of_other_numbers_of_steps_are_not_compared(tmp_path):
         compare(runs, tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"dims": "64"}, "dims is '64'"),
-        ({"nelbo": None}, "nelbo.with_reconstruction.bits_per_dim is None"),
-        ({"baselines": {"png": {"name": "PNG", "bits_per_dim": 3.0}}}, "png.nelbo_difference.bits_per_dim is None"),
-        ({"images": {"nelbo": 3}}, "images.nll is None"),
-        ({"data": "digits"}, "data is 'digits'"),
-        ({"baselines": 5}, "baselines is 5"),
-    ],
-)
-def test_a_damaged_evaluation_is_named_by_its_field(fields, named, tmp_path):
-    (run,) = trained(tmp_path, "indm", (0,))
-    changed(run, **fields)
-    with pytest.raises(ValueError, match=rf"is not an evaluation: its .*{named}; run 'indm evaluate .* --overwrite'"):
-        read_evaluation(run)
-
-
 def test_classes_of_one_example_each_are_no_empty_table():
     assert of_classes({"classes": {}, "unit": "nats", "dims": 2}) == of_classes({"unit": "nats"}) == []
-
-
-def test_old_and_new_counts_of_the_dequantization_are_not_mixed(tmp_path):
-    old, new = trained(tmp_path, "indm", (0,)) + trained(tmp_path, "linear", (0,))
-    changed(new, dequantization="uniform, its density counted")
-    for order in ([old, new], [new, old]):
-        with pytest.raises(ValueError, match=f"differently: .*; run 'indm evaluate {old} --overwrite'"):
-            compare(order, tmp_path / "out")

@@ -25,7 +25,6 @@ from indm.config.options import ReportOptions
 from indm.data.base import stack
 from indm.data.densities import Density
 from indm.data.registry import load_data
-from indm.dequantization import in_words
 from indm.evaluation import figures, plots, records, sample_quality, sheets
 from indm.evaluation import report as writer
 from indm.evaluation.compare import best_model, conclusions, convention_rows, likelihood_rows, with_error
@@ -37,7 +36,7 @@ from indm.evaluation.report import report
 from indm.evaluation.results import evaluate_run, read_evaluation
 from indm.flows import Identity
 from indm.model import build_model
-from indm.runs.folder import end_of, open_model, open_run
+from indm.runs.folder import end_of, open_run
 from indm.runs.provenance import weights_hash
 from indm.scaling import Scaling
 from indm.training import costs
@@ -613,17 +612,6 @@ def test_the_report_says_how_likelihoods_were_computed():
     evaluation["iw"] = evaluation["nll"] | {"draws": 8}
     evaluation["images"]["iw"] = 3
     assert convention_rows([record])[3][3::5] == ("3", "8")
-
-
-def test_an_evaluation_that_counts_its_dequantization_as_before_is_made_anew(tmp_path, monkeypatch):
-    run = shutil.copytree(OLD_RUN, tmp_path / "run")
-    stored = json.loads((run / "evaluation.json").read_text())
-    dequantization = in_words(open_model(run))
-    monkeypatch.setattr(records, "evaluate_run", lambda run, progress: {"new": True})
-    assert records._evaluation_of(run, dequantization, False) == {"new": True}
-    counted = stored | {"dequantization": dequantization}
-    (run / "evaluation.json").write_text(json.dumps(counted))
-    assert records._evaluation_of(run, dequantization, False) == counted
 
 
 def test_a_run_that_was_trained_on_is_evaluated_and_measured_anew(tmp_path, monkeypatch):
