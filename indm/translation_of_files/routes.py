@@ -7,7 +7,6 @@ Two models, one model of classes, or one bridge. The folder of a pair holds an o
 
 import functools
 import glob
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -136,20 +135,8 @@ def files_of(source: Path) -> list[tuple[Path, str]]:
         return [(source / path, str(path.with_suffix(""))) for path in below if (source / path).is_file()]
     if source.is_file():
         return [(source, source.stem)]
-    return [(path, path.stem) for path in map(Path, sorted(_matching(source))) if path.is_file()]
-
-
-def _matching(pattern: Path) -> set[str]:
-    """What a glob pattern matches; its ``**`` follows no links, which may lead in circles."""
-    if "**" not in pattern.parts:
-        return set(glob.glob(str(pattern)))
-    at, matches = pattern.parts.index("**"), set()
-    below = Path(*pattern.parts[at + 1 :] or ("*",))
-    for top in glob.glob(str(Path(*pattern.parts[:at]))):
-        for folder, inner, _ in os.walk(top):
-            inner[:] = [name for name in inner if not name.startswith(".")]
-            matches |= _matching(Path(glob.escape(folder)) / below)
-    return matches
+    matches = {*map(Path, glob.glob(str(source), recursive=True))}
+    return [(path, path.stem) for path in sorted(matches) if path.is_file()]
 
 
 def _rows(file: Path, name: str, model: INDM) -> list[Item]:

@@ -1,6 +1,5 @@
 """``indm translate``: files of A translated into files of B, with a report of how well."""
 
-import errno
 import hashlib
 import json
 import math
@@ -52,7 +51,6 @@ ON_SHEET = ("source", "result", "back again")  # of each example
 IN_SHEET = 64  # results that the sheet shows, at most
 OF_REPORT = ("page", "score", "truth", "size", "keep_alpha", "strict")  # options that no batch depends on
 FEWEST_SCORED, MOST_SCORED = 20, 2000  # results that are compared, with the data of B or with their counterparts
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # errors that every other result would meet, too
 
 
 def check_sources(sources: Sequence[Path], options: TranslationOptions) -> None:
@@ -101,14 +99,14 @@ def translate_files(
 
     Returns:
         What ``translation.json`` holds: a row for each example (its distance from the source, and the errors that were
-        asked for), ``failed`` with the reason for each that could not be read, translated or written, times,
-        evaluations, options, models; and ``conclusions`` on models that have hardly learned, see
+        asked for), ``failed`` with the reason for each that could not be read or translated, times, evaluations,
+        options, models; and ``conclusions`` on models that have hardly learned, see
         :func:`indm.evaluation.diagnosis.conclusions_of_translation`.
 
     Raises:
         ValueError: bad options, nothing found, a result that would be written over a source, nothing to resume, or
             another process at work in ``out``.
-        OSError: nothing more can be written; the report names what was done until then.
+        OSError: a file cannot be written; the report names what was done until then.
     """
     route = route_of(runs, options)
     model, grey = route.models[0], runs.grey[0]
@@ -163,8 +161,8 @@ def _translate(
         report["truth"] = _against_truth(runs, route, translation, Path(options.truth))
     atomic.json_object(out / REPORT, report)
     if options.page and report["examples"]:
-        shown = [one for one in translation.shown if one[0] in report["examples"]]
-        write_page(out / PAGE, report, sentences(report), score_tables(report), runs, options, shown, progress)
+        tables = score_tables(report)
+        write_page(out / PAGE, report, sentences(report), tables, runs, options, translation.shown, progress)
     return report
 
 
@@ -244,7 +242,7 @@ class Translation:
 
     Attributes:
         rows: of the report.
-        failed: the reason for each item that could not be read, translated or written, by name.
+        failed: the reason for each item that could not be read or translated, by name.
         shown: what the page shows.
         scored: names, sources and results that are compared with data.
     """
@@ -269,7 +267,8 @@ class Translation:
         for (item, example), translated in zip(read, translations, strict=True):
             if isinstance(translated, RuntimeError):
                 self.failed[item.name] = reason(translated)
-            elif self._write(item, example, translated):
+            else:
+                self._write(item, example, translated)
                 self._keep(item, example, translated)
 
     def _read(self, item: Item) -> Example | None:
@@ -281,25 +280,16 @@ class Translation:
             self.failed[item.name] = reason(error)
             return None
 
-    def _write(self, item: Item, source: Example, translated: Translated) -> bool:
-        """Write the pictures of one result, or keep it until its array is complete; whether that was possible.
-
-        Raises:
-            OSError: nothing more can be written to the disk.
-        """
-        try:
-            if translated.frames is not None:
-                self._save_strip(self.out / "strips" / f"{item.name}.png", translated.frames)
-            if item.row is None:
-                _save(result_path(self.out, item), self._like(source, translated.result))
-                if translated.returned is not None:
-                    _save(self.out / "cycle" / f"{item.name}.png", self._picture(translated.returned, self.grey[0]))
-        except OSError as error:
-            self._fail([item], error)
-            return False
+    def _write(self, item: Item, source: Example, translated: Translated) -> None:
+        """Write the pictures of one result, or keep it until its array is complete."""
+        if translated.frames is not None:
+            self._save_strip(self.out / "strips" / f"{item.name}.png", translated.frames)
         if item.row is not None:
             self.arrays.setdefault(item.source, []).append((item, translated.result))
-        return True
+            return
+        _save(result_path(self.out, item), self._like(source, translated.result))
+        if translated.returned is not None:
+            _save(self.out / "cycle" / f"{item.name}.png", self._picture(translated.returned, self.grey[0]))
 
     def _keep(self, item: Item, example: Example, translated: Translated) -> None:
         """Keep what the report, the page, the scores and the sheet need of one result."""
@@ -320,23 +310,12 @@ class Translation:
 
     def finish(self) -> dict:
         """Write arrays and sheet; the rows, what failed, and the evaluations of one example."""
-        lost = set()
-        for source, pairs in self.arrays.items():
+        for pairs in self.arrays.values():
             items, results = zip(*pairs, strict=True)
-            try:
-                self._save_array(items, torch.stack(results))
-            except OSError as error:
-                self._fail(items, error)
-                lost.add(str(source))
+            self._save_array(items, torch.stack(results))
         if self.sheet:
             self._save_sheet(self.out / f"{SHEET}.png")
-        rows = [row for row in self.rows if row["source"] not in lost]
-        return {"examples": rows, "failed": self.failed, "nfe": self.translate.nfe}
-
-    def _fail(self, items: Sequence[Item], error: OSError) -> None:
-        if error.errno in DISK_ERRORS:
-            raise error
-        self.failed |= {item.name: reason(error) for item in items}
+        return {"examples": self.rows, "failed": self.failed, "nfe": self.translate.nfe}
 
     def _picture(self, pixels: Num[Tensor, "c h w"], grey: bool) -> Image.Image:
         image = picture(pixels, self.levels)
