@@ -7,105 +7,30 @@ uploads and pictures of the page, which are kept in a folder of their own until 
 import contextlib
 import functools
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read where Gradio is imported
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr
-from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from indm.app import requests
 from indm.app.requests import WAYS, Side, Source, Translation
 from indm.data.images import SUFFIXES
-from indm.messages import brief, one_line
+from indm.messages import one_line
 from indm.sampling import default_sampler
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 LARGEST_UPLOAD, MOST_WAITING, KEPT = 10 * 2**20, 4, 3600  # bytes of a file; requests; seconds of an upload
-LARGEST_BODY, MOST_UPLOADED = 1_000_000, 500_000_000  # bytes of a request without a file; of all files that are kept
-BLOCK = 4096  # bytes that the smallest file takes
 THEME = gr.themes.Base(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 STYLE = """
 img { image-rendering: pixelated; } .picture .image-container { padding-top: 2rem; }
 #likelihood :is(th, td) { white-space: nowrap; padding: 0.5em; }
 """
-
-
-class Guard:
-    """Refuses what is too large and, with ``own``, what pages of other sites send; an error is one line."""
-
-    def __init__(self, app: ASGIApp, folder: Path, largest: int, own: bool):
-        self.app, self.folder, self.largest, self.own, self.arriving = app, folder, largest, own, 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers, started = Headers(scope=scope) if "headers" in scope else Headers(), False
-        if refusal := self.refusal(scope.get("path", ""), headers):
-            return await PlainTextResponse(refusal[1], refusal[0])(scope, receive, send)
-
-        async def noting(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        size = int(headers.get("content-length", 0))
-        self.arriving += size
-        try:
-            await self.app(scope, receive, noting)
-        except Exception as error:
-            words = brief(f"{scope.get('method')} {scope.get('path')}: {type(error).__name__}: {error}")
-            print(f"indm: error: {words}", file=sys.stderr)
-            if not started:
-                await PlainTextResponse("Internal Server Error", 500)(scope, receive, send)
-        finally:
-            self.arriving -= size
-
-    def refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:
-        """Status and reason of a request whose body is not read; None where it is."""
-        origin, size = headers.get("origin"), int(headers.get("content-length", 0))
-        if self.own and origin is not None and origin.partition("://")[2] != headers.get("host"):
-            return 403, "Origin must be that of this page"
-        if "transfer-encoding" in headers:
-            return 411, "a request must say how long it is"
-        if not headers.get("content-type", "").startswith("multipart/"):
-            return (413, f"a request must be at most {LARGEST_BODY:,} bytes") if size > LARGEST_BODY else None
-        if not path.endswith("/upload"):
-            return 403, "files go to upload"
-        if size > self.largest + LARGEST_BODY:
-            return 413, f"an upload must be at most {self.largest:,} bytes"
-        if bytes_below(self.folder) + self.arriving + size > MOST_UPLOADED:
-            return 413, f"no more than {MOST_UPLOADED:,} bytes are kept; uploads go after an hour"
-        return None
-
-
-def bytes_below(folder: Path) -> int:
-    """Bytes of the files in a folder, approximately."""
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # just taken away
-            total += path.stat().st_size + BLOCK
-    return total
-
-
-class Page(gr.Blocks):
-    """A page whose errors are one line each: a request that does not fit its fields may be of any length."""
-
-    async def process_api(self, *arguments: Any, **options: Any) -> dict[str, Any]:
-        try:
-            return await super().process_api(*arguments, **options)
-        except gr.Error:
-            raise
-        except Exception as error:
-            print(f"indm: error: {brief(f'{type(error).__name__}: {error}')}", file=sys.stderr)
-            raise gr.Error(brief(error), print_exception=False) from error
 
 
 class Builder:
@@ -237,7 +162,7 @@ def build(sides: Sequence[Side], seconds: float) -> gr.Blocks:
     """The page of one or two models."""
     make, side, translation = Builder(seconds), sides[0], requests.translation_of(sides)
     title = f"indm: {' and '.join(side.name for side in sides)}"
-    with Page(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown(f"# {title}\n{' '.join(f'`{side.run}`' for side in sides)}")
         tabs = {"Sample": make.samples, "Likelihood": make.likelihood, "Interpolation": make.interpolation}
         for name, tab in tabs.items():
@@ -258,10 +183,9 @@ def serving(sides: Sequence[Side], host: str, port: int | None, seconds: float) 
         options: Any = {"prevent_thread_lock": True, "quiet": True, "share": False, "ssr_mode": False}
         options |= {"footer_links": [], "run_history": False, "enable_monitoring": False, "pwa": False}
         options |= {"server_name": host, "server_port": port, "max_file_size": LARGEST_UPLOAD}
-        guards = [Middleware(Guard, folder=Path(folder), largest=LARGEST_UPLOAD, own=host in LOCAL)]
         if host in LOCAL:  # a page of somebody else is refused, also by a name that he lets point here
-            guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, "[::1]"]))
-        options["app_kwargs"] = {"middleware": guards}
+            names = Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, "[::1]"])
+            options["app_kwargs"] = {"middleware": [names]}
         try:
             _, address, _ = page.launch(theme=THEME, css=STYLE, **options)
         except OSError as error:

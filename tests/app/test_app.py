@@ -3,7 +3,6 @@
 import importlib.util
 import io
 import json
-import logging
 import math
 import os
 import queue
@@ -411,55 +410,10 @@ def upload_of(size):
     return {"files": ("a.png", b"0" * size)}
 
 
-def test_a_page_of_somebody_else_sends_nothing(address, httpx):
-    """A browser lets any site send files and texts here, and says which one it is."""
-    from indm.app import page as server
-
-    here, kept = address.rstrip("/"), Path(os.environ["GRADIO_TEMP_DIR"])
-    before = server.bytes_below(kept)
-    for origin in ("http://elsewhere.example", "null", "http://127.0.0.1:1", f"{here}.elsewhere.example"):
-        headers = {"origin": origin}
-        sent = [httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers=headers)]
-        text = json.dumps({"data": [], "fn_index": 0, "session_hash": "me"})
-        sent += [httpx.post(f"{address}gradio_api/queue/join", content=text, headers=headers)]
-        assert [reply.status_code for reply in sent] == [403, 403]
-    assert server.bytes_below(kept) == before
-    assert httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers={"origin": here}).status_code == 200
-
-
-def test_uploads_have_a_limit_in_all(address, httpx, monkeypatch):
-    from indm.app import page as server
-
-    kept, upload = Path(os.environ["GRADIO_TEMP_DIR"]), f"{address}gradio_api/upload"
-    monkeypatch.setattr(server, "MOST_UPLOADED", server.bytes_below(kept) + 100_000)
-    said = [httpx.post(upload, files=upload_of(size)) for size in (40_000, 60_000, 1_000)]
-    assert [reply.status_code for reply in said] == [200, 413, 200]
-    assert said[1].text == f"no more than {server.MOST_UPLOADED:,} bytes are kept; uploads go after an hour"
-    for i in range(20):  # an empty file takes a block, too
-        last = httpx.post(upload, files={"files": (f"{i}.png", str(i).encode())})
-    assert last.status_code == 413
-    monkeypatch.undo()
-    assert httpx.post(upload, content=iter([b"0"] * 3)).status_code == 411  # of an unknown length
-    assert httpx.post(f"{address}gradio_api/component_server", files=upload_of(10)).status_code == 403
-    assert httpx.post(upload, files=[("files", upload_of(90_000)["files"])] * 20).status_code == 413
+def test_an_upload_has_a_limit(address, httpx):
+    upload = f"{address}gradio_api/upload"
+    assert httpx.post(upload, files=upload_of(40_000)).status_code == 200
     assert httpx.post(upload, files=upload_of(200_000)).status_code == 413
-
-
-def test_an_error_is_one_short_line(address, httpx, ask, capsys, caplog):
-    log = logging.getLogger("uvicorn.error")
-    log.addHandler(caplog.handler)
-    try:
-        capsys.readouterr()
-        done, output = ask(["x" * 100_000], SAMPLES)
-        assert not done and len(output["error"]) < 250
-        assert httpx.post(f"{address}gradio_api/upload", files={"files": (None, "no file")}).status_code == 500
-    finally:
-        log.removeHandler(caplog.handler)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and all(line.startswith("indm: error: ") and len(line) < 250 for line in lines)
-    assert "needed: 7, got: 1" in lines[0] and "POST /gradio_api/upload: TypeError: " in lines[1] and not caplog.records
-    reply = httpx.post(f"{address}gradio_api/queue/join", json={"data": "x" * 2_000_000})
-    assert (reply.status_code, reply.text) == (413, "a request must be at most 1,000,000 bytes")
 
 
 # ── The browser ─────────────────────────────────────────────────────────────────────────────────────────────────────
