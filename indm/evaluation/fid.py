@@ -291,7 +291,7 @@ def score(samples: Images, reference: Images, features: Features, *, progress: b
     settings = SETTINGS | {"kid_subset_size": min(1000, *map(len, pixels.values()))}
     version = torch_fidelity.__version__
     made_by = [about[REFERENCE]["pixels_sha256"], shapes[1], features.provenance, version]
-    with _kept_features(made_by, features, len(pixels[REFERENCE])) as cache:
+    with _kept_features(made_by) as cache:
         scores = _calculate(pixels["samples"], pixels[REFERENCE], features, settings, cache, progress)
     versions = {"indm": indm.__version__, "torch": torch.__version__, "torch_fidelity": version}
     how = {"extractor": features.provenance, "settings": settings, "versions": versions}
@@ -355,30 +355,20 @@ def _register(network: FeatureNetwork) -> None:
 
 
 @contextlib.contextmanager
-def _kept_features(made_by: list, features: Features, images: int) -> Iterator[Path]:
+def _kept_features(made_by: list) -> Iterator[Path]:
     """A temporary folder as torch-fidelity's cache, which holds the features of the reference that are kept.
 
     torch-fidelity's own cache is pickles, which are run when they are read; what is kept here is safetensors.
     """
     name = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
-    file, prefix = cache_folder() / "features" / f"{name}.safetensors", f"{REFERENCE}-{features.name}-features-"
-    try:
-        stored = untrusted.weights(file)
-    except ValueError:
-        stored = {}
-    is_known = [
-        name.startswith(prefix) and "/" not in name
-        and values.ndim == 2 and len(values) == images and bool(values.isfinite().all())
-        for name, values in stored.items()
-    ]  # fmt: skip
-    stored = stored if all(is_known) else {}
+    file = cache_folder() / "features" / f"{name}.safetensors"
+    stored = untrusted.weights(file) if file.exists() else {}
     with tempfile.TemporaryDirectory(prefix="indm-") as folder:
         for name, values in stored.items():
             torch.save(values, Path(folder) / f"{name}.pt")
         yield Path(folder)
         if not stored:
-            made = Path(folder).glob(f"{prefix}*.pt")
-            new = {path.stem: torch.load(path, weights_only=True) for path in made}
+            new = {path.stem: torch.load(path, weights_only=True) for path in Path(folder).glob(f"{REFERENCE}-*.pt")}
             with contextlib.suppress(OSError):  # without a cache it only takes longer
                 file.parent.mkdir(parents=True, exist_ok=True)
                 atomic.whole(file, atomic.weights_into(new))

@@ -5,13 +5,11 @@ import json
 import os
 import shutil
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from indm.config import parts, paths, recipes
-from indm.config.parts import Untrusted
 from indm.config.recipes import Recipe
 from indm.data.base import Data, check_kind, flags_of_data
 from indm.data.registry import load_data, without_download
@@ -207,43 +205,20 @@ def data_of(run: Path, model: Any, table: dict | None = None) -> Data:
 
     They are downloaded only where ``table`` differs from ``[data]`` and says so.
 
-    Warns where nobody named them: the conversion that made the run assumed them.
-
     Raises:
         ValueError: they cannot be loaded, or are of other events or grey levels than the ``model``.
     """
     own = recipe_of(run).data.table()
     table = own if table is None else table
-    assumed = table == own and _were_assumed(run, own)
-    others = f'"indm evaluate" and "indm convert" take others, for example {flags_of_data(tuple(model.shape))}'
     try:
         data = load_data(**(table if table != own and table.get("download") else without_download(table)))
-    except Untrusted:
-        raise
     except ValueError as error:
-        if not assumed and table == own and paths.gone({"data": own}):
+        if table == own and paths.gone({"data": own}):
             raise ValueError(f'{error}; "indm evaluate" takes --data.path, where they are now') from error
-        if not assumed:
-            raise
-        raise ValueError(f'{error}; "indm convert" assumed these data, as none were named; {others}') from error
+        raise
     try:
         check_kind(data, model, "the model has")
     except ValueError as error:
+        others = f'"indm evaluate" and "indm convert" take others, for example {flags_of_data(tuple(model.shape))}'
         raise ValueError(f"{error} of {table['name']!r}; {others}") from error
-    if assumed:
-        warnings.warn(
-            f'the data of {run} were not named: "indm convert" assumed {own["name"]!r}; {others}', stacklevel=2
-        )
     return data
-
-
-def _were_assumed(run: Path, table: dict) -> bool:
-    """Whether neither a caller nor a recipe named the data ``table`` of a converted run."""
-    try:
-        made = untrusted.json_object(run / CONVERSION)
-    except (ValueError, OSError):
-        return False
-    assumed = made.get("assumed")
-    if made.get("recipe") is not None or not isinstance(assumed, dict):
-        return False
-    return ("data.path" if "path" in table else "data.name") in assumed

@@ -87,17 +87,8 @@ def test_what_cannot_be_loaded_says_why(extractor, digits, tmp_path):
     extractor.save(tmp_path)
     with pytest.raises(ValueError, match=r"holds an extractor of .*, not of"):
         load_or_train(tmp_path, load_data("digits", seed=1))
-    other = train_extractor(digits, epochs=1, most=128, progress=False)
-    kept = (tmp_path / "extractor.json").read_text()
-    other.save(tmp_path)
-    (tmp_path / "extractor.json").write_text(kept)
-    with pytest.raises(ValueError, match="not those that its"):
-        Extractor.load(tmp_path)
     (tmp_path / "extractor.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read"):
-        Extractor.load(tmp_path)
-    (tmp_path / "extractor.json").write_text("{}")
-    with pytest.raises(ValueError, match="'shape' is missing"):
         Extractor.load(tmp_path)
 
 

@@ -14,7 +14,6 @@ from PIL import Image
 from indm import INDM, PublishedScore
 from indm.cli.main import main
 from indm.config import recipes
-from indm.evaluation.results import evaluate_run
 from indm.flows import ActNorm, Identity
 from indm.published.convert.checkpoint import read_checkpoint
 from indm.published.convert.network import architecture, infer
@@ -447,23 +446,8 @@ def test_assumed_data_are_said_to_be(released, tmp_path, capsys):
     assert kept["data.channels"] == 3 and "sde.name" not in kept and "data.centered" not in kept
     assert run_cli("evaluate", run, *few) == 2
     error = capsys.readouterr().err
-    assert '/images\' must be a folder, and it is not there; "indm convert" assumed these data, as none were ' in error
-    assert "take others, for example --data folder --data.path IMAGES --data.size 16 --data.channels 3" in error
-    assert run_cli("evaluate", run, "--data.path", "none", *few) == 2
-    assert "assumed" not in capsys.readouterr().err  # these were named
+    assert '/images\' must be a folder, and it is not there; "indm evaluate" takes --data.path' in error
     assert run_cli("evaluate", run, "--data.path", released / "images", *few) == 0
-
-
-@pytest.mark.parametrize("named", [False, True])
-def test_a_likelihood_of_assumed_data_is_warned_of(named, released, tmp_path, monkeypatch, recwarn):
-    monkeypatch.chdir(released)  # where a folder "images" is
-    changes = {"data": "folder", "data.path": "images", "data.size": "16"} if named else {}
-    convert(released / "checkpoint_1.pth", tmp_path / "run", image_size=16, changes={"sde": "vp"} | changes)
-    options = {"examples": 2, "nll_examples": 0, "times": 1}
-    evaluate_run(tmp_path / "run", options, progress=False)
-    said = [str(warning.message) for warning in recwarn if "were not named" in str(warning.message)]
-    assert len(said) == (not named)
-    assert all("\"indm convert\" assumed 'folder'" in text for text in said)
 
 
 # ── The flow ────────────────────────────────────────────────────────────────────────────────────────────────────────
