@@ -16,7 +16,7 @@ from indm.conditions import Classes, Condition, Conditioned, Image, Vector, give
 from indm.config.options import Drawing
 from indm.data.base import as_data
 from indm.evaluation.classification import Classification, reliability, scores
-from indm.evaluation.figures import classes_figure, interpolation_strip, particles_of, plane_figure
+from indm.evaluation.figures import classes_figure, interpolation_strip, plane_figure
 from indm.evaluation.records import Record
 from indm.evaluation.sample_quality import encode_ode, quality, solve
 from indm.fitting import fit_sampler
@@ -779,7 +779,7 @@ def test_pictures_of_the_plane_are_at_the_c_of_the_data(tmp_path, monkeypatch):
     monkeypatch.setattr("indm.evaluation.figures.open_model", lambda folder: model)
     monkeypatch.setattr("indm.evaluation.plots.save_figure", lambda figure, path: kept.append(figure))
     one = Record(tmp_path, "run", {}, {}, 0, {})
-    plane_figure(one, data, particles_of(one, data), tmp_path / "plane.png", {"run": "black"})
+    plane_figure(one, data, tmp_path / "plane.png", {"run": "black"})
     classes_figure([[one]], data, tmp_path / "classes.png", {"run": "black"})
     panels = np.array(kept[0].axes).reshape(4, 5)
     assert np.allclose(panels[0, 0].lines[0].get_xydata(), data.test.tensor, atol=0.05)

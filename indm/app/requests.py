@@ -25,7 +25,7 @@ from indm.data.base import Examples, stack
 from indm.data.images import read_size
 from indm.dequantization import in_words
 from indm.evaluation import figures, sheets
-from indm.evaluation.results import read_evaluation
+from indm.evaluation.results import current_evaluation
 from indm.evaluation.statistics import mean_and_error
 from indm.gaussian import GaussianReference
 from indm.likelihood import latent_reference, log_likelihood
@@ -247,12 +247,11 @@ def _conventions(side: Side, draws: int, divergence: str, note: str, c: str | No
 
 
 def _held_out(run: Path) -> str:
-    """The NELBO of the last evaluation of a run, in words; "" where there is none that can be read."""
-    try:
-        row = read_evaluation(run)["nelbo"]["with_reconstruction"]
-        return f"NELBO {row['bits_per_dim']:.3f} ± {row['bits_per_dim_standard_error']:.3f} bits/dim"
-    except (OSError, ValueError, KeyError):
+    """The NELBO of the last evaluation of a run, in words; "" where there is none."""
+    if (evaluation := current_evaluation(run)) is None:
         return ""
+    row = evaluation["nelbo"]["with_reconstruction"]
+    return f"NELBO {row['bits_per_dim']:.3f} ± {row['bits_per_dim_standard_error']:.3f} bits/dim"
 
 
 def interpolation(side: Side, sources: Sequence[Source], frames: int, c: str | None) -> Picture:

@@ -59,12 +59,6 @@ def program() -> int:
         return main()
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an accelerator has no memory left."""
-    torch = sys.modules.get("torch")  # not loaded, it has raised nothing
-    return torch is not None and type(error) is torch.OutOfMemoryError
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; failures are explained on standard error and by the exit status, see "indm help exit-status"."""
     for name in ("stdout", "stderr"):  # closed before the program started
@@ -94,7 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
         if command is not None and command.debug:
             traceback.print_exc()
         kind = type(error)
-        if issubclass(kind, ValueError | OSError) or kind in (RuntimeError, MemoryError) or is_out_of_memory(error):
+        known = kind in (RuntimeError, MemoryError) or kind.__name__ == "OutOfMemoryError"  # PyTorch's
+        if known or issubclass(kind, ValueError | OSError):
             print(f"indm: error: {one_line(error) or kind.__name__}", file=sys.stderr)
             return MISTAKE
         message = f"unexpected {kind.__name__}: {one_line(error)}"

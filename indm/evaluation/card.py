@@ -53,24 +53,6 @@ def write(
         raise ValueError(f"{run} is a pair of runs, and each is a model of its own: {each}")
     recipe, weights = recipe_of(run), weights_hash(run)
     pictures = _picture(run, weights)
-    text = hub.card(name, license, sections(run, recipe, weights, name, pictures, command, more))
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in (DESCRIPTION, WEIGHTS, *pictures):
-        shutil.copyfile(run / file, folder / file)
-    atomic.text(folder / RECIPE, recipes.to_toml(paths.without_places(recipe)))
-    atomic.text(folder / CARD, text)
-
-
-def sections(
-    run: Path,
-    recipe: Recipe,
-    weights: str,
-    name: str,
-    pictures: Sequence[str],
-    command: str | None,
-    more: Sequence[str],
-) -> list[str]:
-    """The sections of the card of a run, with the ``pictures`` that go with it, and with those of :func:`write`."""
     kinds = {kind: getattr(recipe, kind) for kind in (*KINDS, *OPTIONAL_KINDS)}
     parts = [f"{kind} `{part.name}`" for kind, part in kinds.items() if part is not None]
     kind = "A bridge: one diffusion from A at t = 0 to B at t = T," if is_bridge(recipe) else "A diffusion"
@@ -78,7 +60,7 @@ def sections(
     shown = [f"## Samples\n\n![Samples of the model]({file})" for file in pictures]
     record = _stored(run / paths.RECORD)
     made_by = {"made by": command and f"`{command}`"} | {key: record.get(key) for key in RECORDED}
-    return [
+    sections = [
         about,
         "## Data and budget\n\n" + _items(_ends(recipe) | _data(recipe, record) | _budget(run)),
         "## Likelihood\n\n" + _likelihood(run, weights),
@@ -88,6 +70,12 @@ def sections(
         *_how_to_translate(name, recipe),
         "## Provenance\n\n" + _items(made_by | {"SHA-256 of the weights": weights}),
     ]
+    text = hub.card(name, license, sections)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (DESCRIPTION, WEIGHTS, *pictures):
+        shutil.copyfile(run / file, folder / file)
+    atomic.text(folder / RECIPE, recipes.to_toml(paths.without_places(recipe)))
+    atomic.text(folder / CARD, text)
 
 
 def _ends(recipe: Recipe) -> dict[str, object]:

@@ -280,52 +280,30 @@ def strip_panels(records: Sequence[Record], data: Data, strip: Strip) -> list[sh
 # ── The plane ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class Particles:
-    """Particles of a model of the plane, in model units, at times equally spaced on the log-SNR clock from ε to T.
-
-    Attributes:
-        times: (FRAMES,).
-        clouds: (FRAMES, PARTICLES, 2): "forward", the test data along the diffusion; "generative", draws of the prior
-            along the probability flow, which starts with the last of them.
-    """
-
-    times: Float[Tensor, " frames"]
-    clouds: dict[str, Float[Tensor, "frames n 2"]]
-
-    @property
-    def reach(self) -> float:
-        """Half a side of a square around the data."""
-        return 1.2 * self.clouds["forward"][0].abs().max().item()
-
-
-def particles_of(record: Record, data: Data) -> Particles:
-    """Those of a run; they have the c of the data."""
-    model = at_data(open_model(record.folder).cpu(), data, "test", PARTICLES)
-    times, x = clock(model, FRAMES), model.from_data(stack(data.test, PARTICLES))[0]
-    forward = forward_path(model, x, times, generator=torch.Generator().manual_seed(0))
-    start = model.decode(sample_quality.prior_draws(model, len(x), 0)).detach()
-    backward = probability_flow_path(model, start, times.flip(0))
-    return Particles(times, {"forward": forward, "generative": backward.flip(0)})
-
-
 @styled
-def plane_figure(record: Record, data: Data, particles: Particles, path: Path, colours: Colours) -> None:
+def plane_figure(record: Record, data: Data, path: Path, colours: Colours) -> None:
     """A model of the plane: density and samples, particles forward and backward, drift and volatility.
 
-    Drift and volatility are at the c of the first example.
+    Particles go along the forward diffusion from the test data, at their c, and along the probability flow from draws
+    of the prior. Drift and volatility are at the c of the first example.
     """
-    model = open_model(record.folder).cpu()
-    c = rows_of_data(model, data, "test", 1)
-    diffusion = NonlinearDiffusion(at(model, c, FIELD**2))
-    colour, reach = colours[record.group], particles.reach
+    whole = open_model(record.folder).cpu()
+    model = at_data(whole, data, "test", PARTICLES)
+    times, x = clock(model, FRAMES), model.from_data(stack(data.test, PARTICLES))[0]
+    start = model.decode(sample_quality.prior_draws(model, len(x), 0)).detach()
+    particles = {
+        "forward": forward_path(model, x, times, generator=torch.Generator().manual_seed(0)),
+        "generative": probability_flow_path(model, start, times.flip(0)).flip(0),
+    }
+    diffusion = NonlinearDiffusion(at(whole, rows_of_data(whole, data, "test", 1), FIELD**2))
+    colour, reach = colours[record.group], 1.2 * x.abs().max().item()  # half a side of a square around the data
     side, every = (-2 * reach, 2 * reach), FRAMES // 4
     figure = Figure(figsize=(12, 10.4))
     panels = figure.subplots(4, 5, sharex="row", sharey="row")
     if data.name in DENSITIES:
         plots.background(panels[0, 0], DENSITIES[data.name], side * 2, model.scaling)
-    for column, t in enumerate(particles.times[::every].tolist()):
-        for row, (direction, clouds) in enumerate(particles.clouds.items()):
+    for column, t in enumerate(times[::every].tolist()):
+        for row, (direction, clouds) in enumerate(particles.items()):
             title = f"{direction}, t = {t:.2g}"
             plots.dots(panels[row, column], clouds[::every][column], title, colour, (side, side))
         now = torch.full((FIELD**2,), t)

@@ -289,11 +289,10 @@ class Sections:
 
     def _planes(self, records: Sequence[Record]) -> None:
         for record in records:
-            particles = figures.particles_of(record, self.data)
             self.draw(
                 f"plane-{record.group.replace('/', '-')}",
                 f"{record.group}: density; particles along the forward diffusion and the generative flow; drift "
                 "f_φ (arrows) and volatility G_φ (ellipses), scaled to the largest in each panel. Model units."
                 + self.at_c("particles have the c of the data, drift and volatility that of the first example"),
-                functools.partial(figures.plane_figure, record, self.data, particles, colours=self.colours),
+                functools.partial(figures.plane_figure, record, self.data, colours=self.colours),
             )

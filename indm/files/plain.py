@@ -16,17 +16,17 @@ def check_plain(path: Path) -> None:
         raise ValueError("it is no file" if path.exists() else "there is no such file")
 
 
-def text(path: Path, most: int = LARGEST_TEXT, errors: str = "strict") -> str:
-    """The UTF-8 text of a regular file of ``most`` bytes; ``errors`` as for :func:`open`.
+def text(path: Path) -> str:
+    """The UTF-8 text of a regular file of at most :data:`LARGEST_TEXT` bytes.
 
     Raises:
         ValueError: it is another kind of file, too large, or not UTF-8.
         OSError: it cannot be read.
     """
     check_plain(path)
-    if (size := path.stat().st_size) > most:
-        raise ValueError(f"it holds {size:,} bytes, and a file of this kind may hold {most:,}")
-    return path.read_text("utf-8", errors)
+    if (size := path.stat().st_size) > LARGEST_TEXT:
+        raise ValueError(f"it holds {size:,} bytes, and a file of this kind may hold {LARGEST_TEXT:,}")
+    return path.read_text("utf-8")
 
 
 def cache_folder() -> Path:

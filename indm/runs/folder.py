@@ -13,13 +13,12 @@ from indm.config import parts, paths, recipes
 from indm.config.recipes import Recipe
 from indm.data.base import Data, check_kind, flags_of_data
 from indm.data.registry import load_data, without_download
-from indm.files import atomic, hub, plain, untrusted
+from indm.files import atomic, hub, untrusted
 from indm.model import DESCRIPTION, INDM, WEIGHTS
 from indm.runs.devices import LOCK, device
 
 RECIPE = "recipe.toml"  # resolved
 CONVERSION = "conversion.json"  # of a run that was converted: what it was made of, and what was assumed
-LARGEST_LOG = 2**28  # bytes; a line has some hundred
 FETCHED = (RECIPE, DESCRIPTION, WEIGHTS)  # of a run of somebody else
 # What may differ between a run and its continuation: it says how long, how watched and on which
 # processors, not what is computed.
@@ -178,26 +177,12 @@ def run_folder(source: Path) -> Path:
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The lines of ``metrics.jsonl``, without damaged ones, such as one that was cut off while it was written.
-
-    Raises:
-        ValueError: it is not a regular file, or too large.
-    """
+    """The lines of ``metrics.jsonl``, without one that was cut off while it was written."""
     path, lines = run / "metrics.jsonl", []
-    try:
-        texts = plain.text(path, LARGEST_LOG, errors="replace").splitlines() if path.exists() else []
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read as the log of a run: {error}") from error
-    for text in texts:
-        with contextlib.suppress(ValueError, RecursionError):  # damage may also look like very long or deep JSON
-            line = json.loads(text)
-            lines += [line] if isinstance(line, dict) and _is_placed(line) else []
+    for text in path.read_text("utf-8", "replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(text))
     return lines
-
-
-def _is_placed(line: dict) -> bool:
-    """Whether ``line`` has the step after which it was written and, if it is one of a rollback, the number of that."""
-    return isinstance(line.get("step"), int) and isinstance(line.get("rollback", 0), int)
 
 
 def data_of(run: Path, model: Any, table: dict | None = None) -> Data:

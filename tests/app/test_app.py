@@ -142,7 +142,7 @@ def test_a_likelihood_is_that_of_the_image_with_its_conventions(home, exact):
 @pytest.mark.usefixtures("rough")
 def test_a_likelihood_repeats_itself_for_its_seed_and_names_the_evaluation(exact, monkeypatch):
     row = {"bits_per_dim": 1.5, "bits_per_dim_standard_error": 0.25}
-    monkeypatch.setattr(requests, "read_evaluation", lambda run: {"nelbo": {"with_reconstruction": row}})
+    monkeypatch.setattr(requests, "current_evaluation", lambda run: {"nelbo": {"with_reconstruction": row}})
     texts = [requests.likelihood(exact, Source(None, 3), 2, seed, "") for seed in (4, 4, 5)]
     assert texts[0] == texts[1] != texts[2] and "test image 3" in texts[0]
     assert "Held-out images of this run: NELBO 1.500 ± 0.250 bits/dim." in texts[0]

@@ -35,7 +35,6 @@ from indm.files import memory, plain, untrusted
 from indm.messages import one_line
 from indm.model import INDM, build_model
 from indm.runs.devices import peak_memory_mib
-from indm.runs.folder import read_metrics
 from indm.scaling import Scaling
 from indm.training import checkpoints
 
@@ -150,7 +149,6 @@ def test_a_packed_array_is_in_memory_once(tmp_path):
 
 
 PIPES = {
-    "metrics.jsonl": read_metrics,
     "versions.json": lambda run: untrusted.json_object(run / "versions.json"),
     "a.npy": lambda folder: load_data("array", path=folder / "a.npy", mmap=True),
     "a.parquet": lambda folder: load_data("array", path=folder / "a.parquet"),
