@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from indm.config.options import ENOUGH_STEPS, FEW_STEPS, Training
+from indm.config.options import ENOUGH_STEPS, FEW_STEPS
 from indm.config.parts import GIVEN
+from indm.config.recipes import Recipe
 from indm.evaluation.results import current_evaluation, number_key
 from indm.files import untrusted
 from indm.messages import counted
@@ -115,11 +116,65 @@ def advice(run: Path, baseline: float = -math.inf) -> str:
     ``baseline`` is the likelihood that it should have reached, in the unit of the run. Nothing where the folder has no
     log of a training, as that of a converted run.
     """
-    trained = _Trained.read(run)
-    if trained is None:
+    lines = read_metrics(run)
+    if not lines:
         return ""
-    cause, remedy = trained.cause(baseline)
-    return f"Likely cause: {cause}. {remedy or trained.command()}"
+    recipe, steps, seconds = recipe_of(run), lines[-1]["step"], lines[-1].get("seconds", 0.0)
+    summary = run / "summary.json"
+    finished = summary.exists() and not untrusted.json_object(summary)["interrupted"]
+    rates = [max(by_part) for line in lines if (by_part := _rates(line))] or [math.nan]
+    remedy = None
+    if not finished:
+        cause = f"the run was interrupted at step {steps}, before its budget was spent"
+    elif rates == sorted(rates) and len(rates) > 1 and rates[-1] > rates[-2]:
+        cause = f"the run ended inside its warm-up, at step {steps}: the learning rate had come to {rates[-1]:.1e} and "
+        cause += "was still rising"
+    elif steps < FEW_STEPS:
+        cause = f"the run made only {counted(steps, 'step')}"
+    elif max(rates) < LOW_RATE:
+        cause = f"the learning rate was never above {max(rates):.1e}"
+        remedy = "Train anew with a larger one, for example --train.lr 1e-3 --train.flow_lr 1e-3."
+    elif too_few_data := _too_few_data(run, recipe, lines, baseline):
+        cause, remedy = too_few_data
+    else:
+        cause = f"the budget of {steps} steps, {seconds:.0f} seconds, is too small"
+    return f"Likely cause: {cause}. {remedy or _how_to_go_on(run, recipe, steps, seconds, finished)}"
+
+
+def _rates(line: Mapping) -> list[float]:
+    return [value for name, value in line.items() if name.endswith("_lr") and isinstance(value, float)]
+
+
+def _too_few_data(run: Path, recipe: Recipe, lines: Sequence[Mapping], baseline: float) -> tuple[str, str] | None:
+    """The cause and remedy where training beats the baseline, and validation does not."""
+    trained, validated = ([line for line in lines if name in line] for name in ("nelbo", "valid_nelbo"))
+    if not trained or not validated:
+        return None
+    best, saves_best = min(validated, key=lambda line: line["valid_nelbo"]), recipe.train.final == "best"
+    training, validation = trained[-1]["nelbo"], (best if saves_best else validated[-1])["valid_nelbo"]
+    if not training < baseline <= validation:
+        return None
+    remedy = "More examples would do, or a smaller network"
+    if not saves_best:
+        remedy += f"; {run / 'best'} holds the model of the best validation, of step {best['step']}"
+    of = "the best validation" if saves_best else "validation"
+    cause = f"too few data for this model: the training NELBO is {training:.2f}, that of {of} {validation:.2f}"
+    return cause, f"{remedy}."
+
+
+def _how_to_go_on(run: Path, recipe: Recipe, steps: int, seconds: float, finished: bool) -> str:
+    """The command that continues, with a larger budget where this one was spent."""
+    budget: dict[str, float] = {}
+    if finished:
+        more = max(4 * steps, ENOUGH_STEPS)
+        longer = math.ceil(seconds * min(more / max(steps, 1), MOST_MORE))
+        budget = {"train.steps": more} if steps >= recipe.train.steps else {}
+        budget |= {"train.seconds": longer} if longer > recipe.train.seconds else {}
+    if any(isinstance(table, Mapping) and table.get("name") == GIVEN for table in recipe.values()):
+        changes = ", ".join(f"{key}={value}" for key, value in budget.items())
+        return f"Go on in Python: indm.train(…, resume=True){changes and f', with {changes}'}."
+    flags = [word for key, value in budget.items() for word in (f"--{key}", str(value))]
+    return f"Go on with: {shlex.join(['indm', 'train', str(run), '--resume', *flags])}"
 
 
 def conclusions_of_translation(distance: float, levels: int | None, runs: Sequence[Path]) -> list[str]:
@@ -150,95 +205,3 @@ def _judged(run: Path, evaluation: dict | None) -> str:
         return "" if learned(evaluation) or _noise_of_data(run) else conclusion(run, evaluation)
     steps = next((line["step"] for line in reversed(read_metrics(run))), FEW_STEPS)
     return f"The model has hardly learned. {advice(run)}" if steps < FEW_STEPS else ""
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """What the folder of a run says of its training."""
-
-    run: Path
-    recipe: Mapping
-    options: Training
-    lines: Sequence[Mapping]
-    finished: bool
-
-    @classmethod
-    def read(cls, run: Path) -> "_Trained | None":
-        """None where nothing was trained here, as in a converted run."""
-        lines = read_metrics(run)
-        if not lines:
-            return None
-        recipe = recipe_of(run)
-        try:
-            finished = not untrusted.json_object(run / "summary.json")["interrupted"]
-        except (OSError, ValueError, KeyError):
-            finished = False
-        return cls(run, recipe, recipe.train, lines, finished)
-
-    @property
-    def steps(self) -> int:
-        return self.lines[-1]["step"]
-
-    @property
-    def seconds(self) -> float:
-        return self.lines[-1].get("seconds", 0.0)
-
-    def logged(self, name: str) -> list[Mapping]:
-        """The lines that have a metric."""
-        return [line for line in self.lines if name in line]
-
-    def cause(self, baseline: float) -> tuple[str, str | None]:
-        """The likely cause, and a remedy other than longer training."""
-        rates = [max(by_part) for line in self.lines if (by_part := _rates(line))] or [math.nan]
-        if not self.finished:
-            return f"the run was interrupted at step {self.steps}, before its budget was spent", None
-        if rates == sorted(rates) and len(rates) > 1 and rates[-1] > rates[-2]:
-            return (
-                f"the run ended inside its warm-up, at step {self.steps}: the learning rate had come to "
-                f"{rates[-1]:.1e} and was still rising"
-            ), None
-        if self.steps < FEW_STEPS:
-            return f"the run made only {counted(self.steps, 'step')}", None
-        if max(rates) < LOW_RATE:
-            return (
-                f"the learning rate was never above {max(rates):.1e}",
-                "Train anew with a larger one, for example --train.lr 1e-3 --train.flow_lr 1e-3.",
-            )
-        return self._too_few_data(baseline) or (
-            f"the budget of {self.steps} steps, {self.seconds:.0f} seconds, is too small",
-            None,
-        )
-
-    def _too_few_data(self, baseline: float) -> tuple[str, str] | None:
-        """The cause and remedy where training beats the baseline, and validation does not."""
-        trained, validated = self.logged("nelbo"), self.logged("valid_nelbo")
-        if not trained or not validated:
-            return None
-        best, saves_best = min(validated, key=lambda line: line["valid_nelbo"]), self.options.final == "best"
-        training, validation = trained[-1]["nelbo"], (best if saves_best else validated[-1])["valid_nelbo"]
-        if not training < baseline <= validation:
-            return None
-        remedy = "More examples would do, or a smaller network"
-        if not saves_best:
-            remedy += f"; {self.run / 'best'} holds the model of the best validation, of step {best['step']}"
-        of = "the best validation" if saves_best else "validation"
-        cause = f"too few data for this model: the training NELBO is {training:.2f}, that of {of} {validation:.2f}"
-        return cause, f"{remedy}."
-
-    def command(self) -> str:
-        """The command that continues, with a larger budget where this one was spent."""
-        budget: dict[str, float] = {}
-        if self.finished:
-            steps = max(4 * self.steps, ENOUGH_STEPS)
-            seconds = math.ceil(self.seconds * min(steps / max(self.steps, 1), MOST_MORE))
-            budget = {"train.steps": steps} if self.steps >= self.options.steps else {}
-            budget |= {"train.seconds": seconds} if seconds > self.options.seconds else {}
-        if any(isinstance(table, Mapping) and table.get("name") == GIVEN for table in self.recipe.values()):
-            changes = ", ".join(f"{key}={value}" for key, value in budget.items())
-            return f"Go on in Python: indm.train(…, resume=True){changes and f', with {changes}'}."
-        flags = [word for key, value in budget.items() for word in (f"--{key}", str(value))]
-        return f"Go on with: {shlex.join(['indm', 'train', str(self.run), '--resume', *flags])}"
-
-
-def _rates(line: Mapping) -> list[float]:
-    return [value for name, value in line.items() if name.endswith("_lr") and isinstance(value, float)]
