@@ -363,7 +363,8 @@ def _kept_features(made_by: list) -> Iterator[Path]:
             torch.save(values, Path(folder) / f"{name}.pt")
         yield Path(folder)
         if not stored:
-            new = {path.stem: torch.load(path, weights_only=True) for path in Path(folder).glob(f"{REFERENCE}-*.pt")}
+            made = Path(folder).glob(f"{REFERENCE}-*-features-*.pt")
+            new = {path.stem: torch.load(path, weights_only=True) for path in made}
             with contextlib.suppress(OSError):  # without a cache it only takes longer
                 file.parent.mkdir(parents=True, exist_ok=True)
                 atomic.whole(file, atomic.weights_into(new))
