@@ -84,11 +84,6 @@ def figure_into(figure: Figure) -> atomic.Write:
 def pixels_of(figure: Figure) -> Pixels:
     """A finished figure as bytes."""
     finish(figure)
-    return rendered(figure)
-
-
-def rendered(figure: Figure) -> Pixels:
-    """A figure as it is, as bytes."""
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

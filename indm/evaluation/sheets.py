@@ -5,10 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from jaxtyping import Num
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -23,7 +25,10 @@ GAP = 12  # pixels around a panel
 SIDE = 5  # images along a side of a panel of samples
 IN_ROW = 16  # images of a class
 IN_GRID = 256  # images of a grid, at most
-LINE = round(1.5 * plots.FONT_SIZE * plots.DPI / 72)  # pixels of a line of text
+FONT = ImageFont.truetype(
+    Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), round(plots.FONT_SIZE * plots.DPI / 72)
+)
+LINE = round(1.5 * FONT.size)  # pixels of a line of text
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,8 @@ def grid(images: Tensor, levels: int, columns: int | None = None, factor: int | 
 
 def sheet(panels: Sequence[Panel], levels: int, across: int | None = None) -> Pixels:
     """Panels of images of one size, at least one, as bytes, on white; as many ``across`` as fit into :data:`WIDTH`."""
-    pen = _Pen()
-    room = max((pen.width(word) + 4 for panel in panels for word in panel.tops), default=0)
-    left = max((pen.width(word) + GAP for panel in panels for word in panel.rows), default=0)
+    room = max((_width(word) + 4 for panel in panels for word in panel.tops), default=0)
+    left = max((_width(word) + GAP for panel in panels for word in panel.rows), default=0)
     factor = next(enlargement(p.images.shape, room) for p in panels if isinstance(p.images, Tensor))
     grids = [
         None if isinstance(panel.images, str) else grid(panel.images, levels, panel.columns, factor) for panel in panels
@@ -85,25 +89,40 @@ def sheet(panels: Sequence[Panel], levels: int, across: int | None = None) -> Pi
     largest = max(pixels.shape[:2] for pixels in grids if pixels is not None)
     pitch = GAP + left + largest[1]
     across = across or max(1, min(len(panels), WIDTH // pitch))
-    top, placed = 0, []
-    for first in range(0, len(panels), across):
-        row = list(zip(panels, grids, strict=True))[first : first + across]
-        titles = [pen.wrapped(panel.title, pitch - GAP) for panel, _ in row]
-        top += GAP + LINE * max(map(len, titles))
-        bottoms = []
-        for i, ((panel, pixels), lines) in enumerate(zip(row, titles, strict=True)):
-            x = i * pitch + GAP
-            pen.write("\n".join(lines), x, top - LINE * len(lines), "left", "top")
-            if pixels is None:
-                why = "\n".join(pen.wrapped(str(panel.images), pitch - GAP))
-                pen.write(why, x + (pitch - GAP) / 2, top + largest[0] / 2, "center", "center")
-                bottoms.append(top + largest[0])
-                continue
-            start = _write_edges(pen, panel, pixels.shape, x + left, top)
-            placed.append((start, x + left, pixels))
-            bottoms.append(start + len(pixels))
-        top = max(bottoms)
-    return pen.on_paper(across * pitch + GAP, top + GAP, placed)
+    paper = np.full((GAP, across * pitch + GAP, 3), 255, np.uint8)
+    bands = [slice(first, first + across) for first in range(0, len(panels), across)]
+    return np.concatenate([*(_band(panels[b], grids[b], left, largest, paper.shape[1]) for b in bands), paper])
+
+
+def _band(
+    panels: Sequence[Panel], grids: Sequence[Pixels | None], left: int, largest: tuple[int, ...], width: int
+) -> Pixels:
+    """Panels side by side on white paper: their titles, and ``left`` pixels for the words of rows beside the grids."""
+    room = left + largest[1]
+    titles = [plots.in_lines(panel.title, room / plots.DPI) for panel in panels]
+    top = GAP + LINE * max(len(title.splitlines()) for title in titles)
+    starts = [top + (LINE if panel.tops else 0) for panel in panels]
+    heights = [largest[0] if pixels is None else len(pixels) for pixels in grids]
+    paper = Image.new("RGB", (width, max(start + n for start, n in zip(starts, heights, strict=True))), "white")
+    pen = ImageDraw.Draw(paper)
+    for i, (panel, pixels, start, height) in enumerate(zip(panels, grids, starts, heights, strict=True)):
+        x = GAP + i * (GAP + room)
+        pen.text((x, top - 3), titles[i], "black", FONT, "ld")
+        if pixels is None:
+            why = plots.in_lines(str(panel.images), room / plots.DPI)
+            pen.text((x + room / 2, top + height / 2), why, "black", FONT, "mm", align="center")
+            continue
+        for k, word in enumerate(panel.tops):
+            at = x + left + (k + 0.5) * pixels.shape[1] / panel.columns, start - 3
+            pen.text(at, word, "black", FONT, "md")
+        for k, word in enumerate(panel.rows):
+            pen.text((x + left - GAP // 2, start + (k + 0.5) * height / len(panel.rows)), word, "black", FONT, "rm")
+        paper.paste(Image.fromarray(pixels), (x + left, start))
+    return np.array(paper)
+
+
+def _width(word: str) -> int:
+    return math.ceil(FONT.getlength(word))
 
 
 def interleaved(rows: Mapping[str, Tensor], levels: int) -> Pixels:
@@ -164,45 +183,3 @@ def stacked(*pictures: Pixels) -> Pixels:
         sides = (left, width - picture.shape[1] - left)
         rows.append(np.pad(picture, ((0, 0), sides, (0, 0)), constant_values=255))
     return np.concatenate(rows)
-
-
-def _write_edges(pen: "_Pen", panel: Panel, size: tuple[int, ...], left: int, top: int) -> int:
-    """Write the words at the edges of a grid; those of the columns begin at ``top``. Returns where its pixels begin."""
-    start = top + (LINE if panel.tops else 0)
-    width, height = size[1] / panel.columns, size[0] / max(1, len(panel.rows))
-    for i, word in enumerate(panel.tops):
-        pen.write(word, left + (i + 0.5) * width, start - 3, "center", "bottom")
-    for i, word in enumerate(panel.rows):
-        pen.write(word, left - GAP // 2, start + (i + 0.5) * height, "right", "center")
-    return start
-
-
-class _Pen:
-    """Measures words in pixels, collects them, and writes them."""
-
-    def __init__(self) -> None:
-        self.words: list[tuple[str, float, float, str, str]] = []
-
-    def width(self, word: str) -> int:
-        text = Figure(dpi=plots.DPI).text(0, 0, word, size=plots.FONT_SIZE, parse_math=False)
-        return math.ceil(text.get_window_extent().width)
-
-    def wrapped(self, text: str, room: int) -> list[str]:
-        """Lines no wider than ``room``; none of no text."""
-        return plots.in_lines(text, room / plots.DPI).split("\n") if text else []
-
-    def write(self, text: str, x: float, y: float, horizontal: str, vertical: str) -> None:
-        """``x`` and ``y`` in pixels from the upper left corner."""
-        self.words.append((text, x, y, horizontal, vertical))
-
-    def on_paper(self, width: int, height: int, placed: list[tuple[int, int, np.ndarray]]) -> Pixels:
-        """White paper with all words and grids."""
-        figure = Figure(((width + 0.5) / plots.DPI, (height + 0.5) / plots.DPI), dpi=plots.DPI)
-        for text, x, y, horizontal, vertical in self.words:
-            figure.text(
-                x / width, 1 - y / height, text, ha=horizontal, va=vertical, size=plots.FONT_SIZE, parse_math=False
-            )
-        paper = plots.rendered(figure)
-        for top, left, pixels in placed:
-            paper[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
-        return paper

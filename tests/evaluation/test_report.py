@@ -187,7 +187,8 @@ def test_a_sheet_has_its_words_inside_and_its_images_exact():
     paper = sheets.sheet([sheets.Panel(images, 3, **words), sheets.Panel("not drawn yet", 3, "second")], 2, across=2)
     edges = np.concatenate([paper[0], paper[-1], paper[:, 0], paper[:, -1]])
     assert (edges == 255).all()
-    exact = sheets.grid(images, 2, 3, sheets.enlargement(images.shape, 4 + round(words_width("t = 1e-05"))))
+    room = 4 + math.ceil(sheets.FONT.getlength("t = 1e-05"))
+    exact = sheets.grid(images, 2, 3, sheets.enlargement(images.shape, room))
     places = [
         (top, left)
         for top in range(len(paper) - len(exact) + 1)
@@ -206,11 +207,6 @@ def test_a_sheet_has_its_words_inside_and_its_images_exact():
     assert ink[: top - 3 * sheets.LINE, : left + exact.shape[1]].any()  # the title needs several lines
     right = paper[:, left + exact.shape[1] + 2 :]
     assert (right[top + 20 : -20] != 255).any()  # why there are no images
-
-
-def words_width(word):
-    text = Figure(dpi=plots.DPI).text(0, 0, word, size=plots.FONT_SIZE)
-    return math.ceil(text.get_window_extent().width)
 
 
 def test_labels_of_a_figure_lie_inside_it_and_inside_their_panels():
