@@ -78,7 +78,9 @@ def array(path: Path, name: str | None = None) -> np.ndarray:
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz file by name, see :func:`array`."""
-    return {name: array(path, name) for name in array_names(path) or []}
+    if (names := array_names(path)) is None:
+        raise ValueError(f"{path} is not an .npz file")
+    return {name: array(path, name) for name in names}
 
 
 def _array(file: Any, size: int) -> np.ndarray:

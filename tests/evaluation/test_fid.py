@@ -225,9 +225,6 @@ def test_a_folder_is_resized_only_when_told(digits, tmp_path):
         open_images(folder, size=9, resize="bicubik")
     with pytest.raises(ValueError, match="n must be at most the 31 images"):
         read.first(32)
-    for n in (-5, 0, 19):
-        with pytest.raises(ValueError, match=f"n must be at least 20 images, of which scores can be made, got {n}"):
-            read.first(n)
     assert len(read.first(20).raw) == 20 and len(read.first(None).raw) == 31
     whole = (folder / "0000.png").read_bytes()
     (folder / "0000.png").write_bytes(whole[: len(whole) - 30])  # its header is whole
@@ -257,8 +254,6 @@ def test_what_holds_no_images_says_so(source, complaint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=complaint):
         open_images(source)
-    with pytest.raises(ValueError, match=r"split must be one of train\+valid, train, valid, test, got 'tset'"):
-        open_images(source, split="tset")
 
 
 @pytest.mark.long
