@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import torch
@@ -27,7 +28,7 @@ from indm.likelihood import (
 )
 from indm.messages import nearest
 from indm.multilevel import LEAST
-from indm.objective import nelbo
+from indm.objective import NELBO, nelbo
 from indm.ode import OUT_OF_REACH
 from indm.tensors import evaluation_mode
 
@@ -175,7 +176,8 @@ def evaluate(
         if not model.flow.one_map:
             notes = {"codes": "one draw for each estimate: the NLL is a bound, too"}
     else:
-        estimators, counts["nll"] = bound_estimators(), 0
+        counts["nll"] = 0
+        estimators = {"nelbo": bound_estimator(lambda model, x, generator: model.bound(x, generator=generator), {})}
     jobs = [(kind, rows) for kind, n in counts.items() for rows in torch.arange(n).split(batch_size) if len(rows)]
     generator = torch.Generator(device)
 
@@ -291,14 +293,6 @@ def diffusion_estimators(
     """The NELBO of the generative SDE, the NLL of the probability-flow ODE as ``coarse`` solves it, the
     importance-weighted bound of that from ``draws``, and the bound of ``ancestral`` steps."""
 
-    def bound(settings: dict[str, int], **options: Any) -> Estimator:
-        def estimate(model, raw: Tensor, generator: torch.Generator) -> Estimate:
-            x, log_q = from_data(model, raw, generator=generator)
-            terms = nelbo(model, x, times=times, **options, generator=generator)
-            return Estimate.of(terms.total, terms.reconstruction, log_q, {"times": times} | settings)
-
-        return estimate
-
     def nll(model, raw: Tensor, generator: torch.Generator) -> Estimate:
         x, log_q = from_data(model, raw, generator=generator)
         report = log_likelihood(model, x, **coarse, reference=reference, log_q=log_q, generator=generator)
@@ -309,19 +303,25 @@ def diffusion_estimators(
         report = log_probability(model, raw, draws=draws, **options, reference=reference, generator=generator)
         return Estimate.solved(report)
 
-    of_sde, of_steps = bound({}, reference=reference), bound({"steps": ancestral}, ancestral=ancestral)
-    return {"nelbo": of_sde, "nll": nll, "iw": weighted, "ancestral": of_steps}
+    of_sde = partial(nelbo, times=times, reference=reference)
+    of_steps = partial(nelbo, times=times, ancestral=ancestral)
+    return {
+        "nelbo": bound_estimator(of_sde, {"times": times}),
+        "nll": nll,
+        "iw": weighted,
+        "ancestral": bound_estimator(of_steps, {"times": times, "steps": ancestral}),
+    }
 
 
-def bound_estimators() -> dict[str, Estimator]:
-    """The bound of a model that is not a diffusion."""
+def bound_estimator(bound: Callable[..., NELBO], settings: dict[str, int]) -> Estimator:
+    """An estimate by a ``bound`` (model, x, generator) of −log p(x) in model units."""
 
-    def bound(model, raw: Tensor, generator: torch.Generator) -> Estimate:
+    def estimate(model, raw: Tensor, generator: torch.Generator) -> Estimate:
         x, log_q = from_data(model, raw, generator=generator)
-        terms = model.bound(x, generator=generator)
-        return Estimate.of(terms.total, terms.reconstruction, log_q, {})
+        terms = bound(model, x, generator=generator)
+        return Estimate.of(terms.total, terms.reconstruction, log_q, settings)
 
-    return {"nelbo": bound}
+    return estimate
 
 
 def _draw_all(

@@ -14,13 +14,6 @@ def end_at_once(number: int, frame: object) -> None:
     os._exit(128 + number)
 
 
-def is_torchelastic_launched() -> bool:
-    """Whether torchrun started this process."""
-    from torch.distributed import is_torchelastic_launched  # PyTorch takes seconds to load
-
-    return is_torchelastic_launched()
-
-
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
     """An event that SIGINT or SIGTERM sets; the second signal ends the process at once.
@@ -31,13 +24,15 @@ def interruptible() -> Iterator[threading.Event]:
     torchrun passes on a signal that the terminal has sent to its processes already, so there the second does nothing:
     they end with the second signal to the launcher.
     """
+    import torch.distributed  # which takes seconds to load
+
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
     handlers = {number: signal.getsignal(number) for number in ENDING}
     before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
-    launched = is_torchelastic_launched()
+    launched = torch.distributed.is_torchelastic_launched()
 
     def stop(number, frame) -> None:
         event.set()

@@ -26,7 +26,6 @@ from indm.data.registry import load_data
 from indm.evaluation.sample_quality import sliced_wasserstein
 from indm.files import atomic
 from indm.objective import Objective
-from indm.runs import signals
 from indm.runs.devices import fast_precision
 from indm.runs.folder import read_metrics
 from indm.runs.signals import interruptible
@@ -595,7 +594,7 @@ def test_batch_size_must_be_there(tmp_path):
 
 @pytest.mark.parametrize("launched, status", [(False, 128 + signal.SIGINT), (True, 0)])
 def test_the_second_signal_ends_the_process_unless_a_launcher_may_have_repeated_it(monkeypatch, launched, status):
-    monkeypatch.setattr(signals, "is_torchelastic_launched", lambda: launched)
+    monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: launched)
     pid = os.fork()
     if not pid:
         with interruptible() as event:
