@@ -22,7 +22,6 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from indm.conditions import Classes, Vector, all_rows, sees_condition
 from indm.config import recipes
 from indm.data.base import Examples, stack
-from indm.data.images import read_size
 from indm.dequantization import in_words
 from indm.evaluation import figures, sheets
 from indm.evaluation.results import current_evaluation
@@ -40,7 +39,6 @@ from indm.training.pairs import SIDES, is_bridge, is_pair, noise_of
 from indm.translation import Route, bridge, check_pair, two_models
 from indm.translation_of_files.routes import image_reader
 
-MOST_PIXELS = 25_000_000  # of an image that is uploaded; of three bytes each
 NELBO_TIMES = 16  # evaluations of the network for each draw of the NELBO
 REFERENCE_IMAGES = 512  # at most, of the law of latents
 FRAMES = 5  # of each leg of a translation
@@ -103,9 +101,6 @@ class Side:
             return self._test_image(source.number)
         file = Path(source.file)
         try:
-            height, width = read_size(file)
-            if height * width > MOST_PIXELS:
-                raise ValueError(f"the image must have at most {MOST_PIXELS:,} pixels, got {width}×{height}")
             example = image_reader(file, self.model, self.data, self.data.get("grey") is True)()
         except (ValueError, OSError) as error:  # of the file by its own name, not by where uploads are kept
             raise ValueError(str(error).replace(f"{file.parent}{os.sep}", "")) from error
