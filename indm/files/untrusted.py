@@ -31,8 +31,6 @@ Module = TypeVar("Module", bound=nn.Module)
 def _reading(path: Path, what: str) -> Iterator[None]:
     """Every failure inside is a ValueError that names ``path``."""
     try:
-        if not path.exists():
-            raise ValueError("there is no such file")
         check_plain(path)
         yield
     except Exception as error:  # damaged files surface as almost anything
