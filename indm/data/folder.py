@@ -83,7 +83,7 @@ class Index:
     def copy_kinds(self, path: Path) -> None:
         """Take the kinds of files whose name, size and time are as cached in ``path``."""
         try:
-            with np.load(path) as cached:
+            with np.load(path, allow_pickle=False) as cached:
                 names, stats, kinds = (cached[key] for key in ("names", "stats", "kinds"))
         except Exception:  # there is none, or it is damaged
             return

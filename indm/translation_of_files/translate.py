@@ -60,6 +60,7 @@ def check_sources(sources: Sequence[Path], options: TranslationOptions) -> None:
         _check_scored(len(files), options)
     if options.truth is not None:
         metrics.check_truth(sources, Path(options.truth))
+    if options.truth is not None or (options.score and find_spec(PACKAGE)):
         general_weights()
 
 
