@@ -219,8 +219,12 @@ def table(home: Home) -> None:
     write_csv(RECORDS / "budget-costs.csv", costs)
     records = [json.loads(path.read_text()) for path in sorted((home.folder / "records").rglob("*.json"))]
     write_csv(RECORDS / "budget-runs.csv", [flat(record) for record in records])
-    names = [study for study in STUDIES if home.record(f"{study}/final/spline-1").exists()]
-    learned = [{"study": study} | row for study in names for row in spline_rows(home.run(f"{study}/final/spline-1"))]
+    tried = [r for r in records if r["variant"] == "spline" and r["stage"] == "search"]
+    learned = []
+    for study in dict.fromkeys(record["study"] for record in tried):
+        best = min((r for r in tried if r["study"] == study), key=lambda record: record["valid"])
+        run = home.run(f"{study}/search/spline-{best['setting']}")
+        learned += [{"study": study} | row for row in spline_rows(run)]
     write_csv(RECORDS / "budget-splines.csv", learned)
 
 

@@ -1,9 +1,7 @@
 """The records of the study as tables in Markdown."""
 
-import math
-
-from research.markdown import in_table, with_error
-from research.records import Records, Row
+from research.markdown import in_table
+from research.records import Records
 
 
 def searches(made: Records) -> str:
@@ -22,36 +20,6 @@ def searches(made: Records) -> str:
         for row in found
     ]
     return in_table("study", "variant", "setting", "cost", "steps", "validation NELBO", "CPU seconds", rows=rows)
-
-
-def finals(made: Records) -> str:
-    """The whole budget: test likelihoods, and distances of samples, each with its error over the examples."""
-    found = sorted(made.at(stage="final").rows(), key=lambda row: (row["study"], row["nelbo"]))
-    kept = [row for row in found if row["study"] not in ("models", "pairs")]
-    columns = (
-        "study",
-        "variant",
-        "seed",
-        "steps",
-        "validation",
-        "test NELBO",
-        "test NLL",
-        "Fréchet own",
-        "Fréchet general",
-    )
-    return in_table(*columns, rows=[final(row) for row in kept])
-
-
-def final(row: Row) -> tuple[object, ...]:
-    measured = (("nelbo", ".4f"), ("nll", ".4f"), ("frechet_own", ".1f"), ("frechet_general", ".1f"))
-    numbers = [number(row, measure, form) for measure, form in measured]
-    return row["study"], row["variant"], row["seed"], row["steps"], f"{row['valid']:.3f}", *numbers
-
-
-def number(row: Row, measure: str, form: str) -> str:
-    """A measure with its error; a dash where the record has none."""
-    error = row.get(f"{measure}_error", row.get(f"{measure}_standard_error", math.nan))
-    return with_error(row[measure], error, form) if measure in row else "–"
 
 
 def splines(made: Records) -> str:

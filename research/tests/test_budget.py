@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from indm.scaling import Scaling
-from research.budget import splines, tables
+from research.budget import splines
 from research.budget.design import SEEDS, STUDIES, TENTH, THIRD, Planner, steps_of
-from research.records import Records
 
 
 @pytest.fixture
@@ -67,12 +66,3 @@ def test_a_spline_that_stretches_one_end_gives_its_levels_that_share_of_the_late
     assert splines.frequencies(torch.tensor([[0, 0], [3, 255]], dtype=torch.uint8), 256)[[0, 3, 255]].tolist() == [
         0.5, 0.25, 0.25,
     ]  # fmt: skip
-
-
-def test_the_table_of_final_trainings_has_each_number_with_its_error(tmp_path):
-    measured = {"steps": 6000, "valid": 3.1, "nelbo": 3.05, "nelbo_error": 0.012, "frechet_own": 40.0}
-    measured |= {"frechet_own_standard_error": 2.0}
-    for study in ("fashion", "models"):
-        Records(tmp_path / "runs.csv").at(study=study, variant="linear", stage="final", seed=1).add(measured)
-    (line,) = tables.finals(Records(tmp_path / "runs.csv")).splitlines()[2:]
-    assert line == "| fashion | linear | 1 | 6000 | 3.100 | 3.0500 ± 0.0120 | – | 40.0 ± 2.0 | – |"
