@@ -98,7 +98,7 @@ def how_to_load(name: str, condition: Mapping[str, Any] | None = None, *, is_run
     """
     labels = (condition or {}).get("labels", ())
     every = " --condition all" if labels else ""
-    given = "" if condition is None else f", c={labels[0]!r}" if labels else ", c=row"
+    given = "" if condition is None else ", c=0" if labels else ", c=row"
     shell = f"```sh\nindm sample {name} -n 36{every}\nindm evaluate {name}\n```\n\n" if is_run else ""
     return f"""## How to load
 

@@ -166,5 +166,5 @@ def test_the_lines_of_the_card_of_a_model_of_classes_run(tmp_path, capsys):
     lines = text.partition("```python\n")[2].partition("```")[0]
     space: dict = {}
     exec(lines.replace("ann/digits", str(tmp_path / "shared")), space)
-    assert space["raw"].shape == (16, 1, 8, 8) and "c='0'" in lines
+    assert space["raw"].shape == (16, 1, 8, 8) and ", c=0)" in lines
     assert "c=" not in hub.how_to_load("ann/tiny") and "c=row" in hub.how_to_load("ann/tiny", {"name": "vector"})
