@@ -47,7 +47,7 @@ class Files(Sequence[Path]):
     def joined(cls, folder: Path, parts: Mapping[str, "Files"]) -> "Files":
         """The files of several folders, which lie at these paths below ``folder``."""
         names = [os.fsencode(place) + b"/" + files.name(i) for place, files in parts.items() for i in range(len(files))]
-        return cls(folder, np.array(names))
+        return cls(folder, np.array(names, dtype="S"))
 
     def __len__(self) -> int:
         return len(self.chosen)

@@ -188,7 +188,7 @@ def check_agrees(actual: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 
 
 def contradictions(actual: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
-    """What is said and is otherwise by the tensors, a phrase each."""
+    """A phrase for each value of ``said`` that differs from the ``actual`` one."""
     return [
         f"{key} is {actual[key]}, not {value}"
         for key, value in said.items()
