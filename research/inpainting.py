@@ -22,6 +22,7 @@ from indm.evaluation.statistics import mean_and_error
 from indm.runs.folder import recipe_of, run_folder
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, Row, made_by
+from research.tables import imputation
 
 IMAGES, DRAWS, SEED = 24, 8, 0  # of the test split; of each image
 SHOWN = 6  # images of a picture, and draws of each
@@ -71,13 +72,9 @@ METHODS: dict[str, Callable[..., Tensor]] = {"indm": by_model, "neighbours": by_
 
 
 def crps(draws: Num[Tensor, "n draws k"], truth: Num[Tensor, "n k"]) -> Float[Tensor, " n"]:
-    """Mean over pixels of E|X − y| − E|X − X′|/2, in grey levels, unbiased in the number of draws.
-
-    Source: Gneiting & Raftery 2007, "Strictly Proper Scoring Rules, Prediction, and Estimation", eq. 21.
-    """
-    draws, n = draws.double(), draws.shape[1]
-    apart = (draws[:, :, None] - draws[:, None]).abs().mean(3).sum((1, 2)) / (n * (n - 1))
-    return (draws - truth[:, None]).abs().mean((1, 2)) - apart / 2
+    """The mean over pixels of :func:`research.tables.imputation.crps`, in grey levels."""
+    of_pixels = imputation.crps(draws.double().transpose(0, 1).flatten(1).numpy(), truth.flatten().numpy())
+    return torch.from_numpy(of_pixels).view(truth.shape).mean(1)
 
 
 def spread(draws: Num[Tensor, "n draws k"], truth: Num[Tensor, "n k"]) -> float:
@@ -141,11 +138,12 @@ def main() -> None:
     for name in o.runs:
         folder = run_folder(Path(name))
         model, data = indm.INDM.load(folder), load_data(**recipe_of(folder)["data"])
-        own = made.at(model=folder.name.removesuffix("-pretrained"))
+        model_name = folder.name.removesuffix("-pretrained")
+        own = made.at(model=model_name)
         for kind in MASKS:
             if not own.at(mask=kind).rows():
                 measure(model, data, kind, own)
-        picture(model, data, o.pictures / f"inpainting-{folder.name.removesuffix('-pretrained')}.png")
+        picture(model, data, o.pictures / f"inpainting-{model_name}.png")
     print(table(made))
 
 

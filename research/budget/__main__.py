@@ -27,7 +27,7 @@ from indm.cli.main import main as command
 from indm.config.recipes import Recipe, literal
 from indm.files import atomic
 from indm.training.costs import trainer_of
-from research.budget.design import ALIKE, STUDIES, Job, Planner, Setting, merged, steps_of
+from research.budget.design import ALIKE, SEARCH_SEED, STUDIES, TENTH, Job, Planner, Setting, merged, steps_of
 from research.budget.scores import scores
 from research.budget.splines import rows as spline_rows
 
@@ -219,12 +219,12 @@ def table(home: Home) -> None:
     write_csv(RECORDS / "budget-costs.csv", costs)
     records = [json.loads(path.read_text()) for path in sorted((home.folder / "records").rglob("*.json"))]
     write_csv(RECORDS / "budget-runs.csv", [flat(record) for record in records])
-    tried = [r for r in records if r["variant"] == "spline" and r["stage"] == "search"]
     learned = []
-    for study in dict.fromkeys(record["study"] for record in tried):
-        best = min((r for r in tried if r["study"] == study), key=lambda record: record["valid"])
-        run = home.run(f"{study}/search/spline-{best['setting']}")
-        learned += [{"study": study} | row for row in spline_rows(run)]
+    for study in (name for name, s in STUDIES.items() if "spline" in s.variants and not s.searched):
+        setting, _ = home.planner.search(study, "spline")
+        if setting is not None:
+            run = home.run(home.planner.job(study, "spline", setting, "search", TENTH, SEARCH_SEED).name)
+            learned += [{"study": study} | row for row in spline_rows(run)]
     write_csv(RECORDS / "budget-splines.csv", learned)
 
 

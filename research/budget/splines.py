@@ -1,4 +1,4 @@
-"""What a learned spline of grey levels does: the length of each level in the latent, beside how often it occurs."""
+"""The length of each grey level in the latent of a learned spline, beside how often the level occurs."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ def frequencies(images: torch.Tensor, levels: int) -> np.ndarray:
 def rows(run: Path) -> list[dict[str, Any]]:
     """Of each group of levels: how often it occurs, and its share of the latent."""
     data, model = load_data(**recipe_of(run)["data"]), INDM.load(run)
-    often, long = frequencies(stack(data.train), 256), lengths(model, 256)
+    levels = int(model.scaling.levels or 0)
+    often, long = frequencies(stack(data.train), levels), lengths(model, levels)
     return [
         {"levels": name(group), "frequency": often[group].sum(), "length": long[group].sum()}
         for group in map(list, GROUPS)
@@ -39,7 +40,8 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 
 def name(group: list[int]) -> str:
-    """
+    """The levels of a group, in words.
+
     >>> name([0]), name([1, 2, 3])
     ('0', '1 to 3')
     """

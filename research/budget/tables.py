@@ -23,7 +23,7 @@ def searches(made: Records) -> str:
 
 
 def splines(made: Records) -> str:
-    """What the spline does to groups of grey levels."""
+    """Each group of grey levels: its share of the pixels, and of the latent's interval."""
     columns = ("study", "grey levels", "share of the pixels", "share of the latent's interval")
     return in_table(
         *columns,

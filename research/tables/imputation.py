@@ -119,17 +119,24 @@ METHODS: dict[str, Callable[..., Fitted]] = {
 # ── Measures ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def errors(draws: Array, truth: Array) -> dict[str, float]:
-    """Errors of the draws (k, entries): of their mean, of their median, and the continuous ranked probability score.
+def crps(draws: Array, truth: Array) -> Array:
+    """The continuous ranked probability score of the draws (k, entries), for each entry: E|x − y| − ½ E|x − x'|.
 
-    The score of draws x is E|x − y| − ½ E|x − x'|, the latter over pairs of different draws; for k = 1 it is |x − y|.
+    The latter is over pairs of different draws; for k = 1 the score is |x − y|.
+
+    Source: Gneiting & Raftery 2007, "Strictly Proper Scoring Rules, Prediction, and Estimation", eq. 21.
     """
     k = len(draws)
     pairs = (np.sort(draws, 0) * (2 * np.arange(1, k + 1) - k - 1)[:, None]).sum(0) / max(1, k * (k - 1))
+    return np.abs(draws - truth).mean(0) - pairs
+
+
+def errors(draws: Array, truth: Array) -> dict[str, float]:
+    """Errors of the draws (k, entries): of their mean, of their median, and their :func:`crps`."""
     return {
         "rmse": float(np.sqrt(np.square(draws.mean(0) - truth).mean())),
         "mae": float(np.abs(np.median(draws, 0) - truth).mean()),
-        "crps": float((np.abs(draws - truth).mean(0) - pairs).mean()),
+        "crps": float(crps(draws, truth).mean()),
     }
 
 
