@@ -28,8 +28,6 @@ from training_steps import FLOW, NET, Ours, roughen
 
 import indm
 from indm.evaluation.plots import save_figure, styled
-from indm.model import build, count_parameters
-from indm.training.sharding import blocks
 
 STEP = {
     "resolution": (8, 16, 32, 64),
@@ -47,8 +45,6 @@ MODELS = {  # parameters of score and flow, dimensions of a sample
     "the U-Net of 1.2 M and the flow of make bench, 16×16×3": (1.3e6, 16 * 16 * 3),
     "DDPM++ of 62 M and the flow of (16, 16) blocks, 32×32×3": (62e6 + 10e6, 32 * 32 * 3),
 }
-LARGE = {"name": "unet", "channels": 432, "multipliers": (1, 2, 3, 4), "blocks": 3}  # of 64×64×3: 1 B parameters
-COPIES = 4 + 4 + 8 + 4  # bytes of a parameter, its gradient, Adam's two moments and the average
 
 
 def exchange(parameters: float, gpus: int) -> tuple[float, float]:
@@ -76,33 +72,6 @@ def paper() -> list[str]:
                 f"{drawn / 1e6:.1f} M |"
             )
     return lines
-
-
-def large() -> list[str]:
-    """A table of a network of 1 B parameters, with and without train.shard: what a GPU holds and sends, reckoned.
-
-    Whole: COPIES bytes a parameter, and in bfloat16 the two of the copy that autocast makes; one all-reduce. Sharded:
-    COPIES/n; of the largest block (3 for two that are gathered and a gradient) all. Each block is gathered twice, at
-    (n − 1)/n of its bytes, and its gradients are scattered in float32 as they are added up, as many; n − 1 hops each.
-    """
-    with torch.device("meta"):
-        network = build(LARGE, "net", (3, 64, 64))
-    sizes = [count_parameters(block) for block in blocks(network)]
-    parameters, groups = count_parameters(network), len(sizes) + 1  # what is in no block is one more
-    lines = ["| GPUs | train.shard | precision | held by each | sent by each | at most |", "|---|---|---|---|---|---|"]
-    for gpus in GPUS[1:]:
-        for precision, gathered in (("float32", 4), ("bf16", 2)):
-            sent, seconds = exchange(parameters, gpus)
-            held = (COPIES + (2 if precision == "bf16" else 0)) * parameters
-            rows = [("false", held, sent, seconds)]
-            sent = (gpus - 1) / gpus * (2 * gathered + 4) * parameters
-            held = COPIES / gpus * parameters + (2 * gathered + 4) * max(sizes)
-            rows += [("true", held, sent, sent / BETWEEN + 3 * groups * (gpus - 1) * LATENCY)]
-            lines += [
-                f"| {gpus} | {shard} | {precision} | {held / 2**30:.1f} GiB | {sent / 2**30:.1f} GiB | {time:.2f} s |"
-                for shard, held, sent, time in rows
-            ]
-    return [f"{parameters / 1e6:.0f} M parameters, {groups} groups, the largest {max(sizes) / 1e6:.0f} M", "", *lines]
 
 
 def processes() -> list[str]:
@@ -170,7 +139,7 @@ def main() -> None:
         print(*training_step(*options.step))
         return
     if options.processes or options.paper:
-        print(*(processes() if options.processes else [*paper(), "", *large()]), sep="\n")
+        print(*(processes() if options.processes else paper()), sep="\n")
         return
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -197,7 +166,7 @@ def write_table(rows: list[dict], path: Path) -> None:
     for r in rows:
         last = f"{r['mib']:.0f} MiB" if "mib" in r else f"{r['nfe']} evaluations"
         lines.append(f"| {r['of']} | {r['varied']} | {r['value']:g} | {r['seconds']:.3f} | {last} |")
-    path.write_text("\n".join([*lines, "", *processes(), "", *paper(), "", *large()]) + "\n")
+    path.write_text("\n".join([*lines, "", *processes(), "", *paper()]) + "\n")
 
 
 @styled

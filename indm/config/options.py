@@ -132,9 +132,6 @@ class Training:
     """Centre the final model's prior on the mean latent (useful for VE); best/ and snapshots/ stay as they are."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """Precision of the networks; "auto" is bf16 where the machine is fast in it."""
-    shard: bool = False
-    """Divide weights, gradients, moments and average of the score network over the processes, for one that does not fit
-    one device; see docs/reliability.md. With one process it is not divided."""
     threads: Annotated[int | Literal["auto"], Threads, MostThreads] = "auto"
     """Threads of the CPU. "auto" takes OMP_NUM_THREADS if that is set, and that of the run in a resumed one. Else it
     takes the share of all that other processes leave idle. The last bits depend on it; versions.json of the run has

@@ -3,9 +3,6 @@
 ``checkpoints/STEP.pt`` are the last few states. ``checkpoint.pt`` is the newest of them under a name that does not
 change: the same file where the file system has hard links, else a copy. A state is a zip archive; the CRC-32 of every
 member is compared before it is used.
-
-With ``train.shard``, ``checkpoints/STEP.pt`` is small and counts its shards: ``checkpoints/STEP.N``, the N-th that was
-written at that step, has a safetensors file of each process. The state has their CRC-32, and is written when they are.
 """
 
 import errno
@@ -14,13 +11,9 @@ import os
 import shutil
 import warnings
 import zipfile
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from indm import messages
 from indm.files import atomic, untrusted
@@ -82,40 +75,6 @@ def write(run: Path, state: dict, keep: int) -> None:
     _also_called(path, run / NEWEST)
     for old in numbered(run)[keep:]:
         old.unlink()
-    for shards in all_shards(run):
-        others = {*path.parent.glob(f"{shards.stem}.pt*")} - {path}
-        if not others and not ("shards" in state and shards == shards_of(path, state)):
-            shutil.rmtree(shards)
-
-
-def all_shards(run: Path) -> list[Path]:
-    """``checkpoints/STEP.N``, in any order."""
-    return [path for path in (run / FOLDER).glob("*.*") if path.is_dir() and path.name.replace(".", "", 1).isdecimal()]
-
-
-def new_shards(run: Path, step: int) -> Path:
-    """The folder for the shards of a state that is about to be written."""
-    numbers = [int(shards.suffix[1:]) for shards in all_shards(run) if shards.stem == str(step)]
-    return run / FOLDER / f"{step}.{max(numbers, default=0) + 1}"
-
-
-def record_of(shards: Path, accelerator: Accelerator) -> dict:
-    """The record of ``shards`` in a state: their number, and the CRC-32 of each file. Collective.
-
-    Each process looks at its own files, as PyTorch names them: a network's file system may not show it the others yet.
-    """
-    files = shards.glob(f"shard-{accelerator.process_index + 1:05d}-*")
-    sums = gather_object([(file.name, checksum(file)) for file in files])
-    return {"number": int(shards.suffix[1:]), "files": dict(sums)}
-
-
-def checksum(file: Path) -> int:
-    """The CRC-32 of a file."""
-    sum_so_far = 0
-    with file.open("rb") as content:
-        while part := content.read(2**20):
-            sum_so_far = zlib.crc32(part, sum_so_far)
-    return sum_so_far
 
 
 # ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -132,7 +91,7 @@ def newest(run: Path) -> tuple[Path, dict]:
     complaints: dict[Path, str] = {}
     for path in states_in(run):
         try:
-            state = read(path, with_shards=True)
+            state = read(path)
         except Exception as error:  # a damaged archive surfaces as almost anything
             raise_if_out_of_memory(path, error)
             for cause in causes(error):  # zipfile has one answer to all that goes wrong at the end of a file
@@ -149,12 +108,12 @@ def newest(run: Path) -> tuple[Path, dict]:
     raise ValueError(f"{path} cannot be read as a checkpoint: {reason}; nor can any older one in {run}")
 
 
-def read(path: Path, with_shards: bool = False) -> dict:
-    """The state in ``path``; ``with_shards`` the files of its shards are compared with their sums, too.
+def read(path: Path) -> dict:
+    """The state in ``path``.
 
     Raises:
-        ValueError: a member of the archive or a shard is not what was written, or it is not the state of a run. Other
-            damage raises what zipfile or torch do.
+        ValueError: a member of the archive is not what was written, or it is not the state of a run. Other damage
+            raises what zipfile or torch do.
     """
     check_plain(path)
     with zipfile.ZipFile(path) as archive:
@@ -164,24 +123,7 @@ def read(path: Path, with_shards: bool = False) -> dict:
     state = untrusted.checkpoint(path)
     if not (isinstance(state, dict) and isinstance(state.get("step"), int) and state["step"] >= 0):
         raise ValueError("it is not the state of a run")
-    if with_shards and "shards" in state:
-        folder = shards_of(path, state)
-        there = dict(_checksums(folder))
-        wrong = [name for name, wanted in state["shards"]["files"].items() if there.pop(name, None) != wanted]
-        if wrong or there:
-            raise ValueError(f"{', '.join(sorted({*wrong, *there}))} in {folder} is not what was written")
     return state
-
-
-def shards_of(path: Path, state: dict) -> Path:
-    """The folder of the shards of the ``state`` in ``path``."""
-    folder = path.parent / FOLDER if path.name == NEWEST else path.parent
-    return folder / f"{state['step']:d}.{state['shards']['number']:d}"
-
-
-def _checksums(folder: Path) -> Iterator[tuple[str, int | None]]:
-    for file in folder.iterdir() if folder.is_dir() else ():
-        yield file.name, checksum(file) if file.is_file() else None  # a named pipe would wait
 
 
 def _use(run: Path, intact: Path, step: int, complaints: dict[Path, str]) -> Path:
@@ -203,7 +145,7 @@ def drop_newest(run: Path) -> None:
     latest, *older = numbered(run)
     for path in older:
         try:
-            read(path, with_shards=True)
+            read(path)
         except Exception:  # damage surfaces as almost anything
             continue
         _also_called(path, run / NEWEST)

@@ -16,9 +16,8 @@ from indm.model import count_parameters
 from indm.objective import Objective
 from indm.score import context_of
 from indm.tensors import evaluation_mode
-from indm.training import sharding
 
-OF_DIFFUSIONS = ("pretrain", "soft_truncation", "isometry", "terminal", "latent_mean", "shard")  # keys of [train]
+OF_DIFFUSIONS = ("pretrain", "soft_truncation", "isometry", "terminal", "latent_mean")  # keys of [train]
 COPIES = 5  # of the weights: themselves, their gradients, Adam's two averages, the moving average
 
 
@@ -44,8 +43,6 @@ def check_parts(model: nn.Module, options: Training, objective: Objective) -> No
     _check_objective(model, options, objective, sizes)
     if not sizes["score"] and options.pretrain:
         raise ValueError(f"train.pretrain must be 0 where the score has nothing to train, got {options.pretrain:g}")
-    if options.shard:
-        sharding.check(model)
     if options.isometry:
         model.flow.check_one_map("train.isometry")
 

@@ -322,10 +322,9 @@ def save_final(trainer: Trainer, best: dict[str, Any], out: Path) -> None:
     is_earlier = o.final == "best" and best.get("step", trainer.step) != trainer.step
     if not is_earlier and not o.latent_mean:
         return
-    average = trainer.average()
     if not trainer.accelerator.is_main_process:
         return
-    model = copy.deepcopy(average)
+    model = copy.deepcopy(trainer.ema.model)
     if is_earlier:
         with reading(out / BEST) as saved:
             model.load_state_dict(saved.state)

@@ -16,7 +16,6 @@ from indm.model import INDM
 from indm.objective import Objective
 from indm.rng import noisy
 from indm.tensors import event_size
-from indm.training import sharding
 from indm.training.penalties import Penalty
 
 ROUNDING = 1e-9  # of a share, in intervals: three tenths of ten steps are three
@@ -87,8 +86,7 @@ class EMA:
         it; others are copied.
         """
         weight = 1 - min(self.decay, (1 + n) / (10 + n))
-        averages, weights = (list(map(sharding.local, each.parameters())) for each in (self.model, model))
-        torch._foreach_lerp_(averages, weights, weight)
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)
         for averaged, current in zip(self.model.buffers(), model.buffers(), strict=True):
             if averaged.is_floating_point():
                 averaged.lerp_(current, weight)
@@ -115,7 +113,7 @@ def optimizer_step(
         model, ema, optimizer: what is trained, its average, and the optimizer, whose groups have names.
         n: number of the step.
         forward_backward: computes the gradients, and returns the terms of the loss.
-        clip: largest norm of the gradient of the groups of one name.
+        clip: largest norm of the gradient of a group.
         accelerator: the processes, where there may be several.
     """
     buffers = [  # what a pass changes, such as a batch norm's statistics, in place or by another tensor
@@ -125,9 +123,9 @@ def optimizer_step(
         if buffer is not None
     ]
     terms = forward_backward()
-    for part, parameters in sharding.together(optimizer.param_groups).items():
-        if any(p.grad is not None for p in parameters):
-            terms[f"{part}_grad_norm"] = sharding.clip_grad_norm_(parameters, clip)
+    for group in optimizer.param_groups:
+        if any(p.grad is not None for p in group["params"]):
+            terms[f"{group['name']}_grad_norm"] = torch.nn.utils.clip_grad_norm_(group["params"], clip)
     finite = torch.stack([value.isfinite() for value in terms.values()]).all()
     skipped = (~finite).float()
     if accelerator is not None:

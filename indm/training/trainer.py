@@ -37,7 +37,7 @@ from indm.rng import noisy, part_of, random_states, restore_random_states
 from indm.runs.devices import by_main_process
 from indm.sde.check import check_sde
 from indm.tensors import widest
-from indm.training import checkpoints, sharding
+from indm.training import checkpoints
 from indm.training.checks import check_condition, check_fits, check_loss, check_parts, check_shapes, within_memory
 from indm.training.penalties import penalties_of
 from indm.training.resolving import with_condition
@@ -78,26 +78,18 @@ class Trainer:
         self.data_b = self._second_data(recipe)
         self.micro_batch_size = self._batch_size_of_a_pass()
         self.validation_batch_size = recipe.evaluate.batch_size
-        self.is_sharded = self.options.shard and accelerator.num_processes > 1
         recipe = with_condition(recipe, data)
         torch.manual_seed(self.options.seed)
         self.model = self._on_device(self._checked(model, recipe))
         self.condition: Condition | None = getattr(self.model, "condition", None)
         self._try_outside_parts()
         self.ema = EMA(self.model, self.options.ema)
-        self.without_weights = sharding.without_weights(self.ema.model) if self.is_sharded else None
-        if self.is_sharded:
-            sharding.shard(self.ema.model, accelerator)
-            sharding.shard(self.model, accelerator, half=accelerator.mixed_precision == "bf16")
-        groups = [group for group in self.parameter_groups() if group["params"]]
-        groups = sharding.apart(groups, self.model.score.backbone) if self.options.shard else groups
-        self.optimizer = self.build_optimizer(groups)
+        self.optimizer = self.build_optimizer([group for group in self.parameter_groups() if group["params"]])
         self.step, self.seconds = 0, 0.0
         self.pretraining = self.options.pretrain > 0  # until the flow is trained, too
         self.lr_factor, self.rollbacks, self.fell_back = 1.0, 0, False
         self.saved_step: int | None = None
-        step = self.build_step(recipe).train()
-        self.network = accelerator.prepare_model(step, evaluation_mode=self.is_sharded)  # that is, without DDP
+        self.network = accelerator.prepare_model(self.build_step(recipe).train())
         torch.manual_seed(self.options.seed + 1)  # of all processes: see indm.rng
 
     def _checked(self, model: nn.Module | None, recipe: Recipe) -> nn.Module:
@@ -115,9 +107,7 @@ class Trainer:
         return model
 
     def _on_device(self, model: nn.Module) -> nn.Module:
-        """``model`` on the device, if a step fits into its memory; one that is sharded stays on the CPU for now."""
-        if self.is_sharded:
-            return model
+        """``model`` on the device, if a step fits into its memory."""
         device = self.accelerator.device
         layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
         model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
@@ -241,9 +231,9 @@ class Trainer:
             examples = loader(dataset, self.micro_batch_size, workers=o.workers, **order)
             examples.generator = torch.Generator()  # making an iterator must not draw from the stream of the steps
             a = self.accelerator
-            shard = prepare_data_loader(examples, a.device, a.num_processes, a.process_index, put_on_device=True)
+            own = prepare_data_loader(examples, a.device, a.num_processes, a.process_index, put_on_device=True)
             skipped = skipped_steps * o.accumulate if epoch == first_epoch else 0
-            yield from itertools.islice(skip_first_batches(shard, skipped), steps_per_epoch * o.accumulate - skipped)
+            yield from itertools.islice(skip_first_batches(own, skipped), steps_per_epoch * o.accumulate - skipped)
 
     def prepare_batch(self, raw: Tensor) -> Tensor:
         """Flipped at random where the data allow it."""
@@ -272,16 +262,10 @@ class Trainer:
         self.pretraining = self.pretraining and self.progress < self.options.pretrain  # the flow stays once it is in
         conditions = self.conditions()
         self._set_learning_rates()
-        gradients, weights = partial(self._gradients, batches, conditions), (self.model, self.ema, self.optimizer)
+        gradients = partial(self.forward_backward, batches, conditions)
+        weights = self.model, self.ema, self.optimizer
         terms = optimizer_step(*weights, self.step + 1, gradients, self.options.clip, self.accelerator)
         self.step += 1
-        return terms
-
-    def _gradients(self, batches: Iterator[Tensor], conditions: dict) -> dict[str, Tensor]:
-        """Compute the gradients of a step, in all processes the same; the terms of the loss."""
-        terms = self.forward_backward(batches, conditions)
-        if self.is_sharded:
-            sharding.average_gradients(self._parameters(), self.accelerator)
         return terms
 
     def agree(self, stops: bool) -> bool:
@@ -365,34 +349,16 @@ class Trainer:
             "log": log or {},
             **{name: getattr(self, name) for name in KEPT},
         }
-        if self.options.shard:
-            shards = by_main_process(lambda: checkpoints.new_shards(run, self.step))
-            state = sharding.write(shards, state, self._parameters())
-            state["shards"] = checkpoints.record_of(shards, self.accelerator)
-        average = self.average()
         if self.accelerator.is_main_process:
             checkpoints.write(run, state, self.options.keep_last)
-            average.save(run)
+            self.ema.model.save(run)
         self.saved_step, self.fell_back = self.step, False
         self.accelerator.wait_for_everyone()
 
-    def _parameters(self) -> list[nn.Parameter]:
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-
-    def average(self) -> nn.Module:
-        """The averaged model in one piece. Collective.
-
-        Where it is sharded, that is a copy on the CPU of the main process, and the others get one without weights.
-        """
-        if self.without_weights is None:
-            return self.ema.model
-        return sharding.gathered(self.ema.model, self.without_weights)
-
     def save_average(self, folder: Path) -> None:
-        """Write the averaged model into ``folder``. Collective."""
-        average = self.average()
+        """Write the averaged model into ``folder``, by the main process."""
         if self.accelerator.is_main_process:
-            average.save(folder)
+            self.ema.model.save(folder)
 
     def load(self, run: Path) -> dict[str, Any]:
         """Go back to the newest intact state in ``run``; the state of the log in it. Collective.
@@ -406,9 +372,6 @@ class Trainer:
         path = by_main_process(lambda: checkpoints.newest(run)[0])
         state = checkpoints.read(path)
         try:
-            if "shards" in state:
-                state |= {"model": self.model.state_dict(), "ema": self.ema.model.state_dict()}
-                sharding.read(checkpoints.shards_of(path, state), state, self._parameters())
             log = self._take(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise_if_out_of_memory(path, error)
@@ -473,21 +436,17 @@ def drawn(
     the raw data (N,).
 
     Each process does its share, and all get all of them. The noise of a batch depends on its index alone, so that the
-    result does not depend on the processes. One that has nothing left to do draws the last batch again: a sharded
-    network is computed by all processes or by none.
+    result does not depend on the processes.
     """
     a, batches = accelerator, raw.split(batch_size)
     nats = [torch.zeros(len(batch), device=a.device) for batch in batches]
     generator = torch.Generator(a.device)
-    for turn in range(a.process_index, len(batches) + -len(batches) % a.num_processes, a.num_processes):
-        index = min(turn, len(batches) - 1)
+    for index in range(a.process_index, len(batches), a.num_processes):
         generator.manual_seed(seed + 1_000_003 * index)
         x, log_q = from_data(model, batches[index].to(a.device), generator=generator)
         x = noisy(x, noise, generator)
         at = () if c is None else (c[index * batch_size :][: len(x)],)
-        own = (draw(x, generator, *at) + log_q).float()
-        if index == turn:
-            nats[index] = own
+        nats[index] = (draw(x, generator, *at) + log_q).float()
     return a.reduce(torch.cat(nats), "sum")
 
 

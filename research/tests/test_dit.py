@@ -10,8 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import indm
-from indm.model import build, count_parameters
-from indm.training.sharding import blocks
 from research.networks.dit import DiT, SelfAttention
 
 NAME = "research.networks.dit:DiT"
@@ -77,7 +75,7 @@ def test_a_patch_writes_its_own_place_and_sees_the_others_by_the_gates(mixing):
 
 @MIXINGS
 def test_half_precision_does_not_reach_the_sum_over_blocks(mixing):
-    """Under autocast, and with weights that are gathered in bfloat16 besides."""
+    """Under autocast, and with weights in bfloat16 besides."""
     net, (z, level) = small_dit(mixing=mixing), draw((2, 8, 8))
     seen = []
     net.blocks[-1].register_forward_hook(lambda block, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
@@ -179,12 +177,3 @@ def test_a_model_names_it_is_saved_and_exported(tmp_path):
     x, t = torch.randn(7, 1, 9, 8), torch.linspace(0.05, 0.95, 7)
     with torch.no_grad():
         assert torch.equal(again.score(x, t), model.score(x, t)) and torch.equal(score(x, t), model.score(x, t))
-
-
-@MIXINGS
-def test_blocks_are_small_and_have_nearly_all(mixing):
-    """So that what is divided among processes is gathered a block at a time."""
-    with indm.trust("research"):
-        network = build({"name": NAME, "width": 64, "depth": 12, "mixing": mixing}, "net", (3, 16, 16))
-    sizes = [count_parameters(block) / count_parameters(network) for block in blocks(network)]
-    assert max(sizes) < 0.1 and sum(sizes) > 0.9
