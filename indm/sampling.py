@@ -770,7 +770,7 @@ def prior_batches(
     shape = (shape_or_n, *model.shape) if isinstance(shape_or_n, int) else tuple(shape_or_n)
     check_counts(shape_or_n=shape[0], batch_size=batch_size)
     c, batches = all_rows(model, c, shape[0]), torch.arange(shape[0]).split(batch_size)
-    for rows in tqdm(batches, desc="batches", disable=not progress):
+    for rows in tqdm(batches, desc="batches", disable=not progress or len(batches) == 1):
         part, size = at_rows(model, c, rows, guidance=guidance), (len(rows), *shape[1:])
         yield rows, part, model.sde.prior_sample(size, generator=generator, dtype=model.scaling.scale.dtype)
 

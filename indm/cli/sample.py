@@ -36,9 +36,9 @@ class Draws(ShowsProgress):
 class Sample(Draws):
     """Draw samples of a run: samples.png and samples.npz.
 
-    samples.png is a grid of 256 images at most, or points beside the data. samples.npz and samples.json say how they
-    were drawn. Samples that were drawn with the same options are kept, not drawn again. A model of classes draws one by
-    --condition 3, or a row of each by --condition all -n 8.
+    samples.png is a grid of 256 images at most, or points beside the data; samples.csv has the rows of a table.
+    samples.json says how they were drawn. Samples that were drawn with the same options are kept, not drawn again. A
+    model of classes draws one by --condition 3, or a row of each by --condition all -n 8.
     """
 
     run_folder: Annotated[Positional[Path], arg(metavar="RUN")]

@@ -6,6 +6,7 @@ takes.
 
 import hashlib
 import itertools
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from indm.messages import brief
 from indm.scaling import Scaling
 
 PARTS = ("train", "valid", "test")
+FAR = 50.0  # deviations of the training rows from their mean, beyond which a held-out row decides its split
 
 
 @runtime_checkable
@@ -203,12 +205,29 @@ def as_data(
     if flip and len(shape) != 3:
         raise ValueError(f"flip must be false for vectors: {where} holds no images but events of shape {shape}")
     scaling = Scaling.images(levels, centered) if levels else sets["train"].standardised()
+    if len(shape) == 1 and not levels:
+        warn_of_far_rows({part: sets[part] for part in PARTS[1:]}, scaling)
     about: dict[str, Any] = {"shape": shape, "flip": flip, "notes": [note], "fingerprint": fingerprint}
     if rows is not None:
         if len(rows) != total:
             raise ValueError(f"the conditions of {where} must be {total}, one for each example, got {len(rows)}")
         about |= condition_fields(rows, parts, where)
     return Data(name=name, scaling=scaling, **about | sets)
+
+
+def warn_of_far_rows(held: Mapping[str, Any], scaling: Scaling) -> None:
+    """A warning for each held-out part with a number far from all training rows: it decides the mean likelihood."""
+    for part, rows in held.items():
+        if isinstance(rows, InMemory) and len(rows):
+            off = scaling.to_model(rows.tensor).abs()
+            row, column = divmod(int(off.argmax()), off.shape[1])
+            if off[row, column] > FAR:
+                warnings.warn(
+                    f"{rows.tensor[row, column]:g} in column {column + 1} is {off[row, column]:.0f} deviations off the "
+                    f"mean of the training rows and decides the likelihood of the {part} split; where it is an error, "
+                    "correct or drop the row",
+                    stacklevel=2,
+                )
 
 
 def second_entries(source: Any, where: str | Path) -> Any:

@@ -52,6 +52,20 @@ def read_table(path: Path) -> np.ndarray:
     return table
 
 
+def names_of(path: Path, x: str | Sequence[str] = (), c: str | Sequence[str] = ()) -> list[str]:
+    """The names of the columns of a file that a model has: ``x``, or all of a text file but ``c``; none without names.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
+    x, c = ([part] if isinstance(part, str) else list(part) for part in (x, c))
+    if x or path.suffix.lower() not in SUFFIXES:
+        return x
+    check_plain(path)
+    _, first = next(_rows(path, _separator(path)), (1, []))
+    return [name for name in first if name not in c] if _are_names(first) else []
+
+
 def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:
     """The columns ``x`` as float32 (n, D), and ``c`` as labels (n,) or numbers (n, size); None without any.
 

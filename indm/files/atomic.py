@@ -1,9 +1,10 @@
 """Files that are whole or not there: each is written beside its place first and then renamed into it."""
 
+import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,18 @@ def arrays_into(arrays: Mapping[str, np.ndarray]) -> Write:
     def write(path: Path) -> None:
         with path.open("wb") as file:
             np.savez_compressed(file, **named)
+
+    return write
+
+
+def table_into(names: Sequence[str], rows: Iterable[Sequence[float]]) -> Write:
+    """The function that writes ``rows`` of single-precision numbers as CSV with a line of ``names``."""
+
+    def write(path: Path) -> None:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(names)
+            writer.writerows([f"{value:.9g}" for value in row] for row in rows)
 
     return write
 

@@ -14,6 +14,7 @@ from indm.config.recipes import Recipe
 from indm.data.base import Data, check_kind, flags_of_data
 from indm.data.registry import load_data, without_download
 from indm.files import atomic, hub, untrusted
+from indm.messages import brief
 from indm.model import DESCRIPTION, INDM, WEIGHTS
 from indm.runs.devices import LOCK, device
 
@@ -139,7 +140,9 @@ def recipe_of(run: Path) -> Recipe:
         ValueError: a folder in it is a link, through which files outside would be written over and removed.
     """
     if not run.is_dir():
-        raise FileNotFoundError(f"{run} is no run folder")
+        runs = [path.parent.as_posix() for path in sorted(Path("runs").glob("*/recipe.toml"))]
+        there = brief(", ".join([*hub.shipped_names(), *runs]))
+        raise FileNotFoundError(f"{run} is no run folder; there are {there}")
     linked = next((path for path in run.iterdir() if path.is_symlink() and path.is_dir()), None)
     if linked is not None:
         raise ValueError(f"{linked} is a link to a folder outside: move that folder itself into the run, or remove it")

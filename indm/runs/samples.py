@@ -16,6 +16,7 @@ from indm.conditions import at_rows, rows_of_data
 from indm.config import paths, recipes
 from indm.config.options import Drawing, FittingOptions, InpaintingOptions
 from indm.config.parts import trust
+from indm.data import tables
 from indm.data.base import stack
 from indm.files import atomic, untrusted
 from indm.fitting import Fit, FittedSampler, check_can_fit, fit_sampler
@@ -36,7 +37,7 @@ SAMPLES = "samples.npz"
 FITTED = "fitted"  # the name of samplers that were fitted to the model of a run
 SAMPLERS = "samplers"  # their folder, in that of the run
 CHECKED = 8  # samples that are solved again, in twice the steps
-SAMPLE_FILES = ("samples.json", SAMPLES, "samples.png")  # all of one drawing
+SAMPLE_FILES = ("samples.json", "samples.csv", SAMPLES, "samples.png")  # all of one drawing
 
 
 def draw(
@@ -45,8 +46,9 @@ def draw(
     """Samples in data units (n, *event), their grey levels (0: none), and their provenance: how they were drawn, from
     which weights and data.
 
-    They are kept in ``samples.npz`` in ``out`` (default: the run folder). If that file holds exactly this drawing, it
-    is read instead, and a line on standard error says so. ``samples.json`` beside it says what made them.
+    They are kept in ``samples.npz`` in ``out`` (default: the run folder), vectors also in ``samples.csv`` with names of
+    columns. If the first file holds exactly this drawing, it is read instead, and a line on standard error
+    says so. ``samples.json`` beside it says what made them.
 
     Raises:
         ValueError: bad options, or other samples in ``out``: only ``overwrite`` replaces them and their picture.
@@ -102,8 +104,20 @@ def draw(
         "change_in_twice_the_steps": changes,
         "provenance": provenance(drawing.seed, {str(run): made_by["weights_sha256"]}),
     }
-    _write(file, model.scaling.to_data(x).cpu(), model.scaling.levels or 0, made_by, record, c)
+    samples = model.scaling.to_data(x).cpu()
+    is_table = samples.ndim == 2 and not model.scaling.levels
+    names = column_names(recipe.data.table(), samples.shape[1]) if is_table else None
+    _write(file, samples, model.scaling.levels or 0, made_by, record, c, names)
     return read_samples(file)
+
+
+def column_names(data: dict, columns: int) -> list[str]:
+    """The names of the columns of vectors: those in the file of ``data``, or x1, x2, …"""
+    with contextlib.suppress(KeyError, OSError, ValueError):
+        names = tables.names_of(Path(data["path"]), data.get("x") or (), data.get("c") or ())[-columns:]
+        if len(names) == columns:
+            return names
+    return [f"x{i}" for i in range(1, columns + 1)]
 
 
 def _changes(
@@ -184,15 +198,24 @@ def _without_paths(made_by: dict) -> dict:
     return made_by | {"data": paths.without_paths(data)} if isinstance(data, dict) else made_by
 
 
-def _write(file: Path, samples: Tensor, levels: int, made_by: dict, record: dict, c: Tensor | None = None) -> None:
-    """Write ``samples.npz`` and ``samples.json``, and remove the files of other samples."""
+def _write(
+    file: Path,
+    samples: Tensor,
+    levels: int,
+    made_by: dict,
+    record: dict,
+    c: Tensor | None = None,
+    names: list[str] | None = None,
+) -> None:
+    """Write samples.npz, samples.json and, where columns have ``names``, samples.csv; remove the files of others."""
     text = np.frombuffer(json.dumps(made_by).encode(), np.uint8)  # a file of arrays can hold numbers alone
     arrays = {"samples": samples.numpy(), "levels": np.array(levels), "provenance": text}
     arrays |= {} if c is None else {"c": c.numpy()}
     file.parent.mkdir(parents=True, exist_ok=True)
     old = [file.parent / name for name in reversed(SAMPLE_FILES)]
-    parts = {file.with_suffix(".json"): atomic.json_into(record), file: atomic.arrays_into(arrays)}
-    atomic.together(parts, old)  # samples.npz last: where it is, the other is
+    parts = {file.with_suffix(".json"): atomic.json_into(record)}
+    parts |= {} if names is None else {file.with_suffix(".csv"): atomic.table_into(names, samples.tolist())}
+    atomic.together(parts | {file: atomic.arrays_into(arrays)}, old)  # samples.npz last: where it is, the others are
 
 
 def read_samples(file: Path) -> tuple[Tensor, int, dict | None]:

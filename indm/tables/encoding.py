@@ -194,9 +194,10 @@ def fitted_column(
     low, high = interval
     outside = x[(x < low) | (x > high) | ((not is_whole) & ((x == low) | (x == high)))]
     if len(outside):
+        above, below = ("at least", "at most") if is_whole else ("above", "below")
         raise ValueError(
-            f"{name} must be inside of its bounds {low:g} and {high:g}, got {outside[0]:g}; widen them, or declare a "
-            "value that many rows have in spikes"
+            f"{name} must be {above} {low:g} and {below} {high:g}, its bounds, got {outside[0]:g}; widen them, or "
+            "declare a value that many rows have in spikes"
         )
     if not spikes and (not len(x) or x.min() == x.max()) and not is_whole:
         return Column(name, constant=float(x[0]))

@@ -409,7 +409,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         named = self._name(np.flatnonzero(self._varies)[i])
         warnings.warn(
             f"row {row} of X is far from the others: {X[row, i]:g} in {named}, where most rows are within "
-            f"{2 * scale[i]:.2g} of {centre[i]:.2g}; where it is an error, correct or drop the row",
+            f"{2 * scale[i]:.4g} of {centre[i]:.4g}; where it is an error, correct or drop the row",
             stacklevel=3,
         )
         return [far]

@@ -22,6 +22,7 @@ from indm.nets.masked import MaskedMixtureMLP
 from indm.sampling import sample
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
+from indm.tables.columns import FAR, moments_of_most
 from indm.tables.encoding import Encoding, are_missing, fitted_column
 from indm.tables.estimator import (
     DRAWING,
@@ -251,7 +252,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 varies; a column of missing entries alone; a value outside of its bounds, or on one.
 
         Warns:
-            UserWarning: a column is constant and left out; the network found nothing that the mixture lacks.
+            UserWarning: a column is constant and left out; a number is far from all others of its column; the network
+                found nothing that the mixture lacks.
         """
         check_options(self)
         deadline = time.perf_counter() + self.max_seconds
@@ -261,6 +263,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         numbers = check_random_state(self.random_state)
         self.encoding_ = self._encoding(X, categorical, numbers)
         x, codes = self.encoding_.encoded(X)
+        self._warn_of_far_rows(x)
         order, held = numbers.permutation(len(x)), max(1, round(self.validation_fraction * len(x)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(numbers.randint(2**31 - 1))
@@ -331,6 +334,27 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                     stacklevel=3,
                 )
         return Encoding(tuple(columns))
+
+    def _warn_of_far_rows(self, x: Array) -> None:
+        """A warning that names the number farthest from those of most rows, if it is far.
+
+        They are compared as latents, but as they are in a column whose map brings far values near.
+        """
+        bends = np.array([self.encoding_.map_of(i).far[0] for i in self.encoding_.numbers])
+        values = np.where(bends, x, self.encoding_.latents(x + 0.5 * self.encoding_.whole))
+        off = np.zeros(x.shape)
+        for j in range(x.shape[1]):
+            there = np.flatnonzero(~np.isnan(x[:, j]))
+            centre, scale = moments_of_most(values[there, j : j + 1])
+            off[there, j] = np.abs(values[there, j] - centre) / np.where(scale > 0, scale, np.inf)
+        row, j = divmod(int(off.argmax()), off.shape[1])
+        if off[row, j] > FAR:
+            named = self._name(int(self.encoding_.numbers[j]))
+            warnings.warn(
+                f"row {row} of X is far from the others: {x[row, j]:g} in {named}; where it is an error, correct or "
+                "drop the row",
+                stacklevel=3,
+            )
 
     def _started(
         self, x: Array, codes: Array, order: Array, held: int, numbers: np.random.RandomState, deadline: float

@@ -305,6 +305,23 @@ def test_a_picture_of_samples_is_of_those_beside_it(run, tmp_path):
     assert main(line) == 2 and (tmp_path / "samples.npz").read_bytes() == b"damaged"
 
 
+def test_samples_of_a_table_are_a_table_with_its_names(tmp_path):
+    table = tmp_path / "table.csv"
+    rows = torch.randn(100, 3, generator=torch.Generator().manual_seed(0)).tolist()
+    table.write_text("\n".join(["height, weight,age", *(",".join(map(str, row)) for row in rows)]))
+    small = ["--net.width=8", "--train.steps=1", "--train.batch_size=16", "--train.seconds=inf", "--quiet"]
+    out = str(tmp_path / "run")
+    assert main(["train", "array", f"--data.path={table}", "--data.x", '["height", "age"]', *small, "--out", out]) == 0
+    assert main(["sample", out, "-n", "3", "--steps", "2", "--quiet"]) == 0
+    first, *drawn = (tmp_path / "run/samples.csv").read_text().split()
+    assert first == "height,age"
+    assert np.array_equal(
+        np.loadtxt(drawn, delimiter=",", dtype=np.float32), read_samples(tmp_path / "run/samples.npz")[0]
+    )
+    assert samples_module.column_names({"path": str(table), "c": "age"}, 2) == ["height", "weight"]
+    assert samples_module.column_names({"path": str(tmp_path / "gone.csv")}, 2) == ["x1", "x2"]
+
+
 def test_points_are_shown_beside_their_density(tmp_path):
     run = tmp_path / "points"
     small = ["--flow.blocks=[1]", "--flow.width=4", "--net.width=8", "--train.steps=2", "--data.samples=2000"]
@@ -629,7 +646,7 @@ def workplace(run, tmp_path_factory):
         ("train notable.toml", "train must be a table"),
         ("train digits --resume --out nowhere", "nowhere holds no run to resume"),
         ("train digits --out full", "full exists and is not empty"),
-        ("evaluate nowhere", "nowhere is no run folder"),
+        ("evaluate nowhere", "nowhere is no run folder; there are digits-pretrained, "),
         ("evaluate full", "full is no run folder: there is no recipe.toml in it"),
         ("evaluate full/precious.txt", "full/precious.txt is no run folder"),
         ("sample untrained", "untrained holds no saved model"),

@@ -562,6 +562,14 @@ def test_folders_and_options_that_cannot_be_used(folder, tmp_path):
 # ── Arrays
 
 
+def test_a_held_out_row_that_decides_its_split_is_named():
+    rows = torch.randn(90, 2, generator=torch.Generator().manual_seed(0))
+    train, valid, test = rows.split(30)
+    valid[3, 1] = -1e4
+    with pytest.warns(UserWarning, match=r"^-10000 in column 2 is \d+ deviations off .* likelihood of the valid split"):
+        as_data((train, valid, test))
+
+
 def test_vectors_are_standardised_by_the_training_split(tmp_path):
     rng = np.random.default_rng(0)
     vectors = rng.normal([3.0, -5.0, 7.0], [2.0, 0.1, 0.0], (400, 3))

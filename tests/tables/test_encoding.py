@@ -71,7 +71,7 @@ ERRORS = {
     "infinite": ([1.0, 2.0, np.inf], {}, r"column 0 \(age\) must hold finite numbers, got infinity"),
     "missing": ([None, np.nan], {}, "must have an entry, got missing ones alone"),
     "fractions": ([1.0, 2.5], {"is_whole": True}, "must hold whole numbers, got 2.5 in row 1"),
-    "outside": ([1.0, -2.0], {"interval": (0, np.inf)}, "must be inside of its bounds 0 and inf, got -2"),
+    "outside": ([1.0, -2.0], {"interval": (0, np.inf)}, "must be above 0 and below inf, its bounds, got -2"),
     "on a bound": ([1.0, 0.0], {"interval": (0, np.inf)}, "got 0; widen them, or declare a value .* in spikes"),
     "category": (["a", "b"], {"spikes": (0,)}, "has categories, so it cannot have bounds, spikes or whole numbers"),
 }

@@ -3,6 +3,7 @@
 import io
 import itertools
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -245,6 +246,21 @@ def test_filled_frames_keep_index_and_kinds():
     drawn = fitted.sample(9, 0)
     assert list(drawn.columns) == [0, 1, 2, 3] and set(drawn[1]) == {4, 7} and set(drawn[2]) == {"same"}
     assert np.isfinite(fitted.score(table))
+
+
+@pytest.mark.parametrize("bounds", [{}, {"height": (0, None)}])
+def test_a_number_far_from_all_others_is_named(bounds, coarse):
+    pandas = pytest.importorskip("pandas")
+    numbers = np.random.default_rng(0)
+    rows = np.exp(numbers.normal(5.0, 0.2, size=(300, 2)))
+    frame = pandas.DataFrame(rows, columns=["height", "weight"])
+    options = SMALL | {"max_steps": 0, "bounds": bounds}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        JointDensityEstimator(**options).fit(frame)
+    frame.loc[7, "height"] = 1e5
+    with pytest.warns(UserWarning, match=r"row 7 of X is far from the others: 100000 in column 0 \(height\)"):
+        JointDensityEstimator(**options).fit(frame)
 
 
 def test_a_column_of_names_is_named():
