@@ -104,10 +104,10 @@ def draw(
         "change_in_twice_the_steps": changes,
         "provenance": provenance(drawing.seed, {str(run): made_by["weights_sha256"]}),
     }
-    samples = model.scaling.to_data(x).cpu()
-    is_table = samples.ndim == 2 and not model.scaling.levels
-    names = column_names(recipe.data.table(), samples.shape[1]) if is_table else None
-    _write(file, samples, model.scaling.levels or 0, made_by, record, c, names)
+    raw = model.scaling.to_data(x).cpu()
+    is_table = raw.ndim == 2 and not model.scaling.levels
+    names = column_names(recipe.data.table(), raw.shape[1]) if is_table else None
+    _write(file, raw, model.scaling.levels or 0, made_by, record, c, names)
     return read_samples(file)
 
 

@@ -347,12 +347,12 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             there = np.flatnonzero(~np.isnan(x[:, j]))
             centre, scale = moments_of_most(values[there, j : j + 1])
             off[there, j] = np.abs(values[there, j] - centre) / np.where(scale > 0, scale, np.inf)
-        row, j = divmod(int(off.argmax()), off.shape[1])
-        if off[row, j] > FAR:
-            named = self._name(int(self.encoding_.numbers[j]))
+        row, farthest = np.unravel_index(off.argmax(), off.shape)
+        if off[row, farthest] > FAR:
+            named = self._name(self.encoding_.numbers[farthest])
             warnings.warn(
-                f"row {row} of X is far from the others: {x[row, j]:g} in {named}; where it is an error, correct or "
-                "drop the row",
+                f"row {row} of X is far from the others: {x[row, farthest]:g} in {named}; where it is an error, "
+                "correct or drop the row",
                 stacklevel=3,
             )
 
