@@ -27,9 +27,9 @@ from indm.cli.main import main as command
 from indm.config.recipes import Recipe, literal
 from indm.files import atomic
 from indm.training.costs import trainer_of
+from research.budget import family, splines
 from research.budget.design import ALIKE, SEARCH_SEED, STUDIES, TENTH, Job, Planner, Setting, merged, steps_of
 from research.budget.scores import scores
-from research.budget.splines import rows as spline_rows
 
 RECORDS = Path(__file__).parents[1] / "records"
 ROUNDS, STEPS_A_ROUND = 7, 3  # of a cost; the first round warms up, and steps hold a whole cycle of flow_update_every
@@ -54,6 +54,10 @@ class Home:
         """A file beside a run; its folder is made. Names have dots."""
         self.run(name).parent.mkdir(parents=True, exist_ok=True)
         return self.folder / "runs" / f"{name}.{suffix}"
+
+    def spent(self, name: str) -> dict[str, float]:
+        """CPU seconds of the training of a job."""
+        return {"training_cpu_seconds": sum(map(float, self.beside(name, "seconds").read_text().split()))}
 
     def valid(self, name: str) -> float | None:
         """Bits/dim of validation of a job that has ended; 0 where it has no such number."""
@@ -131,8 +135,7 @@ def measure(home: Home, job: Job) -> dict[str, Any]:
     out = home.run(job.name)
     if job.command != "train":
         return translated(home, job, out)
-    summary = json.loads((out / "summary.json").read_text())
-    record = {"valid": summary["valid_nelbo"], "unit": summary["unit"], "steps": summary["steps"]}
+    record = trained(out)
     if not job.tested:
         return record
     if not (out / "evaluation.json").exists():
@@ -143,6 +146,14 @@ def measure(home: Home, job: Job) -> dict[str, Any]:
     record |= {kind: result[kind] for kind in ("nelbo", "nll") if kind in result}
     record |= {key: result[key] for key in ("images", "groups", "dims", "dequantization", "baselines") if key in result}
     return record | {"frechet": scores(out, home.folder / "extractors")}
+
+
+def trained(out: Path) -> dict[str, Any]:
+    """What the record of a job says of its training; nothing before that has ended."""
+    summary = json.loads((out / "summary.json").read_text()) if (out / "summary.json").exists() else {}
+    if summary.get("interrupted", True):
+        return {}
+    return {"valid": summary["valid_nelbo"], "unit": summary["unit"], "steps": summary["steps"]}
 
 
 def translated(home: Home, job: Job, out: Path) -> dict[str, Any]:
@@ -170,8 +181,7 @@ def do(home: Home, name: str) -> None:
     finally:
         with spent.open("a") as file:
             print(round(time.process_time(), 1), file=file)
-    seconds = sum(map(float, spent.read_text().split()))
-    write(home.record(name), job.about | {"training_cpu_seconds": seconds} | measure(home, job))
+    write(home.record(name), job.about | home.spent(name) | measure(home, job))
 
 
 def queue(home: Home, data: Path, jobs: int) -> None:
@@ -214,17 +224,20 @@ def write(path: Path, content: dict) -> None:
 
 
 def table(home: Home) -> None:
-    """``budget-costs.csv``, ``budget-runs.csv`` and ``budget-splines.csv`` of all records."""
+    """``budget-costs.csv``, ``-runs``, ``-family`` and ``-splines``, of all trainings that have ended."""
     costs = [json.loads(path.read_text()) for path in sorted((home.folder / "costs").glob("*.json"))]
     write_csv(RECORDS / "budget-costs.csv", costs)
     records = [json.loads(path.read_text()) for path in sorted((home.folder / "records").rglob("*.json"))]
+    unmeasured = [(job, trained(home.run(job.name))) for job in home.planner.jobs()]
+    records += [job.about | home.spent(job.name) | record for job, record in unmeasured if record]
     write_csv(RECORDS / "budget-runs.csv", [flat(record) for record in records])
+    write_csv(RECORDS / "budget-family.csv", family.rows(home.run, lambda name: home.record(name).exists()))
     learned = []
     for study in (name for name, s in STUDIES.items() if "spline" in s.variants and not s.searched):
         setting, _ = home.planner.search(study, "spline")
         if setting is not None:
             run = home.run(home.planner.job(study, "spline", setting, "search", TENTH, SEARCH_SEED).name)
-            learned += [{"study": study} | row for row in spline_rows(run)]
+            learned += [{"study": study} | row for row in splines.rows(run)]
     write_csv(RECORDS / "budget-splines.csv", learned)
 
 

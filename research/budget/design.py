@@ -9,6 +9,11 @@ from typing import Any
 STEPS = 6_000  # of linear diffusion, some 50 minutes of a core; the others have as many as cost the same
 TENTH, THIRD = 0.1, 1 / 3
 SEEDS, SEARCH_SEED = (1, 2, 3), 0
+FAMILY = (  # study, variant, baseline of each difference that is tested
+    ("fashion", "spline", "linear"), ("fashion", "indm", "linear"), ("fashion", "indm", "spline"),
+    ("fashion", "indm", "flow"), ("fashion", "spline-noise", "spline"),
+    ("photos", "spline", "linear"), ("photos", "indm", "linear"), ("photos", "indm", "spline"),
+)  # fmt: skip
 Setting = dict[str, Any]  # changes of a recipe, by dotted key
 
 SPLINE: Setting = {"name": "elementwise"}

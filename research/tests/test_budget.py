@@ -1,13 +1,18 @@
 """The plan of research/budget: what is trained, in which order, for how many steps."""
 
+import json
+import math
 import types
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import ttest_1samp
 
 from indm.scaling import Scaling
-from research.budget import splines
+from research.budget import family, splines, tables
 from research.budget.design import SEEDS, STUDIES, TENTH, THIRD, Planner, steps_of
+from research.records import Records
 
 
 @pytest.fixture
@@ -66,3 +71,49 @@ def test_a_spline_that_stretches_one_end_gives_its_levels_that_share_of_the_late
     assert splines.frequencies(torch.tensor([[0, 0], [3, 255]], dtype=torch.uint8), 256)[[0, 3, 255]].tolist() == [
         0.5, 0.25, 0.25,
     ]  # fmt: skip
+
+
+def test_the_table_of_final_trainings_has_each_number_with_its_error(tmp_path):
+    measured = {"steps": 6000, "nelbo": 3.05, "nelbo_error": 0.012, "frechet_own": 40.0}
+    measured |= {"frechet_own_standard_error": 2.0}
+    for study in ("fashion", "models"):
+        Records(tmp_path / "runs.csv").at(study=study, variant="linear", stage="final", seed=1).add(measured)
+    (line,) = tables.finals(Records(tmp_path / "runs.csv")).splitlines()[2:]
+    assert line == "| fashion | linear | 1 | 6000 | 3.0500 ± 0.0120 | – | 40.0 ± 2.0 | – |"
+
+
+def test_the_curve_has_the_best_of_the_search_and_the_mean_over_seeds_beside_the_hours_spent(tmp_path):
+    made = Records(tmp_path / "runs.csv")
+    for variant, stage, seed, setting, valid in (
+        ("linear", "search", 0, "a", 3.6),
+        ("linear", "search", 0, "b", 3.5),
+        ("linear", "final", 1, "1", 3.0),
+        ("linear", "final", 2, "2", 3.2),
+        ("spline", "search", 0, "a", 3.25),
+        ("spline", "final", 1, "1", 2.85),
+    ):
+        row = {"valid": valid, "training_cpu_seconds": 1800}
+        made.at(study="fashion", variant=variant, stage=stage, seed=seed, setting=setting).add(row)
+    assert tables.curve(made).splitlines()[2:] == [
+        "| fashion | spline | 3.250 (−0.250) | – | 2.850 (−0.250) |",
+        "| fashion | linear | 3.500 | – | 3.100 |",
+    ]
+    assert tables.spent(made).splitlines()[2:] == ["| fashion | final | 3 | 1.5 |", "| fashion | search | 3 | 1.5 |"]
+
+
+def test_a_difference_of_the_family_is_paired_by_seed_and_tested_with_two_seeds_or_more(tmp_path):
+    nats = {("spline", 1): 1.0, ("spline", 2): 1.5, ("linear", 1): 2.0, ("linear", 2): 2.1}  # of every image
+    for (variant, seed), of_each in nats.items():
+        folder = tmp_path / f"fashion/final/{variant}-{seed}"
+        folder.mkdir(parents=True)
+        result = {"unit": "bits/dim", "dims": 4, "nelbo": {}}
+        (folder / "evaluation.json").write_text(json.dumps(result))
+        np.savez(folder / "evaluation.npz", nelbo=np.arange(5.0) + of_each)
+    of_both = {"run": tmp_path.joinpath, "ended": lambda name: (tmp_path / name).exists()}
+    (row,) = family.rows(**of_both)
+    bits = np.array([-1.0, -0.6]) / (4 * math.log(2))
+    assert (row["variant"], row["baseline"], row["seeds"]) == ("spline", "linear", 2)
+    assert row["difference"] == pytest.approx(bits.mean())
+    assert row["p"] == row["p_holm"] == pytest.approx(ttest_1samp(bits, 0).pvalue)
+    (row,) = family.rows(of_both["run"], lambda name: name.endswith("1") and (tmp_path / name).exists())
+    assert row["p_holm"] is None and row["verdict"] == "untested"
