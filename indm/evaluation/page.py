@@ -141,6 +141,11 @@ def slider(name: str, label: str, words: Sequence[str], at: int) -> str:
     )
 
 
+def short(value: float) -> str:
+    """Two digits that count, and no exponent before a million: 130, not 1.3e+02."""
+    return f"{float(f'{value:.2g}'):g}"
+
+
 def image(picture: Image.Image, alt: str, kind: str = "", hidden: bool = False) -> str:
     """A picture in the page itself."""
     file = io.BytesIO()

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from indm.data.densities import Density
-from indm.evaluation.page import View
+from indm.evaluation.page import View, short
 from indm.files import atomic
 
 DPI = 120  # of figures
@@ -222,7 +222,7 @@ def arrows(
 ) -> None:
     """A vector field at points of the plane, arrows scaled to the largest."""
     axes.quiver(*points.T.numpy(), *vectors.T.numpy(), angles="xy", width=0.004, color=colour)
-    axes.set(title=f"{title}, largest {_short(vectors.norm(dim=1).max().item())}", aspect="equal")
+    axes.set(title=f"{title}, largest {short(vectors.norm(dim=1).max().item())}", aspect="equal")
 
 
 def ellipses(
@@ -235,12 +235,7 @@ def ellipses(
     scale = (points[1:] - points[:-1]).norm(dim=1).min() / (2 * largest)
     for point, outline in zip(points, scale * matrices @ circle, strict=True):
         axes.plot(*(point[:, None] + outline).numpy(), color=colour, linewidth=0.8)
-    axes.set(title=f"{title}, largest {_short(largest.item())}", aspect="equal")
-
-
-def _short(value: float) -> str:
-    """Two digits that count, and no exponent before a million: 130, not 1.3e+02."""
-    return f"{float(f'{value:.2g}'):g}"
+    axes.set(title=f"{title}, largest {short(largest.item())}", aspect="equal")
 
 
 @styled

@@ -94,7 +94,6 @@ def common_data(folders: Sequence[Path]) -> dict:
         recipe_of(folder)  # an error where this is not a run
         if not same_data(folders[0], folder):
             raise ValueError(f"{folder} and {folders[0]} are runs of different data; report runs of one data set")
-    for folder in folders:
         weights_hash(folder)  # an error where there is no model
     kinds = [model_class(folder) for folder in folders]
     if not any(kind.is_diffusion for kind in kinds):

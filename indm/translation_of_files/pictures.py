@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from indm.config import recipes
 from indm.config.options import StripOptions, TranslationOptions
-from indm.evaluation.page import Page, image, slider
+from indm.evaluation.page import Page, image, short, slider
 from indm.flows import Identity
 from indm.messages import one_line
 from indm.runs.folder import is_run
@@ -164,7 +164,7 @@ def _controls(strengths: list[float], strength: float, words: Sequence[str], lar
     if largest is not None:
         parts.append(
             '<div class="control"><input type="checkbox" id="cycle"><label for="cycle">Error of the cycle</label>'
-            f"<small>Over the source; full colour: {_short(largest)} grey levels.</small></div>"
+            f"<small>Over the source; full colour: {short(largest)} grey levels.</small></div>"
         )
     return '<section class="controls" aria-label="Controls">{}</section>'.format("\n".join(parts))
 
@@ -178,7 +178,7 @@ def _card(one: Shown, strength: float, words: Sequence[str], levels: int, larges
     name, file = one_line(one.row["name"]), one_line(Path(one.row["source"]).name)
     notes = [f"{one.row['distance_rms']:.1f} grey levels from its source"]
     notes += [one.row["note"]] if "note" in one.row else []
-    notes += [f"{words} {_short(one.row[key])}" for key, words in ERRORS.items() if key in one.row]
+    notes += [f"{words} {short(one.row[key])}" for key, words in ERRORS.items() if key in one.row]
     source = image(picture(one.source, levels), "source")
     if one.error is not None:
         source = image(_overlay(one.error, largest), "error of the cycle", "error") + source
@@ -191,11 +191,6 @@ def _card(one: Shown, strength: float, words: Sequence[str], levels: int, larges
         f"<div>{results}result</div></div>"
         f"<figcaption><b>{html.escape(name)}</b><br>{html.escape(', '.join(notes))}</figcaption></figure>"
     )
-
-
-def _short(value: float) -> str:
-    """Two digits, and a power of ten for small values only."""
-    return f"{float(f'{value:.2g}'):g}"
 
 
 def _stack(name: str, pictures: Sequence[Tensor | None], words: Sequence[str], at: int, levels: int) -> str:

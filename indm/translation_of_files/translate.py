@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -28,10 +27,9 @@ from indm.messages import reason
 from indm.model import INDM
 from indm.runs.devices import run_lock
 from indm.runs.provenance import provenance, weights_hash
-from indm.tensors import double, squared_norm
 from indm.translation import Route
 from indm.translation_of_files import metrics
-from indm.translation_of_files.pictures import MOST, picture, write_page
+from indm.translation_of_files.pictures import MOST, Strip, picture, write_page, write_strips
 from indm.translation_of_files.routes import (
     SHEET,
     BatchTranslator,
@@ -283,7 +281,8 @@ class Translation:
     def _write(self, item: Item, source: Example, translated: Translated) -> None:
         """Write the pictures of one result, or keep it until its array is complete."""
         if translated.frames is not None:
-            self._save_strip(self.out / "strips" / f"{item.name}.png", translated.frames)
+            strip = Strip("", self.translate.times, translated.frames, self.levels)
+            write_strips([strip], self.out / "strips" / f"{item.name}.png")
         if item.row is not None:
             self.arrays.setdefault(item.source, []).append((item, translated.result))
             return
@@ -329,14 +328,6 @@ class Translation:
         if source.alpha is not None:
             image.putalpha(source.alpha.resize(image.size, Image.Resampling.BILINEAR))
         return image
-
-    def _save_strip(self, path: Path, frames: Num[Tensor, "n c h w"]) -> None:
-        """Frames in a row, each with its time above it."""
-        from indm.evaluation import plots, sheets  # which load matplotlib
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        panel = sheets.Panel(frames, len(frames), tops=sheets.time_words(self.translate.times))
-        plots.save_pixels(sheets.sheet([panel], self.levels), path)
 
     def _save_array(self, items: Sequence[Item], results: Tensor) -> None:
         path = result_path(self.out, items[0])
@@ -391,8 +382,8 @@ def _file(path: Path) -> tuple[int, int] | None:
 def _row(item: Item, example: Example, translated: Translated) -> dict:
     """What the report says of one example."""
     raw = example.pixels
-    distance = squared_norm(double(translated.result[None]) - double(raw[None])).sqrt().item()
-    line = {"name": item.name, "source": str(item.source), "distance_rms": distance / math.sqrt(raw.numel())}
+    distance = metrics.rms_distance(translated.result[None], raw[None]).item()
+    line = {"name": item.name, "source": str(item.source), "distance_rms": distance}
     line |= {"note": example.note} if example.note else {}
     if translated.cycle_error is not None and translated.cycle_error_rounded is not None:
         line["cycle_error_max"] = translated.cycle_error.max().item()
