@@ -337,7 +337,6 @@ def write_model(model: nn.Module, folder: str | Path, description: Mapping[str, 
     """
     folder = Path(folder)
     content = {"format": 1, "shape": list(model.shape), "levels": model.scaling.levels, **description}
-    folder.mkdir(parents=True, exist_ok=True)
     weights = atomic.weights_into(model.state_dict())
     atomic.together({folder / WEIGHTS: weights, folder / DESCRIPTION: atomic.json_into(content)})
 

@@ -136,13 +136,8 @@ def seen(side: Side, file: str | None, index: float | None) -> requests.Picture 
 
 
 def picture(label: str, **options: Any) -> gr.Image:
-    options |= {
-        "format": "png",
-        "interactive": False,
-        "buttons": ["download", "fullscreen"],
-        "elem_classes": ["picture"],
-    }
-    return gr.Image(label=label, **options)
+    options |= {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}
+    return gr.Image(label=label, elem_classes=["picture"], **options)
 
 
 def seed_field() -> gr.Number:

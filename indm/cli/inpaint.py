@@ -71,7 +71,6 @@ class Inpaint(ShowsProgress):
             generator=generator,
             progress=self.progress,
         ).cpu()
-        self.out.mkdir(parents=True, exist_ok=True)
         for number, pixels in enumerate(draws, start=1):
             atomic.whole(self.out / f"{number}.png", partial(picture(pixels, levels).save, format="PNG"))
         seen = raw.masked_fill(missing, levels // 2)

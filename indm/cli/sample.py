@@ -139,6 +139,7 @@ class Fid(Draws):
             raise ValueError("indm fid needs the library torch-fidelity: pip install torch-fidelity")
         from indm.evaluation import fid
         from indm.runs.folder import check_absent, is_run
+        from indm.runs.samples import draw
 
         scoring = self.scoring
         reading: Any = {"size": scoring.size, "resize": scoring.resize}
@@ -159,7 +160,9 @@ class Fid(Draws):
         if of_run:
             n = min(len(reference.raw), fid.MOST) if n is None else n
             drawing = Drawing(**vars(self.drawing) | {"n": n, "sampler_options": self.sampler_options()})
-            samples = fid.of_run(Path(self.source), drawing, out, overwrite=self.overwrite, progress=progress)
+            run = Path(self.source)
+            raw, levels, drawn = draw(run, drawing, out, overwrite=self.overwrite, progress=progress)
+            samples = fid.grey(raw, levels, {"run": str(run), "drawn": drawn})
         else:
             samples = fid.open_images(self.source, split="test", **reading).first(n)
         record = fid.score(samples, reference, features, progress=progress)

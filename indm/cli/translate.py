@@ -1,7 +1,7 @@
 """``indm translate`` and ``indm strip``."""
 
+import itertools
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -57,7 +57,7 @@ class Translate(ShowsProgress):
             check_empty(self.out, "name another --out, add --overwrite, or --resume where it was interrupted")
         first, *others = self.paths
         given = (run_folder(first), *map(_run_folder, others[:1]), *others[1:])
-        count = _leading(given, is_run_or_pair)
+        count = len([*itertools.takewhile(is_run_or_pair, given)])
         if not count or count == len(given):
             what = "a run folder (with a recipe.toml in it) first" if not count else "images after the run folders"
             raise ValueError(f"translate needs {what}, got {' '.join(map(str, self.paths))}")
@@ -107,7 +107,7 @@ class Strip(Computes):
         from indm.translation_of_files.routes import is_run_or_pair
 
         given = (*map(_run_folder, self.paths[:-1]), *self.paths[-1:])
-        count = _leading(given, is_run_or_pair)
+        count = len([*itertools.takewhile(is_run_or_pair, given)])
         if not count or count != len(given) - 1:
             raise ValueError(f"strip needs run folders and then one image, got {' '.join(map(str, self.paths))}")
         if self.out.exists() and not self.overwrite:
@@ -124,8 +124,3 @@ def _run_folder(path: Path) -> Path:
     from indm.runs.folder import run_folder
 
     return path if path.suffix else run_folder(path)
-
-
-def _leading(paths: Sequence[Path], holds: Callable[[Path], bool]) -> int:
-    """How many of the first paths are such."""
-    return next((i for i, path in enumerate(paths) if not holds(path)), len(paths))

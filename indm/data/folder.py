@@ -95,7 +95,6 @@ class Index:
 
     def cache(self, path: Path) -> None:
         """Write what :meth:`copy_kinds` reads."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         atomic.whole(path, atomic.arrays_into({"names": self.files.names, "stats": self.stats, "kinds": self.kinds}))
 
 

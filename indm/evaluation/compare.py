@@ -87,7 +87,6 @@ def compare(folders: list[Path], out: Path, *, equal: Equal = "cost", progress: 
         "provenance": provenance(None, {str(run): result["weights_sha256"] for run, result in evaluations.items()}),
     }
     picture = plots.pixels_into(_picture(records, costs))
-    out.mkdir(parents=True, exist_ok=True)
     atomic.together({out / "comparison.png": picture, out / "comparison.json": atomic.json_into(content)})
     return "\n".join(_lines(records, by_method, costs))
 

@@ -130,7 +130,6 @@ class Extractor(FeatureNetwork):
     def save(self, folder: str | Path) -> None:
         """Write ``extractor.safetensors`` and ``extractor.json``."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         description = {"shape": list(self.shape), "levels": self.levels, "classes": self.classes}
         content = atomic.json_into(description | {"provenance": self.provenance})
         atomic.together({folder / WEIGHTS: atomic.weights_into(self.state_dict()), folder / DESCRIPTION: content})

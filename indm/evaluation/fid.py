@@ -21,7 +21,6 @@ from torch import Tensor
 
 import indm
 from indm.config import recipes
-from indm.config.options import Drawing
 from indm.config.parts import BUILT_IN
 from indm.data.base import Data, InMemory, stack
 from indm.data.folder import find_images
@@ -36,7 +35,7 @@ from indm.messages import nearest
 from indm.runs.devices import device
 from indm.runs.folder import is_run
 from indm.runs.provenance import provenance
-from indm.runs.samples import draw, read_samples
+from indm.runs.samples import read_samples
 from indm.tensors import double
 
 INCEPTION = "inception-v3-compat"  # torch-fidelity's name of the network of the original FID, with its weights
@@ -107,7 +106,7 @@ def open_images(
     path = Path(source)
     if path.suffix == ".npz":
         samples, levels, made_by = read_samples(path)
-        return _grey(samples, levels, {"file": str(path), "drawn": made_by})
+        return grey(samples, levels, {"file": str(path), "drawn": made_by})
     if str(source) in recipes.bundled() or is_run(path) or path.suffix == ".toml":
         table = recipes.resolve(recipes.load(source)).data.table()
         return of_data(without_download(table) if is_run(path) else table, split)
@@ -126,7 +125,7 @@ def of_data(table: dict, split: str = "train+valid") -> Images:
     """A split of the data set of a recipe's ``[data]``."""
     data = load_data(**table)
     raw = torch.cat([stack(getattr(data, part)) for part in split.split("+")])
-    images = _grey(raw, data.scaling.levels or 0, {"data": table, "split": split, "notes": data.notes})
+    images = grey(raw, data.scaling.levels or 0, {"data": table, "split": split, "notes": data.notes})
     return replace(images, data=data)
 
 
@@ -143,18 +142,11 @@ def of_folder(folder: Path, size: Size | None = None, resize: str = "bilinear") 
     crop = f"the largest centred {'square' if height == width else 'rectangle of that aspect ratio'}"
     how = {"size": [height, width], "mode": resize, "crop": crop, "by": "Pillow"}
     raw = stack(ImageFiles(files, (3 if colour else 1, height, width), resize))
-    return _grey(raw, 256, {"folder": str(folder), "resize": None if size is None else how, "notes": notes})
+    return grey(raw, 256, {"folder": str(folder), "resize": None if size is None else how, "notes": notes})
 
 
-def of_run(
-    run: Path, drawing: Drawing, out: Path | None = None, *, overwrite: bool = False, progress: bool = True
-) -> Images:
-    """Samples of a run, see :func:`indm.runs.samples.draw`."""
-    samples, levels, made_by = draw(run, drawing, out, overwrite=overwrite, progress=progress)
-    return _grey(samples, levels, {"run": str(run), "drawn": made_by})
-
-
-def _grey(raw: Tensor, levels: int, provenance: dict) -> Images:
+def grey(raw: Tensor, levels: int, provenance: dict) -> Images:
+    """Images in grey levels (0: none); a ValueError where they are something else."""
     if raw.ndim != 4 or not levels:
         raise ValueError(f"only images with grey levels can be scored, got events of shape {tuple(raw.shape[1:])}")
     return Images(raw, levels, provenance)
@@ -366,7 +358,6 @@ def _kept_features(made_by: list) -> Iterator[Path]:
             made = Path(folder).glob(f"{REFERENCE}-*-features-*.pt")
             new = {path.stem: torch.load(path, weights_only=True) for path in made}
             with contextlib.suppress(OSError):  # without a cache it only takes longer
-                file.parent.mkdir(parents=True, exist_ok=True)
                 atomic.whole(file, atomic.weights_into(new))
 
 
@@ -395,7 +386,6 @@ def add_record(record: dict, file: Path) -> None:
     record = json.loads(json.dumps(record))  # as it will be read
     ignored = {"scores": None, "provenance": None}  # another command may have asked for the same scores
     others = [old for old in records if old | ignored != record | ignored]
-    file.parent.mkdir(parents=True, exist_ok=True)
     atomic.json_object(file, {"records": [*others, record]})
 
 

@@ -130,7 +130,6 @@ def measure(run: Path, name: str, setup: Setup) -> Any:
     if stored.get("options") == dependencies and stored.get("result") is not None:
         return stored["result"]
     result = measurement.make(run, setup)
-    path.parent.mkdir(exist_ok=True)
     atomic.json_object(path, {"options": dependencies, "result": result})
     return result
 

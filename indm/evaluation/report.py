@@ -81,7 +81,7 @@ def report(
     page.conclude([compare.best_model(records, by_method), *compare.conclusions(records)])
     if by_method:
         add_differences(page, by_method, records, costs)
-    add_runs(page, out, records, data, extractor, plots.colours_of(by_group(records)))
+    Sections(page, out, records, data, extractor, plots.colours_of(by_group(records))).add_all()
     page.write(out / "index.html")
     return out / "index.html"
 
@@ -129,30 +129,9 @@ def add_differences(page: Page, by_method: compare.Differences, records: Sequenc
         page.text(line)
 
 
-def add_runs(
-    page: Page,
-    out: Path,
-    records: Sequence[Record],
-    data: Data,
-    extractor: Extractor | None,
-    colours: Colours,
-    prefix: str = "",
-) -> "Sections":
-    """Add all sections on runs of one data set; pictures go to ``out``, their names begin with ``prefix``."""
-    sections = Sections(page, out, records, data, extractor, colours, prefix)
-    page.text(
-        f"{'; '.join(data.remarks)}. Numbers are means over a group's seeds ± their standard error. Where a group is "
-        f"one run, ± is over its examples or samples, and says nothing of other trainings of that method."
-    )
-    sections.likelihood()
-    sections.samples()
-    sections.paths()
-    return sections
-
-
 @dataclass(frozen=True)
 class Sections:
-    """The sections of a page on runs of one data set."""
+    """The sections of a page on runs of one data set; pictures go to ``out``, their names begin with ``prefix``."""
 
     page: Page
     out: Path
@@ -161,6 +140,15 @@ class Sections:
     extractor: Extractor | None
     colours: Colours
     prefix: str = ""
+
+    def add_all(self) -> None:
+        self.page.text(
+            f"{'; '.join(self.data.remarks)}. Numbers are means over a group's seeds ± their standard error. Where a "
+            "group is one run, ± is over its examples or samples, and says nothing of other trainings of that method."
+        )
+        self.likelihood()
+        self.samples()
+        self.paths()
 
     def having(self, name: str) -> list[list[Record]]:
         """The records that have a measurement, by group."""

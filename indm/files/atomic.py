@@ -27,7 +27,8 @@ def whole(path: Path, write: Write) -> None:
 
 
 def together(writes: Mapping[Path, Write], old: Sequence[Path] = ()) -> None:
-    """Write files beside their places; when all are whole, remove the ``old`` ones and rename the new in order.
+    """Write files beside their places, in folders that are made if need be; when all are whole, remove the ``old`` ones
+    and rename the new in order.
 
     Where writing fails, what was there stays, and nothing new is left: on a full disk a half-written file would keep
     everything else from being saved.
@@ -38,6 +39,7 @@ def together(writes: Mapping[Path, Write], old: Sequence[Path] = ()) -> None:
     beside = {path: _beside(path) for path in writes}
     try:
         for path, write in writes.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
             _write_beside(path, beside[path], write)
         for path in old:
             path.unlink(missing_ok=True)

@@ -211,7 +211,6 @@ def _write(
     text = np.frombuffer(json.dumps(made_by).encode(), np.uint8)  # a file of arrays can hold numbers alone
     arrays = {"samples": samples.numpy(), "levels": np.array(levels), "provenance": text}
     arrays |= {} if c is None else {"c": c.numpy()}
-    file.parent.mkdir(parents=True, exist_ok=True)
     old = [file.parent / name for name in reversed(SAMPLE_FILES)]
     parts = {file.with_suffix(".json"): atomic.json_into(record)}
     parts |= {} if names is None else {file.with_suffix(".csv"): atomic.table_into(names, samples.tolist())}
@@ -279,7 +278,6 @@ def fit_samplers(
         # JSON has no infinity
         settings = {"steps": steps, "seed": options.seed} | {k: v for k, v in given.items() if v != float("inf")}
         record = {"weights_sha256": weights} | asdict(fit) | {"options": settings}
-        (run / SAMPLERS).mkdir(exist_ok=True)
         made_by = provenance(options.seed, {str(run): weights})
         atomic.json_object(run / SAMPLERS / file_name(steps, options.guidance), record | {"provenance": made_by})
     return fits

@@ -284,5 +284,4 @@ def write_strips(strips: Sequence[Strip], path: Path) -> None:
         sheets.Panel(strip.frames, len(strip.frames), title=strip.title, tops=sheets.time_words(strip.times))
         for strip in strips
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
     plots.save_pixels(sheets.sheet(panels, strips[0].levels, across=1), path)

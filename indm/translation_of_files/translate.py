@@ -45,7 +45,6 @@ from indm.translation_of_files.routes import (
 
 REPORT, PAGE = "translation.json", "index.html"
 UNFINISHED = ".unfinished"  # folder of batches, until a translation is complete
-ON_SHEET = ("source", "result", "back again")  # of each example
 IN_SHEET = 64  # results that the sheet shows, at most
 OF_REPORT = ("page", "score", "truth", "size", "keep_alpha", "strict")  # options that no batch depends on
 FEWEST_SCORED, MOST_SCORED = 20, 2000  # results that are compared, with the data of B or with their counterparts
@@ -160,7 +159,7 @@ def _translate(
     atomic.json_object(out / REPORT, report)
     if options.page and report["examples"]:
         tables = score_tables(report)
-        write_page(out / PAGE, report, sentences(report), tables, runs, options, translation.shown, progress)
+        write_page(out / PAGE, report, sentences(report), tables, runs, options, translation.kept[:MOST], progress)
     return report
 
 
@@ -241,7 +240,7 @@ class Translation:
     Attributes:
         rows: of the report.
         failed: the reason for each item that could not be read or translated, by name.
-        shown: what the page shows.
+        kept: row, source and translation of the first, which the sheet and the page show.
         scored: names, sources and results that are compared with data.
     """
 
@@ -250,11 +249,9 @@ class Translation:
         self.options, self.levels = self.translate.options, cast(int, self.translate.route.models[0].scaling.levels)
         self.rows: list[dict] = []
         self.failed: dict[str, str] = {}
-        self.shown: list[tuple[dict, Tensor, Translated]] = []
+        self.kept: list[tuple[dict, Tensor, Translated]] = []
         self.scored: list[tuple[str, Tensor, Tensor]] = []
-        self.sheet: list[tuple[Tensor, ...]] = []
         self.arrays: dict[Path, list[tuple[Item, Tensor]]] = {}
-        out.mkdir(parents=True, exist_ok=True)
 
     def add(self, items: list[Item]) -> None:
         """Translate a batch of items and write their results; those for which that fails are named in ``failed``."""
@@ -292,15 +289,11 @@ class Translation:
 
     def _keep(self, item: Item, example: Example, translated: Translated) -> None:
         """Keep what the report, the page, the scores and the sheet need of one result."""
-        raw = example.pixels
         self.rows.append(_row(item, example, translated))
-        if self.options.page and len(self.shown) < MOST:
-            self.shown.append((self.rows[-1], raw, translated))
+        if len(self.kept) < IN_SHEET:
+            self.kept.append((self.rows[-1], example.pixels, translated))
         if (self.options.score or self.options.truth) and len(self.scored) < MOST_SCORED:
-            self.scored.append((item.name, raw, translated.result))
-        if len(self.sheet) < IN_SHEET:
-            back = () if translated.returned is None else (translated.returned,)
-            self.sheet.append((raw, translated.result, *back))
+            self.scored.append((item.name, example.pixels, translated.result))
 
     def compared(self) -> tuple[list[str], Tensor, Tensor]:
         """Names, sources and results of those that are compared with data."""
@@ -312,7 +305,7 @@ class Translation:
         for pairs in self.arrays.values():
             items, results = zip(*pairs, strict=True)
             self._save_array(items, torch.stack(results))
-        if self.sheet:
+        if self.kept:
             self._save_sheet(self.out / f"{SHEET}.png")
         return {"examples": self.rows, "failed": self.failed, "nfe": self.translate.nfe}
 
@@ -331,15 +324,17 @@ class Translation:
 
     def _save_array(self, items: Sequence[Item], results: Tensor) -> None:
         path = result_path(self.out, items[0])
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = {"samples": results.numpy(), "levels": np.array(self.levels or 0)}
         atomic.whole(path, atomic.arrays_into(content | {"rows": np.array([item.row for item in items])}))
 
     def _save_sheet(self, path: Path) -> None:
         from indm.evaluation import plots, sheets  # which load matplotlib
 
-        columns = dict(zip(ON_SHEET, map(torch.stack, zip(*self.sheet, strict=True)), strict=False))
-        first = columns[ON_SHEET[0]]
+        _, sources, translations = zip(*self.kept, strict=True)
+        columns = {"source": torch.stack(sources), "result": torch.stack([one.result for one in translations])}
+        if self.options.cycle:
+            columns["back again"] = torch.stack([one.returned for one in translations])
+        first = columns["source"]
         if first.ndim == 4:
             plots.save_pixels(sheets.interleaved(columns, self.levels), path)
         elif first.ndim == 2 and first.shape[1] > 1:
@@ -348,7 +343,6 @@ class Translation:
 
 
 def _save(path: Path, image: Image.Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     atomic.whole(path, lambda beside: image.save(beside, format="PNG"))
 
 

@@ -19,7 +19,7 @@ from indm.evaluation.methods import are_equal
 from indm.evaluation.page import Page
 from indm.evaluation.plots import colours_of
 from indm.evaluation.records import Record, Setup, record_of
-from indm.evaluation.report import add_runs
+from indm.evaluation.report import Sections
 from indm.files import atomic
 from indm.runs.devices import LOCK, on_cpu, run_lock
 from indm.runs.folder import end_of
@@ -142,7 +142,8 @@ def write_report(out: Path, budget: Budget, progress: bool = True) -> list[Verdi
         page.heading(section.data, level=1)
         prefix = f"{section.data}-"
         records, colours = section.all_records, colours_of(VARIANTS)
-        added = add_runs(page, out, records, section.material, section.extractor, colours, prefix)
+        added = Sections(page, out, records, section.material, section.extractor, colours, prefix)
+        added.add_all()
         add_errors(added)
         add_flow(added)
     page.write(out / "index.html")

@@ -457,7 +457,7 @@ def test_the_whole_writes_a_row_for_every_verdict_and_repeats_itself(tmp_path, t
     monkeypatch.setattr(
         figures,
         "plane_figure",
-        lambda f, data, particles, path, colours: plane.append(f.group) or plots.save_figure(Figure(), path),
+        lambda f, data, path, colours: plane.append(f.group) or plots.save_figure(Figure(), path),
     )
     monkeypatch.setattr(figures, "PARTICLES", 50)
     monkeypatch.setattr(plots, "DPI", 40)
@@ -535,7 +535,7 @@ def test_the_whole_writes_a_row_for_every_verdict_and_repeats_itself(tmp_path, t
 
     for name, measurement in measurements.MEASUREMENTS.items():
         monkeypatch.setitem(measurements.MEASUREMENTS, name, replace(measurement, make=never))
-    monkeypatch.setattr(reproduce, "add_runs", lambda *_, **__: None)
+    monkeypatch.setattr(reproduce.Sections, "add_all", lambda _: None)
     assert str(reproduce.reproduce(out, FAST, jobs=1, progress=False)) == str(verdicts)
     made = {p for p in before if p.parent == out}
     assert {p: t for p, t in times_of(out).items() if p not in made} == {
