@@ -235,10 +235,7 @@ def _corrected(
     solve: Callable[..., tuple[Tensor, Tensor, int]],
 ) -> tuple[dict, dict[str, Tensor]]:
     """The report and nats of an NLL in few steps, with the mean of the finest level."""
-    coarse, stated = (
-        torch.cat([torch.stack([getattr(e, part) for e in batch], 1) for batch in estimates]).flatten()
-        for part in ("without_reconstruction", "solver_error")
-    )
+    coarse, stated = (_stacked(estimates, part).T.flatten() for part in ("without_reconstruction", "solver_error"))
     bits, error = dims * math.log(2), numbers["with_reconstruction"]["nats_standard_error"]
     allowed = SHARE * error if mean_error is None else mean_error * bits
     nfe = numbers["nfe"]
@@ -362,26 +359,25 @@ def _gathered(own: dict[int, T], distributed: bool) -> dict[int, T]:
     return {job: result for part in parts for job, result in part.items()}
 
 
+def _stacked(estimates: list[list[Estimate]], part: str) -> Float[Tensor, "repeats n"]:
+    """A part of estimates, batch by batch and repeat by repeat."""
+    return torch.cat([torch.stack([getattr(e, part) for e in batch]) for batch in estimates], 1)
+
+
 def summary(
     estimates: list[list[Estimate]], dims: int, groups: Int[Tensor, " n"] | None = None
 ) -> tuple[dict, dict[str, Tensor]]:
     """What a report says of estimates of one kind, batch by batch and repeat by repeat, and by their suffix the nats of
     every sample: means over repeats with and without reconstruction, and the solver's error, the largest of them."""
-    draws = {
-        part: torch.cat([torch.stack([getattr(e, part) for e in batch]) for batch in estimates], 1)
-        for part in ("total", "without_reconstruction")
-    }
+    total, without = _stacked(estimates, "total"), _stacked(estimates, "without_reconstruction")
     evaluations = [e.nfe for batch in estimates for e in batch]
     numbers = dict(estimates[0][0].settings)
-    nats = {"": draws["total"].mean(0), "_without_reconstruction": draws["without_reconstruction"].mean(0)}
+    nats = {"": total.mean(0), "_without_reconstruction": without.mean(0)}
     if any(evaluations):
-        errors = torch.cat([torch.stack([e.solver_error for e in batch]).amax(0) for batch in estimates])
-        nats["_solver_error"] = errors
+        nats["_solver_error"] = errors = _stacked(estimates, "solver_error").amax(0)
         numbers |= {"nfe": sum(evaluations) / len(evaluations)} | solver_error(errors, dims, numbers["nll_error"])
-    numbers |= {
-        "with_reconstruction": in_units(draws["total"], dims, groups),
-        "without_reconstruction": in_units(draws["without_reconstruction"], dims, groups),
-    }
+    numbers["with_reconstruction"] = in_units(total, dims, groups)
+    numbers["without_reconstruction"] = in_units(without, dims, groups)
     return numbers, nats
 
 

@@ -99,14 +99,12 @@ def distances(raw: Tensor, reference: Tensor, scaling: Scaling, extractor: Extra
         generator = torch.Generator().manual_seed(0)
         return {"sliced_wasserstein": sliced_wasserstein(*sets, projections=PROJECTIONS, generator=generator)}
 
-    def frechet(*sets: Tensor) -> dict[str, float]:
-        return {"frechet": frechet_distance(*sets)}
-
     units = [(samples.cpu().float() - scaling.shift.cpu()) / scaling.scale.cpu() for samples in (raw, reference)]
     numbers = {"images": len(raw)} | jackknife(sliced, *units)
     if extractor is None:
         return numbers | {"frechet": None, "frechet_standard_error": None}
-    return numbers | jackknife(frechet, *(extractor.features(samples) for samples in (raw, reference)))
+    features = [extractor.features(samples) for samples in (raw, reference)]
+    return numbers | jackknife(lambda *sets: {"frechet": frechet_distance(*sets)}, *features)
 
 
 def floor(data: Data, images: int, extractor: Extractor | None = None) -> dict:
