@@ -12,9 +12,10 @@ https://arxiv.org/abs/2004.11820 (code, encoder, prior); Kim et al. 2022 (the re
 https://arxiv.org/abs/2205.13699.
 """
 
+import copy
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -39,50 +40,29 @@ ENCODER_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class ConditionalBlock(ResidualBlock):
-    """A residual block for each code: the middle map acts on its input + A u + a.
+    """A residual block for each code, which :meth:`at` gives: the middle map acts on its input + A u + a.
 
     x ↦ x + W₃ φ W₂ (φ W₁ (φ) x + A u + a). The middle map is 1×1, so a constant at its input is one at its output: u
     changes the bias W₂(A u + a) + b₂ of each sample, and neither the Lipschitz constant nor the cost.
     """
 
+    u: Tensor  # the codes of a block that :meth:`at` gave
+
     def __init__(self, shape: tuple[int, ...], width: int, *args: Any, code_dim: int):
         super().__init__(shape, width, *args)
         self.code = nn.Linear(code_dim, width)
 
-    def forward(self, x: Batch, code: Tensor, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
-        """z and log|det| of the block at ``code`` (B, K), or (1, K) for all samples."""
-        return self._forward(x, self._weights_at(code), generator)
+    def at(self, code: Tensor) -> ResidualBlock:
+        """The block at ``code`` (B, K), or (1, K) for all samples: an ordinary flow with the same parameters."""
+        block = copy.copy(self)
+        block.u = code
+        return block
 
-    def latent(self, x: Batch, code: Tensor, *, generator: torch.Generator | None = None) -> Batch:
-        return x + self._evaluate(x, self._weights_at(code))
-
-    @torch.no_grad()
-    def solve_inverse(self, z: Batch, code: Tensor, tol: float = TOLERANCE) -> Certificate:
-        return self._solve(z, self._weights_at(code), tol)
-
-    def _weights_at(self, code: Tensor) -> Weights:
-        first, (middle, bias), last = self._weights()
-        with full_precision(code.device):
-            bias = bias + self.frequency * F.linear(self.code(code), middle.flatten(1))
+    def _weights(self) -> Weights:
+        first, (middle, bias), last = super()._weights()
+        with full_precision(bias.device):
+            bias = bias + self.frequency * F.linear(self.code(self.u.to(bias)), middle.flatten(1))
         return [first, (middle, bias), last]
-
-
-class AtCode(Flow):
-    """A conditional block at given codes, as a flow; ``code`` is (1, K) for all samples, or (B, K)."""
-
-    def __init__(self, block: ConditionalBlock, code: Tensor):
-        super().__init__()
-        self.block = block
-        self.register_buffer("code", code)
-
-    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
-        return self.block(x, self.code, generator=generator)
-
-    def latent(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        return self.block.latent(x, self.code)
-
-    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
-        return self.block.solve_inverse(z, self.code, tol)
 
 
 class EncoderBlock(nn.Module):
@@ -348,9 +328,8 @@ class ConditionalResidualFlow(Flow):
         return self._at(code).solve_inverse(z, tol=tol)
 
     def _at(self, code: Tensor) -> Compose:
-        return Compose(
-            [AtCode(part, code) if isinstance(part, ConditionalBlock) else part for part in self.chain]  # type: ignore[misc]
-        )
+        parts: Iterable[Any] = self.chain
+        return Compose([part.at(code) if isinstance(part, ConditionalBlock) else part for part in parts])
 
     def _checked(self, code: Tensor, x: Tensor) -> Tensor:
         if code.shape != (len(x), self.code_dim):

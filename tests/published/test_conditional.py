@@ -133,7 +133,7 @@ def test_the_code_enters_at_the_input_of_the_middle_map():
     h = h + (code @ block.code.weight.T + block.code.bias)[:, :, None, None]
     h = phi(nn.functional.conv2d(h, middle, block.maps[1].bias))
     expected = x + nn.functional.conv2d(h, last, block.maps[2].bias, padding=1)
-    torch.testing.assert_close(block.latent(x, code), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(block.at(code).latent(x), expected, rtol=1e-12, atol=1e-12)
 
 
 # ── The code ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -16,12 +16,13 @@ from indm.messages import brief, listed
 
 State = dict[str, Tensor]
 Weights = Literal["ema", "model"]
-# Entries that are no trainable parameters, by the last part of their names. The one-dimensional ``all_modules.0.W`` is
-# none either: it holds the fixed frequencies of the Fourier embedding.
-BUFFERS = {
-    "sigmas", "scale", "last_n_samples", "last_firmom", "last_secmom",
-    "running_mean", "running_var", "num_batches_tracked", "weight_inv", "initialized",
-}  # fmt: skip
+# Entries, by the last part of their names, that are computed from the weights or only count: matrix inverses, norms and
+# statistics of the roulette estimator, whether an ActNorm has seen data (checked elsewhere), noise levels of the SDE.
+COMPUTED = {"sigmas", "scale", "last_n_samples", "last_firmom", "last_secmom", "weight_inv", "initialized"}
+# Those that are no trainable parameters, and those that are no part of the map. The one-dimensional ``all_modules.0.W``
+# is not trained either: it holds the fixed frequencies of the Fourier embedding.
+BUFFERS = COMPUTED | {"running_mean", "running_var", "num_batches_tracked"}
+INCIDENTAL = COMPUTED | {"geom_p", "lamb"}
 
 
 class NumPyPart:
@@ -121,11 +122,6 @@ def shown(value: object) -> str:
     return brief(value) if isinstance(value, str | int | float) else type(value).__name__
 
 
-# Entries that are no part of the map: parameters and statistics of the roulette estimator, norms and matrix inverses,
-# which are computed from the weights, and whether an ActNorm has seen data (checked elsewhere).
-INCIDENTAL = re.compile(r"(^|\.)(geom_p|lamb|last_n_samples|last_firmom|last_secmom|scale|weight_inv|initialized)$")
-
-
 class Reader:
     """The tensors of a state, each of which must be used; what does not match is collected for one error."""
 
@@ -175,7 +171,7 @@ class Reader:
 
     def finish(self) -> None:
         """ValueError listing everything that did not match, and every tensor that was not used."""
-        unknown = sorted(key for key in self.unused if not INCIDENTAL.search(key))
+        unknown = sorted(key for key in self.unused if key.rpartition(".")[2] not in INCIDENTAL)
         problems = self.problems + [f"{key} is not understood" for key in unknown]
         if problems:
             raise ValueError(f"state does not fit the architecture that was read from it: {listed(problems)}")

@@ -2,12 +2,13 @@
 
 What the tensors do not show is taken from what the caller gives, then from a recipe, then from the published settings.
 The original keeps its layers in one list, ``all_modules.N``; :func:`published_order` walks ours in that order, and
-:func:`leaves` says which of its tensors make which of our parameters.
+:func:`tensors_of` says which of its tensors become which of ours.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from indm.config.checks import check_arguments
 from indm.config.recipes import Tables
 from indm.messages import brief, listed
 from indm.nets.unet import Attention
-from indm.published.convert.checkpoint import State, alike, check_agrees, contradictions
+from indm.published.convert.checkpoint import Reader, State, alike, check_agrees, contradictions
 from indm.published.ncsnpp import Block, Fourier, NCSNpp, ResidualInlet, SkipInlet
 
 # What tensors do not show, as published: DDPM++ with VP and sub-VP, NCSN++ with VE.
@@ -243,74 +244,39 @@ def _present(*parts: nn.Module) -> Iterator[nn.Module]:
     return (part for part in parts if not isinstance(part, nn.Identity))
 
 
-# A parameter of a part: its name, the names of the original's that make it, and the function that does.
-Leaf = tuple[str, tuple[str, ...], Callable[..., Tensor]]
-
-
-def _together(*values: Tensor) -> Tensor:
-    return torch.cat(values)
-
-
-def _as_linear(*weights: Tensor) -> Tensor:
-    """One linear map from the original's 1×1 maps, which are x ↦ x W + b over channels."""
-    return torch.cat([weight.mT for weight in weights])
-
-
-def _layer(ours: str, theirs: str) -> list[Leaf]:
-    return [(f"{ours}{kind}", (f"{theirs}{kind}",), _together) for kind in ("weight", "bias")]
-
-
-def leaves(part: nn.Module) -> list[Leaf]:
-    """The parameters of a part of a network, and what they are made of in the original's layer."""
+def tensors_of(part: Any) -> list[tuple[str, Tensor]]:
+    """The tensors of a part of a network, by the names of those of the original's layer that they are copied from."""
     if isinstance(part, Fourier):
-        return [("omega", ("W",), _together)]
+        return [("W", part.omega)]
     if isinstance(part, Block):
-        ours = ("norm1.", "conv1.", "level.", "norm2.", "conv2.")
-        theirs = ("GroupNorm_0.", "Conv_0.", "Dense_0.", "GroupNorm_1.", "Conv_1.")
-        block = [leaf for names in zip(ours, theirs, strict=True) for leaf in _layer(*names)]
-        return block if isinstance(part.shortcut, nn.Identity) else block + _layer("shortcut.", "Conv_2.")
-    if isinstance(part, Attention):
-        return [
-            *_layer("norm.", "GroupNorm_0."),
-            ("query_key_value.weight", ("NIN_0.W", "NIN_1.W", "NIN_2.W"), _as_linear),
-            ("query_key_value.bias", ("NIN_0.b", "NIN_1.b", "NIN_2.b"), _together),
-            ("project.weight", ("NIN_3.W",), _as_linear),
-            ("project.bias", ("NIN_3.b",), _together),
-        ]
+        layers = {"GroupNorm_0.": part.norm1, "Conv_0.": part.conv1, "Dense_0.": part.level}
+        layers |= {"GroupNorm_1.": part.norm2, "Conv_1.": part.conv2}
+        layers |= {} if isinstance(part.shortcut, nn.Identity) else {"Conv_2.": part.shortcut}
+        return [pair for name, layer in layers.items() for pair in _of_layer(name, layer)]
+    if isinstance(part, Attention):  # of 1×1 maps, which are x ↦ x W + b over channels in the original
+        weights = [*part.query_key_value.weight.chunk(3), part.project.weight]
+        biases = [*part.query_key_value.bias.chunk(3), part.project.bias]
+        maps = [(f"NIN_{i}.W", weight.mT) for i, weight in enumerate(weights)]
+        maps += [(f"NIN_{i}.b", bias) for i, bias in enumerate(biases)]
+        return _of_layer("GroupNorm_0.", part.norm) + maps
     if isinstance(part, ResidualInlet):
-        return _layer("down.conv.", "Conv2d_0." if part.down.taps else "Conv_0.")
-    if isinstance(part, SkipInlet):
-        return _layer("conv.", "Conv.")
-    return _layer("", "")
+        return _of_layer("Conv2d_0." if part.down.taps else "Conv_0.", part.down.conv)
+    return _of_layer("Conv.", part.conv) if isinstance(part, SkipInlet) else _of_layer("", part)
 
 
+def _of_layer(name: str, layer: Any) -> list[tuple[str, Tensor]]:
+    return [(f"{name}weight", layer.weight), (f"{name}bias", layer.bias)]
+
+
+@torch.no_grad()
 def load_published(net: NCSNpp, state: State) -> None:
     """Load the original's ``state`` (names without "module.") into ``net``.
 
     Raises:
-        ValueError: listing every tensor that is missing, left over, or of another shape.
+        ValueError: listing every tensor that is missing, not understood, or of another shape.
     """
-    ours = net.state_dict()
-    names = {module: f"{name}." for name, module in net.named_modules()}
-    new, used, problems = {}, {"sigmas"}, []
+    reader = Reader(state)
     for position, part in enumerate(published_order(net)):
-        for leaf, sources, join in leaves(part):
-            keys = [f"all_modules.{position}.{source}" for source in sources]
-            used.update(keys)
-            missing = [f"{key} is missing" for key in keys if key not in state]
-            problems += missing
-            if missing:
-                continue
-            name = names[part] + leaf
-            try:
-                new[name] = join(*(state[key].float() for key in keys))
-                fits = new[name].shape == ours[name].shape
-            except (RuntimeError, IndexError):
-                fits = False
-            if not fits:
-                shapes = ", ".join(str(tuple(state[key].shape)) for key in keys)
-                problems.append(f"{' and '.join(keys)} of shape {shapes} cannot be {name} {tuple(ours[name].shape)}")
-    problems += [f"{key} is left over" for key in state if key not in used]
-    if problems:
-        raise ValueError(f"the checkpoint does not match the network: {listed(problems)}")
-    net.load_state_dict(new)
+        for name, target in tensors_of(part):
+            reader.copy(f"all_modules.{position}.{name}", target)
+    reader.finish()
