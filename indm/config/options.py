@@ -66,13 +66,24 @@ def _known_trackers() -> set[str]:
     return set(LOGGER_TYPE_TO_CLASS)
 
 
+class Checked:
+    """Options that are checked when they are made, by the notes in the annotations of their fields."""
+
+    table = ""  # before their names in messages
+
+    def __post_init__(self) -> None:
+        check_options(self, self.table)
+
+
 @dataclass(frozen=True)
-class Training:
+class Training(Checked):
     """Keys of the recipe's [train] table. A run ends after ``steps`` or ``seconds``, whichever comes first.
 
     Warm-up and the intervals between lines, validations and checkpoints are numbers of steps, or shares of the run
     where they are below 1.
     """
+
+    table = "train."
 
     preset: Literal["", "auto", "small", "medium", "large"] = ""
     """Sizes of network, flow and batch, and rates, where neither the recipe nor the command line gives them: "small",
@@ -161,8 +172,8 @@ class Training:
     trackers: tuple[str, ...] = ()
     """Where metrics are also sent: "tensorboard", "wandb", "mlflow", or another that accelerate knows."""
 
-    def __post_init__(self):
-        check_options(self, "train.")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         divides = self.batch_size % self.accumulate == 0
         require(divides, "train.batch_size", self.batch_size, "a multiple of train.accumulate")
         for name in ("terminal_noise", "initial_noise"):
@@ -180,8 +191,10 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Checked):
     """Keys of the recipe's [evaluate] table: how "indm evaluate" estimates likelihoods."""
+
+    table = "evaluate."
 
     split: Literal["test", "valid", "train"] = "test"
     """Which examples: test, valid or train."""
@@ -218,12 +231,9 @@ class Evaluation:
     seed: Number = 0
     """Seed of dequantization, noise, times and probes."""
 
-    def __post_init__(self):
-        check_options(self, "evaluate.")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Classifying:
+class Classifying(Checked):
     """How data are classified by the likelihoods of their classes."""
 
     split: Literal["train", "valid", "test"] = "test"
@@ -239,12 +249,9 @@ class Classifying:
     seed: int = 0
     """Seed of all noise."""
 
-    def __post_init__(self):
-        check_options(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class Drawing(Checked):
     """What decides the samples of a run. The values go to :func:`indm.sample`."""
 
     n: Annotated[int, AT_LEAST_1, arg(aliases=["-n"])] = 64
@@ -278,9 +285,6 @@ class Drawing:
     seed: int = 0
     """Seed of the noise."""
 
-    def __post_init__(self):
-        check_options(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class FidDrawing(Drawing):
@@ -291,7 +295,7 @@ class FidDrawing(Drawing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InpaintingOptions:
+class InpaintingOptions(Checked):
     """How missing pixels are drawn. The values go to :func:`indm.inpaint`."""
 
     n: Annotated[int, AT_LEAST_1, arg(aliases=["-n"])] = 8
@@ -306,9 +310,6 @@ class InpaintingOptions:
     """Draws at a time; lower it where memory is short."""
     seed: int = 0
     """Seed of all noise."""
-
-    def __post_init__(self):
-        check_options(self)
 
 
 @dataclass(frozen=True)
@@ -329,7 +330,7 @@ class ScoringOptions:
 
 
 @dataclass(frozen=True)
-class FittingOptions:
+class FittingOptions(Checked):
     """How samplers are fitted to a model. The values go to :func:`indm.fit_sampler`."""
 
     steps: Annotated[tuple[int, ...], Must("one number or more", bool)] = (5, 10)
@@ -346,9 +347,6 @@ class FittingOptions:
     """Trajectories at a time; lower it where memory is short."""
     seed: int = 0
     """Seed of the trajectories."""
-
-    def __post_init__(self):
-        check_options(self)
 
 
 @dataclass(frozen=True)
@@ -367,7 +365,7 @@ class ConversionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranslationOptions:
+class TranslationOptions(Checked):
     """How images are translated, and what is written beside the results."""
 
     method: Literal["flow", "sdedit"] = "flow"
@@ -413,16 +411,13 @@ class TranslationOptions:
     batch_size: Count = 64
     """Images at a time."""
 
-    def __post_init__(self):
-        check_options(self)
-
     def folders(self) -> list[str]:
         """The folders beside the results that hold a picture of each."""
         return [name for name, wanted in {"cycle": self.cycle, "strips": self.strip}.items() if wanted]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StripOptions:
+class StripOptions(Checked):
     """How the paths of one image by several runs are drawn."""
 
     frames: Annotated[int, FewFrames] = 12
@@ -436,12 +431,9 @@ class StripOptions:
     seed: int = 0
     """Seed of the noise of SDEdit, and of that with which a bridge begins."""
 
-    def __post_init__(self):
-        check_options(self)
-
 
 @dataclass(frozen=True)
-class ReportOptions:
+class ReportOptions(Checked):
     """What a report measures."""
 
     examples: Annotated[int, Enough] = 500
@@ -453,8 +445,8 @@ class ReportOptions:
     seed: int = 0
     """Seed of everything random."""
 
-    def __post_init__(self):
-        check_options(self)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.steps) and min(self.steps) >= 1, "steps", self.steps, "one or more numbers of at least 1")
         few = f"a list with one below {MANY_STEPS}, where all samplers run"
         require(min(self.steps) < MANY_STEPS, "steps", self.steps, few)
