@@ -54,12 +54,6 @@ def circle(angle: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape 2"]:
     return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
 
-def rotate(x: Float[Tensor, "*shape 2"], angle: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape 2"]:
-    """``x`` rotated about the origin by ``angle`` radians, pointwise."""
-    cos, sin = angle.cos(), angle.sin()
-    return torch.stack([cos * x[..., 0] - sin * x[..., 1], sin * x[..., 0] + cos * x[..., 1]], dim=-1)
-
-
 def log_gaussian_mixture(x: Points, centres: Float[Tensor, "k 2"], weights: Float[Tensor, " k"], std: float) -> Values:
     """log Σ_k w_k N(x; c_k, std² I), in slices of ``x`` so that memory stays small; float64."""
     log_weights = weights.double().log() - math.log(2 * math.pi * std**2)
@@ -142,72 +136,10 @@ class TwoSpirals(Density):
         return log_gaussian_mixture(x, torch.cat([arm, -arm]), torch.cat([mass, mass]), self.std)
 
 
-@dataclass(frozen=True)
-class Rings(Density):
-    r"""Equal mixture of concentric circles, each uniform in angle, plus isotropic Gaussian noise of ``std``.
-
-    The angle integrates out: :math:`p(x) = \frac1K \sum_k \frac{1}{2\pi s^2}
-    e^{-(r^2 + r_k^2)/2s^2} I_0(r r_k / s^2)` with r = ‖x‖. Entropy by 2-D quadrature.
-    """
-
-    radii: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    std: float = 0.03
-
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Points:
-        radius = torch.tensor(self.radii)[torch.randint(len(self.radii), (n,), generator=generator)]
-        angle = 2 * math.pi * torch.rand(n, generator=generator)
-        return radius[:, None] * circle(angle) + self.std * torch.randn(n, 2, generator=generator)
-
-    def log_prob(self, x: Points) -> Values:
-        r = x.double().norm(dim=1, keepdim=True)
-        radii = torch.tensor(self.radii, dtype=torch.float64)
-        # i0e(a) = exp(−a) I₀(a) turns the exponent into −(r − r_k)²/2s², which does not overflow.
-        terms = -0.5 * ((r - radii) / self.std) ** 2 + torch.special.i0e(r * radii / self.std**2).log()
-        return (torch.logsumexp(terms, 1) - math.log(2 * math.pi * self.std**2 * len(self.radii))).to(x.dtype)
-
-
-@dataclass(frozen=True)
-class Pinwheel(Density):
-    """Five Gaussian arms, elongated along the radius, twisted: each point turns by ``twist`` · its radius.
-
-    A rotation by an angle that depends on the radius alone preserves area, so the density is that of the
-    straight arms at the point turned back (closed form), and the entropy is that of the straight arms
-    (2-D quadrature).
-    """
-
-    centre: float = 0.5
-    radial_std: float = 0.15
-    tangential_std: float = 0.05
-    twist: float = 2.5
-    arms: int = 5
-
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Points:
-        noise = torch.randn(n, 2, generator=generator)
-        straight = noise * torch.tensor([self.radial_std, self.tangential_std]) + torch.tensor([self.centre, 0.0])
-        arm = torch.randint(self.arms, (n,), generator=generator) * (2 * math.pi / self.arms)
-        return rotate(straight, arm + self.twist * straight.norm(dim=1))
-
-    def log_prob(self, x: Points) -> Values:
-        x64 = x.double()
-        arms = torch.arange(self.arms, dtype=torch.float64) * (2 * math.pi / self.arms)
-        angle = arms + self.twist * x64.norm(dim=1, keepdim=True)
-        straight = rotate(x64[:, None].expand(-1, self.arms, 2), -angle)
-        terms = -0.5 * ((straight[..., 0] - self.centre) / self.radial_std) ** 2
-        terms = terms - 0.5 * (straight[..., 1] / self.tangential_std) ** 2
-        log_norm = math.log(2 * math.pi * self.radial_std * self.tangential_std * self.arms)
-        return (torch.logsumexp(terms, 1) - log_norm).to(x.dtype)
-
-    def entropy(self) -> float:
-        """Entropy of the straight arms in nats, by 2-D quadrature; the twist does not change it."""
-        return quadrature_entropy(Pinwheel(self.centre, self.radial_std, self.tangential_std, 0.0, self.arms))
-
-
 DENSITIES: dict[str, Density] = {
     "checkerboard": Checkerboard(),
     "eight-gaussians": EightGaussians(),
     "two-spirals": TwoSpirals(),
-    "rings": Rings(),
-    "pinwheel": Pinwheel(),
 }
 
 
@@ -234,5 +166,3 @@ def load_density(
 load_checkerboard = functools.partial(load_density, "checkerboard")
 load_eight_gaussians = functools.partial(load_density, "eight-gaussians")
 load_two_spirals = functools.partial(load_density, "two-spirals")
-load_rings = functools.partial(load_density, "rings")
-load_pinwheel = functools.partial(load_density, "pinwheel")

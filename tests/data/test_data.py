@@ -167,7 +167,10 @@ def test_flips_mirror_about_half_of_the_images():
         ("digits", {"limit": 1.5}, r"data\.limit must be a whole number, got"),
         ("array", {"path": "a.npy", "valid": "0.1"}, r"data\.valid must be a number, got"),
         ("array", {"path": 3}, r"data\.path must be a string or a path, got"),
-        *(("rings", {key: 10**20}, rf"data\.{key} must be within") for key in ("samples", "valid_samples", "seed")),
+        *(
+            ("checkerboard", {key: 10**20}, rf"data\.{key} must be within")
+            for key in ("samples", "valid_samples", "seed")
+        ),
     ],
 )
 def test_names_and_options_that_cannot_be(name, options, words):
@@ -892,7 +895,7 @@ def test_the_fingerprint_of_an_array_is_that_of_its_numbers(tmp_path):
 
 
 def test_data_that_come_with_a_package_have_no_fingerprint():
-    assert load_data("digits").fingerprint == load_data("rings", samples=10).fingerprint == ""
+    assert load_data("digits").fingerprint == load_data("two-spirals", samples=10).fingerprint == ""
 
 
 def test_arrays_that_cannot_be_used(tmp_path):

@@ -105,5 +105,5 @@ def test_wrong_arguments_are_named(extractor):
         extractor.features(torch.zeros(2, 1, 9, 8))
     with pytest.raises(ValueError, match="at least 8"):
         Extractor((1, 7, 8), 17, 10)
-    with pytest.raises(ValueError, match="labels to train an extractor, got 'rings'"):
-        train_extractor(load_data("rings", samples=10, valid_samples=1, test_samples=1))
+    with pytest.raises(ValueError, match="labels to train an extractor, got 'two-spirals'"):
+        train_extractor(load_data("two-spirals", samples=10, valid_samples=1, test_samples=1))

@@ -230,7 +230,7 @@ def test_order_of_the_data_covers_every_epoch_and_is_another_in_each_and_for_eve
 
 def test_validation_is_of_the_averaged_weights():
     """Of the bound and of the density of x_T alike: the raw weights may be anything, the average may not."""
-    recipe = GAUSSIAN | {"data": {"name": "checkerboard"}, "data_b": {"name": "rings"}}
+    recipe = GAUSSIAN | {"data": {"name": "checkerboard"}, "data_b": {"name": "two-spirals"}}
     recipe = change(recipe, terminal=1.0, validate_examples=50, batch_size=50)
     trainer = Trainer(recipes.resolve(recipe), load_data("checkerboard"), Accelerator())
 

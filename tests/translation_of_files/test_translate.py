@@ -468,11 +468,11 @@ def test_vectors_are_translated_as_arrays(tmp_path):
     options = ["--net.width=8", "--flow.width=8", "--train.steps=3", "--train.batch_size=64", "--quiet"]
     options += ["--data.samples=300", "--data.valid_samples=20", "--data.test_samples=50"]
     options += ["--train.validate_examples=20"]
-    for name in ("rings", "eight-gaussians"):
+    for name in ("two-spirals", "eight-gaussians"):
         assert main(["train", name, "--out", str(tmp_path / name), *options]) == 0
-    points = load_data("rings", samples=1, valid_samples=1, test_samples=40).test.tensor.numpy()
+    points = load_data("two-spirals", samples=1, valid_samples=1, test_samples=40).test.tensor.numpy()
     np.savetxt(tmp_path / "points.csv", points, delimiter=",", header="x,y", comments="")
-    folders, out = [tmp_path / name for name in ("rings", "eight-gaussians")], tmp_path / "out"
+    folders, out = [tmp_path / name for name in ("two-spirals", "eight-gaussians")], tmp_path / "out"
     report = translated(folders, tmp_path / "points.csv", out, "--cycle")
     with np.load(out / "points.npz") as content:
         assert content["samples"].shape == (40, 2) and content["levels"] == 0
