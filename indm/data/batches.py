@@ -69,8 +69,6 @@ def loader(
         >>> [len(batch) for batch in loader(examples, 4, shuffle=False)]
         [4, 4, 2]
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     order: Sequence[int] = range(len(dataset))
     if shuffle:
         state = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])

@@ -34,7 +34,6 @@ ALIKE = {  # concepts that one package or both draw as another one, within 3 gre
 }  # fmt: skip
 NAME = re.compile(r"[0-9a-f]{4,5}(-[0-9a-f]{4,5})*")
 FLAG = re.compile(r"(1f1(e[6-9a-f]|f[0-9a-f])-?){2}|1f3f4(-e00[0-9a-f]{2})+")  # two regional indicators, or tags
-FLAGS = ("without", "only", "with")
 HOW = "npm pack emoji-datasource-google@16.0.0 (or emoji-datasource-twitter), then tar xzf on the file it leaves"
 
 
@@ -70,8 +69,6 @@ def load_emoji(
     """
     if size not in (SIDE // 2, SIDE):
         raise ValueError(f"size must be {SIDE // 2} or {SIDE}, got {size}")
-    if flags not in FLAGS:
-        raise ValueError(f"flags must be one of {', '.join(FLAGS)}, got {brief(repr(flags))}")
     files, _, notes = find_images(image_folder(Path(path).expanduser()))
     unknown = [file for file in files if not NAME.fullmatch(file.stem)]
     if unknown:

@@ -252,10 +252,7 @@ class ResidualBlock(Conditioned, Flow):
         return estimator(jvp, vjp, x, generator)
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
-        return self._forward(x, self._weights(), generator)
-
-    def _forward(self, x: Tensor, weights: Weights, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        estimator = self.training_log_det if self.training else self.evaluation_log_det
+        weights, estimator = self._weights(), self.training_log_det if self.training else self.evaluation_log_det
         rows, share = estimator.rows(len(x), generator, x.device)
         z = x + self._evaluate(x, weights)
         with full_precision(x.device), rng.only(rows):
@@ -268,9 +265,8 @@ class ResidualBlock(Conditioned, Flow):
     @torch.no_grad()
     def solve_inverse(self, z: Batch, tol: float = TOLERANCE, max_iterations: int = 1000) -> Certificate:
         """The fixed point of x ↦ z − g(x), accelerated, each sample until its own residual is at most ``tol``."""
-        return self._solve(z, self._weights(), tol, max_iterations)
+        weights = self._weights()
 
-    def _solve(self, z: Tensor, weights: Weights, tol: float, max_iterations: int = 1000) -> Certificate:
         def contraction(x: Tensor, rows: Tensor) -> Tensor:
             return z[rows] - self._evaluate(x, _of_rows(weights, rows))
 

@@ -21,7 +21,6 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.config.recipes import Recipe
 from indm.files import atomic, untrusted
 from indm.messages import reason
 from indm.runs.devices import by_main_process
@@ -50,8 +49,7 @@ class MetricsLog:
     Args:
         trainer: whose run it is.
         run: the run folder.
-        recipe: for the trackers.
-        state: of the log of a run that is resumed.
+        state: of the log of a run that is resumed; None of a new one.
 
     Attributes:
         skipped: steps that were left out in all.
@@ -59,8 +57,8 @@ class MetricsLog:
         best: step and ``valid_nelbo`` of the best validation.
     """
 
-    def __init__(self, trainer: Trainer, run: Path, recipe: Recipe, state: dict[str, Any] | None = None):
-        self.trainer, self.path, self.recipe = trainer, run / "metrics.jsonl", recipe
+    def __init__(self, trainer: Trainer, run: Path, state: dict[str, Any] | None):
+        self.trainer, self.path = trainer, run / "metrics.jsonl"
         self.best_file = run / BEST / "validation.json"
         self.best: dict[str, Any] = by_main_process(self._read_best)
         self.totals: dict[str, Tensor] = {}  # sum and number of each term since the last line, of this process
@@ -73,7 +71,7 @@ class MetricsLog:
 
     def __enter__(self) -> "MetricsLog":
         if self.trainer.options.trackers:
-            flat = {f"{t}.{k}": str(v) for t, content in self.recipe.items() for k, v in content.items()}
+            flat = {f"{t}.{k}": str(v) for t, content in self.trainer.recipe.items() for k, v in content.items()}
             self.trainer.accelerator.init_trackers("indm", config=flat)
         return self
 

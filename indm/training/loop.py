@@ -43,7 +43,7 @@ from indm.runs.signals import interruptible
 from indm.sampling import centre_prior
 from indm.training import checkpoints, checks, costs, presets
 from indm.training.log import BEST, LOOK_EVERY, Fault, MetricsLog, Progress
-from indm.training.resolving import parts_of, recipe_of, with_condition
+from indm.training.resolving import parts_of, recipe_of
 from indm.training.step import is_due
 from indm.training.trainer import Trainer
 
@@ -139,7 +139,6 @@ def train(
     accelerator = make_accelerator(wanted.train, out)
     parts_of_run = parts_of(wanted, accelerator, model, data, objective)
     whole, notes = presets.completed(wanted, parts_of_run, accelerator, trainer or Trainer)
-    whole = with_condition(whole, parts_of_run["data"])
     tell(*notes, shown=shows)
     made = (trainer or Trainer)(whole, accelerator=accelerator, **parts_of_run)
     with ExitStack() as held:
@@ -147,15 +146,14 @@ def train(
         def lock() -> bool:
             """Whether there is a state to continue from, now that no other process can change that."""
             held.enter_context(run_lock(out))
-            check_folder(out, whole, resume)
+            check_folder(out, made.recipe, resume)
             return resume and not checkpoints.nothing_saved(out)
 
-        return run_in(out, whole, made, by_main_process(lock), callbacks, progress, measured)
+        return run_in(out, made, by_main_process(lock), callbacks, progress, measured)
 
 
 def run_in(
     out: Path,
-    recipe: Recipe,
     trainer: Trainer,
     resumes: bool,
     callbacks: Sequence[Callback],
@@ -172,7 +170,7 @@ def run_in(
     n_threads, own = costs.choose_threads(trainer, out if resumes else None), torch.get_num_threads()
     if main:
         record = split_record(trainer.data) | {"threads": n_threads}
-        describe(out, recipe, trainer.accelerator.device, trainer.data.remarks, record)
+        describe(out, trainer.recipe, trainer.accelerator.device, trainer.data.remarks, record)
         if measured:
             costs.keep(out, measured)
         warn_of_lost_steps(out, trainer.step)
@@ -180,7 +178,7 @@ def run_in(
     fewer = n_threads < own and trainer.options.threads == "auto" and not resumes
     tell(f"threads: {n_threads}, as others use the machine ({own} with --threads {own})", shown=fewer and progress)
 
-    log = MetricsLog(trainer, out, recipe, state)
+    log = MetricsLog(trainer, out, state)
     with costs.on_threads(n_threads), log, interruptible() as interrupted:
         if not resumes:
             trainer.save(out, log.state())  # an error now, if the folder cannot be written
@@ -288,14 +286,13 @@ def plan(recipe: AnyTables) -> tuple[Recipe, dict]:
     accelerator = make_accelerator(wanted.train)
     data = load_data(wanted.data.name, **wanted.data.options)
     full, notes = presets.completed(wanted, {"data": data}, accelerator)
-    full = with_condition(full, data)
     trainer = Trainer(full, data, accelerator)
     o, n_threads = trainer.options, costs.choose_threads(trainer)
     with costs.on_threads(n_threads):
         seconds = presets.seconds_of_a_step(trainer)
     steps = min(o.steps, o.seconds / seconds)
     needed = gib(sum(checks.memory_of_step(trainer.model, trainer.micro_batch_size, accelerator)))
-    return full, {
+    return trainer.recipe, {
         **{f"note {number}": note for number, note in enumerate(notes, 1)},
         **{name.replace("_", " "): count for name, count in sizes(trainer).items()},
         "event shape": tuple(trainer.data.shape),

@@ -78,7 +78,7 @@ class Trainer:
         self.data_b = self._second_data(recipe)
         self.micro_batch_size = self._batch_size_of_a_pass()
         self.validation_batch_size = recipe.evaluate.batch_size
-        recipe = with_condition(recipe, data)
+        self.recipe = recipe = with_condition(recipe, data)
         torch.manual_seed(self.options.seed)
         self.model = self._on_device(self._checked(model, recipe))
         self.condition: Condition | None = getattr(self.model, "condition", None)

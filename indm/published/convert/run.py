@@ -104,7 +104,12 @@ def convert(
         "overruled": layout.overruled,
         "data": data,
     }
-    _write(out, model, _recipe(model, data, given, fallback), result)
+    made_by = provenance(None, {file["name"]: file["sha256"] for file in files})
+    conversion = atomic.json_into(result | {"provenance": made_by})  # what has no JSON is an error before all writing
+    notes = [f"converted from {file['name']}" for file in files]
+    describe(out, _recipe(model, data, given, fallback), torch.device("cpu"), notes)
+    model.save(out)
+    atomic.whole(out / CONVERSION, conversion)
     return result
 
 
@@ -193,13 +198,3 @@ def _assumed(sde: dict, data: dict, layout: Architecture, given: Tables) -> dict
         for key, value in content.items()
         if key not in (*given.get(name, {}), *shown[name])
     }
-
-
-def _write(out: Path, model: INDM, recipe: Recipe, result: dict) -> None:
-    """Write the run folder."""
-    files = result["files"]
-    made_by = provenance(None, {file["name"]: file["sha256"] for file in files})
-    conversion = atomic.json_into(result | {"provenance": made_by})  # what has no JSON is an error before all writing
-    describe(out, recipe, torch.device("cpu"), [f"converted from {file['name']}" for file in files])
-    model.save(out)
-    atomic.whole(out / CONVERSION, conversion)
