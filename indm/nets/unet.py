@@ -23,22 +23,32 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """Pre-activation residual block: (shortcut(h) + conv(silu(norm(conv(silu(norm(h))) + level))))/√2."""
+    """Residual block (shortcut(r(h)) + conv(silu(norm(conv(r(silu(norm(h)))) + level)))) · scale; r may resample."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        embedding: int,
+        dropout: float,
+        scale: float = SKIP_SCALE,
+        resample: nn.Module | None = None,
+    ):
         super().__init__()
+        self.scale = scale
         self.norm1 = group_norm(inputs)
+        self.resample = nn.Identity() if resample is None else resample
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.level = nn.Linear(embedding, outputs)
         self.norm2 = group_norm(outputs)
         self.dropout = Dropout(dropout)
         self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
-        self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+        self.shortcut = nn.Identity() if inputs == outputs and resample is None else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        update = self.conv1(F.silu(self.norm1(h))) + self.level(embedding)[:, :, None, None]
+        update = self.conv1(self.resample(F.silu(self.norm1(h)))) + self.level(embedding)[:, :, None, None]
         update = self.conv2(self.dropout(F.silu(self.norm2(update))))
-        return (self.shortcut(h) + update) * SKIP_SCALE
+        return (self.shortcut(self.resample(h)) + update) * self.scale
 
 
 class Attention(nn.Module):

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.nets.embedding import ConditionOfImages, seen
-from indm.nets.unet import SKIP_SCALE, Attention, group_norm
+from indm.nets.unet import SKIP_SCALE, Attention, ResBlock, group_norm
 from indm.published.fir import Down, StridedConv, Up
-from indm.rng import Dropout
 from indm.score import ScoreModel, called
 from indm.sde.linear import VESDE, VPSDE, LinearSDE, SubVPSDE
 from indm.tensors import Batch, PerSample, double, expand_like, zeroed
@@ -105,29 +104,6 @@ class Fourier(nn.Module):
     def forward(self, level: PerSample) -> Float[Tensor, "batch features"]:
         phase = 2 * math.pi * (level.log()[:, None] * self.omega)
         return torch.cat((phase.sin(), phase.cos()), dim=1)
-
-
-class Block(nn.Module):
-    """Residual block (shortcut(r(h)) + conv(silu(norm(conv(r(silu(norm(h)))) + level)))) · scale; r may resample."""
-
-    def __init__(
-        self, inputs: int, outputs: int, embedding: int, dropout: float, scale: float, resample: nn.Module | None = None
-    ):
-        super().__init__()
-        self.scale = scale
-        self.norm1 = group_norm(inputs)
-        self.resample = nn.Identity() if resample is None else resample
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.level = nn.Linear(embedding, outputs)
-        self.norm2 = group_norm(outputs)
-        self.dropout = Dropout(dropout)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.shortcut = nn.Identity() if inputs == outputs and resample is None else nn.Conv2d(inputs, outputs, 1)
-
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        update = self.conv1(self.resample(F.silu(self.norm1(h)))) + self.level(embedding)[:, :, None, None]
-        update = self.conv2(self.dropout(F.silu(self.norm2(update))))
-        return (self.shortcut(self.resample(h)) + update) * self.scale
 
 
 class ResidualInlet(nn.Module):
@@ -322,8 +298,8 @@ class NCSNpp(nn.Module):
             if self.output_pyramid == "sum" or level == 0:
                 self.readouts.append(Readout(h, self.shape[0]))
 
-    def _block(self, inputs: int, outputs: int, resampling: nn.Module | None = None) -> Block:
-        return Block(inputs, outputs, self.width, self.dropout, self.scale, resampling)
+    def _block(self, inputs: int, outputs: int, resampling: nn.Module | None = None) -> ResBlock:
+        return ResBlock(inputs, outputs, self.width, self.dropout, self.scale, resampling)
 
     def _attention(self, level: int) -> nn.Module:
         attends = self.shape[1] // 2**level in self.attention
@@ -341,7 +317,7 @@ class NCSNpp(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         for module in self.modules():
-            if isinstance(module, Block):
+            if isinstance(module, ResBlock):
                 zeroed(module.conv2)
             elif isinstance(module, Readout):
                 zeroed(module.conv)

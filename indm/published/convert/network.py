@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from indm.config.checks import check_arguments
 from indm.config.recipes import Tables
 from indm.messages import brief, listed
-from indm.nets.unet import Attention
+from indm.nets.unet import Attention, ResBlock
 from indm.published.convert.checkpoint import Reader, State, alike, check_agrees, contradictions
-from indm.published.ncsnpp import Block, Fourier, NCSNpp, ResidualInlet, SkipInlet
+from indm.published.ncsnpp import Fourier, NCSNpp, ResidualInlet, SkipInlet
 
 # What tensors do not show, as published: DDPM++ with VP and sub-VP, NCSN++ with VE.
 DDPMPP = {"fir": (), "rescale": True, "centered": True, "scale_by_sigma": False, "dropout": 0.1}
@@ -248,7 +248,7 @@ def tensors_of(part: Any) -> list[tuple[str, Tensor]]:
     """The tensors of a part of a network, by the names of those of the original's layer that they are copied from."""
     if isinstance(part, Fourier):
         return [("W", part.omega)]
-    if isinstance(part, Block):
+    if isinstance(part, ResBlock):
         layers = {"GroupNorm_0.": part.norm1, "Conv_0.": part.conv1, "Dense_0.": part.level}
         layers |= {"GroupNorm_1.": part.norm2, "Conv_1.": part.conv2}
         layers |= {} if isinstance(part.shortcut, nn.Identity) else {"Conv_2.": part.shortcut}
