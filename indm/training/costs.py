@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from indm.config import paths, recipes
 from indm.config.options import Training
 from indm.config.recipes import AnyTables, Recipe
-from indm.data.registry import load_data, without_download
+from indm.data.registry import without_download
 from indm.files import atomic, untrusted
 from indm.messages import reason
 from indm.runs.devices import by_main_process, device, make_accelerator
@@ -216,9 +216,7 @@ def trainer_of(recipe: Recipe, trainer: type[Trainer] = Trainer, **parts: Any) -
     """A trainer at the beginning of a run without end by that recipe; ``parts`` are what Python gave in its place."""
     recipe = replace(recipe, train=replace(recipe.train, steps=10**9, seconds=math.inf))
     accelerator = make_accelerator(recipe.train)
-    with accelerator.main_process_first():
-        parts = parts or {"data": load_data(recipe.data.name, **recipe.data.options)}
-    return trainer(recipe, accelerator=accelerator, **parts)
+    return trainer(recipe, accelerator=accelerator, **(parts or parts_of(recipe, accelerator)))
 
 
 def threads_for(run: Path) -> int:

@@ -205,8 +205,8 @@ class MetricsLog:
         self.validation = validation
         if validation["valid_nelbo"] < self.best.get("valid_nelbo", math.inf):
             self.best = {"step": trainer.step, "valid_nelbo": validation["valid_nelbo"]}
-            trainer.save_average(self.best_file.parent)
             if trainer.accelerator.is_main_process:
+                trainer.ema.model.save(self.best_file.parent)
                 atomic.json_object(self.best_file, self.best)
         self._write(validation, trainer.step)
         return None

@@ -30,7 +30,6 @@ from indm.config.options import FEW_STEPS, Training
 from indm.config.recipes import AnyTables, Recipe
 from indm.data.base import Data, stack
 from indm.data.image_files import count_unreadable
-from indm.data.registry import load_data
 from indm.files import atomic
 from indm.files.memory import gib
 from indm.messages import counted
@@ -244,8 +243,8 @@ def loop(
             if fault:
                 recover(trainer, out, log, fault)
             else:
-                if o.snapshot_every and due(o.snapshot_every):
-                    trainer.save_average(out / "snapshots" / str(trainer.step))
+                if o.snapshot_every and due(o.snapshot_every) and trainer.accelerator.is_main_process:
+                    trainer.ema.model.save(out / "snapshots" / str(trainer.step))
                 if saves and not over and not log.skipped_in_row:
                     trainer.save(out, log.state())
                 shown.update(trainer.progress)
@@ -284,9 +283,9 @@ def plan(recipe: AnyTables) -> tuple[Recipe, dict]:
     """
     wanted = recipes.resolve(recipe)
     accelerator = make_accelerator(wanted.train)
-    data = load_data(wanted.data.name, **wanted.data.options)
-    full, notes = presets.completed(wanted, {"data": data}, accelerator)
-    trainer = Trainer(full, data, accelerator)
+    parts_of_run = parts_of(wanted, accelerator)
+    full, notes = presets.completed(wanted, parts_of_run, accelerator)
+    trainer = Trainer(full, accelerator=accelerator, **parts_of_run)
     o, n_threads = trainer.options, costs.choose_threads(trainer)
     with costs.on_threads(n_threads):
         seconds = presets.seconds_of_a_step(trainer)

@@ -81,7 +81,9 @@ def name_of_objective(objective: Objective) -> str:
     return f"{loss.__module__}:{names[0]}" if names and loss.__module__ != "__main__" else parts.GIVEN
 
 
-def parts_of(recipe: Recipe, accelerator: Accelerator, model: nn.Module | None, data: Any, objective: Any) -> dict:
+def parts_of(
+    recipe: Recipe, accelerator: Accelerator, model: nn.Module | None = None, data: Any = None, objective: Any = None
+) -> dict[str, Any]:
     """The ``data``, ``model`` and ``objective`` of a :class:`~indm.training.trainer.Trainer`; None is the recipe's."""
     with accelerator.main_process_first():
         if data is None:

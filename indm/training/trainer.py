@@ -59,8 +59,8 @@ class Trainer:
         model: what is trained; by default the objective builds it from the recipe.
         objective: by default the one that the recipe names.
 
-    A subclass may change how the model is made (:meth:`build_model`), the optimizer (:meth:`build_optimizer`), the
-    step (:meth:`build_step`, :meth:`conditions`, :meth:`forward_backward`) and what validation draws (:meth:`bound`).
+    A subclass may change how the model is made (:meth:`build_model`), the optimizer (:meth:`build_optimizer`) and the
+    step (:meth:`build_step`, :meth:`conditions`, :meth:`forward_backward`).
     """
 
     def __init__(
@@ -77,7 +77,6 @@ class Trainer:
         self.data, self.accelerator = data, accelerator
         self.data_b = self._second_data(recipe)
         self.micro_batch_size = self._batch_size_of_a_pass()
-        self.validation_batch_size = recipe.evaluate.batch_size
         self.recipe = recipe = with_condition(recipe, data)
         torch.manual_seed(self.options.seed)
         self.model = self._on_device(self._checked(model, recipe))
@@ -196,10 +195,6 @@ class Trainer:
             conditions["progress"] = self.progress
         return conditions | {"flow_use": self.flow_use()}
 
-    def bound(self, model: nn.Module, raw: Tensor) -> Draw:
-        """What draws an upper bound of −log p of a batch of ``raw``, see :func:`bound_of`."""
-        return bound_of(model, raw, self.options.seed)
-
     def flow_use(self) -> FlowUse:
         """How the coming step uses the flow. Where the score has nothing to train, every step trains the flow."""
         if self.pretraining and self.progress < self.options.pretrain:
@@ -310,19 +305,19 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
-        """The :meth:`bound` of the averaged model on validation examples, every time with the same noise.
+        """The bound (:func:`bound_of`) of the averaged model on validation examples, every time with the same noise.
 
         With a second data set, also −log p(x_T) of its validation examples, as ``valid_terminal``. Both with the noise
         that training adds.
         """
-        model, o = self.ema.model, self.options
+        model, o, size = self.ema.model, self.options, self.recipe.evaluate.batch_size
 
         def of(raw: Tensor, draw: Draw, noise: float, c: Tensor | None = None) -> float:
-            nats = drawn(raw, draw, model, self.accelerator, self.validation_batch_size, o.seed, noise=noise, c=c)
+            nats = drawn(raw, draw, model, self.accelerator, size, o.seed, noise=noise, c=c)
             return self.in_units(nats.mean().item())
 
         raw = stack(self.data.valid, o.validate_examples)
-        bound = of(raw, self.bound(model, raw), o.initial_noise, self.c_of("valid", len(raw)))
+        bound = of(raw, bound_of(model, raw, o.seed), o.initial_noise, self.c_of("valid", len(raw)))
         validation: dict[str, Any] = {"valid_nelbo": bound, "unit": self.unit}
         if self.data_b is not None:
             second = stack(self.data_b.valid, o.validate_examples)
@@ -354,11 +349,6 @@ class Trainer:
             self.ema.model.save(run)
         self.saved_step, self.fell_back = self.step, False
         self.accelerator.wait_for_everyone()
-
-    def save_average(self, folder: Path) -> None:
-        """Write the averaged model into ``folder``, by the main process."""
-        if self.accelerator.is_main_process:
-            self.ema.model.save(folder)
 
     def load(self, run: Path) -> dict[str, Any]:
         """Go back to the newest intact state in ``run``; the state of the log in it. Collective.

@@ -60,7 +60,7 @@ def flow_from_state(
     if not chains(reader, prefix):
         raise ValueError(
             "state must hold a residual flow, with keys like 'transforms.0.chain.0.nnet.0.weight' or "
-            f"'generator.flow.transforms.…' for the conditional one, got {_some(reader.state)}"
+            f"'generator.flow.transforms.…' for the conditional one, got {brief(', '.join(reader.state)) or 'nothing'}"
         )
     inferred = {"name": "conditional-residual" if conditional else "residual"}
     inferred |= residual_arguments(reader, prefix, shape)
@@ -99,7 +99,7 @@ def residual_arguments(reader: Reader, prefix: str, shape: tuple[int, ...]) -> d
     actnorm = any(key.endswith(".initialized") for key in reader.state)
     uninitialized = [k for k, v in reader.state.items() if k.endswith(".initialized") and not v.all()]
     if uninitialized:
-        raise ValueError(f"state holds an ActNorm that never saw data: {_some(uninitialized)}")
+        raise ValueError(f"state holds an ActNorm that never saw data: {brief(', '.join(uninitialized))}")
     return {"blocks": tuple(groups), "width": width, "squeeze": squeeze, "actnorm": actnorm}
 
 
@@ -230,9 +230,3 @@ def read_coupling(reader: Reader, source: str, target: Coupling) -> None:
     ]:
         if value is not None:
             parameter.copy_(value.roll(len(value) // 2, 0))
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first few of the names."""
-    names = list(names)
-    return brief(", ".join(names[:5])) + (", …" if len(names) > 5 else "") if names else "nothing"
