@@ -142,10 +142,7 @@ def measure(home: Home, job: Job) -> dict[str, Any]:
         ran("evaluate", str(out), "--examples", "10000", "--nll-examples", str(CERTIFIED), "--quiet")
     if not (out / "samples.npz").exists():
         ran("sample", str(out), "-n", str(SAMPLES), "--quiet")
-    result = json.loads((out / "evaluation.json").read_text())
-    record |= {kind: result[kind] for kind in ("nelbo", "nll") if kind in result}
-    record |= {key: result[key] for key in ("images", "groups", "dims", "dequantization", "baselines") if key in result}
-    return record | {"frechet": scores(out, home.folder / "extractors")}
+    return record | evaluated(out) | {"frechet": scores(out, home.folder / "extractors")}
 
 
 def trained(out: Path) -> dict[str, Any]:
@@ -154,6 +151,13 @@ def trained(out: Path) -> dict[str, Any]:
     if summary.get("interrupted", True):
         return {}
     return {"valid": summary["valid_nelbo"], "unit": summary["unit"], "steps": summary["steps"]}
+
+
+def evaluated(out: Path) -> dict[str, Any]:
+    """What the record of a job says of its likelihood; nothing before that is known."""
+    path = out / "evaluation.json"
+    kept = ("nelbo", "nll", "images", "groups", "dims", "dequantization", "baselines")
+    return {key: part for key, part in json.loads(path.read_text()).items() if key in kept} if path.exists() else {}
 
 
 def translated(home: Home, job: Job, out: Path) -> dict[str, Any]:
@@ -228,10 +232,12 @@ def table(home: Home) -> None:
     costs = [json.loads(path.read_text()) for path in sorted((home.folder / "costs").glob("*.json"))]
     write_csv(RECORDS / "budget-costs.csv", costs)
     records = [json.loads(path.read_text()) for path in sorted((home.folder / "records").rglob("*.json"))]
-    unmeasured = [(job, trained(home.run(job.name))) for job in home.planner.jobs()]
-    records += [job.about | home.spent(job.name) | record for job, record in unmeasured if record]
+    unmeasured = [(job, home.run(job.name)) for job in home.planner.jobs()]
+    records += [
+        job.about | home.spent(job.name) | trained(run) | evaluated(run) for job, run in unmeasured if trained(run)
+    ]
     write_csv(RECORDS / "budget-runs.csv", [flat(record) for record in records])
-    write_csv(RECORDS / "budget-family.csv", family.rows(home.run, lambda name: home.record(name).exists()))
+    write_csv(RECORDS / "budget-family.csv", family.rows(home.run))
     learned = []
     for study in (name for name, s in STUDIES.items() if "spline" in s.variants and not s.searched):
         setting, _ = home.planner.search(study, "spline")
