@@ -118,6 +118,8 @@ def _picture(records: Sequence[Record], costs: Costs) -> plots.Pixels:
         panels[name] = f"not sampled yet: indm sample {run}"
         if (file := run / SAMPLES).exists():
             samples, levels, _ = read_samples(file)
+            if samples.ndim not in (2, 4):
+                raise ValueError(f"{file} must hold samples (N, C, H, W) or (N, D), got {tuple(samples.shape)}")
             panels[name] = samples
     return sheets.stacked(plots.pixels_of(curves), sheets.samples_picture(panels, levels, colours))
 

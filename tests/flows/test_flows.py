@@ -65,7 +65,7 @@ def test_a_conditional_flow_checks_its_blocks():
     flow = ConditionalResidualFlow((4,), (1,), 8, code_dim=2)
     with torch.no_grad():
         flow.chain[0].maps[0].weight.fill_(math.nan)
-    for part, name in ((flow, "chain.0"), (flow.at(torch.zeros(2)), "flows.0.block")):
+    for part, name in ((flow, "chain.0"), (flow.at(torch.zeros(2)), "flows.0")):
         with pytest.raises(RuntimeError, match=rf"^{name}\.maps\.0\.weight has norm nan"):
             part.check()
 
