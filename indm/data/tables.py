@@ -56,7 +56,7 @@ def names_of(path: Path, x: str | Sequence[str] = (), c: str | Sequence[str] = (
     """The names of the columns of a file that a model has: ``x``, or all of a text file but ``c``; none without names.
 
     Raises:
-        OSError, ValueError: it cannot be read.
+        OSError, ValueError, csv.Error: it cannot be read.
     """
     x, c = ([part] if isinstance(part, str) else list(part) for part in (x, c))
     if x or path.suffix.lower() not in SUFFIXES:

@@ -341,7 +341,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         They are compared as latents, but as they are in a column whose map brings far values near.
         """
         bends = np.array([self.encoding_.map_of(i).far[0] for i in self.encoding_.numbers])
-        values = np.where(bends, x, self.encoding_.latents(x + 0.5 * self.encoding_.whole))
+        values = np.where(bends, x, self._latents(x).numpy())
         off = np.zeros(x.shape)
         for j in range(x.shape[1]):
             there = np.flatnonzero(~np.isnan(x[:, j]))

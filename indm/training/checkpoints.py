@@ -68,7 +68,6 @@ def write(run: Path, state: dict, keep: int) -> None:
         OSError: it cannot be written; what was there before is as it was.
     """
     path = run / FOLDER / f"{state['step']}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
     for half_written in path.parent.glob(atomic.HALF_WRITTEN):
         half_written.unlink()
     atomic.whole(path, lambda beside: torch.save(state, beside))
@@ -133,7 +132,6 @@ def _use(run: Path, intact: Path, step: int, complaints: dict[Path, str]) -> Pat
         path.replace(path.with_name(path.name + DAMAGED))
     if intact.name == NEWEST:
         intact = run / FOLDER / f"{step}.pt"
-        intact.parent.mkdir(exist_ok=True)
         _also_called(run / NEWEST, intact)
     elif complaints:
         _also_called(intact, run / NEWEST)

@@ -312,7 +312,7 @@ def save_final(trainer: Trainer, best: dict[str, Any], out: Path) -> None:
     ``best`` is the best validation, see :class:`~indm.training.log.MetricsLog`.
 
     With ``latent_mean`` its prior sits at the mean latent of (up to 10,000) training examples. Checkpoints stay as
-    they are. Collective.
+    they are. The main process does it.
     """
     o = trainer.options
     is_earlier = o.final == "best" and best.get("step", trainer.step) != trainer.step

@@ -25,6 +25,7 @@ import torch
 import indm
 from indm.cli.main import main as command
 from indm.config.recipes import Recipe, literal
+from indm.evaluation.results import current_evaluation
 from indm.files import atomic
 from indm.training.costs import trainer_of
 from research.budget import family, splines
@@ -76,7 +77,7 @@ class Home:
                 changes | {"train.steps": 100} for changes in (merged(ALIKE, s.setting, variant.setting), job.setting)
             )
             unit, recipe = (indm.recipe(s.recipe, changes | self.path(s.folder)) for changes in (of_unit, own))
-            write(path, {"study": study, "structure": kind} | cost_in_turns(unit, recipe))
+            atomic.json_object(path, {"study": study, "structure": kind} | cost_in_turns(unit, recipe))
         return json.loads(path.read_text())["cost"]
 
     def path(self, folder: str | None) -> Setting:
@@ -146,7 +147,7 @@ def measure(home: Home, job: Job) -> dict[str, Any]:
 
 
 def trained(out: Path) -> dict[str, Any]:
-    """What the record of a job says of its training; nothing before that has ended."""
+    """The part of a job's record about its training; empty until the training has ended."""
     summary = json.loads((out / "summary.json").read_text()) if (out / "summary.json").exists() else {}
     if summary.get("interrupted", True):
         return {}
@@ -154,10 +155,10 @@ def trained(out: Path) -> dict[str, Any]:
 
 
 def evaluated(out: Path) -> dict[str, Any]:
-    """What the record of a job says of its likelihood; nothing before that is known."""
-    path = out / "evaluation.json"
+    """The part of a job's record about its likelihood; empty until the run is evaluated."""
+    result = current_evaluation(out) or {}
     kept = ("nelbo", "nll", "images", "groups", "dims", "dequantization", "baselines")
-    return {key: part for key, part in json.loads(path.read_text()).items() if key in kept} if path.exists() else {}
+    return {key: result[key] for key in kept if key in result}
 
 
 def translated(home: Home, job: Job, out: Path) -> dict[str, Any]:
@@ -185,7 +186,7 @@ def do(home: Home, name: str) -> None:
     finally:
         with spent.open("a") as file:
             print(round(time.process_time(), 1), file=file)
-    write(home.record(name), job.about | home.spent(name) | measure(home, job))
+    atomic.json_object(home.record(name), job.about | home.spent(name) | measure(home, job))
 
 
 def queue(home: Home, data: Path, jobs: int) -> None:
@@ -222,20 +223,15 @@ def queue(home: Home, data: Path, jobs: int) -> None:
         raise SystemExit(f"failed: {', '.join(sorted(failed))}; their logs are beside their runs")
 
 
-def write(path: Path, content: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.json_object(path, content)
-
-
 def table(home: Home) -> None:
     """``budget-costs.csv``, ``-runs``, ``-family`` and ``-splines``, of all trainings that have ended."""
     costs = [json.loads(path.read_text()) for path in sorted((home.folder / "costs").glob("*.json"))]
     write_csv(RECORDS / "budget-costs.csv", costs)
     records = [json.loads(path.read_text()) for path in sorted((home.folder / "records").rglob("*.json"))]
-    unmeasured = [(job, home.run(job.name)) for job in home.planner.jobs()]
-    records += [
-        job.about | home.spent(job.name) | trained(run) | evaluated(run) for job, run in unmeasured if trained(run)
-    ]
+    for job in home.planner.jobs():
+        run = home.run(job.name)
+        if found := trained(run):
+            records.append(job.about | home.spent(job.name) | found | evaluated(run))
     write_csv(RECORDS / "budget-runs.csv", [flat(record) for record in records])
     write_csv(RECORDS / "budget-family.csv", family.rows(home.run))
     learned = []

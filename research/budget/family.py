@@ -10,9 +10,9 @@ from research.budget.design import FAMILY, SEEDS
 
 
 def rows(run: Callable[[str], Path]) -> list[dict[str, Any]]:
-    """A row for each difference, over the seeds of which both runs are evaluated; none where there is no such seed.
+    """A row for each difference of which some seed has both runs evaluated; it takes all such seeds.
 
-    ``run`` is the folder of a job.
+    ``run`` gives the folder of a job.
     """
     found = {}
     for study, variant, baseline in FAMILY:
