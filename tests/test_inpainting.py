@@ -184,15 +184,29 @@ def test_the_command_draws_what_is_white_or_transparent(files, capsys):
     assert made_by["mask"] == "mask.png" and made_by["options"]["steps"] == 2 and made_by["provenance"]["seed"] == 0
 
 
+def test_an_image_of_another_size_is_cut_and_resized_with_its_mask(files, capsys):
+    image, hole = Image.new("L", (32, 16), 200), Image.new("L", (32, 16))
+    image.paste(0, (16, 0, 32, 16))
+    for picture in (image, hole):  # in one pixel of the model's, and with less weight in its neighbours
+        picture.paste(255, (10, 4, 12, 6))
+    image.save("wide.png")
+    hole.save("hole.png")
+    command = ["inpaint", "digits-pretrained", "wide.png", "--mask", "hole.png", "--steps", "2", "-n", "1", "--quiet"]
+    assert main([*command, "--out", "a"]) == 0
+    assert "sheet.png: 9 of 64 pixels, 1 draw" in capsys.readouterr().out
+    drawn = pixels("a/1.png")
+    kept = np.ones((8, 8), bool)
+    kept[1:4, 0:3] = False
+    assert drawn.shape == (8, 8) and (drawn[:, :3][kept[:, :3]] == 207).all() and (drawn[:, 5:] == 0).all()
+
+
 def test_mistakes_of_the_command_are_one_line(files, capsys):
     command = ["inpaint", "digits-pretrained", "digit.png", "--out", "a"]
     assert "--mask must be given for digit.png" in error_of(capsys, *command)
     for name, size in {"black": (8, 8), "wide": (9, 8)}.items():
         Image.new("L", size).save(f"{name}.png")
     assert "must say which pixels are missing" in error_of(capsys, *command, "--mask", "black.png")
-    assert "wide.png must have 8x8 pixels, as the model's images, got 8x9" in error_of(
-        capsys, *command, "--mask", "wide.png"
-    )
+    assert "wide.png must have 8×8 pixels, as digit.png, got 9×8" in error_of(capsys, *command, "--mask", "wide.png")
     unknown = error_of(capsys, *command, "--mask", "mask.png", "--condition", "3")
     assert "condition and guidance are for a model of p(x|c), got 3" in unknown
     (files / "a").mkdir()

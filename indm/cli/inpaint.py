@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -19,8 +19,9 @@ class Inpaint(ShowsProgress):
     """Draw the missing pixels of an image given the others, by a run.
 
     "indm inpaint RUN image.png --mask mask.png --out filled" draws the pixels that are white in mask.png. Without a
-    mask, the missing pixels are the transparent ones of image.png. Both files have the size of the model's images. The
-    model's flow must be elementwise, the default for images, or the identity.
+    mask, the missing pixels are the transparent ones of image.png. Both files have one size. If it is not that of the
+    model's images, both are cut and resized as the model's data were, and the draws have the size of the model's
+    images. The model's flow must be elementwise, the default for images, or the identity.
 
     Writes 1.png, 2.png, … with the other pixels as they were, in the model's grey levels; sheet.png with the image, its
     missing pixels grey, before the draws; and inpainting.json, which says how they were drawn.
@@ -52,11 +53,11 @@ class Inpaint(ShowsProgress):
         if not self.overwrite:
             check_empty(self.out, "name another --out, or add --overwrite")
         run, options = run_folder(self.run_folder), self.options
-        model, _ = open_run(run)
+        model, recipe = open_run(run)
         levels = model.scaling.levels
         if len(model.shape) != 3 or model.shape[0] not in (1, 3) or levels is None:
             raise ValueError(f"{run} must be a run of grey or RGB images, got one of events of shape {model.shape}")
-        raw, missing = self.read(model.shape, levels)
+        raw, missing = self.read(model.shape, levels, recipe["data"])
         c = None if options.condition is None else conditions(run, model, options)
         generator = torch.Generator(model.scaling.scale.device).manual_seed(options.seed)
         draws = inpaint(
@@ -81,23 +82,30 @@ class Inpaint(ShowsProgress):
         print(f"{self.out / 'sheet.png'}: {int(missing[0].sum())} of {missing[0].numel()} pixels, {len(draws)} draws")
         return DONE
 
-    def read(self, shape: tuple[int, ...], levels: int) -> "tuple[Tensor, Tensor]":
-        """The image in grey levels, and where it is missing, both of ``shape``.
+    def read(self, shape: tuple[int, ...], levels: int, data: dict[str, Any]) -> "tuple[Tensor, Tensor]":
+        """The image in grey levels, and where it is missing, both of ``shape``; cut and resized as ``data`` says.
+
+        A pixel of a resized image is missing if a missing one has any weight in it.
 
         Raises:
-            ValueError: no mask, another size than the model's, or a mask in which no pixel or every pixel is missing.
+            ValueError: no mask, one of another size than the image, or one in which no pixel or every pixel is missing.
         """
-        from indm.data.images import pixels_of, read_alpha, read_image
+        from PIL import Image
+
+        from indm.data.images import fitted, part, pixels_of, read_alpha, read_image
 
         mask = read_alpha(self.image) if self.mask is None else read_image(self.mask).convert("L")
         if mask is None:
             raise ValueError(f"--mask must be given for {self.image}, which has no transparent pixels")
-        image = read_image(self.image).convert("L" if shape[0] == 1 else "RGB")
-        for path, one in {self.image: image, self.mask or self.image: mask}.items():
-            if (one.height, one.width) != shape[1:]:
-                size = f"{one.height}x{one.width}"
-                raise ValueError(f"{path} must have {shape[1]}x{shape[2]} pixels, as the model's images, got {size}")
-        missing = pixels_of(mask) >= 128 if self.mask else pixels_of(mask) < 128
+        image = read_image(self.image, data.get("background", "white"))
+        if mask.size != image.size:
+            size, other = (f"{one.width}×{one.height}" for one in (image, mask))
+            raise ValueError(f"{self.mask} must have {size} pixels, as {self.image}, got {other}")
+        holes = mask.point([255 * ((level >= 128) == bool(self.mask)) for level in range(256)])
+        sides = shape[1], shape[2]
+        crop = image.size != sides[::-1] and data.get("crop", True)
+        pixels = fitted(image, (shape[0], *sides), data.get("resize", "bilinear"), crop)
+        missing = pixels_of(part(holes, sides, crop).resize(sides[::-1], Image.Resampling.BILINEAR)) > 0
         if missing.all() or not missing.any():
             raise ValueError(f"{self.mask or self.image} must say which pixels are missing, some and not all of them")
-        return (pixels_of(image).double() * (levels - 1) / 255).round().long(), missing.expand(shape)
+        return (pixels.double() * (levels - 1) / 255).round().long(), missing.expand(shape)
