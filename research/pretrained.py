@@ -65,7 +65,7 @@ MODELS = {
         "CC-BY-4.0, as scikit-learn has them.",
     ),
     "emoji-32": Origin(
-        "indm train emoji-32 --data.path PACKAGE --train.objective fid --train.steps 4000 --train.threads 1",
+        BUDGET.format("emoji-32"),
         "Noto Emoji by Google, Apache-2.0, of the npm package emoji-datasource-google 16.0.0.",
     ),
     "fashion-mnist": Origin(
