@@ -45,6 +45,7 @@ class Inpaint(ShowsProgress):
         from indm.evaluation import sheets
         from indm.files import atomic
         from indm.inpainting import inpaint
+        from indm.messages import counted
         from indm.runs.folder import check_empty, open_run, run_folder
         from indm.runs.provenance import provenance, weights_hash
         from indm.runs.samples import conditions
@@ -79,7 +80,8 @@ class Inpaint(ShowsProgress):
         sources = {"image": str(self.image), "mask": None if self.mask is None else str(self.mask)}
         made_by = provenance(options.seed, {str(run): weights_hash(run)})
         atomic.json_object(self.out / "inpainting.json", sources | {"options": asdict(options), "provenance": made_by})
-        print(f"{self.out / 'sheet.png'}: {int(missing[0].sum())} of {missing[0].numel()} pixels, {len(draws)} draws")
+        pixels = f"{int(missing[0].sum())} of {missing[0].numel()} pixels"
+        print(f"{self.out / 'sheet.png'}: {pixels}, {counted(len(draws), 'draw')}")
         return DONE
 
     def read(self, shape: tuple[int, ...], levels: int, data: dict[str, Any]) -> "tuple[Tensor, Tensor]":
