@@ -50,14 +50,22 @@ def number(row: Row, measure: str, form: str) -> str:
 
 
 def curve(made: Records) -> str:
-    """Validation NELBO at each budget that was trained, and how much less it is than that of *linear*."""
-    names = dict.fromkeys((row["study"], row["variant"]) for row in of_studies(made.at(stage="final")))
+    """Validation NELBO at each budget that was trained, and how much less it is than that of *linear*.
+
+    The order is that of the largest budget; variants without it come after the others.
+    """
+    names = dict.fromkeys((row["study"], row["variant"]) for row in of_studies(made))
     bits = {name: [at_budget(made, *name, stage) for stage in ("search", "third", "final")] for name in names}
     rows = []
-    for (study, variant), own in sorted(bits.items(), key=lambda item: (item[0][0], item[1][-1])):
+    for (study, variant), own in sorted(bits.items(), key=lambda item: (item[0][0], *map(last, reversed(item[1])))):
         linear = bits.get((study, "linear"), [math.nan] * len(own))
         rows.append((study, variant, *(less_than(*pair) for pair in zip(own, linear, strict=True))))
     return in_table("study", "variant", "a tenth", "a third", "the whole", rows=rows)
+
+
+def last(bits: float) -> float:
+    """A number to sort by, at which NaN comes last."""
+    return math.inf if math.isnan(bits) else bits
 
 
 def at_budget(made: Records, study: str, variant: str, stage: str) -> float:

@@ -91,14 +91,20 @@ def test_the_curve_has_the_best_of_the_search_and_the_mean_over_seeds_beside_the
         ("linear", "final", 2, "2", 3.2),
         ("spline", "search", 0, "a", 3.25),
         ("spline", "final", 1, "1", 2.85),
+        ("flow", "search", 0, "a", 3.0),
+        ("indm", "search", 0, "a", 3.4),
+        ("indm", "third", 0, "1", 3.3),
     ):
         row = {"valid": valid, "training_cpu_seconds": 1800}
         made.at(study="fashion", variant=variant, stage=stage, seed=seed, setting=setting).add(row)
     assert tables.curve(made).splitlines()[2:] == [
         "| fashion | spline | 3.250 (−0.250) | – | 2.850 (−0.250) |",
         "| fashion | linear | 3.500 | – | 3.100 |",
+        "| fashion | indm | 3.400 (−0.100) | 3.300 | – |",
+        "| fashion | flow | 3.000 (−0.500) | – | – |",
     ]
-    assert tables.spent(made).splitlines()[2:] == ["| fashion | final | 3 | 1.5 |", "| fashion | search | 3 | 1.5 |"]
+    hours = ["| fashion | final | 3 | 1.5 |", "| fashion | search | 5 | 2.5 |", "| fashion | third | 1 | 0.5 |"]
+    assert tables.spent(made).splitlines()[2:] == hours
 
 
 def test_a_difference_of_the_family_is_paired_by_seed_and_tested_with_two_seeds_or_more(tmp_path):
