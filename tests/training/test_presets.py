@@ -178,8 +178,10 @@ def test_recipes_of_images_are_behind_the_spline():
     assert {recipes.load(name)["flow"]["name"] for name in names} == {"elementwise"}
 
 
-def test_recipes_of_images_have_the_same_presets(vectors):
+def test_recipes_of_images_have_the_same_presets_but_for_the_rates_of_their_flows(vectors):
     folder, pair = (recipes.load(name)[recipes.PRESETS] for name in ("folder", "translate-folders"))
+    for size in folder:
+        assert folder[size]["train"].pop("flow_lr") > pair[size]["train"].pop("flow_lr")
     assert folder == pair
     with pytest.raises(ValueError, match=r"data must be images for the presets .* got events of shape \(5,\)"):
         presets.fitted(folder["small"], load_data("array", path=vectors))
