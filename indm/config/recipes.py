@@ -194,8 +194,8 @@ def override(recipe: AnyTables, changes: Mapping[str, str]) -> Tables:
 
     Where the recipe's budget is one of seconds alone, a number of steps replaces it, unless seconds are given too.
     A bare table name puts another thing of that kind in its place and keeps none of the old table. Another SDE of this
-    package keeps ε, which belongs to the data. What is not TOML is taken as a string, and so is whatever a ``path`` or
-    ``root`` is given as.
+    package keeps ε, which belongs to the data. A flow in place of the elementwise one has the learning rate of the
+    score, unless one is given. What is not TOML is taken as a string, and so is whatever ``path`` or ``root`` is.
     """
     changed = {table: dict(content) for table, content in recipe.items()}
     for table in (key for key in changes if "." not in key):
@@ -210,7 +210,28 @@ def override(recipe: AnyTables, changes: Mapping[str, str]) -> Tables:
         changed.setdefault(table, {})[key] = changes[dotted] if is_text else value
     if "train.steps" in changes and "train.seconds" not in changes and recipe.get("train", {}).get("steps") == math.inf:
         changed["train"]["seconds"] = math.inf
+    own, other = recipe.get("flow", {}).get("name"), changed.get("flow", {}).get("name")
+    if own == "elementwise" and other not in (own, "identity") and "train.flow_lr" not in changes:
+        changed = _with_rate_of_score(changed)
     return changed
+
+
+def _with_rate_of_score(recipe: Tables) -> Tables:
+    """The tables of ``recipe`` with the learning rate of the score for the flow, in its presets, too.
+
+    An elementwise flow bears rates at which others diverge.
+    """
+
+    def of_score(tables: Mapping[str, Any]) -> dict[str, Any]:
+        train = tables.get("train", {})
+        return (
+            {**tables, "train": {**train, "flow_lr": train.get("lr", Training.lr)}}
+            if "flow_lr" in train
+            else {**tables}
+        )
+
+    presets = {size: of_score(preset) for size, preset in recipe.get(PRESETS, {}).items()}
+    return of_score(recipe) | ({PRESETS: presets} if presets else {})
 
 
 def with_preset(recipe: AnyTables, preset: AnyTables) -> Tables:

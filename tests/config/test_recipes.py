@@ -106,6 +106,25 @@ def test_another_part_keeps_nothing_of_the_old_one_but_the_truncation_of_the_dat
 
 
 @pytest.mark.parametrize(
+    "name, changes, rates",
+    [
+        ("folder", {}, {"small": 3e-2, "medium": 1e-2, "large": 1e-2}),
+        ("folder", {"flow": "coupling"}, {"small": 2e-3, "medium": 1e-3, "large": 4e-4}),
+        ("folder", {"flow": "identity"}, {"small": 3e-2, "medium": 1e-2, "large": 1e-2}),
+        ("photos-32", {"flow": "coupling"}, {"": 2e-3}),
+        ("photos-32", {"flow": "coupling", "train.lr": "1e-4"}, {"": 1e-4}),
+        ("photos-32", {"flow": "coupling", "train.flow_lr": "5e-3"}, {"": 5e-3}),
+        ("two-spirals", {"flow": "coupling"}, {"": 1e-3}),
+    ],
+)
+def test_a_flow_in_place_of_the_elementwise_one_has_the_rate_of_the_score(name, changes, rates):
+    loaded = recipes.load(name)
+    tables = recipes.override(loaded, changes)
+    found = {size: preset["train"]["flow_lr"] for size, preset in tables.get(recipes.PRESETS, {}).items()}
+    assert (found or {"": tables["train"]["flow_lr"]}) == rates and loaded == recipes.load(name)
+
+
+@pytest.mark.parametrize(
     "name, changes, steps, seconds",
     [
         ("digits", {}, math.inf, 90),
