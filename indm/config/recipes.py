@@ -222,16 +222,12 @@ def _with_rate_of_score(recipe: Tables) -> Tables:
     An elementwise flow bears rates at which others diverge.
     """
 
-    def of_score(tables: Mapping[str, Any]) -> dict[str, Any]:
+    def of_score(tables: dict[str, Any]) -> dict[str, Any]:
         train = tables.get("train", {})
-        return (
-            {**tables, "train": {**train, "flow_lr": train.get("lr", Training.lr)}}
-            if "flow_lr" in train
-            else {**tables}
-        )
+        return {**tables, "train": {**train, "flow_lr": train.get("lr", Training.lr)}} if "flow_lr" in train else tables
 
     presets = {size: of_score(preset) for size, preset in recipe.get(PRESETS, {}).items()}
-    return of_score(recipe) | ({PRESETS: presets} if presets else {})
+    return {**of_score(recipe), **({PRESETS: presets} if presets else {})}
 
 
 def with_preset(recipe: AnyTables, preset: AnyTables) -> Tables:
