@@ -64,6 +64,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "forward-samples": lambda data: forward.sample_table(RECORDS, data),
     "translation": lambda data: translation.table(of("translation", data=data)),
     "translation-truth": lambda data: translation.truth_table(of("translation", data=data)),
+    "translation-longer": lambda: translation.truth_table(of("translation-longer")),
     "translation-flow_alone": lambda data: flow_alone.table(data, of("flow_alone", data=data)),
     "translation-known": lambda: truth.table(of("translation-truth")),
     "which_flow": copied.grid,
