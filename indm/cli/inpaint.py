@@ -13,6 +13,8 @@ from indm.config.options import InpaintingOptions, default
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from indm.model import INDM
+
 
 @dataclass
 class Inpaint(ShowsProgress):
@@ -58,7 +60,7 @@ class Inpaint(ShowsProgress):
         levels = model.scaling.levels
         if len(model.shape) != 3 or model.shape[0] not in (1, 3) or levels is None:
             raise ValueError(f"{run} must be a run of grey or RGB images, got one of events of shape {model.shape}")
-        raw, missing = self.read(model.shape, levels, recipe["data"])
+        raw, missing = self.read(model, recipe["data"])
         c = None if options.condition is None else conditions(run, model, options)
         generator = torch.Generator(model.scaling.scale.device).manual_seed(options.seed)
         draws = inpaint(
@@ -84,30 +86,33 @@ class Inpaint(ShowsProgress):
         print(f"{self.out / 'sheet.png'}: {pixels}, {counted(len(draws), 'draw')}")
         return DONE
 
-    def read(self, shape: tuple[int, ...], levels: int, data: dict[str, Any]) -> "tuple[Tensor, Tensor]":
-        """The image in grey levels, and where it is missing, both of ``shape``; cut and resized as ``data`` says.
+    def read(self, model: "INDM", data: dict[str, Any]) -> "tuple[Tensor, Tensor]":
+        """The image in grey levels and its missing pixels, of the model's shape; cut and resized as ``data`` says.
 
         A pixel of a resized image is missing if a missing one has any weight in it.
 
         Raises:
             ValueError: no mask, one of another size than the image, or one in which no pixel or every pixel is missing.
         """
-        from PIL import Image
+        from PIL import Image, ImageChops
 
-        from indm.data.images import fitted, part, pixels_of, read_alpha, read_image
+        from indm.data.images import pixels_of, read_alpha, read_image, read_size, shown_part
+        from indm.translation_of_files.routes import image_reader
 
-        mask = read_alpha(self.image) if self.mask is None else read_image(self.mask).convert("L")
-        if mask is None:
+        if self.mask is not None:
+            mask = read_image(self.mask).convert("L")
+        elif (opaque := read_alpha(self.image)) is not None:
+            mask = ImageChops.invert(opaque)
+        else:
             raise ValueError(f"--mask must be given for {self.image}, which has no transparent pixels")
-        image = read_image(self.image, data.get("background", "white"))
-        if mask.size != image.size:
-            size, other = (f"{one.width}×{one.height}" for one in (image, mask))
-            raise ValueError(f"{self.mask} must have {size} pixels, as {self.image}, got {other}")
-        holes = mask.point([255 * ((level >= 128) == bool(self.mask)) for level in range(256)])
-        sides = shape[1], shape[2]
-        crop = image.size != sides[::-1] and data.get("crop", True)
-        pixels = fitted(image, (shape[0], *sides), data.get("resize", "bilinear"), crop)
-        missing = pixels_of(part(holes, sides, crop).resize(sides[::-1], Image.Resampling.BILINEAR)) > 0
+        height, width = read_size(self.image)
+        if mask.size != (width, height):
+            raise ValueError(
+                f"{self.mask} must have {width}×{height} pixels, as {self.image}, got {mask.width}×{mask.height}"
+            )
+        sides = model.shape[1], model.shape[2]
+        holes = shown_part(mask.point(lambda level: 255 * (level >= 128)), sides, data.get("crop", True))
+        missing = pixels_of(holes.resize(sides[::-1], Image.Resampling.BILINEAR)) > 0
         if missing.all() or not missing.any():
             raise ValueError(f"{self.mask or self.image} must say which pixels are missing, some and not all of them")
-        return (pixels.double() * (levels - 1) / 255).round().long(), missing.expand(shape)
+        return image_reader(self.image, model, data)().pixels.long(), missing.expand(model.shape)

@@ -102,7 +102,7 @@ class Training(Checked):
     lr: Positive = 1e-3
     """Learning rate of the score."""
     flow_lr: Positive = 1e-3
-    """Learning rate of the flow. If --flow NAME replaces the elementwise flow of a recipe, it is that of the score."""
+    """Learning rate of the flow; that of the score if --flow NAME replaces a recipe's elementwise flow."""
     dequantization_lr: Positive = 1e-3
     """Learning rate of the noise of grey levels, where that is learned."""
     flow_update_every: Count = 1

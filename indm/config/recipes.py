@@ -11,6 +11,7 @@ One with a second data set may hold what changes where a bridge between both is 
 of ``[train]`` for that, see :func:`indm.training.pairs.as_bridge`.
 """
 
+import copy
 import itertools
 import json
 import math
@@ -221,13 +222,12 @@ def _with_rate_of_score(recipe: Tables) -> Tables:
 
     An elementwise flow bears rates at which others diverge.
     """
-
-    def of_score(tables: dict[str, Any]) -> dict[str, Any]:
+    changed = copy.deepcopy(recipe)
+    for tables in (changed, *changed.get(PRESETS, {}).values()):
         train = tables.get("train", {})
-        return {**tables, "train": {**train, "flow_lr": train.get("lr", Training.lr)}} if "flow_lr" in train else tables
-
-    presets = {size: of_score(preset) for size, preset in recipe.get(PRESETS, {}).items()}
-    return {**of_score(recipe), **({PRESETS: presets} if presets else {})}
+        if "flow_lr" in train:
+            train["flow_lr"] = train.get("lr", Training.lr)
+    return changed
 
 
 def with_preset(recipe: AnyTables, preset: AnyTables) -> Tables:

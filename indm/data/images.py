@@ -143,6 +143,11 @@ def part(image: Image.Image, sides: tuple[int, int], crop: bool | int = True) ->
     return image.crop((left, top, left + width, top + height))
 
 
+def shown_part(image: Image.Image, sides: tuple[int, int], crop: bool | int) -> Image.Image:
+    """:func:`part` of an image from outside the data; the whole image if it has these sides already."""
+    return image if (image.height, image.width) == sides else part(image, sides, crop)
+
+
 def fitted(
     image: Image.Image, shape: tuple[int, int, int], resize: str = "bilinear", crop: bool | int = True
 ) -> Tensor:

@@ -20,8 +20,8 @@ from indm.training.pairs import SIDES, is_bridge, is_pair, noise_of
 CARD, PICTURE = "README.md", "samples.png"
 CONVENTIONS = """
 Numbers are −log p of the raw data in the unit of the table, lower is better. The NELBO is an upper bound of it under
-the generative SDE. The NLL is by the probability-flow ODE, to the solver's error of the last column. "Without
-reconstruction" is no likelihood of the data; it is there to compare with numbers published this way. The standard
+the generative SDE. The NLL is by the probability-flow ODE, to the solver's error of the last column. Numbers
+"without reconstruction" are not likelihoods of the data. Compare them with numbers published this way. The standard
 error is over the examples; the estimator's noise is the part of it that more draws would take away."""
 RECORDED = ("indm", "git", "torch", "python", "device", "seed")  # of the provenance; a command may name private paths
 

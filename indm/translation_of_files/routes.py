@@ -24,7 +24,7 @@ from indm.config.options import TranslationOptions
 from indm.data import tables
 from indm.data.arrays import read_events
 from indm.data.base import Data
-from indm.data.images import SUFFIXES, fitted, part, read_alpha, read_image
+from indm.data.images import SUFFIXES, fitted, read_alpha, read_image, shown_part
 from indm.data.registry import load_data, without_download
 from indm.model import INDM
 from indm.runs.folder import is_run, open_run
@@ -156,18 +156,15 @@ def image_reader(
 
     def read() -> Example:
         image, crop = read_image(file, data.get("background", "white")), data.get("crop", True)
-        size, note = f"{image.width}×{image.height}", ""
-        if image.size == (width, height):
-            crop = False
-        elif strict:
+        size, is_fitting = f"{image.width}×{image.height}", image.size == (width, height)
+        if strict and not is_fitting:
             raise ValueError(f"{size} pixels, and the model has {width}×{height}")
-        else:
-            note = f"resized from {size}"
-        shown = part(image.convert("L") if grey else image, (height, width), crop)
+        shown = shown_part(image.convert("L") if grey else image, (height, width), crop)
         pixels = fitted(shown, (channels, height, width), data.get("resize", "bilinear"), crop=False)
         pixels = (pixels.double() * (cast(int, model.scaling.levels) - 1) / 255).round().to(torch.uint8)
         opaque = read_alpha(file) if alpha else None
-        return Example(pixels, note, shown.size[::-1], opaque and part(opaque, (height, width), crop))
+        note = "" if is_fitting else f"resized from {size}"
+        return Example(pixels, note, shown.size[::-1], opaque and shown_part(opaque, (height, width), crop))
 
     return read
 
