@@ -6,8 +6,8 @@ from .conditions import Vector as Vector
 from .config.parts import trust as trust
 from .config.recipes import recipe as recipe
 from .dequantization import Dequantization as Dequantization
+from .dequantization import Levels as Levels
 from .dequantization import Uniform as Uniform
-from .dequantization import Variational as Variational
 from .diffusion import NonlinearDiffusion as NonlinearDiffusion
 from .diffusion import forward_path as forward_path
 from .diffusion import generative_path as generative_path
@@ -55,5 +55,6 @@ from .tables.posterior import PosteriorEstimator as PosteriorEstimator
 from .training.loop import train as train
 from .translation import translate as translate
 from .translation import translate_bridge as translate_bridge
+from .variational import Variational as Variational
 
 __version__: str

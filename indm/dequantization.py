@@ -7,25 +7,27 @@ Grey levels are discrete; a density model is compared on them only through noise
 Every q gives a bound of the same probability, so the numbers of models with different noise may be compared.
 """
 
+import math
 from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from indm.flows.coupling import Affine, Conditioner
 from indm.rng import rand_like
 from indm.scaling import Scaling
-from indm.tensors import Batch, PerSample, image_or_vector
+from indm.sde.linear import Kernel
+from indm.tensors import Batch, PerSample, double, widest
 
-LEAST = 2.0**-25  # below what torch.rand gives, other than 0
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class Dequantization(nn.Module, ABC):
     """The law q(u|raw) of noise u in (0, 1), in units of one grey level.
 
     To write one, define :meth:`forward` and :attr:`in_words`. Where it has parameters they are trained with the model,
-    through u and through log q.
+    through u and through log q. ``decodes`` says that it has a decoder of its own, as :class:`Levels`.
 
     Example: the mean of two uniform numbers has the density 4 min(u, 1 − u), of entropy ½ − log 2.
 
@@ -40,6 +42,8 @@ class Dequantization(nn.Module, ABC):
         True
     """
 
+    decodes: ClassVar[bool] = False
+
     @abstractmethod
     def forward(self, centre: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         """A draw of u and log q(u|raw) in nats (B,), where ``centre`` are the middles of the bins in model units."""
@@ -48,6 +52,10 @@ class Dequantization(nn.Module, ABC):
     @abstractmethod
     def in_words(self) -> str:
         """What a report says of the noise."""
+
+    def constant_log_q(self, scaling: Scaling, shape: tuple[int, ...]) -> float | None:
+        """log q(x|raw) in nats where it is the same for all raw data of that event shape; None where it is not."""
+        return None
 
 
 class Uniform(Dequantization):
@@ -65,71 +73,115 @@ class Uniform(Dequantization):
     def forward(self, centre: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         return rand_like(centre, generator), centre.new_zeros(len(centre))
 
+    def constant_log_q(self, scaling: Scaling, shape: tuple[int, ...]) -> float:
+        return -scaling.log_volume(shape)
 
-class Variational(Dequantization):
-    """u is a small conditional flow of uniform noise, given the image: affine couplings of its logits.
 
-    A coupling moves the entries of one colour of a checkerboard, given the others and the grey levels of all. It
-    starts as uniform noise.
+class Levels(Dequantization):
+    r"""No noise: a grey level is the middle of its bin, and z_ε is decoded to the levels by Bayes' rule,
 
-    Args:
-        shape: event shape, (C, H, W) or (D,).
-        width: hidden channels of the conditioners.
-        depth: couplings; at least 2, so that every entry is moved.
+    .. math:: P(\text{raw}|z_\epsilon) \propto q(z_\epsilon|\text{raw}), \qquad
+              -\log P(\text{raw}) \le E[-\log p_\epsilon(z_\epsilon) + \log q(z_\epsilon|\text{raw})
+              - \log P(\text{raw}|z_\epsilon)].
 
-    Source: Ho et al. 2019, "Flow++", §3.1, https://arxiv.org/abs/1902.00275.
+    The decoder is one of each entry by itself, so the model's flow must be the identity. It is what networks need that
+    were trained on the levels themselves. The bound holds at every ε, and is best where the network has learned best.
 
-    Example: uniform noise at the start, log q = 0.
+    Source: Kingma et al. 2021, "Variational Diffusion Models", eq. 8, https://arxiv.org/abs/2107.00630.
 
-        >>> u, log_q = Variational((1, 4, 4), width=8)(torch.zeros(3, 1, 4, 4))
-        >>> u.shape, torch.allclose(log_q, torch.zeros(3), atol=1e-3)
-        (torch.Size([3, 1, 4, 4]), True)
+    Example: N(0, I) and its exact score give −log P near the middle, of 256 levels from −1 to 1: log(127.5 √(2π)).
+
+        >>> import indm
+        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables |= {"dequantization": {"name": "levels"}}
+        >>> model = indm.build_model(tables, (1, 2, 2), indm.Scaling.between(-1, 1))
+        >>> report = indm.log_probability(model, torch.full((1, 1, 2, 2), 127), draws=32)
+        >>> abs(report.nats().item() - 4 * 5.767) < 0.2
+        True
     """
 
-    def __init__(self, shape: tuple[int, ...], width: int = 32, depth: int = 4):
-        super().__init__()
-        shape = image_or_vector(shape)
-        if width < 1 or depth < 2:
-            raise ValueError(f"width must be at least 1 and depth at least 2, got {width} and {depth}")
-        self.shape, self.width, self.depth = shape, width, depth
-        self.transform = Affine(max_log_scale=3.0)
-        self.conditioners = nn.ModuleList(
-            Conditioner(2 * shape[0], shape[0], self.transform.size, width, len(shape) == 3) for _ in range(depth)
-        )
-        indices = torch.stack(torch.meshgrid(*map(torch.arange, shape), indexing="ij"))
-        self.register_buffer("is_odd", indices.sum(0) % 2 == 1, persistent=False)
-
-    @property
-    def in_words(self) -> str:
-        return f"variational, {self.depth} couplings of width {self.width}"
+    in_words = "none"
+    decodes = True
 
     def forward(self, centre: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
-        v = rand_like(centre, generator).clamp_min(LEAST).logit()
-        log_q = log_logistic(v)
-        for step, conditioner in enumerate(self.conditioners):
-            is_moved = self.is_odd ^ (step % 2 == 1)
-            given = torch.cat([torch.where(is_moved, 0.0, v.tanh()), centre], 1)
-            moved, log_slope = self.transform(v, conditioner(given))
-            v = torch.where(is_moved, moved, v)
-            log_q = log_q - torch.where(is_moved, log_slope, 0.0)
-        return v.sigmoid(), (log_q - log_logistic(v)).flatten(1).sum(1)
+        return torch.full_like(centre, 0.5), centre.new_zeros(len(centre))
+
+    def constant_log_q(self, scaling: Scaling, shape: tuple[int, ...]) -> float:
+        return 0.0
+
+    def reconstruction(self, scaling: Scaling, kernel: Kernel, z: Batch, noise: Batch) -> PerSample:
+        """log q(z_ε|raw) − log P(raw|z_ε) at z_ε = α z + σ noise, nats, (B,)."""
+        sigma, step = _widths(scaling, kernel)
+        per_entry = log_share(double(noise), scaling.level(z), step, _count(scaling)) - sigma.log() - HALF_LOG_2PI
+        return per_entry.flatten(1).sum(1).to(z)
+
+    def mean_reconstruction(self, scaling: Scaling, kernel: Kernel, z: Batch) -> PerSample:
+        """:meth:`reconstruction` on average over the noise, by the trapezium rule for each grey level, nats, (B,)."""
+        sigma, step = _widths(scaling, kernel)
+        n = torch.linspace(-9, 9, 1 + 2 * math.ceil(9 * max(4.0, 3 * step)), dtype=sigma.dtype, device=sigma.device)
+        levels, weight = torch.arange(_count(scaling), device=n.device), (-0.5 * n**2).exp()
+        of_level = log_share(n, levels[:, None], step, len(levels)) @ (weight / weight.sum())
+        per_entry = of_level[scaling.level(z).to(sigma.device)] - sigma.log() - HALF_LOG_2PI
+        return per_entry.flatten(1).sum(1).to(z)
 
 
-def log_logistic(v: Tensor) -> Tensor:
-    """The log-density of the logistic law, log σ'(v)."""
-    return -F.softplus(v) - F.softplus(-v)
+def _widths(scaling: Scaling, kernel: Kernel) -> tuple[Tensor, float]:
+    """σ, and the distance of two neighbouring grey levels at ε in units of σ."""
+    sigma, alpha = double(kernel.sigma.flatten()[0]), double(kernel.alpha.flatten()[0])
+    return sigma, (alpha / (sigma * double(scaling.scale))).item()
+
+
+def _count(scaling: Scaling) -> int:
+    """The number of grey levels."""
+    assert scaling.levels is not None, "continuous data have no grey levels"
+    return scaling.levels
+
+
+def log_share(n: Tensor, level: Tensor, step: float, levels: int) -> Tensor:
+    """log Σ_l exp(−½(n − (l − level) step)²) over the grey levels l: −½n² − log P(level|z_ε), entry by entry."""
+    reach = min(levels - 1, math.ceil((n.abs().max().item() + 9) / step))  # farther levels add less than e^{-40}
+    total = torch.full(torch.broadcast_shapes(n.shape, level.shape), -math.inf, dtype=n.dtype, device=n.device)
+    for offset in range(-reach, reach + 1):
+        exists = (level + offset >= 0) & (level + offset < levels)
+        total = torch.logaddexp(total, torch.where(exists, -0.5 * (n - offset * step) ** 2, -math.inf))
+    return total
 
 
 def checked(dequantization: Dequantization | None, scaling: Scaling) -> Dequantization | None:
     """The noise of data with that scaling: ``dequantization``, by default uniform; None for continuous data.
 
     Raises:
-        ValueError: noise for data without grey levels.
+        ValueError: noise for data without grey levels, or a decoder for levels that differ between entries.
     """
     if dequantization is None:
         return None if scaling.levels is None else Uniform()
-    check_levels_for(type(dequantization).__name__, scaling)
+    name = type(dequantization).__name__
+    check_levels_for(name, scaling)
+    if dequantization.decodes and scaling.scale.numel() > 1:
+        raise ValueError(f"scaling must have one scale for all entries under {name}, got {scaling.scale.numel()}")
     return dequantization
+
+
+def decoder_of(model) -> Any:
+    """The model's noise where that decodes, as :class:`Levels`; None where the score does."""
+    noise = getattr(model, "dequantization", None)
+    return noise if noise is not None and noise.decodes else None
+
+
+def constant_log_q(model, x: Tensor) -> Float[Tensor, " batch"]:
+    """log q(x|raw) where it is the same for all raw data, as of uniform noise and of continuous data, nats (B,).
+
+    Raises:
+        ValueError: the model has other noise.
+    """
+    scaling, noise = _parts_of(model)
+    shape = tuple(x.shape[1:])
+    log_q = -scaling.log_volume(shape) if noise is None else noise.constant_log_q(scaling, shape)
+    if log_q is None:
+        raise ValueError(
+            f"log_q must be given for {type(noise).__name__} noise: x, log_q = model.from_data(raw), then log_q=log_q"
+        )
+    return x.new_full((len(x),), log_q, dtype=widest(x.device))
 
 
 def check_levels_for(name: str, scaling: Scaling) -> None:
@@ -158,7 +210,7 @@ def from_data(model: nn.Module, raw: Tensor, *, generator: torch.Generator | Non
     if noise is None:
         return centre, (-log_volume).expand(len(raw))
     u, log_q = noise(centre, generator=generator)
-    return scaling.place(raw, u), log_q.to(log_volume.dtype) - log_volume
+    return scaling.place(raw, u), log_q.to(log_volume.dtype) - (0 if noise.decodes else log_volume)
 
 
 def in_words(model: nn.Module) -> str:
@@ -166,6 +218,8 @@ def in_words(model: nn.Module) -> str:
     scaling, noise = _parts_of(model)
     if noise is None:
         return "none (continuous data)"
+    if noise.decodes:
+        return f"none, {scaling.levels} grey levels, decoded by P(level|z_ε)"
     m = f"{scaling.margin:.3g}"
     return f"{noise.in_words} on [{m}, 1 − {m}], {scaling.levels} grey levels, its density counted"
 

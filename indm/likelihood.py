@@ -23,9 +23,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from indm.conditions import all_rows, at, at_rows, sees_condition
-from indm.dequantization import Uniform, from_data
+from indm.dequantization import constant_log_q, from_data
 from indm.gaussian import GaussianReference
-from indm.objective import reconstruction_term
+from indm.objective import reconstruction as reconstruction_of
 from indm.ode import (
     FEWEST,
     Solution,
@@ -48,7 +48,6 @@ from indm.tensors import (
     event_sum,
     expand_like,
     full_precision,
-    widest,
 )
 
 NLL_ERROR = 1e-3  # bits/dim, of the solver
@@ -278,7 +277,7 @@ def log_likelihood(
     model = at(model, c, len(x)).truncated(eps)
     with evaluation_mode(model):
         flow, start = start_of(model, x, probes, exact, reference, generator)
-        reconstruction = reconstruction_term(model.score, start.z, start.noise)
+        reconstruction = reconstruction_of(model, start.z, start.noise)
         log_prob, error, nfe = start.solved(flow, nll_error, steps)
         settings: dict[str, Any] = {"nll_error": nll_error} | ({} if steps is None else {"steps": steps})
         divergence_by = "exact" if flow.exact else f"Hutchinson, {probes} Rademacher probe(s)"
@@ -407,21 +406,6 @@ def log_probability(
     return LikelihoodReport(
         log_prob, reconstruction, log_prob - bound, error, nfe, settings, math.prod(raw.shape[1:]), model.scaling.levels
     )
-
-
-def constant_log_q(model, x: Tensor) -> Float[Tensor, " batch"]:
-    """log q(x|raw) of uniform noise, or of continuous data, which does not depend on the raw data, nats (B,).
-
-    Raises:
-        ValueError: the model has other noise.
-    """
-    noise = getattr(model, "dequantization", None)
-    if not isinstance(noise, Uniform | None):
-        raise ValueError(
-            f"log_q must be given for {type(noise).__name__} noise: x, log_q = model.from_data(raw), then "
-            "log_likelihood(model, x, log_q=log_q)"
-        )
-    return x.new_full((len(x),), -model.scaling.log_volume(x.shape[1:]), dtype=widest(x.device))
 
 
 def latents_of(

@@ -17,7 +17,7 @@ from indm import likelihood
 from indm.conditions import Condition, condition_of, given, sees_condition
 from indm.config.checks import arguments_of, check_arguments
 from indm.config.parts import KINDS, OPTIONAL_KINDS, Untrusted, find, is_outside, name_of
-from indm.dequantization import Dequantization, check_levels_for, checked, from_data
+from indm.dequantization import Dequantization, check_levels_for, checked, decoder_of, from_data
 from indm.files import atomic, hub, untrusted
 from indm.flows.base import Flow
 from indm.messages import brief, nearest, reason
@@ -77,6 +77,11 @@ class INDM(nn.Module):
         self.flow, self.score, self.condition = flow, score, condition
         self.scaling = Scaling() if scaling is None else scaling
         self.dequantization = checked(dequantization, self.scaling)
+        if decoder_of(self) is not None and not (flow.is_identity and self.sde.is_scalar):
+            raise ValueError(
+                f"dequantization {type(dequantization).__name__} decodes each entry by itself: the flow must be the "
+                f"identity and the SDE one for all entries, got {type(flow).__name__} and {type(self.sde).__name__}"
+            )
         self._shape = None if shape is None else tuple(shape)
 
     @property

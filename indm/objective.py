@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.conditions import at
+from indm.dequantization import constant_log_q, decoder_of
 from indm.gaussian import GaussianReference
 from indm.rng import randn_like, strata
 from indm.sde.linear import Kernel, LinearSDE
@@ -47,6 +48,13 @@ ROWS_PER_COEFFICIENT = 5  # of a control variate: with more coefficients its own
 class NELBO:
     """The terms of −log p(x) ≤ flow + score + constant + prior + reconstruction, nats in model units, each (B,).
 
+    :meth:`nats` and :meth:`bits_per_dim` are of the raw data.
+
+    Attributes:
+        flow, score, constant, prior, reconstruction: the terms.
+        log_q: (B,), log q(x|raw), see :func:`indm.dequantization.from_data`.
+        dims: dimensions of one event.
+
     Example: the identity changes no volume, and the prior term is the entropy of z_T ~ N(0, I).
 
         >>> import indm
@@ -64,11 +72,21 @@ class NELBO:
     constant: Tensor
     prior: Tensor
     reconstruction: Tensor
+    log_q: Tensor
+    dims: int
 
     @property
     def total(self) -> Tensor:
-        """The bound, (B,)."""
+        """The bound of −log p(x), nats in model units, (B,)."""
         return self.without_reconstruction + self.reconstruction
+
+    def nats(self) -> PerSample:
+        """The bound of −log p of the raw data, nats per sample."""
+        return self.log_q + self.total
+
+    def bits_per_dim(self) -> float:
+        """Mean over the batch of the bound of −log₂ p of the raw data, per dimension."""
+        return self.nats().mean().item() / (self.dims * math.log(2))
 
     @property
     def without_reconstruction(self) -> Tensor:
@@ -90,8 +108,29 @@ def constant_term(sde: LinearSDE, z: Float[Tensor, "batch *event"], eps: Tensor 
     return event_sum(sde.sigma(start if eps is None else eps).log(), z) - event_sum(sde.sigma(T).log(), z)
 
 
+def reconstruction(model, z: Batch, noise: Batch) -> PerSample:
+    """log q(z_ε|z_0) − log p(raw|z_ε), nats, at the one z_ε = α_ε z + σ_ε noise, by the decoder that the model has."""
+    decoder = decoder_of(model)
+    if decoder is None:
+        return reconstruction_term(model.score, z, noise)
+    return decoder.reconstruction(model.scaling, kernel_at_eps(model.score.sde, z), z, noise)
+
+
+def mean_reconstruction(model, z: Batch, noise: Batch) -> PerSample:
+    """:func:`reconstruction`, or its mean over the noise where that has a closed form."""
+    decoder = decoder_of(model)
+    if decoder is None:
+        return reconstruction_term(model.score, z, noise)
+    return decoder.mean_reconstruction(model.scaling, kernel_at_eps(model.score.sde, z), z)
+
+
+def kernel_at_eps(sde: LinearSDE, z: Batch) -> Kernel:
+    """The kernel of z_ε."""
+    return sde.kernel(sde.endpoints(z)[0])
+
+
 def reconstruction_term(score, z: Float[Tensor, "batch *event"], noise: Float[Tensor, "batch *event"]) -> PerSample:
-    """log q(z_ε|z_0) − log p(z_0|z_ε), nats, at the one z_ε = α_ε z + σ_ε noise."""
+    """log q(z_ε|z_0) − log p(z_0|z_ε), nats, at the one z_ε = α_ε z + σ_ε noise, by Tweedie's formula."""
     eps, _ = score.sde.endpoints(z)
     error = denoising_error(score, z, eps, noise)
     return error - 0.5 * squared_norm(noise) - event_sum(score.sde.log_alpha(eps), z)
@@ -121,6 +160,7 @@ def nelbo(
     times: int = 1,
     ancestral: int | None = None,
     reference: GaussianReference | None = None,
+    log_q: Float[Tensor, " batch"] | None = None,
     generator: torch.Generator | None = None,
 ) -> NELBO:
     """An unbiased draw of the NELBO of each sample, with importance-sampled times, stratified over the batch.
@@ -134,9 +174,13 @@ def nelbo(
             generative SDE; it falls towards that of the SDE.
         reference: a Gaussian law of the latents, for :func:`control_variate`: the same mean, a fraction of the noise.
             Times are then stratified in each half of the batch by itself.
+        log_q: log q(x|raw), the second result of ``model.from_data(raw)``; needed where it differs between samples.
 
     Returns:
-        The five terms, nats in model units. ``model.scaling.bits_per_dim`` converts.
+        The five terms, nats in model units, and the bound of −log p of the raw data in nats and in bits/dim.
+
+    Raises:
+        ValueError: an option out of range, or no ``log_q``.
 
     Example: N(0, I) and its exact score, for which the bound is −log p, on average over the noise.
 
@@ -152,6 +196,7 @@ def nelbo(
         raise ValueError(f"times must be at least 1 score evaluation for each sample, got {times}")
     if ancestral is not None and ancestral < 1:
         raise ValueError(f"ancestral must be at least 1 step, or None for the bound of the SDE, got {ancestral}")
+    log_q = constant_log_q(model, x) if log_q is None else log_q
     model = at(model, c, len(x))
     score, sde, n = model.score, model.score.sde, len(x)
     # Everything but the flow's own probes is drawn first, so that models compared at one seed share it.
@@ -177,7 +222,9 @@ def nelbo(
         score=sde.log_snr_range() * errors.mean(0),
         constant=constant_term(sde, z),
         prior=prior_term(sde, z),
-        reconstruction=reconstruction_term(score, z, noises[-1]),
+        reconstruction=mean_reconstruction(model, z, noises[-1]),
+        log_q=log_q,
+        dims=event_size(x),
     )
 
 
@@ -256,14 +303,16 @@ def _controls(position: Tensor, excess: Tensor) -> list[Tensor]:
     ]  # fmt: skip
 
 
-def extended_clock(sde: LinearSDE, n: int, eps: float, *, generator=None, device=None) -> tuple[Tensor, float]:
+def extended_clock(
+    sde: LinearSDE, n: int, eps: float, *, unit: float = 1.0, generator=None, device=None
+) -> tuple[Tensor, float]:
     """Stratified times (n,) for the score and reconstruction terms together, and the length R + 1 of that clock.
 
     A time is ε itself with probability 1/(R + 1) and uniform in log-SNR otherwise, so that
-    (R + 1) E[D(t)] = ∫ E[D] g²/σ² dt + E[D(ε)].
+    (R + 1) E[D(t)] = ∫ E[D] g²/σ² dt + E[D(ε)]. With ``unit`` 0 it is the clock of the score term alone.
     """
-    length = sde.log_snr_range(eps) + 1.0
-    position = strata(n, generator=generator, device=device) * length - 1.0
+    length = sde.log_snr_range(eps) + unit
+    position = strata(n, generator=generator, device=device) * length - unit
     return time_at(sde, position, eps).to(device, torch.float32), length
 
 
@@ -273,10 +322,19 @@ def time_at(sde: LinearSDE, position: Float[Tensor, "..."], eps: float) -> Float
     return sde.time(start - position.clamp_min(0.0)).clamp(eps, sde.T)
 
 
-def _constants(sde: LinearSDE, z: Tensor, eps: float) -> Tensor:
-    """What no parameter of flow or score moves: constant term, −d log α and the mean −d/2 of −½‖noise‖², (B,)."""
-    start = z.new_full((1,), eps)
-    return constant_term(sde, z, start) - event_sum(sde.log_alpha(start) + 0.5, z)
+def _constants(model, z: Tensor, eps: float) -> Tensor:
+    """What no parameter of flow or score moves: the constant term, and of the reconstruction term −d log α and the
+    mean −d/2 of −½‖noise‖², or all of it where grey levels are decoded, (B,)."""
+    sde, decoder, start = model.score.sde, decoder_of(model), z.new_full((1,), eps)
+    constant = constant_term(sde, z, start)
+    if decoder is not None:
+        return constant + decoder.mean_reconstruction(model.scaling, sde.kernel(start), z)
+    return constant - event_sum(sde.log_alpha(start) + 0.5, z)
+
+
+def _unit(model) -> float:
+    """What the reconstruction term adds to the clock of :func:`extended_clock`: nothing where it has no score."""
+    return 1.0 if decoder_of(model) is None else 0.0
 
 
 @dataclass(frozen=True)
@@ -385,14 +443,14 @@ def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     sde = model.score.sde
     eps = sde.truncation(eps)
     z, log_det = model.encode(x, generator=generator)
-    t, length = extended_clock(sde, len(z), eps, generator=generator, device=z.device)
+    t, length = extended_clock(sde, len(z), eps, unit=_unit(model), generator=generator, device=z.device)
     noise = randn_like(z, generator)
     at_end, t = t <= eps, t.to(z.dtype)  # the reconstruction: each entry once
     kernel = sde.kernel(t)
     rate = torch.where(expand_like(at_end, kernel.rate), 1.0, kernel.rate)
     denoising = length * _error_at(model.score, kernel, z, t, noise, rate)
     prior = prior_term(sde, z)
-    bound = (denoising - log_det + prior + _constants(sde, z, eps)).mean()
+    bound = (denoising - log_det + prior + _constants(model, z, eps)).mean()
     return bound / event_size(z), _means(nelbo=bound, flow=-log_det, denoising=denoising, prior=prior)
 
 
@@ -428,7 +486,7 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     z, log_det = model.encode(x, generator=generator)
     n, noise = len(z), randn_like(z, generator)
 
-    clock, length = extended_clock(sde, n, eps, generator=generator, device=z.device)
+    clock, length = extended_clock(sde, n, eps, unit=_unit(model), generator=generator, device=z.device)
     uniform, span = sde.sample_time(n, importance=False, eps=eps, generator=generator, device=z.device)
     from_clock = strata(n, generator=generator, device=z.device).to(z.device, torch.float32) < 0.5
     t = torch.where(from_clock, clock, uniform)
@@ -445,7 +503,7 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     prior = prior_term(sde, z)
     surrogate = (score_weight * error - log_det + prior).mean()
     denoising = (flow_weight * error).detach()
-    bound = (denoising - log_det + prior + _constants(sde, z, eps)).mean()
+    bound = (denoising - log_det + prior + _constants(model, z, eps)).mean()
     terms = _means(nelbo=bound, flow=-log_det, denoising=denoising, prior=prior, variance_weighted=score_weight * error)
     return surrogate / event_size(z), terms
 

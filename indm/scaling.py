@@ -70,6 +70,19 @@ class Scaling(nn.Module):
         return cls(levels / 2, levels / 2, levels) if centered else cls(0.0, float(levels), levels)
 
     @classmethod
+    def between(cls, low: float = -1.0, high: float = 1.0, levels: int = 256) -> "Scaling":
+        """Grey level 0 to ``low`` and the last one to ``high``, as networks see them that were trained without noise.
+
+        >>> Scaling.between(-1, 1).centre(torch.tensor([0, 255]))
+        tensor([-1.,  1.])
+        """
+        check_levels(levels)
+        if not low < high:
+            raise ValueError(f"low and high must satisfy low < high, got {low} and {high}; -1 and 1 are usual")
+        width = (levels - 1) / (high - low)  # grey levels in one model unit
+        return cls(0.5 - low * width, width, levels)
+
+    @classmethod
     def standardise(cls, vectors: Tensor) -> "Scaling":
         """Zero mean and unit variance for each feature of ``vectors`` (N, D, …); constant features keep scale 1."""
         parts = vectors.split(max(1, AT_ONCE // len(vectors)), dim=1)  # in double precision, a part at a time
@@ -122,11 +135,14 @@ class Scaling(nn.Module):
 
     def to_data(self, x: Tensor) -> Tensor:
         """Model units to raw data: grey levels as integers (floored and clamped), or continuous values."""
-        raw = x * self.scale + self.shift
         if self.levels is None:
-            return raw
-        dtype = torch.uint8 if self.levels <= 256 else torch.int32
-        return raw.floor().clamp(0, self.levels - 1).to(dtype)
+            return x * self.scale + self.shift
+        return self.level(x).to(torch.uint8 if self.levels <= 256 else torch.int32)
+
+    def level(self, x: Tensor) -> Tensor:
+        """The grey level in whose bin each entry of ``x`` lies, as int64; the first or last one beyond them."""
+        assert self.levels is not None, "continuous data have no grey levels"
+        return (x * self.scale + self.shift).floor().clamp(0, self.levels - 1).long()
 
     def log_volume(self, shape) -> float:
         """Log of what one unit of raw data, or the noise of one grey level, fills in model units, over an event.
@@ -142,7 +158,3 @@ class Scaling(nn.Module):
     def _log_volume(self, shape) -> Float[Tensor, ""]:
         log_scale = double(self.scale).log().expand(tuple(shape)).sum()
         return math.prod(shape) * math.log1p(-2 * self.margin) - log_scale
-
-    def bits_per_dim(self, nats: Tensor, shape) -> Tensor:
-        """Negative log-density ``nats`` of x in model units to bits per dimension of the raw data."""
-        return (nats - self.log_volume(shape)) / (math.prod(shape) * math.log(2))

@@ -37,6 +37,7 @@ from indm.objective import (
     step_divergence,
 )
 from indm.sampling import log_snr_grid
+from indm.scaling import Scaling
 from indm.score import ScoreModel, denoise
 from indm.sde.linear import VESDE, VPSDE, SubVPSDE
 from indm.tensors import expand_like
@@ -634,3 +635,17 @@ def test_an_objective_is_a_function_an_objective_or_what_a_class_makes():
     assert objective_of(as_objective(trains_flow=False)(loss)) == Objective(loss, trains_flow=False)
     with pytest.raises(ValueError, match=r"objective must be a function .*, got 3"):
         objective_of(3)
+
+
+def test_the_bound_of_raw_data_counts_their_scale_once():
+    """Standardised vectors: nats and bits/dim of the raw data, beside the density of the raw data themselves."""
+    scaling = Scaling(torch.tensor([5.0, -1.0]), torch.tensor([3.0, 0.2]))
+    model = INDM(Identity(), ScoreModel(Zero(), VPSDE()), scaling, (2,)).double()
+    law = Normal(scaling.shift.double(), scaling.scale.double())
+    raw = law.sample((2000,))
+    x, log_q = model.from_data(raw)
+    exact = -law.log_prob(raw).sum(1)
+    for bound in (nelbo(model, x, times=16), nelbo(model, x, times=16, log_q=log_q)):
+        assert within(bound.nats() - exact, 0)
+        assert bound.bits_per_dim() == pytest.approx(bound.nats().mean().item() / (2 * math.log(2)), rel=1e-9)
+    assert abs((bound.total - exact).mean().item()) > 0.4  # −log 0.6: model units are not the raw ones

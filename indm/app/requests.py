@@ -216,8 +216,9 @@ def likelihood(side: Side, source: Source, draws: int, seed: float, c: str | Non
     law = side.reference
     with evaluation_mode(model):
         x, log_q = model.from_data(raw, generator=generator)
-        bound = nelbo(model, x, c=given, times=NELBO_TIMES, reference=law, generator=generator).total + log_q
-        report = log_likelihood(model, x, c=given, log_q=log_q, reference=law, generator=generator)
+        options: dict[str, Any] = {"c": given, "log_q": log_q, "reference": law, "generator": generator}
+        bound = nelbo(model, x, times=NELBO_TIMES, **options).nats()
+        report = log_likelihood(model, x, **options)
     unit = math.log(2) * image.numel()
     solver_error = f"{report.solver_error.max().item() / unit:.1g}"
     lines = ["| | bits/dim | ± | solver error |", "|---|---|---|---|"]

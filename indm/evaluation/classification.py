@@ -117,8 +117,8 @@ def classify(
                 for number in range(classes):
                     generator.manual_seed(seed + SEED_STRIDE * (job * draws + draw))
                     x, log_q = from_data(model, raw[rows].to(device), generator=generator)
-                    bound = nelbo(model, x, c=number, times=times, generator=generator).total + log_q
-                    values[draw, rows, number] = -bound.cpu().double()
+                    bound = nelbo(model, x, c=number, times=times, log_q=log_q, generator=generator)
+                    values[draw, rows, number] = -bound.nats().cpu().double()
                 bar.update()
     mean = values.mean(0)
     relative = values - values.mean(2, keepdim=True)

@@ -177,7 +177,7 @@ def evaluate(
             notes = {"codes": "one draw for each estimate: the NLL is a bound, too"}
     else:
         counts["nll"] = 0
-        estimators = {"nelbo": bound_estimator(lambda model, x, generator: model.bound(x, generator=generator), {})}
+        estimators = {"nelbo": bound_estimator(lambda model, x, log_q, **options: model.bound(x, **options), {})}
     jobs = [(kind, rows) for kind, n in counts.items() for rows in torch.arange(n).split(batch_size) if len(rows)]
     generator = torch.Generator(device)
 
@@ -311,11 +311,11 @@ def diffusion_estimators(
 
 
 def bound_estimator(bound: Callable[..., NELBO], settings: dict[str, int]) -> Estimator:
-    """An estimate by a ``bound`` (model, x, generator) of −log p(x) in model units."""
+    """An estimate by a ``bound`` (model, x, log_q=…, generator=…) of −log p(x) in model units."""
 
     def estimate(model, raw: Tensor, generator: torch.Generator) -> Estimate:
         x, log_q = from_data(model, raw, generator=generator)
-        terms = bound(model, x, generator=generator)
+        terms = bound(model, x, log_q=log_q, generator=generator)
         return Estimate.of(terms.total, terms.reconstruction, log_q, settings)
 
     return estimate

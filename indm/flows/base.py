@@ -91,6 +91,7 @@ class Flow(Constrained, ABC):
     """
 
     one_map = True
+    is_identity = False
     is_elementwise = False
     has_log_det = True
 
@@ -231,6 +232,7 @@ class Identity(ExactFlow):
         (True, [0.0, 0.0])
     """
 
+    is_identity = True
     is_elementwise = True
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:

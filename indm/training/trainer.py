@@ -406,7 +406,8 @@ def bound_of(model: nn.Module, raw: Tensor, seed: int) -> Draw:
     reference = latent_reference(model, raw, seed=seed) if small and one_latent else None
 
     def draw(x: Tensor, generator: torch.Generator, c: Tensor | None = None) -> Tensor:
-        return nelbo(model, x, c=c, times=2, reference=reference, generator=generator).total
+        log_q = x.new_zeros(len(x))  # model units
+        return nelbo(model, x, c=c, times=2, reference=reference, log_q=log_q, generator=generator).total
 
     return draw
 

@@ -162,7 +162,8 @@ def train(data: Data, name: str, setting: Setting, seed: int, seconds: float, pa
 
     def bits(model: Flow | Mixture, x: Tensor) -> Tensor:
         y, log_det = space(x)
-        return data.scaling.bits_per_dim(-model.log_prob(y) - log_det, data.shape)
+        nats = -model.log_prob(y) - log_det - data.scaling.log_volume(data.shape)
+        return nats / (math.prod(data.shape) * math.log(2))
 
     valid = noisy(stack(data.valid, most))
     best, lowest, best_step, best_at = model, math.inf, 0, 0.0

@@ -8,9 +8,9 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 import indm
-from indm.dequantization import from_data
+from indm.dequantization import constant_log_q, from_data
 from indm.gaussian import GaussianReference
-from indm.likelihood import NLL_ERROR, START, check_solver, constant_log_q, whitened_flow
+from indm.likelihood import NLL_ERROR, START, check_solver, whitened_flow
 from indm.rng import randn_like
 from indm.tensors import double, evaluation_mode, event_size
 from research.forward.model import ForwardINDM, check_truncation

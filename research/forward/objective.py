@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import indm
+from indm.dequantization import constant_log_q
 from indm.gaussian import GaussianReference
 from indm.objective import ancestral_step, as_objective, control_variate, extended_clock, stratified_times
 from indm.rng import randn_like, strata
@@ -74,6 +75,7 @@ def nelbo(
     times: int = 1,
     ancestral: int | None = None,
     reference: GaussianReference | None = None,
+    log_q: Float[Tensor, " batch"] | None = None,
     generator: torch.Generator | None = None,
 ) -> indm.NELBO:
     """As :func:`indm.nelbo`, of a model with a forward process; ``reference`` where that is linear, given its code."""
@@ -103,6 +105,8 @@ def nelbo(
         constant=constant_term(sde, z, end=end),
         prior=prior_term(sde, z, end),
         reconstruction=reconstruction_term(score, z, noises[-1]),
+        log_q=constant_log_q(model, x) if log_q is None else log_q,
+        dims=event_size(x),
     )
 
 

@@ -91,7 +91,11 @@ def measured(
         "accuracy": taken,
         "accuracy_standard_error": share_error(taken, IMAGES),
     }
-    bits = {} if sigma else {"bits": model.scaling.bits_per_dim(torch.tensor(nats), model.shape).item()}
+    bits = (
+        {}
+        if sigma
+        else {"bits": (nats - model.scaling.log_volume(model.shape)) / (math.prod(model.shape) * math.log(2))}
+    )
     return numbers | bits, raw
 
 

