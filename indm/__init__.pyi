@@ -19,6 +19,10 @@ from .fitting import Fit as Fit
 from .fitting import FittedSampler as FittedSampler
 from .fitting import fit_sampler as fit_sampler
 from .flows.check import check_flow as check_flow
+from .foreign.checks import DenoiserCheck as DenoiserCheck
+from .foreign.checks import check_denoiser as check_denoiser
+from .foreign.denoiser import from_denoiser as from_denoiser
+from .foreign.discrete import discrete_nelbo as discrete_nelbo
 from .inpainting import inpaint as inpaint
 from .likelihood import LikelihoodReport as LikelihoodReport
 from .likelihood import log_likelihood as log_likelihood
@@ -48,6 +52,7 @@ from .sde.check import check_sde as check_sde
 from .sde.linear import VESDE as VESDE
 from .sde.linear import VPSDE as VPSDE
 from .sde.linear import LinearSDE as LinearSDE
+from .sde.linear import LogLinearSDE as LogLinearSDE
 from .sde.linear import SubVPSDE as SubVPSDE
 from .tables.estimator import DensityEstimator as DensityEstimator
 from .tables.joint import JointDensityEstimator as JointDensityEstimator

@@ -40,6 +40,7 @@ ORDER = [
     "linearization",
     "inpainting",
     "diffusion",
+    "foreign",
     "data",
     "runs",
     "training",
@@ -50,7 +51,7 @@ ORDER = [
     "app",
     "cli",
 ]
-METHOD = ORDER[: ORDER.index("diffusion") + 1]
+METHOD = ORDER[: ORDER.index("foreign") + 1]
 MODULES = {
     ".".join(("indm", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))

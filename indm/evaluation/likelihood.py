@@ -17,6 +17,7 @@ from indm.conditions import all_rows, at_rows
 from indm.dequantization import from_data, in_words
 from indm.evaluation.mean_nll import SHARE, Draws, Steps, corrected, first_steps
 from indm.evaluation.statistics import in_both_units, mean_error_and_noise
+from indm.foreign.checks import check_denoiser, is_foreign
 from indm.gaussian import GaussianReference
 from indm.likelihood import (
     NLL_ERROR,
@@ -166,6 +167,9 @@ def evaluate(
     few = 0  # steps of the coarse NLL
     if model.is_diffusion:
         model.flow.check()
+        if is_foreign(model):
+            for finding in check_denoiser(model, raw, c=c).findings:
+                warnings.warn(finding, RuntimeWarning, stacklevel=2)
         model = model.truncated(solver.pop("eps", None))
         eps = model.sde.eps
         reference = latent_reference(model, raw, c=c, batch_size=batch_size, seed=seed)

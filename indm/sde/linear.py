@@ -371,3 +371,54 @@ class VESDE(LinearSDE):
 
     def time(self, log_snr: Times) -> Times:
         return (-0.5 * log_snr - math.log(self.sigma_min)) / self.log_ratio
+
+
+class LogLinearSDE(LinearSDE):
+    r"""Variance preserving with a log-SNR that falls linearly from ε to T: :math:`\alpha^2 = 1 - \sigma^2`,
+    :math:`g^2 = c\,\sigma^2`, :math:`f = -g^2/2`, c its rate.
+
+    The prior is N(prior_mean, prior_std² I).
+
+    Args:
+        log_snr_max, log_snr_min: log(α²/σ²) at ε and at T.
+        prior_std: deviation of the prior.
+        eps: the truncation ε.
+
+    Example: uniform in log-SNR is uniform in t.
+
+        >>> sde = LogLinearSDE(10.0, -10.0)
+        >>> sde.log_snr(torch.tensor([1e-5, 0.500005, 1.0])).round(decimals=3).tolist()
+        [10.0, 0.0, -10.0]
+
+    Source: Kingma et al. 2021, "Variational Diffusion Models", https://arxiv.org/abs/2107.00630.
+    """
+
+    def __init__(
+        self, log_snr_max: float = 13.0, log_snr_min: float = -10.0, prior_std: float = 1.0, eps: float = 1e-5
+    ):
+        super().__init__(eps)
+        if not log_snr_min < log_snr_max:
+            raise ValueError(f"log_snr_max must be above log_snr_min, got {log_snr_max} and {log_snr_min}")
+        if not prior_std > 0:
+            raise ValueError(f"prior_std must be positive, got {prior_std}; 1 is usual")
+        self.log_snr_max, self.log_snr_min, self.prior_std = log_snr_max, log_snr_min, prior_std
+        self.start = eps  # where log_snr_max is, however the SDE is truncated
+        self.rate = (log_snr_max - log_snr_min) / (self.T - eps)
+
+    def log_snr(self, t: Times) -> Times:
+        return self.log_snr_max - self.rate * (t - self.start)
+
+    def log_alpha(self, t: Times) -> Times:
+        return -0.5 * nn.functional.softplus(-self.log_snr(t))
+
+    def sigma(self, t: Times) -> Times:
+        return (-0.5 * nn.functional.softplus(self.log_snr(t))).exp()
+
+    def drift(self, t: Times) -> Times:
+        return -0.5 * self.rate * self.sigma(t) ** 2
+
+    def diffusion(self, t: Times) -> Times:
+        return math.sqrt(self.rate) * self.sigma(t)
+
+    def time(self, log_snr: Times) -> Times:
+        return self.start + (self.log_snr_max - log_snr) / self.rate

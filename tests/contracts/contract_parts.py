@@ -37,6 +37,7 @@ OPTIONS = {
         "mlp": {"width": 16, "depth": 1},
         "mixture": {"components": 2, "width": 16, "depth": 1},
         "unet": {"channels": 4, "multipliers": [1, 2], "blocks": 1, "attention": [4], "fourier": [8.0]},
+        "denoiser": {"factory": "zero", "predicts": "v", "path": "edm"},
         "ncsnpp": {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]},
     },
     "sde": {},

@@ -1,0 +1,148 @@
+"""Whether a network trained elsewhere fits what was said of it, on data."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor
+
+from indm.conditions import all_rows, at
+from indm.dequantization import from_data
+from indm.foreign.denoiser import PREDICTIONS, Denoiser
+from indm.likelihood import latent_reference
+from indm.tensors import evaluation_mode, expand_like
+
+NOISE_LEVELS = 8  # at which the error is measured, evenly on the clock
+MISTAKEN, LINEAR = 0.7, 1.1  # ratios of errors from which something is said
+LARGE = 20.0  # |x| of data in model units that no usual scaling gives
+
+
+@dataclass(frozen=True)
+class DenoiserCheck:
+    """The error of a denoiser on data, by noise level.
+
+    Attributes:
+        levels: log(σ/α), (8,).
+        errors: for each kind of prediction that the network could have made, E‖n − n̂‖²/d at each level, (8,).
+        linear: that of the best linear predictor of these data, (8,).
+        predicts: the kind that the model was given.
+        findings: sentences, one for each thing that looks wrong.
+
+    Example: two noise levels, at which the network knows more than a linear predictor.
+
+        >>> error, linear = torch.tensor([0.5, 0.01]), torch.tensor([0.9, 0.02])
+        >>> print(DenoiserCheck(torch.tensor([-1.0, 3.0]), {"noise": error}, linear, "noise", ()))
+        error of n̂ as       noise    linear
+        σ/α     0.3679         0.5       0.9
+        σ/α      20.09        0.01      0.02
+        nothing looks wrong
+    """
+
+    levels: Float[Tensor, " levels"]
+    errors: dict[str, Float[Tensor, " levels"]]
+    linear: Float[Tensor, " levels"]
+    predicts: str
+    findings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """A table, a row for each noise level, and the findings."""
+        names = [self.predicts, *(name for name in self.errors if name != self.predicts)]
+        lines = ["error of n̂ as".ljust(16) + "".join(f"{name:>10}" for name in names) + f"{'linear':>10}"]
+        for i, level in enumerate(self.levels.tolist()):
+            values = [*(self.errors[name][i].item() for name in names), self.linear[i].item()]
+            lines.append(f"σ/α {math.exp(level):10.4g}  " + "".join(f"{value:10.3g}" for value in values))
+        return "\n".join([*lines, *(self.findings or ["nothing looks wrong"])])
+
+
+def is_foreign(model) -> bool:
+    """Whether the score of a model is a :class:`Denoiser`."""
+    return isinstance(getattr(model.score, "backbone", None), Denoiser)
+
+
+def check_denoiser(
+    model, raw: Num[Tensor, "batch *event"], *, c=None, most: int = 256, generator: torch.Generator | None = None
+) -> DenoiserCheck:
+    r"""Measure the denoising error of a model of :func:`indm.from_denoiser` on data, and say what looks wrong.
+
+    The output is read as each kind of prediction. Where another kind has a much smaller error, that is probably what
+    the network predicts. An error above that of the best linear predictor says that the network is not E[n|x_τ]:
+    noise and data were coupled in training (as by optimal transport, or rectified), or the path, the scaling or the
+    unit of τ is another one. :func:`indm.evaluate` calls this once and warns of each finding.
+
+    Args:
+        model: what :func:`indm.from_denoiser` made.
+        raw: data in data units.
+        c: their conditions, of a model that has one.
+        most: how many are used.
+        generator: feeds the noise.
+
+    Raises:
+        ValueError: the model is not of :func:`indm.from_denoiser`.
+
+    Example: a network of N(0, I) data that predicts the data, and is said to predict the noise.
+
+        >>> import indm
+        >>> def data(x, tau):
+        ...     return (1 - tau)[:, None] / ((1 - tau) ** 2 + tau**2)[:, None] * x
+        >>> model = indm.from_denoiser(data, predicts="noise", path="linear", shape=(2,))
+        >>> check = indm.check_denoiser(model, torch.randn(256, 2, generator=torch.Generator().manual_seed(0)))
+        >>> print(check.findings[0].split(":")[0])
+        the network's output looks like 'data', not 'noise'
+    """
+    if not is_foreign(model):
+        raise ValueError(f"model must come from from_denoiser, got one with {type(model.score).__name__}")
+    raw, c = raw[:most], all_rows(model, c, len(raw))
+    c = None if c is None else c[:most]
+    start, end = model.sde.clock_span()
+    levels = 0.5 * (start + (end - start) * (torch.arange(NOISE_LEVELS).double() + 0.5) / NOISE_LEVELS)
+    with evaluation_mode(model):
+        x = from_data(model, raw, generator=generator)[0]
+        errors = _errors(at(model, c, len(x)), x, levels, generator)
+    variance = latent_reference(model, raw, c=c).variance.double().cpu()
+    linear = (variance / (variance + (2 * levels[:, None]).exp())).mean(1)
+    return DenoiserCheck(levels, errors, linear, _denoiser(model).predicts, tuple(_findings(model, x, errors, linear)))
+
+
+def _denoiser(model) -> Denoiser:
+    return model.score.backbone
+
+
+def _errors(model, x: Tensor, levels: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
+    """E‖n − n̂‖²/d at each level, for each kind of prediction."""
+    denoiser, seen = _denoiser(model), getattr(model.score, "context", ())
+    errors: dict[str, list[float]] = {name: [] for name in PREDICTIONS}
+    for level in levels.tolist():
+        noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        rows = x.new_full((len(x),), level)
+        alpha, sigma = (expand_like((sign * rows).sigmoid().sqrt(), x) for sign in (-2, 2))
+        x_tau, tau, f = denoiser.output(alpha * x + sigma * noise, rows, *seen)
+        for name in PREDICTIONS:
+            errors[name].append((denoiser.noise_from(name, f, x_tau, tau) - noise).square().mean().item())
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in errors.items()}
+
+
+def _findings(model, x: Tensor, errors: dict[str, Tensor], linear: Tensor):
+    """A sentence for each thing that looks wrong."""
+    predicts, largest = _denoiser(model).predicts, x.abs().max().item()
+    above = {name: int((values > LINEAR * linear).sum()) for name, values in errors.items()}
+    mean = {name: values.clamp_min(1e-9).log().mean().exp().item() for name, values in errors.items()}
+    plausible = [name for name in errors if above[name] <= NOISE_LEVELS // 2]
+    best = min(plausible, key=mean.__getitem__, default=predicts)
+    if largest > LARGE:
+        yield (
+            f"data in the network's units reach {largest:.3g}: give the scaling with which it was trained, such as "
+            "scaling=indm.Scaling.between(-1, 1) for grey levels"
+        )
+    if mean[best] < MISTAKEN * mean[predicts]:
+        yield (
+            f"the network's output looks like {best!r}, not {predicts!r}: as {best!r} its squared error of the noise "
+            f"is {mean[best]:.3g} (geometric mean over noise levels), as {predicts!r} {mean[predicts]:.3g}"
+        )
+    elif predicts not in plausible:
+        yield (
+            f"the denoising error is above that of the best linear predictor at {above[predicts]} of {NOISE_LEVELS} "
+            "noise levels, so the network is not E[noise|x]: noise and data were coupled in training, or the path, the "
+            "scaling or the unit of τ is another one. If they were coupled, the likelihood of the probability flow and "
+            "its samples hold, the NELBO is loose, and SDE samplers, inpainting and classification do not apply"
+        )

@@ -1,0 +1,230 @@
+r"""Networks trained elsewhere as INDMs with the identity flow.
+
+A network f(x_τ, τ) with a path x_τ = α(τ) x_0 + σ(τ) n gives E[n|x_τ] at each noise level log(σ/α). That is all that
+a score needs, and the linear SDE is free: at time t of ours the network is asked at the τ with the same noise level,
+for x_τ = (α(τ)/α_t) z_t.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from indm.conditions import Condition
+from indm.config.parts import find
+from indm.dequantization import Dequantization, Levels
+from indm.flows.base import Identity
+from indm.foreign.paths import Path, path_of
+from indm.messages import did_you_mean
+from indm.model import INDM
+from indm.scaling import Scaling
+from indm.score import ScoreModel
+from indm.sde.linear import LogLinearSDE
+from indm.tensors import Batch, PerSample, double, expand_like
+
+Coefficients = tuple[Tensor, ...]  # α and σ, for a velocity also dα/dτ and dσ/dτ, which broadcast against x
+# What a network of each kind says of the noise: n̂ from its output f and x_τ.
+PREDICTIONS: Mapping[str, Callable[[Tensor, Tensor, Coefficients], Tensor]] = {
+    "noise": lambda f, x, _: f,
+    "data": lambda f, x, p: (x - p[0] * f) / p[1],
+    "v": lambda f, x, p: (p[1] * x + p[0] * f) / (p[0] ** 2 + p[1] ** 2),  # v = α n − σ x_0
+    "score": lambda f, x, p: -p[1] * f,
+    "velocity": lambda f, x, p: (p[0] * f - p[2] * x) / (p[0] * p[3] - p[2] * p[1]),  # u = α′ x_0 + σ′ n
+}
+VARIANCES = ("large", "small", "learned")  # of the steps of a K-step model: β_k, its posterior's, and between both
+
+
+class Denoiser(nn.Module):
+    """A network of another library, called as one of this package: forward(y, level) of :mod:`indm.nets`.
+
+    Args:
+        factory: the network, or ``"package.module:function"``, which makes it.
+        predicts: "noise", "data", "v", "score" or "velocity", see :data:`PREDICTIONS`.
+        path: see :func:`indm.foreign.paths.path_of`.
+        options: arguments of the factory.
+        variance: of the steps of a K-step model, see :func:`indm.discrete_nelbo`.
+    """
+
+    def __init__(
+        self,
+        factory: Any,
+        predicts: str,
+        path: Any,
+        options: Mapping[str, Any] | None = None,
+        variance: str = "large",
+    ):
+        super().__init__()
+        for name, value, known in (("predicts", predicts, PREDICTIONS), ("variance", variance, VARIANCES)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{did_you_mean(value, known)}")
+        self.noises, self.given_path = path_of(path), path
+        self.made_by = factory if isinstance(factory, str) else None
+        self.network = find("net", factory)(**(options or {})) if self.made_by else factory
+        if not callable(self.network):
+            raise ValueError(f"network must be callable as network(x, τ), got {type(self.network).__name__}")
+        self.predicts, self.options, self.variance = predicts, dict(options or {}), variance
+
+    @property
+    def factory(self) -> str:
+        """By what the network can be made anew.
+
+        Raises:
+            ValueError: it was given as an object.
+        """
+        if self.made_by is None:
+            raise ValueError(
+                "this model cannot be saved, because its network was given as an object: make it by "
+                'from_denoiser(factory="my_package.module:make", options={…}, …)'
+            )
+        return self.made_by
+
+    @property
+    def path(self) -> Any:
+        """The path, as a file can hold it.
+
+        Raises:
+            ValueError: it is an object.
+        """
+        path = self.given_path
+        if isinstance(path, Mapping):
+            return {name: torch.as_tensor(numbers).tolist() for name, numbers in path.items()}
+        if not isinstance(path, str):
+            raise ValueError("this model cannot be saved, because its path was given as an object")
+        return path
+
+    @property
+    def is_smooth(self) -> bool:
+        """Whether the network says that it varies slowly along its noise level."""
+        return getattr(self.network, "is_smooth", False)
+
+    def forward(self, y: Batch, level: PerSample, c: Tensor | None = None) -> Batch:
+        """n̂ less the noise that a standard normal latent would have, for y = x_τ/√(α² + σ²) and level = log(σ/α)."""
+        return self.noise(y, level, c) - expand_like((2 * level).sigmoid().sqrt(), y) * y
+
+    def noise(self, y: Batch, level: PerSample, c: Tensor | None = None) -> Batch:
+        """n̂ = E[n|x_τ]."""
+        x, tau, f = self.output(y, level, c)
+        return self.noise_from(self.predicts, f, x, tau)
+
+    def noise_from(self, predicts: str, f: Tensor, x: Batch, tau: PerSample) -> Batch:
+        """n̂ where the output ``f`` at x_τ is a prediction of that kind."""
+        slopes = self.noises.slopes(tau) if predicts == "velocity" else ()
+        values = (self.noises.alpha(tau), self.noises.sigma(tau), *slopes)
+        return PREDICTIONS[predicts](f[:, : x.shape[1]], x, tuple(expand_like(v.to(x), x) for v in values))
+
+    def output(self, y: Batch, level: PerSample, c: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x_τ, τ, and what the network says there, as it is: twice the channels where it has learned variances."""
+        tau = self.noises.time(double(level)).clamp(min(self.noises.range), max(self.noises.range))
+        x = expand_like(torch.hypot(self.noises.alpha(tau), self.noises.sigma(tau)).to(y), y) * y
+        f = self.network(x, tau.to(x)) if c is None else self.network(x, tau.to(x), c)
+        if f.shape not in (x.shape, (len(x), 2 * x.shape[1], *x.shape[2:])):
+            raise ValueError(f"network must return {tuple(x.shape)}, or twice the channels, got {tuple(f.shape)}")
+        return x, tau, f.to(y.dtype)
+
+
+def from_denoiser(
+    network: Callable[..., Tensor] | None = None,
+    *,
+    predicts: str,
+    path: Any,
+    shape: tuple[int, ...],
+    scaling: Scaling | None = None,
+    condition: Condition | None = None,
+    dequantization: Dequantization | None = None,
+    eps: float | None = None,
+    variance: str = "large",
+    factory: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> INDM:
+    """A diffusion or flow-matching model trained elsewhere as an INDM, whose flow is the identity.
+
+    Everything that takes an INDM then takes it: :func:`indm.evaluate`, ``model.log_prob``, :func:`indm.sample`,
+    :func:`indm.inpaint` and the rest. The likelihood is that of the path's own start, N(0, prior_std² I), pulled back
+    by the probability flow. Data are grey levels without noise where ``scaling`` has levels (see :class:`indm.Levels`).
+
+    Args:
+        network: network(x, τ) or, with a condition, network(x, τ, c): x (B, *shape), τ (B,) in the path's own units.
+            It is used in evaluation mode. Twice the channels mean a learned variance.
+        predicts: "noise", "data", "v" = α n − σ x_0, "score", or "velocity" = dx_τ/dτ.
+        path: "edm" (σ from 0.002 to 80), "linear" (flow matching with noise at τ = 1), "linear-reversed" (data at 1),
+            "trigonometric", "trigonometric-reversed", ``{"sigmas": (low, high)}``, ``{"betas": …}`` or
+            ``{"alphas_bar": …}`` of K steps (τ = 0 … K − 1), or an object with ``alpha(τ)``, ``sigma(τ)`` and
+            ``range``, from the least noise to the start of sampling.
+        shape: event shape.
+        scaling: how raw data become the network's x; ``Scaling.between(-1, 1)`` for images of 256 levels in [−1, 1].
+            By default data are x.
+        condition: what c is. The network gets what it shows networks: of :class:`indm.Classes` one number for each
+            class, 1 for this one, all 0 where it is hidden.
+        dequantization: the noise of grey levels that the network was trained with; by default none.
+        eps: τ at which likelihoods begin; by default where the path has least noise. Each gives a bound of log P of
+            grey levels, the best where the network has learned best.
+        variance: "large", "small" or "learned", of the steps of a K-step model, see :func:`indm.discrete_nelbo`.
+        factory: in place of ``network`` ``"package.module:function"``, so that the model can be saved, and read again
+            inside :func:`indm.trust`.
+        options: arguments of the factory.
+
+    Raises:
+        ValueError: an unknown word, a path that is not monotone, or ``eps`` outside of it.
+
+    Example: the velocity of N(0, I), E[n − x_0|x], in flow matching.
+
+        >>> import math
+        >>> def velocity(x, tau):
+        ...     tau = tau[:, None]
+        ...     return (2 * tau - 1) / ((1 - tau) ** 2 + tau**2) * x
+        >>> model = from_denoiser(velocity, predicts="velocity", path="linear", shape=(2,))
+        >>> x = torch.randn(3, 2)
+        >>> torch.allclose(model.log_prob(x), -0.5 * x.square().sum(1) - math.log(2 * math.pi), atol=1e-3)
+        True
+    """
+    if (network is None) == (factory is None):
+        raise ValueError("network or factory must be given, and not both")
+    denoiser = Denoiser(network if factory is None else factory, predicts, path, options, variance)
+    noises = denoiser.noises
+    scaling = Scaling() if scaling is None else scaling
+    if dequantization is None and scaling.levels is not None:
+        dequantization = Levels()
+    return INDM(Identity(), ScoreModel(denoiser, sde_of(noises, eps)), scaling, shape, dequantization, condition)
+
+
+def sde_of(path: Path, eps: float | None = None) -> LogLinearSDE:
+    """The SDE whose clock is that of the path from ``eps`` on, and whose prior is that of its start.
+
+    Raises:
+        ValueError: ``eps`` is outside of the path.
+    """
+    first, last = path.range
+    eps = first if eps is None else eps
+    if not (first <= eps < last or last < eps <= first):
+        raise ValueError(f"eps must be a τ from {first:g} to {last:g}, the path's own, got {eps}")
+    ends = torch.tensor([eps, last], dtype=torch.float64)
+    start, end = (-2 * path.level(ends)).tolist()
+    size = torch.hypot(path.alpha(ends[1]), path.sigma(ends[1])).item()
+    return LogLinearSDE(start, end, path.prior_std / size)
+
+
+def preconditioned(network: Callable[..., Tensor], sigma_data: float = 0.5) -> Callable[..., Tensor]:
+    r"""EDM's network F(c_in x, ¼ log σ, …) as one that predicts data, :math:`D = c_{skip} x + c_{out} F`.
+
+    Source: Karras et al. 2022, "Elucidating the Design Space", table 1, https://arxiv.org/abs/2206.00364.
+
+    Example: F = 0 is the best guess at data of deviation ``sigma_data`` and no other structure.
+
+        >>> D = preconditioned(lambda x, t: torch.zeros_like(x), sigma_data=0.5)
+        >>> torch.allclose(D(torch.ones(1, 2), torch.tensor([0.5])), torch.tensor(0.5))
+        True
+    """
+
+    class Preconditioned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Batch, sigma: PerSample, *c: Tensor) -> Batch:
+            s = expand_like(sigma, x)
+            std = (s**2 + sigma_data**2).sqrt()
+            f = self.network(x / std, 0.25 * sigma.log(), *c)
+            return (sigma_data / std) ** 2 * x + s * sigma_data / std * f
+
+    return Preconditioned()

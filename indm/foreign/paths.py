@@ -1,0 +1,229 @@
+r"""How networks trained elsewhere noise their data, x_τ = α(τ) x_0 + σ(τ) n, in their own units of τ."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from indm.messages import did_you_mean
+
+Times = Tensor  # τ in float64, (B,)
+ENDS = 1e-4  # of a path on [0, 1] that has no noise, or no data, at its ends
+POINTS = 257  # at which a path is checked
+HALVINGS = 60  # of an interval, to find τ: below float64's rounding
+MOST_LEVEL = 0.5 * math.log(1e12)  # log(σ/α) from which the data cannot be told from zero
+
+
+class Path(ABC):
+    """x_τ = α(τ) x_0 + σ(τ) n for τ between ``range[0]``, of the least noise, and ``range[1]``, where sampling starts.
+
+    Attributes:
+        range: both ends, in either order.
+        prior_std: deviation of the normal law from which sampling starts, in units of x at ``range[1]``.
+    """
+
+    range: tuple[float, float]
+    prior_std: float
+
+    @abstractmethod
+    def alpha(self, tau: Times) -> Tensor:
+        """The scale of the data."""
+
+    @abstractmethod
+    def sigma(self, tau: Times) -> Tensor:
+        """The deviation of the noise."""
+
+    def level(self, tau: Times) -> Tensor:
+        """log(σ/α)."""
+        return self.sigma(tau).log() - self.alpha(tau).log()
+
+    def time(self, level: Tensor) -> Times:
+        """The inverse of :meth:`level`, by bisection."""
+        low, high = (torch.full_like(level, end) for end in self.range)  # the ends of the least and of the most noise
+        for _ in range(HALVINGS):
+            middle = 0.5 * (low + high)
+            above = self.level(middle) > level
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return 0.5 * (low + high)
+
+    def slopes(self, tau: Times) -> tuple[Tensor, Tensor]:
+        """dα/dτ and dσ/dτ."""
+        with torch.enable_grad():
+            tau = tau.detach().requires_grad_()
+            values = (self.alpha(tau) + 0 * tau, self.sigma(tau) + 0 * tau)
+            alpha, sigma = (torch.autograd.grad(value.sum(), tau)[0] for value in values)
+        return alpha, sigma
+
+    def whole_levels(self) -> Tensor:
+        """log(σ/α) of each of the path's steps, (K,), the least noise first.
+
+        Raises:
+            ValueError: it is continuous.
+        """
+        raise ValueError("path must be a table of steps, {'betas': …} or {'alphas_bar': …}, for a bound of its steps")
+
+
+class Sigmas(Path):
+    """α = 1 and σ = τ, from ``low`` to ``high``: EDM, and every VE diffusion."""
+
+    def __init__(self, low: float = 0.002, high: float = 80.0):
+        if not 0 < low < high:
+            raise ValueError(f"path sigmas must be (low, high) with 0 < low < high, got ({low}, {high})")
+        self.range, self.prior_std = (float(low), float(high)), float(high)
+
+    def alpha(self, tau: Times) -> Tensor:
+        return torch.ones_like(tau)
+
+    def sigma(self, tau: Times) -> Tensor:
+        return tau
+
+    def time(self, level: Tensor) -> Times:
+        return level.exp()
+
+
+class Steps(Path):
+    """K steps with α² = ᾱ_k and σ² = 1 − ᾱ_k; τ = k = 0 … K − 1, linear in log(σ/α) between whole numbers.
+
+    Steps at the end with ᾱ = 0 (zero terminal SNR) or nearly so are cut off, as log(σ/α) is infinite there.
+    """
+
+    prior_std = 1.0
+
+    def __init__(self, alphas_bar: Tensor | Sequence[float]):
+        table = torch.as_tensor(alphas_bar, dtype=torch.float64, device="cpu").flatten()
+        levels = 0.5 * ((1 - table).log() - table.log())
+        kept = int((levels < MOST_LEVEL).sum()) if bool((levels.diff() > 0).all()) else 0
+        if kept < 2 or not bool(((table >= 0) & (table < 1)).all()):
+            raise ValueError(
+                "path alphas_bar must be at least 2 numbers of [0, 1) that fall from step to step (betas in (0, 1)), "
+                f"got {len(table)} from {table[:1].tolist()} to {table[-1:].tolist()}"
+            )
+        self.levels = levels[:kept]
+        self.range = (0.0, float(kept - 1))
+
+    def level(self, tau: Times) -> Tensor:
+        levels = self.levels.to(tau.device)
+        below = tau.floor().clamp(0, len(levels) - 2).long()
+        return torch.lerp(levels[below], levels[below + 1], tau - below)
+
+    def alpha(self, tau: Times) -> Tensor:
+        return (-2 * self.level(tau)).sigmoid().sqrt()
+
+    def sigma(self, tau: Times) -> Tensor:
+        return (2 * self.level(tau)).sigmoid().sqrt()
+
+    def time(self, level: Tensor) -> Times:
+        levels = self.levels.to(level.device)
+        above = torch.searchsorted(levels, level.contiguous()).clamp(1, len(levels) - 1)
+        low, high = levels[above - 1], levels[above]
+        return above - 1 + (level - low) / (high - low)
+
+    def whole_levels(self) -> Tensor:
+        return self.levels
+
+
+class _OfTheUnitInterval(Path):
+    """A path on [0, 1] with all noise at one end and none at the other: noise at τ = 1, or ``reversed`` at 0."""
+
+    def __init__(self, reversed: bool = False):
+        self.reversed = reversed
+        self.range = (1 - ENDS, ENDS) if reversed else (ENDS, 1 - ENDS)
+        self.prior_std = float(self.sigma(torch.tensor(self.range[1], dtype=torch.float64)))
+
+    def alpha(self, tau: Times) -> Tensor:
+        return self.ramp(tau if self.reversed else 1 - tau)
+
+    def sigma(self, tau: Times) -> Tensor:
+        return self.ramp(1 - tau if self.reversed else tau)
+
+    @staticmethod
+    @abstractmethod
+    def ramp(s: Tensor) -> Tensor:
+        """α where s is the share of the path from the noise."""
+
+
+class Linear(_OfTheUnitInterval):
+    """α = 1 − τ, σ = τ: flow matching and rectified flows; ``reversed``: α = τ, σ = 1 − τ."""
+
+    @staticmethod
+    def ramp(s: Tensor) -> Tensor:
+        return s
+
+    def time(self, level: Tensor) -> Times:
+        return (-level if self.reversed else level).sigmoid()
+
+
+class Trigonometric(_OfTheUnitInterval):
+    """α = cos(πτ/2), σ = sin(πτ/2); ``reversed`` the other way round."""
+
+    @staticmethod
+    def ramp(s: Tensor) -> Tensor:
+        return (0.5 * math.pi * s).sin()
+
+    def time(self, level: Tensor) -> Times:
+        return (2 / math.pi) * ((-level if self.reversed else level).exp()).atan()
+
+
+class Given(Path):
+    """The path of an object with ``alpha(τ)``, ``sigma(τ)`` and ``range``, and ``prior_std`` if it is not σ there."""
+
+    def __init__(self, path: Any):
+        self.path = path
+        first, last = (float(end) for end in path.range)
+        self.range = (first, last)
+        levels = self.level(torch.linspace(first, last, POINTS, dtype=torch.float64))
+        if not bool(levels.isfinite().all()) or not bool((levels.diff() > 0).all()):
+            raise ValueError(
+                f"path must have a finite log(σ/α) that rises from range[0] = {first:g} to range[1] = {last:g}, got "
+                f"{levels[0]:.3g} and {levels[-1]:.3g} there; keep away from the ends at which σ or α is 0"
+            )
+        self.prior_std = float(getattr(path, "prior_std", self.sigma(torch.tensor(last, dtype=torch.float64))))
+
+    def alpha(self, tau: Times) -> Tensor:
+        return self.path.alpha(tau) * torch.ones_like(tau)
+
+    def sigma(self, tau: Times) -> Tensor:
+        return self.path.sigma(tau) * torch.ones_like(tau)
+
+
+NAMED: Mapping[str, Path] = {
+    "edm": Sigmas(),
+    "linear": Linear(),
+    "linear-reversed": Linear(reversed=True),
+    "trigonometric": Trigonometric(),
+    "trigonometric-reversed": Trigonometric(reversed=True),
+}
+TABLES: Mapping[str, Any] = {
+    "sigmas": lambda ends: Sigmas(*ends),
+    "betas": lambda betas: Steps((1 - torch.as_tensor(betas, dtype=torch.float64, device="cpu")).cumprod(0)),
+    "alphas_bar": Steps,
+}
+
+
+def path_of(path: Any) -> Path:
+    """The path that ``path`` names, tabulates or is.
+
+    Raises:
+        ValueError: an unknown word, or a table or an object that is not a path.
+
+    >>> path_of("edm").range, path_of({"betas": [0.1, 0.2, 0.3]}).range
+    ((0.002, 80.0), (0.0, 2.0))
+    """
+    words = f"{', '.join(map(repr, NAMED))}, {', '.join(f'{{{name!r}: …}}' for name in TABLES)}, or an object"
+    if isinstance(path, Path):
+        return path
+    if isinstance(path, str) and path in NAMED:
+        return NAMED[path]
+    if isinstance(path, Mapping) and len(path) == 1 and next(iter(path)) in TABLES:
+        ((name, numbers),) = path.items()
+        try:
+            return TABLES[name](numbers)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(f"path {name} must be numbers, got {type(numbers).__name__}: {error}") from error
+    if not isinstance(path, str | Mapping) and all(hasattr(path, name) for name in ("alpha", "sigma", "range")):
+        return Given(path)
+    hint = did_you_mean(path, NAMED) if isinstance(path, str) else ""
+    raise ValueError(f"path must be one of {words} with alpha, sigma and range, got {path!r:.60}{hint}")

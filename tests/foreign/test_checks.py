@@ -1,0 +1,69 @@
+"""What check_denoiser finds: another parameterization, coupled noise, data of another scale."""
+
+import pytest
+import torch
+from exact import PATHS, PREDICTS, Exact
+
+import indm
+
+LAW = ([0.5, 0.5], [[-1.0, -1.0], [1.0, 1.0]], [0.3, 0.3])
+
+
+def data(n=256):
+    generator = torch.Generator().manual_seed(0)
+    side = torch.randint(0, 2, (n, 1), generator=generator) * 2.0 - 1
+    return side.expand(n, 2) + 0.3 * torch.randn(n, 2, generator=generator)
+
+
+def check(said, is_, path="linear", raw=None):
+    model = indm.from_denoiser(Exact(is_, path, *LAW), predicts=said, path=path, shape=(2,)).double()
+    raw = data().double() if raw is None else raw
+    return indm.check_denoiser(model, raw, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("path", ["linear", "edm", "betas"])
+@pytest.mark.parametrize("kind", PREDICTS)
+def test_a_right_description_is_found_right(kind, path):
+    found = check(kind, kind, PATHS[path])
+    assert not found.findings and "nothing looks wrong" in str(found)
+    assert (found.errors[kind] < 1.1 * found.linear + 1e-6).all()
+
+
+@pytest.mark.parametrize("said, is_", [("noise", "data"), ("noise", "v"), ("v", "velocity"), ("data", "noise")])
+def test_another_parameterization_is_recognised(said, is_):
+    assert any(f"looks like {is_!r}, not {said!r}" in text for text in check(said, is_).findings)
+
+
+def test_the_linear_error_is_that_of_the_best_linear_predictor():
+    """By least squares on fresh noise, for Gaussian data with two correlated columns."""
+    generator = torch.Generator().manual_seed(3)
+    raw = torch.randn(20_000, 2, generator=generator).double() @ torch.tensor([[1.0, 0.0], [0.8, 0.4]]).double()
+    model = indm.from_denoiser(lambda x, tau: torch.zeros_like(x), predicts="noise", path="linear", shape=(2,)).double()
+    found = indm.check_denoiser(model, raw, most=20_000)
+    for level, error in zip(found.levels, found.linear, strict=True):
+        noise = torch.randn(20_000, 2, generator=generator).double()
+        x = torch.cat([raw + level.exp() * noise, torch.ones(20_000, 1).double()], 1)
+        residual = noise - x @ torch.linalg.lstsq(x, noise).solution
+        assert residual.square().mean().item() == pytest.approx(error.item(), rel=0.05, abs=1e-4)
+
+
+def test_coupled_noise_is_found():
+    """A velocity whose noise was the data times 2: u = n − x_0 = n/2, and x_τ = (1 + τ) n/2."""
+    options = {"predicts": "velocity", "path": "linear", "shape": (2,)}
+    model = indm.from_denoiser(lambda x, tau: x / (1 + tau)[:, None], **options)
+    raw = 0.5 * torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
+    (finding,) = indm.check_denoiser(model, raw).findings
+    assert "noise and data were coupled in training" in finding
+    with pytest.warns(RuntimeWarning, match="noise and data were coupled"):
+        indm.evaluate(model, raw[:64], nll_examples=0, progress=False)
+
+
+def test_data_of_another_scale_are_found():
+    raw = 100 * data().double()
+    assert any("data in the network's units reach" in text for text in check("noise", "noise", raw=raw).findings)
+
+
+def test_a_model_of_this_package_is_not_checked():
+    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+    with pytest.raises(ValueError, match="model must come from from_denoiser"):
+        indm.check_denoiser(indm.build_model(tables, (2,)), data())

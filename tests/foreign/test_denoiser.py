@@ -1,0 +1,183 @@
+"""Networks trained elsewhere, against exact denoisers and the prior that the exact flow pulls back."""
+
+import math
+
+import pytest
+import torch
+from exact import BETAS, PATHS, PREDICTS, Cosine, Exact, pulled_back
+
+import indm
+from indm.foreign.denoiser import preconditioned
+from indm.foreign.paths import path_of
+
+GAUSSIAN = ([1.0], [[0.0, 0.0]], [0.7])
+MIXTURE = ([0.4, 0.6], [[-0.5, 0.8], [0.6, -0.3]], [0.3, 0.5])
+POINTS = torch.tensor([[0.3, -0.4], [-0.6, 0.9]], dtype=torch.float64)
+MLP = {"factory": "mlp", "options": {"shape": [2], "width": 8}}
+
+
+def model_of(predicts, path, law=MIXTURE, **options):
+    return indm.from_denoiser(Exact(predicts, path, *law), predicts=predicts, path=path, shape=(2,), **options).double()
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_log_p_of_a_centred_gaussian_is_the_prior_pulled_back(name):
+    """The flow only stretches: x_T = x_ε √((α_T² v + σ_T²)/(α_ε² v + σ_ε²))."""
+    path = path_of(PATHS[name])
+    model = model_of("velocity", PATHS[name], GAUSSIAN)
+    ends = torch.tensor(path.range, dtype=torch.float64)
+    first, last = (path.alpha(ends) ** 2 * 0.49 + path.sigma(ends) ** 2).tolist()
+    std = path.prior_std * math.sqrt(first / last) / path.alpha(ends)[0].item()
+    expected = torch.distributions.Normal(0.0, std).log_prob(POINTS).sum(1)
+    torch.testing.assert_close(model.log_prob(POINTS, steps=128), expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_log_p_of_a_mixture_is_the_prior_pulled_back(name):
+    model = model_of("data", PATHS[name])
+    expected = pulled_back(model.score.backbone.network, POINTS)
+    torch.testing.assert_close(model.log_prob(POINTS, steps=256), expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_all_parameterizations_of_a_path_are_one_model(name):
+    models = [model_of(predicts, PATHS[name]) for predicts in PREDICTS]
+    t = torch.linspace(1e-5, 1.0, 20, dtype=torch.float64)
+    z = torch.randn(20, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scores = [model.score(z, t) * model.sde.sigma(t)[:, None] for model in models]
+    for other in scores[1:]:
+        torch.testing.assert_close(other, scores[0], rtol=1e-6, atol=1e-6)
+    exact, path = models[0].score.backbone.network, path_of(PATHS[name])
+    tau = path.time(-0.5 * models[0].sde.log_snr(t))[:, None]
+    alpha, sigma = path.alpha(tau), path.sigma(tau)
+    noise = exact.at(torch.hypot(alpha, sigma) * z, alpha, sigma)[2]
+    torch.testing.assert_close(-scores[0], noise, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_the_clock_is_the_path_and_never_leaves_it(name):
+    seen, path = [], path_of(PATHS[name])
+
+    def network(x, tau):
+        seen.append(tau)
+        return torch.zeros_like(x)
+
+    model = indm.from_denoiser(network, predicts="noise", path=PATHS[name], shape=(2,))
+    model.log_prob(torch.zeros(1, 2), steps=6)
+    tau = torch.cat(seen).double()
+    low, high = min(path.range), max(path.range)
+    assert tau.min() >= low * (1 - 1e-6) and tau.max() <= high * (1 + 1e-6)
+    assert tau.max() - tau.min() > 0.99 * (high - low)
+    levels = path.level(torch.linspace(*path.range, 50, dtype=torch.float64))
+    torch.testing.assert_close(path.level(path.time(levels)), levels, rtol=1e-9, atol=1e-9)
+
+
+def test_eps_is_in_the_units_of_the_path():
+    for path, eps, level in (("edm", 0.01, math.log(0.01)), ("linear-reversed", 0.99, math.log(0.01 / 0.99))):
+        model = model_of("noise", path, eps=eps)
+        assert model.sde.log_snr(torch.tensor(model.sde.eps).double()).item() == pytest.approx(-2 * level, abs=1e-6)
+    model = model_of("noise", PATHS["betas"], eps=5)
+    assert model.sde.sigma(torch.tensor(1e-5)).item() ** 2 == pytest.approx(1 - (1 - BETAS)[:6].prod().item(), rel=1e-5)
+    for path, eps in (("edm", 0.001), ("edm", 80.0), ("linear", 0.0), (PATHS["betas"], 999)):
+        with pytest.raises(ValueError, match=r"eps must be a τ from .*, the path's own, got"):
+            model_of("noise", path, eps=eps)
+
+
+def test_a_schedule_that_ends_in_noise_alone_is_cut_before():
+    alphas_bar = torch.linspace(0.99, 0.0, 100)
+    assert path_of({"alphas_bar": alphas_bar}).range == (0.0, 98.0)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"predicts": "epsilon"}, "predicts must be one of noise, data, v, score, velocity, got 'epsilon'"),
+    ({"variance": "huge"}, "variance must be one of large, small, learned, got 'huge'"),
+    ({"path": "liner"}, "did you mean 'linear'"),
+    ({"path": {"sigmas": (1.0, 0.1)}}, "0 < low < high"),
+    ({"path": {"betas": [0.1, -0.1]}}, "path alphas_bar must be at least 2 numbers"),
+    ({"path": {"alphas_bar": [0.5, 0.7]}}, "that fall from step to step"),
+    ({"path": {"gammas": [0.5, 0.7]}}, "path must be one of"),
+    ({"path": 3}, "path must be one of"),
+    ({"network": None}, "network or factory must be given"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_at_once(options, message):
+    arguments = {"network": lambda x, tau: x, "predicts": "noise", "path": "edm", "shape": (2,)} | options
+    with pytest.raises(ValueError, match=message):
+        indm.from_denoiser(**arguments)
+
+
+def test_a_path_must_rise():
+    path = Cosine()
+    path.range = (0.99, 0.01)
+    with pytest.raises(ValueError, match=r"rises from range\[0\] = 0.99"):
+        model_of("noise", path)
+
+
+def test_a_network_of_another_shape_is_named():
+    model = indm.from_denoiser(lambda x, tau: x[:, :1], predicts="noise", path="edm", shape=(2,))
+    with pytest.raises(ValueError, match=r"network must return \(1, 2\), or twice the channels, got \(1, 1\)"):
+        model.log_prob(torch.zeros(1, 2))
+
+
+def test_preconditioning_outside_the_network():
+    """F of an exact denoiser of N(0, v) at v = σ_data²: D = v x/(v + σ²), so F = 0; and D follows F."""
+    law, x, sigma = ([1.0], [[0.0, 0.0]], [0.5]), torch.randn(4, 2), torch.tensor([0.1, 0.5, 2.0, 9.0])
+    D = preconditioned(lambda x, t: torch.zeros_like(x))(x, sigma)
+    torch.testing.assert_close(D, Exact("data", "edm", *law)(x, sigma))
+    seen = {}
+
+    def F(x, t):
+        seen["x"], seen["t"] = x, t
+        return torch.ones_like(x)
+
+    total = (sigma**2 + 0.25).sqrt()[:, None]
+    torch.testing.assert_close(preconditioned(F)(x, sigma) - D, (sigma[:, None] * 0.5 / total).expand(4, 2))
+    torch.testing.assert_close(seen["x"], x / total)
+    torch.testing.assert_close(seen["t"], sigma.log() / 4)
+
+
+def test_a_model_of_a_factory_is_saved_and_read(tmp_path):
+    model = indm.from_denoiser(**MLP, predicts="v", path=PATHS["betas"], shape=(2,), eps=3, variance="small")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    model.save(tmp_path)
+    loaded, x = indm.INDM.load(tmp_path), torch.randn(3, 2)
+    assert torch.equal(loaded.log_prob(x, steps=4), model.log_prob(x, steps=4))
+    assert loaded.score.backbone.variance == "small" and loaded.sde.log_snr_max == model.sde.log_snr_max
+    with pytest.raises(ValueError, match="cannot be saved, because its network was given as an object"):
+        model_of("noise", "edm").save(tmp_path / "other")
+    with pytest.raises(ValueError, match="cannot be saved, because its path was given as an object"):
+        indm.from_denoiser(**MLP, predicts="v", path=Cosine(), shape=(2,)).save(tmp_path / "other")
+
+
+def test_a_factory_of_other_code_needs_trust(tmp_path):
+    options = {"predicts": "noise", "path": "edm", "shape": (2,), "factory": "torch.nn:Identity"}
+    with pytest.raises(ValueError, match="add --trust torch"):
+        indm.from_denoiser(**options)
+
+
+def test_a_condition_reaches_the_network_and_guidance_works():
+    """Two classes, each N(±1, I) under EDM; hidden, their mixture's denoiser is not needed: zeros."""
+
+    def network(x, sigma, c):
+        mean = c[:, :1] - c[:, 1:]
+        return (x * 1.0 + sigma[:, None] ** 2 * mean) / (1 + sigma[:, None] ** 2)
+
+    condition = indm.Classes(["right", "left"], drop=0.1)
+    options = {"predicts": "data", "path": "edm", "shape": (2,), "condition": condition}
+    model, x = indm.from_denoiser(network, **options), torch.zeros(2, 2)
+    assert model.given(["right", "left"]).log_prob(x).shape == (2,)
+    means = [indm.sample(model, 500, c=name, steps=30).mean().item() for name in ("right", "left", None)]
+    assert means == pytest.approx([1.0, -1.0, 0.0], abs=0.15)
+    guided = indm.sample(model, 500, c="right", guidance=2.0, steps=30)
+    assert guided.mean().item() == pytest.approx(2.0, abs=0.2)  # all of one width, so that guidance moves the mean
+
+
+def test_samples_are_of_the_data():
+    model = model_of("velocity", "linear").float()
+    x = indm.sample(model, 4000, steps=40, generator=torch.Generator().manual_seed(0))
+    weights, means, stds = map(torch.tensor, MIXTURE)
+    mean = (weights[:, None] * means).sum(0)
+    variance = (weights[:, None] * (means**2 + stds[:, None] ** 2)).sum(0) - mean**2
+    torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=0.05)
+    torch.testing.assert_close(x.var(0), variance, rtol=0.1, atol=0.0)
