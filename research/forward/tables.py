@@ -114,8 +114,11 @@ def few_steps_table(place: Path, data: str) -> str:
     alone, rows = {row["seed"]: row for row in cells["linear", "linear"]}, []
     for side in SIDES[1:]:
         pairs = [(row, alone[row["seed"]]) for row in cells.get((side, "linear"), []) if row["seed"] in alone]
-        less = ([a["frechet"][str(n)][0] - b["frechet"][str(n)][0] for a, b in pairs] for n in STEPS)
-        rows.append((f"{FLOWS[side]} − none", *(with_error(*over_seeds(each), "+.1f") for each in less), len(pairs)))
+        if pairs:
+            less = ([a["frechet"][str(n)][0] - b["frechet"][str(n)][0] for a, b in pairs] for n in STEPS)
+            rows.append(
+                (f"{FLOWS[side]} − none", *(with_error(*over_seeds(each), "+.1f") for each in less), len(pairs))
+            )
     return in_table("flow", *(f"{n} steps" for n in STEPS), "seeds", rows=rows)
 
 

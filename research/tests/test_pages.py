@@ -135,3 +135,13 @@ def test_flows_are_compared_with_linear_models_in_pairs_of_trainings(tmp_path):
     assert translation.paired_table(made).splitlines()[2:] == [
         "| digits-3-8 | two INDMs − DDIB (linear) | 2 | +2.0 ± 1.0 |"
     ]
+
+
+def test_samples_in_few_steps_are_compared_in_pairs_of_seeds(tmp_path):
+    made = Records(tmp_path / "forward-final.csv")
+    for side, of_seeds in (("linear", (10.0, 20.0)), ("indm", (11.0, 23.0, 99.0))):
+        for seed, distance in enumerate(of_seeds):
+            cell = made.at(data="digits", side=side, process="linear", seed=seed)
+            cell.add({"frechet": {str(n): [distance, 1.0] for n in forward.STEPS}})
+    (line,) = forward.few_steps_table(tmp_path, "digits").splitlines()[2:]
+    assert line == "| coupling − none | " + "+2.0 ± 1.0 | " * len(forward.STEPS) + "2 |"
