@@ -18,8 +18,8 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet --no-compile --editable ".[dev]"
 	touch $(READY)
 
-# Trains INDM for two minutes, its score for samples and its flow by the bound, then its linear twin (the identity flow)
-# for as many steps as cost the same, measured side by side; evaluates, samples and compares both.
+# Trains a diffusion behind the spline for two minutes, its score for samples and its flow by the bound, then a linear
+# diffusion for as many steps as cost the same, measured side by side; evaluates, samples and compares both.
 DEMO = digits --train.objective fid
 demo: OUT ?= runs/demo
 demo: env

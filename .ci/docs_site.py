@@ -81,15 +81,17 @@ def on_files(files, config, **_):
 
 
 def on_page_markdown(text: str, page, config, **_) -> str:
-    """Pictures of models are those of the site, see :func:`on_files`. Links to files that are no pages lead to the
-    repository; while it has no address, they are plain words."""
+    """Pictures of models are those of the site, see :func:`on_files`. Links to files that are not pages lead to the
+    repository; while it has no address, words and the path in it stand in their place."""
     text = PICTURE.sub(r"\g<1>pretrained/", text)
 
     def link(match: re.Match) -> str:
         path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page.file.src_uri), match[2]))
         if path.startswith("docs/"):
             return match[0]
-        return f"[{match[1]}]({config.repo_url.rstrip('/')}/tree/HEAD/{path})" if config.repo_url else match[1]
+        if config.repo_url:
+            return f"[{match[1]}]({config.repo_url.rstrip('/')}/tree/HEAD/{path})"
+        return f"`{path}`" if match[1] == path else f"{match[1]} (`{path}`)"
 
     return LINK.sub(link, text)
 

@@ -1,4 +1,4 @@
-"""Train INDM and its linear twin on digits, and compare them on the same test images.
+"""Train a diffusion behind a spline and a linear diffusion on digits, and compare them on the same test images.
 
 python examples/images.py                  # four minutes on two cores
 """
@@ -12,7 +12,7 @@ from indm.evaluation.compare import compare
 from indm.evaluation.results import evaluate_run
 from indm.runs.samples import Drawing, draw
 
-VARIANTS = {"indm": {}, "linear": {"flow": "identity"}}  # the twin has the identity in place of the flow
+VARIANTS = {"spline": {}, "linear": {"flow": "identity"}}  # the recipe's flow is one spline of grey levels
 
 
 def main(steps: int = 600, out: Path = Path("runs/example-images")) -> None:

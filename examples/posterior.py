@@ -1,4 +1,4 @@
-"""From a simulator to a posterior that is known to be calibrated: the pitch and damping of a noisy tone.
+"""From a simulator to a posterior and a test of its calibration: the pitch and damping of a noisy tone.
 
 python examples/posterior.py               # two minutes on a laptop
 """

@@ -85,8 +85,12 @@ def spread(draws: Num[Tensor, "n draws k"], truth: Num[Tensor, "n k"]) -> float:
 
 
 def measure(model: indm.INDM, data: Data, kind: str, made: Records) -> None:
-    """Write a row for each method; ``than_neighbours`` is the mean difference of its CRPS, paired by image."""
+    """Write a row for each method; ``than_neighbours`` is the mean difference of its CRPS, paired by image.
+
+    Errors are over the groups of the data, where it has some: patches of one photograph are alike.
+    """
     raw, mask = stack(data.test, IMAGES), MASKS[kind](model.shape)
+    groups = data.groups["test"][:IMAGES] if data.groups else None
     missing, found, drawn = mask.flatten(), {}, {}
     for method, draw in METHODS.items():
         started = time.process_time()
@@ -98,7 +102,7 @@ def measure(model: indm.INDM, data: Data, kind: str, made: Records) -> None:
     for method, row in found.items():
         of = {"crps": drawn[method], "than_neighbours": drawn[method] - drawn["neighbours"]}
         for name, values in of.items():
-            row[name], row[f"{name}_error"] = mean_and_error(values)
+            row[name], row[f"{name}_error"] = mean_and_error(values, groups)
         made.at(mask=kind, method=method).add(row | made_by(SEED))
 
 

@@ -62,7 +62,9 @@ SHOWN: dict[str, Callable[..., str]] = {
     "forward-wider": lambda data: forward.wider_table(RECORDS, data),
     "forward-bounds": lambda data: forward.bound_table(RECORDS, data),
     "forward-samples": lambda data: forward.sample_table(RECORDS, data),
+    "forward-few_steps": lambda data: forward.few_steps_table(RECORDS, data),
     "translation": lambda data: translation.table(of("translation", data=data)),
+    "translation-paired": lambda: translation.paired_table(of("translation")),
     "translation-truth": lambda data: translation.truth_table(of("translation", data=data)),
     "translation-longer": lambda: translation.truth_table(of("translation-longer")),
     "translation-flow_alone": lambda data: flow_alone.table(data, of("flow_alone", data=data)),
@@ -106,11 +108,13 @@ SHOWN: dict[str, Callable[..., str]] = {
     "regression": lambda: regression.summary(of("regression", seconds=60.0)),
     "regression-cells": lambda: regression.cell_table(of("regression", seconds=60.0)),
     "outliers": lambda: outliers.means(of("outliers", seconds=60.0)),
+    "outliers-parts": lambda: outliers.parts(of("outliers", seconds=60.0)),
     "outliers-tables": lambda: outliers.of_tables(of("outliers", seconds=60.0)),
     "posteriors": lambda: posteriors.markdown(of("posteriors")),
     "sbibm": lambda: sbibm.markdown(of("sbibm", simulations=10_000, draws=10_000)),
     "gallery": pretrained.gallery,
     "conditional": lambda: conditional.summary(of("conditional")),
+    "cell": lambda *arguments: cell(*arguments),
     "discrete_laws": lambda: discrete_laws.best_table(discrete_laws.read(of("discrete_laws"))),
 }
 
@@ -118,6 +122,23 @@ SHOWN: dict[str, Callable[..., str]] = {
 def shown(name: str) -> str:
     kind, *arguments = name.split(":")
     return SHOWN[kind](*arguments)
+
+
+def cell(*arguments: str) -> str:
+    """A cell of a table, for a sentence: the table, the beginning of a row, and that of a column's title.
+
+    "_" stands for a space, and "/" is between the cells of a row: ``cell:budget_family:fashion/spline:test``.
+    """
+    *table, row, column = arguments
+    rows = (line.strip("| ") for line in shown(":".join(table)).splitlines() if line.startswith("|"))
+    titles, _, *lines = ([part.strip() for part in line.split("|")] for line in rows)
+    place = next(i for i, title in enumerate(titles) if spaced(title).startswith(column))
+    (found,) = (line[place] for line in lines if "/".join(map(spaced, line)).startswith(row))
+    return found.replace("-", "−")
+
+
+def spaced(words: str) -> str:
+    return words.replace(" ", "_")
 
 
 def main() -> None:

@@ -175,7 +175,8 @@ def test_links_that_leave_the_pages(tools):
         repo_url = None
 
     text = "[a](../method.md) [b](../../bench/a.py) ![c](../../d.png)"
-    assert tools.on_page_markdown(text, Page, Unknown) == "[a](../method.md) b ![c](../../d.png)"
+    assert tools.on_page_markdown(text, Page, Unknown) == "[a](../method.md) b (`bench/a.py`) ![c](../../d.png)"
+    assert tools.on_page_markdown("[bench/a.py](../../bench/a.py)", Page, Unknown) == "`bench/a.py`"
     shown = tools.on_page_markdown("![a](../indm/pretrained/digits-pretrained/samples.png)", Page, Unknown)
     assert shown == "![a](pretrained/digits-pretrained/samples.png)"
     assert "[b](https://example.org/indm/tree/HEAD/bench/a.py)" in tools.on_page_markdown(text, Page, Known)

@@ -26,13 +26,17 @@ def searches(made: Records) -> str:
 
 
 def finals(made: Records) -> str:
-    """The whole budget: test likelihoods, and distances of samples, each with its error over the examples."""
+    """The whole budget: costs, test likelihoods, and distances of samples, each with its error over examples."""
     measured = [row for row in of_studies(made.at(stage="final")) if "nelbo" in row]
     found = sorted(measured, key=lambda row: (row["study"], row["nelbo"]))
-    columns = ("study", "variant", "seed", "steps", "test NELBO", "test NLL", "Fréchet own", "Fréchet general")
+    columns = ("study", "variant", "seed", "steps", "CPU s", "test NELBO", "test NLL", "Fréchet own", "Fréchet general")
     forms = {"nelbo": ".4f", "nll": ".4f", "frechet_own": ".1f", "frechet_general": ".1f"}
     rows = [
-        (row["study"], row["variant"], row["seed"], row["steps"], *(number(row, *form) for form in forms.items()))
+        (
+            *(row[name] for name in ("study", "variant", "seed", "steps")),
+            f"{row['training_cpu_seconds']:.0f}",
+            *(number(row, *form) for form in forms.items()),
+        )
         for row in found
     ]
     return in_table(*columns, rows=rows)

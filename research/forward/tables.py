@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from indm.evaluation.plots import colours_of, save_figure, styled
 from indm.evaluation.statistics import over_seeds
 from research.flow_gain.tables import bits, difference, records_of, seconds, signed
-from research.markdown import in_table
+from research.markdown import in_table, with_error
 from research.records import Records
 
 NOISE = "truncated-normal"
@@ -106,6 +106,20 @@ def sample_table(place: Path, data: str) -> str:
         for (side, process), records in having("length", all_cells(place, data)).items()
     ]  # fmt: skip
     return in_table("flow", "process", "length", "curvature", *(f"{n} steps" for n in STEPS), "seeds", rows=rows)
+
+
+def few_steps_table(place: Path, data: str) -> str:
+    """Fréchet distances of the linear process behind each flow less those without one, in pairs of seeds."""
+    cells = having("frechet", all_cells(place, data))
+    alone, rows = {row["seed"]: row for row in cells["linear", "linear"]}, []
+    for side in SIDES[1:]:
+        pairs = [(row, alone[row["seed"]]) for row in cells.get((side, "linear"), []) if row["seed"] in alone]
+        if pairs:
+            less = ([a["frechet"][str(n)][0] - b["frechet"][str(n)][0] for a, b in pairs] for n in STEPS)
+            rows.append(
+                (f"{FLOWS[side]} − none", *(with_error(*over_seeds(each), "+.1f") for each in less), len(pairs))
+            )
+    return in_table("flow", *(f"{n} steps" for n in STEPS), "seeds", rows=rows)
 
 
 def nested_table(place: Path, data: str, kind: str = "final") -> str:

@@ -218,6 +218,20 @@ def means(made: Records) -> str:
     return in_table("protocol", "method", *columns, rows=lines)
 
 
+def parts(made: Records) -> str:
+    """AUC of indm, and what it has beyond others, of tables as in the file and of small ones by their drawing."""
+    rows, lines = made.rows(), []
+    known = {row["table"]: row["dte_np"] for row in copied.rows("outliers")}
+    for drawing in reversed(DRAWINGS):
+        own = [row for row in rows if row["drawing"] == drawing]
+        ours, *others = (cells(own, method, drawing, "auc") for method in METHODS)
+        published = {(seed, name): known[name] for seed, name in ours if drawing != "permuted"}
+        tables, auc, _ = against(ours, ours)
+        lines.append([drawing, tables, auc, *(against(ours, other)[2] for other in (*others, published))])
+    rivals = (*list(METHODS)[1:], "DTE-NP, as published")
+    return in_table("rows", "tables", "indm", *(f"− {name}" for name in rivals), rows=lines)
+
+
 def of_tables(made: Records) -> str:
     """AUC of each table and drawing, means over seeds, and what indm took."""
     rows, lines = made.rows(), []

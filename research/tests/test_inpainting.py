@@ -1,5 +1,6 @@
 """Measures of drawn pixels against closed forms, and what neighbours draw."""
 
+import dataclasses
 import types
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from indm.data.base import as_data
 from research import inpainting
+from research.records import Records
 
 
 def test_crps_of_gaussian_draws_is_that_of_their_law():
@@ -43,3 +45,17 @@ def test_neighbours_agree_in_the_pixels_that_are_there():
     image[..., 4:, :] = 0
     draws = inpainting.by_neighbours(types.SimpleNamespace(), data, image, mask)
     assert draws.shape == (1, inpainting.DRAWS, 1, 8, 8) and torch.equal(draws[0, 0], train[0])
+
+
+def test_the_error_of_photographs_is_over_photographs(tmp_path, monkeypatch):
+    """Draws of 0 and photographs of one grey level, 0 or 8: a patch has the CRPS of its level. The mean of two
+    independent groups of equal size, at 0 and 8, is 4 ± 4."""
+    group = torch.arange(inpainting.IMAGES) % 2
+    test = (8 * group).byte()[:, None, None, None].expand(-1, 1, 8, 8)
+    data = as_data((torch.zeros(20, 1, 8, 8, dtype=torch.uint8), test[:2], test), levels=16)
+    data = dataclasses.replace(data, groups={"test": group})
+    black = torch.zeros(inpainting.IMAGES, inpainting.DRAWS, 1, 8, 8)
+    monkeypatch.setattr(inpainting, "METHODS", dict.fromkeys(inpainting.METHODS, lambda *_: black))
+    inpainting.measure(types.SimpleNamespace(shape=(1, 8, 8)), data, "half", Records(tmp_path / "inpainting.csv"))
+    for row in Records(tmp_path / "inpainting.csv").rows():
+        assert (row["crps"], row["crps_error"]) == pytest.approx((4.0, 4.0))

@@ -121,3 +121,17 @@ def test_means_are_of_complete_seeds_and_differences_of_the_same_tables(tmp_path
     assert found["published", "DDPM, as published"][1] == f"{np.mean(list(known.values())):.1f}"
     (wine, yeast) = outliers.of_tables(made).splitlines()[2:]
     assert wine == "| wine | repeated | 60 × 13 | 59 + 10 | 60.0 | – | 50.0 | – | 60 | 4 | 1 + 2 |" and "file" in yeast
+
+
+def test_small_tables_stand_apart_by_their_drawing(tmp_path, monkeypatch):
+    """Means of differences: of two tables in the file, 10 and 20, and of a small one, 50 or 0 by its drawing."""
+    made = Records(tmp_path / "outliers.csv")
+    monkeypatch.setattr(copied, "rows", lambda name: [{"table": t, "dte_np": 60.0} for t in ("a", "b", "c")])
+    for table, drawing, auc in (("a", "file", 0.6), ("b", "file", 0.7), ("c", "repeated", 1.0), ("c", "permuted", 0.5)):
+        for method in outliers.METHODS:
+            made.at(table=table, drawing=drawing, seed=0, method=method).add({"auc": auc if method == "indm" else 0.5})
+    assert outliers.parts(made).splitlines()[2:] == [
+        "| file | 2 | 65.0 | +15.0 ± 5.0 | +15.0 ± 5.0 | +15.0 ± 5.0 | +5.0 ± 5.0 |",
+        "| permuted | 1 | 50.0 | +0.0 | +0.0 | +0.0 | – |",
+        "| repeated | 1 | 100.0 | +50.0 | +50.0 | +50.0 | +40.0 |",
+    ]

@@ -116,3 +116,32 @@ def test_a_table_of_cycles_has_the_steps_across(tmp_path):
     made.at(data="digits-3-8", method="ddib").add({"cycles": lines})
     rows = [line.strip("| ").split(" | ") for line in translation.cycle_table(made).splitlines()]
     assert rows[2] == ["digits-3-8, DDIB (linear)", *["0.1 / 2"] * len(translation.STEPS)]
+
+
+def test_a_sentence_has_a_cell_of_a_table(monkeypatch):
+    rows = [("x", "y z", "-1 ± 2"), ("x", "w", "3")]
+    monkeypatch.setitem(SHOWN, "made", lambda first: in_table(first, "b c", "d e", rows=rows))
+    assert shown("cell:made:a:x/y_z:d_e") == "−1 ± 2" and shown("cell:made:a:x/w:d") == "3"
+    with pytest.raises(ValueError, match="unpack"):
+        shown("cell:made:a:x:d")  # two rows
+
+
+def test_flows_are_compared_with_linear_models_in_pairs_of_trainings(tmp_path):
+    made = Records(tmp_path / "translation.csv")
+    for seed, (flow, linear) in enumerate(((2.0, 1.0), (7.0, 4.0))):
+        for method, frechet in (("indm", flow), ("ddib", linear)):
+            made.at(data="digits-3-8", method=method, seed=seed).add({"frechet": frechet})
+    made.at(data="digits-3-8", method="ddib", seed=2).add({"frechet": 100.0})  # without a partner
+    assert translation.paired_table(made).splitlines()[2:] == [
+        "| digits-3-8 | two INDMs − DDIB (linear) | 2 | +2.0 ± 1.0 |"
+    ]
+
+
+def test_samples_in_few_steps_are_compared_in_pairs_of_seeds(tmp_path):
+    made = Records(tmp_path / "forward-final.csv")
+    for side, of_seeds in (("linear", (10.0, 20.0)), ("indm", (11.0, 23.0, 99.0))):
+        for seed, distance in enumerate(of_seeds):
+            cell = made.at(data="digits", side=side, process="linear", seed=seed)
+            cell.add({"frechet": {str(n): [distance, 1.0] for n in forward.STEPS}})
+    (line,) = forward.few_steps_table(tmp_path, "digits").splitlines()[2:]
+    assert line == "| coupling − none | " + "+2.0 ± 1.0 | " * len(forward.STEPS) + "2 |"

@@ -22,6 +22,7 @@ takes the pairs and the bridge of the first training alone, and looks at the err
 
 import argparse
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -37,14 +38,14 @@ from indm.data.registry import load_data
 from indm.evaluation.extractor import general_features, load_or_train
 from indm.evaluation.plots import save_pixels
 from indm.evaluation.sheets import Panel, sheet
-from indm.evaluation.statistics import over_seeds
+from indm.evaluation.statistics import over_seeds, paired
 from indm.model import INDM, count_parameters
 from indm.training.loop import train
 from indm.training.pairs import as_bridge, train_pair
 from indm.translation import Route, sdedit, two_models
 from indm.translation_of_files.metrics import COLUMNS, RECALL, against_truth, limits, translation_metrics, two_classes
 from indm.translation_of_files.routes import TranslationRuns, open_runs
-from research.markdown import in_table
+from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
 
 LINEAR = 1.15  # steps of a linear diffusion in the time of one of INDM
@@ -81,6 +82,7 @@ NAMES = {
     "sdedit 0.3": "one linear model, SDEdit 0.3",
     "sdedit 0.5": "one linear model, SDEdit 0.5",
 }
+AGAINST_LINEAR = (("indm", "ddib"), ("classes", "linear classes"))
 INDM_OF_IMAGES = {"flow": "coupling", "train.flow_lr": "1e-3", "train.flow_update_every": "3"}
 BRIDGES: dict[str, dict[str, str]] = {
     "bridge": {},
@@ -267,6 +269,18 @@ def table(records: Records) -> str:
     rows.append(("B's own test images", "", *(cells[key] for key in keys), "–", "–", "–"))
     head = ("method", "trainings", *(COLUMNS[key] for key in keys))
     return in_table(*head, "cycle error: median, largest", "parameters", "evaluations", rows=rows)
+
+
+def paired_table(records: Records) -> str:
+    """Markdown: what flows change in the Fréchet distance to B, in pairs of trainings, ± over trainings."""
+    rows = []
+    for data, (flow, linear) in itertools.product(dict.fromkeys(row["data"] for row in records.rows()), AGAINST_LINEAR):
+        a, b = ({r["seed"]: r["frechet"] for r in records.at(data=data, method=m).rows()} for m in (flow, linear))
+        if seeds := sorted(a.keys() & b.keys()):
+            d = paired([a[seed] for seed in seeds], [b[seed] for seed in seeds])
+            error = with_error(d.difference, d.standard_error, "+.1f")
+            rows.append((data, f"{NAMES[flow]} − {NAMES[linear]}", len(seeds), error))
+    return in_table("data", "difference", "pairs", "Fréchet distance to B", rows=rows)
 
 
 def truth_table(records: Records) -> str:
