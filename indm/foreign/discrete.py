@@ -8,6 +8,7 @@ from indm.conditions import at
 from indm.dequantization import constant_log_q
 from indm.foreign.checks import is_foreign
 from indm.foreign.denoiser import VARIANCES, Denoiser
+from indm.gaussian import GaussianReference
 from indm.objective import NELBO, constant_term, mean_reconstruction, prior_term
 from indm.rng import randn_like, strata
 from indm.score import context_of
@@ -21,6 +22,7 @@ def discrete_nelbo(
     c=None,
     times: int = 1,
     variance: str | None = None,
+    reference: GaussianReference | None = None,
     log_q: Float[Tensor, " batch"] | None = None,
     generator: torch.Generator | None = None,
 ) -> NELBO:
@@ -37,9 +39,11 @@ def discrete_nelbo(
         model: what :func:`indm.from_denoiser` made with a table of steps.
         x: data in model units.
         c: the condition, of a model that has one.
-        times: steps drawn for each sample, one in each of that many equal strata of the log-SNR.
+        times: steps drawn for each sample, one in each of that many strata.
         variance: of p(x_{k−1}|x_k): "large" β_k, "small" that of q(x_{k−1}|x_k, x_0), or "learned", for networks that
             give it; by default what the model was made with.
+        reference: a Gaussian law of the data, see :func:`indm.likelihood.latent_reference`: steps are then drawn as
+            often as they count under it, and the draw has less noise.
         log_q: as in :func:`indm.nelbo`.
         generator: feeds k and the noise.
 
@@ -77,7 +81,7 @@ def discrete_nelbo(
         raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, got {variance!r}")
     levels = denoiser.noises.whole_levels()
     levels = levels[levels >= 0.5 * sde.clock_span()[0] - 1e-9].to(x.device)  # from ε on
-    draws = [_draw_steps(levels, len(x), generator) for _ in range(times)]
+    draws = _drawn_steps(_shares(levels, x, reference), len(x), times, generator)
     noises = [randn_like(x, generator) for _ in range(times + 1)]
     seen = context_of(model.score)
     terms = [
@@ -95,13 +99,27 @@ def discrete_nelbo(
     )
 
 
-def _draw_steps(levels: Tensor, n: int, generator: torch.Generator | None) -> tuple[Tensor, PerSample]:
-    """n steps k ≥ 1, stratified, and the probability of each: its share of the log-SNR clock."""
-    edges = (levels - levels[0]) / (levels[-1] - levels[0])
-    u = strata(n, generator=generator, device=levels.device).to(edges)
-    u = u[torch.randperm(n, generator=generator, device=u.device)]
-    k = torch.searchsorted(edges, u).clamp(1, len(edges) - 1)
-    return k, edges[k] - edges[k - 1]
+def _shares(levels: Tensor, x: Batch, reference: GaussianReference | None) -> Tensor:
+    """How often each step k ≥ 1 is drawn, (K − 1,): as much as it would add for data of the law ``reference``.
+
+    A tenth is shared by length on the log-SNR clock, for networks that are worse than that somewhere.
+    """
+    law = GaussianReference.standard(x[:1]) if reference is None else reference
+    variance, r = double(law.variance), (2 * levels[1:, None]).exp()
+    clock = 2 * levels.diff()
+    added = clock.expm1() * (variance / (variance + r)).mean(1)
+    return 0.9 * added / added.sum() + 0.1 * clock / clock.sum()
+
+
+def _drawn_steps(
+    shares: Tensor, n: int, times: int, generator: torch.Generator | None
+) -> list[tuple[Tensor, PerSample]]:
+    """For each of ``times`` draws n steps k ≥ 1 and their shares; each sample has one in each of that many strata."""
+    ends = shares.cumsum(0) / shares.sum()
+    u = strata(n * times, generator=generator, device=shares.device).to(ends).sort().values
+    parts = [part[torch.randperm(n, generator=generator, device=u.device)] for part in u.split(n)]
+    numbers = [torch.searchsorted(ends, part).clamp_max(len(ends) - 1) for part in parts]
+    return [(k + 1, shares[k]) for k in numbers]
 
 
 def step_divergence(
