@@ -397,12 +397,16 @@ def test_wrong_raw_data_are_errors(kind):
     model.from_data(torch.full((4, 1, 8, 8), 16.0))
 
 
-def test_a_training_checks_the_levels_of_its_data(tmp_path):
-    """Of a data set that no loader of this package has checked, before the first step."""
+def test_a_training_checks_the_levels_of_its_data(tmp_path, monkeypatch):
+    """Of a data set that no loader of this package has checked: once, as the host would wait for the device."""
+    check, checked = Scaling.check, []
+    monkeypatch.setattr(Scaling, "check", lambda *arguments: checked.append(check(*arguments)))
     data = Independent(torch.ones(17), (1, 8, 8)).data(40, 8)
     wrong = dataclasses.replace(data, train=InMemory(data.train.tensor / 16))
     with pytest.raises(ValueError, match="raw must be whole numbers 0 … 16, got float32 from 0 to 1; multiply"):
         indm.train(IMAGES | {"train": {"steps": 1, "batch_size": 8}}, tmp_path / "run", data=wrong)
+    indm.train(IMAGES | {"train": {"steps": 3, "batch_size": 8}}, tmp_path / "right", data=data, progress=False)
+    assert len(checked) == 1
 
 
 @pytest.mark.parametrize("x", [torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8).long(), np.zeros(2)])
