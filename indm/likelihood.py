@@ -375,7 +375,7 @@ def log_probability(
         weights, and so is ``solver_error``: that of one draw, whose errors are taken to be alike.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range, or wrong raw data, see :meth:`indm.Scaling.check`.
         RuntimeError: the score is not finite.
 
     Source: Burda et al. 2016, "Importance Weighted Autoencoders", https://arxiv.org/abs/1509.00519.

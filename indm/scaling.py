@@ -120,8 +120,8 @@ class Scaling(nn.Module):
         if self.levels is None or not raw.numel() or (raw.dtype is torch.uint8 and self.levels >= 256):
             return
         low, high, most = raw.min().item(), raw.max().item(), self.levels - 1
-        if low < 0 or high > most or bool((raw != raw.long()).any()):
-            hint = f"; multiply floats in [0, 1] by {most}" if raw.is_floating_point() and 0 <= low <= high <= 1 else ""
+        if low < 0 or high > most or (raw.is_floating_point() and bool((raw != raw.floor()).any())):
+            hint = f"; multiply floats in [0, 1] by {most}" if 0 <= low <= high <= 1 else ""
             kind = str(raw.dtype).removeprefix("torch.")
             raise ValueError(f"raw must be whole numbers 0 … {most}, got {kind} from {low:g} to {high:g}{hint}")
 

@@ -88,7 +88,7 @@ def classify(
         progress: show a bar.
 
     Raises:
-        ValueError: the model has no classes, or an option is out of range.
+        ValueError: the model has no classes, an option is out of range, or raw data are wrong.
 
     Example: for a network that has learned nothing all classes are alike, and p(class|x) is the prior.
 

@@ -141,7 +141,7 @@ def evaluate(
         error was unusually large.
 
     Raises:
-        ValueError: an option that is unknown or out of range.
+        ValueError: an option that is unknown or out of range, or wrong raw data, see :meth:`indm.Scaling.check`.
         RuntimeError: a flow that need not be invertible.
 
     Example: N(0, I) and its exact score.

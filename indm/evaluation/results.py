@@ -111,7 +111,7 @@ def step_of_unended(run: Path) -> int | None:
     """The step of the last checkpoint of a run whose training has not ended; None of one that has, or has no log."""
     states, summary = numbered(run), run / "summary.json"
     step = int(states[0].stem) if states else 0
-    ended = untrusted.json_object(summary)["steps"] >= step if summary.exists() else not read_metrics(run)
+    ended = untrusted.json_object(summary).get("steps", 0) >= step if summary.exists() else not read_metrics(run)
     return None if ended else step
 
 
