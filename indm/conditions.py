@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from indm.messages import brief, nearest
+from indm.messages import brief, did_you_mean
 from indm.rng import for_rows
 from indm.scaling import least_std
 from indm.tensors import double, with_parts
@@ -200,7 +200,7 @@ class Classes(Condition):
         if isinstance(value, str):
             if value in self.labels:
                 return self.labels.index(value)
-            hint = nearest(value, self.labels)
+            hint = did_you_mean(value, self.labels)
         else:
             hint = f"; a number is an index, 0 to {len(self.labels) - 1}, and a name is a string"
             with contextlib.suppress(TypeError):  # not a whole number

@@ -193,6 +193,11 @@ def check_levels_for(name: str, scaling: Scaling) -> None:
         )
 
 
+def check_raw(model: nn.Module, raw: Tensor) -> None:
+    """ValueError unless ``raw`` are data of this model in data units, see :meth:`indm.Scaling.check`."""
+    model.scaling.check(raw, model.shape if getattr(model, "has_shape", False) else None)
+
+
 def from_data(model: nn.Module, raw: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, PerSample]:
     """x in model units, and log q(x|raw) in nats, (B,): −log p(raw) ≤ E[−log p(x) + log q(x|raw)].
 
@@ -201,7 +206,7 @@ def from_data(model: nn.Module, raw: Tensor, *, generator: torch.Generator | Non
 
     Args:
         model: anything with a ``scaling``; where it has no ``dequantization``, grey levels get uniform noise.
-        raw: data in data units (B, *event).
+        raw: data in data units (B, *event), which are not checked here, see :func:`check_raw`.
         generator: feeds the noise.
     """
     scaling, noise = _parts_of(model)

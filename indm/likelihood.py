@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from indm.conditions import all_rows, at, at_rows, sees_condition
-from indm.dequantization import constant_log_q, from_data
+from indm.dequantization import check_raw, constant_log_q, from_data
 from indm.gaussian import GaussianReference
 from indm.objective import reconstruction as reconstruction_of
 from indm.ode import (
@@ -42,6 +42,7 @@ from indm.score import closed_flow, context_of, is_smooth, probability_flow, wit
 from indm.tensors import (
     Batch,
     PerSample,
+    check_units,
     double,
     evaluation_mode,
     event_size,
@@ -272,6 +273,7 @@ def log_likelihood(
         >>> abs(report.bits_per_dim() - 0.5 * math.log2(2 * math.pi)) < 0.1
         True
     """
+    check_units(x)
     check_solver(probes, steps, nll_error)
     log_q = constant_log_q(model, x) if log_q is None else log_q
     model = at(model, c, len(x)).truncated(eps)
@@ -372,7 +374,7 @@ def log_probability(
         weights, and so is ``solver_error``: that of one draw, whose errors are taken to be alike.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range, or wrong raw data, see :meth:`indm.Scaling.check`.
         RuntimeError: the score is not finite.
 
     Source: Burda et al. 2016, "Importance Weighted Autoencoders", https://arxiv.org/abs/1509.00519.
@@ -386,6 +388,7 @@ def log_probability(
         >>> log_probability(model, raw, draws=4).nats().shape
         torch.Size([3])
     """
+    check_raw(model, raw)
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}; 8 is usual")
     reports, c = [], all_rows(model, c, len(raw))
@@ -499,6 +502,7 @@ def log_prob(
         True
     """
     model.flow.check_density("log_prob")
+    check_units(x)
     check_probes(probes)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}; {FEWEST} is usual")

@@ -17,14 +17,14 @@ from indm import likelihood
 from indm.conditions import Condition, condition_of, given, sees_condition
 from indm.config.checks import arguments_of, check_arguments
 from indm.config.parts import KINDS, OPTIONAL_KINDS, Untrusted, find, is_outside, name_of
-from indm.dequantization import Dequantization, check_levels_for, checked, decoder_of, from_data
+from indm.dequantization import Dequantization, check_levels_for, check_raw, checked, decoder_of, from_data
 from indm.files import atomic, hub, untrusted
 from indm.flows.base import Flow
 from indm.messages import brief, nearest, reason
 from indm.scaling import Scaling
 from indm.score import GivenScore, ScoreModel, score_for, takes_condition
 from indm.sde.linear import LinearSDE, truncated
-from indm.tensors import full_precision, with_parts
+from indm.tensors import check_units, full_precision, with_parts
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 PLAIN = (bool, int, float, str, tuple, list, dict, type(None))  # what a description can hold
@@ -198,7 +198,11 @@ class INDM(nn.Module):
         """x in model units, and log q(x|raw) in nats (B,), such that −log p(raw) ≤ E[−log p(x) + log q(x|raw)].
 
         ``generator`` feeds the noise of grey levels; of continuous data the bound is exact.
+
+        Raises:
+            ValueError: ``raw`` has another shape, or values that are no grey levels.
         """
+        check_raw(self, raw)
         return from_data(self, raw, generator=generator)
 
     def encode(
@@ -208,7 +212,11 @@ class INDM(nn.Module):
 
         Under autocast the inside of h may be computed in lower precision; z itself and log|det| are not. ``c`` is the
         condition, where the flow sees one, see :meth:`given`.
+
+        Raises:
+            ValueError: ``x`` are whole numbers, which model units are not.
         """
+        check_units(x)
         flow = self.flow if c is None else self.given(c, len(x)).flow
         return flow(x, generator=generator)
 

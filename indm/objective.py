@@ -28,6 +28,7 @@ from indm.sde.linear import Kernel, LinearSDE
 from indm.tensors import (
     Batch,
     PerSample,
+    check_units,
     double,
     event_size,
     event_sum,
@@ -196,6 +197,7 @@ def nelbo(
         raise ValueError(f"times must be at least 1 score evaluation for each sample, got {times}")
     if ancestral is not None and ancestral < 1:
         raise ValueError(f"ancestral must be at least 1 step, or None for the bound of the SDE, got {ancestral}")
+    check_units(x)
     log_q = constant_log_q(model, x) if log_q is None else log_q
     model = at(model, c, len(x))
     score, sde, n = model.score, model.score.sde, len(x)

@@ -812,16 +812,25 @@ def solve_latent(
 
 
 def change_in_twice_the_steps(
-    model, x: Batch, z_T: Batch, sampler: Sampler, steps: int, *, temperature: float = 1.0, last_denoising: bool = True
+    model,
+    x: Batch | None,
+    z_T: Batch,
+    sampler: Sampler,
+    steps: int,
+    *,
+    temperature: float = 1.0,
+    last_denoising: bool = True,
 ) -> PerSample:
     """How far samples are from those of the same z_T in twice as many steps: RMS over the entries, (B,).
 
-    For a method of order p it is the error of the samples but for a factor of 1 − 2⁻ᵖ. The unit is a grey level (values
-    beyond the first and the last count as these), or of continuous data the deviation of a column: a unit of the model.
+    For a method of order p it is the error of the samples times 1 − 2⁻ᵖ, so 25 % too small at order 2 and 12 % at
+    order 3. The unit is a grey level (values beyond the first and the last count as these), or of continuous data the
+    deviation of a column: a unit of the model.
 
     Args:
         model: an INDM, at the conditions of the samples.
-        x: samples in model units, from z_T in ``steps``.
+        x: samples in model units, from z_T in ``steps``; None makes them, with the codes of those in twice the steps,
+            where the flow draws a code for each sample.
         sampler: neither stochastic nor adaptive.
 
     Raises:
@@ -829,9 +838,13 @@ def change_in_twice_the_steps(
     """
     if sampler.stochastic or sampler.adaptive:
         raise ValueError(f"sampler must take fixed steps without noise, got {sampler}")
+
+    def solved(steps: int) -> Batch:
+        z, _ = solve_latent(model, z_T, sampler, steps, last_denoising)
+        return model.decode(temperature * z, generator=torch.Generator(z.device).manual_seed(0))
+
     with evaluation_mode(model):
-        z, _ = solve_latent(model, z_T, sampler, 2 * steps, last_denoising)
-        both, scaling = (x, model.decode(temperature * z)), model.scaling
+        both, scaling = (solved(steps) if x is None else x, solved(2 * steps)), model.scaling
         if scaling.levels is not None:
             both = tuple((part * scaling.scale + scaling.shift).clamp(0, scaling.levels) for part in both)
     return (both[0] - both[1]).flatten(1).square().mean(1).sqrt()

@@ -116,6 +116,28 @@ class Scaling(nn.Module):
             raise ValueError(f"data must vary in one feature at least, got {std.numel()} that are all constant")
         return cls(mean, torch.where(varies, std, torch.ones_like(std)))
 
+    def check(self, raw: Tensor, shape: tuple[int, ...] | None = None) -> None:
+        """ValueError unless ``raw`` is a tensor of data in data units, of events of that ``shape`` where it is given.
+
+        Data with grey levels must be whole numbers 0 … ``levels`` − 1. Except for uint8 with 256 levels, the host waits
+        for the device of ``raw``.
+
+        >>> Scaling.images(256).check(torch.tensor([[0.0, 0.5, 1.0]]))
+        Traceback (most recent call last):
+        ValueError: raw must be whole numbers 0 … 255, got float32 from 0 to 1; multiply floats in [0, 1] by 255
+        """
+        if not isinstance(raw, Tensor) or raw.ndim < 2 or tuple(raw.shape[1:]) != tuple(shape or raw.shape[1:]):
+            wanted = "(n, …)" if shape is None else f"(n, {', '.join(map(str, shape))})"
+            got = type(raw).__name__ if not isinstance(raw, Tensor) else f"shape {tuple(raw.shape)}"
+            raise ValueError(f"raw must be a tensor of shape {wanted} in data units, got {got}")
+        if self.levels is None or not raw.numel() or (raw.dtype is torch.uint8 and self.levels >= 256):
+            return
+        low, high, most = raw.min().item(), raw.max().item(), self.levels - 1
+        if low < 0 or high > most or (raw.is_floating_point() and bool((raw != raw.floor()).any())):
+            hint = f"; multiply floats in [0, 1] by {most}" if 0 <= low <= high <= 1 else ""
+            kind = str(raw.dtype).removeprefix("torch.")
+            raise ValueError(f"raw must be whole numbers 0 … {most}, got {kind} from {low:g} to {high:g}{hint}")
+
     def to_model(self, raw: Num[Tensor, "batch *event"], *, generator=None) -> Tensor:
         """Raw data to model units, in ``scale``'s dtype; adds uniform dequantization noise where there are levels.
 

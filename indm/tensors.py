@@ -40,6 +40,13 @@ def image_or_vector(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def check_units(x: Tensor) -> None:
+    """ValueError where ``x`` cannot be in model units, as it holds whole numbers or is not a tensor."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x must be a float tensor in model units, as model.from_data(raw) gives it, got {got}")
+
+
 def event_size(z: Tensor) -> int:
     """Number of dimensions of one sample of the batch ``z`` (B, ...)."""
     return math.prod(z.shape[1:])

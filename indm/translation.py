@@ -30,7 +30,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from indm.conditions import all_rows, at_rows
-from indm.dequantization import from_data
+from indm.dequantization import check_raw, from_data
 from indm.model import INDM
 from indm.objective import flow_nll
 from indm.rng import noisy, randn_like
@@ -127,6 +127,7 @@ class Route:
         every batch, by ``seed`` and its own pixels.
         """
         model = self.models[0]
+        check_raw(model, raw)
         raw = raw.to(model.scaling.scale.device)
         middles = model.scaling.centre(raw)
         if not self.is_bridge:

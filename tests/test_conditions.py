@@ -512,6 +512,7 @@ def test_a_translation_between_classes_needs_a_model_of_classes(monkeypatch):
     ("c", "message"),
     [
         ("bb", "c must be one of a, b, c, got 'bb'; did you mean 'b'"),
+        ("boot", "c must be one of a, b, c, got 'boot'$"),
         (3, "c must be one of a, b, c, got 3"),
         (-1, "c must be one of a, b, c, got -1"),
         (True, "c must be one of a, b, c, got True"),

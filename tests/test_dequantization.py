@@ -1,7 +1,10 @@
 """Dequantization: densities of the noise against scipy, autograd and counts, and bounds of log P against quadrature."""
 
 import copy
+import dataclasses
+import functools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ import indm
 from indm import dequantization, variational
 from indm.cli.main import main
 from indm.config.parts import BUILT_IN, find
+from indm.data.raw import InMemory
 from indm.dequantization import Dequantization, Uniform
 from indm.flows import Identity
 from indm.model import INDM, build_model
@@ -364,3 +368,57 @@ def test_arguments_are_checked():
         indm.log_probability(model, all_images(4), draws=0)
     with pytest.raises(ValueError, match="log_q must be given for Variational noise"):
         indm.log_likelihood(model, model.from_data(all_images(4))[0])
+
+
+IMAGES = {"flow": {"name": "elementwise"}, "sde": {"name": "vp"}, "net": {"name": "unet", "channels": 8}}
+WRONG = {
+    "above": (torch.full((4, 1, 8, 8), 200), "whole numbers 0 … 16, got int64 from 200 to 200"),
+    "below": (torch.full((4, 1, 8, 8), -5), "whole numbers 0 … 16, got int64 from -5 to -5"),
+    "uint8": (torch.full((4, 1, 8, 8), 17, dtype=torch.uint8), "got uint8 from 17 to 17"),
+    "ToTensor": (torch.linspace(0, 1, 256).reshape(4, 1, 8, 8), "from 0 to 1; multiply floats in [0, 1] by 16"),
+    "fraction": (torch.full((4, 1, 8, 8), 2.5), "got float32 from 2.5 to 2.5"),
+    "nan": (torch.full((4, 1, 8, 8), math.nan), "got float32 from nan to nan"),
+    "channels": (torch.zeros(4, 3, 8, 8), "of shape (n, 1, 8, 8) in data units, got shape (4, 3, 8, 8)"),
+    "no axis": (torch.zeros(4, 8, 8), "of shape (n, 1, 8, 8) in data units, got shape (4, 8, 8)"),
+    "numpy": (np.zeros((4, 1, 8, 8)), "of shape (n, 1, 8, 8) in data units, got ndarray"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_raw_data_are_errors(kind):
+    """Wherever raw data enter a model; the same numbers as whole floats are right."""
+    model = build_model(
+        IMAGES | {"condition": {"name": "classes", "labels": ["a", "b"]}}, (1, 8, 8), Scaling.images(levels=17)
+    )
+    raw, words = WRONG[kind]
+    enter = [
+        model.from_data,
+        lambda raw: indm.evaluate(model, raw, c=0, nll_examples=0, progress=False),
+        lambda raw: indm.log_probability(model, raw, c=0),
+        lambda raw: indm.classify(model, raw, progress=False),
+    ]
+    for of_raw in enter:
+        with pytest.raises(ValueError, match=f"raw must be .*{re.escape(words)}"):
+            of_raw(raw)
+    model.from_data(torch.full((4, 1, 8, 8), 16.0))
+
+
+def test_a_training_checks_the_levels_of_its_data(tmp_path, monkeypatch):
+    """Of a data set that no loader of this package has checked: once, as the host would wait for the device."""
+    check, checked = Scaling.check, []
+    monkeypatch.setattr(Scaling, "check", lambda *arguments: checked.append(check(*arguments)))
+    data = Independent(torch.ones(17), (1, 8, 8)).data(40, 8)
+    wrong = dataclasses.replace(data, train=InMemory(data.train.tensor / 16))
+    with pytest.raises(ValueError, match="raw must be whole numbers 0 … 16, got float32 from 0 to 1; multiply"):
+        indm.train(IMAGES | {"train": {"steps": 1, "batch_size": 8}}, tmp_path / "run", data=wrong)
+    indm.train(IMAGES | {"train": {"steps": 3, "batch_size": 8}}, tmp_path / "right", data=data, progress=False)
+    assert len(checked) == 1
+
+
+@pytest.mark.parametrize("x", [torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8).long(), np.zeros(2)])
+def test_functions_of_model_units_refuse_raw_data(x):
+    model = build_model(IMAGES, (1, 8, 8), Scaling.images(levels=17))
+    losses = [functools.partial(loss, model) for loss in (mle_loss, indm.fid_loss, indm.nelbo, indm.log_likelihood)]
+    for of_x in (*losses, model.log_prob, model.encode):
+        with pytest.raises(ValueError, match=r"x must be a float tensor in model units, as model.from_data\(raw\)"):
+            of_x(x)

@@ -1,5 +1,6 @@
 """The examples run as they stand, at a tiny budget, and the pages' walk-throughs from the page itself."""
 
+import functools
 import importlib.util
 import inspect
 import math
@@ -94,6 +95,7 @@ def test_the_walk_through(title, workplace):
             assert main([*command[1:], "--quiet", *small]) == 0, command
 
 
+METHOD = (ROOT / "docs" / "method.md").read_text("utf-8")
 README = (ROOT / "README.md").read_text("utf-8")
 MANUAL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -109,12 +111,23 @@ def test_the_readme_is_short_and_its_python_runs(capsys):
 
 
 def test_the_python_of_the_method_runs():
-    """The model's methods, on two grey-level images."""
-    (methods,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "method.md").read_text("utf-8"), re.DOTALL)
-    raw = torch.randint(0, 17, (2, 1, 8, 8))
-    given = {"torch": torch, "indm": indm, "raw": raw}
-    exec(methods.replace("y = ", "cats = dogs = model\ny = "), given)
-    assert given["y"].shape == raw.shape and torch.isfinite(given["loss"])
+    """The model's methods, on two grey-level images; as it stands there."""
+    (methods,) = re.findall(r"```python\n(.*?)```", METHOD, re.DOTALL)
+    given: dict = {}
+    exec(methods, given)
+    assert given["y"].shape == given["raw"].shape and torch.isfinite(given["loss"])
+    assert given["model"].description() == given["other"].description()
+
+
+def test_the_formulas_of_the_paper_are_where_the_method_says():
+    """Each file and each function of its table."""
+    rows = re.findall(r"\| `(\w+(?:/\w+)*)\.py` \| (.*?) \|$", METHOD, re.MULTILINE)
+    assert len(rows) > 20
+    for place, names in rows:
+        module = importlib.import_module(f"indm.{place.replace('/', '.')}")
+        for name in re.findall(r"`([\w.]+)`", names):
+            found = functools.reduce(getattr, name.split("."), module)
+            assert found.__module__ == module.__name__, name
 
 
 @pytest.mark.long

@@ -363,6 +363,17 @@ def test_the_bound_of_few_steps_is_a_row_beside_that_of_the_sde():
     assert "test split: 400 for the NELBO; ε = 1e-05" in lines
 
 
+@pytest.mark.parametrize("examples, options", [(64, {}), (96, {}), (64, {"steps": 8})])
+def test_too_few_estimates_for_a_mean_by_levels_are_said(examples, options):
+    """64 examples of 2 repeats are fewer than 192 estimates, 96 are not."""
+    model, x = INDM(Identity(), gaussian("vp", (3,))), torch.randn(100, 3, generator=seeded(0))
+    report, _ = evaluate(model, x, nll_examples=examples, repeats=2, progress=False, **options)
+    report |= {"unit": "nats", "entropy_nats": None, "split": "test"}
+    said = [line for line in likelihood_table(report).splitlines() if line.startswith("NLL: all 128 estimates")]
+    assert len(said) == (examples == 64 and not options)
+    assert all("that begins at 192 (--nll-examples × --repeats)" in line for line in said)
+
+
 def test_a_tolerance_out_of_reach_is_said_once():
     """Of many batches and repeats; a bound that is no likelihood hides nothing that comes after it."""
 

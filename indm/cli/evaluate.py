@@ -149,9 +149,9 @@ class Report(ShowsProgress):
 class App(Computes):
     """Try a run in the browser: samples, likelihoods, interpolation, translation.
 
-    "indm app RUN RUN_B" also translates between two models; "indm app PAIR" does, too, and of one model of classes it
-    is between those. Ctrl-C ends it. It needs Gradio, and no network. Images of up to 10 MB are read as
-    "indm translate" reads them, one request is computed at a time, and no file of this machine is served.
+    With "indm app RUN RUN_B" it also translates between two models, with "indm app PAIR" between those of a pair, and
+    with one model of classes between classes. Ctrl-C ends it. It needs Gradio, and no network. Images of up to 10 MB
+    are read as "indm translate" reads them, one request is computed at a time, and no file of this machine is served.
     Uploads are kept for an hour, and go when it ends.
     """
 

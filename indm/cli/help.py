@@ -75,9 +75,10 @@ class Parts(Common):
         if self.kind is not None and self.name is not None:
             print(listing.description(self.kind, self.name))
             return DONE
+        width = max(map(len, listing.KINDS)) + 2
         for kind in listing.KINDS if self.kind is None else [self.kind]:
-            names = ", ".join(parts.BUILT_IN[kind])
-            print(textwrap.fill(names, listing.WIDEST, initial_indent=f"{kind:10}", subsequent_indent=" " * 10))
+            names, margin = ", ".join(parts.BUILT_IN[kind]), " " * width
+            print(textwrap.fill(names, listing.WIDEST, initial_indent=kind.ljust(width), subsequent_indent=margin))
         return DONE
 
 

@@ -28,9 +28,9 @@ class Convert(Common):
     Of a flow the activations and the Lipschitz coefficient are those published; --flow.activation, --flow.coeff,
     --flow.encoder_activation and --flow.prior_activation change them.
 
-    --data says what "indm evaluate" loads: --data folder --data.path my-images --data.size 32. Their images must have
-    the shape of the checkpoint's. Without it they are the recipe's, or else assumed by the shape, and listed so. A
-    tensor that does not fit is an error that lists it. Nothing pickled in the files is run.
+    What "indm evaluate" loads is named by --data: --data folder --data.path my-images --data.size 32. Its images must
+    have the shape of the checkpoint's. Without --data they are the recipe's, or else assumed by the shape, and listed
+    so. A tensor that does not fit is an error that lists it. Nothing pickled in the files is run.
     """
 
     tables = ("data", "sde", "net", "flow", "evaluate")
@@ -53,6 +53,10 @@ class Convert(Common):
             print(f"{name.replace('_', ' ')}: {settings or 'nothing'}")
         if made["overruled"]:
             print(f"the tensors overrule the recipe: {'; '.join(made['overruled'])}")
+        for file in made["files"]:
+            print(f"passed over in {file['name']}: {', '.join(file['passed_over']) or 'nothing'}")
+        for phrase in made["averages"]:
+            print(phrase)
         files = " and ".join(f"{file['name']} ({file['weights']})" for file in made["files"])
         print(f"{self.out}: {files}, step {made['step']}, {made['parameters']['score']:,} parameters of the score")
         return DONE

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from indm.conditions import rows_of_data
 from indm.config.options import Classifying
 from indm.data.base import stack
-from indm.dequantization import from_data
+from indm.dequantization import check_raw, from_data
 from indm.evaluation.fid import open_images
 from indm.evaluation.likelihood import SEED_STRIDE
 from indm.files import atomic
@@ -88,7 +88,7 @@ def classify(
         progress: show a bar.
 
     Raises:
-        ValueError: the model has no classes, or an option is out of range.
+        ValueError: the model has no classes, an option is out of range, or raw data are wrong.
 
     Example: for a network that has learned nothing all classes are alike, and p(class|x) is the prior.
 
@@ -103,6 +103,7 @@ def classify(
     condition = getattr(model, "condition", None)
     if condition is None or not condition.is_class:
         raise ValueError("model must be one of p(x|class) to classify; train one with --condition classes")
+    check_raw(model, raw)
     if draws < 2 or times < 1:
         raise ValueError(f"draws must be at least 2 and times at least 1, got {draws} and {times}")
     classes = len(condition.labels)

@@ -26,7 +26,7 @@ from indm.evaluation.results import (
     unconverged,
 )
 from indm.evaluation.statistics import over_seeds
-from indm.files import atomic
+from indm.files import atomic, untrusted
 from indm.runs.folder import recipe_of
 from indm.runs.provenance import provenance
 from indm.runs.samples import SAMPLES, read_samples
@@ -74,7 +74,8 @@ def compare(folders: list[Path], out: Path, *, equal: Equal = "cost", progress: 
     groups = groups_of(folders)
     if len({*groups.values()}) == 1:
         groups = {folder: str(folder) for folder in folders}
-    records = [Record(run, group, recipes[run], evaluations[run], None, {}) for run, group in groups.items()]
+    sizes = {run: parameters_of(run) for run in groups}
+    records = [Record(run, group, recipes[run], evaluations[run], sizes[run], {}) for run, group in groups.items()]
     methods = folders_of(records)
     costs = costs_of(methods, equal, progress)
     by_method = differences_of(records, costs)
@@ -89,6 +90,13 @@ def compare(folders: list[Path], out: Path, *, equal: Equal = "cost", progress: 
     picture = plots.pixels_into(_picture(records, costs))
     atomic.together({out / "comparison.png": picture, out / "comparison.json": atomic.json_into(content)})
     return "\n".join(_lines(records, by_method, costs))
+
+
+def parameters_of(run: Path) -> int | None:
+    """The parameters of a run's model by its summary; None where it has none, as a converted checkpoint."""
+    file = run / "summary.json"
+    summary = untrusted.json_object(file) if file.exists() else {}
+    return sum(count for name, count in summary.items() if name.endswith("_parameters")) or None
 
 
 def _lines(records: Sequence[Record], by_method: Differences, costs: Costs) -> list[str]:

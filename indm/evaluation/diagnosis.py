@@ -86,6 +86,8 @@ def conclusion(run: Path, result: Mapping) -> str:
         sentence = f"{model} is {', '.join(first)}, but {last}." if first else f"{model} is {last}."
     if not failed:
         return sentence
+    if "unended_at_step" in result:
+        return f"{sentence} Likely cause: its training has not ended."
     is_other = result["data_changed"] or result["data"]["name"] != recipe_of(run).data.name
     gaussian = next(c.value for c in compared if c.key == "gaussian")
     return f"{sentence} {OTHER_DATA if is_other else advice(run, gaussian)}".rstrip()

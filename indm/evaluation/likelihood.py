@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from indm.conditions import all_rows, at_rows
-from indm.dequantization import from_data, in_words
+from indm.dequantization import check_raw, from_data, in_words
 from indm.evaluation.mean_nll import SHARE, Draws, Steps, corrected, first_steps
 from indm.evaluation.statistics import in_both_units, mean_error_and_noise
 from indm.foreign.checks import check_denoiser, is_foreign
@@ -142,7 +142,7 @@ def evaluate(
         error was unusually large.
 
     Raises:
-        ValueError: an option that is unknown or out of range.
+        ValueError: an option that is unknown or out of range, or wrong raw data, see :meth:`indm.Scaling.check`.
         RuntimeError: a flow that need not be invertible.
 
     Example: N(0, I) and its exact score.
@@ -158,6 +158,7 @@ def evaluate(
         >>> abs(row["nats"] - math.log(2 * math.pi * math.e)) < 4 * row["nats_standard_error"]  # of the entropy
         True
     """
+    check_raw(model, raw)
     counts = {"nelbo": len(raw), "nll": len(raw) if nll_examples is None else min(nll_examples, len(raw))}
     counts |= {"iw": min(iw_examples, len(raw))} if draws and model.is_diffusion else {}
     counts |= {"ancestral": len(raw)} if ancestral and model.is_diffusion else {}

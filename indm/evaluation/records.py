@@ -193,12 +193,15 @@ def bound_of(group: Sequence[Record], kind: str = "nelbo") -> tuple[float, float
 
 
 def groups_of(folders: Sequence[Path]) -> dict[Path, str]:
-    """The group of each run: the runs of one method (:func:`indm.evaluation.methods.methods_of`) share one, named after
-    their common folder."""
+    """The group of each run: the runs of one method (:func:`indm.evaluation.methods.methods_of`) share one.
+
+    It is named after the folder that holds these runs and none of another method, otherwise after its first run.
+    """
     names: dict[Path, str] = {}
     for members in methods_of(folders):
         place = members[0].resolve()
-        name = place.name if len(members) == 1 else place.parent.name
+        together = [folder for folder in folders if folder.resolve().parent == place.parent]
+        name = place.parent.name if len(members) > 1 and {*together} == {*members} else place.name
         names |= dict.fromkeys(members, name if name not in names.values() else str(members[0]))
     return {folder: names[folder] for folder in folders}
 

@@ -23,10 +23,12 @@ from indm.evaluation.likelihood import evaluate
 from indm.evaluation.statistics import Difference, mean_and_error, paired_by_examples
 from indm.files import atomic, untrusted
 from indm.messages import brief
+from indm.multilevel import LEAST
 from indm.ode import MOST
 from indm.runs.devices import on_cpu
-from indm.runs.folder import data_of, open_model, recipe_of
+from indm.runs.folder import data_of, open_model, read_metrics, recipe_of
 from indm.runs.provenance import other_splits, provenance, warn_of_other_splits, weights_hash
+from indm.training.checkpoints import numbered
 
 KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)", "iw": "IW-NLL", "ancestral": "NELBO of few steps"}
 NUMBERS = {"iw": ("draws", "K = "), "ancestral": ("steps", "N = ")}  # that belong to a kind's name
@@ -53,6 +55,7 @@ def evaluate_run(
     recipe = recipe_of(run)
     tables = paths.absolute(recipe | {"data": data_table or recipe.data.table()})
     model: Any = open_model(run)
+    step = step_of_unended(run)
     options = replace(recipe.evaluate, **(changes or {}))
     data = data_of(run, model, tables["data"])
     if processes.is_main_process:
@@ -84,6 +87,8 @@ def evaluate_run(
         result["groups"], nats["groups"] = len(groups.unique()), groups
     if data.fingerprint:  # else its name and options decide the examples
         result["examples_sha256"] = hashlib.sha256(raw.flatten().numpy().data).hexdigest()
+    if step is not None:
+        result["unended_at_step"] = step
     weights = weights_hash(run)
     result |= {
         "data": tables["data"],
@@ -100,6 +105,14 @@ def evaluate_run(
     # The report is removed first and written last: where it is, the arrays beside it are of the same evaluation.
     atomic.together({arrays: write_arrays, report: atomic.json_into(result)}, [report])
     return result
+
+
+def step_of_unended(run: Path) -> int | None:
+    """The step of the last checkpoint of a run whose training has not ended; None of one that has, or has no log."""
+    states, summary = numbered(run), run / "summary.json"
+    step = int(states[0].stem) if states else 0
+    ended = untrusted.json_object(summary).get("steps", 0) >= step if summary.exists() else not read_metrics(run)
+    return None if ended else step
 
 
 def per_class(nats: Float[Tensor, " n"], c: Int[Tensor, " n"], labels: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -263,6 +276,8 @@ def likelihood_table(result: dict) -> str:
     both = [result[kind]["with_reconstruction"][key] for kind in ("nelbo", "nll") if kind in result]
     if len(both) == 2 and both[1] > both[0]:
         lines.append("The NELBO bounds the law of the SDE; the NLL is of that of the ODE, and may lie above it.")
+    if "unended_at_step" in result:
+        lines.append(f"weights of step {result['unended_at_step']:,}: the training has not ended")
     lines += of_levels(result)
     lines += of_classes(result) + unconverged(result)
     return "\n".join(lines + ([f"codes: {result['codes']}"] if "codes" in result else []))
@@ -271,6 +286,11 @@ def likelihood_table(result: dict) -> str:
 def of_levels(result: Mapping) -> list[str]:
     """How the mean NLL was made, where it is corrected by fine solves of a few estimates."""
     nll = result.get("nll", {})
+    if nll and not {"levels", "steps"} & nll.keys() and (n := result["images"]["nll"] * result["repeats"]) < 4 * LEAST:
+        return [
+            f"NLL: all {n} estimates were solved to the accuracy asked for, which takes several times the evaluations "
+            f"of a mean by levels; that begins at {4 * LEAST} (--nll-examples × --repeats)"
+        ]
     if "levels" not in nll:
         return []
     first, *finer = nll["levels"]

@@ -8,7 +8,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from indm.conditions import all_rows, at
-from indm.dequantization import from_data
+from indm.dequantization import check_raw, from_data
 from indm.foreign.denoiser import PREDICTIONS, Denoiser
 from indm.likelihood import latent_reference
 from indm.tensors import evaluation_mode, expand_like
@@ -92,6 +92,7 @@ def check_denoiser(
     """
     if not is_foreign(model):
         raise ValueError(f"model must come from from_denoiser, got one with {type(model.score).__name__}")
+    check_raw(model, raw)
     raw, c = raw[:most], all_rows(model, c, len(raw))
     c = None if c is None else c[:most]
     start, end = model.sde.clock_span()

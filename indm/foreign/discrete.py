@@ -12,7 +12,7 @@ from indm.gaussian import GaussianReference
 from indm.objective import NELBO, constant_term, mean_reconstruction, prior_term
 from indm.rng import randn_like, strata
 from indm.score import context_of
-from indm.tensors import Batch, PerSample, double, event_size, expand_like
+from indm.tensors import Batch, PerSample, check_units, double, event_size, expand_like
 
 
 def discrete_nelbo(
@@ -73,6 +73,7 @@ def discrete_nelbo(
         raise ValueError(f"model must come from from_denoiser, got one with {type(model.score).__name__}")
     if times < 1:
         raise ValueError(f"times must be at least 1 step for each sample, got {times}")
+    check_units(x)
     log_q = constant_log_q(model, x) if log_q is None else log_q
     model = at(model, c, len(x))
     denoiser, sde = model.score.backbone, model.score.sde

@@ -14,11 +14,12 @@ from indm.config.recipes import Recipe
 from indm.data.base import Data, check_kind, flags_of_data
 from indm.data.registry import load_data, without_download
 from indm.files import atomic, hub, untrusted
-from indm.messages import brief
+from indm.messages import brief, did_you_mean
 from indm.model import DESCRIPTION, INDM, WEIGHTS
 from indm.runs.devices import LOCK, device
 
 RECIPE = "recipe.toml"  # resolved
+CONTINUE = "continue it with --resume (in Python resume=True), or name another folder"
 CONVERSION = "conversion.json"  # of a run that was converted: what it was made of, and what was assumed
 FETCHED = (RECIPE, DESCRIPTION, WEIGHTS)  # of a run of somebody else
 # What may differ between a run and its continuation: it says how long, how watched and on which
@@ -55,7 +56,7 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
         raise ValueError(f"{run} is a run of another recipe: it differs in {', '.join(differing)}; use another --out")
 
 
-def check_empty(folder: Path, cure: str = "continue with --resume, or start anew with another --out") -> None:
+def check_empty(folder: Path, cure: str = CONTINUE) -> None:
     """ValueError where ``folder`` holds more than a process leaves that is killed at once."""
     if folder.exists() and (not folder.is_dir() or any(not _is_debris(path) for path in folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty: {cure}")
@@ -141,8 +142,9 @@ def recipe_of(run: Path) -> Recipe:
     """
     if not run.is_dir():
         runs = [path.parent.as_posix() for path in sorted(Path("runs").glob("*/recipe.toml"))]
-        there = brief(", ".join([*hub.shipped_names(), *runs]))
-        raise FileNotFoundError(f"{run} is no run folder; there are {there}")
+        known = [*hub.shipped_names(), *runs]
+        near = did_you_mean(run.as_posix(), known) or f"; there are {brief(', '.join(known))}"
+        raise FileNotFoundError(f"{run} is no run folder{near}")
     linked = next((path for path in run.iterdir() if path.is_symlink() and path.is_dir()), None)
     if linked is not None:
         raise ValueError(f"{linked} is a link to a folder outside: move that folder itself into the run, or remove it")

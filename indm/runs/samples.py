@@ -131,13 +131,14 @@ def _changes(
     generator: torch.Generator,
 ) -> list[float] | None:
     """How far the first samples are from those in twice the steps; None where that is no error of the steps."""
-    if sampler.stochastic or sampler.adaptive or not model.flow.one_map:
+    if sampler.stochastic or sampler.adaptive:
         return None
     of_batch, n = min(len(x), drawing.batch_size), min(len(x), CHECKED)
     z_T = model.sde.prior_sample((of_batch, *model.shape), generator=generator, dtype=x.dtype)[:n]
     options: dict[str, Any] = {"temperature": drawing.temperature, "last_denoising": drawing.last_denoising}
     part = at_rows(model.truncated(drawing.eps), c, torch.arange(n), guidance=drawing.guidance)
-    return change_in_twice_the_steps(part, x[:n], z_T, sampler, steps, **options).tolist()
+    made = x[:n] if model.flow.one_map else None
+    return change_in_twice_the_steps(part, made, z_T, sampler, steps, **options).tolist()
 
 
 def change_line(folder: Path, levels: int) -> str | None:

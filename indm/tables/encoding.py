@@ -240,8 +240,9 @@ def as_numbers(entries: Array, name: str) -> Array:
     try:
         found = entries.astype(float)
     except (TypeError, ValueError) as error:
+        kinds = ", ".join(sorted({type(entry).__name__ for entry in entries.flat} - {"int", "float"}))
         raise ValueError(
-            f"{name} must hold numbers (of dates, such as days), or be among the categories: {error}"
+            f"{name} must hold numbers (of dates, such as days), or be among the categories, got {kinds}"
         ) from error
     if not np.isfinite(found).all():
         raise ValueError(f"{name} must hold finite numbers, got infinity")

@@ -22,6 +22,7 @@ from indm.conditions import Vector
 from indm.flows.base import Identity
 from indm.gaussian import GaussianReference
 from indm.likelihood import START, WhitenedFlow
+from indm.messages import counted
 from indm.model import INDM
 from indm.nets.mixture import MixtureMLP
 from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, rademacher
@@ -142,6 +143,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         constant_: values of the columns that were the same in all rows, which are left out of the fit; else NaN.
         gains_: what the network of each model gained over its mixture, nats a row, and the standard error of that.
         n_steps_: optimizer steps of each model until it was best.
+        ended_: optimizer steps that were made of each model, and what ended them: "plateau", "max_steps" or
+            "max_seconds".
         sampling_steps_, sampling_error_: steps in which rows are drawn, and the root mean square distance of latents,
             whose deviation is 1, from those in twice as many.
         n_features_in_, feature_names_in_: as in scikit-learn.
@@ -230,7 +233,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             maps = [Columns.fitted(noisy, c, skewed, far, self._interval) for far in tails for skewed in choices]
             order, size = numbers.permutation(len(X)), max(1, round(self.validation_fraction * len(X)))
             order = order if self._order is None else self._order
-            self.models_, self.n_steps_, self.gains_ = [], [], []
+            self.models_, self.n_steps_, self.ended_, self.gains_ = [], [], [], []
             for i in range(n_models):
                 is_valid = np.zeros(len(X), dtype=bool)
                 is_valid[order[np.arange(i * size, (i + 1) * size) % len(X)]] = True
@@ -240,6 +243,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 maps = [self.columns_]
                 self.models_.append(fitting.best.double())
                 self.n_steps_.append(fitting.best_step)
+                self.ended_.append((fitting.step, fitting.ended))
                 self.gains_.append(gain)
         self._note_gain()
         self._choose_steps(c, numbers.randint(2**31 - 1))
@@ -396,7 +400,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def _note_gain(self) -> None:
         """A warning where no network gained more over its mixture than the error of that."""
         if self.max_steps and not any(gain > error for gain, error in self.gains_):
-            warnings.warn(no_gain(*self.gains_[0]), stacklevel=3)
+            warnings.warn(no_gain(*self.gains_[0], *self.ended_[0]), stacklevel=3)
 
     def _far(self, X: np.ndarray, noisy: np.ndarray) -> list[np.ndarray]:
         """Which columns have values far from all others, if any does; a warning names the farthest."""
@@ -488,7 +492,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             numbers.randint(2**31 - 1),
             MIXTURE_SHARE * (deadline - time.perf_counter()),
         )
-        latents, c_train = torch.from_numpy(self.columns_.latents(rows, c)).float(), torch.from_numpy(c).float()
+        c_train = torch.from_numpy(c).float()
+        if not len(self._whole):  # otherwise a batch has noise of its own
+            latents = torch.from_numpy(self.columns_.latents(rows, c)).float()
         held = torch.from_numpy(self.columns_.latents(held_rows, c_held)).float()
         parts = held, torch.from_numpy(c_held).float()
         trainings = []
@@ -599,7 +605,7 @@ def check_options(estimator: Any) -> None:
     for name in ("max_seconds", "learning_rate"):
         value = getattr(estimator, name)
         if not isinstance(value, int | float | np.number) or not value > 0:
-            raise ValueError(f"{name} must be positive, got {value!r}")
+            raise ValueError(f"{name} must be a positive number, got {value!r}")
     if not 0 <= estimator.dropout < 1:
         raise ValueError(f"dropout must be a share below 1, got {estimator.dropout!r}; 0.1 is usual")
     if not 0 < estimator.validation_fraction <= 0.5:
@@ -697,12 +703,14 @@ def warn_of_few_values(columns: dict[str, np.ndarray], stacklevel: int) -> None:
         )
 
 
-def no_gain(gain: float, error: float) -> str:
-    """The words of a warning that the network gained nothing."""
+def no_gain(gain: float, error: float, steps: int, ended: str) -> str:
+    """The words of a warning that the network gained nothing in so many steps, ended by ``ended``."""
+    if not steps:
+        return f"{ended} ended the fit before its first step: the density is its mixture of Gaussians; raise {ended}"
     return (
         f"the network found nothing that its mixture of Gaussians lacks ({gain:.2g} ± {error:.2g} nats a row of "
-        "validation); if the table is not such a mixture, give it more rows, max_seconds or max_steps, or another "
-        "learning_rate"
+        f"validation, {counted(steps, 'step')}, ended by {ended}); if the table is not such a mixture, give it more "
+        "rows, max_seconds or max_steps, or another learning_rate"
     )
 
 

@@ -177,6 +177,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         model_: the fitted :class:`~indm.INDM` of the latents of numbers.
         gain_: what the network gained over the mixture, nats of a question, and its standard error.
         n_steps_: optimizer steps until it was best.
+        ended_: optimizer steps that were made, and what ended them: "plateau", "max_steps" or "max_seconds".
         sampling_steps_, sampling_error_: as of :class:`DensityEstimator`.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
@@ -280,11 +281,12 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
             best = race(trainings, run, deadline)
         self.model_, self.n_steps_ = best.best.double(), best.best_step
+        self.ended_ = best.step, best.ended
         self.gain_ = gain, error = best.gain(trainings[0].start)
         if self.verbose:
             print(f"{gain:+.4f} ± {error:.4f} nats of a question by the network, ended by {best.ended}")
         if self.max_steps and not gain > error:
-            warnings.warn(no_gain(gain, error), stacklevel=2)
+            warnings.warn(no_gain(gain, error, *self.ended_), stacklevel=2)
         seed = numbers.randint(2**31 - 1)
         everything = self._questions(np.ones((DRAWN, len(self.encoding_.columns)), bool), None, None)
 

@@ -9,8 +9,8 @@ import torch
 from scipy.optimize import minimize
 from sklearn.base import clone
 from sklearn.covariance import OAS
+from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from indm.likelihood import log_prob
@@ -301,12 +301,25 @@ class PosteriorEstimator:
     # ── Shapes ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
+    def gains_(self) -> list[tuple[float, float]]:
+        """As of :class:`indm.DensityEstimator`."""
+        self._check_fitted()
+        return self.estimator_.gains_
+
+    @property
+    def n_steps_(self) -> list[int]:
+        """As of :class:`indm.DensityEstimator`."""
+        self._check_fitted()
+        return self.estimator_.n_steps_
+
+    @property
     def _varies(self) -> Array:
         return self.estimator_._varies
 
     def _check_fitted(self) -> None:
         """scikit-learn's error before :meth:`fit`."""
-        check_is_fitted(getattr(self, "estimator_", self.estimator))
+        if not hasattr(self, "estimator_"):
+            raise NotFittedError("this PosteriorEstimator is not fitted yet: call fit(theta, x) first")
 
     def _parameters(self, theta: Any) -> Array:
         """Rows of θ, (n, d); one row may stand alone."""

@@ -22,7 +22,7 @@ class Prior:
         whole: indices of those that are whole numbers, which may be on an end of the box.
 
     Raises:
-        ValueError: the support is not a box of d parameters.
+        ValueError: the support is not a box of d parameters, or low is above high.
 
     Example:
 
@@ -39,7 +39,14 @@ class Prior:
         try:
             self.low, self.high = (np.broadcast_to(array(end), (d,)) for end in ends)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"prior must have numbers or arrays of {d}, one for each parameter, as ends") from error
+            raise ValueError(
+                f"prior must have as ends numbers, or arrays of {d}, one for each column of theta, got shapes "
+                f"{[np.shape(end) for end in ends]}; theta comes first in fit(theta, x)"
+            ) from error
+        for i in np.flatnonzero(self.low > self.high)[:1]:
+            raise ValueError(
+                f"prior must have low below high, got {self.low[i]:g} and {self.high[i]:g} for parameter {i}"
+            )
 
     @property
     def bounds(self) -> dict[int, tuple[float, float]] | None:

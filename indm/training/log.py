@@ -189,7 +189,7 @@ class MetricsLog:
             parts += [f"{name} {terms[name]:.4g}" for name in ("loss", *trainer.objective.shown) if name in terms]
         if self.validation:
             parts += [f"validation {self.validation['valid_nelbo']:.3f}"]
-        rate = max(group["lr"] for group in trainer.optimizer.param_groups)
+        rate = trainer.optimizer.param_groups[0]["lr"]  # train.lr, that of the score where it has parameters
         return ", ".join([*parts, f"rate {rate:.2g}"])
 
     def log_validation(self) -> Fault | None:

@@ -25,11 +25,13 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from indm.config import recipes
+from indm.config import parts, paths, recipes
+from indm.config.checks import arguments_of
 from indm.config.options import FEW_STEPS, Training
-from indm.config.recipes import AnyTables, Recipe
+from indm.config.recipes import AnyTables, Part, Recipe
 from indm.data.base import Data, stack
 from indm.data.image_files import count_unreadable
+from indm.data.registry import check_data
 from indm.files import atomic
 from indm.files.memory import gib
 from indm.messages import counted
@@ -124,6 +126,8 @@ def train(
     if resume and is_run(out):
         wanted = recipes.resolve(recipes.as_continued(wanted, out))
     check_trackers(wanted.train.trackers)
+    if data is None:
+        check_source(wanted.data)
     shows = PartialState(cpu=on_cpu()).is_main_process and progress
     by_main_process(lambda: check_folder(out, wanted, resume))  # before anything slow
     measured: list[costs.Cost] = []
@@ -191,6 +195,17 @@ def run_in(
             warn_of_short_run(trainer, stopped)
         summary.signal_received = trainer.agree(interrupted.is_set())  # also in what comes after the last step
     return summary
+
+
+def check_source(data: Part) -> None:
+    """ValueError for a mistake in ``[data]`` that shows before its files are read: an option, or a path without files.
+
+    A data set that can be downloaded may have no files yet.
+    """
+    check_data(data.name, **data.options)
+    if "download" not in arguments_of(parts.find("data", data.name)):
+        for key, path in paths.gone({"data": data.table()}).items():
+            raise ValueError(f"{key} must be a file or a folder, got {path}, where there is nothing")
 
 
 def tell(*notes: str, shown: bool = True) -> None:

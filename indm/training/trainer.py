@@ -24,8 +24,9 @@ from indm.config.options import Training
 from indm.config.recipes import Recipe, model_of
 from indm.data.base import Data, check_kind, stack
 from indm.data.batches import Paired, flip_horizontally, loader
+from indm.data.raw import InMemory
 from indm.data.registry import load_data
-from indm.dequantization import from_data
+from indm.dequantization import check_raw, from_data
 from indm.files.memory import raise_if_out_of_memory
 from indm.flows.base import Flow
 from indm.flows.check import check_flow
@@ -97,6 +98,8 @@ class Trainer:
             with within_memory(self.accelerator):
                 model = self.build_model(recipe)
         check_parts(model, self.options, self.objective)
+        train = self.data.train  # what is read on demand is checked as it is read
+        check_raw(model, stack(train, None if isinstance(train, InMemory) else 2))
         condition: Condition | None = getattr(model, "condition", None)
         if recipe.condition is not None and condition is None:
             raise ValueError(f"condition must be left out: a {type(model).__name__} that is trained here has none")

@@ -143,6 +143,7 @@ def _translate(
             "seconds_per_example": batches.seconds / max(1, batches.n),
             "models": [str(folder) for folder in (runs.folders if options.method == "flow" else runs.folders[-1:])],
             "kind": runs.kind,
+            "levels": route.models[0].scaling.levels,
             "direction": runs.direction,
             **({} if runs.classes == (None, None) else {"classes": list(runs.classes)}),
             "options": asdict(options),
@@ -403,12 +404,14 @@ def sentences(report: dict) -> list[str]:
     rows, options = report["examples"], report["options"]
     if not rows:
         return [f"0 translated, {len(report['failed'])} failed"]
-    parts = [f"{len(rows)} translated"]
-    parts += [f"distance from the source {mean_distance(report):.1f} (RMS, mean over examples)"]
+    parts, levels = [f"{len(rows)} translated"], f"of {report['levels']} grey levels"
+    parts += [f"distance from the source {mean_distance(report):.1f} {levels} (RMS, mean over examples)"]
     resized = sum("note" in row for row in rows)
     parts += [f"{resized} resized"] if resized else []
     if options["cycle"]:
-        parts.append(f"error of the cycle at most {max(row['cycle_error_max'] for row in rows):.2g}")
+        error = max(row["cycle_error_max"] for row in rows)
+        cure = " (more steps make it smaller)" if error >= 1 else ""
+        parts.append(f"error of the cycle at most {error:.3g} {levels}{cure}")
     if options["errors"]:
         parts.append(f"of the solver about {max(row['solver_error_max'] for row in rows):.2g}")
     parts.append(f"{report['nfe']} evaluations, {report['seconds_per_example']:.2g} s each")

@@ -387,6 +387,7 @@ def test_compare_shows_any_name_and_what_has_no_curve(evaluated, tmp_path, capsy
     """A run without a log of training, as a released checkpoint that was converted is."""
     twin = shutil.copytree(evaluated, tmp_path / "twin")
     (twin / "metrics.jsonl").unlink()
+    (twin / "summary.json").unlink()
     capsys.readouterr()
     assert main(["compare", str(evaluated), str(twin), "--out", str(tmp_path / "out")]) == 0
     *_, cells = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(str(twin)))
@@ -668,6 +669,9 @@ def workplace(run, tmp_path_factory):
         ("train digits --like trained --train.steps=5", "--like gives the budget: leave out --train.steps"),
         ("train trained --like untrained --resume", "--like gives the budget: leave out --resume"),
         ("train digits --out trained", "exists and is not empty"),
+        ("train digits --out trained --data.limt 9", "has no option 'limt'; did you mean 'limit'?"),
+        ("train folder --out trained --data.path nowhere", "data.path must be a file or a folder, got nowhere"),
+        ("sample digits-pretraind", "digits-pretraind is no run folder; did you mean 'digits-pretrained'?"),
         ("train checkerboard --resume --out trained", "it differs in"),
         *((f"sample trained {option} {10**20}", f"{name} must be within ±") for option, name in SIZES.items()),
         *((f"evaluate trained --overwrite {option} {10**20}", f"evaluate.{name} must be within ±")
@@ -986,6 +990,7 @@ def test_parts_shows_names_options_and_what_they_mean(capsys):
     assert main(["parts"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for kind in ("flow", "sde", "net", "data") for name in parts.BUILT_IN[kind])
+    assert [line.split()[0] for line in listed.splitlines() if not line.startswith(" ")] == listing.KINDS
     assert main(["parts", "flow", "coupling"]) == 0
     shown = capsys.readouterr().out
     assert "--flow.width N  " in shown and "hidden channels of the conditioners. (default: 32)" in shown

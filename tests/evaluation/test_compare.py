@@ -121,6 +121,18 @@ def test_methods_have_the_same_data_wherever_they_are(tmp_path):
     assert same_data(moved, there) and not same_data(moved, other) and not same_data(moved, larger)
 
 
+def test_runs_in_one_folder_are_not_called_like_it(tmp_path):
+    """Two methods lie in it; the size of a model is that of the run's summary."""
+    place = tmp_path / "runs"
+    folders = [evaluated(place / f"i{seed}", NATS["indm", seed], seed) for seed in (0, 1)]
+    folders += [evaluated(place / f"l{seed}", NATS["linear", seed], seed, flow="identity") for seed in (0, 1)]
+    for run in folders:
+        (run / "summary.json").write_text('{"score_parameters": 1200, "flow_parameters": 34}')
+    text, stored = compared(folders, tmp_path / "out", equal="steps")
+    assert list(stored["methods"]) == ["i0", "l0"] and f"i0: {folders[0]}, {folders[1]}\n" in text
+    assert {line.split()[3] for line in text.splitlines() if line.startswith(str(place))} == {"1,234"}
+
+
 def test_differences_over_seeds_are_one_family(tmp_path):
     """Three methods, four seeds: scipy's paired t, the error of the shared examples beside it, and Holm over both."""
     seeds = range(4)

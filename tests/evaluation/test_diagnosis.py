@@ -242,3 +242,10 @@ def test_evaluate_says_it_and_its_command_goes_on(tmp_path, monkeypatch, capsys)
     assert said.startswith(f"{run}: The model has hardly learned.")
     _, see, _ = conclusions_of_translation(0.1, 17, [run])
     assert see.endswith(shlex.join(["indm", "evaluate", str(run), "--overwrite"]))
+    (run / "summary.json").unlink()  # as if it were still in training
+    capsys.readouterr()
+    again = ["evaluate", str(run), "--examples", "40", "--nll-examples", "0", "--quiet", "--overwrite"]
+    assert main(again) == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    assert "weights of step 13: the training has not ended" in table
+    assert last.endswith("Likely cause: its training has not ended.")

@@ -445,11 +445,12 @@ def test_groups_are_seeds_of_one_recipe(tmp_path):
     order = [seeds[0], alone, seeds[1], *same, both, *seeds[2:]]
     found = groups_of(order)
     assert list(found) == order
-    assert [found[folder] for folder in seeds] == ["indm"] * 4
+    assert [found[folder] for folder in seeds] == ["0"] * 4  # as their folder also holds a run of another method
+    assert {*groups_of([run for run in order if run != both]).values()} >= {"indm", "linear"}
     assert found[alone] == "linear" and found[both] == "longer"
     assert [found[folder] for folder in same] == ["run", str(same[1])]
     grouped = records.by_group([record(folder, group) for folder, group in found.items()])
-    assert [f.folder for f in grouped["indm"]] == seeds and list(grouped)[:2] == ["indm", "linear"]
+    assert [f.folder for f in grouped["0"]] == seeds and list(grouped)[:2] == ["0", "linear"]
 
 
 def test_bounds_are_in_the_unit_of_the_run(tmp_path):

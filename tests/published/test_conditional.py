@@ -1,6 +1,7 @@
 """The conditional residual flow: its maps, its code, the bound, and the models and runs that have it."""
 
 import copy
+import json
 import math
 
 import numpy as np
@@ -28,6 +29,7 @@ from indm.nets import Zero
 from indm.objective import Objective, mle_loss
 from indm.published import ConditionalResidualFlow
 from indm.published.conditional import CodePrior
+from indm.sampling import change_in_twice_the_steps, make_sampler, solve_latent
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
 from indm.training.checks import check_parts
@@ -321,7 +323,7 @@ def test_train_evaluate_and_sample_from_the_command_line(run, capsys):
     options = ["--examples", "8", "--nll-examples", "4", "--steps", "8", "--quiet"]
     assert main(["evaluate", str(run), *options]) == 0
     for report in ((run / "evaluation.json").read_text(), capsys.readouterr().out):
-        assert "one draw for each estimate: the NLL is a bound, too" in report
+        assert "one draw for each estimate: the NLL is a bound, too" in report and "estimates were solved" not in report
     drawn = []
     for out, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         options = ["--steps", "4", "--seed", seed, "--out", str(run / out)]
@@ -329,6 +331,9 @@ def test_train_evaluate_and_sample_from_the_command_line(run, capsys):
         with np.load(run / out / "samples.npz") as arrays:
             drawn.append(arrays["samples"])
     assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
+    assert "error of the steps: " in capsys.readouterr().out
+    changes = json.loads((run / "a" / "samples.json").read_text())["change_in_twice_the_steps"]
+    assert len(changes) == 6 and max(changes) < 17
 
 
 @pytest.mark.long
@@ -354,6 +359,16 @@ def test_samples_of_one_latent_have_one_code_in_every_solver():
     assert torch.equal(a, b)
     a, b = (indm.sample(model, 4, steps=4, generator=seeded(seed)) for seed in (3, 3))
     assert torch.equal(a, b)
+
+
+def test_the_error_of_the_steps_is_that_at_fixed_codes():
+    """Latents N(0, I) and their exact score, which a hundred steps resolve: at other codes x is far away."""
+    flow, _ = made("image")
+    model, sampler = model_of(flow).double(), make_sampler("unipc")
+    z_T = torch.randn(4, 1, 8, 8, dtype=torch.float64, generator=seeded(0))
+    assert change_in_twice_the_steps(model, None, z_T, sampler, 100).max() < 1e-3
+    x = flow.inverse(solve_latent(model, z_T, sampler, 100)[0], generator=seeded(1))
+    assert change_in_twice_the_steps(model, x, z_T, sampler, 100).min() > 1e-2
 
 
 def test_what_needs_one_map_says_so():

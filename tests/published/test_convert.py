@@ -321,6 +321,7 @@ def test_a_converted_run_is_evaluated_and_sampled(released, tmp_path, capsys):
     data = ("--data", "folder", "--data.path", released / "images", "--data.size", 16)
     assert run_cli("convert", released / "checkpoint_1.pth", "--sde", "vp", *data, "--out", run) == 0
     shown = capsys.readouterr().out
+    assert "passed over in checkpoint_1.pth: optimizer, sigmas\n" in shown and "averages" not in shown
     assert "multipliers = [1, 2]" in shown and "assumed: fir = []" in shown and "189,347 parameters" in shown
     model = INDM.load(run)
     with torch.no_grad():
@@ -354,7 +355,8 @@ def test_a_recipe_says_what_the_tensors_do_not(tmp_path):
     _, state, *_ = drawn(**VE | {"fir": True, "progressive_input": "residual", "image_size": 16, "sigma_max": 90.0})
     path = checkpoint(state, tmp_path / "a.pth")
     changes = {"data.size": "16", "evaluate.examples": "7"}
-    convert(path, tmp_path / "run", recipe="celeba64-ve-fid", changes=changes)
+    made = convert(path, tmp_path / "run", recipe="celeba64-ve-fid", changes=changes)
+    assert made["averages"] == ["the averages of a.pth have decay 0.9999, train.ema of the recipe is 0.999"]
     model, recipe = INDM.load(tmp_path / "run"), recipes.load(tmp_path / "run")
     assert isinstance(model.sde, VESDE) and model.sde.sigma_max == 90.0 and type(model.score) is PublishedScore
     assert recipe["data"]["name"] == "celeba" and recipe["data"]["centered"] is False
@@ -415,6 +417,7 @@ def test_the_tensors_overrule_a_recipe_and_it_is_said(released, tmp_path, capsys
     run, data = tmp_path / "run", ("--data", "folder", "--data.path", "x", "--data.size", 16)
     assert run_cli("convert", released / "checkpoint_1.pth", "--recipe", "cifar10-vp-nll", *data, "--out", run) == 0
     shown, made = capsys.readouterr().out, json.loads((run / "conversion.json").read_text())
+    assert made["averages"] == []
     assert "the tensors overrule the recipe: channels is 16, not 128; " in shown
     assert made["overruled"][-1] == "attention is (8,), not (16,)" and made["recipe"] == "cifar10-vp-nll"
     assert INDM.load(run).score.backbone.attention == (8,) and INDM.load(run).shape == (3, 16, 16)

@@ -87,5 +87,5 @@ def test_errors_say_what_was_got(case):
 def test_unknown_categories_and_words_among_numbers_are_errors():
     with pytest.raises(ValueError, match="must hold one of a, b, got 'c' in row 1"):
         column_of(["a", "b"]).encoded(np.array(["a", "c"], dtype=object))
-    with pytest.raises(ValueError, match=r"must hold numbers .of dates, such as days., or be among the categories"):
+    with pytest.raises(ValueError, match=r"must hold numbers .*, or be among the categories, got str"):
         column_of(NORMAL).encoded(np.array([1.0, "tall"], dtype=object))

@@ -214,10 +214,29 @@ def test_the_same_random_state_is_the_same_density_and_torch_keeps_its_own(moons
 
 def test_a_network_that_finds_nothing_says_so(moons, capsys):
     _, X = moons
-    with pytest.warns(UserWarning, match=r"the network found nothing that its mixture .* \(.* ± .* nats"):
+    with pytest.warns(
+        UserWarning,
+        match=r"the network found nothing that its mixture .* \(.* ± .* nats .*, 5 steps, ended by max_steps",
+    ):
         model = DensityEstimator(**SMALL | {"learning_rate": 1e-12, "verbose": True}).fit(X)
     assert model.n_steps_[0] <= 5 and abs(model.gains_[0][0]) < 1e-6
     assert "by the network from 2, at step" in capsys.readouterr().out
+    assert model.ended_ == [(5, "max_steps")]
+
+
+@pytest.mark.parametrize("cls", [DensityEstimator, JointDensityEstimator])
+def test_a_fit_that_time_ended_at_once_does_not_blame_the_table(cls):
+    with pytest.warns(UserWarning, match=r"^max_seconds ended the fit before its first step: .*; raise max_seconds$"):
+        model = cls(max_seconds=1e-9, max_components=1, random_state=0).fit(ROWS)
+    assert set(np.ravel(model.ended_)) == {"0", "max_seconds"}
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_counts_on_their_bound_are_fitted_without_warnings():
+    """Rows without noise are on the bound, where a latent would be infinite."""
+    numbers = np.random.default_rng(0)
+    X = np.stack([numbers.poisson(2, 100), numbers.normal(size=100)], 1)
+    DensityEstimator(**SMALL | {"max_steps": 0}, discrete=(0,), bounds={0: (0, None)}).fit(X)
 
 
 @pytest.mark.parametrize(
@@ -305,10 +324,10 @@ ERRORS = {
     "no column": (ROWS, {"bounds": {"age": (1, 2)}}, "bounds must hold columns of X .*, got 'age'"),
     "validation": (ROWS, {"validation_fraction": 0.99}, "validation_fraction must be above 0 and at most 0.5, got"),
     "draws": (ROWS, {"draws": 1}, "draws must be a whole number of at least 2, got 1"),
-    "seconds": (ROWS, {"max_seconds": 0.0}, "max_seconds must be positive, got 0"),
+    "seconds": (ROWS, {"max_seconds": 0.0}, "max_seconds must be a positive number, got 0"),
     "dropout": (ROWS, {"dropout": 1.0}, "dropout must be a share below 1, got 1.0"),
     "width": (ROWS, {"width": 0}, "width must be a whole number of at least 1, got 0"),
-    "no number of seconds": (ROWS, {"max_seconds": None}, "max_seconds must be positive, got None"),
+    "no number of seconds": (ROWS, {"max_seconds": None}, "max_seconds must be a positive number, got None"),
     "one bound": (ROWS, {"bounds": {0: 1}}, "bounds must be a lower and a higher number or None, got 1 of column 0"),
     "models": (ROWS, {"n_models": 0}, "n_models must be at least 1, or None"),
 }

@@ -224,16 +224,21 @@ def test_log_densities_of_priors():
         (lambda: PosteriorEstimator(estimator=DensityEstimator(), width=3), "options belong to the estimator .* width"),
         (lambda: PosteriorEstimator((0, 1), bounds={0: (0, 1)}), "bounds must be left out"),
         (lambda: Prior((0, 1, 2), 2), r"prior must be a pair \(low, high\), or a torch distribution, got .0, 1, 2"),
-        (lambda: Prior(([0] * 3, [1] * 3), 2), "numbers or arrays of 2, one for each parameter"),
+        (
+            lambda: PosteriorEstimator(([0] * 3, [1] * 3)).fit(np.ones((20, 2)), np.ones((20, 3))),
+            r"arrays of 2, one for each column of theta, got shapes \[\(3,\), \(3,\)\]; theta comes first in fit",
+        ),
+        (lambda: Prior(([0, 5], [1, 0]), 2), "prior must have low below high, got 5 and 0 for parameter 1"),
         (lambda: Prior(td.Uniform, 2), "prior must be a pair"),
-        (lambda: Prior([td.Normal(0, 1)] * 2, 2), "numbers or arrays of 2"),
+        (lambda: Prior([td.Normal(0, 1)] * 2, 2), "numbers, or arrays of 2"),
         (
             lambda: PosteriorEstimator((0, 1)).fit([[0.5], [7]], [[1], [1]]),
             "drawn from the prior, got 7 in row 1",
         ),
         (lambda: PosteriorEstimator().fit([[1.0]], [[np.nan]]), "x must be finite numbers"),
-        (lambda: PosteriorEstimator().sample(3, [1.0]), "not fitted yet"),
-        (lambda: PosteriorEstimator().log_prob([[1.0]], [1.0]), "not fitted yet"),
+        (lambda: PosteriorEstimator().sample(3, [1.0]), "this PosteriorEstimator is not fitted yet: call fit"),
+        (lambda: PosteriorEstimator().log_prob([[1.0]], [1.0]), "this PosteriorEstimator is not fitted yet"),
+        (lambda: PosteriorEstimator().gains_, "this PosteriorEstimator is not fitted yet"),
         (lambda: Prior(td.Dirichlet(torch.ones(2)), 2), "prior must have a box as its support"),
         (lambda: PosteriorEstimator(**SMALL).fit(np.ones((20, 2)), np.ones((19, 2))), "x must have a row for each"),
         (lambda: PosteriorEstimator(**SMALL).fit(np.ones((20, 2)), np.ones((20, 2, 2))), "there is no embedding"),
@@ -242,6 +247,10 @@ def test_log_densities_of_priors():
 def test_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_gains_and_steps_are_those_of_its_estimator(gaussian):
+    assert gaussian.gains_ is gaussian.estimator_.gains_ and gaussian.n_steps_ is gaussian.estimator_.n_steps_
 
 
 def test_errors_of_shapes(gaussian):

@@ -332,10 +332,11 @@ def test_disabled_progress_asks_for_nothing(capsys):
 
 def test_what_a_run_shows(vectors, tmp_path, capsys):
     changes = {"data.path": str(vectors), **QUICK, "train.preset": "small", "train.validate_every": 2}
+    changes |= {"train.lr": 0.002, "train.flow_lr": 0.03, "train.warmup": 0}
     with pytest.warns(UserWarning, match="the run ended after 4 steps"):
         train(recipes.recipe("array", changes), tmp_path / "run")
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("batch size 160"), lines
     assert lines[1].startswith("read from ") and lines[2].startswith("split by seed 0"), lines
-    assert any(line.startswith(" 25% step 1, NELBO ") and " nats, rate " in line for line in lines), lines
+    assert any(line.startswith(" 25% step 1, NELBO ") and " nats, rate 0.002, " in line for line in lines), lines
     assert any(line.startswith("100% step 4, NELBO ") and ", validation " in line for line in lines)

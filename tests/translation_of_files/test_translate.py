@@ -139,7 +139,12 @@ def test_a_folder_is_translated_name_by_name(trained, toys, tmp_path, capsys):
     sides = [trained / "pair" / side for side in "ab"]
     assert report["models"] == [str(side) for side in sides]
     assert report["provenance"]["weights_sha256"] == {str(side): weights_hash(side) for side in sides}
-    assert "24 translated" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "24 translated" in shown
+    largest = max(row["cycle_error_max"] for row in report["examples"])
+    assert f" of 256 grey levels (RMS, mean over examples), error of the cycle at most {largest:.3g} of 256" in shown
+    report["examples"][0]["cycle_error_max"] = 130.4
+    assert "at most 130 of 256 grey levels (more steps make it smaller), " in summary(report)
 
 
 def test_a_model_and_its_copy_give_back_the_images(trained, toys, few, tmp_path):

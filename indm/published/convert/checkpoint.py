@@ -49,6 +49,12 @@ class Checkpoint:
     shadow: list[Tensor] | None  # their moving averages, in the order of the parameters
     decay: float | None
     step: int | None
+    others: tuple[str, ...] = ()  # entries of the file that are not read, such as the state of an optimizer
+
+    @property
+    def passed_over(self) -> list[str]:
+        """What of the file no model is made of: entries, and kinds of tensors that follow from others."""
+        return [*self.others, *sorted({key.rpartition(".")[2] for key in self.state} & INCIDENTAL)]
 
     def weights(self, which: Weights) -> State:
         """The state with the trainable parameters' last values ("model") or their moving averages ("ema")."""
@@ -98,7 +104,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             untrusted.check_stored(tensors, path.stat().st_size)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as a checkpoint of torch: {error}") from error
-    return Checkpoint(path, state, shadow, decay, step)
+    others = tuple(brief(name) for name in content if name not in ("model", "ema", "step"))
+    return Checkpoint(path, state, shadow, decay, step, others)
 
 
 def _averages(path: Path, average: object) -> tuple[list[Tensor] | None, float | None]:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 
 from indm.config import recipes
+from indm.config.options import Training
 from indm.config.recipes import Recipe, Tables
 from indm.data.base import flags_of_data
 from indm.data.registry import check_data
@@ -20,7 +21,7 @@ from indm.files import atomic, untrusted
 from indm.flows.base import Flow, Identity
 from indm.messages import brief
 from indm.model import INDM, build, count_parameters
-from indm.published.convert.checkpoint import State, Weights, read_checkpoint
+from indm.published.convert.checkpoint import Checkpoint, State, Weights, alike, read_checkpoint
 from indm.published.convert.flow import flow_from_state
 from indm.published.convert.network import Architecture, architecture, load_published
 from indm.published.ncsnpp import PublishedScore
@@ -60,9 +61,10 @@ def convert(
         changes: dotted keys of the tables data, sde, net, flow and evaluate, as on the command line.
 
     Returns:
-        What is also written to ``conversion.json``, there with its provenance: the files and their weights, where each
-        setting is from (``from_the_tensors``; ``assumed``: from the recipe, or as published; ``overruled``: of the
-        recipe, otherwise by the tensors).
+        What is also written to ``conversion.json``, there with its provenance: the files with their weights and what
+        of them is passed over, where each setting is from (``from_the_tensors``; ``assumed``: from the recipe, or as
+        published; ``overruled``: of the recipe, otherwise by the tensors), and ``averages``, a phrase for each file
+        whose averages are of another decay than the recipe's.
 
     Raises:
         ValueError: files that cannot be read, settings that are missing, unknown or contradicted, tensors that do not
@@ -82,12 +84,13 @@ def convert(
     layout = architecture(source.state, given, fallback, size, likely if isinstance(likely, int) else None)
     data = data if "name" in data else _likely_data(layout.shape) | data
     data = _checked_data(data, layout, given.get("data", {}))
-    files = [_file(checkpoint, weights or "ema")]
+    files = [_file(source, weights or "ema")]
     score = score_of_checkpoint(source.weights(weights or "ema"), layout.sde, layout.net, layout.shape)
     flow: Flow = Identity()
     if flow_checkpoint is not None:
-        files.append(_file(flow_checkpoint, weights or "model"))
-        state = read_checkpoint(flow_checkpoint).weights(weights or "model")
+        source_of_flow = read_checkpoint(flow_checkpoint)
+        files.append(_file(source_of_flow, weights or "model"))
+        state = source_of_flow.weights(weights or "model")
         flow = flow_from_state(state, given.get("flow", {}), layout.shape, initial_inverses)
     model = INDM(flow, score, Scaling.images(LEVELS, score.backbone.centered), layout.shape).eval()
 
@@ -95,13 +98,13 @@ def convert(
     result = {
         "files": files,
         "step": source.step,
-        "ema_decay": source.decay,
         "shape": list(layout.shape),
         "parameters": {"score": count_parameters(model.score), "flow": count_parameters(model.flow)},
         "recipe": None if recipe is None else str(recipe),
         "from_the_tensors": layout.inferred,
         "assumed": assumed | _assumed(model.description()["sde"], data, layout, given),
         "overruled": layout.overruled,
+        "averages": _other_averages(files, fallback),
         "data": data,
     }
     made_by = provenance(None, {file["name"]: file["sha256"] for file in files})
@@ -177,9 +180,20 @@ def _likely_data(shape: tuple[int, int, int]) -> dict:
     return published.get(shape, {"name": "folder", "path": "images", "size": shape[1], "channels": shape[0]})
 
 
-def _file(path: str | Path, weights: Weights) -> dict[str, str]:
-    path = Path(path)
-    return {"name": path.name, "sha256": sha256(path.read_bytes()).hexdigest(), "weights": weights}
+def _file(source: Checkpoint, weights: Weights) -> dict[str, Any]:
+    digest = sha256(source.path.read_bytes()).hexdigest()
+    about = {"ema_decay": source.decay, "passed_over": source.passed_over}
+    return {"name": source.path.name, "sha256": digest, "weights": weights, **about}
+
+
+def _other_averages(files: list[dict[str, Any]], fallback: Tables) -> list[str]:
+    """A phrase for each file whose averages are of another decay than those of the recipe, if there is one."""
+    decay = fallback.get("train", {}).get("ema", Training.ema)
+    return [
+        f"the averages of {file['name']} have decay {file['ema_decay']}, train.ema of the recipe is {decay}"
+        for file in files
+        if fallback and file["ema_decay"] is not None and not alike(decay, file["ema_decay"])
+    ]
 
 
 def _recipe(model: INDM, data: dict, given: Tables, fallback: Tables) -> Recipe:
