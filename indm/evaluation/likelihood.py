@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from indm.conditions import all_rows, at_rows
 from indm.dequantization import from_data, in_words
 from indm.evaluation.mean_nll import SHARE, Draws, Steps, corrected, first_steps
-from indm.evaluation.statistics import in_both_units, mean_error_and_noise
+from indm.evaluation.statistics import in_both_units, mean_and_error, mean_error_and_noise
 from indm.gaussian import GaussianReference
 from indm.likelihood import (
     NLL_ERROR,
@@ -108,12 +108,13 @@ def evaluate(
         raw: (N, *event) in data units (grey levels, vectors).
         c: the conditions, of a model that has one, see :meth:`indm.INDM.given`: likelihoods are then of p(x|c).
         groups: which group each example is of, (N,), where those of one group are alike, as patches of one photograph
-            are: standard errors are then over groups, see :func:`indm.evaluation.statistics.mean_and_error`.
+            are: standard errors are then over groups, see :func:`indm.evaluation.statistics.mean_and_error`, and None
+            where there is one group.
         nll_examples: how many of them (the first ones) get the NLL; default all, 0 skips it.
         each: solve the NLL of every example to ``nll_error``. Otherwise, where there are hundreds of examples, all are
             solved in few steps, and some of them to ``nll_error``, which corrects the mean (:mod:`indm.multilevel`).
         mean_error: the standard error that these corrections may add to the mean NLL, bits per dimension; default a
-            fifth of the standard error over examples.
+            fifth of the standard error over examples, or over groups where there are several.
         draws: K of the importance-weighted bound of :func:`indm.log_probability`; 0 skips it. Its divergence is exact
             unless ``exact`` is False.
         iw_examples: how many (the first ones) get that bound.
@@ -237,6 +238,8 @@ def _corrected(
     """The report and nats of an NLL in few steps, with the mean of the finest level."""
     coarse, stated = (_stacked(estimates, part).T.flatten() for part in ("without_reconstruction", "solver_error"))
     bits, error = dims * math.log(2), numbers["with_reconstruction"]["nats_standard_error"]
+    if error is None:  # of a single group: of examples as if they were independent
+        _, error = mean_and_error(coarse_nats[""])
     allowed = SHARE * error if mean_error is None else mean_error * bits
     nfe = numbers["nfe"]
     result = corrected(coarse, stated, few, nfe, allowed, seed, solve)
@@ -390,7 +393,9 @@ def solver_error(errors: Float[Tensor, " n"], dims: int, nll_error: float) -> di
     return {"solver_error": mean | largest, "unconverged": int((bits > nll_error).sum())}
 
 
-def in_units(draws: Float[Tensor, "repeats n"], dims: int, groups: Int[Tensor, " n"] | None = None) -> dict[str, float]:
+def in_units(
+    draws: Float[Tensor, "repeats n"], dims: int, groups: Int[Tensor, " n"] | None = None
+) -> dict[str, float | None]:
     """Mean, standard error and estimator noise of ``draws`` (see :func:`mean_error_and_noise`) in nats and bits/dim."""
     mean, error, noise = mean_error_and_noise(draws, groups)
     return in_both_units({"": mean, "_standard_error": error, "_estimator_noise": noise}, dims)

@@ -56,6 +56,16 @@ def test_the_mean_is_that_of_fine_solves_of_all_examples(each, mean):
     assert found["levels"][-1]["estimates"] >= LEAST
 
 
+def test_a_single_group_has_no_standard_error_and_its_mean_is_corrected(model, raw, each, mean):
+    """What corrections may add is then a share of the error of examples that are independent."""
+    one_group, _ = evaluated(model, raw, groups=torch.zeros(N, dtype=torch.long))
+    assert (
+        json.loads(json.dumps(one_group, allow_nan=False))["nll"]["with_reconstruction"]["nats_standard_error"] is None
+    )
+    assert one_group["nll"]["with_reconstruction"]["nats"] == mean[0]["nll"]["with_reconstruction"]["nats"]
+    assert one_group["nll"]["added_error"] == mean[0]["nll"]["added_error"]
+
+
 def test_every_evaluation_is_counted(model, raw, monkeypatch):
     calls = []
     forward = type(model.score.backbone).forward
