@@ -204,6 +204,8 @@ class INDM(nn.Module):
         Under autocast the inside of h may be computed in lower precision; z itself and log|det| are not. ``c`` is the
         condition, where the flow sees one, see :meth:`given`.
         """
+        if x.dtype != (dtype := next(self.parameters(), x).dtype):
+            raise ValueError(f"x must be {dtype}, as the model is, got {x.dtype}; x.to(…) or model.to(…) does that")
         flow = self.flow if c is None else self.given(c, len(x)).flow
         return flow(x, generator=generator)
 

@@ -30,7 +30,7 @@ from indm.messages import nearest
 from indm.multilevel import LEAST
 from indm.objective import NELBO, nelbo
 from indm.ode import OUT_OF_REACH
-from indm.tensors import evaluation_mode
+from indm.tensors import evaluation_mode, outside_inference, squared_norm
 
 T = TypeVar("T")
 SEED_STRIDE = 1_000_003  # between the seeds of successive draws
@@ -80,6 +80,7 @@ class Estimate:
 Estimator = Callable[[Any, Tensor, torch.Generator], Estimate]  # (model at the conditions, raw data, generator)
 
 
+@outside_inference
 def evaluate(
     model,
     raw: Tensor,
@@ -142,7 +143,7 @@ def evaluate(
         error was unusually large.
 
     Raises:
-        ValueError: an option that is unknown or out of range.
+        ValueError: an option that is unknown or out of range; a row whose entries, or their squares, are not finite.
         RuntimeError: a flow that need not be invertible.
 
     Example: N(0, I) and its exact score.
@@ -163,6 +164,7 @@ def evaluate(
     counts |= {"ancestral": len(raw)} if ancestral and model.is_diffusion else {}
     _check(counts, repeats, mean_error, solver)
     device, eps, notes = model.scaling.scale.device, 0.0, {}
+    _check_finite(model, raw, batch_size)
     c = all_rows(model, c, len(raw))
     few = 0  # steps of the coarse NLL
     if model.is_diffusion:
@@ -285,6 +287,17 @@ def _check(counts: Mapping[str, int], repeats: int, mean_error: float | None, so
     check_nll_error(solver.get("nll_error", NLL_ERROR))
     if mean_error is not None and not 0 < mean_error < math.inf:
         raise ValueError(f"mean_error must be positive and finite, got {mean_error}; 1e-3 bits/dim is usual")
+
+
+def _check_finite(model, raw: Tensor, batch_size: int) -> None:
+    """ValueError for a row of continuous data whose squared norm in model units is not a finite number."""
+    if model.scaling.levels is None:
+        norm = torch.cat([squared_norm(model.scaling.to_model(part)) for part in raw.split(batch_size)])
+        if len(rows := (~norm.isfinite()).nonzero()):
+            largest = raw[rows[0]].abs().max()
+            raise ValueError(
+                f"raw must be finite, also when squared, got {largest:g} in row {int(rows[0])}; leave it out"
+            )
 
 
 def diffusion_estimators(

@@ -245,10 +245,10 @@ def test_samples_tell_how_they_were_drawn(run, tmp_path, capsys):
         "tol": 1e-4
     }
     assert drawn("--sampler", "pc", "--steps", "2")["sampler_options"] == {"snr": 0.16}
-    assert "error of the steps" not in capsys.readouterr().out
+    assert "change in twice the steps" not in capsys.readouterr().out
     drawn("--steps", "5", n=3)
     line = capsys.readouterr().out
-    assert "error of the steps: " in line and "3 samples in 10 steps" in line
+    assert "change in twice the steps: " in line and "3 samples in 10 steps" in line
     changes = json.loads((tmp_path / "samples.json").read_text())["change_in_twice_the_steps"]
     first, second = (read_samples_in(tmp_path, run, steps) for steps in (5, 10))
     levels = (first - second).flatten(1).square().mean(1).sqrt()

@@ -170,6 +170,20 @@ def test_weights_correct_a_proposal_that_is_far_off(gaussian, monkeypatch, coars
         assert gaussian.sample_iid(100, xs, random_state=0)[1] < 10
 
 
+def test_a_first_proposal_is_as_wide_as_the_prior_where_observations_say_nothing(monkeypatch, coarse):
+    theta, x = np.random.default_rng(0).normal(size=(2, 2000, 1))
+    posterior, firsts = PosteriorEstimator(td.Normal(torch.zeros(1), 1.0), **SMALL).fit(theta, x), []
+
+    def noted(log_target, first, n, numbers):
+        firsts.append(first)
+        return resampled(log_target, first, n, numbers)
+
+    monkeypatch.setattr("indm.tables.importance.resampled", noted)
+    posterior.sample_iid(50, [0.1, -0.2], random_state=0)
+    latent = np.var(posterior.estimator_.columns_.latents(theta, np.zeros((2000, 1))))
+    assert firsts[0].laws[0].shape.item() == pytest.approx(latent, rel=0.2)
+
+
 def test_a_proposal_integrates_to_one_and_its_draws_follow_it():
     proposal = Proposal(np.array([0.3, 0.7]), np.array([[-2.0], [1.0]]), np.array([[[0.2]], [[1.0]]]))
     u = np.linspace(-60, 60, 120_001)
