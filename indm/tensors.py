@@ -120,20 +120,14 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def outside_inference(function: F) -> F:
-    """``function``, which takes derivatives inside, so that it can be called in ``torch.inference_mode()``, too.
-
-    Autograd cannot save tensors that were made there: ``function`` gets copies of them, and its results have no graph.
-    """
-
-    def ordinary(value: Any) -> Any:
-        return value.clone() if isinstance(value, Tensor) else value
+    """``function``, which takes derivatives inside, so that it can be called in ``torch.inference_mode()``, too."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_inference_mode_enabled():
             return function(*args, **kwargs)
         with torch.inference_mode(False), torch.no_grad():
-            return function(*map(ordinary, args), **{name: ordinary(value) for name, value in kwargs.items()})
+            return function(*args, **kwargs)
 
     return call  # type: ignore[return-value]
 

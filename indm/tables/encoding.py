@@ -147,8 +147,8 @@ class Encoding:
 
         They are of dtype object where a column has other than numbers.
         """
-        values = [value for column in self.columns for value in (*column.values, column.constant)]
-        plain = all(isinstance(value, float | None) for value in values)
+        entries = [value for column in self.columns for value in (*column.values, column.constant)]
+        plain = all(isinstance(value, float | None) for value in entries)
         rows = np.full((len(z), len(self.columns)), np.nan, dtype=float if plain else object)
         for i, column in enumerate(self.columns):
             if column.constant is not None:
