@@ -22,11 +22,12 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 
+from indm.dequantization import from_data
 from indm.linearization import Operator, gmres
 from indm.sampling import Sampler, check_counts, default_steps, make_sampler, prior_batches, solve_latent
 from indm.score import denoise
 from indm.sde.linear import LinearSDE
-from indm.tensors import Batch, PerSample, evaluation_mode, expand_like, with_parts
+from indm.tensors import Batch, PerSample, evaluation_mode, expand_like, outside_inference, with_parts
 
 SAMPLER = "sde-dpm++2m"  # noise in each step corrects what the approximation did in earlier ones
 TOLERANCE, MOST = 0.03, 8  # of the residual of the system, as a share of y − A D; and products with V until then
@@ -70,6 +71,7 @@ class ObservedScore(nn.Module):
         return ((alpha * (D + V(solution)) - z_t) / sigma**2).detach()
 
 
+@outside_inference
 def inpaint(
     model,
     observed: Shaped[Tensor, "..."],
@@ -103,8 +105,8 @@ def inpaint(
         Data in data units, (n, *event), with the observed entries as they were.
 
     Raises:
-        ValueError: a flow that mixes entries, data or a mask of another shape, values that are no grey levels, or a
-            sampler that chooses its own steps.
+        ValueError: a flow that mixes entries, data or a mask of another shape, observed values that are not finite or
+            no grey levels, or a sampler that chooses its own steps.
 
     Source: see :mod:`indm.inpainting`.
 
@@ -135,10 +137,14 @@ def inpaint(
     levels = model.scaling.levels
     if levels is not None and (raw.is_floating_point() or not 0 <= int(raw.min()) <= int(raw.max()) < levels):
         raise ValueError(f"observed must be integers from 0 to {levels - 1}, got {raw.dtype} up to {raw.max()}")
+    if not bool(raw.isfinite().all()):
+        raise ValueError(
+            f"observed must be finite where mask is False, got {raw[~raw.isfinite()][0]:g}; mask such entries"
+        )
     parts = []
     with evaluation_mode(model):
         for rows, part, z_T in prior_batches(model, n, c, guidance, batch_size, generator, progress):
-            y = part.flow.latent(model.scaling.to_model(raw[rows], generator=generator))
+            y = part.flow.latent(from_data(part, raw[rows], generator=generator)[0])
             given = with_parts(part, {"score": ObservedScore(part.score, y, missing[rows])})
             z, _ = solve_latent(given, z_T, sampler, steps, generator=generator, progress=progress)
             parts.append(torch.where(missing[rows], model.scaling.to_data(part.decode(z)), raw[rows]))

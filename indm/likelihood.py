@@ -43,12 +43,12 @@ from indm.tensors import (
     Batch,
     PerSample,
     check_units,
-    double,
     evaluation_mode,
     event_size,
     event_sum,
     expand_like,
     full_precision,
+    outside_inference,
 )
 
 NLL_ERROR = 1e-3  # bits/dim, of the solver
@@ -222,6 +222,7 @@ class LikelihoodReport:
         return "\n".join([*lines, f"error of the ODE solver, estimated: {error:.1g} nats{in_bits}"])
 
 
+@outside_inference
 def log_likelihood(
     model,
     x: Float[Tensor, "batch *event"],
@@ -284,7 +285,7 @@ def log_likelihood(
         settings: dict[str, Any] = {"nll_error": nll_error} | ({} if steps is None else {"steps": steps})
         divergence_by = "exact" if flow.exact else f"Hutchinson, {probes} Rademacher probe(s)"
         settings |= {"eps": model.sde.eps, "divergence": divergence_by}
-    evaluations = math.ceil(double(nfe).mean().item())
+    evaluations = math.ceil(nfe.sum().item() / max(len(nfe), 1))
     return LikelihoodReport(
         log_prob - reconstruction,
         reconstruction,
@@ -342,6 +343,7 @@ def start_of(
     return flow, Start(z, noise, log_det, probe)
 
 
+@outside_inference
 def log_probability(
     model,
     raw: Num[Tensor, "batch *event"],
@@ -441,6 +443,7 @@ def latent_reference(
     return GaussianReference.fit(latents_of(model, raw[:most], c=None if c is None else c[:most], **options))
 
 
+@outside_inference
 def log_prob(
     model,
     x: Float[Tensor, "batch *event"],
@@ -550,10 +553,11 @@ def _warn_unsolved(error: PerSample, x: Batch, steps: int) -> None:
             f"the error of log_prob's ODE solver is above {NLL_ERROR:g} bits/dim in {steps} steps; steps={2 * steps} "
             "makes it smaller, and solver_error of log_likelihood says how large it is",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
+@outside_inference
 def decode_with_log_prob(
     model,
     z_T: Float[Tensor, "batch *event"],

@@ -93,7 +93,7 @@ def solve(A: Operator, b: Batch, tol: float, guess: Operator | None = None) -> B
     shown = ", ".join(str(i) for i in failed[:10].tolist()) + (", …" if len(failed) > 10 else "")
     raise RuntimeError(
         f"J = [∂h/∂x]⁻¹ did not reach tol={tol:g} for {len(failed)} of {len(b)} samples (indices {shown}; largest "
-        f"relative residual {(residual / scale).max().item():.2g}); allow a larger tol or compute in float64"
+        f"relative residual {(residual / scale)[failed].max().item():.2g}); allow a larger tol or compute in float64"
     )
 
 

@@ -217,6 +217,8 @@ class INDM(nn.Module):
             ValueError: ``x`` are whole numbers, which model units are not.
         """
         check_units(x)
+        if x.dtype != (dtype := next(self.parameters(), x).dtype):
+            raise ValueError(f"x must be {dtype}, as the model is, got {x.dtype}; x.to(…) or model.to(…) does that")
         flow = self.flow if c is None else self.given(c, len(x)).flow
         return flow(x, generator=generator)
 

@@ -33,7 +33,8 @@ class Mean:
 
     Attributes:
         value: the estimate, in the unit of the values.
-        added_error: the standard error of the corrections; 0 where every example is corrected.
+        added_error: the standard error of the corrections, by the variance of their differences; 0 where every example
+            is corrected, or where all differences are equal. It does not know of differences that no subset met.
         degrees: of freedom of ``added_error``, by Welch and Satterthwaite.
     """
 

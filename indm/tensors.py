@@ -3,9 +3,9 @@
 import copy
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 Batch = Float[Tensor, "batch *event"]
 PerSample = Float[Tensor, " batch"]
 M = TypeVar("M", bound=nn.Module)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def expand_like(t: Tensor, z: Tensor) -> Tensor:
@@ -123,6 +124,19 @@ def full_precision(device: torch.device) -> Iterator[None]:
     """Inside, autocast is off for ``device``, and so is TF32. The meta device has the autocast of the CPU."""
     with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False), float32_convolutions():
         yield
+
+
+def outside_inference(function: F) -> F:
+    """``function``, which takes derivatives inside, so that it can be called in ``torch.inference_mode()``, too."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
 
 
 @contextmanager

@@ -115,10 +115,20 @@ def test_draws_of_an_elementwise_flow_are_those_of_its_latents():
     torch.testing.assert_close(flow.latent(of_x), of_z, rtol=0, atol=1e-4)
 
 
+def test_what_is_not_finite_may_be_missing_and_draws_are_the_same_in_inference_mode():
+    model, mask = build("identity", levels=None), RANDOM[:8, :8].new_zeros(8, 8)
+    mask[0], observed = True, torch.ones(1, 8, 8)
+    observed[:, 0] = math.nan
+    expected = indm.inpaint(model, observed, mask, 2, steps=3, generator=seeded(0))
+    with torch.inference_mode():
+        found = indm.inpaint(model, observed + 0, mask, 2, steps=3, generator=seeded(0))
+    assert torch.equal(found, expected) and bool(expected.isfinite().all()) and bool((expected[:, :, 1:] == 1).all())
+
+
 def build(flow, condition=None, shape=(1, 8, 8), levels=17):
     tables = {"flow": {"name": flow}, "sde": {"name": "vp"}, "net": {"name": "unet", "channels": 8, "multipliers": [1]}}
     tables |= {"condition": condition} if condition else {}
-    return indm.build_model(tables, shape, Scaling.images(levels))
+    return indm.build_model(tables, shape, Scaling.images(levels) if levels else Scaling())
 
 
 def test_grey_levels_stay_as_they_were_for_events_and_masks_of_each_draw():
@@ -147,6 +157,10 @@ GREY, MASK = torch.zeros(1, 8, 8, dtype=torch.uint8), torch.ones(8, 8, dtype=tor
         ({"observed": GREY.expand(3, 1, 8, 8)}, "observed must have shape"),
         ({"observed": GREY / 2, "mask": ~MASK}, "observed must be integers from 0 to 16, got torch.float32"),
         ({"observed": GREY + 17, "mask": ~MASK}, "observed must be integers from 0 to 16"),
+        (
+            {"model": build("identity", levels=None), "observed": torch.full((1, 8, 8), math.nan), "mask": ~MASK},
+            "observed must be finite where mask is False, got nan; mask such entries",
+        ),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"n": 0}, "n must be at least 1, got 0"),
         ({"c": 1}, "c must be left out"),

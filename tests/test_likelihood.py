@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import warnings
 from types import SimpleNamespace
 
@@ -177,6 +178,65 @@ def test_networks_say_whether_they_are_smooth(net, smooth):
     if net["name"] in ("mlp", "unet"):
         condition = {"condition": {"name": "classes", "labels": ["0", "1"]}}
         assert is_smooth(build_model(tables | condition, (3, 16, 16)).given([0, 1]).score)
+
+
+@pytest.mark.parametrize("of", ["log_prob", "log_likelihood", "log_probability", "decode_with_log_prob", "evaluate"])
+def test_inference_mode_gives_the_same_numbers(of):
+    """Of a residual flow and a conditional score, whose derivatives are taken inside."""
+    tables = {
+        "flow": {"name": "residual", "blocks": [1], "width": 8},
+        "sde": {"name": "vp"},
+        "net": {"name": "mlp", "width": 8},
+    }
+    torch.manual_seed(0)
+    model = build_model(tables | {"condition": {"name": "vector", "size": 1}}, (2,))
+    of_unconditional = build_model(tables, (2,))
+
+    def found():
+        x, c = torch.ones(6, 2), torch.linspace(-1, 1, 6)[:, None]
+        if of == "evaluate":
+            return evaluate(model, x, c=c, times=1, progress=False)[1]["nll"]
+        if of == "decode_with_log_prob":
+            return indm.likelihood.decode_with_log_prob(of_unconditional, x)[1]
+        options = {"c": c, "generator": seeded(0)} | ({"draws": 2} if of == "log_probability" else {})
+        result = getattr(indm.likelihood, of)(model, x, **options)
+        return result if of == "log_prob" else result.nats()
+
+    with torch.no_grad():
+        expected = found()
+    with torch.inference_mode():
+        assert torch.equal(found(), expected)
+
+
+def test_an_empty_batch_has_no_numbers():
+    model = build_model({"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}, (2,))
+    report = log_likelihood(model, torch.zeros(0, 2))
+    assert report.nats().shape == (0,) and report.nfe == 0
+    assert indm.likelihood.log_probability(model, torch.zeros(0, 2)).nats().shape == (0,)
+
+
+def test_another_precision_than_the_models_is_named():
+    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+    model, x = build_model(tables, (2,)), torch.zeros(3, 2, dtype=torch.float64)
+    for use in (model.log_prob, lambda x: log_likelihood(model, x), lambda x: nelbo(model, x)):
+        with pytest.raises(ValueError, match=r"x must be torch\.float32, as the model is, got torch\.float64"):
+            use(x)
+    assert model.double().log_prob(x).dtype == torch.float64
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e20])
+def test_evaluate_names_the_row_that_is_not_finite(value):
+    """In model units: a scale of 1e20 makes 1e20 one."""
+    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+    raw = torch.randn(60, 2, generator=seeded(0))
+    raw[7, 1] = value
+    with pytest.raises(
+        ValueError, match=rf"raw must be finite, also when squared, got {re.escape(f'{value:g}')} in row 7"
+    ):
+        evaluate(build_model(tables, (2,)), raw, progress=False)
+    if value == 1e20:
+        large = build_model(tables, (2,), Scaling(0.0, 1e20))
+        assert math.isfinite(evaluate(large, raw, times=1, progress=False)[0]["nll"]["with_reconstruction"]["nats"])
 
 
 def test_solver_options_are_checked():

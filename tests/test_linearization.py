@@ -51,9 +51,28 @@ def test_samples_that_do_not_converge_are_named():
     b = torch.ones(4, 3, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=r"1 of 4 samples \(indices 2;.*allow a larger tol"):
         solve(A, b, 1e-8)
+    b[1] = 0.0
+    with pytest.raises(RuntimeError, match=r"1 of 4 samples \(indices 2; largest relative residual 0\.58"):
+        solve(A, b, 1e-8)  # (0, 1, 0) of (1, 1, 1) is out of reach
     b[0, 0] = math.nan
     with pytest.raises(RuntimeError, match=r"2 of 4 samples \(indices 0, 2;"):
         solve(A, b, 1e-8)
+
+
+def test_an_ill_conditioned_matrix_in_single_precision_is_solved_in_as_many_products_as_dimensions():
+    """Condition 1e5: once orthogonalised, directions are not orthogonal enough."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(1, 60, 60, generator=generator)).Q for _ in range(2))
+    matrix = (left * torch.logspace(-5, 0, 60)) @ right.mT
+    products = []
+
+    def multiply(v):
+        products.append(v)
+        return (matrix @ columns(v)).squeeze(2)
+
+    b = multiply(torch.randn(1, 60, generator=generator))
+    y = solve(Operator(multiply, multiply), b, 1e-4)
+    assert (multiply(y) - b).norm() <= 1.1e-4 * b.norm() and len(products) <= 60 + 4
 
 
 def test_second_derivative_of_a_cubic():

@@ -63,6 +63,15 @@ def test_the_estimate_is_unbiased_and_its_error_is_that_of_its_draws(levels):
     )
 
 
+def test_degrees_of_freedom_are_those_of_the_variances():
+    """Of one level m − 1; of several by Welch and Satterthwaite."""
+    first, second = torch.arange(40.0), 3 * torch.arange(20.0)
+    assert multilevel_mean(torch.zeros(N), [first]).degrees == pytest.approx(39)
+    v = [d.double().var().item() / len(d) * (1 - len(d) / N) for d in (first, second)]
+    expected = sum(v) ** 2 / (v[0] ** 2 / 39 + v[1] ** 2 / 19)
+    assert multilevel_mean(torch.zeros(N), [first, second]).degrees == pytest.approx(expected)
+
+
 def test_a_level_of_every_example_adds_no_error(levels):
     mean = multilevel_mean(levels[0], [levels[2] - levels[0]])
     assert (mean.value, mean.added_error) == (pytest.approx(levels[2].mean().item()), 0)

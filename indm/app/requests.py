@@ -247,7 +247,8 @@ def _held_out(run: Path) -> str:
     if (evaluation := current_evaluation(run)) is None:
         return ""
     row = evaluation["nelbo"]["with_reconstruction"]
-    return f"NELBO {row['bits_per_dim']:.3f} ± {row['bits_per_dim_standard_error']:.3f} bits/dim"
+    error = row["bits_per_dim_standard_error"]  # None of a single group
+    return f"NELBO {row['bits_per_dim']:.3f}{'' if error is None else f' ± {error:.3f}'} bits/dim"
 
 
 def interpolation(side: Side, sources: Sequence[Source], frames: int, c: str | None) -> Picture:

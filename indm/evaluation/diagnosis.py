@@ -43,11 +43,12 @@ class Comparison:
 
 
 def comparisons(result: Mapping) -> list[Comparison]:
-    """The model of an evaluation beside each of its baselines, the best first; none where it has no baselines."""
+    """The model of an evaluation beside each of its baselines, the best first; none without baselines or errors."""
     unit, compared = number_key(result), []
     for key, row in result.get("baselines", {}).items():
         less = row["nelbo_difference"]
-        compared.append(Comparison(key, row["name"], row[unit], less[unit], less[f"{unit}_standard_error"]))
+        if (error := less[f"{unit}_standard_error"]) is not None:
+            compared.append(Comparison(key, row["name"], row[unit], less[unit], error))
     return sorted(compared, key=lambda c: c.value)
 
 

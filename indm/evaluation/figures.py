@@ -60,7 +60,7 @@ def gap_view(records: Sequence[Record], colours: Colours) -> View:
     """NELBO − NLL over steps."""
     lines = []
     for record in records:
-        points = [(row["step"], row["gap"], row["standard_error"]) for row in record.measurements["gap"]]
+        points = [(row["step"], row["gap"], row["standard_error"] or 0.0) for row in record.measurements["gap"]]
         lines.append(Line(record.group, points, colours[record.group]))
     steps = [step for line in lines for step, *_ in line.points]
     lines.append(Line("zero", [(min(steps), 0.0, 0.0), (max(steps), 0.0, 0.0)], reference=True))

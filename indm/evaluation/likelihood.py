@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from indm.conditions import all_rows, at_rows
 from indm.dequantization import check_raw, from_data, in_words
 from indm.evaluation.mean_nll import SHARE, Draws, Steps, corrected, first_steps
-from indm.evaluation.statistics import in_both_units, mean_error_and_noise
+from indm.evaluation.statistics import in_both_units, mean_and_error, mean_error_and_noise
 from indm.foreign.checks import check_denoiser, is_foreign
 from indm.gaussian import GaussianReference
 from indm.likelihood import (
@@ -31,7 +31,7 @@ from indm.messages import nearest
 from indm.multilevel import LEAST
 from indm.objective import NELBO, nelbo
 from indm.ode import OUT_OF_REACH
-from indm.tensors import evaluation_mode
+from indm.tensors import evaluation_mode, outside_inference, squared_norm
 
 T = TypeVar("T")
 SEED_STRIDE = 1_000_003  # between the seeds of successive draws
@@ -81,6 +81,7 @@ class Estimate:
 Estimator = Callable[[Any, Tensor, torch.Generator], Estimate]  # (model at the conditions, raw data, generator)
 
 
+@outside_inference
 def evaluate(
     model,
     raw: Tensor,
@@ -109,12 +110,13 @@ def evaluate(
         raw: (N, *event) in data units (grey levels, vectors).
         c: the conditions, of a model that has one, see :meth:`indm.INDM.given`: likelihoods are then of p(x|c).
         groups: which group each example is of, (N,), where those of one group are alike, as patches of one photograph
-            are: standard errors are then over groups, see :func:`indm.evaluation.statistics.mean_and_error`.
+            are: standard errors are then over groups, see :func:`indm.evaluation.statistics.mean_and_error`, and None
+            where there is one group.
         nll_examples: how many of them (the first ones) get the NLL; default all, 0 skips it.
         each: solve the NLL of every example to ``nll_error``. Otherwise, where there are hundreds of examples, all are
             solved in few steps, and some of them to ``nll_error``, which corrects the mean (:mod:`indm.multilevel`).
         mean_error: the standard error that these corrections may add to the mean NLL, bits per dimension; default a
-            fifth of the standard error over examples.
+            fifth of the standard error over examples, or over groups where there are several.
         draws: K of the importance-weighted bound of :func:`indm.log_probability`; 0 skips it. Its divergence is exact
             unless ``exact`` is False.
         iw_examples: how many (the first ones) get that bound.
@@ -142,7 +144,8 @@ def evaluate(
         error was unusually large.
 
     Raises:
-        ValueError: an option that is unknown or out of range, or wrong raw data, see :meth:`indm.Scaling.check`.
+        ValueError: an option that is unknown or out of range, wrong raw data, see :meth:`indm.Scaling.check`, or a row
+            whose entries, or their squares, are not finite.
         RuntimeError: a flow that need not be invertible.
 
     Example: N(0, I) and its exact score.
@@ -164,12 +167,14 @@ def evaluate(
     counts |= {"ancestral": len(raw)} if ancestral and model.is_diffusion else {}
     _check(counts, repeats, mean_error, solver)
     device, eps, notes = model.scaling.scale.device, 0.0, {}
+    _check_finite(model, raw, batch_size)
     c = all_rows(model, c, len(raw))
     few = 0  # steps of the coarse NLL
     if model.is_diffusion:
         model.flow.check()
         if is_foreign(model):
-            for finding in check_denoiser(model, raw, c=c).findings:
+            drawn = torch.Generator(device).manual_seed(seed)
+            for finding in check_denoiser(model, raw, c=c, generator=drawn).findings:
                 warnings.warn(finding, RuntimeWarning, stacklevel=2)
         model = model.truncated(solver.pop("eps", None))
         eps = model.sde.eps
@@ -242,6 +247,8 @@ def _corrected(
     """The report and nats of an NLL in few steps, with the mean of the finest level."""
     coarse, stated = (_stacked(estimates, part).T.flatten() for part in ("without_reconstruction", "solver_error"))
     bits, error = dims * math.log(2), numbers["with_reconstruction"]["nats_standard_error"]
+    if error is None:  # of a single group: of examples as if they were independent
+        _, error = mean_and_error(coarse_nats[""])
     allowed = SHARE * error if mean_error is None else mean_error * bits
     nfe = numbers["nfe"]
     result = corrected(coarse, stated, few, nfe, allowed, seed, solve)
@@ -287,6 +294,17 @@ def _check(counts: Mapping[str, int], repeats: int, mean_error: float | None, so
     check_nll_error(solver.get("nll_error", NLL_ERROR))
     if mean_error is not None and not 0 < mean_error < math.inf:
         raise ValueError(f"mean_error must be positive and finite, got {mean_error}; 1e-3 bits/dim is usual")
+
+
+def _check_finite(model, raw: Tensor, batch_size: int) -> None:
+    """ValueError for a row of continuous data whose squared norm in model units is not a finite number."""
+    if model.scaling.levels is None:
+        norm = torch.cat([squared_norm(model.scaling.to_model(part)) for part in raw.split(batch_size)])
+        if len(rows := (~norm.isfinite()).nonzero()):
+            largest = raw[rows[0]].abs().max()
+            raise ValueError(
+                f"raw must be finite, also when squared, got {largest:g} in row {int(rows[0])}; leave it out"
+            )
 
 
 def diffusion_estimators(
@@ -395,7 +413,9 @@ def solver_error(errors: Float[Tensor, " n"], dims: int, nll_error: float) -> di
     return {"solver_error": mean | largest, "unconverged": int((bits > nll_error).sum())}
 
 
-def in_units(draws: Float[Tensor, "repeats n"], dims: int, groups: Int[Tensor, " n"] | None = None) -> dict[str, float]:
+def in_units(
+    draws: Float[Tensor, "repeats n"], dims: int, groups: Int[Tensor, " n"] | None = None
+) -> dict[str, float | None]:
     """Mean, standard error and estimator noise of ``draws`` (see :func:`mean_error_and_noise`) in nats and bits/dim."""
     mean, error, noise = mean_error_and_noise(draws, groups)
     return in_both_units({"": mean, "_standard_error": error, "_estimator_noise": noise}, dims)

@@ -97,6 +97,7 @@ def samplers_of(model: INDM, options: ReportOptions) -> list[str]:
 def gap(run: Path, setup: Setup) -> list[dict]:
     """NELBO − NLL of the probability-flow ODE of the same examples: at every snapshot of the run, and at its end."""
     raw = stack(setup.data.test, min(setup.options.examples, 1000 if len(setup.data.shape) == 1 else GAP_IMAGES))
+    groups = setup.data.groups["test"][: len(raw)] if setup.data.groups else None
     snapshots = [folder for folder in (run / "snapshots").glob("*") if folder.name.isdecimal()]
     folders = {int(folder.name): folder for folder in snapshots} | {end_of(run)["steps"]: run}
     rows = []
@@ -105,8 +106,9 @@ def gap(run: Path, setup: Setup) -> list[dict]:
         c = rows_of_data(model, setup.data, "test", len(raw))
         _, nats = evaluate(model, raw, c=c, each=True, times=16, seed=setup.options.seed, progress=setup.progress)
         unit = math.log(2) * raw[0].numel() if model.scaling.levels else 1.0
-        mean, error = mean_and_error((nats["nelbo"] - nats["nll"]) / unit)
-        row = {"step": step, "gap": mean, "standard_error": error, "images": len(raw)}
+        mean, error = mean_and_error((nats["nelbo"] - nats["nll"]) / unit, groups)
+        known = None if math.isnan(error) else error  # of a single group
+        row = {"step": step, "gap": mean, "standard_error": known, "images": len(raw)}
         rows.append(row | {kind: nats[kind].mean().item() / unit for kind in ("nelbo", "nll")})
     return rows
 
@@ -118,7 +120,7 @@ def is_diffusion(model: Any) -> bool:
 
 MEASUREMENTS: dict[str, Measurement] = {
     "quality": Measurement(quality, lambda model: True),
-    "gap": Measurement(gap, is_diffusion, version=2),
+    "gap": Measurement(gap, is_diffusion, version=3),
 }
 
 

@@ -80,7 +80,7 @@ def evaluate_run(
     if c is not None:
         result["condition"] = name_of("condition", type(model.condition))
         if model.condition.is_class:
-            result["classes"] = per_class(nats["nelbo"], c, model.condition.labels)
+            result["classes"] = per_class(nats["nelbo"], c, model.condition.labels, groups)
     result["baselines"], of_baselines = baselines(data, raw, nats["nelbo"], seed=options.seed, groups=groups)
     nats |= {f"baseline_{name}": values for name, values in of_baselines.items()}
     if groups is not None:
@@ -115,13 +115,23 @@ def step_of_unended(run: Path) -> int | None:
     return None if ended else step
 
 
-def per_class(nats: Float[Tensor, " n"], c: Int[Tensor, " n"], labels: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Of each class of two examples or more: their number, and the mean of their nats with its standard error."""
+def per_class(
+    nats: Float[Tensor, " n"], c: Int[Tensor, " n"], labels: Sequence[str], groups: Int[Tensor, " n"] | None = None
+) -> dict[str, dict[str, float]]:
+    """Of each class of two examples, or groups, or more: their number, and the mean of their nats with its standard
+    error.
+
+    >>> import torch
+    >>> found = per_class(torch.tensor([1.0, 1.0, 3.0, 3.0]), torch.zeros(4), ["a"], torch.tensor([0, 0, 1, 1]))
+    >>> found["a"]["nats_standard_error"]  # of the two means 1 and 3
+    1.0
+    """
     classes = {}
     for number, label in enumerate(labels):
-        own = nats[c == number]
-        if len(own) > 1:
-            mean, error = mean_and_error(own)
+        rows = c == number
+        own, own_groups = nats[rows], None if groups is None else groups[rows]
+        if len(own if own_groups is None else own_groups.unique()) > 1:
+            mean, error = mean_and_error(own, own_groups)
             classes[label] = {"images": len(own), "nats": mean, "nats_standard_error": error}
     return classes
 
@@ -257,18 +267,18 @@ def likelihood_table(result: dict) -> str:
         for part, remark in (("with", ""), ("without", " without reconstruction (no likelihood)")):
             if f"{part}_reconstruction" in result.get(kind, {}):
                 values = result[kind][f"{part}_reconstruction"]
-                numbers = (values[key + suffix] for suffix in ENDS)
                 error = result[kind].get("solver_error")  # which the NELBO has not
-                cells = *(f"{number:.4f}" for number in numbers), f"{error[key]:.1g}" if error else ""
+                cells = *(_shown(values[key + end]) for end in ENDS), f"{error[key]:.1g}" if error else ""
                 rows.append((name + remark, *cells))
     for row in result.get("baselines", {}).values():
-        numbers = (f"{row[key + end]:.4f}" for end in ("", "_standard_error"))
-        rows.append((f"baseline: {baseline_name(row)}", *numbers, "", ""))
+        rows.append((f"baseline: {baseline_name(row)}", *(_shown(row[key + end]) for end in ENDS[:2]), "", ""))
     if result.get("entropy_nats") is not None:
         rows.append(("entropy of the data", f"{result['entropy_nats']:.4f}", "", "", ""))
     counts = ", ".join(f"{n} for the {KINDS[kind].split()[0]}" for kind, n in _counts(result))
     lines = [table(rows), f"{result['split']} split: {counts}; ε = {result['eps']:g}"]
-    if "groups" in result:
+    if result.get("groups") == 1:
+        lines.append("standard errors are unknown: all examples are of one group, such as one photograph")
+    elif "groups" in result:
         lines.append(f"standard errors are over {result['groups']} groups of examples that are alike")
     lines.append(f"dequantization: {result['dequantization']}")
     if "condition" in result:
@@ -281,6 +291,10 @@ def likelihood_table(result: dict) -> str:
     lines += of_levels(result)
     lines += of_classes(result) + unconverged(result)
     return "\n".join(lines + ([f"codes: {result['codes']}"] if "codes" in result else []))
+
+
+def _shown(number: float | None) -> str:
+    return "unknown" if number is None else f"{number:.4f}"
 
 
 def of_levels(result: Mapping) -> list[str]:

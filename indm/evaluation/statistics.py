@@ -64,10 +64,21 @@ def mean_error_and_noise(
     return *mean_and_error(draws.mean(0), groups), noise
 
 
-def in_both_units(nats: Mapping[str, float], dims: int) -> dict[str, float]:
-    """Numbers in nats, by the suffix of their key, in nats and in bits/dim of events of so many entries."""
+def in_both_units(nats: Mapping[str, float], dims: int) -> dict[str, float | None]:
+    """Numbers in nats, by the suffix of their key, in nats and in bits/dim of events of so many entries.
+
+    A standard error that is NaN, as of a single group, is None, which JSON can hold.
+
+    >>> in_both_units({"": 0.0, "_standard_error": math.nan}, 4)["bits_per_dim_standard_error"] is None
+    True
+    """
     units = {"nats": 1.0, "bits_per_dim": dims * math.log(2)}
-    return {f"{unit}{end}": value / size for unit, size in units.items() for end, value in nats.items()}
+    unknown = {end for end, value in nats.items() if end == "_standard_error" and math.isnan(value)}
+    return {
+        f"{unit}{end}": None if end in unknown else value / size
+        for unit, size in units.items()
+        for end, value in nats.items()
+    }
 
 
 def share_error(share: float, n: int) -> float:

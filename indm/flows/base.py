@@ -122,7 +122,7 @@ class Flow(Constrained, ABC):
         ``generator`` feeds the draw of a code, where there is one.
 
         Raises:
-            RuntimeError: naming the samples whose residual stayed above ``tol``.
+            RuntimeError: naming the samples whose residual stayed above ``tol``, or whose latents are not finite.
         """
         return self._certified_inverse(z, tol)
 
@@ -172,6 +172,11 @@ class Flow(Constrained, ABC):
         failed = _rows(~converged)
         if len(failed):
             shown = ", ".join(map(str, failed[:10].tolist())) + (", …" if len(failed) > 10 else "")
+            if not bool(z[failed].isfinite().all()):
+                raise RuntimeError(
+                    f"inverse needs finite latents, got NaN or infinity in {len(failed)} of {len(z)} samples (indices "
+                    f"{shown}; a condition or a start very far from the data is the usual cause)"
+                )
             raise RuntimeError(
                 f"inverse did not reach tol={tol:g} for {len(failed)} of {len(z)} samples (indices {shown}; largest "
                 f"residual {residual.max().item():.2g} after {int(iterations.max())} iterations); allow a larger tol, "

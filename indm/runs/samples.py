@@ -130,7 +130,7 @@ def _changes(
     steps: int,
     generator: torch.Generator,
 ) -> list[float] | None:
-    """How far the first samples are from those in twice the steps; None where that is no error of the steps."""
+    """How far the first samples are from those in twice the steps; None where that says nothing of the steps."""
     if sampler.stochastic or sampler.adaptive:
         return None
     of_batch, n = min(len(x), drawing.batch_size), min(len(x), CHECKED)
@@ -152,8 +152,8 @@ def change_line(folder: Path, levels: int) -> str | None:
         return None
     unit = f"of {levels} grey levels" if levels else "deviations of a column"
     return (
-        f"error of the steps: {statistics.fmean(changes):.2g} {unit} (RMS; {max(changes):.2g} at most), as "
-        f"{counted(len(changes), 'sample')} in {2 * options['steps']} steps show"
+        f"change in twice the steps: {statistics.fmean(changes):.2g} {unit} (RMS; {max(changes):.2g} at most), of "
+        f"{counted(len(changes), 'sample')} in {2 * options['steps']} steps"
     )
 
 

@@ -27,7 +27,8 @@ class Calibration:
     Inference Algorithms with Simulation-Based Calibration"). TARP ranks all parameters at once: it counts the draws
     that are nearer to a random reference point than the true θ is. The share of the pairs in which a share below α of
     the draws is nearer is the expected coverage at α, and should be α (Lemos et al. 2023, "Sampling-Based Accuracy
-    Testing of Posterior Estimators for General Inference").
+    Testing of Posterior Estimators for General Inference"). In both, draws that equal the true θ are on either side at
+    random, so that whole numbers are ranked uniformly, too.
 
     Both tests can be passed by posteriors that are too wide, such as the prior itself. Their mean log p tells them from
     better ones.
@@ -58,19 +59,22 @@ class Calibration:
             theta, draws: parameters.
             latents: both in the coordinates in which TARP measures distances, where references are N(0, I). They
                 may depend on x. By default columns are standardised by the true ones.
-            seed: of the references, and of ranks among equal values.
+            seed: of the references, and of ranks among equal draws.
         """
         numbers = np.random.default_rng([seed, OWN])
         truth = np.expand_dims(theta, 1)
-        equal = (draws == truth).sum(1)
-        ranks = (draws < truth).sum(1) + numbers.integers(0, equal + 1)
+        equal = draws == truth
+        ranks = (draws < truth).sum(1) + numbers.integers(0, equal.sum(1) + 1)
         if latents is None:
             mean, std = theta.mean(0), theta.std(0)
+            std[std == 0] = 1.0
             latents = (theta - mean) / std, (draws - mean) / std
         references = numbers.normal(size=latents[0].shape)
         distance = np.linalg.norm(latents[0] - references, axis=1)
-        nearer = np.linalg.norm(latents[1] - references[:, None], axis=2) < distance[:, None]
-        return cls(ranks, nearer.sum(1), draws.shape[1])
+        as_near = equal.all(2)  # the true θ itself, whatever rounding makes of its latents
+        nearer = (np.linalg.norm(latents[1] - references[:, None], axis=2) < distance[:, None]) & ~as_near
+        tarp = nearer.sum(1) + numbers.integers(0, as_near.sum(1) + 1)
+        return cls(ranks, tarp, draws.shape[1])
 
     @property
     def p_values(self) -> Array:

@@ -11,6 +11,7 @@ LEAST_REST = 1e-6  # of a column's deviation, what c leaves of it at least
 POWER_ROWS = 5_000  # on which powers are fitted, at most
 FAR = 10.0  # deviation of a column in units of that of most rows, above which a few rows decide it
 BEND = 3.0  # deviations of most rows beyond which far values are brought near
+ROUNDING = 8 * np.finfo(np.float64).eps  # by which the values of a constant column may differ, relative
 SHARES = {0.05: 3.290, 0.01: 4.653}  # of the rows on either side of most, and the width of most of N(0, 1)
 
 Array = np.ndarray
@@ -106,6 +107,11 @@ class Columns:
         slopes -= np.where(self.far, np.log(np.hypot(1, u / BEND)), 0)
         slopes += _log_slope(line, self.interval)
         return slopes.sum(1) + np.linalg.slogdet(self.whitening)[1]
+
+
+def are_near(X: Array, value: Array | float) -> Array:
+    """Which entries are ``value``, but for rounding."""
+    return np.abs(X - value) <= ROUNDING * np.abs(value)
 
 
 def is_inside(X: Array, interval: Array, is_whole: Array | bool = False) -> Array:

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from indm.tables.columns import Columns, far_columns, is_inside
+from indm.tables.columns import Columns, are_near, far_columns, is_inside
 
 Array = np.ndarray
 NONE = np.zeros((1, 0))  # conditions, of which there are none
@@ -19,7 +19,7 @@ class Column:
     Args:
         name: in messages.
         values: of a column of categories, in the order of their codes; of a column with spikes, the spikes, whose codes
-            begin at 1; else empty.
+            begin at 1; else empty. Spikes beside one other value alone are categories.
         is_number: whether there are numbers beside the spikes.
         is_whole: whether these are whole numbers, which get noise.
         constant: the value of a column that never varies, which is left out; else None.
@@ -147,9 +147,8 @@ class Encoding:
 
         They are of dtype object where a column has other than numbers.
         """
-        plain = all(column.is_number or not column.values for column in self.columns) and all(
-            isinstance(column.constant, float | None) for column in self.columns
-        )
+        entries = [value for column in self.columns for value in (*column.values, column.constant)]
+        plain = all(isinstance(value, float | None) for value in entries)
         rows = np.full((len(z), len(self.columns)), np.nan, dtype=float if plain else object)
         for i, column in enumerate(self.columns):
             if column.constant is not None:
@@ -178,11 +177,14 @@ def fitted_column(
     """The kind and the map of a column whose rows are ``entries`` (n,).
 
     Raises:
-        ValueError: all are missing; it has categories and bounds or spikes; what :meth:`Column.encoded` raises.
+        ValueError: fewer than two entries; categories and bounds or spikes; spikes that are equal or not finite; what
+            :meth:`Column.encoded` raises.
     """
     present = entries[~are_missing(entries)]
-    if not len(present):
-        raise ValueError(f"{name} must have an entry, got missing ones alone")
+    if len(present) < 2:
+        raise ValueError(f"{name} must have at least 2 entries, got {len(present)} beside missing ones; leave it out")
+    if not np.isfinite(spikes).all() or len(set(spikes)) < len(spikes):
+        raise ValueError(f"{name} must have different finite numbers as spikes, such as 0, got {spikes}")
     if is_category or any(isinstance(entry, str | bool | np.bool_) for entry in present.flat):
         values = tuple(sorted(set(present), key=lambda value: (str(type(value)), value)))
         if np.isfinite(interval).any() or spikes or is_whole:
@@ -199,8 +201,9 @@ def fitted_column(
             f"{name} must be {above} {low:g} and {below} {high:g}, its bounds, got {outside[0]:g}; widen them, or "
             "declare a value that many rows have in spikes"
         )
-    if not spikes and (not len(x) or x.min() == x.max()) and not is_whole:
-        return Column(name, constant=float(x[0]))
+    if not len(x) or (not is_whole and are_near(x.min(), x.max())):  # beside the spikes one value, or none
+        values = (*spikes, *map(float, x[:1]))
+        return Column(name, values) if len(values) > 1 else Column(name, constant=values[0])
     noisy = (x + (1 - numbers.uniform(size=len(x)) if is_whole else 0))[:, None]
     ends = np.array([[low], [high + is_whole]])
     return Column(name, tuple(spikes), True, is_whole, map=best_map(noisy, ends, numbers, may_bend=not is_whole))

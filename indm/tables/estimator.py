@@ -29,7 +29,7 @@ from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, rademacher
 from indm.sampling import sample
 from indm.score import ScoreModel, context_of, with_context
 from indm.sde.linear import VPSDE
-from indm.tables.columns import Columns, far_columns, is_inside, moments, moments_of_most
+from indm.tables.columns import Columns, are_near, far_columns, is_inside, moments, moments_of_most
 from indm.tables.fit import VALIDATION_ROWS, Training, at, race, train
 from indm.tables.mixture import COMPONENTS, Mixture, best_mixture
 from indm.tensors import evaluation_mode, event_sum, expand_like
@@ -49,7 +49,6 @@ SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true er
 POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # of Gauss and Legendre in each of none, one or two discrete columns
 CHANGE = 5e-3  # of a probability, relative, by twice as many points; its error is then mostly below 1e-3
 FEW_VALUES, REPEATS = 64, 10  # of a column, at most; rows of each, at least
-ROUNDING = 8 * np.finfo(np.float64).eps  # by which the values of a constant column may differ, relative
 
 Array = np.ndarray
 Rows = tuple[np.ndarray, np.ndarray]  # of a table, and their conditions
@@ -352,8 +351,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         Raises:
             ValueError: there are none.
         """
-        low, high = X.min(0), X.max(0)
-        same = high - low <= ROUNDING * np.maximum(np.abs(low), np.abs(high))
+        same = are_near(X.min(0), X.max(0))
         same[self.discrete_] = False
         self.constant_, self._varies = np.where(same, X[0], np.nan), ~same
         self._whole = np.flatnonzero(np.isin(np.flatnonzero(~same), self.discrete_))
@@ -394,8 +392,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _possible(self, X: np.ndarray) -> np.ndarray:
         """The indices of rows inside of the bounds whose constant columns have their values."""
-        near = np.abs(X - self.constant_) <= ROUNDING * np.abs(self.constant_)
-        return np.flatnonzero((near | self._varies).all(1) & self._inside(X[:, self._varies]).all(1))
+        near = are_near(X, self.constant_) | self._varies
+        return np.flatnonzero(near.all(1) & self._inside(X[:, self._varies]).all(1))
 
     def _note_gain(self) -> None:
         """A warning where no network gained more over its mixture than the error of that."""

@@ -9,8 +9,10 @@ from scipy.stats import multivariate_t
 from indm.tables.mixture import Mixture
 
 ROUNDS, MODES, ROWS_OF_MODE = 5, 4, 25  # of proposals; Gaussians of a proposal, and effective draws of each at least
+FEWEST = 100  # candidates of a round, at least: of very few draws a first proposal would decide their law
 TAILS = 5.0  # degrees of freedom of proposals
-FLOOR, LEAST = 1e-2, 1e-12  # variance that is added to a mixture, and to the draws that it is fitted to; relative
+FLOOR, LEAST = 1e-2, 1e-6  # variance that is added to a mixture, and to the draws that it is fitted to; relative, and
+# enough that scipy takes a covariance of fewer effective draws than dimensions for a regular one (2e-10)
 
 Array = np.ndarray
 
@@ -58,14 +60,15 @@ def resampled(
 ) -> tuple[Array, float]:
     """``n`` draws (n, d) of a density ∝ exp ``log_target``, and their effective number.
 
-    Each round has n candidates. All so far are weighted by the target over the mean density of the proposals so far,
-    and the next proposal is fitted to them. It ends when they are as good as n draws, or after five rounds.
+    Each round has n candidates, at least 100. All so far are weighted by the target over the mean density of the
+    proposals so far, and the next proposal is fitted to them. It ends when they are as good as n draws, or after five
+    rounds.
 
     Source: Cornuet et al. 2012, "Adaptive Multiple Importance Sampling", https://arxiv.org/abs/0907.1254.
     """
     laws, u, target = [first], np.zeros((0, len(first.laws[0].loc))), np.zeros(0)
     while True:
-        fresh = laws[-1].draws(n, numbers)
+        fresh = laws[-1].draws(max(n, FEWEST), numbers)
         u, target = np.concatenate([u, fresh]), np.append(target, log_target(fresh))
         log_weight = target - logsumexp([law.log_prob(u) for law in laws], axis=0)
         weight = np.exp(log_weight - logsumexp(log_weight))

@@ -22,7 +22,7 @@ from indm.nets.masked import MaskedMixtureMLP
 from indm.sampling import sample
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
-from indm.tables.columns import FAR, moments_of_most
+from indm.tables.columns import FAR, are_near, moments_of_most
 from indm.tables.encoding import Encoding, are_missing, fitted_column
 from indm.tables.estimator import (
     DRAWING,
@@ -258,8 +258,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """
         check_options(self)
         deadline = time.perf_counter() + self.max_seconds
-        self._columns = X.columns if is_frame(X) else None
-        categorical = {i for i, kind in enumerate(X.dtypes if is_frame(X) else ()) if kind == "category"}
+        self._kinds = X.dtypes if is_frame(X) else None
+        categorical = {i for i, kind in enumerate(() if self._kinds is None else self._kinds) if kind == "category"}
         X = self._validated(X, ensure_min_samples=FEWEST_ROWS)
         numbers = check_random_state(self.random_state)
         self.encoding_ = self._encoding(X, categorical, numbers)
@@ -474,7 +474,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
         Of a row with missing entries it is the marginal of the others. Columns that are ``given``, by index or name,
         are what the others are conditioned on. Rows may be given different ones, by a mask (n, columns) that is true
-        where an entry is given. ``tol`` is the solver's error of a row, nats.
+        where an entry is given. It is −∞ where a column that was constant differs. ``tol`` is the solver's error of a
+        row, nats.
 
         It is the log of probabilities of categories, spikes and whole numbers times a density of the others; for three
         and more whole numbers it is a lower bound, as of :class:`DensityEstimator`.
@@ -583,9 +584,11 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """0 where the asked constant columns have their value or none, else −∞, (n,)."""
         found = np.zeros(len(X))
         for i, column in enumerate(self.encoding_.columns):
-            if column.constant is not None:
-                differs = ~are_missing(X[:, i]) & (X[:, i] != column.constant) & asked[:, i]
-                found[differs] = -np.inf
+            if (value := column.constant) is not None:
+                rows = np.flatnonzero(~are_missing(X[:, i]) & asked[:, i])
+                entries = X[rows, i]
+                same = are_near(entries.astype(float), value) if isinstance(value, float) else entries == value
+                found[rows[~same]] = -np.inf
         return found
 
     def _log_density(self, x: Array, noise: Array, codes: Array, questions: Questions, tol: float) -> Array:
@@ -670,12 +673,18 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         return found
 
     def _as_fitted(self, rows: Array, index: Any = None):
-        """Rows as an array, or as a data frame where ``fit`` got one."""
-        if self._columns is None:
+        """Rows as an array, or as a data frame of the kinds of columns that ``fit`` got; but fractions stay floats."""
+        if self._kinds is None:
             return rows
         import pandas
 
-        return pandas.DataFrame(rows, index, self._columns).infer_objects()
+        columns = zip(self._kinds, self.encoding_.columns, strict=True)
+        kept = {
+            i: kind
+            for i, (kind, column) in enumerate(columns)
+            if column.is_whole or not column.is_number or not pandas.api.types.is_integer_dtype(kind)
+        }
+        return pandas.DataFrame(rows, index).infer_objects().astype(kept).set_axis(self._kinds.index, axis=1)
 
 
 @dataclass(frozen=True)

@@ -225,7 +225,7 @@ class PosteriorEstimator:
         log_prior = self.prior_.log_prob(theta) if m > 1 else np.zeros(n)
         with np.errstate(invalid="ignore"):
             total = each.sum(1) - (m - 1) * log_prior
-        return np.where(np.isfinite(each).all(1), total, -np.inf)
+        return np.where(np.isfinite(each).all(1) & np.isfinite(log_prior), total, -np.inf)
 
     def sample_iid(self, n: int, xs: Any, *, random_state: Any = None) -> tuple[Array, float]:
         r"""``n`` draws (n, d) of p(θ|x_1 … x_m), and their effective number.
@@ -233,8 +233,9 @@ class PosteriorEstimator:
         Candidates are weighted by :meth:`log_prob_iid`, and draws resampled from them (:mod:`indm.tables.importance`):
         as candidates grow in number the draws become exact for this density. The first proposal is the product of
         Gaussians that have the moments of each posterior and of the prior, with heavier tails. Later ones are fitted to
-        the candidates so far. There are two to five rounds of n, each with n m solutions of the ODE, until the
-        effective number is n. A peak that no proposal found is missed, and the effective number does not tell.
+        the candidates so far. There are one to five rounds of n candidates, at least 100, until the effective number is
+        n. Each candidate takes a solution of the ODE for each observation. A peak that no proposal found is missed, and
+        the effective number does not tell.
 
         Raises:
             ValueError: as :meth:`log_prob_iid`; a discrete parameter.

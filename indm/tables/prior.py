@@ -33,6 +33,9 @@ class Prior:
 
     def __init__(self, law: Any, d: int, whole: Any = ()):
         self.law, self.is_none, self.is_whole = law, law is None, np.isin(np.arange(d), list(whole))
+        if isinstance(law, Distribution):
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
+                self._like = law.sample()  # of its dtype and device
         ends: Any = (-np.inf, np.inf) if law is None else _ends(law.support) if isinstance(law, Distribution) else law
         if not hasattr(ends, "__len__") or len(ends) != 2:
             raise ValueError(f"prior must be a pair (low, high), or a torch distribution, got {ends!r}")
@@ -79,8 +82,11 @@ class Prior:
         return found
 
     def _log_prob(self, theta: Array) -> Array:
-        """By a law of vectors, or by d independent laws of numbers."""
-        log_p = array(self.law.log_prob(torch.from_numpy(theta).to(self.law.sample())))
+        """By a law of vectors, or by d independent laws of numbers, in its own precision and inside its support."""
+        rounded, low, high = (torch.tensor(part, dtype=self._like.dtype) for part in (theta, *self.interval))
+        inner = rounded.clamp(low.nextafter(high), high.nextafter(low))
+        values = torch.where(torch.from_numpy(self.is_whole), rounded, inner)
+        log_p = array(self.law.log_prob(values.to(self._like.device)))
         return log_p.sum(1) if log_p.ndim == 2 else log_p
 
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tomllib
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,7 @@ from indm.config.options import (
     TranslationOptions,
 )
 from indm.data.registry import load_data
+from indm.evaluation import results
 from indm.runs import samples as samples_module
 from indm.runs.provenance import weights_hash
 from indm.runs.samples import read_samples
@@ -142,6 +143,28 @@ def test_evaluate_needs_two_examples(run, tmp_path, capsys):
     assert f"the valid {said}" in fails(capsys, *line, "--split", "valid")
 
 
+@pytest.mark.parametrize("examples", [20, 110], ids=["each", "corrected"])
+def test_evaluate_of_one_group_says_that_the_error_is_unknown(run, tmp_path, monkeypatch, capsys, examples):
+    """A folder of five photographs has one in its test split."""
+    data_of = results.data_of
+
+    def of_one_group(*arguments):
+        data = data_of(*arguments)
+        return replace(data, groups={"test": torch.zeros(len(data.test), dtype=torch.long)})
+
+    monkeypatch.setattr(results, "data_of", of_one_group)
+    copy = shutil.copytree(run, tmp_path / "copy")
+    options = ["--examples", examples, "--nll-examples", examples, "--nll-error", 1, "--quiet", "--overwrite"]
+    assert main([str(word) for word in ("evaluate", copy, *options)]) == 0
+    table = capsys.readouterr().out
+    assert re.search(r"NLL \(ODE\) +[\d.]+ +unknown +", table) and "errors are unknown: all examples are" in table
+    result = json.loads((copy / "evaluation.json").read_text())
+    assert result["nll"]["with_reconstruction"]["bits_per_dim_standard_error"] is None and result["groups"] == 1
+    assert ("levels" in result["nll"]) == (examples == 110)
+    other = shutil.copytree(copy, tmp_path / "other")
+    assert main([str(word) for word in ("compare", copy, other, "--out", tmp_path / "compared", "--quiet")]) == 0
+
+
 def test_evaluate_on_other_data(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "copy")
     few = ["--examples", "20", "--nll-examples", "0", "--quiet", "--overwrite"]
@@ -222,10 +245,10 @@ def test_samples_tell_how_they_were_drawn(run, tmp_path, capsys):
         "tol": 1e-4
     }
     assert drawn("--sampler", "pc", "--steps", "2")["sampler_options"] == {"snr": 0.16}
-    assert "error of the steps" not in capsys.readouterr().out
+    assert "change in twice the steps" not in capsys.readouterr().out
     drawn("--steps", "5", n=3)
     line = capsys.readouterr().out
-    assert "error of the steps: " in line and "3 samples in 10 steps" in line
+    assert "change in twice the steps: " in line and "3 samples in 10 steps" in line
     changes = json.loads((tmp_path / "samples.json").read_text())["change_in_twice_the_steps"]
     first, second = (read_samples_in(tmp_path, run, steps) for steps in (5, 10))
     levels = (first - second).flatten(1).square().mean(1).sqrt()

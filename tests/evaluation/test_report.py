@@ -519,7 +519,7 @@ def test_a_measurement_of_an_earlier_version_is_made_again(tmp_path, monkeypatch
         kept = {"options": setup.dependencies(run) | {"version": 1}, "result": ["old"]}
         (run / "measurements" / f"{name}.json").write_text(json.dumps(kept))
     assert [measure(run, name, setup) for name in ("gap", "quality", "own")] == [["new"], ["old"], 3]
-    assert json.loads((run / "measurements" / "gap.json").read_text())["options"]["version"] == 2
+    assert json.loads((run / "measurements" / "gap.json").read_text())["options"]["version"] == 3
     again = replace(setup, measurements={"gap": replace(made["gap"], make=lambda run, setup: {})})
     assert measure(run, "gap", again) == ["new"]  # as stored
 
@@ -548,6 +548,21 @@ def test_snapshots_are_the_averaged_model_of_their_step_and_show_its_gap(tmp_pat
         assert row["gap"] == pytest.approx(values[0] - values[1], abs=1e-9)
         each = (nats["nelbo"] - nats["nll"]).numpy()
         assert row["standard_error"] == pytest.approx(each.std(ddof=1) / math.sqrt(20)) and row["images"] == 20
+
+
+def test_the_error_of_a_gap_is_over_groups(tmp_path):
+    """Of groups of equal size it is that of their means; of a single group nobody knows it."""
+    run, plain = tmp_path / "run", load_data(**PLANE["data"])
+    train(PLANE, run, progress=False)
+    found = []
+    for size in (4, 20):
+        data = replace(plain, groups={"test": torch.arange(len(plain.test)) // size})
+        found += measure(run, "gap", Setup(data, None, ReportOptions(examples=20, seed=size), progress=False))
+    _, nats = indm.evaluate(indm.INDM.load(run), stack(plain.test, 20), each=True, times=16, seed=4, progress=False)
+    means = (nats["nelbo"] - nats["nll"]).reshape(5, 4).mean(1)
+    assert found[0]["standard_error"] == pytest.approx((means.std() / math.sqrt(5)).item())
+    assert found[1]["standard_error"] is None
+    assert figures.gap_view([record(tmp_path, "b", gap=found[1:])], {"b": "red"}).lines[0].points[0][2] == 0
 
 
 def test_the_end_of_a_run_is_known_or_that_is_said(tmp_path):

@@ -51,6 +51,21 @@ def test_spikes_have_codes_and_no_numbers(table):
     np.testing.assert_array_equal(encoding.one_hot(codes)[:3, 3:].sum(1), (codes[:3, 1] >= 0).astype(float))
 
 
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_spikes_beside_one_other_value_are_categories(is_whole):
+    both = column_of([0.0, 1.0, 0.0, None, 1.0], spikes=(0.0,), is_whole=is_whole)
+    if not is_whole:  # whole numbers vary by their noise
+        assert not both.is_number and both.values == (0.0, 1.0)
+        assert both.encoded(np.array([1.0, 0.0, np.nan]))[1].tolist() == [1, 0, -1]
+    alone = column_of([0.0, 0.0, None], spikes=(0.0,), is_whole=is_whole)
+    assert alone.constant == 0.0 and not alone.is_number
+
+
+def test_values_that_rounding_alone_tells_apart_are_one(table):
+    entries = 3.0 + 4e-16 * np.sign(NORMAL)
+    assert len(set(entries)) > 1 and column_of(entries).constant == pytest.approx(3.0)
+
+
 def test_the_volume_of_each_number_is_its_slope(table):
     rows, encoding = table
     x = encoding.encoded(rows)[0] + np.where(encoding.whole, 0.5, 0)
@@ -69,7 +84,14 @@ def test_a_skewed_column_is_bent_and_a_normal_one_is_not():
 
 ERRORS = {
     "infinite": ([1.0, 2.0, np.inf], {}, r"column 0 \(age\) must hold finite numbers, got infinity"),
-    "missing": ([None, np.nan], {}, "must have an entry, got missing ones alone"),
+    "missing": ([None, np.nan], {}, "must have at least 2 entries, got 0 beside missing ones"),
+    "one entry": ([None, 3.0, np.nan], {}, "must have at least 2 entries, got 1 beside missing ones; leave it out"),
+    "no spike": (
+        [1.0, 2.0, 3.0],
+        {"spikes": (np.nan,)},
+        r"different finite numbers as spikes, such as 0, got \(nan,\)",
+    ),
+    "equal spikes": ([1.0, 2.0, 3.0], {"spikes": (0.0, 0.0)}, "must have different finite numbers as spikes"),
     "fractions": ([1.0, 2.5], {"is_whole": True}, "must hold whole numbers, got 2.5 in row 1"),
     "outside": ([1.0, -2.0], {"interval": (0, np.inf)}, "must be above 0 and below inf, its bounds, got -2"),
     "on a bound": ([1.0, 0.0], {"interval": (0, np.inf)}, "got 0; widen them, or declare a value .* in spikes"),

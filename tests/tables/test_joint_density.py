@@ -3,6 +3,7 @@
 import io
 import itertools
 import pickle
+import time
 import warnings
 
 import numpy as np
@@ -70,6 +71,14 @@ def test_expectation_maximisation_climbs_with_missing_entries_and_categories(mon
 def _kept(values, found):
     values.append(found[3])
     return found
+
+
+def test_shares_of_categories_are_shrunk_towards_those_of_all_rows(monkeypatch):
+    """A count of one row of the whole table's shares is added to those of each component, and 1e-3 to each value."""
+    z, hot = np.array([[-9.0]] * 20 + [[9.0]] * 20), np.eye(2).repeat(20, 0)
+    law = JointMixture.fitted(z, hot, (2,), 2, 1e-2, 0)
+    expected = [(20 + 0.5 + 1e-3) / 21.002, (0.5 + 1e-3) / 21.002]
+    assert sorted(np.exp(law.log_share).ravel()) == pytest.approx(sorted(expected * 2), rel=1e-6)
 
 
 def test_a_gaussian_is_found_where_missing_depends_on_what_is_there(monkeypatch):
@@ -190,6 +199,37 @@ def test_a_smoker_is_as_likely_as_the_probability_says(model):
     assert yes + no == pytest.approx(1, abs=1e-6) and yes == pytest.approx(1 / (1 + np.exp(-2)), abs=0.08)
 
 
+def test_dependent_categories_have_their_joint_law():
+    """l is either of two, x is −3 or 3 by l, and L is l in 92 % of the rows: in closed form, and in draws."""
+    numbers = np.random.default_rng(0)
+    rows = np.empty((1000, 3), dtype=object)
+    left = numbers.uniform(size=1000) < 0.5
+    same = numbers.uniform(size=1000) < 0.92
+    rows[:, 0] = np.where(left, -3.0, 3.0) + 0.5 * numbers.normal(size=1000)
+    rows[:, 1], rows[:, 2] = np.where(left, "l", "r"), np.where(left == same, "L", "R")
+    fitted = JointDensityEstimator(**SMALL | {"max_steps": 0}).fit(rows)
+    pairs = np.array([[None, a, b] for a in "lr" for b in "LR"], dtype=object)
+    assert np.exp(fitted.score_samples(pairs)) == pytest.approx([0.46, 0.04, 0.04, 0.46], abs=0.04)
+    assert np.exp(fitted.score_samples(pairs, given=[1])) == pytest.approx([0.92, 0.08, 0.08, 0.92], abs=0.04)
+    drawn = fitted.sample(400, 0)
+    is_left = drawn[:, 1] == "l"
+    assert np.mean(is_left == (drawn[:, 2] == "L")) == pytest.approx(0.92, abs=0.06)
+    x = drawn[:, 0].astype(float)
+    assert (x[is_left].mean(), x[~is_left].mean()) == pytest.approx((-3, 3), abs=0.4)
+
+
+def test_the_mixture_has_its_share_of_the_time(monkeypatch, coarse):
+    left, fit = [], joint.best_joint_mixture
+
+    def noted(*arguments):
+        left.append(arguments[-1] - time.perf_counter())
+        return fit(*arguments)
+
+    monkeypatch.setattr(joint, "best_joint_mixture", noted)
+    JointDensityEstimator(**SMALL | {"max_seconds": 50}).fit(people(100))
+    assert 0 < left[0] <= 50 * joint.MIXTURE_SHARE
+
+
 def test_missing_entries_are_filled_and_others_stay(model):
     X = people(60, 3, 0.3)
     missing = joint.are_missing(X)
@@ -248,6 +288,32 @@ def test_filled_frames_keep_index_and_kinds():
     assert np.isfinite(fitted.score(table))
 
 
+def test_frames_keep_the_kinds_of_their_columns():
+    """Fractions of a column of integers that is not discrete stay floats; a refit takes the columns for the same."""
+    pandas = pytest.importorskip("pandas")
+    numbers = np.random.default_rng(0)
+    kinds = {
+        "width": "float32",
+        "rooms": "Int64",
+        "year": "int64",
+        "price": "int64",
+        "sold": "boolean",
+        "zone": "category",
+    }
+    whole = numbers.integers(1, 9, (60, 3))
+    columns = [numbers.normal(size=60), *whole.T, whole[:, 0] > 4, whole[:, 1] % 3]
+    frame = pandas.DataFrame(dict(zip(kinds, columns, strict=True))).astype(kinds)
+    holes = frame.copy()
+    for i, name in enumerate(("width", "rooms", "sold", "zone")):
+        holes.loc[i::9, name] = pandas.NA if name in ("rooms", "sold") else np.nan
+    fitted = JointDensityEstimator(discrete=("rooms", "year"), **SMALL | {"max_steps": 0}).fit(holes)
+    filled, drawn = fitted.impute(holes, random_state=0), fitted.sample(9, 0)
+    expected = kinds | {"zone": frame.dtypes["zone"]}
+    assert filled.dtypes.equals(pandas.Series(expected).map(pandas.api.types.pandas_dtype))
+    assert drawn.dtypes.drop("price").equals(filled.dtypes.drop("price")) and drawn["price"].dtype == float
+    assert fitted.fit(filled).encoding_.sizes == (2, 3)
+
+
 @pytest.mark.parametrize("bounds", [{}, {"height": (0, None)}])
 def test_a_number_far_from_all_others_is_named(bounds, coarse):
     pandas = pytest.importorskip("pandas")
@@ -304,6 +370,20 @@ def test_constant_columns_come_back_and_others_have_no_density():
     assert np.isneginf(fitted.score_samples(np.array([[0.0, 0.0, 8.0]])))
 
 
+def test_a_column_of_spikes_and_one_other_value_has_probabilities():
+    """As a number of garages that is 0 or 1, and another that is 0 in all rows."""
+    numbers = np.random.default_rng(0)
+    garages = (numbers.uniform(size=400) < 0.3).astype(float)
+    X = np.stack([garages + 0.3 * numbers.normal(size=400), garages, 0 * garages], 1)
+    with pytest.warns(UserWarning, match="same value: column 2, 0"):
+        fitted = JointDensityEstimator(spikes={1: 0, 2: 0}, **SMALL | {"max_steps": 0}).fit(X)
+    rows = np.array([[np.nan, 0.0, np.nan], [np.nan, 1.0, np.nan], [np.nan, np.nan, 1.0]])
+    zero, one, other = np.exp(fitted.score_samples(rows))
+    assert zero + one == pytest.approx(1, abs=1e-6) and one == pytest.approx(garages.mean(), abs=0.02) and other == 0
+    drawn = fitted.sample(100, 0)
+    assert drawn.dtype == float and set(drawn[:, 1]) == {0.0, 1.0} and not drawn[:, 2].any()
+
+
 def test_the_same_random_state_is_the_same_density_and_torch_keeps_its_own(coarse):
     X, before = people(100), torch.get_rng_state()
     first, again = (JointDensityEstimator(**SMALL).fit(X) for _ in range(2))
@@ -322,7 +402,7 @@ def test_a_pickle_is_the_same_density(coarse):
 ROWS = np.random.default_rng(0).normal(size=(30, 2))
 ERRORS = {
     "numbers": (np.where(ROWS > 0, "a", "b"), {}, "X must have a column of numbers that vary"),
-    "missing": (np.where([True, False], ROWS, np.nan), {}, "column 1 must have an entry"),
+    "missing": (np.where([True, False], ROWS, np.nan), {}, "column 1 must have at least 2 entries, got 0"),
     "few": (ROWS[:5], {}, r"5 sample\(s\).*minimum of 10"),
     "spikes": (ROWS, {"spikes": {4: 0}}, r"spikes must hold columns of X \(indices 0 … 1\), got 4"),
     "bounds": (ROWS, {"bounds": {1: (1, 1)}}, r"bounds must be a lower and a higher number or None, got \(1, 1\)"),
