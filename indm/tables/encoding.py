@@ -10,6 +10,7 @@ from indm.tables.columns import Columns, far_columns, is_inside
 
 Array = np.ndarray
 NONE = np.zeros((1, 0))  # conditions, of which there are none
+MOST_CATEGORIES = 2000  # of a column: each row has a number for each of them
 
 
 @dataclass(frozen=True)
@@ -178,13 +179,22 @@ def fitted_column(
     """The kind and the map of a column whose rows are ``entries`` (n,).
 
     Raises:
-        ValueError: all are missing; it has categories and bounds or spikes; what :meth:`Column.encoded` raises.
+        ValueError: all are missing; it has more than :data:`MOST_CATEGORIES`, or categories that have no order; it has
+            categories and bounds or spikes; what :meth:`Column.encoded` raises.
     """
     present = entries[~are_missing(entries)]
     if not len(present):
         raise ValueError(f"{name} must have an entry, got missing ones alone")
     if is_category or any(isinstance(entry, str | bool | np.bool_) for entry in present.flat):
-        values = tuple(sorted(set(present), key=lambda value: (str(type(value)), value)))
+        try:
+            values = tuple(sorted(set(present), key=lambda value: (str(type(value)), value)))
+        except TypeError as error:
+            raise ValueError(f"{name} must hold strings, numbers or truth values as categories: {error}") from error
+        if len(values) > MOST_CATEGORIES:
+            raise ValueError(
+                f"{name} must have at most {MOST_CATEGORIES:,} categories, got {len(values):,}: leave out a column of "
+                "names, turn strings of numbers into numbers, or give rare values one name"
+            )
         if np.isfinite(interval).any() or spikes or is_whole:
             raise ValueError(f"{name} has categories, so it cannot have bounds, spikes or whole numbers")
         return Column(name, constant=values[0]) if len(values) == 1 else Column(name, values)
@@ -239,7 +249,7 @@ def as_numbers(entries: Array, name: str) -> Array:
     """
     try:
         found = entries.astype(float)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"{name} must hold numbers (of dates, such as days), or be among the categories: {error}"
         ) from error

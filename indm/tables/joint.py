@@ -582,8 +582,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         found = np.zeros(len(X))
         for i, column in enumerate(self.encoding_.columns):
             if column.constant is not None:
-                differs = ~are_missing(X[:, i]) & (X[:, i] != column.constant) & asked[:, i]
-                found[differs] = -np.inf
+                rows = np.flatnonzero(~are_missing(X[:, i]) & asked[:, i])
+                found[rows[X[rows, i] != column.constant]] = -np.inf
         return found
 
     def _log_density(self, x: Array, noise: Array, codes: Array, questions: Questions, tol: float) -> Array:

@@ -232,6 +232,12 @@ def test_log_densities_of_priors():
             "drawn from the prior, got 7 in row 1",
         ),
         (lambda: PosteriorEstimator().fit([[1.0]], [[np.nan]]), "x must be finite numbers"),
+        (lambda: PosteriorEstimator().fit([[1.0]], [[1j]]), "x must be real numbers, got complex128"),
+        (
+            lambda: PosteriorEstimator().fit([[1.0]], np.zeros((1, 1), "M8[D]")),
+            r"x must be real .*, got datetime64\[D\]",
+        ),
+        (lambda: PosteriorEstimator().fit([[1.0]], [[object()]]), "x must be real numbers, got object"),
         (lambda: PosteriorEstimator().sample(3, [1.0]), "not fitted yet"),
         (lambda: PosteriorEstimator().log_prob([[1.0]], [1.0]), "not fitted yet"),
         (lambda: Prior(td.Dirichlet(torch.ones(2)), 2), "prior must have a box as its support"),
