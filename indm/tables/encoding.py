@@ -10,7 +10,7 @@ from indm.tables.columns import Columns, far_columns, is_inside
 
 Array = np.ndarray
 NONE = np.zeros((1, 0))  # conditions, of which there are none
-MOST_CATEGORIES = 2000  # of a column: each row has a number for each of them
+MOST_CATEGORIES = 1000  # of a column: each row has a number for each of them
 
 
 @dataclass(frozen=True)
