@@ -370,6 +370,7 @@ def reading(folder: str | Path) -> Iterator[Saved]:
     try:
         description = untrusted.json_object(folder / DESCRIPTION)
         state = untrusted.weights(folder / WEIGHTS)  # of the file itself, which Windows keeps while one of them lives
+        untrusted.check_event(description, state)
         scaling = Scaling(state["scaling.shift"].clone(), state["scaling.scale"].clone(), description["levels"])
         yield Saved(description, state, scaling, tuple(description["shape"]))
     except Untrusted as error:

@@ -1,7 +1,9 @@
 """Draws of missing entries given the others: against the closed form of Gaussians, and by the command."""
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +225,36 @@ def test_mistakes_of_the_command_are_one_line(files, capsys):
     assert "wide.png must have 8×8 pixels, as digit.png, got 9×8" in error_of(capsys, *command, "--mask", "wide.png")
     unknown = error_of(capsys, *command, "--mask", "mask.png", "--condition", "3")
     assert "condition and guidance are for a model of p(x|c), got 3" in unknown
+    assert "--guidance nan needs --condition" in error_of(capsys, *command, "--mask", "mask.png", "--guidance", "nan")
+    Path("cut.png").write_bytes(Path("mask.png").read_bytes()[:-20])
+    for mask in ("cut.png", "absent.png"):
+        assert f"{mask} cannot be read as an image: " in error_of(capsys, *command, "--mask", mask)
+    cut = error_of(capsys, "inpaint", "digits-pretrained", "cut.png", "--mask", "mask.png", "--out", "a")
+    assert "cut.png cannot be read as an image: " in cut
+    assert not (files / "a").exists()
     (files / "a").mkdir()
     (files / "a" / "kept.txt").touch()
     assert "a exists and is not empty: name another --out" in error_of(capsys, *command, "--mask", "mask.png")
+
+
+@pytest.mark.parametrize("out", ["digit.png/draws", "/proc/draws"])
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_drawn(files, capsys, monkeypatch, out):
+    monkeypatch.setattr("indm.inpainting.inpaint", lambda *_, **__: pytest.fail("it was drawn"))
+    place = out.removesuffix("/draws")
+    assert place in error_of(capsys, "inpaint", "digits-pretrained", "clear.png", "--out", out)
+
+
+def test_a_full_disk_leaves_no_draws(files, capsys, monkeypatch):
+    """Else the same command would need --overwrite; the file is named, as the disk does not say which it was."""
+    save, made = Image.Image.save, []
+
+    def full(self, *arguments, **options):
+        made.append(self)
+        if len(made) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    command = ["inpaint", "digits-pretrained", "clear.png", "--steps", "2", "-n", "4", "--quiet", "--out", "a"]
+    assert "No space left on device: 'a/3.png'" in error_of(capsys, *command)
+    assert not list((files / "a").iterdir())

@@ -1,5 +1,7 @@
 """``indm inpaint``."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -9,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from indm.cli.common import DONE, ShowsProgress
 from indm.config.options import InpaintingOptions, default
+from indm.messages import counted, reason
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,21 +50,24 @@ class Inpaint(ShowsProgress):
         from indm.evaluation import sheets
         from indm.files import atomic
         from indm.inpainting import inpaint
-        from indm.messages import counted
-        from indm.runs.folder import check_empty, open_run, run_folder
+        from indm.runs.folder import check_absent, check_empty, open_run, run_folder
         from indm.runs.provenance import provenance, weights_hash
         from indm.runs.samples import conditions
         from indm.translation_of_files.pictures import picture
 
         if not self.overwrite:
             check_empty(self.out, "name another --out, or add --overwrite")
+        check_absent(self.out, (), self.overwrite)
         run, options = run_folder(self.run_folder), self.options
         model, recipe = open_run(run)
         levels = model.scaling.levels
         if len(model.shape) != 3 or model.shape[0] not in (1, 3) or levels is None:
             raise ValueError(f"{run} must be a run of grey or RGB images, got one of events of shape {model.shape}")
         raw, missing = self.read(model, recipe["data"])
+        if options.condition is None and options.guidance != 1:
+            raise ValueError(f"--guidance {options.guidance:g} needs --condition, as in --guidance 2 --condition 3")
         c = None if options.condition is None else conditions(run, model, options)
+        self.out.mkdir(parents=True, exist_ok=True)
         generator = torch.Generator(model.scaling.scale.device).manual_seed(options.seed)
         draws = inpaint(
             model,
@@ -75,8 +81,8 @@ class Inpaint(ShowsProgress):
             generator=generator,
             progress=self.progress,
         ).cpu()
-        for number, pixels in enumerate(draws, start=1):
-            atomic.whole(self.out / f"{number}.png", partial(picture(pixels, levels).save, format="PNG"))
+        pictures = (partial(picture(pixels, levels).save, format="PNG") for pixels in draws)
+        atomic.together({self.out / f"{number}.png": save for number, save in enumerate(pictures, start=1)})
         seen = raw.masked_fill(missing, levels // 2)
         sheets.save_grid(torch.cat([seen[None], draws]), levels, self.out / "sheet.png")
         sources = {"image": str(self.image), "mask": None if self.mask is None else str(self.mask)}
@@ -99,13 +105,16 @@ class Inpaint(ShowsProgress):
         from indm.data.images import pixels_of, read_alpha, read_image, read_size, shown_part
         from indm.translation_of_files.routes import image_reader
 
+        with naming(self.image):
+            (height, width), opaque = read_size(self.image), read_alpha(self.image)
+            pixels = image_reader(self.image, model, data)().pixels.long()
         if self.mask is not None:
-            mask = read_image(self.mask).convert("L")
-        elif (opaque := read_alpha(self.image)) is not None:
+            with naming(self.mask):
+                mask = read_image(self.mask).convert("L")
+        elif opaque is not None:
             mask = ImageChops.invert(opaque)
         else:
             raise ValueError(f"--mask must be given for {self.image}, which has no transparent pixels")
-        height, width = read_size(self.image)
         if mask.size != (width, height):
             raise ValueError(
                 f"{self.mask} must have {width}×{height} pixels, as {self.image}, got {mask.width}×{mask.height}"
@@ -115,4 +124,13 @@ class Inpaint(ShowsProgress):
         missing = pixels_of(holes.resize(sides[::-1], Image.Resampling.BILINEAR)) > 0
         if missing.all() or not missing.any():
             raise ValueError(f"{self.mask or self.image} must say which pixels are missing, some and not all of them")
-        return image_reader(self.image, model, data)().pixels.long(), missing.expand(model.shape)
+        return pixels, missing.expand(model.shape)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Every failure to read an image inside is a ValueError that names ``path``."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {reason(error)}") from error

@@ -88,8 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
         if command is not None and command.debug:
             traceback.print_exc()
         kind = type(error)
-        known = kind in (RuntimeError, MemoryError) or kind.__name__ == "OutOfMemoryError"  # PyTorch's
-        if known or issubclass(kind, ValueError | OSError):
+        known = kind is RuntimeError or kind.__name__ == "OutOfMemoryError"  # PyTorch's
+        if known or issubclass(kind, ValueError | OSError | MemoryError):
             print(f"indm: error: {one_line(error) or kind.__name__}", file=sys.stderr)
             return MISTAKE
         message = f"unexpected {kind.__name__}: {one_line(error)}"

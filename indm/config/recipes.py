@@ -161,8 +161,8 @@ def load(source: str | Path) -> Tables:
         near = "" if len(path.parts) > 1 else nearest(str(source), bundled())
         raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{near}")
     try:
-        recipe = tomllib.loads(plain.text(path))
-    except (ValueError, RecursionError) as error:
+        recipe = plain.toml(path)
+    except ValueError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     for table, content in recipe.items():
         if not isinstance(content, dict):

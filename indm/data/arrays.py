@@ -49,7 +49,8 @@ def load_array(
         flip: whether training flips images horizontally at random.
         x: columns of a table by name; by default all but ``c``.
         c: what the condition of each example is: columns of a table by name, the key of another array of an .npz, or
-            another .npy file in the same folder. One column of words or whole numbers is one of class labels.
+            another .npy file by its path from the same folder. One column of words or whole numbers is one of class
+            labels.
         mmap: leave the numbers of a .npy file on disk, and read rows as training asks for them: for more than memory
             holds.
     """

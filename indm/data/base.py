@@ -19,7 +19,6 @@ from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 from indm.data.raw import FirstEntries, InMemory, Mapped, Source, events, words_of
 from indm.data.splits import condition_fields, counts, describe_split, limited, split
-from indm.files.memory import check_memory
 from indm.messages import brief
 from indm.scaling import Scaling
 
@@ -198,8 +197,8 @@ def as_data(
         examples, levels = _examples(source, levels, where)
         del source  # an array that nobody else holds is freed once it is split
         parts = split(len(examples), **counts(len(examples), valid, test), seed=seed, limit=limit)
-        sets, fingerprint, note = _divided(examples, parts, where), examples.fingerprint(), describe_split(parts, seed)
-        total = len(examples)
+        sets = {part: examples.select(index) for part, index in parts.items()}
+        fingerprint, note, total = examples.fingerprint(), describe_split(parts, seed), len(examples)
         del examples
     shape = sets["train"].shape
     if flip and len(shape) != 3:
@@ -274,17 +273,6 @@ def _one_after_the_other(source: tuple, sets: Mapping[str, Source]) -> dict[str,
     """The positions of splits that were divided before in what follows from putting them one after the other."""
     starts = itertools.accumulate((len(part) for part in source), initial=0)
     return {part: start + torch.arange(len(sets[part])) for part, start in zip(PARTS, starts, strict=False)}
-
-
-def _divided(examples: Source, parts: Mapping[str, Tensor], where: str | Path) -> dict[str, Source]:
-    """The splits of ``examples`` at the positions ``parts``; ValueError where memory cannot hold them beside it."""
-    if isinstance(examples, InMemory):
-        try:
-            held = examples.tensor.nbytes
-            check_memory(2 * held, held)
-        except ValueError as error:
-            raise ValueError(f"{where} cannot be split, which takes as much memory again: {error}") from error
-    return {part: examples.select(index) for part, index in parts.items()}
 
 
 def _divided_before(

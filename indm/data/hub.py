@@ -17,7 +17,7 @@ from indm.data.base import Data, as_data
 from indm.data.image_files import WholeImages, image_loader
 from indm.data.images import Stored, read_kind
 from indm.files.plain import check_plain
-from indm.messages import brief, nearest
+from indm.messages import brief, nearest, reason
 
 LOOKED_AT = 32  # images whose headers decide on colour
 
@@ -144,7 +144,7 @@ def _rows(path: str, config: str | None, split: str, download: bool) -> Any:
             return datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, KeyError, ConnectionError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
-            f"{path}, split {split!r}, cannot be read as a data set: {brief(error.__cause__ or error)}"
+            f"{path}, split {split!r}, cannot be read as a data set: {reason(error.__cause__ or error)}"
         ) from error
 
 

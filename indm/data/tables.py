@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from indm.files.memory import check_memory
+from indm.files.memory import COPIES, check_memory
 from indm.files.plain import check_plain
 from indm.messages import brief, nearest, reason
 
@@ -90,9 +90,11 @@ def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.nda
     labels = table[c[0]]
     if len(c) > 1 or labels.dtype.kind == "f":
         return values, np.stack([_finite(path, name, table[name]) for name in c], 1)
+    if labels.dtype.kind in "iub":
+        return values, labels
     if None in (words := labels.tolist()):
         raise ValueError(f"{path}: column {c[0]!r} is empty in row {words.index(None) + 1}")
-    return values, labels if labels.dtype.kind in "iub" else labels.astype(str)
+    return values, labels.astype(str)
 
 
 def _check_size(path: Path) -> None:
@@ -124,7 +126,12 @@ def _typed(cells: list[str]) -> np.ndarray:
 def _parquet(path: Path) -> dict[str, np.ndarray]:
     """The columns of a Parquet file, as :func:`_text` gives them."""
     import pandas
+    from pyarrow import parquet
 
+    claims = parquet.read_metadata(path)
+    groups = [claims.row_group(i) for i in range(claims.num_row_groups)]
+    cells = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
+    check_memory(COPIES * 8 * cells)
     table = pandas.read_parquet(path)
     columns: dict[str, Any] = {str(name): table[name].to_numpy() for name in table.columns}
     objects = {str(name): table[name].isna() for name in table.columns if columns[str(name)].dtype.kind == "O"}
@@ -133,10 +140,11 @@ def _parquet(path: Path) -> dict[str, np.ndarray]:
 
 def _finite(path: Path, name: str, column: np.ndarray) -> np.ndarray:
     """A column as finite float32 numbers; ValueError naming the first cell that is none."""
-    numbers = np.array([_number(cell) for cell in column.tolist()])
+    is_numeric = column.dtype.kind in "biuf"
+    numbers = column if is_numeric else np.array([_number(cell) for cell in column.tolist()])
     wrong = np.flatnonzero(~np.isfinite(numbers))
     if len(wrong):
-        cell = brief(repr(column.tolist()[wrong[0]]))
+        cell = brief(repr(column[wrong[:1]].tolist()[0]))
         raise ValueError(
             f"{path}: column {name!r} must hold finite numbers, got {cell} in row {wrong[0] + 1} (of {len(wrong)} such)"
             "; data.x names the columns that are to be used"

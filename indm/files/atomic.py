@@ -61,6 +61,9 @@ def _write_beside(path: Path, beside: Path, write: Write) -> None:
     beside.unlink(missing_ok=True)
     try:
         write(beside)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say of which file
+        raise
     except (RuntimeError, SafetensorError) as error:
         raise OSError(f"{path} cannot be written, and what was there before is unchanged: {error}") from error
     with beside.open("r+b") as file:  # Windows forces out only what is open for writing

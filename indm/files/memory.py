@@ -17,6 +17,7 @@ from indm.messages import reason
 
 CONTROL_GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 LIMIT_FILES = {"": "memory.max", "memory": "memory.limit_in_bytes"}  # of a control group, in version 2 and version 1
+COPIES = 3  # of the numbers of a file, in memory at one time: as they are read, in the type of the model, and split
 
 
 def most_memory() -> int:
@@ -24,9 +25,9 @@ def most_memory() -> int:
     return min([psutil.virtual_memory().total, *_limits()])
 
 
-def check_memory(claimed: int, held: int = 0) -> None:
-    """ValueError where ``claimed`` bytes, of which ``held`` are in memory already, do not fit into what is free."""
-    memory = min(psutil.virtual_memory().available + held, most_memory())
+def check_memory(claimed: int) -> None:
+    """ValueError where ``claimed`` bytes do not fit into what is free."""
+    memory = min(psutil.virtual_memory().available, most_memory() - psutil.Process().memory_info().rss)
     if claimed > memory:
         raise ValueError(f"it claims {claimed:,} bytes, and this process can have {memory:,} bytes of memory")
 

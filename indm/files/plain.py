@@ -1,9 +1,13 @@
 """Files that may be opened: regular ones, and text of a sensible size. Where files are kept that can be made again."""
 
 import os
+import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
 LARGEST_TEXT = 2**25  # bytes of JSON or TOML; what they say takes up to thirty times that in memory
+LONG_KEY = re.compile(r"""(\.[ \t]*([\w-]+|"(\\.|[^"\\\n])*"|'[^'\n]*')[ \t]*){20}""")  # tomllib keeps every part of it
 
 
 def check_plain(path: Path) -> None:
@@ -16,8 +20,10 @@ def check_plain(path: Path) -> None:
         raise ValueError("it is no file" if path.exists() else "there is no such file")
 
 
-def text(path: Path) -> str:
+def text(path: Path, errors: str = "strict") -> str:
     """The UTF-8 text of a regular file of at most :data:`LARGEST_TEXT` bytes.
+
+    What is not UTF-8 is an error, or "replace"d.
 
     Raises:
         ValueError: it is another kind of file, too large, or not UTF-8.
@@ -26,7 +32,22 @@ def text(path: Path) -> str:
     check_plain(path)
     if (size := path.stat().st_size) > LARGEST_TEXT:
         raise ValueError(f"it holds {size:,} bytes, and a file of this kind may hold {LARGEST_TEXT:,}")
-    return path.read_text("utf-8")
+    return path.read_text("utf-8", errors)
+
+
+def toml(path: Path) -> dict[str, Any]:
+    """The tables in a TOML file, whose keys have at most twenty parts.
+
+    Raises:
+        ValueError: it is not such a file, or :func:`text` does not read it.
+        OSError: it cannot be read.
+    """
+    if LONG_KEY.search(content := text(path)):
+        raise ValueError("a key must have at most 20 parts between dots")
+    try:
+        return tomllib.loads(content)
+    except RecursionError:
+        raise ValueError("it nests too deep") from None
 
 
 def cache_folder() -> Path:

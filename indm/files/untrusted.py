@@ -4,10 +4,11 @@ Nothing in them is run, and what a header or a description claims is checked bef
 failure is a ValueError that names the file, except in :func:`checkpoint`.
 """
 
+import itertools
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
@@ -18,12 +19,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from indm.files import plain
-from indm.files.memory import check_memory, counting
+from indm.files.memory import COPIES, check_memory, counting
 from indm.files.plain import check_plain
 from indm.messages import brief, reason
 
 LARGEST_COUNT = 2**24  # the largest whole number that a description may hold whatever the size of the weights
 SPARE, SPARE_TENSORS = 2**14, 2**10  # numbers and tensors that a model may have beside its weights
+MOST_AXES = 8  # of an event
+LARGEST_HEADER = 2**22  # bytes of the names and shapes of weights, some 40,000 tensors
+AFFINE = ("scaling.shift", "scaling.scale", "score.sde.prior_mean")  # tensors that are broadcast over an event
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -48,6 +52,20 @@ def json_object(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError(f"it holds {type(content).__name__}, where an object must be")
         return content
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file of one in each line; a line that holds none, as one that was cut off, is passed over.
+
+    Raises:
+        ValueError: naming the file, where it is not one that may be read.
+    """
+    found = []
+    with _reading(path, "lines of JSON"):
+        for line in plain.text(path, "replace").splitlines():
+            with suppress(ValueError, RecursionError):
+                found.append(json.loads(line))
+    return [content for content in found if isinstance(content, dict)]
 
 
 def array_names(path: Path) -> list[str] | None:
@@ -83,7 +101,7 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _array(file: Any, size: int) -> np.ndarray:
     """The array in the ``size`` bytes of ``file``, which is open for reading."""
-    check_memory(size)
+    check_memory(COPIES * size)
     array = np.lib.format.read_array(file, allow_pickle=False)
     if array.dtype.kind not in "biufc":
         raise ValueError(f"it must hold numbers, got {array.dtype}")
@@ -93,7 +111,11 @@ def _array(file: Any, size: int) -> np.ndarray:
 def weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, whose header must fit its size, and its size this machine's memory."""
     with _reading(path, "weights"):
-        check_memory(path.stat().st_size)
+        check_memory(COPIES * path.stat().st_size)
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > LARGEST_HEADER:
+            raise ValueError(f"its header claims {header:,} bytes, and may have {LARGEST_HEADER:,}")
         return load_file(path)
 
 
@@ -149,6 +171,33 @@ def check_stored(state: Mapping[str, Tensor], held: int) -> None:
         left -= claimed
 
 
+def check_event(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """See that a model is of one event of grey levels or numbers, and that no weight is complex.
+
+    Args:
+        description: of the model, with its ``shape`` and ``levels``.
+        state: the weights, already read.
+
+    Raises:
+        ValueError: naming what is not so. Tensors of :data:`AFFINE` must broadcast to the shape, and be finite and of
+            the precision in which the model computes.
+    """
+    shape, levels = description["shape"], description["levels"]
+    if not 1 <= len(shape) <= MOST_AXES or any(type(side) is not int or side < 1 for side in shape):
+        raise ValueError(f"shape must be of 1 to {MOST_AXES} whole numbers above 0, got {brief(shape)}")
+    if levels is not None and type(levels) is not int:
+        raise ValueError(f"levels must be a whole number, or null for continuous data, got {brief(levels)}")
+    for name, tensor in state.items():
+        if tensor.is_complex() or (name in AFFINE and tensor.dtype not in (torch.float32, torch.float64)):
+            raise ValueError(f"{brief(name)} must be of float32 or float64, got {tensor.dtype}")
+        if name in AFFINE:
+            sides = [1] * (len(shape) - tensor.ndim) + list(tensor.shape)
+            if len(sides) != len(shape) or any(side not in (1, s) for side, s in zip(sides, shape, strict=True)):
+                raise ValueError(f"{name} must broadcast to {tuple(shape)}, got shape {brief(tuple(tensor.shape))}")
+            if not tensor.isfinite().all():
+                raise ValueError(f"{name} must be finite, got {brief(tensor[~tensor.isfinite()][0].item())}")
+
+
 def build_described(make: Callable[[], Module], description: Mapping[str, Any], state: Mapping[str, Tensor]) -> Module:
     """Build what is described, which must be no larger than the weights.
 
@@ -165,24 +214,25 @@ def build_described(make: Callable[[], Module], description: Mapping[str, Any], 
     """
     held = sum(tensor.numel() for tensor in state.values())
     larger = ValueError(f"the description is of a larger model than the weights, which hold {held:,} numbers")
-    largest = max(_whole_numbers(description), default=0)
-    if largest > max(held, LARGEST_COUNT):
+    numbers = list(itertools.islice(_whole_numbers(description), SPARE))
+    second, largest = sorted([1, 1, *numbers])[-2:]
+    if largest > max(held, LARGEST_COUNT) or len(numbers) == SPARE:
         raise larger
     most, most_tensors = 2 * held + SPARE, 2 * len(state) + SPARE_TENSORS
     try:
         with torch.device("meta"), counting(most, larger, most_tensors):
             make()
-    except (NotImplementedError, RuntimeError):  # a module that needs values; what it makes has sides ≤ largest
-        if largest**2 > 4 * held + LARGEST_COUNT:
+    except (NotImplementedError, RuntimeError):  # a module that needs values: its masks are largest² × an option bytes
+        if largest**2 * max(64, second) > 64 * (4 * held + LARGEST_COUNT):
             raise larger from None
     with counting(most, larger, most_tensors):
         return make()
 
 
 def _whole_numbers(value: object) -> Iterator[int]:
-    """The absolute values of all whole numbers in a description."""
+    """The absolute values of all whole numbers in a description, where a table counts as 1."""
     if isinstance(value, Mapping):
-        value = list(value.values())
+        value = [1, *value.values()]
     if isinstance(value, list | tuple):
         for part in value:
             yield from _whole_numbers(part)

@@ -1,7 +1,5 @@
 """The run folder: what may be written into it, and what is read from it: its recipe, its model, its log, its data."""
 
-import contextlib
-import json
 import os
 import shutil
 import sys
@@ -145,10 +143,15 @@ def recipe_of(run: Path) -> Recipe:
         known = [*hub.shipped_names(), *runs]
         near = did_you_mean(run.as_posix(), known) or f"; there are {brief(', '.join(known))}"
         raise FileNotFoundError(f"{run} is no run folder{near}")
-    linked = next((path for path in run.iterdir() if path.is_symlink() and path.is_dir()), None)
-    if linked is not None:
-        raise ValueError(f"{linked} is a link to a folder outside: move that folder itself into the run, or remove it")
+    check_no_links(run)
     return recipes.resolve(recipes.load(run))
+
+
+def check_no_links(folder: Path) -> None:
+    """ValueError where ``folder`` holds a link to a folder, through which files outside would be changed."""
+    linked = next((path for path in folder.iterdir() if path.is_symlink() and path.is_dir()), None)
+    if linked is not None:
+        raise ValueError(f"{linked} is a link to a folder outside: move that folder itself to its place, or remove it")
 
 
 def run_folder(source: Path) -> Path:
@@ -182,12 +185,10 @@ def run_folder(source: Path) -> Path:
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The lines of ``metrics.jsonl``, without one that was cut off while it was written."""
-    path, lines = run / "metrics.jsonl", []
-    for text in path.read_text("utf-8", "replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(text))
-    return lines
+    """The lines of ``metrics.jsonl`` that say their step, so without one that was cut off while it was written."""
+    path = run / "metrics.jsonl"
+    lines = untrusted.json_lines(path) if path.exists() else []
+    return [line for line in lines if isinstance(line.get("step"), int)]
 
 
 def data_of(run: Path, model: Any, table: dict | None = None) -> Data:

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import math
 import statistics
 import sys
 from dataclasses import asdict, replace
@@ -20,6 +21,7 @@ from indm.config.parts import trust
 from indm.data import tables
 from indm.data.base import stack
 from indm.files import atomic, untrusted
+from indm.files.memory import COPIES, check_memory
 from indm.fitting import Fit, FittedSampler, check_can_fit, fit_sampler
 from indm.messages import brief, counted, reason
 from indm.runs.folder import check_absent, data_of, open_run
@@ -80,6 +82,13 @@ def draw(
     check_absent(file.parent, SAMPLE_FILES, overwrite)
     generator = torch.Generator(device).manual_seed(drawing.seed)
     c = conditions(run, model, drawing)
+    n = drawing.n if c is None else len(c)
+    try:
+        check_memory(COPIES * 4 * n * math.prod(model.shape))
+    except ValueError as error:
+        raise ValueError(
+            f"n must be a number of samples that memory holds, got {n:,} of {model.shape}: {error}"
+        ) from None
     if drawing.latent_mean:
         data = data_of(run, model)
         of_data = rows_of_data(model, data, "train", 10_000)
@@ -87,7 +96,7 @@ def draw(
     before = generator.get_state()
     x = sample(
         model,
-        drawing.n if c is None else len(c),
+        n,
         c=c,
         guidance=drawing.guidance,
         sampler=sampler,

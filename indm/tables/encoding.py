@@ -10,6 +10,7 @@ from indm.tables.columns import Columns, are_near, far_columns, is_inside
 
 Array = np.ndarray
 NONE = np.zeros((1, 0))  # conditions, of which there are none
+MOST_CATEGORIES = 1000  # of a column: each row has a number for each of them
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,8 @@ def fitted_column(
     """The kind and the map of a column whose rows are ``entries`` (n,).
 
     Raises:
-        ValueError: fewer than two entries; categories and bounds or spikes; spikes that are equal or not finite; what
-            :meth:`Column.encoded` raises.
+        ValueError: fewer than two entries; more than :data:`MOST_CATEGORIES`, or categories that have no order; it has
+            categories and bounds or spikes; spikes that are equal or not finite; what :meth:`Column.encoded` raises.
     """
     present = entries[~are_missing(entries)]
     if len(present) < 2:
@@ -186,7 +187,15 @@ def fitted_column(
     if not np.isfinite(spikes).all() or len(set(spikes)) < len(spikes):
         raise ValueError(f"{name} must have different finite numbers as spikes, such as 0, got {spikes}")
     if is_category or any(isinstance(entry, str | bool | np.bool_) for entry in present.flat):
-        values = tuple(sorted(set(present), key=lambda value: (str(type(value)), value)))
+        try:
+            values = tuple(sorted(set(present), key=lambda value: (str(type(value)), value)))
+        except TypeError as error:
+            raise ValueError(f"{name} must hold strings, numbers or truth values as categories: {error}") from error
+        if len(values) > MOST_CATEGORIES:
+            raise ValueError(
+                f"{name} must have at most {MOST_CATEGORIES:,} categories, got {len(values):,}: leave out a column of "
+                "names, turn strings of numbers into numbers, or give rare values one name"
+            )
         if np.isfinite(interval).any() or spikes or is_whole:
             raise ValueError(f"{name} has categories, so it cannot have bounds, spikes or whole numbers")
         return Column(name, constant=values[0]) if len(values) == 1 else Column(name, values)
@@ -242,8 +251,8 @@ def as_numbers(entries: Array, name: str) -> Array:
     """
     try:
         found = entries.astype(float)
-    except (TypeError, ValueError) as error:
-        kinds = ", ".join(sorted({type(entry).__name__ for entry in entries.flat} - {"int", "float"}))
+    except (TypeError, ValueError, OverflowError) as error:
+        kinds = ", ".join(sorted({type(entry).__name__ for entry in entries.flat} - {"int", "float"})) or "huge numbers"
         raise ValueError(
             f"{name} must hold numbers (of dates, such as days), or be among the categories, got {kinds}"
         ) from error

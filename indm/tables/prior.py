@@ -90,14 +90,20 @@ class Prior:
         return log_p.sum(1) if log_p.ndim == 2 else log_p
 
 
-def array(rows: Any) -> Array:
+def array(rows: Any, dtype: Any = np.float64) -> Array:
     """Numbers as an array, also those of a tensor on any device."""
-    return np.asarray(rows.detach().cpu() if isinstance(rows, Tensor) else rows, dtype=np.float64)
+    return np.asarray(rows.detach().cpu() if isinstance(rows, Tensor) else rows, dtype=dtype)
 
 
 def finite(rows: Any, name: str) -> Array:
-    """:func:`array`, or ValueError where an entry is missing or infinite."""
-    found = array(rows)
+    """:func:`array`, or ValueError where an entry is not a real number, is missing or infinite."""
+    given = array(rows, None)
+    try:
+        casting: Any = "unsafe" if given.dtype == object else "same_kind"  # not complex numbers, nor dates
+        found = given.astype(np.float64, casting=casting, copy=False)
+    except (TypeError, ValueError) as error:
+        what = f"{name} must be real numbers, got {given.dtype}"
+        raise ValueError(f"{what}; turn dates into numbers, such as days") from error
     if not np.isfinite(found).all():
         raise ValueError(f"{name} must be finite numbers, got NaN or infinity; leave out such rows")
     return found

@@ -104,7 +104,7 @@ class MetricsLog:
         try:
             best = untrusted.json_object(self.best_file)
             return {"step": int(best["step"]), "valid_nelbo": float(best["valid_nelbo"])}
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             warnings.warn(f"{self.best_file} is damaged ({reason(error)}); the next model is best", stacklevel=3)
             return {}
 

@@ -13,7 +13,7 @@ from indm.data.folder import find_images
 from indm.data.registry import load_data
 from indm.files import atomic
 from indm.runs.devices import by_main_process, make_accelerator, on_cpu
-from indm.runs.folder import check_empty, check_folder, finished, is_run
+from indm.runs.folder import check_empty, check_folder, check_no_links, finished, is_run
 from indm.training import presets
 from indm.training.loop import tell, train
 
@@ -159,13 +159,15 @@ def _started(out: Path, sides: dict[str, Recipe], resume: bool) -> list[str]:
     """The sides of the pair in ``out`` that have a run; none without ``resume``.
 
     Raises:
-        ValueError, FileNotFoundError: ``out`` is not empty, holds no pair to resume, or one of another recipe.
+        ValueError, FileNotFoundError: ``out`` is not empty, holds no pair to resume, or one of another recipe or with a
+            link in place of a side.
     """
     if not resume:
         check_empty(out)
         return []
     if not (out / PAIR).is_file():
         raise FileNotFoundError(f"{out} holds no pair to resume (no {PAIR} in it); leave out --resume to start one")
+    check_no_links(out)
     started = [side for side in sides if is_run(out / side)]
     for side in started:
         check_folder(out / side, sides[side], resume=True)

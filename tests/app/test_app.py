@@ -413,6 +413,46 @@ def test_an_upload_has_a_limit(address, httpx):
     assert httpx.post(upload, files=upload_of(200_000)).status_code == 413
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [{"origin": origin} for origin in ("http://elsewhere.example", "null", "http://127.0.0.1:1")]
+    + [{"sec-fetch-site": "cross-site"}],
+)
+def test_a_page_of_somebody_else_sends_nothing(address, httpx, headers):
+    """A browser lets any site send files and texts here, and says which one it is."""
+    kept = Path(os.environ["GRADIO_TEMP_DIR"])
+    before = sorted(kept.rglob("*"))
+    upload = httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers=headers)
+    join = httpx.post(f"{address}gradio_api/queue/join", json={"data": [], "fn_index": 0}, headers=headers)
+    assert upload.status_code == join.status_code == 403 and sorted(kept.rglob("*")) == before
+
+
+def test_the_page_itself_sends(address, httpx):
+    headers = {"origin": address.rstrip("/"), "sec-fetch-site": "same-origin"}
+    assert httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers=headers).status_code == 200
+
+
+def test_uploads_have_a_limit_in_all(address, httpx, monkeypatch):
+    from indm.app import page as server
+
+    kept, upload = Path(os.environ["GRADIO_TEMP_DIR"]), f"{address}gradio_api/upload"
+    monkeypatch.setattr(server, "MOST_STORED", server.stored_in(kept) + 100_000)
+    said = [httpx.post(upload, files=upload_of(size)) for size in (41_000, 60_000, 1_000)]
+    assert [reply.status_code for reply in said] == [200, 413, 200] and "are stored" in said[1].text
+    for i in range(20):  # an empty file takes a block, too
+        last = httpx.post(upload, files={"files": (f"{i}.png", str(i).encode())})
+    assert last.status_code == 413
+    monkeypatch.undo()
+
+
+def test_a_request_has_a_length(address, httpx):
+    upload, join = f"{address}gradio_api/upload", f"{address}gradio_api/queue/join"
+    assert httpx.post(upload, content=iter([b"0"] * 3)).status_code == 411
+    assert httpx.post(join, json={"data": "x" * 2**20}).status_code == 413
+    assert httpx.post(f"{address}gradio_api/component_server", files=upload_of(10)).status_code == 403
+    assert httpx.post(upload, files=[("files", upload_of(90_000)["files"])] * 20).status_code == 413
+
+
 # ── The browser ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -783,6 +783,7 @@ def test_what_a_run_came_to_is_said_in_words():
         (OSError(28, "No space left on device"), 2, "indm: error: [Errno 28] No space left on device"),
         (RuntimeError("the loss became NaN"), 2, "indm: error: the loss became NaN"),
         (MemoryError(), 2, "indm: error: MemoryError"),
+        (type("OfNumPy", (MemoryError,), {})("1.50 GiB"), 2, "indm: error: 1.50 GiB"),
         (KeyError("x"), 3, "indm: error: unexpected KeyError: 'x' (the same command with --debug shows where)"),
         (RecursionError("too deep"), 3, "indm: error: unexpected RecursionError: too deep"),
         (AssertionError(), 3, "indm: error: unexpected AssertionError: "),

@@ -95,6 +95,10 @@ ERRORS = {
     "fractions": ([1.0, 2.5], {"is_whole": True}, "must hold whole numbers, got 2.5 in row 1"),
     "outside": ([1.0, -2.0], {"interval": (0, np.inf)}, "must be above 0 and below inf, its bounds, got -2"),
     "on a bound": ([1.0, 0.0], {"interval": (0, np.inf)}, "got 0; widen them, or declare a value .* in spikes"),
+    "identifiers": ([f"row {i}" for i in range(1001)], {}, "must have at most 1,000 categories, got 1,001: leave out"),
+    "no order": (["a", 1j, 2j], {"is_category": True}, r"column 0 \(age\) must hold strings, numbers or truth values"),
+    "sets": (["a", {1}], {}, r"column 0 \(age\) must hold strings, numbers or truth values as categories"),
+    "too large": ([1.0, 10**400], {}, r"column 0 \(age\) must hold numbers"),
     "category": (["a", "b"], {"spikes": (0,)}, "has categories, so it cannot have bounds, spikes or whole numbers"),
 }
 
@@ -104,6 +108,10 @@ def test_errors_say_what_was_got(case):
     entries, options, message = ERRORS[case]
     with pytest.raises(ValueError, match=message):
         column_of(entries, **options)
+
+
+def test_many_categories_are_no_error():
+    assert column_of([f"row {i}" for i in range(1000)]).size == 1000
 
 
 def test_unknown_categories_and_words_among_numbers_are_errors():

@@ -384,6 +384,18 @@ def test_a_column_of_spikes_and_one_other_value_has_probabilities():
     assert drawn.dtype == float and set(drawn[:, 1]) == {0.0, 1.0} and not drawn[:, 2].any()
 
 
+def test_a_missing_entry_of_a_constant_column_says_nothing():
+    """It may be one of pandas, which is not comparable."""
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"a": np.random.default_rng(0).normal(size=100)})
+    table["b"] = pandas.array([True] * 99 + [None], dtype="boolean")
+    with pytest.warns(UserWarning, match="same value: column 1 .b., True"):
+        fitted = JointDensityEstimator(**SMALL | {"max_steps": 0}).fit(table)
+    table.loc[99, "a"] = table.loc[0, "a"]
+    found = fitted.score_samples(table)
+    assert found[99] == pytest.approx(found[0])
+
+
 def test_the_same_random_state_is_the_same_density_and_torch_keeps_its_own(coarse):
     X, before = people(100), torch.get_rng_state()
     first, again = (JointDensityEstimator(**SMALL).fit(X) for _ in range(2))

@@ -289,6 +289,12 @@ def test_where_a_prior_is_zero_inside_its_box_so_is_the_posterior(gaussian, coar
             "drawn from the prior, got 7 in row 1",
         ),
         (lambda: PosteriorEstimator().fit([[1.0]], [[np.nan]]), "x must be finite numbers"),
+        (lambda: PosteriorEstimator().fit([[1.0]], [[1j]]), "x must be real numbers, got complex128"),
+        (
+            lambda: PosteriorEstimator().fit([[1.0]], np.zeros((1, 1), "M8[D]")),
+            r"x must be real .*, got datetime64\[D\]",
+        ),
+        (lambda: PosteriorEstimator().fit([[1.0]], [[object()]]), "x must be real numbers, got object"),
         (lambda: PosteriorEstimator().sample(3, [1.0]), "this PosteriorEstimator is not fitted yet: call fit"),
         (lambda: PosteriorEstimator().log_prob([[1.0]], [1.0]), "this PosteriorEstimator is not fitted yet"),
         (lambda: PosteriorEstimator().gains_, "this PosteriorEstimator is not fitted yet"),

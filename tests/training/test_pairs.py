@@ -97,6 +97,12 @@ def test_a_pair_is_resumed_only_where_it_is_one_and_the_same(toys, tmp_path, cap
     assert "differs in train.lr" in said and (pair / "pair.toml").read_bytes() == before
     assert main([*arguments, str(pair), "--resume", "--train.steps", "3"]) == 0
     assert [json.loads((pair / side / "summary.json").read_text())["steps"] for side in "ab"] == [3, 3]
+    outside = (pair / "a").rename(tmp_path / "outside")  # through a link it would be trained on and its states removed
+    (pair / "a").symlink_to(outside)
+    kept = {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
+    said = error_of(capsys, *arguments, str(pair), "--resume", "--train.steps", "4")
+    assert "pair/a is a link to a folder outside" in said
+    assert {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()} == kept
 
 
 LATE = """

@@ -148,7 +148,7 @@ def test_a_run_that_had_saved_nothing_yet_begins_anew(tmp_path, whole, left):
     compare_runs(whole, run)
 
 
-@pytest.mark.parametrize("damage", [b'{"step": 8, "val', b'{"step": 8, "valid_nelbo": null}'])
+@pytest.mark.parametrize("damage", [b'{"step": 8, "val', b'{"step": 8, "valid_nelbo": null}', b'{"step": 1e400}'])
 def test_a_damaged_record_of_the_best_model_does_not_keep_a_run_from_going_on(tmp_path, whole, damage):
     run = shutil.copytree(whole, tmp_path / "run")
     (run / "best" / "validation.json").write_bytes(damage)
