@@ -25,8 +25,8 @@ from typing import Any, get_type_hints
 from indm.config import paths
 from indm.config.checks import check_name, check_types
 from indm.config.options import Evaluation, Training
-from indm.config.parts import BUILT_IN, KINDS, OPTIONAL_KINDS, check_is_here
-from indm.files import plain
+from indm.config.parts import BUILT_IN, GIVEN, KINDS, OPTIONAL_KINDS, check_is_here
+from indm.files import plain, untrusted
 from indm.messages import nearest
 
 NAMED_TABLES = ("data", *KINDS)
@@ -143,7 +143,7 @@ def _about(text: str) -> About:
 
 
 def load(source: str | Path) -> Tables:
-    """The tables of a bundled name, a TOML file, or a run folder, as it is written there (defaults not filled in).
+    """The tables of a bundled name, a TOML file, a run folder or a saved model, as written (defaults not filled in).
 
     That of a run folder has absolute paths of its data, see :func:`indm.config.paths.located`.
     """
@@ -152,6 +152,8 @@ def load(source: str | Path) -> Tables:
         path = BUNDLED / f"{source}.toml"
     elif path.is_dir():
         path = path / "recipe.toml"
+        if not path.is_file() and (path.parent / "model.json").is_file():
+            return _of_saved_model(path.parent / "model.json")
         if not path.is_file():
             below = sorted(str(file.parent) for file in path.parent.glob("*/recipe.toml"))
             hint = f", but in {', '.join(below[:3])}" if below else ""
@@ -168,6 +170,13 @@ def load(source: str | Path) -> Tables:
         if not isinstance(content, dict):
             raise ValueError(f"{path}: {table} must be a table, [{table}], got {content!r}")
     return paths.located(recipe, Path(source)) if Path(source).is_dir() else recipe
+
+
+def _of_saved_model(description: Path) -> Tables:
+    """The tables of a model that ``INDM.save`` wrote, whose data are not known."""
+    tables = {k: v for k, v in untrusted.json_object(description).items() if k in (*KINDS, *OPTIONAL_KINDS)}
+    known = {table: {k: v for k, v in content.items() if v is not None} for table, content in tables.items()}
+    return known | {"data": {"name": GIVEN}}
 
 
 def recipe(source: str | Path, changes: Mapping[str, object] | None = None) -> Recipe:
