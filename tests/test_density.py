@@ -352,7 +352,7 @@ def test_samples_and_their_density_in_closed_form(name):
     with torch.no_grad():
         torch.testing.assert_close(flow(x)[0], z, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(log_prob, expected_log_prob(flow, score, x), rtol=0, atol=1e-5)
-    assert error.max() < 1e-3 and not x.requires_grad and not log_prob.requires_grad
+    assert error.max() < 2e-3 and not x.requires_grad and not log_prob.requires_grad
 
 
 def test_the_density_of_samples_is_log_prob_there():

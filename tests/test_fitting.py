@@ -19,7 +19,7 @@ from indm.fitting import (
 from indm.flows import Identity
 from indm.model import INDM
 from indm.sampling import AdaptiveODE, DPMSolver2M, DPMSolver3M, UniPC, make_sampler, sample, solve_latent
-from indm.sde.linear import VESDE, VPSDE, SubVPSDE
+from indm.sde.linear import VESDE, VPSDE, LogLinearSDE, SubVPSDE
 
 
 def seeded(seed):
@@ -37,7 +37,8 @@ def name(request):
 
 def mixture(name="vp"):
     """Three Gaussians in the plane, to an ε at which their spread and not the noise decides."""
-    sde = {"vp": VPSDE(eps=1e-3), "subvp": SubVPSDE(eps=1e-2), "ve": VESDE(0.01, 50.0, eps=1e-3)}[name]
+    sde = {"vp": VPSDE(eps=1e-3), "subvp": SubVPSDE(eps=1e-2), "ve": VESDE(0.01, 50.0, eps=1e-3)}
+    sde = (sde | {"log-linear": LogLinearSDE(8.0, -10.0, eps=1e-3)})[name]
     means, stds = double([0.9, 0.3], [-0.6, 0.8], [-0.1, -1.1]), double(0.5, 0.6, 0.4)
     return INDM(Identity(), MixtureScore(sde, means, stds, double(0.5, 0.3, 0.2)), shape=(2,))
 

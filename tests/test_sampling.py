@@ -40,7 +40,7 @@ from indm.sampling import (
     uniform_grid,
 )
 from indm.scaling import Scaling
-from indm.sde.linear import VESDE, VPSDE, SubVPSDE
+from indm.sde.linear import VESDE, VPSDE, LogLinearSDE, SubVPSDE
 
 
 def seeded(seed):
@@ -158,7 +158,8 @@ def slope(steps, errors):
 def mixture_problem(name):
     """A two-dimensional mixture, points at T, and where the probability flow takes them, by another integrator."""
     means, stds = double([0.9, 0.3], [-0.6, 0.8], [-0.1, -1.1]), double(0.5, 0.6, 0.4)
-    sde = {"vp": VPSDE(eps=1e-3), "subvp": SubVPSDE(eps=1e-2), "ve": VESDE(0.01, 200.0, eps=1e-3)}[name]
+    sde = {"vp": VPSDE(eps=1e-3), "subvp": SubVPSDE(eps=1e-2), "ve": VESDE(0.01, 200.0, eps=1e-3)}
+    sde = (sde | {"log-linear": LogLinearSDE(8.0, -10.0, eps=1e-3)})[name]
     score = MixtureScore(sde, means, stds, double(0.5, 0.3, 0.2))
     z = sde.prior_sample((24, 2), generator=seeded(0), dtype=torch.float64)
 

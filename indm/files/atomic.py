@@ -62,7 +62,8 @@ def _write_beside(path: Path, beside: Path, write: Write) -> None:
     try:
         write(beside)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say of which file
+        if error.errno is not None:  # a full disk does not say of which file
+            error.filename = error.filename or str(path)
         raise
     except (RuntimeError, SafetensorError) as error:
         raise OSError(f"{path} cannot be written, and what was there before is unchanged: {error}") from error

@@ -331,7 +331,7 @@ def test_train_evaluate_and_sample_from_the_command_line(run, capsys):
         with np.load(run / out / "samples.npz") as arrays:
             drawn.append(arrays["samples"])
     assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
-    assert "error of the steps: " in capsys.readouterr().out
+    assert "change in twice the steps: " in capsys.readouterr().out
     changes = json.loads((run / "a" / "samples.json").read_text())["change_in_twice_the_steps"]
     assert len(changes) == 6 and max(changes) < 17
 
