@@ -13,6 +13,7 @@ from torch import Tensor
 from indm.flows import ResidualBlock
 from indm.flows.base import magnitude
 from indm.objective import constant_term, denoising_error, prior_term, reconstruction_term
+from indm.objective import reconstruction as reconstruction_of
 from indm.ode import rademacher
 from indm.score import denoise
 from indm.tensors import event_size, expand_like, squared_norm
@@ -134,7 +135,7 @@ def plain_log_likelihood(model, x: Tensor, *, noise: Tensor, probe: Tensor, tol:
     with torch.no_grad():
         z, log_det = model.encode(x)
         eps, _ = sde.endpoints(z)
-        reconstruction = reconstruction_term(score, z, noise)
+        reconstruction = reconstruction_of(model, z, noise)
         start = sde.perturb(z, eps, noise)
 
     def field(t: float, state: np.ndarray) -> np.ndarray:
