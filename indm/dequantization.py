@@ -21,6 +21,7 @@ from indm.sde.linear import Kernel
 from indm.tensors import Batch, PerSample, double, widest
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+CERTAIN = 20.0  # deviations of the noise from one grey level to the next, from which z_ε tells them apart
 
 
 class Dequantization(nn.Module, ABC):
@@ -86,6 +87,9 @@ class Levels(Dequantization):
 
     The decoder is one of each entry by itself, so the model's flow must be the identity. It is what networks need that
     were trained on the levels themselves. The bound holds at every ε, and is best where the network has learned best.
+    To train with it, set ``sde.eps`` so that σ_ε/α_ε is about a fifth of the distance of two levels: below that, all
+    that the network learns at first is where the levels are. (Of 8×8 digits 400 steps gave 2.2 bits/dim, at a tenth of
+    the distance 2.9.)
 
     Source: Kingma et al. 2021, "Variational Diffusion Models", eq. 8, https://arxiv.org/abs/2107.00630.
 
@@ -112,12 +116,14 @@ class Levels(Dequantization):
     def reconstruction(self, scaling: Scaling, kernel: Kernel, z: Batch, noise: Batch) -> PerSample:
         """log q(z_ε|raw) − log P(raw|z_ε) at z_ε = α z + σ noise, nats, (B,)."""
         sigma, step = _widths(scaling, kernel)
-        per_entry = log_share(double(noise), scaling.level(z), step, _count(scaling)) - sigma.log() - HALF_LOG_2PI
+        level = scaling.level(z).to(sigma.device)
+        per_entry = log_share(double(noise), level, step, _count(scaling)) - sigma.log() - HALF_LOG_2PI
         return per_entry.flatten(1).sum(1).to(z)
 
     def mean_reconstruction(self, scaling: Scaling, kernel: Kernel, z: Batch) -> PerSample:
         """:meth:`reconstruction` on average over the noise, by the trapezium rule for each grey level, nats, (B,)."""
         sigma, step = _widths(scaling, kernel)
+        step = min(step, CERTAIN)
         n = torch.linspace(-9, 9, 1 + 2 * math.ceil(9 * max(4.0, 3 * step)), dtype=sigma.dtype, device=sigma.device)
         levels, weight = torch.arange(_count(scaling), device=n.device), (-0.5 * n**2).exp()
         of_level = log_share(n, levels[:, None], step, len(levels)) @ (weight / weight.sum())

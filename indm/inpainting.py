@@ -89,7 +89,7 @@ def inpaint(
     """Draw the missing entries of data given the others, by a model that was trained without missing ones.
 
     The flow must be one of each entry by itself, as that of images is by default, or the identity. Grey levels get
-    uniform noise in their bins, anew in each draw.
+    the noise of the model, anew in each draw.
 
     Args:
         model: an INDM.

@@ -81,6 +81,16 @@ def test_the_mean_over_the_noise_by_quadrature(eps):
     assert found.item() == pytest.approx(sum(map(mean, [0, 1, 3, 6])), abs=1e-5)
 
 
+def test_levels_far_apart_need_no_more_memory():
+    """10⁷ deviations of the noise: what is left of the reconstruction is −½ log(2πe σ²) an entry."""
+    model, raw = model_of(eps=1e-14), images(3)
+    x = model.from_data(raw)[0]
+    found = mean_reconstruction(model, x, torch.zeros_like(x))
+    sigma = model.sde.sigma(torch.tensor(1e-14).double())
+    expected = -4 * (0.5 * math.log(2 * math.pi * math.e) + sigma.log())
+    torch.testing.assert_close(found, expected.expand(3), rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("eps", EPS)
 def test_uniform_levels_have_log_levels_at_every_eps(eps):
     """With the exact score the bound of the SDE and the NLL of the flow are −log P, however large ε is."""

@@ -174,8 +174,8 @@ def evaluate(
         model.flow.check()
         if is_foreign(model):
             drawn = torch.Generator(device).manual_seed(seed)
-            for finding in check_denoiser(model, raw, c=c, generator=drawn).findings:
-                warnings.warn(finding, RuntimeWarning, stacklevel=2)
+            for finding in check_denoiser(model, raw, c=c, batch_size=batch_size, generator=drawn).findings:
+                warnings.warn(finding, RuntimeWarning, stacklevel=3)
         model = model.truncated(solver.pop("eps", None))
         eps = model.sde.eps
         reference = latent_reference(model, raw, c=c, batch_size=batch_size, seed=seed)

@@ -11,6 +11,7 @@ from indm.conditions import all_rows, at
 from indm.dequantization import check_raw, from_data
 from indm.foreign.denoiser import PREDICTIONS, Denoiser
 from indm.likelihood import latent_reference
+from indm.score import context_of
 from indm.tensors import evaluation_mode, expand_like
 
 NOISE_LEVELS = 8  # at which the error is measured, evenly on the clock
@@ -61,7 +62,13 @@ def is_foreign(model) -> bool:
 
 
 def check_denoiser(
-    model, raw: Num[Tensor, "batch *event"], *, c=None, most: int = 256, generator: torch.Generator | None = None
+    model,
+    raw: Num[Tensor, "batch *event"],
+    *,
+    c=None,
+    most: int = 256,
+    batch_size: int = 64,
+    generator: torch.Generator | None = None,
 ) -> DenoiserCheck:
     r"""Measure the denoising error of a model of :func:`indm.from_denoiser` on data, and say what looks wrong.
 
@@ -75,6 +82,7 @@ def check_denoiser(
         raw: data in data units.
         c: their conditions, of a model that has one.
         most: how many are used.
+        batch_size: samples at a time.
         generator: feeds the noise.
 
     Raises:
@@ -99,7 +107,7 @@ def check_denoiser(
     levels = 0.5 * (start + (end - start) * (torch.arange(NOISE_LEVELS).double() + 0.5) / NOISE_LEVELS)
     with evaluation_mode(model):
         x = from_data(model, raw, generator=generator)[0]
-        errors = _errors(at(model, c, len(x)), x, levels, generator)
+        errors = _errors(at(model, c, len(x)), x, levels, batch_size, generator)
     variance = latent_reference(model, raw, c=c).variance.double().cpu()
     linear = (variance / (variance + (2 * levels[:, None]).exp())).mean(1)
     return DenoiserCheck(levels, errors, linear, _denoiser(model).predicts, tuple(_findings(model, x, errors, linear)))
@@ -109,18 +117,21 @@ def _denoiser(model) -> Denoiser:
     return model.score.backbone
 
 
-def _errors(model, x: Tensor, levels: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
+def _errors(model, x: Tensor, levels: Tensor, batch_size: int, generator: torch.Generator | None) -> dict[str, Tensor]:
     """E‖n − n̂‖²/d at each level, for each kind of prediction."""
-    denoiser, seen = _denoiser(model), getattr(model.score, "context", ())
-    errors: dict[str, list[float]] = {name: [] for name in PREDICTIONS}
-    for level in levels.tolist():
-        noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        rows = x.new_full((len(x),), level)
-        alpha, sigma = (expand_like((sign * rows).sigmoid().sqrt(), x) for sign in (-2, 2))
-        x_tau, tau, f = denoiser.output(alpha * x + sigma * noise, rows, *seen)
-        for name in PREDICTIONS:
-            errors[name].append((denoiser.noise_from(name, f, x_tau, tau) - noise).square().mean().item())
-    return {name: torch.tensor(values, dtype=torch.float64) for name, values in errors.items()}
+    denoiser, seen = _denoiser(model), context_of(model.score)
+    errors = {name: torch.zeros_like(levels) for name in PREDICTIONS}
+    for rows in torch.arange(len(x)).split(batch_size):
+        z, given = x[rows], [c[rows] for c in seen]
+        for i, level in enumerate(levels.tolist()):
+            noise = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
+            at_level = z.new_full((len(z),), level)
+            alpha, sigma = (expand_like((sign * at_level).sigmoid().sqrt(), z) for sign in (-2, 2))
+            x_tau, tau, f = denoiser.output(alpha * z + sigma * noise, at_level, *given)
+            for name in PREDICTIONS:
+                off = denoiser.noise_from(name, f, x_tau, tau) - noise
+                errors[name][i] += off.square().sum().item() / x.numel()
+    return errors
 
 
 def _findings(model, x: Tensor, errors: dict[str, Tensor], linear: Tensor):

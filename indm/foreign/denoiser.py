@@ -5,6 +5,7 @@ a score needs, and the linear SDE is free: at time t of ours the network is aske
 for x_τ = (α(τ)/α_t) z_t.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ PREDICTIONS: Mapping[str, Callable[[Tensor, Tensor, Coefficients], Tensor]] = {
     "score": lambda f, x, p: -p[1] * f,
     "velocity": lambda f, x, p: (p[0] * f - p[2] * x) / (p[0] * p[3] - p[2] * p[1]),  # u = α′ x_0 + σ′ n
 }
+SDE_EPS = 1e-5  # the time of the SDE at which the path begins
 VARIANCES = ("large", "small", "learned")  # of the steps of a K-step model: β_k, its posterior's, and between both
 
 
@@ -88,7 +90,7 @@ class Denoiser(nn.Module):
         """
         path = self.given_path
         if isinstance(path, Mapping):
-            return {name: torch.as_tensor(numbers).tolist() for name, numbers in path.items()}
+            return {name: torch.as_tensor(numbers, dtype=torch.float64).tolist() for name, numbers in path.items()}
         if not isinstance(path, str):
             raise ValueError("this model cannot be saved, because its path was given as an object")
         return path
@@ -118,6 +120,11 @@ class Denoiser(nn.Module):
         tau = self.noises.time(double(level)).clamp(min(self.noises.range), max(self.noises.range))
         x = expand_like(torch.hypot(self.noises.alpha(tau), self.noises.sigma(tau)).to(y), y) * y
         f = self.network(x, tau.to(x)) if c is None else self.network(x, tau.to(x), c)
+        if not isinstance(f, Tensor):
+            raise ValueError(
+                f"network must return a tensor, got {type(f).__name__}; a function can take it out: "
+                "lambda x, tau: network(x, tau).sample"
+            )
         if f.shape not in (x.shape, (len(x), 2 * x.shape[1], *x.shape[2:])):
             raise ValueError(f"network must return {tuple(x.shape)}, or twice the channels, got {tuple(f.shape)}")
         return x, tau, f.to(y.dtype)
@@ -145,7 +152,9 @@ def from_denoiser(
 
     Args:
         network: network(x, τ) or, with a condition, network(x, τ, c): x (B, *shape), τ (B,) in the path's own units.
-            It is used in evaluation mode. Twice the channels mean a learned variance.
+            Twice the channels mean a learned variance. A module is used in evaluation mode, and the model is put where
+            it is and has its precision. A function hides what it calls: do both for that yourself. Where whole k are
+            needed, ``lambda x, k: net(x, k.round().long())`` gives the nearest.
         predicts: "noise", "data", "v" = α n − σ x_0, "score", or "velocity" = dx_τ/dτ.
         path: "edm" (σ from 0.002 to 80), "linear" (flow matching with noise at τ = 1), "linear-reversed" (data at 1),
             "trigonometric", "trigonometric-reversed", ``{"sigmas": (low, high)}``, ``{"betas": …}`` or
@@ -158,14 +167,15 @@ def from_denoiser(
             class, 1 for this one, all 0 where it is hidden.
         dequantization: the noise of grey levels that the network was trained with; by default none.
         eps: τ at which likelihoods begin; by default where the path has least noise. Each gives a bound of log P of
-            grey levels, the best where the network has learned best.
+            grey levels, the best where the network has learned best. (``eps`` of :func:`indm.evaluate` is a time of
+            the model's SDE, from 1e-5 to 1, evenly in log(σ/α).)
         variance: "large", "small" or "learned", of the steps of a K-step model, see :func:`indm.discrete_nelbo`.
         factory: in place of ``network`` ``"package.module:function"``, so that the model can be saved, and read again
             inside :func:`indm.trust`.
         options: arguments of the factory.
 
     Raises:
-        ValueError: an unknown word, a path that is not monotone, or ``eps`` outside of it.
+        ValueError: an unknown word, a path that is not monotone, ``eps`` outside of it, or a module in half precision.
 
     Example: the velocity of N(0, I), E[n − x_0|x], in flow matching.
 
@@ -182,10 +192,14 @@ def from_denoiser(
         raise ValueError("network or factory must be given, and not both")
     denoiser = Denoiser(network if factory is None else factory, predicts, path, options, variance)
     noises = denoiser.noises
-    scaling = Scaling() if scaling is None else scaling
+    scaling, condition, dequantization = copy.deepcopy((scaling or Scaling(), condition, dequantization))
     if dequantization is None and scaling.levels is not None:
         dequantization = Levels()
-    return INDM(Identity(), ScoreModel(denoiser, sde_of(noises, eps)), scaling, shape, dequantization, condition)
+    model = INDM(Identity(), ScoreModel(denoiser, sde_of(noises, eps)), scaling, shape, dequantization, condition)
+    weight = next(denoiser.parameters(), model.scaling.scale)
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"network must be in float32 or float64, got {weight.dtype}; network.float() makes it so")
+    return model.to(weight.device, weight.dtype)
 
 
 def sde_of(path: Path, eps: float | None = None) -> LogLinearSDE:
@@ -199,9 +213,10 @@ def sde_of(path: Path, eps: float | None = None) -> LogLinearSDE:
     if not (first <= eps < last or last < eps <= first):
         raise ValueError(f"eps must be a τ from {first:g} to {last:g}, the path's own, got {eps}")
     ends = torch.tensor([eps, last], dtype=torch.float64)
-    start, end = (-2 * path.level(ends)).tolist()
+    at_eps, at_end = (-2 * path.level(ends)).tolist()
+    at_zero = at_end + (at_eps - at_end) / (1 - SDE_EPS)
     size = torch.hypot(path.alpha(ends[1]), path.sigma(ends[1])).item()
-    return LogLinearSDE(start, end, path.prior_std / size)
+    return LogLinearSDE(at_zero, at_end, path.prior_std / size, SDE_EPS)
 
 
 def preconditioned(network: Callable[..., Tensor], sigma_data: float = 0.5) -> Callable[..., Tensor]:

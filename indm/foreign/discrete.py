@@ -2,7 +2,7 @@ r"""The likelihood bound of a model of K steps, at the steps with which it was t
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from indm.conditions import at
 from indm.dequantization import constant_log_q
@@ -13,6 +13,8 @@ from indm.objective import NELBO, constant_term, mean_reconstruction, prior_term
 from indm.rng import randn_like, strata
 from indm.score import context_of
 from indm.tensors import Batch, PerSample, check_units, double, event_size, expand_like
+
+SAME = 1e-9  # by which the log(σ/α) of one step may differ, as it is rounded
 
 
 def discrete_nelbo(
@@ -80,8 +82,9 @@ def discrete_nelbo(
     variance = denoiser.variance if variance is None else variance
     if variance not in VARIANCES:
         raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, got {variance!r}")
-    levels = denoiser.noises.whole_levels()
-    levels = levels[levels >= 0.5 * sde.clock_span()[0] - 1e-9].to(x.device)  # from ε on
+    whole, start = denoiser.noises.whole_levels(), 0.5 * sde.clock_span()[0]
+    # The first step leads to ε, which may lie between two k. The network is asked where a step begins, at whole k.
+    levels = nn.functional.pad(whole[whole > start + SAME], (1, 0), value=start).to(x.device)
     draws = _drawn_steps(_shares(levels, x, reference), len(x), times, generator)
     noises = [randn_like(x, generator) for _ in range(times + 1)]
     seen = context_of(model.score)

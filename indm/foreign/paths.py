@@ -14,6 +14,7 @@ Times = Tensor  # τ in float64, (B,)
 ENDS = 1e-4  # of a path on [0, 1] that has no noise, or no data, at its ends
 POINTS = 257  # at which a path is checked
 HALVINGS = 60  # of an interval, to find τ: below float64's rounding
+ROUNDED = 1e-4  # by which k may be off that is whole: log(σ/α) was rounded to float32
 MOST_LEVEL = 0.5 * math.log(1e12)  # log(σ/α) from which the data cannot be told from zero
 
 
@@ -51,8 +52,8 @@ class Path(ABC):
 
     def slopes(self, tau: Times) -> tuple[Tensor, Tensor]:
         """dα/dτ and dσ/dτ."""
-        with torch.enable_grad():
-            tau = tau.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            tau = tau.detach().clone().requires_grad_()
             values = (self.alpha(tau) + 0 * tau, self.sigma(tau) + 0 * tau)
             alpha, sigma = (torch.autograd.grad(value.sum(), tau)[0] for value in values)
         return alpha, sigma
@@ -119,7 +120,8 @@ class Steps(Path):
         levels = self.levels.to(level.device)
         above = torch.searchsorted(levels, level.contiguous()).clamp(1, len(levels) - 1)
         low, high = levels[above - 1], levels[above]
-        return above - 1 + (level - low) / (high - low)
+        tau = above - 1 + (level - low) / (high - low)
+        return torch.where((tau - tau.round()).abs() < ROUNDED, tau.round(), tau)
 
     def whole_levels(self) -> Tensor:
         return self.levels

@@ -374,20 +374,20 @@ class VESDE(LinearSDE):
 
 
 class LogLinearSDE(LinearSDE):
-    r"""Variance preserving with a log-SNR that falls linearly from ε to T: :math:`\alpha^2 = 1 - \sigma^2`,
+    r"""Variance preserving with a log-SNR that falls linearly in t: :math:`\alpha^2 = 1 - \sigma^2`,
     :math:`g^2 = c\,\sigma^2`, :math:`f = -g^2/2`, c its rate.
 
     The prior is N(prior_mean, prior_std² I).
 
     Args:
-        log_snr_max, log_snr_min: log(α²/σ²) at ε and at T.
+        log_snr_max, log_snr_min: log(α²/σ²) at t = 0 and at t = 1.
         prior_std: deviation of the prior.
         eps: the truncation ε.
 
     Example: uniform in log-SNR is uniform in t.
 
         >>> sde = LogLinearSDE(10.0, -10.0)
-        >>> sde.log_snr(torch.tensor([1e-5, 0.500005, 1.0])).round(decimals=3).tolist()
+        >>> sde.log_snr(torch.tensor([0.0, 0.5, 1.0])).tolist()
         [10.0, 0.0, -10.0]
 
     Source: Kingma et al. 2021, "Variational Diffusion Models", https://arxiv.org/abs/2107.00630.
@@ -402,11 +402,10 @@ class LogLinearSDE(LinearSDE):
         if not prior_std > 0:
             raise ValueError(f"prior_std must be positive, got {prior_std}; 1 is usual")
         self.log_snr_max, self.log_snr_min, self.prior_std = log_snr_max, log_snr_min, prior_std
-        self.start = eps  # where log_snr_max is, however the SDE is truncated
-        self.rate = (log_snr_max - log_snr_min) / (self.T - eps)
+        self.rate = log_snr_max - log_snr_min
 
     def log_snr(self, t: Times) -> Times:
-        return self.log_snr_max - self.rate * (t - self.start)
+        return self.log_snr_max - self.rate * t
 
     def log_alpha(self, t: Times) -> Times:
         return -0.5 * nn.functional.softplus(-self.log_snr(t))
@@ -421,4 +420,4 @@ class LogLinearSDE(LinearSDE):
         return math.sqrt(self.rate) * self.sigma(t)
 
     def time(self, log_snr: Times) -> Times:
-        return self.start + (self.log_snr_max - log_snr) / self.rate
+        return (self.log_snr_max - log_snr) / self.rate

@@ -10,7 +10,7 @@ from scipy import stats
 
 import indm
 from indm.config import parts
-from indm.model import build
+from indm.model import build, describe
 from indm.sde import check_sde
 from indm.sde.linear import VPSDE, truncated
 
@@ -69,6 +69,16 @@ def test_its_own_check_passes_it_and_finds_each_wrong_method(sde):
         setattr(wrong, name, lambda v, right=right: 1.01 * right(v) + 0.01)
         with pytest.raises(ValueError, match=f"{name} of {type(sde).__name__} must be .* at t = 0"):
             check_sde(wrong)
+
+
+def test_a_truncated_one_is_made_anew_from_its_description(sde):
+    view = truncated(sde, 0.3)
+    with indm.trust("own_sde"):
+        anew = build(describe(view, "sde"), "sde", SHAPE).double()
+    anew.load_state_dict(view.state_dict())
+    t = torch.tensor([0.3, 0.7, 1.0], dtype=torch.float64)
+    assert anew.eps == 0.3
+    torch.testing.assert_close(anew.log_snr(t), view.log_snr(t))
 
 
 def test_clock(sde):

@@ -58,46 +58,48 @@ class Exact(torch.nn.Module):
         return log.logsumexp(1), data, (x - alpha * data) / sigma
 
     def forward(self, x, tau):
-        tau = tau.double()[:, None].requires_grad_()
-        with torch.enable_grad():
-            alpha, sigma = self.path.alpha(tau), self.path.sigma(tau)
-            slopes = [
-                torch.autograd.grad(v.sum(), tau, retain_graph=True)[0] if v.requires_grad else torch.zeros_like(v)
-                for v in (alpha, sigma)
-            ]
-        alpha, sigma = alpha.detach(), sigma.detach()
+        tau = tau.double()[:, None]
+        alpha, sigma = self.path.alpha(tau), self.path.sigma(tau)
         _, data, noise = self.at(x.double(), alpha, sigma)
-        kinds = {
-            "noise": noise,
-            "data": data,
-            "v": alpha * noise - sigma * data,
-            "score": -noise / sigma,
-            "velocity": slopes[0] * data + slopes[1] * noise,
-        }
+        if self.predicts == "velocity":
+            slopes = [slope(v, tau) for v in (self.path.alpha, self.path.sigma)]
+            return (slopes[0] * data + slopes[1] * noise).to(x)
+        kinds = {"noise": noise, "data": data, "v": alpha * noise - sigma * data, "score": -noise / sigma}
         return kinds[self.predicts].to(x)
 
 
+def slope(coefficient, tau):
+    """d/dτ."""
+    with torch.enable_grad():
+        tau = tau.requires_grad_()
+        value = coefficient(tau)
+        return torch.autograd.grad(value.sum(), tau)[0] if value.requires_grad else torch.zeros_like(value)
+
+
 def pulled_back(network, x):
-    """log of the density of α_ε x_ε by which N(0, prior_std²) is carried there, by RK45 over ν = σ/α, (B,)."""
-    path = network.path
-    first, last = (torch.tensor([[end]], dtype=torch.float64) for end in path.range)
-    ends = [(path.sigma(end) / path.alpha(end)).item() for end in (first, last)]
-    d, out = x.shape[1], []
+    """log of the density of α_ε x_ε by which N(0, prior_std²) is carried there, by SciPy over log(σ/α), (B,).
 
-    def slope(log_ratio, state):
-        """d(y, log density)/d log ν for y = x/α at α = 1, σ = ν: dy/dν = n̂."""
-        nu = math.exp(log_ratio)
-        y = torch.tensor(state[None, :d], requires_grad=True)
-        with torch.enable_grad():
-            noise = network.at(y, torch.ones(1, 1).double(), torch.full((1, 1), nu).double())[2]
-            trace = sum(torch.autograd.grad(noise[0, i], y, retain_graph=True)[0][0, i] for i in range(d))
-        return np.append(noise.detach().numpy()[0], trace.item()) * nu
+    For y = x/α at α = 1 and σ = ν, dy/dν = n̂ = (y − D)/ν, whose divergence is (d − tr Cov[x_0|y]/ν²)/ν.
+    """
+    weights, means, variances = network.weights.numpy(), network.means.numpy(), network.stds.numpy() ** 2
+    path, d = network.path, x.shape[1]
+    first, last = torch.tensor(path.range, dtype=torch.float64)
 
-    alpha_end = path.alpha(last).item()
-    for row in x.double():
-        start = np.append(row.numpy(), 0.0)  # y = x_ε/α_ε = x
-        found = solve_ivp(slope, [math.log(v) for v in ends], start, rtol=1e-9, atol=1e-10).y[:, -1]
-        z = found[:d] * alpha_end
-        prior = -0.5 * (z / path.prior_std) ** 2 - math.log(path.prior_std * math.sqrt(2 * math.pi))
-        out.append(prior.sum() + d * math.log(alpha_end) + found[d])
-    return torch.tensor(out)
+    def slope(log_nu, state):
+        nu = math.exp(log_nu)
+        y, total = state.reshape(-1, d + 1)[:, :d], variances + nu**2
+        away = y[:, None] - means
+        share = weights * np.exp(-0.5 * (away**2).sum(2) / total) / total ** (d / 2)
+        share /= share.sum(1, keepdims=True)
+        means_of = means + (variances / total)[:, None] * away  # of x_0 given y, component by component
+        D = (share[..., None] * means_of).sum(1)
+        spread = d * variances * nu**2 / total + ((means_of - D[:, None]) ** 2).sum(2)
+        divergence = d - (share * spread).sum(1) / nu**2
+        return np.concatenate([y - D, divergence[:, None]], 1).ravel()
+
+    start = np.concatenate([x.double().numpy(), np.zeros((len(x), 1))], 1).ravel()  # y = x_ε/α_ε = x
+    ends = path.level(torch.stack([first, last])).tolist()
+    found = solve_ivp(slope, ends, start, rtol=1e-9, atol=1e-10).y[:, -1].reshape(-1, d + 1)
+    alpha = path.alpha(last).item()
+    prior = -0.5 * (alpha * found[:, :d] / path.prior_std) ** 2 - math.log(path.prior_std * math.sqrt(2 * math.pi))
+    return torch.tensor(prior.sum(1) + d * math.log(alpha) + found[:, d])

@@ -50,12 +50,34 @@ def test_the_linear_error_is_that_of_the_best_linear_predictor():
 def test_coupled_noise_is_found():
     """A velocity whose noise was the data times 2: u = n − x_0 = n/2, and x_τ = (1 + τ) n/2."""
     options = {"predicts": "velocity", "path": "linear", "shape": (2,)}
-    model = indm.from_denoiser(lambda x, tau: x / (1 + tau)[:, None], **options)
+    batches = []
+
+    def network(x, tau):
+        batches.append(len(x))
+        return x / (1 + tau)[:, None]
+
+    model = indm.from_denoiser(network, **options)
     raw = 0.5 * torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
     (finding,) = indm.check_denoiser(model, raw).findings
     assert "noise and data were coupled in training" in finding
-    with pytest.warns(RuntimeWarning, match="noise and data were coupled"):
-        indm.evaluate(model, raw[:64], nll_examples=0, progress=False)
+    batches.clear()
+    with pytest.warns(RuntimeWarning, match="noise and data were coupled") as warned:
+        indm.evaluate(model, raw[:64], nll_examples=0, batch_size=20, progress=False)
+    assert warned[0].filename == __file__ and max(batches) == 20
+
+
+def test_the_network_sees_no_more_samples_than_a_batch():
+    seen = []
+
+    def network(x, tau):
+        seen.append(len(x))
+        return torch.zeros_like(x)
+
+    model = indm.from_denoiser(network, predicts="data", path="edm", shape=(2,))
+    found = indm.check_denoiser(model, data(100), batch_size=30)
+    assert max(seen) == 30 and sum(seen) == 8 * 100
+    x, sigma = data(100), found.levels.exp()  # the error of D = 0 is that of n̂ = x_τ/σ
+    torch.testing.assert_close(found.errors["data"], x.square().mean() / sigma**2, rtol=1e-3, atol=0)
 
 
 def test_data_of_another_scale_are_found():

@@ -101,6 +101,19 @@ def test_the_excess_of_an_exact_network_depends_on_the_variance(variance, excess
     assert over.mean().item() == pytest.approx(excess, abs=4 * over.std().item() / len(x) ** 0.5 + 1e-3)
 
 
+def test_the_first_step_leads_to_eps_wherever_that_is():
+    """The bound rises with ε from that at one whole k to that at the next: no step is left out between both."""
+    x = MEAN + STD * torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0)).double()
+
+    def bound(eps):
+        model, generator = model_of(exact, 1, eps=eps), torch.Generator().manual_seed(1)
+        return indm.discrete_nelbo(model, x, times=4, generator=generator).nats().mean().item()
+
+    at, little, most, following = map(bound, (5, 5.01, 5.99, 6))
+    assert -Normal(MEAN, STD).log_prob(x).mean().item() < at and following < at + 0.03
+    assert abs(little - at) < 0.01 and abs(most - following) < 0.01
+
+
 def test_grey_levels_are_decoded():
     """Of two grey levels, as likely each, the exact network's bound is near log 2 an entry with the small variance.
 
