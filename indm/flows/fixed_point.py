@@ -35,14 +35,14 @@ def solve(
     Returns:
         x, its residual and the number of evaluations, the last two (B,).
 
-    Where a combination raises the residual's norm, that sample forgets its history and takes the Banach step from its
-    best point: two evaluations make at least the progress of one Banach step.
+    Where a combination raises the residual's norm, that sample forgets its history and takes the Banach step from the
+    point before, whatever the norm there: two evaluations make at least the progress of one Banach step.
 
     Source: Walker & Ni 2011, "Anderson Acceleration for Fixed-Point Iterations", https://doi.org/10.1137/10078356X.
     """
     solution, residual = x.clone(), torch.full_like(scale, math.inf)
     evaluations = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    active = _Active.start(x, residual)
+    active = _Active.start(x)
     for iteration in range(max_iterations):
         image = contraction(active.x, active.rows)
         f = (image - active.x).flatten(1)
@@ -70,7 +70,7 @@ class _Active:
         x: the current iterates, (b, *event).
         old_x, old_f: the iterates before and contraction(x) − x there, flat, (b, d).
         steps, changes: differences of iterates and of contraction(x) − x between them, newest first, (b, memory, d).
-        best_norm, best_image: the smallest norm of contraction(x) − x so far, and contraction(x) there.
+        best_image: contraction(x) at the last point that has not raised the norm of contraction(x) − x.
     """
 
     rows: Tensor
@@ -79,14 +79,13 @@ class _Active:
     old_f: Tensor
     steps: Tensor
     changes: Tensor
-    best_norm: Tensor
     best_image: Tensor
 
     @classmethod
-    def start(cls, x: Tensor, norm: Tensor) -> "_Active":
+    def start(cls, x: Tensor) -> "_Active":
         flat = torch.zeros_like(x.flatten(1))
         none = flat.new_zeros(len(x), 0, flat.shape[1])
-        return cls(torch.arange(len(x), device=x.device), x, flat, flat, none, none, norm.clone(), x)
+        return cls(torch.arange(len(x), device=x.device), x, flat, flat, none, none, x)
 
     def keep(self, mask: Tensor) -> None:
         """Only the samples where ``mask`` (b,) is true."""
@@ -95,19 +94,17 @@ class _Active:
 
     def banach_step(self, image: Tensor, f: Tensor) -> None:
         """x ← contraction(x), which is ``image``; ``f`` is image − x, flat."""
-        self.old_x, self.old_f, self.best_norm, self.best_image = self.x.flatten(1), f, f.norm(dim=1), image
+        self.old_x, self.old_f, self.best_image = self.x.flatten(1), f, image
         self.x = image
 
     def anderson_step(self, image: Tensor, f: Tensor, memory: int) -> None:
         """x ← the combination of past images with the least combined residual, where that has helped so far."""
-        norm = f.norm(dim=1)
-        better = norm < self.best_norm
-        flat = self.x.flatten(1)
+        flat, has_history = self.x.flatten(1), self.changes.flatten(1).any(1)
+        better = (f.norm(dim=1) < self.old_f.norm(dim=1)) | ~has_history  # a Banach step counts, whatever the norm
         steps = torch.cat((flat[:, None] - self.old_x[:, None], self.steps[:, : memory - 1]), 1)
         changes = torch.cat((f[:, None] - self.old_f[:, None], self.changes[:, : memory - 1]), 1)
         self.steps, self.changes = steps * better[:, None, None], changes * better[:, None, None]
         self.old_x, self.old_f = flat, f
-        self.best_norm = torch.where(better, norm, self.best_norm)
         self.best_image = torch.where(expand_like(better, image), image, self.best_image)
         self.x = (self.best_image.flatten(1) - _correction(self.steps, self.changes, f)).reshape(self.x.shape)
 

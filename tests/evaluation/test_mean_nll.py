@@ -146,6 +146,15 @@ def test_levels_between_are_chosen_where_they_are_cheaper():
     assert cheapest(torch.stack([values[12][:32], values[12][:32]]), [100], 1000, 0.02) == ([], [LEAST])
 
 
+def test_a_correction_between_two_levels_costs_a_solve_at_each():
+    """Differences of variances 0.9 and 0.1: √(50·0.9) + √(150·0.1) > √100 > √(20·0.9) + √(120·0.1)."""
+    first, second = torch.tensor([[1.0, -1, 1, -1], [1, 1, -1, -1]], dtype=torch.float64)
+    middle = math.sqrt(0.9) * first
+    values = torch.stack([0 * first, middle, middle + math.sqrt(0.1) * second])
+    assert cheapest(values, [50.0, 100.0], 10**6, 0.01)[0] == []
+    assert cheapest(values, [20.0, 100.0], 10**6, 0.01)[0] == [0]
+
+
 def test_estimates_with_an_unusual_error_are_solved_for_certain():
     values, solve = table(deviations=(0.01, 0.01, 0.01))
     coarse, stated = values[12].clone(), torch.ones(1000)

@@ -70,6 +70,19 @@ def test_kinks_and_turns_do_not_defeat_it(seed, slope):
     assert (contraction(solution, torch.arange(6)) - solution).abs().max() <= 1e-8
 
 
+def test_a_banach_step_may_raise_the_euclidean_norm():
+    """A chain of maps by 0.9 that ends in 100 entries at once: its largest row sum is 0.9, its spectral norm is 9."""
+    for chain in range(4, 12):
+        a = 0.9 * torch.eye(chain + 100, dtype=torch.float64).roll(1, 0)
+        a[0], a[chain:], a[chain:, chain - 1] = 0.0, 0.0, 0.9
+        b = torch.eye(1, chain + 100, dtype=torch.float64)
+        exact = torch.linalg.solve(torch.eye(chain + 100, dtype=torch.float64) - a, b[0])
+        start, scale = torch.zeros_like(b), torch.ones(1, dtype=torch.float64)
+        solution, _, evaluations = solve(lambda x, rows, a=a, b=b: x @ a.T + b, start, 1e-9, scale)
+        torch.testing.assert_close(solution[0], exact, rtol=0, atol=1e-8)
+        assert int(evaluations) <= 2 * math.log(1e-9) / math.log(0.9)
+
+
 def test_a_sample_does_not_depend_on_its_batch():
     contraction, x, _ = affine(6, 5, 0.9)
     scale = torch.ones(5, dtype=torch.float64)

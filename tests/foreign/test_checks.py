@@ -47,6 +47,24 @@ def test_the_linear_error_is_that_of_the_best_linear_predictor():
         assert residual.square().mean().item() == pytest.approx(error.item(), rel=0.05, abs=1e-4)
 
 
+def test_the_network_sees_the_condition_of_each_row():
+    """Of classes N(±1, 0.09 I) the exact network, which sees the class, errs by 0.09/(0.09 + σ²) under α = 1."""
+
+    def network(x, sigma, c):
+        s2 = sigma[:, None] ** 2
+        return (0.09 * x + s2 * (c[:, 1:] - c[:, :1])) / (0.09 + s2)
+
+    condition = indm.Classes(["left", "right"], drop=0.1)
+    model = indm.from_denoiser(network, predicts="data", path="edm", shape=(2,), condition=condition).double()
+    numbers = torch.Generator().manual_seed(0)
+    right = torch.arange(4000) % 2
+    raw = 2.0 * right[:, None] - 1 + 0.3 * torch.randn(4000, 2, generator=numbers).double()
+    found = indm.check_denoiser(model, raw, c=right, most=4000, generator=numbers)
+    expected = 0.09 / (0.09 + (2 * found.levels).exp())
+    torch.testing.assert_close(found.errors["data"], expected, rtol=0.08, atol=0)
+    assert not found.findings
+
+
 def test_coupled_noise_is_found():
     """A velocity whose noise was the data times 2: u = n − x_0 = n/2, and x_τ = (1 + τ) n/2."""
     options = {"predicts": "velocity", "path": "linear", "shape": (2,)}

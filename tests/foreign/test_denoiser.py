@@ -20,16 +20,29 @@ def model_of(predicts, path, law=MIXTURE, **options):
     return indm.from_denoiser(Exact(predicts, path, *law), predicts=predicts, path=path, shape=(2,), **options).double()
 
 
-@pytest.mark.parametrize("name", PATHS)
-def test_log_p_of_a_centred_gaussian_is_the_prior_pulled_back(name):
-    """The flow only stretches: x_T = x_ε √((α_T² v + σ_T²)/(α_ε² v + σ_ε²))."""
-    path = path_of(PATHS[name])
-    model = model_of("velocity", PATHS[name], GAUSSIAN)
+def stretched(path, prior_std):
+    """The law at ε that the flow of data N(0, v I), v = 0.49, carries to N(0, prior_std² I) at T.
+
+    The flow only stretches: x_T = x_ε √((α_T² v + σ_T²)/(α_ε² v + σ_ε²)).
+    """
     ends = torch.tensor(path.range, dtype=torch.float64)
     first, last = (path.alpha(ends) ** 2 * 0.49 + path.sigma(ends) ** 2).tolist()
-    std = path.prior_std * math.sqrt(first / last) / path.alpha(ends)[0].item()
-    expected = torch.distributions.Normal(0.0, std).log_prob(POINTS).sum(1)
+    return torch.distributions.Normal(0.0, prior_std * math.sqrt(first / last) / path.alpha(ends)[0].item())
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_log_p_of_a_centred_gaussian_is_the_prior_pulled_back(name):
+    path = path_of(PATHS[name])
+    expected = stretched(path, path.prior_std).log_prob(POINTS).sum(1)
+    model = model_of("velocity", PATHS[name], GAUSSIAN)
     torch.testing.assert_close(model.log_prob(POINTS, steps=64), expected, rtol=0, atol=1e-5)
+
+
+def test_the_prior_of_a_path_may_have_a_deviation_of_its_own():
+    path = Cosine()
+    path.prior_std = 2.0
+    found = model_of("velocity", path, GAUSSIAN).log_prob(POINTS, steps=128)
+    torch.testing.assert_close(found, stretched(path, 2.0).log_prob(POINTS).sum(1), rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", PATHS)

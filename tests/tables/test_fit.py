@@ -80,6 +80,13 @@ def test_levels_are_drawn_where_gradients_are_large():
     assert share.sum().item() == pytest.approx(1)
 
 
+def test_levels_without_a_draw_keep_what_was_measured():
+    clock = Clock(VPSDE(eps=1e-4))
+    for _ in range(10):
+        clock.measure(torch.arange(3), torch.full((3,), 5.0))
+    assert (clock.squares[:3] > 1).all() and (clock.squares[3:] == 1).all()
+
+
 def test_a_gain_is_that_of_the_bound_and_its_error_over_rows():
     """From N(0, 4 I) to N(0, I), the truth: KL(N(0, I) ‖ N(0, 4 I)) = 2 log 2 − 3/4 nats."""
     rows = torch.randn(1_500, 2, generator=torch.Generator().manual_seed(0))

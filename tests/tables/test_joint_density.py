@@ -12,10 +12,14 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn.utils.estimator_checks import check_estimator
 
-from indm import JointDensityEstimator
+from indm import INDM, VPSDE, JointDensityEstimator
+from indm.conditions import Vector
+from indm.flows import Identity
 from indm.likelihood import WhitenedFlow
 from indm.nets.masked import MaskedMixtureMLP
+from indm.score import ScoreModel
 from indm.tables import estimator, joint, joint_mixture
+from indm.tables.joint import JointTraining, Questions
 from indm.tables.joint_mixture import JointMixture, best_joint_mixture
 
 SMALL = {"max_components": 2, "width": 8, "depth": 1, "max_steps": 5, "random_state": 0}
@@ -257,6 +261,22 @@ def test_training_learns_what_the_mixture_lacks():
     options = SMALL | {"width": 32, "max_steps": 200, "max_components": 1, "learning_rate": 1e-2}
     fitted = JointDensityEstimator(**options).fit(X)
     assert fitted.gain_[0] > 10 * fitted.gain_[1] > 0
+
+
+def test_numbers_are_trained_on_the_categories_that_are_asked_with_them():
+    """x ~ N(0, 1) and its sign, both asked: a start at which they are independent lacks log 2 nats."""
+    torch.manual_seed(0)
+    z = torch.randn(900, 1)
+    sign, asked, given = torch.cat([z < 0, z >= 0], 1).float(), np.ones((900, 1), bool), np.zeros((900, 1), bool)
+    questions = Questions(asked, given, asked, given)
+    net = MaskedMixtureMLP((1,), (2,), 1, 16, 1)
+    model = INDM(Identity(), ScoreModel(net, VPSDE(eps=1e-4)), shape=(1,), condition=Vector(net.size))
+    own = {"questions": questions[:400], "one_hot": sign[:400]}
+    training = JointTraining(model, z[:400], torch.zeros(400, 0), 1e-2, 0.0, **own)
+    for _ in range(120):
+        rows = torch.randint(400, 900, (128,))
+        training.update((z[rows], sign[rows], questions[rows.numpy()]), 1.0)
+    assert training.check() and training.gain()[0] == pytest.approx(np.log(2), abs=0.25)
 
 
 def test_frames_come_back_as_frames():

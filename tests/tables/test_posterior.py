@@ -1,6 +1,7 @@
 """Posteriors of a simulator: closed forms, finite differences, calibration, sbi's names."""
 
 import pickle
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -383,6 +384,13 @@ def test_p_values_of_calibrated_whole_numbers_are_uniform(law):
     assert (np.array(p) < 0.05).sum() <= 12 and 33 <= (np.array(p) < 0.5).sum() <= 67
 
 
+def test_uniform_ranks_pass_where_bins_hold_different_numbers_of_them():
+    """Twelve ranks in ten bins: p is below 50 % in 100 ± 7 of 200 repetitions."""
+    numbers = np.random.default_rng(0)
+    found = Calibration(numbers.integers(0, 12, (1000, 200)), np.zeros(1000, int), 11)
+    assert 79 <= (found.p_values < 0.5).sum() <= 121
+
+
 def test_the_calibration_of_an_estimator(gaussian, tmp_path):
     theta, x = simulated(300, seed=5)
     found = gaussian.calibration(theta, x, 30)
@@ -465,6 +473,25 @@ def test_the_estimator_validates_on_rows_that_trained_no_embedding(monkeypatch):
     monkeypatch.setattr(module.summaries, "trained", first)
     PosteriorEstimator(embedding=nn.Flatten(), **SMALL).fit(*images(50))
     assert (seen["first"] == seen["second"]).all() and len(seen["first"]) == 5
+
+
+class Noting(nn.Flatten):
+    """Notes the first pixel of each image that takes part in a gradient."""
+
+    noted: ClassVar[set[float]] = set()
+
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            self.noted.update(x[:, 0, 0, 0].tolist())
+        return super().forward(x)
+
+
+def test_an_embedding_is_trained_on_all_rows_but_those_of_validation():
+    (theta, x), is_valid = images(50), np.arange(50) < 20
+    options = DensityEstimator(**SMALL | {"max_steps": 20})
+    module.summaries.trained(Noting(), theta, x, is_valid, options)
+    standardised = (x[~is_valid, 0, 0, 0] - x.mean()) / x.std(ddof=1)
+    assert sorted(Noting.noted) == pytest.approx(sorted(standardised), abs=1e-5)
 
 
 # ── sbi ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
