@@ -14,7 +14,8 @@ from indm.likelihood import latent_reference
 from indm.tensors import evaluation_mode, expand_like
 
 NOISE_LEVELS = 8  # at which the error is measured, evenly on the clock
-MISTAKEN, LINEAR = 0.7, 1.1  # ratios of errors from which something is said
+LINEAR = 1.1  # ratio of the sum of errors to that of the best linear predictor from which something is said
+MISTAKEN, NOTICED = 0.5, 0.02  # ratio and difference of excess errors from which another kind is said to fit better
 LARGE = 20.0  # |x| of data in model units that no usual scaling gives
 
 
@@ -65,10 +66,11 @@ def check_denoiser(
 ) -> DenoiserCheck:
     r"""Measure the denoising error of a model of :func:`indm.from_denoiser` on data, and say what looks wrong.
 
-    The output is read as each kind of prediction. Where another kind has a much smaller error, that is probably what
-    the network predicts. An error above that of the best linear predictor says that the network is not E[n|x_τ]:
-    noise and data were coupled in training (as by optimal transport, or rectified), or the path, the scaling or the
-    unit of τ is another one. :func:`indm.evaluate` calls this once and warns of each finding.
+    The output is read as each kind of prediction. Where another kind is much nearer to the best combination of x_τ and
+    the output, that is probably what the network predicts. An error above that of the best linear predictor says that
+    the network is not E[n|x_τ]: it was trained too little, noise and data were coupled in training (as by optimal
+    transport, or rectified), or the path, the scaling or the unit of τ is another one. :func:`indm.evaluate` calls this
+    once and warns of each finding.
 
     Args:
         model: what :func:`indm.from_denoiser` made.
@@ -98,20 +100,26 @@ def check_denoiser(
     levels = 0.5 * (start + (end - start) * (torch.arange(NOISE_LEVELS).double() + 0.5) / NOISE_LEVELS)
     with evaluation_mode(model):
         x = from_data(model, raw, generator=generator)[0]
-        errors = _errors(at(model, c, len(x)), x, levels, generator)
+        errors, least = _errors(at(model, c, len(x)), x, levels, generator)
     variance = latent_reference(model, raw, c=c).variance.double().cpu()
     linear = (variance / (variance + (2 * levels[:, None]).exp())).mean(1)
-    return DenoiserCheck(levels, errors, linear, _denoiser(model).predicts, tuple(_findings(model, x, errors, linear)))
+    share = (2 * levels).sigmoid()  # of the noise: where it is small, a network of data gives it badly
+    excess = {name: (share * (values - least)).sum().item() for name, values in errors.items()}
+    findings = (*_off_levels(model, raw), *_findings(model, x, errors, excess, linear))
+    return DenoiserCheck(levels, errors, linear, _denoiser(model).predicts, findings)
 
 
 def _denoiser(model) -> Denoiser:
     return model.score.backbone
 
 
-def _errors(model, x: Tensor, levels: Tensor, generator: torch.Generator | None) -> dict[str, Tensor]:
-    """E‖n − n̂‖²/d at each level, for each kind of prediction."""
+def _errors(
+    model, x: Tensor, levels: Tensor, generator: torch.Generator | None
+) -> tuple[dict[str, Tensor], Float[Tensor, " levels"]]:
+    """E‖n − n̂‖²/d at each level, for each kind of prediction; and that of the best n̂ = a f + b x_τ, as all kinds are."""
     denoiser, seen = _denoiser(model), getattr(model.score, "context", ())
     errors: dict[str, list[float]] = {name: [] for name in PREDICTIONS}
+    least = []
     for level in levels.tolist():
         noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         rows = x.new_full((len(x),), level)
@@ -119,30 +127,42 @@ def _errors(model, x: Tensor, levels: Tensor, generator: torch.Generator | None)
         x_tau, tau, f = denoiser.output(alpha * x + sigma * noise, rows, *seen)
         for name in PREDICTIONS:
             errors[name].append((denoiser.noise_from(name, f, x_tau, tau) - noise).square().mean().item())
-    return {name: torch.tensor(values, dtype=torch.float64) for name, values in errors.items()}
+        known = torch.stack([part.double().cpu().flatten() for part in (f[:, : x.shape[1]], x_tau)], 1)
+        left = noise.double().cpu().flatten()
+        least.append((known @ torch.linalg.lstsq(known, left[:, None]).solution - left[:, None]).square().mean().item())
+    return {name: torch.tensor(values).double() for name, values in errors.items()}, torch.tensor(least).double()
 
 
-def _findings(model, x: Tensor, errors: dict[str, Tensor], linear: Tensor):
+def _off_levels(model, raw: Tensor):
+    """A sentence where data are not the grey levels that the scaling has."""
+    levels = model.scaling.levels
+    if levels is not None and not torch.equal(raw, raw.round()):
+        yield (
+            f"data are not whole numbers, though the scaling has {levels} grey levels: give 0 to {levels - 1}, such as "
+            f"({levels - 1} * x).round() for x in [0, 1], or a scaling without levels"
+        )
+
+
+def _findings(model, x: Tensor, errors: dict[str, Tensor], excess: dict[str, float], linear: Tensor):
     """A sentence for each thing that looks wrong."""
     predicts, largest = _denoiser(model).predicts, x.abs().max().item()
-    above = {name: int((values > LINEAR * linear).sum()) for name, values in errors.items()}
-    mean = {name: values.clamp_min(1e-9).log().mean().exp().item() for name, values in errors.items()}
-    plausible = [name for name in errors if above[name] <= NOISE_LEVELS // 2]
-    best = min(plausible, key=mean.__getitem__, default=predicts)
+    best, total = min(excess, key=excess.__getitem__), errors[predicts].sum()
     if largest > LARGE:
         yield (
             f"data in the network's units reach {largest:.3g}: give the scaling with which it was trained, such as "
             "scaling=indm.Scaling.between(-1, 1) for grey levels"
         )
-    if mean[best] < MISTAKEN * mean[predicts]:
+    if excess[best] < MISTAKEN * excess[predicts] - NOTICED:
         yield (
-            f"the network's output looks like {best!r}, not {predicts!r}: as {best!r} its squared error of the noise "
-            f"is {mean[best]:.3g} (geometric mean over noise levels), as {predicts!r} {mean[predicts]:.3g}"
+            f"the network's output looks like {best!r}, not {predicts!r}: its squared error of the noise is "
+            f"{excess[best]:.2g} as {best!r} and {excess[predicts]:.2g} as {predicts!r}, above that of the best "
+            "combination of x and the output, summed over noise levels by their share of noise"
         )
-    elif predicts not in plausible:
+    elif total > LINEAR * linear.sum():
         yield (
-            f"the denoising error is above that of the best linear predictor at {above[predicts]} of {NOISE_LEVELS} "
-            "noise levels, so the network is not E[noise|x]: noise and data were coupled in training, or the path, the "
-            "scaling or the unit of τ is another one. If they were coupled, the likelihood of the probability flow and "
-            "its samples hold, the NELBO is loose, and SDE samplers, inpainting and classification do not apply"
+            f"the denoising error, {total:.3g} summed over noise levels, is above {linear.sum():.3g}, that of the best "
+            "linear predictor, so the network is not E[noise|x]: it was trained too little, noise and data were "
+            "coupled in training, or the path, the scaling or the unit of τ is another one. If they were coupled, the "
+            "likelihood of the probability flow and its samples hold, the NELBO is loose, and SDE samplers, inpainting "
+            "and classification do not apply"
         )

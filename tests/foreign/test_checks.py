@@ -63,6 +63,16 @@ def test_data_of_another_scale_are_found():
     assert any("data in the network's units reach" in text for text in check("noise", "noise", raw=raw).findings)
 
 
+def test_grey_levels_as_fractions_are_found():
+    """Images in [0, 1] where the scaling expects 0 to 255 would all be nearly black."""
+    model = indm.from_denoiser(
+        lambda x, tau: x, predicts="noise", path="linear", shape=(1, 4, 4), scaling=indm.Scaling.between(-1, 1)
+    )
+    raw = torch.randint(0, 256, (32, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    assert "data are not whole numbers, though the scaling has 256" in indm.check_denoiser(model, raw / 255).findings[0]
+    assert not any("whole numbers" in text for text in indm.check_denoiser(model, raw).findings)
+
+
 def test_a_model_of_this_package_is_not_checked():
     tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
     with pytest.raises(ValueError, match="model must come from from_denoiser"):
