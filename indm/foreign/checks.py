@@ -14,7 +14,7 @@ from indm.likelihood import latent_reference
 from indm.tensors import evaluation_mode, expand_like
 
 NOISE_LEVELS = 8  # at which the error is measured, evenly on the clock
-LINEAR = 1.1  # ratio of the sum of errors to that of the best linear predictor from which something is said
+LINEAR = 1.2  # ratio of the sum of errors to that of the best linear predictor from which something is said
 MISTAKEN, NOTICED = 0.5, 0.02  # ratio and difference of excess errors from which another kind is said to fit better
 LARGE = 20.0  # |x| of data in model units that no usual scaling gives
 
@@ -116,7 +116,7 @@ def _denoiser(model) -> Denoiser:
 def _errors(
     model, x: Tensor, levels: Tensor, generator: torch.Generator | None
 ) -> tuple[dict[str, Tensor], Float[Tensor, " levels"]]:
-    """E‖n − n̂‖²/d at each level, for each kind of prediction; and that of the best n̂ = a f + b x_τ, as all kinds are."""
+    """E‖n − n̂‖²/d at each level for each kind of prediction, and for the best n̂ = a f + b x_τ, as all kinds are."""
     denoiser, seen = _denoiser(model), getattr(model.score, "context", ())
     errors: dict[str, list[float]] = {name: [] for name in PREDICTIONS}
     least = []
