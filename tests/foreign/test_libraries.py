@@ -295,7 +295,7 @@ def test_noise_that_optimal_transport_coupled_is_found():
     assert "noise and data were coupled in training" in finding
 
 
-@pytest.mark.parametrize("name", ["CondOT", "Cosine", pytest.param("VP", marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", ["CondOT", *(pytest.param(n, marks=pytest.mark.long) for n in ("Cosine", "VP"))])
 def test_moons_of_flow_matching(name):
     path, schedulers = library("flow_matching.path"), library("flow_matching.path.scheduler")
     affine = path.AffineProbPath(getattr(schedulers, f"{name}Scheduler")())
