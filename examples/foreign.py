@@ -1,6 +1,6 @@
 """log p of a model of another library: a DDPM of digits. pip install denoising-diffusion-pytorch
 
-python examples/foreign.py        # a minute or two on a laptop; more --steps give a better model
+python examples/foreign.py        # a minute on a laptop; more --steps give a better model
 """
 
 import json

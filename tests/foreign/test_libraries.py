@@ -423,11 +423,22 @@ def test_the_noise_is_that_of_a_step_of_diffusers(name, unet):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("objective", ["pred_noise", "pred_x0", "pred_v"])
-def test_the_noise_is_that_of_denoising_diffusion_pytorch(objective):
-    diffusion = library("denoising_diffusion_pytorch").GaussianDiffusion(
-        Net(unit=K), image_size=SIDE, timesteps=K, objective=objective
-    )
+NETS = {
+    "own": lambda theirs: Net(unit=K),
+    "Unet": lambda theirs: theirs.Unet(8, channels=1, dim_mults=(1, 2), attn_heads=1, attn_dim_head=8),
+    "KarrasUnet": lambda theirs: theirs.KarrasUnet(
+        image_size=SIDE, dim=8, dim_max=16, channels=1, num_downsamples=1, num_blocks_per_stage=1, attn_res=()
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "net, objective",
+    [("own", "pred_noise"), ("own", "pred_x0"), ("own", "pred_v"), ("Unet", "pred_v"), ("KarrasUnet", "pred_v")],
+)
+def test_the_noise_is_that_of_denoising_diffusion_pytorch(net, objective):
+    theirs = library("denoising_diffusion_pytorch")
+    diffusion = theirs.GaussianDiffusion(NETS[net](theirs), image_size=SIDE, timesteps=K, objective=objective).eval()
     model = indm.from_denoising_diffusion(diffusion)
     x, k = torch.randn(5, 1, SIDE, SIDE, generator=seeded()), torch.tensor([0, 3, 20, 40, K - 1])
     with torch.no_grad():
