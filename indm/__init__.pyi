@@ -23,6 +23,11 @@ from .foreign.checks import DenoiserCheck as DenoiserCheck
 from .foreign.checks import check_denoiser as check_denoiser
 from .foreign.denoiser import from_denoiser as from_denoiser
 from .foreign.discrete import discrete_nelbo as discrete_nelbo
+from .foreign.libraries import from_azula as from_azula
+from .foreign.libraries import from_denoising_diffusion as from_denoising_diffusion
+from .foreign.libraries import from_diffusers as from_diffusers
+from .foreign.libraries import from_flow_matching as from_flow_matching
+from .foreign.libraries import from_torchcfm as from_torchcfm
 from .inpainting import inpaint as inpaint
 from .likelihood import LikelihoodReport as LikelihoodReport
 from .likelihood import log_likelihood as log_likelihood

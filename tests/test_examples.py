@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import inspect
+import json
 import math
 import os
 import re
@@ -22,8 +23,9 @@ from indm.runs.folder import read_metrics
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-ADAPTERS = {"diffusers_unet": "diffusers", "normflows_flow": "normflows"}  # what is of other libraries may be longer
-SLOW = {"anomaly_detection", "images", "posterior", "translation"}
+# What is of other libraries may be longer.
+ADAPTERS = {"diffusers_unet": "diffusers", "foreign": "denoising_diffusion_pytorch", "normflows_flow": "normflows"}
+SLOW = {"anomaly_detection", "foreign", "images", "posterior", "translation"}
 PAGE = (ROOT / "docs" / "extending.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 
@@ -66,6 +68,9 @@ def test_example(path, tmp_path, monkeypatch):
     module.main(steps=3, out=tmp_path / "run")
     if path.stem == "anomaly_detection":  # an estimator keeps no run
         assert np.loadtxt(tmp_path / "run" / "scores.csv", delimiter=",", skiprows=1).shape == (391, 4)
+        return
+    if path.stem == "foreign":
+        assert json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))["nll"]["with_reconstruction"]
         return
     if path.stem == "posterior":
         assert (tmp_path / "run" / "calibration.png").stat().st_size > 10_000

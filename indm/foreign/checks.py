@@ -15,7 +15,9 @@ from indm.score import context_of
 from indm.tensors import evaluation_mode, expand_like
 
 NOISE_LEVELS = 8  # at which the error is measured, evenly on the clock
-MISTAKEN, LINEAR = 0.7, 1.1  # ratios of errors from which something is said
+LINEAR = 1.2  # ratio of the sum of errors to that of the best linear predictor from which something is said
+MISTAKEN, NOTICED = 0.5, 0.02  # ratio and difference of excess errors from which another kind is said to fit better
+MOST_ENTRIES = 2**20  # of data, of which the best combination is found
 LARGE = 20.0  # |x| of data in model units that no usual scaling gives
 
 
@@ -72,10 +74,11 @@ def check_denoiser(
 ) -> DenoiserCheck:
     r"""Measure the denoising error of a model of :func:`indm.from_denoiser` on data, and say what looks wrong.
 
-    The output is read as each kind of prediction. Where another kind has a much smaller error, that is probably what
-    the network predicts. An error above that of the best linear predictor says that the network is not E[n|x_τ]:
-    noise and data were coupled in training (as by optimal transport, or rectified), or the path, the scaling or the
-    unit of τ is another one. :func:`indm.evaluate` calls this once and warns of each finding.
+    The output is read as each kind of prediction. Where another kind is much nearer to the best combination of x_τ and
+    the output, that is probably what the network predicts. An error above that of the best linear predictor says that
+    the network is not E[n|x_τ]: it was trained too little, noise and data were coupled in training (as by optimal
+    transport, or rectified), or the path, the scaling or the unit of τ is another one. :func:`indm.evaluate` calls this
+    once and warns of each finding.
 
     Args:
         model: what :func:`indm.from_denoiser` made.
@@ -107,23 +110,29 @@ def check_denoiser(
     levels = 0.5 * (start + (end - start) * (torch.arange(NOISE_LEVELS).double() + 0.5) / NOISE_LEVELS)
     with evaluation_mode(model):
         x = from_data(model, raw, generator=generator)[0]
-        errors = _errors(at(model, c, len(x)), x, levels, batch_size, generator)
+        errors, least = _errors(at(model, c, len(x)), x, levels, batch_size, generator)
     variance = latent_reference(model, raw, c=c).variance.double().cpu()
     linear = (variance / (variance + (2 * levels[:, None]).exp())).mean(1)
-    return DenoiserCheck(levels, errors, linear, _denoiser(model).predicts, tuple(_findings(model, x, errors, linear)))
+    share = (2 * levels).sigmoid()  # of the noise: where it is small, a network of data gives it badly
+    excess = {name: (share * (values - least)).sum().item() for name, values in errors.items()}
+    findings = tuple(_findings(model, x, errors, excess, linear))
+    return DenoiserCheck(levels, errors, linear, _denoiser(model).predicts, findings)
 
 
 def _denoiser(model) -> Denoiser:
     return model.score.backbone
 
 
-def _errors(model, x: Tensor, levels: Tensor, batch_size: int, generator: torch.Generator | None) -> dict[str, Tensor]:
-    """E‖n − n̂‖²/d at each level, for each kind of prediction."""
+def _errors(
+    model, x: Tensor, levels: Tensor, batch_size: int, generator: torch.Generator | None
+) -> tuple[dict[str, Tensor], Float[Tensor, " levels"]]:
+    """E‖n − n̂‖²/d at each level for each kind of prediction, and for the best n̂ = a f + b x_τ, as all kinds are."""
     denoiser, seen = _denoiser(model), context_of(model.score)
-    errors = {name: torch.zeros_like(levels) for name in PREDICTIONS}
-    for rows in torch.arange(len(x)).split(batch_size):
-        z, given = x[rows], [c[rows] for c in seen]
-        for i, level in enumerate(levels.tolist()):
+    errors, least = {name: torch.zeros_like(levels) for name in PREDICTIONS}, torch.zeros_like(levels)
+    for i, level in enumerate(levels.tolist()):
+        triples = []
+        for rows in torch.arange(len(x)).split(batch_size):
+            z, given = x[rows], [c[rows] for c in seen]
             noise = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
             at_level = z.new_full((len(z),), level)
             alpha, sigma = (expand_like((sign * at_level).sigmoid().sqrt(), z) for sign in (-2, 2))
@@ -131,30 +140,34 @@ def _errors(model, x: Tensor, levels: Tensor, batch_size: int, generator: torch.
             for name in PREDICTIONS:
                 off = denoiser.noise_from(name, f, x_tau, tau) - noise
                 errors[name][i] += off.square().sum().item() / x.numel()
-    return errors
+            every = max(1, x.numel() // MOST_ENTRIES)
+            parts = [part.flatten()[::every] for part in (f[:, : z.shape[1]], x_tau, noise)]
+            triples.append(torch.stack(parts, 1).double().cpu())
+        known, noises = torch.cat(triples).split([2, 1], 1)
+        least[i] = (known @ torch.linalg.lstsq(known, noises).solution - noises).square().mean()
+    return errors, least
 
 
-def _findings(model, x: Tensor, errors: dict[str, Tensor], linear: Tensor):
+def _findings(model, x: Tensor, errors: dict[str, Tensor], excess: dict[str, float], linear: Tensor):
     """A sentence for each thing that looks wrong."""
     predicts, largest = _denoiser(model).predicts, x.abs().max().item()
-    above = {name: int((values > LINEAR * linear).sum()) for name, values in errors.items()}
-    mean = {name: values.clamp_min(1e-9).log().mean().exp().item() for name, values in errors.items()}
-    plausible = [name for name in errors if above[name] <= NOISE_LEVELS // 2]
-    best = min(plausible, key=mean.__getitem__, default=predicts)
+    best, total = min(excess, key=excess.__getitem__), errors[predicts].sum()
     if largest > LARGE:
         yield (
             f"data in the network's units reach {largest:.3g}: give the scaling with which it was trained, such as "
             "scaling=indm.Scaling.between(-1, 1) for grey levels"
         )
-    if mean[best] < MISTAKEN * mean[predicts]:
+    if excess[best] < MISTAKEN * excess[predicts] - NOTICED:
         yield (
-            f"the network's output looks like {best!r}, not {predicts!r}: as {best!r} its squared error of the noise "
-            f"is {mean[best]:.3g} (geometric mean over noise levels), as {predicts!r} {mean[predicts]:.3g}"
+            f"the network's output looks like {best!r}, not {predicts!r}: its squared error of the noise is "
+            f"{excess[best]:.2g} as {best!r} and {excess[predicts]:.2g} as {predicts!r}, above that of the best "
+            "combination of x and the output, summed over noise levels by their share of noise"
         )
-    elif predicts not in plausible:
+    elif total > LINEAR * linear.sum():
         yield (
-            f"the denoising error is above that of the best linear predictor at {above[predicts]} of {NOISE_LEVELS} "
-            "noise levels, so the network is not E[noise|x]: noise and data were coupled in training, or the path, the "
-            "scaling or the unit of τ is another one. If they were coupled, the likelihood of the probability flow and "
-            "its samples hold, the NELBO is loose, and SDE samplers, inpainting and classification do not apply"
+            f"the denoising error, {total:.3g} summed over noise levels, is above {linear.sum():.3g}, that of the best "
+            "linear predictor, so the network is not E[noise|x]: it was trained too little, noise and data were "
+            "coupled in training, or the path, the scaling or the unit of τ is another one. If they were coupled, the "
+            "likelihood of the probability flow and its samples hold, the NELBO is loose, and SDE samplers, inpainting "
+            "and classification do not apply"
         )

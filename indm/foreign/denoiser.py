@@ -219,27 +219,28 @@ def sde_of(path: Path, eps: float | None = None) -> LogLinearSDE:
     return LogLinearSDE(at_zero, at_end, path.prior_std / size, SDE_EPS)
 
 
-def preconditioned(network: Callable[..., Tensor], sigma_data: float = 0.5) -> Callable[..., Tensor]:
+class Preconditioned(nn.Module):
     r"""EDM's network F(c_in x, ¼ log σ, …) as one that predicts data, :math:`D = c_{skip} x + c_{out} F`.
+
+    Args:
+        network: F.
+        sigma_data: deviation of the data for which it was trained.
 
     Source: Karras et al. 2022, "Elucidating the Design Space", table 1, https://arxiv.org/abs/2206.00364.
 
     Example: F = 0 is the best guess at data of deviation ``sigma_data`` and no other structure.
 
-        >>> D = preconditioned(lambda x, t: torch.zeros_like(x), sigma_data=0.5)
+        >>> D = Preconditioned(lambda x, t: torch.zeros_like(x), sigma_data=0.5)
         >>> torch.allclose(D(torch.ones(1, 2), torch.tensor([0.5])), torch.tensor(0.5))
         True
     """
 
-    class Preconditioned(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = network
+    def __init__(self, network: Callable[..., Tensor], sigma_data: float = 0.5):
+        super().__init__()
+        self.network, self.sigma_data = network, sigma_data
 
-        def forward(self, x: Batch, sigma: PerSample, *c: Tensor) -> Batch:
-            s = expand_like(sigma, x)
-            std = (s**2 + sigma_data**2).sqrt()
-            f = self.network(x / std, 0.25 * sigma.log(), *c)
-            return (sigma_data / std) ** 2 * x + s * sigma_data / std * f
-
-    return Preconditioned()
+    def forward(self, x: Batch, sigma: PerSample, *c: Tensor) -> Batch:
+        s = expand_like(sigma, x)
+        std = (s**2 + self.sigma_data**2).sqrt()
+        f = self.network(x / std, 0.25 * sigma.log(), *c)
+        return (self.sigma_data / std) ** 2 * x + s * self.sigma_data / std * f

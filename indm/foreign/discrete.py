@@ -89,7 +89,7 @@ def discrete_nelbo(
     noises = [randn_like(x, generator) for _ in range(times + 1)]
     seen = context_of(model.score)
     terms = [
-        step_divergence(denoiser, x, levels[k - 1], levels[k], noise, variance, *seen) / share
+        divergence_of_step(denoiser, x, levels[k - 1], levels[k], noise, variance, *seen) / share
         for (k, share), noise in zip(draws, noises, strict=False)
     ]
     return NELBO(
@@ -126,7 +126,7 @@ def _drawn_steps(
     return [(k + 1, shares[k]) for k in numbers]
 
 
-def step_divergence(
+def divergence_of_step(
     denoiser: Denoiser, x: Batch, before: PerSample, level: PerSample, noise: Batch, variance: str, *c: Tensor
 ) -> PerSample:
     """KL(q(x_{k−1}|x_k, x_0) ‖ p_θ(x_{k−1}|x_k)), nats, (B,), at x_k = α_k x + σ_k noise.

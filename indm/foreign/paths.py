@@ -1,6 +1,7 @@
 r"""How networks trained elsewhere noise their data, x_τ = α(τ) x_0 + σ(τ) n, in their own units of τ."""
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -101,6 +102,13 @@ class Steps(Path):
             raise ValueError(
                 "path alphas_bar must be at least 2 numbers of [0, 1) that fall from step to step (betas in (0, 1)), "
                 f"got {len(table)} from {table[:1].tolist()} to {table[-1:].tolist()}"
+            )
+        if kept < len(table):
+            warnings.warn(
+                f"the last {len(table) - kept} of {len(table)} steps has no signal (zero terminal SNR), so log(σ/α) is "
+                f"infinite: the path ends at step {kept - 1}",
+                RuntimeWarning,
+                stacklevel=2,
             )
         self.levels = levels[:kept]
         self.range = (0.0, float(kept - 1))

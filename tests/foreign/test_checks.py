@@ -34,6 +34,22 @@ def test_another_parameterization_is_recognised(said, is_):
     assert any(f"looks like {is_!r}, not {said!r}" in text for text in check(said, is_).findings)
 
 
+@pytest.mark.parametrize("said", ["noise", "v"])
+def test_small_errors_at_much_noise_are_not_taken_for_coupled_noise(said):
+    """As of trained networks: 0.1 at all levels, which is far above the linear error where there is much noise."""
+    path = {"sigmas": (0.1, 2000.0)}
+    exact = Exact("noise", path, *LAW)
+
+    def network(x, tau):
+        return exact(x, tau) + 0.1 * (1000 * x).sin()
+
+    model = indm.from_denoiser(network, predicts=said, path=path, shape=(2,)).double()
+    findings = indm.check_denoiser(model, data().double(), generator=torch.Generator().manual_seed(1)).findings
+    assert [text[:55] for text in findings] == (
+        [] if said == "noise" else ["the network's output looks like 'noise', not 'v': its sq"[:55]]
+    )
+
+
 def test_the_linear_error_is_that_of_the_best_linear_predictor():
     """By least squares on fresh noise, for Gaussian data with two correlated columns."""
     generator = torch.Generator().manual_seed(3)

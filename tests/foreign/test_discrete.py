@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 
 import indm
-from indm.foreign.discrete import step_divergence
+from indm.foreign.discrete import divergence_of_step
 
 K = 60
 BETAS = torch.linspace(1e-3, 0.2, K, dtype=torch.float64)
@@ -62,7 +62,7 @@ def test_a_step_is_the_divergence_of_its_two_gaussians(variance):
     levels = denoiser.noises.whole_levels()
     for k in (1, 2, 30, K - 1):
         rows = [levels[i].expand(5) for i in (k - 1, k)]
-        found = step_divergence(denoiser, x, *rows, noise, variance)
+        found = divergence_of_step(denoiser, x, *rows, noise, variance)
         torch.testing.assert_close(found, by_hand(denoiser.network, x, noise, k, variance), rtol=1e-8, atol=1e-10)
 
 

@@ -1,0 +1,345 @@
+"""Models of other diffusion and flow-matching libraries as INDMs: each library's own objects say what the path is."""
+
+import inspect
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from indm.conditions import Classes, Condition
+from indm.foreign.denoiser import from_denoiser
+from indm.foreign.paths import ENDS
+from indm.model import INDM
+from indm.scaling import Scaling
+from indm.tensors import expand_like
+
+OF_DIFFUSERS = {"epsilon": "noise", "sample": "data", "v_prediction": "v"}
+OF_DENOISING_DIFFUSION = {"pred_noise": "noise", "pred_x0": "data", "pred_v": "v"}
+VARIANCE_TYPES = {
+    "fixed_small": "small",
+    "fixed_small_log": "small",
+    "fixed_large": "large",
+    "fixed_large_log": "large",
+    "learned_range": "learned",
+}
+
+
+class Called(nn.Module):
+    """A network of another library, called as network(x, τ) or network(x, τ, c).
+
+    Args:
+        network: with its parameters.
+        call: (network, x, τ, *c) → its output.
+    """
+
+    def __init__(self, network: Any, call: Callable[..., Tensor]):
+        super().__init__()
+        self.network, self.call = network, call
+
+    def forward(self, x: Tensor, tau: Tensor, *c: Tensor) -> Tensor:
+        return self.call(self.network, x, tau, *c)
+
+
+def from_diffusers(
+    unet: Any,
+    scheduler: Any,
+    *,
+    shape: tuple[int, ...] | None = None,
+    scaling: Scaling | None = None,
+    condition: Condition | None = None,
+    eps: float | None = None,
+) -> INDM:
+    """A network of diffusers, with the scheduler that it was trained with, as an INDM. See :func:`indm.from_denoiser`.
+
+    Args:
+        unet: network(x, timestep) of pixels, such as ``pipeline.unet`` of a ``DDPMPipeline``.
+        scheduler: one with ``alphas_cumprod`` (DDPM, DDIM, PNDM, DPM-Solver, …), an EDM scheduler, or one of flow
+            matching. ``clip_sample`` and ``shift`` play no part in the likelihood.
+        shape: event shape; by default (in_channels, sample_size, sample_size) of the network's config.
+        scaling: how raw data become the network's x; by default grey levels 0 to 255 of images lie in [−1, 1], and
+            other data are x.
+        condition: :class:`indm.Classes`, of a network with ``num_class_embeds``. Where that has one more than there
+            are classes, the last one stands for a hidden class.
+        eps: τ at which likelihoods begin: the step k, σ of EDM, or σ in [0, 1] of flow matching.
+
+    Raises:
+        ValueError: another scheduler, a network that sees a text, or classes that do not fit the network.
+
+    The latent networks of Stable Diffusion give log p of latents at most: their VAE has no exact decoder.
+
+    Example: v = 0 is exact for data N(0, I). The scheduler is one of diffusers.
+
+        >>> bar = (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)
+        >>> scheduler = SimpleNamespace(config={"prediction_type": "v_prediction"}, alphas_cumprod=bar)
+        >>> model = from_diffusers(lambda x, k: 0 * x, scheduler, shape=(2,))
+        >>> x = torch.randn(3, 2)
+        >>> expected = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
+        >>> torch.allclose(model.log_prob(x), expected, atol=1e-3)
+        True
+    """
+    if "encoder_hidden_states" in inspect.signature(getattr(unet, "forward", unet)).parameters:
+        raise ValueError(
+            f"unet must be a network of pixels without a text, got {type(unet).__name__}; "
+            "give its text in a function of (x, τ) for from_denoiser"
+        )
+    config = scheduler.config
+    predicts = config.get("prediction_type")
+    classes = _classes(getattr(getattr(unet, "config", None), "num_class_embeds", None), condition)
+
+    def output(network: Any, x: Tensor, tau: Tensor, *c: Tensor) -> Tensor:
+        found = network(x, tau, class_labels=classes(*c)) if c else network(x, tau)
+        return found if isinstance(found, Tensor) else found[0]
+
+    def data(network: Any, x: Tensor, sigma: Tensor, *c: Tensor) -> Tensor:
+        s = expand_like(sigma, x)
+        f = output(network, scheduler.precondition_inputs(x, s), scheduler.precondition_noise(sigma), *c)
+        return scheduler.precondition_outputs(x, f, s)
+
+    def velocity(network: Any, x: Tensor, tau: Tensor, *c: Tensor) -> Tensor:
+        return output(network, x, config["num_train_timesteps"] * tau, *c)
+
+    call: Callable[..., Tensor]
+    known: dict[str, Any]
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        call, known = velocity, {"predicts": "velocity", "path": "linear"}
+    elif hasattr(scheduler, "precondition_outputs"):
+        call, known = data, {"predicts": "data", "path": {"sigmas": (config["sigma_min"], config["sigma_max"])}}
+    elif hasattr(scheduler, "alphas_cumprod") and predicts in OF_DIFFUSERS:
+        call, known = output, {"predicts": OF_DIFFUSERS[predicts], "path": {"alphas_bar": scheduler.alphas_cumprod}}
+        known["variance"] = _variance(config.get("variance_type", "fixed_large"))
+    else:
+        raise ValueError(
+            "scheduler must have alphas_cumprod and predict epsilon, sample or v_prediction, or be one of EDM or flow "
+            f"matching, got {type(scheduler).__name__} of prediction_type {predicts!r}"
+        )
+    shape = _shape_of(unet.config) if shape is None else shape
+    return from_denoiser(
+        Called(unet, call), shape=shape, scaling=_scaling(scaling, shape), condition=condition, eps=eps, **known
+    )
+
+
+def from_denoising_diffusion(diffusion: Any, *, scaling: Scaling | None = None, eps: float | None = None) -> INDM:
+    """A model of denoising-diffusion-pytorch as an INDM. See :func:`indm.from_denoiser`.
+
+    Args:
+        diffusion: a ``GaussianDiffusion``, a ``LearnedGaussianDiffusion`` or an ``ElucidatedDiffusion``. One that was
+            trained with self-conditioning is asked without it.
+        scaling: how raw data become the network's x; by default grey levels 0 to 255 lie in [−1, 1], as the library
+            takes [0, 1] there.
+        eps: τ at which likelihoods begin: the step k, or σ of an ``ElucidatedDiffusion``.
+
+    Raises:
+        ValueError: another class, offset noise (which is not white), or ``auto_normalize=False`` without a scaling.
+
+    Example: v = 0 is exact for data N(0, I).
+
+        >>> from denoising_diffusion_pytorch import GaussianDiffusion
+        >>> class Zero(nn.Module):
+        ...     channels, out_dim, self_condition = 1, 1, False
+        ...     def forward(self, x, k, _=None):
+        ...         return 0 * x
+        >>> model = from_denoising_diffusion(GaussianDiffusion(Zero(), image_size=2), scaling=Scaling())
+        >>> x = torch.randn(3, 1, 2, 2)
+        >>> expected = torch.distributions.Normal(0.0, 1.0).log_prob(x).flatten(1).sum(1)
+        >>> torch.allclose(model.log_prob(x), expected, atol=1e-3)
+        True
+    """
+    from denoising_diffusion_pytorch import ElucidatedDiffusion, GaussianDiffusion, LearnedGaussianDiffusion
+
+    if isinstance(diffusion, ElucidatedDiffusion):
+        network, sides = Called(diffusion, _data), (diffusion.image_size, diffusion.image_size)
+        known: dict[str, Any] = {"predicts": "data", "path": {"sigmas": (diffusion.sigma_min, diffusion.sigma_max)}}
+    elif isinstance(diffusion, GaussianDiffusion):
+        if diffusion.offset_noise_strength:
+            raise ValueError(
+                f"offset_noise_strength must be 0, got {diffusion.offset_noise_strength}: the noise is not white"
+            )
+        network, sides = Called(diffusion.model, lambda net, x, k: net(x, k)), diffusion.image_size
+        learned = isinstance(diffusion, LearnedGaussianDiffusion)  # which predicts noise, whatever it was asked for
+        known = {"predicts": OF_DENOISING_DIFFUSION["pred_noise" if learned else diffusion.objective]}
+        known |= {"path": {"betas": diffusion.betas}, "variance": "learned" if learned else "small"}
+        if scaling is None and diffusion.normalize(torch.zeros(())) != -1:
+            raise ValueError("scaling must be given where auto_normalize is False, such as Scaling.between(-1, 1)")
+    else:
+        raise ValueError(
+            "diffusion must be a GaussianDiffusion, a LearnedGaussianDiffusion or an ElucidatedDiffusion, got "
+            f"{type(diffusion).__name__}; use from_denoiser for others"
+        )
+    shape = (diffusion.channels, *sides)
+    return from_denoiser(network, shape=shape, scaling=_scaling(scaling, shape), eps=eps, **known)
+
+
+def from_torchcfm(
+    network: Any,
+    *,
+    shape: tuple[int, ...],
+    sigma: float = 0.0,
+    scaling: Scaling | None = None,
+    condition: Condition | None = None,
+    eps: float | None = None,
+) -> INDM:
+    """A velocity that was trained with torchcfm as an INDM. See :func:`indm.from_denoiser`.
+
+    Args:
+        network: network(t, x) or, with classes, network(t, x, y), as ``UNetModelWrapper``; or network of [x, t] in one
+            tensor, as ``MLP(time_varying=True)``, also inside a ``torch_wrapper``.
+        shape: event shape.
+        sigma: of the ``ConditionalFlowMatcher``: x_t = t x_1 + (1 − t) x_0 + σ e. One by optimal transport couples
+            noise and data: its ODE holds, and nothing that needs E[n|x], see docs/foreign.md.
+        scaling: as in :func:`indm.from_diffusers`.
+        condition: :class:`indm.Classes`, of a network with ``num_classes``.
+        eps: t at which likelihoods begin; 1 is at the data.
+
+    Raises:
+        ValueError: classes that do not fit the network.
+
+    Example: the velocity of N(0, I), E[x_1 − x_0|x], with σ = 0.1.
+
+        >>> def velocity(t, x):
+        ...     return ((2 * t - 1) / (t**2 + (1 - t) ** 2 + 0.01))[:, None] * x
+        >>> model = from_torchcfm(velocity, shape=(2,), sigma=0.1)
+        >>> x = torch.randn(3, 2)  # at both ends x_t has the law N(0, 1.01 I), so the flow gives back N(0, I)
+        >>> expected = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
+        >>> torch.allclose(model.log_prob(x), expected, atol=1e-3)
+        True
+    """
+    if type(network).__name__ == "torch_wrapper":  # takes one t for all rows
+        network = network.model
+    classes = _classes(getattr(network, "num_classes", None), condition)
+    together = len(inspect.signature(getattr(network, "forward", network)).parameters) == 1
+
+    def call(network: Any, x: Tensor, t: Tensor, *c: Tensor) -> Tensor:
+        return network(torch.cat([x, t[:, None]], 1)) if together else network(t, x, *map(classes, c))
+
+    noisy = SimpleNamespace(
+        alpha=lambda t: t, sigma=lambda t: ((1 - t) ** 2 + sigma**2).sqrt(), range=(1.0, ENDS), prior_std=1.0
+    )
+    path = noisy if sigma else "linear-reversed"
+    known: dict[str, Any] = {"scaling": _scaling(scaling, shape), "condition": condition, "eps": eps}
+    return from_denoiser(Called(network, call), predicts="velocity", path=path, shape=shape, **known)
+
+
+def from_flow_matching(
+    model: Any,
+    *,
+    shape: tuple[int, ...],
+    path: Any = "linear-reversed",
+    scaling: Scaling | None = None,
+    condition: Condition | None = None,
+    eps: float | None = None,
+) -> INDM:
+    """A velocity that was trained with flow_matching as an INDM. See :func:`indm.from_denoiser`.
+
+    Args:
+        model: model(x=x, t=t), such as a ``ModelWrapper``; with a condition model(x=x, t=t, c=c).
+        shape: event shape.
+        path: the ``AffineProbPath`` of its training, or its scheduler; by default ``CondOTProbPath()``.
+        scaling: as in :func:`indm.from_diffusers`.
+        condition: as in :func:`indm.from_denoiser`.
+        eps: t at which likelihoods begin; 1 is at the data.
+
+    Example: the velocity of N(0, I), E[x_1 − x_0|x].
+
+        >>> def velocity(x, t):
+        ...     return ((2 * t - 1) / (t**2 + (1 - t) ** 2))[:, None] * x
+        >>> x = torch.randn(3, 2)
+        >>> expected = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
+        >>> torch.allclose(from_flow_matching(velocity, shape=(2,)).log_prob(x), expected, atol=1e-3)
+        True
+    """
+    scheduler = getattr(path, "scheduler", path)
+    if callable(scheduler):
+        path = SimpleNamespace(
+            alpha=lambda t: scheduler(t).alpha_t, sigma=lambda t: scheduler(t).sigma_t, range=(1 - ENDS, ENDS)
+        )
+    network = Called(model, lambda model, x, t, *c: model(x=x, t=t, **_by_name(c)))
+    known: dict[str, Any] = {"scaling": _scaling(scaling, shape), "condition": condition, "eps": eps}
+    return from_denoiser(network, predicts="velocity", path=path, shape=shape, **known)
+
+
+def from_azula(
+    denoiser: Any,
+    *,
+    shape: tuple[int, ...],
+    scaling: Scaling | None = None,
+    condition: Condition | None = None,
+    eps: float | None = None,
+) -> INDM:
+    """A denoiser of azula as an INDM. See :func:`indm.from_denoiser`.
+
+    Args:
+        denoiser: one with a ``schedule``, called as denoiser(x_t, t), whose result has a ``mean``; with a condition
+            denoiser(x_t, t, c=c).
+        shape: event shape.
+        scaling: as in :func:`indm.from_diffusers`.
+        condition: as in :func:`indm.from_denoiser`.
+        eps: t at which likelihoods begin; 0 is at the data.
+
+    Example: E[x_0|x] of N(0, I).
+
+        >>> class Exact:
+        ...     def schedule(self, t):
+        ...         return 1 - 0.999 * t, 0.001 + 0.999 * t
+        ...     def __call__(self, x, t):
+        ...         alpha, sigma = self.schedule(t[:, None])
+        ...         return SimpleNamespace(mean=alpha / (alpha**2 + sigma**2) * x)
+        >>> x = torch.randn(3, 2)
+        >>> expected = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
+        >>> torch.allclose(from_azula(Exact(), shape=(2,)).log_prob(x), expected, atol=2e-3)
+        True
+    """
+    schedule = denoiser.schedule
+    path = SimpleNamespace(alpha=lambda t: schedule(t)[0], sigma=lambda t: schedule(t)[1], range=(0.0, 1.0))
+    network = Called(denoiser, lambda denoiser, x, t, *c: denoiser(x, t, **_by_name(c)).mean)
+    known: dict[str, Any] = {"scaling": _scaling(scaling, shape), "condition": condition, "eps": eps}
+    return from_denoiser(network, predicts="data", path=path, shape=shape, **known)
+
+
+def _data(diffusion: Any, x: Tensor, sigma: Tensor) -> Tensor:
+    return diffusion.preconditioned_network_forward(x, sigma)
+
+
+def _by_name(c: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    return dict(zip(("c",), c, strict=False))
+
+
+def _scaling(scaling: Scaling | None, shape: tuple[int, ...]) -> Scaling:
+    """By default 256 grey levels of images in [−1, 1], and other data as they are."""
+    if scaling is not None:
+        return scaling
+    return Scaling.between(-1, 1) if len(shape) == 3 else Scaling()
+
+
+def _shape_of(config: Any) -> tuple[int, ...]:
+    side = config.sample_size
+    return (config.in_channels, *((side, side) if isinstance(side, int) else side))
+
+
+def _variance(variance_type: str) -> str:
+    if variance_type not in VARIANCE_TYPES:
+        raise ValueError(f"variance_type must be one of {', '.join(VARIANCE_TYPES)}, got {variance_type!r}")
+    return VARIANCE_TYPES[variance_type]
+
+
+def _classes(count: int | None, condition: Condition | None) -> Callable[[Tensor], Tensor]:
+    """How a network with ``count`` embeddings of classes gets their numbers from what :class:`Classes` shows.
+
+    Raises:
+        ValueError: the condition does not fit the network.
+    """
+    labels = condition.labels if isinstance(condition, Classes) else ()
+    if (condition is not None or count is not None) and not 0 < len(labels) <= (count or 0):
+        wanted = f"Classes with at most {count} labels" if count else "None, as the network has no classes"
+        raise ValueError(f"condition must be {wanted}, got {type(condition).__name__}")
+
+    def numbers(seen: Tensor) -> Tensor:
+        hidden = seen.sum(1) == 0
+        if len(labels) < (count or 0):
+            return torch.where(hidden, len(labels), seen.argmax(1))
+        if bool(hidden.any()):
+            raise ValueError(f"c must be a class for each sample, as none of the network's {count} is for a hidden one")
+        return seen.argmax(1)
+
+    return numbers
