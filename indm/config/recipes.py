@@ -26,7 +26,7 @@ from indm.config import paths
 from indm.config.checks import check_name, check_types
 from indm.config.options import Evaluation, Training
 from indm.config.parts import BUILT_IN, GIVEN, KINDS, OPTIONAL_KINDS, check_is_here
-from indm.files import plain, untrusted
+from indm.files import plain
 from indm.messages import nearest
 
 NAMED_TABLES = ("data", *KINDS)
@@ -174,6 +174,8 @@ def load(source: str | Path) -> Tables:
 
 def _of_saved_model(description: Path) -> Tables:
     """The tables of a model that ``INDM.save`` wrote, whose data are not known."""
+    from indm.files import untrusted  # needs PyTorch, which takes seconds
+
     tables = {k: v for k, v in untrusted.json_object(description).items() if k in (*KINDS, *OPTIONAL_KINDS)}
     known = {table: {k: v for k, v in content.items() if v is not None} for table, content in tables.items()}
     return known | {"data": {"name": GIVEN}}

@@ -358,6 +358,7 @@ def test_points_are_shown_beside_their_density(tmp_path):
     assert result["unit"] == "nats" and result["entropy_nats"] == pytest.approx(math.log(2)) and "nll" not in result
 
 
+@pytest.mark.about_time  # the costs of both, measured side by side, decide the steps of one
 def test_compare_pairs_the_examples(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(costs, "ROUNDS", 2)
     monkeypatch.setattr(costs, "TURN", 0.05)
