@@ -39,7 +39,7 @@ def main(steps: int = 500, out: Path = Path("runs/example-foreign")) -> None:
     report, _ = indm.evaluate(model, test, nll_examples=8, progress=False)
     for name in ("nelbo", "nll"):
         found = report[name]["with_reconstruction"]
-        print(f"{name} {found['bits_per_dim']:.3f} ± {found['bits_per_dim_standard_error']:.3f} bits/dim")
+        print(f"{name} {found['bits_per_dim']:.3f} bits/dim, standard error {found['bits_per_dim_standard_error']:.3f}")
     print(f"error of the solver {report['nll']['solver_error']['bits_per_dim']:.4f} bits/dim")
     x, log_q = model.from_data(test)
     with torch.no_grad():
