@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from indm.data.base import Data
 from indm.data.image_files import ImageFiles, data_of_images
 from indm.data.raw import check_size, height_and_width, words_of
 from indm.data.splits import describe_split, limited, pooled, renumbered, selected, split
+from indm.files import untrusted
 from indm.files.memory import check_memory
 from indm.files.plain import cache_folder, check_plain
 from indm.messages import reason
@@ -66,7 +68,9 @@ def load_cifar10(
     centered: bool = True,
     flip: bool = True,
 ) -> Data:
-    """CIFAR-10 by torchvision: 3×32×32, 256 levels, the standard 10,000 test images; ``valid`` of the 50,000 others.
+    """CIFAR-10: 3×32×32, 256 levels; ``valid`` of the 50,000 training images are held out.
+
+    It is read from ``cifar10.npz``, which may hold fewer test images, where ``root`` has one, else by torchvision.
 
     Args:
         root: folder of the files; by default $INDM_DATA, or ~/.cache/indm.
@@ -77,14 +81,32 @@ def load_cifar10(
         centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
         flip: whether training flips images horizontally at random.
     """
-    home = str(download_root(root))
-    train, test = (from_torchvision("cifar10", "CIFAR10", home, train=t, download=download) for t in (True, False))
-    n = len(train.data)
-    parts = split(n, valid=valid, seed=seed, limit=limit) | {"test": torch.arange(n, n + len(test.data))}
-    pool = torch.from_numpy(np.concatenate([train.data, test.data])).permute(0, 3, 1, 2).contiguous()
-    fields = pooled(pool, parts, torch.tensor(train.targets + test.targets))
-    notes = ["torchvision's CIFAR-10", describe_split(parts, seed)]
-    return Data(name="cifar10", scaling=Scaling.images(256, centered), flip=flip, notes=notes, **fields)
+    packed = download_root(root) / "cifar10.npz"
+    if packed.is_file():
+        pool, labels, n = _packed_cifar10(packed)
+        source = f"CIFAR-10 read from {packed}, first {len(pool) - n:,} test images"
+    else:
+        home, source = str(download_root(root)), "torchvision's CIFAR-10"
+        train, test = (from_torchvision("cifar10", "CIFAR10", home, train=t, download=download) for t in (True, False))
+        pool = torch.from_numpy(np.concatenate([train.data, test.data])).permute(0, 3, 1, 2).contiguous()
+        labels, n = torch.tensor(train.targets + test.targets), len(train.data)
+    parts = split(n, valid=valid, seed=seed, limit=limit) | {"test": torch.arange(n, len(pool))}
+    notes, scaling = [source, describe_split(parts, seed)], Scaling.images(256, centered)
+    return Data(name="cifar10", scaling=scaling, flip=flip, notes=notes, **pooled(pool, parts, labels))
+
+
+def _packed_cifar10(path: Path) -> tuple[Tensor, Tensor, int]:
+    """Images (N, 3, 32, 32), their labels, and how many of them, the first ones, are for training."""
+    x, labels, sizes = (untrusted.array(path, name) for name in ("x", "labels", "sizes"))
+    fits = x.shape[1:] == (3, 32, 32) and labels.shape == x.shape[:1] and x.dtype == labels.dtype == np.uint8
+    whole = sizes.shape == (2,) and sizes.dtype.kind in "iu" and sizes.min() > 0
+    if not fits or not whole or sum(sizes.tolist()) != len(x):
+        got = ", ".join(f"{array.dtype} {array.shape}" for array in (x, labels, sizes))
+        raise ValueError(
+            f"{path} must hold x, uint8 (N, 3, 32, 32), labels, uint8 (N,), and sizes, two numbers of training and "
+            f"test images whose sum is N, got {got}"
+        )
+    return torch.from_numpy(x), torch.from_numpy(labels).long(), int(sizes[0])
 
 
 def load_celeba(
