@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ Losses = tuple[Float[Tensor, ""], dict[str, Tensor]]
 # In FID mode the score also sees this much of the likelihood weighting: at ε, where its own weighting has no mass,
 # the ratio of the two weights stays finite.
 LIKELIHOOD_SHARE = 1e-3
+LEVELS = 8  # equal parts of the log-SNR clock, in which the score term is reported
 ROWS_PER_COEFFICIENT = 5  # of a control variate: with more coefficients its own error exceeds what it takes away
 
 
@@ -55,6 +57,7 @@ class NELBO:
         flow, score, constant, prior, reconstruction: the terms.
         log_q: (B,), log q(x|raw), see :func:`indm.dequantization.from_data`.
         dims: dimensions of one event.
+        levels: (B, LEVELS), ``score`` in equal parts of the log-SNR clock from ε to T; None for discrete steps.
 
     Example: the identity changes no volume, and the prior term is the entropy of z_T ~ N(0, I).
 
@@ -75,6 +78,7 @@ class NELBO:
     reconstruction: Tensor
     log_q: Tensor
     dims: int
+    levels: Tensor | None = None
 
     @property
     def total(self) -> Tensor:
@@ -215,10 +219,12 @@ def nelbo(
         pairs = [(t, noise) for (t, _), noise in steps]
         drawn = [step_divergence(score, z, t, s, noise) for (t, s), noise in steps]
         drawn = [divergence * ancestral / sde.log_snr_range() for divergence in drawn]  # per unit of the clock
-    errors = torch.stack(drawn)
+    errors, position = torch.stack(drawn), sde.place(sde.clock(strata))
+    course = errors.new_zeros(n, LEVELS)
     if reference is not None:
         excess = torch.stack([reference.excess(sde, z, t, noise) for t, noise in pairs])
-        errors = errors - control_variate(errors, sde.place(sde.clock(strata)), excess)
+        fitted, course = control_variate(errors, position, excess)
+        errors = errors - fitted
     return NELBO(
         flow=-log_det,
         score=sde.log_snr_range() * errors.mean(0),
@@ -227,6 +233,7 @@ def nelbo(
         reconstruction=mean_reconstruction(model, z, noises[-1]),
         log_q=log_q,
         dims=event_size(x),
+        levels=sde.log_snr_range() * by_level(errors, position, course),
     )
 
 
@@ -266,25 +273,43 @@ def stratified_times(sde: LinearSDE, n: int, times: int, generator, device) -> F
 
 def control_variate(
     errors: Float[Tensor, "times n"], position: Float[Tensor, "times n"], excess: Float[Tensor, "times n"]
-) -> Float[Tensor, "times n"]:
+) -> tuple[Float[Tensor, "times n"], Float[Tensor, "n levels"]]:
     """What of the ``errors`` follows from their times and from a Gaussian's errors on the same noise; its mean is 0.
 
     It is a combination of Legendre polynomials of the ``position`` (the mean course of the error) and of the
     ``excess`` times such polynomials, all of mean 0. Each half of the batch has the coefficients that fit the other
     half best. The mean is 0 where the halves have independent times and noise, as in :func:`nelbo`. There are as many
     coefficients as the rows of a half can determine, none for fewer than :data:`ROWS_PER_COEFFICIENT`.
+
+    The second result is the fitted mean course, with its constant, integrated over each of :data:`LEVELS` equal parts
+    of the clock, for :func:`by_level`; 0 without coefficients.
     """
     fitted, half = torch.zeros_like(position), errors.shape[1] // 2
+    course = position.new_zeros(errors.shape[1], LEVELS)
     controls = _controls(position, double(excess))[: errors.shape[0] * half // ROWS_PER_COEFFICIENT]
     if not controls or not errors.isfinite().all():  # of a model that diverges, whose bound is to say so
-        return fitted.to(errors)
-    stacked = torch.stack(controls, dim=-1)
+        return fitted.to(errors), course.to(errors)
+    stacked, integrals = torch.stack(controls, dim=-1), _integrals(len(controls)).to(position)
     for own, other in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
         design = nn.functional.pad(stacked[:, other].flatten(0, 1), (1, 0), value=1.0)
         scale = design.norm(dim=0).clamp_min(1e-12)
         solution = torch.linalg.lstsq(design / scale, double(errors[:, other]).reshape(-1, 1)).solution
-        fitted[:, own] = stacked[:, own] @ (solution[1:, 0] / scale[1:])
-    return fitted.to(errors)
+        coefficients = solution[:, 0] / scale
+        fitted[:, own], course[own] = stacked[:, own] @ coefficients[1:], integrals @ coefficients
+    return fitted.to(errors), course.to(errors)
+
+
+def by_level(
+    errors: Float[Tensor, "times n"], position: Float[Tensor, "times n"], course: Float[Tensor, "n levels"]
+) -> Float[Tensor, "n levels"]:
+    """The mean of ``errors`` over times, divided among :data:`LEVELS` equal parts of the clock by their ``position``.
+
+    ``course`` is what each part is expected to hold (:func:`control_variate`). Only what an error has beyond it counts
+    for the part where the error was drawn, so that a part's noise is not that of how many draws fell into it.
+    """
+    level = (position * LEVELS).long().clamp(0, LEVELS - 1).to(errors.device)
+    beyond = errors - course.sum(1)
+    return course + torch.zeros_like(course).scatter_add(1, level.T, beyond.T) / len(errors)
 
 
 def legendre(place: Float[Tensor, "..."], terms: int) -> Float[Tensor, "... terms"]:
@@ -303,6 +328,14 @@ def _controls(position: Tensor, excess: Tensor) -> list[Tensor]:
     return [
         course[0], gaussian[0], *course[1:3], gaussian[1], *course[3:5], gaussian[2], *course[5:], gaussian[3]
     ]  # fmt: skip
+
+
+def _integrals(controls: int) -> Float[Tensor, "levels coefficients"]:
+    """Of 1 and of the first ``controls`` of :func:`_controls`, over each part of the clock, at the mean excess 0."""
+    nodes, weights = (torch.from_numpy(v) / 2 for v in np.polynomial.legendre.leggauss(4))  # exact: the degree is ≤ 7
+    position = (torch.arange(LEVELS)[:, None] + 0.5 + nodes) / LEVELS
+    values = [torch.ones_like(position), *_controls(position, torch.zeros_like(position))[:controls]]
+    return torch.stack(values, -1).mul(weights[:, None]).sum(1) / LEVELS
 
 
 def extended_clock(

@@ -16,7 +16,7 @@ import indm
 from indm.data.base import stack
 from indm.data.registry import load_data
 from indm.evaluation.likelihood import Estimate, _draw_all, evaluate, in_units
-from indm.evaluation.results import likelihood_table
+from indm.evaluation.results import level_table, likelihood_table
 from indm.flows import ActNorm, Identity
 from indm.flows.base import ExactFlow
 from indm.gaussian import GaussianReference
@@ -545,6 +545,34 @@ def test_evaluate_names_the_numbers_without_reconstruction(name, eps, own):
     assert abs(at_eps - score.entropy() - score.bound_gap(eps)) > 0.1
 
 
+@pytest.mark.parametrize("groups", [None, torch.arange(60).repeat(5), torch.zeros(300, dtype=torch.long)])
+def test_evaluate_says_where_the_bound_lies(groups):
+    """Terms and levels sum to the NELBO. Errors are of means of groups, which have equal sizes here."""
+    model, raw, _ = grey_model(True)
+    raw = raw.repeat(300 // len(raw) + 1, *[1] * (raw.ndim - 1))[:300]
+    report, nats = evaluate(model, raw, groups=groups, nll_examples=0, batch_size=128, progress=False)
+    assert json.loads(json.dumps(report)) == report
+    nelbo, levels = report["nelbo"], nats["nelbo_levels"]
+    by_level, terms = nelbo["by_level"], nelbo["terms"]
+    assert levels.shape == (300, 8) and set(terms) == {"score", "reconstruction", "prior", "flow", "constant", "log_q"}
+    difference = nelbo["with_reconstruction"]["nats"] - nelbo["without_reconstruction"]["nats"]
+    assert terms["reconstruction"]["nats"] == pytest.approx(difference, rel=1e-5)
+    for unit in ("nats", "bits_per_dim"):
+        assert sum(row[unit] for row in by_level) == pytest.approx(terms["score"][unit], rel=1e-9)
+        assert sum(v[unit] for v in terms.values()) == pytest.approx(nelbo["with_reconstruction"][unit], rel=1e-6)
+    for row, own in zip(by_level, levels.T, strict=True):
+        assert row["nats"] == pytest.approx(own.mean().item())
+        means = own if groups is None else torch.stack([own[groups == group].mean() for group in groups.unique()])
+        error = means.std().item() / math.sqrt(len(means)) if len(means) > 1 else None
+        assert row["nats_standard_error"] == (error and pytest.approx(error))
+    ends = [noise for row in by_level for noise in row["noise"]]
+    t = torch.tensor([model.sde.eps, 1.0]).double()
+    assert [ends[0], ends[-1]] == pytest.approx((model.sde.sigma(t) / model.sde.alpha(t)).tolist())
+    assert ends[1:-1:2] == ends[2::2] and np.diff(np.log(ends))[::2] == pytest.approx(np.log(ends[-1] / ends[0]) / 8)
+    table, others = level_table(report | {"unit": "bits/dim"})
+    assert len(table.splitlines()) == 9 and f"flow {terms['flow']['bits_per_dim']:.4f} ± " in others
+
+
 def test_evaluate_repeats_and_pairs():
     model, raw, _ = grey_model(True)
     options = {"batch_size": 8, "steps": 8, "progress": False}
@@ -621,7 +649,7 @@ def test_evaluate_reports_the_bound_of_a_model_that_is_no_diffusion():
     torch.testing.assert_close(samples["nelbo_without_reconstruction"], expected.double() - 2, rtol=1e-5, atol=1e-5)
     assert samples.keys() == {"nelbo", "nelbo_without_reconstruction"} and "nll" not in report
     assert report["images"] == {"nelbo": 30, "nll": 0} and report["eps"] == 0.0
-    assert report["nelbo"].keys() == {"with_reconstruction", "without_reconstruction"}
+    assert report["nelbo"].keys() == {"with_reconstruction", "without_reconstruction"} and not level_table(report)
 
 
 def test_evaluate_names_the_nearest_option():

@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from indm.flows import ActNorm, CouplingFlow, Identity
+from indm.gaussian import GaussianReference
 from indm.likelihood import log_likelihood
 from indm.model import INDM
 from indm.nets import Zero
@@ -245,6 +246,46 @@ def test_every_sample_has_an_unbiased_bound_of_its_own(times):
     model, x = INDM(Identity(), score), double([0.5, -0.2], [1.5, 1.0], [-2.0, 0.3])
     totals = torch.stack([nelbo(model, x, times=times, generator=seeded(i)).total for i in range(300)])
     assert within(totals, -score.log_prob(x), floor=5e-3)  # the prior at e^−10 is off by a few thousandths here
+
+
+def test_each_level_has_its_part_of_the_score_term(name):
+    """With the exact score of a Gaussian E[D] = ½ Σ v/(v + r) on the clock log r, r = σ²/α²: its integral is closed."""
+    score = gaussian(name)
+    z = score.sample(20_000, seeded(0))
+    ends = torch.linspace(*score.sde.clock_span(), 9, dtype=torch.float64)
+    expected = 0.5 * (ends - (score.variance[:, None] + ends.exp()).log()).sum(0).diff()
+    drawn = {}
+    for law, reference in (
+        (None, None),
+        ("standard", GaussianReference.standard(z[:1])),
+        ("fit", GaussianReference.fit(z)),
+    ):
+        bound = nelbo(INDM(Identity(), score), z, times=2, reference=reference, generator=seeded(1))
+        drawn[law] = bound.levels
+        torch.testing.assert_close(bound.levels.sum(1), bound.score, rtol=1e-9, atol=1e-9)
+        assert within(bound.levels, expected) and not within(bound.levels.roll(1, 1), expected)
+    assert (drawn["fit"].std(0).sum() < 0.5 * drawn[None].std(0).sum()).item()
+
+
+@pytest.mark.parametrize("n", [1, 9, 40])  # 9 rows get one coefficient
+@pytest.mark.parametrize("ancestral", [None, 5])
+def test_levels_of_few_rows_sum_to_the_score_term(n, ancestral):
+    score = gaussian("vp", (3, 8, 8))
+    z = score.sample(n, seeded(0))
+    for reference in (None, GaussianReference.standard(z)):
+        bound = nelbo(INDM(Identity(), score), z, times=3, ancestral=ancestral, reference=reference)
+        torch.testing.assert_close(bound.levels.sum(1), bound.score, rtol=1e-9, atol=1e-9)
+
+
+def test_a_score_that_diverges_shows_in_its_level_alone():
+    score = gaussian("vp")
+
+    def diverging(z, t):
+        return torch.where(t[:, None] < 1e-4, math.inf, score(z, t))
+
+    diverging.sde = score.sde
+    levels = nelbo(INDM(Identity(), diverging), score.sample(400, seeded(0)), times=4, generator=seeded(1)).levels
+    assert levels[:, 0].isinf().any() and levels[:, 4:].isfinite().all()
 
 
 def test_more_times_less_variance():

@@ -24,9 +24,9 @@ class Evaluate(ShowsProgress):
     """Report the likelihood of held-out data under a run, in bits/dim or nats.
 
     Prints a table of NELBO and NLL, with and without reconstruction, beside what a model must beat on the same
-    examples: uniform noise, a Gaussian, PNG. Writes evaluation.json, and per-example nats to evaluation.npz. An option
-    that is not given here is that of the recipe's [evaluate] table. Other data than the recipe's: --data NAME,
-    --data.path my-images.
+    examples: uniform noise, a Gaussian, PNG; and the NELBO by noise level. Writes evaluation.json, and per-example
+    nats to evaluation.npz. An option that is not given here is that of the recipe's [evaluate] table. Other data than
+    the recipe's: --data NAME, --data.path my-images.
     """
 
     tables = ("data",)
@@ -44,7 +44,7 @@ class Evaluate(ShowsProgress):
         from accelerate import PartialState
 
         from indm.evaluation.diagnosis import conclusion
-        from indm.evaluation.results import evaluate_run, likelihood_table
+        from indm.evaluation.results import evaluate_run, level_table, likelihood_table
         from indm.runs.folder import check_absent, recipe_of, run_folder
 
         texts = {key: text for key, text in vars(self.options).items() if text is not None}
@@ -54,7 +54,7 @@ class Evaluate(ShowsProgress):
         check_absent(run, ["evaluation.json", "evaluation.npz"], self.overwrite)
         result = evaluate_run(run, options, data_table=data, progress=self.progress)
         if PartialState().is_main_process:  # which alone has the results of all processes
-            print(likelihood_table(result))
+            print(likelihood_table(result), *level_table(result), sep="\n")
             print(conclusion(run, result))
         return DONE
 

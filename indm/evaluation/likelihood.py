@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import torch
@@ -29,11 +30,13 @@ from indm.likelihood import (
 )
 from indm.messages import nearest
 from indm.multilevel import LEAST
-from indm.objective import NELBO, nelbo
+from indm.objective import LEVELS, NELBO, nelbo
 from indm.ode import OUT_OF_REACH
+from indm.sde.linear import LinearSDE
 from indm.tensors import evaluation_mode, outside_inference, squared_norm
 
 T = TypeVar("T")
+TERMS = ("reconstruction", "prior", "flow", "constant", "log_q")  # of the NELBO beside its score term
 SEED_STRIDE = 1_000_003  # between the seeds of successive draws
 
 
@@ -57,6 +60,7 @@ class Estimate:
         solver_error: (B,), of ``total``, nats; 0 where no ODE was solved.
         settings: how it was made.
         nfe: evaluations of the network by the solver of an ODE; 0: none was solved.
+        terms: (B, LEVELS + 5), nats: the score term by level, and the terms of :data:`TERMS`; None where not known.
     """
 
     total: Tensor
@@ -64,6 +68,7 @@ class Estimate:
     solver_error: Tensor
     settings: dict
     nfe: int = 0
+    terms: Tensor | None = None
 
     @classmethod
     def of(cls, total: Tensor, reconstruction: Tensor, log_q: Tensor, settings: dict) -> "Estimate":
@@ -141,7 +146,8 @@ def evaluate(
         ``_solver_error``, the largest over repeats. Unless ``each``, ``nll`` is ``nll_coarse``, in few steps; and for
         each level l ``nll_level_l`` are the differences of finer and coarser solves, of the estimates
         ``nll_level_l_estimates`` (example · repeats + repeat). ``nll_certain`` are those of estimates whose coarse
-        error was unusually large.
+        error was unusually large. ``report["nelbo"]`` has ``terms``, which sum to the bound, and ``by_level``, the
+        score term in equal parts of the log-SNR clock; ``nelbo_levels``, (N, 8), are these parts of each sample.
 
     Raises:
         ValueError: an option that is unknown or out of range, wrong raw data, see :meth:`indm.Scaling.check`, or a row
@@ -205,6 +211,10 @@ def evaluate(
     for kind, of_kind in estimates.items():
         own_groups = None if groups is None else groups[: counts[kind]]
         report[kind], own = summary(of_kind, dims, own_groups)
+        if kind == "nelbo" and of_kind[0][0].terms is not None:
+            terms = _stacked(of_kind, "terms").mean(0)
+            report[kind] |= by_level(terms, model.sde, dims, own_groups)
+            own["_levels"] = terms[:, :LEVELS]
         if kind == "iw":  # whose weights are the reconstruction terms, too
             del report[kind]["without_reconstruction"], own["_without_reconstruction"]
         if kind == "nll" and few:
@@ -339,7 +349,11 @@ def bound_estimator(bound: Callable[..., NELBO], settings: dict[str, int]) -> Es
     def estimate(model, raw: Tensor, generator: torch.Generator) -> Estimate:
         x, log_q = from_data(model, raw, generator=generator)
         terms = bound(model, x, log_q=log_q, generator=generator)
-        return Estimate.of(terms.total, terms.reconstruction, log_q, settings)
+        estimate = Estimate.of(terms.total, terms.reconstruction, log_q, settings)
+        if not model.is_diffusion or terms.levels is None:
+            return estimate
+        columns = [*terms.levels.unbind(1), *(getattr(terms, name).expand(len(x)) for name in TERMS)]
+        return replace(estimate, terms=torch.stack(columns, 1).cpu().double())
 
     return estimate
 
@@ -402,6 +416,25 @@ def summary(
     numbers["with_reconstruction"] = in_units(total, dims, groups)
     numbers["without_reconstruction"] = in_units(without, dims, groups)
     return numbers, nats
+
+
+def by_level(
+    terms: Float[Tensor, "n terms"], sde: LinearSDE, dims: int, groups: Int[Tensor, " n"] | None = None
+) -> dict[str, Any]:
+    """Where the NELBO lies: ``terms``, which sum to it, and ``by_level``, the parts of the score term, each with the
+    ``noise`` σ/α at its ends; means with standard errors."""
+
+    def row(values: Float[Tensor, " n"]) -> dict[str, Any]:
+        mean, error = mean_and_error(values, groups)
+        return in_both_units({"": mean, "_standard_error": error}, dims)
+
+    levels, others = terms.split([LEVELS, len(TERMS)], 1)
+    noise = (torch.linspace(*sde.clock_span(), LEVELS + 1, dtype=torch.float64) / 2).exp().tolist()
+    rows = zip(pairwise(noise), levels.unbind(1), strict=True)
+    return {
+        "terms": {"score": row(levels.sum(1))} | {name: row(others[:, k]) for k, name in enumerate(TERMS)},
+        "by_level": [{"noise": list(ends)} | row(values) for ends, values in rows],
+    }
 
 
 def solver_error(errors: Float[Tensor, " n"], dims: int, nll_error: float) -> dict[str, Any]:

@@ -293,6 +293,19 @@ def likelihood_table(result: dict) -> str:
     return "\n".join(lines + ([f"codes: {result['codes']}"] if "codes" in result else []))
 
 
+def level_table(result: Mapping) -> list[str]:
+    """Lines of text: the NELBO's score term by noise level, and its other terms. None for a model that is not a
+    diffusion."""
+    if "by_level" not in result["nelbo"]:
+        return []
+    keys = [number_key(result) + end for end in ENDS[:2]]
+    rows: list[Row] = [("score term of the NELBO, σ/α", result["unit"], "± standard error")]
+    for level in result["nelbo"]["by_level"]:
+        rows.append((" to ".join(f"{end:.3g}" for end in level["noise"]), *(_shown(level[key]) for key in keys)))
+    terms = [f"{name} {' ± '.join(_shown(row[key]) for key in keys)}" for name, row in result["nelbo"]["terms"].items()]
+    return [table(rows), f"terms of the NELBO: {', '.join(terms)}"]
+
+
 def _shown(number: float | None) -> str:
     return "unknown" if number is None else f"{number:.4f}"
 

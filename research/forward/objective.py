@@ -98,7 +98,7 @@ def nelbo(
     errors, end = torch.stack(drawn), process.moments(sde, z, sde.endpoints(z)[1])
     if reference is not None:
         excess = torch.stack([reference.excess(sde, z, t, noise) for t, noise in pairs])
-        errors = errors - control_variate(errors, sde.place(sde.clock(clock)), excess)
+        errors = errors - control_variate(errors, sde.place(sde.clock(clock)), excess)[0]
     return indm.NELBO(
         flow=kl - log_det,
         score=sde.log_snr_range() * errors.mean(0),

@@ -131,6 +131,9 @@ def test_evaluate_reports_what_it_stores(run, capsys):
     for kind in ("nelbo", "nll"):
         for part in ("with", "without"):
             assert f"{result[kind][f'{part}_reconstruction']['bits_per_dim']:.4f}" in table
+    levels = nats["nelbo_levels"].mean(0) / (64 * math.log(2))
+    assert [row["bits_per_dim"] for row in result["nelbo"]["by_level"]] == pytest.approx(levels)
+    assert all(f"  {level:.4f}" in table.split("σ/α")[1] for level in levels)
     assert result["split"] == "test" and "test split: 40 for the NELBO, 4 for the NLL; ε = 1e-05" in table
 
 
