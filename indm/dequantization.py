@@ -145,7 +145,8 @@ def _count(scaling: Scaling) -> int:
 
 def log_share(n: Tensor, level: Tensor, step: float, levels: int) -> Tensor:
     """log Σ_l exp(−½(n − (l − level) step)²) over the grey levels l: −½n² − log P(level|z_ε), entry by entry."""
-    reach = min(levels - 1, math.ceil((n.abs().max().item() + 9) / step))  # farther levels add less than e^{-40}
+    largest = n.abs().max().item() if n.numel() else 0.0
+    reach = min(levels - 1, math.ceil((largest + 9) / step))  # farther levels add less than e^{-40}
     total = torch.full(torch.broadcast_shapes(n.shape, level.shape), -math.inf, dtype=n.dtype, device=n.device)
     for offset in range(-reach, reach + 1):
         exists = (level + offset >= 0) & (level + offset < levels)

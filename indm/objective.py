@@ -130,8 +130,8 @@ def mean_reconstruction(model, z: Batch, noise: Batch) -> PerSample:
 
 
 def kernel_at_eps(sde: LinearSDE, z: Batch) -> Kernel:
-    """The kernel of z_ε."""
-    return sde.kernel(sde.endpoints(z)[0])
+    """The kernel of z_ε, at one time for all samples."""
+    return sde.kernel(z.new_full((1,), sde.eps))
 
 
 def reconstruction_term(score, z: Float[Tensor, "batch *event"], noise: Float[Tensor, "batch *event"]) -> PerSample:

@@ -120,6 +120,11 @@ def test_evaluate_says_what_decodes_and_counts_it():
     assert abs(nats["nll"].mean().item() - 4 * math.log(LEVELS)) < 0.3
 
 
+def test_an_empty_batch_has_no_numbers():
+    x = torch.zeros(0, *SHAPE).double()
+    assert indm.log_likelihood(model_of(), x).nats().shape == indm.nelbo(model_of(), x).nats().shape == (0,)
+
+
 def test_what_cannot_be_decoded_is_refused():
     score = indm.ScoreModel(Zero(), indm.VPSDE())
     with pytest.raises(ValueError, match=r"the flow must be the identity .* got CouplingFlow"):

@@ -63,6 +63,13 @@ def is_foreign(model) -> bool:
     return isinstance(getattr(model.score, "backbone", None), Denoiser)
 
 
+def denoiser_of(model) -> Denoiser:
+    """The network of a model of :func:`indm.from_denoiser`; ValueError where it is another one."""
+    if not is_foreign(model):
+        raise ValueError(f"model must come from from_denoiser, got one with {type(model.score).__name__}")
+    return model.score.backbone
+
+
 def check_denoiser(
     model,
     raw: Num[Tensor, "batch *event"],
@@ -101,8 +108,7 @@ def check_denoiser(
         >>> print(check.findings[0].split(":")[0])
         the network's output looks like 'data', not 'noise'
     """
-    if not is_foreign(model):
-        raise ValueError(f"model must come from from_denoiser, got one with {type(model.score).__name__}")
+    predicts = denoiser_of(model).predicts
     check_raw(model, raw)
     raw, c = raw[:most], all_rows(model, c, len(raw))
     c = None if c is None else c[:most]
@@ -116,18 +122,14 @@ def check_denoiser(
     share = (2 * levels).sigmoid()  # of the noise: where it is small, a network of data gives it badly
     excess = {name: (share * (values - least)).sum().item() for name, values in errors.items()}
     findings = tuple(_findings(model, x, errors, excess, linear))
-    return DenoiserCheck(levels, errors, linear, _denoiser(model).predicts, findings)
-
-
-def _denoiser(model) -> Denoiser:
-    return model.score.backbone
+    return DenoiserCheck(levels, errors, linear, predicts, findings)
 
 
 def _errors(
     model, x: Tensor, levels: Tensor, batch_size: int, generator: torch.Generator | None
 ) -> tuple[dict[str, Tensor], Float[Tensor, " levels"]]:
     """E‖n − n̂‖²/d at each level for each kind of prediction, and for the best n̂ = a f + b x_τ, as all kinds are."""
-    denoiser, seen = _denoiser(model), context_of(model.score)
+    denoiser, seen = denoiser_of(model), context_of(model.score)
     errors, least = {name: torch.zeros_like(levels) for name in PREDICTIONS}, torch.zeros_like(levels)
     for i, level in enumerate(levels.tolist()):
         triples = []
@@ -144,13 +146,13 @@ def _errors(
             parts = [part.flatten()[::every] for part in (f[:, : z.shape[1]], x_tau, noise)]
             triples.append(torch.stack(parts, 1).double().cpu())
         known, noises = torch.cat(triples).split([2, 1], 1)
-        least[i] = (known @ torch.linalg.lstsq(known, noises).solution - noises).square().mean()
+        least[i] = (known @ torch.linalg.lstsq(known, noises, driver="gelsd").solution - noises).square().mean()
     return errors, least
 
 
 def _findings(model, x: Tensor, errors: dict[str, Tensor], excess: dict[str, float], linear: Tensor):
     """A sentence for each thing that looks wrong."""
-    predicts, largest = _denoiser(model).predicts, x.abs().max().item()
+    predicts, largest = denoiser_of(model).predicts, x.abs().max().item()
     best, total = min(excess, key=excess.__getitem__), errors[predicts].sum()
     if largest > LARGE:
         yield (

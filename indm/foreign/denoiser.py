@@ -6,7 +6,7 @@ for x_τ = (α(τ)/α_t) z_t.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -37,6 +37,12 @@ SDE_EPS = 1e-5  # the time of the SDE at which the path begins
 VARIANCES = ("large", "small", "learned")  # of the steps of a K-step model: β_k, its posterior's, and between both
 
 
+def check_word(name: str, value: str, known: Collection[str]) -> None:
+    """ValueError where ``value`` of an argument is not among the words ``known``."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{did_you_mean(value, known)}")
+
+
 class Denoiser(nn.Module):
     """A network of another library, called as one of this package: forward(y, level) of :mod:`indm.nets`.
 
@@ -57,9 +63,8 @@ class Denoiser(nn.Module):
         variance: str = "large",
     ):
         super().__init__()
-        for name, value, known in (("predicts", predicts, PREDICTIONS), ("variance", variance, VARIANCES)):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{did_you_mean(value, known)}")
+        check_word("predicts", predicts, PREDICTIONS)
+        check_word("variance", variance, VARIANCES)
         self.noises, self.given_path = path_of(path), path
         self.made_by = factory if isinstance(factory, str) else None
         self.network = find("net", factory)(**(options or {})) if self.made_by else factory

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from indm.conditions import at
 from indm.dequantization import constant_log_q
-from indm.foreign.checks import is_foreign
-from indm.foreign.denoiser import VARIANCES, Denoiser
+from indm.foreign.checks import denoiser_of
+from indm.foreign.denoiser import VARIANCES, Denoiser, check_word
 from indm.gaussian import GaussianReference
 from indm.objective import NELBO, constant_term, mean_reconstruction, prior_term
 from indm.rng import randn_like, strata
@@ -71,17 +71,14 @@ def discrete_nelbo(
         >>> 0 < (bound - entropy).item() < 0.2
         True
     """
-    if not is_foreign(model):
-        raise ValueError(f"model must come from from_denoiser, got one with {type(model.score).__name__}")
+    denoiser = denoiser_of(model)
     if times < 1:
         raise ValueError(f"times must be at least 1 step for each sample, got {times}")
     check_units(x)
     log_q = constant_log_q(model, x) if log_q is None else log_q
     model = at(model, c, len(x))
-    denoiser, sde = model.score.backbone, model.score.sde
-    variance = denoiser.variance if variance is None else variance
-    if variance not in VARIANCES:
-        raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, got {variance!r}")
+    sde, variance = model.score.sde, denoiser.variance if variance is None else variance
+    check_word("variance", variance, VARIANCES)
     whole, start = denoiser.noises.whole_levels(), 0.5 * sde.clock_span()[0]
     # The first step leads to ε, which may lie between two k. The network is asked where a step begins, at whole k.
     levels = nn.functional.pad(whole[whole > start + SAME], (1, 0), value=start).to(x.device)
@@ -145,21 +142,21 @@ def divergence_of_step(
     small = beta * (2 * before).sigmoid() / sigma2
     alpha, sigma = (expand_like(v.sqrt().to(x), x) for v in (alpha2, sigma2))
     x_k, tau, f = denoiser.output(alpha * x + sigma * noise, level, *c)
-    own = _log_variance(f, beta, small, variance, x)
+    log_large, log_small = (expand_like(v.log().to(x), x) for v in (beta, small))
+    own = _log_variance(f[:, x.shape[1] :], log_large, log_small, variance)
     predicted = denoiser.noise_from(denoiser.predicts, f, x_k, tau)
     off = expand_like((beta.square() / (sigma2 * ratio)).to(x), x) * (predicted - noise).square()
-    gap = expand_like(small.log().to(x), x) - own  # log of the ratio of both variances
+    gap = log_small - own  # log of the ratio of both variances
     return 0.5 * (gap.expm1() - gap + off * (-own).exp()).flatten(1).sum(1)
 
 
-def _log_variance(f: Batch, beta: PerSample, small: PerSample, variance: str, x: Batch) -> Tensor:
-    """log of the variance of p_θ, which broadcasts against x."""
-    large, small = (expand_like(double(v).log().to(x), x) for v in (beta, small))
+def _log_variance(given: Tensor, large: Tensor, small: Tensor, variance: str) -> Tensor:
+    """log of the variance of p_θ, from what the network gives of it and the logs of both ends."""
     if variance == "large":
         return large
     if variance == "small":
         return small
-    if f.shape[1] != 2 * x.shape[1]:
+    if not given.shape[1]:
         raise ValueError(f"variance must be 'large' or 'small', as the network gives none, got {variance!r}")
-    share = 0.5 * (f[:, x.shape[1] :] + 1)
+    share = 0.5 * (given + 1)
     return share * large + (1 - share) * small

@@ -119,6 +119,12 @@ def test_data_of_another_scale_are_found():
     assert any("data in the network's units reach" in text for text in check("noise", "noise", raw=raw).findings)
 
 
+def test_a_network_that_gives_zero_is_read_right():
+    """v = 0 is exact for N(0, I), and a column of zeros has no part in the best combination."""
+    model = indm.from_denoiser(lambda x, tau: torch.zeros_like(x), predicts="v", path="trigonometric", shape=(2,))
+    assert not indm.check_denoiser(model, torch.randn(256, 2, generator=torch.Generator().manual_seed(0))).findings
+
+
 def test_a_model_of_this_package_is_not_checked():
     tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
     with pytest.raises(ValueError, match="model must come from from_denoiser"):
