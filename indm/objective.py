@@ -358,8 +358,8 @@ def time_at(sde: LinearSDE, position: Float[Tensor, "..."], eps: float) -> Float
 
 
 def _constants(model, z: Tensor, eps: float) -> Tensor:
-    """What no parameter of flow or score moves: the constant term, and of the reconstruction term −d log α and the
-    mean −d/2 of −½‖noise‖², or all of it where grey levels are decoded, (B,)."""
+    """The part of the bound that does not depend on parameters, (B,): the constant term, and from the reconstruction
+    term −d log α and the mean −d/2 of −½‖noise‖², or all of it where grey levels are decoded."""
     sde, decoder, start = model.score.sde, decoder_of(model), z.new_full((1,), eps)
     constant = constant_term(sde, z, start)
     if decoder is not None:
@@ -368,7 +368,7 @@ def _constants(model, z: Tensor, eps: float) -> Tensor:
 
 
 def _unit(model) -> float:
-    """What the reconstruction term adds to the clock of :func:`extended_clock`: nothing where it has no score."""
+    """Units that the reconstruction term adds to :func:`extended_clock`: 0 where it does not use the score."""
     return 1.0 if decoder_of(model) is None else 0.0
 
 

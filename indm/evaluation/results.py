@@ -294,8 +294,7 @@ def likelihood_table(result: dict) -> str:
 
 
 def level_table(result: Mapping) -> list[str]:
-    """Lines of text: the NELBO's score term by noise level, and its other terms. None for a model that is not a
-    diffusion."""
+    """Lines of text: the NELBO's score term by noise level, and its other terms. Empty for a model without them."""
     if "by_level" not in result["nelbo"]:
         return []
     keys = [number_key(result) + end for end in ENDS[:2]]
