@@ -421,8 +421,8 @@ def summary(
 def by_level(
     terms: Float[Tensor, "n terms"], sde: LinearSDE, dims: int, groups: Int[Tensor, " n"] | None = None
 ) -> dict[str, Any]:
-    """The ``terms`` of the NELBO, which sum to it, and the parts of its score term ``by_level``, each with the ``noise``
-    σ/α at its ends; means with standard errors."""
+    """The ``terms`` of the NELBO, which sum to it, and the parts of its score term ``by_level``, each with the
+    ``noise`` σ/α at its ends; means with standard errors."""
 
     def row(values: Float[Tensor, " n"]) -> dict[str, Any]:
         mean, error = mean_and_error(values, groups)
