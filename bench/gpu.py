@@ -57,7 +57,7 @@ def tests(o: Options) -> dict:
 def speed(o: Options, how: str) -> dict:
     from speed import RECIPES, speed
 
-    from indm.config.recipes import value_of
+    from indm.workbench.recipes.recipe import value_of
 
     if how == "compiled" and not any(map(shutil.which, ("cc", "gcc", "clang"))):
         raise Skipped("missing: a C compiler, for torch.compile")
@@ -83,7 +83,7 @@ def ratios(o: Options) -> dict:
 
 def command(o: Options, name: str, recipe: str) -> dict:
     """Do a command of ``indm``; the numbers or the file that it gave."""
-    from indm.cli.main import main
+    from indm.workbench.cli.main import main
 
     run, (folder, place) = o.out / recipe, RUNS[recipe]
     budget = [f"--train.seconds={120 * o.scale}", "--train.checkpoint_every=0.1", "--train.validate_every=0.1"]

@@ -3,7 +3,7 @@
     python bench/memory.py
 
 Weights are counted five times: themselves, their gradients, Adam's two averages, the moving average. Activations are
-what the forward pass keeps for the backward pass (:mod:`indm.training.checks`).
+what the forward pass keeps for the backward pass (:mod:`indm.workbench.training.checks`).
 """
 
 import argparse
@@ -13,12 +13,12 @@ import sys
 import torch
 from timing import peak_mib, reset_peak
 
-from indm.config import recipes
-from indm.config.recipes import Recipe
-from indm.data.base import Data, as_data
-from indm.runs.devices import make_accelerator
-from indm.training.checks import COPIES, TooLarge, memory_of_step
-from indm.training.trainer import Trainer
+from indm.workbench.data.base import Data, as_data
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.recipe import Recipe
+from indm.workbench.runs.devices import make_accelerator
+from indm.workbench.training.checks import COPIES, TooLarge, memory_of_step
+from indm.workbench.training.trainer import Trainer
 
 RECIPES = (
     "eight-gaussians", "digits", "fashion-mnist-16", "fashion-mnist", "emoji-32", "emoji-64", "cifar10-vp-nll",

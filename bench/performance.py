@@ -30,18 +30,18 @@ from torch import Tensor
 from training_steps import BATCH, halves, memory, training
 
 import indm
-from indm.data.base import Data, stack
-from indm.data.batches import loader
-from indm.data.registry import load_data
 from indm.flows import ResidualBlock, ResidualFlow
 from indm.flows.base import magnitude
 from indm.likelihood import latent_reference
 from indm.objective import mle_loss, nelbo
 from indm.ode import rademacher
 from indm.rng import randn_like
-from indm.runs.devices import device
 from indm.sampling import AdaptiveODE, Sampler, UniPC, solve_latent
 from indm.tensors import evaluation_mode
+from indm.workbench.data.base import Data, stack
+from indm.workbench.data.batches import loader
+from indm.workbench.data.registry import load_data
+from indm.workbench.runs.devices import device
 
 BITS = math.log(2)
 RESIDUAL = ["--flow", "residual", "--flow.blocks", "[4]", "--flow.width", "16", "--train.flow_update_every", "4"]

@@ -11,11 +11,11 @@ import time
 import torch
 
 from indm import build_model
-from indm.config import recipes
 from indm.model import count_parameters
 from indm.objective import mle_loss
-from indm.runs.devices import peak_memory_mib
 from indm.scaling import Scaling
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.runs.devices import peak_memory_mib
 
 
 def main() -> None:

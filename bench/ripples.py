@@ -18,10 +18,10 @@ from scipy.integrate import solve_ivp
 from solver_error import Row, command, described
 from torch import Tensor
 
-from indm.runs.folder import open_model, recipe_of, run_folder
 from indm.sampling import AdaptiveODE, UniPC, follow_flow, log_snr_grid, solve_latent
 from indm.score import denoise
 from indm.tensors import expand_like
+from indm.workbench.runs.folder import open_model, recipe_of, run_folder
 
 COLUMNS = {name: name for name in ("model", "sampler", "evaluations", "error", "largest", "cpu_seconds")}
 

@@ -14,9 +14,9 @@ import torch
 from solver_error import Row, command, described
 
 import indm
-from indm.config import recipes
 from indm.sampling import UniPC, follow_flow, solve_latent
 from indm.score import denoise
+from indm.workbench.recipes import recipe as recipes
 
 STEPS = (12, 25, 50, 100, 200)
 COLUMNS = {"model": "model"} | {str(n): f"{n} steps" for n in STEPS}

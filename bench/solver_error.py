@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 import indm
-from indm.config import recipes
-from indm.data.base import stack
-from indm.data.registry import load_data
 from indm.dequantization import from_data
 from indm.likelihood import LikelihoodReport, latent_reference
+from indm.workbench.data.base import stack
+from indm.workbench.data.registry import load_data
+from indm.workbench.recipes import recipe as recipes
 
 SOLVES: dict[str, dict[str, Any]] = {"default": {}, "24 steps": {"steps": 24}}
 RECORDS = Path(__file__).parent / "records"

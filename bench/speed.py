@@ -18,10 +18,10 @@ from memory import noise
 from timing import peak_mib, reset_peak, seconds
 
 import indm
-from indm.config import recipes
-from indm.runs.devices import device, make_accelerator
-from indm.training.costs import ROUNDS, interleaved_seconds
-from indm.training.trainer import Trainer
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.runs.devices import device, make_accelerator
+from indm.workbench.training.costs import ROUNDS, interleaved_seconds
+from indm.workbench.training.trainer import Trainer
 
 HOW = {"float32": ("no", False), "bfloat16": ("bf16", False), "compiled": ("bf16", True)}
 RECIPES = ("fashion-mnist", "emoji-64")

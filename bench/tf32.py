@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import indm
-from indm.data.base import stack
 from indm.likelihood import latent_reference
-from indm.runs.folder import data_of, open_run
+from indm.workbench.data.base import stack
+from indm.workbench.runs.folder import data_of, open_run
 
 IMAGES = 16
 

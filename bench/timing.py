@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from indm.runs.devices import device, peak_memory_mib
+from indm.workbench.runs.devices import device, peak_memory_mib
 
 Key = TypeVar("Key", bound=Hashable)
 

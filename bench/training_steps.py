@@ -13,11 +13,11 @@ from timing import in_new_process, peak_mib, ratio, row, seconds, shown
 from torch.utils.data import TensorDataset
 
 import indm
-from indm.config import recipes
-from indm.data.base import Data
 from indm.flows import ResidualBlock
-from indm.runs.devices import device, make_accelerator
-from indm.training.trainer import Trainer
+from indm.workbench.data.base import Data
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.runs.devices import device, make_accelerator
+from indm.workbench.training.trainer import Trainer
 
 NET = {"name": "unet", "channels": 32, "multipliers": [1, 2, 2], "blocks": 2, "attention": [8]}
 FLOW = {"name": "residual", "blocks": [4, 4], "width": 64}

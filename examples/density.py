@@ -9,7 +9,7 @@ import torch
 import tyro
 
 import indm
-from indm.data import load_data, stack
+from indm.workbench.data import load_data, stack
 
 
 def main(steps: int = 2000, out: Path = Path("runs/example-density")) -> None:

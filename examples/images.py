@@ -8,9 +8,9 @@ from pathlib import Path
 import tyro
 
 import indm
-from indm.evaluation.compare import compare
-from indm.evaluation.results import evaluate_run
-from indm.runs.samples import Drawing, draw
+from indm.workbench.evaluation.compare import compare
+from indm.workbench.evaluation.results import evaluate_run
+from indm.workbench.runs.samples import Drawing, draw
 
 VARIANTS = {"spline": {}, "linear": {"flow": "identity"}}  # the recipe's flow is one spline of grey levels
 

@@ -11,9 +11,9 @@ from torch.nn.functional import avg_pool2d, interpolate
 from torch.utils.data import TensorDataset
 
 import indm
-from indm.data import as_data, load_data, stack
-from indm.evaluation.plots import save_pixels
-from indm.evaluation.sheets import Panel, sheet
+from indm.workbench.data import as_data, load_data, stack
+from indm.workbench.evaluation.plots import save_pixels
+from indm.workbench.evaluation.sheets import Panel, sheet
 
 
 def blurred(raw: torch.Tensor) -> torch.Tensor:

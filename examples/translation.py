@@ -8,9 +8,9 @@ from pathlib import Path
 import tyro
 
 import indm
-from indm.data import load_data, stack
-from indm.evaluation.sheets import save_grid
-from indm.training.pairs import train_pair
+from indm.workbench.data import load_data, stack
+from indm.workbench.evaluation.sheets import save_grid
+from indm.workbench.training.pairs import train_pair
 
 
 def main(steps: int = 500, out: Path = Path("runs/example-translation")) -> None:

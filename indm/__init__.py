@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from indm.config.parts import moved
+from indm.names import moved
 
 _STUB = Path(__file__).with_suffix(".pyi").read_text("utf-8")  # the one list of public names, for type checkers too
 _MODULES = {name: module for module, name in re.findall(r"^from (\S+) import (\w+)", _STUB, re.MULTILINE)}

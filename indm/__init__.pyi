@@ -3,8 +3,6 @@ from .conditions import Classes as Classes
 from .conditions import Condition as Condition
 from .conditions import Image as Image
 from .conditions import Vector as Vector
-from .config.parts import trust as trust
-from .config.recipes import recipe as recipe
 from .dequantization import Dequantization as Dequantization
 from .dequantization import Levels as Levels
 from .dequantization import Uniform as Uniform
@@ -13,8 +11,6 @@ from .diffusion import forward_path as forward_path
 from .diffusion import generative_path as generative_path
 from .diffusion import paired_paths as paired_paths
 from .diffusion import probability_flow_path as probability_flow_path
-from .evaluation.classification import classify as classify
-from .evaluation.likelihood import evaluate as evaluate
 from .fitting import Fit as Fit
 from .fitting import FittedSampler as FittedSampler
 from .fitting import fit_sampler as fit_sampler
@@ -34,6 +30,7 @@ from .likelihood import log_likelihood as log_likelihood
 from .likelihood import log_probability as log_probability
 from .model import INDM as INDM
 from .model import build_model as build_model
+from .names import trust as trust
 from .nets.mlp import MLP as MLP
 from .nets.unet import UNet as UNet
 from .objective import NELBO as NELBO
@@ -47,7 +44,6 @@ from .objective import soft_truncation as soft_truncation
 from .programs import export as export
 from .published.ncsnpp import NCSNpp as NCSNpp
 from .published.ncsnpp import PublishedScore as PublishedScore
-from .runs.samples import fitted_sampler as fitted_sampler
 from .sampling import Sampler as Sampler
 from .sampling import sample as sample
 from .sampling import sample_with_log_prob as sample_with_log_prob
@@ -62,9 +58,13 @@ from .sde.linear import SubVPSDE as SubVPSDE
 from .tables.estimator import DensityEstimator as DensityEstimator
 from .tables.joint import JointDensityEstimator as JointDensityEstimator
 from .tables.posterior import PosteriorEstimator as PosteriorEstimator
-from .training.loop import train as train
 from .translation import translate as translate
 from .translation import translate_bridge as translate_bridge
 from .variational import Variational as Variational
+from .workbench.evaluation.classification import classify as classify
+from .workbench.evaluation.likelihood import evaluate as evaluate
+from .workbench.recipes.recipe import recipe as recipe
+from .workbench.runs.samples import fitted_sampler as fitted_sampler
+from .workbench.training.loop import train as train
 
 __version__: str

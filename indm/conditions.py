@@ -95,7 +95,7 @@ class Condition(nn.Module, ABC):
         """
 
     def rows_of(self, data: Any, split: str) -> Tensor:
-        """c of the examples of a split of :class:`indm.data.base.Data`.
+        """c of the examples of a split of :class:`indm.workbench.data.base.Data`.
 
         Raises:
             ValueError: the data have none of this kind.

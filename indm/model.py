@@ -14,13 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm import likelihood
+from indm.checks import arguments_of, check_arguments
 from indm.conditions import Condition, condition_of, given, sees_condition
-from indm.config.checks import arguments_of, check_arguments
-from indm.config.parts import KINDS, OPTIONAL_KINDS, Untrusted, find, is_outside, name_of
 from indm.dequantization import Dequantization, check_levels_for, check_raw, checked, decoder_of, from_data
 from indm.files import atomic, hub, untrusted
 from indm.flows.base import Flow
 from indm.messages import brief, nearest, reason
+from indm.names import KINDS, OPTIONAL_KINDS, Untrusted, find, is_outside, name_of
 from indm.scaling import Scaling
 from indm.score import GivenScore, ScoreModel, score_for, takes_condition
 from indm.sde.linear import LinearSDE, truncated
@@ -460,7 +460,7 @@ def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...]) -> Any:
     """One flow, SDE or network from its table; ``shape`` goes to the constructors that take it.
 
     Args:
-        table: a ``name`` as :func:`indm.config.parts.find` takes it, and the arguments of what it names.
+        table: a ``name`` as :func:`indm.names.find` takes it, and the arguments of what it names.
         kind: "flow", "sde", "net", or one of the optional kinds.
         shape: event shape.
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from indm.checks import arguments_of, check_types, hints_of
 from indm.conditions import all_rows, at_rows
-from indm.config.checks import arguments_of, check_types, hints_of
-from indm.config.parts import BUILT_IN, find
 from indm.likelihood import decode_with_log_prob, latents_of
 from indm.messages import nearest
+from indm.names import BUILT_IN, find
 from indm.objective import ancestral_step
 from indm.ode import Points, adams, converge, interpolatory_weights
 from indm.rng import randn_like

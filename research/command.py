@@ -7,12 +7,12 @@ from typing import Any
 import tyro
 
 import indm
-from indm.cli.common import MISTAKE
 from indm.messages import one_line
+from indm.workbench.cli.common import MISTAKE
 
 
 def main(kind: Any, arguments: list[str] | None = None) -> int:
-    """Run the command ``python -m`` ``kind.module``, a dataclass of :class:`indm.cli.common.Computes`; its status."""
+    """Run the command ``python -m`` ``kind.module``, a dataclass of ``Computes``; its status."""
     name = kind.module
     try:
         config = (tyro.conf.FlagCreatePairsOff,)

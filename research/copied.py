@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from indm.evaluation.statistics import over_seeds
+from indm.workbench.evaluation.statistics import over_seeds
 from research.markdown import in_table
 from research.records import RECORDS, Records, Row
 

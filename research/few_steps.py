@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 
 import indm
-from indm.config import recipes
-from indm.data.base import stack
-from indm.data.registry import load_data
-from indm.evaluation.extractor import load_or_train
-from indm.evaluation.sample_quality import frechet_distance, prior_draws, solve
-from indm.runs.provenance import weights_hash
 from indm.sampling import AdaptiveODE
+from indm.workbench.data.base import stack
+from indm.workbench.data.registry import load_data
+from indm.workbench.evaluation.extractor import load_or_train
+from indm.workbench.evaluation.sample_quality import frechet_distance, prior_draws, solve
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.runs.provenance import weights_hash
 from research.records import RECORDS, Records, made_by
 
 EVALUATIONS, RULES = (5, 6, 8, 10), ("unipc", "dpm++2m", "dpm++3m")

@@ -12,11 +12,11 @@ import torch
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from indm.data.base import stack
-from indm.data.registry import load_data
 from indm.diffusion import forward_path
-from indm.evaluation.plots import save_figure, styled
-from indm.runs.folder import open_run
+from indm.workbench.data.base import stack
+from indm.workbench.data.registry import load_data
+from indm.workbench.evaluation.plots import save_figure, styled
+from indm.workbench.runs.folder import open_run
 
 POINTS, CIRCLES, RADIUS = 2000, 50, 0.1
 TIMES = (0.0, 0.05, 0.2, 1.0)

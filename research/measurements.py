@@ -1,7 +1,7 @@
 """What studies measure of runs, beside what a report does; kept in the run folders like that."""
 
-from indm.evaluation import records
-from indm.evaluation.records import Measurement, is_diffusion
+from indm.workbench.evaluation import records
+from indm.workbench.evaluation.records import Measurement, is_diffusion
 from research.flow_analysis.analysis import flow_of_run
 from research.sampling_error.errors import errors_of_run
 from research.sampling_error.transport import transport_of_run

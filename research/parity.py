@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from indm.published.convert.network import architecture
-from indm.published.convert.run import score_of_checkpoint
+from indm.published.network import architecture
+from indm.workbench.convert import score_of_checkpoint
 
 
 def errors(path: Path) -> torch.Tensor:

@@ -22,11 +22,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from indm.data.base import Data
-from indm.data.batches import loader
 from indm.model import count_parameters
-from indm.training.costs import trainer_of
-from indm.training.step import EMA
+from indm.workbench.data.base import Data
+from indm.workbench.data.batches import loader
+from indm.workbench.training.costs import trainer_of
+from indm.workbench.training.step import EMA
 from research.flow_gain.cells import STUDIES, Training, data_of
 from research.markdown import in_table
 from research.quality import SAMPLES, from_training

@@ -22,16 +22,16 @@ from PIL import Image
 from torch import Tensor
 
 import indm
-from indm.config.options import Drawing
-from indm.data.base import Data, stack
-from indm.evaluation import card, fid, plots, sheets
-from indm.evaluation.extractor import Extractor, load_or_train
-from indm.evaluation.results import evaluate_run, read_evaluation
-from indm.evaluation.statistics import share_error
 from indm.files import atomic, hub, untrusted
 from indm.model import DESCRIPTION, WEIGHTS
-from indm.runs.folder import RECIPE, data_of, end_of, recipe_of
-from indm.runs.samples import SAMPLES, draw
+from indm.workbench.data.base import Data, stack
+from indm.workbench.evaluation import card, fid, plots, sheets
+from indm.workbench.evaluation.extractor import Extractor, load_or_train
+from indm.workbench.evaluation.results import evaluate_run, read_evaluation
+from indm.workbench.evaluation.statistics import share_error
+from indm.workbench.recipes.options import Drawing
+from indm.workbench.runs.folder import RECIPE, data_of, end_of, recipe_of
+from indm.workbench.runs.samples import SAMPLES, draw
 from research import copies
 from research.markdown import in_table, with_error
 

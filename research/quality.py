@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 import indm
-from indm.config import recipes
-from indm.data.base import Data
+from indm.workbench.data.base import Data
+from indm.workbench.recipes import recipe as recipes
 from research.flow_gain.cells import (
     STUDIES,
     Averages,

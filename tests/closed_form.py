@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from indm.config.parts import BUILT_IN, find
+from indm.names import BUILT_IN, find
 
 # Those of the table of parts whose coefficients all entries share; a new row is tested without a word here.
 KINDS = {name: find("sde", name) for name in BUILT_IN["sde"]}

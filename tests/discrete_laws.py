@@ -10,8 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from indm.data.base import Data, InMemory
 from indm.scaling import Scaling
+from indm.workbench.data.base import Data, InMemory
 
 MOST_STATES = 2**20  # of an enumeration
 

@@ -17,7 +17,7 @@ def pytest_runtest_setup(item):
 @pytest.fixture(scope="session", autouse=True)
 def quick_costs():
     """What a step costs is measured in a moment, and badly: no test depends on it."""
-    from indm.training import costs
+    from indm.workbench.training import costs
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(costs, "ROUNDS", 2)

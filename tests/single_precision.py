@@ -119,7 +119,7 @@ def register() -> None:
 
 if __name__ == "__main__":
     register()
-    from indm.cli.main import main
+    from indm.workbench.cli.main import main
 
     for command in " ".join(sys.argv[1:]).split(" , "):
         if status := main(command.split()):

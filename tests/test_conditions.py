@@ -13,12 +13,6 @@ from torch import nn
 
 import indm
 from indm.conditions import Classes, Condition, Conditioned, Image, Vector, given, sees_condition
-from indm.config.options import Drawing
-from indm.data.base import as_data
-from indm.evaluation.classification import Classification, reliability, scores
-from indm.evaluation.figures import classes_figure, interpolation_strip, plane_figure
-from indm.evaluation.records import Record
-from indm.evaluation.sample_quality import encode_ode, quality, solve
 from indm.fitting import fit_sampler
 from indm.flows import CouplingFlow, ExactFlow, Frozen, Identity, ResidualFlow
 from indm.flows.autoregressive import AutoregressiveFlow
@@ -28,13 +22,19 @@ from indm.nets import MLP, UNet
 from indm.nets.embedding import ConditionOfImages
 from indm.published import NCSNpp
 from indm.rng import part_of
-from indm.runs.samples import conditions
 from indm.sampling import AdaptiveODE, follow_flow, make_sampler, solve_latent
 from indm.scaling import Scaling
 from indm.score import GivenScore
 from indm.tensors import expand_like
 from indm.translation import two_models
-from indm.translation_of_files.routes import open_runs
+from indm.workbench.data.base import as_data
+from indm.workbench.evaluation.classification import Classification, reliability, scores
+from indm.workbench.evaluation.figures import classes_figure, interpolation_strip, plane_figure
+from indm.workbench.evaluation.records import Record
+from indm.workbench.evaluation.sample_quality import encode_ode, quality, solve
+from indm.workbench.recipes.options import Drawing
+from indm.workbench.runs.samples import conditions
+from indm.workbench.translation.routes import open_runs
 
 VP = {"name": "vp"}
 MEANS = torch.tensor([[1.5, -0.5], [-1.0, 0.5], [0.0, 2.0]])
@@ -503,7 +503,7 @@ def test_what_is_typed_is_a_name_or_an_index_where_no_name_has_a_digit():
 
 def test_a_translation_between_classes_needs_a_model_of_classes(monkeypatch):
     model = indm.INDM(Identity(), GaussianScore(), shape=(2,), condition=Vector(1))
-    monkeypatch.setattr("indm.translation_of_files.routes.open_run", lambda folder: (model, {"data": {}}))
+    monkeypatch.setattr("indm.workbench.translation.routes.open_run", lambda folder: (model, {"data": {}}))
     with pytest.raises(ValueError, match=r"condition needs a model of classes, got one of p\(x\|vector\)"):
         open_runs([Path("run")], classes=("1", "2"))
 
@@ -777,8 +777,8 @@ def test_pictures_of_the_plane_are_at_the_c_of_the_data(tmp_path, monkeypatch):
         Stretch(factors), GaussianScore(factors[:, None] * MEANS, factors * MILD), None, (2,), None,
         Classes(LETTERS, flow=True),
     )  # fmt: skip
-    monkeypatch.setattr("indm.evaluation.figures.open_model", lambda folder: model)
-    monkeypatch.setattr("indm.evaluation.plots.save_figure", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr("indm.workbench.evaluation.figures.open_model", lambda folder: model)
+    monkeypatch.setattr("indm.workbench.evaluation.plots.save_figure", lambda figure, path: kept.append(figure))
     one = Record(tmp_path, "run", {}, {}, 0, {})
     plane_figure(one, data, tmp_path / "plane.png", {"run": "black"})
     classes_figure([[one]], data, tmp_path / "classes.png", {"run": "black"})

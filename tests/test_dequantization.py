@@ -19,17 +19,17 @@ from torch import nn
 
 import indm
 from indm import dequantization, variational
-from indm.cli.main import main
-from indm.config.parts import BUILT_IN, find
-from indm.data.raw import InMemory
 from indm.dequantization import Dequantization, Uniform
 from indm.flows import Identity
 from indm.model import INDM, build_model
+from indm.names import BUILT_IN, find
 from indm.objective import flow_loss, mle_loss
 from indm.rng import rand_like
 from indm.scaling import MOST_LEVELS, Scaling
 from indm.sde.linear import VPSDE
-from indm.training.step import FlowUse, TrainingStep
+from indm.workbench.cli.main import main
+from indm.workbench.data.raw import InMemory
+from indm.workbench.training.step import FlowUse, TrainingStep
 
 OPTIONS = {"variational": {"width": 8}}
 LARGEST_BELOW_ONE = 1 - 2.0**-24

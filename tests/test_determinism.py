@@ -10,11 +10,11 @@ import torch
 
 import indm
 from indm.files import untrusted
-from indm.runs.provenance import weights_hash
+from indm.workbench.runs.provenance import weights_hash
 
 WORK = """
 import shutil
-from indm.cli.main import main
+from indm.workbench.cli.main import main
 
 small = [
     "--flow=coupling", "--flow.depth=1", "--flow.width=4", "--dequantization=uniform",

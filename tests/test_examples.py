@@ -18,8 +18,8 @@ import pytest
 import torch
 
 import indm
-from indm.cli.main import main, parse
-from indm.runs.folder import read_metrics
+from indm.workbench.cli.main import main, parse
+from indm.workbench.runs.folder import read_metrics
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))

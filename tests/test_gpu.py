@@ -13,14 +13,14 @@ import pytest
 import torch
 
 import indm
-from indm.config import recipes
-from indm.data.base import as_data
 from indm.flows import ResidualBlock, ResidualFlow
-from indm.runs.devices import device, make_accelerator
 from indm.sampling import make_sampler, solve_latent
 from indm.tensors import evaluation_mode, float32_convolutions, full_precision
-from indm.training.checks import memory_of_step
-from indm.training.trainer import Trainer
+from indm.workbench.data.base import as_data
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.runs.devices import device, make_accelerator
+from indm.workbench.training.checks import memory_of_step
+from indm.workbench.training.trainer import Trainer
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 from tf32 import TF32

@@ -16,12 +16,12 @@ from toys import error_of, pixels
 
 import indm
 from indm import inpainting
-from indm.cli.main import main
 from indm.flows import ElementwiseFlow, Identity
 from indm.model import INDM
-from indm.runs.folder import run_folder
 from indm.scaling import Scaling
 from indm.sde.linear import VPSDE
+from indm.workbench.cli.main import main
+from indm.workbench.runs.folder import run_folder
 
 SIDE = 6
 HALF, RANDOM = torch.zeros(SIDE, SIDE, dtype=torch.bool), torch.zeros(SIDE, SIDE, dtype=torch.bool)

@@ -13,10 +13,6 @@ import torch
 from closed_form import EACH_SDE, SDES, GaussianScore, LinearScore, MixtureScore, gaussian, normal_log_prob, within
 
 import indm
-from indm.data.base import stack
-from indm.data.registry import load_data
-from indm.evaluation.likelihood import Estimate, _draw_all, evaluate, in_units
-from indm.evaluation.results import level_table, likelihood_table
 from indm.flows import ActNorm, Identity
 from indm.flows.base import ExactFlow
 from indm.gaussian import GaussianReference
@@ -28,6 +24,10 @@ from indm.scaling import Scaling
 from indm.score import is_smooth
 from indm.sde.linear import VPSDE
 from indm.tensors import evaluation_mode
+from indm.workbench.data.base import stack
+from indm.workbench.data.registry import load_data
+from indm.workbench.evaluation.likelihood import Estimate, _draw_all, evaluate, in_units
+from indm.workbench.evaluation.results import level_table, likelihood_table
 
 NUMBERS = {
     "nats",

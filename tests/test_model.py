@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import indm
-from indm.config import parts
+from indm import names
 from indm.flows import ActNorm, Compose, ExactFlow, Identity, ResidualFlow
 from indm.model import INDM, build, build_model, describe
 from indm.nets import MLP
@@ -242,7 +242,7 @@ LINEAR = {"flow": {"name": "identity"}, "sde": {"name": "vp"}}
 
 def test_a_class_outside_is_saved_by_its_name_and_read_only_where_it_is_trusted(tmp_path, outside):
     tables = LINEAR | {"net": {"name": "stranger.nets:Widened", "width": 4}}
-    with pytest.raises(parts.Untrusted, match=r"'stranger.nets:Widened' is code outside indm.*--trust stranger"):
+    with pytest.raises(names.Untrusted, match=r"'stranger.nets:Widened' is code outside indm.*--trust stranger"):
         indm.build_model(tables, VECTOR)
     assert not outside.exists(), "nothing was imported"
     with indm.trust("stranger"):
@@ -253,12 +253,12 @@ def test_a_class_outside_is_saved_by_its_name_and_read_only_where_it_is_trusted(
     saved = json.loads((tmp_path / "run" / "model.json").read_text())["net"]
     assert saved == {"name": "stranger.nets:Widened", "shape": list(VECTOR), "width": 4}, "the argument, not 2 · 4"
     del sys.modules["stranger.nets"]
-    with pytest.raises(parts.Untrusted, match=rf"{tmp_path / 'run'}.*--trust stranger "):
+    with pytest.raises(names.Untrusted, match=rf"{tmp_path / 'run'}.*--trust stranger "):
         INDM.load(tmp_path / "run")
     assert not outside.exists()
     with indm.trust("stranger.nets:Widened"):  # its package is meant
         assert_same(INDM.load(tmp_path / "run"), model)
-    with pytest.raises(parts.Untrusted):
+    with pytest.raises(names.Untrusted):
         INDM.load(tmp_path / "run")
 
 
@@ -300,11 +300,11 @@ def test_names_that_lead_nowhere(outside, name, message):
 
 
 def test_every_built_in_name_is_there():
-    for kind, names in parts.BUILT_IN.items():
-        for name in names:
-            part = parts.find(kind, name)
+    for kind, known in names.BUILT_IN.items():
+        for name in known:
+            part = names.find(kind, name)
             if not isinstance(part, functools.partial):  # the loader of a density, which nothing has to name
-                assert parts.name_of(kind, part) == name
+                assert names.name_of(kind, part) == name
 
 
 # ---------------------------------------------------------------- files
@@ -590,7 +590,7 @@ if __name__ == "__main__":
     subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, check=True)
     assert json.loads((tmp_path / "run" / "model.json").read_text())["net"]["name"] == "mine:Widened"
     read = 'import indm\nwith indm.trust("mine"): print(type(indm.INDM.load("run").score.backbone))\n'
-    read += 'from indm.config.parts import name_of\nclass A: pass\nname_of("net", A)'
+    read += 'from indm.names import name_of\nclass A: pass\nname_of("net", A)'
     done = subprocess.run([sys.executable, "-c", read], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "<class 'mine.Widened'>\n"
     assert "A cannot be named in a file, as it is defined in an interactive session" in done.stderr

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indm.cli.main import main
+from indm.workbench.cli.main import main
 
 TINY = "digits --train.steps 3 --train.batch_size 8 --net.channels 8"
 LITTLE = "--examples 2 --steps 8 --times 1 --repeats 2"

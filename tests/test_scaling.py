@@ -12,10 +12,10 @@ from torch import nn
 
 from indm import scaling as module
 from indm.dequantization import from_data
-from indm.evaluation.likelihood import evaluate
 from indm.likelihood import LikelihoodReport
 from indm.objective import NELBO
 from indm.scaling import MOST_LEVELS, Scaling
+from indm.workbench.evaluation.likelihood import evaluate
 
 LARGEST_BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))  # what torch.rand can return
 

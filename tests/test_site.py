@@ -22,7 +22,7 @@ REFERENCE = {
     for page in (DOCS / "reference").glob("*.md")
     for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)
 }
-PACKAGES = ("indm", "indm.data", "indm.flows", "indm.nets", "indm.published", "indm.sde")
+PACKAGES = ("indm", "indm.workbench.data", "indm.flows", "indm.nets", "indm.published", "indm.sde")
 WITHOUT_EXAMPLE: set[str] = set()  # names of the reference that still have none
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *sorted((ROOT / "research").rglob("*.md"))]
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")

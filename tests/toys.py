@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 from PIL import Image
 
-from indm.cli.main import main
+from indm.workbench.cli.main import main
 
 WITHOUT_NOISE = ["--train.terminal_noise", "0", "--train.initial_noise", "0"]
 BY_COUPLING = ["--form", "terminal", "--flow", "coupling", *WITHOUT_NOISE]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 import indm
-from indm.data import Data, as_data
-from indm.training.loop import Summary
+from indm.workbench.data import Data, as_data
+from indm.workbench.training.loop import Summary
 
 
 def read_by_mypy() -> None:

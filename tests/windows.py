@@ -77,7 +77,7 @@ def no_rename(source: Any, target: Any, **options: Any) -> None:
 
 if __name__ == "__main__":
     become()
-    from indm.cli.main import main
+    from indm.workbench.cli.main import main
 
     for command in " ".join(sys.argv[1:]).split(" , "):
         if status := main(command.split()):

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from indm.conditions import Condition
-from indm.config.parts import find
 from indm.dequantization import Dequantization, Levels
 from indm.flows.base import Identity
 from indm.foreign.paths import Path, path_of
 from indm.messages import did_you_mean
 from indm.model import INDM
+from indm.names import find
 from indm.scaling import Scaling
 from indm.score import ScoreModel
 from indm.sde.linear import LogLinearSDE

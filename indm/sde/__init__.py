@@ -1,6 +1,6 @@
 """Linear diffusions on the latent."""
 
-from indm.config.parts import moved
+from indm.names import moved
 from indm.sde.check import check_sde as check_sde
 from indm.sde.linear import VESDE as VESDE
 from indm.sde.linear import VPSDE as VPSDE

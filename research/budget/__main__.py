@@ -23,11 +23,11 @@ from typing import Any
 import torch
 
 import indm
-from indm.cli.main import main as command
-from indm.config.recipes import Recipe, literal
-from indm.evaluation.results import current_evaluation
 from indm.files import atomic
-from indm.training.costs import trainer_of
+from indm.workbench.cli.main import main as command
+from indm.workbench.evaluation.results import current_evaluation
+from indm.workbench.recipes.recipe import Recipe, literal
+from indm.workbench.training.costs import trainer_of
 from research.budget import family, splines
 from research.budget.design import ALIKE, SEARCH_SEED, STUDIES, TENTH, Job, Planner, Setting, merged, steps_of
 from research.budget.scores import scores

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from indm.evaluation.results import difference
-from indm.evaluation.statistics import judged
+from indm.workbench.evaluation.results import difference
+from indm.workbench.evaluation.statistics import judged
 from research.budget.design import FAMILY, SEEDS
 from research.flow_gain.tables import UNMADE
 

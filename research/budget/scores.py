@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from indm.data.base import Data, as_data, stack
-from indm.data.registry import load_data
-from indm.evaluation.extractor import general_features, load_or_train
-from indm.evaluation.sample_quality import frechet_distance
-from indm.evaluation.statistics import jackknife
-from indm.runs.folder import recipe_of
-from indm.runs.samples import SAMPLES, read_samples
+from indm.workbench.data.base import Data, as_data, stack
+from indm.workbench.data.registry import load_data
+from indm.workbench.evaluation.extractor import general_features, load_or_train
+from indm.workbench.evaluation.sample_quality import frechet_distance
+from indm.workbench.evaluation.statistics import jackknife
+from indm.workbench.runs.folder import recipe_of
+from indm.workbench.runs.samples import SAMPLES, read_samples
 
 MOST = 5_000  # images of a side
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from indm.data.base import stack
-from indm.data.registry import load_data
 from indm.model import INDM
-from indm.runs.folder import recipe_of
+from indm.workbench.data.base import stack
+from indm.workbench.data.registry import load_data
+from indm.workbench.runs.folder import recipe_of
 
 GROUPS = (range(1), range(1, 16), range(16, 240), range(240, 255), range(255, 256))  # of levels
 

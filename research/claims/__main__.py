@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 
 from tyro.conf import arg
 
-from indm.cli.common import DONE, INTERRUPTED, Computes
+from indm.workbench.cli.common import DONE, INTERRUPTED, Computes
 from research import command
 from research.claims.plan import Plan
 from research.claims.reproduce import reproduce

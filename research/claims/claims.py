@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from indm.evaluation.records import Record
-from indm.evaluation.results import difference
-from indm.evaluation.statistics import Difference, over_seeds
+from indm.workbench.evaluation.records import Record
+from indm.workbench.evaluation.results import difference
+from indm.workbench.evaluation.statistics import Difference, over_seeds
 from research.claims.control import exact_score_control
 from research.claims.verdicts import Check, Comparison, paired
 

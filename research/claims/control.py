@@ -5,12 +5,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from indm.data.densities import EightGaussians
-from indm.evaluation.likelihood import evaluate
 from indm.flows.base import Identity
 from indm.model import INDM
 from indm.sde.linear import VPSDE, LinearSDE
 from indm.tensors import double
+from indm.workbench.data.densities import EightGaussians
+from indm.workbench.evaluation.likelihood import evaluate
 from research.claims.verdicts import Check
 
 CONTROL_DATA = "eight Gaussians"

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from tqdm.auto import tqdm
 
-from indm.config.recipes import Recipe
-from indm.training.costs import interleaved_seconds, trainer_of
+from indm.workbench.recipes.recipe import Recipe
+from indm.workbench.training.costs import interleaved_seconds, trainer_of
 from research.claims.plan import FIRST_SEED, Budget, Plan, family_of_plan, recipe_of
 from research.claims.studies import STUDIES, VARIANTS
 
@@ -45,7 +45,8 @@ def seconds_per_step(plan: Plan, data: str, rounds: int, steps: int = 12) -> dic
 def in_turns(variants: Mapping[str, Recipe], rounds: int, steps: int = 12) -> dict[str, list[float]]:
     """Seconds of a training step of each recipe, one value for each round but the first, which warms up.
 
-    See :func:`indm.training.costs.interleaved_seconds`. All train in this process, with the threads that it has.
+    See :func:`indm.workbench.training.costs.interleaved_seconds`. All train in this process, with the threads that it
+    has.
     """
     trainers = {variant: trainer_of(recipe) for variant, recipe in variants.items()}
     threads = dict.fromkeys(trainers, torch.get_num_threads())

@@ -12,13 +12,13 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from indm.config import recipes
-from indm.config.options import ReportOptions
-from indm.config.recipes import Recipe
-from indm.evaluation.methods import MARGIN
-from indm.evaluation.statistics import LEVEL
 from indm.files import atomic, untrusted
 from indm.messages import nearest, reason
+from indm.workbench.evaluation.methods import MARGIN
+from indm.workbench.evaluation.statistics import LEVEL
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.options import ReportOptions
+from indm.workbench.recipes.recipe import Recipe
 from research.claims.claims import CLAIMS, THESE_EXAMPLES, Claim, family_of
 from research.claims.studies import STUDIES, VARIANTS
 from research.measurements import MEASUREMENTS

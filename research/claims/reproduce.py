@@ -12,18 +12,18 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 import indm
-from indm.data.base import Data
-from indm.evaluation.compare import conclusions, with_error
-from indm.evaluation.extractor import Extractor
-from indm.evaluation.methods import are_equal
-from indm.evaluation.page import Page
-from indm.evaluation.plots import colours_of
-from indm.evaluation.records import Record, Setup, record_of
-from indm.evaluation.report import Sections
 from indm.files import atomic
-from indm.runs.devices import LOCK, on_cpu, run_lock
-from indm.runs.folder import end_of
-from indm.runs.provenance import provenance, weights_hash
+from indm.workbench.data.base import Data
+from indm.workbench.evaluation.compare import conclusions, with_error
+from indm.workbench.evaluation.extractor import Extractor
+from indm.workbench.evaluation.methods import are_equal
+from indm.workbench.evaluation.page import Page
+from indm.workbench.evaluation.plots import colours_of
+from indm.workbench.evaluation.records import Record, Setup, record_of
+from indm.workbench.evaluation.report import Sections
+from indm.workbench.runs.devices import LOCK, on_cpu, run_lock
+from indm.workbench.runs.folder import end_of
+from indm.workbench.runs.provenance import provenance, weights_hash
 from research.claims.claims import Evidence, family_of
 from research.claims.control import CONTROL_DATA
 from research.claims.costs import measure_budget

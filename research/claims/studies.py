@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from indm.config import recipes
-from indm.config.parts import name_of
-from indm.config.recipes import AnyTables
-from indm.data.registry import load_data
 from indm.model import build_model, count_parameters
+from indm.names import name_of
+from indm.workbench.data.registry import load_data
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.recipe import AnyTables
 from research.claims.coders import ConvCoder, MLPCoder
 from research.claims.vae import elbo, matching_width
 

@@ -16,15 +16,15 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 import indm
-from indm.config import recipes
-from indm.data.base import Data
-from indm.data.registry import load_data
-from indm.evaluation.extractor import Extractor, load_or_train
-from indm.evaluation.records import Setup, measure
-from indm.evaluation.results import evaluate_run
-from indm.runs.folder import finished
-from indm.training import checkpoints
-from indm.training.loop import train
+from indm.workbench.data.base import Data
+from indm.workbench.data.registry import load_data
+from indm.workbench.evaluation.extractor import Extractor, load_or_train
+from indm.workbench.evaluation.records import Setup, measure
+from indm.workbench.evaluation.results import evaluate_run
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.runs.folder import finished
+from indm.workbench.training import checkpoints
+from indm.workbench.training.loop import train
 from research.claims.plan import PLAN, Budget, Plan, claims_of, measurements_of, recipe_of, run_folder
 from research.claims.studies import STUDIES
 from research.measurements import MEASUREMENTS

@@ -26,14 +26,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.config.parts import name_of
-from indm.config.recipes import Recipe
 from indm.files import untrusted
 from indm.model import build, count_parameters, describe, reading, write_model
+from indm.names import name_of
 from indm.objective import Losses, as_objective
 from indm.rng import randn_like
 from indm.scaling import Scaling
 from indm.tensors import event_size, squared_norm
+from indm.workbench.recipes.recipe import Recipe
 from research.claims.coders import Decoded, Encoded
 
 LEAST_STD = 1e-3  # of the decoder, where the data have no grey levels

@@ -11,10 +11,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from indm.evaluation.compare import with_error
-from indm.evaluation.methods import NOT_COMPARABLE
-from indm.evaluation.statistics import Difference, holm, verdict
-from indm.evaluation.statistics import paired as paired_difference
+from indm.workbench.evaluation.compare import with_error
+from indm.workbench.evaluation.methods import NOT_COMPARABLE
+from indm.workbench.evaluation.statistics import Difference, holm, verdict
+from indm.workbench.evaluation.statistics import paired as paired_difference
 
 HEADER = (
     "claim", "data", "verdict", "quantity", "INDM", "linear", "difference", "seeds", "p", "Holm's p", "steps",

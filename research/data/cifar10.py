@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, Common
 from indm.files import atomic, untrusted
 from indm.files.plain import check_plain
 from indm.messages import brief, reason
+from indm.workbench.cli.common import DONE, Common
 from research.command import main
 
 CLASSES = range(10)

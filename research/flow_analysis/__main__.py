@@ -7,11 +7,11 @@ from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, Computes
-from indm.config.checks import check_options
+from indm.checks import check_options
 from indm.files import atomic
-from indm.runs.folder import check_absent, data_of, open_run
-from indm.runs.provenance import provenance, weights_hash
+from indm.workbench.cli.common import DONE, Computes
+from indm.workbench.runs.folder import check_absent, data_of, open_run
+from indm.workbench.runs.provenance import provenance, weights_hash
 from research.command import main
 from research.flow_analysis.analysis import analyse
 from research.flow_analysis.plots import save_flow_figure

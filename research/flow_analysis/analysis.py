@@ -10,15 +10,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from indm.conditions import at, at_data, at_rows, rows_of_data
-from indm.data.base import Data, stack
-from indm.evaluation.records import Setup
-from indm.evaluation.statistics import share_error
 from indm.flows import Flow
 from indm.flows.check import LARGEST, singular_values
 from indm.rng import randn_like
-from indm.runs.folder import open_model
 from indm.sampling import log_snr_grid
 from indm.tensors import double, evaluation_mode, float64_device
+from indm.workbench.data.base import Data, stack
+from indm.workbench.evaluation.records import Setup
+from indm.workbench.evaluation.statistics import share_error
+from indm.workbench.runs.folder import open_model
 
 SPECTRA = 16  # samples whose Jacobian is looked at
 LOW = 1 / 8  # cycles a pixel up to which a frequency is called low; 1/2 is the highest along an axis

@@ -6,10 +6,10 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from indm.evaluation import plots
-from indm.evaluation.plots import DATA_COLOUR, colours_of, say_empty, styled
-from indm.evaluation.report import Sections
 from indm.flows.check import LARGEST
+from indm.workbench.evaluation import plots
+from indm.workbench.evaluation.plots import DATA_COLOUR, colours_of, say_empty, styled
+from indm.workbench.evaluation.report import Sections
 
 MOVES = 1e-6  # size of the displacement from which a flow does anything
 DATA = "the data themselves"

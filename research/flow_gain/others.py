@@ -29,8 +29,8 @@ from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from indm.data.base import Data, stack
-from indm.evaluation.statistics import mean_and_error, over_seeds
+from indm.workbench.data.base import Data, stack
+from indm.workbench.evaluation.statistics import mean_and_error, over_seeds
 from research.flow_gain.cells import STUDIES, data_of
 from research.flow_gain.tables import TITLES, bound, records_of
 from research.flow_gain.tables import seconds as cpu_seconds

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from indm.config import recipes
+from indm.workbench.recipes import recipe as recipes
 from research.flow_gain.cells import (
     DEQUANTIZATIONS,
     FIRST_SEED,

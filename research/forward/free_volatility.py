@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 import indm
-from indm.data.base import stack
-from indm.data.registry import load_data
 from indm.dequantization import from_data
 from indm.rng import randn_like
-from indm.runs.folder import open_model, recipe_of
 from indm.tensors import expand_like, squared_norm
+from indm.workbench.data.base import stack
+from indm.workbench.data.registry import load_data
+from indm.workbench.runs.folder import open_model, recipe_of
 from research.forward.model import ForwardINDM
 
 EXAMPLES, BINS = 500, 24  # of the test split; of the clock

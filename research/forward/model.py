@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 import indm
-from indm.config.parts import name_of
 from indm.files import untrusted
 from indm.model import build, build_dequantization, describe, reading
+from indm.names import name_of
 from indm.sampling import Sampler, default_sampler, make_sampler
 from indm.score import denoise, score_for
 from indm.tensors import Batch, evaluation_mode, expand_like

@@ -23,15 +23,15 @@ from pathlib import Path
 import torch
 
 import indm
-from indm.config.recipes import Recipe
-from indm.data.base import stack
 from indm.dequantization import from_data
 from indm.diffusion import path_curvature, path_length
-from indm.evaluation.statistics import mean_and_error
 from indm.likelihood import latent_reference
-from indm.runs.devices import make_accelerator
 from indm.sampling import follow_flow, log_snr_grid
-from indm.training.trainer import Trainer
+from indm.workbench.data.base import stack
+from indm.workbench.evaluation.statistics import mean_and_error
+from indm.workbench.recipes.recipe import Recipe
+from indm.workbench.runs.devices import make_accelerator
+from indm.workbench.training.trainer import Trainer
 from research.flow_gain.cells import (
     NLL_EXAMPLES,
     STUDIES,

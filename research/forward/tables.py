@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from indm.evaluation.plots import colours_of, save_figure, styled
-from indm.evaluation.statistics import over_seeds
+from indm.workbench.evaluation.plots import colours_of, save_figure, styled
+from indm.workbench.evaluation.statistics import over_seeds
 from research.flow_gain.tables import bits, difference, records_of, seconds, signed
 from research.markdown import in_table, with_error
 from research.records import Records

@@ -35,7 +35,7 @@ from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
 from indm import DensityEstimator
-from indm.evaluation.statistics import mean_and_error
+from indm.workbench.evaluation.statistics import mean_and_error
 from research.posteriors.simulators import SIMULATORS
 from research.records import RECORDS, Records, made_by
 

@@ -7,18 +7,18 @@ from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, Computes
-from indm.config.options import ReportOptions
-from indm.data.registry import load_data
-from indm.evaluation.extractor import load_or_train
-from indm.evaluation.methods import check_distinct
-from indm.evaluation.page import Page
-from indm.evaluation.plots import colours_of
-from indm.evaluation.records import Setup, by_group, gather
-from indm.evaluation.report import Sections, common_data
 from indm.files import atomic
-from indm.runs.folder import check_absent
-from indm.runs.provenance import provenance, weights_hash
+from indm.workbench.cli.common import DONE, Computes
+from indm.workbench.data.registry import load_data
+from indm.workbench.evaluation.extractor import load_or_train
+from indm.workbench.evaluation.methods import check_distinct
+from indm.workbench.evaluation.page import Page
+from indm.workbench.evaluation.plots import colours_of
+from indm.workbench.evaluation.records import Setup, by_group, gather
+from indm.workbench.evaluation.report import Sections, common_data
+from indm.workbench.recipes.options import ReportOptions
+from indm.workbench.runs.folder import check_absent
+from indm.workbench.runs.provenance import provenance, weights_hash
 from research.command import main
 from research.measurements import SAMPLING_ERROR
 from research.sampling_error.page import add_errors, best_sampler

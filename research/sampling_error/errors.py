@@ -1,7 +1,8 @@
 r"""The sampling error of a model by parts: prior, discretization, estimation.
 
 Functions return what JSON can hold. Samples and paths are computed in the model's precision, statistics in float64.
-Standard errors are of the mean, or by the :func:`~indm.evaluation.statistics.jackknife` where a number is no mean.
+Standard errors are of the mean, or by the :func:`~indm.workbench.evaluation.statistics.jackknife` where a number is no
+mean.
 """
 
 import itertools
@@ -17,25 +18,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from indm.conditions import all_rows, at_rows, rows_of_data
-from indm.data.base import Data, stack
-from indm.data.densities import DENSITIES, Density, Points
-from indm.evaluation.extractor import Extractor
-from indm.evaluation.likelihood import evaluate
-from indm.evaluation.records import Setup, samplers_of
-from indm.evaluation.sample_quality import (
-    STEPS,
-    count_images,
-    distances,
-    floor,
-    make_generator,
-    prior_draws,
-    solve,
-)
-from indm.evaluation.statistics import mean_and_error
 from indm.likelihood import latents_of
 from indm.objective import prior_term
 from indm.rng import randn_like
-from indm.runs.folder import open_model
 from indm.sampling import EulerMaruyama, make_sampler
 from indm.scaling import Scaling
 from indm.score import denoise
@@ -51,6 +36,22 @@ from indm.tensors import (
     float64_device,
     squared_norm,
 )
+from indm.workbench.data.base import Data, stack
+from indm.workbench.data.densities import DENSITIES, Density, Points
+from indm.workbench.evaluation.extractor import Extractor
+from indm.workbench.evaluation.likelihood import evaluate
+from indm.workbench.evaluation.records import Setup, samplers_of
+from indm.workbench.evaluation.sample_quality import (
+    STEPS,
+    count_images,
+    distances,
+    floor,
+    make_generator,
+    prior_draws,
+    solve,
+)
+from indm.workbench.evaluation.statistics import mean_and_error
+from indm.workbench.runs.folder import open_model
 
 # Of a stochastic sampler. In the plane and on digits the loss of 10 steps is then within 1 % of that against 2000
 # steps, of 20 within 2 %, of 100 within 6 to 12 %.
@@ -117,7 +118,8 @@ def sampling_errors(
 
     Args:
         model: an INDM; one of p(x|c) is at the c of the training data throughout.
-        data: a known density (:data:`~indm.data.densities.DENSITIES`, by its name) also has its estimation error in
+        data: a known density (:data:`~indm.workbench.data.densities.DENSITIES`, by its name) also has its estimation
+        error in
             nats, where the flow draws no code.
         samplers: those whose discretization is measured; of the stochastic ones only Euler–Maruyama has any.
         images: samples, at most as many as the test and the training split hold.
@@ -241,7 +243,8 @@ def discretization_error(
     Returns:
         Rows ``sampler``, ``steps``, ``nfe``, ``rms`` (root mean square over entries, in model units),
         ``rms_grey_levels`` (before rounding; None for continuous data), each with its ``…_standard_error`` over
-        samples; and the :func:`~indm.evaluation.sample_quality.distances` of the two sets. None is ever negative.
+        samples; and the :func:`~indm.workbench.evaluation.sample_quality.distances` of the two sets. None is ever
+        negative.
     """
     rows = []
     for count in tqdm(steps, desc="discretization", disable=not progress):

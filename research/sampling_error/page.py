@@ -6,14 +6,14 @@ import operator
 from collections.abc import Sequence
 from typing import Any, cast
 
-from indm.evaluation.compare import Rows, distance_cell, with_error
-from indm.evaluation.figures import Measured, sampler_views
-from indm.evaluation.page import View
-from indm.evaluation.plots import Colours
-from indm.evaluation.records import Record
-from indm.evaluation.report import Sections
-from indm.evaluation.statistics import over_seeds
 from indm.sampling import make_sampler
+from indm.workbench.evaluation.compare import Rows, distance_cell, with_error
+from indm.workbench.evaluation.figures import Measured, sampler_views
+from indm.workbench.evaluation.page import View
+from indm.workbench.evaluation.plots import Colours
+from indm.workbench.evaluation.records import Record
+from indm.workbench.evaluation.report import Sections
+from indm.workbench.evaluation.statistics import over_seeds
 
 
 def add_errors(sections: Sections) -> None:

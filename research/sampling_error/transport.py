@@ -8,13 +8,13 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from indm.conditions import at_data
-from indm.data.base import stack
-from indm.evaluation.records import Setup
-from indm.evaluation.sample_quality import encode_ode
-from indm.evaluation.statistics import FOLDS, jackknife
 from indm.rng import randn_like
-from indm.runs.folder import open_model
 from indm.tensors import Batch, evaluation_mode
+from indm.workbench.data.base import stack
+from indm.workbench.evaluation.records import Setup
+from indm.workbench.evaluation.sample_quality import encode_ode
+from indm.workbench.evaluation.statistics import FOLDS, jackknife
+from indm.workbench.runs.folder import open_model
 
 LARGEST_ASSIGNMENT = 2000  # samples whose optimal transport is solved exactly
 

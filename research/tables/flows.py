@@ -32,7 +32,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
 
 from indm import DensityEstimator
-from indm.evaluation.statistics import mean_and_error, over_seeds
+from indm.workbench.evaluation.statistics import mean_and_error, over_seeds
 from research.markdown import with_error
 from research.records import Records, made_by
 from research.tables import command

@@ -22,7 +22,7 @@ import zuko
 from scipy.special import logsumexp
 from sklearn.mixture import GaussianMixture
 
-from indm.evaluation.statistics import mean_and_error, over_seeds
+from indm.workbench.evaluation.statistics import mean_and_error, over_seeds
 from research.markdown import in_table, with_error
 from research.records import Records, made_by
 from research.tables import command, flows

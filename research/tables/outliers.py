@@ -27,7 +27,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from indm import DensityEstimator
-from indm.evaluation.statistics import over_seeds
+from indm.workbench.evaluation.statistics import over_seeds
 from research import copied
 from research.markdown import in_table, with_error
 from research.records import Records, Row, made_by

@@ -24,7 +24,7 @@ from scipy.special import log_ndtr, logsumexp
 from scipy.stats import norm
 
 from indm import DensityEstimator
-from indm.evaluation.statistics import mean_and_error, over_seeds
+from indm.workbench.evaluation.statistics import mean_and_error, over_seeds
 from research.markdown import in_table, with_error
 from research.records import Records, made_by
 from research.tables import command

@@ -51,7 +51,7 @@ def quick(monkeypatch):
         out.mkdir()
         (out / "index.html").write_text("a page")
 
-    monkeypatch.setattr("indm.evaluation.report.report", report)
+    monkeypatch.setattr("indm.workbench.evaluation.report.report", report)
     monkeypatch.setattr(torch._dynamo.config, "disable", True)
     monkeypatch.setenv("PYTEST_ADDOPTS", "-k bfloat16")
 

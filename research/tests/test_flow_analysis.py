@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import indm
-from indm.data.base import Data, InMemory
 from indm.flows import ActNorm, Compose, CouplingFlow, ExactFlow, Identity, InvertibleLinear
 from indm.scaling import Scaling
+from indm.workbench.data.base import Data, InMemory
 from research.flow_analysis import analysis as flow_analysis
 
 

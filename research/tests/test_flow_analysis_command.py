@@ -6,7 +6,7 @@ import math
 from PIL import Image
 
 import indm
-from indm.training.loop import train
+from indm.workbench.training.loop import train
 from research.command import main
 from research.flow_analysis.__main__ import FlowAnalysis
 

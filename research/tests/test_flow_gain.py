@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from indm.evaluation.statistics import Difference
+from indm.workbench.evaluation.statistics import Difference
 from research.flow_gain import study, tables
 from research.flow_gain.cells import DEQUANTIZATIONS, SIDES, STUDIES, Training, axes, median_and_error, name_of
 from research.records import Records

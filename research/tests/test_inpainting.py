@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 
-from indm.data.base import as_data
+from indm.workbench.data.base import as_data
 from research import inpainting
 from research.records import Records
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from indm.data.base import as_data
+from indm.workbench.data.base import as_data
 from research.flow_gain import others
 from research.records import Records
 

@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import indm
-from indm.cli.main import main
-from indm.data.base import as_data, stack
-from indm.evaluation import fid
-from indm.evaluation.extractor import Extractor, FeatureNetwork
 from indm.files import hub, untrusted
+from indm.workbench.cli.main import main
+from indm.workbench.data.base import as_data, stack
+from indm.workbench.evaluation import fid
+from indm.workbench.evaluation.extractor import Extractor, FeatureNetwork
 from research import copies, pretrained
 
 TINY = {

@@ -11,13 +11,13 @@ from exact_models import Linear, Normal, Scaled, eight_gaussians, model_of, near
 from own_sde import EachEntry
 
 from indm import INDM
-from indm.data.densities import DENSITIES
-from indm.data.registry import load_data
-from indm.evaluation import sample_quality
 from indm.flows import Identity
 from indm.sampling import EulerMaruyama
 from indm.scaling import Scaling
 from indm.sde.linear import VPSDE
+from indm.workbench.data.densities import DENSITIES
+from indm.workbench.data.registry import load_data
+from indm.workbench.evaluation import sample_quality
 from research.sampling_error import errors
 from research.sampling_error.errors import (
     discretization_error,

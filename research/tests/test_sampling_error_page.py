@@ -11,12 +11,12 @@ from pages import assert_alone, tables_of
 from solvers import solve_roughly
 
 import indm
-from indm.config.options import ReportOptions
-from indm.data.registry import load_data
-from indm.evaluation import plots
-from indm.evaluation.extractor import train_extractor
-from indm.evaluation.records import Record, Setup, measure
-from indm.training.loop import train
+from indm.workbench.data.registry import load_data
+from indm.workbench.evaluation import plots
+from indm.workbench.evaluation.extractor import train_extractor
+from indm.workbench.evaluation.records import Record, Setup, measure
+from indm.workbench.recipes.options import ReportOptions
+from indm.workbench.training.loop import train
 from research.command import main
 from research.measurements import MEASUREMENTS, SAMPLING_ERROR
 from research.sampling_error import errors

@@ -10,11 +10,11 @@ from test_conditions import LETTERS, MEANS, MILD, GaussianScore, Stretch, gaussi
 
 import indm
 from indm.conditions import Classes
-from indm.data.registry import load_data
-from indm.evaluation.sample_quality import make_generator, prior_draws
 from indm.flows import Identity
 from indm.published import ConditionalResidualFlow
-from indm.training.loop import train
+from indm.workbench.data.registry import load_data
+from indm.workbench.evaluation.sample_quality import make_generator, prior_draws
+from indm.workbench.training.loop import train
 from research.command import main
 from research.flow_analysis.__main__ import FlowAnalysis
 from research.flow_analysis.analysis import analyse

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from indm.data.registry import load_data
 from indm.translation import two_models
+from indm.workbench.data.registry import load_data
 from research.translation.truth import covariances, distances, drawn, exact_models, maps
 
 

@@ -9,9 +9,9 @@ from exact_models import Linear, model_of, near
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indm.evaluation.sample_quality import encode_ode, frechet_distance
 from indm.sampling import AdaptiveODE
 from indm.sde.linear import VPSDE
+from indm.workbench.evaluation.sample_quality import encode_ode, frechet_distance
 from research.sampling_error.transport import transport, transport_cost
 
 

@@ -22,22 +22,22 @@ import torch
 from torch import Tensor
 
 import indm
-from indm.config import recipes
-from indm.data.base import Data, stack
-from indm.data.registry import load_data
 from indm.dequantization import from_data
-from indm.evaluation.extractor import Extractor, load_or_train
-from indm.evaluation.plots import save_pixels
-from indm.evaluation.sample_quality import frechet_distance
-from indm.evaluation.sheets import Panel, sheet
-from indm.evaluation.statistics import share_error
 from indm.model import INDM, count_parameters
 from indm.objective import Losses, Objective, as_objective, flow_loss, flow_nll, objective_of
 from indm.rng import noisy
 from indm.tensors import evaluation_mode
-from indm.training.pairs import sides_of
 from indm.translation import without_noise
-from indm.translation_of_files.metrics import MOST
+from indm.workbench.data.base import Data, stack
+from indm.workbench.data.registry import load_data
+from indm.workbench.evaluation.extractor import Extractor, load_or_train
+from indm.workbench.evaluation.plots import save_pixels
+from indm.workbench.evaluation.sample_quality import frechet_distance
+from indm.workbench.evaluation.sheets import Panel, sheet
+from indm.workbench.evaluation.statistics import share_error
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.training.pairs import sides_of
+from indm.workbench.translation.metrics import MOST
 from research.markdown import in_table
 from research.records import RECORDS, Records, made_by
 from research.translation.study import ARTISTS, classified, recipe_of

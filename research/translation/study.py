@@ -10,9 +10,9 @@ what a step of INDM costs of a linear one. What is one model makes twice as many
 the same with the weight of B that A has, with noise in B alone, with half of the noise, and with about half of two
 INDMs' parameters; an INDM and a linear diffusion that are told the class. The last two go up as class A and down as
 class B, the linear one also by SDEdit: noise up to t, then down as class B. Test images of A are translated and
-compared with B, see ``indm/evaluation/translation_metrics.py``; the classifier is that of all the data set's classes,
-of emoji that of the two artists. There each source has a true counterpart, the same thing by the other artist, and
-records say how near results come to it. Trainings differ in their seed, and are taken as they are after their last
+compared with B, see ``indm/workbench/evaluation/translation_metrics.py``; the classifier is that of all the data set's
+classes, of emoji that of the two artists. There each source has a true counterpart, the same thing by the other artist,
+and records say how near results come to it. Trainings differ in their seed, and are taken as they are after their last
 step, never the best one.
 
 Each method of each training is a row of ``translation.csv``, which is not made again; killed and started again, it
@@ -32,19 +32,19 @@ import torch
 from torch import Tensor
 
 import indm
-from indm.config import recipes
-from indm.data.base import Data, stack
-from indm.data.registry import load_data
-from indm.evaluation.extractor import general_features, load_or_train
-from indm.evaluation.plots import save_pixels
-from indm.evaluation.sheets import Panel, sheet
-from indm.evaluation.statistics import over_seeds, paired
 from indm.model import INDM, count_parameters
-from indm.training.loop import train
-from indm.training.pairs import as_bridge, train_pair
 from indm.translation import Route, sdedit, two_models
-from indm.translation_of_files.metrics import COLUMNS, RECALL, against_truth, limits, translation_metrics, two_classes
-from indm.translation_of_files.routes import TranslationRuns, open_runs
+from indm.workbench.data.base import Data, stack
+from indm.workbench.data.registry import load_data
+from indm.workbench.evaluation.extractor import general_features, load_or_train
+from indm.workbench.evaluation.plots import save_pixels
+from indm.workbench.evaluation.sheets import Panel, sheet
+from indm.workbench.evaluation.statistics import over_seeds, paired
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.training.loop import train
+from indm.workbench.training.pairs import as_bridge, train_pair
+from indm.workbench.translation.metrics import COLUMNS, RECALL, against_truth, limits, translation_metrics, two_classes
+from indm.workbench.translation.routes import TranslationRuns, open_runs
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
 

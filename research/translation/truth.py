@@ -23,18 +23,18 @@ import torch
 from torch import Tensor, nn
 
 import indm
-from indm.config import recipes
-from indm.data.base import as_data, stack
-from indm.data.registry import load_data
 from indm.flows import Identity
 from indm.model import INDM
 from indm.scaling import Scaling
 from indm.sde.linear import VPSDE, LinearSDE
 from indm.tensors import expand_like
-from indm.training.pairs import train_pair
 from indm.translation import two_models
-from indm.translation_of_files.metrics import others_as_near
-from indm.translation_of_files.routes import open_runs
+from indm.workbench.data.base import as_data, stack
+from indm.workbench.data.registry import load_data
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.training.pairs import train_pair
+from indm.workbench.translation.metrics import others_as_near
+from indm.workbench.translation.routes import open_runs
 from research.markdown import in_table
 from research.records import RECORDS, Records, made_by
 

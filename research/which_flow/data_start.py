@@ -2,11 +2,11 @@
 
 import sys
 
-from indm.cli.main import main
 from indm.flows import initialize_actnorms
-from indm.training import loop
-from indm.training.step import EMA
-from indm.training.trainer import Trainer
+from indm.workbench.cli.main import main
+from indm.workbench.training import loop
+from indm.workbench.training.step import EMA
+from indm.workbench.training.trainer import Trainer
 
 
 class DataStartTrainer(Trainer):

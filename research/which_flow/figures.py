@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import indm
-from indm.data.base import stack
-from indm.data.registry import load_data
-from indm.evaluation.plots import save_figure, styled
-from indm.evaluation.sample_quality import sliced_wasserstein
-from indm.runs.folder import open_run
 from indm.tensors import double
-from indm.training.penalties import normal_law
+from indm.workbench.data.base import stack
+from indm.workbench.data.registry import load_data
+from indm.workbench.evaluation.plots import save_figure, styled
+from indm.workbench.evaluation.sample_quality import sliced_wasserstein
+from indm.workbench.runs.folder import open_run
+from indm.workbench.training.penalties import normal_law
 from research.which_flow.grids import GRIDS
 
 

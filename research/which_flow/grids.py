@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 
 import indm
-from indm.data.base import stack
-from indm.data.registry import load_data
-from indm.evaluation.results import difference, per_example
-from indm.evaluation.statistics import judged
-from indm.runs.folder import open_run
+from indm.workbench.data.base import stack
+from indm.workbench.data.registry import load_data
+from indm.workbench.evaluation.results import difference, per_example
+from indm.workbench.evaluation.statistics import judged
+from indm.workbench.runs.folder import open_run
 from research.which_flow.runs import COMMAND, RESIDUAL, run, summary
 
 DATA_START = ("-m", "research.which_flow.data_start")

@@ -3,9 +3,9 @@
 A part that needs options, or would be slow by default, has a small set in :data:`OPTIONS`; nothing else is listed.
 """
 
-from indm.config.parts import BUILT_IN
-from indm.data.densities import DENSITIES
 from indm.model import build
+from indm.names import BUILT_IN
+from indm.workbench.data.densities import DENSITIES
 
 SHAPES = {  # of the events that are tried
     "flow": [(4,), (4, 4, 4)],

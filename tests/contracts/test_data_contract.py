@@ -7,12 +7,16 @@ import torch
 from contract_parts import OPTIONS
 from PIL import Image
 
-from indm.config.parts import BUILT_IN
-from indm.data.base import PARTS, Data, stack
-from indm.data.batches import loader
-from indm.data.registry import load_data
+from indm.names import BUILT_IN
+from indm.workbench.data.base import PARTS, Data, stack
+from indm.workbench.data.batches import loader
+from indm.workbench.data.registry import load_data
 
-FILES = {"fashion-mnist", "cifar10", "celeba"}  # of no use here without their files: see tests/data/test_data.py
+FILES = {
+    "fashion-mnist",
+    "cifar10",
+    "celeba",
+}  # of no use here without their files: see tests/workbench/data/test_data.py
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ from flow_tools import batched_jacobian, perturb, slopes
 from torch import nn
 
 import indm
-from indm import rng
-from indm.config import parts
+from indm import names, rng
 from indm.flows import (
     ActNorm,
     AutoregressiveFlow,
@@ -374,9 +373,9 @@ class Scale(ExactFlow):
 
 
 def test_a_new_row_joins_the_contract(monkeypatch):
-    monkeypatch.setitem(parts.BUILT_IN["flow"], "scale", f"{__name__}:Scale")
+    monkeypatch.setitem(names.BUILT_IN["flow"], "scale", f"{__name__}:Scale")
     assert {"scale-4", "scale-4x4x4"} <= constructions("flow").keys() - TABLE.keys()
-    monkeypatch.setitem(parts.BUILT_IN["flow"], "fussy", "indm.flows:SecondHalf")
+    monkeypatch.setitem(names.BUILT_IN["flow"], "fussy", "indm.flows:SecondHalf")
     with pytest.raises(AssertionError, match="give it options"):
         constructions("flow")
 

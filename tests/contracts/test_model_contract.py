@@ -8,10 +8,10 @@ import torch
 from flow_tools import perturb
 from test_objective_contract import made
 
-from indm.config import parts
-from indm.config.parts import BUILT_IN
+from indm import names
+from indm.names import BUILT_IN
 from indm.scaling import Scaling
-from indm.training.trainer import bound_of
+from indm.workbench.training.trainer import bound_of
 
 SHAPE = (2,)
 
@@ -21,7 +21,7 @@ def models():
     kinds = {}
     for name in BUILT_IN["objective"]:
         model = made(name).float().eval()
-        kinds.setdefault(parts.name_of("model", type(model)), model)
+        kinds.setdefault(names.name_of("model", type(model)), model)
     return kinds
 
 

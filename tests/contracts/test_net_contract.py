@@ -8,7 +8,7 @@ from contract_parts import SHAPES, constructions
 from torch import nn
 
 import indm
-from indm.config import parts
+from indm import names
 from indm.model import INDM, build
 from indm.nets import MixtureMLP
 from indm.score import score_for
@@ -150,5 +150,5 @@ def test_the_contract_sees_a_wrong_network(wrong, test):
 
 
 def test_a_new_row_joins_the_contract(monkeypatch):
-    monkeypatch.setitem(parts.BUILT_IN["net"], "mine", f"{__name__}:Wrong")
+    monkeypatch.setitem(names.BUILT_IN["net"], "mine", f"{__name__}:Wrong")
     assert {"mine-3", "mine-1x8x8"} == constructions("net").keys() - NETS.keys()

@@ -8,10 +8,9 @@ from closed_form import within
 from contract_parts import OPTIONS
 from flow_tools import perturb
 
-from indm import rng
-from indm.config import parts
-from indm.config.parts import BUILT_IN
+from indm import names, rng
 from indm.model import build_model
+from indm.names import BUILT_IN
 from indm.objective import as_objective, mle_loss, nelbo, objective_of
 
 SHAPE = (2,)
@@ -20,7 +19,7 @@ SHAPE = (2,)
 def made(name):
     """The model that an objective builds, in double precision and away from its start."""
     torch.manual_seed(0)
-    objective = objective_of(parts.find("objective", name))
+    objective = objective_of(names.find("objective", name))
     net = {"name": "mlp", "width": 16, "depth": 1} if objective.trains_score else {"name": "zero"}
     recipe = {"flow": {"name": "coupling", "depth": 2, "width": 8}, "sde": {"name": "vp", "beta_max": 3.0}, "net": net}
     recipe |= OPTIONS["objective"].get(name, {})
@@ -29,12 +28,12 @@ def made(name):
 
 @pytest.fixture(params=BUILT_IN["objective"])
 def case(request):
-    return objective_of(parts.find("objective", request.param)), made(request.param)
+    return objective_of(names.find("objective", request.param)), made(request.param)
 
 
 def truncations():
     """(name, ε) of every objective without a truncation, and of those that say they take one, with two."""
-    truncating = [name for name in BUILT_IN["objective"] if objective_of(parts.find("objective", name)).truncates]
+    truncating = [name for name in BUILT_IN["objective"] if objective_of(names.find("objective", name)).truncates]
     assert truncating
     return [(name, None) for name in BUILT_IN["objective"]] + [(name, eps) for name in truncating for eps in (0.1, 0.9)]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from closed_form import EACH_SDE, SDES, GaussianScore, column, gaussian
 
-from indm.config import parts
+from indm import names
 from indm.flows import Identity
 from indm.model import INDM
 from indm.sampling import SAMPLERS, EulerMaruyama, Heun, Sampler, intervals, make_sampler, sample
@@ -254,7 +254,7 @@ class Mixing(Heun):
 
 def test_a_new_row_is_tested_by_the_same_tests_which_see_where_it_is_wrong(monkeypatch):
     for mine in ("FirstOrder", "TooMuchNoise", "Mixing"):
-        monkeypatch.setitem(parts.BUILT_IN["sampler"], mine, f"{__name__}:{mine}")
+        monkeypatch.setitem(names.BUILT_IN["sampler"], mine, f"{__name__}:{mine}")
     assert {"FirstOrder", "Mixing"} == {*samplers(lambda sampler: not sampler.stochastic)} - {*DETERMINISTIC}
     with pytest.raises(AssertionError):
         test_order_on_a_prediction_that_moves_in_the_middle("vp", "FirstOrder")

@@ -9,7 +9,7 @@ from own_sde import EachEntry
 from scipy import stats
 
 import indm
-from indm.config import parts
+from indm import names
 from indm.model import build, describe
 from indm.sde import check_sde
 from indm.sde.linear import VPSDE, truncated
@@ -256,5 +256,5 @@ def test_the_contract_sees_a_wrong_sde(wrong, test):
 
 
 def test_a_new_row_joins_the_contract(monkeypatch):
-    monkeypatch.setitem(parts.BUILT_IN["sde"], "mine", f"{__name__}:Wrong")
+    monkeypatch.setitem(names.BUILT_IN["sde"], "mine", f"{__name__}:Wrong")
     assert constructions("sde").keys() - TABLE.keys() == {"mine-3"}

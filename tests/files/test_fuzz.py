@@ -20,18 +20,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from indm.cli.main import main
-from indm.config import recipes
-from indm.config.options import Training
-from indm.data import folder, images
-from indm.data.image_files import ImageFiles
-from indm.data.registry import load_data
-from indm.data.standard import read_idx
 from indm.files import untrusted
 from indm.model import INDM, build_model
-from indm.published.convert.checkpoint import read_checkpoint
+from indm.published.checkpoint import read_checkpoint
 from indm.scaling import Scaling
-from indm.training import loop
+from indm.workbench.cli.main import main
+from indm.workbench.data import folder, images
+from indm.workbench.data.image_files import ImageFiles
+from indm.workbench.data.registry import load_data
+from indm.workbench.data.standard import read_idx
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.options import Training
+from indm.workbench.training import loop
 
 HOME = Path(tempfile.mkdtemp(prefix="indm-fuzz-"))
 KNOWN = (ValueError, OSError)

@@ -29,18 +29,19 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import indm
-from indm.config import parts, recipes
-from indm.data import tables
-from indm.data.images import read_image
-from indm.data.registry import load_data
-from indm.data.standard import read_idx
+from indm import names
 from indm.files import memory, plain, untrusted
 from indm.messages import one_line
 from indm.model import INDM, build_model
-from indm.runs.devices import peak_memory_mib
-from indm.runs.folder import read_metrics
 from indm.scaling import Scaling
-from indm.training import checkpoints
+from indm.workbench.data import tables
+from indm.workbench.data.images import read_image
+from indm.workbench.data.registry import load_data
+from indm.workbench.data.standard import read_idx
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.runs.devices import peak_memory_mib
+from indm.workbench.runs.folder import read_metrics
+from indm.workbench.training import checkpoints
 
 HUGE = 10**12
 
@@ -442,8 +443,8 @@ def test_a_part_is_imported_with_the_numbers_of_its_module(tmp_path, monkeypatch
     """A module keeps the tensors that it makes when it is imported, and a model may be built without numbers then."""
     (tmp_path / "with_numbers.py").write_text("import torch\nHALF = torch.ones(3) / 2\nclass Net: ...\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with parts.trust("with_numbers"), torch.device("meta"):
-        part = parts.find("net", "with_numbers:Net")
+    with names.trust("with_numbers"), torch.device("meta"):
+        part = names.find("net", "with_numbers:Net")
     assert sys.modules.pop(part.__module__).HALF.tolist() == [0.5] * 3
 
 

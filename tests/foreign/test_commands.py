@@ -5,7 +5,7 @@ import json
 import torch
 
 import indm
-from indm.cli.main import main
+from indm.workbench.cli.main import main
 
 
 def test_a_saved_model_is_evaluated_and_sampled_without_a_recipe(tmp_path, capsys):

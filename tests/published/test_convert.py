@@ -12,13 +12,13 @@ from original import checkpoint, drawn, fixture, tables_of
 from PIL import Image
 
 from indm import INDM, PublishedScore
-from indm.cli.main import main
-from indm.config import recipes
 from indm.flows import ActNorm, Identity
-from indm.published.convert.checkpoint import read_checkpoint
-from indm.published.convert.network import architecture, infer
-from indm.published.convert.run import convert, score_of_checkpoint
+from indm.published.checkpoint import read_checkpoint
+from indm.published.network import architecture, infer
 from indm.sde.linear import VESDE
+from indm.workbench.cli.main import main
+from indm.workbench.convert import convert, score_of_checkpoint
+from indm.workbench.recipes import recipe as recipes
 
 SMALL = ["ddpmpp_vp", "ncsnpp_ve"]
 UNTOLD = ("fir", "centered", "scale_by_sigma", "rescale", "dropout")  # by the tensors
@@ -464,7 +464,7 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
         seen.append((state, given, shape, initial_inverses))
         return ActNorm(shape[0])
 
-    monkeypatch.setattr("indm.published.convert.run.flow_from_state", flow_from_state)
+    monkeypatch.setattr("indm.workbench.convert.flow_from_state", flow_from_state)
     state = {"lamb": torch.tensor(2.0), "nnet.0.weight": torch.ones(2), "nnet.0.scale": torch.tensor(5.0)}
     flow = checkpoint(state, tmp_path / "flow.pth", averages=[torch.tensor(3.0), torch.zeros(2)])
     changes = {"sde": "vp", "flow.coeff": "0.9"}

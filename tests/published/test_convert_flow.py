@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from indm.flows import ExactLogDet, ResidualFlow, use_log_det
 from indm.model import INDM, build_model
 from indm.published import ConditionalResidualFlow
+from indm.published.checkpoint import read_checkpoint
 from indm.published.conditional import CodePrior
-from indm.published.convert.checkpoint import read_checkpoint
-from indm.published.convert.flow import flow_from_state
+from indm.published.flow import flow_from_state
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 PLAIN, CONDITIONAL = "resflow_16-16", "wolf_resflow"

@@ -9,14 +9,14 @@ import torch
 from original import tables_of
 
 from indm import INDM, PublishedScore, build_model
-from indm.config import recipes
-from indm.data.base import Data, InMemory
 from indm.model import build, count_parameters
 from indm.published import ConditionalResidualFlow
 from indm.scaling import Scaling
 from indm.sde.linear import VESDE, VPSDE
-from indm.training import resolving
-from indm.training.loop import train
+from indm.workbench.data.base import Data, InMemory
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.training import resolving
+from indm.workbench.training.loop import train
 
 PUBLISHED = [
     name for name, recipe in ((n, recipes.load(n)) for n in recipes.bundled()) if recipe["net"]["name"] == "ncsnpp"

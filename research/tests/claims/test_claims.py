@@ -10,9 +10,9 @@ import pytest
 import torch
 from scipy.stats import ttest_rel
 
-from indm.data.densities import EightGaussians, log_gaussian_mixture
-from indm.evaluation.records import Record
 from indm.sde.linear import VESDE, VPSDE
+from indm.workbench.data.densities import EightGaussians, log_gaussian_mixture
+from indm.workbench.evaluation.records import Record
 from research.claims import claims, control
 from research.claims.claims import CLAIMS, Claim, Evidence, Row, family_of, steps_to_goal
 from research.claims.studies import STUDIES, VARIANTS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from indm.evaluation.records import Record
+from indm.workbench.evaluation.records import Record
 from research.claims import reproduce
 from research.claims.__main__ import main
 from research.claims.claims import CLAIMS, Evidence

@@ -17,21 +17,21 @@ from matplotlib.figure import Figure
 from processes import exit_code, fork
 
 import indm
-from indm.config import recipes
-from indm.data.registry import load_data
-from indm.evaluation import figures, plots
-from indm.evaluation.records import Record
-from indm.evaluation.statistics import holm
 from indm.flows import Identity
 from indm.model import build_model, count_parameters
-from indm.runs import folder as folder_module
-from indm.runs.devices import run_lock
-from indm.runs.folder import read_metrics
 from indm.sde.linear import VESDE, VPSDE
-from indm.training import costs as measured_costs
-from indm.training import loop
-from indm.training.loop import summarise, train
-from indm.training.trainer import Trainer
+from indm.workbench.data.registry import load_data
+from indm.workbench.evaluation import figures, plots
+from indm.workbench.evaluation.records import Record
+from indm.workbench.evaluation.statistics import holm
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.runs import folder as folder_module
+from indm.workbench.runs.devices import run_lock
+from indm.workbench.runs.folder import read_metrics
+from indm.workbench.training import costs as measured_costs
+from indm.workbench.training import loop
+from indm.workbench.training.loop import summarise, train
+from indm.workbench.training.trainer import Trainer
 from research import measurements
 from research.claims import claims, costs, plan, reproduce, studies, units, vae
 from research.claims.plan import Budget, Plan, family_of_plan, measurements_of, recipe_of, run_folder

@@ -14,21 +14,21 @@ from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 import indm
-from indm.cli.main import main
-from indm.config import recipes
-from indm.data.base import stack
-from indm.data.registry import load_data
-from indm.evaluation.results import evaluate_run, likelihood_table
 from indm.flows import Identity
 from indm.model import INDM, build_model, count_parameters
 from indm.nets import Zero
 from indm.objective import objective_of
-from indm.runs.folder import model_class, open_model, read_metrics
 from indm.scaling import Scaling
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
-from indm.training.loop import train
-from indm.training.trainer import Trainer
+from indm.workbench.cli.main import main
+from indm.workbench.data.base import stack
+from indm.workbench.data.registry import load_data
+from indm.workbench.evaluation.results import evaluate_run, likelihood_table
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.runs.folder import model_class, open_model, read_metrics
+from indm.workbench.training.loop import train
+from indm.workbench.training.trainer import Trainer
 from research.claims import vae
 from research.claims.coders import ConvCoder, MLPCoder
 from research.claims.studies import STUDIES

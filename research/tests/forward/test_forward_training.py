@@ -11,8 +11,8 @@ from test_reliability import TINY, compare_runs
 from test_training import change
 from torch.utils.data import TensorDataset
 
-from indm.cli.main import main
-from indm.training.loop import train
+from indm.workbench.cli.main import main
+from indm.workbench.training.loop import train
 from research.forward.likelihood import log_likelihood
 from research.forward.model import ForwardINDM
 from research.forward.objective import nelbo

@@ -1,0 +1,172 @@
+"""Parts by name: flows, SDEs, networks and the rest, those of this package and those of anybody else's.
+
+Each room lists its own in a file ``parts.toml``; :data:`BUILT_IN` has the rows of all rooms. Any other name is
+``"package.module:Name"``, code outside this package. Names also stand in files that others wrote, so code outside is
+imported only inside :func:`trust`. Nothing is imported before it is asked for.
+"""
+
+import importlib
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from indm.messages import brief, did_you_mean, nearest
+
+KINDS = ("flow", "sde", "net")  # the parts of which a model is made
+OPTIONAL_KINDS = ("dequantization", "condition")  # those that a model may be without
+HERE = Path(__file__).parent
+ROOMS = [tomllib.loads(f.read_text("utf-8")) for f in sorted(HERE.glob("**/parts.toml"))]
+BUILT_IN = {  # kind → name → place
+    kind: {name: place for room in ROOMS for name, place in room.get(kind, {}).items()}
+    for kind in (*KINDS, *OPTIONAL_KINDS, "model", "data", "objective", "sampler")
+}
+MOVED = tomllib.loads((HERE / "moved.toml").read_text("utf-8"))  # what left its place → where it is now
+GIVEN = "given"  # stands in a run's recipe for what was given in Python and cannot be named
+OUTSIDE = re.compile(r"(?P<package>\w+)(\.\w+)*:\w+(\.\w+)*")
+_trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
+
+
+class Untrusted(ValueError):
+    """A name asks for code outside this package that the user has not said to trust."""
+
+
+@contextmanager
+def trust(*packages: str) -> Iterator[None]:
+    """Inside, names may ask for code of these top-level packages: reading a model can then import and run it.
+
+    >>> with trust("textwrap"):
+    ...     find("net", "textwrap:TextWrapper").__name__
+    'TextWrapper'
+    """
+    token = _trusted.set(_trusted.get() | {package.split(":")[0].split(".")[0] for package in packages})
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
+
+
+def is_outside(name: object) -> bool:
+    """Whether ``name`` has the form ``"package.module:Name"``."""
+    return isinstance(name, str) and OUTSIDE.fullmatch(name) is not None
+
+
+def moved(package: str) -> Callable[[str], Any]:
+    """A ``__getattr__`` for ``package``, whose error says where a name is that has left it."""
+
+    def get(name: str) -> Any:
+        if f"{package}.{name}" in MOVED:
+            raise ImportError(_pointer(f"{package}.{name}"))
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return get
+
+
+def find(kind: str, name: Any) -> Any:
+    """The part of that kind and name, most often a class.
+
+    Args:
+        kind: a key of :data:`BUILT_IN`.
+        name: a built-in name, ``"package.module:Name"``, or the class itself, which needs no :func:`trust`.
+
+    Raises:
+        Untrusted: code outside this package that is not trusted.
+        ValueError: an unknown name (with the nearest that exists), or no such module or class.
+    """
+    if callable(name):
+        return name
+    if isinstance(name, str) and name in BUILT_IN[kind]:
+        return _imported(kind, BUILT_IN[kind][name])
+    if name == GIVEN:
+        raise ValueError(
+            f"{kind} {GIVEN!r} was given in Python and has no name: give it again, as in indm.train(…, {kind}=…)"
+            f"{', or to indm evaluate as --data NAME' if kind == 'data' else ''}"
+        )
+    outside = OUTSIDE.fullmatch(name) if isinstance(name, str) else None
+    check_is_here(name)
+    if outside is None:
+        known = BUILT_IN[kind]
+        option = f"{kind}.name" if kind in ("data", *KINDS) else kind  # what the user wrote the name for
+        raise ValueError(
+            f"{option} must be one of {', '.join(known)}, or package.module:Name, got {brief(repr(name))}"
+            f"{did_you_mean(str(name), known)}"
+        )
+    package = outside["package"]
+    if package not in _trusted.get():
+        raise Untrusted(
+            f"{kind} {name!r} is code outside indm, and reading it would import and run {package!r}: if you trust that "
+            f"package, add --trust {package} (in Python: with indm.trust({package!r}):)"
+            + (f"; trusted so far: {', '.join(sorted(_trusted.get()))}" if _trusted.get() else "")
+        )
+    return _imported(kind, name)
+
+
+def check_is_here(name: object) -> None:
+    """ValueError where ``name`` has left its place, which says where it is now."""
+    if isinstance(name, str) and name in MOVED:
+        raise ValueError(_pointer(name))
+
+
+def _pointer(name: str) -> str:
+    where = MOVED[name]
+    if where.startswith("indm."):
+        return f"{name} is now {where}"
+    room = "examples" if "examples" in where else "research"
+    trusted = f", with --trust {room}" if is_outside(where) else ""
+    return f"{name} is now in a checkout of the repository: {where}{trusted}"
+
+
+def name_of(kind: str, part: Any) -> str:
+    """The name by which :func:`find` finds ``part``, a class or a function.
+
+    What a script defines is named after the file of the script, from whose folder it can be imported.
+
+    Raises:
+        ValueError: nothing could import it by a name.
+    """
+    module = _script() if part.__module__ == "__main__" else part.__module__
+    place = f"{module}:{part.__qualname__}"
+    names = {place: name for name, place in BUILT_IN[kind].items()}
+    if place in names:
+        return names[place]
+    if module is None or "<" in part.__qualname__:
+        raise ValueError(
+            f"{kind} {part.__qualname__} cannot be named in a file, as it is defined in "
+            f"{'an interactive session' if module is None else 'a function'}: move it to a module that can be "
+            "imported"
+        )
+    return place
+
+
+def _script() -> str | None:
+    """The name by which the running script can be imported; None where Python was started without one."""
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    return None if file is None else Path(file).stem
+
+
+def _imported(kind: str, place: str) -> Any:
+    import torch
+
+    module, _, path = place.partition(":")
+    try:
+        with torch.device("cpu"):  # not "meta", on which a model may be built: a module keeps the tensors that it makes
+            part = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(f"{kind} {place!r} cannot be imported: {error}") from error
+        raise ValueError(
+            f"{kind} {place!r}: there is no module {error.name!r} where Python looks; install it, or add its folder to "
+            "PYTHONPATH"
+        ) from error
+    for name in path.split("."):
+        if not hasattr(part, name):
+            public = [known for known in dir(part) if not known.startswith("_")]
+            raise ValueError(f"{kind} {place!r}: {module} has no {name!r}{nearest(name, public)}")
+        part = getattr(part, name)
+    if not callable(part):
+        raise ValueError(f"{kind} {place!r} must be a class or a function, got {type(part).__name__}")
+    return part

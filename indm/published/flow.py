@@ -1,0 +1,232 @@
+"""Released flow checkpoints as flows of this library: the plain residual flow and the conditional one.
+
+The architecture is read off the tensors. What they do not show, the activations and the Lipschitz coefficient, is given
+or else as published. Whatever does not match is listed in one error.
+"""
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from indm.files.untrusted import build_described
+from indm.flows.base import ActNorm, Flow
+from indm.flows.coupling import Coupling, InvertibleLinear
+from indm.flows.residual import ResidualBlock
+from indm.messages import brief
+from indm.model import build
+from indm.published.checkpoint import Reader, check_agrees
+from indm.published.conditional import ConditionalBlock, ConditionalResidualFlow, InitialInverse, Interleaved
+
+ENCODER = "discriminator.encoder.net."
+HEAD = "discriminator.fc.linear"
+STEPS = "discriminator.prior.flow.steps."
+
+
+def flow_from_state(
+    state: Mapping[str, Tensor],
+    given: Mapping[str, Any],
+    shape: tuple[int, ...],
+    initial_inverses: bool = False,
+) -> Flow:
+    """The flow of a released checkpoint, in evaluation mode and single precision.
+
+    Args:
+        state: its ``model`` entry, or its averaged parameters under the same names; keys may begin with ``module.``.
+        given: arguments of the flow that tensors do not show: ``activation`` (default "sin"), ``coeff`` (0.98), and of
+            the conditional flow ``encoder_activation`` and ``prior_activation`` ("elu"). All others must agree with the
+            tensors.
+        shape: of the images, (C, H, W), before any squeeze.
+        initial_inverses: of the conditional flow, see :class:`~indm.published.ConditionalResidualFlow`; the plain flow
+            has no code, and it changes nothing there.
+
+    Returns:
+        A :class:`~indm.flows.ResidualFlow` or :class:`~indm.published.ConditionalResidualFlow` that computes the same
+        z.
+
+    Raises:
+        ValueError: naming the arguments that are unknown or at odds with the tensors, or listing the tensors that are
+            missing, not understood or of the wrong shape.
+    """
+    reader = Reader({re.sub(r"^(module\.)+", "", key): value for key, value in state.items()})
+    shape = tuple(shape)
+    if len(shape) != 3:
+        raise ValueError(f"shape must be (C, H, W), got {shape}: the released flows are of images")
+    conditional = reader.has("generator.") or reader.has("discriminator.")
+    prefix = "generator.flow." if conditional else ""
+    if not chains(reader, prefix):
+        raise ValueError(
+            "state must hold a residual flow, with keys like 'transforms.0.chain.0.nnet.0.weight' or "
+            f"'generator.flow.transforms.…' for the conditional one, got {brief(', '.join(reader.state)) or 'nothing'}"
+        )
+    inferred = {"name": "conditional-residual" if conditional else "residual"}
+    inferred |= residual_arguments(reader, prefix, shape)
+    learned = any(key.endswith(".beta") for key in reader.state)
+    arguments = {"norm": "rows", "coeff": 0.98, "activation": "swish" if learned else "sin"}
+    if conditional:
+        inferred |= code_arguments(reader)
+        arguments["initial_inverses"] = initial_inverses
+    check_agrees(inferred, given)
+    arguments |= dict(given) | inferred
+    make = functools.partial(build, arguments, "flow", shape)
+    flow = build_described(make, arguments | {"shape": shape}, reader.state)
+    if conditional:
+        read_chain(reader, prefix, flow.chain)
+        read_encoder(reader, flow)
+        read_prior(reader, flow)
+    else:
+        read_chain(reader, prefix, flow.flows)
+    reader.finish()
+    return flow.eval()
+
+
+def residual_arguments(reader: Reader, prefix: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Arguments of the residual flow that tensors show."""
+    groups = [sum(reader.has(f"{chain}{j}.nnet.") for j in reader.indices(chain)) for chain in chains(reader, prefix)]
+    width, inputs = reader.shape(f"{first_block(reader, prefix)}.nnet.0.weight", 4)[:2]
+    squeeze = inputs == 4 * shape[0]
+    if inputs != shape[0] and not squeeze:
+        squeezed = f", or {inputs // 4} that are squeezed" if inputs % 4 == 0 else ""
+        raise ValueError(f"the flow is one of images of {inputs} channel(s){squeezed}, the shape asked for is {shape}")
+    if len(groups) > 2:
+        raise ValueError(
+            f"state must hold one or two groups of blocks, got {groups}: of more, the original puts the entries of z "
+            "into another order than their places in the image"
+        )
+    actnorm = any(key.endswith(".initialized") for key in reader.state)
+    uninitialized = [k for k, v in reader.state.items() if k.endswith(".initialized") and not v.all()]
+    if uninitialized:
+        raise ValueError(f"state holds an ActNorm that never saw data: {brief(', '.join(uninitialized))}")
+    return {"blocks": tuple(groups), "width": width, "squeeze": squeeze, "actnorm": actnorm}
+
+
+def chains(reader: Reader, prefix: str) -> list[str]:
+    """Prefixes of the groups of blocks."""
+    return [f"{prefix}transforms.{i}.chain." for i in reader.indices(f"{prefix}transforms.")]
+
+
+def first_block(reader: Reader, prefix: str) -> str:
+    """The prefix of the first residual block."""
+    chain = chains(reader, prefix)[0]
+    return next((f"{chain}{j}" for j in reader.indices(chain) if reader.has(f"{chain}{j}.nnet.")), f"{chain}0")
+
+
+def read_chain(reader: Reader, prefix: str, flows: Iterable[nn.Module]) -> None:
+    """Copy blocks and ActNorms, in the order in which data pass them."""
+    sources = [f"{chain}{j}" for chain in chains(reader, prefix) for j in reader.indices(chain)]
+    targets = [flow for flow in flows if isinstance(flow, ResidualBlock | ActNorm)]
+    if len(sources) != len(targets):
+        reader.problems.append(f"{prefix}transforms has {len(sources)} layers where {len(targets)} are needed")
+    for source, target in zip(sources, targets, strict=False):
+        if isinstance(target, ResidualBlock):
+            read_block(reader, source, target)
+        else:
+            read_actnorm(reader, source, target)
+
+
+@torch.no_grad()
+def read_actnorm(reader: Reader, source: str, target: ActNorm) -> None:
+    """Copy an ActNorm, which is (x + bias) e^weight in the original."""
+    weight, bias = reader.take(f"{source}.weight", target.log_scale), reader.take(f"{source}.bias", target.shift)
+    if weight is not None and bias is not None:
+        target.log_scale.copy_(weight)
+        target.shift.copy_(bias * weight.exp())
+
+
+def read_block(reader: Reader, source: str, target: ResidualBlock) -> None:
+    """Copy activations and maps, which alternate; a block that is not pre-activated begins with a map."""
+    for i, linear in enumerate(target.maps):
+        place = 2 * i + target.preactivate
+        reader.copy(f"{source}.nnet.{place}.weight", linear.weight)
+        reader.copy(f"{source}.nnet.{place}.bias", linear.bias)
+        if i == 1 and isinstance(target, ConditionalBlock):
+            reader.copy(f"{source}.nnet.{place}.h_net.net.weight", target.code.weight)
+            reader.copy(f"{source}.nnet.{place}.h_net.net.bias", target.code.bias)
+    for i, activation in enumerate(target.activations):
+        for name, parameter in activation.named_parameters():
+            reader.copy(f"{source}.nnet.{2 * i + (not target.preactivate)}.{name}", parameter)
+
+
+def code_arguments(reader: Reader) -> dict[str, Any]:
+    """Arguments of the encoder and the prior that tensors show."""
+    levels = reader.indices(f"{ENCODER}resnet")
+    return {
+        "code_dim": reader.shape(f"{HEAD}.weight_v", 2)[0] // 2,
+        "encoder_planes": tuple(reader.shape(f"{ENCODER}resnet{i}.main.0.conv1.weight", 4)[0] for i in levels),
+        "encoder_channels": reader.shape(f"{ENCODER}top.weight", 4)[0],
+        "prior_steps": len(reader.indices(STEPS)),
+        "prior_width": reader.shape(f"{STEPS}0.unit.coupling1_up.net.fc1.weight", 2)[0],
+    }
+
+
+@torch.no_grad()
+def read_encoder(reader: Reader, flow: ConditionalResidualFlow) -> None:
+    """Copy the encoder: two blocks for each level, then the 1×1 convolution and the head."""
+    *blocks, top, _ = flow.encoder.layers
+    for i, block in enumerate(blocks):
+        source = f"{ENCODER}resnet{i // 2}.main.{i % 2}"
+        parts = {("conv1", "bn1"): block.first, ("conv2", "bn2"): block.second}
+        if not isinstance(block.shortcut, torch.nn.Identity):
+            parts["downsample.0", "downsample.1"] = block.shortcut
+        for (convolution, norm), part in parts.items():
+            reader.copy(f"{source}.{convolution}.weight", part[0].weight)
+            for name, target in part[1].state_dict().items():
+                reader.copy(f"{source}.{norm}.{name}", target)
+    reader.copy(f"{ENCODER}top.weight", top.weight)
+    reader.copy(f"{ENCODER}top.bias", top.bias)
+    head = reader.weight_norm(HEAD, flow.encoder.head.weight)
+    if head is not None:
+        flow.encoder.head.weight.copy_(head)
+    reader.copy(f"{HEAD}.bias", flow.encoder.head.bias)
+
+
+def read_prior(reader: Reader, flow: ConditionalResidualFlow) -> None:
+    """Copy the prior: every step has seven layers, with these names."""
+    names = ("actnorm", "linear", "unit.coupling1_up", "unit.coupling1_dn", "unit.actnorm", "unit.coupling2_up",
+             "unit.coupling2_dn")  # fmt: skip
+    layers: Iterable[Any] = flow.prior.flows
+    for i, layer in enumerate(layers):
+        source = f"{STEPS}{i // len(names)}.{names[i % len(names)]}"
+        if isinstance(layer, ActNorm):
+            reader.copy(f"{source}.log_scale", layer.log_scale)
+            reader.copy(f"{source}.bias", layer.shift)
+        elif isinstance(layer, InvertibleLinear):
+            read_linear(reader, source, layer)
+        else:
+            coupling: Any = layer.flow if isinstance(layer, Interleaved) else layer
+            read_coupling(reader, source, coupling)
+
+
+@torch.no_grad()
+def read_linear(reader: Reader, source: str, target: InvertibleLinear) -> None:
+    """Copy an invertible W as P L U, computed in double precision."""
+    weight = reader.take(f"{source}.weight", target.off_diagonal)
+    if weight is None:
+        return
+    permutation, lower, upper = torch.linalg.lu(weight.double())
+    diagonal = upper.diagonal()
+    target.permutation.copy_(permutation)
+    target.sign.copy_(diagonal.sign())
+    target.log_diagonal.copy_(diagonal.abs().log())
+    target.off_diagonal.copy_(lower.tril(-1) + upper.triu(1))
+    if isinstance(target, InitialInverse):
+        reader.copy(f"{source}.weight_inv", target.initial_inverse)
+
+
+@torch.no_grad()
+def read_coupling(reader: Reader, source: str, target: Coupling) -> None:
+    """Copy three dense layers; the original's last has weight norm and gives shifts before scales."""
+    first, _, second, _, last = target.conditioner.layers
+    for name, layer in {"fc1": first, "fc2": second}.items():
+        reader.copy(f"{source}.net.{name}.weight", layer.weight)
+        reader.copy(f"{source}.net.{name}.bias", layer.bias)
+    key = f"{source}.net.fc3.linear"
+    for value, parameter in [
+        (reader.weight_norm(key, last.weight), last.weight),
+        (reader.take(f"{key}.bias", last.bias), last.bias),
+    ]:
+        if value is not None:
+            parameter.copy_(value.roll(len(value) // 2, 0))

@@ -1,0 +1,282 @@
+"""Released score networks: their architecture, as the tensors show it, and their weights, layer by layer.
+
+What the tensors do not show is taken from what the caller gives, then from a recipe, then from the published settings.
+The original keeps its layers in one list, ``all_modules.N``; :func:`published_order` walks ours in that order, and
+:func:`tensors_of` says which of its tensors become which of ours.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from indm.checks import check_arguments
+from indm.messages import brief, listed
+from indm.nets.unet import Attention, ResBlock
+from indm.published.checkpoint import Reader, State, alike, check_agrees, contradictions
+from indm.published.ncsnpp import Fourier, NCSNpp, ResidualInlet, SkipInlet
+from indm.workbench.recipes.recipe import Tables
+
+# What tensors do not show, as published: DDPM++ with VP and sub-VP, NCSN++ with VE.
+DDPMPP = {"fir": (), "rescale": True, "centered": True, "scale_by_sigma": False, "dropout": 0.1}
+NCSNPP = DDPMPP | {"fir": (1, 3, 3, 1), "centered": False, "scale_by_sigma": True}
+ASSUMED = {"vp": DDPMPP, "subvp": DDPMPP, "ve": NCSNPP}
+FOREIGN = "the checkpoint's layers are not those of DDPM++ or NCSN++"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Tables of an SDE and a network, the event shape, and where the network's arguments are from."""
+
+    sde: dict
+    net: dict
+    shape: tuple[int, int, int]
+    inferred: dict  # the part of net that the tensors show
+    assumed: dict  # the part of net that is taken from a recipe or as published
+    overruled: list[str]  # what a recipe says otherwise than the tensors, a phrase each
+
+
+def architecture(
+    state: State, given: Tables, fallback: Tables, size: int | None, likely: int | None = None
+) -> Architecture:
+    """The architecture by the tensors, then by what is ``given``, then by a recipe, then as published.
+
+    ``size`` is the side of the images, and ``likely`` that of the recipe's, which holds if the network is the recipe's.
+    """
+    chosen, default = (dict(tables.get("net", {})) for tables in (given, fallback))
+    for net in (chosen, default):
+        if (name := net.pop("name", "ncsnpp")) != "ncsnpp":
+            raise ValueError(f"net.name must be ncsnpp, whose checkpoint this is, got {name!r}")
+        check_arguments(NCSNpp, net, table="net", what="net 'ncsnpp'", given_later=("shape",))
+    sde = _sde_table(given, fallback)
+    inferred, attends, image_channels = infer(state)
+    side = likely if size is None else size
+    if side is None:
+        raise ValueError("--image-size must be given, or --recipe: the tensors do not tell the images' side")
+    heights = [side // 2**level for level in range(len(attends))]
+    inferred["attention"] = tuple(h for h, attention in zip(heights, attends, strict=True) if attention)
+    sigmas = _sigmas(state["sigmas"]) if "sigmas" in state and sde["name"] == "ve" else {}
+    for net in (chosen, default):
+        if "attention" in net:
+            net["attention"] = tuple(h for h in heights if h in net["attention"])  # no level has another height
+    actual, said = inferred | _prefixed("sde.", sigmas), chosen | _prefixed("sde.", given.get("sde", {}))
+    check_agrees(actual, said)
+    overruled = contradictions(actual, default | _prefixed("sde.", sde) | said)
+    if size is None and overruled:
+        raise ValueError(
+            f"--image-size must be given: the tensors are of another network than the recipe's ({listed(overruled)}), "
+            f"so that its images' side of {side} need not be theirs"
+        )
+    assumed = _assumed(state, sde, default, {*chosen, *inferred})
+    net = {**assumed, **inferred, **chosen}
+    sde = sde | {key: value for key, value in sigmas.items() if not alike(value, sde.get(key))}
+    return Architecture(sde, net, (image_channels, side, side), inferred, assumed, overruled)
+
+
+def _sde_table(given: Tables, fallback: Tables) -> dict:
+    """The SDE that is given, completed by the recipe's where both are of one kind."""
+    sde, default = given.get("sde", {}), fallback.get("sde", {})
+    if sde.get("name", default.get("name")) == default.get("name"):
+        sde = default | sde
+    if sde.get("name") not in tuple(ASSUMED):
+        raise ValueError(
+            f"--sde must be given (vp, subvp or ve), or --recipe, got {brief(repr(sde.get('name')))}: "
+            "the tensors do not tell which it was"
+        )
+    return sde
+
+
+def _sigmas(deviations: Tensor) -> dict[str, float]:
+    """The least and the largest of the original's noise levels, which it keeps in falling order."""
+    if deviations.ndim != 1 or len(deviations) < 2 or deviations.is_complex():
+        shape = brief(tuple(deviations.shape))
+        raise ValueError(f"the checkpoint's sigmas must be two deviations or more, got a tensor of shape {shape}")
+    return {"sigma_min": _rounded(deviations[-1]), "sigma_max": _rounded(deviations[0])}
+
+
+def _assumed(state: State, sde: dict, fallback: dict, certain: set[str]) -> dict:
+    """The network's arguments that are not ``certain``: the recipe's, or as published with that SDE."""
+    assumed = dict(ASSUMED[sde["name"]])
+    if not assumed["fir"] and any(key.endswith(".Conv2d_0.weight") for key in state):
+        assumed["fir"] = NCSNPP["fir"]
+    assumed |= {key: value for key, value in fallback.items() if key in assumed}
+    return {key: value for key, value in assumed.items() if key not in certain}
+
+
+def infer(state: State) -> tuple[dict, list[bool], int]:
+    """What the tensors show of a network: arguments of :class:`NCSNpp`, attention at each level, image channels."""
+    layers = _layers(state)
+    kinds = [_kind(layers.get(n, {})) for n in range(max(layers) + 1)]
+    try:
+        return _infer(layers, kinds)
+    except (ValueError, LookupError, ArithmeticError) as error:
+        raise ValueError(f"{FOREIGN}: {brief(', '.join(kinds))}") from error
+
+
+def _layers(state: State) -> dict[int, State]:
+    """The tensors of each layer of the original's list, by their names in it."""
+    layers: dict[int, State] = {}
+    for key, value in state.items():
+        match = re.fullmatch(r"all_modules\.(\d+)\.(.+)", key)
+        if match:
+            layers.setdefault(int(match[1]), {})[match[2]] = value
+    if not layers:
+        raise ValueError(
+            "the checkpoint holds no score network (no tensors all_modules.N); that of a flow is the second argument"
+        )
+    if max(layers) > 2 * len(layers):  # a layer without tensors has others on both sides
+        raise ValueError(f"{FOREIGN}: it holds {len(layers)} of them, and they are numbered up to {brief(max(layers))}")
+    return layers
+
+
+def _infer(layers: dict[int, State], kinds: list[str]) -> tuple[dict, list[bool], int]:
+    """:func:`infer` from the layers and the kind of each."""
+    stem = kinds.index("conv")
+    runs, between = _runs(kinds, stem + 1)
+    levels = (len(runs) + 1) // 2
+    first = [layers[run[0]] for run in runs[:levels]]
+    channels, image_channels = layers[stem]["weight"].shape[:2]
+    counts = [[kinds[n] for n in run].count("block") for run in runs]
+    arguments = {
+        "channels": channels,
+        "multipliers": tuple(_outputs(block) // channels for block in first),
+        "blocks": counts[0] if levels > 1 else (counts[0] - 3) // 2,
+        "embedding": "fourier" if kinds[0] == "fourier" else "positional",
+    }
+    if levels > 1:
+        doubled = _inputs(first[1]) == 2 * _outputs(first[0])
+        arguments["output_pyramid"] = "sum" if "norm" in kinds[:-2] else "none"
+        arguments |= _pyramid_arguments([kinds[n] for n in between[0]], doubled)
+    attention = [[kinds[n] for n in run].count("attention") for run in runs[:levels]]
+    return arguments, [n > (level == levels - 1) for level, n in enumerate(attention)], image_channels
+
+
+def _pyramid_arguments(kinds: list[str], doubled: bool) -> dict:
+    """Arguments that show in the layers between the first two levels; ``doubled``: channels are concatenated there."""
+    down, *inlet = kinds
+    if down != "resampling":
+        raise ValueError("levels are joined by another layer than a residual block")
+    if not inlet:
+        return {"input_pyramid": "none"}
+    pyramids = {"filtered": "residual", "strided": "residual", "skip": "cat" if doubled else "sum"}
+    return {"input_pyramid": pyramids[inlet[0]]} | ({"fir": ()} if inlet[0] == "strided" else {})
+
+
+def _runs(kinds: list[str], start: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Positions from ``start`` on: runs of blocks and attention, and what lies between each run and the next."""
+    runs: list[list[int]] = []
+    between: list[list[int]] = [[]]
+    for n in range(start, len(kinds)):
+        if kinds[n] not in ("block", "attention"):
+            between[-1].append(n)
+        elif runs and not between[-1]:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+            between.append([])
+    return runs, between[1:]
+
+
+def _kind(layer: State) -> str:
+    """What a layer of the original's list is, by the names of its tensors; "empty" for one without any."""
+    names = {key.rpartition(".")[0] for key in layer}
+    if names & {"Dense_0", "Conv_1", "GroupNorm_1"}:
+        return "resampling" if "Conv_2" in names and _inputs(layer) == _outputs(layer) else "block"
+    if names & {"NIN_1", "NIN_2", "NIN_3"}:
+        return "attention"
+    for mark, kind in {"Conv2d_0": "filtered", "Conv_0": "strided", "Conv": "skip"}.items():
+        if mark in names:
+            return kind
+    if "W" in layer:
+        return "fourier"
+    if "weight" in layer:
+        return {1: "norm", 2: "linear", 4: "conv"}.get(layer["weight"].ndim, "unknown")
+    return "unknown" if layer else "empty"
+
+
+def _inputs(block: State) -> int:
+    return _width(block, "GroupNorm_0.weight", "GroupNorm_0.bias")
+
+
+def _outputs(block: State) -> int:
+    return _width(block, "Conv_1.bias", "GroupNorm_1.weight", "GroupNorm_1.bias", "Dense_0.bias")
+
+
+def _width(layer: State, *names: str) -> int:
+    """Length of the first tensor that is there, of names with one entry for each channel; 0 where there is none."""
+    return next((len(layer[name]) for name in names if name in layer and layer[name].ndim > 0), 0)
+
+
+def _prefixed(prefix: str, table: dict) -> dict:
+    return {f"{prefix}{key}": value for key, value in table.items()}
+
+
+def _rounded(value: Tensor) -> float:
+    """A number without the noise of exp(log(·))."""
+    return float(f"{value.item():.9g}")
+
+
+def published_order(net: NCSNpp) -> Iterator[nn.Module]:
+    """The parts of ``net`` in the order of the original's list, including those without parameters."""
+    if isinstance(net.features, Fourier):
+        yield net.features
+    yield from (net.level[0], net.level[2], net.stem)
+    for i, (blocks, attentions) in enumerate(zip(net.encoder, net.encoder_attention, strict=True)):
+        if i > 0:
+            yield net.downs[i - 1]
+            yield from net.inlets[i - 1 : i]
+        for block, attention in zip(blocks, attentions, strict=True):
+            yield from _present(block, attention)
+    yield from (net.middle[0], net.middle_attention, net.middle[1])
+    for i, (blocks, attention) in enumerate(zip(net.decoder, net.decoder_attention, strict=True)):
+        yield from net.ups[i - 1 : i] if i > 0 else ()
+        yield from _present(*blocks, attention)
+        if net.output_pyramid == "sum":
+            yield from (net.readouts[i].norm, net.readouts[i].conv)
+    if net.output_pyramid == "none":
+        yield from (net.readouts[0].norm, net.readouts[0].conv)
+
+
+def _present(*parts: nn.Module) -> Iterator[nn.Module]:
+    return (part for part in parts if not isinstance(part, nn.Identity))
+
+
+def tensors_of(part: Any) -> list[tuple[str, Tensor]]:
+    """The tensors of a part of a network, by the names of those of the original's layer that they are copied from."""
+    if isinstance(part, Fourier):
+        return [("W", part.omega)]
+    if isinstance(part, ResBlock):
+        layers = {"GroupNorm_0.": part.norm1, "Conv_0.": part.conv1, "Dense_0.": part.level}
+        layers |= {"GroupNorm_1.": part.norm2, "Conv_1.": part.conv2}
+        layers |= {} if isinstance(part.shortcut, nn.Identity) else {"Conv_2.": part.shortcut}
+        return [pair for name, layer in layers.items() for pair in _of_layer(name, layer)]
+    if isinstance(part, Attention):  # of 1×1 maps, which are x ↦ x W + b over channels in the original
+        weights = [*part.query_key_value.weight.chunk(3), part.project.weight]
+        biases = [*part.query_key_value.bias.chunk(3), part.project.bias]
+        maps = [(f"NIN_{i}.W", weight.mT) for i, weight in enumerate(weights)]
+        maps += [(f"NIN_{i}.b", bias) for i, bias in enumerate(biases)]
+        return _of_layer("GroupNorm_0.", part.norm) + maps
+    if isinstance(part, ResidualInlet):
+        return _of_layer("Conv2d_0." if part.down.taps else "Conv_0.", part.down.conv)
+    return _of_layer("Conv.", part.conv) if isinstance(part, SkipInlet) else _of_layer("", part)
+
+
+def _of_layer(name: str, layer: Any) -> list[tuple[str, Tensor]]:
+    return [(f"{name}weight", layer.weight), (f"{name}bias", layer.bias)]
+
+
+@torch.no_grad()
+def load_published(net: NCSNpp, state: State) -> None:
+    """Load the original's ``state`` (names without "module.") into ``net``.
+
+    Raises:
+        ValueError: listing every tensor that is missing, not understood, or of another shape.
+    """
+    reader = Reader(state)
+    for position, part in enumerate(published_order(net)):
+        for name, target in tensors_of(part):
+            reader.copy(f"all_modules.{position}.{name}", target)
+    reader.finish()

@@ -1,0 +1,247 @@
+"""The page of ``indm app``, of Gradio: what can be set, which request a button makes, and whose requests are taken.
+
+One request is computed at a time. Nothing is fetched from elsewhere, and no file of this machine is served but the
+uploads and pictures of the page, which are kept in a folder of their own until the program ends.
+"""
+
+import contextlib
+import functools
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read where Gradio is imported
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import gradio as gr
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from indm.messages import one_line
+from indm.sampling import default_sampler
+from indm.workbench.app import requests
+from indm.workbench.app.requests import WAYS, Side, Source, Translation
+from indm.workbench.data.images import SUFFIXES
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+LARGEST_UPLOAD, MOST_WAITING, KEPT = 10 * 2**20, 4, 3600  # bytes of a file; requests; seconds of an upload
+LARGEST_BODY, MOST_STORED = 2**20, 500_000_000  # bytes of a request beside its file; of all uploads and pictures
+BLOCK = 4096  # bytes that the smallest file takes
+THEME = gr.themes.Base(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+STYLE = """
+img { image-rendering: pixelated; } .picture .image-container { padding-top: 2rem; }
+#likelihood :is(th, td) { white-space: nowrap; padding: 0.5em; }
+"""
+
+
+class Guard:
+    """Refuses what pages of other sites send, and more than the disk is to hold."""
+
+    def __init__(self, app: ASGIApp, folder: Path):
+        self.app, self.folder, self.arriving = app, folder, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await self.app(scope, receive, send)
+        headers = Headers(scope=scope)
+        if refusal := self.refusal(scope["path"], headers):
+            return await PlainTextResponse(refusal[1], refusal[0])(scope, receive, send)
+        size = int(headers["content-length"])
+        self.arriving += size
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.arriving -= size
+
+    def refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:
+        """Status and reason of a request whose body is not read; None where it is."""
+        origin, size = headers.get("origin"), headers.get("content-length")
+        other_site = origin is not None and origin.partition("://")[2] != headers.get("host")
+        if other_site or headers.get("sec-fetch-site") == "cross-site":
+            return 403, "Origin must be that of this page"
+        if size is None:
+            return 411, "a request must say how long it is"
+        has_file = path.endswith("/upload")
+        if not has_file and headers.get("content-type", "").startswith("multipart/"):
+            return 403, "files go to upload"
+        if int(size) > (most := LARGEST_BODY + has_file * LARGEST_UPLOAD):
+            return 413, f"a request must be at most {most:,} bytes"
+        if has_file and stored_in(self.folder) + self.arriving + int(size) > MOST_STORED:
+            return 413, f"no more than {MOST_STORED:,} bytes are stored; uploads go after an hour"
+        return None
+
+
+def stored_in(folder: Path) -> int:
+    """Bytes of the files below a folder, approximately."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # just taken away
+            total += path.stat().st_size + BLOCK
+    return total
+
+
+class Builder:
+    """Makes the tabs of a page."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def on(self, listen: Callable, compute: Callable, inputs: Sequence[Any], outputs: Any) -> None:
+        """Let an event compute something; one at a time on the whole page."""
+
+        @functools.wraps(compute)
+        def handler(*values: Any) -> Any:
+            try:
+                with requests.at_most(self.seconds):
+                    return compute(*values)
+            except (ValueError, OSError, RuntimeError) as error:
+                raise gr.Error(one_line(error), print_exception=False) from error
+
+        listen(handler, list(inputs), outputs, concurrency_id="model", concurrency_limit=1, api_visibility="private")
+
+    def source(self, side: Side, label: str, number: int = 0) -> list[Any]:
+        """Fields that choose an image, and how the model sees it; gives its file and its number."""
+        with gr.Column(min_width=200):
+            file = gr.File(label=label, file_types=sorted(SUFFIXES), height=150)
+            have = side.test is not None and len(side.test) > number
+            index = gr.Number(
+                number if have else None, label="or the test image of number", precision=0, minimum=0, visible=have
+            )
+            start = requests.preview(side, Source(None, number)) if have else None
+            shown = picture(f"{label}, as the model sees it", height=180, value=start)
+        for field in (file, index):
+            self.on(field.change, lambda *chosen: seen(side, *chosen), [file, index], shown)
+        return [file, index]
+
+    def samples(self, side: Side) -> None:
+        with gr.Row():
+            with gr.Column(scale=1, min_width=260):
+                n = gr.Slider(1, 64, 16, step=1, label="Number")
+                steps = gr.Slider(1, 200, 25, step=1, label="Steps", info="“ode” takes as many as its error needs.")
+                sampler = gr.Dropdown(side.samplers, value=default_sampler(side.model),
+                                      label="Sampler")  # fmt: skip
+                seed = seed_field()
+                temperature = gr.Slider(0.1, 1.5, 1.0, step=0.05, label="Temperature",
+                                        info="Factor on the latent; 1 samples the model.")  # fmt: skip
+                c = condition_field(side)
+                guidance = gr.Slider(1, 5, 1, step=0.1, label="Guidance", visible=side.knows_marginal)
+                button = gr.Button("Sample", variant="primary")
+            with gr.Column(scale=2, min_width=300):
+                grid = picture("Samples")
+        self.on(button.click, functools.partial(requests.samples, side),
+                [n, steps, sampler, seed, temperature, c, guidance], grid)  # fmt: skip
+
+    def likelihood(self, side: Side) -> None:
+        with gr.Row():
+            with gr.Column(scale=1, min_width=260):
+                chosen = self.source(side, "Image")
+                draws = gr.Slider(2, 32, 8, step=1, label="Draws")
+                seed, c = seed_field(), condition_field(side)
+                button = gr.Button("Likelihood", variant="primary")
+            with gr.Column(scale=2, min_width=300):
+                table = gr.Markdown("Bits/dim of the image, with an error bar.", elem_id="likelihood")
+        self.on(button.click, lambda file, index, *more: requests.likelihood(side, Source(file, index), *more),
+                [*chosen, draws, seed, c], table)  # fmt: skip
+
+    def interpolation(self, side: Side) -> None:
+        with gr.Row():
+            first, second = self.source(side, "From"), self.source(side, "To", 1)
+        frames, c = gr.Slider(3, 15, 9, step=1, label="Pictures"), condition_field(side)
+        button, strip = gr.Button("Interpolate", variant="primary"), picture("From one to the other")
+
+        def compute(a: str | None, i: float | None, b: str | None, j: float | None, *more: Any) -> requests.Picture:
+            return requests.interpolation(side, [Source(a, i), Source(b, j)], *more)
+
+        self.on(button.click, compute, [*first, *second, frames, c], strip)
+
+    def translation(self, translation: Translation) -> None:
+        a, b = translation.sides
+        with gr.Row():
+            with gr.Column(scale=1, min_width=260):
+                way = gr.Radio(list(WAYS), value=WAYS[0], label="Direction", visible=not translation.within_one)
+                chosen = self.source(a, "Image")
+                classes = [condition_field(side, f"Condition of {name}") for side, name in ((a, "A"), (b, "B"))]
+                if b.labels:
+                    classes[1].value = b.labels[-1]
+                strength = gr.Slider(0.05, 1, 1, step=0.05, label="Strength", info="Less keeps more of the source.")
+                steps = gr.Slider(10, 240, 120, step=1, label="Steps")
+                guidance = gr.Slider(1, 8, 1, step=0.5, label="Guidance", visible=translation.guides,
+                                     info="More leads farther away from A, at a loss of detail.")  # fmt: skip
+                button = gr.Button("Translate", variant="primary")
+            with gr.Column(scale=2, min_width=300):
+                pair, strip = picture("Source and result"), picture("The way")
+
+        def compute(file: str | None, index: float | None, way: str, c_a: str, c_b: str, *more: Any) -> tuple:
+            return translation(Source(file, index), way, (c_a, c_b), *more)
+
+        self.on(button.click, compute, [*chosen, way, *classes, strength, steps, guidance], [pair, strip])
+
+
+def seen(side: Side, file: str | None, index: float | None) -> requests.Picture | None:
+    """How the model sees an image; None where none is chosen."""
+    return None if file is None and index is None else requests.preview(side, Source(file, index))
+
+
+def picture(label: str, **options: Any) -> gr.Image:
+    options |= {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}
+    return gr.Image(label=label, elem_classes=["picture"], **options)
+
+
+def seed_field() -> gr.Number:
+    return gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
+
+
+def condition_field(side: Side, label: str = "Condition") -> Any:
+    """Classes to choose from, or numbers; hidden for a model without a condition."""
+    if side.labels:
+        choices = [("none: p(x)", "")] * side.knows_marginal + [(name, name) for name in side.labels]
+        return gr.Dropdown(choices, value=side.labels[0], label=label)
+    is_conditional = side.model.condition is not None
+    return gr.Textbox("", label=label, placeholder="[0.5, 1.2]", max_length=1000, visible=is_conditional)
+
+
+def build(sides: Sequence[Side], seconds: float) -> gr.Blocks:
+    """The page of one or two models."""
+    make, side, translation = Builder(seconds), sides[0], requests.translation_of(sides)
+    title = f"indm: {' and '.join(side.name for side in sides)}"
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+        gr.Markdown(f"# {title}\n{' '.join(f'`{side.run}`' for side in sides)}")
+        tabs = {"Sample": make.samples, "Likelihood": make.likelihood, "Interpolation": make.interpolation}
+        for name, tab in tabs.items():
+            with gr.Tab(name):
+                tab(side)
+        if translation is not None:
+            with gr.Tab("Translation"):
+                make.translation(translation)
+    return page.queue(max_size=MOST_WAITING, api_open=False)
+
+
+@contextlib.contextmanager
+def serving(sides: Sequence[Side], host: str, port: int | None, seconds: float) -> Iterator[str]:
+    """Serve the page; gives its address."""
+    with tempfile.TemporaryDirectory(prefix="indm-app-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = build(sides, seconds)
+        options: Any = {"prevent_thread_lock": True, "quiet": True, "share": False, "ssr_mode": False}
+        options |= {"footer_links": [], "run_history": False, "enable_monitoring": False, "pwa": False}
+        options |= {"server_name": host, "server_port": port, "max_file_size": LARGEST_UPLOAD}
+        guards = [Middleware(Guard, folder=Path(folder))]
+        if host in LOCAL:  # a page of somebody else is refused, also by a name that he lets point here
+            guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, "[::1]"]))
+        options["app_kwargs"] = {"middleware": guards}
+        try:
+            _, address, _ = page.launch(theme=THEME, css=STYLE, **options)
+        except OSError as error:
+            place = f"port {port}" if port else "any port from 7860 to 7959"
+            raise OSError(
+                f"nothing can listen at {host} and {place}; other values of --host and --port would do"
+            ) from error
+        try:
+            yield address
+        finally:
+            page.close(verbose=False)

@@ -1,0 +1,329 @@
+"""What ``indm app`` computes of a run when somebody presses a button: pictures and words.
+
+Images of strangers are read by :mod:`indm.workbench.data.images` alone. A request that takes too long is stopped at the
+next evaluation of a network.
+"""
+
+import functools
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from indm.conditions import Classes, Vector, all_rows, sees_condition
+from indm.dequantization import in_words
+from indm.gaussian import GaussianReference
+from indm.likelihood import latent_reference, log_likelihood
+from indm.model import INDM
+from indm.objective import nelbo
+from indm.sampling import SAMPLERS, able_samplers, make_sampler, sample
+from indm.tensors import evaluation_mode
+from indm.translation import Route, bridge, check_pair, two_models
+from indm.workbench.data.base import Examples, stack
+from indm.workbench.evaluation import figures, sheets
+from indm.workbench.evaluation.results import current_evaluation
+from indm.workbench.evaluation.statistics import mean_and_error
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.runs.folder import data_of, open_run, recipe_of
+from indm.workbench.runs.samples import FITTED, fitted_sampler
+from indm.workbench.runs.samples import SAMPLERS as FITS
+from indm.workbench.training.pairs import SIDES, is_bridge, is_pair, noise_of
+from indm.workbench.translation.routes import image_reader
+
+NELBO_TIMES = 16  # evaluations of the network for each draw of the NELBO
+REFERENCE_IMAGES = 512  # at most, of the law of latents
+FRAMES = 5  # of each leg of a translation
+WAYS = ("A to B", "B to A")
+Picture = np.ndarray  # (height, width, 3) bytes
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image that somebody has chosen: a file that was uploaded, else a test image by its number."""
+
+    file: str | None
+    number: float | None = None
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model, and the images that it knows."""
+
+    run: Path
+    model: INDM  # of images (1 or 3, H, W) in grey levels
+    data: dict  # the [data] table, which says how images are cut and resized
+    test: Examples | None  # None where they cannot be had, as of a model from the hub
+    absent: str = ""  # why there are none
+
+    @classmethod
+    def opened(cls, run: Path) -> "Side":
+        """The model of a run folder with its test images."""
+        model, recipe = open_run(run)
+        shape, levels = tuple(model.shape), model.scaling.levels
+        if len(shape) != 3 or shape[0] not in (1, 3) or levels is None:
+            raise ValueError(
+                f"indm app needs a model of images in grey levels, {run} has events of shape {shape}; "
+                f"'indm sample {run}' and 'indm evaluate {run}' would do"
+            )
+        condition = model.condition
+        if not (condition is None or condition.is_class or isinstance(condition, Vector)):
+            raise ValueError(
+                f"indm app needs a model of p(x), p(x|class) or p(x|numbers), {run} is one of p(x|image); "
+                f"'indm sample {run}' would do"
+            )
+        return cls(run, model, recipe.data.table(), None).with_data(recipe.data.table())
+
+    def with_data(self, table: dict) -> "Side":
+        """The same model with the images of another ``[data]`` table."""
+        try:
+            return replace(self, data=table, test=data_of(self.run, self.model, table).test)
+        except (ValueError, OSError) as error:
+            return replace(self, data=table, absent=str(error))
+
+    @property
+    def name(self) -> str:
+        """The name of its folder; of a side of a pair, with that of the pair."""
+        folder = self.run.resolve()
+        return f"{folder.parent.name}/{folder.name}" if is_pair(folder.parent) else folder.name
+
+    def read(self, source: Source) -> tuple[Tensor, str]:
+        """An image as this model sees it, (C, H, W) in its grey levels, and what was done to it."""
+        if source.file is None:
+            return self._test_image(source.number)
+        file = Path(source.file)
+        try:
+            example = image_reader(file, self.model, self.data, self.data.get("grey") is True)()
+        except (ValueError, OSError) as error:  # of the file by its own name, not by where uploads are kept
+            raise ValueError(str(error).replace(f"{file.parent}{os.sep}", "")) from error
+        return example.pixels, example.note
+
+    def _test_image(self, number: float | None) -> tuple[Tensor, str]:
+        if self.test is None or number is None:
+            raise ValueError(
+                "upload an image first" + (f"; there are no test images: {self.absent}" * bool(self.absent))
+            )
+        if not 0 <= number < len(self.test):
+            raise ValueError(f"the test image must be 0 to {len(self.test) - 1}, got {number:g}")
+        return self.test[int(number)], f"test image {number:g}"
+
+    def given(self, c: str | None) -> Any:
+        """The condition that a text field holds: the name of a class, or numbers as [0.5, 1.2]; None for p(x)."""
+        condition = self.model.condition
+        if condition is None or not c:
+            return None
+        if condition.is_class:
+            return c
+        numbers = recipes.value_of(c)
+        numbers = numbers if isinstance(numbers, list) else [numbers]
+        if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+            raise ValueError(f"the condition must be numbers such as [0.5, 1.2], got {c}")
+        return numbers
+
+    def generator(self, seed: float) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(int(seed))
+
+    def on_device(self, images: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(images)).to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.scaling.scale.device
+
+    @property
+    def levels(self) -> int:
+        levels = self.model.scaling.levels
+        assert levels is not None  # see opened
+        return levels
+
+    @functools.cached_property
+    def reference(self) -> GaussianReference | None:
+        """The law of the latents of test images, which takes noise from likelihoods; None where it is not known."""
+        if self.test is None or sees_condition(self.model.flow):
+            return None
+        return latent_reference(self.model, stack(self.test, REFERENCE_IMAGES).to(self.device))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes; none of a model that has none."""
+        condition = self.model.condition
+        return condition.labels if isinstance(condition, Classes) else ()
+
+    @property
+    def knows_marginal(self) -> bool:
+        """Whether a model of p(x|c) is one of p(x), too, and can be guided."""
+        condition = self.model.condition
+        return condition is not None and condition.drop > 0
+
+    @property
+    def samplers(self) -> list[str]:
+        """Those that take the model's SDE, and those fitted to the run, where there are any."""
+        return able_samplers(self.model, SAMPLERS) + [FITTED] * (self.run / FITS).is_dir()
+
+
+def open_sides(folders: Sequence[Path]) -> list[Side]:
+    """The model of a run; of two runs or of the folder of a pair, both."""
+    if len(folders) == 1 and is_pair(folders[0]):
+        folders = [folders[0] / side for side in SIDES]
+    if not 1 <= len(folders) <= 2:
+        raise ValueError(f"indm app takes one run or two, got {len(folders)}")
+    return [Side.opened(folder) for folder in folders]
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Inside, an evaluation of a network after so many seconds raises a TimeoutError."""
+    end = time.monotonic() + seconds
+
+    def check(module: torch.nn.Module, inputs: tuple) -> None:
+        if time.monotonic() > end:
+            raise TimeoutError(f"stopped after {seconds:g} seconds; fewer steps or images would do, or --seconds")
+
+    hook = register_module_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def preview(side: Side, source: Source) -> Picture:
+    """An image as the model sees it."""
+    return sheets.grid(side.read(source)[0][None], side.levels)
+
+
+def samples(
+    side: Side, n: int, steps: int, sampler: str, seed: float, temperature: float, c: str | None, guidance: float
+) -> Picture:
+    """A grid of samples; the arguments are those of :func:`indm.sample`."""
+    rule = fitted_sampler(side.run, steps, guidance) if sampler == FITTED else make_sampler(sampler)
+    options: Any = {"sampler": rule, "steps": steps, "temperature": temperature, "guidance": guidance}
+    x = sample(side.model, n, c=side.given(c), generator=side.generator(seed), **options)
+    return sheets.grid(side.model.scaling.to_data(x).cpu(), side.levels)
+
+
+def likelihood(side: Side, source: Source, draws: int, seed: float, c: str | None) -> str:
+    """−log₂ P of an image for each dimension, as a table in Markdown with its conventions below."""
+    model, (image, note) = side.model, side.read(source)
+    raw, given, generator = side.on_device([image] * draws), side.given(c), side.generator(seed)
+    law = side.reference
+    with evaluation_mode(model):
+        x, log_q = model.from_data(raw, generator=generator)
+        options: dict[str, Any] = {"c": given, "log_q": log_q, "reference": law, "generator": generator}
+        bound = nelbo(model, x, times=NELBO_TIMES, **options).nats()
+        report = log_likelihood(model, x, **options)
+    unit = math.log(2) * image.numel()
+    solver_error = f"{report.solver_error.max().item() / unit:.1g}"
+    lines = ["| | bits/dim | ± | solver error |", "|---|---|---|---|"]
+    for name, nats, error in (("NELBO", bound, "–"), ("NLL (ODE)", report.nats(), solver_error)):
+        mean, deviation = mean_and_error(nats.double().cpu() / unit)
+        lines.append(f"| **{name}** | {mean:.3f} | {deviation:.3f} | {error} |")
+    return "\n".join([*lines, "", *_conventions(side, draws, report.settings["divergence"], note, c)])
+
+
+def _conventions(side: Side, draws: int, divergence: str, note: str, c: str | None) -> list[str]:
+    given = f" given {c}" if c else ""
+    held_out = _held_out(side.run)
+    return [
+        f"- The image{given}: {note or 'as it was uploaded'}, {'×'.join(map(str, side.model.shape))}.",
+        "- NELBO bounds −log P of the generative SDE from above; NLL is that of the probability-flow ODE. Both have "
+        f"the reconstruction term. Divergence: {divergence}.",
+        f"- Dequantization: {in_words(side.model)}.",
+        f"- ±: standard error over {draws} draws of dequantization, times, noise and probes, of this image alone.",
+        f"- Lower is better; uniform noise needs {math.log2(side.levels):.3g}.",
+        *([f"- Held-out images of this run: {held_out}."] if held_out else []),
+    ]
+
+
+def _held_out(run: Path) -> str:
+    """The NELBO of the last evaluation of a run, in words; "" where there is none."""
+    if (evaluation := current_evaluation(run)) is None:
+        return ""
+    row = evaluation["nelbo"]["with_reconstruction"]
+    error = row["bits_per_dim_standard_error"]  # None of a single group
+    return f"NELBO {row['bits_per_dim']:.3f}{'' if error is None else f' ± {error:.3f}'} bits/dim"
+
+
+def interpolation(side: Side, sources: Sequence[Source], frames: int, c: str | None) -> Picture:
+    """A strip from one image to another, by the great circle between their z_T."""
+    side.model.flow.check_one_map("an interpolation")
+    raw = side.on_device([side.read(source)[0] for source in sources])
+    rows = all_rows(side.model, side.given(c), 2)
+    with evaluation_mode(side.model):
+        z = figures.codes(side.model, side.model.scaling.centre(raw), rows)
+        here = None if rows is None else rows[:1]
+        way = figures.between(side.model, z[:1], z[1:], frames, here)[:, 0]
+    shown = side.model.scaling.to_data(way).cpu()
+    return sheets.sheet([sheets.Panel(shown, frames, tops=figures.shares(side.model, frames))], side.levels)
+
+
+@dataclass(frozen=True)
+class Translation:
+    """The models and options that take an image from A to B."""
+
+    sides: tuple[Side, Side]  # of A and of B; of one model of classes, the same twice
+    is_bridge: bool = False  # whether A and B are the two ends of one model
+    noise: tuple[float, float] = (0.0, 0.0)  # of a bridge, with which A and B were learned
+
+    @property
+    def within_one(self) -> bool:
+        """Whether A and B are conditions of one model."""
+        return self.sides[0] is self.sides[1]
+
+    @property
+    def guides(self) -> bool:
+        """Whether the way down can be guided: by a model of A and B whose score alone sees which."""
+        return self.within_one and not sees_condition(self.sides[0].model.flow)
+
+    def route(self, way: str, c: tuple[str | None, str | None], **options: Any) -> Route:
+        """The route of :data:`WAYS` at the conditions of A and B; the options are those of a route."""
+        if self.is_bridge:
+            direction = "forward" if way == WAYS[0] else "backward"
+            return bridge(self.sides[0].model, direction, noise=self.noise, **options)
+        ends = [(side.model, side.given(own)) for side, own in zip(self.sides, c, strict=True)]
+        (a, c_a), (b, c_b) = ends if way == WAYS[0] else reversed(ends)
+        return two_models(a, b, c=(c_a, c_b), **options)
+
+    def __call__(
+        self,
+        source: Source,
+        way: str,
+        c: tuple[str | None, str | None],
+        strength: float,
+        steps: int,
+        guidance: float = 1.0,
+    ) -> tuple[Picture, Picture]:
+        """Source and result side by side, and the way between them, a row a leg; guidance is of one model alone."""
+        first, last = self.sides if way == WAYS[0] else reversed(self.sides)
+        guided = {"guidance": guidance} if self.guides else {}
+        route = self.route(way, c, strength=strength, steps=steps, **guided)
+        raw = first.on_device([first.read(source)[0]])
+        arrival = route.translate(raw, frames=FRAMES)
+        shown = torch.cat([raw.cpu(), last.model.scaling.to_data(arrival.x).cpu()])
+        rows = []
+        for i, (leg, frames) in enumerate(zip(route.legs, arrival.frames[0].split(FRAMES), strict=True)):
+            tops = sheets.time_words(route.times(FRAMES)[i * FRAMES : (i + 1) * FRAMES])
+            rows.append(sheets.Panel(leg.model.scaling.to_data(frames).cpu(), FRAMES, tops=tops))
+        pair = sheets.Panel(shown, 2, tops=("source", "result"))
+        return sheets.sheet([pair], first.levels), sheets.sheet(rows, first.levels, 1)
+
+
+def translation_of(sides: Sequence[Side]) -> Translation | None:
+    """The translation that there is: between two models, two classes of one, or the ends of a bridge; else None."""
+    if len(sides) == 2:
+        check_pair(sides[0].model, sides[1].model)
+        return Translation((sides[0], sides[1]))
+    (side,) = sides
+    if side.labels:
+        return Translation((side, side))
+    recipe = recipe_of(side.run)
+    if recipe.data_b is None or not is_bridge(recipe):
+        return None
+    return Translation((side, side.with_data(recipe.data_b.table())), is_bridge=True, noise=noise_of(recipe))

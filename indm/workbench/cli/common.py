@@ -1,0 +1,87 @@
+"""What all commands share: their options, their exit statuses, what they print."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from tyro.conf import Suppress, UseAppendAction, arg
+
+from indm import names
+
+DONE, SOME_FAILED, MISTAKE, DEFECT, INTERRUPTED, NOBODY_READS = 0, 1, 2, 3, 130, 141
+
+
+@dataclass(kw_only=True)
+class Common:
+    """What every command takes. A command is a dataclass of its options with ``run() -> exit status``."""
+
+    tables: ClassVar[tuple[str, ...]] = ()
+    """Tables whose keys are given as ``--table.key value``, see
+    :func:`indm.workbench.cli.commands.take_tables`; of those that
+    name a part of the recipe, ``--table name`` is taken, too."""
+
+    table_values: Annotated[dict[str, str], Suppress] = field(default_factory=dict)
+    """What was given so, as TOML texts."""
+    trust: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="PACKAGE", help_behavior_hint="(repeatable)")] = ()
+    """Let files name code of this package, which is then imported and run: package.module:Class."""
+    debug: bool = False
+    """Also show where in the program an error came from."""
+
+    def named(self) -> list[str]:
+        """Names of parts on this command line itself: code that they name may be run."""
+        return []
+
+    def trusted(self) -> list[str]:
+        """The packages whose code may be run."""
+        return [*self.trust, *filter(names.is_outside, self.named())]
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Inside, everything is computed where the command shall compute."""
+        return nullcontext()
+
+    def run(self) -> int:
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class Computes(Common):
+    """A command that computes with a model."""
+
+    device: Annotated[str, arg(metavar="auto|cpu|cuda|cuda:1|mps")] = "auto"
+    """What to compute on; auto is the GPU where there is one."""
+
+    def computing(self) -> AbstractContextManager[None]:
+        if self.device == "auto":
+            return nullcontext()
+        from indm.workbench.runs.devices import computing_on
+
+        return computing_on(self.device)
+
+
+@dataclass(kw_only=True)
+class ShowsProgress(Computes):
+    """A command that takes long enough for a progress bar."""
+
+    quiet: bool = False
+    """No progress bar."""
+
+    @property
+    def progress(self) -> bool:
+        """Whether to show one."""
+        return not self.quiet
+
+
+def say(text: str, file: Any = None) -> None:
+    """Print what all processes know, once."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        print(text, file=file)
+
+
+def name_of(source: str) -> str:
+    """What a run of a recipe or on a folder is called: one name, which never leads out of the folder of runs."""
+    path = Path(os.path.abspath(source))
+    return (path.name if path.is_dir() else path.stem).lstrip(".") or "run"

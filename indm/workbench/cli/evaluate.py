@@ -1,0 +1,183 @@
+"""``indm evaluate``, ``indm classify``, ``indm compare``, ``indm report`` and ``indm app``."""
+
+import importlib.util
+import signal
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from indm.workbench.cli.common import DONE, Computes, ShowsProgress
+from indm.workbench.cli.listing import flags_of
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.options import Classifying, Equal, Evaluation, ReportOptions, default
+
+EvaluationFlags = flags_of(Evaluation, "the recipe's")
+
+
+@dataclass
+class Evaluate(ShowsProgress):
+    """Report the likelihood of held-out data under a run, in bits/dim or nats.
+
+    Prints a table of NELBO and NLL, with and without reconstruction, beside what a model must beat on the same
+    examples: uniform noise, a Gaussian, PNG; and the NELBO by noise level. Writes evaluation.json, and per-example
+    nats to evaluation.npz. An option that is not given here is that of the recipe's [evaluate] table. Other data than
+    the recipe's: --data NAME, --data.path my-images.
+    """
+
+    tables = ("data",)
+
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder, or a model of the hub by its name there, user/name."""
+    options: Annotated[EvaluationFlags, arg(name="")] = field(default_factory=EvaluationFlags)
+    overwrite: bool = False
+    """Overwrite an existing evaluation."""
+
+    def named(self) -> list[str]:
+        return [self.table_values.get("data", "")]
+
+    def run(self) -> int:
+        from accelerate import PartialState
+
+        from indm.workbench.evaluation.diagnosis import conclusion
+        from indm.workbench.evaluation.results import evaluate_run, level_table, likelihood_table
+        from indm.workbench.runs.folder import check_absent, recipe_of, run_folder
+
+        texts = {key: text for key, text in vars(self.options).items() if text is not None}
+        options = recipes.checked("evaluate", {key: recipes.value_of(text) for key, text in texts.items()})
+        run = run_folder(self.run_folder)
+        data = recipes.override(recipe_of(run), self.table_values)["data"]
+        check_absent(run, ["evaluation.json", "evaluation.npz"], self.overwrite)
+        result = evaluate_run(run, options, data_table=data, progress=self.progress)
+        if PartialState().is_main_process:  # which alone has the results of all processes
+            print(likelihood_table(result), *level_table(result), sep="\n")
+            print(conclusion(run, result))
+        return DONE
+
+
+@dataclass
+class Classify(ShowsProgress):
+    """Say which class images are of, by the likelihoods of a model of p(x|class).
+
+    Prints accuracy, the nats of the labels, and calibration on the test split of the run's data. Writes
+    classification.json, classification.npz (log p(x|class), log p(class|x)) and reliability.png. With a SOURCE,
+    a folder of images or a samples.npz, whose classes nobody knows, it writes the class of each into
+    classification.csv.
+    """
+
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder."""
+    source: Annotated[Positional[str | None], arg(metavar="SOURCE"), default("the run's test split")] = None
+    """A folder of images, or a samples.npz."""
+    options: Annotated[Classifying, arg(name="")] = field(default_factory=Classifying, kw_only=True)
+    out: Annotated[Path | None, arg(metavar="FOLDER"), default("the run folder")] = None
+    """Where to write."""
+    overwrite: bool = False
+    """Overwrite an existing classification."""
+
+    def run(self) -> int:
+        from indm.workbench.evaluation.classification import classify_run
+
+        options = {"overwrite": self.overwrite, "progress": self.progress}
+        print(classify_run(self.run_folder, self.options, self.source, self.out or self.run_folder, **options))
+        return DONE
+
+
+@dataclass
+class Compare(ShowsProgress):
+    """Compare evaluated runs: a table, paired differences from the first, a picture.
+
+    Runs whose recipes differ in the seed alone are one method. Methods are compared in pairs of equal seeds; a verdict
+    needs two seeds or more of each, and Holm's adjusted p over all differences shown to be at most 5 %. Methods whose
+    budgets differ by more than 10 % are not comparable and get none. A budget is steps times what a step costs, as
+    measured side by side: when a run was trained with --like the other, else now.
+    """
+
+    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…", help_behavior_hint="(required)")]
+    """Two or more run folders, each of them evaluated on the same examples."""
+    out: Path = Path(".")
+    """Where to write comparison.png and comparison.json."""
+    overwrite: bool = False
+    """Overwrite an existing comparison."""
+    equal: Equal = "cost"
+    """Budgets that must be equal: cost is steps times their cost, steps is steps whatever they cost."""
+
+    def run(self) -> int:
+        from indm.workbench.evaluation.compare import compare
+        from indm.workbench.runs.folder import check_absent
+
+        check_absent(self.out, ["comparison.json", "comparison.png"], self.overwrite)
+        print(compare(list(self.run_folders), self.out, equal=self.equal, progress=self.progress))
+        print(f"{self.out / 'comparison.png'}")
+        return DONE
+
+
+@dataclass
+class Report(ShowsProgress):
+    """Set runs of one data set side by side on one page, index.html.
+
+    Learning curves, likelihoods, sample quality over steps for each sampler, samples, paths x_t, interpolation. The
+    page is one file: charts show the values at the pointer, and tables are sorted and copied. Its pictures as PNG and
+    report.json lie beside it.
+    Runs that differ in the seed alone are averaged. Models of p(x|c) are shown at the c of the data, those of classes
+    class by class, too. Measurements are kept in the run folders, so that a report that was stopped continues.
+    """
+
+    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…", help_behavior_hint="(required)")]
+    """One or more run folders of one data set; those without an evaluation are evaluated first."""
+    out: Path = Path("report")
+    """Where to write."""
+    options: Annotated[ReportOptions, arg(name="")] = field(default_factory=ReportOptions)
+    overwrite: bool = False
+    """Overwrite another report; the same report continues without this."""
+    equal: Equal = "cost"
+    """Budgets that must be equal, as in "indm compare": cost or steps."""
+
+    def run(self) -> int:
+        from indm.workbench.evaluation.report import report
+
+        folders, progress = list(self.run_folders), self.progress
+        print(report(folders, self.out, self.options, equal=self.equal, overwrite=self.overwrite, progress=progress))
+        return DONE
+
+
+@dataclass
+class App(Computes):
+    """Try a run in the browser: samples, likelihoods, interpolation, translation.
+
+    With "indm app RUN RUN_B" it also translates between two models, with "indm app PAIR" between those of a pair, and
+    with one model of classes between classes. Ctrl-C ends it. It needs Gradio, and no network. Images of up to 10 MB
+    are read as "indm translate" reads them, one request is computed at a time, and no file of this machine is served.
+    Uploads are kept for an hour, 500 MB of them at most, and go when it ends.
+    """
+
+    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN]", help_behavior_hint="(required)")]
+    """One or two run folders of models of images, or models of the hub by their names there, user/name."""
+    host: str = "127.0.0.1"
+    """The address to listen at; with 0.0.0.0 everybody who reaches this machine may use it."""
+    port: Annotated[int | None, arg(metavar="PORT"), default("the first free from 7860")] = None
+    """The port to listen at."""
+    seconds: float = 120.0
+    """The longest that a request may take."""
+
+    def run(self) -> int:
+        if importlib.util.find_spec("gradio") is None:
+            raise ValueError("indm app needs the library Gradio: pip install gradio")
+        from indm.workbench.app import requests
+        from indm.workbench.runs.folder import run_folder
+
+        sides = requests.open_sides([run_folder(folder) for folder in self.run_folders])
+        from indm.workbench.app.page import LOCAL, serving
+
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: uploads are taken away
+        with serving(sides, self.host, self.port, self.seconds) as address:
+            print(f"{address} (Ctrl-C ends it)", flush=True)
+            if self.host not in LOCAL:
+                print(f"indm: warning: everybody who reaches {self.host} may use this", file=sys.stderr)
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
+        return DONE

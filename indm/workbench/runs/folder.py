@@ -1,0 +1,217 @@
+"""The run folder: what may be written into it, and what is read from it: its recipe, its model, its log, its data."""
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from indm import names
+from indm.files import atomic, hub, untrusted
+from indm.messages import brief, did_you_mean
+from indm.model import DESCRIPTION, INDM, WEIGHTS
+from indm.workbench.data.base import Data, check_kind, flags_of_data
+from indm.workbench.data.registry import load_data, without_download
+from indm.workbench.recipes import paths
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.recipe import Recipe
+from indm.workbench.runs.devices import LOCK, device
+
+RECIPE = "recipe.toml"  # resolved
+CONTINUE = "continue it with --resume (in Python resume=True), or name another folder"
+CONVERSION = "conversion.json"  # of a run that was converted: what it was made of, and what was assumed
+FETCHED = (RECIPE, DESCRIPTION, WEIGHTS)  # of a run of somebody else
+# What may differ between a run and its continuation: it says how long, how watched and on which
+# processors, not what is computed.
+FREE_ON_RESUME = {
+    f"train.{key}"
+    for key in (
+        "steps", "seconds", "log_every", "validate_every", "checkpoint_every", "snapshot_every", "workers", "threads",
+        "trackers", "keep_last", "max_skipped_steps", "max_rollbacks",
+    )
+}  # fmt: skip
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``folder`` is that of a run, from its beginning on."""
+    return (folder / RECIPE).is_file()
+
+
+def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
+    """A new run needs an empty folder, a resumed one the recipe it started with; data that were moved are the same.
+
+    Raises:
+        ValueError: the folder is not empty, or holds a run of another recipe.
+        FileNotFoundError: it holds no run to resume.
+    """
+    if not resume:
+        return check_empty(run)
+    if not is_run(run):
+        raise FileNotFoundError(f"{run} holds no run to resume (no {RECIPE} in it); leave out --resume to start one")
+    before = recipe_of(run)
+    others = set(recipes.differences(before, paths.absolute(recipe))) - FREE_ON_RESUME - paths.gone(before).keys()
+    differing = sorted(key for key in others if not key.startswith("evaluate."))
+    if differing:
+        raise ValueError(f"{run} is a run of another recipe: it differs in {', '.join(differing)}; use another --out")
+
+
+def check_empty(folder: Path, cure: str = CONTINUE) -> None:
+    """ValueError where ``folder`` holds more than a process leaves that is killed at once."""
+    if folder.exists() and (not folder.is_dir() or any(not _is_debris(path) for path in folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not empty: {cure}")
+
+
+def _is_debris(path: Path) -> bool:
+    return path.match(atomic.HALF_WRITTEN) or path.name == LOCK
+
+
+def finished(run: Path, recipe: Recipe) -> dict | None:
+    """The summary of a run that has spent the budget of ``recipe``; None where it has not, or none can be read."""
+    budget = recipe.train
+    try:
+        summary = untrusted.json_object(run / "summary.json")
+        spent = summary["steps"] >= budget.steps or summary["seconds"] >= budget.seconds
+        return summary if spent and not summary["interrupted"] else None
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def end_of(run: Path) -> dict:
+    """What a run came to, ``steps``, ``seconds``, …; of a released checkpoint that was converted, ``steps`` alone.
+
+    Raises:
+        ValueError: it was killed and has not been resumed.
+    """
+    summary, conversion = run / "summary.json", run / CONVERSION
+    if not summary.exists() and conversion.exists():
+        return {"steps": int(untrusted.json_object(conversion).get("step") or 0)}
+    end = untrusted.json_object(summary) if summary.exists() else {}
+    if not isinstance(end.get("steps"), int):
+        raise ValueError(f"{run} has not come to an end: continue with 'indm train {run} --resume'")
+    return end
+
+
+def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
+    """See, before anything is computed, that the result can be written.
+
+    Raises:
+        ValueError: ``folder`` is to be made and has the name of a file, or it holds a file of these names already, and
+            it may not be written over.
+        NotADirectoryError: it is a file, or would be in one.
+        PermissionError: nothing can be written into ``folder``, or where it would be made.
+    """
+    if folder.suffix.lower() in (".png", ".npz", ".npy", ".csv", ".json", ".html") and not folder.exists():
+        raise ValueError(f"out must be a folder, got {folder}, the name of a file; results have names of their own")
+    there = [name for name in names if (folder / name).exists()]
+    if there and not overwrite:
+        raise ValueError(f"{folder} already holds {', '.join(there)}: add --overwrite to write that anew")
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"nothing can be written into {nearest}: it is no folder")
+    if not os.access(nearest, os.W_OK):
+        raise PermissionError(f"nothing can be written into {nearest}: it is read-only, or only others may")
+
+
+def model_class(folder: Path) -> Any:
+    """The class of the model that is saved in ``folder``, as its description names it; INDM where it names none."""
+    try:
+        name = untrusted.json_object(folder / DESCRIPTION).get("model", "indm")
+    except (ValueError, OSError):  # its loading says what is wrong
+        name = "indm"
+    return names.find("model", name)
+
+
+def open_model(folder: Path) -> Any:
+    """The model that is saved in ``folder``, whatever its class, on :func:`device`."""
+    return model_class(folder).load(folder, device=device())
+
+
+def open_run(run: Path) -> tuple[INDM, Recipe]:
+    """The averaged model, on :func:`device`, and the resolved recipe of a run folder."""
+    recipe = recipe_of(run)
+    return INDM.load(run, device=device()), recipe
+
+
+def recipe_of(run: Path) -> Recipe:
+    """The resolved recipe of a run folder.
+
+    Raises:
+        FileNotFoundError: ``run`` is not a run folder.
+        ValueError: a folder in it is a link, through which files outside would be written over and removed.
+    """
+    if not run.is_dir():
+        runs = [path.parent.as_posix() for path in sorted(Path("runs").glob("*/recipe.toml"))]
+        known = [*hub.shipped_names(), *runs]
+        near = did_you_mean(run.as_posix(), known) or f"; there are {brief(', '.join(known))}"
+        raise FileNotFoundError(f"{run} is no run folder{near}")
+    check_no_links(run)
+    return recipes.resolve(recipes.load(run))
+
+
+def check_no_links(folder: Path) -> None:
+    """ValueError where ``folder`` holds a link to a folder, through which files outside would be changed."""
+    linked = next((path for path in folder.iterdir() if path.is_symlink() and path.is_dir()), None)
+    if linked is not None:
+        raise ValueError(f"{linked} is a link to a folder outside: move that folder itself to its place, or remove it")
+
+
+def run_folder(source: Path) -> Path:
+    """``source``, or where the run is that is called so, and is fetched if need be.
+
+    That is runs/user--name of the hub's user/name, and runs/NAME of a model that comes with this package.
+
+    Raises:
+        ValueError: the hub has none of that name.
+        OSError: the hub cannot be reached.
+    """
+    name = source.as_posix()
+    shipped = None if source.exists() else hub.shipped(name)
+    if shipped is None and (source.exists() or source.parent.is_dir() or not hub.is_name(name)):
+        return source
+    folder = Path("runs") / name.replace("/", "--")
+    if is_run(folder):
+        return folder
+    if shipped is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in FETCHED:
+            shutil.copyfile(shipped / file, folder / file)
+        print(f"{folder}: the model that comes with indm", file=sys.stderr)
+        return folder
+    try:
+        hub.fetch(name, FETCHED, folder)
+    except (ValueError, OSError) as error:
+        raise type(error)(f"{source} is no run folder; {error}") from error
+    print(f"{folder}: fetched from the hub", file=sys.stderr)
+    return folder
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """The lines of ``metrics.jsonl`` that say their step, so without one that was cut off while it was written."""
+    path = run / "metrics.jsonl"
+    lines = untrusted.json_lines(path) if path.exists() else []
+    return [line for line in lines if isinstance(line.get("step"), int)]
+
+
+def data_of(run: Path, model: Any, table: dict | None = None) -> Data:
+    """The data of a run, or those of ``table`` in place of its ``[data]``.
+
+    They are downloaded only where ``table`` differs from ``[data]`` and says so.
+
+    Raises:
+        ValueError: they cannot be loaded, or are of other events or grey levels than the ``model``.
+    """
+    own = recipe_of(run).data.table()
+    table = own if table is None else table
+    try:
+        data = load_data(**(table if table != own and table.get("download") else without_download(table)))
+    except ValueError as error:
+        if table == own and paths.gone({"data": own}):
+            raise ValueError(f'{error}; "indm evaluate" takes --data.path, where they are now') from error
+        raise
+    try:
+        check_kind(data, model, "the model has")
+    except ValueError as error:
+        others = f'"indm evaluate" and "indm convert" take others, for example {flags_of_data(tuple(model.shape))}'
+        raise ValueError(f"{error} of {table['name']!r}; {others}") from error
+    return data

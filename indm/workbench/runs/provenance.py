@@ -1,0 +1,146 @@
+"""What a result depends on: versions, command, seed, weights, data."""
+
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+import indm
+from indm.files import atomic, untrusted
+from indm.model import WEIGHTS
+from indm.workbench.data.base import Data
+from indm.workbench.recipes import paths
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.recipe import Recipe
+from indm.workbench.runs.devices import device
+
+
+def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device | None = None) -> dict:
+    """What a result depends on beside its options; it is part of every file of numbers.
+
+    Args:
+        seed: of everything random in it, None where nothing is.
+        weights: SHA-256 of the weights of each run that it was made from, see :func:`weights_hash`.
+        where: the device, by default :func:`device`.
+    """
+    where = torch.device(device()) if where is None else where
+    return {
+        "indm": indm.__version__,
+        **{name: importlib.metadata.version(name) for name in ("torch", "accelerate", "numpy")},
+        "python": platform.python_version(),
+        "git": git_state(),
+        "command": sys.argv,
+        "seed": seed,
+        "weights_sha256": dict(weights),
+        "device": device_name(where),
+        "threads": torch.get_num_threads(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def device_name(where: torch.device) -> str:
+    """The name of a GPU, the type of another device."""
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
+
+
+def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[str], more: dict | None = None) -> None:
+    """Write ``recipe.toml`` and ``versions.json``: the provenance of the run, where its data came from, and ``more``,
+    such as their :func:`split_record`.
+
+    The recipe gets absolute paths of its data, and ``versions.json`` the way to them from the run folder.
+
+    For a resumed run that is the provenance of its last part; its key ``before`` has those of the earlier parts.
+    """
+    text, made_by = recipes.to_toml(paths.absolute(recipe)), provenance(recipe.train.seed, {}, device)
+    run.mkdir(parents=True, exist_ok=True)
+    atomic.text(run / "recipe.toml", text)
+    before = _parts(run / paths.RECORD)
+    made_by |= {"data": data_notes, paths.RELATIVE: paths.relative(recipe, run)} | (more or {})
+    atomic.json_object(run / paths.RECORD, made_by | ({"before": before} if before else {}))
+
+
+def threads_of(run: Path) -> int | None:
+    """The threads of PyTorch that the last part of ``run`` had; None where nothing says it."""
+    threads = [part.get("threads") for part in _parts(run / paths.RECORD)][-1:]
+    return next((n for n in threads if type(n) is int and n >= 1), None)
+
+
+def device_of(run: Path) -> str | None:
+    """The :func:`device_name` of the last part of ``run``; None where nothing says it."""
+    names = [part.get("device") for part in _parts(run / paths.RECORD)][-1:]
+    return next((name for name in names if isinstance(name, str)), None)
+
+
+def split_record(data: Data) -> dict:
+    """What shows later whether an example may have changed its split: the fingerprint of ``data``, and its size."""
+    return {"data_sha256": data.fingerprint, "data_examples": sum(map(len, (data.train, data.valid, data.test)))}
+
+
+def other_splits(run: Path, data: Data) -> dict | None:
+    """The record in ``versions.json`` of a part of ``run`` whose data were not ``data``; None where there is none."""
+    parts = _parts(run / paths.RECORD)
+    return next((part for part in parts if part.get("data_sha256", data.fingerprint) != data.fingerprint), None)
+
+
+def same_data(one: Path, other: Path) -> bool:
+    """Whether two runs are of the same data: of the same options, and from one place, however it is spelled.
+
+    Where the place of one is gone, its files may have been moved to the other's: the fingerprint tells. Where both are
+    there it does not, as two folders may hold other images of the same names.
+    """
+    tables = [recipes.load(run)["data"] for run in (one, other)]
+    places = [paths.places(table) for table in tables]
+    prints = [{part.get("data_sha256") or None for part in _parts(run / paths.RECORD)} - {None} for run in (one, other)]
+    were_moved = any(paths.gone({"data": table}) for table in tables) and prints[0] & prints[1]
+    same_options = paths.without_paths(tables[0]) == paths.without_paths(tables[1])
+    return same_options and (places[0] == places[1] or bool(were_moved))
+
+
+def warn_of_other_splits(run: Path, data: Data) -> None:
+    """Warn where a part of ``run`` was trained on other data than ``data``."""
+    then = other_splits(run, data)
+    if then is not None:
+        warnings.warn(
+            f"the data of {run} have changed since it was trained, {then.get('data_examples')} examples then, "
+            f"{split_record(data)['data_examples']} now: some may have moved from the training to the test split, "
+            "and results on them are then too good",
+            stacklevel=3,
+        )
+
+
+def _parts(file: Path) -> list[dict]:
+    """The provenance of each part of a run, from ``versions.json``; none where that is missing or damaged."""
+    try:
+        last = untrusted.json_object(file)
+        return [part for part in (*last.pop("before", []), last) if isinstance(part, dict)]
+    except (ValueError, TypeError):
+        return []
+
+
+def weights_hash(run: Path) -> str:
+    """SHA-256 of the run's averaged weights, to recognise files that were made with them."""
+    weights = run / WEIGHTS
+    if not weights.exists():
+        raise ValueError(f"{run} holds no saved model: there is no {WEIGHTS} in it")
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def git_state() -> str | None:
+    """Commit of the checkout that this source lies in, with ``+`` where tracked files differ; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

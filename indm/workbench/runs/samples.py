@@ -1,0 +1,329 @@
+"""Samples drawn from a run, kept with how they were drawn, and samplers that were fitted to its model."""
+
+import contextlib
+import csv
+import json
+import math
+import statistics
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from indm.conditions import at_rows, rows_of_data
+from indm.files import atomic, untrusted
+from indm.files.memory import COPIES, check_memory
+from indm.fitting import Fit, FittedSampler, check_can_fit, fit_sampler
+from indm.messages import brief, counted, reason
+from indm.names import trust
+from indm.sampling import (
+    Sampler,
+    centre_prior,
+    change_in_twice_the_steps,
+    default_sampler,
+    default_steps,
+    make_sampler,
+    sample,
+)
+from indm.workbench.data import tables
+from indm.workbench.data.base import stack
+from indm.workbench.recipes import paths
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.options import Drawing, FittingOptions, InpaintingOptions
+from indm.workbench.runs.folder import check_absent, data_of, open_run
+from indm.workbench.runs.provenance import provenance, weights_hash
+
+SAMPLES = "samples.npz"
+FITTED = "fitted"  # the name of samplers that were fitted to the model of a run
+SAMPLERS = "samplers"  # their folder, in that of the run
+CHECKED = 8  # samples that are solved again, in twice the steps
+SAMPLE_FILES = ("samples.json", "samples.csv", SAMPLES, "samples.png")  # all of one drawing
+
+
+def draw(
+    run: Path, drawing: Drawing, out: Path | None = None, *, overwrite: bool = False, progress: bool = True
+) -> tuple[Tensor, int, dict | None]:
+    """Samples in data units (n, *event), their grey levels (0: none), and their provenance: how they were drawn, from
+    which weights and data.
+
+    They are kept in ``samples.npz`` in ``out`` (default: the run folder), vectors also in ``samples.csv`` with names of
+    columns. If the first file holds exactly this drawing, it is read instead, and a line on standard error
+    says so. ``samples.json`` beside it says what made them.
+
+    Raises:
+        ValueError: bad options, or other samples in ``out``: only ``overwrite`` replaces them and their picture.
+    """
+    model, recipe = open_run(run)
+    steps = drawing.steps or default_steps(model)
+    drawing = replace(drawing, steps=steps)
+    name = drawing.sampler or default_sampler(model)
+    with trust(name):  # the caller names it; it does not come from a file
+        named = fitted_sampler(run, steps, drawing.guidance) if name == FITTED else name
+        sampler = make_sampler(named, **drawing.sampler_options)
+    settings = asdict(drawing) | {
+        "sampler": name,
+        "sampler_options": sampler.options(),
+        "eps": model.sde.truncation(drawing.eps),
+    }
+    settings |= {"steps": None if sampler.adaptive else steps}
+    device = model.scaling.scale.device
+    made_by = settings | {"device": device.type, "weights_sha256": weights_hash(run), "data": recipe.data.table()}
+    made_by = json.loads(json.dumps(made_by))  # as it is read again
+    file = (out or run) / SAMPLES
+    if file.exists():
+        with contextlib.suppress(ValueError):  # a file that cannot be read is not overwritten either
+            samples = read_samples(file)
+            if samples[2] is not None and _without_paths(samples[2]) == _without_paths(made_by):
+                print(f"{file} holds these samples already: nothing was drawn", file=sys.stderr)
+                return samples
+    check_absent(file.parent, SAMPLE_FILES, overwrite)
+    generator = torch.Generator(device).manual_seed(drawing.seed)
+    c = conditions(run, model, drawing)
+    n = drawing.n if c is None else len(c)
+    try:
+        check_memory(COPIES * 4 * n * math.prod(model.shape))
+    except ValueError as error:
+        raise ValueError(
+            f"n must be a number of samples that memory holds, got {n:,} of {model.shape}: {error}"
+        ) from None
+    if drawing.latent_mean:
+        data = data_of(run, model)
+        of_data = rows_of_data(model, data, "train", 10_000)
+        centre_prior(model, stack(data.train, 10_000), c=of_data, generator=generator)
+    before = generator.get_state()
+    x = sample(
+        model,
+        n,
+        c=c,
+        guidance=drawing.guidance,
+        sampler=sampler,
+        steps=steps,
+        eps=drawing.eps,
+        temperature=drawing.temperature,
+        last_denoising=drawing.last_denoising,
+        batch_size=drawing.batch_size,
+        generator=generator,
+        progress=progress,
+    )
+    changes = _changes(model, x, c, drawing, sampler, steps, generator.set_state(before))
+    record = {
+        "options": settings,
+        "change_in_twice_the_steps": changes,
+        "provenance": provenance(drawing.seed, {str(run): made_by["weights_sha256"]}),
+    }
+    raw = model.scaling.to_data(x).cpu()
+    is_table = raw.ndim == 2 and not model.scaling.levels
+    names = column_names(recipe.data.table(), raw.shape[1]) if is_table else None
+    _write(file, raw, model.scaling.levels or 0, made_by, record, c, names)
+    return read_samples(file)
+
+
+def column_names(data: dict, columns: int) -> list[str]:
+    """The names of the columns of vectors: those in the file of ``data``, or x1, x2, …"""
+    with contextlib.suppress(KeyError, OSError, ValueError, csv.Error):
+        names = tables.names_of(Path(data["path"]), data.get("x") or (), data.get("c") or ())[-columns:]
+        if len(names) == columns:
+            return names
+    return [f"x{i}" for i in range(1, columns + 1)]
+
+
+def _changes(
+    model: Any,
+    x: Tensor,
+    c: Tensor | None,
+    drawing: Drawing,
+    sampler: Sampler,
+    steps: int,
+    generator: torch.Generator,
+) -> list[float] | None:
+    """How far the first samples are from those in twice the steps; None where that says nothing of the steps."""
+    if sampler.stochastic or sampler.adaptive:
+        return None
+    of_batch, n = min(len(x), drawing.batch_size), min(len(x), CHECKED)
+    z_T = model.sde.prior_sample((of_batch, *model.shape), generator=generator, dtype=x.dtype)[:n]
+    options: dict[str, Any] = {"temperature": drawing.temperature, "last_denoising": drawing.last_denoising}
+    part = at_rows(model.truncated(drawing.eps), c, torch.arange(n), guidance=drawing.guidance)
+    made = x[:n] if model.flow.one_map else None
+    return change_in_twice_the_steps(part, made, z_T, sampler, steps, **options).tolist()
+
+
+def change_line(folder: Path, levels: int) -> str | None:
+    """How far the samples in ``folder`` are from those in twice the steps, in words; None where that is not known.
+
+    ``levels`` are their grey levels, 0 for none.
+    """
+    record = untrusted.json_object(folder / "samples.json")
+    changes, options = record.get("change_in_twice_the_steps"), record["options"]
+    if not changes:
+        return None
+    unit = f"of {levels} grey levels" if levels else "deviations of a column"
+    return (
+        f"change in twice the steps: {statistics.fmean(changes):.2g} {unit} (RMS; {max(changes):.2g} at most), of "
+        f"{counted(len(changes), 'sample')} in {2 * options['steps']} steps"
+    )
+
+
+def conditions(run: Path, model: Any, drawing: Drawing | InpaintingOptions) -> Tensor | None:
+    """The conditions at which samples are drawn, a row for each; None for a model without one, and for p(x).
+
+    Raises:
+        ValueError: ``drawing.condition`` is none of the model's.
+    """
+    condition, wanted = getattr(model, "condition", None), drawing.condition
+    if condition is None:
+        if wanted is not None or drawing.guidance != 1:
+            raise ValueError(
+                f"condition and guidance are for a model of p(x|c), got {wanted} and {drawing.guidance:g}; "
+                "train one with --condition classes"
+            )
+        return None
+    if wanted == "none":
+        return None
+    if wanted == "all":
+        if not condition.is_class:
+            raise ValueError('condition "all" is for classes; give numbers, as in --condition "[0.5, 1.2]"')
+        return torch.arange(len(condition.labels)).repeat_interleave(drawing.n)
+    if wanted is not None:
+        value = recipes.value_of(wanted)
+        if condition.is_class:
+            names = value if isinstance(value, list) and wanted not in condition.labels else [wanted]
+            value = [condition.typed(str(name)) for name in names]
+        return condition.rows(value, drawing.n)
+    try:
+        rows = condition.rows_of(data_of(run, model), "train")
+    except ValueError as error:
+        if not condition.is_class:
+            raise
+        print(f"every class is drawn as often as the others, as there are no data: {reason(error)}", file=sys.stderr)
+        rows = torch.arange(len(condition.labels))
+    chosen = torch.randint(len(rows), (drawing.n,), generator=torch.Generator().manual_seed(drawing.seed))
+    return rows[chosen]
+
+
+def _without_paths(made_by: dict) -> dict:
+    """How samples were drawn, wherever the data of the run are: a run and its data may be moved together."""
+    data = made_by.get("data")
+    return made_by | {"data": paths.without_paths(data)} if isinstance(data, dict) else made_by
+
+
+def _write(
+    file: Path,
+    samples: Tensor,
+    levels: int,
+    made_by: dict,
+    record: dict,
+    c: Tensor | None = None,
+    names: list[str] | None = None,
+) -> None:
+    """Write samples.npz, samples.json and, where columns have ``names``, samples.csv; remove the files of others."""
+    text = np.frombuffer(json.dumps(made_by).encode(), np.uint8)  # a file of arrays can hold numbers alone
+    arrays = {"samples": samples.numpy(), "levels": np.array(levels), "provenance": text}
+    arrays |= {} if c is None else {"c": c.numpy()}
+    old = [file.parent / name for name in reversed(SAMPLE_FILES)]
+    parts = {file.with_suffix(".json"): atomic.json_into(record)}
+    parts |= {} if names is None else {file.with_suffix(".csv"): atomic.table_into(names, samples.tolist())}
+    atomic.together(parts | {file: atomic.arrays_into(arrays)}, old)  # samples.npz last: where it is, the others are
+
+
+def read_samples(file: Path) -> tuple[Tensor, int, dict | None]:
+    """Samples that :func:`draw` kept, their grey levels (0: none), and their provenance (None: unknown).
+
+    Raises:
+        ValueError: naming the file, where it is damaged or holds something else.
+    """
+    try:
+        has_provenance = "provenance" in (untrusted.array_names(file) or ())
+        made_by = json.loads(untrusted.array(file, "provenance").tobytes()) if has_provenance else None
+        samples, levels = untrusted.array(file, "samples"), untrusted.array(file, "levels")
+        _check_samples(samples, levels, made_by)
+        return torch.from_numpy(samples), int(levels), made_by
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read as samples that 'indm sample' wrote: {reason(error)}") from error
+
+
+def _check_samples(samples: np.ndarray, levels: np.ndarray, made_by: object) -> None:
+    """ValueError unless these are samples, a number of grey levels, and a provenance."""
+    if levels.shape != () or levels.dtype.kind not in "iu" or levels == 1 or levels < 0:
+        raise ValueError(f"its levels must be one whole number, 2 or more, or 0 for none, got {brief(levels)}")
+    if levels > 0 and (
+        samples.dtype.kind not in "iu" or samples.min(initial=0) < 0 or samples.max(initial=0) >= levels
+    ):
+        raise ValueError(f"its samples must be whole numbers from 0 to {levels - 1}, the last of its levels")
+    if made_by is None:
+        return
+    if not isinstance(made_by, dict) or not isinstance(made_by.get("weights_sha256"), str):
+        raise ValueError('its provenance must be an object with a "weights_sha256"')
+    json.dumps(made_by, allow_nan=False)  # as it is written again beside what is made of the samples
+
+
+# ── Fitted samplers ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def file_name(steps: int, guidance: float = 1.0) -> str:
+    return f"fitted-{steps}{'' if guidance == 1 else f'-guidance-{guidance:g}'}.json"
+
+
+def fit_samplers(
+    run: Path, options: FittingOptions, *, overwrite: bool = False, progress: bool = True
+) -> dict[int, Fit]:
+    """Fit a sampler for each number of steps to the averaged model of a run, and keep it in ``samplers/fitted-N.json``.
+
+    Each file has the times and the weights, how far the samples are from the converged ones, what the fit was made
+    with, and the SHA-256 of the model's weights. A model of p(x|c) is fitted at the c of its training data.
+
+    Raises:
+        ValueError: bad options, an SDE that no sampler can be fitted to, or files that are there without ``overwrite``.
+    """
+    model, _ = open_run(run)
+    check_can_fit(model.sde)
+    check_absent(run / SAMPLERS, [file_name(steps, options.guidance) for steps in options.steps], overwrite)
+    c = None if getattr(model, "condition", None) is None else rows_of_data(model, data_of(run, model), "train")
+    weights, fits = weights_hash(run), {}
+    given = {name: value for name, value in asdict(options).items() if name not in ("steps", "seed")}
+    for steps in options.steps:
+        generator = torch.Generator(model.scaling.scale.device).manual_seed(options.seed)
+        fits[steps] = fit = fit_sampler(model, steps, c=c, generator=generator, progress=progress, **given)
+        # JSON has no infinity
+        settings = {"steps": steps, "seed": options.seed} | {k: v for k, v in given.items() if v != float("inf")}
+        record = {"weights_sha256": weights} | asdict(fit) | {"options": settings}
+        made_by = provenance(options.seed, {str(run): weights})
+        atomic.json_object(run / SAMPLERS / file_name(steps, options.guidance), record | {"provenance": made_by})
+    return fits
+
+
+def fitted_sampler(run: str | Path, steps: int, guidance: float = 1.0) -> FittedSampler:
+    """The sampler of ``steps`` evaluations that "indm fit-sampler" fitted to the model of a run, with its guidance.
+
+    Raises:
+        ValueError: there is none, it was fitted to other weights than the run has now, or its file is damaged.
+
+    Example: that of a run of one step, for ``indm.sample(model, 8, sampler=…)``.
+
+        >>> import tempfile, indm
+        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+        >>> tables["train"], options = {"batch_size": 32}, FittingOptions(steps=(2,), samples=8, iterations=2)
+        >>> with tempfile.TemporaryDirectory() as run:
+        ...     _ = indm.train(tables, run, data=torch.randn(100, 2), callbacks=[lambda *_: True], progress=False)
+        ...     fits = fit_samplers(Path(run), options, progress=False)
+        ...     fitted_sampler(run, 2) == fits[2].sampler
+        True
+    """
+    run = Path(run)
+    at, option = ("", "") if guidance == 1 else (f" at guidance {guidance:g}", f" --guidance {guidance:g}")
+    file, command = run / SAMPLERS / file_name(steps, guidance), f"'indm fit-sampler {run} --steps {steps}{option}"
+    if not file.exists():
+        there = [path.stem.removeprefix("fitted-") for path in (run / SAMPLERS).glob("fitted-*.json")]
+        names = [name.replace("-guidance-", " at guidance ") for name in sorted(there, key=lambda n: (len(n), n))]
+        have = f"; there is one of {', '.join(names)}" if names else ""
+        raise ValueError(f"{run} has no fitted sampler of {steps} steps{at}{have}: {command}' makes it")
+    record = untrusted.json_object(file)
+    if record.get("weights_sha256") != weights_hash(run):
+        raise ValueError(f"{file} was fitted to other weights than {run} has now: {command} --overwrite' fits it anew")
+    try:
+        return FittedSampler(**record["sampler"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} cannot be read as a fitted sampler: {reason(error)}") from error

@@ -1,0 +1,298 @@
+"""What a training step costs: how it is timed, on how many threads, and the budgets that follow from it.
+
+Wall-clock time also depends on other processes. So trainings that are compared get steps: the cost of a step of each
+is measured interleaved, in one process, and each makes as many as cost the same. The measurements are kept in
+``costs.json`` of the run folders, so that a comparison that is repeated has the same outcome.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+import math
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from tqdm.auto import tqdm
+
+from indm.files import atomic, untrusted
+from indm.messages import reason
+from indm.workbench.data.registry import without_download
+from indm.workbench.recipes import paths
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.options import Training
+from indm.workbench.recipes.recipe import AnyTables, Recipe
+from indm.workbench.runs.devices import by_main_process, device, make_accelerator
+from indm.workbench.runs.folder import FREE_ON_RESUME, end_of, recipe_of
+from indm.workbench.runs.provenance import device_name, device_of, threads_of
+from indm.workbench.training.resolving import parts_of
+from indm.workbench.training.trainer import Trainer
+
+COSTS = "costs.json"
+ROUNDS = 6
+TURN = 0.4  # seconds of a round that each trainer has, about; one cycle of steps at least
+LOOK = 0.3  # seconds for which "auto" looks at what other processes take of the cores
+
+
+# ── Threads ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def choose_threads(trainer: Trainer, resumed: Path | None = None) -> int:
+    """The number of threads that ``trainer`` shall run on.
+
+    That is ``train.threads``, where it is a number. Where it is "auto", it is what PyTorch has now if OMP_NUM_THREADS
+    says so, on an accelerator and in several processes; else that of the last part of the run in the folder
+    ``resumed``, at most what PyTorch has now; else the share of these that other processes leave idle, at least one:
+    at each of its many small operations a step waits for all threads, and so for the one whose core another process
+    has.
+    """
+    wanted, own, accelerator = trainer.options.threads, torch.get_num_threads(), trainer.accelerator
+    if wanted != "auto":
+        return wanted
+    if os.environ.get("OMP_NUM_THREADS") or accelerator.device.type != "cpu" or accelerator.num_processes > 1:
+        return own
+    if resumed is None:
+        return max(1, round(own * (1 - psutil.cpu_percent(LOOK) / 100)))
+    before = threads_of(resumed) or own
+    if before > own:
+        warnings.warn(
+            f"{resumed} was trained on {before} threads, and there are {own} here: the last bits of its weights "
+            "will differ from those of a run that nothing interrupted",
+            stacklevel=3,
+        )
+    return min(before, own)
+
+
+@contextlib.contextmanager
+def on_threads(threads: int) -> Iterator[None]:
+    """Inside, PyTorch computes on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# ── The time of a step ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def interleaved_seconds(
+    trainers: Mapping[Any, Trainer],
+    threads: Mapping[Any, int],
+    *,
+    rounds: int,
+    steps: int | None = None,
+    progress: bool = True,
+) -> dict[Any, list[float]]:
+    """Seconds of a training step of each trainer by round, measured interleaved, in this process. Collective.
+
+    Each round has whole cycles of steps with and without the flow of each trainer: at least ``steps``, by default as
+    many as take :data:`TURN`. Before the first round each trainer makes two cycles, to prepare kernels and memory.
+    Where a run begins without the flow (``train.pretrain``), its step is the mean over the run.
+
+    Args:
+        trainers: by name; they are trained on.
+        threads: of each.
+        rounds: how many.
+        steps: of a round.
+        progress: show a bar.
+    """
+    batches = {name: trainer.batches() for name, trainer in trainers.items()}
+
+    def seconds_of(name: Any, cycles: int) -> float:
+        trainer, seconds = trainers[name], 0.0
+        count, pretrain = cycles * trainer.options.flow_update_every, trainer.options.pretrain
+        with on_threads(threads[name]):
+            for share, pretraining in ((pretrain, True), (1 - pretrain, False)):
+                if share:
+                    trainer.set_pretraining(pretraining)
+                    started = time.perf_counter()
+                    for _ in range(count):
+                        terms = trainer.train_step(batches[name])
+                    float(terms["skipped"])  # waits for the device
+                    seconds += share * (time.perf_counter() - started) / count
+        return seconds
+
+    def cycles_of(name: Any) -> int:
+        seconds = [seconds_of(name, 1) for _ in range(2)][-1]
+        cycle = trainers[name].options.flow_update_every
+        return by_main_process(lambda: max(1, math.ceil(steps / cycle) if steps else round(TURN / seconds / cycle)))
+
+    cycles = {name: cycles_of(name) for name in trainers}
+    shown = tqdm(range(rounds), desc="cost of a step", disable=not progress)
+    rows = [{name: seconds_of(name, cycles[name]) for name in trainers} for _ in shown]
+    return by_main_process(lambda: {name: [row[name] for row in rows] for name in trainers})
+
+
+def medians(seconds: Mapping[Any, Sequence[float]]) -> dict[Any, float]:
+    """Seconds of a step: of the first the median over rounds, of another that times the median of its ratios to it.
+
+    So what slows a whole round down leaves the ratios as they are.
+    """
+    first, *_ = seconds.values()
+    cost = statistics.median(first)
+    return {
+        name: cost * statistics.median(a / b for a, b in zip(values, first, strict=True))
+        for name, values in seconds.items()
+    }
+
+
+# ── Budgets ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a step of one run, measured beside others.
+
+    Attributes:
+        run: its path relative to the folder that holds ``costs.json``.
+        recipe: :func:`key_of` its recipe.
+        seconds: of a step, the median over rounds.
+        threads: with which it was measured.
+        afterwards: measured for a comparison, and not for a budget before a training.
+    """
+
+    run: str
+    recipe: str
+    seconds: float
+    threads: int
+    afterwards: bool = False
+
+
+def key_of(recipe: Recipe) -> str:
+    """A hash of a recipe without seed, budget and how a run is watched; runs whose steps cost the same have one key."""
+    free = {key.removeprefix("train.") for key in FREE_ON_RESUME} | {"seed"}
+    usual = asdict(Training(steps=1))
+    train = {key: value for key, value in recipe["train"].items() if key not in free and value != usual.get(key)}
+    tables = {table: content for table, content in recipe.items() if table not in ("train", "evaluate")}
+    tables |= {table: paths.without_paths(tables[table]) for table in paths.TABLES if table in tables}
+    text = json.dumps(tables | {"train": train}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def measure_runs(runs: Sequence[Path], progress: bool = True) -> tuple[dict[Path, float], dict[Path, str]]:
+    """Seconds of a step of each run's recipe on this machine, kept in their folders, and why some cannot be measured.
+
+    Where the first run cannot be measured, none is.
+    """
+    trainers: dict[Path, Trainer] = {}
+    threads: dict[Path, int] = {}
+    unknown: dict[Path, str] = {}
+    with torch.random.fork_rng(devices=[]):
+        for run in runs:
+            try:
+                there, here = device_of(run), device_name(torch.device(device()))
+                if there not in (None, here):  # on which the costs may be others
+                    raise ValueError(f"{run} was trained on {there}, and this is {here}")
+                trainers[run] = trainer_of(_kept(recipe_of(run)))
+                threads[run] = threads_for(run)
+            except (ValueError, OSError, RuntimeError, MemoryError) as error:
+                unknown[run] = reason(error)
+        if runs[0] in unknown:
+            return {}, dict.fromkeys(runs, unknown[runs[0]])
+        if len(trainers) < 2:
+            return {}, unknown
+        seconds = medians(interleaved_seconds(trainers, threads, rounds=ROUNDS, progress=progress))
+    for run in trainers:
+        with contextlib.suppress(OSError):  # of others, or read-only: measured again the next time
+            keep(run, [cost_of(recipe_of(of), seconds[of], threads[of], of, run, True) for of in trainers])
+    return seconds, unknown
+
+
+def _kept(recipe: Recipe) -> Recipe:
+    """The recipe of a run, such that nothing is downloaded."""
+    return recipe | {table: without_download(recipe[table]) for table in paths.TABLES if table in recipe}
+
+
+def trainer_of(recipe: Recipe, trainer: type[Trainer] = Trainer, **parts: Any) -> Trainer:
+    """A trainer at the beginning of a run without end by that recipe; ``parts`` are what Python gave in its place."""
+    recipe = replace(recipe, train=replace(recipe.train, steps=10**9, seconds=math.inf))
+    accelerator = make_accelerator(recipe.train)
+    return trainer(recipe, accelerator=accelerator, **(parts or parts_of(recipe, accelerator)))
+
+
+def threads_for(run: Path) -> int:
+    """The threads that ``run`` had, at most those that there are."""
+    own = torch.get_num_threads()
+    return min(threads_of(run) or own, own)
+
+
+def budget_like(
+    recipe: AnyTables,
+    like: Path,
+    out: Path,
+    *,
+    model: Any = None,
+    data: Any = None,
+    objective: Any = None,
+    trainer: type[Trainer] = Trainer,
+    progress: bool = True,
+) -> tuple[Recipe, list[Cost], str]:
+    """The full ``recipe`` of the run ``out`` with as many steps as cost what ``like`` has spent, on as many threads.
+
+    Both costs are measured interleaved, unless the recipes say that they are the same. Collective.
+
+    Returns:
+        The recipe, what was measured, and a sentence that says so.
+
+    Raises:
+        ValueError: ``like`` has not come to an end.
+    """
+    other, steps = recipe_of(like), end_of(like)["steps"]
+    whole = recipes.resolve(recipes.as_continued(recipe, like))
+    recipe_of_each = {like: other, out: whole}
+    own, other_threads = whole.train.threads, threads_for(like)
+    threads = {like: other_threads, out: other_threads if own == "auto" else own}
+    ratio, measured = 1.0, []
+    if key_of(whole) != key_of(other):
+        a = make_accelerator(whole.train)
+        parts = parts_of(whole, a, copy.deepcopy(model), data, objective)
+        with torch.random.fork_rng(devices=[]):
+            trainers = {like: trainer_of(_kept(other)), out: trainer_of(whole, trainer, **parts)}
+            seconds = medians(interleaved_seconds(trainers, threads, rounds=ROUNDS, progress=progress))
+        ratio = seconds[out] / seconds[like]
+        measured = [cost_of(recipe_of_each[run], seconds[run], threads[run], run, out) for run in (out, like)]
+    budget = {"steps": max(1, round(steps / ratio)), "seconds": math.inf, "threads": threads[out]}
+    note = f"{budget['steps']:,} steps, which cost the {steps:,} of {like}: a step costs {ratio:.3g} of one there"
+    return replace(whole, train=replace(whole.train, **budget)), measured, note
+
+
+def cost_of(recipe: Recipe, seconds: float, threads: int, run: Path, where: Path, afterwards: bool = False) -> Cost:
+    """The cost of a step of ``run``, to be kept in the folder ``where``."""
+    return Cost(os.path.relpath(run, where), key_of(recipe), seconds, threads, afterwards)
+
+
+def keep(run: Path, measured: Sequence[Cost]) -> None:
+    """Add to ``costs.json`` of a run what was measured together."""
+    rows = [list(map(asdict, costs)) for costs in recorded(run)]
+    atomic.json_object(run / COSTS, {"measured": [*rows, list(map(asdict, measured))]})
+
+
+def recorded(run: Path) -> list[list[Cost]]:
+    """What ``costs.json`` of a run holds: costs that were measured together, the newest last. Damage is left out."""
+    try:
+        stored = untrusted.json_object(run / COSTS)
+        groups = [[Cost(**row) for row in rows] for rows in stored["measured"]]
+        return [costs for costs in groups if all(0 < cost.seconds < math.inf for cost in costs)]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+
+
+def ratio_in(runs: Sequence[Path], key: str, other: str) -> tuple[float, bool] | None:
+    """The cost of a step of recipe ``key`` over that of ``other`` as ``costs.json`` of one of the runs has it, and
+    whether it was measured after the trainings; None where none has it."""
+    for run in runs:
+        for costs in reversed(recorded(run)):
+            by_recipe = {cost.recipe: cost for cost in costs}
+            if {key, other} <= by_recipe.keys():
+                return by_recipe[key].seconds / by_recipe[other].seconds, by_recipe[key].afterwards
+    return None

@@ -1,0 +1,280 @@
+"""What watches a run: its log, metrics.jsonl, and the bar or the lines on a terminal.
+
+The log has means of the loss terms, validations, and the steps that were left out, with the cause. It looks for these
+before a line is written, and every 50 steps: the device leaves a step out by itself, and only :meth:`MetricsLog.look`
+makes the host wait for it.
+"""
+
+import json
+import math
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from indm.files import atomic, untrusted
+from indm.messages import reason
+from indm.workbench.runs.devices import by_main_process
+from indm.workbench.runs.folder import read_metrics
+from indm.workbench.training.trainer import Trainer
+
+PENALTIES = ("isometry", "terminal")  # terms beside the NELBO that are shown
+BEST = "best"  # the folder of the averaged model with the best validation, in that of the run
+TOTALS = ("loss", "nelbo")  # sums of other terms: not the cause where one of those is not finite either
+LOOK_EVERY = 50  # steps
+BAR = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}{postfix}"
+BAR_INTERVAL, LINE_INTERVAL = 2.0, 5.0  # seconds between two texts of the bar, and between two lines
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a run cannot go on as it is: what was not finite, by which step."""
+
+    step: int
+    cause: str
+
+
+class MetricsLog:
+    """Writes ``metrics.jsonl`` and the trackers, from the main process; every process calls it alike.
+
+    Args:
+        trainer: whose run it is.
+        run: the run folder.
+        state: of the log of a run that is resumed; None of a new one.
+
+    Attributes:
+        skipped: steps that were left out in all.
+        validation: the last one.
+        best: step and ``valid_nelbo`` of the best validation.
+    """
+
+    def __init__(self, trainer: Trainer, run: Path, state: dict[str, Any] | None):
+        self.trainer, self.path = trainer, run / "metrics.jsonl"
+        self.best_file = run / BEST / "validation.json"
+        self.best: dict[str, Any] = by_main_process(self._read_best)
+        self.totals: dict[str, Tensor] = {}  # sum and number of each term since the last line, of this process
+        self.skipped, self.validation = 0, dict[str, Any]()
+        self.skipped_in_row: Counter[frozenset[str]] = Counter()  # of each kind of step, by its terms
+        self.unread: list[dict[str, Tensor]] = []
+        self.newest: dict[str, float] = {}  # terms of the last line that had them
+        self.go_back(state)
+        self.skipped = state["skipped"] if state else 0
+
+    def __enter__(self) -> "MetricsLog":
+        if self.trainer.options.trackers:
+            flat = {f"{t}.{k}": str(v) for t, content in self.trainer.recipe.items() for k, v in content.items()}
+            self.trainer.accelerator.init_trackers("indm", config=flat)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.trainer.options.trackers:
+            for tracker in self.trainer.accelerator.trackers:  # end_training would end the processes' group, too
+                tracker.finish()
+
+    def state(self) -> dict[str, Any]:
+        """What the log of a resumed run needs beside its lines. Collective."""
+        totals = gather_object([{name: total.cpu() for name, total in self.totals.items()}])
+        return {"totals": totals, "skipped": self.skipped, "validation": self.validation}
+
+    def go_back(self, state: dict[str, Any] | None) -> None:
+        """Continue from ``state``, and drop the lines after it; the count of steps left out and the best model stay."""
+        a = self.trainer.accelerator
+        if state:
+            all_totals = state["totals"]  # of this process, or the mean where there was another number of processes
+            own = all_totals if len(all_totals) != a.num_processes else [all_totals[a.process_index]]
+            self.totals = {k: sum(totals[k] for totals in own).to(a.device) / len(own) for k in own[0]}
+            self.validation = state["validation"]
+        self.unread, self.skipped_in_row = [], Counter()
+        if a.is_main_process:
+            lines = [line for line in read_metrics(self.path.parent) if self._is_past(line)]
+            atomic.text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def _read_best(self) -> dict:
+        if not self.best_file.exists():
+            return {}
+        try:
+            best = untrusted.json_object(self.best_file)
+            return {"step": int(best["step"]), "valid_nelbo": float(best["valid_nelbo"])}
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            warnings.warn(f"{self.best_file} is damaged ({reason(error)}); the next model is best", stacklevel=3)
+            return {}
+
+    def _is_past(self, line: dict) -> bool:
+        return line["step"] <= self.trainer.step and line.get("rollback", 0) <= self.trainer.rollbacks
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Take in the terms of one step, see :meth:`indm.workbench.training.trainer.Trainer.train_step`."""
+        self.unread.append(terms)
+        counts = terms["skipped"] <= 0
+        for name, term in terms.items():  # without waiting for the device
+            value = torch.where(counts, term, torch.zeros_like(term))
+            self.totals[name] = self.totals.get(name, 0.0) + torch.stack([value, counts.to(value.dtype)])
+
+    def _means(self) -> dict[str, Tensor]:
+        return {name: total / count for name, (total, count) in self.totals.items() if name != "skipped"}
+
+    def look(self) -> Fault | None:
+        """Write down the steps that were left out since the last look; a fault where there were too many in a row."""
+        unread, self.unread = self.unread, []
+        skipped = torch.stack([terms["skipped"] for terms in unread]).tolist() if unread else []
+        trainer, first = self.trainer, self.trainer.step - len(unread) + 1
+        for step, (terms, left_out) in enumerate(zip(unread, skipped, strict=True), first):
+            in_row = self._in_row(frozenset(terms), left_out > 0)
+            if left_out:
+                self.skipped += 1
+                cause = self._cause(terms)
+                self._write({"skipped": self.skipped, "not_finite": cause} | trainer.place_of(step), step)
+                if in_row == trainer.options.max_skipped_steps:
+                    return Fault(step, cause)
+        return None
+
+    def _in_row(self, kind: frozenset[str], left_out: bool) -> int:
+        """How many steps were left out in a row, where a row ends at a step that has all the terms of those in it.
+
+        Steps behind a frozen flow show nothing of the flow, so they do not end a row of steps that train it.
+        """
+        rows = self.skipped_in_row
+        if left_out:
+            rows.update({*rows, kind})
+        else:
+            for known in [known for known in rows if known <= kind]:
+                del rows[known]
+        return max(rows.values(), default=0)
+
+    def _cause(self, terms: dict[str, Tensor]) -> str:
+        """The terms that are not finite, on whichever process; else the gradients."""
+        broken = [k for k, v in terms.items() if not math.isfinite(self.trainer.accelerator.reduce(v).item())]
+        gradients = {name for name in broken if name.endswith("_grad_norm")}
+        parts = [name for name in broken if name not in gradients and name not in TOTALS]
+        return ", ".join(parts or [name for name in broken if name not in gradients] or sorted(gradients))
+
+    def log_step(self) -> None:
+        """Write the means since the last call (terms in nats, the NELBO as in validation). Collective."""
+        trainer = self.trainer
+        terms = {name: trainer.accelerator.reduce(mean, "mean").item() for name, mean in self._means().items()}
+        terms = self._in_units(terms)
+        self.newest |= terms
+        self.totals = {}
+        rates = {f"{group['name']}_lr": group["lr"] for group in trainer.optimizer.param_groups}
+        self._write(terms | rates, trainer.step)
+
+    def _in_units(self, terms: dict[str, float]) -> dict[str, float]:
+        """Those that are finite (none where all steps were left out), the NELBO in bits/dim or nats."""
+        terms = {name: value for name, value in terms.items() if math.isfinite(value)}
+        if {"nelbo", "log_q"} <= terms.keys():
+            terms["nelbo"] = self.trainer.in_units(terms["nelbo"] + terms["log_q"])
+        return terms
+
+    def line(self) -> str:
+        """Step, loss, validation and learning rate, for a person who watches.
+
+        The loss is the NELBO where there is one: this process's mean since the last line of the log, or that line's.
+        """
+        trainer = self.trainer
+        terms = self.newest | self._in_units({name: mean.item() for name, mean in self._means().items()})
+        parts = [f"step {trainer.step}"]
+        if "nelbo" in terms:
+            parts += [f"NELBO {terms['nelbo']:.3f} {trainer.unit}"]
+            parts += [f"{name} {terms[name]:.4g}" for name in PENALTIES if name in terms]
+        elif "loss" in terms:  # steps with a frozen flow have none
+            parts += [f"{name} {terms[name]:.4g}" for name in ("loss", *trainer.objective.shown) if name in terms]
+        if self.validation:
+            parts += [f"validation {self.validation['valid_nelbo']:.3f}"]
+        rate = trainer.optimizer.param_groups[0]["lr"]  # train.lr, that of the score where it has parameters
+        return ", ".join([*parts, f"rate {rate:.2g}"])
+
+    def log_validation(self) -> Fault | None:
+        """Validate and write the result, and keep the averaged model if it is the best so far.
+
+        A fault where not all of it is finite.
+        """
+        trainer = self.trainer
+        validation = trainer.validate()
+        broken = [name for name, value in validation.items() if isinstance(value, float) and not math.isfinite(value)]
+        if broken:
+            return Fault(trainer.step, ", ".join(broken))
+        self.validation = validation
+        if validation["valid_nelbo"] < self.best.get("valid_nelbo", math.inf):
+            self.best = {"step": trainer.step, "valid_nelbo": validation["valid_nelbo"]}
+            if trainer.accelerator.is_main_process:
+                trainer.ema.model.save(self.best_file.parent)
+                atomic.json_object(self.best_file, self.best)
+        self._write(validation, trainer.step)
+        return None
+
+    def log_rollback(self, fault: Fault, state: dict[str, Any]) -> None:
+        """Continue from ``state``, to which the run came back, and write which steps had been left out since."""
+        trainer = self.trainer
+        lines = read_metrics(self.path.parent) if trainer.accelerator.is_main_process else []
+        left_out = [step for line in lines if not self._is_past(line) for step in _left_out(line)]
+        self.go_back(state)
+        line = {"rollback": trainer.rollbacks, "from": fault.step, "not_finite": fault.cause}
+        self._write(line | {"lr_factor": trainer.lr_factor, "left_out": left_out}, trainer.step)
+
+    def _write(self, values: dict, step: int) -> None:
+        if self.trainer.accelerator.is_main_process:
+            line = {"step": step, "seconds": round(self.trainer.seconds, 3), **values}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        if self.trainer.options.trackers:
+            numbers = {name: value for name, value in values.items() if isinstance(value, float)}
+            self.trainer.accelerator.log(numbers, step=step)
+
+
+def _left_out(line: dict) -> list[dict]:
+    """The steps left out according to a line, which may be damaged: its own, or those before a rollback."""
+    steps = line.get("left_out", [line] if "skipped" in line else [])
+    steps = [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+    return [{key: step.get(key) for key in ("step", "epoch", "batch", "not_finite")} for step in steps]
+
+
+class Progress:
+    """A bar on a terminal, else a line every few seconds, with the share of a run that is done and a text about it.
+
+    Args:
+        share: of the run that is done at the start, in [0, 1].
+        text: what to show now. It is asked for only when it is shown, as making it may wait for the device.
+        disabled: show nothing.
+    """
+
+    def __init__(self, share: float, text: Callable[[], str], disabled: bool = False):
+        self.text, self.first, self.share = text, share, share
+        self.started = self.shown = time.monotonic()
+        on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.bar = tqdm(total=1.0, initial=share, bar_format=BAR, disable=disabled or not on_terminal)
+        self.lines = not disabled and not on_terminal
+        self.every = BAR_INTERVAL if on_terminal else LINE_INTERVAL
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def update(self, share: float) -> None:
+        """Note how far the run is; show it if the last text is old, after the first step, and at the end."""
+        fresh, self.share = self.share == self.first, min(share, 1.0)
+        if self.bar.disable and not self.lines:
+            return
+        self.bar.update(self.share - self.bar.n)
+        now = time.monotonic()
+        if fresh or self.share == 1 or now - self.shown >= self.every:
+            self.shown = now
+            self._show(now)
+
+    def _show(self, now: float) -> None:
+        if not self.lines:
+            self.bar.set_postfix_str(" " + self.text())
+            return
+        done = self.share - self.first
+        left = tqdm.format_interval((1 - self.share) / done * (now - self.started)) if done > 0 else "?"
+        print(f"{self.share:4.0%} {self.text()}, {left} left", file=sys.stderr, flush=True)

@@ -1,0 +1,412 @@
+"""The training loop: from a recipe, or from parts given in Python, to a run folder, on the devices accelerate finds.
+
+A run folder holds ``recipe.toml`` (resolved), ``versions.json``, ``metrics.jsonl``, ``checkpoint.pt`` (all that
+``resume`` needs) with the ones before it in ``checkpoints/``, ``model.safetensors`` with ``model.json`` (the averaged
+model), ``best/`` (that of the best validation) and, at the end, ``summary.json``.
+
+A step whose loss or gradient is not finite is left out, on all processes alike. After many in a row the run goes back
+to its last checkpoint, at half the learning rates. If that does not help, it stops and says what was not finite.
+"""
+
+import copy
+import importlib.util
+import math
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from indm import names
+from indm.checks import arguments_of
+from indm.files import atomic
+from indm.files.memory import gib
+from indm.messages import counted
+from indm.model import reading
+from indm.objective import Losses, Objective
+from indm.sampling import centre_prior
+from indm.workbench.data.base import Data, stack
+from indm.workbench.data.image_files import count_unreadable
+from indm.workbench.data.registry import check_data
+from indm.workbench.recipes import paths
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.options import FEW_STEPS, Training
+from indm.workbench.recipes.recipe import AnyTables, Part, Recipe
+from indm.workbench.runs.devices import by_main_process, make_accelerator, on_cpu, peak_memory_mib, run_lock
+from indm.workbench.runs.folder import check_folder, is_run, read_metrics
+from indm.workbench.runs.provenance import describe, split_record, warn_of_other_splits
+from indm.workbench.runs.signals import interruptible
+from indm.workbench.training import checkpoints, checks, costs, presets
+from indm.workbench.training.log import BEST, LOOK_EVERY, Fault, MetricsLog, Progress
+from indm.workbench.training.resolving import parts_of, recipe_of
+from indm.workbench.training.step import is_due
+from indm.workbench.training.trainer import Trainer
+
+Callback = Callable[[Trainer, dict[str, Tensor]], bool | None]
+
+
+class Summary(dict):
+    """The contents of ``summary.json``.
+
+    Attributes:
+        signal_received: whether there was a signal (Ctrl-C, SIGTERM), also one that came after the last step.
+    """
+
+    signal_received: bool = False
+
+
+def train(
+    recipe: str | Path | AnyTables | Training,
+    out: str | Path,
+    *,
+    model: nn.Module | None = None,
+    data: Data | Dataset | Tensor | None = None,
+    objective: str | Objective | Callable[..., Losses] | None = None,
+    callbacks: Sequence[Callback] = (),
+    like: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    trainer: type[Trainer] | None = None,
+) -> Summary:
+    """Train a model, in the run folder ``out``.
+
+    What is given in Python stands in place of a table of the recipe: its class is named there, if a file can name it.
+    The command line can then read the run back (``--trust my_package``); ``train`` can resume it when it is given the
+    same again.
+
+    Args:
+        recipe: the name of a bundled recipe, a TOML file, a run folder, or tables as in
+        :mod:`indm.workbench.recipes.recipe`;
+            with ``model`` and ``data``, a :class:`~indm.workbench.recipes.options.Training` is enough.
+        out: the run folder; must not hold a run already, unless ``resume``.
+        model: an :class:`~indm.model.INDM`, or a network, (z, level) ↦ a tensor like z, for the recipe's flow and SDE.
+            It is trained in place; the run folder gets the average of its weights.
+        data: a map-style data set, whose items may be tuples (the first entry counts), a tensor (N, …), or anything
+            else that :func:`indm.workbench.data.base.as_data` takes.
+        objective: a name as in ``train.objective``, a loss (model, x) ↦ (loss, terms), or an
+            :class:`~indm.objective.Objective`.
+        callbacks: each is called as ``callback(trainer, terms)`` after every optimizer step. The run stops, saved as
+            by Ctrl-C, when one returns True.
+        like: a run whose budget this one gets, in place of the recipe's: as many steps as cost what those of that run
+            did. The costs are measured interleaved first, see :mod:`indm.workbench.training.costs`.
+        resume: continue from the checkpoint in ``out``. Steps, data order and random numbers continue exactly. A run
+            that ended before its first checkpoint starts anew.
+        progress: show a bar.
+        trainer: a subclass of :class:`Trainer` that makes its own optimizer or steps.
+
+    Returns:
+        The summary that is written at the end. Its ``interrupted`` says that a signal or a callback ended the run
+        early, after its checkpoint was written.
+
+    Raises:
+        ValueError: a mistake in the recipe, a part that returns the wrong shape, a folder with another run or in which
+            another process trains, an unreadable checkpoint.
+        RuntimeError: the loss became infinite or NaN, and lower learning rates were of no help.
+        OSError: something could not be written; what had been saved is as it was.
+
+    Example: a run that a callback ends after 4 steps, and that then goes on to step 6.
+
+        >>> import tempfile
+        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+        >>> tables["train"], data = {"steps": 1000, "batch_size": 32}, torch.randn(100, 2)
+        >>> def until(step):
+        ...     return [lambda trainer, terms: trainer.step == step]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     first = train(tables, folder, data=data, callbacks=until(4), progress=False)
+        ...     second = train(tables, folder, data=data, callbacks=until(6), resume=True, progress=False)
+        >>> first["interrupted"], first["steps"], second["steps"]
+        (True, 4, 6)
+    """
+    wanted, out = recipe_of(recipe, model, data, objective), Path(out)
+    if resume and is_run(out):
+        wanted = recipes.resolve(recipes.as_continued(wanted, out))
+    check_trackers(wanted.train.trackers)
+    if data is None:
+        check_source(wanted.data)
+    shows = PartialState(cpu=on_cpu()).is_main_process and progress
+    by_main_process(lambda: check_folder(out, wanted, resume))  # before anything slow
+    measured: list[costs.Cost] = []
+    if like is not None:
+        if resume:
+            raise ValueError(f"like must be left out to resume {out}, whose recipe has the steps; got {like}")
+        wanted, measured, note = costs.budget_like(
+            wanted, Path(like), out, model=model, data=data, objective=objective, trainer=trainer or Trainer,
+            progress=shows,
+        )  # fmt: skip
+        tell(note, shown=shows)
+    accelerator = make_accelerator(wanted.train, out)
+    parts_of_run = parts_of(wanted, accelerator, model, data, objective)
+    whole, notes = presets.completed(wanted, parts_of_run, accelerator, trainer or Trainer)
+    tell(*notes, shown=shows)
+    made = (trainer or Trainer)(whole, accelerator=accelerator, **parts_of_run)
+    with ExitStack() as held:
+
+        def lock() -> bool:
+            """Whether there is a state to continue from, now that no other process can change that."""
+            held.enter_context(run_lock(out))
+            check_folder(out, made.recipe, resume)
+            return resume and not checkpoints.nothing_saved(out)
+
+        return run_in(out, made, by_main_process(lock), callbacks, progress, measured)
+
+
+def run_in(
+    out: Path,
+    trainer: Trainer,
+    resumes: bool,
+    callbacks: Sequence[Callback],
+    progress: bool,
+    measured: Sequence[costs.Cost] = (),
+) -> Summary:
+    """Train in a folder that no other process uses, from the start or from the state in it; see :func:`train`."""
+    main, state = trainer.accelerator.is_main_process, None
+    if resumes:
+        state = trainer.load(out)
+        if main:
+            warn_of_other_splits(out, trainer.data)
+            warn_of_spent_budget(trainer, out)
+    n_threads, own = costs.choose_threads(trainer, out if resumes else None), torch.get_num_threads()
+    if main:
+        record = split_record(trainer.data) | {"threads": n_threads}
+        describe(out, trainer.recipe, trainer.accelerator.device, trainer.data.remarks, record)
+        if measured:
+            costs.keep(out, measured)
+        warn_of_lost_steps(out, trainer.step)
+    tell(*trainer.data.remarks, shown=progress and main)
+    fewer = n_threads < own and trainer.options.threads == "auto" and not resumes
+    tell(f"threads: {n_threads}, as others use the machine ({own} with --threads {own})", shown=fewer and progress)
+
+    log = MetricsLog(trainer, out, state)
+    with costs.on_threads(n_threads), log, interruptible() as interrupted:
+        if not resumes:
+            trainer.save(out, log.state())  # an error now, if the folder cannot be written
+        stopped = loop(trainer, out, log, interrupted, callbacks, progress and main)
+        if not log.skipped_in_row or trainer.progress >= 1:
+            trainer.save(out, log.state())
+        summary = Summary(summarise(trainer, log, out, stopped))
+        save_final(trainer, log.best, out)
+        if main:
+            atomic.json_object(out / "summary.json", summary)
+            warn_of_short_run(trainer, stopped)
+        summary.signal_received = trainer.agree(interrupted.is_set())  # also in what comes after the last step
+    return summary
+
+
+def check_source(data: Part) -> None:
+    """ValueError for a mistake in ``[data]`` that shows before its files are read: an option, or a path without files.
+
+    A data set that can be downloaded may have no files yet.
+    """
+    check_data(data.name, **data.options)
+    if "download" not in arguments_of(names.find("data", data.name)):
+        for key, path in paths.gone({"data": data.table()}).items():
+            raise ValueError(f"{key} must be a file or a folder, got {path}, where there is nothing")
+
+
+def tell(*notes: str, shown: bool = True) -> None:
+    """Print what was decided for a run on standard error, if it shall be ``shown``."""
+    for note in notes if shown else ():
+        print(note, file=sys.stderr)
+
+
+def warn_of_lost_steps(run: Path, step: int) -> None:
+    """Warn where the run had come further than the state from which it continues."""
+    reached = max([checkpoints.reached(run), *(line["step"] for line in read_metrics(run))])
+    if reached > step:
+        warnings.warn(
+            f"{run} had come to step {reached} at least; it continues from its checkpoint of step {step}, and does the "
+            f"{reached - step} steps in between again",
+            stacklevel=3,
+        )
+
+
+def loop(
+    trainer: Trainer,
+    out: Path,
+    log: MetricsLog,
+    interrupted: threading.Event,
+    callbacks: Sequence[Callback],
+    progress: bool,
+) -> bool:
+    """Step until the budget is spent, or a signal or a callback ends the run; log, validate and save on the way.
+
+    No state is saved while steps are being left out: the last one saved is one that could be trained from.
+
+    Returns:
+        Whether it was asked to stop, the same on all processes.
+    """
+    o, stops = trainer.options, False
+    with Progress(min(trainer.progress, 1.0), log.line, disabled=not progress) as shown:
+        for terms, before in trainer.steps():
+            log.add(terms)
+            answers = [callback(trainer, terms) for callback in callbacks]
+            stops = trainer.agree(interrupted.is_set() or any(answers))
+            over, due = trainer.progress >= 1, partial(is_due, trainer.step, before, trainer.progress)
+            logs, validates, saves = over or due(o.log_every), over or due(o.validate_every), due(o.checkpoint_every)
+            fault = log.look() if logs or validates or saves or due(LOOK_EVERY) else None
+            if not fault and logs:
+                log.log_step()
+            if not fault and validates:
+                if stops and not log.skipped_in_row:
+                    trainer.save(out, log.state())  # the process may end in a validation that takes long
+                fault = log.log_validation()
+            if fault:
+                recover(trainer, out, log, fault)
+            else:
+                if o.snapshot_every and due(o.snapshot_every) and trainer.accelerator.is_main_process:
+                    trainer.ema.model.save(out / "snapshots" / str(trainer.step))
+                if saves and not over and not log.skipped_in_row:
+                    trainer.save(out, log.state())
+                shown.update(trainer.progress)
+            if stops:
+                break
+        log.look()
+    return stops
+
+
+def recover(trainer: Trainer, out: Path, log: MetricsLog, fault: Fault) -> None:
+    """Go back to a saved state, at lower learning rates.
+
+    Raises:
+        RuntimeError: it has gone back as often as the recipe allows.
+    """
+    if trainer.rollbacks == trainer.options.max_rollbacks:
+        raise RuntimeError(
+            f"{fault.cause} became infinite or NaN by step {fault.step}, and again after "
+            f"{trainer.rollbacks} returns to a checkpoint, each at half the learning rates; the checkpoints before it "
+            f"are kept, and {out / 'metrics.jsonl'} says which batches. Lower train.lr or train.flow_lr, or raise "
+            "train.warmup, in a new run"
+        )
+    log.log_rollback(fault, trainer.roll_back(out))
+    if trainer.accelerator.is_main_process:
+        warnings.warn(
+            f"{fault.cause} was infinite or NaN by step {fault.step}; going on from step {trainer.step} at "
+            f"{trainer.lr_factor:g} of the learning rates",
+            stacklevel=2,
+        )
+
+
+def plan(recipe: AnyTables) -> tuple[Recipe, dict]:
+    """The full recipe of a run, and what it would take on this machine, without making it.
+
+    That is parameters, data, the seconds of one step, and the seconds and steps of the run (validation apart).
+    """
+    wanted = recipes.resolve(recipe)
+    accelerator = make_accelerator(wanted.train)
+    parts_of_run = parts_of(wanted, accelerator)
+    full, notes = presets.completed(wanted, parts_of_run, accelerator)
+    trainer = Trainer(full, accelerator=accelerator, **parts_of_run)
+    o, n_threads = trainer.options, costs.choose_threads(trainer)
+    with costs.on_threads(n_threads):
+        seconds = presets.seconds_of_a_step(trainer)
+    steps = min(o.steps, o.seconds / seconds)
+    needed = gib(sum(checks.memory_of_step(trainer.model, trainer.micro_batch_size, accelerator)))
+    return trainer.recipe, {
+        **{f"note {number}": note for number, note in enumerate(notes, 1)},
+        **{name.replace("_", " "): count for name, count in sizes(trainer).items()},
+        "event shape": tuple(trainer.data.shape),
+        "examples": {split: len(getattr(trainer.data, split)) for split in ("train", "valid", "test")},
+        "device": str(accelerator.device),
+        "threads": n_threads,
+        "memory beside the libraries": f"{needed} at least",
+        "seconds per step": seconds,
+        "steps": round(steps),
+        "seconds": round(steps * seconds),
+    }
+
+
+@torch.no_grad()
+def save_final(trainer: Trainer, best: dict[str, Any], out: Path) -> None:
+    """Save the model that ``train.final`` and ``train.latent_mean`` ask for, if that is not the last average.
+
+    ``best`` is the best validation, see :class:`~indm.workbench.training.log.MetricsLog`.
+
+    With ``latent_mean`` its prior sits at the mean latent of (up to 10,000) training examples. Checkpoints stay as
+    they are. The main process does it.
+    """
+    o = trainer.options
+    is_earlier = o.final == "best" and best.get("step", trainer.step) != trainer.step
+    if not is_earlier and not o.latent_mean:
+        return
+    if not trainer.accelerator.is_main_process:
+        return
+    model = copy.deepcopy(trainer.ema.model)
+    if is_earlier:
+        with reading(out / BEST) as saved:
+            model.load_state_dict(saved.state)
+    if o.latent_mean:
+        raw, c = stack(trainer.data.train, 10_000), trainer.c_of("train", 10_000)
+        centre_prior(model, raw, c=c, batch_size=trainer.micro_batch_size)
+    model.save(out)
+
+
+def warn_of_spent_budget(trainer: Trainer, out: Path) -> None:
+    """Warn where there is nothing left to do: the budget is that of the whole run, not of its continuation."""
+    o = trainer.options
+    key, spent = ("steps", trainer.step) if trainer.step >= o.steps else ("seconds", trainer.seconds)
+    if trainer.progress >= 1:
+        warnings.warn(
+            f"{out} is not trained on, as it has spent its budget, {spent:.0f} {key} of {getattr(o, key):.0f}: "
+            f"train.{key} counts from its beginning; give --train.{key} {2 * getattr(o, key):.0f} or so",
+            stacklevel=3,
+        )
+
+
+def warn_of_short_run(trainer: Trainer, interrupted: bool) -> None:
+    """Warn where a run has spent its budget before it could learn much."""
+    o, step = trainer.options, trainer.step
+    warmup = max(o.warmup, o.flow_warmup)
+    if interrupted or not (step < FEW_STEPS or step <= warmup):
+        return
+    why = f"inside its warm-up of {warmup:g} steps" if 1 <= warmup >= step else f"after {counted(step, 'step')}"
+    longer = "train.seconds" if math.isfinite(o.seconds) else "train.steps"
+    warnings.warn(
+        f"the run ended {why}, before it could learn much: give it more {longer}, a smaller model "
+        "or a smaller train.batch_size",
+        stacklevel=3,
+    )
+
+
+def sizes(trainer: Trainer) -> dict[str, int]:
+    """The parameters of each part of the model."""
+    return {f"{g['name']}_parameters": sum(p.numel() for p in g["params"]) for g in trainer.parameter_groups()}
+
+
+def check_trackers(trackers: tuple[str, ...]) -> None:
+    missing = [name for name in trackers if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"train.trackers needs {', '.join(missing)}: pip install {' '.join(missing)}")
+
+
+def summarise(trainer: Trainer, log: MetricsLog, out: Path, interrupted: bool) -> dict:
+    """Steps, seconds, validation, memory and disk of a run. Collective.
+
+    ``unreadable_images`` are those of the training data that any process met since the run was last started.
+    """
+    summary = {
+        "interrupted": interrupted,
+        "steps": trainer.step,
+        "saved_step": trainer.saved_step,
+        "seconds": round(trainer.seconds, 3),
+        **log.validation,
+        **({"best": log.best} if log.best else {}),
+        "skipped_steps": log.skipped,
+        "rollbacks": trainer.rollbacks,
+        **sizes(trainer),
+        "checkpoints_mib": by_main_process(lambda: round(checkpoints.mebibytes(out), 1)),
+        "peak_memory_mib": round(peak_memory_mib()),
+        "unreadable_images": count_unreadable(
+            trainer.data.train, lambda met: trainer.accelerator.reduce(met.to(trainer.accelerator.device))
+        ),
+    }
+    if trainer.accelerator.device.type == "cuda":
+        summary["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated(trainer.accelerator.device) / 2**20)
+    return summary

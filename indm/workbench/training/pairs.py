@@ -1,0 +1,175 @@
+"""Recipes of two data sets: two models trained in one go, or one model of both."""
+
+import functools
+import os
+from pathlib import Path
+
+from accelerate import PartialState
+
+from indm.files import atomic
+from indm.workbench.data.base import Data, check_kind
+from indm.workbench.data.folder import find_images
+from indm.workbench.data.registry import load_data
+from indm.workbench.recipes import paths
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.recipe import BRIDGE, AnyTables, Recipe, Tables
+from indm.workbench.runs.devices import by_main_process, make_accelerator, on_cpu
+from indm.workbench.runs.folder import check_empty, check_folder, check_no_links, finished, is_run
+from indm.workbench.training import presets
+from indm.workbench.training.loop import tell, train
+
+SIDES = ("a", "b")
+OF_BRIDGES = ("terminal", "terminal_noise", "initial_noise")  # keys of [train]
+PAIR = "pair.toml"  # the recipe of both, in the folder that holds the runs of the sides
+
+
+def is_pair(folder: Path) -> bool:
+    """Whether ``folder`` holds a run for each side."""
+    return all(is_run(folder / side) for side in SIDES)
+
+
+def is_bridge(recipe: AnyTables) -> bool:
+    """Whether a model of ``recipe`` leads from its ``[data]`` to its ``[data_b]``."""
+    return "data_b" in recipe and bool(recipe.get("train", {}).get("terminal"))
+
+
+def noise_of(recipe: Recipe) -> tuple[float, float]:
+    """Deviations of the noise with which a bridge of this resolved recipe has learned its two ends."""
+    return recipe.train.initial_noise, recipe.train.terminal_noise
+
+
+def sides_of(recipe: AnyTables) -> dict[str, Tables]:
+    """The recipe of each side's model: the same but for the data, and without the term of a bridge.
+
+    Raises:
+        ValueError: there is no second data set.
+    """
+    if "data_b" not in recipe:
+        raise ValueError("[data_b] is missing: the recipe of a pair needs a second data set, such as --data-b digits")
+    options = {key: value for key, value in recipe.get("train", {}).items() if key not in OF_BRIDGES}
+    shared = {table: dict(content) for table, content in recipe.items() if table != "data_b"} | {"train": options}
+    return {"a": shared, "b": shared | {"data": dict(recipe["data_b"])}}
+
+
+def on_one_canvas(recipe: Tables) -> Tables:
+    """``recipe``, in which a folder of grey images beside one in colour has three equal channels.
+
+    Both get ``channels = 3``, the grey one also ``grey = true``, so that what is translated into it is written in grey.
+    A recipe that says the channels of either, and one whose folders are not there, stay as they are.
+    """
+    tables = {table: recipe[table] for table in ("data", "data_b") if table in recipe}
+    if not all(
+        data.get("name") == "folder" and "channels" not in data and Path(data.get("path", "")).expanduser().is_dir()
+        for data in tables.values()
+    ):
+        return recipe
+    is_grey = {}
+    for table, data in tables.items():
+        _, (_, colour), _ = find_images(Path(data["path"]).expanduser())
+        is_grey[table] = not colour
+    if len(set(is_grey.values())) < 2:
+        return recipe
+    return recipe | {
+        table: data | {"channels": 3} | ({"grey": True} if is_grey[table] else {}) for table, data in tables.items()
+    }
+
+
+def as_one(recipe: AnyTables) -> Tables:
+    """The recipe of one model of both data sets, which is told which of them an image is of, as a class.
+
+    Raises:
+        ValueError: there is no second data set, or it is no other folder and no other label of the same one.
+    """
+    shared = sides_of(recipe)["a"]
+    a, b = shared["data"], recipe["data_b"]
+    other = {key for key in {*a, *b} - {"grey"} if a.get(key) != b.get(key)}
+    if other == {"label"}:
+        data = a | {"label": [a["label"], b["label"]]}
+    elif other == {"path"} and a["name"] == "folder":
+        folders = [os.path.abspath(os.path.expanduser(table["path"])) for table in (a, b)]
+        parent = os.path.commonpath(folders)
+        classes = [os.path.relpath(folder, parent) for folder in folders]
+        grey = [name for name, table in zip(classes, (a, b), strict=True) if table.get("grey")]
+        data = a | {"path": parent, "classes": classes} | ({"grey": grey} if grey else {})
+    else:
+        raise ValueError(
+            "[data] and [data_b] must be two folders or two labels of one data set for one model of both, and differ "
+            f"in that alone, got {sorted(other)} of {a['name']!r}; --form terminal and indm train-pair take any two"
+        )
+    return shared | {"data": data, "condition": {"name": "classes", **recipe.get("condition", {})}}
+
+
+def as_bridge(recipe: AnyTables) -> Tables:
+    """The recipe of one diffusion from A to B: with the tables of ``[bridge]``, where ``recipe`` has some.
+
+    One that names a part replaces that part; the keys of others replace those of the recipe.
+    """
+    whole = {table: dict(content) for table, content in recipe.items() if table != BRIDGE}
+    for table, content in recipe.get(BRIDGE, {}).items():
+        whole[table] = dict(content) if "name" in content else {**whole.get(table, {}), **content}
+    return whole
+
+
+def train_pair(recipe: AnyTables, out: Path, *, resume: bool = False, progress: bool = True) -> dict[str, dict]:
+    """Train a model of ``recipe``'s ``[data]`` in ``out/a``, then one of its ``[data_b]`` in ``out/b``.
+
+    Each has the whole budget of ``[train]``. With ``resume``, a finished side stays, and an interrupted one continues.
+
+    Returns:
+        The summaries by side; where a signal came in the first there is no second.
+
+    Raises:
+        ValueError: as :func:`indm.workbench.training.loop.train`; data sets that are not of one kind.
+    """
+    if resume and (out / PAIR).is_file():
+        recipe = recipes.as_continued(recipe, out / PAIR)
+    processes = PartialState(cpu=on_cpu())
+    sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
+    started = by_main_process(lambda: _started(out, sides, resume))
+    with processes.main_process_first():
+        both = [load_data(side.data.name, **side.data.options) for side in sides.values()]
+    check_kind(both[1], both[0], "data have", "data_b")
+    if sides["a"].is_open:
+        recipe = _completed(recipe, sides["a"], min(both, key=lambda data: len(data.train)), progress)
+        sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
+    if processes.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        atomic.text(out / PAIR, recipes.to_toml(paths.absolute(recipe)))
+    summaries: dict[str, dict] = {}
+    for side, content in sides.items():
+        done = by_main_process(functools.partial(finished, out / side, content))
+        if done:
+            summaries[side] = done
+            continue
+        summary = train(content, out / side, resume=side in started, progress=progress)
+        summaries[side] = summary
+        if summary.signal_received:
+            break
+    return summaries
+
+
+def _completed(recipe: AnyTables, side: Recipe, data: Data, progress: bool) -> Tables:
+    """An open ``recipe`` of a pair with the preset that fits one ``side`` and the ``data`` of fewer examples."""
+    accelerator = make_accelerator(side.train)
+    preset, notes = presets.chosen(side, {"data": data}, accelerator)
+    tell(*notes, shown=progress and accelerator.is_main_process)
+    return recipes.with_preset(recipe, preset)
+
+
+def _started(out: Path, sides: dict[str, Recipe], resume: bool) -> list[str]:
+    """The sides of the pair in ``out`` that have a run; none without ``resume``.
+
+    Raises:
+        ValueError, FileNotFoundError: ``out`` is not empty, holds no pair to resume, or one of another recipe or with a
+            link in place of a side.
+    """
+    if not resume:
+        check_empty(out)
+        return []
+    if not (out / PAIR).is_file():
+        raise FileNotFoundError(f"{out} holds no pair to resume (no {PAIR} in it); leave out --resume to start one")
+    check_no_links(out)
+    started = [side for side in sides if is_run(out / side)]
+    for side in started:
+        check_folder(out / side, sides[side], resume=True)
+    return started

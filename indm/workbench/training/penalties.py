@@ -1,0 +1,119 @@
+"""Penalties on the flow: staying near an isometry, and carrying the prior to a chosen law of x_T.
+
+The nonlinear diffusion x_t = h⁻¹(z_t) ends at x_T ~ h⁻¹#π. If h is an isometry everywhere, that is a linear diffusion
+up to a rigid motion; how far h may depart from one is the strength of the nonlinearity.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from indm.dequantization import from_data
+from indm.flows.base import Flow
+from indm.objective import flow_nll
+from indm.rng import for_rows, noisy, randn_like
+from indm.tensors import full_precision, squared_norm
+from indm.workbench.data.base import Data, stack
+from indm.workbench.data.batches import flip_horizontally
+from indm.workbench.recipes.options import Training
+
+Batch = Float[Tensor, "batch *event"]
+PerSample = Float[Tensor, " batch"]
+Law = Callable[[int], Tensor]  # n ↦ n draws in model units, (n, *event)
+MOST_IN_MEMORY = 20_000  # examples of the law that x_T shall have
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A term that is added to the loss in the steps that train the flow.
+
+    Attributes:
+        name: of the term in the log.
+        weight: of the term in the loss.
+        value: (model, x) ↦ a scalar.
+        in_nats: it is in nats per sample; then the loss takes it per dimension, like the bound.
+    """
+
+    name: str
+    weight: float
+    value: Callable[[nn.Module, Tensor], Tensor]
+    in_nats: bool = False
+
+
+def penalties_of(
+    options: Training, model: nn.Module, data: Data, second: Data | None, device: torch.device
+) -> list[Penalty]:
+    """The penalties that ``options`` give a weight.
+
+    ``second`` are the data whose law x_T shall have; None stands for the Gaussian with the moments of ``data``.
+    """
+    penalties = []
+    if options.isometry:
+        penalties.append(Penalty("isometry", options.isometry, lambda model, x: isometry_defect(model.flow, x).mean()))
+    if options.terminal:
+        law = with_noise(terminal_law(model, data, second, device), options.terminal_noise)
+        value = partial(terminal_nll, law)
+        penalties.append(Penalty("terminal", options.terminal, value, in_nats=True))
+    return penalties
+
+
+def isometry_defect(flow: Flow, x: Batch, *, generator: torch.Generator | None = None) -> PerSample:
+    """(log ‖J v‖²/‖v‖²)² with J = ∂h/∂x and one Gaussian v for each sample, (B,).
+
+    0 for every v exactly where h keeps lengths; 1 where it changes them by a factor √e ≈ 1.65.
+    """
+    v = randn_like(x, generator)
+    with full_precision(x.device):
+        moved = torch.func.jvp(flow.latent, (x,), (v,))[1]
+    return (squared_norm(moved) / squared_norm(v)).log().square()
+
+
+def terminal_law(model: nn.Module, data: Data, second: Data | None, device: torch.device) -> Law:
+    """What draws examples of the law that x_T shall have, in model units."""
+    if second is None:
+        return normal_law(_without_gradient(model, stack(data.train, MOST_IN_MEMORY).to(device)))
+    raw, flip = stack(second.train, MOST_IN_MEMORY), second.flip
+
+    def draw(n: int) -> Tensor:
+        rows = raw[for_rows(n, lambda n: torch.randint(len(raw), (n,)))].to(device)
+        return _without_gradient(model, flip_horizontally(rows) if flip else rows)
+
+    return draw
+
+
+def with_noise(law: Law, deviation: float) -> Law:
+    """``law`` of x + deviation · n, n ~ N(0, I): the noise augmentation of TarFlow.
+
+    Source: Zhai et al. 2024, "Normalizing Flows are Capable Generative Models", https://arxiv.org/abs/2412.06329.
+    """
+
+    return (lambda n: noisy(law(n), deviation)) if deviation else law
+
+
+@torch.no_grad()
+def _without_gradient(model: nn.Module, raw: Tensor) -> Tensor:
+    """``raw`` in model units, whose noise this loss does not train."""
+    return from_data(model, raw)[0]
+
+
+def terminal_nll(law: Law, model: nn.Module, x: Batch) -> Float[Tensor, ""]:
+    """Mean −log density of x_T ~ h⁻¹#π at as many draws of ``law`` as ``x`` has samples, nats."""
+    return flow_nll(model, law(len(x))).mean()
+
+
+def normal_law(x: Batch) -> Law:
+    """A sampler of the Gaussian with the mean and the covariance of the data ``x`` (n, *event)."""
+    flat = x.flatten(1)
+    mean, centred = flat.mean(0), flat - flat.mean(0)
+    variance, basis = torch.linalg.eigh(centred.T @ centred / len(flat))
+    factor = basis * variance.clamp_min(1e-6).sqrt()
+
+    def draw(n: int) -> Tensor:
+        noise = for_rows(n, lambda n: torch.randn(n, len(mean), dtype=x.dtype, device=x.device))
+        return (mean + noise @ factor.T).reshape(n, *x.shape[1:])
+
+    return draw

@@ -1,0 +1,160 @@
+"""One step of training: the pass, the update of the weights and their moving average, and the schedules."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from indm.dequantization import from_data
+from indm.flows.base import Frozen, Identity
+from indm.model import INDM
+from indm.objective import Objective
+from indm.rng import noisy
+from indm.tensors import event_size
+from indm.workbench.training.penalties import Penalty
+
+ROUNDING = 1e-9  # of a share, in intervals: three tenths of ten steps are three
+
+
+class FlowUse(Enum):
+    """What a step does with the flow in front of the score."""
+
+    TRAINED = "trained"
+    FROZEN = "frozen"  # neither log-determinant nor gradient
+    LEFT_OUT = "left out"  # the identity, which a flow starts as: the loss does not jump when the flow enters
+
+
+class TrainingStep(nn.Module):
+    """Objective and penalties as one pass, raw data ↦ (loss, terms), so that data parallelism sees every parameter.
+
+    If the noise of grey levels is learned, the loss includes its log-density, which is the term ``log_q``. A model
+    without a diffusion is always trained as it is. A model with a condition is trained at the rows ``c`` of the batch.
+    Normal noise of deviation ``noise`` is added to the data.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, penalties: Sequence[Penalty] = (), noise: float = 0.0):
+        super().__init__()
+        self.model, self.objective, self.penalties, self.noise = model, objective, tuple(penalties), noise
+
+    def with_flow(self, use: FlowUse) -> nn.Module:
+        """The model with its flow used in that way."""
+        if use is FlowUse.TRAINED:
+            return self.model
+        m: Any = self.model
+        flow = Frozen(m.flow) if use is FlowUse.FROZEN else Identity()
+        return INDM(flow, m.score, m.scaling, m.shape, m.dequantization, m.condition)
+
+    def forward(
+        self, raw: Tensor, c: Tensor | None = None, *, flow_use: FlowUse = FlowUse.TRAINED, **conditions: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        model = self.with_flow(flow_use)
+        model = model if c is None else model.given(c, drops=True)
+        x, log_q = from_data(model, raw)
+        is_frozen = flow_use is FlowUse.FROZEN
+        x = x.detach() if is_frozen else x  # else learned noise would shrink, without its log-density
+        x = noisy(x, self.noise)
+        loss, terms = self.objective.loss(model, x, **conditions)
+        if is_frozen:
+            terms = {name: terms[name] for name in self.objective.frozen_terms if name in terms}
+            return loss, {name: term.detach() for name, term in terms.items()}
+        log_q = log_q.mean().to(loss.dtype)
+        if log_q.requires_grad:
+            loss = loss + log_q / event_size(x)
+        terms = {**terms, "log_q": log_q}
+        for penalty in self.penalties if flow_use is FlowUse.TRAINED else ():
+            terms[penalty.name] = penalty.value(model, x)
+            loss = loss + penalty.weight * terms[penalty.name] / (event_size(x) if penalty.in_nats else 1)
+        return loss, {name: term.detach() for name, term in {"loss": loss, **terms}.items()}
+
+
+class EMA:
+    """``model``, a deep copy whose parameters follow θ̄ ← d_n θ̄ + (1 − d_n) θ with d_n = min(decay, (1+n)/(10+n))."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model, self.decay = copy.deepcopy(model).eval().requires_grad_(False), decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, n: int) -> None:
+        """Take in the weights after optimizer step ``n`` (from 1).
+
+        Real buffers are averaged like weights, so that the statistics of a batch norm are those of the weights before
+        it; others are copied.
+        """
+        weight = 1 - min(self.decay, (1 + n) / (10 + n))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)
+        for averaged, current in zip(self.model.buffers(), model.buffers(), strict=True):
+            if averaged.is_floating_point():
+                averaged.lerp_(current, weight)
+            else:
+                averaged.copy_(current)
+
+
+def optimizer_step(
+    model: nn.Module,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    n: int,
+    forward_backward: Callable[[], dict[str, Tensor]],
+    clip: float,
+    accelerator: Accelerator | None = None,
+) -> dict[str, Tensor]:
+    """Step ``n`` (from 1) of an optimizer and of the average: the terms, the gradient norms, and ``skipped``.
+
+    Where a term or a norm is not finite on any process, ``skipped`` is 1, and model and optimizer stay as they are.
+    The fused optimizer sees to that on the device, so that the host need not wait for it; the average still moves
+    towards the weights.
+
+    Args:
+        model, ema, optimizer: what is trained, its average, and the optimizer, whose groups have names.
+        n: number of the step.
+        forward_backward: computes the gradients, and returns the terms of the loss.
+        clip: largest norm of the gradient of a group.
+        accelerator: the processes, where there may be several.
+    """
+    buffers = [  # what a pass changes, such as a batch norm's statistics, in place or by another tensor
+        (module, name, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()  # not by named_buffers: of small networks it is a fifth of a step
+        if buffer is not None
+    ]
+    terms = forward_backward()
+    for group in optimizer.param_groups:
+        if any(p.grad is not None for p in group["params"]):
+            terms[f"{group['name']}_grad_norm"] = torch.nn.utils.clip_grad_norm_(group["params"], clip)
+    finite = torch.stack([value.isfinite() for value in terms.values()]).all()
+    skipped = (~finite).float()
+    if accelerator is not None:
+        skipped = accelerator.reduce(skipped, "sum").clamp_max(1.0)
+    optimizer.found_inf = skipped  # type: ignore[attr-defined]
+    optimizer.step()
+    for module, name, before in buffers:
+        after = module.get_buffer(name)
+        after.copy_(torch.where(skipped > 0, before, after))
+    optimizer.zero_grad(set_to_none=True)
+    ema.update(model, n)
+    return terms | {"skipped": skipped}
+
+
+def learning_rate_factor(step: int, progress: float, warmup: float, decay: float) -> float:
+    """A linear rise, 1, and a linear fall to 0 over the last share ``decay`` of the run.
+
+    The rise takes ``warmup`` steps, or that share of the run where it is below 1; then the first step has rate 0.
+    """
+    risen = (progress if warmup < 1 else step + 1) / warmup if warmup else 1.0
+    fall = (1 - progress) / decay if decay else 1.0
+    return min(risen, 1.0) * max(min(fall, 1.0), 0.0)
+
+
+def is_due(step: int, before: float, progress: float, every: float) -> bool:
+    """Whether ``step``, which took the run from ``before`` to ``progress`` (shares of it), ends an interval.
+
+    Intervals are of ``every`` steps, or of that share of the run where it is below 1.
+    """
+    if every >= 1:
+        return step % every == 0  # never, where it is infinite
+    return math.floor(progress / every + ROUNDING) > math.floor(before / every + ROUNDING)

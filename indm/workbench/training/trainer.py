@@ -1,0 +1,456 @@
+"""What a run trains, and one step of it: the model, its average, the optimizer and how far the run is.
+
+:class:`Trainer` reads and writes no other files than checkpoints; the loop over its steps is
+:func:`indm.workbench.training.loop.train`.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from torch import Tensor, nn
+
+from indm import names
+from indm.conditions import Condition, rows_of_data, sees_condition
+from indm.dequantization import check_raw, from_data
+from indm.files.memory import raise_if_out_of_memory
+from indm.flows.base import Flow
+from indm.flows.check import check_flow
+from indm.likelihood import latent_reference
+from indm.messages import reason
+from indm.model import build_model, count_parameters
+from indm.objective import Objective, flow_nll, nelbo, objective_of, soft_truncation
+from indm.rng import noisy, part_of, random_states, restore_random_states
+from indm.sde.check import check_sde
+from indm.tensors import widest
+from indm.workbench.data.base import Data, check_kind, stack
+from indm.workbench.data.batches import Paired, flip_horizontally, loader
+from indm.workbench.data.raw import InMemory
+from indm.workbench.data.registry import load_data
+from indm.workbench.recipes.options import Training
+from indm.workbench.recipes.recipe import Recipe, model_of
+from indm.workbench.runs.devices import by_main_process
+from indm.workbench.training import checkpoints
+from indm.workbench.training.checks import (
+    check_condition,
+    check_fits,
+    check_loss,
+    check_parts,
+    check_shapes,
+    within_memory,
+)
+from indm.workbench.training.penalties import penalties_of
+from indm.workbench.training.resolving import with_condition
+from indm.workbench.training.step import EMA, FlowUse, TrainingStep, learning_rate_factor, optimizer_step
+
+Draw = Callable[..., Tensor]  # (x, generator) or, of a model with a condition, (x, generator, c) ↦ nats, (B,)
+LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
+# Attributes of a trainer that a checkpoint holds, beside weights, moments and random states.
+KEPT = ("step", "seconds", "pretraining", "rollbacks", "lr_factor")
+
+
+class Trainer:
+    """The model, its average, the optimizer and the place in the run: what a checkpoint holds, and one step of it.
+
+    Args:
+        recipe: resolved, see :mod:`indm.workbench.recipes.recipe`.
+        data: what is trained on.
+        accelerator: devices, precision and processes.
+        model: what is trained; by default the objective builds it from the recipe.
+        objective: by default the one that the recipe names.
+
+    A subclass may change how the model is made (:meth:`build_model`), the optimizer (:meth:`build_optimizer`) and the
+    step (:meth:`build_step`, :meth:`conditions`, :meth:`forward_backward`).
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Data,
+        accelerator: Accelerator,
+        *,
+        model: nn.Module | None = None,
+        objective: Objective | None = None,
+    ):
+        self.options: Training = recipe.train
+        self.objective = objective or objective_of(names.find("objective", self.options.objective))
+        self.data, self.accelerator = data, accelerator
+        self.data_b = self._second_data(recipe)
+        self.micro_batch_size = self._batch_size_of_a_pass()
+        self.recipe = recipe = with_condition(recipe, data)
+        torch.manual_seed(self.options.seed)
+        self.model = self._on_device(self._checked(model, recipe))
+        self.condition: Condition | None = getattr(self.model, "condition", None)
+        self._try_outside_parts()
+        self.ema = EMA(self.model, self.options.ema)
+        self.optimizer = self.build_optimizer([group for group in self.parameter_groups() if group["params"]])
+        self.step, self.seconds = 0, 0.0
+        self.pretraining = self.options.pretrain > 0  # until the flow is trained, too
+        self.lr_factor, self.rollbacks, self.fell_back = 1.0, 0, False
+        self.saved_step: int | None = None
+        self.network = accelerator.prepare_model(self.build_step(recipe).train())
+        torch.manual_seed(self.options.seed + 1)  # of all processes: see indm.rng
+
+    def _checked(self, model: nn.Module | None, recipe: Recipe) -> nn.Module:
+        """``model``, or that of ``recipe``, on the CPU, with its condition fitted to the data; ValueError if unfit."""
+        if model is None:
+            with within_memory(self.accelerator):
+                model = self.build_model(recipe)
+        check_parts(model, self.options, self.objective)
+        train = self.data.train  # what is read on demand is checked as it is read
+        check_raw(model, stack(train, None if isinstance(train, InMemory) else 2))
+        condition: Condition | None = getattr(model, "condition", None)
+        if recipe.condition is not None and condition is None:
+            raise ValueError(f"condition must be left out: a {type(model).__name__} that is trained here has none")
+        if condition is not None:
+            check_condition(condition, self.data)
+            condition.fit(condition.rows_of(self.data, "train"))
+        return model
+
+    def _on_device(self, model: nn.Module) -> nn.Module:
+        """``model`` on the device, if a step fits into its memory."""
+        device = self.accelerator.device
+        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+        model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        if device.type == "cpu":
+            check_fits(model, self.micro_batch_size, self.accelerator)
+        return model
+
+    def _second_data(self, recipe: Recipe) -> Data | None:
+        """The data of ``[data_b]``, where a penalty needs them."""
+        if recipe.data_b is None or not self.options.terminal:
+            return None
+        with self.accelerator.main_process_first():
+            second = load_data(recipe.data_b.name, **recipe.data_b.options)
+        check_kind(second, self.data, "data have", "data_b")
+        return second
+
+    def _batch_size_of_a_pass(self) -> int:
+        """The examples of one forward pass of one process."""
+        parts = self.options.accumulate * self.accelerator.num_processes
+        if self.options.batch_size % parts or self.options.batch_size > len(self.data.train):
+            multiple = f"a multiple of {parts} (accumulated batches × processes) and " if parts > 1 else ""
+            raise ValueError(
+                f"train.batch_size must be {multiple}at most the {len(self.data.train)} training examples, "
+                f"got {self.options.batch_size}"
+            )
+        return self.options.batch_size // parts
+
+    def build_model(self, recipe: Recipe) -> nn.Module:
+        """What is trained, on the CPU: a module with ``scaling``, ``shape``, ``trained_parts`` and ``save(folder)``."""
+        make = self.objective.build or (lambda recipe, *of_data: build_model(model_of(recipe), *of_data))
+        return make(recipe, self.data.shape, self.data.scaling)
+
+    def _try_outside_parts(self) -> None:
+        """See that parts from outside this package return what they must, before anything is written."""
+        packages = {package_of(module) for module in self.model.modules()}
+        loss_package = getattr(self.objective.loss, "__module__", "").split(".")[0]
+        if {*packages, loss_package} <= {"torch", "indm"}:
+            return
+        model = self.model if self.condition is None else self.model.given(self.c_of("train", 2))
+        x, _ = from_data(model, stack(self.data.train, 2).to(next(model.parameters()).device))
+        if model.is_diffusion:
+            check_shapes(model, x)
+            if package_of(model.sde) != "indm":
+                check_sde(model.sde)
+            if any(isinstance(part, Flow) and package_of(part) != "indm" for part in model.flow.modules()):
+                check_flow(model.flow, x)
+        known = {"eps": None, "progress": 0.0}
+        check_loss(self.objective, model, x, {k: v for k, v in known.items() if self.objective.takes(k)})
+
+    def c_of(self, split: str, n: int | None = None) -> Tensor | None:
+        """The conditions of the first ``n`` examples of a split (all by default); None for a model without one."""
+        return rows_of_data(self.model, self.data, split, n)
+
+    def parameter_groups(self) -> list[dict]:
+        """The parts of the model, each with its own learning rate (before the schedule) and weight decay."""
+        return [
+            {
+                "name": name,
+                "params": list(part.parameters()),
+                "base_lr": self._option_of(name, "lr"),
+                "weight_decay": self._option_of(name, "weight_decay"),
+            }
+            for name, part in self.model.trained_parts.items()
+        ]
+
+    def _option_of(self, part: str, key: str) -> float:
+        """``train.PART_KEY`` where there is such a key, else ``train.KEY``."""
+        return getattr(self.options, f"{part}_{key}", getattr(self.options, key))
+
+    def build_optimizer(self, groups: list[dict]) -> torch.optim.Optimizer:
+        """An optimizer that leaves all as it is where its ``found_inf`` is 1, as fused ones do on the device."""
+        return torch.optim.AdamW(groups, lr=self.options.lr, betas=self.options.betas, fused=True)
+
+    def build_step(self, recipe: Recipe) -> nn.Module:
+        """The objective as a module, (raw, **conditions) ↦ (loss, terms to be logged), see :class:`TrainingStep`."""
+        penalties = penalties_of(self.options, self.model, self.data, self.data_b, self.accelerator.device)
+        return TrainingStep(self.model, self.objective, penalties, self.options.initial_noise)
+
+    def conditions(self) -> dict:
+        """What the coming step takes beside its batches, drawn once for all of them."""
+        conditions: dict = {}
+        if self.objective.takes("eps"):
+            k = self.options.soft_truncation
+            conditions["eps"] = soft_truncation(self.model.sde, k) if k else None
+        if self.objective.takes("progress"):
+            conditions["progress"] = self.progress
+        return conditions | {"flow_use": self.flow_use()}
+
+    def flow_use(self) -> FlowUse:
+        """How the coming step uses the flow. Where the score has nothing to train, every step trains the flow."""
+        if self.pretraining and self.progress < self.options.pretrain:
+            return FlowUse.LEFT_OUT
+        between = self.model.is_diffusion and self.step % self.options.flow_update_every
+        return FlowUse.FROZEN if between and count_parameters(self.model.score) else FlowUse.TRAINED
+
+    def set_pretraining(self, pretraining: bool) -> None:
+        """Leave the flow out of the next steps, while ``train.pretrain`` lasts, or train it from now on."""
+        self.pretraining = pretraining
+
+    @property
+    def progress(self) -> float:
+        """How much of the budget is spent; the run is over at 1."""
+        return max(self.step / self.options.steps, self.seconds / self.options.seconds)
+
+    def batches(self) -> Iterator[Any]:
+        """Raw batches without end from the present step on, of this process; their order depends on seed and epoch.
+
+        Those of a model with a condition are pairs of raw data and c.
+        """
+        o = self.options
+        steps_per_epoch = len(self.data.train) // o.batch_size
+        first_epoch, skipped_steps = divmod(self.step, steps_per_epoch)
+        c = self.c_of("train")
+        dataset = self.data.train if c is None else Paired(self.data.train, c)
+        for epoch in itertools.count(first_epoch):
+            order: dict[str, Any] = {"shuffle": True, "seed": o.seed, "epoch": epoch, "drop_last": True}
+            examples = loader(dataset, self.micro_batch_size, workers=o.workers, **order)
+            examples.generator = torch.Generator()  # making an iterator must not draw from the stream of the steps
+            a = self.accelerator
+            own = prepare_data_loader(examples, a.device, a.num_processes, a.process_index, put_on_device=True)
+            skipped = skipped_steps * o.accumulate if epoch == first_epoch else 0
+            yield from itertools.islice(skip_first_batches(own, skipped), steps_per_epoch * o.accumulate - skipped)
+
+    def prepare_batch(self, raw: Tensor) -> Tensor:
+        """Flipped at random where the data allow it."""
+        return flip_horizontally(raw) if self.data.flip else raw
+
+    def steps(self) -> Iterator[tuple[dict[str, Tensor], float]]:
+        """Train until the budget is spent, a step at a time; after :meth:`load` from the step that was loaded.
+
+        Yields:
+            The terms of :meth:`train_step`, and the share of the budget that was spent before the step.
+        """
+        batches, at = iter(()), None
+        while self.progress < 1:
+            batches = batches if at == (self.step, self.rollbacks) else self.batches()
+            before, started = self.progress, time.perf_counter()
+            terms = self.train_step(batches)
+            self.seconds += time.perf_counter() - started
+            at = self.step, self.rollbacks
+            yield terms, before
+
+    def train_step(self, batches: Iterator[Tensor]) -> dict[str, Tensor]:
+        """One optimizer step; the loss, its terms in nats (means over the batch) and the gradient norms.
+
+        Where one of them is not finite on any process, model and optimizer stay as they are, and ``skipped`` is 1.
+        """
+        self.pretraining = self.pretraining and self.progress < self.options.pretrain  # the flow stays once it is in
+        conditions = self.conditions()
+        self._set_learning_rates()
+        gradients = partial(self.forward_backward, batches, conditions)
+        weights = self.model, self.ema, self.optimizer
+        terms = optimizer_step(*weights, self.step + 1, gradients, self.options.clip, self.accelerator)
+        self.step += 1
+        return terms
+
+    def agree(self, stops: bool) -> bool:
+        """Whether any process ``stops``; all get the main one's clock. No process may act alone on either."""
+        a = self.accelerator
+        if a.num_processes == 1:
+            return stops
+        own = torch.tensor([float(stops), self.seconds * a.is_main_process], dtype=widest(a.device), device=a.device)
+        stopping, self.seconds = a.reduce(own).tolist()
+        return stopping > 0
+
+    def _set_learning_rates(self) -> None:
+        o = self.options
+        for group in self.optimizer.param_groups:
+            warmups = o.warmup, self._option_of(group["name"], "warmup")
+            factors = (learning_rate_factor(self.step, self.progress, warmup, o.decay) for warmup in warmups)
+            group["lr"] = self.lr_factor * group["base_lr"] * min(factors)
+
+    def forward_backward(self, batches: Iterator[Tensor], conditions: dict) -> dict[str, Tensor]:
+        """Gradients of the mean loss over the batches of one step; the means of its terms."""
+        means: dict[str, Tensor] = {}
+        for i in range(self.options.accumulate):
+            last = i == self.options.accumulate - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.network):
+                batch = next(batches)
+                raw, given = (batch, ()) if isinstance(batch, Tensor) else (batch[0], tuple(batch[1:]))
+                with part_of(self.accelerator.process_index * len(raw), self.accelerator.num_processes * len(raw)):
+                    loss, terms = self.network(self.prepare_batch(raw), *given, **conditions)
+                self.accelerator.backward(loss / self.options.accumulate)
+            for name, value in terms.items():
+                means[name] = means.get(name, 0.0) + value / self.options.accumulate
+        return means
+
+    @property
+    def unit(self) -> str:
+        """Of likelihoods: bits/dim where the data have grey levels, else total nats of the raw data."""
+        return "bits/dim" if self.model.scaling.levels else "nats"
+
+    def in_units(self, nats: float) -> float:
+        """Nats of the raw data in the :attr:`unit`."""
+        return nats / (math.prod(self.model.shape) * math.log(2) if self.model.scaling.levels else 1.0)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, Any]:
+        """The bound (:func:`bound_of`) of the averaged model on validation examples, every time with the same noise.
+
+        With a second data set, also −log p(x_T) of its validation examples, as ``valid_terminal``. Both with the noise
+        that training adds.
+        """
+        model, o, size = self.ema.model, self.options, self.recipe.evaluate.batch_size
+
+        def of(raw: Tensor, draw: Draw, noise: float, c: Tensor | None = None) -> float:
+            nats = drawn(raw, draw, model, self.accelerator, size, o.seed, noise=noise, c=c)
+            return self.in_units(nats.mean().item())
+
+        raw = stack(self.data.valid, o.validate_examples)
+        bound = of(raw, bound_of(model, raw, o.seed), o.initial_noise, self.c_of("valid", len(raw)))
+        validation: dict[str, Any] = {"valid_nelbo": bound, "unit": self.unit}
+        if self.data_b is not None:
+            second = stack(self.data_b.valid, o.validate_examples)
+            validation["valid_terminal"] = of(
+                second, lambda x, generator: flow_nll(model, x, generator=generator), o.terminal_noise
+            )
+        return validation
+
+    def place_of(self, step: int) -> dict[str, int]:
+        """Which batch ``step`` (from 1) took: its epoch, and its place in the epoch's order, both from 0."""
+        epoch, batch = divmod(step - 1, len(self.data.train) // self.options.batch_size)
+        return {"epoch": epoch, "batch": batch}
+
+    def save(self, run: Path, log: dict[str, Any] | None = None) -> None:
+        """Write the checkpoint, with the state of the ``log``, and the averaged model into ``run``. Collective.
+
+        Each file is written whole or not at all.
+        """
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": random_states(self.accelerator.device),
+            "log": log or {},
+            **{name: getattr(self, name) for name in KEPT},
+        }
+        if self.accelerator.is_main_process:
+            checkpoints.write(run, state, self.options.keep_last)
+            self.ema.model.save(run)
+        self.saved_step, self.fell_back = self.step, False
+        self.accelerator.wait_for_everyone()
+
+    def load(self, run: Path) -> dict[str, Any]:
+        """Go back to the newest intact state in ``run``; the state of the log in it. Collective.
+
+        The main process finds it, and all take that very one. The number of processes may have been another one.
+
+        Raises:
+            ValueError: none is intact, or it is one of another model.
+            OSError, MemoryError: it cannot be read now.
+        """
+        path = by_main_process(lambda: checkpoints.newest(run)[0])
+        state = checkpoints.read(path)
+        try:
+            log = self._take(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise_if_out_of_memory(path, error)
+            raise ValueError(f"{path} is not a checkpoint of this recipe: {reason(error)}") from error
+        self.saved_step = self.step
+        return log
+
+    def _take(self, state: dict) -> dict[str, Any]:
+        self.model.load_state_dict(state["model"])
+        self.ema.model.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in KEPT:
+            setattr(self, name, state[name])
+        restore_random_states(state["random"], self.accelerator.device)
+        return state["log"]
+
+    def roll_back(self, run: Path) -> dict[str, Any]:
+        """Go back to the newest state in ``run`` at half the learning rates; the state of the log in it.
+
+        If the run has just come from there, that state did not help: it is set aside for the one before it.
+        """
+        kept = self.seconds, self.lr_factor / 2, self.rollbacks + 1
+        if self.fell_back and self.accelerator.is_main_process:
+            checkpoints.drop_newest(run)
+        log = self.load(run)
+        self.seconds, self.lr_factor, self.rollbacks = kept
+        self.fell_back = True
+        return log
+
+
+def bound_of(model: nn.Module, raw: Tensor, seed: int) -> Draw:
+    """Draws an upper bound of −log p of a batch x of ``raw`` under ``model``, nats in model units, (B,).
+
+    For a diffusion that is the NELBO; a Gaussian law of the latents removes most of its noise, where fitting one costs
+    next to nothing. Any other model has a method ``bound(x, generator=…)``, whose result has a ``total``.
+    """
+    if not model.is_diffusion:
+        return lambda x, generator: model.bound(x, generator=generator).total
+    model.flow.check()
+    small = math.prod(model.shape) <= LARGEST_CONTROLLED
+    one_latent = not sees_condition(model.flow)
+    reference = latent_reference(model, raw, seed=seed) if small and one_latent else None
+
+    def draw(x: Tensor, generator: torch.Generator, c: Tensor | None = None) -> Tensor:
+        log_q = x.new_zeros(len(x))  # model units
+        return nelbo(model, x, c=c, times=2, reference=reference, log_q=log_q, generator=generator).total
+
+    return draw
+
+
+def drawn(
+    raw: Tensor,
+    draw: Draw,
+    model: nn.Module,
+    accelerator: Accelerator,
+    batch_size: int,
+    seed: int,
+    *,
+    noise: float = 0.0,
+    c: Tensor | None = None,
+) -> Tensor:
+    """``draw`` of all of ``raw`` with normal noise of that deviation, at conditions ``c`` if there are any, nats of
+    the raw data (N,).
+
+    Each process does its share, and all get all of them. The noise of a batch depends on its index alone, so that the
+    result does not depend on the processes.
+    """
+    a, batches = accelerator, raw.split(batch_size)
+    nats = [torch.zeros(len(batch), device=a.device) for batch in batches]
+    generator = torch.Generator(a.device)
+    for index in range(a.process_index, len(batches), a.num_processes):
+        generator.manual_seed(seed + 1_000_003 * index)
+        x, log_q = from_data(model, batches[index].to(a.device), generator=generator)
+        x = noisy(x, noise, generator)
+        at = () if c is None else (c[index * batch_size :][: len(x)],)
+        nats[index] = (draw(x, generator, *at) + log_q).float()
+    return a.reduce(torch.cat(nats), "sum")
+
+
+def package_of(module: nn.Module) -> str:
+    """The top-level package that the class of ``module`` comes from."""
+    return type(module).__module__.split(".")[0]

@@ -1,0 +1,422 @@
+"""The examples that are to be translated, the runs that carry data set A into data set B, and batches of one route.
+
+Two models, one model of classes, or one bridge. The folder of a pair holds an ordinary run of each data set, ``a`` and
+``b``, of the same recipe but for its data. A bridge is an ordinary run of a recipe with ``[data_b]`` and
+``train.terminal``.
+"""
+
+import functools
+import glob
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from jaxtyping import Float, Num
+from PIL import Image
+from torch import Tensor
+
+from indm.conditions import condition_of
+from indm.model import INDM
+from indm.tensors import double
+from indm.translation import DIRECTIONS, Arrival, Route, bridge, sdedit, two_models
+from indm.workbench.data import tables
+from indm.workbench.data.arrays import read_events
+from indm.workbench.data.base import Data
+from indm.workbench.data.images import SUFFIXES, fitted, read_alpha, read_image, shown_part
+from indm.workbench.data.registry import load_data, without_download
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.options import TranslationOptions
+from indm.workbench.runs.folder import is_run, open_run
+from indm.workbench.training.pairs import SIDES, is_bridge, is_pair, noise_of
+
+BRIDGE = "terminal bridge"
+ARRAY_SUFFIXES = {".npz", ".npy"}
+SHEET = "sheet"  # a picture beside the results, so that an image of that name keeps its suffix
+
+
+class Example(NamedTuple):
+    """What was read.
+
+    Attributes:
+        pixels: (C, H, W) or (D,) in data units.
+        note: what was done to them; "" for nothing.
+        sides: height and width of what they show in the pixels of its file; None of no image file.
+        alpha: how opaque that is, an image of mode "L"; None where it is opaque, or nobody asked.
+    """
+
+    pixels: Num[Tensor, "*event"]
+    note: str = ""
+    sides: tuple[int, int] | None = None
+    alpha: Image.Image | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One example to be translated.
+
+    Attributes:
+        name: of its result, without suffix.
+        source: the file that it is in.
+        read: reads the example.
+        row: of an array; None of an image file.
+    """
+
+    name: str
+    source: Path
+    read: Callable[[], Example]
+    row: int | None = None
+
+
+def find(
+    sources: Sequence[Path], model: INDM, data: dict, *, grey: bool = False, strict: bool = False, alpha: bool = False
+) -> list[Item]:
+    """The examples in files, folders (searched recursively), glob patterns, ``.npz`` and ``.npy`` arrays, and tables of
+    vectors in ``.csv`` files (those of folders apart).
+
+    Args:
+        model: whose shape and grey levels they must have.
+        data: the ``[data]`` table of a run on a folder: how images of another size are cut and resized, by default by
+            the largest centred part of the model's aspect ratio, and the ``background`` of those with transparency, by
+            default white.
+        grey: make images grey, whatever the channels of the model.
+        strict: an image of another size, or a file that is not an image, is an error.
+        alpha: also read how opaque images are.
+
+    Raises:
+        ValueError: nothing found, an array of another shape, an image where the model has no images, or two results of
+            one name.
+    """
+    items: list[Item] = []
+    as_arrays = ARRAY_SUFFIXES | tables.SUFFIXES if len(model.shape) == 1 else ARRAY_SUFFIXES
+    for file, name in found_in(sources):
+        if file.suffix.lower() in as_arrays:
+            items += _rows(file, name, model)
+        elif len(model.shape) != 3 or model.shape[0] not in (1, 3):
+            raise ValueError(f"{file}: events of shape {model.shape} are no image files; .npz, .npy or .csv would do")
+        else:
+            items.append(Item(name, file, image_reader(file, model, data, grey, strict, alpha)))
+    return _with_names_apart(items)
+
+
+def _with_names_apart(items: list[Item]) -> list[Item]:
+    """The items, where two images of one name keep their suffixes; a ValueError where two results still have one."""
+    names = Counter(item.name for item in items if item.row is None) + Counter([SHEET])
+    items = [
+        replace(item, name=f"{item.name}{item.source.suffix}") if item.row is None and names[item.name] > 1 else item
+        for item in items
+    ]
+    written = Counter(f"{folder}{item.name}" for item in items for folder in ("", "cycle/", "strips/"))
+    twice = [name for name, count in written.items() if count > 1]
+    if twice:
+        raise ValueError(f"{len(twice)} names of results come twice, such as {twice[0]!r}; translate them apart")
+    return items
+
+
+def found_in(sources: Sequence[Path]) -> list[tuple[Path, str]]:
+    """:func:`files_of` all sources; a ValueError where one of them has none."""
+    found = []
+    for source in sources:
+        files = files_of(source)
+        if not files:
+            raise ValueError(f"no image or array found in '{source}'; png, jpeg, webp, … and npz, npy, csv would do")
+        found += files
+    return found
+
+
+def files_of(source: Path) -> list[tuple[Path, str]]:
+    """Files and the names of their results, without suffix: in a folder, with the path below it."""
+    if source.is_dir():
+        known = SUFFIXES | ARRAY_SUFFIXES
+        below = sorted(path.relative_to(source) for path in source.rglob("*") if path.suffix.lower() in known)
+        below = [path for path in below if not any(part.startswith(".") for part in path.parts)]
+        return [(source / path, str(path.with_suffix(""))) for path in below if (source / path).is_file()]
+    if source.is_file():
+        return [(source, source.stem)]
+    matches = {*map(Path, glob.glob(str(source), recursive=True))}
+    return [(path, path.stem) for path in sorted(matches) if path.is_file()]
+
+
+def _rows(file: Path, name: str, model: INDM) -> list[Item]:
+    array = read_events(file, model.scaling.levels)
+    if tuple(array.shape[1:]) != model.shape:
+        raise ValueError(f"{file} must hold events of shape {model.shape}, got {tuple(array.shape[1:])}")
+    return [
+        Item(f"{name}-{row:05d}", file, functools.partial(Example, pixels), row) for row, pixels in enumerate(array)
+    ]
+
+
+def image_reader(
+    file: Path, model: INDM, data: dict, grey: bool = False, strict: bool = False, alpha: bool = False
+) -> Callable[[], Example]:
+    """What reads an image file as an example of ``model``; the arguments are those of :func:`find`."""
+    channels, height, width = model.shape
+
+    def read() -> Example:
+        image, crop = read_image(file, data.get("background", "white")), data.get("crop", True)
+        size, is_fitting = f"{image.width}×{image.height}", image.size == (width, height)
+        if strict and not is_fitting:
+            raise ValueError(f"{size} pixels, and the model has {width}×{height}")
+        shown = shown_part(image.convert("L") if grey else image, (height, width), crop)
+        pixels = fitted(shown, (channels, height, width), data.get("resize", "bilinear"), crop=False)
+        pixels = (pixels.double() * (cast(int, model.scaling.levels) - 1) / 255).round().to(torch.uint8)
+        opaque = read_alpha(file) if alpha else None
+        note = "" if is_fitting else f"resized from {size}"
+        return Example(pixels, note, shown.size[::-1], opaque and shown_part(opaque, (height, width), crop))
+
+    return read
+
+
+# ── Runs and routes ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def is_run_or_pair(folder: Path) -> bool:
+    """Whether ``folder`` is that of a run, or of a pair of them."""
+    return is_run(folder) or is_pair(folder)
+
+
+@dataclass(frozen=True)
+class TranslationRuns:
+    """The models that translate, and the data of A and B.
+
+    Attributes:
+        folders: the run folders of the models, in the order in which a route meets them.
+        models: one for a bridge, else two; of classes, one and the same.
+        direction: of a bridge, and of a pair's folder.
+        data, data_b: the ``[data]`` tables of where the route begins and of where it ends.
+        classes: of one model of classes, where the route begins and where it ends.
+        noise: of a bridge, with which A and B were learned.
+    """
+
+    folders: tuple[Path, ...]
+    models: tuple[INDM, ...]
+    direction: str
+    data: dict
+    data_b: dict
+    classes: tuple[str | None, str | None] = (None, None)
+    noise: tuple[float, float] = (0.0, 0.0)
+
+    @functools.cached_property
+    def datasets(self) -> tuple[Data, Data]:
+        """The data of where the route begins and of where it ends."""
+        first = load_data(**without_download(self.data))
+        both = (first, first if self.data_b == self.data else load_data(**without_download(self.data_b)))
+        a, b = (data if name is None else data.of_class(name) for data, name in zip(both, self.classes, strict=True))
+        return a, b
+
+    @property
+    def grey(self) -> tuple[bool, bool]:
+        """Whether the images of both ends are made grey, whatever the channels of the model."""
+        a, b = (
+            name in grey if isinstance(grey := data.get("grey", False), list) else grey
+            for data, name in zip((self.data, self.data_b), self.classes, strict=True)
+        )
+        return a, b
+
+    @property
+    def is_bridge(self) -> bool:
+        """Whether one model leads from one end of its diffusion to the other."""
+        return len(self.models) == 1
+
+    @property
+    def kind(self) -> str:
+        """In words."""
+        if self.classes != (None, None):
+            return "one class-conditional model"
+        return BRIDGE if self.is_bridge else "two models"
+
+    def sdedit(self, **options) -> Route:
+        """See :func:`indm.translation.sdedit` for the options; a ValueError where no model makes data of B from
+        noise."""
+        if self.is_bridge:
+            raise ValueError(
+                f"method 'sdedit' needs a model that makes data of B from noise; {self.folders[0]} is a bridge, whose "
+                "noise is B"
+            )
+        return sdedit(self.models[1], c=self.classes[1], **options)
+
+    def route(self, *, guidance: float = 1.0, **options) -> Route:
+        """See :func:`indm.translation.two_models` and :func:`indm.translation.bridge` for the options.
+
+        Raises:
+            ValueError: guidance without a model of classes.
+        """
+        if guidance != 1 and self.classes == (None, None):
+            raise ValueError(f"guidance {guidance:g} requires one class-conditional model, got {self.kind}")
+        if self.is_bridge:
+            return bridge(self.models[0], self.direction, noise=self.noise, **options)
+        source, target = self.models
+        return two_models(source, target, c=self.classes, guidance=guidance, **options)
+
+
+def open_runs(
+    folders: Sequence[Path],
+    direction: str = "forward",
+    classes: tuple[str, str] | None = None,
+    *,
+    method: str = "flow",
+) -> TranslationRuns:
+    """Two runs, from the first to the second; or one bridge, or one pair, in either ``direction``.
+
+    With ``classes``, one run of a model of classes, from the first class to the second, or back; where it has two, they
+    need not be named. With method "sdedit" one run is that of B, and stands for both.
+
+    Raises:
+        ValueError: one run that is not a bridge, more than two, classes that the one run does not have.
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")
+    backward = direction == "backward"
+    classes = classes or _two_classes(folders)
+    if classes is not None:
+        return _between_classes(folders, direction, classes[::-1] if backward else classes)
+    if len(folders) == 1 and is_pair(folders[0]):
+        folders = [folders[0] / side for side in (reversed(SIDES) if backward else SIDES)]
+    elif len(folders) == 2 and backward:
+        folders = list(reversed(folders))
+    if not 1 <= len(folders) <= 2:
+        raise ValueError(f"one or two run folders must come first, got {len(folders)}")
+    models, own = zip(*(open_run(folder) for folder in folders), strict=True)
+    tables = [recipe.data.table() for recipe in own]
+    if len(folders) == 2:
+        return TranslationRuns(tuple(folders), models, direction, *tables)
+    if method == "sdedit" and own[0].data_b is None:
+        return TranslationRuns((*folders, *folders), (*models, *models), direction, *tables, *tables)
+    if not is_bridge(own[0]):
+        raise ValueError(
+            f"{folders[0]} is not a bridge (indm train-bridge): give a second run after it, or two classes of a model "
+            "of classes as --condition"
+        )
+    a, b = (own[0][table] for table in (("data_b", "data") if backward else ("data", "data_b")))
+    return TranslationRuns(tuple(folders), models, direction, a, b, noise=noise_of(own[0]))
+
+
+def _two_classes(folders: Sequence[Path]) -> tuple[str, str] | None:
+    """The classes of one run that has two."""
+    if len(folders) != 1 or not is_run(folders[0]):
+        return None
+    labels = recipes.load(folders[0]).get("condition", {}).get("labels", ())
+    return tuple(labels) if len(labels) == 2 else None
+
+
+def _between_classes(folders: Sequence[Path], direction: str, classes: tuple[str, ...]) -> TranslationRuns:
+    if len(folders) != 1 or is_pair(folders[0]):
+        raise ValueError(f"condition needs one run, of a model of both classes, got {', '.join(map(str, folders))}")
+    model, recipe = open_run(folders[0])
+    condition = condition_of(model, classes)
+    if not condition.is_class:
+        raise ValueError(f"condition needs a model of classes, got one of p(x|{type(condition).__name__.lower()})")
+    source, target = (condition.labels[condition.typed(name)] for name in classes)
+    data = recipe.data.table()
+    return TranslationRuns(tuple(folders), (model, model), direction, data, data, (source, target))
+
+
+def route_of(runs: TranslationRuns, options: TranslationOptions) -> Route:
+    """The route from A to B; a ValueError for a bad option, or a cycle along a route that leads nowhere back."""
+    shared: dict = {"strength": options.strength, "steps": options.steps, "tol": options.tol}
+    if options.method == "sdedit":
+        if options.guidance != 1:
+            raise ValueError(f"guidance must be 1 for method 'sdedit', got {options.guidance:g}: it has no model of A")
+        route = runs.sdedit(**shared)
+    else:
+        route = runs.route(stochastic=options.stochastic, guidance=options.guidance, **shared)
+    if options.cycle:
+        route.back()
+    if options.errors and options.tol is None and options.steps < 2 * len(route.legs):
+        raise ValueError(f"errors needs steps of at least {2 * len(route.legs)}, to halve them, got {options.steps}")
+    return route
+
+
+@dataclass(frozen=True)
+class Translated:
+    """One example translated, in data units; None is what was not asked for.
+
+    Attributes:
+        result: the example as one of B.
+        frames: pictures along the route, (frames, C, H, W).
+        returned: the result carried back to A.
+        cycle_error: absolute difference of the end of the way back from the start of the route, before rounding and
+            before a bridge's noise is taken away.
+        cycle_error_rounded: the largest after rounding.
+        written_cycle_error: the largest difference from the source, where the way back begins at the result as written.
+        solver_error: the largest difference of the result from that of a rougher solution.
+    """
+
+    result: Num[Tensor, "*event"]
+    frames: Num[Tensor, "frames *event"] | None = None
+    returned: Num[Tensor, "*event"] | None = None
+    cycle_error: Float[Tensor, "*event"] | None = None
+    cycle_error_rounded: Float[Tensor, ""] | None = None
+    written_cycle_error: Float[Tensor, ""] | None = None
+    solver_error: Float[Tensor, ""] | None = None
+
+
+class BatchTranslator:
+    """Translates batches by one route; ``nfe`` is the most evaluations of one example, ``times`` are of the frames."""
+
+    def __init__(self, route: Route, options: TranslationOptions):
+        self.route, self.options, self.nfe = route, options, 0
+        self.times = route.times(options.strip) if options.strip else []
+        device = route.models[0].scaling.scale.device
+        self.generator = torch.Generator(device).manual_seed(options.seed)
+
+    def words(self) -> list[str]:
+        """The time of each frame, and whether the route goes up there or down."""
+        legs = [leg for leg in self.route.legs for _ in range(self.options.strip)]
+        return [
+            f"t = {t:.2g}, {'up' if leg.start < leg.end else 'down'}" for t, leg in zip(self.times, legs, strict=True)
+        ]
+
+    def each(self, raw: Tensor) -> list[Translated | RuntimeError]:
+        """As a call; where that fails, each example alone, and the error of those that fail."""
+        try:
+            return [*self(raw)]
+        except RuntimeError as error:
+            return [error] if len(raw) == 1 else [self.each(one)[0] for one in raw.split(1)]
+
+    def __call__(self, raw: Num[Tensor, "batch *event"]) -> list[Translated]:
+        """The translations of examples in data units.
+
+        Raises:
+            RuntimeError: an inverse did not converge.
+        """
+        source, target = self.route.models
+        seed, noise = self.options.seed, self.generator.clone_state()
+        there = self.route.translate(raw, seed, frames=self.options.strip, generator=self.generator)
+        columns = {"result": target.scaling.to_data(there.x).cpu()}
+        if self.options.cycle:
+            x, way_back = self.route.source(raw, seed), self.route.back()
+            back = way_back.follow(there.end)
+            columns["returned"] = source.scaling.to_data(back.x).cpu()
+            scale = source.scaling.scale
+            columns["cycle_error"] = ((back.end - x) * scale).abs().cpu()
+            grey = [double(source.scaling.to_data(end)) for end in (back.end, x)]
+            columns["cycle_error_rounded"] = _largest(grey[0] - grey[1])
+            if self.options.errors:
+                again = way_back.translate(columns["result"], seed).x
+                columns["written_cycle_error"] = _largest((again - source.scaling.centre(raw).to(x)) * scale)
+        if self.options.errors:
+            rough = self.route.rougher().translate(raw, seed, generator=noise)
+            columns["solver_error"] = _largest((there.x - rough.x) * target.scaling.scale)
+        if self.options.strip and raw.ndim == 4:
+            columns["frames"] = self._frames(there)
+        self.nfe = max(self.nfe, there.nfe)
+        return each_of(columns)
+
+    def _frames(self, there: Arrival) -> Tensor:
+        """(B, frames, *event) in data units."""
+        by_leg = there.frames.split(self.options.strip, 1)
+        parts = [leg.model.scaling.to_data(f) for leg, f in zip(self.route.legs, by_leg, strict=True)]
+        return torch.cat(parts, 1).cpu()
+
+
+def each_of(columns: Mapping[str, Tensor]) -> list[Translated]:
+    """Examples by the columns of a batch."""
+    return [Translated(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+
+
+def _largest(difference: Tensor) -> Tensor:
+    """Of each example, (B,)."""
+    return difference.abs().flatten(1).amax(1).cpu()

@@ -1,0 +1,707 @@
+"""The page of a run: what its requests compute, what they refuse, and that a browser can use it."""
+
+import importlib.util
+import io
+import json
+import math
+import os
+import queue
+import re
+import signal
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from browsers import NARROW, keep, overflow, visiting
+from PIL import Image
+from solvers import solve_roughly
+
+import indm
+from indm.model import build_model
+from indm.sampling import default_sampler
+from indm.scaling import Scaling
+from indm.translation import bridge
+from indm.workbench.app import requests
+from indm.workbench.app.requests import WAYS, Side, Source, at_most, open_sides, translation_of
+from indm.workbench.cli import evaluate as commands
+from indm.workbench.cli.main import main
+from indm.workbench.data.registry import load_data
+from indm.workbench.evaluation import sheets
+from indm.workbench.evaluation.figures import slerp
+from indm.workbench.recipes import recipe as recipes
+
+NET = {"name": "mlp", "width": 16, "depth": 1, "fourier": 0}
+LABELS = [str(number) for number in range(10)]
+
+
+def save(folder, seed=None, condition=None):
+    """A run on digits: latents N(0, I) and their exact score, or weights at random of that seed."""
+    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"} if seed is None else NET}
+    tables |= {"condition": condition | {"drop": 0.1}} if condition else {}
+    torch.manual_seed(seed or 0)
+    model = build_model(tables, (1, 8, 8), Scaling.images(17)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.04 * torch.randn_like(parameter)
+    folder.mkdir(parents=True)
+    model.save(folder)
+    (folder / "recipe.toml").write_text(recipes.to_toml(recipes.resolve(tables | {"data": {"name": "digits"}})))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Runs, and an image that is no test image."""
+    home = tmp_path_factory.mktemp("app")
+    save(home / "exact")
+    save(home / "classes", 0, {"name": "classes", "labels": LABELS})
+    save(home / "numbers", 0, {"name": "vector", "size": 2})
+    save(home / "pair" / "a", 1)
+    save(home / "pair" / "b", 2)
+    grey = (15 * load_data("digits").train[0][0]).numpy().repeat(2, 0).repeat(2, 1)
+    Image.fromarray(np.dstack([grey] * 3)).save(home / "mine.png")
+    return home
+
+
+@pytest.fixture
+def panels(monkeypatch):
+    """What is drawn, as the panels of each sheet."""
+    drawn = []
+
+    def sheet(panels, *_):
+        drawn.append(panels)
+        return np.zeros((1, 1, 3), np.uint8)
+
+    monkeypatch.setattr(sheets, "sheet", sheet)
+    return drawn
+
+
+@pytest.fixture
+def rough(monkeypatch):
+    solve_roughly(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def classes(home):
+    return Side.opened(home / "classes")
+
+
+@pytest.fixture(scope="module")
+def exact(home):
+    return Side.opened(home / "exact")
+
+
+# ── Requests ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "c", "more"),
+    [("classes", "7", "7", {"temperature": 0.5, "guidance": 2.0}), ("numbers", "[0.5, -2]", [0.5, -2.0], {})],
+)
+def test_samples_are_those_of_the_library(home, name, said, c, more):
+    side = Side.opened(home / name)
+
+    def grid(c, temperature=1.0, guidance=1.0):
+        return requests.samples(side, 4, 5, "heun", 3, temperature, c, guidance)
+
+    x = indm.sample(side.model, 4, c=c, sampler="heun", steps=5, generator=torch.Generator().manual_seed(3), **more)
+    assert np.array_equal(grid(said, **more), sheets.grid(side.model.scaling.to_data(x), 17))
+    assert not np.array_equal(grid(said, **more), grid(""))  # p(x)
+
+
+@pytest.mark.parametrize("wrong", ["cat", "[1,", '["cat", "dog"]', "0.5", "[0.5]"])
+def test_numbers_are_a_condition(home, wrong):
+    with pytest.raises(ValueError, match="must be numbers"):
+        requests.samples(Side.opened(home / "numbers"), 4, 5, "heun", 3, 1.0, wrong, 1.0)
+
+
+def test_a_likelihood_is_that_of_the_image_with_its_conventions(home, exact):
+    """For N(0, I) and its exact score both numbers are −log₂ of the density, averaged over the noise."""
+    side = exact
+    text = requests.likelihood(side, Source(str(home / "mine.png")), 16, 0, "")
+    rows = {
+        name: [float(n) for n in numbers.split("|")[:2]] for name, numbers in re.findall(r"\*\*(.+)\*\* \|(.+)", text)
+    }
+    raw = side.read(Source(str(home / "mine.png")))[0].double()
+    edges = (torch.stack([raw, raw + 1]) * 2 / 17 - 1) / math.sqrt(2)  # of each grey level
+    second = (edges**3)[1] - (edges**3)[0]  # mean of x² over a level, from its third powers
+    energy = (second / (edges[1] - edges[0]) / 3 * 2).mean()
+    expected = (0.5 * math.log(2 * math.pi) + 0.5 * energy.item() - math.log(2 / 17)) / math.log(2)
+    assert list(rows) == ["NELBO", "NLL (ODE)"]
+    for mean, error in rows.values():
+        assert 0 < error < 0.2 and abs(mean - expected) < 4 * error + 0.01
+    assert "Dequantization: uniform" in text and "resized from 16×16" in text and "16 draws" in text
+    assert "uniform noise needs 4.09" in text and "Held-out" not in text
+
+
+@pytest.mark.usefixtures("rough")
+def test_a_likelihood_repeats_itself_for_its_seed_and_names_the_evaluation(exact, monkeypatch):
+    row = {"bits_per_dim": 1.5, "bits_per_dim_standard_error": 0.25}
+    monkeypatch.setattr(requests, "current_evaluation", lambda run: {"nelbo": {"with_reconstruction": row}})
+    texts = [requests.likelihood(exact, Source(None, 3), 2, seed, "") for seed in (4, 4, 5)]
+    assert texts[0] == texts[1] != texts[2] and "test image 3" in texts[0]
+    assert "Held-out images of this run: NELBO 1.500 ± 0.250 bits/dim." in texts[0]
+
+
+def test_an_interpolation_goes_from_one_image_to_the_other(exact, panels):
+    side = exact
+    requests.interpolation(side, [Source(None, 0), Source(None, 1)], 3, "")
+    ((panel,),) = panels
+    raw = torch.stack([side.test[0], side.test[1]])
+    x = side.model.scaling.centre(raw)
+    middle = side.model.scaling.to_data(slerp(x[:1], x[1:], 0.5))
+    assert torch.equal(panel.images[[0, 2]], raw) and list(panel.tops) == ["x", "50%", "x′"]
+    assert (panel.images[1].int() - middle[0].int()).abs().max() <= 1
+
+
+def as_file(image, path):
+    """An image of 17 grey levels as a file in colour, with bytes in the middle of each level; not test image 0."""
+    grey = ((image[0] + 0.5) * 256 / 17).byte().numpy()
+    Image.fromarray(np.dstack([grey] * 3)).save(path)
+    return Source(str(path), 0)
+
+
+@pytest.mark.usefixtures("rough")
+def test_uploads_are_interpolated_as_the_images_that_they_show(classes, panels, tmp_path):
+    """The condition changes the middle alone."""
+    known = [Source(None, 7), Source(None, 4)]
+    files = [as_file(classes.test[source.number], tmp_path / f"{source.number}.png") for source in known]
+    for sources, c in ((known, "3"), ([files[0], known[1]], "3"), (files[::-1], "3"), (known, "8")):
+        requests.interpolation(classes, sources, 3, c)
+    strip, mixed, reverse, other = [panel.images for ((panel,),) in zip(panels, strict=True)]
+    ends = torch.stack([classes.test[7], classes.test[4]])
+    assert torch.equal(strip[[0, -1]], ends) and torch.equal(mixed, strip) and torch.equal(other[[0, -1]], ends)
+    assert torch.equal(reverse[[0, -1]], ends.flip(0)) and not torch.equal(other[1], strip[1])
+
+
+def test_a_model_that_draws_codes_has_no_interpolation(exact):
+    flow = {"name": "conditional-residual", "blocks": [1], "width": 4, "code_dim": 2, "encoder_planes": [4]}
+    tables = {"flow": flow, "sde": {"name": "vp"}, "net": NET}
+    side = replace(exact, model=build_model(tables, (1, 8, 8), Scaling.images(17)))
+    with pytest.raises(ValueError, match="draws a code in every call"):
+        requests.interpolation(side, [Source(None, 0), Source(None, 1)], 3, "")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_translation_is_that_of_the_library(home, panels, tmp_path, way):
+    a, b = (indm.INDM.load(home / "pair" / name) for name in "ab")
+    translation = translation_of(open_sides([home / "pair"]))
+    translation(Source(None, 2), way, ("", ""), 0.5, 20)
+    translation(as_file(translation.sides[0].test[2], tmp_path / "2.png"), way, ("", ""), 0.5, 20)
+    for ours, theirs in zip(panels[2:], panels[:2], strict=True):  # an upload is the image that it shows
+        assert all(torch.equal(one.images, other.images) for one, other in zip(ours, theirs, strict=True))
+    (pair,), (up, down) = panels[:2]
+    first, last = (a, b) if way == WAYS[0] else (b, a)
+    raw = translation.sides[0].test[2][None]
+    result = last.scaling.to_data(indm.translate(first, last, first.scaling.centre(raw), strength=0.5, steps=20))
+    assert torch.equal(pair.images, torch.cat([raw, result]))
+    assert torch.equal(up.images[0], raw[0]) and len(up.images) == len(down.images) == requests.FRAMES
+    assert (down.images[-1].int() - result[0].int()).abs().max() <= 2  # solved in parts, which is less exact
+    assert up.tops == ["t = 1e-05", "0.13", "0.25", "0.38", "0.5"]  # it turns at half strength
+    assert [word.removeprefix("t = ") for word in down.tops] == ["0.5", "0.38", "0.25", "0.13", "1e-05"]
+
+
+def test_one_model_translates_between_its_classes(home, classes, exact, panels):
+    side = classes
+    translation_of([side])(Source(None, 0), WAYS[0], ("3", "8"), 1.0, 20)
+    raw, model = side.test[0][None], side.model
+    x = model.scaling.centre(raw)
+    result = indm.translate(model, model, x, c=("3", "8"), steps=20)
+    assert torch.equal(panels[0][0].images[1:], model.scaling.to_data(result))
+    panels.clear()
+    translation_of([side])(Source(None, 0), WAYS[0], ("3", "8"), 1.0, 20, 4.0)
+    guided = indm.translate(model, model, x, c=("3", "8"), steps=20, guidance=4.0)
+    assert torch.equal(panels[0][0].images[1:], model.scaling.to_data(guided)) and not torch.equal(guided, result)
+    assert translation_of([exact]) is None
+    assert translation_of([side]).guides and not translation_of(open_sides([home / "pair"])).guides
+
+
+@pytest.mark.parametrize(("way", "direction"), [*zip(WAYS, ("forward", "backward"), strict=True)])
+def test_a_bridge_goes_both_ways_from_the_images_of_that_end(panels, way, direction):
+    """With the noise of grey levels, and with that with which it has learned its ends."""
+    run = Path(__file__).parents[1] / "fixtures" / "runs" / "bridge"  # from threes to eights
+    model, raw = indm.INDM.load(run), load_data(name="digits", label=3 if way == WAYS[0] else 8).test[0][None]
+    for noise, strength in (((0.0, 0.0), 0.5), ((0.1, 0.3), 1.0)):
+        translation = replace(translation_of([Side.opened(run)]), noise=noise)
+        translation(Source(None, 0), way, ("", ""), strength, 10)
+        route = bridge(model, direction, strength=strength, steps=10, noise=noise)
+        result = model.scaling.to_data(route.translate(raw).x)
+        assert translation.is_bridge and torch.equal(panels[0][0].images, torch.cat([raw, result]))
+        panels.clear()
+
+
+def test_only_images_are_read(exact, tmp_path):
+    side = exact
+    (tmp_path / "text.png").write_text("not at all")
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")  # whose decoder is a program
+    for name in ("text.png", "a.png"):
+        with pytest.raises(ValueError, match=name) as refused:
+            side.read(Source(str(tmp_path / name)))
+        assert str(tmp_path) not in str(refused.value)  # it is where uploads are kept
+    with pytest.raises(ValueError, match=r"0 to \d+, got 100000"):
+        side.read(Source(None, 1e5))
+
+
+def test_without_its_data_a_run_takes_uploads_alone(home, tmp_path):
+    run = save(tmp_path / "run")
+    text = (run / "recipe.toml").read_text()
+    (run / "recipe.toml").write_text(text.replace('name = "digits"', 'name = "folder"\npath = "/gone"\nsize = 8'))
+    side = Side.opened(run)
+    assert side.test is None and side.read(Source(str(home / "mine.png")))[0].shape == (1, 8, 8)
+    with pytest.raises(ValueError, match=r"upload an image first; there are no test images: .*gone"):
+        side.read(Source(None, 0))
+
+
+def test_a_request_that_takes_too_long_is_stopped(home):
+    side = Side.opened(home / "pair" / "a")
+    with pytest.raises(TimeoutError, match="stopped after 0 seconds"), at_most(0):
+        requests.samples(side, 1, 5, "heun", 0, 1.0, "", 1.0)
+    requests.samples(side, 1, 5, "heun", 0, 1.0, "", 1.0)  # the limit has ended with its request
+
+
+def test_a_model_is_called_by_its_folder(home, monkeypatch):
+    assert [side.name for side in open_sides([home / "pair"])] == ["pair/a", "pair/b"]
+    monkeypatch.chdir(home / "exact")
+    assert Side.opened(Path()).name == "exact"
+
+
+def test_models_of_anything_but_images_are_refused(tmp_path):
+    run = tmp_path / "run"
+    recipe = {"data": {"name": "eight-gaussians"}, "flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": NET}
+    build_model({name: recipe[name] for name in ("flow", "sde", "net")}, (2,)).save(run)
+    (run / "recipe.toml").write_text(recipes.to_toml(recipes.resolve(recipe)))
+    with pytest.raises(ValueError, match=r"needs a model of images in grey levels, .* has events of shape \(2,\)"):
+        open_sides([run])
+    with pytest.raises(ValueError, match="takes one run or two, got 3"):
+        open_sides([run] * 3)
+
+
+# ── The command ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_without_gradio_one_line_says_how_to_get_it(capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["app", "runs/digits"]) == 2
+    assert capsys.readouterr().err == "indm: error: indm app needs the library Gradio: pip install gradio\n"
+
+
+@pytest.fixture
+def sigterm():
+    """A signal that fails the test where the command leaves it as it was."""
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("ended without a clean-up"))
+    yield signal.SIGTERM
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.long)])
+def test_the_command_serves_until_a_signal_and_takes_uploads_away(home, capsys, monkeypatch, sigterm, name):
+    pytest.importorskip("gradio")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # so that it is put back
+    seen = []
+
+    def interrupted():
+        (address,) = re.findall(r"http://127.0.0.1:(\d+)/", capsys.readouterr().out)
+        with socket.create_connection(("127.0.0.1", int(address))):
+            seen.extend((int(address), Path(os.environ["GRADIO_TEMP_DIR"])))
+        (seen[1] / "upload.png").write_bytes(b"")
+        os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(1)
+
+    monkeypatch.setattr(commands, "threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=interrupted)))
+    assert main(["app", str(home / "exact")]) == 0 and not seen[1].exists()
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", seen[0]))
+
+
+# ── The server ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def address(classes):
+    """That of the page of a model of classes. Its process reaches nobody else."""
+    pytest.importorskip("gradio")
+    from indm.workbench.app import page
+
+    reached, connect = [], socket.socket.connect
+
+    def noting(self, address):
+        reached.append(address)
+        return connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", noting)
+        patch.setattr(page, "LARGEST_UPLOAD", 100 * 2**10)
+        solve_roughly(patch)
+        with page.serving([classes], "127.0.0.1", None, 60) as address:
+            yield address
+        assert {host for host, *_ in (a for a in reached if isinstance(a, tuple))} <= {"127.0.0.1"}
+
+
+@pytest.fixture(scope="module")
+def httpx():
+    return pytest.importorskip("httpx", reason="comes with Gradio")
+
+
+@pytest.fixture(scope="module")
+def ask(httpx, address):
+    """What the server makes of a request like one of the page, by its number of values: whether it was done, output."""
+    dependencies = httpx.get(f"{address}config").json()["dependencies"]
+
+    def request(data, values):
+        index = next(d["id"] for d in dependencies if len(d["inputs"]) == values)
+        body = {"data": data, "fn_index": index, "session_hash": "me"}
+        with httpx.Client(base_url=f"{address}gradio_api/", timeout=30) as client:
+            client.post("queue/join", json=body).raise_for_status()
+            with client.stream("GET", "queue/data", params={"session_hash": "me"}) as stream:
+                events = (json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line)
+                last = next(event for event in events if event["msg"] in ("process_completed", "unexpected_error"))
+        return last["success"], last["output"]
+
+    return request
+
+
+SAMPLES, LIKELIHOOD = 7, 5  # values of these requests
+
+
+def test_no_file_of_the_machine_is_served(home, address, httpx):
+    checkpoint = home / "classes" / "model.safetensors"
+    for path in ("/etc/passwd", checkpoint, "../../etc/passwd", "pyproject.toml", home / "mine.png"):
+        for route in ("file=", "file/", "static/", "assets/", "custom_component/"):
+            for base in (address, f"{address}gradio_api/"):
+                reply = httpx.get(f"{base}{route}{path}")
+                assert reply.status_code in (403, 404), (route, path)
+
+
+def test_a_request_names_no_file_of_the_machine(home, address, httpx, ask):
+    """Only what was uploaded is read, whatever the page is told to send."""
+    with open(home / "mine.png", "rb") as file:
+        (uploaded,) = httpx.post(f"{address}gradio_api/upload", files={"files": file}).json()
+    done = []
+    for path in (uploaded, str(home / "mine.png"), "/etc/passwd"):
+        file = {"path": path, "orig_name": "mine.png", "meta": {"_type": "gradio.FileData"}}
+        done.append(ask([file, 0, 2, 0, "1"], LIKELIHOOD)[0])
+    assert done == [True, False, False]
+    assert httpx.post(f"{address}gradio_api/run/predict", json={"data": [], "fn_index": 0}).status_code >= 400
+
+
+def test_a_page_of_somebody_else_reaches_nothing(address, httpx):
+    """Its name may be made to point to this machine; the browser would then take both for one site."""
+    assert httpx.get(address).status_code == httpx.get(address.replace("127.0.0.1", "localhost")).status_code == 200
+    for path in ("", "config", "gradio_api/info"):
+        assert httpx.get(f"{address}{path}", headers={"host": "elsewhere.example:7860"}).status_code == 400
+
+
+def test_numbers_out_of_range_are_refused(ask):
+    good = [1, 1, "heun", 0, 1.0, "1", 1]
+    assert ask(good, SAMPLES)[0]
+    for place, value in ((0, 1000), (1, 10**6), (2, "os:system"), (3, -1), (4, 0), (5, "cat"), (6, 99)):
+        assert not ask([*good[:place], value, *good[place + 1 :]], SAMPLES)[0], place
+
+
+def upload_of(size):
+    return {"files": ("a.png", b"0" * size)}
+
+
+def test_an_upload_has_a_limit(address, httpx):
+    upload = f"{address}gradio_api/upload"
+    assert httpx.post(upload, files=upload_of(40_000)).status_code == 200
+    assert httpx.post(upload, files=upload_of(200_000)).status_code == 413
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"origin": origin} for origin in ("http://elsewhere.example", "null", "http://127.0.0.1:1")]
+    + [{"sec-fetch-site": "cross-site"}],
+)
+def test_a_page_of_somebody_else_sends_nothing(address, httpx, headers):
+    """A browser lets any site send files and texts here, and says which one it is."""
+    kept = Path(os.environ["GRADIO_TEMP_DIR"])
+    before = sorted(kept.rglob("*"))
+    upload = httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers=headers)
+    join = httpx.post(f"{address}gradio_api/queue/join", json={"data": [], "fn_index": 0}, headers=headers)
+    assert upload.status_code == join.status_code == 403 and sorted(kept.rglob("*")) == before
+
+
+def test_the_page_itself_sends(address, httpx):
+    headers = {"origin": address.rstrip("/"), "sec-fetch-site": "same-origin"}
+    assert httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers=headers).status_code == 200
+
+
+def test_uploads_have_a_limit_in_all(address, httpx, monkeypatch):
+    from indm.workbench.app import page as server
+
+    kept, upload = Path(os.environ["GRADIO_TEMP_DIR"]), f"{address}gradio_api/upload"
+    monkeypatch.setattr(server, "MOST_STORED", server.stored_in(kept) + 100_000)
+    said = [httpx.post(upload, files=upload_of(size)) for size in (41_000, 60_000, 1_000)]
+    assert [reply.status_code for reply in said] == [200, 413, 200] and "are stored" in said[1].text
+    for i in range(20):  # an empty file takes a block, too
+        last = httpx.post(upload, files={"files": (f"{i}.png", str(i).encode())})
+    assert last.status_code == 413
+    monkeypatch.undo()
+
+
+def test_a_request_has_a_length(address, httpx):
+    upload, join = f"{address}gradio_api/upload", f"{address}gradio_api/queue/join"
+    assert httpx.post(upload, content=iter([b"0"] * 3)).status_code == 411
+    assert httpx.post(join, json={"data": "x" * 2**20}).status_code == 413
+    assert httpx.post(f"{address}gradio_api/component_server", files=upload_of(10)).status_code == 403
+    assert httpx.post(upload, files=[("files", upload_of(90_000)["files"])] * 20).status_code == 413
+
+
+# ── The browser ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def eventually(attempt, seconds=60):
+    """Repeat an attempt until it holds: the page takes a moment from what it shows to what it sends."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return attempt()
+        except AssertionError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
+
+
+class Tab:
+    """The tab of that name of a page, opened; on a phone some are behind a button."""
+
+    def __init__(self, page, name):
+        self.page = page
+        tab, more = page.get_by_role("tab", name=name), page.locator(".overflow-menu > button")
+        tab.or_(more).filter(visible=True).first.wait_for()
+        if not tab.is_visible():
+            more.click()
+            tab = page.get_by_role("button", name=name)
+        tab.click()
+
+    def field(self, label, exact=False):
+        return self.page.get_by_label(label, exact=exact).filter(visible=True)
+
+    def press(self, name):
+        self.page.get_by_role("button", name=name, exact=True).click()
+
+    def slide(self, **values):
+        """Set sliders, and wait until the page knows their values."""
+        from playwright.sync_api import expect
+
+        for name, value in values.items():
+            self.field(f"number input for {name.capitalize()}").fill(str(value))
+            expect(self.field(f"range slider for {name.capitalize()}")).to_have_value(str(value), timeout=20_000)
+
+    def choose(self, name, value):
+        """Choose an entry of a list; what is typed and not chosen goes when the field is left."""
+        from playwright.sync_api import expect
+
+        field = self.field(name, exact=True)
+
+        def attempt():
+            field.fill(value)
+            field.press("Enter")
+            field.blur()
+            self.page.wait_for_timeout(300)
+            expect(field).to_have_value(value, timeout=1000)
+
+        eventually(attempt)
+
+    def block(self, label):
+        labels = self.page.get_by_test_id("block-label").filter(has_text=re.compile(rf"^\s*{re.escape(label)}\s*$"))
+        return self.page.locator(".block").filter(has=labels).filter(visible=True)
+
+    def upload(self, file, label="Image"):
+        """Give a file to a field, and wait until its table names the file."""
+        from playwright.sync_api import expect
+
+        place = self.block(label)
+
+        def attempt():
+            field = place.locator("input[type=file]")
+            if field.count():  # it goes where there is a file
+                field.set_input_files(file)
+            expect(place.get_by_role("cell", name=file.name).first).to_be_visible(timeout=10_000)
+
+        eventually(attempt)
+
+    def number(self, value, place=0):
+        """Choose a test image by its number, in the first field or the one after it."""
+        self.field("or the test image of number").nth(place).fill(str(value))
+
+    def shows(self, label, picture, seconds=60):
+        """Wait for this very picture."""
+
+        def attempt():
+            image = self.block(label).locator("img")
+            assert image.count(), f"{label} shows no picture"
+            content = self.page.request.get(image.get_attribute("src")).body()
+            assert np.array_equal(np.asarray(Image.open(io.BytesIO(content)).convert("RGB")), picture), label
+
+        eventually(attempt, seconds)
+
+    def sees(self, side, source, label="Image"):
+        self.shows(f"{label}, as the model sees it", requests.preview(side, source))
+
+    def makes(self, button, pictures):
+        """Press a button until these pictures, by their labels, are there."""
+
+        def attempt():
+            self.press(button)
+            for label, picture in pictures.items():
+                self.shows(label, picture, 10)
+
+        eventually(attempt)
+
+
+@pytest.fixture(scope="module")
+def page(browser, address):
+    with visiting(browser) as visit:
+        yield visit(address)
+
+
+def test_a_browser_samples(classes, page):
+    """As in the tests below, what is shown is what the request of all values that were set makes."""
+    page.get_by_role("heading", name="indm: classes", exact=True).wait_for()
+    page.get_by_text(str(classes.run), exact=True).wait_for()
+    assert page.title() == "indm: classes"
+    tab = Tab(page, "Sample")
+    tab.slide(number=4, steps=3, temperature=0.9, guidance=1.5)
+    tab.field("Seed").fill("5")
+    tab.choose("Sampler", "heun")
+    tab.choose("Condition", "7")
+    tab.makes("Sample", {"Samples": requests.samples(classes, 4, 3, "heun", 5, 0.9, "7", 1.5)})
+    keep(page, "app-sample")
+
+
+@pytest.mark.long
+def test_a_browser_measures_likelihoods(home, classes, page, monkeypatch):
+    made, compute = queue.Queue(), requests.likelihood
+
+    def request(side, *asked):
+        text = compute(side, *asked)
+        made.put((asked, text))
+        return text
+
+    monkeypatch.setattr(requests, "likelihood", request)
+    tab = Tab(page, "Likelihood")
+    tab.slide(draws=2)
+    tab.field("Seed").fill("4")
+    tab.choose("Condition", "3")
+
+    def measured(chosen):
+        def asked_as_chosen():
+            tab.press("Likelihood")
+            (source, *asked), text = made.get(timeout=20)
+            assert chosen(source) and asked == [2, 4, "3"]
+            return text
+
+        found = re.findall(r"\| ([\d.]+)", eventually(asked_as_chosen))
+        assert len(found) == 5  # two means, their errors, and that of the solver
+        for value in found:
+            page.get_by_role("cell", name=value, exact=True).first.wait_for()
+
+    tab.number(3)
+    tab.sees(classes, Source(None, 3))
+    measured(lambda source: source == Source(None, 3))
+    page.get_by_text("The image given 3: test image 3, 1×8×8.").wait_for()
+    tab.upload(home / "mine.png")
+    tab.sees(classes, Source(str(home / "mine.png")))
+    measured(lambda source: source.file is not None and source.file.endswith("mine.png"))
+    page.get_by_text("The image given 3: resized from 16×16").wait_for()
+    keep(page, "app-likelihood")
+
+
+@pytest.mark.long
+def test_a_browser_interpolates(home, classes, page):
+    mine, chosen = Source(str(home / "mine.png")), [Source(None, 4), Source(None, 6)]
+    tab = Tab(page, "Interpolation")
+    tab.slide(pictures=3)
+    tab.choose("Condition", "7")
+
+    def interpolates(sources):
+        tab.makes("Interpolate", {"From one to the other": requests.interpolation(classes, sources, 3, "7")})
+
+    for place, (label, source) in enumerate(zip(("From", "To"), chosen, strict=True)):
+        tab.number(source.number, place)
+        tab.sees(classes, source, label)
+    interpolates(chosen)
+    for label, sources in (("To", [chosen[0], mine]), ("From", [mine, mine])):
+        tab.upload(home / "mine.png", label)
+        tab.sees(classes, mine, label)
+        interpolates(sources)
+    keep(page, "app-interpolation")
+
+
+@pytest.mark.long
+def test_a_browser_translates(home, classes, page, tmp_path):
+    mine, translation = Source(str(home / "mine.png")), translation_of([classes])
+    tab = Tab(page, "Translation")
+    tab.slide(strength=0.5, steps=12, guidance=4)
+    tab.choose("Condition of A", "3")
+    tab.choose("Condition of B", "7")
+
+    def translates(source):
+        tab.sees(classes, source)
+        pair, way = translation(source, WAYS[0], ("3", "7"), 0.5, 12, 4)
+        tab.makes("Translate", {"Source and result": pair, "The way": way})
+
+    tab.number(5)
+    translates(Source(None, 5))
+    tab.upload(home / "mine.png")
+    translates(mine)
+    keep(page, "app-translation")
+    tab.block("Image").get_by_label("Clear").click()
+    tab.sees(classes, Source(None, 5))
+
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    tab.upload(tmp_path / "broken.png")
+    page.get_by_text("cannot identify image file 'broken.png'", exact=True).wait_for()
+    page.wait_for_timeout(1000)  # until it has appeared in full
+    keep(page, "app-broken-file", whole=False)
+
+
+@pytest.fixture
+def serving(monkeypatch):
+    """Serves other models beside those of ``address``, whose folder of uploads comes back at the end."""
+    pytest.importorskip("gradio")
+    from indm.workbench.app.page import serving
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ.get("GRADIO_TEMP_DIR", ""))
+    return lambda sides: serving(sides, "127.0.0.1", None, 60)
+
+
+@pytest.mark.long
+def test_a_browser_gives_numbers_as_a_condition(home, visit, serving):
+    side = Side.opened(home / "numbers")
+    with serving([side]) as address:
+        tab = Tab(visit(address), "Sample")
+        tab.slide(number=4, steps=3)
+        tab.field("Condition").fill("[0.5, -2]")
+        picture = requests.samples(side, 4, 3, default_sampler(side.model), 0, 1.0, "[0.5, -2]", 1.0)
+        tab.makes("Sample", {"Samples": picture})
+        tab.field("Condition").fill("cat")
+        tab.press("Sample")
+        tab.page.get_by_text("the condition must be numbers such as [0.5, 1.2], got cat", exact=True).wait_for()
+
+
+@pytest.mark.long
+def test_a_phone_shows_two_models_in_the_dark(home, visit, serving):
+    sides = open_sides([home / "pair"])
+    with serving(sides) as address:
+        page = visit(address, viewport=NARROW, color_scheme="dark")
+        for name in ("Sample", "Likelihood", "Interpolation", "Translation"):
+            tab = Tab(page, name)
+            page.get_by_role("button", name=name.replace("ation", "ate"), exact=True).wait_for()
+            assert overflow(page) == 0
+            keep(page, f"app-{name.lower()}-dark")
+        page.get_by_label("B to A").click()
+        tab.slide(steps=10)
+        pair, way = translation_of(sides)(Source(None, 0), WAYS[1], ("", ""), 1.0, 10)
+        tab.makes("Translate", {"Source and result": pair, "The way": way})
+        assert overflow(page) == 0
+        keep(page, "app-translated-dark")
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert max(map(int, re.findall(r"\d+", colour)[:3])) < 64

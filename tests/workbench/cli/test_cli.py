@@ -1,0 +1,1052 @@
+"""The command line: recipes and their changes, the commands end to end, and one line for whatever is wrong."""
+
+import inspect
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import indm
+import indm_command
+from indm import names
+from indm.sampling import PredictorCorrector, centre_prior, make_sampler
+from indm.workbench.cli import listing
+from indm.workbench.cli import train as train_commands
+from indm.workbench.cli.commands import COMMANDS, find, take_tables
+from indm.workbench.cli.help import Recipes, about
+from indm.workbench.cli.main import main
+from indm.workbench.cli.train import saved_state
+from indm.workbench.data.registry import load_data
+from indm.workbench.evaluation import results
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.options import (
+    ConversionOptions,
+    Drawing,
+    Evaluation,
+    FittingOptions,
+    InpaintingOptions,
+    ReportOptions,
+    ScoringOptions,
+    StripOptions,
+    Training,
+    TranslationOptions,
+)
+from indm.workbench.runs import samples as samples_module
+from indm.workbench.runs.provenance import weights_hash
+from indm.workbench.runs.samples import read_samples
+from indm.workbench.training import costs
+from indm.workbench.training.loop import train
+
+SMALL = (
+    "--sde.eps=1e-5 --flow=coupling --flow.depth=1 --flow.width=4 --dequantization=uniform "
+    "--net.channels=4 --net.blocks=1 --net.attention=[] --train.steps=5 "
+    "--train.seconds=inf --train.log_every=1 --train.validate_every=2 --train.validate_examples=20"
+)
+SMALL = [f"--{part}" for part in SMALL.removeprefix("--").split(" --")]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A digits run of five steps."""
+    folder = tmp_path_factory.mktemp("runs") / "indm"
+    assert main(["train", "digits", *SMALL, "--out", str(folder), "--quiet"]) == 0
+    return folder
+
+
+def fails(capsys, *arguments):
+    """The complaint about ``arguments``, which is one line, with exit status 2."""
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("indm: error: ") and error.endswith("\n") and error.count("\n") == 1, error
+    return error
+
+
+def test_values_of_tables_are_taken_out_of_the_arguments():
+    line = "digits --net.batch-size 7 --out a --flow=identity --resume --sde ve --net.depth -1 --train.lr 3"
+    line += " --threads 2"
+    rest, values = take_tables(line.split(), ("flow", "sde", "net"))
+    assert rest == ["digits", "--out", "a", "--resume", "--train.lr", "3", "--threads", "2"]
+    assert values == {"net.batch_size": "7", "flow": "identity", "sde": "ve", "net.depth": "-1"}
+    assert take_tables(line.split(), ("train",))[1] == {"train.lr": "3", "train.threads": "2"}
+    assert take_tables(["--sampler", "pc", "--sampler.snr=0.1"], ("sampler",)) == (
+        ["--sampler", "pc"], {"sampler.snr": "0.1"},
+    )  # fmt: skip
+    for line in (["--net.width"], ["--net.width", "--quiet"]):
+        with pytest.raises(ValueError, match=r"--net\.width needs a value"):
+            take_tables(line, ("net",))
+
+
+def test_recipes_lists_names_and_descriptions(capsys):
+    assert main(["recipes"]) == 0
+    shown = capsys.readouterr().out
+    for name, recipe in recipes.bundled().items():
+        assert re.search(rf"^  {name} .*{re.escape(recipe.description)}$", shown, re.MULTILINE), name
+    groups = [shown.index(f"{group[1:]}: indm train") for group in recipes.GROUPS]
+    assert groups == sorted(groups) and groups[0] < shown.index("  folder ") < groups[1] < shown.index("  array ")
+    assert re.search(r"^  digits +90 s, 0\.6 GB +90 s +The 1797 digits", shown, re.MULTILINE)
+
+
+# ── Commands ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_dry_run_prints_a_recipe_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "digits", *SMALL, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    resolved = tomllib.loads(shown)
+    assert resolved["train"]["steps"] == 5 and resolved["flow"]["width"] == 4 and resolved["train"]["clip"] == 1.0
+    for fact in ("flow parameters", "score parameters", "event shape: (1, 8, 8)", "'train': 1257", "seconds per step"):
+        assert fact in shown
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mine.toml").write_text(shown)
+    assert main(["train", "mine.toml", "--train.steps", "1", "--quiet"]) == 0
+    assert (tmp_path / "runs" / "mine" / "model.safetensors").exists()
+
+
+def test_evaluate_reports_what_it_stores(run, capsys):
+    arguments = ["evaluate", run, "--examples", 40, "--nll-examples", 4, "--nll-error", 1, "--quiet"]
+    assert main([*map(str, arguments), "--overwrite"]) == 0
+    table = capsys.readouterr().out
+    result = json.loads((run / "evaluation.json").read_text())
+    with np.load(run / "evaluation.npz") as content:
+        nats = dict(content)
+    assert len(nats["nelbo"]) == 40 and len(nats["nll"]) == 4 and result["images"] == {"nelbo": 40, "nll": 4}
+    bits = nats["nelbo"] / (64 * math.log(2))
+    found = result["nelbo"]["with_reconstruction"]
+    assert found["bits_per_dim"] == pytest.approx(bits.mean())
+    assert found["bits_per_dim_standard_error"] == pytest.approx(bits.std(ddof=1) / math.sqrt(40))
+    for kind in ("nelbo", "nll"):
+        for part in ("with", "without"):
+            assert f"{result[kind][f'{part}_reconstruction']['bits_per_dim']:.4f}" in table
+    levels = nats["nelbo_levels"].mean(0) / (64 * math.log(2))
+    assert [row["bits_per_dim"] for row in result["nelbo"]["by_level"]] == pytest.approx(levels)
+    assert all(f"  {level:.4f}" in table.split("σ/α")[1] for level in levels)
+    assert result["split"] == "test" and "test split: 40 for the NELBO, 4 for the NLL; ε = 1e-05" in table
+
+
+def test_evaluate_needs_two_examples(run, tmp_path, capsys):
+    np.save(tmp_path / "few.npy", np.zeros((12, 8, 8, 1), np.uint8))
+    data = ["--data", "array", "--data.levels=17", f"--data.path={tmp_path / 'few.npy'}"]
+    line = ["evaluate", run, "--overwrite", *data]
+    said = f"split of {run} must hold at least 2 examples for standard errors, it holds 1; another --split would do"
+    assert f"the test {said}" in fails(capsys, *line)
+    assert f"the valid {said}" in fails(capsys, *line, "--split", "valid")
+
+
+@pytest.mark.parametrize("examples", [20, 110], ids=["each", "corrected"])
+def test_evaluate_of_one_group_says_that_the_error_is_unknown(run, tmp_path, monkeypatch, capsys, examples):
+    """A folder of five photographs has one in its test split."""
+    data_of = results.data_of
+
+    def of_one_group(*arguments):
+        data = data_of(*arguments)
+        return replace(data, groups={"test": torch.zeros(len(data.test), dtype=torch.long)})
+
+    monkeypatch.setattr(results, "data_of", of_one_group)
+    copy = shutil.copytree(run, tmp_path / "copy")
+    options = ["--examples", examples, "--nll-examples", examples, "--nll-error", 1, "--quiet", "--overwrite"]
+    assert main([str(word) for word in ("evaluate", copy, *options)]) == 0
+    table = capsys.readouterr().out
+    assert re.search(r"NLL \(ODE\) +[\d.]+ +unknown +", table) and "errors are unknown: all examples are" in table
+    result = json.loads((copy / "evaluation.json").read_text())
+    assert result["nll"]["with_reconstruction"]["bits_per_dim_standard_error"] is None and result["groups"] == 1
+    assert ("levels" in result["nll"]) == (examples == 110)
+    other = shutil.copytree(copy, tmp_path / "other")
+    assert main([str(word) for word in ("compare", copy, other, "--out", tmp_path / "compared", "--quiet")]) == 0
+
+
+def test_evaluate_on_other_data(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    few = ["--examples", "20", "--nll-examples", "0", "--quiet", "--overwrite"]
+    assert main(["evaluate", str(copy), *few, "--data", "digits", "--data.limit=400"]) == 0
+    assert json.loads((copy / "evaluation.json").read_text())["data"] == {"name": "digits", "limit": 400}
+
+
+def test_evaluate_in_few_steps_says_how_wrong_they_may_be(run, capsys):
+    arguments = ["evaluate", run, "--examples", 40, "--nll-examples", 4, "--steps", 8, "--eps", 1e-3, "--quiet"]
+    arguments.append("--overwrite")
+    assert main([str(a) for a in arguments]) == 0
+    result = json.loads((run / "evaluation.json").read_text())
+    nll = result["nll"]
+    assert nll["steps"] == 8 and nll["nfe"] == 18 and result["eps"] == nll["eps"] == 1e-3
+    error = nll["solver_error"]
+    assert 1e-3 < error["bits_per_dim"] <= error["largest_bits_per_dim"] and nll["unconverged"] > 0
+    assert error["nats"] == pytest.approx(error["bits_per_dim"] * 64 * math.log(2))
+    table = capsys.readouterr().out
+    assert f"{error['bits_per_dim']:.1g}\n" in table
+    assert (
+        f"The NLL (ODE) has not converged: the solver's error may be above 0.001 bits/dim in {nll['unconverged']}"
+        in table
+    )
+    assert "in 8 steps; take more, such as --steps 16, or up to 256 without --steps." in table
+
+
+def test_samples_are_repeatable_grey_levels_and_drawn_once(run, tmp_path, capsys):
+    def draw(name, seed, *more):
+        line = ["sample", str(run), "-n", "9", "--steps", "3", "--seed", seed, "--out", str(tmp_path / name), "--quiet"]
+        status = main([*line, *more])
+        return status, (tmp_path / name / "samples.npz").stat().st_mtime_ns
+
+    drawn = {name: draw(name, seed) for name, seed in (("a", "1"), ("b", "1"), ("c", "2"))}
+    files = [np.load(tmp_path / name / "samples.npz")["samples"] for name in "abc"]
+    assert files[0].shape == (9, 1, 8, 8) and files[0].dtype == np.uint8 and files[0].max() <= 16
+    assert np.array_equal(files[0], files[1]) and not np.array_equal(files[0], files[2])
+    grid = np.asarray(Image.open(tmp_path / "a" / "samples.png"))
+    assert grid.shape == (3 * 70 + 6, 3 * 70 + 6, 3)  # 8 pixels eight times as large, and lines of six
+    assert np.array_equal(grid[76:140:8, 6:70:8, 0], (files[0][3, 0] / 16 * 255).round())
+    assert "already" not in capsys.readouterr().err and draw("a", "1") == drawn["a"]
+    said = f"{tmp_path / 'a' / 'samples.npz'} holds these samples already: nothing was drawn\n"
+    assert capsys.readouterr().err == said and draw("a", "2") == (2, drawn["a"][1])
+    assert draw("a", "2", "--overwrite")[1] != drawn["a"][1]
+
+
+def read_samples_in(folder, run, steps):
+    """Three samples, in data units."""
+    arguments = ["-n", "3", "--steps", str(steps), "--out", str(folder), "--quiet", "--overwrite"]
+    assert main(["sample", str(run), *arguments]) == 0
+    return read_samples(folder / "samples.npz")[0].double()
+
+
+@pytest.mark.long
+def test_samples_tell_how_they_were_drawn(run, tmp_path, capsys):
+    """Every option reaches the sampler: the samples are those of indm.sample with the same ones."""
+    model = indm.INDM.load(run)
+
+    def drawn(*arguments, n=6):
+        arguments = ("-n", str(n), "--out", str(tmp_path), "--quiet", "--overwrite", *arguments)
+        assert main(["sample", str(run), *arguments]) == 0
+        samples, levels, made_by = read_samples(tmp_path / "samples.npz")
+        assert levels == 17 and made_by["weights_sha256"] == weights_hash(run)
+        options = {k: made_by[k] for k in ("eps", "temperature", "last_denoising")}
+        options["sampler"] = make_sampler(made_by["sampler"], **made_by["sampler_options"])
+        steps = {} if made_by["steps"] is None else {"steps": made_by["steps"]}
+        generator = torch.Generator().manual_seed(made_by["seed"])
+        x = indm.sample(model, n, **options, **steps, batch_size=made_by["batch_size"], generator=generator)
+        assert torch.equal(model.scaling.to_data(x), samples)
+        return made_by
+
+    line = "--sampler pc --steps 4 --sampler.snr 0.3 --eps 0.01 --temperature 1.05 --no-last-denoising --batch-size 4"
+    made_by = drawn(*line.split(), "--seed", "3")
+    assert made_by["sampler_options"] == {"snr": 0.3} and made_by["eps"] == 0.01 and not made_by["last_denoising"]
+    assert made_by["temperature"] == 1.05 and made_by["data"] == {"name": "digits"}
+    made_by = drawn("--sampler", "ode", "--sampler.tol", "1e-2")
+    assert (made_by["steps"], made_by["sampler_options"], made_by["eps"]) == (None, {"tol": 1e-2}, 1e-5)
+    assert made_by["last_denoising"] and drawn("--sampler", "ode", "--eps", "0.5", n=1)["sampler_options"] == {
+        "tol": 1e-4
+    }
+    assert drawn("--sampler", "pc", "--steps", "2")["sampler_options"] == {"snr": 0.16}
+    assert "change in twice the steps" not in capsys.readouterr().out
+    drawn("--steps", "5", n=3)
+    line = capsys.readouterr().out
+    assert "change in twice the steps: " in line and "3 samples in 10 steps" in line
+    changes = json.loads((tmp_path / "samples.json").read_text())["change_in_twice_the_steps"]
+    first, second = (read_samples_in(tmp_path, run, steps) for steps in (5, 10))
+    levels = (first - second).flatten(1).square().mean(1).sqrt()
+    assert changes == pytest.approx(levels.tolist(), abs=1.0)  # of samples as they are rounded
+
+
+@pytest.mark.long
+def test_a_fitted_sampler_is_kept_with_the_run_and_draws_its_samples(tmp_path, capsys):
+    """From the command line and from Python; only for its steps, its weights and its ε."""
+    run = tmp_path / "run"
+    assert (
+        main(["train", "eight-gaussians", "--train.steps", "5", "--net.width", "8", "--out", str(run), "--quiet"]) == 0
+    )
+    sampling = ["sample", str(run), "-n", "4", "--sampler", "fitted", "--steps", "3", "--quiet"]
+    assert f"{run} has no fitted sampler of 3 steps: 'indm fit-sampler {run} --steps 3' makes it" in fails(
+        capsys, *sampling
+    )
+    fitting = ["fit-sampler", str(run), "--steps", "2", "3", "--samples", "6", "--iterations", "2", "--quiet"]
+    assert main(fitting) == 0
+    assert "3 evaluations: RMS distance of held-out latents" in capsys.readouterr().out
+    assert "samplers already holds fitted-2.json, fitted-3.json: add --overwrite" in fails(capsys, *fitting)
+    record = json.loads((run / "samplers" / "fitted-3.json").read_text())
+    model, generator = indm.INDM.load(run), torch.Generator().manual_seed(0)
+    fit = indm.fit_sampler(model, 3, samples=6, iterations=2, generator=torch.Generator().manual_seed(0))
+    sampler = indm.fitted_sampler(run, 3)
+    assert sampler == fit.sampler and (record["rms"], record["rms_before"]) == (fit.rms, fit.rms_before)
+    assert main(sampling) == 0
+    samples, _, made_by = read_samples(run / "samples.npz")
+    assert torch.equal(model.scaling.to_data(indm.sample(model, 4, sampler=sampler, generator=generator)), samples)
+    assert made_by["sampler"] == "fitted" and indm.FittedSampler(**made_by["sampler_options"]) == sampler
+
+    other = ["--out", str(tmp_path / "other")]
+    assert "has no fitted sampler of 5 steps; there is one of 2, 3: " in fails(
+        capsys, *sampling, *other, "--steps", "5"
+    )
+    assert "eps must be 1e-05, for which this sampler was fitted" in fails(capsys, *sampling, *other, "--eps", "0.1")
+    assert "tol must be given to FittedSampler" in fails(capsys, *sampling, *other, "--sampler.tol", "1")
+    record["sampler"]["weights"][0] = [1, 2]
+    (run / "samplers" / "fitted-2.json").write_text(json.dumps(record))
+    assert "fitted-2.json cannot be read as a fitted sampler" in fails(capsys, *sampling, *other, "--steps", "2")
+    with torch.no_grad():
+        next(model.score.parameters()).mul_(2)
+    model.save(run)
+    assert f"was fitted to other weights than {run} has now" in fails(capsys, *sampling, *other)
+
+
+def test_samples_from_a_centred_prior(run, tmp_path):
+    line = ["sample", str(run), "-n", "6", "--sampler", "pc", "--steps", "3", "--sampler.snr", "[0.2,0.1]"]
+    assert main([*line, "--latent-mean", "--out", str(tmp_path), "--quiet"]) == 0
+    samples, _, made_by = read_samples(tmp_path / "samples.npz")
+    assert made_by["latent_mean"] and made_by["sampler_options"] == {"snr": [0.2, 0.1]}
+    model, generator = indm.INDM.load(run), torch.Generator().manual_seed(0)
+    centre_prior(model, load_data("digits").train.tensor, generator=generator)
+    x = indm.sample(model, 6, sampler=PredictorCorrector(snr=(0.2, 0.1)), steps=3, generator=generator)
+    assert torch.equal(model.scaling.to_data(x), samples)
+
+
+def test_a_picture_of_samples_is_of_those_beside_it(run, tmp_path):
+    """Samples that are drawn anew without a picture, as for scores, leave none of the old ones behind."""
+    line = ["sample", str(run), "-n", "4", "--steps", "2", "--out", str(tmp_path), "--quiet"]
+    assert main(line) == 0
+    old = (tmp_path / "samples.png").read_bytes()
+    drawing = Drawing(n=4, steps=2, seed=1)
+    with pytest.raises(ValueError, match=r"out must be a folder, got .*mine\.csv, the name of a file"):
+        samples_module.draw(run, drawing, tmp_path / "mine.csv", progress=False)
+    with pytest.raises(ValueError, match=r"already holds samples\.json, samples\.npz, samples\.png: add --overwrite"):
+        samples_module.draw(run, drawing, tmp_path, progress=False)
+    new = samples_module.draw(run, drawing, tmp_path, overwrite=True, progress=False)[0]
+    assert not (tmp_path / "samples.png").exists()
+    assert json.loads((tmp_path / "samples.json").read_text())["options"]["seed"] == 1
+    before = (tmp_path / "samples.npz").stat().st_mtime_ns
+    assert main([*line, "--seed", "1"]) == 0  # the picture alone was missing
+    assert (tmp_path / "samples.npz").stat().st_mtime_ns == before
+    assert (tmp_path / "samples.png").read_bytes() != old
+    assert torch.equal(read_samples(tmp_path / "samples.npz")[0], new)
+    (tmp_path / "samples.npz").write_bytes(b"damaged")
+    assert main(line) == 2 and (tmp_path / "samples.npz").read_bytes() == b"damaged"
+
+
+def test_samples_of_a_table_are_a_table_with_its_names(tmp_path):
+    table = tmp_path / "table.csv"
+    rows = torch.randn(100, 3, generator=torch.Generator().manual_seed(0)).tolist()
+    table.write_text("\n".join(["height, weight,age", *(",".join(map(str, row)) for row in rows)]))
+    small = ["--net.width=8", "--train.steps=1", "--train.batch_size=16", "--train.seconds=inf", "--quiet"]
+    out = str(tmp_path / "run")
+    assert main(["train", "array", f"--data.path={table}", "--data.x", '["height", "age"]', *small, "--out", out]) == 0
+    assert main(["sample", out, "-n", "3", "--steps", "2", "--quiet"]) == 0
+    first, *drawn = (tmp_path / "run/samples.csv").read_text().split()
+    assert first == "height,age"
+    assert np.array_equal(
+        np.loadtxt(drawn, delimiter=",", dtype=np.float32), read_samples(tmp_path / "run/samples.npz")[0]
+    )
+    assert samples_module.column_names({"path": str(table), "c": "age"}, 2) == ["height", "weight"]
+    assert samples_module.column_names({"path": str(tmp_path / "gone.csv")}, 2) == ["x1", "x2"]
+
+
+def test_points_are_shown_beside_their_density(tmp_path):
+    run = tmp_path / "points"
+    small = ["--flow.blocks=[1]", "--flow.width=4", "--net.width=8", "--train.steps=2", "--data.samples=2000"]
+    assert main(["train", "checkerboard", *small, "--train.seconds=inf", "--out", str(run), "--quiet"]) == 0
+    assert main(["sample", str(run), "-n", "50", "--steps", "2", "--quiet"]) == 0
+    assert np.load(run / "samples.npz")["samples"].shape == (50, 2)
+    assert Image.open(run / "samples.png").size[0] > 600
+    few = ["--examples", "100", "--nll-examples", "0", "--quiet"]
+    assert main(["evaluate", str(run), *few]) == 0
+    result = json.loads((run / "evaluation.json").read_text())
+    assert result["unit"] == "nats" and result["entropy_nats"] == pytest.approx(math.log(2)) and "nll" not in result
+
+
+@pytest.mark.about_time  # the costs of both, measured side by side, decide the steps of one
+def test_compare_pairs_the_examples(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(costs, "ROUNDS", 2)
+    monkeypatch.setattr(costs, "TURN", 0.05)
+    twin = tmp_path / "linear"
+    small = [part for part in SMALL if not part.startswith(("--flow", "--train.steps", "--train.seconds"))]
+    like = ["--like", str(run), "--out", str(twin), "--quiet"]
+    assert main(["train", "digits", *small, "--flow", "identity", *like]) == 0
+    for folder in (run, twin):
+        few = ["--examples", "40", "--nll-examples", "0", "--quiet", "--overwrite"]
+        assert main(["evaluate", str(folder), *few]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(run), str(twin), "--out", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    a, b = (np.load(folder / "evaluation.npz")["nelbo"] / (64 * math.log(2)) for folder in (run, twin))
+    found = json.loads((tmp_path / "comparison.json").read_text())["differences"]["linear"]["nelbo"]
+    assert found["difference"] == pytest.approx((b - a).mean())
+    assert found["standard_error"] == pytest.approx((b - a).std(ddof=1) / math.sqrt(40))
+    assert f"{found['difference']:.4f} ± {found['standard_error']:.4f}" in table
+    measured = {cost.run: cost.seconds for cost in costs.recorded(twin)[0]}
+    steps = json.loads((twin / "summary.json").read_text())["steps"]
+    assert (
+        steps == max(1, round(5 * measured[os.path.relpath(run, twin)] / measured["."]))
+        and "after the trainings" not in table
+    )
+    assert found["steps"] == [[steps], [5]] and table.count(found["budgets"]) == 1
+    assert Image.open(tmp_path / "comparison.png").size[0] > 600
+
+    assert "already holds evaluation.json, evaluation.npz: add --overwrite" in fails(capsys, "evaluate", twin)
+    assert "already holds comparison.json, comparison.png" in fails(capsys, "compare", run, twin, "--out", tmp_path)
+    few[1] = "30"
+    assert main(["evaluate", str(twin), *few]) == 0
+    complaint = fails(capsys, "compare", run, twin, "--out", tmp_path, "--overwrite")
+    assert (
+        f"{twin} and {run} were evaluated on different examples: 30 for the NELBO of the test split of digits"
+        in complaint
+    )
+    assert "and 40 for the NELBO of" in complaint and "{" not in complaint and complaint.endswith("can be compared\n")
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, tmp_path_factory):
+    """A copy of a run that is evaluated, under a name in which matplotlib would see a formula."""
+    folder = tmp_path_factory.mktemp("evaluated") / r"a$\x$b"
+    shutil.copytree(run, folder)
+    assert main(["evaluate", str(folder), "--examples", "20", "--nll-examples", "0", "--quiet", "--overwrite"]) == 0
+    return folder
+
+
+def test_compare_shows_any_name_and_what_has_no_curve(evaluated, tmp_path, capsys):
+    """A run without a log of training, as a released checkpoint that was converted is."""
+    twin = shutil.copytree(evaluated, tmp_path / "twin")
+    (twin / "metrics.jsonl").unlink()
+    (twin / "summary.json").unlink()
+    capsys.readouterr()
+    assert main(["compare", str(evaluated), str(twin), "--out", str(tmp_path / "out")]) == 0
+    *_, cells = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(str(twin)))
+    assert cells[1:6] == ["1", "examples", "–", "–", "–"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["comparison.json", "comparison.png"]
+
+
+DAMAGED = {
+    "evaluation.json": [b"{}", b'{"nelbo": null}', b"[]", b'{"unit": "nats", "nelbo": {"with_reconstruction": 3}}'],
+    "evaluation.npz": [b"PK"],
+    "samples.npz": [{"samples": np.zeros(5), "levels": np.array(0)}, {"samples": np.zeros((2, 1, 3, 3))}, b"PK"],
+}
+
+
+@pytest.mark.parametrize("name, damage", [(name, d) for name, damages in DAMAGED.items() for d in damages])
+def test_what_compare_reads_is_whole_or_named(name, damage, evaluated, tmp_path, capsys):
+    twin = shutil.copytree(evaluated, tmp_path / "twin")
+    np.savez(twin / name, **damage) if isinstance(damage, dict) else (twin / name).write_bytes(damage)
+    assert name in fails(capsys, "compare", evaluated, twin, "--out", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*")), "nothing half done is left"
+
+
+def shown_by(capsys, *arguments):
+    """What a command prints that shows some help, less boxes and line breaks."""
+    capsys.readouterr()
+    assert main([*arguments]) == 0
+    return re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_all_commands_are_on_one_screen(arguments, capsys):
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert 24 <= len(lines) <= 30 and max(map(len, lines)) <= 100
+    for name in COMMANDS:
+        assert len([line for line in lines if line.startswith(f"  {name} ") and line.endswith(".")]) == 1
+    assert any("indm help exit-status" in line for line in lines)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_is_there_and_has_no_empty_default(command, capsys):
+    shown = shown_by(capsys, command, "--help")
+    assert f"usage: indm {command} " in shown and about(command) in shown
+    assert "default: )" not in shown
+    assert shown_by(capsys, "help", command) == shown
+
+
+@pytest.mark.parametrize(
+    "command, options, prefix",
+    [("train", Training, "train."), ("train", Evaluation, "evaluate."), ("evaluate", Evaluation, ""),
+     ("fid", Drawing, ""), ("sample", Drawing, ""), ("report", ReportOptions, ""),
+     ("translate", TranslationOptions, ""), ("fid", ScoringOptions, ""),
+     ("strip", StripOptions, ""),
+     ("fit-sampler", FittingOptions, ""), ("inpaint", InpaintingOptions, ""), ("convert", ConversionOptions, ""),
+     ("convert", Evaluation, "evaluate.")],
+)  # fmt: skip
+def test_help_has_every_option_with_its_sentence_and_default(command, options, prefix, capsys):
+    shown = shown_by(capsys, command, "--help")
+    sentences = listing.sentences_of(options)
+    assert set(sentences) == {field.name for field in fields(options)}
+    for field in fields(options):
+        if field.name == "sampler_options":
+            continue  # --sampler.snr and so on, which the sentence of --sampler explains
+        name = field.name if prefix else field.name.replace("_", "-")
+        flag = f"--no-{name}" if field.default is True and not prefix else f"--{prefix}{name}"
+        assert f"{flag} " in shown
+        if (command, field.name) != ("fid", "n"):  # which has a default of its own there
+            assert re.sub(r"\s+", " ", sentences[field.name]) in shown
+    if command == "train" and options is Training:
+        assert "--train.batch_size N Examples of one optimizer step" in shown
+        assert "accumulated batches. (default: 128)" in shown and "The defaults hold where neither" in shown
+        assert "--threads, --train.threads N|auto" in shown and '"tensorboard", "wandb", "mlflow", or another' in shown
+        assert '"indm help data", "indm help flow", "indm help sde", "indm help net"' in shown
+
+
+@pytest.mark.parametrize("table", listing.KINDS)
+def test_help_of_a_table_has_every_key_of_every_part(table, capsys):
+    """The names and the defaults by the signatures, and a sentence each."""
+    shown = shown_by(capsys, "help", f"train.{table}" if table in recipes.NAMED_TABLES else table)
+    for name in names.BUILT_IN[table]:
+        part = names.find(table, name)
+        assert f"{name}: " in shown
+        keys = {} if table == "objective" else {key.name: key for key in listing.keys_of_part(table, part)}
+        for key, parameter in inspect.signature(part).parameters.items() if keys else ():
+            if key == "shape" or parameter.kind is parameter.VAR_KEYWORD:
+                continue
+            assert f"--{table}.{key} " in shown and keys[key].sentence, f"{name} says nothing of {key}"
+            if isinstance(parameter.default, int | float | str):
+                assert keys[key].default == f"default: {recipes.literal(parameter.default)}"
+
+
+@pytest.mark.parametrize(
+    "topics, said",
+    [
+        ("exit-status", "2 a mistake of yours"),
+        ("version", f"indm {indm.__version__}"),
+        ("train.train", "--train.lr NUMBER Learning rate of the score. (default: 0.001)"),
+        ("train.warmup", "--train.warmup"),
+        ("evaluate.evaluate", "--evaluate.nll_error NUMBER"),
+        ("flow coupling", "--flow.width N hidden channels of the conditioners. (default: 32)"),
+        ("flow coupling", "A scale squeezes (space to depth), makes depth steps"),
+        ("flow.width residual", "residual: --flow.width N hidden channels of every block. (default: 64) "),
+        ("train.data.path", "folder: --data.path PATH the folder. (needed)"),
+        ("data_b two-spirals", "--data_b.samples N of the training split. (default: 100000)"),
+        ("sample.sampler pc", "--sampler.snr NUMBER|[NUMBER, …] signal-to-noise ratio"),
+        ("net.attention unet", "whose blocks are followed by self-attention"),
+    ],
+)
+def test_help_explains_tables_parts_and_keys(topics, said, capsys):
+    assert said in shown_by(capsys, "help", *topics.split())
+
+
+MINE = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, shape, width=3):
+        super().__init__()
+        self.width = width
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, z, level):
+        return self.scale * z
+"""
+
+
+def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path, monkeypatch, capsys):
+    """--net on the command line of a training is enough; what stands in a file needs --trust, and so does --resume."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_nets.py").write_text(MINE)
+    path = list(sys.path)
+    short = ["--flow", "identity", "--train.steps=2", "--train.seconds=inf", "--train.validate_examples=20", "--quiet"]
+    train = ["train", "digits", "--net", "my_nets:Net", "--net.width", "5", *short, "--out", "run"]
+    assert main(train) == 0
+    assert json.loads((tmp_path / "run" / "model.json").read_text())["net"]["width"] == 5
+    del sys.modules["my_nets"]
+    few = ["--examples", "20", "--nll-examples", "0", "--quiet"]
+    refused = {
+        "evaluate": ["evaluate", "run", *few],
+        "sample": ["sample", "run", "-n", "2", "--steps", "2", "--quiet"],
+        "resume": ["train", "run", "--resume", "--train.steps", "3", "--quiet"],
+        "resume by name": [*train, "--resume", "--train.steps=3"],
+        "from a file": ["train", "run/recipe.toml", *short[2:], "--out", "again"],
+    }
+    for command in refused.values():
+        assert "--trust my_nets" in fails(capsys, *command)
+    assert "my_nets" not in sys.modules and not (tmp_path / "again").exists()
+    for command in refused.values():
+        assert main([*command, "--trust", "my_nets"]) == 0
+    assert sys.path == path
+    del sys.modules["my_nets"]
+
+
+# ── Whatever is wrong is one line ───────────────────────────────────────────────────────────────────────────────────
+
+
+SIZES = {"-n": "n", "--steps": "steps", "--batch-size": "batch_size", "--seed": "seed"}
+
+
+@pytest.fixture(scope="module")
+def workplace(run, tmp_path_factory):
+    """A folder with a run, damaged ones, recipes that are wrong, and data."""
+    folder = tmp_path_factory.mktemp("workplace")
+    for name in ("full", "damaged", "untrained", "pictures"):
+        (folder / name).mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "pictures" / "a.png")
+    (folder / "full" / "precious.txt").write_text("x")
+    shutil.copytree(run, folder / "trained")
+    for name in ("model.json", "recipe.toml"):
+        shutil.copy(run / name, folder / "damaged" / name)
+    (folder / "damaged" / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:100])
+    np.save(folder / "vectors.npy", np.zeros((50, 2)))
+    whole = recipes.to_toml(recipes.load("digits"))
+    (folder / "broken.toml").write_text("steps = = 3")
+    (folder / "extra.toml").write_text(f"{whole}\n[extra]\na = 1\n")
+    (folder / "setps.toml").write_text(whole.replace("[train]", "[train]\nsetps = 30"))
+    (folder / "nameless.toml").write_text(whole.replace('name = "elementwise"', ""))
+    (folder / "notable.toml").write_text("train = 3\n" + whole[: whole.index("[train]")])
+    (folder / "untrained" / "recipe.toml").write_text(whole)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("--quiet train", "a command must come before --quiet"),
+        ("--train", "a command must come before --train; did you mean 'train'?"),
+        ("help nothing", "translate, strip, parts, convert, push, help, flow, sde, net"),  # none twice
+        ("help trian", "indm help has nothing on trian; did you mean 'train'?"),
+        ("help train.flwo", "train.flwo is no known key of [train]; did you mean 'flow'?"),
+        ("help flow.widht", "flow.widht is no known key of [flow]; did you mean 'width'?"),
+        ("help train.setps", "train.setps is no known key of [train]; did you mean 'steps'?"),
+        ("help flow residaul", "got 'residaul'; did you mean 'residual'?"),
+        ("help train train", "indm help takes no train after train"),
+        ("help flow coupling more", "indm help takes no more after flow coupling"),
+        ("trian digits", "trian is no command of indm; did you mean 'train'?"),
+        ("train digitz", "no recipe or file is called 'digitz'; did you mean 'digits'?"),
+        ("train digits --rezume", "--rezume is no option of indm train; did you mean '--resume'?"),
+        ("train digits --train.setps 3", "train.setps is no known key; did you mean 'steps'?"),
+        ("train digits --steps 3", "--steps is no option of indm train; did you mean '--train.steps'?"),
+        ("train digits --batch-size 3", "--batch-size is no option of indm train; did you mean '--train.batch_size'?"),
+        *((f"{command} --device cuda:99", "device must be auto or one that this machine has (cpu")
+          for command in ("train digits", "train-pair digits-3-8", "train-bridge digits-3-8", "evaluate untrained",
+                          "sample untrained", "fid untrained", "translate a b --out c",
+                          "report untrained")),
+        ("train digits --cycle", "--cycle is no option of indm train; \"indm train --help\" lists its options"),
+        ("train digits --path x", "--path is no option of indm train; \"indm train --help\" lists its options"),
+        ("sample full --flow.width 3", "--flow.width is no option of indm sample; \"indm sample --help\" lists"),
+        ("train digits --train.steps", "--train.steps needs a value"),
+        ("train digits --train.steps many", "train.steps must be a number, got 'many'"),
+        ("train digits --train.steps 1.5", "train.steps must be a whole number, or inf, got 1.5"),
+        ("train digits --train.steps inf --train.seconds inf", "train.seconds must be finite if train.steps is inf"),
+        ("train digits --train.batch_size 0", "train.batch_size must be at least 1, got 0"),
+        ("train digits --train.batch_size 2.0", "train.batch_size must be a whole number, got 2.0"),
+        ("train digits --train.accumulate 3", "train.batch_size must be a multiple of train.accumulate, got 128"),
+        (
+            "train digits --train.objective nll",
+            "train.objective must be 'mle' or 'fid' or 'flow', or a loss as package.module:name, got 'nll'",
+        ),
+        ("train digits --train.betas [0.9]", "train.betas must be a list of a number"),
+        ("train digits --train.ema 1", "train.ema must be in [0, 1), got 1"),
+        ("train digits --train.lr nan", "train.lr must be positive, got nan"),
+        ("train digits --train.trackers [\"tensorbord\"]", "train.trackers must be of aim, clearml, comet_ml"),
+        ("train digits --evaluate.repeats 1", "evaluate.repeats must be at least 2"),
+        ("train digits --evaluate.nll_error inf", "evaluate.nll_error must be positive and finite, got inf"),
+        ("train digits --train.batch_size 100000000000000000000", "train.batch_size must be within ±2,147,483,647"),
+        ("train digits --train.workers 2147483648", "train.workers must be at most 1,024, got 2147483648"),
+        ("evaluate trained --overwrite --repeats 1000000000", "evaluate.repeats must be at most 10,000, got"),
+        ("train digits --train.threads 100000", "train.threads must be at most 1,024, got 100000"),
+        ("train digits --evaluate.draws 1000000000", "evaluate.draws must be at most 10,000, got 1000000000"),
+        ("train digits --train.seed 100000000000000000000", "train.seed must be within ±9,223,372,036,854,775,807"),
+        ("train two-spirals --data.samples 100000000000000000000", "data.samples must be within ±2,147,483,647"),
+        ("train digits --trian.steps 3", "--trian.steps is no option of indm train; did you mean '--train.steps'?"),
+        ("train digits --train mle", "--train is no option of indm train"),
+        ("train digits extra", "extra is one argument too many"),
+        ("train array vectors.npy", "vectors.npy is one argument too many; data are given as --data.path vectors.npy"),
+        ("train digits --flow", "--flow needs a value"),
+        ("train setps.toml", "train.setps is no known key; did you mean 'steps'?"),
+        ("evaluate nowhere --nll-error many", "evaluate.nll_error must be a number, got 'many'"),
+        ("train digits --flow residaul", "flow.name must be one of"),
+        ("train digits --flow coupling --flow.widht 3", "flow 'coupling' has no option 'widht'; did you mean 'width'?"),
+        ("train digits --flow coupling --flow.width three", "flow.width must be a whole number, got 'three'"),
+        ("train digits --flow coupling --flow.depth 0", "levels, depth and width must be at least 1"),
+        ("train digits --flow compose --flow.flows [1]", "must be a list of tables, one for each flow, got [1]"),
+        ("train digits --flow compose", "flow.flows must be a list of tables, one for each flow, got None"),
+        ("train digits --sde pv", "sde.name must be one of"),
+        ("train digits --sde.beta_min -1", "0 < beta_min < beta_max"),
+        ("train digits --net lmp", "net.name must be one of"),
+        ("train digits --data.limt 9", "has no option 'limt'; did you mean 'limit'?"),
+        ("train digits --data digitz", "or package.module:Name, got 'digitz'; did you mean 'digits'?"),
+        ("train folder", "data 'folder' needs the option path: --data.path …"),
+        ("train pictures", "to train on its images: indm train folder --data.path pictures"),
+        ("train vectors.npy", "to train on an array or a table: indm train array --data.path vectors.npy"),
+        ("train broken.toml", "broken.toml is not valid TOML"),
+        ("train extra.toml", "[extra] is no known table"),
+        ("train nameless.toml", "[flow] needs a name"),
+        ("train notable.toml", "train must be a table"),
+        ("train digits --resume --out nowhere", "nowhere holds no run to resume"),
+        ("train digits --out full", "full exists and is not empty"),
+        ("evaluate nowhere", "nowhere is no run folder; there are digits-pretrained, "),
+        ("evaluate full", "full is no run folder: there is no recipe.toml in it"),
+        ("evaluate full/precious.txt", "full/precious.txt is no run folder"),
+        ("sample untrained", "untrained holds no saved model"),
+        ("sample damaged", "the model in damaged cannot be read"),
+        ("compare full", "compare needs at least two run folders, got 1"),
+        ("report", "folders must name at least one run, got none"),
+        ("report full", "full is no run folder: there is no recipe.toml in it"),
+        ("report nowhere", "nowhere is no run folder"),
+        ("train full/precius.txt", "no recipe or file is called 'full/precius.txt'\n"),
+        ("compare full full --out full/precious.txt", "nothing can be written into full/precious.txt: it is no folder"),
+        ("sample untrained --out full/precious.txt", "untrained holds no saved model"),
+        ("reproduce --fast", "reproduce is now in a checkout of the repository: python -m research.claims"),
+        ("train digits --net vae-mlp", "vae-mlp is now in a checkout of the repository: research.claims.coders"),
+        ("train digits --forward coded", "forward is now in a checkout of the repository: research/forward/"),
+        ("train digits --forward.width 8", "forward is now in a checkout of the repository: research/forward/"),
+        ("train digits --sde learned", "learned is now in a checkout of the repository: research.forward.sde"),
+        ("train digits-nfdm", "digits-nfdm is now in a checkout of the repository: research/forward/recipes"),
+        ("train digits --train.objective elbo", "research.claims.vae:elbo, with --trust research"),
+        ("train digits --like trained --train.steps=5", "--like gives the budget: leave out --train.steps"),
+        ("train trained --like untrained --resume", "--like gives the budget: leave out --resume"),
+        ("train digits --out trained", "exists and is not empty"),
+        ("train digits --out trained --data.limt 9", "has no option 'limt'; did you mean 'limit'?"),
+        ("train folder --out trained --data.path nowhere", "data.path must be a file or a folder, got nowhere"),
+        ("sample digits-pretraind", "digits-pretraind is no run folder; did you mean 'digits-pretrained'?"),
+        ("train checkerboard --resume --out trained", "it differs in"),
+        *((f"sample trained {option} {10**20}", f"{name} must be within ±") for option, name in SIZES.items()),
+        *((f"evaluate trained --overwrite {option} {10**20}", f"evaluate.{name} must be within ±")
+          for option, name in (SIZES | {"--iw-examples": "iw_examples"}).items() if name not in ("n", "steps")),
+        *((f"sample trained --sampler ode --sampler.tol {tol}", "tol must be positive and finite, got")
+          for tol in ("inf", "nan", "0")),
+        *((f"evaluate trained --overwrite --nll-error {tol}", "evaluate.nll_error must be positive and finite, got")
+          for tol in ("inf", "nan", "0")),
+        ("evaluate trained --examples 1 --overwrite", "evaluate.examples must be at least 2, got 1"),
+        ("evaluate trained --overwrite --steps 7", "evaluate.steps must be 0, or 8 or more, got 7"),
+        ("evaluate trained --eps 1e-6 --overwrite", "eps must lie in [1e-05, 1.0), got 1e-06"),
+        ("sample trained --sampler dmp++", "sampler must be one of"),
+        ("sample trained -n 0", "n must be at least 1, got 0"),
+        ("sample trained --steps 0", "steps must be at least 1, got 0"),
+        ("sample trained --eps 1e-6", "eps must lie in [1e-05, 1.0), got 1e-06"),
+        ("sample trained --sampler ode --sampler.snr 0.1", "snr must be left out with sampler 'ode', got 0.1; 'pc'"),
+        ("sample trained --out trained/recipe.toml", "nothing can be written into trained/recipe.toml: it is no"),
+        ("compare full trained", "is no run folder: there is no recipe.toml in it"),
+    ],
+)  # fmt: skip
+def test_mistakes(arguments, complaint, workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    before = {p: p.stat().st_mtime_ns for p in workplace.rglob("*")}
+    assert complaint in fails(capsys, *arguments.split())
+    assert {p: p.stat().st_mtime_ns for p in workplace.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("train", "Missing from indm train: RECIPE Name of a recipe"),
+        ("report untrained --steps 5 many", "--steps: Could not find valid parse for arguments"),
+        ("sample untrained -n three", "-n/--n: invalid literal for int() with base 10: 'three'"),
+        ("sample untrained --eps low", "parsing --eps: "),
+        ("sample untrained -n", "Missing value for argument '-n/--n'. Expected 1 values."),
+        ("translate untrained full --condition a --out new", "parsing --condition: "),
+        ("compare full full --equal time", "invalid choice 'time' for argument '--equal'. Expected one of"),
+    ],
+)  # fmt: skip
+def test_mistakes_that_the_parser_explains(arguments, complaint, capsys):
+    """In its own words and boxes, with the exit status of any mistake."""
+    assert main(arguments.split()) == 2
+    assert complaint in re.sub(r"[\s│]+", " ", capsys.readouterr().err)
+
+
+def test_a_run_folder_resumes_by_its_name(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in (path for path in run.iterdir() if path.is_file()):  # checkpoint.pt is enough
+        (copy / path.name).write_bytes(path.read_bytes())
+    assert main(["train", str(copy), "--resume", "--train.steps", "6", "--quiet"]) == 0
+    assert json.loads((copy / "summary.json").read_text())["steps"] == 6
+    assert isinstance(indm.INDM.load(copy), indm.INDM)
+
+
+def test_unreadable_images_are_skipped_with_one_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for i in range(30):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (9, 9), dtype=np.uint8)).save(f"{i}.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    small = [*SMALL, "--data.path", ".", "--data.size", "8", "--train.batch_size", "4", "--dry-run"]
+    with pytest.warns(UserWarning, match=r"^skipped 1 of 31 files, unreadable as images; the first is bad\.png: "):
+        assert main(["train", "folder", *small]) == 0
+    said = fails(capsys, "train", "folder", *small, "--data.strict", "true")
+    assert "strict: 1 of 31 files cannot be read as images; the first is bad.png: " in said
+
+
+# ── Exit statuses, --debug, Ctrl-C, and what is written over
+
+
+def test_what_a_run_came_to_is_said_in_words():
+    summary = {"steps": 1, "seconds": 60, "skipped_steps": 1, "rollbacks": 2, "unreadable_images": 1}
+    assert train_commands.came_to(summary) == (
+        "1 step in 0:01:00, 1 step left out, 2 returns to a checkpoint, 1 image that could not be read"
+    )
+    assert saved_state({"steps": 9, "saved_step": 9}) == "step 9, which is saved"
+    state = saved_state({"steps": 9, "saved_step": 6})
+    assert state == "step 9; the last saved step is 6, before steps were skipped"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ValueError("a\nb \x1b[2J"), 2, "indm: error: a b \\x1b[2J"),
+        (FileNotFoundError(2, "No such file", "x"), 2, "indm: error: [Errno 2] No such file: 'x'"),
+        (OSError(28, "No space left on device"), 2, "indm: error: [Errno 28] No space left on device"),
+        (RuntimeError("the loss became NaN"), 2, "indm: error: the loss became NaN"),
+        (MemoryError(), 2, "indm: error: MemoryError"),
+        (type("OfNumPy", (MemoryError,), {})("1.50 GiB"), 2, "indm: error: 1.50 GiB"),
+        (KeyError("x"), 3, "indm: error: unexpected KeyError: 'x' (the same command with --debug shows where)"),
+        (RecursionError("too deep"), 3, "indm: error: unexpected RecursionError: too deep"),
+        (AssertionError(), 3, "indm: error: unexpected AssertionError: "),
+        (KeyboardInterrupt(), 130, "indm: interrupted"),
+    ],
+)
+def test_every_failure_is_one_line_and_a_status(error, status, said, monkeypatch, capsys):
+    def fail(self, *_):
+        raise error
+
+    for command in ("train digits", "evaluate r", "translate r a --out o", "recipes"):
+        monkeypatch.setattr(find(command.split()[0]), "run", fail)
+        assert main(command.split()) == status
+        shown = capsys.readouterr().err
+        assert shown.startswith(said) and shown.count("\n") == 1
+        if status != 130:
+            assert main([*command.split(), "--debug"]) == status
+            shown = capsys.readouterr().err
+            assert "Traceback (most recent call last)" in shown and "in fail" in shown and said in shown
+
+
+def test_nothing_is_written_over_unless_told_to(run, tmp_path, capsys):
+    few = ["--examples", "20", "--nll-examples", "0", "--quiet"]
+    assert main(["evaluate", str(run), *few, "--overwrite"]) == 0
+    out, draw = tmp_path / "out", ["-n", "4", "--steps", "2", "--quiet"]
+    again = shutil.copytree(run, tmp_path / "again")
+    commands = (
+        ["evaluate", str(run), *few],
+        ["sample", str(run), *draw, "--seed=7", "--out", str(out)],
+        ["compare", str(run), str(again), "--out", str(out)],
+    )
+    for command in commands[1:]:
+        assert main(command) == 0
+    kept = {p: p.read_bytes() for folder in (run, out) for p in folder.iterdir() if p.is_file()}
+    commands[1].remove("--seed=7")  # drawn just so, they would be left as they are
+    for command in commands:
+        assert "add --overwrite to write that anew" in fails(capsys, *command)
+    assert {p: p.read_bytes() for p in kept} == kept
+    assert main([*commands[1], "--overwrite", "--seed", "1"]) == 0
+    assert (out / "samples.npz").read_bytes() != kept[out / "samples.npz"]
+
+
+def test_a_run_that_was_ended_before_its_first_step_says_what_to_do(tmp_path, capsys):
+    (tmp_path / "early").mkdir()
+    error = fails(capsys, "train", tmp_path / "early", "--resume")
+    assert "it is empty: give the command that made it, without --resume" in error
+
+
+def test_names_that_lead_out_stay_inside(run, tmp_path, monkeypatch, capsys):
+    """The folder of a run is one name below runs/, whatever its recipe is called."""
+    home = tmp_path / "home"
+    (home / "deep").mkdir(parents=True)
+    monkeypatch.chdir(home / "deep")
+    planned = []
+    monkeypatch.setattr(
+        train_commands.TrainsRecipe, "train", lambda _, recipe, out, *__, **___: planned.append(out) or 0
+    )
+    text = recipes.to_toml(recipes.load("digits-3-8"))
+    for name in ("../up.toml", "a\nb.toml", "...toml"):
+        (home / "deep" / name).write_text(text)
+        for command in ("train", "train-bridge"):
+            assert main([command, name]) == 0
+    (home / "recipe.toml").write_text(text)
+    Image.new("L", (8, 8)).save(home / "deep" / "a.png")
+    assert main(["train-bridge", ".."]) == 0 and main(["train-bridge", "../deep/..", ".", "--data.size", "8"]) == 0
+    assert all(out.parts[0] == "runs" and len(out.parts) == 2 and out.name not in (".", "..") for out in planned)
+    assert [out.name for out in planned[-2:]] == ["home-bridge", "home-deep-bridge"]
+    for name in ("../../../etc/passwd", "../../nowhere", "/dev/null", "a\nb"):
+        assert main(["train", name]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_folder_need_not_be_called_in_unicode(run, tmp_path, capsys):
+    out = tmp_path / "\udcff"
+    assert main(["sample", str(run), "-n", "1", "--steps", "1", "--out", str(out), "--quiet"]) == 0
+    assert "\\udcff/samples.png" in capsys.readouterr().out and (out / "samples.json").is_file()
+    recipe = recipes.load("digits") | {"data": {"name": "array", "path": str(out)}}
+    with pytest.raises(ValueError, match="is no Unicode text, which a recipe must be: rename that"):
+        recipes.to_toml(recipe)
+
+
+def test_a_dry_run_stays_a_recipe_whatever_the_folder_is_called(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "digits", *SMALL, "--dry-run", "--out", "x\n[evil]\na = 1"]) == 0
+    assert "evil" not in tomllib.loads(capsys.readouterr().out)
+
+
+@pytest.mark.long
+def test_a_reader_that_has_enough_is_no_error():
+    for given in ("recipes", "train --help"):
+        command = f"{shlex.quote(sys.executable)} -m indm {given} | head -1; echo ${{PIPESTATUS[0]}}"
+        slow = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+        assert slow.stderr == "" and slow.stdout.splitlines()[-1] in ("0", "141")
+
+
+SCRIPT = """
+import atexit, sys, time
+from indm.workbench.cli import main as cli
+from indm.workbench.cli.help import Recipes
+from indm.workbench.runs import signals
+
+def stay(word):
+    print(word, flush=True)
+    time.sleep(60)
+
+def until_asked():
+    with signals.interruptible() as interrupted:
+        print("begun", flush=True)
+        while not interrupted.is_set():
+            time.sleep(0.01)
+        {in_time}
+
+def work(self):
+    {work}
+
+atexit.register(lambda: stay("leaving"))
+Recipes.run, sys.argv = work, ["indm", "recipes"]
+sys.exit(cli.{start})
+"""
+DEAF = """try:
+        stay("begun")
+    finally:
+        stay("asked")"""
+
+
+def interrupted(work, in_time="pass", start="program()"):
+    """The process of a command that does ``work``, which has begun and then got a Ctrl-C."""
+    script = SCRIPT.format(work=work, in_time=in_time, start=start)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    return process
+
+
+@pytest.mark.parametrize(
+    ("work", "in_time"), [(DEAF, "pass"), pytest.param("until_asked()", "stay('asked')", marks=pytest.mark.long)]
+)
+def test_the_second_ctrl_c_ends_at_once(work, in_time):
+    process = interrupted(work, in_time, "main(['recipes'])")
+    assert process.stdout.readline() == "asked\n" and process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130 and process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [("stay('begun')", "indm: interrupted\n"),
+     pytest.param("until_asked(); return cli.INTERRUPTED", "", marks=pytest.mark.long)],
+)  # fmt: skip
+def test_a_second_ctrl_c_while_python_ends_is_no_traceback(work, said):
+    process = interrupted(work)
+    assert process.stdout.readline() == "leaving\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130 and process.stderr.read() == said
+
+
+def test_ctrl_c_while_python_still_loads_is_one_line(tmp_path):
+    (tmp_path / "torch.py").write_text('import time\nprint("loading", flush=True)\ntime.sleep(60)\n')
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import indm_command, sys; sys.exit(indm_command.program())", "train", "digits"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(indm.__file__).parents[1])])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130 and process.stderr.read() == "indm: interrupted\n"
+
+
+@pytest.mark.parametrize("closed, status", [("recipes >&-", 0), ("train nope 2>&-", 2)])
+def test_a_closed_output_is_no_error(closed, status):
+    command = f"{shlex.quote(sys.executable)} -c 'import indm_command, sys; sys.exit(indm_command.program())' {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
+def test_ctrl_c_means_what_it_did_once_a_command_called_from_python_is_over(monkeypatch, capsys):
+    def run(self):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Recipes, "run", run)
+    assert main(["recipes"]) == 130 and "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("file", [None, "recipe.toml", "pair.toml"])
+@pytest.mark.parametrize(
+    ("command", "trains"), [("train digits", "loop.train"), ("train-pair digits-3-8", "pairs.train_pair")]
+)
+def test_a_ctrl_c_before_the_first_step_says_that_nothing_was_trained(
+    command, trains, file, tmp_path, monkeypatch, capsys
+):
+    def interrupted(recipe, out, **options):
+        if file is not None:
+            (out / file).write_text("")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"indm.workbench.training.{trains}", interrupted)
+    assert main([*command.split(), "--out", str(tmp_path)]) == 130
+    again = "begins again" if file is None else "with --resume goes on"
+    said = f"Interrupted before a step was made, so nothing was trained. The same command {again}.\n"
+    assert capsys.readouterr().err == said
+    if file is not None:
+        saved = tmp_path / ("checkpoint.pt" if file == "recipe.toml" else "a/checkpoint.pt")
+        saved.parent.mkdir(exist_ok=True)
+        saved.write_text("")
+        assert main([*command.split(), "--out", str(tmp_path)]) == 130
+        assert "a step was made, what was saved before stays as it is. The same" in capsys.readouterr().err
+
+
+# ── What is loaded ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+HEAVY = ("torch", "torchvision", "accelerate", "matplotlib", "sklearn", "scipy", "numpy", "PIL", "jaxtyping")
+
+
+def test_nothing_heavy_is_loaded_before_it_is_used():
+    lines = [["recipes"], ["--help"], ["train", "--help"], ["help", "train.train"]]
+    script = "import indm, sys; from indm.workbench.cli.main import main; "
+    script += f"[main(line) for line in {lines}]; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.splitlines()[-1].split()) & set(HEAVY)
+
+
+def test_parts_shows_names_options_and_what_they_mean(capsys):
+    assert main(["parts"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for kind in ("flow", "sde", "net", "data") for name in names.BUILT_IN[kind])
+    assert [line.split()[0] for line in listed.splitlines() if not line.startswith(" ")] == listing.KINDS
+    assert main(["parts", "flow", "coupling"]) == 0
+    shown = capsys.readouterr().out
+    assert "--flow.width N  " in shown and "hidden channels of the conditioners. (default: 32)" in shown
+    assert main(["help", "flow", "coupling"]) == 0 and capsys.readouterr().out == shown
+    assert "flw is no known kind of parts; did you mean 'flow'?" in fails(capsys, "parts", "flw")
+    assert "got 'coupled'; did you mean 'coupling'?" in fails(capsys, "parts", "flow", "coupled")
+
+
+@pytest.mark.parametrize(
+    "given, expected", [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
+def test_the_command_lets_waiting_threads_sleep_unless_told_otherwise(monkeypatch, given, expected):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("indm.workbench.cli.main.program", lambda: 5)
+    assert indm_command.program() == 5 and os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+def test_a_run_whose_data_were_given_in_python_is_sampled_without_them(tmp_path, capsys):
+    options = recipes.recipe(
+        "eight-gaussians", {"train.steps": 1, "train.validate_examples": 10, "train.batch_size": 20}
+    )
+    train(options, tmp_path / "run", data=torch.randn(100, 2), progress=False)
+    with pytest.warns(UserWarning, match="the picture shows no data .*: data 'given' was given in Python"):
+        assert main(["sample", str(tmp_path / "run"), "-n", "4", "--steps", "2", "--quiet"]) == 0
+    assert (tmp_path / "run" / "samples.png").is_file() and "samples.png: 4 samples" in capsys.readouterr().out

@@ -1,0 +1,346 @@
+"""Folders of very many images: listed once, read one at a time, and a damaged one costs one image."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from indm.files import plain
+from indm.workbench.cli.main import main
+from indm.workbench.data import folder as folders
+from indm.workbench.data import image_files
+from indm.workbench.data.base import stack
+from indm.workbench.data.batches import loader
+from indm.workbench.data.folder import Files, index, index_file
+from indm.workbench.data.image_files import ImageFiles, count_unreadable
+from indm.workbench.data.images import read_image, read_kind
+from indm.workbench.data.registry import load_data
+from indm.workbench.runs.devices import peak_memory_mib
+
+
+def many(folder, n, sources=50, below=1000):
+    """``n`` names of a few images, in folders of ``below`` each: hard links, so that they take no room."""
+    folder.mkdir()
+    for i in range(sources):
+        pixels = np.full((8, 8, 3), (i, 2 * i, 3 * i), np.uint8)
+        Image.fromarray(pixels).save(folder / f".{i}.png")  # hidden: no image of the folder
+    for i in range(n):
+        if i % below == 0:
+            (folder / f"{i // below:04d}").mkdir()
+        os.link(folder / f".{i % sources}.png", folder / f"{i // below:04d}" / f"{i:07d}.png")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("INDM_DATA", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def looked_at(monkeypatch):
+    """The files whose header was read."""
+    seen = []
+    monkeypatch.setattr(folders, "read_kind", lambda path: seen.append(path) or read_kind(path))
+    return seen
+
+
+# ── The list
+
+
+def test_the_list_is_that_of_the_file_system_in_sorted_order(tmp_path):
+    hidden = [".hidden.png", ".h/x.png", "a/.x/y.png"]
+    for name in ["b.png", "a/z.png", "a/b/c.png", "a.png", "a-b/x.png", "ü\n ö.png", *hidden]:
+        path = tmp_path / "f" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(path)
+    raw = os.fsencode(tmp_path / "f") + b"/\xff.png"
+    with open(raw, "wb") as file:
+        file.write((tmp_path / "f" / "b.png").read_bytes())
+    os.symlink(tmp_path / "f" / "b.png", tmp_path / "f" / "link.png")
+    os.symlink(tmp_path / "nowhere", tmp_path / "f" / "broken.png")
+    os.symlink(tmp_path / "f", tmp_path / "f" / "again")  # a loop
+    os.mkfifo(tmp_path / "f" / "pipe.png")
+    found = index(tmp_path / "f")
+    below = (p for p in (tmp_path / "f").rglob("*") if p.is_file() and "again" not in p.parts)
+    expected = sorted(p for p in below if "/." not in str(p.relative_to(tmp_path)))
+    assert list(found.files) == expected and len(expected) == 8
+    assert found.kinds.tolist() == [1] * 8 and found.stats[:, 0].tolist() == [p.stat().st_size for p in expected]
+
+
+def test_files_are_a_sequence_of_few_bytes(tmp_path):
+    paths = [f"{i}/é{i}.png" for i in range(100)]
+    files = Files(tmp_path, np.array([os.fsencode(p) for p in paths]))
+    assert list(files) == [tmp_path / p for p in paths] and files[-1] == tmp_path / paths[-1]
+    assert list(files[10:40:7]) == list(files)[10:40:7] and list(files.select(np.array([5, 3]))) == [files[5], files[3]]
+    assert list(files[50:].select(np.array([1]))) == [files[51]]
+    with pytest.raises(IndexError):
+        files[100]
+
+
+def test_an_index_is_kept_and_only_changes_are_looked_at(tmp_path, cache, looked_at):
+    folder = many(tmp_path / "f", 1200, below=500)
+    first = index(folder)
+    assert len(looked_at) == len(first.files) == 1200 and index_file(folder).is_file()
+    looked_at.clear()
+    again = index(folder)
+    assert not looked_at and np.array_equal(again.kinds, first.kinds) and list(again.files) == list(first.files)
+
+    Image.new("L", (8, 8), 7).save(folder / "0001" / "added.png")
+    (folder / "0002" / "0001000.png").unlink()
+    changed = folder / "0000" / "0000000.png"
+    changed.unlink()
+    changed.write_bytes(b"no image")
+    third = index(folder)
+    assert sorted(p.name for p in looked_at) == ["0000000.png", "added.png"]
+    kinds = dict(zip(third.files, third.kinds.tolist(), strict=True))
+    assert kinds[changed] == 0 and kinds[folder / "0001" / "added.png"] == 1 and len(kinds) == 1200
+    assert sum(kind == 2 for kind in kinds.values()) == 1198
+
+    index_file(folder).write_bytes(index_file(folder).read_bytes()[:999])  # damaged: made anew
+    looked_at.clear()
+    assert np.array_equal(index(folder).kinds, third.kinds) and len(looked_at) == 1200
+    looked_at.clear()
+    sets = load_data("folder", path=folder, size=8, channels=3)
+    assert not looked_at and sum(len(getattr(sets, part)) for part in ("train", "valid", "test")) == 1199
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path, monkeypatch, looked_at):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("INDM_DATA", str(tmp_path / "file" / "below"))
+    folder = many(tmp_path / "f", 1000)
+    for _ in range(2):
+        assert (index(folder).kinds == 2).all()
+    assert len(looked_at) == 2000
+
+
+def test_an_index_that_cannot_be_kept_leaves_nothing_half_written(tmp_path, cache, monkeypatch):
+    def full(file, **arrays):
+        savez(file, **arrays)
+        raise OSError(28, "No space left on device")
+
+    savez = np.savez_compressed
+    monkeypatch.setattr(np, "savez_compressed", full)
+    assert len(index(many(tmp_path / "f", 1000)).files) == 1000
+    assert not list((cache / "indexes").iterdir())
+
+
+def test_few_files_leave_nothing_in_the_cache(tmp_path, cache):
+    index(many(tmp_path / "f", 999))
+    assert not cache.exists()
+
+
+# ── Large images
+
+MEASURED = """
+import os, resource, sys
+from pathlib import Path
+from indm.workbench.data.images import read_image
+taken = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+for mode in sys.argv[1:]:
+    if os.fork() == 0:  # each in a process that has decoded nothing large
+        read_image(Path(f"{mode}-8.png"))
+        before = taken()
+        read_image(Path(f"{mode}-4000.png"))
+        print(mode, taken() - before, flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
+
+
+@pytest.mark.long
+def test_a_large_image_is_decoded_in_few_bytes_a_pixel(tmp_path):
+    most = {"I;16": 14, "LA": 8, "RGBA": 11}  # the first is 9 from Pillow 11 on; it was 20 and more
+    for mode in most:
+        for side in (8, 4000):
+            pixels = np.zeros((side, side), np.uint16)
+            image = Image.fromarray(pixels) if mode == "I;16" else Image.new(mode, (side, side))
+            image.save(tmp_path / f"{mode}-{side}.png", compress_level=1)
+    command = [sys.executable, "-c", MEASURED, *most]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    taken = dict(line.split() for line in done.stdout.splitlines())
+    assert list(taken) == list(most)
+    assert all(1 < int(taken[mode]) / 4000**2 < most[mode] for mode in most), taken
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_transparent_pixels_are_those_of_the_composite(tmp_path, mode):
+    value, alpha = np.meshgrid(np.arange(256), np.arange(256))
+    pixels = np.stack([*[value, value // 2, 255 - value][: len(mode) - 1], alpha], -1).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = np.asarray(read_image(tmp_path / "a.png")).reshape(256, 256, -1).astype(int)
+    a = pixels[..., -1:] / 255
+    assert np.abs(found - (255 * (1 - a) + pixels[..., :-1] * a)).max() <= 0.5 + 1e-9
+
+
+def test_no_more_images_than_cores_are_decoded_at_once(tmp_path, monkeypatch):
+    inside, most = [], []
+
+    def slow(path):
+        inside.append(path)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.remove(path)
+        return read_image(path)
+
+    monkeypatch.setattr(folders, "read_image", slow)
+    assert (index(many(tmp_path / "f", 60), whole=True).kinds == 2).all()
+    assert len(most) == 60 and max(most) <= os.cpu_count()
+
+
+@pytest.mark.parametrize("n", [12, 1000])
+def test_a_user_without_a_home_has_no_cache(tmp_path, monkeypatch, looked_at, n):
+    def without():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("INDM_DATA", raising=False)
+    monkeypatch.setattr(plain.Path, "home", without)
+    folder = many(tmp_path / "f", n)
+    for _ in range(2):
+        assert (index(folder).kinds == 2).all()
+    assert len(looked_at) == 2 * n
+
+
+def test_the_fingerprint_of_files_tells_which_they_are_and_where_their_names_end(tmp_path):
+    def fingerprint(names, chosen=None):
+        return Files(tmp_path, np.array(names, dtype="S"), None if chosen is None else np.array(chosen)).fingerprint()
+
+    assert fingerprint(["a", "bc", "d"], [0, 2]) == fingerprint(["a", "d"]) == fingerprint(["a", "d", "xy"], [0, 1])
+    different = (["ab", "c"], ["a", "bc"], ["abc"], ["a", "b", "c"], ["ab", "c", "c"])
+    assert len({fingerprint(names) for names in different}) == len(different)
+
+
+# ── Damage, and the order of the data
+
+
+def damaged(folder, *which):
+    for i in which:
+        file = folder / "0000" / f"{i:07d}.png"
+        content = file.read_bytes()
+        file.unlink()
+        file.write_bytes(content[: len(content) // 2 + 8])  # the header is whole
+
+
+def test_a_damaged_image_is_replaced_by_the_next_warned_of_once_and_counted(tmp_path):
+    folder = many(tmp_path / "f", 40)
+    whole = stack(ImageFiles(index(folder).files, (3, 8, 8)))
+    damaged(folder, 7, 20, 21, 39)
+    data = ImageFiles(index(folder).files, (3, 8, 8))
+    assert len(data) == 40 and count_unreadable(data) == 0
+    with pytest.warns(UserWarning, match="0000007.png cannot be read .* takes its place") as warned:
+        found = stack(data)
+    assert len(warned) == 1 and data.unreadable.nonzero().flatten().tolist() == [7, 20, 21, 39]
+    expected = whole.clone()
+    expected[[7, 20, 21, 39]] = whole[[8, 22, 22, 0]]
+    assert torch.equal(found, expected) and torch.equal(stack(data), found) and count_unreadable(data) == 4
+
+
+def test_images_are_decoded_once_where_memory_holds_them_all(tmp_path, monkeypatch):
+    folder = many(tmp_path / "f", 5)
+    files = index(folder).files
+    monkeypatch.setattr(image_files, "MOST_KEPT", 5 * 3 * 8 * 8)
+    kept, again = ImageFiles(files, (3, 8, 8)), ImageFiles(files, (3, 9, 9))
+    first, other = stack(kept), stack(again)
+    kept[2].zero_()  # a copy
+    for file in files:
+        file.unlink()
+    assert torch.equal(stack(kept), first) and torch.equal(kept[-1], first[-1]) and len(other) == 5
+    with pytest.raises(ValueError, match="5 images in a row cannot be read"), warnings.catch_warnings(action="ignore"):
+        again[0]
+
+
+def test_a_folder_that_has_gone_is_an_error_after_a_hundred(tmp_path):
+    folder = many(tmp_path / "f", 200)
+    data = ImageFiles(index(folder).files, (3, 8, 8))
+    for file in data.files:
+        file.unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match=r"100 images in a row cannot be read, beginning with .*0000150.png"):
+            data[150]
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+def test_workers_change_neither_the_order_nor_what_stands_for_a_damaged_image(tmp_path):
+    folder = many(tmp_path / "f", 60)
+    damaged(folder, 3, 30, 31)
+    epochs = []
+    for workers in (0, 1, 3):
+        data = ImageFiles(index(folder).files, (3, 8, 8))
+        epochs.append(list(loader(data, 7, shuffle=True, seed=5, epoch=2, workers=workers)))
+        assert count_unreadable(data) == 3  # those of the workers, too
+    for other in epochs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(epochs[0], other, strict=True))
+
+
+SMALL = [
+    "train", "folder", "--net.channels=4", "--net.blocks=1", "--net.attention=[]",
+    "--net.multipliers=[1]", "--train.steps=8", "--train.seconds=inf", "--train.batch_size=12",
+    "--train.validate_examples=4", "--data.size=8", "--quiet",
+]  # fmt: skip
+
+
+def unreadable(run):
+    return json.loads((run / "summary.json").read_text())["unreadable_images"]
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+def test_a_training_outlives_a_damaged_image(tmp_path):
+    folder = many(tmp_path / "f", 60)
+    damaged(folder, *range(0, 60, 7))
+    weights = []
+    for workers in (0, 3):
+        run = tmp_path / str(workers)
+        assert main([*SMALL, f"--data.path={folder}", "--out", str(run), f"--train.workers={workers}"]) == 0
+        assert 5 <= unreadable(run) <= 9
+        weights.append((run / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_an_image_that_several_processes_met_counts_once(tmp_path):
+    data = ImageFiles(index(many(tmp_path / "f", 6)).files, (3, 8, 8))
+    data.unreadable[1:3] = True
+    assert count_unreadable(data) == 2
+    assert count_unreadable(data, lambda met: met + torch.tensor([0, 0, 1, 1, 0, 0])) == 3
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+def test_two_processes_count_the_damaged_images_of_both(tmp_path):
+    """Each reads its half of one epoch, and the main one writes what one process would."""
+    folder = many(tmp_path / "f", 60)
+    damaged(folder, *range(0, 60, 2))
+    line = [*SMALL, f"--data.path={folder}", "--train.steps=4", "--out"]
+    assert main([*line, str(tmp_path / "one")]) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "indm"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, *line, str(tmp_path / "two")], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert unreadable(tmp_path / "one") == unreadable(tmp_path / "two") > 20
+
+
+@pytest.mark.long
+@pytest.mark.about_time
+@pytest.mark.parametrize("n", [1_000_000])
+def test_very_many_files(tmp_path, cache, n):
+    folder = many(tmp_path / "f", n, sources=100)
+    before, started = peak_memory_mib(), time.perf_counter()
+    sets = load_data("folder", path=folder, size=8)
+    first = time.perf_counter() - started
+    started = time.perf_counter()
+    again = load_data("folder", path=folder, size=8)
+    second = time.perf_counter() - started
+    batches = iter(loader(sets.train, 128, shuffle=True, workers=1))
+    for _ in range(20):
+        assert next(batches).shape == (128, 3, 8, 8)
+    print(f"{n} files: indexed in {first:.1f} s, again in {second:.1f} s, {peak_memory_mib() - before:.0f} MiB")
+    assert len(sets.train) == len(again.train) == 0.8 * n and second < first / 2
+    assert peak_memory_mib() - before < 100 + n / 2000  # half a kilobyte a file

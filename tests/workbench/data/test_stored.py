@@ -1,0 +1,219 @@
+"""Images in data sets of the hub and in tar files, against the same images in a folder; arrays that are mapped."""
+
+import io
+import os
+import sys
+import tarfile
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from indm.workbench.cli.main import main
+from indm.workbench.data import load_data
+from indm.workbench.data.base import PARTS, as_data, stack
+
+datasets = pytest.importorskip("datasets")
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+CLASSES = ("circle", "square")
+SIZES = [(12, 9), (8, 8), (20, 30)]  # width and height
+HALF = 14  # members of the first tar file
+OPTIONS = {"size": "8x10", "seed": 3, "valid": 0.2, "test": 0.2}
+
+
+def pictures() -> list[Image.Image]:
+    numbers = np.random.default_rng(0)
+    return [
+        Image.fromarray(numbers.integers(0, 256, (height, width, 3), np.uint8))
+        for width, height in SIZES
+        for _ in range(5)
+    ]
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The images as files, in the order of their names."""
+    (tmp_path / "folder").mkdir()
+    for i, image in enumerate(pictures()):
+        image.save(tmp_path / "folder" / f"{i:02d}.png")
+    return load_data("folder", path=tmp_path / "folder", **OPTIONS)
+
+
+def shards(place, members):
+    """Two tar files with ``members``, name → bytes, in their order."""
+    place.mkdir()
+    for k in range(2):
+        with tarfile.open(place / f"part-{k}.tar", "w") as tar:
+            for name, content in list(members.items())[k * HALF :][: HALF if k == 0 else None]:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    return place
+
+
+def test_shards_hold_what_a_folder_holds(tmp_path, folder, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    members = {}
+    for i, image in enumerate(pictures()):
+        members |= {f"{i:02d}.png": png(image), f"{i:02d}.cls": str(i % 2).encode()}
+    data = load_data("datasets", path=shards(tmp_path / "shards", members), x="png", c="cls", **OPTIONS)
+    assert data.shape == (3, 8, 10) and data.classes == ("0", "1")
+    for part in PARTS:
+        assert torch.equal(stack(getattr(data, part)), stack(getattr(folder, part)))
+    assert data.labels["train"].tolist() == [int(path.stem) % 2 for path in folder.train.files]
+
+
+def test_a_data_set_of_images_holds_what_a_folder_holds(tmp_path, folder, monkeypatch):
+    labels = [i % 2 for i in range(len(pictures()))]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
+    rows = datasets.Dataset.from_dict({"image": pictures(), "label": labels}, features=features)
+    rows.save_to_disk(tmp_path / "saved")
+    (tmp_path / "tables").mkdir()
+    rows.to_parquet(tmp_path / "tables" / "train.parquet")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for place in ("saved", "tables"):
+        data = load_data("datasets", path=tmp_path / place, c="label", **OPTIONS)
+        assert torch.equal(stack(data.train), stack(folder.train)) and data.classes == CLASSES
+        assert data.labels["train"].tolist() == [int(path.stem) % 2 for path in folder.train.files]
+    again = load_data("datasets", path=tmp_path / "saved", c="label", **OPTIONS)
+    changed = datasets.Dataset.from_dict({"image": pictures()[::-1], "label": labels}, features=features)
+    changed.save_to_disk(tmp_path / "changed")
+    other = load_data("datasets", path=tmp_path / "changed", c="label", **OPTIONS)
+    assert again.fingerprint == load_data("datasets", path=tmp_path / "saved", **OPTIONS).fingerprint
+    assert again.fingerprint != other.fingerprint
+    without = datasets.Dataset.from_dict({"image": pictures(), "label": [-1, *labels[1:]]}, features=features)
+    without.save_to_disk(tmp_path / "without")
+    with pytest.raises(ValueError, match="the column 'label' has no label in row 0; leave such rows out"):
+        load_data("datasets", path=tmp_path / "without", c="label", **OPTIONS)
+
+
+def naming(folder, column):
+    """A data set whose rows name files in place of holding their bytes, as a table from elsewhere can."""
+    folder.mkdir(exist_ok=True)
+    features = datasets.Features({"image": datasets.Image(), "n": datasets.Value("int64")})
+    rows = {"image": [{"bytes": None, "path": str(name)} for name in column], "n": list(range(len(column)))}
+    parquet.write_table(pyarrow.table(rows, schema=features.arrow_schema), folder / "train.parquet")
+    return folder
+
+
+@pytest.mark.timeout(60)
+def test_only_files_inside_a_data_set_are_read(tmp_path, monkeypatch):
+    """A path in a table was opened as it stands: a device filled the memory, a pipe was waited for."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    place = tmp_path / "set"
+    (place / "pictures").mkdir(parents=True)
+    os.mkfifo(tmp_path / "pipe")
+    for i, image in enumerate(pictures()):
+        image.save(place / "pictures" / f"{i:02d}.png")
+        image.save(tmp_path / f"{i:02d}.png")
+    inside = [place / "pictures" / f"{i:02d}.png" for i in range(len(pictures()))]
+    data = load_data("datasets", path=naming(place, inside), **OPTIONS)
+    folder = load_data("folder", path=place / "pictures", **OPTIONS)
+    assert torch.equal(stack(data.train), stack(folder.train))
+    for outside in ("/dev/zero", tmp_path / "pipe", tmp_path / "00.png", place / ".." / "00.png", "../00.png"):
+        naming(place, [outside] * len(inside))
+        with (
+            pytest.raises(ValueError, match=r"outside of the data set|images in a row cannot be read"),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            stack(load_data("datasets", path=place, **OPTIONS).train)
+    with pytest.raises(ValueError, match=r"x must be images or numbers, and c labels or numbers; 'image' of .* holds"):
+        load_data("datasets", path=naming(place, inside), x="n", c="image")
+
+
+def test_a_data_set_of_the_hub_is_asked_for_by_its_name(folder, tmp_path, monkeypatch):
+    """In place of the hub stands what its library would find there."""
+    monkeypatch.chdir(tmp_path)
+    there, asked = datasets.Dataset.from_dict({"image": pictures()}), []
+
+    def load_dataset(*arguments, **options):
+        asked.append((arguments, options))
+        return there
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    data = load_data("datasets", path="ann/pictures", config="small", split="train", **OPTIONS)
+    assert asked == [(("ann/pictures", "small"), {"split": "train"})]
+    assert torch.equal(stack(data.train), stack(folder.train))
+
+
+def test_without_download_the_hub_is_not_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    there, offline = datasets.Dataset.from_dict({"image": pictures()}), []
+
+    def load_dataset(*arguments, **options):
+        offline.append(datasets.config.HF_HUB_OFFLINE)
+        return there
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for download in (True, False):
+        load_data("datasets", path="ann/pictures", download=download, **OPTIONS)
+    assert offline == [False, True] and datasets.config.HF_HUB_OFFLINE is False
+
+
+def test_what_cannot_be_read_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(ValueError, match="cannot be read as a data set"):
+        load_data("datasets", path=tmp_path / "broken", **OPTIONS)
+
+
+def test_a_data_set_of_numbers_and_its_mistakes(tmp_path):
+    numbers = np.random.default_rng(0)
+    columns = {"a": numbers.normal(size=40), "b": numbers.normal(size=40), "dose": numbers.normal(size=40)}
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "saved")
+    data = load_data("datasets", path=tmp_path / "saved", x=("a", "b"), c="dose", seed=1)
+    rows = np.stack([columns["a"], columns["b"]], 1)
+    expected = as_data(rows, seed=1, c=columns["dose"])
+    assert torch.equal(stack(data.train), stack(expected.train))
+    assert torch.equal(data.conditions["test"], expected.conditions["test"])
+    with pytest.raises(ValueError, match=r"has no column 'image'"):
+        load_data("datasets", path=tmp_path / "saved")
+    with pytest.raises(ValueError, match="cannot be read as a data set"):
+        load_data("datasets", path=tmp_path / "saved" / "none-of-these", x="a")
+
+
+def test_without_the_library_one_line_says_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert main(["train", "folder", "--data", "datasets", "--data.path", "ann/pictures"]) == 2
+    line = "indm: error: the data set 'datasets' needs the library datasets: pip install datasets\n"
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("kind", ["floats", "images"])
+def test_a_mapped_array_is_the_array(tmp_path, monkeypatch, kind):
+    numbers = np.random.default_rng(0)
+    array = numbers.normal(5, 3, (200, 4)) if kind == "floats" else numbers.integers(0, 256, (50, 8, 9, 3), np.uint8)
+    np.save(tmp_path / "x.npy", array)
+    np.save(tmp_path / "c.npy", numbers.normal(size=(len(array), 2)))
+    options = {"path": tmp_path / "x.npy", "c": "c.npy", "seed": 2}
+    read = load_data("array", **options)
+    monkeypatch.setattr("indm.workbench.data.raw.AT_ONCE", 20)  # a few rows at a time
+    mapped = load_data("array", mmap=True, **options)
+    assert isinstance(mapped.train.source, np.memmap)
+    for part in ("train", "valid", "test"):
+        assert torch.equal(stack(getattr(mapped, part)), stack(getattr(read, part)))
+        assert torch.equal(mapped.conditions[part], read.conditions[part])
+    assert torch.equal(mapped.train.__getitems__([3, 1]), read.train.__getitems__([3, 1]))
+    torch.testing.assert_close(mapped.scaling.scale, read.scaling.scale, rtol=1e-6, atol=0)
+    torch.testing.assert_close(mapped.scaling.shift, read.scaling.shift, rtol=1e-6, atol=1e-7)
+
+
+def test_what_cannot_be_mapped_is_said(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.zeros((9, 2)))
+    with pytest.raises(ValueError, match=r"cannot be mapped into memory, as an \.npy file"):
+        load_data("array", path=tmp_path / "x.npz", mmap=True)
+    np.save(tmp_path / "x.npy", np.full((9, 2), np.nan))
+    with pytest.raises(ValueError, match="hold NaN or inf"):
+        load_data("array", path=tmp_path / "x.npy", mmap=True)

@@ -1,0 +1,104 @@
+"""Tables as programs write them: what separates, what names, and what is said of a cell that is no number."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from indm.workbench.data.arrays import read_events
+from indm.workbench.data.base import stack
+from indm.workbench.data.registry import load_data
+from indm.workbench.data.tables import read_table
+
+NUMBERS = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
+
+
+def written(path, rows, **dialect):
+    with path.open("w", newline="", encoding=dialect.pop("encoding", "utf-8")) as file:
+        csv.writer(file, **dialect).writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("header", [[], [["a", "b b", "c,c"]], [["0", "1", "2"]]])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_table_is_its_numbers_whatever_separates_and_names_them(tmp_path, separator, header):
+    rows = [*header, *NUMBERS.tolist()]
+    assert np.array_equal(read_table(written(tmp_path / "a.csv", rows, delimiter=separator)), NUMBERS)
+
+
+def test_tables_of_other_programs(tmp_path):
+    np.savetxt(tmp_path / "numpy.txt", NUMBERS, header="a b c")  # blanks, and a header behind #
+    comma = [[str(x).replace(".", ",") for x in row] for row in NUMBERS.tolist()]
+    written(tmp_path / "comma.csv", [["x", "y", "z"], *comma], delimiter=";", encoding="utf-8-sig")
+    written(tmp_path / "quoted.csv", [["x", "y", "z"], *NUMBERS.tolist(), [], ["", "", ""]], quoting=csv.QUOTE_ALL)
+    for name in ("numpy.txt", "comma.csv", "quoted.csv"):
+        assert np.allclose(read_table(tmp_path / name), NUMBERS, rtol=1e-6), name
+    (tmp_path / "one.csv").write_text("0\n2\n4\n")
+    assert read_table(tmp_path / "one.csv").tolist() == [[0], [2], [4]]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", " "])
+def test_a_line_may_be_long(tmp_path, separator):
+    """Whatever does not separate leaves one cell of a whole line, for which Python's reader has a limit."""
+    wide = np.random.default_rng(0).normal(size=(2, 20_000)).astype(np.float32)
+    np.savetxt(tmp_path / "a.csv", wide, delimiter=separator)
+    assert (tmp_path / "a.csv").stat().st_size > 2 * 131_072
+    assert np.array_equal(read_table(tmp_path / "a.csv"), wide)
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "id"])
+def test_a_column_that_counts_the_rows_is_left_out(tmp_path, name):
+    indexed = [[name, "x", "y", "z"], *([i, *row] for i, row in enumerate(NUMBERS.tolist()))]
+    with pytest.warns(UserWarning, match="the first column, which counts the rows, is left out"):
+        assert np.array_equal(read_table(written(tmp_path / "a.csv", indexed)), NUMBERS)
+    indexed[5][0] = 17
+    assert read_table(written(tmp_path / "a.csv", indexed)).shape == (30, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "age,city\n1,2\n3,Bonn\n",
+            r"column 2 \(city\) has no number that can be used in line 3, but 'Bonn'; in pandas",
+        ),
+        ("age,city\n\n1,2\n,4\n", r"column 1 \(age\) has no value in line 4, but ''; .*dropna"),
+        ("age;city\n1;2\n3;NA\n", r"column 2 \(city\) has no value in line 3, but 'NA'"),
+        ("1,2\n3,nan\n", "column 2 has no value in line 2, but 'nan'"),
+        ("1,,2\n3,4,5\n", "column 2 has no value in line 1"),
+        ("Anna,1\nBert,2\n", "column 1 has no number that can be used in line 1, but 'Anna'"),
+        ("1,2\n3,1e99\n", "column 2 has no number that can be used in line 2, but '1e99'"),
+        ("1,2\n3,4,5\n", "line 2 has 3 cells, and the first has 2"),
+        ("x\ty\n1\t2\n3\n", "line 3 has 1 cells, and the first has 2"),
+        ("x,y\n", "it holds no rows of numbers"),
+        ("", "it holds no rows of numbers"),
+    ],
+)
+def test_a_cell_that_is_no_number_is_named(tmp_path, text, message):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ValueError, match=f"t.csv cannot be read as a table of numbers: {message}"):
+        read_table(tmp_path / "t.csv")
+
+
+def test_a_table_is_data(tmp_path):
+    table = written(tmp_path / "t.csv", [["a", "b", "c"], *NUMBERS.tolist()])
+    data = load_data("array", path=table)
+    assert data.shape == (3,) and data.scaling.levels is None
+    rows = torch.cat([stack(getattr(data, part)) for part in ("train", "valid", "test")])
+    assert np.array_equal(np.sort(rows.numpy(), 0), np.sort(NUMBERS, 0))
+    assert torch.equal(read_events(table, None), torch.from_numpy(NUMBERS))
+    whole = written(tmp_path / "w.csv", [[i % 4, i % 3] for i in range(30)])
+    assert load_data("array", path=whole, levels=4).scaling.levels == 4
+    assert read_events(whole, 4).dtype == torch.uint8
+    with pytest.raises(ValueError, match=r"t\.csv must hold integers 0 … 3"):
+        read_events(table, 4)
+    with pytest.raises(ValueError, match="a table is one array without a name"):
+        load_data("array", path=table, key="a")
+
+
+def test_a_table_larger_than_memory_is_refused_before_it_is_read(tmp_path):
+    with (tmp_path / "t.csv").open("wb") as file:
+        file.truncate(2**42)
+    with pytest.raises(ValueError, match="it claims 8,796,093,022,208 bytes"):
+        read_table(tmp_path / "t.csv")

@@ -1,0 +1,188 @@
+"""Baselines against closed forms, dense matrices, integration over the noise, and files counted one by one."""
+
+import io
+import math
+import struct
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.distributions import MultivariateNormal
+
+from indm.scaling import Scaling
+from indm.workbench.data.base import Data, InMemory
+from indm.workbench.evaluation import baselines as module
+from indm.workbench.evaluation.baselines import (
+    baselines,
+    evenly_spaced,
+    fit_gaussian,
+    gaussian_nats,
+    png_nats,
+    principal_axes,
+)
+from indm.workbench.evaluation.statistics import mean_and_error
+
+
+def draw(*shape, levels=None, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    if levels is None:
+        return torch.randn(shape, generator=generator)
+    return torch.randint(levels, shape, generator=generator, dtype=torch.uint8)
+
+
+def three(train, valid, test, levels=None, centered=True, flip=False):
+    scaling = Scaling.images(levels, centered) if levels else Scaling.standardise(train)
+    return Data("three", *map(InMemory, (train, valid, test)), scaling, tuple(train.shape[1:]), flip=flip)
+
+
+def dense(gaussian):
+    """The law as PyTorch has it, from the formula of its covariance."""
+    correlation = gaussian.basis @ gaussian.correlation.diag() @ gaussian.basis.T
+    w, eye = gaussian.weight, torch.eye(len(gaussian.mean)).double()
+    cov = gaussian.std[:, None] * ((1 - w) * correlation + w * eye) * gaussian.std
+    return MultivariateNormal(gaussian.mean, cov)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_gaussian_law_has_its_entropy(full, monkeypatch):
+    """Of many examples; with a diagonal covariance, that of independent entries of the same variances."""
+    monkeypatch.setattr(module, "LARGEST_DENSE", 3 if full else 2)
+    monkeypatch.setattr(module, "MOST_TRAINING_DIAGONAL", 20_000)
+    law = MultivariateNormal(torch.tensor([1.0, -2, 30]), torch.tensor([[4.0, 1, 0], [1, 1, -8], [0, -8, 100]]))
+    torch.manual_seed(0)
+    train, valid, test = law.sample((20_000,)), law.sample((500,)), law.sample((4000,))
+    rows, nats = baselines(three(train, valid, test), test, torch.zeros(4000))
+    variances = law.covariance_matrix.diagonal()
+    entropy = law.entropy() if full else (0.5 * (2 * math.pi * math.e * variances).log()).sum()
+    gaussian = rows["gaussian"]
+    assert set(rows) == set(nats) == {"gaussian"}  # floats have neither grey levels nor files
+    assert abs(gaussian["nats"] - entropy) < 3 * gaussian["nats_standard_error"] < 0.1
+    assert gaussian["nats_standard_error"] == pytest.approx(mean_and_error(nats["gaussian"])[1])
+    assert gaussian["name"] == f"a Gaussian with {'full' if full else 'diagonal'} covariance"
+    assert gaussian["examples"] == 20_000
+
+
+def test_iid_uniform_levels():
+    """log₂ L of noise; the Gaussian knows no edges: ½ log₂ (2πe L²/12) of it; no file is shorter than its pixels."""
+    images = draw(600, 1, 8, 8, levels=256)
+    data = three(images[:400], images[400:500], images[500:], levels=256)
+    nelbo = torch.full((100,), 64 * math.log(256) + 3.0)
+    rows, nats = baselines(data, data.test.tensor, nelbo)
+    assert (nats["uniform"] == 64 * math.log(256)).all() and rows["uniform"]["bits_per_dim"] == pytest.approx(8)
+    assert rows["uniform"]["nelbo_difference"]["nats"] == pytest.approx(3.0)
+    assert rows["uniform"]["bits_per_dim_standard_error"] == 0
+    flat = 0.5 * math.log2(2 * math.pi * math.e * 256**2 / 12)
+    assert rows["gaussian"]["bits_per_dim"] == pytest.approx(flat, abs=0.03)
+    assert 8 < rows["png"]["bits_per_dim"] < 8 + 8 * 80 / 64
+    less = nelbo - nats["png"]
+    difference = rows["png"]["nelbo_difference"]
+    assert difference["nats"] == pytest.approx(less.mean().item())
+    assert difference["nats_standard_error"] == pytest.approx(less.std().item() / 10)
+    assert difference["bits_per_dim_standard_error"] == pytest.approx(less.std().item() / 10 / (64 * math.log(2)))
+
+
+@pytest.mark.parametrize("centered", [True, False])
+def test_the_noise_is_averaged_over(centered, monkeypatch):
+    """Two pixels of four levels: −log p, integrated over the unit square of noise at each of the 16 pairs."""
+    fitted = []
+
+    def keep(*args, **options):
+        fitted.append(fit_gaussian(*args, **options))
+        return fitted[-1]
+
+    monkeypatch.setattr(module, "fit_gaussian", keep)
+    first = draw(3000, 1, 1, 1, levels=4)
+    pairs = torch.cat([first, (first + draw(3000, 1, 1, 1, levels=2, seed=1)).clamp(max=3)], 3)
+    data = three(pairs[:2000], pairs[2000:2500], pairs[2500:], levels=4, centered=centered)
+    grid = torch.cartesian_prod(torch.arange(4), torch.arange(4)).to(torch.uint8)
+    nats, _ = gaussian_nats(data, grid.reshape(16, 1, 1, 2), seed=0)
+    u = (torch.arange(40).double() + 0.5) / 40
+    noise = torch.cartesian_prod(u, u)
+    scale, shift = data.scaling.scale.double(), data.scaling.shift.double()
+    law = dense(fitted[0])
+    for pair, value in zip(grid.double(), nats, strict=True):
+        density = law.log_prob((pair + noise - shift) / scale) - 2 * scale.log()
+        assert value.item() == pytest.approx(-density.mean().item(), abs=2e-3)
+    probability = (-nats).exp().sum()
+    assert 0.3 < probability < 1  # a bound of one: Jensen's inequality only takes away
+
+
+@pytest.mark.parametrize("n", [40, 5])
+def test_shrunk_covariance_is_that_of_the_formula(n):
+    """With fewer examples than dimensions, too: the axes are those of the whole correlation matrix."""
+    train, valid = draw(n, 12), draw(9, 12, seed=1).double()
+    v = (train.double() - train.double().mean(0)) / train.double().std(0, correction=0)
+    noise = torch.linspace(0, 0.1, 12).double()
+    gaussian = fit_gaussian(train.clone(), valid, noise, full=True)
+    basis, values = principal_axes(v)
+    assert basis.shape[1] <= min(n, 12)
+    assert torch.allclose(basis.T @ basis, torch.eye(len(values)).double(), atol=1e-9)
+    assert torch.allclose(basis @ values.diag() @ basis.T, v.T @ v / n, atol=1e-9)
+    law = dense(gaussian)
+    trace = (law.precision_matrix.diagonal() * noise).sum()
+    assert torch.allclose(gaussian.nats(valid), -law.log_prob(valid) + trace / 2)
+    assert torch.allclose(gaussian.mean, train.double().mean(0), atol=1e-6)
+
+
+def test_what_is_chosen_makes_the_validation_likeliest():
+    """Independent entries need much shrinkage where examples are few, perfectly correlated ones none."""
+    noise = torch.zeros(50).double()
+    alone = fit_gaussian(draw(20, 50), draw(500, 50, seed=1).double(), noise, full=True)
+    common = draw(520, 1, seed=2) + 0.001 * draw(520, 50, seed=3)
+    together = fit_gaussian(common[:20].clone(), common[20:].double(), noise, full=True)
+    assert alone.weight > 0.5 and together.weight < 1e-4
+    silent = draw(400, 50)
+    silent[:, 0] = 0.0
+    heard = silent[200:].clone()
+    heard[:, 0] = 1.0  # of which the training split shows nothing
+    for valid, floor in ((heard, 1e-2), (silent[200:], 1e-6)):
+        gaussian = fit_gaussian(silent[:200].clone(), valid.double(), noise, full=False)
+        assert gaussian.std[0].item() == pytest.approx(math.sqrt(floor * 49 / 50), rel=0.2)
+
+
+def test_flips_count_as_examples():
+    images = torch.stack([draw(400, levels=200), 55 + draw(400, levels=200, seed=1)], 1).reshape(400, 1, 1, 2)
+    both, one = (three(images[:200], images[200:300], images[300:], levels=256, flip=flip) for flip in (True, False))
+    (there, about), (alone, _) = (gaussian_nats(data, images[300:], seed=0) for data in (both, one))
+    back, _ = gaussian_nats(both, images[300:].flip(-1), seed=0)
+    assert about["examples"] == 400 and torch.allclose(there, back, atol=0.05)
+    assert alone.mean() < there.mean() - 0.01  # the two pixels differ
+
+
+def test_examples_are_evenly_spaced_in_the_split_and_few(monkeypatch):
+    assert evenly_spaced(InMemory(torch.arange(10)), 4).tolist() == [0, 3, 6, 9]
+    assert evenly_spaced(InMemory(torch.arange(4)), 9).tolist() == [0, 1, 2, 3]
+    monkeypatch.setattr(module, "MOST_TRAINING", 30)
+    images = draw(100, 1, 1, 2, levels=256)
+    for flip in (True, False):
+        data = Data("d", *[InMemory(images)] * 3, Scaling.images(), (1, 1, 2), flip=flip)
+        assert 20 <= gaussian_nats(data, images)[1]["examples"] <= 30
+
+
+@pytest.mark.parametrize(
+    ("levels", "channels", "depth"),
+    [(256, 1, 8), (256, 3, 8), (17, 1, 8), (2, 1, 1), (2, 3, 8), (1000, 1, 16), (1000, 3, None), (256, 2, None)],
+)
+def test_png_is_what_the_files_hold(levels, channels, depth, tmp_path):
+    """Every byte of the file counts; the file has the fewest bits a pixel that Pillow writes, and gives it back."""
+    first = torch.arange(3 * channels).reshape(3, channels, 1, 1)
+    pattern = (torch.arange(50)[:, None] + torch.arange(40) // 3) ** 2 // 7
+    images = (pattern + first) % levels  # repeats itself, as pictures do
+    nats = png_nats(images, levels)
+    if depth is None:
+        assert nats is None
+        return
+    for image, value in zip(images, nats, strict=True):
+        pixels = image.movedim(0, -1).numpy().squeeze().astype({1: bool, 8: np.uint8, 16: np.uint16}[depth])
+        Image.fromarray(pixels).save(tmp_path / "a.png", optimize=True)
+        content = (tmp_path / "a.png").read_bytes()
+        Image.fromarray(pixels).save(tmp_path / "quick.png")
+        assert len(content) < (tmp_path / "quick.png").stat().st_size or channels == 1
+        assert value.item() == pytest.approx(8 * len(content) * math.log(2))
+        assert struct.unpack(">IIBB", content[16:26]) == (40, 50, depth, 2 if channels == 3 else 0)
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))).astype(int), pixels.astype(int))
+
+
+def test_no_png_of_vectors_and_floats():
+    assert png_nats(draw(3, 4, levels=256), 256) is None and png_nats(draw(3, 1, 2, 2), None) is None

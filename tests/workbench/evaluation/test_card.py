@@ -1,0 +1,170 @@
+"""Runs and models on the hub, by a stand-in for its server, and what their cards say."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import TOKEN, served
+
+import indm
+from indm.files import hub
+from indm.workbench.cli.main import main
+from indm.workbench.evaluation import card
+from indm.workbench.recipes import recipe as recipes
+
+# A process of its own, as the hub's library reads the environment when it is loaded.
+SHARED = """
+import pathlib, sys, warnings
+import numpy as np, torch
+import indm
+from indm.workbench.cli.main import main
+warnings.simplefilter("ignore")
+def failure(call, *arguments, **options):
+    try:
+        call(*arguments, **options)
+    except (ValueError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+pathlib.Path("my-secret-place").mkdir()
+np.save("my-secret-place/table.npy", np.random.default_rng(0).normal(size=(60, 2)))
+run = pathlib.Path("runs/tiny")
+recipe = {"train.steps": 2, "train.batch_size": 8, "net.width": 8, "data.path": "my-secret-place/table.npy"}
+indm.train(indm.recipe("array", recipe), run, progress=False)
+assert main("push runs/tiny ann/tiny --license apache-2.0".split()) == 0
+assert main("sample ann/tiny -n 3 --steps 2 --quiet --out drawn".split()) == 0
+assert main("sample ann/tiny -n 3 --steps 2 --quiet".split()) == 0  # of what is there already
+mine, x = indm.INDM.load(run), torch.randn(4, 2)
+theirs = indm.INDM.from_pretrained("ann/tiny")
+assert torch.equal(mine.log_prob(x, steps=8), theirs.log_prob(x, steps=8))
+assert theirs.push_to_hub("ann/bare", license="mit").endswith("/ann/bare")
+again = indm.INDM.from_pretrained("ann/bare")
+assert torch.equal(mine.log_prob(x, steps=8), again.log_prob(x, steps=8))
+print(failure(indm.INDM.from_pretrained, "ann/nothing"))
+print(failure(indm.INDM.from_pretrained, "ann/tiny", revision="nowhere"))
+print(failure(indm.INDM.from_pretrained, "not a name"))
+import os
+os.environ["HF_TOKEN"] = "hf_of_somebody_else"
+print(failure(theirs.push_to_hub, "ann/tiny"))
+del os.environ["HF_TOKEN"]
+print(failure(theirs.push_to_hub, "ann/tiny"))
+"""
+
+
+def in_process(script: str, folder: Path, **environment: str) -> list[str]:
+    whole = os.environ | {"HF_HOME": str(folder / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | environment
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=folder, env=whole, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()
+
+
+@pytest.mark.long
+def test_a_run_is_pushed_and_read_back_by_its_name(tmp_path):
+    with served() as server:
+        *_, missing, revision, name, forbidden, nobody = in_process(
+            SHARED, tmp_path, HF_ENDPOINT=server.address, HF_TOKEN=TOKEN
+        )
+        files, bare = server.models["ann/tiny"], server.models["ann/bare"]
+    assert set(files) == {"README.md", "model.json", "model.safetensors", "recipe.toml"}
+    assert set(bare) == {"README.md", "model.json", "model.safetensors"}
+    assert [name for name, content in files.items() if b"my-secret-place" in content] == []
+    text = files["README.md"].decode()
+    assert "license: apache-2.0" in text and 'from_pretrained("ann/tiny")' in text and "- steps: 2" in text
+    fetched = tmp_path / "runs" / "ann--tiny"
+    assert (fetched / "samples.npz").exists() and (tmp_path / "drawn" / "samples.npz").exists()
+    assert "the hub has no model ann/nothing" in missing and "not that revision" in revision
+    assert "a folder, user/name of the hub, or digits-pretrained, " in name
+    for refused in (forbidden, nobody):
+        assert "the hub does not let you do that with ann/tiny: log in with" in refused
+
+
+@pytest.mark.long
+def test_without_a_network_it_is_one_line(tmp_path):
+    script = """
+import indm
+model = indm.INDM.from_pretrained("digits-pretrained")
+for call in (indm.INDM.from_pretrained, model.push_to_hub):
+    try:
+        call("ann/tiny")
+    except OSError as error:
+        print(str(error))
+"""
+    lines = in_process(script, tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN)  # nobody listens there
+    said = r"the hub cannot be reached for ann/tiny \(\[Errno \d+\] Connection refused\); "
+    others = r"the path of a folder with that model would do", r"'indm push RUN ann/tiny --out FOLDER' or model\.save\("
+    for line, otherwise in zip(lines, others, strict=True):
+        assert re.match(said + otherwise, line)
+
+
+def test_a_folder_is_loaded_as_it_is(tmp_path):
+    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+    indm.build_model(tables, (2,)).save(tmp_path / "a")
+    assert indm.INDM.from_pretrained(tmp_path / "a").shape == (2,)
+    torch.save({}, tmp_path / "a" / "model.safetensors")  # a pickle is never read
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        indm.INDM.from_pretrained(tmp_path / "a")
+
+
+@pytest.mark.parametrize("text", ["user", "user/", "/name", "a/b/c", "../up", "user/na me", "runs/../x", ""])
+def test_a_name_of_the_hub_is_user_and_name(text):
+    assert hub.is_name("user-1/name_2.b") and not hub.is_name(text)
+
+
+def test_a_card_shows_a_likelihood_of_these_weights_alone(tmp_path):
+    with pytest.raises(ValueError, match="license must be an identifier"):
+        hub.card("ann/tiny", "My licence\ntags: x", [])
+    run = tmp_path / "run"
+    run.mkdir()
+    assert card._likelihood(run, "abc") == "It has not been evaluated."
+    (run / "samples.png").write_bytes(b"")
+    for made_by, pictures in (("abc", ["samples.png"]), ("other", [])):
+        content = {"provenance": {"weights_sha256": {"run": made_by}}}
+        (run / "samples.json").write_text(json.dumps(content))
+        assert card._picture(run, "abc") == pictures
+
+
+def test_a_card_has_the_command_and_the_sections_that_it_is_given(tmp_path):
+    run = Path(__file__).parents[1] / "fixtures" / "runs" / "indm"
+    texts = []
+    for command in (None, "python make.py"):
+        card.write(run, tmp_path, "ann/tiny", command=command, more=["## More\n\nand more"])
+        texts.append((tmp_path / "README.md").read_text("utf-8"))
+    assert texts[0] == texts[1].replace("- made by: `python make.py`\n", "") != texts[1]
+    assert "\n\n## More\n\nand more\n\n## How to load\n" in texts[0]
+
+
+def test_names_of_folders_bring_no_commands_into_a_card(tmp_path):
+    """They are labels of classes, and may hold what a terminal obeys."""
+    labels = ["cat\x1b[2J\x9b31m", "dog\n# Heading\u202e"]
+    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+    tables |= {"condition": {"name": "classes", "labels": labels}}
+    run = tmp_path / "run"
+    indm.build_model(tables, (1, 8, 8)).save(run)
+    data = {"name": "folder", "path": "x", "classes": labels}
+    (run / "recipe.toml").write_text(recipes.to_toml(recipes.resolve(tables | {"data": data})), "utf-8")
+    (run / "summary.json").write_text('{"steps": 1}')
+    card.write(run, tmp_path / "shared", "ann/tiny")
+    text = (tmp_path / "shared" / "README.md").read_text("utf-8")
+    assert [line for line in text.splitlines() if not line.isprintable()] == []
+    assert "- classes: cat\\x1b[2J\\x9b31m, dog # Heading\\u202e\n" in text and f"c={tuple(labels)}" in text
+
+
+def test_the_lines_of_the_card_of_a_model_of_classes_run(tmp_path, capsys):
+    small = {"train.steps": 2, "train.batch_size": 8, "net.channels": 8, "flow": "identity", "condition": "classes"}
+    indm.train(indm.recipe("digits", small), tmp_path / "run", progress=False)
+    command = ["push", str(tmp_path / "run"), "ann/digits", "--out", str(tmp_path / "shared")]
+    assert main(command) == 0 and main(command) == 2
+    assert capsys.readouterr().err.endswith("exists and is not empty: give another --out\n")
+    text = (tmp_path / "shared" / "README.md").read_text("utf-8")
+    assert (
+        "- classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n" in text and "indm sample ann/digits -n 36 --condition all\n" in text
+    )
+    lines = text.partition("```python\n")[2].partition("```")[0]
+    space: dict = {}
+    exec(lines.replace("ann/digits", str(tmp_path / "shared")), space)
+    assert space["raw"].shape == (16, 1, 8, 8) and ", c=0)" in lines
+    assert "c=" not in hub.how_to_load("ann/tiny") and "c=row" in hub.how_to_load("ann/tiny", {"name": "vector"})

@@ -1,0 +1,381 @@
+"""Methods and their differences, on runs made by hand: recipes, and nats of every example."""
+
+import contextlib
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import ttest_rel
+
+from indm.workbench.evaluation import methods, plots
+from indm.workbench.evaluation.compare import compare, difference_rows
+from indm.workbench.evaluation.methods import Costs, costs_of, differences, methods_of, pairs_of
+from indm.workbench.evaluation.results import check_same_examples, of_classes, read_evaluation
+from indm.workbench.evaluation.statistics import holm
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.runs.folder import recipe_of
+from indm.workbench.runs.provenance import same_data
+from indm.workbench.training.costs import cost_of, keep
+
+DIMS, N = 64, 50
+LEVELS = {"linear": (2.1, 2.2, 2.0, 2.15), "indm": (1.6, 1.7, 1.52, 1.66), "flow": (2.05, 2.3, 2.02, 2.1)}
+GENERATOR = np.random.default_rng(0)
+HARD = GENERATOR.normal(size=N)  # what makes an example hard, for every model
+NATS = {
+    (name, seed): DIMS * math.log(2) * (level + HARD + 0.05 * GENERATOR.normal(size=N))
+    for name, levels in LEVELS.items()
+    for seed, level in enumerate(levels)
+}
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch):
+    """No run is measured here: a step of each takes 2 s, unless a test says otherwise; ``runs`` are those asked for."""
+    made = SimpleNamespace(runs=[], seconds={}, unknown={})
+
+    def measure_runs(runs, progress):
+        made.runs += runs
+        return {run: made.seconds.get(run, 2.0) for run in runs if run not in made.unknown}, made.unknown
+
+    monkeypatch.setattr(methods, "measure_runs", measure_runs)
+    return made
+
+
+def evaluated(folder, nats, seed=0, nll=None, steps=10, **changes):
+    """A run folder with a recipe, a log of two seconds that ends at ``steps``, and an evaluation of these nats."""
+    folder.mkdir(parents=True)
+    recipe = recipes.override(recipes.load("digits"), {"train.seed": str(seed), **changes})
+    (folder / "recipe.toml").write_text(recipes.to_toml(recipes.resolve(recipe)))
+    lines = [{"step": steps * i // 2, "seconds": 1.0 * i, "valid_nelbo": 3.0 - i} for i in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    kinds = {"nelbo": nats} | ({} if nll is None else {"nll": nll})
+    result = {"unit": "bits/dim", "dims": DIMS, "data": {"name": "digits"}, "split": "test", "eps": 1e-5,
+              "dequantization": "uniform", "entropy_nats": None, "weights_sha256": "0" * 64,
+              "images": {kind: len(kinds.get(kind, ())) for kind in ("nelbo", "nll")}}  # fmt: skip
+    for kind, values in kinds.items():
+        bits = values / (DIMS * math.log(2))
+        numbers = {"bits_per_dim": bits.mean(), "nats": values.mean()}
+        numbers |= {f"{key}{end}": 0.1 for key in list(numbers) for end in ("_standard_error", "_estimator_noise")}
+        result[kind] = {"with_reconstruction": numbers, "without_reconstruction": numbers}
+    (folder / "evaluation.json").write_text(json.dumps(result))
+    np.savez(folder / "evaluation.npz", **kinds)
+    return folder
+
+
+def trained(base, name, seeds, **changes):
+    linear = {} if name == "indm" else {"flow": "identity"} if name == "linear" else {"net": "zero"}
+    return [evaluated(base / name / str(s), NATS[name, s], s, **linear, **changes) for s in seeds]
+
+
+def changed(run, **fields):
+    result = json.loads((run / "evaluation.json").read_text())
+    (run / "evaluation.json").write_text(json.dumps(result | fields))
+    return result
+
+
+def bits(name, seeds):
+    return np.stack([NATS[name, s] for s in seeds]) / (DIMS * math.log(2))
+
+
+def compared(runs, out, **options):
+    """The text, and what is stored."""
+    text = compare(runs, out, **options)
+    return text, json.loads((out / "comparison.json").read_text())
+
+
+def test_methods_are_runs_that_differ_in_the_seed_alone(tmp_path):
+    indm, linear = trained(tmp_path, "indm", (0, 1, 2)), trained(tmp_path, "linear", (2, 0))
+    copy = evaluated(tmp_path / "copy", NATS["indm", 1], 1)
+    longer = evaluated(tmp_path / "longer", NATS["indm", 1], 3, **{"train.steps": "70"})
+    as_long = evaluated(tmp_path / "as-long", NATS["indm", 1], 5, **{"train.steps": "75"})
+    longest = evaluated(tmp_path / "longest", NATS["indm", 1], 6, **{"train.steps": "78"})
+    watched = evaluated(tmp_path / "watched", NATS["indm", 1], 4, **{"train.log_every": "7", "evaluate.times": "3"})
+    order = [indm[0], linear[0], copy, indm[1], linear[1], longer, indm[2], watched, as_long, longest]
+    # The copy has the seed of indm[1]: it comes first and so belongs to the first, the other begins another method.
+    assert methods_of(order) == [[indm[0], copy, indm[2], watched], linear, [indm[1]], [longer, as_long], [longest]]
+    assert pairs_of(indm, linear) == [(indm[0], linear[1]), (indm[2], linear[0])]
+    assert pairs_of([longer], [indm[0]]) == [(longer, indm[0])]
+    assert pairs_of(indm, [longer]) == []
+
+
+def test_methods_have_the_same_data_wherever_they_are(tmp_path):
+    """The same folder by another path, or other folders where the same files were; not other files or options."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    digests = {"same": "a", "moved": "a", "other": "b"}
+
+    def run(seed, place, path, **options):
+        table = {"data.path": str(path)} | options
+        folder = evaluated(tmp_path / str(seed), NATS["indm", 0], seed, data="folder", **table)
+        (folder / "versions.json").write_text(json.dumps({"data_sha256": digests[place]} if place in digests else {}))
+        return folder
+
+    first, linked = run(0, "", tmp_path / "data"), run(1, "", tmp_path / "link" / ".." / "link")
+    moved, there, other = run(2, "same", "/old/place"), run(3, "moved", "/new/place"), run(4, "other", "/other/place")
+    larger = run(5, "same", "/old/place", **{"data.size": "16"})
+    found = methods_of([first, linked, moved, there, other, larger])
+    assert found == [[first, linked], [moved, there], [other], [larger]]
+    assert same_data(moved, there) and not same_data(moved, other) and not same_data(moved, larger)
+
+
+def test_runs_in_one_folder_are_not_called_like_it(tmp_path):
+    """Two methods lie in it; the size of a model is that of the run's summary."""
+    place = tmp_path / "runs"
+    folders = [evaluated(place / f"i{seed}", NATS["indm", seed], seed) for seed in (0, 1)]
+    folders += [evaluated(place / f"l{seed}", NATS["linear", seed], seed, flow="identity") for seed in (0, 1)]
+    for run in folders:
+        (run / "summary.json").write_text('{"score_parameters": 1200, "flow_parameters": 34}')
+    text, stored = compared(folders, tmp_path / "out", equal="steps")
+    assert list(stored["methods"]) == ["i0", "l0"] and f"i0: {folders[0]}, {folders[1]}\n" in text
+    assert {line.split()[3] for line in text.splitlines() if line.startswith(str(place))} == {"1,234"}
+
+
+def test_differences_over_seeds_are_one_family(tmp_path):
+    """Three methods, four seeds: scipy's paired t, the error of the shared examples beside it, and Holm over both."""
+    seeds = range(4)
+    folders = [run for name in ("linear", "indm", "flow") for run in trained(tmp_path, name, seeds)]
+    text, stored = compared(folders, tmp_path / "out")
+    assert stored["baseline"] == "linear" and stored["unit"] == "bits/dim"
+    runs = {name: list(map(str, folders[i : i + 4])) for name, i in (("linear", 0), ("indm", 4), ("flow", 8))}
+    assert stored["methods"] == runs and f"flow: {', '.join(runs['flow'])}\n" in text
+    found = [stored["differences"][name]["nelbo"] for name in ("indm", "flow")]
+    for row, name in zip(found, ("indm", "flow"), strict=True):
+        a, b = bits(name, seeds), bits("linear", seeds)
+        known = ttest_rel(a.mean(1), b.mean(1))
+        over_seeds = (a - b).mean() / known.statistic
+        over_examples = (a - b).mean(0).std(ddof=1) / math.sqrt(N)
+        assert row["difference"] == pytest.approx((a - b).mean()) and row["seeds"] == 4
+        assert row["standard_error_over_seeds"] == pytest.approx(over_seeds)
+        assert row["standard_error_over_examples"] == pytest.approx(over_examples)
+        assert row["standard_error"] == pytest.approx(math.hypot(over_seeds, over_examples))
+        assert row["p"] >= known.pvalue
+    assert [row["p_holm"] for row in found] == pytest.approx(holm([row["p"] for row in found]))
+    assert [row["verdict"] for row in found] == ["better", "undecided"]
+    (line,) = [line.split() for line in text.splitlines() if line.startswith("indm ") and "NELBO" in line[:20]]
+    assert line[:6] == ["indm", "NELBO", f"{found[0]['difference']:.4f}", "±", f"{found[0]['standard_error']:.4f}", "4"]
+    assert line[6:] == [*["10", "steps", "against", "10"], *(f"{found[0][p]:.2g}" for p in ("p", "p_holm")), "better"]
+    assert "one training" not in text and Image.open(tmp_path / "out" / "comparison.png").size[0] > 600
+    assert "indm has the lowest NELBO on the test data, " in text.splitlines()[-1]
+
+
+def test_a_neighbour_on_the_machine_decides_nothing(tmp_path, measured):
+    """The same seconds, but 95 steps against 458: no verdict, and no part of the family, on one seed or on two."""
+    indm = [evaluated(tmp_path / "i" / str(s), NATS["indm", s], s, steps=458 + s) for s in (0, 1)]
+    slow = [evaluated(tmp_path / "s" / str(s), NATS["linear", s], s, steps=95, flow="identity") for s in (0, 1)]
+    fair = [evaluated(tmp_path / "f" / str(s), NATS["flow", s], s, steps=520 - s, net="zero") for s in (0, 1)]
+    seconds = {indm[0]: 0.1, slow[0]: 0.088, fair[0]: 0.088}
+    keep(indm[1], [cost_of(recipe_of(run), cost, 1, run, indm[1]) for run, cost in seconds.items()])
+    text, stored = compared([*indm, *slow, *fair], tmp_path / "out")
+    assert not measured.runs  # they were when they were trained
+    assert stored["costs"]["by_method"] == pytest.approx({"i": 1, "s": 0.88, "f": 0.88})
+    refused, judged = (stored["differences"][name]["nelbo"] for name in "sf")
+    assert refused["verdict"] == "not comparable" and refused["p"] is refused["p_holm"] is None
+    assert refused["difference"] == pytest.approx((bits("linear", (0, 1)) - bits("indm", (0, 1))).mean())
+    assert judged["p_holm"] == judged["p"] is not None and judged["verdict"] in ("worse", "undecided")
+    assert judged["steps"] == [[520, 519], [458, 459]]
+    words = "95 steps × 0.88 = 84 against 458–459"
+    assert f"s and i are not comparable, as the budgets differ by more than 10%: {words}; " in text
+    assert "519–520 steps × 0.88 = 457–458 against 458–459" in text
+    cells = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line}
+    assert cells[str(slow[0])][:5] == ["1", "examples", "–", "95", "2"] and cells[str(indm[1])][3] == "459"
+    rows = difference_rows({"slow": {"nelbo": refused}}, "indm", "bits/dim")
+    assert rows[1][4:] == (words, "–", "–", "not comparable")
+    keep(indm[0], [cost_of(recipe_of(run), cost, 1, run, indm[0]) for run, cost in seconds.items()])
+    (row,) = compared([indm[0], slow[0]], tmp_path / "two")[1]["differences"].values()
+    assert row["nelbo"]["verdict"] == "not comparable"
+
+
+@pytest.mark.parametrize(
+    ("steps", "cost", "equal", "comparable"),
+    [
+        (100, 1.1, "cost", True),
+        (100, 1.11, "cost", False),
+        (100, 0.92, "cost", True),
+        (100, 0.9, "cost", False),
+        (50, 2.0, "cost", True),
+        (50, 2.0, "steps", False),
+        (100, 9.0, "steps", True),
+        (109, 1.0, "steps", True),
+    ],
+)
+def test_budgets_are_equal_within_a_tenth(tmp_path, measured, steps, cost, equal, comparable):
+    """Of steps × cost, as the runs are measured here, or of steps, for which nothing is measured."""
+    first = [evaluated(tmp_path / f"a{s}", NATS["indm", s], s, steps=100) for s in (0, 1)]
+    other = [evaluated(tmp_path / f"b{s}", NATS["flow", s], s, steps=steps, net="zero") for s in (0, 1)]
+    measured.seconds = {other[0]: 2.0 * cost}
+    costs = costs_of({"a": first, "b": other}, equal, False)
+    assert measured.runs == ([first[0], other[0]] if equal == "cost" else [])
+    found = differences({"a": first, "b": other}, {run: read_evaluation(run) for run in first + other}, costs)
+    row = found["b"]["nelbo"]
+    assert (row["verdict"] != "not comparable") == comparable == (row["p"] is not None) == (row["why"] == "")
+    assert costs.afterwards == (("b",) if equal == "cost" else ())
+
+
+def test_without_costs_or_steps_differences_are_shown_without_a_verdict(tmp_path, measured):
+    """Of parts that cannot be built here, or a converted checkpoint; equal steps can be compared all the same."""
+    linear, own = trained(tmp_path, "linear", (0, 1)), trained(tmp_path, "flow", (0, 1), flow="my_flow:Scale")
+    measured.unknown = {own[0]: "my_flow is not trusted"}
+    text, stored = compared([*linear, *own], tmp_path / "out")
+    row = stored["differences"]["flow"]["nelbo"]
+    assert row["verdict"] == "not comparable" and row["costs"] == [None, 1.0] and row["difference"] is not None
+    assert "as the cost of a step is not known (my_flow is not trusted): 10 steps × – against 10" in text
+    assert "; --equal steps compares equal steps" in text
+    text, _ = compared([*linear, *own], tmp_path / "steps", equal="steps")
+    assert "not comparable" not in text and "10 steps against 10" in text and "whatever a step costs" in text
+    (own[1] / "metrics.jsonl").unlink()
+    text, _ = compared([*linear, *own], tmp_path / "log", equal="steps")
+    assert "not comparable, as the steps of a run are not known (– steps against 10)" in text
+
+
+def test_one_training_each_has_an_error_over_examples_and_no_verdict(tmp_path):
+    """However large the difference is against it."""
+    (indm,), (linear,) = trained(tmp_path, "indm", (0,)), trained(tmp_path, "linear", (1,))
+    text, stored = compared([linear, indm], tmp_path / "out")
+    row = stored["differences"]["0"]["nelbo"]  # named after its folder
+    each = bits("indm", (0,)) - bits("linear", (1,))
+    assert row["standard_error"] == pytest.approx(each.std(ddof=1) / math.sqrt(N))
+    assert row["standard_error"] < 0.05 * abs(row["difference"])
+    assert row["verdict"] == "untested" and row["p"] is row["p_holm"] is row["standard_error_over_seeds"] is None
+    assert f"{row['difference']:.4f} ± {row['standard_error']:.4f}" in text
+    assert "which of two models is better, not which method" in text and "no verdict on methods" in text
+    assert not any(word in text for word in ("  better", "  worse", "tie"))
+
+
+def test_the_picture_has_samples_or_says_how_to_draw_them(tmp_path, monkeypatch, measured):
+    """Of points, in the colours of the learning curves, which are over steps and over steps × cost."""
+    measured.seconds = {tmp_path / "indm" / "0": 3.0}
+    (indm,), (linear,) = trained(tmp_path, "indm", (0,)), trained(tmp_path, "linear", (1,))
+    np.savez(indm / "samples.npz", samples=np.zeros((3, 2), np.float32), levels=np.array(0))
+    figures, write = [], plots.pixels_of
+    monkeypatch.setattr(plots, "pixels_of", lambda figure: (figures.append(figure), write(figure))[1])
+    compare([linear, indm], tmp_path / "out")
+    curves, samples = sorted(figures, key=lambda figure: figure.axes[0].get_title())
+    empty, points = samples.axes
+    drawn = [[list(line.get_xdata()) for line in axes.lines] for axes in curves.axes]
+    assert drawn == [[[5, 10], [5, 10]], [[5, 10], [7.5, 15]]]
+    assert curves.axes[1].get_xlabel() == "optimizer steps × cost of a step"
+    assert [axes.get_title() for axes in samples.axes] == ["1", "0"]
+    assert [line.get_label() for line in curves.axes[0].lines] == ["1", "0"]
+    assert "".join(empty.texts[0].get_text().split()) == f"notsampledyet:indmsample{linear}"
+    assert points.lines[0].get_color() == curves.axes[0].lines[1].get_color() == plots.COLOURS[1]
+    assert len(points.lines[0].get_xdata()) == 3
+
+
+@pytest.mark.parametrize(
+    ("paths", "hashes", "same"),
+    [
+        (("mine.npy", "/home/mine.npy"), (None, None), True),  # of data without a fingerprint
+        (("mine.npy", "/home/mine.npy"), (None, "a"), True),
+        (("/old/mine.npy", "/new/mine.npy"), ("a", "a"), True),
+        (("/old/mine.npy", "/new/mine.npy"), ("a", "b"), False),
+        (("/home/mine.npy", "/home/mine.npy"), ("a", "b"), False),
+    ],
+)
+def test_the_examples_of_an_evaluation_decide_not_where_they_are(paths, hashes, same, tmp_path):
+    results = {}
+    for path, sha256, run in zip(paths, hashes, trained(tmp_path, "indm", (0, 1)), strict=True):
+        results[run] = read_evaluation(run) | {"data": {"name": "array", "path": path}}
+        results[run] |= {} if sha256 is None else {"examples_sha256": sha256}
+    wanted = r"evaluated on different examples: .*mine.npy. \(SHA-256 b\), and .*mine.npy. \(SHA-256 a\)"
+    with contextlib.nullcontext() if same else pytest.raises(ValueError, match=wanted):
+        check_same_examples(results)
+    results[run]["data"]["valid"] = 0.3
+    with pytest.raises(ValueError, match="evaluated on different examples"):
+        check_same_examples(results)
+
+
+def test_seeds_of_one_method_stand_for_themselves(tmp_path):
+    runs = trained(tmp_path, "indm", (0, 1, 2))
+    _, stored = compared(runs, tmp_path / "out")
+    assert stored["methods"] == {str(run): [str(run)] for run in runs}
+    assert {row["nelbo"]["verdict"] for row in stored["differences"].values()} == {"untested"}
+
+
+def test_a_likelihood_counts_where_all_runs_of_a_pair_have_it(tmp_path):
+    nll = NATS["indm", 0][:10]
+    runs = [evaluated(tmp_path / "a" / str(s), NATS["indm", s], s, nll=nll + s) for s in (0, 1)]
+    runs += [evaluated(tmp_path / "b" / str(s), NATS["flow", s], s, nll=nll + 2 - s, net="zero") for s in (0, 1)]
+    runs += [evaluated(tmp_path / "c" / str(s), NATS["linear", s], s, flow="identity") for s in (0, 1)]
+    found = compared(runs, tmp_path / "out")[1]["differences"]
+    assert {name: set(row) for name, row in found.items()} == {"b": {"nelbo", "nll"}, "c": {"nelbo"}}
+    rows = [row for by_kind in found.values() for row in by_kind.values()]
+    assert [row["p_holm"] for row in rows] == pytest.approx(holm([row["p"] for row in rows]))  # three in the family
+
+
+def test_seeds_without_a_partner_are_named_and_methods_without_a_common_seed_are_untested(tmp_path):
+    """Such a method keeps neither the others from their verdicts, nor the family from its size."""
+    linear, indm = trained(tmp_path, "linear", (0, 1, 2)), trained(tmp_path, "indm", (3, 1, 0))
+    apart = evaluated(tmp_path / "apart", NATS["flow", 3], 7, net="zero")
+    text, stored = compared([*linear, *indm, apart], tmp_path / "out")
+    row, alone = (stored["differences"][name]["nelbo"] for name in ("indm", "apart"))
+    each = bits("indm", (0, 1)) - bits("linear", (0, 1))
+    assert row["difference"] == pytest.approx(each.mean()) and row["seeds"] == 2 and row["left_out"] == [2, 3]
+    assert row["p_holm"] == row["p"]  # the other is no test
+    assert alone["verdict"] == "untested: no seed in common" and alone["left_out"] == [0, 1, 2, 7]
+    assert alone["seeds"] == 0 and alone["difference"] is alone["standard_error"] is alone["p"] is None
+    assert set(stored["differences"]["apart"]) == {"nelbo"} and "one training" not in text
+    rows = difference_rows(stored["differences"], "linear", "bits/dim")
+    assert rows[1][3] == "2 (without a partner: 2, 3)" in text
+    assert rows[2][2:] == ("–", "0 (without a partner: 0, 1, 2, 7)", "–", "–", "–", "untested: no seed in common")
+
+
+def test_a_folder_stands_for_one_training(tmp_path):
+    (run,) = trained(tmp_path, "indm", (0,))
+    again = run.parent / ".." / "indm" / "0"
+    with pytest.raises(ValueError, match=r"run folders must differ, got .*\.\./indm/0 twice"):
+        compare([run, again], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_run_that_diverged_is_shown_without_a_number(tmp_path, seeds):
+    linear = trained(tmp_path, "linear", range(seeds))
+    broken = [evaluated(tmp_path / f"b{s}", NATS["indm", s] + (math.inf if s == 0 else 0), s) for s in range(seeds)]
+    runs = [*linear, *broken]
+    with np.errstate(invalid="ignore"):
+        costs = Costs("steps", {"linear": 1.0, "b": 1.0})
+        found = differences({"linear": linear, "b": broken}, {run: read_evaluation(run) for run in runs}, costs)
+    assert found["b"]["nelbo"]["difference"] is None
+    verdict = "undecided" if seeds == 2 else "untested"
+    assert difference_rows(found, "linear", "bits/dim")[1][2::5] == ("–", verdict)
+
+
+def of_two_rates(base, **options):
+    """Two methods that differ in their rate alone, and are as good."""
+    rates = {"a": "1e-3", "b": "2e-3"}
+    return [evaluated(base / name, NATS["indm", 0], **{"train.lr": rate}, **options) for name, rate in rates.items()]
+
+
+def test_a_likelihood_that_has_not_converged_is_named(tmp_path):
+    runs, keys = of_two_rates(tmp_path, nll=NATS["indm", 0]), ("nats", "bits_per_dim", "largest_bits_per_dim")
+    assert "converged" not in compare(runs, tmp_path / "out")
+    nll = read_evaluation(runs[1])["nll"]
+    solver = {"unconverged": 2, "nll_error": 1e-3, "solver_error": dict.fromkeys(keys, 0.2)}
+    for steps, advice in {
+        None: "in 256 steps, the most without --steps; --steps 512 takes more, a larger --nll-error needs fewer.",
+        24: "in 24 steps; take more, such as --steps 48, or up to 256 without --steps.",
+        512: "in 512 steps; take more, such as --steps 1024.",
+    }.items():
+        changed(runs[1], nll=nll | solver | ({} if steps is None else {"steps": steps}))
+        said = compare(runs, tmp_path / f"out {steps}")
+        assert f"{runs[1]}: The NLL (ODE) has not converged: the solver's error may be above" in said and advice in said
+
+
+def test_bounds_of_other_numbers_of_steps_are_not_compared(tmp_path):
+    runs = of_two_rates(tmp_path)
+    for run, steps in zip(runs, (8, 16), strict=True):
+        result = read_evaluation(run)
+        counts = result["images"] | {"ancestral": result["images"]["nelbo"]}
+        changed(run, images=counts, ancestral=result["nelbo"] | {"steps": steps})
+        with np.load(run / "evaluation.npz") as arrays:
+            np.savez(run / "evaluation.npz", **arrays, ancestral=arrays["nelbo"])
+    said = "NELBO of few steps of 16 and 8 steps: evaluate both with the same --ancestral"
+    with pytest.raises(ValueError, match=said):
+        compare(runs, tmp_path / "out")
+
+
+def test_classes_of_one_example_each_are_no_empty_table():
+    assert of_classes({"classes": {}, "unit": "nats", "dims": 2}) == of_classes({"unit": "nats"}) == []

@@ -1,0 +1,286 @@
+"""The run folder: what damage its files survive, and what is left of them where something new cannot be written."""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+from processes import fork
+
+from indm.workbench.cli.main import main
+from indm.workbench.data.registry import load_data
+from indm.workbench.recipes.options import Drawing
+from indm.workbench.recipes.recipe import recipe
+from indm.workbench.runs import samples
+from indm.workbench.runs.devices import run_lock
+from indm.workbench.runs.folder import read_metrics
+from indm.workbench.runs.provenance import describe, other_splits
+from indm.workbench.runs.samples import draw
+
+SMALL = [
+    "--flow=coupling", "--flow.depth=1", "--flow.width=4", "--dequantization=uniform",
+    "--net.channels=4", "--net.blocks=1", "--net.attention=[]", "--train.steps=2",
+    "--train.seconds=inf", "--train.validate_examples=20", "--quiet",
+]  # fmt: skip
+FEW = ["--examples", "20", "--nll-examples", "0", "--quiet"]
+
+
+def test_a_line_of_the_metrics_that_was_cut_off_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 4, "rollback": 1}\n{"step": 5, "ne\n{"step": 9}\n')
+    assert read_metrics(tmp_path) == [{"step": 4, "rollback": 1}, {"step": 9}]
+
+
+def test_every_part_of_a_run_says_what_made_it(tmp_path, monkeypatch):
+    for part in ("one", "two", "three"):
+        monkeypatch.setattr(sys, "argv", ["indm", part])
+        describe(tmp_path, recipe("digits"), torch.device("cpu"), [part])
+    last = json.loads((tmp_path / "versions.json").read_text())
+    before = last.pop("before")
+    assert [made_by["command"][1] for made_by in [*before, last]] == ["one", "two", "three"]
+    assert [made_by["data"] for made_by in before] == [["one"], ["two"]]
+    assert all(made_by.keys() == last.keys() for made_by in before)
+
+
+@pytest.mark.parametrize("damage", [b'{"indm": "0.', b"[]", b'{"before": 3}', b"\xff"], ids=range(4))
+def test_a_damaged_provenance_does_not_keep_a_run_from_going_on(tmp_path, damage):
+    (tmp_path / "versions.json").write_bytes(damage)
+    describe(tmp_path, recipe("digits"), torch.device("cpu"), [])
+    assert "before" not in json.loads((tmp_path / "versions.json").read_text())
+
+
+# ── One process at a time
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A folder that another process has for itself, and what ends that process."""
+    folder, (reads, writes) = tmp_path / "held", os.pipe()
+
+    def hold():
+        with run_lock(folder):
+            os.write(writes, b"in")
+            time.sleep(100)
+
+    def end():
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+
+    process = fork(hold)
+    os.read(reads, 2)
+    return folder, end
+
+
+def test_two_processes_do_not_train_in_one_folder(held, capsys):
+    folder, end = held
+    before = content(folder)
+    assert main(["train", "digits", *SMALL, "--out", str(folder)]) == 2
+    said = f"indm: error: another process is at work in {folder}: wait for it, or end it first\n"
+    assert capsys.readouterr().err == said
+    assert content(folder) == before
+    end()
+    assert trained(folder) == folder
+
+
+def test_a_forked_worker_does_not_keep_a_folder(tmp_path):
+    """As one of a data loader, which outlives a process that is killed by seconds."""
+    reads, writes = os.pipe()
+    holder = os.fork()
+    if not holder:
+        with run_lock(tmp_path):
+            worker = os.fork()
+            if worker:
+                os.write(writes, str(worker).encode())
+            time.sleep(100)
+    worker = int(os.read(reads, 20))
+    try:
+        with pytest.raises(ValueError, match="another process"), run_lock(tmp_path):
+            pass
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+        with run_lock(tmp_path):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
+    def without(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    with run_lock(tmp_path / "run"):
+        pass
+
+
+# ── A disk that is read-only
+
+
+def trained(folder):
+    assert main(["train", "digits", *SMALL, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("runs") / "run")
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_disk_that_is_read_only_is_one_line_and_read_all_the_same(run, small_disk, tmp_path, capsys):
+    mine = trained(small_disk / "mine")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    before = content(mine)
+    for command in (
+        ["train", "digits", *SMALL, "--out", str(small_disk / "new")],
+        ["train", str(mine), *SMALL, "--train.steps", "4", "--resume"],
+        ["evaluate", str(mine), *FEW],
+        ["sample", str(mine), "-n", "4", "--quiet"],
+        ["sample", str(run), "-n", "4", "--quiet", "--out", str(small_disk / "new" / "samples")],
+    ):
+        capsys.readouterr()
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("indm: error: ") and said.count("\n") == 1, said
+        assert ("Read-only file system" in said or "it is read-only" in said) and str(small_disk) in said
+    assert content(mine) == before and not (small_disk / "new").exists()
+    assert main(["sample", str(mine), "-n", "4", "--quiet", "--out", str(tmp_path / "samples")]) == 0
+
+
+def test_a_disk_that_is_read_only_is_found_out_before_anything_is_computed(run, small_disk, tmp_path, monkeypatch):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    monkeypatch.setattr(samples, "sample", lambda *_, **__: pytest.fail("samples that cannot be kept were drawn"))
+    with pytest.raises(PermissionError, match=f"nothing can be written into {small_disk}: it is read-only"):
+        draw(run, Drawing(n=4), small_disk / "new" / "samples", progress=False)
+
+
+def test_more_samples_than_memory_holds_are_not_drawn(run, tmp_path, monkeypatch):
+    """The event of a model of a kilobyte may be as large as that of any."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=2**25))
+    monkeypatch.setattr(samples, "sample", lambda *_, **__: pytest.fail("samples were drawn"))
+    with pytest.raises(ValueError, match=r"n must be .*, got 50,000 of \(1, 8, 8\): it claims 38,400,000 bytes"):
+        draw(run, Drawing(n=50_000), tmp_path, progress=False)
+
+
+# ── Old results stay until the new are whole
+
+
+def fill(folder):
+    """Leave no room on the file system of ``folder``."""
+    with pytest.raises(OSError, match="No space left"), (folder / "other").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+def test_samples_stay_where_there_is_no_room_for_new_ones(run, small_disk):
+    draw(run, Drawing(n=4, steps=1), small_disk, progress=False)
+    (small_disk / "samples.png").write_bytes(b"their picture")
+    fill(small_disk)
+    before = content(small_disk)
+    with pytest.raises(OSError, match="No space left"):
+        draw(run, Drawing(n=2000, steps=1), small_disk, overwrite=True, progress=False)
+    assert content(small_disk) == before and len(before) == 4
+
+
+def killed_at(monkeypatch, call):
+    """End what is done at that call of os.replace, as a SIGKILL before it would."""
+    real, calls = os.replace, []
+
+    def replace(*paths):
+        calls.append(paths)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        real(*paths)
+
+    monkeypatch.setattr(os, "replace", replace)
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_samples_are_never_beside_what_describes_others(run, tmp_path, monkeypatch, call):
+    draw(run, Drawing(n=4, steps=1), tmp_path, progress=False)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        killed_at(patch, call)
+        draw(run, Drawing(n=4, steps=1, seed=1), tmp_path, overwrite=True, progress=False)
+    assert "samples.npz" not in content(tmp_path)
+
+
+def test_an_evaluation_is_never_beside_the_numbers_of_another(run, monkeypatch):
+    assert main(["evaluate", str(run), *FEW, "--overwrite"]) == 0
+    with monkeypatch.context() as patch:
+        killed_at(patch, 2)
+        assert main(["evaluate", str(run), *FEW, "--seed", "5", "--overwrite"]) == 130
+    assert "evaluation.json" not in content(run)
+    assert main(["evaluate", str(run), *FEW, "--seed", "5", "--overwrite"]) == 0
+    found = json.loads((run / "evaluation.json").read_text())
+    with np.load(run / "evaluation.npz") as file:
+        assert found["seed"] == 5 and len(file["nelbo"]) == found["images"]["nelbo"] == 20
+
+
+# ── Data that change after a training
+
+
+def add_image(home, i):
+    pixels = np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(pixels).save(home / f"{i:02d}.png")
+
+
+def add_row(home, i):
+    rows = np.load(home / "a.npy") if i else np.zeros((0, 8, 8), np.uint8)
+    np.save(home / "a.npy", np.concatenate([rows, np.full((1, 8, 8), 5 * i, np.uint8)]))
+
+
+KINDS = {"folder": (add_image, ".", "--data.size=8"), "array": (add_row, "a.npy")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_example_that_is_added_after_a_training_is_warned_of(kind, tmp_path):
+    home, run, (add, path, *options) = tmp_path / "home", str(tmp_path / "run"), KINDS[kind]
+    home.mkdir()
+    for i in range(20):
+        add(home, i)
+    options += [f"--data={kind}", f"--data.path={home / path}", "--train.batch_size=4", "--out", run]
+    train = ["train", "digits", *SMALL, *options]
+    evaluate = ["evaluate", run, "--examples", "2", "--nll-examples", "0", "--quiet", "--overwrite"]
+
+    def parts():
+        last = json.loads((tmp_path / "run" / "versions.json").read_text())
+        return [*last.pop("before", []), last]
+
+    def changed():
+        return json.loads((tmp_path / "run" / "evaluation.json").read_text())["data_changed"]
+
+    with warnings.catch_warnings(action="error"):
+        warnings.filterwarnings("ignore", "the run ended after")
+        assert main(train) == 0 and main(evaluate) == 0 and not changed()
+        assert main([*train, "--resume", "--train.steps=4"]) == 0
+    assert [part["data_examples"] for part in parts()] == [20, 20] and len({p["data_sha256"] for p in parts()}) == 1
+    add(home, 20)
+    said = f"the data of {run} have changed since it was trained, 20 examples then, 21 now: .* from the training to the"
+    with pytest.warns(UserWarning, match=said):
+        assert main(evaluate) == 0 and changed()
+    with pytest.warns(UserWarning, match=said):
+        assert main([*train, "--resume", "--train.steps=6"]) == 0
+    assert [part["data_examples"] for part in parts()] == [20, 20, 21]
+    with pytest.warns(UserWarning, match=said):  # its first parts were trained on what was not then for testing
+        assert main(evaluate) == 0 and changed()
+
+
+@pytest.mark.parametrize("told", ["", "[]", '{"before": 3}', '{"before": [3], "indm": "0.1"}', '{"data_sha256": "x"}'])
+def test_a_run_that_does_not_tell_its_data_is_not_said_to_have_others(run, tmp_path, told):
+    (tmp_path / "versions.json").write_text(told)
+    found = other_splits(tmp_path, load_data("digits"))
+    assert found == ({"data_sha256": "x"} if "sha256" in told else None)
+    assert other_splits(run, load_data("digits")) is None

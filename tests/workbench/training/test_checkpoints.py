@@ -1,0 +1,247 @@
+"""States on disk: damage of every kind is seen, the newest whole one is used, nothing good is lost."""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from indm.files import atomic, untrusted
+from indm.files.memory import raise_if_out_of_memory
+from indm.workbench.training import checkpoints
+
+
+def state(step):
+    return {"step": step, "model": {"weight": torch.full((3, 4), float(step))}, "lr_factor": 0.5, "best": {}}
+
+
+def written(run, *steps, keep=2):
+    for step in steps:
+        checkpoints.write(run, state(step), keep)
+
+
+def restored(run):
+    path, found = checkpoints.newest(run)
+    assert torch.equal(found["model"]["weight"], state(found["step"])["model"]["weight"])
+    assert checkpoints.read(path)["step"] == found["step"]
+    return found["step"]
+
+
+def steps_in(run):
+    return sorted(p.name for p in (run / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("keep, left", [(1, ["10.pt"]), (2, ["9.pt", "10.pt"]), (9, ["0.pt", "2.pt", "9.pt", "10.pt"])])
+def test_the_last_few_stay_by_their_steps_and_the_newest_has_its_name(tmp_path, keep, left):
+    written(tmp_path, 0, 2, 9, 10, keep=keep)
+    assert steps_in(tmp_path) == sorted(left) and restored(tmp_path) == 10
+    assert os.path.samefile(tmp_path / "checkpoint.pt", tmp_path / "checkpoints" / "10.pt")
+    size = (tmp_path / "checkpoint.pt").stat().st_size
+    assert checkpoints.mebibytes(tmp_path) == pytest.approx(len(left) * size / 2**20, rel=0.01)
+
+
+def test_every_flipped_bit_is_seen_or_is_of_no_consequence(tmp_path):
+    """One bit in every third byte of a state: what can be read is what was written."""
+    written(tmp_path, 1)
+    path, damaged, seen = tmp_path / "checkpoint.pt", tmp_path / "damaged.pt", 0
+    content = bytearray(path.read_bytes())
+    for i in range(0, len(content), 3):
+        content[i] ^= 1 << i % 8
+        damaged.write_bytes(content)
+        content[i] ^= 1 << i % 8
+        try:
+            found = checkpoints.read(damaged)
+        except Exception:
+            seen += 1
+            continue
+        assert found.keys() == state(1).keys() and found["step"] == 1 and found["lr_factor"] == 0.5
+        assert torch.equal(found["model"]["weight"], state(1)["model"]["weight"])
+    assert seen > 0.1 * len(content)  # the rest is padding, dates, and what is said twice
+
+
+def truncate(path, share):
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
+def test_the_newest_whole_state_is_used_and_a_truncated_one_set_aside(tmp_path, share):
+    written(tmp_path, 10, 20)
+    truncate(tmp_path / "checkpoints" / "20.pt", share)
+    with pytest.warns(UserWarning, match=r"20\.pt is damaged .* going on from .*10\.pt, the newest intact one"):
+        assert restored(tmp_path) == 10
+    assert steps_in(tmp_path) == ["10.pt", "20.pt.damaged"]
+    assert checkpoints.read(tmp_path / "checkpoint.pt")["step"] == 10
+    written(tmp_path, 20)
+    assert steps_in(tmp_path) == ["10.pt", "20.pt", "20.pt.damaged"], "no whole state gave way to a damaged one"
+
+
+@pytest.mark.parametrize("missing, step", [(("checkpoint.pt",), 20), (("checkpoints/20.pt", "checkpoint.pt"), 10)])
+def test_missing_files_are_done_without(tmp_path, missing, step):
+    written(tmp_path, 10, 20)
+    for name in missing:
+        (tmp_path / name).unlink()
+    assert checkpoints.has_state(tmp_path) and restored(tmp_path) == step
+
+
+def copied(run):
+    """As a file system without hard links has it."""
+    content = (run / "checkpoint.pt").read_bytes()
+    (run / "checkpoint.pt").unlink()
+    (run / "checkpoint.pt").write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [lambda path: truncate(path, 0.5), Path.unlink], ids=["damaged", "missing"])
+@pytest.mark.filterwarnings("ignore:.*20.pt is damaged .* going on from .*checkpoint.pt, the newest")
+def test_a_copy_of_the_newest_state_gives_it_its_number_again(tmp_path, damage):
+    written(tmp_path, 10, 20)
+    copied(tmp_path)
+    damage(tmp_path / "checkpoints" / "20.pt")
+    assert restored(tmp_path) == 20 and {"10.pt", "20.pt"} <= {*steps_in(tmp_path)}
+    checkpoints.drop_newest(tmp_path)
+    assert restored(tmp_path) == 10
+
+
+def test_a_copy_that_is_older_or_damaged_does_not_stand_in_the_way(tmp_path):
+    written(tmp_path, 10)
+    copied(tmp_path)
+    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    written(tmp_path, 20)
+    (tmp_path / "checkpoint.pt").unlink()
+    (tmp_path / "checkpoint.pt").write_bytes(kept)  # killed before it had its second name
+    assert restored(tmp_path) == 20
+    (tmp_path / "checkpoint.pt").unlink()
+    (tmp_path / "checkpoint.pt").write_bytes(kept[:1000])
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt is damaged .* going on from .*20\.pt"):
+        assert restored(tmp_path) == 20
+    assert os.path.samefile(tmp_path / "checkpoint.pt", tmp_path / "checkpoints" / "20.pt")
+
+
+@pytest.mark.parametrize("content", [[1], {"step": "../../x"}, {"step": 2.5}, {"step": -1}, {"steps": 1}])
+def test_what_is_no_state_of_a_run_is_not_taken_for_one(tmp_path, content):
+    written(tmp_path, 10)
+    torch.save(content, tmp_path / "checkpoints" / "20.pt")
+    with pytest.warns(UserWarning, match="it is not the state of a run"):
+        assert restored(tmp_path) == 10
+
+
+def test_a_folder_with_the_newest_state_alone_can_be_resumed(tmp_path):
+    written(tmp_path, 10, keep=1)
+    (tmp_path / "checkpoints" / "10.pt").unlink()
+    assert restored(tmp_path) == 10
+
+
+def test_where_nothing_is_whole_that_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing to resume; move .* away and start without"):
+        restored(tmp_path)
+    written(tmp_path, 10, 20)
+    for path in (tmp_path / "checkpoints").iterdir():
+        truncate(path, 0.5)
+    with pytest.raises(ValueError, match=r"20\.pt cannot be read as a checkpoint: .*; nor can any older one"):
+        restored(tmp_path)
+    assert steps_in(tmp_path) == ["10.pt", "20.pt"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "link"])
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, call):
+    written(tmp_path, 10, 20)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        if call == "link":  # no hard links: a copy will do
+            written(tmp_path, 30)
+        else:
+            with pytest.raises(OSError, match="No space left"):
+                written(tmp_path, 30)
+    assert restored(tmp_path) == (30 if call == "link" else 20)
+    assert not [p for p in tmp_path.rglob(".*")], "nothing half written takes up the disk"
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path, small_disk):
+    written(small_disk, 10, 20)
+    with pytest.raises(OSError, match=r"30\.pt cannot be written|No space left"):
+        checkpoints.write(small_disk, state(30) | {"large": torch.zeros(2**19)}, 2)
+    with pytest.raises(OSError, match=r"large\.safetensors cannot be written|No space left"):
+        atomic.whole(small_disk / "large.safetensors", lambda p: save_file({"large": torch.zeros(2**19)}, p))
+    assert restored(small_disk) == 20 and not [p for p in small_disk.rglob(".*")]
+
+
+def test_the_newest_state_is_dropped_only_where_an_older_one_is_intact(tmp_path):
+    written(tmp_path, 10, 20, 30, keep=9)
+    truncate(tmp_path / "checkpoints" / "20.pt", 0.5)
+    checkpoints.drop_newest(tmp_path)
+    with pytest.warns(UserWarning, match=r"20\.pt is damaged"):
+        assert restored(tmp_path) == 10
+    assert steps_in(tmp_path) == ["10.pt", "20.pt.damaged", "30.pt.diverged"]
+    checkpoints.drop_newest(tmp_path)
+    assert restored(tmp_path) == 10
+
+
+def test_a_state_is_dropped_or_not_whenever_that_is_cut_short(tmp_path, monkeypatch):
+    written(tmp_path, 10, 20)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        checkpoints.drop_newest(tmp_path)
+    assert restored(tmp_path) == 20
+    checkpoints.drop_newest(tmp_path)
+    assert restored(tmp_path) == 10
+
+
+NO_MEMORY = (
+    MemoryError(),
+    torch.OutOfMemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to …"),
+)
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), *NO_MEMORY])
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, error):
+    written(tmp_path, 10, 20)
+
+    def fails(*_):
+        raise error
+
+    raised = MemoryError if error in NO_MEMORY else OSError
+    with monkeypatch.context() as patch, pytest.raises(raised, match=r"20\.pt"):
+        patch.setattr(untrusted, "checkpoint", fails)
+        restored(tmp_path)
+    assert steps_in(tmp_path) == ["10.pt", "20.pt"] and restored(tmp_path) == 20
+
+
+@pytest.mark.parametrize("method", ["read", "seek"])
+def test_a_disk_that_fails_at_the_end_of_a_state_is_not_called_damage(tmp_path, monkeypatch, method):
+    """There zipfile calls all that goes wrong a bad archive."""
+    written(tmp_path, 10, 20)
+
+    class Failing(io.BufferedReader):
+        pass
+
+    def fails(*_):
+        raise OSError(5, "Input/output error")
+
+    setattr(Failing, method, fails)
+    opens = io.open
+
+    def opened(path, *options):
+        return Failing(io.FileIO(path)) if str(path).endswith("20.pt") else opens(path, *options)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"Input/output error.*20\.pt"):
+        patch.setattr(io, "open", opened)
+        restored(tmp_path)
+    assert steps_in(tmp_path) == ["10.pt", "20.pt"] and restored(tmp_path) == 20
+
+
+def test_the_allocator_says_that_memory_is_short_in_words_that_are_known():
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(MemoryError, match=r"x\.pt takes more memory than there is: .*can't allocate"):
+        raise_if_out_of_memory(Path("x.pt"), raised.value)
+    raise_if_out_of_memory(Path("x.pt"), RuntimeError("corrupt"))

@@ -1,0 +1,184 @@
+"""Training of p(x|c): it resumes to the last bit, processes make the run of one, and what it learns depends on c."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from launch import InDouble
+from own_net import OwnNet
+from processes import fork_group
+from test_processes import largest_difference
+from test_reliability import TINY, compare_runs
+from test_training import change
+from torch.utils.data import TensorDataset
+
+import indm
+from indm.workbench.cli.main import main
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.runs.samples import read_samples
+from indm.workbench.training.loop import train
+
+CLASSES = change(TINY, steps=8) | {"condition": {"name": "classes", "drop": 0.2}}
+SEEN = CLASSES | {"condition": {"name": "classes", "flow": True}}
+VECTORS = {
+    "flow": {"name": "coupling", "width": 16, "depth": 2},
+    "sde": {"name": "vp"},
+    "net": {"name": "mlp", "width": 32, "depth": 2, "fourier": 0},
+    "condition": {"name": "vector", "flow": True},
+    "train": {"steps": 300, "batch_size": 128, "lr": 3e-3, "flow_lr": 3e-3, "decay": 0.3, "threads": 1},
+}
+
+
+@pytest.mark.parametrize("recipe", [CLASSES, SEEN], ids=["hidden at times", "seen by the flow"])
+def test_a_conditional_run_resumes_to_the_last_bit(recipe, tmp_path):
+    train(recipe, tmp_path / "whole", progress=False)
+    train(recipe, tmp_path / "parts", progress=False, callbacks=[lambda trainer, _: trainer.step == 4])
+    train(recipe, tmp_path / "parts", progress=False, resume=True)
+    compare_runs(tmp_path / "whole", tmp_path / "parts")
+    saved = recipes.load(tmp_path / "whole")
+    assert list(saved["condition"]["labels"]) == list("0123456789")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_make_the_conditional_run_of_one(processes, tmp_path):
+    train(CLASSES, tmp_path / "1", progress=False, trainer=InDouble)
+    fork_group(processes, lambda: train(CLASSES, tmp_path / "many", progress=False, trainer=InDouble))
+    assert largest_difference(tmp_path / "1", tmp_path / "many") < 1e-9
+
+
+@pytest.mark.long
+def test_it_learns_the_law_at_each_condition(tmp_path):
+    """x = (c, −c) + noise: the NLL comes near the entropy of the noise, and shuffled conditions cost nats."""
+    generator = torch.Generator().manual_seed(0)
+    c = 2 * torch.rand(3000, 1, generator=generator) - 1
+    x = torch.cat([c, -c], 1) + 0.2 * torch.randn(3000, 2, generator=generator)
+    train(VECTORS, tmp_path / "run", data=TensorDataset(x, 5 + 10 * c), progress=False)
+    model = indm.INDM.load(tmp_path / "run")
+    assert torch.allclose(model.condition.shift, torch.tensor([5.0]), atol=0.4)
+    raw, c = x[:400], 5 + 10 * c[:400]
+    x = model.from_data(raw)[0]
+    report = indm.log_likelihood(model, x, c=c)
+    entropy = 2 * (0.5 * np.log(2 * np.pi * np.e) + np.log(0.2))
+    assert abs(report.nats().mean() - entropy) < 0.15
+    assert indm.log_likelihood(model, x, c=c.roll(1, 0)).nats().mean() > entropy + 1
+    y = model.scaling.to_data(indm.sample(model, 500, c=[10.0]))
+    assert torch.allclose(y.mean(0), torch.tensor([0.5, -0.5]), atol=0.08)
+
+
+def test_a_network_of_ones_own_is_tried_and_trained_with_its_condition(tmp_path):
+    x = torch.randn(200, 2)
+    recipe = VECTORS | {"flow": {"name": "identity"}, "condition": {"name": "vector"}}
+    recipe |= {"train": {"steps": 2, "threads": 1}}
+    train(recipe, tmp_path / "run", model=OwnNet((2,), (2,)), data=TensorDataset(x, x[:, :1]), progress=False)
+    with indm.trust("own_net"):
+        model = indm.INDM.load(tmp_path / "run")
+    assert model.log_prob(x[:3], c=x[:3, :1]).isfinite().all()
+
+
+OF_NORMALS = {"flow": {"name": "identity"}, "train": {"objective": "own_model:likelihood"}}
+
+
+@pytest.mark.parametrize(
+    ("condition", "more", "data", "message"),
+    [
+        ({"name": "vector"}, {}, None, "have no numbers for a condition"),
+        ({"name": "classes", "labels": ["0", "1"]}, {}, None, "the train data do not fit the condition"),
+        ({"name": "klasses"}, {}, None, "did you mean 'classes'"),
+        ({"name": "classes"}, {}, torch.zeros(40, 1, 8, 8, dtype=torch.uint8), "must be a pair"),
+        ({"name": "classes"}, OF_NORMALS, None, "condition must be left out: a Normals"),
+    ],
+)
+def test_data_that_do_not_fit(condition, more, data, message, tmp_path):
+    with pytest.raises(ValueError, match=message), indm.trust("own_model"):
+        train(TINY | {"condition": condition} | more, tmp_path / "run", data=data, progress=False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("conditional") / "run"
+    flags = ["--condition", "classes", "--condition.drop", "0.1", "--net.channels", "8", "--train.steps", "6"]
+    assert main(["train", "digits", "--out", str(folder), *flags, "--threads", "1", "--quiet"]) == 0
+    return folder
+
+
+def test_the_command_line_from_training_to_classes(run, capsys):
+    assert main(["evaluate", str(run), "--examples", "60", "--nll-examples", "0", "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "condition: classes; the model is one of p(x|c), and the baselines do not see c" in said
+    assert "class" in said and json.loads((run / "evaluation.json").read_text())["classes"]["3"]["images"] > 1
+    assert main(["classify", str(run), "--examples", "40", "--draws", "2", "--times", "1", "--quiet"]) == 0
+    said = capsys.readouterr().out
+    record = json.loads((run / "classification.json").read_text())
+    assert f"accuracy {record['accuracy']:.4f}" in said and (run / "reliability.png").is_file()
+    assert np.load(run / "classification.npz")["log_posterior"].shape == (40, 10)
+
+
+def test_samples_of_one_class_of_all_and_of_the_datas(run, tmp_path, capsys):
+    def drawn(*flags):
+        assert main(["sample", str(run), "--out", str(tmp_path), "--overwrite", "--steps", "2", "--quiet", *flags]) == 0
+        with np.load(tmp_path / "samples.npz") as file:
+            return file["samples"], file.get("c")
+
+    assert drawn("--condition", "3", "-n", "4")[1].tolist() == [3] * 4
+    samples, c = drawn("--condition", "all", "-n", "3", "--guidance", "2")
+    assert samples.shape[0] == 30 and c.tolist() == [k for k in range(10) for _ in range(3)]
+    assert read_samples(tmp_path / "samples.npz")[2]["guidance"] == 2
+    assert len(set(drawn("-n", "40")[1].tolist())) > 4
+    assert drawn("--condition", "none", "-n", "4")[1] is None
+    capsys.readouterr()
+    for flags, message in (
+        (["--condition", "ten"], "c must be one of 0, 1"),
+        (["--condition", "0", "--guidance", "nan"], "guidance must be finite"),
+    ):
+        assert main(["sample", str(run), "--out", str(tmp_path), "--overwrite", "--quiet", *flags]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_images_without_labels_get_their_class(run, tmp_path, capsys):
+    assert main(["sample", str(run), "--out", str(tmp_path), "--steps", "2", "-n", "25", "--quiet"]) == 0
+    source = str(tmp_path / "samples.npz")
+    flags = ["--draws", "2", "--times", "1", "--out", str(tmp_path), "--quiet"]
+    assert main(["classify", str(run), source, *flags]) == 0
+    lines = (tmp_path / "classification.csv").read_text().splitlines()
+    assert lines[0] == "number,class,probability" and len(lines) == 26
+    capsys.readouterr()
+    assert main(["classify", str(run), source, *flags]) == 2
+    assert "overwrite" in capsys.readouterr().err
+
+
+def test_what_needs_classes_says_so(tmp_path, capsys):
+    train(change(TINY, steps=1), tmp_path / "run", progress=False)
+    assert main(["classify", str(tmp_path / "run"), "--quiet"]) == 2
+    assert "train one with --condition classes" in capsys.readouterr().err
+    assert main(["sample", str(tmp_path / "run"), "--condition", "3", "--quiet"]) == 2
+    assert "condition and guidance are for a model" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_sampler_is_fitted_at_one_guidance_and_taken_at_it(run, tmp_path, capsys):
+    def runs(*command):
+        code = main([*command, "--quiet"])
+        return code, "".join(capsys.readouterr())
+
+    fitting = ["fit-sampler", str(run), "--steps", "2", "--samples", "4", "--iterations", "1"]
+    sampling = ["sample", str(run), "--condition", "3", "-n", "2", "--sampler", "fitted", "--steps", "2"]
+    sampling += ["--out", str(tmp_path)]
+    code, said = runs(*fitting, "--guidance", "2")
+    assert code == 0 and said.endswith(f"indm sample {run} --sampler fitted --steps 2 --guidance 2\n")
+    makes_it, (code, said) = f"'indm fit-sampler {run} --steps 2", runs(*sampling)
+    assert code == 2 and f"no fitted sampler of 2 steps; there is one of 2 at guidance 2: {makes_it}' makes it" in said
+    assert runs(*fitting)[0] == 0 == runs(*sampling)[0] == runs(*sampling, "--guidance", "2", "--overwrite")[0]
+    assert (
+        read_samples(tmp_path / "samples.npz")[2]["sampler_options"]["weights"]
+        == json.loads((run / "samplers" / "fitted-2-guidance-2.json").read_text())["sampler"]["weights"]
+    )
+    code, said = runs(*sampling, "--guidance", "1.5")
+    assert code == 2 and f"of 2 steps at guidance 1.5; there is one of 2, 2 at guidance 2: {makes_it} --guid" in said
+
+
+def test_translation_without_conditions_is_by_p_of_x(run, tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((2, 8, 8), np.uint8))
+    command = ["translate", str(run), str(run), str(tmp_path / "images.npy"), "--out", str(tmp_path / "out"), "--quiet"]
+    assert main([*command, "--steps", "4"]) == 0

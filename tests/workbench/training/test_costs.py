@@ -1,0 +1,174 @@
+"""What a step costs: measured in turns by a clock that the test moves, kept, and made a budget."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.runs.folder import read_metrics, recipe_of
+from indm.workbench.training import costs
+from indm.workbench.training.costs import (
+    Cost,
+    interleaved_seconds,
+    keep,
+    key_of,
+    measure_runs,
+    medians,
+    ratio_in,
+    recorded,
+)
+from indm.workbench.training.loop import train
+from indm.workbench.training.step import FlowUse
+from indm.workbench.training.trainer import Trainer
+
+TINY = {
+    "data": {"name": "eight-gaussians", "samples": 500},
+    "flow": {"name": "coupling", "depth": 1, "width": 4},
+    "sde": {"name": "vp"},
+    "net": {"name": "mlp", "width": 8, "depth": 1},
+    "train": {"steps": 12, "batch_size": 32, "validate_examples": 20, "flow_update_every": 3},
+}
+LINEAR = TINY | {"flow": {"name": "identity"}}
+
+
+def changed(recipe, **train):
+    return recipe | {"train": recipe["train"] | train}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time passes only in steps: 3 s where the flow is trained, 1 s where it is not, and five times as much while the
+    machine has a neighbour, which comes and goes."""
+    now, taken = [0.0], []
+
+    def train_step(self, batches):
+        neighbour = 5.0 if len(taken) % 40 > 20 else 1.0
+        now[0] += neighbour * (
+            3.0 if self.flow_use() is FlowUse.TRAINED and self.options.flow_update_every > 1 else 1.0
+        )
+        taken.append(torch.get_num_threads())
+        self.step += 1
+        return {"skipped": torch.zeros(())}
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: now[0])
+    return taken
+
+
+@pytest.mark.parametrize(("pretrain", "of_indm"), [(0.0, 5 / 3), (0.25, 1.5)])
+def test_a_neighbour_does_not_change_what_a_step_costs_beside_another(clock, pretrain, of_indm):
+    """A cycle of three steps with one of the flow takes 5 s; before the flow is in, 3 s."""
+    trainers = {"linear": costs.trainer_of(recipes.resolve(changed(LINEAR, flow_update_every=1))),
+                "indm": costs.trainer_of(recipes.resolve(changed(TINY, pretrain=pretrain)))}  # fmt: skip
+    own = torch.get_num_threads()
+    seconds = interleaved_seconds(trainers, {"linear": own, "indm": own + 1}, rounds=9, steps=4, progress=False)
+    assert {len(values) for values in seconds.values()} == {9} and min(seconds["linear"]) < max(seconds["linear"])
+    assert trainers["linear"].step == 2 + 9 * 4 and set(clock) == {own, own + 1} and torch.get_num_threads() == own
+    assert trainers["indm"].step == (2 * 3 + 9 * 6) * (2 if pretrain else 1)  # whole cycles
+    cost = medians(seconds)
+    assert cost["indm"] / cost["linear"] == pytest.approx(of_indm)
+
+
+def test_recipes_have_one_key_whose_steps_cost_the_same():
+    usual = recipes.resolve(TINY)
+    alike = [
+        changed(TINY, steps=90, seconds=5, seed=3, log_every=7, threads=4, lr=1e-3),  # the last is the default
+        TINY | {"evaluate": {"times": 9}},
+        {table: TINY[table] for table in reversed(TINY)},
+    ]
+    others = [LINEAR, changed(TINY, batch_size=16), changed(TINY, flow_update_every=2), changed(TINY, isometry=1.0)]
+    assert {key_of(recipes.resolve(recipe)) for recipe in alike} == {key_of(usual)}
+    assert len({key_of(recipes.resolve(recipe)) for recipe in [usual, *others]}) == 5
+    files = [recipes.resolve(TINY | {"data": {"name": "array", "path": path}}) for path in ("a.npy", "/b/a.npy")]
+    assert key_of(files[0]) == key_of(files[1]) != key_of(usual)
+
+
+@pytest.fixture(scope="module")
+def indm_run(tmp_path_factory):
+    """A run of twelve steps."""
+    folder = tmp_path_factory.mktemp("costs") / "indm"
+    train(TINY, folder, progress=False)
+    return folder
+
+
+def times(monkeypatch, like, own):
+    """A step of the first trainer takes ``like`` seconds, one of the other ``own``; the threads that were asked for."""
+    asked = []
+
+    def interleaved_seconds(trainers, threads, **_):
+        asked.append(list(threads.values()))
+        assert all(trainer.progress < 1e-6 for trainer in trainers.values())
+        return {name: [seconds] * 2 for name, seconds in zip(trainers, (like, own), strict=True)}
+
+    monkeypatch.setattr(costs, "interleaved_seconds", interleaved_seconds)
+    return asked
+
+
+def test_a_run_like_another_makes_the_steps_that_cost_the_same(indm_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(costs, "threads_of", lambda run: 1)
+    asked = times(monkeypatch, like=0.3, own=0.2)
+    torch.manual_seed(5)
+    train(changed(LINEAR, steps=math.inf, seconds=1000), tmp_path / "linear", like=indm_run)
+    assert asked == [[1, 1]] and read_metrics(tmp_path / "linear")[-1]["step"] == 18
+    trained = recipe_of(tmp_path / "linear")["train"]
+    assert (trained["steps"], trained["seconds"], trained["threads"]) == (18, math.inf, 1)
+    assert f"18 steps, which cost the 12 of {indm_run}: a step costs 0.667 of one there" in capsys.readouterr().err
+    (pair,) = recorded(tmp_path / "linear")
+    keys = [key_of(recipe_of(run)) for run in (tmp_path / "linear", indm_run)]
+    assert [(cost.recipe, cost.seconds, cost.threads) for cost in pair] == [(keys[0], 0.2, 1), (keys[1], 0.3, 1)]
+    assert [(tmp_path / "linear" / cost.run).resolve() for cost in pair] == [tmp_path / "linear", indm_run]
+    assert ratio_in([indm_run, tmp_path / "linear"], *keys) == (pytest.approx(2 / 3), False)
+
+    train(changed(LINEAR, steps=18), tmp_path / "same", progress=False)  # what was measured changes nothing
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("linear", "same")]
+    assert weights[0] == weights[1]
+
+    train(changed(TINY, seed=1, steps=500), tmp_path / "seed", like=indm_run, progress=False)
+    assert len(asked) == 1 and recipe_of(tmp_path / "seed")["train"]["steps"] == 12  # a step costs the same
+    assert not (tmp_path / "seed" / "costs.json").exists()
+
+
+def test_what_cannot_be_had_like_another_is_refused(indm_run, tmp_path):
+    with pytest.raises(ValueError, match=f"like must be left out to resume {indm_run}"):
+        train(TINY, indm_run, like=indm_run, resume=True, progress=False)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "recipe.toml").write_text((indm_run / "recipe.toml").read_text())
+    with pytest.raises(ValueError, match="killed has not come to an end"):
+        train(LINEAR, tmp_path / "out", like=tmp_path / "killed", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_are_measured_once_and_those_that_cannot_be_are_named(indm_run, tmp_path, monkeypatch):
+    """A network of one's own that nobody trusts, and a run of another device."""
+    runs = [indm_run, *(tmp_path / name for name in ("linear", "own", "elsewhere"))]
+    for run, recipe in zip(runs[1:], (LINEAR, TINY | {"net": {"name": "my_net:Net"}}, TINY), strict=True):
+        run.mkdir()
+        (run / "recipe.toml").write_text(recipes.to_toml(recipes.resolve(recipe)))
+    (runs[3] / "versions.json").write_text(json.dumps({"device": "NVIDIA H100"}))
+    times(monkeypatch, 0.3, 0.2)
+    seconds, unknown = measure_runs(runs, progress=False)
+    assert seconds == {runs[0]: 0.3, runs[1]: pytest.approx(0.2)} and unknown.keys() == {*runs[2:]}
+    assert "my_net" in unknown[runs[2]] and unknown[runs[3]] == f"{runs[3]} was trained on NVIDIA H100, and this is cpu"
+    keys = [key_of(recipe_of(run)) for run in runs]
+    for run in runs[:2]:
+        assert ratio_in([run], keys[1], keys[0]) == (pytest.approx(2 / 3), True)
+    assert ratio_in(runs, keys[2], keys[0]) is None
+    (tmp_path / "linear" / "costs.json").unlink()
+    (tmp_path / "linear" / "costs.json").mkdir()  # nothing can be written there
+    assert measure_runs(runs[:2], progress=False)[0] == seconds
+    assert measure_runs(runs[2:3] + runs[:1]) == ({}, dict.fromkeys([runs[2], runs[0]], unknown[runs[2]]))
+
+
+def test_costs_are_kept_beside_earlier_ones_the_newest_counts_and_damage_is_none(tmp_path):
+    assert recorded(tmp_path) == []
+    for seconds in (1.0, 3.0):
+        keep(tmp_path, [Cost(".", "a", seconds, 1), Cost("../b", "b", 2.0, 2)])
+    assert [costs[0].seconds for costs in recorded(tmp_path)] == [1.0, 3.0]
+    assert ratio_in([tmp_path], "a", "b") == (1.5, False)
+    for text in ("", "[]", "{}", '{"measured": 3}', '{"measured": [[{"run": 1}]]}', '{"measured": [[3]]}'):
+        (tmp_path / "costs.json").write_text(text)
+        assert recorded(tmp_path) == []
+    (tmp_path / "costs.json").write_text(json.dumps({"measured": [[vars(Cost(".", "a", 0.0, 1))]]}))
+    assert recorded(tmp_path) == []

@@ -1,0 +1,174 @@
+"""Pairs and bridges of two data sets, trained through the command line as a user goes."""
+
+import json
+import signal
+import tomllib
+
+import pytest
+from PIL import Image
+from test_processes import launch
+from toys import SMALL, error_of, toy_folder
+
+from indm.workbench.cli.main import main
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.runs.provenance import weights_hash
+from indm.workbench.training import pairs
+from indm.workbench.training.pairs import as_bridge, is_bridge, sides_of
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    home = tmp_path_factory.mktemp("toys")
+    return toy_folder(home / "red", (250, 40, 20)), toy_folder(home / "blue", (20, 60, 240), seed=1)
+
+
+def test_a_pair_that_was_stopped_goes_on(toys, tmp_path, monkeypatch, capsys):
+    arguments = ["train-pair", *map(str, toys), "--out", str(tmp_path / "pair"), "--data.size", "8", *SMALL]
+    arguments += ["--train.steps", "5", "--train.batch_size", "8", "--quiet"]
+    real, calls = pairs.train, []
+
+    def stopped(recipe, out, **options):
+        calls.append(out.name)
+        if len(calls) == 2:  # in the middle of the second: a signal after its first step
+            from indm.workbench.training.trainer import Trainer
+
+            step = Trainer.train_step
+
+            def once(trainer, batches):
+                signal.raise_signal(signal.SIGINT)
+                return step(trainer, batches)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Trainer, "train_step", once)
+                return real(recipe, out, **options)
+        return real(recipe, out, **options)
+
+    monkeypatch.setattr(pairs, "train", stopped)
+    assert main(arguments) == 130 and calls == ["a", "b"]
+    said = "Interrupted in b, at step 1, which is saved. The same command with --resume continues."
+    assert capsys.readouterr().err.endswith(f"{said}\n")
+    first = weights_hash(tmp_path / "pair" / "a")
+    assert json.loads((tmp_path / "pair" / "b" / "summary.json").read_text())["steps"] == 1
+    assert "--resume" in error_of(capsys, *arguments)
+    assert main([*arguments, "--resume"]) == 0
+    assert weights_hash(tmp_path / "pair" / "a") == first
+    assert json.loads((tmp_path / "pair" / "b" / "summary.json").read_text())["steps"] == 5
+
+
+def test_a_pair_that_is_told_to_stop_at_the_end_of_the_first_does_not_begin_the_second(
+    toys, tmp_path, monkeypatch, capsys
+):
+    from indm.workbench.training import loop
+    from indm.workbench.training.loop import summarise
+
+    out, real = tmp_path / "pair", summarise
+    arguments = ["train-pair", *map(str, toys), "--out", str(out), "--data.size", "8", *SMALL]
+    arguments += ["--train.steps", "2", "--train.batch_size", "8", "--quiet"]
+
+    def interrupted(*options):
+        signal.raise_signal(signal.SIGTERM)
+        return real(*options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "summarise", interrupted)
+        assert main(arguments) == 130
+    assert "Interrupted in a, at step 2, which is saved" in capsys.readouterr().err and not (out / "b").exists()
+    for saved in [*(out / "a").rglob("*.pt")]:
+        saved.unlink()  # a finished side needs none
+    before = {path: path.stat().st_mtime_ns for path in (out / "a").rglob("*")}
+    assert main([*arguments, "--resume"]) == 0 and (out / "b" / "summary.json").exists()
+    assert {path: path.stat().st_mtime_ns for path in (out / "a").rglob("*")} == before
+    first, second, *commands = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{out / 'a'}: 2 steps in ") and second.startswith(f"{out / 'b'}: 2 steps in ")
+    assert [command.split()[:2] for command in commands] == [["indm", "translate"], *[["indm", "evaluate"]] * 2]
+
+
+def test_a_pair_is_resumed_only_where_it_is_one_and_the_same(toys, tmp_path, capsys):
+    arguments = ["train-pair", *map(str, toys), "--data.size", "8", *SMALL, "--train.steps", "2", "--quiet"]
+    arguments += ["--train.batch_size", "8", "--out"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("mine")
+    assert "holds no pair to resume" in error_of(capsys, *arguments, str(tmp_path / "other"), "--resume")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
+    pair = tmp_path / "pair"
+    assert main([*arguments, str(pair)]) == 0
+    before = (pair / "pair.toml").read_bytes()
+    said = error_of(capsys, *arguments, str(pair), "--resume", "--train.lr", "0.5")
+    assert "differs in train.lr" in said and (pair / "pair.toml").read_bytes() == before
+    assert main([*arguments, str(pair), "--resume", "--train.steps", "3"]) == 0
+    assert [json.loads((pair / side / "summary.json").read_text())["steps"] for side in "ab"] == [3, 3]
+    outside = (pair / "a").rename(tmp_path / "outside")  # through a link it would be trained on and its states removed
+    (pair / "a").symlink_to(outside)
+    kept = {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
+    said = error_of(capsys, *arguments, str(pair), "--resume", "--train.steps", "4")
+    assert "pair/a is a link to a folder outside" in said
+    assert {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()} == kept
+
+
+LATE = """
+import os, sys, time
+from indm.workbench.cli import main
+
+time.sleep(3 * int(os.environ["RANK"]))  # the second process comes when the first would long have begun
+sys.exit(main())
+"""
+
+
+@pytest.mark.long
+def test_two_processes_train_one_pair(toys, tmp_path):
+    out, late = tmp_path / "pair", tmp_path / "late.py"
+    late.write_text(LATE)
+    arguments = [late, "train-pair", *toys, "--out", out, "--data.size", 8, "--train.steps", 4, *SMALL]
+    arguments += ["--train.batch_size", 8, "--quiet", "--train.trackers", '["tensorboard"]']
+    said = launch(2, *arguments).stdout.splitlines()
+    assert [line.partition(": ")[0] for line in said] == [str(out / "a"), str(out / "b")]
+    assert all(json.loads(line.partition(": ")[2])["steps"] == 4 for line in said)
+    assert pairs.is_pair(out) and (out / "pair.toml").is_file()
+    assert "exists and is not empty" in launch(2, *arguments, fails=True).stderr
+    assert launch(2, *arguments, "--resume").stdout.count('"steps": 4') == 2
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.bundled() if "data_b" in recipes.load(name)])
+def test_recipes_of_two_data_sets_differ_in_the_one_thing_that_names_them(name):
+    a, b = sides_of(recipes.load(name)).values()
+    (key,) = recipes.differences(a, b) or ["data.path"]
+    assert key in ("data.label", "data.path") and "terminal" not in recipes.load(name)["train"]
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.bundled() if "data_b" in recipes.load(name)])
+def test_recipes_say_what_is_other_for_a_bridge(name):
+    bridge, pair = as_bridge(recipes.load(name)), recipes.load(name)
+    assert bridge["flow"]["name"] == "autoregressive" and pair["flow"] == {"name": "coupling"}
+    other = {"flow_update_every", "terminal", "terminal_noise", "initial_noise", "flow_lr"}
+    assert bridge["train"].keys() | other == pair["train"].keys() | other and bridge["net"] == pair["net"]
+    assert (bridge["train"]["terminal"], bridge["train"]["flow_update_every"]) == (100, 1) and is_bridge(bridge)
+
+
+def test_of_a_bridge_the_command_line_decides(capsys):
+    command = ["train-bridge", "digits-3-8", "--form", "terminal", "--train.steps", "9", "--dry-run"]
+    assert main([*command, "--flow", "coupling", "--train.terminal", "3"]) == 0
+    shown = tomllib.loads(capsys.readouterr().out)
+    assert shown["flow"] == {"name": "coupling"} and shown["train"]["terminal"] == 3 and "bridge" not in shown
+
+
+def test_a_recipe_that_says_nothing_of_a_bridge_needs_the_weight_of_b(tmp_path, capsys):
+    own = {table: content for table, content in recipes.load("digits-3-8").items() if table != "bridge"}
+    (tmp_path / "own.toml").write_text(recipes.to_toml(own))
+    error = error_of(capsys, "train-bridge", tmp_path / "own.toml", "--form", "terminal", "--out", tmp_path / "none")
+    assert "train.terminal must be above 0 for --form terminal, got 0" in error
+    options = ["--form", "terminal", "--train.terminal", "1", "--train.steps", "9", "--dry-run"]
+    assert main(["train-bridge", str(tmp_path / "own.toml"), *options]) == 0
+
+
+def test_sides_that_do_not_fit_are_errors_before_anything_is_trained(toys, tmp_path, capsys):
+    out = tmp_path / "pair"
+    grey = toy_folder(tmp_path / "other", (9, 9, 9))
+    for file in grey.iterdir():
+        Image.open(file).convert("L").save(file)
+    error = error_of(capsys, "train-pair", toys[0], grey, "--out", out, "--data.size", "8", "--data-b.channels", "1")
+    assert "data_b must have events of shape (3, 8, 8), as data have, got (1, 8, 8)" in error and not out.exists()
+    assert "no [data_b]" in error_of(capsys, "train-pair", "digits", "--out", out)
+    assert "two image folders or one recipe" in error_of(capsys, "train-pair", "a", "b", "c", "--out", out)
+    assert "must be a folder" in error_of(capsys, "train-bridge", toys[0], tmp_path / "none", "--out", out)
+    (tmp_path / "empty").mkdir()
+    assert "no readable images" in error_of(capsys, "train-pair", tmp_path / "empty", toys[1], "--out", out)

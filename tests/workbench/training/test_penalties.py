@@ -1,0 +1,158 @@
+"""The penalties of the flow, against flows whose Jacobian and terminal law are known."""
+
+import math
+
+import pytest
+import torch
+from closed_form import within
+
+from indm.flows import ActNorm, Compose, CouplingFlow, Identity, InvertibleLinear, ResidualFlow
+from indm.model import INDM
+from indm.nets import Zero
+from indm.objective import Objective, flow_nll
+from indm.scaling import Scaling
+from indm.score import ScoreModel
+from indm.sde.linear import VESDE, VPSDE
+from indm.workbench.data.base import Data, InMemory
+from indm.workbench.training.penalties import (
+    Penalty,
+    isometry_defect,
+    normal_law,
+    terminal_law,
+    terminal_nll,
+    with_noise,
+)
+from indm.workbench.training.step import FlowUse, TrainingStep
+
+
+def model_of(flow, sde):
+    return INDM(flow, ScoreModel(Zero(), sde))
+
+
+def test_isometries_have_no_defect():
+    torch.manual_seed(0)
+    x = torch.randn(5, 6, dtype=torch.float64)
+    for flow in (Identity(), InvertibleLinear(6, "rotation").double()):
+        assert isometry_defect(flow, x).abs().max() < 1e-10
+
+
+def test_defect_of_a_scaling_is_its_squared_log():
+    flow = ActNorm(3).double()
+    with torch.no_grad():
+        flow.log_scale.fill_(0.3)
+        flow.shift.fill_(2.0)
+    x = torch.randn(4, 3, 2, 2, dtype=torch.float64)
+    torch.testing.assert_close(isometry_defect(flow, x), torch.full((4,), 0.36, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("build", [lambda: CouplingFlow((4,), depth=2, width=8), lambda: ResidualFlow((4,), (2,), 8)])
+def test_defect_is_that_of_the_jacobian(build):
+    torch.manual_seed(1)
+    flow, x = build().double(), torch.randn(6, 4, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    v = torch.randn(6, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    jacobian = torch.stack(
+        [torch.autograd.functional.jacobian(lambda y: flow.latent(y)[0], x[i : i + 1])[:, 0] for i in range(6)]
+    )
+    moved = (jacobian @ v[:, :, None])[:, :, 0]
+    expected = (moved.square().sum(1) / v.square().sum(1)).log().square()
+    found = isometry_defect(flow, x, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    gradients = [p.grad for p in flow.parameters() if p.grad is not None]
+    assert all(bool(g.isfinite().all()) for g in gradients) and any(bool((g != 0).any()) for g in gradients)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(sigma_max=3.0)])
+def test_terminal_density_of_an_affine_flow_is_gaussian(sde):
+    torch.manual_seed(2)
+    flow = Compose([ActNorm(3), InvertibleLinear(3, "rotation")]).double()
+    with torch.no_grad():
+        flow.flows[0].log_scale.copy_(torch.tensor([0.5, -0.2, 0.1]))
+        flow.flows[0].shift.copy_(torch.tensor([1.0, 0.0, -2.0]))
+    x = torch.randn(7, 3, dtype=torch.float64)
+    scale, shift = flow.flows[0].log_scale.exp(), flow.flows[0].shift
+    law = torch.distributions.Independent(torch.distributions.Normal(-shift / scale, sde.prior_std / scale), 1)
+    torch.testing.assert_close(flow_nll(model_of(flow, sde), x), -law.log_prob(x), rtol=1e-5, atol=1e-5)
+
+
+def test_normal_law_has_the_moments_of_the_data():
+    torch.manual_seed(3)
+    mix = torch.randn(6, 6, dtype=torch.float64)
+    x = (torch.rand(5000, 6, dtype=torch.float64) @ mix + 1.5).reshape(-1, 2, 3)
+    drawn = normal_law(x)(40_000)
+    assert drawn.shape == (40_000, 2, 3)
+    torch.testing.assert_close(drawn.mean(0), x.mean(0), rtol=0, atol=0.03)
+    torch.testing.assert_close(drawn.flatten(1).T.cov(), x.flatten(1).T.cov(), rtol=0.05, atol=0.03)
+
+
+@pytest.mark.long
+def test_the_terminal_term_carries_the_prior_to_the_law():
+    """h⁻¹#N(0, I) comes near a law of two far-apart lumps, which an affine map of the prior cannot."""
+    torch.manual_seed(4)
+    flow, sde = CouplingFlow((2,), depth=4, width=32, transform="spline"), VPSDE()
+
+    def law(n):
+        return 0.3 * torch.randn(n, 2) + 1.2 * (2 * torch.randint(0, 2, (n, 1)) - 1)
+
+    def distance():
+        with torch.no_grad():
+            z = sde.prior_sample((2000, 2), generator=torch.Generator().manual_seed(0))
+            a, b = flow.inverse(z, 1e-3), law(2000)
+            within = (torch.cdist(a, a).sum() + torch.cdist(b, b).sum()) / (2000 * 1999)
+            return (torch.cdist(a, b).mean() - within / 2).item()  # half the energy distance
+
+    model, batch = model_of(flow, sde), torch.zeros(256, 2)
+    before, optimizer = distance(), torch.optim.Adam(flow.parameters(), 1e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        terminal_nll(law, model, batch).backward()
+        optimizer.step()
+    assert distance() < 0.1 * before
+    assert math.isfinite(before) and before > 0.05
+
+
+def test_a_law_with_noise_is_its_convolution_with_a_normal_one():
+    """Two points: means stay, and variances are those of the noise about each."""
+    torch.manual_seed(5)
+
+    def law(n):
+        return (torch.arange(n) % 2).float()[:, None].expand(n, 3)
+
+    draws = with_noise(law, 0.5)(40_000)
+    for point in (0, 1):
+        about = draws[point::2]
+        assert within(about, point) and within((about - point).square(), 0.25)
+    assert with_noise(law, 0.0) is law
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_terminal_law_flips_the_second_data_where_they_allow_it(flip):
+    image = torch.arange(4.0).reshape(1, 1, 2, 2)
+    data = Data("one", *(InMemory(image.repeat(3, 1, 1, 1)),) * 3, Scaling(), (1, 2, 2), flip=flip)
+    model = INDM(Identity(), ScoreModel(Zero(), VPSDE()), data.scaling)
+    draws = terminal_law(model, data, data, torch.device("cpu"))(400)
+    mirrored = (draws == image.flip(-1)).flatten(1).all(1)
+    assert torch.equal(draws[~mirrored], image.expand(int((~mirrored).sum()), 1, 2, 2))
+    assert mirrored.float().mean().item() == pytest.approx(0.5 if flip else 0.0, abs=0.12 if flip else 0.0)
+
+
+@pytest.mark.parametrize("in_nats, share", [(False, 1), (True, 4)])
+def test_a_penalty_in_nats_enters_the_loss_per_dimension_like_the_bound(in_nats, share):
+    model = INDM(Identity(), ScoreModel(Zero(), VPSDE()), shape=(4,))
+    objective = Objective(lambda model, x: (torch.tensor(10.0), {"nelbo": torch.tensor(40.0)}))
+    penalty = Penalty("bend", 3.0, lambda model, x: torch.tensor(2.0), in_nats)
+    loss, terms = TrainingStep(model, objective, [penalty])(torch.zeros(5, 4))
+    assert loss.item() == terms["loss"].item() == pytest.approx(10 + 3 * 2 / share)
+    assert terms["bend"].item() == 2
+
+
+@pytest.mark.parametrize("use", [FlowUse.TRAINED, FlowUse.FROZEN])
+def test_a_step_sees_data_with_the_noise_of_a_bridge(use):
+    model, seen = INDM(Identity(), ScoreModel(Zero(), VPSDE()), shape=(4,)), []
+    objective = Objective(lambda model, x: (seen.append(x) or x.square().mean(), {}))
+    TrainingStep(model, objective, noise=0.5)(torch.full((20_000, 4), 2.0), flow_use=use)
+    off = (seen[0] - 2).flatten()
+    assert within(off, 0.0) and within(off.square(), 0.25)

@@ -1,0 +1,326 @@
+"""Several processes make the run that one makes, and none of them hangs. With gloo, on the CPU."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from launch import FAULTS, InDouble
+from processes import fork_group
+from test_reliability import TINY
+from test_training import assert_same, change, checkpoint, log_of
+
+from indm import rng
+from indm.flows import PowerSeries, ResidualBlock, use_log_det
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.runs.devices import run_lock
+from indm.workbench.runs.folder import read_metrics
+from indm.workbench.training import checkpoints
+from indm.workbench.training.loop import train
+
+LAUNCH = str(Path(__file__).with_name("launch.py"))
+# 8 samples for each of 4 processes, of which 2 in 32 have a log-determinant; 50 examples in batches of 20, the last of
+# them uneven, and one of four processes without any.
+WIDE = change(TINY, steps=50, accumulate=1, validate_examples=50, checkpoint_every=20)
+WIDE |= {"evaluate": {"batch_size": 20}}
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+# What else is drawn, and a batch norm: a code for each sample, the published network's dropout.
+CODES = change(TINY, steps=4, accumulate=1, pretrain=0.0, log_every=2)
+ENCODER = {"code_dim": 4, "encoder_planes": [4], "prior_width": 8}
+CODES |= {
+    "flow": {"name": "conditional-residual", "blocks": [1], "width": 4, **ENCODER},
+    "net": {"name": "ncsnpp", "channels": 8, "multipliers": [1], "blocks": 1, "attention": [], "dropout": 0.2},
+}
+
+
+def command(processes, *arguments, module=False):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*torchrun, *(["-m"] if module else []), *map(str, arguments)]
+
+
+def launch(processes, *arguments, module=False, fails=False):
+    done = subprocess.run(command(processes, *arguments, module=module), capture_output=True, text=True, env=ONE_THREAD)
+    assert (done.returncode != 0) == fails, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def wide(folder):
+    """The recipe's file, and the run that one process makes of it."""
+    (folder / "wide.toml").write_text(recipes.to_toml(WIDE))
+    launch(1, LAUNCH, folder / "wide.toml", folder / "one")
+    return folder / "wide.toml", folder / "one"
+
+
+def largest_difference(one, other):
+    a, b = checkpoint(one), checkpoint(other)
+    pairs = [(a[part][k], b[part][k]) for part in ("model", "ema") for k in a[part]]
+    return max((p - q).abs().max().item() for p, q in pairs)
+
+
+def assert_same_log(one, other):
+    logs = log_of(one), log_of(other)
+    assert [list(line) for line in logs[0]] == [list(line) for line in logs[1]]
+    for a, b in zip(*logs, strict=True):
+        differing = [k for k in a if a[k] != b[k]]
+        assert [a[k] for k in differing] == pytest.approx([b[k] for k in differing], rel=1e-6)
+
+
+# ── the numbers drawn ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def in_parts(total, parts, draw):
+    """``draw(first, n)`` by each of so many processes, from the same random state, put together again."""
+    together = []
+    for part in range(parts):
+        torch.manual_seed(0)
+        with rng.part_of(part * total // parts, total):
+            together.append(draw(part * total // parts, total // parts))
+    return torch.cat(together)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 16])
+def test_what_is_drawn_does_not_depend_on_the_parts(parts):
+    def draw(_, n):
+        return torch.stack([rng.for_rows(n, torch.randn), rng.strata(n).float()], 1)
+
+    assert torch.equal(in_parts(16, parts, draw), in_parts(16, 1, draw))
+    strata = in_parts(16, parts, lambda _, n: rng.strata(n))
+    assert sorted((strata * 16).long().tolist()) == list(range(16))
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6, 24])
+@pytest.mark.parametrize("share", [1, 5, 16])
+def test_a_share_of_the_batch_is_the_same_samples_with_the_same_probes(parts, share):
+    """Also where a part has none of them."""
+    block = ResidualBlock((4,), 8, 2.0, 0.9, preactivate=True).double().train()
+    torch.nn.init.normal_(block.maps[-1].weight)
+    use_log_det(block, training=PowerSeries(1, 1.0, share=share))
+    x = torch.randn(24, 4, dtype=torch.float64)
+
+    def log_dets(first, n):
+        return block(x[first : first + n])[1].detach()
+
+    whole = in_parts(24, 1, log_dets)
+    assert (whole != 0).sum() in (24 // share, -(-24 // share))
+    assert torch.allclose(in_parts(24, parts, log_dets), whole, rtol=1e-12)
+
+
+# ── the same run ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_make_the_run_of_one(folder, wide, processes):
+    recipe, one = wide
+    launch(processes, LAUNCH, recipe, folder / str(processes))
+    assert largest_difference(one, folder / str(processes)) < 1e-9
+    assert_same_log(one, folder / str(processes))
+
+
+@pytest.mark.long
+def test_processes_make_the_run_of_one_with_codes_and_a_batch_norm(tmp_path):
+    train(CODES, tmp_path / "1", progress=False, trainer=InDouble)
+    fork_group(2, lambda: train(CODES, tmp_path / "2", progress=False, trainer=InDouble))
+    assert largest_difference(tmp_path / "1", tmp_path / "2") < 1e-9
+    state = checkpoint(tmp_path / "1")["model"]
+    counted = [value for name, value in state.items() if name.endswith("num_batches_tracked")]
+    assert counted and min(counted) > 0
+
+
+@pytest.mark.long
+def test_processes_make_the_evaluation_of_one(folder, wide):
+    """To the last bit, with an adaptive solver; 3 batches over 4 processes, one of which has nothing to do."""
+    _, run = wide
+    few = ["--examples", "50", "--nll-examples", "10", "--batch-size", "20", "--quiet", "--overwrite"]
+    arguments = ["indm", "evaluate", run, *few]
+    found = {}
+    for processes in (1, 2, 4):
+        said = launch(processes, *arguments, module=True).stdout
+        report = json.loads((run / "evaluation.json").read_text())
+        with np.load(run / "evaluation.npz") as file:
+            found[processes] = said, report, {name: file[name].tolist() for name in file.files}
+    assert found[2] == found[1] and found[4] == found[1]
+
+
+@pytest.mark.long
+def test_two_processes_that_are_interrupted_go_on_exactly(tmp_path):
+    """One of them gets the signal; with accumulation, between two checkpoints. The same with another number of them."""
+    recipe = change(WIDE, steps=12, accumulate=2)
+
+    def work(name, interrupt=(), resume=False):
+        FAULTS["interrupt"] = list(interrupt)  # of this process alone
+        train(recipe, tmp_path / name, progress=False, trainer=InDouble, resume=resume)
+
+    fork_group(2, lambda: work("whole"))
+    fork_group(2, lambda: work("halved", [1, 7]))
+    assert checkpoint(tmp_path / "halved")["step"] == 8
+    shutil.copytree(tmp_path / "halved", tmp_path / "other")
+    fork_group(2, lambda: work("halved", resume=True))
+    whole, halved = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "halved")
+    whole.pop("seconds"), halved.pop("seconds")
+    assert_same(whole, halved)
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "halved")
+
+    work("other", resume=True)
+    assert largest_difference(tmp_path / "whole", tmp_path / "other") < 1e-9
+    assert_same_log(tmp_path / "whole", tmp_path / "other")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("step", [4, 6])
+def test_a_process_that_is_interrupted_between_two_steps_leaves_with_all(tmp_path, step):
+    """After a validation, and after a checkpoint, of one process alone: the others do one more step, and so does it."""
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(recipes.to_toml(change(TINY, accumulate=1, checkpoint_every=6)))
+    launch(2, LAUNCH, recipe, tmp_path / "run", "--late", 1, step)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["interrupted"] and summary["steps"] == summary["saved_step"] == step + 1
+
+
+@pytest.mark.long
+def test_all_processes_go_on_from_the_same_state(tmp_path):
+    """The main one finds the newest damaged; the other would have read it before it was set aside, or not."""
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(recipes.to_toml(change(TINY, accumulate=1)))
+    launch(2, LAUNCH, recipe, tmp_path / "run", "--interrupt", 0, 7)
+    damaged = tmp_path / "run" / "checkpoints" / "8.pt"
+    damaged.write_bytes(damaged.read_bytes()[:3000])
+    done = launch(2, LAUNCH, recipe, tmp_path / "run", "--resume")
+    assert done.stderr.count("8.pt is damaged") == 1 and "6.pt, the newest intact one" in done.stderr
+    launch(2, LAUNCH, recipe, tmp_path / "whole")
+    whole, run = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "run")
+    whole.pop("seconds"), run.pop("seconds")
+    assert_same(whole, run)
+
+
+@pytest.mark.long
+def test_codes_and_a_batch_norm_in_bfloat16(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(recipes.to_toml(change(CODES, steps=4, mixed_precision="bf16")))
+    launch(2, "indm", "train", recipe, "--out", tmp_path / "run", "--quiet", module=True)
+    state = checkpoint(tmp_path / "run")["model"]
+    assert all(value.isfinite().all() for value in state.values())
+    assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
+
+
+# ── failures ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.long
+def test_what_is_not_finite_on_one_process_is_left_out_by_all(folder, wide, tmp_path):
+    recipe, _ = wide
+    launch(4, LAUNCH, recipe, tmp_path / "run", "--nan", 2, 11)
+    (line,) = [line for line in read_metrics(tmp_path / "run") if "skipped" in line]
+    assert line["step"] == 12 and line["not_finite"] == "denoising"
+    state = checkpoint(tmp_path / "run")
+    assert state["step"] == 50 and all(v.isfinite().all() for v in state["model"].values())
+    assert {int(s["step"]) for s in state["optimizer"]["state"].values()} <= {49, *range(1, 18)}
+
+
+@pytest.mark.long
+@pytest.mark.about_time
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_all_with_an_error_and_nothing_is_lost(wide, tmp_path, rank):
+    recipe, one = wide
+    started = time.monotonic()
+    done = launch(2, LAUNCH, recipe, tmp_path / "run", "--kill", rank, 45, fails=True)
+    assert time.monotonic() - started < 60 and "Signal 9" in done.stderr
+    assert checkpoint(tmp_path / "run")["step"] == 40
+    launch(2, LAUNCH, recipe, tmp_path / "run", "--resume")
+    assert largest_difference(one, tmp_path / "run") < 1e-9
+
+
+def started_apart(recipe, run):
+    """Two processes and their launcher, which get no signals of this one."""
+    started = command(2, LAUNCH, recipe, run)
+    return subprocess.Popen(started, stderr=subprocess.DEVNULL, env=ONE_THREAD, start_new_session=True)
+
+
+@pytest.mark.long
+@pytest.mark.about_time
+@pytest.mark.parametrize("send", [lambda pid: os.kill(pid, signal.SIGTERM), lambda pid: os.killpg(pid, signal.SIGINT)])
+def test_a_signal_to_the_launcher_saves(wide, tmp_path, send):
+    """To it alone, or, as by Ctrl-C in a terminal, to all of its processes, to which it passes that on once more."""
+    recipe, _ = wide
+    process = started_apart(recipe, tmp_path / "run")
+    while not read_metrics(tmp_path / "run") and process.poll() is None:
+        time.sleep(0.1)
+    send(process.pid)
+    process.wait()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["interrupted"]
+    assert checkpoint(tmp_path / "run")["step"] % 20 != 0
+
+
+@pytest.mark.long
+@pytest.mark.about_time
+@pytest.mark.parametrize("case", range(9))
+def test_a_signal_at_a_random_moment_to_one_of_two_processes_changes_nothing(wide, tmp_path, case):
+    """Three of each kind, to either process, from its first step to its last; what was left is done afterwards."""
+    recipe, one = wide
+    random = Random(case)
+    number = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)[case % 3]
+    process = started_apart(recipe, tmp_path / "run")
+    while not checkpoints.has_state(tmp_path / "run") and process.poll() is None:
+        time.sleep(0.1)
+    time.sleep(random.uniform(0, 8))
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    if len(workers) == 2:
+        os.kill(int(random.choice(workers)), number)
+    process.wait()
+    launch(2, LAUNCH, recipe, tmp_path / "run", "--resume")
+    assert largest_difference(one, tmp_path / "run") < 1e-9
+    assert_same_log(one, tmp_path / "run")
+
+
+@pytest.mark.long
+def test_processes_that_find_another_in_the_folder_all_say_so(wide, tmp_path):
+    recipe, _ = wide
+    with run_lock(tmp_path / "run"):
+        done = launch(2, LAUNCH, recipe, tmp_path / "run", fails=True)
+    assert "another process is at work in" in done.stderr and not (tmp_path / "run" / "recipe.toml").exists()
+
+
+# ── other ways to start, and to divide ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.long
+def test_accelerate_launch_makes_one_run(tmp_path):
+    (tmp_path / "mine.toml").write_text(recipes.to_toml(change(TINY, steps=4)))
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "indm", "train"]
+    started = [*launcher, *options, str(tmp_path / "mine.toml"), "--out", str(tmp_path / "run"), "--quiet"]
+    done = subprocess.run(started, capture_output=True, text=True, env=ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"steps": 4') == 1 and len(checkpoint(tmp_path / "run")["log"]["totals"]) == 2
+
+
+@pytest.mark.long
+def test_two_launchers_make_one_run(folder, wide):
+    """As two machines would: each starts one process, and they meet at an address."""
+    recipe, one = wide
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    torchrun += ["--rdzv-id", "7", "--rdzv-backend", "c10d", "--rdzv-endpoint", address]
+    arguments = [LAUNCH, str(recipe), str(folder / "machines")]
+    machines = [subprocess.Popen([*torchrun, *arguments], env=ONE_THREAD) for _ in range(2)]
+    assert [machine.wait() for machine in machines] == [0, 0]
+    assert largest_difference(one, folder / "machines") < 1e-9

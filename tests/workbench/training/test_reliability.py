@@ -1,0 +1,461 @@
+"""What a run survives: signals at any moment, steps that are not finite, disks that are full."""
+
+import io
+import itertools
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import time
+import warnings
+
+import pytest
+import torch
+from accelerate import Accelerator
+from processes import fork
+from test_training import assert_same, change, checkpoint, interrupt_at, log_of
+from torch import nn
+
+import indm
+from indm.files import atomic
+from indm.workbench.data.registry import load_data
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.runs.folder import open_model, read_metrics
+from indm.workbench.training import checkpoints
+from indm.workbench.training.log import MetricsLog
+from indm.workbench.training.loop import train
+from indm.workbench.training.step import FlowUse
+from indm.workbench.training.trainer import Trainer
+
+# Every kind of randomness that training has: dequantization, times, noise, roulette, probes, the share of the batch
+# that has a log-determinant, dropout, truncation; accumulation; the flow in every third step.
+TINY = {
+    "data": {"name": "digits"},
+    "flow": {"name": "residual", "blocks": [1], "width": 4},
+    "sde": {"name": "vp"},
+    "net": {"name": "unet", "channels": 4, "multipliers": [1], "blocks": 1, "attention": [], "dropout": 0.2},
+    "train": {
+        "steps": 12, "batch_size": 32, "accumulate": 2, "flow_update_every": 3, "soft_truncation": 1.2, "warmup": 3,
+        "decay": 0.3, "pretrain": 0.2, "validate_examples": 20, "log_every": 5, "validate_every": 4,
+        "checkpoint_every": 3,
+    },
+}  # fmt: skip
+
+
+def compare_runs(one, other):
+    """Bit for bit the same: weights, average, optimizer, random state, running means, log."""
+    a, b = checkpoint(one), checkpoint(other)
+    a.pop("seconds"), b.pop("seconds")
+    assert_same(a, b)
+    assert log_of(one) == log_of(other)
+    for folder in (".", "best"):
+        one_model, other_model = (open_model(run / folder).state_dict() for run in (one, other))
+        assert_same(dict(one_model), dict(other_model))
+
+
+def summary_of(run):
+    return json.loads((run / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(TINY, run, progress=False)
+    return run
+
+
+LONG_STOP = [pytest.param(stop, marks=pytest.mark.long) for stop in (1, 2)]
+
+
+@pytest.mark.parametrize("stop", [7, 12, *LONG_STOP])  # between two lines of the log, at the end, at the beginning
+def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, whole, stop):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, stop)
+        assert train(TINY, tmp_path, progress=False)["interrupted"]
+    summary = train(TINY, tmp_path, resume=True, progress=False)
+    compare_runs(whole, tmp_path)
+    assert summary["best"] == summary_of(whole)["best"] and math.isfinite(summary["valid_nelbo"])
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(tmp_path, monkeypatch, whole):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 10)
+        train(TINY, tmp_path, progress=False)
+    damaged = tmp_path / "checkpoints" / "10.pt"
+    damaged.write_bytes(damaged.read_bytes()[:5000])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "los')
+    with pytest.warns(UserWarning) as said:
+        train(TINY, tmp_path, resume=True, progress=False)
+    said = [str(warning.message) for warning in said]
+    assert any("10.pt is damaged" in text and "9.pt, the newest intact one" in text for text in said)
+    assert any("had come to step 10 at least; it continues from its checkpoint of step 9" in text for text in said)
+    compare_runs(whole, tmp_path)
+
+
+def test_the_steps_that_are_lost_are_told_where_the_log_is_silent(tmp_path, monkeypatch):
+    recipe = change(TINY, steps=5, log_every=100, validate_every=100)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 4)
+        train(recipe, tmp_path, progress=False)
+    (tmp_path / "checkpoints" / "4.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match="had come to step 4 at least; it continues from its checkpoint of step 3"):
+        train(recipe, tmp_path, resume=True, progress=False)
+
+
+def test_a_full_disk_ends_a_run_that_can_be_resumed(tmp_path, small_disk, whole):
+    run = small_disk / "run"
+    with pytest.raises(OSError, match=r"cannot be written|No space left"):
+        train(change(TINY, keep_last=1000, checkpoint_every=1), run, progress=False)
+    assert checkpoints.numbered(run) and not list(run.rglob(atomic.HALF_WRITTEN))
+    for old in checkpoints.numbered(run)[2:]:
+        old.unlink()
+    train(TINY, run, resume=True, progress=False)
+    compare_runs(whole, run)
+
+
+@pytest.mark.parametrize("fails_at", [None, 9])
+@pytest.mark.filterwarnings("ignore:.* going on from step 9")
+def test_the_best_validation_is_kept(tmp_path, monkeypatch, fails_at):
+    """Of validations 3, 1, 2 the second's averaged model stays in best/, also where the run goes back behind it."""
+    validations, models = iter([3.0, 1.0, 4.0, 2.0] if fails_at else [3.0, 1.0, 2.0]), {}
+
+    def validate(self):
+        models.setdefault(self.step, {k: v.clone() for k, v in self.ema.model.state_dict().items()})
+        return {"valid_nelbo": next(validations), "unit": "bits/dim"}
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    break_steps(monkeypatch, lambda self: fails_at is not None and self.step >= fails_at and self.lr_factor == 1)
+    summary = train(change(TINY, max_skipped_steps=2, log_every=1), tmp_path, progress=False)
+    assert summary["rollbacks"] == (fails_at is not None) and summary["best"] == {"step": 8, "valid_nelbo": 1.0}
+    assert_same(dict(indm.INDM.load(tmp_path / "best").state_dict()), models[8])
+    assert json.loads((tmp_path / "best" / "validation.json").read_text()) == summary["best"]
+
+
+@pytest.mark.parametrize("left", [[], ["recipe.toml", "versions.json", "metrics.jsonl"]])
+def test_a_run_that_had_saved_nothing_yet_begins_anew(tmp_path, whole, left):
+    """With --resume where there is a recipe; without it there is nothing but what was half written."""
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True) if left else run.mkdir()
+    (run / ".recipe.toml.new").write_text("[da")
+    for name in left:
+        shutil.copy(whole / name, run)
+    with pytest.raises((FileNotFoundError, ValueError), match="leave out --resume" if not left else "with --res"):
+        train(TINY, run, resume=not left, progress=False)
+    train(TINY, run, resume=bool(left), progress=False)
+    compare_runs(whole, run)
+
+
+@pytest.mark.parametrize("damage", [b'{"step": 8, "val', b'{"step": 8, "valid_nelbo": null}', b'{"step": 1e400}'])
+def test_a_damaged_record_of_the_best_model_does_not_keep_a_run_from_going_on(tmp_path, whole, damage):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / "best" / "validation.json").write_bytes(damage)
+    with pytest.warns(UserWarning, match=r"validation\.json is damaged .*; the next model is best"):
+        summary = train(change(TINY, steps=13), run, resume=True, progress=False)
+    assert summary["best"]["step"] == 13 == json.loads((run / "best" / "validation.json").read_text())["step"]
+
+
+def test_too_little_memory_for_a_state_is_not_called_a_state_of_something_else(tmp_path, monkeypatch, whole):
+    run = shutil.copytree(whole, tmp_path / "run")
+
+    def take(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(Trainer, "_take", take)
+    with pytest.raises(MemoryError, match=r"checkpoints/12\.pt takes more memory than there is"):
+        train(TINY, run, resume=True, progress=False)
+
+
+# ── numbers that are not finite ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def break_steps(monkeypatch, broken, value=math.nan):
+    """Give those steps (from 1) a batch of ``value`` where ``broken(trainer)`` says so."""
+    prepare = Trainer.prepare_batch
+
+    def prepare_batch(self, raw):
+        raw = prepare(self, raw)
+        return torch.full(raw.shape, value) if broken(self) else raw
+
+    monkeypatch.setattr(Trainer, "prepare_batch", prepare_batch)
+
+
+def trainer_of(recipe):
+    return Trainer(recipes.resolve(recipe), load_data("digits"), Accelerator())
+
+
+CONDITIONAL = {"name": "conditional-residual", "blocks": [1], "width": 4, "code_dim": 4, "encoder_planes": [4]}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("flow", [TINY["flow"], CONDITIONAL], ids=["residual", "batch norm"])
+def test_a_step_that_is_not_finite_moves_neither_model_nor_optimizer(monkeypatch, value, flow):
+    trainer = trainer_of(change(TINY, pretrain=0.0, flow_update_every=1) | {"flow": flow})
+    batches = trainer.batches()
+    trainer.train_step(batches)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    moments = [{k: v.clone() for k, v in s.items()} for s in trainer.optimizer.state_dict()["state"].values()]
+    break_steps(monkeypatch, lambda self: self.step == 1, value)
+    assert trainer.train_step(batches)["skipped"] == 1 and trainer.step == 2
+    assert_same(dict(trainer.model.state_dict()), before)
+    assert_same(list(trainer.optimizer.state_dict()["state"].values()), moments)
+    assert trainer.train_step(batches)["skipped"] == 0
+    assert any(not torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
+
+
+class Replaced(nn.Module):
+    """Gives its buffer another tensor at each pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1))
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + x.float().mean().detach()
+
+
+def test_a_buffer_that_is_replaced_keeps_its_value_in_a_step_that_is_not_finite(monkeypatch):
+    trainer = trainer_of(TINY)
+    trainer.model.flow.replaced = trainer.ema.model.flow.replaced = Replaced()
+    trainer.network.register_forward_pre_hook(lambda module, inputs: trainer.model.flow.replaced(*inputs))
+    break_steps(monkeypatch, lambda self: self.step == 1, math.nan)
+    batches, means = trainer.batches(), []
+    for _ in range(3):
+        trainer.train_step(batches)
+        means.append(float(trainer.model.flow.replaced.mean))
+    assert means[0] == means[1] != means[2] and math.isfinite(means[2])
+
+
+def test_a_gradient_that_is_not_finite_is_seen_where_the_loss_is_finite():
+    trainer = trainer_of(TINY)
+    bias = trainer.model.score.backbone.stem.bias
+    handle = bias.register_hook(lambda gradient: gradient * math.inf)
+    terms = trainer.train_step(trainer.batches())
+    assert terms["skipped"] == 1 and terms["loss"].isfinite() and not terms["score_grad_norm"].isfinite()
+    handle.remove()
+
+
+def test_what_is_left_out_is_counted_with_its_batch_and_its_cause(tmp_path, monkeypatch):
+    """Steps 5 and 13 of a run with 9 steps an epoch; the means and the weights are those of the others."""
+    break_steps(monkeypatch, lambda self: self.step in (4, 12))
+    recipe = change(TINY, steps=15, pretrain=0.0, validate_every=100, checkpoint_every=100, accumulate=1)
+    recipe = change(recipe, batch_size=128)
+    summary = train(recipe, tmp_path, progress=False)
+    lines = [line for line in read_metrics(tmp_path) if "skipped" in line]
+    places = [(line["step"], line["skipped"], line["epoch"], line["batch"]) for line in lines]
+    assert places == [(5, 1, 0, 4), (13, 2, 1, 3)]
+    assert lines[0]["not_finite"] == "denoising" and lines[1]["not_finite"] == "flow, denoising, prior"
+    assert summary["skipped_steps"] == 2 and summary["rollbacks"] == 0
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    assert all(math.isfinite(line["denoising"]) for line in read_metrics(tmp_path) if "score_lr" in line)
+
+
+FAILING = change(TINY, steps=20, max_skipped_steps=4, log_every=3)
+
+
+def break_from_step_7(monkeypatch):
+    break_steps(monkeypatch, lambda self: self.step >= 7 and self.lr_factor == 1)
+
+
+@pytest.fixture(scope="module")
+def rolled_back(tmp_path_factory):
+    """A run that fails from step 7 on, until it has gone back."""
+    run = tmp_path_factory.mktemp("rolled_back") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        break_from_step_7(patch)
+        with pytest.warns(UserWarning, match=r"was infinite or NaN by step 11; going on from step 6 at 0\.5 of the"):
+            train(FAILING, run, progress=False)
+    return run
+
+
+def test_a_run_that_fails_goes_back_and_goes_on_at_a_lower_rate(rolled_back):
+    summary = summary_of(rolled_back)
+    assert summary["steps"] == 20 and summary["rollbacks"] == 1 and summary["skipped_steps"] == 4
+    lines = read_metrics(rolled_back)
+    (back,) = [line for line in lines if "rollback" in line]
+    assert (back["step"], back["from"], back["lr_factor"], back["rollback"]) == (6, 11, 0.5, 1) and back["not_finite"]
+    assert [line["step"] for line in back["left_out"]] == [8, 9, 10, 11]
+    assert [line["batch"] for line in back["left_out"]] == [7, 8, 9, 10] and back["left_out"][0]["not_finite"]
+    assert [line["step"] for line in lines if "score_lr" in line] == [3, 6, 9, 12, 15, 18, 20]
+    rates = {line["step"]: line["score_lr"] for line in lines if "score_lr" in line}
+    assert rates[9] == pytest.approx(rates[6] / 2)
+    assert checkpoint(rolled_back)["lr_factor"] == 0.5
+
+
+def test_a_flow_that_never_has_a_finite_loss_is_a_failure_though_the_score_has_steps_in_between(tmp_path, monkeypatch):
+    break_steps(monkeypatch, lambda self: self.flow_use() is FlowUse.TRAINED)
+    recipe = change(
+        TINY, steps=60, pretrain=0.0, accumulate=1, max_skipped_steps=3, max_rollbacks=0, flow_update_every=3
+    )
+    with pytest.raises(RuntimeError, match="became infinite or NaN by step 7, "):
+        train(recipe, tmp_path, progress=False)
+
+
+def test_what_is_interrupted_while_steps_are_left_out_says_what_is_saved(tmp_path, monkeypatch):
+    break_steps(monkeypatch, lambda self: self.step >= 7)
+    interrupt_at(monkeypatch, 9)
+    summary = train(change(TINY, max_skipped_steps=4), tmp_path, progress=False)
+    assert (summary["interrupted"], summary["steps"], summary["saved_step"]) == (True, 9, 6)
+
+
+def test_going_back_is_the_same_if_the_run_is_stopped_in_the_middle_of_it(tmp_path, monkeypatch, rolled_back):
+    break_from_step_7(monkeypatch)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 9)  # the second of four steps that are left out: that state is none to go back to
+        train(FAILING, tmp_path, progress=False)
+    assert checkpoint(tmp_path)["step"] == 6
+    with pytest.warns(UserWarning):
+        train(FAILING, tmp_path, resume=True, progress=False)
+    compare_runs(rolled_back, tmp_path)
+
+
+def test_where_the_newest_state_is_no_help_the_one_before_it_is_tried_and_then_the_run_ends(tmp_path, monkeypatch):
+    """States of steps 6 and 3 in turns; the fourth failure is the last, and what was saved stays."""
+    visited = []
+    break_steps(monkeypatch, lambda self: (visited.append(self.step), self.step >= 7)[1])
+    recipe = change(TINY, steps=20, max_skipped_steps=2, accumulate=1)
+    told = []
+    log_rollback = MetricsLog.log_rollback
+
+    def noting(self, *arguments):
+        log_rollback(self, *arguments)
+        told.append(read_metrics(tmp_path)[-1])
+
+    monkeypatch.setattr(MetricsLog, "log_rollback", noting)
+    with (
+        pytest.warns(UserWarning, match="going on from step"),
+        pytest.raises(RuntimeError, match=r"infinite or NaN by step 9, .* after 3 returns .* Lower train\.lr"),
+    ):
+        train(recipe, tmp_path, progress=False)
+    assert [b for a, b in itertools.pairwise(visited) if b <= a] == [6, 3, 6]
+    left_out = [[step["step"] for step in line["left_out"]] for line in told]
+    assert left_out == [[8, 9], [8, 9, 8, 9], [8, 9]], "the line of step 6 is lost with the return to step 3"
+    assert checkpoints.numbered(tmp_path) and all(v.isfinite().all() for v in checkpoint(tmp_path)["model"].values())
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_anything_in_a_validation_that_is_not_finite_is_a_failure(tmp_path, monkeypatch, value):
+    validations = itertools.count()
+
+    def validate(self):
+        return {"valid_nelbo": 1.0, "unit": "bits/dim", "valid_terminal": value if next(validations) == 1 else 2.0}
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    with pytest.warns(UserWarning, match=r"valid_terminal was infinite or NaN by step 4; going on from step 3"):
+        summary = train(change(TINY, steps=5, validate_every=2), tmp_path, progress=False)
+    assert summary["rollbacks"] == 1 and summary["valid_terminal"] == 2 and summary["steps"] == 5
+    assert "Infinity" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_signal_after_the_last_step_is_not_lost(tmp_path, monkeypatch):
+    """What was told to stop is done all the same; whoever would begin something else then knows."""
+    validate = Trainer.validate
+
+    def told(self):
+        if self.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return validate(self)
+
+    monkeypatch.setattr(Trainer, "validate", told)
+    summary = train(change(TINY, steps=2), tmp_path, progress=False)
+    assert summary.signal_received and not summary["interrupted"] and summary["steps"] == 2
+
+
+def test_a_signal_while_a_checkpoint_is_written_waits_for_it(tmp_path, monkeypatch, whole):
+    save, raised = torch.save, []
+
+    def interrupted(state, path):
+        if not raised and state["step"] == 6:
+            raised.append(signal.raise_signal(signal.SIGTERM))
+        save(state, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", interrupted)
+        assert train(TINY, tmp_path, progress=False)["interrupted"]
+    assert checkpoint(tmp_path)["step"] == 7 and summary_of(tmp_path)["interrupted"]  # the step after it is the last
+    train(TINY, tmp_path, resume=True, progress=False)
+    compare_runs(whole, tmp_path)
+
+
+# ── signals at any moment ───────────────────────────────────────────────────────────────────────────────────────────
+
+LONG = change(TINY, steps=40, checkpoint_every=7)
+
+
+def child(run, before=lambda: None):
+    """A process that makes ``run`` or what is left of it, after ``before()``."""
+
+    def work():
+        before()
+        warnings.simplefilter("ignore")
+        train(LONG, run, resume=checkpoints.has_state(run), progress=False)
+
+    return fork(work)
+
+
+def finish(run):
+    """Start it again after it was stopped: anew where it had saved nothing."""
+    if run.exists() and not checkpoints.has_state(run):
+        shutil.rmtree(run)
+    assert os.waitpid(child(run), 0)[1] == 0
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """The run that nothing disturbs, and the seconds it takes."""
+    run = tmp_path_factory.mktemp("long") / "run"
+    started = time.monotonic()
+    finish(run)
+    return run, time.monotonic() - started
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize("case", range(20))
+def test_a_signal_at_a_random_moment_changes_nothing(tmp_path, long, number, case):
+    whole, seconds = long
+    run = tmp_path / "run"
+    pid = child(run)
+    time.sleep(random.Random(f"{number}{case}").uniform(0, seconds))
+    os.kill(pid, number)
+    os.waitpid(pid, 0)
+    finish(run)
+    compare_runs(whole, run)
+
+
+def die_at(call, name, share):
+    """SIGKILL at that call of ``name``: in the middle of a checkpoint's bytes, or before or after a rename."""
+
+    def before():
+        module = torch if name == "save" else os
+        real, calls = getattr(module, name), []
+
+        def fatal(*arguments):
+            calls.append(arguments)
+            if len(calls) == call:
+                if name == "save":
+                    whole = io.BytesIO()
+                    real(arguments[0], whole)
+                    arguments[1].write_bytes(whole.getvalue()[: int(share * whole.tell())])
+                elif share > 0.5:
+                    real(*arguments)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments)
+
+        setattr(module, name, fatal)
+
+    return before
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name, most", [("save", 7), ("replace", 30), ("link", 7)])
+@pytest.mark.parametrize("case", range(20))
+def test_being_killed_while_a_checkpoint_is_written_changes_nothing(tmp_path, long, name, most, case):
+    chance = random.Random(f"{name}{case}")
+    pid = child(tmp_path / "run", die_at(chance.randint(1, most), name, chance.random()))
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    finish(tmp_path / "run")
+    compare_runs(long[0], tmp_path / "run")

@@ -1,0 +1,200 @@
+"""Models, networks, data sets, objectives and callbacks from Python in place of the recipe's; all of it resumes."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+from own_parts import QUIET, Blind, Net, Points, TooWide, doubled
+from test_training import assert_same, checkpoint, interrupt_at, log_of
+from torch.utils.data import TensorDataset
+
+import indm
+from indm.flows import CouplingFlow, Identity
+from indm.model import INDM
+from indm.nets import MLP
+from indm.objective import Objective, as_objective, mle_loss
+from indm.scaling import Scaling
+from indm.score import ScoreModel
+from indm.sde.linear import VPSDE
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.options import Training
+from indm.workbench.training.loop import train
+from indm.workbench.training.resolving import name_of_objective, recipe_of
+
+OPTIONS = Training(steps=6, batch_size=40, validate_examples=20, log_every=2, validate_every=3)
+TABLES = {"flow": {"name": "coupling", "width": 8}, "sde": {"name": "vp"}, "train": asdict(OPTIONS)}
+
+
+def whole_model():
+    torch.manual_seed(7)
+    return INDM(CouplingFlow((2,), depth=1, width=8), ScoreModel(Net(), VPSDE()))
+
+
+def test_a_model_and_a_data_set_make_a_run_that_resumes_exactly(tmp_path, monkeypatch):
+    """Options alone, an INDM without shape and scaling, a data set whose items are (x, label)."""
+    train(OPTIONS, tmp_path / "whole", model=whole_model(), data=Points(), progress=False)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 4)
+        train(OPTIONS, tmp_path / "halved", model=whole_model(), data=Points(), progress=False)
+    train(OPTIONS, tmp_path / "halved", model=whole_model(), data=Points(), resume=True, progress=False)
+    whole, halved = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "halved")
+    assert whole.pop("seconds") > 0 and halved.pop("seconds") > 0
+    assert_same(whole, halved)
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "halved")
+
+    recipe = recipes.load(tmp_path / "whole")
+    assert recipe["data"] == {"name": "own_parts:Points", "n": 300, "radius": 2.0}
+    assert recipe["net"] == {"name": "own_parts:Net", "width": 8} and recipe["flow"]["width"] == 8
+    with pytest.raises(ValueError, match="add --trust own_parts"):
+        INDM.load(tmp_path / "whole")
+    with indm.trust("own_parts"):
+        model = INDM.load(tmp_path / "whole")
+        again = train(tmp_path / "halved", tmp_path / "halved", resume=True, progress=False)  # from the folder alone
+    assert model.shape == (2,) and model.scaling.scale.tolist() == pytest.approx([2**0.5] * 2, rel=0.05)
+    assert again["steps"] == 6
+
+
+def test_a_network_gets_the_flow_and_the_sde_of_the_recipe(tmp_path):
+    """It is trained in place; a tuple's first entry is x; data that no file can name have to be given again."""
+    net, zeros = MLP((2,), width=8, depth=1), torch.zeros(100)
+    x = torch.randn(100, 2, generator=torch.Generator().manual_seed(1))
+    train(TABLES, tmp_path / "net", model=net, data=TensorDataset(x, zeros), progress=False)
+    recipe = recipes.load(tmp_path / "net")
+    assert recipe["data"] == {"name": "given"} and recipe["flow"] == TABLES["flow"] and recipe["net"]["name"] == "mlp"
+    assert indm.INDM.load(tmp_path / "net").score.backbone.width == 8
+    trained = checkpoint(tmp_path / "net")["model"]
+    assert all(torch.equal(trained[f"score.backbone.{name}"], value) for name, value in net.state_dict().items())
+    with pytest.raises(ValueError, match="data 'given' was given in Python and has no name: give it again"):
+        train(tmp_path / "net", tmp_path / "net", resume=True, progress=False)
+    more = TABLES | {"train": TABLES["train"] | {"steps": 8}}
+    summary = train(more, tmp_path / "net", model=net, data=TensorDataset(x, zeros), resume=True, progress=False)
+    assert summary["steps"] == 8
+
+
+def test_an_own_scaling_and_shape_stay(tmp_path):
+    model = INDM(CouplingFlow((2,), depth=1, width=8), ScoreModel(Net(), VPSDE()), Scaling(1.0, 5.0), (2,))
+    train(OPTIONS, tmp_path, model=model, data=torch.randn(60, 2), progress=False)
+    with indm.trust("own_parts"):
+        assert INDM.load(tmp_path).scaling.scale == 5
+    with pytest.raises(ValueError, match=r"data must have events of shape \(2,\), as the model has, got \(3,\)"):
+        train(OPTIONS, tmp_path / "other", model=model, data=torch.randn(60, 3), progress=False)
+
+
+def test_a_model_of_other_grey_levels_is_refused(tmp_path):
+    model = INDM(CouplingFlow((2,), depth=1, width=8), ScoreModel(Net(), VPSDE()), Scaling.images(16), (2,))
+    with pytest.raises(ValueError, match="data must have grey levels 16, as the model has, got None"):
+        train(OPTIONS, tmp_path / "other", model=model, data=torch.randn(60, 2), progress=False)
+
+
+@pytest.mark.parametrize(
+    "objective", [doubled, "own_parts:doubled", Objective(doubled)], ids=["function", "name", "value"]
+)
+def test_a_given_objective_is_what_is_minimised(tmp_path, objective):
+    """Twice the bound per dimension, in two dimensions, is the bound."""
+    seen = []
+    given = {"model": whole_model(), "data": torch.randn(60, 2), "callbacks": [lambda _, terms: seen.append(terms)]}
+    with indm.trust("own_parts"):
+        train(OPTIONS, tmp_path, objective=objective, **given, progress=False)
+    assert recipes.load(tmp_path)["train"]["objective"] == "own_parts:doubled"
+    assert len(seen) == 6 and all(torch.allclose(terms["loss"], terms["nelbo"]) for terms in seen)
+
+
+def test_an_objective_that_a_file_cannot_name_has_to_be_given_again(tmp_path):
+    @as_objective(frozen_terms=())
+    def local(model, x):
+        return mle_loss(model, x)[0], {}
+
+    options = Training(**asdict(OPTIONS) | {"steps": 4, "flow_update_every": 2})
+    given = {"model": whole_model(), "data": torch.randn(60, 2, generator=torch.Generator().manual_seed(1))}
+    train(options, tmp_path, objective=local, **given, progress=False)
+    assert recipes.load(tmp_path)["train"]["objective"] == "given"
+    with pytest.raises(ValueError, match="objective 'given' was given in Python and has no name: give it again"):
+        train(tmp_path, tmp_path, **given, resume=True, progress=False)
+    more = Training(**asdict(options) | {"steps": 6})
+    assert train(more, tmp_path, objective=local, **given, resume=True, progress=False)["steps"] == 6
+
+
+def test_an_objective_has_the_name_of_its_loss_or_its_own():
+    assert name_of_objective(Objective(mle_loss)) == "mle"
+    assert name_of_objective(Objective(doubled)) == "own_parts:doubled"
+    assert name_of_objective(Objective(mle_loss, trains_flow=False)) == "given"
+    assert name_of_objective(QUIET) == "own_parts:QUIET"
+    assert recipe_of("eight-gaussians", objective="own_parts:QUIET")["train"]["objective"] == "own_parts:QUIET"
+    recipe = recipe_of("eight-gaussians", objective=mle_loss)
+    assert recipe["train"]["objective"] == "mle" and recipe["data"]["name"] == "eight-gaussians"
+
+
+def test_a_callback_sees_every_step_and_stops_the_run(tmp_path):
+    seen = []
+
+    def watch(trainer, terms):
+        seen.append((trainer.step, float(terms["loss"])))
+        return trainer.step == 3
+
+    given = {"model": whole_model(), "data": torch.randn(60, 2, generator=torch.Generator().manual_seed(1))}
+    summary = train(OPTIONS, tmp_path, **given, callbacks=[watch, lambda trainer, terms: None], progress=False)
+    assert [step for step, _ in seen] == [1, 2, 3] and all(loss < 100 for _, loss in seen)
+    assert summary["interrupted"] and not summary.signal_received and summary["steps"] == summary["saved_step"] == 3
+    summary = train(OPTIONS, tmp_path, **given, callbacks=[watch], resume=True, progress=False)
+    assert [step for step, _ in seen] == [1, 2, 3, 4, 5, 6] and not summary["interrupted"]
+
+
+class Slow(VPSDE):
+    def drift(self, t):
+        return 0.5 * super().drift(t)
+
+
+class NoLogDet(CouplingFlow):
+    def forward(self, x, **options):
+        z, log_det = super().forward(x, **options)
+        return z, log_det.sum()
+
+
+@pytest.mark.parametrize(
+    "model, objective, said",
+    [
+        (
+            INDM(NoLogDet((2,), depth=1, width=8), ScoreModel(Net(), VPSDE())),
+            None,
+            r"flow NoLogDet: its log_det must have",
+        ),
+        (
+            INDM(Identity(), ScoreModel(Net(), Slow())),
+            None,
+            "drift of Slow must be d log α/dt",
+        ),
+        (TooWide(), None, r"net TooWide: its output must have shape \(2, 2\) for a batch of 2, got shape \(2, 4\)"),
+        (Blind(), None, r"net Blind cannot be called with inputs of shape \(2, 2\), \(2,\): "),
+        (Net(), lambda model, x: x.mean(), "must return a scalar loss and a dict of scalar terms, got tensor"),
+        (Net(), lambda model, x: (x, {}), "must return a scalar loss and a dict of scalar terms, got "),
+        (Net(), lambda model, x: (x.mean(), {}), "must return a loss with a gradient, got one that depends on no par"),
+    ],
+    ids=["flow", "sde", "net", "call", "one value", "no scalar", "no gradient"],
+)
+def test_what_returns_the_wrong_shape_is_refused_before_anything_is_written(tmp_path, model, objective, said):
+    data = torch.randn(60, 2)
+    with pytest.raises(ValueError, match=said):
+        train(TABLES, tmp_path / "run", model=model, data=data, objective=objective, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+class Lying(CouplingFlow):
+    """Its log-determinant lacks a factor that its map has; at its start nobody would notice."""
+
+    def __init__(self):
+        super().__init__((2,), depth=1, width=8)
+        self.log_factor = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, *, generator=None):
+        return super().forward(self.log_factor.exp() * x)
+
+    def solve_inverse(self, z, tol=1e-5):
+        x, *certificate = super().solve_inverse(z, tol)
+        return (-self.log_factor).exp() * x, *certificate
+
+
+def test_a_flow_whose_log_det_is_wrong_is_refused_before_anything_is_written(tmp_path):
+    model = INDM(Lying(), ScoreModel(MLP((2,), 8, 1), VPSDE()), shape=(2,))
+    with pytest.raises(ValueError, match=r"flow Lying gives log\|det .* where its Jacobian has"):
+        train(OPTIONS, tmp_path / "run", model=model, data=torch.randn(300, 2), progress=False)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,160 @@
+"""Images that are no squares, of other sizes than the model's, grey beside colour, and transparent, through all
+commands as a user goes."""
+
+import json
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toys import BY_COUPLING, SMALL, error_of, framed, pixels
+
+from indm.workbench.cli.main import main
+from indm.workbench.data.base import stack
+from indm.workbench.data.registry import load_data
+from indm.workbench.evaluation.fid import open_images
+from indm.workbench.runs.folder import open_run
+from indm.workbench.translation.routes import find, open_runs
+
+SIDES = (8, 12)
+
+
+def bars(folder, mode, sides, n=56, seed=0):
+    """Pictures of one bar on black, grey or red."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for i in range(n):
+        image = np.zeros((*sides, 3), np.uint8)
+        left = rng.integers(0, sides[1] // 2)
+        image[:, left : left + sides[1] // 3] = rng.integers(120, 250) * np.array(
+            (1, 1, 1) if mode == "L" else (1, 0.2, 0)
+        )
+        Image.fromarray(image).convert(mode).save(folder / f"{mode}-{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    home = tmp_path_factory.mktemp("bars")
+    return bars(home / "grey", "L", SIDES), bars(home / "red", "RGB", (20, 36), seed=1)
+
+
+@pytest.fixture(scope="module")
+def trained(folders, tmp_path_factory):
+    """A pair, a bridge and one model of both, of a grey and a coloured folder of other sizes, of a few steps."""
+    home = tmp_path_factory.mktemp("runs")
+    options = ["--data.size=8x12", "--data.test=0.4", "--train.steps=2", "--train.batch_size=8", *SMALL, "--quiet"]
+    for name, command in {"pair": ["train-pair"], "bridge": ["train-bridge", *BY_COUPLING]}.items():
+        assert main([*command, *map(str, folders), "--out", str(home / name), *options]) == 0
+    assert main(["train-bridge", *map(str, folders), "--out", str(home / "one"), *options]) == 0
+    return home
+
+
+def recipe_in(run):
+    return tomllib.loads((run / "recipe.toml").read_text())
+
+
+def test_grey_beside_colour_and_sizes_of_their_own_are_brought_to_one_canvas(trained, folders):
+    a, b = (recipe_in(trained / "pair" / side)["data"] for side in "ab")
+    assert a["size"] == b["size"] == "8x12" and a["channels"] == b["channels"] == 3
+    assert a["grey"] is True and "grey" not in b
+    assert recipe_in(trained / "one")["data"]["grey"] == ["grey"]
+    for run, sides in {"pair": (True, False), "bridge": (True, False), "one": (True, False)}.items():
+        opened = open_runs([trained / run])
+        assert opened.models[0].shape == (3, *SIDES) and opened.grey == sides
+        assert open_runs([trained / run], "backward").grey == sides[::-1]
+        for data, folder in zip(opened.datasets, folders, strict=True):
+            first = {
+                np.asarray(Image.open(file).convert("RGB").resize((12, 8), 2)).tobytes() for file in folder.iterdir()
+            }
+            images = stack(data.train).permute(0, 2, 3, 1).contiguous().numpy()
+            if folder == folders[0]:  # of the model's own size: as they are, in three channels
+                assert {image.tobytes() for image in images} < first
+            else:
+                assert (images[..., 0].max((1, 2)) >= 110).all() and images[..., 2].max() == 0
+
+
+def test_a_photograph_becomes_grey_and_keeps_its_size_where_that_is_asked_for(trained, tmp_path):
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(array).save(tmp_path / "photo.png")
+    common = ["translate", str(trained / "pair"), str(tmp_path / "photo.png"), "--direction", "backward", "--quiet"]
+    for size in ("model", "source"):
+        assert main([*common, "--size", size, "--out", str(tmp_path / size), "--cycle", "--steps", "20"]) == 0
+    small, large = (Image.open(tmp_path / size / "photo.png") for size in ("model", "source"))
+    assert small.mode == large.mode == "L" and small.size == (12, 8)
+    # The largest rectangle of 8:12 in 30×40 is 27×40, in the middle.
+    assert large.size == (40, 27) and large.tobytes() == small.resize((40, 27), Image.Resampling.BICUBIC).tobytes()
+    model, recipe = open_run(trained / "pair" / "b")
+    (item,) = find([tmp_path / "photo.png"], model, recipe["data"])
+    cut = Image.fromarray(array[2:29]).resize((12, 8), Image.Resampling.BILINEAR)
+    assert np.array_equal(item.read().pixels.permute(1, 2, 0).numpy(), np.asarray(cut))
+    assert Image.open(tmp_path / "model" / "cycle" / "photo.png").mode == "RGB"
+
+
+def test_grey_sources_of_a_model_in_colour(trained, folders, tmp_path):
+    """The source is seen as grey in three channels, whatever colours it has; the way back is written in grey."""
+    names = sorted(file.name for file in folders[0].iterdir())[:3]
+    for name in names:
+        shade = pixels(folders[0] / name)
+        Image.fromarray(np.stack([shade, shade, shade], -1).astype(np.uint8)).save(tmp_path / name)
+    common = ["translate", str(trained / "one"), *(str(tmp_path / name) for name in names), "--quiet", "--cycle"]
+    assert main([*common, "--out", str(tmp_path / "out"), "--strip", "2"]) == 0
+    for name in names:
+        back = Image.open(tmp_path / "out" / "cycle" / name)
+        assert back.mode == "L" and abs(np.asarray(back).astype(int) - pixels(folders[0] / name)).max() <= 1
+        assert Image.open(tmp_path / "out" / name).mode == "RGB"
+    sheet = framed(pixels(tmp_path / "out" / "sheet.png"), side=SIDES)
+    assert np.array_equal(sheet[0][0][..., 0], pixels(folders[0] / names[0]))
+
+
+def test_results_are_as_transparent_as_their_sources_on_request(trained, tmp_path):
+    array = np.random.default_rng(1).integers(0, 255, (16, 24, 4), dtype=np.uint8)
+    Image.fromarray(array).save(tmp_path / "clear.png")
+    Image.fromarray(array[..., :3]).save(tmp_path / "solid.png")
+    common = ["translate", str(trained / "pair"), str(tmp_path / "*.png"), "--direction", "backward", "--quiet"]
+    assert main([*common, "--out", str(tmp_path / "kept"), "--keep-alpha", "--size", "source"]) == 0
+    assert main([*common, "--out", str(tmp_path / "dropped"), "--size", "source"]) == 0
+    kept, dropped = (Image.open(tmp_path / name / "clear.png") for name in ("kept", "dropped"))
+    assert kept.mode == "LA" and dropped.mode == "L" == Image.open(tmp_path / "kept" / "solid.png").mode
+    assert np.array_equal(np.asarray(kept)[..., 1], array[..., 3])
+    assert np.array_equal(np.asarray(kept)[..., 0], np.asarray(dropped))
+
+
+@pytest.mark.long
+def test_runs_of_images_that_are_no_squares(trained, folders, tmp_path, capsys):
+    run = trained / "pair" / "b"
+    assert main(["evaluate", str(run), "--quiet", "--examples", "4", "--nll-examples", "2"]) == 0
+    assert main(["sample", str(run), "-n", "6", "--steps", "3", "--quiet", "--out", str(tmp_path / "drawn")]) == 0
+    with np.load(tmp_path / "drawn" / "samples.npz") as drawn:
+        samples = drawn["samples"]
+    assert samples.shape == (6, 3, *SIDES)
+    grid = [frame for row in framed(pixels(tmp_path / "drawn" / "samples.png"), side=SIDES) for frame in row]
+    assert all(np.array_equal(a, b.transpose(1, 2, 0)) for a, b in zip(grid, samples, strict=False))
+    options = ["--examples", "20", "--steps", "3", "--samplers", "unipc", "--quiet"]
+    assert main(["report", str(run), "--out", str(tmp_path / "report"), *options]) == 0
+    capsys.readouterr()
+    fitted = open_images(folders[1], size="8x12")
+    assert fitted.raw.shape == (56, 3, *SIDES) and fitted.provenance["resize"]["size"] == [8, 12]
+    data = load_data("folder", path=str(folders[1]), size=[8, 12])
+    seen = {image.numpy().tobytes() for part in (data.train, data.valid, data.test) for image in stack(part)}
+    assert {image.numpy().tobytes() for image in fitted.raw} == seen
+    own = open_images(folders[1])  # one size: as they are
+    assert own.raw.shape == (56, 3, 20, 36) and torch.equal(
+        own.raw[0].permute(1, 2, 0), torch.from_numpy(pixels(min(folders[1].iterdir())).astype(np.uint8))
+    )
+    assert json.loads((run / "summary.json").read_text())["steps"] == 2
+
+
+def test_sides_that_a_flow_or_a_network_cannot_divide_are_errors_by_name(folders, tmp_path, capsys):
+    common = ["train", "folder", "--data.path", folders[1], "--out", tmp_path / "run", "--quiet", "--train.steps=2"]
+    common += ["--preset", "small"]
+    error = error_of(capsys, *common, "--flow", "coupling", "--data.size", "9x12")
+    assert "levels=1 squeezes 1 times, so height and width must be divisible by 2, got shape (3, 9, 12)" in error
+    ncsnpp = ["--net", "ncsnpp", "--net.multipliers=[1,1,1]", "--flow", "identity", "--data.size", "8x14"]
+    error = error_of(capsys, *common, *ncsnpp)
+    assert "sides divisible by 4" in error and "multipliers (1, 1, 1)" in error and "(3, 8, 14)" in error
+    for size in ("8x", "8x12x3", "[8,12,3]", "wide", "[]"):
+        assert "size must be a side of squares, or height x width as" in error_of(capsys, *common, "--data.size", size)
+    assert "at least 8 pixels" in error_of(capsys, *common, "--data.size", "7x12")

