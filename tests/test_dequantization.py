@@ -27,9 +27,9 @@ from indm.objective import flow_loss, mle_loss
 from indm.rng import rand_like
 from indm.scaling import MOST_LEVELS, Scaling
 from indm.sde.linear import VPSDE
+from indm.training import FlowUse, TrainingStep
 from indm.workbench.cli.main import main
 from indm.workbench.data.raw import InMemory
-from indm.workbench.training.step import FlowUse, TrainingStep
 
 OPTIONS = {"variational": {"width": 8}}
 LARGEST_BELOW_ONE = 1 - 2.0**-24

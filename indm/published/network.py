@@ -18,8 +18,8 @@ from indm.messages import brief, listed
 from indm.nets.unet import Attention, ResBlock
 from indm.published.checkpoint import Reader, State, alike, check_agrees, contradictions
 from indm.published.ncsnpp import Fourier, NCSNpp, ResidualInlet, SkipInlet
-from indm.workbench.recipes.recipe import Tables
 
+Tables = dict[str, dict[str, Any]]  # keys by table
 # What tensors do not show, as published: DDPM++ with VP and sub-VP, NCSN++ with VE.
 DDPMPP = {"fir": (), "rescale": True, "centered": True, "scale_by_sigma": False, "dropout": 0.1}
 NCSNPP = DDPMPP | {"fir": (1, 3, 3, 1), "centered": False, "scale_by_sigma": True}

@@ -21,7 +21,7 @@ from indm.objective import noise_error, time_at
 from indm.rng import strata
 from indm.sde.linear import LinearSDE
 from indm.tensors import squared_norm
-from indm.workbench.training.step import EMA, learning_rate_factor, optimizer_step
+from indm.training import EMA, learning_rate_factor, optimizer_step
 
 CELLS = 24  # of the clock, in which gradients are measured
 FLOOR = 0.3  # share of the draws that are uniform on the clock

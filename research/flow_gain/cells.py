@@ -17,6 +17,7 @@ import torch
 
 import indm
 from indm.model import count_parameters
+from indm.training import EMA
 from indm.workbench.data.base import Data, stack
 from indm.workbench.data.registry import load_data
 from indm.workbench.evaluation.extractor import Extractor, GeneralFeatures, general_features, load_or_train
@@ -26,7 +27,6 @@ from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.devices import make_accelerator
 from indm.workbench.training.costs import interleaved_seconds, trainer_of
-from indm.workbench.training.step import EMA
 from indm.workbench.training.trainer import Trainer
 from research.records import Records, made_by
 

@@ -3,9 +3,9 @@
 import sys
 
 from indm.flows import initialize_actnorms
+from indm.training import EMA
 from indm.workbench.cli.main import main
 from indm.workbench.training import loop
-from indm.workbench.training.step import EMA
 from indm.workbench.training.trainer import Trainer
 
 

@@ -28,12 +28,12 @@ from indm.published.conditional import CodePrior
 from indm.sampling import change_in_twice_the_steps, make_sampler, solve_latent
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
+from indm.training import EMA
 from indm.workbench.cli.main import main
 from indm.workbench.data.registry import load_data
 from indm.workbench.evaluation.sample_quality import solve
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.training.checks import check_parts
-from indm.workbench.training.step import EMA
 
 DEFAULTS = {"blocks": (1, 1), "width": 8, "code_dim": 4, "encoder_planes": (6, 8), "prior_width": 8}
 CASES = {

@@ -47,9 +47,9 @@ from indm.workbench.runs.signals import interruptible
 from indm.workbench.training import checkpoints, checks, costs, presets
 from indm.workbench.training.log import BEST, LOOK_EVERY, Fault, MetricsLog, Progress
 from indm.workbench.training.resolving import parts_of, recipe_of
-from indm.workbench.training.step import is_due
 from indm.workbench.training.trainer import Trainer
 
+ROUNDING = 1e-9  # of a share, in intervals: three tenths of ten steps are three
 Callback = Callable[[Trainer, dict[str, Tensor]], bool | None]
 
 
@@ -226,6 +226,16 @@ def warn_of_lost_steps(run: Path, step: int) -> None:
             f"{reached - step} steps in between again",
             stacklevel=3,
         )
+
+
+def is_due(step: int, before: float, progress: float, every: float) -> bool:
+    """Whether ``step``, which took the run from ``before`` to ``progress`` (shares of it), ends an interval.
+
+    Intervals are of ``every`` steps, or of that share of the run where it is below 1.
+    """
+    if every >= 1:
+        return step % every == 0  # never, where it is infinite
+    return math.floor(progress / every + ROUNDING) > math.floor(before / every + ROUNDING)
 
 
 def loop(

@@ -5,7 +5,6 @@ up to a rigid motion; how far h may depart from one is the strength of the nonli
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -17,6 +16,7 @@ from indm.flows.base import Flow
 from indm.objective import flow_nll
 from indm.rng import for_rows, noisy, randn_like
 from indm.tensors import full_precision, squared_norm
+from indm.training import Penalty
 from indm.workbench.data.base import Data, stack
 from indm.workbench.data.batches import flip_horizontally
 from indm.workbench.recipes.options import Training
@@ -25,23 +25,6 @@ Batch = Float[Tensor, "batch *event"]
 PerSample = Float[Tensor, " batch"]
 Law = Callable[[int], Tensor]  # n ↦ n draws in model units, (n, *event)
 MOST_IN_MEMORY = 20_000  # examples of the law that x_T shall have
-
-
-@dataclass(frozen=True)
-class Penalty:
-    """A term that is added to the loss in the steps that train the flow.
-
-    Attributes:
-        name: of the term in the log.
-        weight: of the term in the loss.
-        value: (model, x) ↦ a scalar.
-        in_nats: it is in nats per sample; then the loss takes it per dimension, like the bound.
-    """
-
-    name: str
-    weight: float
-    value: Callable[[nn.Module, Tensor], Tensor]
-    in_nats: bool = False
 
 
 def penalties_of(

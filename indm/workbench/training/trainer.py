@@ -31,6 +31,7 @@ from indm.objective import Objective, flow_nll, nelbo, objective_of, soft_trunca
 from indm.rng import noisy, part_of, random_states, restore_random_states
 from indm.sde.check import check_sde
 from indm.tensors import widest
+from indm.training import EMA, FlowUse, TrainingStep, learning_rate_factor, optimizer_step
 from indm.workbench.data.base import Data, check_kind, stack
 from indm.workbench.data.batches import Paired, flip_horizontally, loader
 from indm.workbench.data.raw import InMemory
@@ -49,7 +50,6 @@ from indm.workbench.training.checks import (
 )
 from indm.workbench.training.penalties import penalties_of
 from indm.workbench.training.resolving import with_condition
-from indm.workbench.training.step import EMA, FlowUse, TrainingStep, learning_rate_factor, optimizer_step
 
 Draw = Callable[..., Tensor]  # (x, generator) or, of a model with a condition, (x, generator, c) ↦ nats, (B,)
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
@@ -269,7 +269,8 @@ class Trainer:
         self._set_learning_rates()
         gradients = partial(self.forward_backward, batches, conditions)
         weights = self.model, self.ema, self.optimizer
-        terms = optimizer_step(*weights, self.step + 1, gradients, self.options.clip, self.accelerator)
+        total = partial(self.accelerator.reduce, reduction="sum")
+        terms = optimizer_step(*weights, self.step + 1, gradients, self.options.clip, total)
         self.step += 1
         return terms
 

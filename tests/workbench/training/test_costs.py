@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from indm.training import FlowUse
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import read_metrics, recipe_of
 from indm.workbench.training import costs
@@ -20,7 +21,6 @@ from indm.workbench.training.costs import (
     recorded,
 )
 from indm.workbench.training.loop import train
-from indm.workbench.training.step import FlowUse
 from indm.workbench.training.trainer import Trainer
 
 TINY = {

@@ -13,6 +13,7 @@ from indm.objective import Objective, flow_nll
 from indm.scaling import Scaling
 from indm.score import ScoreModel
 from indm.sde.linear import VESDE, VPSDE
+from indm.training import FlowUse, TrainingStep
 from indm.workbench.data.base import Data, InMemory
 from indm.workbench.training.penalties import (
     Penalty,
@@ -22,7 +23,6 @@ from indm.workbench.training.penalties import (
     terminal_nll,
     with_noise,
 )
-from indm.workbench.training.step import FlowUse, TrainingStep
 
 
 def model_of(flow, sde):

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 import indm
+from indm.training import learning_rate_factor
 from indm.workbench.data.base import as_data
 from indm.workbench.data.registry import load_data
 from indm.workbench.recipes import recipe as recipes
@@ -20,9 +21,8 @@ from indm.workbench.runs.folder import read_metrics
 from indm.workbench.training import loop, presets
 from indm.workbench.training.checks import TooLarge
 from indm.workbench.training.log import Progress
-from indm.workbench.training.loop import train
+from indm.workbench.training.loop import is_due, train
 from indm.workbench.training.pairs import train_pair
-from indm.workbench.training.step import is_due, learning_rate_factor
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")
 QUICK = {"train.seconds": math.inf, "train.steps": 4, "train.threads": 1, "train.validate_examples": 4}

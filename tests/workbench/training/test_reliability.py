@@ -20,13 +20,13 @@ from torch import nn
 
 import indm
 from indm.files import atomic
+from indm.training import FlowUse
 from indm.workbench.data.registry import load_data
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import open_model, read_metrics
 from indm.workbench.training import checkpoints
 from indm.workbench.training.log import MetricsLog
 from indm.workbench.training.loop import train
-from indm.workbench.training.step import FlowUse
 from indm.workbench.training.trainer import Trainer
 
 # Every kind of randomness that training has: dequantization, times, noise, roulette, probes, the share of the batch

@@ -22,6 +22,7 @@ import indm
 from indm.files import atomic
 from indm.objective import Objective
 from indm.scaling import Scaling
+from indm.training import EMA, FlowUse, learning_rate_factor
 from indm.workbench.cli.main import main
 from indm.workbench.data.base import stack
 from indm.workbench.data.registry import load_data
@@ -32,7 +33,6 @@ from indm.workbench.runs.folder import read_metrics
 from indm.workbench.runs.signals import interruptible
 from indm.workbench.training.loop import train
 from indm.workbench.training.penalties import isometry_defect, normal_law
-from indm.workbench.training.step import EMA, FlowUse, learning_rate_factor
 from indm.workbench.training.trainer import Trainer, drawn
 
 DIGITS = {

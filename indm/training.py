@@ -1,13 +1,12 @@
 """One step of training: the pass, the update of the weights and their moving average, and the schedules."""
 
 import copy
-import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from indm.dequantization import from_data
@@ -16,9 +15,23 @@ from indm.model import INDM
 from indm.objective import Objective
 from indm.rng import noisy
 from indm.tensors import event_size
-from indm.workbench.training.penalties import Penalty
 
-ROUNDING = 1e-9  # of a share, in intervals: three tenths of ten steps are three
+
+@dataclass(frozen=True)
+class Penalty:
+    """A term that is added to the loss in the steps that train the flow.
+
+    Attributes:
+        name: of the term.
+        weight: of the term in the loss.
+        value: (model, x) ↦ a scalar.
+        in_nats: it is in nats per sample; then the loss takes it per dimension, like the bound.
+    """
+
+    name: str
+    weight: float
+    value: Callable[[nn.Module, Tensor], Tensor]
+    in_nats: bool = False
 
 
 class FlowUse(Enum):
@@ -101,7 +114,7 @@ def optimizer_step(
     n: int,
     forward_backward: Callable[[], dict[str, Tensor]],
     clip: float,
-    accelerator: Accelerator | None = None,
+    total: Callable[[Tensor], Tensor] = lambda value: value,
 ) -> dict[str, Tensor]:
     """Step ``n`` (from 1) of an optimizer and of the average: the terms, the gradient norms, and ``skipped``.
 
@@ -114,7 +127,7 @@ def optimizer_step(
         n: number of the step.
         forward_backward: computes the gradients, and returns the terms of the loss.
         clip: largest norm of the gradient of a group.
-        accelerator: the processes, where there may be several.
+        total: the sum of a number over the processes, where there are several.
     """
     buffers = [  # what a pass changes, such as a batch norm's statistics, in place or by another tensor
         (module, name, buffer.clone())
@@ -127,9 +140,7 @@ def optimizer_step(
         if any(p.grad is not None for p in group["params"]):
             terms[f"{group['name']}_grad_norm"] = torch.nn.utils.clip_grad_norm_(group["params"], clip)
     finite = torch.stack([value.isfinite() for value in terms.values()]).all()
-    skipped = (~finite).float()
-    if accelerator is not None:
-        skipped = accelerator.reduce(skipped, "sum").clamp_max(1.0)
+    skipped = total((~finite).float()).clamp_max(1.0)
     optimizer.found_inf = skipped  # type: ignore[attr-defined]
     optimizer.step()
     for module, name, before in buffers:
@@ -148,13 +159,3 @@ def learning_rate_factor(step: int, progress: float, warmup: float, decay: float
     risen = (progress if warmup < 1 else step + 1) / warmup if warmup else 1.0
     fall = (1 - progress) / decay if decay else 1.0
     return min(risen, 1.0) * max(min(fall, 1.0), 0.0)
-
-
-def is_due(step: int, before: float, progress: float, every: float) -> bool:
-    """Whether ``step``, which took the run from ``before`` to ``progress`` (shares of it), ends an interval.
-
-    Intervals are of ``every`` steps, or of that share of the run where it is below 1.
-    """
-    if every >= 1:
-        return step % every == 0  # never, where it is infinite
-    return math.floor(progress / every + ROUNDING) > math.floor(before / every + ROUNDING)
