@@ -48,8 +48,7 @@ class TrainsRecipe(ShowsProgress):
             return interrupted_early(out)
         run, trained = shlex.quote(str(out)), recipes.resolve(recipes.load(out)).train
         if summary["interrupted"]:
-            state = saved_state(summary)
-            say(f"Interrupted at {state}. Continue with: indm train {run} --resume", file=sys.stderr)
+            say(f"Interrupted at step {summary['steps']}. Continue with: indm train {run} --resume", file=sys.stderr)
             return INTERRUPTED
         say(f"{out}: {came_to(summary)}")
         commands = {f"indm translate {run} IMAGES --out FOLDER": TRANSLATES} if translates else {}
@@ -134,8 +133,10 @@ class TrainPair(TrainsRecipe):
             return interrupted_early(out)
         side, last = list(summaries.items())[-1]
         if last["interrupted"] or len(summaries) < 2:
-            state = saved_state(last)
-            say(f"Interrupted in {side}, at {state}. The same command with --resume continues.", file=sys.stderr)
+            say(
+                f"Interrupted in {side}, at step {last['steps']}. The same command with --resume continues.",
+                file=sys.stderr,
+            )
             return INTERRUPTED
         for side, summary in summaries.items():
             say(f"{out / side}: {came_to(summary)}")
@@ -220,7 +221,6 @@ def came_to(summary: dict) -> str:
         parts.append(f"validation NELBO {summary['valid_nelbo']:.4g} {summary['unit']}{earlier}")
     for key, thing, words in (
         ("skipped_steps", "step", "left out"),
-        ("rollbacks", "return", "to a checkpoint"),
         ("unreadable_images", "image", "that could not be read"),
     ):
         parts += [f"{counted(summary[key], thing)} {words}"] if summary.get(key) else []
@@ -231,14 +231,6 @@ def next_commands(lines: dict[str, str]) -> str:
     """Commands, each with what it is for."""
     width = max(map(len, lines))
     return "\n".join(f"  {command:{width}}   {words}" for command, words in lines.items())
-
-
-def saved_state(summary: dict) -> str:
-    """The last step of an interrupted run and the last step saved. No state is saved while steps are skipped."""
-    step, saved = summary["steps"], summary["saved_step"]
-    if saved == step:
-        return f"step {step}, which is saved"
-    return f"step {step}; the last saved step is {saved}, before steps were skipped"
 
 
 def recipe_of_two(

@@ -160,9 +160,7 @@ class Training(Checked):
     keep_last: Count = 2
     """Checkpoints that are kept, each about four times the size of the model; best/ is the averaged model alone."""
     max_skipped_steps: Count = 20
-    """Steps in a row that may be skipped because a loss or gradient is not finite; after that the run goes back."""
-    max_rollbacks: Number = 3
-    """Times a run goes back to its last checkpoint, at half the learning rates, before it stops with an error."""
+    """Steps in a row that may be skipped because a loss or gradient is not finite; then the run stops with an error."""
     snapshot_every: Number = 0
     """Steps between two copies of the averaged model, kept as snapshots/STEP; 0 keeps none."""
     final: Literal["last", "best"] = "last"

@@ -22,15 +22,15 @@ RECIPE = "recipe.toml"  # resolved
 CONTINUE = "continue it with --resume (in Python resume=True), or name another folder"
 CONVERSION = "conversion.json"  # of a run that was converted: what it was made of, and what was assumed
 FETCHED = (RECIPE, DESCRIPTION, WEIGHTS)  # of a run of somebody else
-# What may differ between a run and its continuation: it says how long, how watched and on which
-# processors, not what is computed.
+# What may differ between a run and its continuation: how long it is, how it is watched, on which processors;
 FREE_ON_RESUME = {
     f"train.{key}"
     for key in (
         "steps", "seconds", "log_every", "validate_every", "checkpoint_every", "snapshot_every", "workers", "threads",
-        "trackers", "keep_last", "max_skipped_steps", "max_rollbacks",
+        "trackers", "keep_last", "max_skipped_steps",
     )
 }  # fmt: skip
+RATES = {f"train.{key}" for key in ("lr", "flow_lr", "dequantization_lr", "clip")}  # and what a diverging run lowers
 
 
 def is_run(folder: Path) -> bool:
@@ -50,7 +50,9 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
     if not is_run(run):
         raise FileNotFoundError(f"{run} holds no run to resume (no {RECIPE} in it); leave out --resume to start one")
     before = recipe_of(run)
-    others = set(recipes.differences(before, paths.absolute(recipe))) - FREE_ON_RESUME - paths.gone(before).keys()
+    others = (
+        set(recipes.differences(before, paths.absolute(recipe))) - FREE_ON_RESUME - RATES - paths.gone(before).keys()
+    )
     differing = sorted(key for key in others if not key.startswith("evaluate."))
     if differing:
         raise ValueError(f"{run} is a run of another recipe: it differs in {', '.join(differing)}; use another --out")

@@ -22,7 +22,7 @@ from indm.files.plain import check_plain
 from indm.model import WEIGHTS
 
 NEWEST, FOLDER = "checkpoint.pt", "checkpoints"
-DAMAGED, DIVERGED = ".damaged", ".diverged"  # of states that are set aside
+DAMAGED = ".damaged"  # suffix of states that are set aside
 
 
 def has_state(run: Path) -> bool:
@@ -136,19 +136,6 @@ def _use(run: Path, intact: Path, step: int, complaints: dict[Path, str]) -> Pat
     elif complaints:
         _also_called(intact, run / NEWEST)
     return intact
-
-
-def drop_newest(run: Path) -> None:
-    """Set the newest state aside as ``….diverged``, if there is an older one that is intact."""
-    latest, *older = numbered(run)
-    for path in older:
-        try:
-            read(path)
-        except Exception:  # damage surfaces as almost anything
-            continue
-        _also_called(path, run / NEWEST)
-        latest.replace(latest.with_name(latest.name + DIVERGED))
-        return
 
 
 def reached(run: Path) -> int:

@@ -10,9 +10,7 @@ import math
 import sys
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +33,6 @@ BAR = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}{postfix}"
 BAR_INTERVAL, LINE_INTERVAL = 2.0, 5.0  # seconds between two texts of the bar, and between two lines
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Why a run cannot go on as it is: what was not finite, by which step."""
-
-    step: int
-    cause: str
-
-
 class MetricsLog:
     """Writes ``metrics.jsonl`` and the trackers, from the main process; every process calls it alike.
 
@@ -63,11 +53,10 @@ class MetricsLog:
         self.best: dict[str, Any] = by_main_process(self._read_best)
         self.totals: dict[str, Tensor] = {}  # sum and number of each term since the last line, of this process
         self.skipped, self.validation = 0, dict[str, Any]()
-        self.skipped_in_row: Counter[frozenset[str]] = Counter()  # of each kind of step, by its terms
+        self.in_row, self.terms_in_row = 0, set[str]()  # steps left out in a row, and the terms that they had
         self.unread: list[dict[str, Tensor]] = []
         self.newest: dict[str, float] = {}  # terms of the last line that had them
-        self.go_back(state)
-        self.skipped = state["skipped"] if state else 0
+        self._continue(state)
 
     def __enter__(self) -> "MetricsLog":
         if self.trainer.options.trackers:
@@ -85,17 +74,16 @@ class MetricsLog:
         totals = gather_object([{name: total.cpu() for name, total in self.totals.items()}])
         return {"totals": totals, "skipped": self.skipped, "validation": self.validation}
 
-    def go_back(self, state: dict[str, Any] | None) -> None:
-        """Continue from ``state``, and drop the lines after it; the count of steps left out and the best model stay."""
+    def _continue(self, state: dict[str, Any] | None) -> None:
+        """Continue from ``state``, and drop the lines after it; the best model stays."""
         a = self.trainer.accelerator
         if state:
             all_totals = state["totals"]  # of this process, or the mean where there was another number of processes
             own = all_totals if len(all_totals) != a.num_processes else [all_totals[a.process_index]]
             self.totals = {k: sum(totals[k] for totals in own).to(a.device) / len(own) for k in own[0]}
-            self.validation = state["validation"]
-        self.unread, self.skipped_in_row = [], Counter()
+            self.skipped, self.validation = state["skipped"], state["validation"]
         if a.is_main_process:
-            lines = [line for line in read_metrics(self.path.parent) if self._is_past(line)]
+            lines = [line for line in read_metrics(self.path.parent) if line["step"] <= self.trainer.step]
             atomic.text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def _read_best(self) -> dict:
@@ -108,9 +96,6 @@ class MetricsLog:
             warnings.warn(f"{self.best_file} is damaged ({reason(error)}); the next model is best", stacklevel=3)
             return {}
 
-    def _is_past(self, line: dict) -> bool:
-        return line["step"] <= self.trainer.step and line.get("rollback", 0) <= self.trainer.rollbacks
-
     def add(self, terms: dict[str, Tensor]) -> None:
         """Take in the terms of one step, see :meth:`indm.workbench.training.trainer.Trainer.train_step`."""
         self.unread.append(terms)
@@ -122,33 +107,35 @@ class MetricsLog:
     def _means(self) -> dict[str, Tensor]:
         return {name: total / count for name, (total, count) in self.totals.items() if name != "skipped"}
 
-    def look(self) -> Fault | None:
-        """Write down the steps that were left out since the last look; a fault where there were too many in a row."""
+    def look(self) -> None:
+        """Write down the steps that were left out since the last look. Collective.
+
+        A row ends at a step that has all terms of those in it: steps behind a frozen flow do not end one of steps that
+        train the flow.
+
+        Raises:
+            RuntimeError: there were ``train.max_skipped_steps`` in a row.
+        """
         unread, self.unread = self.unread, []
         skipped = torch.stack([terms["skipped"] for terms in unread]).tolist() if unread else []
         trainer, first = self.trainer, self.trainer.step - len(unread) + 1
         for step, (terms, left_out) in enumerate(zip(unread, skipped, strict=True), first):
-            in_row = self._in_row(frozenset(terms), left_out > 0)
             if left_out:
-                self.skipped += 1
+                self.skipped, self.in_row = self.skipped + 1, self.in_row + 1
+                self.terms_in_row |= terms.keys()
                 cause = self._cause(terms)
                 self._write({"skipped": self.skipped, "not_finite": cause} | trainer.place_of(step), step)
-                if in_row == trainer.options.max_skipped_steps:
-                    return Fault(step, cause)
-        return None
+                if self.in_row == trainer.options.max_skipped_steps:
+                    raise self._diverged(cause, step)
+            elif self.terms_in_row <= terms.keys():
+                self.in_row, self.terms_in_row = 0, set()
 
-    def _in_row(self, kind: frozenset[str], left_out: bool) -> int:
-        """How many steps were left out in a row, where a row ends at a step that has all the terms of those in it.
-
-        Steps behind a frozen flow show nothing of the flow, so they do not end a row of steps that train it.
-        """
-        rows = self.skipped_in_row
-        if left_out:
-            rows.update({*rows, kind})
-        else:
-            for known in [known for known in rows if known <= kind]:
-                del rows[known]
-        return max(rows.values(), default=0)
+    def _diverged(self, cause: str, step: int) -> RuntimeError:
+        run = self.path.parent
+        return RuntimeError(
+            f"{cause} became infinite or NaN by step {step}, and {self.path} says in which batches; {run} keeps its "
+            f"last checkpoint: continue it with a lower train.lr, train.flow_lr or train.clip"
+        )
 
     def _cause(self, terms: dict[str, Tensor]) -> str:
         """The terms that are not finite, on whichever process; else the gradients."""
@@ -192,16 +179,17 @@ class MetricsLog:
         rate = trainer.optimizer.param_groups[0]["lr"]  # train.lr, that of the score where it has parameters
         return ", ".join([*parts, f"rate {rate:.2g}"])
 
-    def log_validation(self) -> Fault | None:
+    def log_validation(self) -> None:
         """Validate and write the result, and keep the averaged model if it is the best so far.
 
-        A fault where not all of it is finite.
+        Raises:
+            RuntimeError: not all of it is finite.
         """
         trainer = self.trainer
         validation = trainer.validate()
         broken = [name for name, value in validation.items() if isinstance(value, float) and not math.isfinite(value)]
         if broken:
-            return Fault(trainer.step, ", ".join(broken))
+            raise self._diverged(", ".join(broken), trainer.step)
         self.validation = validation
         if validation["valid_nelbo"] < self.best.get("valid_nelbo", math.inf):
             self.best = {"step": trainer.step, "valid_nelbo": validation["valid_nelbo"]}
@@ -209,16 +197,6 @@ class MetricsLog:
                 trainer.ema.model.save(self.best_file.parent)
                 atomic.json_object(self.best_file, self.best)
         self._write(validation, trainer.step)
-        return None
-
-    def log_rollback(self, fault: Fault, state: dict[str, Any]) -> None:
-        """Continue from ``state``, to which the run came back, and write which steps had been left out since."""
-        trainer = self.trainer
-        lines = read_metrics(self.path.parent) if trainer.accelerator.is_main_process else []
-        left_out = [step for line in lines if not self._is_past(line) for step in _left_out(line)]
-        self.go_back(state)
-        line = {"rollback": trainer.rollbacks, "from": fault.step, "not_finite": fault.cause}
-        self._write(line | {"lr_factor": trainer.lr_factor, "left_out": left_out}, trainer.step)
 
     def _write(self, values: dict, step: int) -> None:
         if self.trainer.accelerator.is_main_process:
@@ -228,13 +206,6 @@ class MetricsLog:
         if self.trainer.options.trackers:
             numbers = {name: value for name, value in values.items() if isinstance(value, float)}
             self.trainer.accelerator.log(numbers, step=step)
-
-
-def _left_out(line: dict) -> list[dict]:
-    """The steps left out according to a line, which may be damaged: its own, or those before a rollback."""
-    steps = line.get("left_out", [line] if "skipped" in line else [])
-    steps = [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
-    return [{key: step.get(key) for key in ("step", "epoch", "batch", "not_finite")} for step in steps]
 
 
 class Progress:

@@ -4,8 +4,8 @@ A run folder holds ``recipe.toml`` (resolved), ``versions.json``, ``metrics.json
 ``resume`` needs) with the ones before it in ``checkpoints/``, ``model.safetensors`` with ``model.json`` (the averaged
 model), ``best/`` (that of the best validation) and, at the end, ``summary.json``.
 
-A step whose loss or gradient is not finite is left out, on all processes alike. After many in a row the run goes back
-to its last checkpoint, at half the learning rates. If that does not help, it stops and says what was not finite.
+A step whose loss or gradient is not finite is left out, on all processes alike. After ``train.max_skipped_steps`` in a
+row the run stops and says what was not finite; its last checkpoint can be continued at lower learning rates.
 """
 
 import copy
@@ -45,7 +45,7 @@ from indm.workbench.runs.folder import check_folder, is_run, read_metrics
 from indm.workbench.runs.provenance import describe, split_record, warn_of_other_splits
 from indm.workbench.runs.signals import interruptible
 from indm.workbench.training import checkpoints, checks, costs, presets
-from indm.workbench.training.log import BEST, LOOK_EVERY, Fault, MetricsLog, Progress
+from indm.workbench.training.log import BEST, LOOK_EVERY, MetricsLog, Progress
 from indm.workbench.training.resolving import parts_of, recipe_of
 from indm.workbench.training.trainer import Trainer
 
@@ -109,7 +109,7 @@ def train(
     Raises:
         ValueError: a mistake in the recipe, a part that returns the wrong shape, a folder with another run or in which
             another process trains, an unreadable checkpoint.
-        RuntimeError: the loss became infinite or NaN, and lower learning rates were of no help.
+        RuntimeError: ``train.max_skipped_steps`` steps in a row, or a validation, were infinite or NaN.
         OSError: something could not be written; what had been saved is as it was.
 
     Example: a run that a callback ends after 4 steps, and that then goes on to step 6.
@@ -189,8 +189,7 @@ def run_in(
         if not resumes:
             trainer.save(out, log.state())  # an error now, if the folder cannot be written
         stopped = loop(trainer, out, log, interrupted, callbacks, progress and main)
-        if not log.skipped_in_row or trainer.progress >= 1:
-            trainer.save(out, log.state())
+        save(trainer, out, log)
         summary = Summary(summarise(trainer, log, out, stopped))
         save_final(trainer, log.best, out)
         if main:
@@ -248,10 +247,11 @@ def loop(
 ) -> bool:
     """Step until the budget is spent, or a signal or a callback ends the run; log, validate and save on the way.
 
-    No state is saved while steps are being left out: the last one saved is one that could be trained from.
-
     Returns:
         Whether it was asked to stop, the same on all processes.
+
+    Raises:
+        RuntimeError: too many steps in a row, or a validation, were infinite or NaN.
     """
     o, stops = trainer.options, False
     with Progress(min(trainer.progress, 1.0), log.line, disabled=not progress) as shown:
@@ -261,47 +261,29 @@ def loop(
             stops = trainer.agree(interrupted.is_set() or any(answers))
             over, due = trainer.progress >= 1, partial(is_due, trainer.step, before, trainer.progress)
             logs, validates, saves = over or due(o.log_every), over or due(o.validate_every), due(o.checkpoint_every)
-            fault = log.look() if logs or validates or saves or due(LOOK_EVERY) else None
-            if not fault and logs:
+            if logs or validates or saves or due(LOOK_EVERY):
+                log.look()
+            if logs:
                 log.log_step()
-            if not fault and validates:
-                if stops and not log.skipped_in_row:
-                    trainer.save(out, log.state())  # the process may end in a validation that takes long
-                fault = log.log_validation()
-            if fault:
-                recover(trainer, out, log, fault)
-            else:
-                if o.snapshot_every and due(o.snapshot_every) and trainer.accelerator.is_main_process:
-                    trainer.ema.model.save(out / "snapshots" / str(trainer.step))
-                if saves and not over and not log.skipped_in_row:
-                    trainer.save(out, log.state())
-                shown.update(trainer.progress)
+            if validates:
+                if stops:
+                    save(trainer, out, log)  # the process may end in a validation that takes long
+                log.log_validation()
+            if o.snapshot_every and due(o.snapshot_every) and trainer.accelerator.is_main_process:
+                trainer.ema.model.save(out / "snapshots" / str(trainer.step))
+            if saves and not over:
+                save(trainer, out, log)
+            shown.update(trainer.progress)
             if stops:
                 break
         log.look()
     return stops
 
 
-def recover(trainer: Trainer, out: Path, log: MetricsLog, fault: Fault) -> None:
-    """Go back to a saved state, at lower learning rates.
-
-    Raises:
-        RuntimeError: it has gone back as often as the recipe allows.
-    """
-    if trainer.rollbacks == trainer.options.max_rollbacks:
-        raise RuntimeError(
-            f"{fault.cause} became infinite or NaN by step {fault.step}, and again after "
-            f"{trainer.rollbacks} returns to a checkpoint, each at half the learning rates; the checkpoints before it "
-            f"are kept, and {out / 'metrics.jsonl'} says which batches. Lower train.lr or train.flow_lr, or raise "
-            "train.warmup, in a new run"
-        )
-    log.log_rollback(fault, trainer.roll_back(out))
-    if trainer.accelerator.is_main_process:
-        warnings.warn(
-            f"{fault.cause} was infinite or NaN by step {fault.step}; going on from step {trainer.step} at "
-            f"{trainer.lr_factor:g} of the learning rates",
-            stacklevel=2,
-        )
+def save(trainer: Trainer, out: Path, log: MetricsLog) -> None:
+    """Save the run, unless its last steps were left out: from such a state training might not go on. Collective."""
+    if not log.in_row:
+        trainer.save(out, log.state())
 
 
 def plan(recipe: AnyTables) -> tuple[Recipe, dict]:
@@ -404,12 +386,10 @@ def summarise(trainer: Trainer, log: MetricsLog, out: Path, interrupted: bool) -
     summary = {
         "interrupted": interrupted,
         "steps": trainer.step,
-        "saved_step": trainer.saved_step,
         "seconds": round(trainer.seconds, 3),
         **log.validation,
         **({"best": log.best} if log.best else {}),
         "skipped_steps": log.skipped,
-        "rollbacks": trainer.rollbacks,
         **sizes(trainer),
         "checkpoints_mib": by_main_process(lambda: round(checkpoints.mebibytes(out), 1)),
         "peak_memory_mib": round(peak_memory_mib()),

@@ -54,7 +54,7 @@ from indm.workbench.training.resolving import with_condition
 Draw = Callable[..., Tensor]  # (x, generator) or, of a model with a condition, (x, generator, c) ↦ nats, (B,)
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
 # Attributes of a trainer that a checkpoint holds, beside weights, moments and random states.
-KEPT = ("step", "seconds", "pretraining", "rollbacks", "lr_factor")
+KEPT = ("step", "seconds", "pretraining")
 
 
 class Trainer:
@@ -94,8 +94,6 @@ class Trainer:
         self.optimizer = self.build_optimizer([group for group in self.parameter_groups() if group["params"]])
         self.step, self.seconds = 0, 0.0
         self.pretraining = self.options.pretrain > 0  # until the flow is trained, too
-        self.lr_factor, self.rollbacks, self.fell_back = 1.0, 0, False
-        self.saved_step: int | None = None
         self.network = accelerator.prepare_model(self.build_step(recipe).train())
         torch.manual_seed(self.options.seed + 1)  # of all processes: see indm.rng
 
@@ -252,11 +250,11 @@ class Trainer:
         """
         batches, at = iter(()), None
         while self.progress < 1:
-            batches = batches if at == (self.step, self.rollbacks) else self.batches()
+            batches = batches if at == self.step else self.batches()
             before, started = self.progress, time.perf_counter()
             terms = self.train_step(batches)
             self.seconds += time.perf_counter() - started
-            at = self.step, self.rollbacks
+            at = self.step
             yield terms, before
 
     def train_step(self, batches: Iterator[Tensor]) -> dict[str, Tensor]:
@@ -288,7 +286,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             warmups = o.warmup, self._option_of(group["name"], "warmup")
             factors = (learning_rate_factor(self.step, self.progress, warmup, o.decay) for warmup in warmups)
-            group["lr"] = self.lr_factor * group["base_lr"] * min(factors)
+            group["lr"] = group["base_lr"] * min(factors)
 
     def forward_backward(self, batches: Iterator[Tensor], conditions: dict) -> dict[str, Tensor]:
         """Gradients of the mean loss over the batches of one step; the means of its terms."""
@@ -358,7 +356,6 @@ class Trainer:
         if self.accelerator.is_main_process:
             checkpoints.write(run, state, self.options.keep_last)
             self.ema.model.save(run)
-        self.saved_step, self.fell_back = self.step, False
         self.accelerator.wait_for_everyone()
 
     def load(self, run: Path) -> dict[str, Any]:
@@ -373,34 +370,22 @@ class Trainer:
         path = by_main_process(lambda: checkpoints.newest(run)[0])
         state = checkpoints.read(path)
         try:
-            log = self._take(state)
+            return self._take(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise_if_out_of_memory(path, error)
             raise ValueError(f"{path} is not a checkpoint of this recipe: {reason(error)}") from error
-        self.saved_step = self.step
-        return log
 
     def _take(self, state: dict) -> dict[str, Any]:
         self.model.load_state_dict(state["model"])
         self.ema.model.load_state_dict(state["ema"])
+        rates = [group["base_lr"] for group in self.optimizer.param_groups]  # of the recipe, perhaps lowered since
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["base_lr"] = rate
         for name in KEPT:
             setattr(self, name, state[name])
         restore_random_states(state["random"], self.accelerator.device)
         return state["log"]
-
-    def roll_back(self, run: Path) -> dict[str, Any]:
-        """Go back to the newest state in ``run`` at half the learning rates; the state of the log in it.
-
-        If the run has just come from there, that state did not help: it is set aside for the one before it.
-        """
-        kept = self.seconds, self.lr_factor / 2, self.rollbacks + 1
-        if self.fell_back and self.accelerator.is_main_process:
-            checkpoints.drop_newest(run)
-        log = self.load(run)
-        self.seconds, self.lr_factor, self.rollbacks = kept
-        self.fell_back = True
-        return log
 
 
 def bound_of(model: nn.Module, raw: Tensor, seed: int) -> Draw:

@@ -99,8 +99,6 @@ def test_a_copy_of_the_newest_state_gives_it_its_number_again(tmp_path, damage):
     copied(tmp_path)
     damage(tmp_path / "checkpoints" / "20.pt")
     assert restored(tmp_path) == 20 and {"10.pt", "20.pt"} <= {*steps_in(tmp_path)}
-    checkpoints.drop_newest(tmp_path)
-    assert restored(tmp_path) == 10
 
 
 def test_a_copy_that_is_older_or_damaged_does_not_stand_in_the_way(tmp_path):
@@ -168,31 +166,6 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, small_disk):
     with pytest.raises(OSError, match=r"large\.safetensors cannot be written|No space left"):
         atomic.whole(small_disk / "large.safetensors", lambda p: save_file({"large": torch.zeros(2**19)}, p))
     assert restored(small_disk) == 20 and not [p for p in small_disk.rglob(".*")]
-
-
-def test_the_newest_state_is_dropped_only_where_an_older_one_is_intact(tmp_path):
-    written(tmp_path, 10, 20, 30, keep=9)
-    truncate(tmp_path / "checkpoints" / "20.pt", 0.5)
-    checkpoints.drop_newest(tmp_path)
-    with pytest.warns(UserWarning, match=r"20\.pt is damaged"):
-        assert restored(tmp_path) == 10
-    assert steps_in(tmp_path) == ["10.pt", "20.pt.damaged", "30.pt.diverged"]
-    checkpoints.drop_newest(tmp_path)
-    assert restored(tmp_path) == 10
-
-
-def test_a_state_is_dropped_or_not_whenever_that_is_cut_short(tmp_path, monkeypatch):
-    written(tmp_path, 10, 20)
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Path, "replace", killed)
-        checkpoints.drop_newest(tmp_path)
-    assert restored(tmp_path) == 20
-    checkpoints.drop_newest(tmp_path)
-    assert restored(tmp_path) == 10
 
 
 NO_MEMORY = (

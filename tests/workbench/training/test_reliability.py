@@ -25,7 +25,6 @@ from indm.workbench.data.registry import load_data
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import open_model, read_metrics
 from indm.workbench.training import checkpoints
-from indm.workbench.training.log import MetricsLog
 from indm.workbench.training.loop import train
 from indm.workbench.training.trainer import Trainer
 
@@ -116,20 +115,17 @@ def test_a_full_disk_ends_a_run_that_can_be_resumed(tmp_path, small_disk, whole)
     compare_runs(whole, run)
 
 
-@pytest.mark.parametrize("fails_at", [None, 9])
-@pytest.mark.filterwarnings("ignore:.* going on from step 9")
-def test_the_best_validation_is_kept(tmp_path, monkeypatch, fails_at):
-    """Of validations 3, 1, 2 the second's averaged model stays in best/, also where the run goes back behind it."""
-    validations, models = iter([3.0, 1.0, 4.0, 2.0] if fails_at else [3.0, 1.0, 2.0]), {}
+def test_the_best_validation_is_kept(tmp_path, monkeypatch):
+    """Of validations 3, 1, 2 the second's averaged model stays in best/."""
+    validations, models = iter([3.0, 1.0, 2.0]), {}
 
     def validate(self):
         models.setdefault(self.step, {k: v.clone() for k, v in self.ema.model.state_dict().items()})
         return {"valid_nelbo": next(validations), "unit": "bits/dim"}
 
     monkeypatch.setattr(Trainer, "validate", validate)
-    break_steps(monkeypatch, lambda self: fails_at is not None and self.step >= fails_at and self.lr_factor == 1)
-    summary = train(change(TINY, max_skipped_steps=2, log_every=1), tmp_path, progress=False)
-    assert summary["rollbacks"] == (fails_at is not None) and summary["best"] == {"step": 8, "valid_nelbo": 1.0}
+    summary = train(TINY, tmp_path, progress=False)
+    assert summary["best"] == {"step": 8, "valid_nelbo": 1.0}
     assert_same(dict(indm.INDM.load(tmp_path / "best").state_dict()), models[8])
     assert json.loads((tmp_path / "best" / "validation.json").read_text()) == summary["best"]
 
@@ -247,93 +243,39 @@ def test_what_is_left_out_is_counted_with_its_batch_and_its_cause(tmp_path, monk
     places = [(line["step"], line["skipped"], line["epoch"], line["batch"]) for line in lines]
     assert places == [(5, 1, 0, 4), (13, 2, 1, 3)]
     assert lines[0]["not_finite"] == "denoising" and lines[1]["not_finite"] == "flow, denoising, prior"
-    assert summary["skipped_steps"] == 2 and summary["rollbacks"] == 0
+    assert summary["skipped_steps"] == 2
     text = (tmp_path / "metrics.jsonl").read_text()
     assert "NaN" not in text and "Infinity" not in text
     assert all(math.isfinite(line["denoising"]) for line in read_metrics(tmp_path) if "score_lr" in line)
 
 
-FAILING = change(TINY, steps=20, max_skipped_steps=4, log_every=3)
-
-
-def break_from_step_7(monkeypatch):
-    break_steps(monkeypatch, lambda self: self.step >= 7 and self.lr_factor == 1)
-
-
-@pytest.fixture(scope="module")
-def rolled_back(tmp_path_factory):
-    """A run that fails from step 7 on, until it has gone back."""
-    run = tmp_path_factory.mktemp("rolled_back") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        break_from_step_7(patch)
-        with pytest.warns(UserWarning, match=r"was infinite or NaN by step 11; going on from step 6 at 0\.5 of the"):
-            train(FAILING, run, progress=False)
-    return run
-
-
-def test_a_run_that_fails_goes_back_and_goes_on_at_a_lower_rate(rolled_back):
-    summary = summary_of(rolled_back)
-    assert summary["steps"] == 20 and summary["rollbacks"] == 1 and summary["skipped_steps"] == 4
-    lines = read_metrics(rolled_back)
-    (back,) = [line for line in lines if "rollback" in line]
-    assert (back["step"], back["from"], back["lr_factor"], back["rollback"]) == (6, 11, 0.5, 1) and back["not_finite"]
-    assert [line["step"] for line in back["left_out"]] == [8, 9, 10, 11]
-    assert [line["batch"] for line in back["left_out"]] == [7, 8, 9, 10] and back["left_out"][0]["not_finite"]
-    assert [line["step"] for line in lines if "score_lr" in line] == [3, 6, 9, 12, 15, 18, 20]
-    rates = {line["step"]: line["score_lr"] for line in lines if "score_lr" in line}
-    assert rates[9] == pytest.approx(rates[6] / 2)
-    assert checkpoint(rolled_back)["lr_factor"] == 0.5
+@pytest.mark.filterwarnings("ignore:.* had come to step 11 at least; it continues from its checkpoint of step 6")
+def test_a_run_that_fails_stops_and_its_last_state_goes_on_at_a_lower_rate(tmp_path, monkeypatch):
+    """No state is saved while steps are left out."""
+    recipe = change(TINY, steps=20, max_skipped_steps=4, log_every=3, decay=0.0)
+    with monkeypatch.context() as patch:
+        break_steps(patch, lambda self: self.step >= 7)
+        with pytest.raises(RuntimeError, match=r"denoising.* became infinite or NaN by step 11, .* a lower train\.lr"):
+            train(recipe, tmp_path, progress=False)
+    assert checkpoint(tmp_path)["step"] == 6 and all(v.isfinite().all() for v in checkpoint(tmp_path)["model"].values())
+    assert [line["step"] for line in read_metrics(tmp_path) if "skipped" in line] == [8, 9, 10, 11]
+    assert train(change(recipe, lr=5e-4), tmp_path, resume=True, progress=False)["steps"] == 20
+    rates = {line["step"]: line["score_lr"] for line in read_metrics(tmp_path) if "score_lr" in line}
+    assert rates[9] == pytest.approx(5e-4) and rates[6] == pytest.approx(1e-3)
 
 
 def test_a_flow_that_never_has_a_finite_loss_is_a_failure_though_the_score_has_steps_in_between(tmp_path, monkeypatch):
     break_steps(monkeypatch, lambda self: self.flow_use() is FlowUse.TRAINED)
-    recipe = change(
-        TINY, steps=60, pretrain=0.0, accumulate=1, max_skipped_steps=3, max_rollbacks=0, flow_update_every=3
-    )
+    recipe = change(TINY, steps=60, pretrain=0.0, accumulate=1, max_skipped_steps=3, flow_update_every=3)
     with pytest.raises(RuntimeError, match="became infinite or NaN by step 7, "):
         train(recipe, tmp_path, progress=False)
 
 
-def test_what_is_interrupted_while_steps_are_left_out_says_what_is_saved(tmp_path, monkeypatch):
+def test_what_is_interrupted_while_steps_are_left_out_keeps_the_state_before_them(tmp_path, monkeypatch):
     break_steps(monkeypatch, lambda self: self.step >= 7)
     interrupt_at(monkeypatch, 9)
     summary = train(change(TINY, max_skipped_steps=4), tmp_path, progress=False)
-    assert (summary["interrupted"], summary["steps"], summary["saved_step"]) == (True, 9, 6)
-
-
-def test_going_back_is_the_same_if_the_run_is_stopped_in_the_middle_of_it(tmp_path, monkeypatch, rolled_back):
-    break_from_step_7(monkeypatch)
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 9)  # the second of four steps that are left out: that state is none to go back to
-        train(FAILING, tmp_path, progress=False)
-    assert checkpoint(tmp_path)["step"] == 6
-    with pytest.warns(UserWarning):
-        train(FAILING, tmp_path, resume=True, progress=False)
-    compare_runs(rolled_back, tmp_path)
-
-
-def test_where_the_newest_state_is_no_help_the_one_before_it_is_tried_and_then_the_run_ends(tmp_path, monkeypatch):
-    """States of steps 6 and 3 in turns; the fourth failure is the last, and what was saved stays."""
-    visited = []
-    break_steps(monkeypatch, lambda self: (visited.append(self.step), self.step >= 7)[1])
-    recipe = change(TINY, steps=20, max_skipped_steps=2, accumulate=1)
-    told = []
-    log_rollback = MetricsLog.log_rollback
-
-    def noting(self, *arguments):
-        log_rollback(self, *arguments)
-        told.append(read_metrics(tmp_path)[-1])
-
-    monkeypatch.setattr(MetricsLog, "log_rollback", noting)
-    with (
-        pytest.warns(UserWarning, match="going on from step"),
-        pytest.raises(RuntimeError, match=r"infinite or NaN by step 9, .* after 3 returns .* Lower train\.lr"),
-    ):
-        train(recipe, tmp_path, progress=False)
-    assert [b for a, b in itertools.pairwise(visited) if b <= a] == [6, 3, 6]
-    left_out = [[step["step"] for step in line["left_out"]] for line in told]
-    assert left_out == [[8, 9], [8, 9, 8, 9], [8, 9]], "the line of step 6 is lost with the return to step 3"
-    assert checkpoints.numbered(tmp_path) and all(v.isfinite().all() for v in checkpoint(tmp_path)["model"].values())
+    assert (summary["interrupted"], summary["steps"], checkpoint(tmp_path)["step"]) == (True, 9, 6)
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
@@ -344,9 +286,8 @@ def test_anything_in_a_validation_that_is_not_finite_is_a_failure(tmp_path, monk
         return {"valid_nelbo": 1.0, "unit": "bits/dim", "valid_terminal": value if next(validations) == 1 else 2.0}
 
     monkeypatch.setattr(Trainer, "validate", validate)
-    with pytest.warns(UserWarning, match=r"valid_terminal was infinite or NaN by step 4; going on from step 3"):
-        summary = train(change(TINY, steps=5, validate_every=2), tmp_path, progress=False)
-    assert summary["rollbacks"] == 1 and summary["valid_terminal"] == 2 and summary["steps"] == 5
+    with pytest.raises(RuntimeError, match=r"valid_terminal became infinite or NaN by step 4, "):
+        train(change(TINY, steps=5, validate_every=2), tmp_path, progress=False)
     assert "Infinity" not in (tmp_path / "metrics.jsonl").read_text()
 
 

@@ -514,7 +514,7 @@ def test_validation_and_checkpoints_are_not_training_time(tmp_path, monkeypatch)
 
 def test_diverging_stops_before_it_saves(tmp_path):
     run, linear = tmp_path / "run", DIGITS | {"flow": {"name": "identity"}}
-    with pytest.raises(RuntimeError, match=r"infinite or NaN by step .* Lower train\.lr"):
+    with pytest.raises(RuntimeError, match=r"infinite or NaN by step .* a lower train\.lr"):
         train(change(linear, lr=1e20, checkpoint_every=5, log_every=100), run, progress=False)
     assert checkpoint(run)["step"] == 0
     assert all(v.isfinite().all() for v in indm.INDM.load(run).state_dict().values())
