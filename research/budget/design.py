@@ -288,7 +288,7 @@ SHIPPED = [
 ]
 EMOJI = ("emoji-pairs/google", "emoji-pairs/twitter")
 PAIR: Setting = ALIKE | FOR_EMOJI | {
-    "data.size": 32, "data.flip": False, "preset": "small", "train.steps": 10_000, "train.seed": 1,
+    "data.size": 32, "data.flip": False, "train.steps": 10_000, "train.seed": 1,
 }  # fmt: skip
 PAIRS = [
     Job("pairs/two-models", "", PAIR | {"flow": "elementwise"}, "train-pair", folders=EMOJI),

@@ -27,7 +27,7 @@ KINDS = [kind for kind in names.BUILT_IN if kind != "model"]  # of parts that op
 NO_NAME = ("objective",)  # which is a key of [train], and has no options
 SECOND = "data_b"  # a second table of a kind
 TABLES = (*OPTION_TABLES, *KINDS, SECOND)
-ALIASES = {"--preset": "train.preset", "--threads": "train.threads"}  # other names of keys
+ALIASES = {"--threads": "train.threads"}  # other names of keys
 METAVARS = {int: "N", float: "NUMBER", bool: "true|false", str: "NAME", Path: "PATH", dict: "TABLE"}
 MARKUP = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`|``")  # of docstrings
 UNLESS = "The defaults hold where neither the recipe nor the command line gives a value."

@@ -16,7 +16,7 @@ from indm.names import BUILT_IN, GIVEN, check_is_here, is_outside
 
 FEWEST_EXAMPLES = 20  # of a report: two for each fold of the jackknife
 FEW_STEPS = 200  # of a training that has hardly learned anything
-ENOUGH_STEPS = 2000  # of one that learns well: the aim of presets, and of advice to train on
+ENOUGH_STEPS = 2000  # of one that learns well: the aim of advice to train on
 MOST_PROCESSES = 1024  # or threads: more than a machine has, of a recipe from a larger one
 MOST_ESTIMATES = 10_000  # of one likelihood, whose error falls with the square root of their number
 MANY_STEPS = 200  # from here on only stochastic samplers are measured: the others have long converged
@@ -85,9 +85,6 @@ class Training(Checked):
 
     table = "train."
 
-    preset: Literal["", "auto", "small", "medium", "large"] = ""
-    """Sizes of network, flow and batch, and rates, where neither the recipe nor the command line gives them: "small",
-    "medium" or "large"; "auto" takes the largest with enough steps in the budget, by the measured time of a step."""
     objective: str = "mle"
     """What is minimised: "mle" is the NELBO; with "fid" the score minimises the variance-weighted loss; "flow" trains
     the flow alone; or a loss of yours as package.module:name, see indm.objective.Objective."""

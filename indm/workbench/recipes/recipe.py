@@ -4,14 +4,10 @@ A file holds :data:`Tables`. ``[data]``, ``[flow]``, ``[sde]`` and ``[net]`` eac
 what it names (checked where that is built); ``[train]`` and ``[evaluate]`` are :class:`Training` and
 :class:`Evaluation`. :func:`resolve` makes a :class:`Recipe` of them.
 
-A file may have presets: ``[presets.small.net]`` holds keys of ``[net]`` for ``train.preset = "small"``. Its recipe is
-open until :mod:`indm.workbench.training.presets` has filled in one of them, for which it needs the data.
-
-One with a second data set may hold what changes where a bridge between both is trained: ``[bridge.train]`` holds keys
-of ``[train]`` for that, see :func:`indm.workbench.training.pairs.as_bridge`.
+A file with a second data set may hold what changes where a bridge between both is trained: ``[bridge.train]`` holds
+keys of ``[train]`` for that, see :func:`indm.workbench.training.pairs.as_bridge`.
 """
 
-import copy
 import itertools
 import json
 import math
@@ -46,8 +42,7 @@ GROUPS = {  # what a bundled recipe is for → the command that trains it
 OPTIONAL_TABLES = (*OPTIONAL_KINDS, "data_b")  # a second data set: the law that x_T shall have
 PART_TABLES = (*NAMED_TABLES, *OPTIONAL_TABLES)
 TABLES = (*PART_TABLES, *OPTION_TABLES)
-PRESETS, BRIDGE = "presets", "bridge"
-CHANGES = (PRESETS, BRIDGE)  # tables of tables that a whole recipe no longer has
+BRIDGE = "bridge"  # a table of tables, of a file alone
 
 
 @dataclass(frozen=True)
@@ -66,9 +61,6 @@ class Part:
 class Recipe(Mapping[str, dict[str, Any]]):
     """A checked recipe: the parts and options of a run. It is also the mapping of its tables, as a file has them.
 
-    Attributes:
-        draft: the tables as they were written, of a recipe that is open: one whose preset is yet to be filled in.
-
     >>> digits = recipe("digits", {"train.steps": 500, "flow": "identity"})
     >>> digits.train.steps, digits.flow.name, digits["flow"]
     (500, 'identity', {'name': 'identity'})
@@ -83,11 +75,6 @@ class Recipe(Mapping[str, dict[str, Any]]):
     data_b: Part | None = None
     train: Training
     evaluate: Evaluation
-    draft: Tables | None = None
-
-    @property
-    def is_open(self) -> bool:
-        return self.draft is not None
 
     @property
     def labels(self) -> Sequence[str]:
@@ -95,15 +82,13 @@ class Recipe(Mapping[str, dict[str, Any]]):
         return () if self.condition is None else self.condition.options.get("labels", ())
 
     def __getitem__(self, table: str) -> dict[str, Any]:
-        if self.draft is not None:
-            return self.draft[table]
         found = getattr(self, table) if table in TABLES else None
         if found is None:
             raise KeyError(table)
         return found.table() if isinstance(found, Part) else asdict(found)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.draft or [table for table in TABLES if getattr(self, table) is not None])
+        return (table for table in TABLES if getattr(self, table) is not None)
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -224,60 +209,19 @@ def override(recipe: AnyTables, changes: Mapping[str, str]) -> Tables:
         changed["train"]["seconds"] = math.inf
     own, other = recipe.get("flow", {}).get("name"), changed.get("flow", {}).get("name")
     if own == "elementwise" and other not in (own, "identity") and "train.flow_lr" not in changes:
-        changed = _with_rate_of_score(changed)
+        train = changed["train"]  # an elementwise flow bears rates at which others diverge
+        train |= {"flow_lr": train.get("lr", Training.lr)} if "flow_lr" in train else {}
     return changed
-
-
-def _with_rate_of_score(recipe: Tables) -> Tables:
-    """The tables of ``recipe`` with the learning rate of the score for the flow, in its presets, too.
-
-    An elementwise flow bears rates at which others diverge.
-    """
-    changed = copy.deepcopy(recipe)
-    for tables in (changed, *changed.get(PRESETS, {}).values()):
-        train = tables.get("train", {})
-        if "flow_lr" in train:
-            train["flow_lr"] = train.get("lr", Training.lr)
-    return changed
-
-
-def with_preset(recipe: AnyTables, preset: AnyTables) -> Tables:
-    """The tables of ``recipe`` with the keys of ``preset`` where it has none itself; it is open no more.
-
-    A table of the preset that names a part is for that part alone.
-    """
-    filled = {table: dict(content) for table, content in recipe.items() if table not in CHANGES}
-    del filled["train"]["preset"]
-    for table, content in preset.items():
-        own = filled.setdefault(table, {})
-        if content.get("name") in (None, own.get("name")):
-            filled[table] = {**content, **own}
-    return filled
 
 
 def as_continued(recipe: AnyTables, run: str | Path) -> Tables:
-    """The tables of ``recipe`` with what the data decided in ``run``; if it is open, with all keys that it lacks.
-
-    Raises:
-        ValueError: it names a preset whose network or flow is another one than the run's.
-    """
+    """The tables of ``recipe`` with what the data decided in ``run``."""
     own, before = {table: dict(content) for table, content in recipe.items()}, load(run)
     if "condition" in own:
         decided = before.get("condition", {})
         same = decided.get("name") == own["condition"].get("name")
         own["condition"] = {**(decided if same else {}), **own["condition"]}
-    if not own.get("train", {}).get("preset"):
-        return own
-    name, continued = own["train"]["preset"], with_preset(own, before)
-    wanted = with_preset(own, own.get(PRESETS, {}).get(name, {}))
-    for table in ("net", "flow"):
-        for key, value in wanted[table].items():
-            if continued[table].get(key) != value:
-                raise ValueError(
-                    f"train.preset must be that of {run} to continue it, got {name!r}, whose {table}.{key} is {value} "
-                    f"and not {continued[table].get(key)}; leave --preset out"
-                )
-    return continued
+    return own
 
 
 def resolve(tables: AnyTables) -> Recipe:
@@ -290,11 +234,10 @@ def resolve(tables: AnyTables) -> Recipe:
         return tables
     for table in tables:
         check_is_here(table)
-        check_name(table, (*TABLES, *CHANGES), "table", f"[{table}]")
+        check_name(table, (*TABLES, BRIDGE), "table", f"[{table}]")
     parts: Any = {t: _part(t, tables.get(t, {})) for t in PART_TABLES if t in {*NAMED_TABLES, *tables}}
     options: Any = {name: kind(**checked(name, tables.get(name, {}))) for name, kind in OPTION_TABLES.items()}
-    draft = {table: dict(content) for table, content in tables.items()} if options["train"].preset else None
-    return Recipe(**parts, **options, draft=draft)
+    return Recipe(**parts, **options)
 
 
 def _part(table: str, content: Mapping[str, Any]) -> Part:

@@ -44,11 +44,12 @@ from indm.workbench.runs.devices import by_main_process, make_accelerator, on_cp
 from indm.workbench.runs.folder import check_folder, is_run, read_metrics
 from indm.workbench.runs.provenance import describe, split_record, warn_of_other_splits
 from indm.workbench.runs.signals import interruptible
-from indm.workbench.training import checkpoints, checks, costs, presets
+from indm.workbench.training import checkpoints, checks, costs
 from indm.workbench.training.log import BEST, LOOK_EVERY, MetricsLog, Progress
 from indm.workbench.training.resolving import parts_of, recipe_of
 from indm.workbench.training.trainer import Trainer
 
+TIMED = 3  # steps at least, of a plan
 ROUNDING = 1e-9  # of a share, in intervals: three tenths of ten steps are three
 Callback = Callable[[Trainer, dict[str, Tensor]], bool | None]
 
@@ -144,9 +145,7 @@ def train(
         tell(note, shown=shows)
     accelerator = make_accelerator(wanted.train, out)
     parts_of_run = parts_of(wanted, accelerator, model, data, objective)
-    whole, notes = presets.completed(wanted, parts_of_run, accelerator, trainer or Trainer)
-    tell(*notes, shown=shows)
-    made = (trainer or Trainer)(whole, accelerator=accelerator, **parts_of_run)
+    made = (trainer or Trainer)(wanted, accelerator=accelerator, **parts_of_run)
     with ExitStack() as held:
 
         def lock() -> bool:
@@ -294,15 +293,12 @@ def plan(recipe: AnyTables) -> tuple[Recipe, dict]:
     wanted = recipes.resolve(recipe)
     accelerator = make_accelerator(wanted.train)
     parts_of_run = parts_of(wanted, accelerator)
-    full, notes = presets.completed(wanted, parts_of_run, accelerator)
-    trainer = Trainer(full, accelerator=accelerator, **parts_of_run)
+    trainer = Trainer(wanted, accelerator=accelerator, **parts_of_run)
     o, n_threads = trainer.options, costs.choose_threads(trainer)
-    with costs.on_threads(n_threads):
-        seconds = presets.seconds_of_a_step(trainer)
+    (seconds,) = costs.interleaved_seconds({"": trainer}, {"": n_threads}, rounds=1, steps=TIMED, progress=False)[""]
     steps = min(o.steps, o.seconds / seconds)
     needed = gib(sum(checks.memory_of_step(trainer.model, trainer.micro_batch_size, accelerator)))
     return trainer.recipe, {
-        **{f"note {number}": note for number, note in enumerate(notes, 1)},
         **{name.replace("_", " "): count for name, count in sizes(trainer).items()},
         "event shape": tuple(trainer.data.shape),
         "examples": {split: len(getattr(trainer.data, split)) for split in ("train", "valid", "test")},

@@ -7,16 +7,15 @@ from pathlib import Path
 from accelerate import PartialState
 
 from indm.files import atomic
-from indm.workbench.data.base import Data, check_kind
+from indm.workbench.data.base import check_kind
 from indm.workbench.data.folder import find_images
 from indm.workbench.data.registry import load_data
 from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import BRIDGE, AnyTables, Recipe, Tables
-from indm.workbench.runs.devices import by_main_process, make_accelerator, on_cpu
+from indm.workbench.runs.devices import by_main_process, on_cpu
 from indm.workbench.runs.folder import check_empty, check_folder, check_no_links, finished, is_run
-from indm.workbench.training import presets
-from indm.workbench.training.loop import tell, train
+from indm.workbench.training.loop import train
 
 SIDES = ("a", "b")
 OF_BRIDGES = ("terminal", "terminal_noise", "initial_noise")  # keys of [train]
@@ -129,9 +128,6 @@ def train_pair(recipe: AnyTables, out: Path, *, resume: bool = False, progress: 
     with processes.main_process_first():
         both = [load_data(side.data.name, **side.data.options) for side in sides.values()]
     check_kind(both[1], both[0], "data have", "data_b")
-    if sides["a"].is_open:
-        recipe = _completed(recipe, sides["a"], min(both, key=lambda data: len(data.train)), progress)
-        sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
     if processes.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         atomic.text(out / PAIR, recipes.to_toml(paths.absolute(recipe)))
@@ -146,14 +142,6 @@ def train_pair(recipe: AnyTables, out: Path, *, resume: bool = False, progress: 
         if summary.signal_received:
             break
     return summaries
-
-
-def _completed(recipe: AnyTables, side: Recipe, data: Data, progress: bool) -> Tables:
-    """An open ``recipe`` of a pair with the preset that fits one ``side`` and the ``data`` of fewer examples."""
-    accelerator = make_accelerator(side.train)
-    preset, notes = presets.chosen(side, {"data": data}, accelerator)
-    tell(*notes, shown=progress and accelerator.is_main_process)
-    return recipes.with_preset(recipe, preset)
 
 
 def _started(out: Path, sides: dict[str, Recipe], resume: bool) -> list[str]:

@@ -28,16 +28,6 @@ def test_a_recipe_is_parsed_once_and_is_the_mapping_of_its_tables():
         recipe.flow = recipe.sde
 
 
-def test_a_recipe_with_a_preset_is_open_until_its_keys_are_filled_in():
-    tables = recipes.override(recipes.load("array"), {"net.width": "5"})
-    recipe = recipes.resolve(tables)
-    assert recipe.is_open and dict(recipe) == tables
-    small = tables["presets"]["small"]
-    filled = recipes.resolve(recipes.with_preset(recipe, small))
-    assert not filled.is_open and filled.net.options["width"] == 5
-    assert filled.train.lr == small["train"]["lr"] and filled.train.preset == ""
-
-
 @pytest.mark.parametrize("name", recipes.bundled())
 def test_every_recipe_is_complete_and_builds_its_model(name):
     recipe = recipes.resolve(recipes.load(name))
@@ -106,22 +96,19 @@ def test_another_part_keeps_nothing_of_the_old_one_but_the_truncation_of_the_dat
 
 
 @pytest.mark.parametrize(
-    "name, changes, rates",
+    "name, changes, rate",
     [
-        ("folder", {}, {"small": 3e-2, "medium": 1e-2, "large": 1e-2}),
-        ("folder", {"flow": "coupling"}, {"small": 2e-3, "medium": 1e-3, "large": 4e-4}),
-        ("folder", {"flow": "identity"}, {"small": 3e-2, "medium": 1e-2, "large": 1e-2}),
-        ("photos-32", {"flow": "coupling"}, {"": 2e-3}),
-        ("photos-32", {"flow": "coupling", "train.lr": "1e-4"}, {"": 1e-4}),
-        ("photos-32", {"flow": "coupling", "train.flow_lr": "5e-3"}, {"": 5e-3}),
-        ("two-spirals", {"flow": "coupling"}, {"": 1e-3}),
+        ("folder", {}, 3e-2),
+        ("folder", {"flow": "coupling"}, 2e-3),
+        ("folder", {"flow": "identity"}, 3e-2),
+        ("folder", {"flow": "coupling", "train.lr": "1e-4"}, 1e-4),
+        ("folder", {"flow": "coupling", "train.flow_lr": "5e-3"}, 5e-3),
+        ("two-spirals", {"flow": "coupling"}, 1e-3),
     ],
 )
-def test_a_flow_in_place_of_the_elementwise_one_has_the_rate_of_the_score(name, changes, rates):
+def test_a_flow_in_place_of_the_elementwise_one_has_the_rate_of_the_score(name, changes, rate):
     loaded = recipes.load(name)
-    tables = recipes.override(loaded, changes)
-    found = {size: preset["train"]["flow_lr"] for size, preset in tables.get(recipes.PRESETS, {}).items()}
-    assert (found or {"": tables["train"]["flow_lr"]}) == rates and loaded == recipes.load(name)
+    assert recipes.override(loaded, changes)["train"]["flow_lr"] == rate and loaded == recipes.load(name)
 
 
 @pytest.mark.parametrize(

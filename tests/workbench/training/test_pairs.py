@@ -45,7 +45,7 @@ def test_a_pair_that_was_stopped_goes_on(toys, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(pairs, "train", stopped)
     assert main(arguments) == 130 and calls == ["a", "b"]
-    said = "Interrupted in b, at step 1, which is saved. The same command with --resume continues."
+    said = "Interrupted in b, at step 1. The same command with --resume continues."
     assert capsys.readouterr().err.endswith(f"{said}\n")
     first = weights_hash(tmp_path / "pair" / "a")
     assert json.loads((tmp_path / "pair" / "b" / "summary.json").read_text())["steps"] == 1
@@ -72,7 +72,7 @@ def test_a_pair_that_is_told_to_stop_at_the_end_of_the_first_does_not_begin_the_
     with monkeypatch.context() as patch:
         patch.setattr(loop, "summarise", interrupted)
         assert main(arguments) == 130
-    assert "Interrupted in a, at step 2, which is saved" in capsys.readouterr().err and not (out / "b").exists()
+    assert "Interrupted in a, at step 2." in capsys.readouterr().err and not (out / "b").exists()
     for saved in [*(out / "a").rglob("*.pt")]:
         saved.unlink()  # a finished side needs none
     before = {path: path.stat().st_mtime_ns for path in (out / "a").rglob("*")}

@@ -1,0 +1,129 @@
+"""Intervals of a run as steps and as shares, what a run shows, and what it keeps in the end."""
+
+import contextlib
+import itertools
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import indm
+from indm.training import learning_rate_factor
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.runs.folder import read_metrics
+from indm.workbench.training import loop
+from indm.workbench.training.log import Progress
+from indm.workbench.training.loop import is_due, train
+
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")
+QUICK = {"train.steps": 4, "train.batch_size": 128, "train.threads": 1, "train.validate_examples": 4}
+
+
+@pytest.fixture
+def vectors(tmp_path):
+    path = tmp_path / "table.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32))
+    return path
+
+
+# Budgets as shares
+
+
+@pytest.mark.parametrize("steps", [7, 10, 30, 1000])
+@pytest.mark.parametrize("every", [0.1, 0.05, 0.3, 0.02])
+def test_intervals_that_are_shares(steps, every):
+    due = [step for step in range(1, steps + 1) if is_due(step, (step - 1) / steps, step / steps, every)]
+    ends = {math.ceil(round(k * every * steps, 6)) for k in range(1, int(1 / every + 1e-6) + 1)}
+    assert due == sorted(ends)
+
+
+def test_intervals_of_steps_and_of_seconds():
+    assert not any(is_due(step, 0.0, 1.0, math.inf) for step in range(1, 13))
+    assert [step for step in range(1, 13) if is_due(step, 0.0, 0.0, 5)] == [5, 10]
+    seconds = [0.0, 0.04, 0.11, 0.12, 0.35, 0.41]  # of a run whose steps take different times
+    due = [is_due(3, before, after, 0.1) for before, after in itertools.pairwise(seconds)]
+    assert due == [False, True, False, True, True]
+
+
+def test_warmup_that_is_a_share_rises_with_the_run():
+    assert [learning_rate_factor(0, progress, 0.1, 0.0) for progress in (0.0, 0.05, 0.1, 0.5)] == [0.0, 0.5, 1.0, 1.0]
+    assert learning_rate_factor(0, 0.95, 0.1, 0.1) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("key", ["log_every", "validate_every", "checkpoint_every"])
+def test_intervals_are_steps_or_shares(key):
+    for wrong in (0, 1.5, -1):
+        with pytest.raises(ValueError, match=rf"train\.{key} must be a whole number of steps, or a share of the run"):
+            indm.workbench.recipes.options.Training(**{key: wrong})
+    for value in (0.25, 7, math.inf):
+        assert getattr(indm.workbench.recipes.options.Training(**{key: value}), key) == value
+
+
+def test_a_run_validates_by_shares(vectors, tmp_path):
+    changes = {"data.path": str(vectors), **QUICK, "train.steps": 20, "train.log_every": 0.25}
+    train(recipes.recipe("array", changes | {"train.validate_every": 0.5}), tmp_path / "run", progress=False)
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if "valid_nelbo" in line] == [10, 20]
+    assert [line["step"] for line in lines if "loss" in line] == [5, 10, 15, 20]
+
+
+@pytest.mark.parametrize(
+    ("warmup", "step", "said"),
+    [
+        (0, 3, r"the run ended after 3 steps.*give it more train\.steps"),
+        (5, 3, r"the run ended inside its warm-up of 5 steps"),
+        (199, 200, None),
+    ],
+)
+def test_a_run_that_is_too_short_says_so(warmup, step, said):
+    trainer = SimpleNamespace(options=indm.workbench.recipes.options.Training(steps=step, warmup=warmup), step=step)
+    with pytest.warns(UserWarning, match=said) if said else contextlib.nullcontext():
+        loop.warn_of_short_run(trainer, False)
+
+
+@pytest.mark.long
+def test_the_final_model_may_be_that_of_the_best_validation(vectors, tmp_path):
+    tiny = {"net.width": 8, "net.depth": 1, "flow": "identity", "train.validate_every": 10}
+    changes = {"data.path": str(vectors), **QUICK, "train.steps": 60, "train.ema": 0.0, **tiny, "train.lr": 0.3}
+    for final in ("best", "last"):
+        recipe = recipes.recipe("array", changes | {"train.final": final})
+        summary = train(recipe, tmp_path / final, progress=False)
+    assert summary["best"]["step"] < 60  # at so large a rate the last is not the best
+    weights = {run: indm.INDM.load(tmp_path / run).state_dict() for run in ("best", "last", "best/best")}
+    same = {run: all(torch.equal(weights[run][k], weights["best/best"][k]) for k in weights[run]) for run in weights}
+    assert same == {"best": True, "last": False, "best/best": True}
+
+
+# Progress
+
+
+def test_without_a_terminal_progress_is_a_line_every_few_seconds(monkeypatch, capsys):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("indm.workbench.training.log.time", SimpleNamespace(monotonic=lambda: clock.now))
+    asked = []
+    with Progress(0.0, lambda: asked.append(1) or f"step {len(asked)}") as progress:
+        for step in range(1, 41):
+            clock.now += 1.0
+            progress.update(step / 40)
+    shown = [line.split()[0] for line in capsys.readouterr().err.splitlines()]
+    assert shown == ["2%", "15%", "28%", "40%", "52%", "65%", "78%", "90%", "100%"] and len(asked) == len(shown)
+
+
+def test_disabled_progress_asks_for_nothing(capsys):
+    with Progress(0.0, lambda: pytest.fail("asked"), disabled=True) as progress:
+        progress.update(0.5)
+        progress.update(1.0)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_a_run_shows(vectors, tmp_path, capsys):
+    changes = {"data.path": str(vectors), **QUICK, "train.validate_every": 2}
+    changes |= {"train.lr": 0.002, "train.flow_lr": 0.03, "train.warmup": 0}
+    with pytest.warns(UserWarning, match="the run ended after 4 steps"):
+        train(recipes.recipe("array", changes), tmp_path / "run")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("read from ") and lines[1].startswith("split by seed 0"), lines
+    assert any(line.startswith(" 25% step 1, NELBO ") and " nats, rate 0.002, " in line for line in lines), lines
+    assert any(line.startswith("100% step 4, NELBO ") and ", validation " in line for line in lines)
