@@ -21,7 +21,7 @@ from parts import ROOT, SELDOM, Options, Part, Skipped, do_all
 
 RUNS = {  # recipe → the folder of its data, and the options that take it
     "fashion-mnist": ("fashion-mnist", ["--data.download=false", "--data.root"]),
-    "emoji-64": ("emoji", ["--data.path"]),
+    "folder": ("emoji", ["--data.size=64", "--net.multipliers=[1,1,2,2]", "--train.batch_size=16", "--data.path"]),
 }
 SMALL = [  # of every recipe in a rehearsal
     "--net.channels=4", "--net.multipliers=[1,1]", "--net.blocks=1", "--net.attention=[]", "--train.batch_size=4",

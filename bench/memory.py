@@ -21,10 +21,10 @@ from indm.workbench.training.checks import COPIES, TooLarge, memory_of_step
 from indm.workbench.training.trainer import Trainer
 
 RECIPES = (
-    "eight-gaussians", "digits", "fashion-mnist-16", "fashion-mnist", "emoji-32", "emoji-64", "cifar10-vp-nll",
+    "eight-gaussians", "digits", "fashion-mnist-16", "fashion-mnist", "folder", "cifar10-vp-nll",
     "celeba64-vp-nll",
 )  # fmt: skip
-IMAGES = {"digits": (1, 8), "fashion-mnist": (1, 28), "emoji": (3, 32), "cifar10": (3, 32), "celeba": (3, 64)}
+IMAGES = {"digits": (1, 8), "fashion-mnist": (1, 28), "folder": (3, 32), "cifar10": (3, 32), "celeba": (3, 64)}
 MIB = 2**20
 
 

@@ -1,6 +1,6 @@
 """How fast recipes are on this machine, by precision: steps, samples and likelihoods a second, and the memory of each.
 
-    python bench/speed.py                               # fashion-mnist and emoji-64, in every precision
+    python bench/speed.py                               # in every precision
     python bench/speed.py --how float32 --recipes digits
 
 On noise images, so that no data are needed. "compiled" is bfloat16 with the network under torch.compile. In bfloat16,
@@ -24,7 +24,7 @@ from indm.workbench.training.costs import ROUNDS, interleaved_seconds
 from indm.workbench.training.trainer import Trainer
 
 HOW = {"float32": ("no", False), "bfloat16": ("bf16", False), "compiled": ("bf16", True)}
-RECIPES = ("fashion-mnist", "emoji-64")
+RECIPES = ("fashion-mnist", "folder")
 
 
 def speed(

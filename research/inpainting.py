@@ -131,6 +131,7 @@ def picture(model: indm.INDM, data: Data, path: Path) -> None:
     plots.save_pixels(sheets.sheet(panels, levels, across=1), path)
 
 
+@indm.trust("research")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", help="folders, or models of the package")

@@ -1,7 +1,7 @@
 """The models that come with the package: puts what others get of a finished run into ``indm/pretrained``.
 
     python -m research.pretrained runs/digits                                              # a minute of one core
-    python -m research.pretrained HOME/runs/models/photos-32 --extractors HOME/extractors  # half an hour
+    python -m research.pretrained HOME/runs/models/fashion-mnist --extractors HOME/extractors  # an hour
 
 The name of the run's folder is that of a row of :data:`MODELS`, which has the command that trains it and the licence of
 its data. The weights of the network are rounded to bfloat16; those of the flow and of the noise of grey levels stay in
@@ -64,18 +64,8 @@ MODELS = {
         "Optical Recognition of Handwritten Digits by E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, "
         "CC-BY-4.0, as scikit-learn has them.",
     ),
-    "emoji-32": Origin(
-        BUDGET.format("emoji-32"),
-        "Noto Emoji by Google, Apache-2.0, of the npm package emoji-datasource-google 16.0.0.",
-    ),
     "fashion-mnist": Origin(
         BUDGET.format("fashion-mnist"), "Fashion-MNIST by H. Xiao, K. Rasul and R. Vollgraf, Zalando Research, MIT."
-    ),
-    "photos-32": Origin(
-        BUDGET.format("photos-32"),
-        "25 photographs of two Debian packages: budgie-backgrounds (16, CC0-1.0) and lomiri-wallpapers-16.04 (A. "
-        "Berasategi, Freespace, J. Mede and C. Engelhardt: CC-BY-4.0, one of them CC0-1.0); each was reduced and cut "
-        "into patches.",
     ),
 }
 

@@ -23,6 +23,7 @@ import torch
 import indm
 from indm.workbench.data.base import Data
 from indm.workbench.recipes import recipe as recipes
+from research.data import recipe_file
 from research.flow_gain.cells import (
     STUDIES,
     Averages,
@@ -64,7 +65,7 @@ OTHERS: dict[str, Setting] = {  # what else is tried at the best network and rat
 
 def training(o: argparse.Namespace, data: str, setting: Setting) -> Training:
     """Of the recipe with its noise and flow, and ``setting``; a batch below 1 is a part of the recipe's."""
-    recipe = recipes.load(data)
+    recipe = recipes.load(recipe_file(data))
     if setting.get("train.batch_size", 1) < 1:
         setting = setting | {"train.batch_size": int(setting["train.batch_size"] * recipe["train"]["batch_size"])}
     noise = recipe.get("dequantization", {"name": "uniform"})["name"]

@@ -178,7 +178,7 @@ def test_training_resumes(tmp_path, precision):
 KEPT = [
     ("digits", {}, SHAPE),
     ("digits", {"flow": "residual"}, SHAPE),
-    ("emoji-32", {"train.batch_size": 4}, (3, 32, 32)),
+    ("folder", {"train.batch_size": 4}, (3, 32, 32)),
     (
         "cifar10-vp-nll",
         {"net.channels": 16, "net.blocks": 1, "flow.blocks": [1, 1], "train.batch_size": 4},

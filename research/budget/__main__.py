@@ -31,6 +31,7 @@ from indm.workbench.training.costs import trainer_of
 from research.budget import family, splines
 from research.budget.design import ALIKE, SEARCH_SEED, STUDIES, TENTH, Job, Planner, Setting, merged, steps_of
 from research.budget.scores import scores
+from research.data import recipe_file
 
 RECORDS = Path(__file__).parents[1] / "records"
 ROUNDS, STEPS_A_ROUND = 7, 3  # of a cost; the first round warms up, and steps hold a whole cycle of flow_update_every
@@ -76,7 +77,9 @@ class Home:
             of_unit, own = (
                 changes | {"train.steps": 100} for changes in (merged(ALIKE, s.setting, variant.setting), job.setting)
             )
-            unit, recipe = (indm.recipe(s.recipe, changes | self.path(s.folder)) for changes in (of_unit, own))
+            unit, recipe = (
+                indm.recipe(recipe_file(s.recipe), changes | self.path(s.folder)) for changes in (of_unit, own)
+            )
             atomic.json_object(path, {"study": study, "structure": kind} | cost_in_turns(unit, recipe))
         return json.loads(path.read_text())["cost"]
 
@@ -123,7 +126,7 @@ def train(home: Home, job: Job) -> None:
     """Train, or go on."""
     out = home.run(job.name)
     if job.command == "train":
-        sources, changes = [job.recipe], job.setting | home.path(job.folder)
+        sources, changes = [recipe_file(job.recipe)], job.setting | home.path(job.folder)
         begun = (out / "recipe.toml").exists()
     else:
         sources, changes = [str(home.data / folder) for folder in job.folders], job.setting
@@ -267,6 +270,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     print(path, len(rows))
 
 
+@indm.trust("research")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("queue", "job", "table"))

@@ -269,22 +269,6 @@ SHIPPED = [
         tested=True,
         about={"study": "models", "variant": "fashion-mnist", "stage": "final", "seed": 1},
     ),
-    Job(
-        "models/emoji-32",
-        "emoji-32",
-        ALIKE | LONGER,
-        folder="emoji-google/package",
-        tested=True,
-        about={"study": "models", "variant": "emoji-32", "stage": "final", "seed": 1},
-    ),
-    Job(
-        "models/photos-32",
-        "photos-32",
-        ALIKE | LONGER | {"data.patches": 400},
-        folder="photos-free",
-        tested=True,
-        about={"study": "models", "variant": "photos-32", "stage": "final", "seed": 1},
-    ),
 ]
 EMOJI = ("emoji-pairs/google", "emoji-pairs/twitter")
 PAIR: Setting = ALIKE | FOR_EMOJI | {

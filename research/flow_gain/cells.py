@@ -28,6 +28,7 @@ from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.devices import make_accelerator
 from indm.workbench.training.costs import interleaved_seconds, trainer_of
 from indm.workbench.training.trainer import Trainer
+from research.data import recipe_file
 from research.records import Records, made_by
 
 PARTS = {"truncated-normal": "research.forward.noise:TruncatedNormal"}  # names in the records
@@ -140,11 +141,11 @@ class Training:
     def recipe(self) -> Recipe:
         changes: Setting = {"train.steps": self.steps, "train.seconds": math.inf, "train.seed": self.seed}
         changes |= {} if self.path is None else {"data.path": self.path}
-        eps = recipes.load(self.data)["sde"].get("eps")
+        eps = recipes.load(recipe_file(self.data))["sde"].get("eps")
         if "sde" in self.setting and eps is not None:  # another SDE has the ε of the data
             changes["sde.eps"] = eps
         changes["dequantization"] = PARTS.get(self.dequantization, self.dequantization)
-        return recipes.recipe(self.data, changes | SIDES[self.side] | self.setting)
+        return recipes.recipe(recipe_file(self.data), changes | SIDES[self.side] | self.setting)
 
     def trainer(self) -> Trainer:
         """What trains it."""
@@ -167,7 +168,8 @@ def data_of(name: str, path: str | None, other: Setting | None = None) -> Data:
 
 @functools.cache
 def _loaded(name: str, changes: tuple[tuple[str, Any], ...]) -> Data:
-    return load_data(**recipes.recipe(name, dict(changes))["data"])
+    with indm.trust("research"):
+        return load_data(**recipes.recipe(recipe_file(name), dict(changes))["data"])
 
 
 Averages = dict[float, torch.nn.Module]  # by their decay

@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 
 from indm.workbench.recipes import recipe as recipes
+from research.data import recipe_file
 from research.flow_gain.cells import (
     DEQUANTIZATIONS,
     FIRST_SEED,
@@ -180,7 +181,7 @@ def final(o: argparse.Namespace, data: str, kind: str = "final") -> list[tuple]:
 
 def capacity(o: argparse.Namespace, data: str) -> list[tuple]:
     """Linear, elementwise and INDM along the width of the score and the budget, and INDM along that of the flow."""
-    recipe = recipes.load(data)
+    recipe = recipes.load(recipe_file(data))
     usual = recipe["net"]["channels"], recipe["flow"].get("width", 32)
     grid = [(channels, usual[1], budget) for budget in BUDGETS for channels in WIDTHS]
     jobs = {}

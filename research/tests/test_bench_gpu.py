@@ -73,8 +73,8 @@ def check_done(out):
     assert {part["status"] for part in summary.values()} == {"done"}, summary
     assert len(numbers(summary)) > 60 and all(map(math.isfinite, numbers(summary)))
     table = (out / "summary.md").read_text()
-    assert table.count("| done |") == len(gpu.PARTS) and "![emoji-64-sample](emoji-64/samples.png)" in table
-    assert (out / "emoji-64" / "samples.png").exists()
+    assert table.count("| done |") == len(gpu.PARTS) and "![folder-sample](folder/samples.png)" in table
+    assert (out / "folder" / "samples.png").exists()
     return summary
 
 
@@ -117,13 +117,13 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert {part["status"] for part in summary.values()} == {"skipped"}
     assert "built without CUDA" in summary["device"]["why"] and summary["tests"]["why"] == "device is not done"
-    assert summary["emoji-64-train"]["why"] == "device is not done"
+    assert summary["folder-train"]["why"] == "device is not done"
     (tmp_path / "out" / "records" / "device.json").write_text('{"status": "done"}')
-    trainings = [part for part in gpu.PARTS if part.name.startswith("emoji-64")]
+    trainings = [part for part in gpu.PARTS if part.name.startswith("folder")]
     assert do_all(trainings, options(tmp_path / "out", tmp_path)) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["emoji-64-train"]["why"] == f"missing data: {tmp_path}/emoji (make gpu-data DATA={tmp_path})"
-    assert summary["emoji-64-sample"]["why"] == "emoji-64-train is not done"
+    assert summary["folder-train"]["why"] == f"missing data: {tmp_path}/emoji (make gpu-data DATA={tmp_path})"
+    assert summary["folder-sample"]["why"] == "folder-train is not done"
 
     there = importlib.metadata.version
 

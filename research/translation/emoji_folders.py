@@ -3,7 +3,7 @@
     python -m research.translation.emoji_folders emoji-datasource-google emoji-datasource-twitter --out runs/emoji
 
 Names in ``google-test`` and ``twitter-test`` are the same, and of concepts that the other two folders do not show.
-Flags are left out. See :mod:`indm.workbench.data.emoji` for how to get the packages, and for concepts.
+Flags are left out. See :mod:`research.data.emoji` for how to get the packages, and for concepts.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from indm.workbench.data.emoji import SIDE, image_folder, is_flag, split_by_concept
+from research.data.emoji import SIDE, image_folder, is_flag, split_by_concept
 
 
 def main() -> None:

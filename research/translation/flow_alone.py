@@ -140,6 +140,7 @@ def table(data: str, records: Records) -> str:
     return in_table("flow", "parameters", *(f"{step} steps" for step in steps), rows=rows)
 
 
+@indm.trust("research")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=list(FLOWS))

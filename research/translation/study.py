@@ -45,6 +45,7 @@ from indm.workbench.training.loop import train
 from indm.workbench.training.pairs import as_bridge, train_pair
 from indm.workbench.translation.metrics import COLUMNS, RECALL, against_truth, limits, translation_metrics, two_classes
 from indm.workbench.translation.routes import TranslationRuns, open_runs
+from research.data import recipe_file
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
 
@@ -108,7 +109,7 @@ def of_classes(recipe: dict, changes: dict[str, str], out: Path) -> Route:
 
 def recipe_of(name: str, paths: Sequence[str] | None, seed: int) -> dict:
     """A recipe of two data sets: a bundled one, or emoji of two packages."""
-    recipe = recipes.override(recipes.load(name), {"train.seed": str(seed)})
+    recipe = recipes.override(recipes.load(recipe_file(name)), {"train.seed": str(seed)})
     if name != ARTISTS:
         return recipe
     if paths is None:
@@ -359,6 +360,7 @@ def picture(pictures: dict[str, Tensor], levels: int, path: Path) -> None:
     save_pixels(sheet([Panel(torch.cat(list(pictures.values())), SHOWN, rows=names)], levels), path)
 
 
+@indm.trust("research")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+")

@@ -45,9 +45,7 @@ OPTIONS = {
     "condition": {"classes": {"labels": ["a", "b", "c"]}, "vector": {"size": 2}, "image": {"channels": 2}},
     "data": {
         "array": {"path": "vectors.npy"},
-        "emoji": {"path": "emoji"},
         "folder": {"path": "images", "size": 8},
-        "patches": {"path": "images", "size": 8, "patches": 3},
         "datasets": {"path": "saved", "size": 8},
         **{name: FEW for name in DENSITIES},
     },

@@ -25,10 +25,6 @@ def files(tmp_path_factory):
     folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     np.save(folder / "vectors.npy", 3 + 2 * random.standard_normal((80, 3)).astype(np.float32))
     (folder / "images").mkdir()
-    (folder / "emoji").mkdir()
-    for i in range(40):
-        pixels = random.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "emoji" / f"1f6{i:02x}.png")
     for i in range(20):
         Image.fromarray(random.integers(0, 256, (9, 11, 3), dtype=np.uint8)).save(folder / "images" / f"{i}.png")
     images = [str(path) for path in sorted((folder / "images").iterdir())]

@@ -572,8 +572,8 @@ def test_refuses_what_would_lose_a_run(tmp_path):
     train(change(DIGITS, steps=1), run, progress=False)
     with pytest.raises(ValueError, match="exists and is not empty: continue it with --resume"):
         train(DIGITS, run, progress=False)
-    other = change(DIGITS, lr=0.5) | {"flow": {"name": "residual", "blocks": [1, 1], "width": 5}}
-    with pytest.raises(ValueError, match=r"another recipe: it differs in flow\.width, train\.lr;"):
+    other = change(DIGITS, weight_decay=0.5) | {"flow": {"name": "residual", "blocks": [1, 1], "width": 5}}
+    with pytest.raises(ValueError, match=r"another recipe: it differs in flow\.width, train\.weight_decay;"):
         train(other, run, resume=True, progress=False)
 
     for state in (run / "checkpoints").iterdir():

@@ -190,9 +190,9 @@ def test_one_model_of_two_sets_of_labels_and_what_cannot_be_one(capsys, tmp_path
     error = error_of(capsys, "train-bridge", "digits-3-8", "--data-b.limit", "9", "--out", tmp_path / "none")
     assert "must be two folders or two labels of one data set for one model of both" in error
     assert "differ in that alone, got ['label', 'limit'] of 'digits'" in error
-    emoji = {"data": {"name": "emoji", "path": "google"}, "data_b": {"name": "emoji", "path": "twitter"}}
-    with pytest.raises(ValueError, match=r"got \['path'\] of 'emoji'"):
-        as_one(recipes.load("emoji-32") | emoji)
+    arrays = {"data": {"name": "array", "path": "a.npy"}, "data_b": {"name": "array", "path": "b.npy"}}
+    with pytest.raises(ValueError, match=r"got \['path'\] of 'array'"):
+        as_one(recipes.load("digits") | arrays)
 
 
 def test_files_patterns_and_arrays_are_taken(trained, toys, tmp_path):

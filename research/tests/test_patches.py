@@ -9,9 +9,8 @@ from PIL import Image
 
 import indm
 from indm.workbench.data.base import PARTS, stack
-from indm.workbench.data.patches import Patches
-from indm.workbench.data.registry import load_data
 from indm.workbench.evaluation.statistics import mean_and_error
+from research.data.patches import Patches, load_patches
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def photographs(tmp_path):
 
 
 def test_no_photograph_has_patches_in_two_splits(photographs):
-    data = load_data("patches", path=str(photographs), size=8, patches=5, short=24)
+    data = load_patches(path=str(photographs), size=8, patches=5, short=24)
     levels = {part: stack(getattr(data, part)).flatten(1) for part in PARTS}
     assert all(bool((values == values[:, :1]).all()) for values in levels.values())
     photos = {part: set(values[:, 0].tolist()) for part, values in levels.items()}
@@ -71,7 +70,7 @@ def test_a_damaged_photograph_is_replaced_by_the_next(photographs):
 )
 def test_mistakes_name_their_option(photographs, options, words):
     with pytest.raises(ValueError, match=words):
-        load_data("patches", path=str(photographs), **{"size": 8} | options)
+        load_patches(path=str(photographs), **{"size": 8} | options)
 
 
 def test_the_error_of_a_mean_is_over_groups():
