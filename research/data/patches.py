@@ -1,7 +1,6 @@
 """Patches of photographs: small squares cut from a folder of large images, split by photograph."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from indm.files.memory import check_memory
 from indm.workbench.data.base import Data
 from indm.workbench.data.folder import Files, find_images
-from indm.workbench.data.image_files import ImageFiles, ImageOptions, data_of_images, image_loader
+from indm.workbench.data.image_files import ImageFiles, ImageOptions, data_of_images
 from indm.workbench.data.images import RESIZE_MODES, pixels_of
 from indm.workbench.data.raw import words_of
 from indm.workbench.data.splits import describe_split
@@ -76,35 +75,21 @@ class Patches(ImageFiles):
         return torch.stack([pixels[:, top : top + height, left : left + width] for top, left in tops_and_lefts])
 
 
-@dataclass(frozen=True, kw_only=True)
-class PatchOptions(ImageOptions):
-    """Options of patches; ``size`` is that of a patch, and the splits are of photographs.
-
-    Args:
-        size: side in pixels of a patch, or height x width: "24x48" or [24, 48].
-        valid: fraction of the photographs for validation.
-        test: fraction of the photographs for the test.
-        seed: of the split and of the patches' places.
-        patches: of each photograph, at places drawn by ``seed``.
-        short: pixels to which the short side of a larger photograph is reduced first.
-    """
-
-    size: int | str | list[int] = 32
-    test: float = 0.2
-    patches: int = 80
-    short: int = 512
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.patches < 1:
-            raise ValueError(f"patches must be at least 1 of each photograph, got {self.patches}; 80 is usual")
-        if self.short < max(self.sides):
-            size = words_of(self.sides)
-            raise ValueError(f"short must be at least the patches' size {size}, got {self.short}; 512 is usual")
-
-
-@image_loader(PatchOptions)
-def load_patches(options: PatchOptions, *, path: str | Path) -> Data:
+def load_patches(
+    *,
+    path: str | Path,
+    patches: int = 80,
+    short: int = 512,
+    size: int | str | list[int] = 32,
+    channels: int | None = None,
+    resize: str = "bilinear",
+    background: str = "white",
+    valid: float = 0.1,
+    test: float = 0.2,
+    seed: int = 0,
+    centered: bool = True,
+    flip: bool = False,
+) -> Data:
     """Patches of all photographs under a folder (recursive, hidden files apart), split by photograph.
 
     No photograph has patches in two splits. Patches of one photograph are alike, so the standard errors of an
@@ -112,13 +97,32 @@ def load_patches(options: PatchOptions, *, path: str | Path) -> Data:
 
     Args:
         path: the folder. A photograph that lies there in several sizes or crops could be in two splits: keep one.
+        patches: of each photograph, at places drawn by ``seed``.
+        short: pixels to which the short side of a larger photograph is reduced first.
+        size: side in pixels of a patch, or height x width: "24x48" or [24, 48].
+        channels: 1 (grey) or 3 (RGB), by default 3 where any photograph is in colour.
+        resize: how photographs are reduced: "bilinear", "bicubic", …; antialiased.
+        background: behind transparent pixels.
+        valid: fraction of the photographs for validation.
+        test: fraction of the photographs for the test.
+        seed: of the split and of the patches' places.
+        centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
+        flip: whether training flips images horizontally at random.
 
     Raises:
         ValueError: an option out of range, a folder without images, or more patches than memory holds.
     """
+    options = ImageOptions(
+        size=size, channels=channels, resize=resize, background=background, valid=valid, test=test, seed=seed
+    )
+    if patches < 1:
+        raise ValueError(f"patches must be at least 1 of each photograph, got {patches}; 80 is usual")
+    if short < max(options.sides):
+        raise ValueError(
+            f"short must be at least the patches' size {words_of(options.sides)}, got {short}; 512 is usual"
+        )
     files, (_, n_colour), notes = find_images(Path(path).expanduser())
-    shape = (options.channels or (3 if n_colour else 1), *options.sides)
-    count, seed = options.patches, options.seed
+    shape, count = (channels or (3 if n_colour else 1), *options.sides), patches
     try:
         check_memory(len(files) * count * math.prod(shape))
     except ValueError as error:
@@ -128,16 +132,14 @@ def load_patches(options: PatchOptions, *, path: str | Path) -> Data:
     parts = options.split(len(files))
     corners = torch.rand(len(files), count, 2, generator=torch.Generator().manual_seed(seed))
     sets = {
-        part: Patches(
-            files.select(chosen.numpy()), shape, corners[chosen], options.short, options.resize, options.background
-        )
+        part: Patches(files.select(chosen.numpy()), shape, corners[chosen], short, resize, background)
         for part, chosen in parts.items()
     }
     notes += [
         f"{count} patches of {words_of(options.sides)} pixels from each photograph, reduced to a short side of "
-        f"{options.short} ({options.resize}), on {options.background}",
+        f"{short} ({resize}), on {background}",
         f"{describe_split(parts, seed, 'by photograph ')} photographs",
     ]
     groups = {part: chosen.repeat(count) for part, chosen in parts.items()}
     about = {"notes": notes, "fingerprint": files.fingerprint(), "groups": groups}
-    return data_of_images("patches", sets, options.centered, options.flip, **about)
+    return data_of_images("patches", sets, centered, flip, **about)

@@ -260,9 +260,9 @@ def test_the_memory_of_a_container_counts(tmp_path, monkeypatch, groups, limits)
 
 def test_an_idx_file_that_claims_much(tmp_path):
     path = tmp_path / "a.gz"
-    for shape, complaint in (((2**32 - 1,) * 3, "more than a file of its size"), ((100, 28, 28), "holds more bytes")):
+    for shape in ((2**32 - 1,) * 3, (100, 28, 28)):
         path.write_bytes(gzip.compress(np.array([2051, *shape], ">u4").tobytes() + bytes(10**7)))
-        with pytest.raises(ValueError, match=complaint):
+        with pytest.raises(ValueError, match=r"is damaged: it must have .* got 2051 and 10,000,016 bytes of shape"):
             read_idx(path, 2051)
 
 

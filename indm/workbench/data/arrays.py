@@ -35,7 +35,7 @@ def load_array(
 
     Floats (N, D) are vectors, standardised by the training split. Integers are grey levels 0 … ``levels`` − 1:
     images (N, H, W), (N, H, W, C) or (N, C, H, W), or vectors (N, D). For tables see
-    :func:`indm.workbench.data.tables.read_table`; they are floats without ``levels``, and integers with them.
+    :func:`indm.workbench.data.tables.read_columns`; they are floats without ``levels``, and integers with them.
 
     Args:
         path: the file.
@@ -83,23 +83,26 @@ def _with_conditions(
     path: Path, key: str | None, levels: int | None, x: tuple[str, ...], c: tuple[str, ...]
 ) -> list[Any]:
     """The array of a file, and the conditions that ``c`` names in it or beside it, None without."""
-    suffix = path.suffix.lower()
-    if suffix in tables.PARQUET or (suffix in tables.SUFFIXES and (x or c)):
-        return [*tables.read_columns(path, x, c)]
+    if path.suffix.lower() in tables.SUFFIXES | tables.PARQUET:
+        if key is not None:
+            raise ValueError(f"{path}: key {key!r} was given, but a table is one array without a name")
+        values, conditions = tables.read_columns(path, x, c)
+        is_whole = levels is not None and np.array_equal(values, np.floor(values))
+        return [values.astype(np.int64) if is_whole else values, conditions]
     if x or len(c) > 1:
         raise ValueError(f"{path} has no named columns: data.x and several data.c are for tables, got {(*x, *c)}")
-    array = _read_array(path, key, levels)
+    array = _read_array(path, key)
     if array.dtype.kind == "f" and array.ndim > 2:  # grey levels that were most likely lost
         raise ValueError(f"{path} holds {array.dtype} of shape {array.shape}; float vectors or uint8 images would do")
     if not c:
         return [array, None]
     is_beside = untrusted.array_names(path) is None
-    return [array, untrusted.array(path.parent / c[0]) if is_beside else _read_array(path, c[0], levels)]
+    return [array, untrusted.array(path.parent / c[0]) if is_beside else _read_array(path, c[0])]
 
 
 def read_events(path: Path, levels: int | None) -> Tensor:
     """The events of a .npy, .npz (the only array, or ``samples``) or .csv file, in data units, (N, *event)."""
-    array = _read_array(path, None, levels)
+    array, _ = _with_conditions(path, None, levels, (), ())
     if 0 in array.shape:
         raise ValueError(f"{path} holds no events: its shape is {array.shape}")
     if (levels is None) != (array.dtype.kind == "f"):
@@ -109,17 +112,10 @@ def read_events(path: Path, levels: int | None) -> Tensor:
     return torch.from_numpy(events)
 
 
-def _read_array(path: Path, key: str | None, levels: int | None) -> np.ndarray:
-    suffix = path.suffix.lower()
-    if suffix in tables.SUFFIXES:
-        if key is not None:
-            raise ValueError(f"{path}: key {key!r} was given, but a table is one array without a name")
-        table = tables.read_table(path)
-        is_whole = levels is not None and np.array_equal(table, np.floor(table))
-        return table.astype(np.int64) if is_whole else table
+def _read_array(path: Path, key: str | None) -> np.ndarray:
     if path.is_dir():
         raise ValueError(f'{path} is a folder: a .npy, .npz or .csv file would do, and "--data folder" reads images')
-    if path.is_file() and suffix not in (".npy", ".npz"):
+    if path.is_file() and path.suffix.lower() not in (".npy", ".npz"):
         raise ValueError(f"{path} is not a .npy, .npz, .csv or .parquet file: write it as one of these")
     names = untrusted.array_names(path)
     if names is None:

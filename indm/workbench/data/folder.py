@@ -20,7 +20,7 @@ from indm.files import atomic
 from indm.files.plain import cache_folder
 from indm.messages import brief, counted, reason
 from indm.workbench.data.base import Data
-from indm.workbench.data.image_files import WholeImages, image_loader
+from indm.workbench.data.image_files import ImageOptions
 from indm.workbench.data.images import SUFFIXES, read_image, read_kind
 
 KINDS = (None, "L", "RGB")  # of a file: no image that can be used, grey, colour
@@ -164,11 +164,20 @@ def _list_files(folder: Path) -> Index:
 # ── Folders as data ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@image_loader(WholeImages)
 def load_folder(
-    options: WholeImages,
     *,
     path: str | Path,
+    size: int | str | list[int],
+    channels: int | None = None,
+    resize: str = "bilinear",
+    background: str = "white",
+    crop: bool | int = True,
+    valid: float = 0.1,
+    test: float = 0.1,
+    seed: int = 0,
+    limit: int | None = None,
+    centered: bool = True,
+    flip: bool = False,
     grey: bool | list[str] = False,
     strict: bool = False,
     classes: bool | list[str] = False,
@@ -183,12 +192,31 @@ def load_folder(
 
     Args:
         path: the folder.
+        size: side in pixels of the square to which all images are brought, or height x width: "24x48" or [24, 48].
+        channels: 1 (grey) or 3 (RGB), by default 3 where any image is in colour.
+        resize: how: "bilinear", "bicubic", "lanczos", …; antialiased.
+        background: behind transparent pixels: "white", "black", "#rrggbb" or a colour that Pillow's ImageColor knows.
+        crop: true cuts out the largest rectangle in the middle with the aspect ratio of ``size``, a number the one with
+            that shorter side; false squeezes.
+        valid: fraction of the images for validation.
+        test: fraction of the images for the test.
+        seed: of the split.
+        limit: training examples to keep, the first ones; all by default.
+        centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
+        flip: whether training flips images horizontally at random.
         grey: whether images are made grey whatever the channels, or those of which classes. What is translated into
             them is written in grey.
         strict: decode every file now, and take none that is no image or damaged.
         classes: whether each folder in it is a class, called like that folder; or those folders in it that are, and
             then no other is read.
+
+    Raises:
+        ValueError: an option out of range, an image that memory cannot hold, or a folder without images.
     """
+    options = ImageOptions(
+        size=size, channels=channels, resize=resize, background=background, crop=crop, valid=valid, test=test,
+        seed=seed, limit=limit, centered=centered, flip=flip,
+    )  # fmt: skip
     folder = Path(path).expanduser()
     if isinstance(classes, bool):
         files, (n_grey, n_colour), notes = find_images(folder, strict=strict)

@@ -7,7 +7,6 @@ import importlib.util
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,26 @@ import numpy as np
 from indm.files.plain import check_plain
 from indm.messages import brief, nearest, reason
 from indm.workbench.data.base import Data, as_data
-from indm.workbench.data.image_files import WholeImages, image_loader
+from indm.workbench.data.image_files import ImageOptions
 from indm.workbench.data.images import Stored, read_kind
 
 LOOKED_AT = 32  # images whose headers decide on colour
 
 
-@dataclass(frozen=True, kw_only=True)
-class HubOptions(WholeImages):
-    """Options of images, or of columns of numbers, which need no ``size``."""
-
-    size: int | str | list[int] | None = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        if self.size is not None:
-            super().__post_init__()
-
-
-@image_loader(HubOptions)
 def load_hub(
-    options: HubOptions,
     *,
     path: str | Path,
+    size: int | str | list[int] | None = None,
+    channels: int | None = None,
+    resize: str = "bilinear",
+    background: str = "white",
+    crop: bool | int = True,
+    valid: float = 0.1,
+    test: float = 0.1,
+    seed: int = 0,
+    limit: int | None = None,
+    centered: bool = True,
+    flip: bool = False,
     config: str | None = None,
     split: str = "train",
     download: bool = True,
@@ -54,6 +51,19 @@ def load_hub(
     Args:
         path: a name on the hub, "user/name", or a folder: of images, tables or tar files of webdataset (where x is
             "png" and c "cls"), or what ``save_to_disk`` wrote.
+        size: side in pixels of the square to which all images are brought, or height x width: "24x48" or [24, 48].
+            Columns of numbers need none.
+        channels: 1 (grey) or 3 (RGB), by default 3 where any image is in colour.
+        resize: how: "bilinear", "bicubic", "lanczos", …; antialiased.
+        background: behind transparent pixels: "white", "black", "#rrggbb" or a colour that Pillow's ImageColor knows.
+        crop: true cuts out the largest rectangle in the middle with the aspect ratio of ``size``, a number the one with
+            that shorter side; false squeezes.
+        valid: fraction of the images for validation.
+        test: fraction of the images for the test.
+        seed: of the split.
+        limit: training examples to keep, the first ones; all by default.
+        centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
+        flip: whether training flips images horizontally at random.
         config: which of its configurations, where there are several.
         split: which of its splits; "train+test" takes both.
         download: whether to ask the hub for what is not on this machine.
@@ -73,21 +83,26 @@ def load_hub(
     conditions = _conditions(rows, c) if c else None
     kind = rows.features[names[0]]
     if type(kind).__name__ != "Image":
-        if options.size is not None:
+        if size is not None:
             raise ValueError(f"size is for images, and the column {names[0]!r} of {path} holds {brief(kind)}")
         table = np.column_stack([np.asarray(rows.with_format("numpy")[name][:]) for name in names])
-        shared = {name: getattr(options, name) for name in ("valid", "test", "seed", "limit", "centered", "flip")}
-        c_rows = False if conditions is None else conditions
-        return as_data(table, name="datasets", levels=levels, where=path, c=c_rows, **shared)
-    if len(names) > 1 or options.size is None:
+        return as_data(
+            table, name="datasets", levels=levels, where=path, c=False if conditions is None else conditions,
+            valid=valid, test=test, seed=seed, limit=limit, centered=centered, flip=flip,
+        )  # fmt: skip
+    if len(names) > 1 or size is None:
         raise ValueError(
             f"the column {names[0]!r} of {path} holds images, which stand alone in data.x and need data.size"
         )
+    options = ImageOptions(
+        size=size, channels=channels, resize=resize, background=background, crop=crop, valid=valid, test=test,
+        seed=seed, limit=limit, centered=centered, flip=flip,
+    )  # fmt: skip
     images = HubImages(rows, names[0], _places(Path(path).expanduser()))
     if not len(images):
         raise ValueError(f"{path} holds no images")
     looked_at = np.linspace(0, len(images) - 1, min(len(images), LOOKED_AT)).astype(int)
-    colour = options.channels is None and "RGB" in _kinds(images[i] for i in looked_at.tolist())
+    colour = channels is None and "RGB" in _kinds(images[i] for i in looked_at.tolist())
     notes, labels = [f"{len(images)} images of {path}, {options.note}"], () if conditions is None else conditions
     return options.data_of("datasets", path, images, colour, notes, labels)
 

@@ -1,13 +1,12 @@
 """Image files as a data set: one class of options, and images decoded when they are asked for."""
 
 import functools
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from PIL import Image
@@ -28,18 +27,7 @@ MOST_KEPT = 512 * 2**20  # bytes of decoded images that stay in memory
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """What is made of each image, and how the images are split: the options that all loaders of image files share.
-
-    Args:
-        size: side in pixels of the square to which all images are brought, or height x width: "24x48" or [24, 48].
-        channels: 1 (grey) or 3 (RGB), by default 3 where any image is in colour.
-        resize: how: "bilinear", "bicubic", "lanczos", …; antialiased.
-        background: behind transparent pixels: "white", "black", "#rrggbb" or a colour that Pillow's ImageColor knows.
-        valid: fraction of the images for validation.
-        test: fraction of the images for the test.
-        seed: of the split.
-        centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
-        flip: whether training flips images horizontally at random.
+    """What is made of each image, and how images are split; :func:`indm.workbench.data.folder.load_folder` explains.
 
     Raises:
         ValueError: an option out of range, or an image that memory cannot hold.
@@ -49,9 +37,11 @@ class ImageOptions:
     channels: int | None = None
     resize: str = "bilinear"
     background: str = "white"
+    crop: bool | int = True
     valid: float = 0.1
     test: float = 0.1
     seed: int = 0
+    limit: int | None = None
     centered: bool = True
     flip: bool = False
 
@@ -62,34 +52,17 @@ class ImageOptions:
         if self.resize not in RESIZE_MODES:
             raise ValueError(f"unknown resize {self.resize!r}{nearest(self.resize, RESIZE_MODES)}")
         colour_of(self.background)
+        if self.crop is not True and self.crop is not False:
+            check_size(self.crop)
 
     @property
     def sides(self) -> tuple[int, int]:
         """Height and width."""
         return height_and_width(self.size)
 
-    def split(self, n: int, limit: int | None = None) -> dict[str, Tensor]:
+    def split(self, n: int) -> dict[str, Tensor]:
         """Which of ``n`` images are in which split, see :func:`indm.workbench.data.splits.split`."""
-        return split(n, **counts(n, self.valid, self.test), seed=self.seed, limit=limit)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WholeImages(ImageOptions):
-    """Options of loaders that make one example of each image.
-
-    Args:
-        crop: true cuts out the largest rectangle in the middle with the aspect ratio of ``size``, a number the one with
-            that shorter side; false squeezes.
-        limit: training examples to keep, the first ones; all by default.
-    """
-
-    crop: bool | int = True
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.crop is not True and self.crop is not False:
-            check_size(self.crop)
+        return split(n, **counts(n, self.valid, self.test), seed=self.seed, limit=self.limit)
 
     @property
     def note(self) -> str:
@@ -112,12 +85,13 @@ class WholeImages(ImageOptions):
 
         Args:
             images: a sequence of paths or :class:`~indm.workbench.data.images.Stored` with ``select`` and
-            ``fingerprint``. colour: whether any of them is in colour. labels: the class of each, in the order of
-            ``classes`` or of the alphabet; none by default. grey: bool, (n,), which are made grey, see
-            :class:`ImageFiles`.
+                ``fingerprint``.
+            colour: whether any of them is in colour.
+            labels: the class of each, in the order of ``classes`` or of the alphabet; none by default.
+            grey: bool, (n,), which are made grey, see :class:`ImageFiles`.
         """
         shape = (self.channels or (3 if colour else 1), *self.sides)
-        parts = self.split(len(images), self.limit)
+        parts = self.split(len(images))
         sets = {
             part: ImageFiles(
                 images.select(index.numpy()), shape, self.resize, self.crop,
@@ -145,29 +119,6 @@ def check_decoded(shape: tuple[int, int, int]) -> None:
             f"size must be such that memory holds an image: {'×'.join(map(str, sides))} pixels take "
             f"{needed / 2**30:,.1f} GiB, and there are {most / 2**30:,.1f} GiB"
         )
-
-
-def image_loader(options: type[ImageOptions]) -> Callable[[Callable[..., Data]], Callable[..., Data]]:
-    """Decorates ``load(options, *, own, …)``: the loader takes the fields of ``options`` as arguments of its own."""
-    shared = inspect.signature(options).parameters
-
-    def decorate(load: Callable[..., Data]) -> Callable[..., Data]:
-        own = list(inspect.signature(load).parameters.values())[1:]
-
-        @functools.wraps(load)
-        def loader(**values: Any) -> Data:
-            given = {name: values.pop(name) for name in shared if name in values}
-            return load(options(**given), **values)
-
-        loader.__signature__ = inspect.Signature([*own, *shared.values()], return_annotation=Data)  # type: ignore[attr-defined]
-        loader.__annotations__ = get_type_hints(options) | get_type_hints(load)
-        sentence, _, of_own = (inspect.getdoc(load) or "").partition("Args:\n")
-        of_shared = [inspect.cleandoc(part.__doc__ or "") for part in reversed(options.__mro__)]
-        arguments = [text.partition("Args:\n")[2].partition("\n\n")[0] for text in of_shared]
-        loader.__doc__ = "\n".join([f"{sentence}Args:", *filter(None, arguments), of_own])
-        return loader
-
-    return decorate
 
 
 class ImageFiles(Dataset):

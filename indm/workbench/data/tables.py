@@ -1,14 +1,10 @@
-"""Tables in text files, comma-separated values and their kin, and in Parquet: numbers, and columns by name."""
+"""Tables in text files, comma-separated values and their kin, and in Parquet, as pandas reads them."""
 
-import contextlib
 import csv
-import itertools
-import math
 import warnings
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,168 +12,90 @@ from indm.files.memory import COPIES, check_memory
 from indm.files.plain import check_plain
 from indm.messages import brief, nearest, reason
 
+if TYPE_CHECKING:
+    import pandas
+
 SUFFIXES, PARQUET = {".csv", ".tsv", ".txt"}, {".parquet", ".pq"}
-SEPARATORS = ("\t", ";", ",")  # in this order; where none fits, blanks
-LOOKED_AT = 10  # lines by which the separator is chosen
-EMPTY = {"", "na", "n/a", "#n/a", "nan", "null", "none"}
-MISSING = EMPTY | {"?", "-", "."}
-INDEX_NAMES = {"", "unnamed: 0", "index", "id", "row", "nr", "no"}  # of a first column that may count the rows
-NUMBERS_ONLY = 'in pandas, df.select_dtypes("number").dropna().to_csv("numbers.csv", index=False) keeps what would do'
-
-csv.field_size_limit(2**31 - 1)  # by default a line of 131,072 characters without the separator is an error
-
-Rows = Iterator[tuple[int, list[str]]]
-
-
-def read_table(path: Path) -> np.ndarray:
-    """The numbers of a text file, float32 (rows, columns).
-
-    Tabs, semicolons, commas or blanks separate cells; between semicolons a comma may stand for the decimal point. The
-    first line may name the columns. Lines that are empty or begin with # are passed over. A first column that
-    counts the rows and is called so, or not at all as pandas writes it, is left out with a warning.
-    """
-    try:
-        _check_size(path)
-        separator = _separator(path)
-        rows = _rows(path, separator)
-        first = next(rows, (1, []))
-        names = first[1] if _are_names(first[1]) else None
-        table = _numbers(rows if names else itertools.chain([first], rows), len(first[1]), names, separator == ";")
-    except (ValueError, OSError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read as a table of numbers: {reason(error)}") from error
-    is_index = names is not None and names[0].lower() in INDEX_NAMES and len(names) > 1
-    if is_index and np.array_equal(table[:, 0] - table[0, 0], np.arange(len(table))):
-        warnings.warn(f"{path}: the first column, which counts the rows, is left out", stacklevel=2)
-        return table[:, 1:]
-    return table
-
-
-def names_of(path: Path, x: str | Sequence[str] = (), c: str | Sequence[str] = ()) -> list[str]:
-    """The names of the columns of a file that a model has: ``x``, or all of a text file but ``c``; none without names.
-
-    Raises:
-        OSError, ValueError, csv.Error: it cannot be read.
-    """
-    x, c = ([part] if isinstance(part, str) else list(part) for part in (x, c))
-    if x or path.suffix.lower() not in SUFFIXES:
-        return x
-    check_plain(path)
-    _, first = next(_rows(path, _separator(path)), (1, []))
-    return [name for name in first if name not in c] if _are_names(first) else []
+SEPARATORS = ("\t", ";", ",")  # the first of these in the first line; where there is none, blanks
+COUNTS = {"unnamed: 0", "index", "id", "row", "nr", "no"}  # names of a first column that may count the rows
 
 
 def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:
     """The columns ``x`` as float32 (n, D), and ``c`` as labels (n,) or numbers (n, size); None without any.
 
-    A single column c of words or whole numbers is one of labels. Parquet is read by pandas.
+    Without ``x`` they are all but ``c``, and but a first column that counts the rows and is called so, with a warning.
+    A single column c of words or whole numbers is one of labels.
+
+    Raises:
+        ValueError: no such column, or a cell of ``x`` that is not a finite number.
     """
-    try:
-        _check_size(path)
-        table = _parquet(path) if path.suffix.lower() in PARQUET else _text(path)
-    except ImportError as error:  # of pandas, and by pandas of pyarrow
-        raise ValueError(f"{path}: Parquet needs pandas and pyarrow: pip install pandas pyarrow") from error
-    except Exception as error:  # pandas and pyarrow raise of every kind
-        raise ValueError(f"{path} cannot be read as a table: {reason(error)}") from error
+    table = read_frame(path)
     for name in (*x, *c):
         if name not in table:
             raise ValueError(f"{path} has columns {brief(', '.join(table))}, and none {name!r}{nearest(name, table)}")
     if both := set(x) & set(c):
         raise ValueError(f"{path}: column {min(both)!r} cannot be both x and c")
-    x = x or [name for name in table if name not in c]
-    values = np.stack([_finite(path, name, table[name]) for name in x], 1)
+    if not x and _counts_rows(table):
+        warnings.warn(f"{path}: the first column, which counts the rows, is left out", stacklevel=2)
+        table = table.iloc[:, 1:]
+    values = _numbers(path, table, x or [name for name in table if name not in c])
     if not c:
         return values, None
     labels = table[c[0]]
     if len(c) > 1 or labels.dtype.kind == "f":
-        return values, np.stack([_finite(path, name, table[name]) for name in c], 1)
-    if labels.dtype.kind in "iub":
-        return values, labels
-    if None in (words := labels.tolist()):
-        raise ValueError(f"{path}: column {c[0]!r} is empty in row {words.index(None) + 1}")
-    return values, labels.astype(str)
+        return values, _numbers(path, table, c)
+    if labels.isna().any():
+        raise ValueError(f"{path}: column {c[0]!r} is empty in row {labels.isna().argmax() + 1}")
+    return values, labels.to_numpy() if labels.dtype.kind in "iub" else labels.to_numpy().astype(str)
 
 
-def _check_size(path: Path) -> None:
-    check_plain(path)
-    check_memory(2 * path.stat().st_size)  # a number takes two characters or more, and four bytes in memory
+def names_of(path: Path, x: str | Sequence[str] = (), c: str | Sequence[str] = ()) -> list[str]:
+    """The names of the columns of a file that a model has: ``x``, or all of a table but ``c``; none of other files.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    x, c = ([part] if isinstance(part, str) else list(part) for part in (x, c))
+    if x or path.suffix.lower() not in SUFFIXES:
+        return x
+    return [name for name in read_frame(path, rows=0) if name not in c]
 
 
-def _text(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a text file by name: of one type each, or objects of which None is an empty cell."""
-    separator = _separator(path)
-    rows = [cells for _, cells in _rows(path, separator)]
-    decimal = "," if separator == ";" else "."
-    columns: Iterator[tuple[str, ...]] = zip(*rows, strict=True)
-    return {name: _typed([cell.replace(decimal, ".") for cell in cells]) for name, *cells in columns}
+def read_frame(path: Path, rows: int | None = None) -> "pandas.DataFrame":
+    """The table in a file, or its first ``rows``; columns without names are x1, x2, ….
 
+    In text files tabs, semicolons, commas or blanks separate cells; between semicolons a comma is the decimal point.
+    The first line may name the columns. Lines before it that are empty or begin with # are passed over.
 
-def _typed(cells: list[str]) -> np.ndarray:
-    """Whole numbers, numbers, truth values or words."""
-    if all(cell.lower() in ("true", "false") for cell in cells):
-        return np.array([cell.lower() == "true" for cell in cells])
-    values: list[Any] = [None if cell.lower() in EMPTY else cell for cell in cells]
-    with contextlib.suppress(ValueError, TypeError):
-        return np.array([int(value) for value in values])
-    with contextlib.suppress(ValueError):
-        return np.array([math.nan if value is None else float(value) for value in values])
-    return np.array(values, dtype=object)
-
-
-def _parquet(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a Parquet file, as :func:`_text` gives them."""
-    import pandas
-    from pyarrow import parquet
-
-    claims = parquet.read_metadata(path)
-    groups = [claims.row_group(i) for i in range(claims.num_row_groups)]
-    cells = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
-    check_memory(COPIES * 8 * cells)
-    table = pandas.read_parquet(path)
-    columns: dict[str, Any] = {str(name): table[name].to_numpy() for name in table.columns}
-    objects = {str(name): table[name].isna() for name in table.columns if columns[str(name)].dtype.kind == "O"}
-    return columns | {name: np.where(empty, None, columns[name]) for name, empty in objects.items()}
-
-
-def _finite(path: Path, name: str, column: np.ndarray) -> np.ndarray:
-    """A column as finite float32 numbers; ValueError naming the first cell that is none."""
-    is_numeric = column.dtype.kind in "biuf"
-    numbers = column if is_numeric else np.array([_number(cell) for cell in column.tolist()])
-    wrong = np.flatnonzero(~np.isfinite(numbers))
-    if len(wrong):
-        cell = brief(repr(column[wrong[:1]].tolist()[0]))
-        raise ValueError(
-            f"{path}: column {name!r} must hold finite numbers, got {cell} in row {wrong[0] + 1} (of {len(wrong)} such)"
-            "; data.x names the columns that are to be used"
-        )
-    return numbers.astype(np.float32)
-
-
-def _number(cell: Any) -> float:
+    Raises:
+        ValueError: it cannot be read, or memory cannot hold it.
+    """
     try:
-        return float(cell)
-    except (TypeError, ValueError):
-        return math.nan
+        check_plain(path)
+        check_memory(2 * path.stat().st_size)  # a number takes two characters or more, and four bytes in memory
+        table = _parquet(path) if path.suffix.lower() in PARQUET else _text(path, rows)
+    except ImportError as error:  # by pandas, of pyarrow
+        raise ValueError(f"{path}: Parquet needs pyarrow: pip install pyarrow") from error
+    except Exception as error:  # pandas and pyarrow raise of every kind
+        raise ValueError(f"{path} cannot be read as a table: {reason(error)}") from error
+    return table.set_axis([str(name).strip() for name in table.columns], axis=1)
 
 
-def _rows(path: Path, separator: str | None) -> Rows:
-    """The cells of each line that holds any, with the number of the line."""
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.reader(file, delimiter=separator or ",", skipinitialspace=True)
-        lines = ((reader.line_num, row) for row in reader) if separator else enumerate(map(str.split, file), 1)
-        for number, row in lines:
-            cells = [cell.strip() for cell in row]
-            if any(cells) and not cells[0].startswith("#"):
-                yield number, cells
+def _text(path: Path, rows: int | None) -> "pandas.DataFrame":
+    import pandas
 
-
-def _separator(path: Path) -> str | None:
-    """The first that cuts all first lines into as many cells, two or more; or that cuts any; None stands for blanks."""
-    lengths = {
-        separator: {len(cells) for _, cells in itertools.islice(_rows(path, separator), LOOKED_AT)}
-        for separator in SEPARATORS
-    }
-    even = [separator for separator, found in lengths.items() if len(found) == 1 and found != {1}]
-    return next(iter(even + [separator for separator, found in lengths.items() if max(found, default=1) > 1]), None)
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        passed_over, line = next(((i, s) for i, s in enumerate(file) if s.strip() and not s.startswith("#")), (0, ""))
+    separator = next((mark for mark in SEPARATORS if mark in line), None)
+    cells = [cell.strip() for cell in next(csv.reader([line], delimiter=separator))] if separator else line.split()
+    table = pandas.read_csv(
+        path, sep=separator or r"\s+", decimal="," if separator == ";" else ".", nrows=rows, skiprows=passed_over,
+        header=0 if _are_names(cells) else None, skipinitialspace=True, float_precision="round_trip",
+        encoding="utf-8-sig", encoding_errors="replace", low_memory=False,
+    )  # fmt: skip
+    if not isinstance(table.index, pandas.RangeIndex):
+        raise ValueError(f"its lines have more cells than its first, which has {len(cells)}")
+    return table if _are_names(cells) else table.set_axis([f"x{i + 1}" for i in range(len(cells))], axis=1)
 
 
 def _are_names(cells: list[str]) -> bool:
@@ -189,28 +107,46 @@ def _are_names(cells: list[str]) -> bool:
 
 def _is_number(text: str) -> bool:
     try:
-        return math.isfinite(array("f", [float(text)])[0])
+        return np.isfinite(float(text)).item()
     except ValueError:
         return False
 
 
-def _numbers(rows: Rows, columns: int, names: list[str] | None, decimal_comma: bool) -> np.ndarray:
-    """The cells of all rows as numbers; ValueError for the first that is none."""
-    values = array("f")
-    for line, cells in rows:
-        if len(cells) != columns:
-            raise ValueError(f"line {line} has {len(cells)} cells, and the first has {columns}")
-        texts = [cell.replace(",", ".") for cell in cells] if decimal_comma else cells
-        try:
-            values.extend(map(float, texts))
-            wrong = not all(map(math.isfinite, values[-columns:]))
-        except ValueError:
-            wrong = True
-        if wrong:
-            column = next(i for i, text in enumerate(texts) if not _is_number(text))
-            name = f"column {column + 1}" + (f" ({brief(names[column])})" if names and names[column] else "")
-            what = "no value" if cells[column].lower() in MISSING else "no number that can be used"
-            raise ValueError(f"{name} has {what} in line {line}, but {brief(repr(cells[column]))}; {NUMBERS_ONLY}")
-    if not len(values):
-        raise ValueError("it holds no rows of numbers")
-    return np.frombuffer(values, np.float32).reshape(-1, columns)
+def _parquet(path: Path) -> "pandas.DataFrame":
+    """The table of a Parquet file, counted before it is read: zeros take next to nothing in the file."""
+    import pandas
+    from pyarrow import parquet
+
+    claims = parquet.read_metadata(path)
+    groups = [claims.row_group(i) for i in range(claims.num_row_groups)]
+    cells = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
+    check_memory(COPIES * 8 * cells)
+    return pandas.read_parquet(path)
+
+
+def _counts_rows(table: "pandas.DataFrame") -> bool:
+    first = table.iloc[:, 0] if len(table.columns) > 1 else None
+    if first is None or table.columns[0].lower() not in COUNTS or first.dtype.kind not in "iu":
+        return False
+    return bool((np.diff(first) == 1).all())
+
+
+def _numbers(path: Path, table: "pandas.DataFrame", names: Sequence[str]) -> np.ndarray:
+    """Columns as finite float32 numbers, (rows, columns)."""
+    import pandas
+
+    if table.empty or not names:
+        raise ValueError(f"{path} holds no rows of numbers")
+    values = np.empty((len(table), len(names)), np.float32)
+    with np.errstate(over="ignore"):
+        for i, name in enumerate(names):
+            values[:, i] = pandas.to_numeric(table[name], errors="coerce")
+    wrong = np.argwhere(~np.isfinite(values))
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        got, name = brief(repr(table[names[column]].iloc[row : row + 1].tolist()[0])), names[column]
+        raise ValueError(
+            f"{path}: column {name!r} must hold finite numbers, got {got} in row {row + 1} (of {len(wrong)} such); "
+            "data.x names the columns that are to be used"
+        )
+    return values

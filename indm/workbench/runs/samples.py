@@ -1,7 +1,6 @@
 """Samples drawn from a run, kept with how they were drawn, and samplers that were fitted to its model."""
 
 import contextlib
-import csv
 import json
 import math
 import statistics
@@ -124,7 +123,7 @@ def draw(
 
 def column_names(data: dict, columns: int) -> list[str]:
     """The names of the columns of vectors: those in the file of ``data``, or x1, x2, …"""
-    with contextlib.suppress(KeyError, OSError, ValueError, csv.Error):
+    with contextlib.suppress(KeyError, ValueError):
         names = tables.names_of(Path(data["path"]), data.get("x") or (), data.get("c") or ())[-columns:]
         if len(names) == columns:
             return names

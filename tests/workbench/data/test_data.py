@@ -308,10 +308,10 @@ def test_damaged_fashion_mnist(tmp_path):
     with pytest.raises(ValueError, match=r"train-images.*cannot be read as gzip"):
         load_data("fashion-mnist", root=tmp_path)
     fresh().write_bytes(gzip.compress(b"abc"))
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="is damaged"):
         load_data("fashion-mnist", root=tmp_path)
     fresh().write_bytes((tmp_path / "train-labels-idx1-ubyte.gz").read_bytes())
-    with pytest.raises(ValueError, match="magic number is 2049, not 2051"):
+    with pytest.raises(ValueError, match=r"magic number 2051 .*, got 2049"):
         load_data("fashion-mnist", root=tmp_path)
     path = fresh()
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-5]))
