@@ -13,7 +13,7 @@ PROGRAMS = {
     "import indm": "import indm",
     "import indm; indm.INDM": "import indm; indm.INDM",
     "indm --help": "import sys, indm_command; sys.argv = ['indm', '--help']; indm_command.program()",
-    "indm recipes": "import sys, indm_command; sys.argv = ['indm', 'recipes']; indm_command.program()",
+    "indm list": "import sys, indm_command; sys.argv = ['indm', 'list']; indm_command.program()",
 }
 ROUNDS = 5
 

@@ -8,9 +8,9 @@ from typing import get_type_hints
 
 import tyro
 
+import indm
 from indm.messages import did_you_mean, nearest, one_line
 from indm.names import check_is_here
-from indm.workbench.cli import listing
 from indm.workbench.cli.common import Common
 from indm.workbench.recipes.recipe import NAMED_TABLES, OPTION_TABLES, OPTIONAL_TABLES
 
@@ -19,7 +19,6 @@ GROUPS = {
         "train": "train:Train",
         "train-pair": "train:TrainPair",
         "train-bridge": "train:TrainBridge",
-        "recipes": "help:Recipes",
     },
     "Look at a run": {
         "sample": "sample:Sample",
@@ -37,14 +36,15 @@ GROUPS = {
         "strip": "translate:Strip",
     },
     "More": {
-        "parts": "help:Parts",
+        "list": "listing:List",
         "convert": "share:Convert",
         "push": "share:Push",
-        "help": "help:Help",
     },
 }
 COMMANDS = {name: place for group in GROUPS.values() for name, place in group.items()}
-TOPICS = {"-h": ["help"], "--help": ["help"], "--version": ["help", "version"]}  # of what stands before any command
+TITLE = "Diffusion models whose diffusion is learned: train one, look at it, sample, translate images."
+MORE = """To begin:      indm list recipes     indm train digits     indm sample runs/digits
+To know more:  indm COMMAND --help     indm list"""
 CONFIG = (tyro.conf.FlagCreatePairsOff,)
 
 
@@ -61,24 +61,30 @@ def find(name: str) -> type[Common]:
     return getattr(importlib.import_module(f"indm.workbench.cli.{module}"), kind)
 
 
+def overview() -> str:
+    """All commands on one screen."""
+    lines = ["usage: indm COMMAND …", TITLE, ""]
+    for title, group in GROUPS.items():
+        lines += [title, *(f"  {name:14}{str(find(name).__doc__).splitlines()[0]}" for name in group)]
+    return "\n".join([*lines, "", MORE])
+
+
 def parse(arguments: list[str]) -> Common:
     """The command that the arguments ask for.
 
     Raises:
         ValueError: what is wrong with the arguments.
-        SystemExit: the help of a command was asked for, or tyro found a mistake; either was shown.
+        SystemExit: help was asked for, or tyro found a mistake; either was shown.
     """
-    name, *options = TOPICS.get(arguments[0], arguments) if arguments else ["help"]
+    name, *options = arguments or ["--help"]
+    if name in ("-h", "--help", "--version"):
+        print(f"indm {indm.__version__}" if name == "--version" else overview())
+        raise SystemExit
     if name.startswith("-"):
         raise ValueError(f"a command must come before {name}{nearest(name.lstrip('-'), COMMANDS)}")
     kind = find(name)
     options, values = take_tables(options, kind.tables)
-    try:
-        command, unknown = tyro.cli(kind, prog=f"indm {name}", args=options, config=CONFIG, return_unknown_args=True)
-    except SystemExit as stop:
-        if not stop.code and kind.tables:
-            print(listing.of_tables(kind.tables))
-        raise
+    command, unknown = tyro.cli(kind, prog=f"indm {name}", args=options, config=CONFIG, return_unknown_args=True)
     if unknown:
         raise ValueError(complaint(name, kind, unknown[0]))
     command.table_values = values
@@ -88,7 +94,7 @@ def parse(arguments: list[str]) -> Common:
 def take_tables(arguments: list[str], tables: Collection[str]) -> tuple[list[str], dict[str, str]]:
     """Take the values of the recipe's tables out of the arguments, which tyro has no fields for.
 
-    They are ``--train.steps 500``, ``--flow coupling``, ``--flow.width 64``, and other names of a key, ``--threads 2``.
+    They are ``--train.steps 500``, ``--flow coupling``, ``--flow.width 64``.
     The keys of a part are those of its class, which may be anybody's; the recipe's checks say what is wrong with one.
 
     Returns:
@@ -99,7 +105,7 @@ def take_tables(arguments: list[str], tables: Collection[str]) -> tuple[list[str
     remaining = iter(arguments)
     for argument in remaining:
         flag, equals, value = argument.partition("=")
-        name = listing.ALIASES.get(flag, flag.removeprefix("--").replace("-", "_"))
+        name = flag.removeprefix("--").replace("-", "_")
         table, dot, _ = name.partition(".")
         if flag.startswith("--"):
             check_is_here(table)

@@ -10,7 +10,7 @@ from tyro.conf import Suppress, UseAppendAction, arg
 
 from indm import names
 
-DONE, SOME_FAILED, MISTAKE, DEFECT, INTERRUPTED, NOBODY_READS = 0, 1, 2, 3, 130, 141
+DONE, SOME_FAILED, MISTAKE, DEFECT, INTERRUPTED, NOBODY_READS = 0, 1, 2, 3, 130, 141  # see docs/reliability.md
 
 
 @dataclass(kw_only=True)

@@ -1,69 +1,95 @@
-"""The keys of a recipe's tables as the help lists them: type, default and sentence of each.
-
-All of it is read off the declarations: the dataclasses in :mod:`indm.workbench.recipes.options`, and the signatures and
-docstrings of parts.
-"""
+"""``indm list``: recipes and parts, the keys of a table, and the arguments of a part; options of a table as flags."""
 
 import inspect
 import re
-import shutil
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import docstring_parser
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from indm import names
-from indm.checks import SEQUENCES, arguments_of, hints_of
+from indm.checks import SEQUENCES, arguments_of, check_name
+from indm.workbench.cli.common import DONE, Common
+from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import default
-from indm.workbench.recipes.recipe import OPTION_TABLES, TEXT_KEYS, literal
+from indm.workbench.recipes.recipe import OPTION_TABLES
 
-WIDEST, FLAG = 100, 30  # columns of a line, and of the name of an option in it
+WIDEST = 100  # columns of a line
 KINDS = [kind for kind in names.BUILT_IN if kind != "model"]  # of parts that options name
-NO_NAME = ("objective",)  # which is a key of [train], and has no options
-SECOND = "data_b"  # a second table of a kind
-TABLES = (*OPTION_TABLES, *KINDS, SECOND)
-ALIASES = {"--threads": "train.threads"}  # other names of keys
 METAVARS = {int: "N", float: "NUMBER", bool: "true|false", str: "NAME", Path: "PATH", dict: "TABLE"}
 MARKUP = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`|``")  # of docstrings
-UNLESS = "The defaults hold where neither the recipe nor the command line gives a value."
+NOTE = """Times are the recipes' budgets; --train.seconds and --train.steps change them. "indm train RECIPE --dry-run"
+measures a step on this machine. Memory is that of the whole process."""
 
 
-@dataclass(frozen=True)
-class Key:
-    """One key of a table: its ``flag`` with what stands for a value, its default in words, and its sentence."""
+@dataclass
+class List(Common):
+    """List recipes and parts, the keys of a table, or what a part takes.
 
-    name: str
-    flag: str
-    default: str
-    sentence: str
+    "indm list" lists all recipes and parts, "indm list flow" the flows, "indm list flow coupling" explains one, and
+    "indm list train" the keys of a recipe's [train] table. Code of yours, too: "indm list flow my_flow:Scale".
+    """
+
+    what: Annotated[Positional[str | None], arg(metavar="KIND"), default("all")] = None
+    """recipes, train, evaluate, or a kind of parts: flow, sde, net, data, sampler, …"""
+    name: Annotated[Positional[str | None], arg(metavar="NAME"), default("all")] = None
+    """A part of that kind."""
+
+    def named(self) -> list[str]:
+        return [self.name or ""]
+
+    def run(self) -> int:
+        if self.what is not None:
+            check_name(self.what, ["recipes", *OPTION_TABLES, *KINDS], "kind of parts", self.what)
+        if self.what in (None, "recipes"):
+            print(of_recipes())
+        if self.what in OPTION_TABLES:
+            print(of_table(self.what))
+        elif self.name is not None:
+            print(explained(names.find(self.what, self.name), self.name))
+        else:
+            for kind in KINDS if self.what is None else {self.what} & {*KINDS}:
+                print(wrapped(f"{kind}: {', '.join(names.BUILT_IN[kind])}", 2))
+        return DONE
 
 
-def keys_of_options(table: str) -> list[Key]:
-    """The keys of [train] or [evaluate]."""
+def of_recipes() -> str:
+    """The recipes that come with indm, by what they are for, with their time and memory."""
+    lines = [row("", "two cores", "GPU", "")]
+    for group, command in recipes.GROUPS.items():
+        lines.append(f"{group[0].upper()}{group[1:]}: {command}")
+        known = [(name, about) for name, about in recipes.bundled().items() if about.group == group]
+        lines += [row(name, about.two_cores, about.gpu, about.description) for name, about in known]
+        lines.append("")
+    return "\n".join([*lines, NOTE, ""])
+
+
+def row(name: str, two_cores: str, gpu: str, description: str) -> str:
+    return f"  {name:19}{two_cores:20}{gpu:12}{description}".rstrip()
+
+
+def of_table(table: str) -> str:
+    """The keys of [train] or [evaluate], each with its sentence and its default."""
     options = OPTION_TABLES[table]
-    return _keys(table, {option.name: (option.type, option.default) for option in fields(options)}, options)
+    sentences = sentences_of(options)
+    lines = [wrapped(options.__doc__ or "")]
+    for option in fields(options):
+        lines.append(f"--{table}.{option.name} {metavar(option.type)}")
+        lines.append(wrapped(f"{sentences[option.name]} (default: {recipes.literal(option.default)})", 4, first=4))
+    return "\n".join(lines)
 
 
-def keys_of_part(table: str, part: Callable[..., Any]) -> list[Key]:
-    """What can be given to a part by name, less the shape, which the data have."""
-    parameters = arguments_of(part)
-    hints = hints_of(part, parameters)
-    return _keys(table, {name: (hints[name], p.default) for name, p in parameters.items() if name != "shape"}, part)
-
-
-def _keys(table: str, declared: Mapping[str, tuple[Any, Any]], of: Callable[..., Any]) -> list[Key]:
-    """The keys that are ``declared``, each with its type and its default, and the sentences ``of`` the declaration."""
-    keys, sentences = [], sentences_of(of)
-    for name, (hint, value) in declared.items():
-        aliases = [alias for alias, key in ALIASES.items() if key == f"{table}.{name}"]
-        flag = f"--{table}.{name} {'PATH' if name in TEXT_KEYS else metavar(hint)}"
-        keys.append(Key(name, ", ".join([*aliases, flag]), _shown(value), sentences.get(name, "")))
-    return keys
+def explained(part: Callable[..., Any], name: str) -> str:
+    """The arguments of a part with their defaults, less the shape, which the data have, and its docstring."""
+    given = [str(p).split(":")[0] + (f"={p.default!r}" if p.default is not p.empty else "")
+             for p in arguments_of(part).values() if p.name != "shape"]  # fmt: skip
+    text = inspect.getdoc(getattr(part, "func", part)) or "No description."  # of a functools.partial, its function's
+    return f"{name}({', '.join(given)})\n\n" + MARKUP.sub(r"\1", text)
 
 
 def sentences_of(declared: Callable[..., Any]) -> dict[str, str]:
@@ -97,74 +123,11 @@ def metavar(hint: Any) -> str:
     if origin is Literal:
         return "|".join(filter(None, inner))
     if origin in SEQUENCES and inner:
-        first, *others = inner if origin is tuple else (inner[0], ...)
-        return f"[{', '.join([metavar(first), *('…' if other is ... else metavar(other) for other in others)])}]"
+        return f"[{metavar(inner[0])}, …]"
     return METAVARS.get(origin or hint, "VALUE")
 
 
-def of_options(table: str, key: str | None = None) -> str:
-    """The keys of [train] or [evaluate], or one of them."""
-    about = f"{OPTION_TABLES[table].__doc__} {UNLESS}"
-    return "\n".join([*(wrapped(about) if key is None else ()), *_lines(keys_of_options(table), key)])
-
-
-def of_part(table: str, name: str, key: str | None = None) -> str:
-    """The first sentence and the keys of one part, or one of its keys."""
-    part = names.find(kind_of(table), name)
-    about = wrapped(_docstring(part).partition("\n\n")[0] or "No description.", 2) if key is None else []
-    keys = [] if table in NO_NAME else keys_of_part(table, part)
-    return "\n".join([f"{name}:", *about, *_lines(keys, key)])
-
-
-def description(table: str, name: str) -> str:
-    """The keys of one part, then its docstring after the first sentence, less that of the arguments."""
-    text = _docstring(names.find(kind_of(table), name))
-    paragraphs = [MARKUP.sub(r"\1", part) for part in text.split("\n\n")[1:] if not part.startswith("Args:")]
-    return "\n\n".join([of_part(table, name), *paragraphs])
-
-
-def kind_of(table: str) -> str:
-    """The kind of the parts that the table names: [data_b] names data, too."""
-    return table.removesuffix("_b")
-
-
-def of_tables(tables: Sequence[str]) -> str:
-    """What ``indm COMMAND --help`` says of the tables whose keys the command takes."""
-    named = [table for table in tables if table not in (*OPTION_TABLES, SECOND)]
-    lines = [f"[{table}]: {of_options(table)}\n" for table in tables if table in OPTION_TABLES]
-    for table in named:
-        flag = f"--{table} NAME, --{table}.KEY VALUE" if table != "sampler" else "--sampler.KEY VALUE"
-        more = [f"{flag.replace(table, other)}: second data" for other in tables if other == f"{table}_b"]
-        lines += [f"[{table}]: {'; '.join([flag, *more])}", *wrapped(", ".join(names.BUILT_IN[table]), 2)]
-    topics = ", ".join(f'"indm help {table}"' for table in named)
-    return "\n".join([*lines, *wrapped(f'Their keys: {topics}; those of one: "indm help {named[-1]} NAME".')])
-
-
-def wrapped(text: str, indent: int = 0) -> list[str]:
-    """The text without the markup of docstrings, in lines that the terminal can show."""
-    plain = MARKUP.sub(r"\1", " ".join(text.split()))
-    columns = min(WIDEST, max(2 * FLAG, shutil.get_terminal_size().columns))
-    margin = " " * indent
-    lines = textwrap.wrap(plain, columns, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False)
-    return lines or [""]
-
-
-def _lines(keys: Iterable[Key], only: str | None) -> list[str]:
-    """A line for each key, more where its sentence is long."""
-    lines = []
-    for key in keys:
-        if only in (None, key.name):
-            flag, (first, *others) = f"  {key.flag} ", wrapped(f"{key.sentence} ({key.default})", FLAG)
-            lines += [f"{flag:{FLAG}}{first[FLAG:]}"] if len(flag) <= FLAG else [flag.rstrip(), first]
-            lines += others
-    return lines
-
-
-def _shown(value: object) -> str:
-    if value is inspect.Parameter.empty:
-        return "needed"
-    return "optional" if value is None else f"default: {'none' if value == () else literal(value)}"
-
-
-def _docstring(part: Callable[..., Any]) -> str:
-    return inspect.getdoc(getattr(part, "func", part)) or ""  # of a functools.partial, that of its function
+def wrapped(text: str, indent: int = 0, first: int = 0) -> str:
+    """``text`` in lines of at most :data:`WIDEST` columns."""
+    margins = {"initial_indent": " " * first, "subsequent_indent": " " * indent}
+    return textwrap.fill(" ".join(text.split()), WIDEST, break_on_hyphens=False, **margins)

@@ -60,7 +60,7 @@ def program() -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; failures are explained on standard error and by the exit status, see "indm help exit-status"."""
+    """Run one command; failures are explained on standard error and by the exit status, see docs/reliability.md."""
     for name in ("stdout", "stderr"):  # closed before the program started
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))

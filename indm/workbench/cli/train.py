@@ -80,14 +80,14 @@ class Train(TrainsRecipe):
     Any key of the recipe can be changed: --train.steps 500 --flow.width 32 --data.path my-images. A table's name alone
     puts another part in its place: --flow identity is the linear baseline, --sde ve, --net mlp. A part can also be code
     of yours: --net my_package.nets:Mine --net.width 64. Values are TOML (--net.multipliers "[1, 2]"); what is not TOML
-    is a string.
+    is a string. "indm list train" explains the keys of [train], "indm list flow coupling" those of a part.
 
     Ctrl-C finishes the step, saves, and prints the command that continues: "indm train runs/digits --resume", with the
     recipe saved there. "indm train digits --dry-run > mine.toml" writes a recipe to start your own from.
     """
 
     recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
-    """Name of a recipe (see "indm recipes"), a TOML file, or a run folder."""
+    """Name of a recipe (see "indm list recipes"), a TOML file, or a run folder."""
     out: Annotated[Path | None, arg(metavar="FOLDER"), default("runs/RECIPE")] = None
     """The run folder."""
     like: Annotated[Path | None, arg(metavar="RUN"), default("the recipe's budget")] = None

@@ -181,7 +181,9 @@ def run_in(
         warn_of_lost_steps(out, trainer.step)
     tell(*trainer.data.remarks, shown=progress and main)
     fewer = n_threads < own and trainer.options.threads == "auto" and not resumes
-    tell(f"threads: {n_threads}, as others use the machine ({own} with --threads {own})", shown=fewer and progress)
+    tell(
+        f"threads: {n_threads}, as others use the machine ({own} with --train.threads {own})", shown=fewer and progress
+    )
 
     log = MetricsLog(trainer, out, state)
     with costs.on_threads(n_threads), log, interruptible() as interrupted:

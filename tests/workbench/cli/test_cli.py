@@ -1,6 +1,5 @@
 """The command line: recipes and their changes, the commands end to end, and one line for whatever is wrong."""
 
-import inspect
 import json
 import math
 import os
@@ -22,11 +21,12 @@ from PIL import Image
 import indm
 import indm_command
 from indm import names
+from indm.checks import arguments_of
 from indm.sampling import PredictorCorrector, centre_prior, make_sampler
 from indm.workbench.cli import listing
 from indm.workbench.cli import train as train_commands
 from indm.workbench.cli.commands import COMMANDS, find, take_tables
-from indm.workbench.cli.help import Recipes, about
+from indm.workbench.cli.listing import List
 from indm.workbench.cli.main import main
 from indm.workbench.data.registry import load_data
 from indm.workbench.evaluation import results
@@ -76,11 +76,10 @@ def fails(capsys, *arguments):
 
 def test_values_of_tables_are_taken_out_of_the_arguments():
     line = "digits --net.batch-size 7 --out a --flow=identity --resume --sde ve --net.depth -1 --train.lr 3"
-    line += " --threads 2"
     rest, values = take_tables(line.split(), ("flow", "sde", "net"))
-    assert rest == ["digits", "--out", "a", "--resume", "--train.lr", "3", "--threads", "2"]
+    assert rest == ["digits", "--out", "a", "--resume", "--train.lr", "3"]
     assert values == {"net.batch_size": "7", "flow": "identity", "sde": "ve", "net.depth": "-1"}
-    assert take_tables(line.split(), ("train",))[1] == {"train.lr": "3", "train.threads": "2"}
+    assert take_tables(line.split(), ("train",))[1] == {"train.lr": "3"}
     assert take_tables(["--sampler", "pc", "--sampler.snr=0.1"], ("sampler",)) == (
         ["--sampler", "pc"], {"sampler.snr": "0.1"},
     )  # fmt: skip
@@ -90,7 +89,7 @@ def test_values_of_tables_are_taken_out_of_the_arguments():
 
 
 def test_recipes_lists_names_and_descriptions(capsys):
-    assert main(["recipes"]) == 0
+    assert main(["list"]) == 0
     shown = capsys.readouterr().out
     for name, recipe in recipes.bundled().items():
         assert re.search(rf"^  {name} .*{re.escape(recipe.description)}$", shown, re.MULTILINE), name
@@ -448,31 +447,27 @@ def shown_by(capsys, *arguments):
 def test_all_commands_are_on_one_screen(arguments, capsys):
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert 24 <= len(lines) <= 30 and max(map(len, lines)) <= 100
+    assert 20 <= len(lines) <= 30 and max(map(len, lines)) <= 100
     for name in COMMANDS:
         assert len([line for line in lines if line.startswith(f"  {name} ") and line.endswith(".")]) == 1
-    assert any("indm help exit-status" in line for line in lines)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command_is_there_and_has_no_empty_default(command, capsys):
     shown = shown_by(capsys, command, "--help")
-    assert f"usage: indm {command} " in shown and about(command) in shown
+    assert f"usage: indm {command} " in shown and str(find(command).__doc__).splitlines()[0] in shown
     assert "default: )" not in shown
-    assert shown_by(capsys, "help", command) == shown
 
 
 @pytest.mark.parametrize(
     "command, options, prefix",
-    [("train", Training, "train."), ("train", Evaluation, "evaluate."), ("evaluate", Evaluation, ""),
+    [("list train", Training, "train."), ("list evaluate", Evaluation, "evaluate."), ("evaluate", Evaluation, ""),
      ("fid", Drawing, ""), ("sample", Drawing, ""), ("report", ReportOptions, ""),
-     ("translate", TranslationOptions, ""), ("fid", ScoringOptions, ""),
-     ("strip", StripOptions, ""),
-     ("fit-sampler", FittingOptions, ""), ("inpaint", InpaintingOptions, ""), ("convert", ConversionOptions, ""),
-     ("convert", Evaluation, "evaluate.")],
+     ("translate", TranslationOptions, ""), ("fid", ScoringOptions, ""), ("strip", StripOptions, ""),
+     ("fit-sampler", FittingOptions, ""), ("inpaint", InpaintingOptions, ""), ("convert", ConversionOptions, "")],
 )  # fmt: skip
-def test_help_has_every_option_with_its_sentence_and_default(command, options, prefix, capsys):
-    shown = shown_by(capsys, command, "--help")
+def test_every_option_has_its_sentence(command, options, prefix, capsys):
+    shown = shown_by(capsys, *command.split(), *([] if prefix else ["--help"]))
     sentences = listing.sentences_of(options)
     assert set(sentences) == {field.name for field in fields(options)}
     for field in fields(options):
@@ -483,48 +478,16 @@ def test_help_has_every_option_with_its_sentence_and_default(command, options, p
         assert f"{flag} " in shown
         if (command, field.name) != ("fid", "n"):  # which has a default of its own there
             assert re.sub(r"\s+", " ", sentences[field.name]) in shown
-    if command == "train" and options is Training:
-        assert "--train.batch_size N Examples of one optimizer step" in shown
-        assert "accumulated batches. (default: 128)" in shown and "The defaults hold where neither" in shown
-        assert "--threads, --train.threads N|auto" in shown and '"tensorboard", "wandb", "mlflow", or another' in shown
-        assert '"indm help data", "indm help flow", "indm help sde", "indm help net"' in shown
 
 
-@pytest.mark.parametrize("table", listing.KINDS)
-def test_help_of_a_table_has_every_key_of_every_part(table, capsys):
-    """The names and the defaults by the signatures, and a sentence each."""
-    shown = shown_by(capsys, "help", f"train.{table}" if table in recipes.NAMED_TABLES else table)
-    for name in names.BUILT_IN[table]:
-        part = names.find(table, name)
-        assert f"{name}: " in shown
-        keys = {} if table == "objective" else {key.name: key for key in listing.keys_of_part(table, part)}
-        for key, parameter in inspect.signature(part).parameters.items() if keys else ():
-            if key == "shape" or parameter.kind is parameter.VAR_KEYWORD:
-                continue
-            assert f"--{table}.{key} " in shown and keys[key].sentence, f"{name} says nothing of {key}"
-            if isinstance(parameter.default, int | float | str):
-                assert keys[key].default == f"default: {recipes.literal(parameter.default)}"
-
-
-@pytest.mark.parametrize(
-    "topics, said",
-    [
-        ("exit-status", "2 a mistake of yours"),
-        ("version", f"indm {indm.__version__}"),
-        ("train.train", "--train.lr NUMBER Learning rate of the score. (default: 0.001)"),
-        ("train.warmup", "--train.warmup"),
-        ("evaluate.evaluate", "--evaluate.nll_error NUMBER"),
-        ("flow coupling", "--flow.width N hidden channels of the conditioners. (default: 32)"),
-        ("flow coupling", "A scale squeezes (space to depth), makes depth steps"),
-        ("flow.width residual", "residual: --flow.width N hidden channels of every block. (default: 64) "),
-        ("train.data.path", "folder: --data.path PATH the folder. (needed)"),
-        ("data_b two-spirals", "--data_b.samples N of the training split. (default: 100000)"),
-        ("sample.sampler pc", "--sampler.snr NUMBER|[NUMBER, …] signal-to-noise ratio"),
-        ("net.attention unet", "whose blocks are followed by self-attention"),
-    ],
-)
-def test_help_explains_tables_parts_and_keys(topics, said, capsys):
-    assert said in shown_by(capsys, "help", *topics.split())
+@pytest.mark.parametrize("kind", listing.KINDS)
+def test_each_argument_of_every_part_has_a_sentence_and_its_default(kind, capsys):
+    for name in names.BUILT_IN[kind]:
+        part = names.find(kind, name)
+        shown = shown_by(capsys, "list", kind, name)
+        for key, parameter in arguments_of(part).items() if kind != "objective" else ():
+            assert listing.sentences_of(part).get(key), f"{name} says nothing of {key}"
+            assert key == "shape" or parameter.default is parameter.empty or f"{key}={parameter.default!r}" in shown
 
 
 MINE = """
@@ -602,14 +565,8 @@ def workplace(run, tmp_path_factory):
     [
         ("--quiet train", "a command must come before --quiet"),
         ("--train", "a command must come before --train; did you mean 'train'?"),
-        ("help nothing", "translate, strip, parts, convert, push, help, flow, sde, net"),  # none twice
-        ("help trian", "indm help has nothing on trian; did you mean 'train'?"),
-        ("help train.flwo", "train.flwo is no known key of [train]; did you mean 'flow'?"),
-        ("help flow.widht", "flow.widht is no known key of [flow]; did you mean 'width'?"),
-        ("help train.setps", "train.setps is no known key of [train]; did you mean 'steps'?"),
-        ("help flow residaul", "got 'residaul'; did you mean 'residual'?"),
-        ("help train train", "indm help takes no train after train"),
-        ("help flow coupling more", "indm help takes no more after flow coupling"),
+        ("list flw", "flw is no known kind of parts; did you mean 'flow'?"),
+        ("list flow residaul", "got 'residaul'; did you mean 'residual'?"),
         ("trian digits", "trian is no command of indm; did you mean 'train'?"),
         ("train digitz", "no recipe or file is called 'digitz'; did you mean 'digits'?"),
         ("train digits --rezume", "--rezume is no option of indm train; did you mean '--resume'?"),
@@ -793,7 +750,7 @@ def test_every_failure_is_one_line_and_a_status(error, status, said, monkeypatch
     def fail(self, *_):
         raise error
 
-    for command in ("train digits", "evaluate r", "translate r a --out o", "recipes"):
+    for command in ("train digits", "evaluate r", "translate r a --out o", "list"):
         monkeypatch.setattr(find(command.split()[0]), "run", fail)
         assert main(command.split()) == status
         shown = capsys.readouterr().err
@@ -872,7 +829,7 @@ def test_a_dry_run_stays_a_recipe_whatever_the_folder_is_called(tmp_path, monkey
 
 @pytest.mark.long
 def test_a_reader_that_has_enough_is_no_error():
-    for given in ("recipes", "train --help"):
+    for given in ("list", "train --help"):
         command = f"{shlex.quote(sys.executable)} -m indm {given} | head -1; echo ${{PIPESTATUS[0]}}"
         slow = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
         assert slow.stderr == "" and slow.stdout.splitlines()[-1] in ("0", "141")
@@ -881,7 +838,7 @@ def test_a_reader_that_has_enough_is_no_error():
 SCRIPT = """
 import atexit, sys, time
 from indm.workbench.cli import main as cli
-from indm.workbench.cli.help import Recipes
+from indm.workbench.cli.listing import List
 from indm.workbench.runs import signals
 
 def stay(word):
@@ -899,7 +856,7 @@ def work(self):
     {work}
 
 atexit.register(lambda: stay("leaving"))
-Recipes.run, sys.argv = work, ["indm", "recipes"]
+List.run, sys.argv = work, ["indm", "list"]
 sys.exit(cli.{start})
 """
 DEAF = """try:
@@ -923,7 +880,7 @@ def interrupted(work, in_time="pass", start="program()"):
     ("work", "in_time"), [(DEAF, "pass"), pytest.param("until_asked()", "stay('asked')", marks=pytest.mark.long)]
 )
 def test_the_second_ctrl_c_ends_at_once(work, in_time):
-    process = interrupted(work, in_time, "main(['recipes'])")
+    process = interrupted(work, in_time, "main(['list'])")
     assert process.stdout.readline() == "asked\n" and process.poll() is None
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130 and process.stderr.read() == ""
@@ -955,7 +912,7 @@ def test_ctrl_c_while_python_still_loads_is_one_line(tmp_path):
     assert process.wait() == 130 and process.stderr.read() == "indm: interrupted\n"
 
 
-@pytest.mark.parametrize("closed, status", [("recipes >&-", 0), ("train nope 2>&-", 2)])
+@pytest.mark.parametrize("closed, status", [("list >&-", 0), ("train nope 2>&-", 2)])
 def test_a_closed_output_is_no_error(closed, status):
     command = f"{shlex.quote(sys.executable)} -c 'import indm_command, sys; sys.exit(indm_command.program())' {closed}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
@@ -966,8 +923,8 @@ def test_ctrl_c_means_what_it_did_once_a_command_called_from_python_is_over(monk
     def run(self):
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Recipes, "run", run)
-    assert main(["recipes"]) == 130 and "interrupted" in capsys.readouterr().err
+    monkeypatch.setattr(List, "run", run)
+    assert main(["list"]) == 130 and "interrupted" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -1003,24 +960,19 @@ HEAVY = ("torch", "torchvision", "accelerate", "matplotlib", "sklearn", "scipy",
 
 
 def test_nothing_heavy_is_loaded_before_it_is_used():
-    lines = [["recipes"], ["--help"], ["train", "--help"], ["help", "train.train"]]
+    lines = [["list"], ["list", "train"]]
     script = "import indm, sys; from indm.workbench.cli.main import main; "
     script += f"[main(line) for line in {lines}]; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not set(done.stdout.splitlines()[-1].split()) & set(HEAVY)
 
 
-def test_parts_shows_names_options_and_what_they_mean(capsys):
-    assert main(["parts"]) == 0
-    listed = capsys.readouterr().out
-    assert all(name in listed for kind in ("flow", "sde", "net", "data") for name in names.BUILT_IN[kind])
-    assert [line.split()[0] for line in listed.splitlines() if not line.startswith(" ")] == listing.KINDS
-    assert main(["parts", "flow", "coupling"]) == 0
-    shown = capsys.readouterr().out
-    assert "--flow.width N  " in shown and "hidden channels of the conditioners. (default: 32)" in shown
-    assert main(["help", "flow", "coupling"]) == 0 and capsys.readouterr().out == shown
-    assert "flw is no known kind of parts; did you mean 'flow'?" in fails(capsys, "parts", "flw")
-    assert "got 'coupled'; did you mean 'coupling'?" in fails(capsys, "parts", "flow", "coupled")
+def test_list_has_all_parts_and_explains_one(capsys):
+    listed = shown_by(capsys, "list")
+    assert all(name in listed for kind in listing.KINDS for name in names.BUILT_IN[kind])
+    shown = shown_by(capsys, "list", "flow", "coupling")
+    assert "coupling(levels=1, depth=4, width=32, " in shown and "width: hidden channels of the conditioners." in shown
+    assert "residual" in shown_by(capsys, "list", "flow") and "1797 digits" in shown_by(capsys, "list", "recipes")
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_data_that_do_not_fit(condition, more, data, message, tmp_path):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("conditional") / "run"
     flags = ["--condition", "classes", "--condition.drop", "0.1", "--net.channels", "8", "--train.steps", "6"]
-    assert main(["train", "digits", "--out", str(folder), *flags, "--threads", "1", "--quiet"]) == 0
+    assert main(["train", "digits", "--out", str(folder), *flags, "--train.threads", "1", "--quiet"]) == 0
     return folder
 
 
