@@ -25,7 +25,7 @@ from indm.model import INDM, build_model
 from indm.published.checkpoint import read_checkpoint
 from indm.scaling import Scaling
 from indm.workbench.cli.main import main
-from indm.workbench.data import folder, images
+from indm.workbench.data import images
 from indm.workbench.data.image_files import ImageFiles
 from indm.workbench.data.registry import load_data
 from indm.workbench.data.standard import read_idx
@@ -221,15 +221,6 @@ def test_idx_files(inside, outside):
         read_idx(HOME / "a.gz", 2051)
     except KNOWN as error:
         assert "\n" not in str(error)
-
-
-@fuzzed(2000, edits=EDITS, kinds=st.lists(st.integers(0, 255), max_size=4))
-def test_kept_indexes(edits, kinds):
-    content = npz(names=np.frombuffer(b"a.pngb.png", np.uint8), ends=np.array([5, 10]), sizes=np.array([1, 2]),
-                  times=np.array([3, 4]), kinds=np.array(kinds, np.uint8))  # fmt: skip
-    (HOME / "index.npz").write_bytes(edited(content, edits))
-    kept = folder._read_cached(HOME / "index.npz", HOME)
-    assert kept is None or all(isinstance(file, Path) for file in kept.files)
 
 
 # ── Images

@@ -1,31 +1,24 @@
-"""Folders of images. Paths are listed in little memory, and once, where there are very many."""
+"""Folders of images, whose paths are listed in little memory."""
 
-import contextlib
 import hashlib
 import os
-import stat
 import threading
 import warnings
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from indm.files import atomic
-from indm.files.plain import cache_folder
 from indm.messages import brief, counted, reason
 from indm.workbench.data.base import Data
 from indm.workbench.data.image_files import ImageOptions
 from indm.workbench.data.images import SUFFIXES, read_image, read_kind
 
 KINDS = (None, "L", "RGB")  # of a file: no image that can be used, grey, colour
-UNKNOWN = len(KINDS)  # a kind that is yet to be found out
-CACHED_FROM = 1000  # files
 AT_ONCE = 4096  # files whose headers are read side by side
 DECODING = threading.BoundedSemaphore(os.cpu_count() or 1)  # one image may take a gigabyte to decode
 
@@ -72,62 +65,26 @@ class Files(Sequence[Path]):
         return hashlib.sha256(lengths.tobytes() + b"".join(names)).hexdigest()
 
 
-@dataclass(frozen=True)
-class Index:
-    """The files below a folder, hidden ones apart, in sorted order, and what is known of each."""
-
-    files: Files
-    stats: np.ndarray  # bytes, and nanoseconds of the last change, (n, 2) int64
-    kinds: np.ndarray  # positions in KINDS, or UNKNOWN, uint8
-
-    def copy_kinds(self, path: Path) -> None:
-        """Take the kinds of files whose name, size and time are as cached in ``path``."""
-        try:
-            with np.load(path, allow_pickle=False) as cached:
-                names, stats, kinds = (cached[key] for key in ("names", "stats", "kinds"))
-        except Exception:  # there is none, or it is damaged
-            return
-        if np.array_equal(names, self.files.names) and np.array_equal(stats, self.stats):
-            self.kinds[:] = kinds
-            return
-        known = dict(zip(_identities(names, stats), kinds.tolist(), strict=True))
-        self.kinds[:] = [known.get(key, UNKNOWN) for key in _identities(self.files.names, self.stats)]
-
-    def cache(self, path: Path) -> None:
-        """Write what :meth:`copy_kinds` reads."""
-        atomic.whole(path, atomic.arrays_into({"names": self.files.names, "stats": self.stats, "kinds": self.kinds}))
+def list_files(folder: Path) -> Files:
+    """All files below ``folder`` in sorted order, hidden ones apart. Links to files are followed, to folders not."""
+    start, names = len(os.path.join(os.fsencode(folder), b"")), list[bytes]()
+    for place, folders, files in os.walk(os.fsencode(folder)):
+        folders[:] = [name for name in folders if not name.startswith(b".")]
+        paths = [os.path.join(place, name) for name in files if not name.startswith(b".")]
+        names += [path[start:].replace(os.fsencode(os.sep), b"/") for path in paths if os.path.isfile(path)]
+    return Files(folder, np.array(sorted(names, key=lambda name: name.split(b"/")), dtype="S"))
 
 
-def _identities(names: np.ndarray, stats: np.ndarray) -> Iterator[tuple[bytes, int, int]]:
-    """By what files are known again."""
-    return zip(names.tolist(), *stats.T.tolist(), strict=True)
-
-
-def index(folder: Path, whole: bool = False) -> Index:
-    """List the images below ``folder`` by reading the header of each."""
-    listing, cached_at = _list_files(folder), None
-    if len(listing.files) >= CACHED_FROM and not whole:
-        with contextlib.suppress(RuntimeError):  # a user without a home
-            cached_at = index_file(folder)
-            listing.copy_kinds(cached_at)
-    unknown = np.flatnonzero(listing.kinds == UNKNOWN)
+def kinds_of(files: Files, whole: bool = False) -> np.ndarray:
+    """The positions in :data:`KINDS` of files, by their headers or, with ``whole``, from all of each."""
+    kinds = array("B")
     with ThreadPoolExecutor() as pool:
-        for first in range(0, len(unknown), AT_ONCE):
-            part = unknown[first : first + AT_ONCE]
-            listing.kinds[part] = list(pool.map(_decoded_kind if whole else _kind, listing.files.select(part)))
-    if cached_at is not None and len(unknown):
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
-            listing.cache(cached_at)
-    return listing
-
-
-def index_file(folder: Path) -> Path:
-    """Where the index of ``folder`` is cached."""
-    return cache_folder() / "indexes" / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]}.npz"
+        for first in range(0, len(files), AT_ONCE):
+            kinds.extend(pool.map(_decoded_kind if whole else _kind, files[first : first + AT_ONCE]))
+    return np.frombuffer(kinds, np.uint8)
 
 
 def _kind(path: Path, whole: bool = False) -> int:
-    """The position in :data:`KINDS` of a file, by its header or from all of it."""
     if path.suffix.lower() not in SUFFIXES:
         return 0
     try:
@@ -139,26 +96,6 @@ def _kind(path: Path, whole: bool = False) -> int:
 def _decoded_kind(path: Path) -> int:
     with DECODING:
         return _kind(path, whole=True)
-
-
-def _list_files(folder: Path) -> Index:
-    """All files below ``folder``, of unknown kinds. Links to files are followed, links to folders not."""
-    names, stats = list[bytes](), array("q")
-    waiting = [""]
-    while waiting:
-        name = waiting.pop()
-        path = os.path.join(folder, name)
-        status = os.lstat(path) if name else None
-        if status is not None and stat.S_ISLNK(status.st_mode):
-            status = os.stat(path) if os.path.isfile(path) else status
-        if status is None or stat.S_ISDIR(status.st_mode):
-            below = sorted((n for n in os.listdir(path) if not n.startswith(".")), reverse=True)
-            waiting += [f"{name}/{n}" if name else n for n in below]
-        elif stat.S_ISREG(status.st_mode):
-            names.append(os.fsencode(name))
-            stats.extend((status.st_size, status.st_mtime_ns))
-    files = Files(folder, np.array(names, dtype="S"))
-    return Index(files, np.array(stats, np.int64).reshape(-1, 2), np.full(len(names), UNKNOWN, np.uint8))
 
 
 # ── Folders as data ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -184,9 +121,9 @@ def load_folder(
 ) -> Data:
     """All images under a folder (recursive, hidden files apart), in sorted order, split by ``seed``; read from disk.
 
-    The header of every file is read here, once for folders of many files (see :mod:`indm.workbench.data.folder`). What
-    is no image is skipped and counted. An image whose damage shows only when it is decoded is replaced by the next, see
-    :class:`ImageFiles`. With ``strict`` every file is decoded here, and either is an error.
+    The header of every file is read here. What is no image is skipped and counted. An image whose damage shows only
+    when it is decoded is replaced by the next, see :class:`ImageFiles`. With ``strict`` every file is decoded here, and
+    either is an error.
 
     Images are turned upright as their EXIF data say.
 
@@ -277,25 +214,24 @@ def find_images(folder: Path, *, whole: bool = False, strict: bool = False) -> t
     if not folder.is_dir():
         what = f"a file; its folder is '{folder.parent}'" if folder.exists() else "not there"
         raise ValueError(f"path '{folder}' must be a folder, and it is {what}")
-    listing = index(folder, whole=whole or strict)
-    files = listing.files
-    bad, grey, colour = np.bincount(listing.kinds, minlength=3).tolist()
+    files = list_files(folder)
+    kinds = kinds_of(files, whole or strict)
+    bad, grey, colour = np.bincount(kinds, minlength=3).tolist()
     notes = [f"read from {folder}, listed by {'decoding each' if whole or strict else 'the header of each'}"]
     count = counted(len(files), "file")
     if not grey + colour:
         raise ValueError(f"no readable images in '{folder}' ({count}); png, jpeg, webp, bmp, … would do")
     if bad:
-        first = f"the first is {_first_bad(listing)}"
+        first = f"the first is {_first_bad(files[int(np.argmin(kinds))])}"
         if strict:
             raise ValueError(f"strict: {bad} of {count} cannot be read as images; {first}")
         notes.append(f"skipped {bad} of {count}, unreadable as images; {first}")
         warnings.warn(notes[-1], stacklevel=3)
-    return files.select(np.flatnonzero(listing.kinds)), (grey, colour), notes
+    return files.select(np.flatnonzero(kinds)), (grey, colour), notes
 
 
-def _first_bad(listing: Index) -> str:
-    """The first file that is no image, and why."""
-    path = listing.files[int(np.argmin(listing.kinds))]
+def _first_bad(path: Path) -> str:
+    """A file that is no image, and why."""
     if path.suffix.lower() not in SUFFIXES:
         return f"{path}: not an image by its name"
     try:

@@ -1,4 +1,4 @@
-"""Folders of very many images: listed once, read one at a time, and a damaged one costs one image."""
+"""Folders of very many images: listed in little memory, read one at a time, and a damaged one costs one image."""
 
 import json
 import os
@@ -12,15 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from indm.files import plain
 from indm.workbench.cli.main import main
 from indm.workbench.data import folder as folders
 from indm.workbench.data import image_files
 from indm.workbench.data.base import stack
 from indm.workbench.data.batches import loader
-from indm.workbench.data.folder import Files, index, index_file
+from indm.workbench.data.folder import Files, kinds_of, list_files
 from indm.workbench.data.image_files import ImageFiles, count_unreadable
-from indm.workbench.data.images import read_image, read_kind
+from indm.workbench.data.images import read_image
 from indm.workbench.data.registry import load_data
 from indm.workbench.runs.devices import peak_memory_mib
 
@@ -36,20 +35,6 @@ def many(folder, n, sources=50, below=1000):
             (folder / f"{i // below:04d}").mkdir()
         os.link(folder / f".{i % sources}.png", folder / f"{i // below:04d}" / f"{i:07d}.png")
     return folder
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("INDM_DATA", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def looked_at(monkeypatch):
-    """The files whose header was read."""
-    seen = []
-    monkeypatch.setattr(folders, "read_kind", lambda path: seen.append(path) or read_kind(path))
-    return seen
 
 
 # ── The list
@@ -68,11 +53,10 @@ def test_the_list_is_that_of_the_file_system_in_sorted_order(tmp_path):
     os.symlink(tmp_path / "nowhere", tmp_path / "f" / "broken.png")
     os.symlink(tmp_path / "f", tmp_path / "f" / "again")  # a loop
     os.mkfifo(tmp_path / "f" / "pipe.png")
-    found = index(tmp_path / "f")
+    found = list_files(tmp_path / "f")
     below = (p for p in (tmp_path / "f").rglob("*") if p.is_file() and "again" not in p.parts)
     expected = sorted(p for p in below if "/." not in str(p.relative_to(tmp_path)))
-    assert list(found.files) == expected and len(expected) == 8
-    assert found.kinds.tolist() == [1] * 8 and found.stats[:, 0].tolist() == [p.stat().st_size for p in expected]
+    assert list(found) == expected and len(expected) == 8 and kinds_of(found).tolist() == [1] * 8
 
 
 def test_files_are_a_sequence_of_few_bytes(tmp_path):
@@ -83,58 +67,6 @@ def test_files_are_a_sequence_of_few_bytes(tmp_path):
     assert list(files[50:].select(np.array([1]))) == [files[51]]
     with pytest.raises(IndexError):
         files[100]
-
-
-def test_an_index_is_kept_and_only_changes_are_looked_at(tmp_path, cache, looked_at):
-    folder = many(tmp_path / "f", 1200, below=500)
-    first = index(folder)
-    assert len(looked_at) == len(first.files) == 1200 and index_file(folder).is_file()
-    looked_at.clear()
-    again = index(folder)
-    assert not looked_at and np.array_equal(again.kinds, first.kinds) and list(again.files) == list(first.files)
-
-    Image.new("L", (8, 8), 7).save(folder / "0001" / "added.png")
-    (folder / "0002" / "0001000.png").unlink()
-    changed = folder / "0000" / "0000000.png"
-    changed.unlink()
-    changed.write_bytes(b"no image")
-    third = index(folder)
-    assert sorted(p.name for p in looked_at) == ["0000000.png", "added.png"]
-    kinds = dict(zip(third.files, third.kinds.tolist(), strict=True))
-    assert kinds[changed] == 0 and kinds[folder / "0001" / "added.png"] == 1 and len(kinds) == 1200
-    assert sum(kind == 2 for kind in kinds.values()) == 1198
-
-    index_file(folder).write_bytes(index_file(folder).read_bytes()[:999])  # damaged: made anew
-    looked_at.clear()
-    assert np.array_equal(index(folder).kinds, third.kinds) and len(looked_at) == 1200
-    looked_at.clear()
-    sets = load_data("folder", path=folder, size=8, channels=3)
-    assert not looked_at and sum(len(getattr(sets, part)) for part in ("train", "valid", "test")) == 1199
-
-
-def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path, monkeypatch, looked_at):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("INDM_DATA", str(tmp_path / "file" / "below"))
-    folder = many(tmp_path / "f", 1000)
-    for _ in range(2):
-        assert (index(folder).kinds == 2).all()
-    assert len(looked_at) == 2000
-
-
-def test_an_index_that_cannot_be_kept_leaves_nothing_half_written(tmp_path, cache, monkeypatch):
-    def full(file, **arrays):
-        savez(file, **arrays)
-        raise OSError(28, "No space left on device")
-
-    savez = np.savez_compressed
-    monkeypatch.setattr(np, "savez_compressed", full)
-    assert len(index(many(tmp_path / "f", 1000)).files) == 1000
-    assert not list((cache / "indexes").iterdir())
-
-
-def test_few_files_leave_nothing_in_the_cache(tmp_path, cache):
-    index(many(tmp_path / "f", 999))
-    assert not cache.exists()
 
 
 # ── Large images
@@ -191,21 +123,8 @@ def test_no_more_images_than_cores_are_decoded_at_once(tmp_path, monkeypatch):
         return read_image(path)
 
     monkeypatch.setattr(folders, "read_image", slow)
-    assert (index(many(tmp_path / "f", 60), whole=True).kinds == 2).all()
+    assert (kinds_of(list_files(many(tmp_path / "f", 60)), whole=True) == 2).all()
     assert len(most) == 60 and max(most) <= os.cpu_count()
-
-
-@pytest.mark.parametrize("n", [12, 1000])
-def test_a_user_without_a_home_has_no_cache(tmp_path, monkeypatch, looked_at, n):
-    def without():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("INDM_DATA", raising=False)
-    monkeypatch.setattr(plain.Path, "home", without)
-    folder = many(tmp_path / "f", n)
-    for _ in range(2):
-        assert (index(folder).kinds == 2).all()
-    assert len(looked_at) == 2 * n
 
 
 def test_the_fingerprint_of_files_tells_which_they_are_and_where_their_names_end(tmp_path):
@@ -230,9 +149,9 @@ def damaged(folder, *which):
 
 def test_a_damaged_image_is_replaced_by_the_next_warned_of_once_and_counted(tmp_path):
     folder = many(tmp_path / "f", 40)
-    whole = stack(ImageFiles(index(folder).files, (3, 8, 8)))
+    whole = stack(ImageFiles(list_files(folder), (3, 8, 8)))
     damaged(folder, 7, 20, 21, 39)
-    data = ImageFiles(index(folder).files, (3, 8, 8))
+    data = ImageFiles(list_files(folder), (3, 8, 8))
     assert len(data) == 40 and count_unreadable(data) == 0
     with pytest.warns(UserWarning, match="0000007.png cannot be read .* takes its place") as warned:
         found = stack(data)
@@ -244,7 +163,7 @@ def test_a_damaged_image_is_replaced_by_the_next_warned_of_once_and_counted(tmp_
 
 def test_images_are_decoded_once_where_memory_holds_them_all(tmp_path, monkeypatch):
     folder = many(tmp_path / "f", 5)
-    files = index(folder).files
+    files = list_files(folder)
     monkeypatch.setattr(image_files, "MOST_KEPT", 5 * 3 * 8 * 8)
     kept, again = ImageFiles(files, (3, 8, 8)), ImageFiles(files, (3, 9, 9))
     first, other = stack(kept), stack(again)
@@ -258,7 +177,7 @@ def test_images_are_decoded_once_where_memory_holds_them_all(tmp_path, monkeypat
 
 def test_a_folder_that_has_gone_is_an_error_after_a_hundred(tmp_path):
     folder = many(tmp_path / "f", 200)
-    data = ImageFiles(index(folder).files, (3, 8, 8))
+    data = ImageFiles(list_files(folder), (3, 8, 8))
     for file in data.files:
         file.unlink()
     with warnings.catch_warnings():
@@ -273,7 +192,7 @@ def test_workers_change_neither_the_order_nor_what_stands_for_a_damaged_image(tm
     damaged(folder, 3, 30, 31)
     epochs = []
     for workers in (0, 1, 3):
-        data = ImageFiles(index(folder).files, (3, 8, 8))
+        data = ImageFiles(list_files(folder), (3, 8, 8))
         epochs.append(list(loader(data, 7, shuffle=True, seed=5, epoch=2, workers=workers)))
         assert count_unreadable(data) == 3  # those of the workers, too
     for other in epochs[1:]:
@@ -306,7 +225,7 @@ def test_a_training_outlives_a_damaged_image(tmp_path):
 
 
 def test_an_image_that_several_processes_met_counts_once(tmp_path):
-    data = ImageFiles(index(many(tmp_path / "f", 6)).files, (3, 8, 8))
+    data = ImageFiles(list_files(many(tmp_path / "f", 6)), (3, 8, 8))
     data.unreadable[1:3] = True
     assert count_unreadable(data) == 2
     assert count_unreadable(data, lambda met: met + torch.tensor([0, 0, 1, 1, 0, 0])) == 3
@@ -330,17 +249,14 @@ def test_two_processes_count_the_damaged_images_of_both(tmp_path):
 @pytest.mark.long
 @pytest.mark.about_time
 @pytest.mark.parametrize("n", [1_000_000])
-def test_very_many_files(tmp_path, cache, n):
+def test_very_many_files(tmp_path, n):
     folder = many(tmp_path / "f", n, sources=100)
     before, started = peak_memory_mib(), time.perf_counter()
     sets = load_data("folder", path=folder, size=8)
     first = time.perf_counter() - started
-    started = time.perf_counter()
-    again = load_data("folder", path=folder, size=8)
-    second = time.perf_counter() - started
     batches = iter(loader(sets.train, 128, shuffle=True, workers=1))
     for _ in range(20):
         assert next(batches).shape == (128, 3, 8, 8)
-    print(f"{n} files: indexed in {first:.1f} s, again in {second:.1f} s, {peak_memory_mib() - before:.0f} MiB")
-    assert len(sets.train) == len(again.train) == 0.8 * n and second < first / 2
+    print(f"{n} files: listed in {first:.1f} s, {peak_memory_mib() - before:.0f} MiB")
+    assert len(sets.train) == 0.8 * n
     assert peak_memory_mib() - before < 100 + n / 2000  # half a kilobyte a file
