@@ -63,7 +63,7 @@ TOLERANCES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5)
 def trained(run: Path, options: list[str]) -> tuple[indm.INDM, Data]:
     """The model of a run on Fashion-MNIST 16×16, which is made or finished where it is not, and the data."""
     if not (run / "summary.json").exists():
-        resume = ["--resume"] if (run / "checkpoint.pt").exists() else []
+        resume = ["--resume"] if (run / "checkpoints").exists() else []
         command = [sys.executable, "-m", "indm", "train", "fashion-mnist-16", "--out", str(run), *options, *resume]
         subprocess.run(command, check=True)
     return indm.INDM.load(run, device=DEVICE), load_data(name="fashion-mnist", size=16)

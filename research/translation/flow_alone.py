@@ -36,6 +36,7 @@ from indm.workbench.evaluation.sample_quality import frechet_distance
 from indm.workbench.evaluation.sheets import Panel, sheet
 from indm.workbench.evaluation.statistics import share_error
 from indm.workbench.recipes import recipe as recipes
+from indm.workbench.training.checkpoints import has_state
 from indm.workbench.training.pairs import sides_of
 from indm.workbench.translation.metrics import MOST
 from research.markdown import in_table
@@ -118,7 +119,7 @@ def study(
             print(name, trainer.step, curve[str(trainer.step)], flush=True)
 
     run = out / name
-    options: dict[str, Any] = {"callbacks": [measure], "resume": (run / "checkpoint.pt").exists()}
+    options: dict[str, Any] = {"callbacks": [measure], "resume": has_state(run)}
     summary = indm.train(recipe, run, objective=augmented(sigma) if sigma else "flow", **options)
     if summary["interrupted"]:
         raise KeyboardInterrupt

@@ -41,6 +41,7 @@ from indm.workbench.evaluation.plots import save_pixels
 from indm.workbench.evaluation.sheets import Panel, sheet
 from indm.workbench.evaluation.statistics import over_seeds, paired
 from indm.workbench.recipes import recipe as recipes
+from indm.workbench.training.checkpoints import has_state
 from indm.workbench.training.loop import train
 from indm.workbench.training.pairs import as_bridge, train_pair
 from indm.workbench.translation.metrics import COLUMNS, RECALL, against_truth, limits, translation_metrics, two_classes
@@ -102,7 +103,7 @@ def of_classes(recipe: dict, changes: dict[str, str], out: Path) -> Route:
     changes = {"condition": "classes"} | changes
     alone = recipes.override({name: table for name, table in recipe.items() if name != "data_b"}, changes)
     if not (out / "summary.json").exists():
-        whole({out.name: indm.train(alone, out, data=data, resume=(out / "checkpoint.pt").exists())})
+        whole({out.name: indm.train(alone, out, data=data, resume=has_state(out))})
     model = INDM.load(out)
     return two_models(model, model, c=data.classes)
 
@@ -145,7 +146,7 @@ def pair(recipe: dict, steps: int, out: Path, name: str) -> TranslationRuns:
 def bridge(recipe: dict, steps: int, out: Path, name: str = "bridge") -> TranslationRuns:
     """The bridge of one of :data:`BRIDGES`, trained where it is not yet."""
     run, changed = out / name, recipes.override(untimed(as_bridge(recipe), 2 * steps), BRIDGES[name])
-    whole({name: train(changed, run, resume=(run / "checkpoint.pt").exists())})
+    whole({name: train(changed, run, resume=has_state(run))})
     return open_runs([run])
 
 

@@ -33,6 +33,7 @@ from indm.workbench.cli.main import main
 from indm.workbench.data.registry import load_data
 from indm.workbench.evaluation.sample_quality import solve
 from indm.workbench.recipes import recipe as recipes
+from indm.workbench.training import checkpoints
 from indm.workbench.training.checks import check_parts
 
 DEFAULTS = {"blocks": (1, 1), "width": 8, "code_dim": 4, "encoder_planes": (6, 8), "prior_width": 8}
@@ -342,7 +343,7 @@ def test_resumed_training_goes_on_exactly(run, tmp_path):
     short = [option.replace("steps=5", "steps=3") for option in TRAINING.split()]
     assert main(["train", "digits", *short, "--out", str(part), "--quiet"]) == 0
     assert main(["train", str(part), "--resume", "--train.steps=5", "--quiet"]) == 0
-    whole, gone_on = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (run, part))
+    whole, gone_on = (checkpoints.newest(folder)[1] for folder in (run, part))
     for key in ("model", "ema"):
         for name, value in whole[key].items():
             assert torch.equal(value, gone_on[key][name]), (key, name)

@@ -50,7 +50,7 @@ class List(Common):
             print(of_recipes())
         if self.what in OPTION_TABLES:
             print(of_table(self.what))
-        elif self.name is not None:
+        elif self.what is not None and self.name is not None:
             print(explained(names.find(self.what, self.name), self.name))
         else:
             for kind in KINDS if self.what is None else {self.what} & {*KINDS}:
@@ -129,5 +129,7 @@ def metavar(hint: Any) -> str:
 
 def wrapped(text: str, indent: int = 0, first: int = 0) -> str:
     """``text`` in lines of at most :data:`WIDEST` columns."""
-    margins = {"initial_indent": " " * first, "subsequent_indent": " " * indent}
-    return textwrap.fill(" ".join(text.split()), WIDEST, break_on_hyphens=False, **margins)
+    return textwrap.fill(
+        " ".join(text.split()), WIDEST, initial_indent=" " * first, subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+    )  # fmt: skip

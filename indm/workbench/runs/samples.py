@@ -18,6 +18,7 @@ from indm.files import atomic, untrusted
 from indm.files.memory import COPIES, check_memory
 from indm.fitting import Fit, FittedSampler, check_can_fit, fit_sampler
 from indm.messages import brief, counted, reason
+from indm.model import INDM
 from indm.names import trust
 from indm.sampling import (
     Sampler,
@@ -37,6 +38,7 @@ from indm.workbench.runs.folder import check_absent, data_of, open_run
 from indm.workbench.runs.provenance import provenance, weights_hash
 
 SAMPLES = "samples.npz"
+Samples = tuple[Tensor, int, dict | None]  # in data units, their grey levels (0: none), how they were drawn
 FITTED = "fitted"  # the name of samplers that were fitted to the model of a run
 SAMPLERS = "samplers"  # their folder, in that of the run
 CHECKED = 8  # samples that are solved again, in twice the steps
@@ -45,7 +47,7 @@ SAMPLE_FILES = ("samples.json", "samples.csv", SAMPLES, "samples.png")  # all of
 
 def draw(
     run: Path, drawing: Drawing, out: Path | None = None, *, overwrite: bool = False, progress: bool = True
-) -> tuple[Tensor, int, dict | None]:
+) -> Samples:
     """Samples in data units (n, *event), their grey levels (0: none), and their provenance: how they were drawn, from
     which weights and data.
 
@@ -57,30 +59,51 @@ def draw(
         ValueError: bad options, or other samples in ``out``: only ``overwrite`` replaces them and their picture.
     """
     model, recipe = open_run(run)
-    steps = drawing.steps or default_steps(model)
-    drawing = replace(drawing, steps=steps)
-    name = drawing.sampler or default_sampler(model)
+    drawing, sampler = _settled(run, model, drawing)
+    device = model.scaling.scale.device
+    made_by = asdict(drawing) | {"steps": None if sampler.adaptive else drawing.steps, "device": device.type}
+    made_by |= {"weights_sha256": weights_hash(run), "data": recipe.data.table()}
+    made_by, file = json.loads(json.dumps(made_by)), (out or run) / SAMPLES  # as it is read again
+    if (kept := _drawn_before(file, made_by)) is not None:
+        return kept
+    check_absent(file.parent, SAMPLE_FILES, overwrite)
+    generator = torch.Generator(device).manual_seed(drawing.seed)
+    raw, c, changes = _drawn(run, model, drawing, sampler, generator, progress)
+    record = {
+        "options": {key: made_by[key] for key in asdict(drawing)},
+        "change_in_twice_the_steps": changes,
+        "provenance": provenance(drawing.seed, {str(run): made_by["weights_sha256"]}),
+    }
+    is_table = raw.ndim == 2 and not model.scaling.levels
+    names = column_names(recipe.data.table(), raw.shape[1]) if is_table else None
+    _write(file, raw, model.scaling.levels or 0, made_by, record, c, names)
+    return read_samples(file)
+
+
+def _settled(run: Path, model: INDM, drawing: Drawing) -> tuple[Drawing, Sampler]:
+    """``drawing`` with the model's defaults in place of what it leaves open, and its sampler."""
+    steps, name = drawing.steps or default_steps(model), drawing.sampler or default_sampler(model)
     with trust(name):  # the caller names it; it does not come from a file
         named = fitted_sampler(run, steps, drawing.guidance) if name == FITTED else name
         sampler = make_sampler(named, **drawing.sampler_options)
-    settings = asdict(drawing) | {
-        "sampler": name,
-        "sampler_options": sampler.options(),
-        "eps": model.sde.truncation(drawing.eps),
-    }
-    settings |= {"steps": None if sampler.adaptive else steps}
-    device = model.scaling.scale.device
-    made_by = settings | {"device": device.type, "weights_sha256": weights_hash(run), "data": recipe.data.table()}
-    made_by = json.loads(json.dumps(made_by))  # as it is read again
-    file = (out or run) / SAMPLES
-    if file.exists():
-        with contextlib.suppress(ValueError):  # a file that cannot be read is not overwritten either
-            samples = read_samples(file)
-            if samples[2] is not None and _without_paths(samples[2]) == _without_paths(made_by):
-                print(f"{file} holds these samples already: nothing was drawn", file=sys.stderr)
-                return samples
-    check_absent(file.parent, SAMPLE_FILES, overwrite)
-    generator = torch.Generator(device).manual_seed(drawing.seed)
+    settled: dict[str, Any] = {"steps": steps, "sampler": name, "sampler_options": sampler.options()}
+    return replace(drawing, **settled, eps=model.sde.truncation(drawing.eps)), sampler
+
+
+def _drawn_before(file: Path, made_by: dict) -> Samples | None:
+    """What ``file`` holds, where that was drawn just so, and a line on standard error; else None."""
+    with contextlib.suppress(ValueError):  # a damaged file is not overwritten either
+        samples = read_samples(file)
+        if samples[2] is not None and _without_paths(samples[2]) == _without_paths(made_by):
+            print(f"{file} holds these samples already: nothing was drawn", file=sys.stderr)
+            return samples
+    return None
+
+
+def _drawn(
+    run: Path, model: INDM, drawing: Drawing, sampler: Sampler, generator: torch.Generator, progress: bool
+) -> tuple[Tensor, Tensor | None, list[float] | None]:
+    """Samples in data units, their conditions, and how far the first are from those in twice the steps."""
     c = conditions(run, model, drawing)
     n = drawing.n if c is None else len(c)
     try:
@@ -93,32 +116,11 @@ def draw(
         data = data_of(run, model)
         of_data = rows_of_data(model, data, "train", 10_000)
         centre_prior(model, stack(data.train, 10_000), c=of_data, generator=generator)
-    before = generator.get_state()
-    x = sample(
-        model,
-        n,
-        c=c,
-        guidance=drawing.guidance,
-        sampler=sampler,
-        steps=steps,
-        eps=drawing.eps,
-        temperature=drawing.temperature,
-        last_denoising=drawing.last_denoising,
-        batch_size=drawing.batch_size,
-        generator=generator,
-        progress=progress,
-    )
-    changes = _changes(model, x, c, drawing, sampler, steps, generator.set_state(before))
-    record = {
-        "options": settings,
-        "change_in_twice_the_steps": changes,
-        "provenance": provenance(drawing.seed, {str(run): made_by["weights_sha256"]}),
-    }
-    raw = model.scaling.to_data(x).cpu()
-    is_table = raw.ndim == 2 and not model.scaling.levels
-    names = column_names(recipe.data.table(), raw.shape[1]) if is_table else None
-    _write(file, raw, model.scaling.levels or 0, made_by, record, c, names)
-    return read_samples(file)
+    before, shared = generator.get_state(), ("guidance", "steps", "eps", "temperature", "last_denoising", "batch_size")
+    options = {name: getattr(drawing, name) for name in shared}
+    x = sample(model, n, c=c, sampler=sampler, generator=generator, progress=progress, **options)
+    changes = _changes(model, x, c, drawing, sampler, generator.set_state(before))
+    return model.scaling.to_data(x).cpu(), c, changes
 
 
 def column_names(data: dict, columns: int) -> list[str]:
@@ -136,7 +138,6 @@ def _changes(
     c: Tensor | None,
     drawing: Drawing,
     sampler: Sampler,
-    steps: int,
     generator: torch.Generator,
 ) -> list[float] | None:
     """How far the first samples are from those in twice the steps; None where that says nothing of the steps."""
@@ -145,6 +146,7 @@ def _changes(
     of_batch, n = min(len(x), drawing.batch_size), min(len(x), CHECKED)
     z_T = model.sde.prior_sample((of_batch, *model.shape), generator=generator, dtype=x.dtype)[:n]
     options: dict[str, Any] = {"temperature": drawing.temperature, "last_denoising": drawing.last_denoising}
+    steps = drawing.steps or default_steps(model)
     part = at_rows(model.truncated(drawing.eps), c, torch.arange(n), guidance=drawing.guidance)
     made = x[:n] if model.flow.one_map else None
     return change_in_twice_the_steps(part, made, z_T, sampler, steps, **options).tolist()
@@ -228,7 +230,7 @@ def _write(
     atomic.together(parts | {file: atomic.arrays_into(arrays)}, old)  # samples.npz last: where it is, the others are
 
 
-def read_samples(file: Path) -> tuple[Tensor, int, dict | None]:
+def read_samples(file: Path) -> Samples:
     """Samples that :func:`draw` kept, their grey levels (0: none), and their provenance (None: unknown).
 
     Raises:

@@ -1,14 +1,10 @@
 """Training states on disk: damage is recognised, the newest intact state is used, and old ones are removed.
 
-``checkpoints/STEP.pt`` are the last few states. ``checkpoint.pt`` is the newest of them under a name that does not
-change: the same file where the file system has hard links, else a copy. A state is a zip archive; the CRC-32 of every
-member is compared before it is used.
+``checkpoints/STEP.pt`` are the last few states. A state is a zip archive; the CRC-32 of every member is compared before
+it is used.
 """
 
 import errno
-import math
-import os
-import shutil
 import warnings
 import zipfile
 from pathlib import Path
@@ -21,13 +17,13 @@ from indm.files.memory import causes, raise_if_out_of_memory
 from indm.files.plain import check_plain
 from indm.model import WEIGHTS
 
-NEWEST, FOLDER = "checkpoint.pt", "checkpoints"
+FOLDER = "checkpoints"
 DAMAGED = ".damaged"  # suffix of states that are set aside
 
 
 def has_state(run: Path) -> bool:
     """Whether there is any state in ``run``, intact or not."""
-    return (run / NEWEST).exists() or bool(numbered(run))
+    return bool(numbered(run))
 
 
 def nothing_saved(run: Path) -> bool:
@@ -39,23 +35,6 @@ def numbered(run: Path) -> list[Path]:
     """``checkpoints/STEP.pt``, the newest first."""
     steps = [path for path in (run / FOLDER).glob("*.pt") if path.stem.isdecimal()]
     return sorted(steps, key=lambda path: int(path.stem), reverse=True)
-
-
-def states_in(run: Path) -> list[Path]:
-    """The states in ``run``, the newest first; ``checkpoint.pt`` is one by itself where no other is the same file."""
-    steps = numbered(run)
-    newest = [path for path in [run / NEWEST] if path.exists() and not any(map(path.samefile, steps))]
-    return sorted([*steps, *newest], key=_step, reverse=True)
-
-
-def _step(path: Path) -> float:
-    """The step of a state; ∞ where it cannot be read, so that reading it comes first and shows why."""
-    if path.name != NEWEST:
-        return int(path.stem)
-    try:
-        return read(path)["step"]
-    except Exception:
-        return math.inf
 
 
 # ── Writing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -71,7 +50,6 @@ def write(run: Path, state: dict, keep: int) -> None:
     for half_written in path.parent.glob(atomic.HALF_WRITTEN):
         half_written.unlink()
     atomic.whole(path, lambda beside: torch.save(state, beside))
-    _also_called(path, run / NEWEST)
     for old in numbered(run)[keep:]:
         old.unlink()
 
@@ -88,7 +66,7 @@ def newest(run: Path) -> tuple[Path, dict]:
         OSError, MemoryError: one cannot be read now, which does not say that it is damaged.
     """
     complaints: dict[Path, str] = {}
-    for path in states_in(run):
+    for path in numbered(run):
         try:
             state = read(path)
         except Exception as error:  # a damaged archive surfaces as almost anything
@@ -98,10 +76,13 @@ def newest(run: Path) -> tuple[Path, dict]:
                     raise OSError(cause.errno, cause.strerror, str(path)) from error
             complaints[path] = messages.reason(error)
             continue
-        return _use(run, path, state["step"], complaints), state
+        for damaged, reason in complaints.items():
+            warnings.warn(f"{damaged} is damaged ({reason}); going on from {path}, the newest intact one", stacklevel=2)
+            damaged.replace(damaged.with_name(damaged.name + DAMAGED))
+        return path, state
     if not complaints:
         raise FileNotFoundError(
-            f"{run / NEWEST} is missing, so there is nothing to resume; move {run} away and start without --resume"
+            f"{run} holds no checkpoint, so there is nothing to resume; move it away and start without --resume"
         )
     path, reason = next(iter(complaints.items()))
     raise ValueError(f"{path} cannot be read as a checkpoint: {reason}; nor can any older one in {run}")
@@ -125,19 +106,6 @@ def read(path: Path) -> dict:
     return state
 
 
-def _use(run: Path, intact: Path, step: int, complaints: dict[Path, str]) -> Path:
-    """Set damaged states aside, and give the newest intact one both of its names; its file."""
-    for path, reason in complaints.items():
-        warnings.warn(f"{path} is damaged ({reason}); going on from {intact}, the newest intact one", stacklevel=3)
-        path.replace(path.with_name(path.name + DAMAGED))
-    if intact.name == NEWEST:
-        intact = run / FOLDER / f"{step}.pt"
-        _also_called(run / NEWEST, intact)
-    elif complaints:
-        _also_called(intact, run / NEWEST)
-    return intact
-
-
 def reached(run: Path) -> int:
     """The largest step among the names of the damaged states in ``run``; 0 where there is none."""
     names = [path.name.removesuffix(f".pt{DAMAGED}") for path in (run / FOLDER).glob(f"*.pt{DAMAGED}")]
@@ -147,14 +115,3 @@ def reached(run: Path) -> int:
 def mebibytes(run: Path) -> float:
     """The size on disk of the states in ``run``, with those set aside."""
     return sum(path.stat().st_size for path in (run / FOLDER).rglob("*") if path.is_file()) / 2**20
-
-
-def _also_called(path: Path, name: Path) -> None:
-    atomic.whole(name, lambda beside: _link(path, beside))
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)

@@ -5,6 +5,7 @@ before a line is written, and every 50 steps: the device leaves a step out by it
 makes the host wait for it.
 """
 
+import io
 import json
 import math
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from indm.files import atomic, untrusted
 from indm.messages import reason
@@ -29,7 +30,8 @@ PENALTIES = ("isometry", "terminal")  # terms beside the NELBO that are shown
 BEST = "best"  # the folder of the averaged model with the best validation, in that of the run
 TOTALS = ("loss", "nelbo")  # sums of other terms: not the cause where one of those is not finite either
 LOOK_EVERY = 50  # steps
-BAR = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}{postfix}"
+BAR = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}, {desc}"  # on a terminal
+LINE = "{percentage:3.0f}% {desc}, {remaining} left"  # elsewhere
 BAR_INTERVAL, LINE_INTERVAL = 2.0, 5.0  # seconds between two texts of the bar, and between two lines
 
 
@@ -218,12 +220,11 @@ class Progress:
     """
 
     def __init__(self, share: float, text: Callable[[], str], disabled: bool = False):
-        self.text, self.first, self.share = text, share, share
-        self.started = self.shown = time.monotonic()
         on_terminal = sys.stderr is not None and sys.stderr.isatty()
-        self.bar = tqdm(total=1.0, initial=share, bar_format=BAR, disable=disabled or not on_terminal)
-        self.lines = not disabled and not on_terminal
-        self.every = BAR_INTERVAL if on_terminal else LINE_INTERVAL
+        self.text, self.shown = text, -math.inf
+        self.lines, self.every = not on_terminal, BAR_INTERVAL if on_terminal else LINE_INTERVAL
+        file, form = (sys.stderr, BAR) if on_terminal else (io.StringIO(), LINE)
+        self.bar = tqdm(total=1, initial=share, bar_format=form, disable=disabled, file=file, mininterval=math.inf)
 
     def __enter__(self) -> "Progress":
         return self
@@ -233,19 +234,10 @@ class Progress:
 
     def update(self, share: float) -> None:
         """Note how far the run is; show it if the last text is old, after the first step, and at the end."""
-        fresh, self.share = self.share == self.first, min(share, 1.0)
-        if self.bar.disable and not self.lines:
-            return
-        self.bar.update(self.share - self.bar.n)
         now = time.monotonic()
-        if fresh or self.share == 1 or now - self.shown >= self.every:
+        self.bar.update(min(share, 1.0) - self.bar.n)
+        if not self.bar.disable and (share >= 1 or now - self.shown >= self.every):
             self.shown = now
-            self._show(now)
-
-    def _show(self, now: float) -> None:
-        if not self.lines:
-            self.bar.set_postfix_str(" " + self.text())
-            return
-        done = self.share - self.first
-        left = tqdm.format_interval((1 - self.share) / done * (now - self.started)) if done > 0 else "?"
-        print(f"{self.share:4.0%} {self.text()}, {left} left", file=sys.stderr, flush=True)
+            self.bar.set_description_str(self.text(), refresh=not self.lines)
+            if self.lines:
+                print(self.bar, file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """The training loop: from a recipe, or from parts given in Python, to a run folder, on the devices accelerate finds.
 
-A run folder holds ``recipe.toml`` (resolved), ``versions.json``, ``metrics.jsonl``, ``checkpoint.pt`` (all that
-``resume`` needs) with the ones before it in ``checkpoints/``, ``model.safetensors`` with ``model.json`` (the averaged
+A run folder holds ``recipe.toml`` (resolved), ``versions.json``, ``metrics.jsonl``, ``checkpoints/`` (the newest
+is all that ``resume`` needs), ``model.safetensors`` with ``model.json`` (the averaged
 model), ``best/`` (that of the best validation) and, at the end, ``summary.json``.
 
 A step whose loss or gradient is not finite is left out, on all processes alike. After ``train.max_skipped_steps`` in a

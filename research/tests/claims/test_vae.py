@@ -268,7 +268,7 @@ def test_training_on_digits_learns_them(tmp_path):
     assert summary["valid_nelbo"] < lines[-1]["nelbo"] + 0.2 and summary["unit"] == "bits/dim"
     assert lines[-1]["rate"] > 1  # nats: the code is in use
     assert summary["vae_parameters"] == count_parameters(VAE.load(run)) == len(vae_vector(run))
-    assert {"versions.json", "checkpoint.pt", "model.safetensors", "model.json"} <= {p.name for p in run.iterdir()}
+    assert {"versions.json", "checkpoints", "model.safetensors", "model.json"} <= {p.name for p in run.iterdir()}
 
     model, raw = VAE.load(run), stack(load_data("digits").train).double()
     samples = model.scaling.to_data(model.sample(1000, generator=seeded(0)))

@@ -702,10 +702,7 @@ def test_mistakes_that_the_parser_explains(arguments, complaint, capsys):
 
 
 def test_a_run_folder_resumes_by_its_name(run, tmp_path, capsys):
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for path in (path for path in run.iterdir() if path.is_file()):  # checkpoint.pt is enough
-        (copy / path.name).write_bytes(path.read_bytes())
+    copy = shutil.copytree(run, tmp_path / "copy")
     assert main(["train", str(copy), "--resume", "--train.steps", "6", "--quiet"]) == 0
     assert json.loads((copy / "summary.json").read_text())["steps"] == 6
     assert isinstance(indm.INDM.load(copy), indm.INDM)
@@ -946,8 +943,8 @@ def test_a_ctrl_c_before_the_first_step_says_that_nothing_was_trained(
     said = f"Interrupted before a step was made, so nothing was trained. The same command {again}.\n"
     assert capsys.readouterr().err == said
     if file is not None:
-        saved = tmp_path / ("checkpoint.pt" if file == "recipe.toml" else "a/checkpoint.pt")
-        saved.parent.mkdir(exist_ok=True)
+        saved = tmp_path / ("checkpoints/1.pt" if file == "recipe.toml" else "a/checkpoints/1.pt")
+        saved.parent.mkdir(parents=True)
         saved.write_text("")
         assert main([*command.split(), "--out", str(tmp_path)]) == 130
         assert "a step was made, what was saved before stays as it is. The same" in capsys.readouterr().err
