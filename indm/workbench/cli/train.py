@@ -42,10 +42,7 @@ class TrainsRecipe(ShowsProgress):
 
         if self.dry_run:
             return show_plan(recipe, out, like=like)
-        try:
-            summary = train(recipe, out, like=like, resume=self.resume, progress=self.progress)
-        except KeyboardInterrupt:
-            return interrupted_early(out)
+        summary = train(recipe, out, like=like, resume=self.resume, progress=self.progress)
         run, trained = shlex.quote(str(out)), recipes.resolve(recipes.load(out)).train
         if summary["interrupted"]:
             say(f"Interrupted at step {summary['steps']}. Continue with: indm train {run} --resume", file=sys.stderr)
@@ -127,10 +124,7 @@ class TrainPair(TrainsRecipe):
         out = self.out or Path("runs") / name
         if self.dry_run:
             return show_plan(sides_of(recipe)["a"], out / "a", ", and another run like this to b")
-        try:
-            summaries = train_pair(recipe, out, resume=self.resume, progress=self.progress)
-        except KeyboardInterrupt:
-            return interrupted_early(out)
+        summaries = train_pair(recipe, out, resume=self.resume, progress=self.progress)
         side, last = list(summaries.items())[-1]
         if last["interrupted"] or len(summaries) < 2:
             say(
@@ -194,20 +188,6 @@ def show_plan(recipe: recipes.AnyTables, out: Path, more: str = "", like: Path |
     comments = "".join(f"\n# {key}: {one_line(value)}" for key, value in known.items())
     print(recipes.to_toml(whole) + comments + f"\n# would be written to: {one_line(out)}{more}")
     return DONE
-
-
-def interrupted_early(out: Path) -> int:
-    """Say how to go on after a Ctrl-C that no step has followed; the exit status."""
-    from indm.workbench.runs.folder import RECIPE
-    from indm.workbench.training.checkpoints import nothing_saved
-    from indm.workbench.training.pairs import PAIR, SIDES
-
-    begun = any((out / name).is_file() for name in (RECIPE, PAIR))
-    is_saved = not all(nothing_saved(run) for run in (out, *(out / side for side in SIDES)))
-    what = "what was saved before stays as it is" if is_saved else "so nothing was trained"
-    command = f"The same command {'with --resume goes on' if begun else 'begins again'}."
-    say(f"Interrupted before a step was made, {what}. {command}", file=sys.stderr)
-    return INTERRUPTED
 
 
 def came_to(summary: dict) -> str:

@@ -53,8 +53,6 @@ STEPS = "a whole number of steps, or a share of the run below 1"
 Interval = Annotated[float, Must(STEPS, _is_interval)]
 Warmup = Annotated[float, Must(f"0, {STEPS}", lambda v: not v or _is_interval(v))]
 Steps = Annotated[float, POSITIVE, Must("a whole number, or inf", lambda v: v == math.inf or v == int(v))]
-Threads = Must('"auto" or at least 1', lambda v: v == "auto" or v >= 1)
-MostThreads = Must(f"at most {MOST_PROCESSES:,}", lambda v: v == "auto" or v <= MOST_PROCESSES)
 Decays = Must("two numbers in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
 FewFrames = Must("an even number of at least 4", lambda v: v >= 4 and v % 2 == 0)
 Enough = Must(f"at least {FEWEST_EXAMPLES} for standard errors", lambda v: v >= FEWEST_EXAMPLES)
@@ -140,10 +138,9 @@ class Training(Checked):
     """Centre the final model's prior on the mean latent (useful for VE); best/ and snapshots/ stay as they are."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """Precision of the networks; "auto" is bf16 where the machine is fast in it."""
-    threads: Annotated[int | Literal["auto"], Threads, MostThreads] = "auto"
-    """Threads of the CPU. "auto" takes OMP_NUM_THREADS if that is set, and that of the run in a resumed one. Else it
-    takes the share of all that other processes leave idle. The last bits depend on it; versions.json of the run has
-    it."""
+    threads: Annotated[int, NOT_NEGATIVE, at_most(MOST_PROCESSES)] = 0
+    """Threads of the CPU; 0 is PyTorch's number: OMP_NUM_THREADS, or one for each core. The last bits depend on it. On
+    a machine that others use, 1 is often faster."""
     workers: Annotated[int, NOT_NEGATIVE, at_most(MOST_PROCESSES)] = 0
     """Processes that load data; 0 loads them in the process that trains."""
     log_every: Interval = 50

@@ -40,8 +40,6 @@ def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device
         "weights_sha256": dict(weights),
         "device": device_name(where),
         "threads": torch.get_num_threads(),
-        "matmul_precision": torch.get_float32_matmul_precision(),
-        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
     }
 
 
@@ -68,14 +66,17 @@ def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[s
 
 def threads_of(run: Path) -> int | None:
     """The threads of PyTorch that the last part of ``run`` had; None where nothing says it."""
-    threads = [part.get("threads") for part in _parts(run / paths.RECORD)][-1:]
-    return next((n for n in threads if type(n) is int and n >= 1), None)
+    threads = _last(run).get("threads")
+    return threads if type(threads) is int and threads >= 1 else None
 
 
 def device_of(run: Path) -> str | None:
     """The :func:`device_name` of the last part of ``run``; None where nothing says it."""
-    names = [part.get("device") for part in _parts(run / paths.RECORD)][-1:]
-    return next((name for name in names if isinstance(name, str)), None)
+    return _last(run).get("device")
+
+
+def _last(run: Path) -> dict:
+    return (_parts(run / paths.RECORD) or [{}])[-1]
 
 
 def split_record(data: Data) -> dict:

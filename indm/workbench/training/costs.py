@@ -1,4 +1,4 @@
-"""What a training step costs: how it is timed, on how many threads, and the budgets that follow from it.
+"""What a training step costs: how it is timed, and the budgets that follow from it.
 
 Wall-clock time also depends on other processes. So trainings that are compared get steps: the cost of a step of each
 is measured interleaved, in one process, and each makes as many as cost the same. The measurements are kept in
@@ -13,13 +13,11 @@ import math
 import os
 import statistics
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from tqdm.auto import tqdm
 
@@ -39,36 +37,6 @@ from indm.workbench.training.trainer import Trainer
 COSTS = "costs.json"
 ROUNDS = 6
 TURN = 0.4  # seconds of a round that each trainer has, about; one cycle of steps at least
-LOOK = 0.3  # seconds for which "auto" looks at what other processes take of the cores
-
-
-# ── Threads ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def choose_threads(trainer: Trainer, resumed: Path | None = None) -> int:
-    """The number of threads that ``trainer`` shall run on.
-
-    That is ``train.threads``, where it is a number. Where it is "auto", it is what PyTorch has now if OMP_NUM_THREADS
-    says so, on an accelerator and in several processes; else that of the last part of the run in the folder
-    ``resumed``, at most what PyTorch has now; else the share of these that other processes leave idle, at least one:
-    at each of its many small operations a step waits for all threads, and so for the one whose core another process
-    has.
-    """
-    wanted, own, accelerator = trainer.options.threads, torch.get_num_threads(), trainer.accelerator
-    if wanted != "auto":
-        return wanted
-    if os.environ.get("OMP_NUM_THREADS") or accelerator.device.type != "cpu" or accelerator.num_processes > 1:
-        return own
-    if resumed is None:
-        return max(1, round(own * (1 - psutil.cpu_percent(LOOK) / 100)))
-    before = threads_of(resumed) or own
-    if before > own:
-        warnings.warn(
-            f"{resumed} was trained on {before} threads, and there are {own} here: the last bits of its weights "
-            "will differ from those of a run that nothing interrupted",
-            stacklevel=3,
-        )
-    return min(before, own)
 
 
 @contextlib.contextmanager
@@ -251,7 +219,7 @@ def budget_like(
     whole = recipes.resolve(recipes.as_continued(recipe, like))
     recipe_of_each = {like: other, out: whole}
     own, other_threads = whole.train.threads, threads_for(like)
-    threads = {like: other_threads, out: other_threads if own == "auto" else own}
+    threads = {like: other_threads, out: own or other_threads}
     ratio, measured = 1.0, []
     if key_of(whole) != key_of(other):
         a = make_accelerator(whole.train)

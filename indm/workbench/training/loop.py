@@ -25,8 +25,6 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from indm import names
-from indm.checks import arguments_of
 from indm.files import atomic
 from indm.files.memory import gib
 from indm.messages import counted
@@ -35,11 +33,9 @@ from indm.objective import Losses, Objective
 from indm.sampling import centre_prior
 from indm.workbench.data.base import Data, stack
 from indm.workbench.data.image_files import count_unreadable
-from indm.workbench.data.registry import check_data
-from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import FEW_STEPS, Training
-from indm.workbench.recipes.recipe import AnyTables, Part, Recipe
+from indm.workbench.recipes.recipe import AnyTables, Recipe
 from indm.workbench.runs.devices import by_main_process, make_accelerator, on_cpu, peak_memory_mib, run_lock
 from indm.workbench.runs.folder import check_folder, is_run, read_metrics
 from indm.workbench.runs.provenance import describe, split_record, warn_of_other_splits
@@ -130,8 +126,6 @@ def train(
     if resume and is_run(out):
         wanted = recipes.resolve(recipes.as_continued(wanted, out))
     check_trackers(wanted.train.trackers)
-    if data is None:
-        check_source(wanted.data)
     shows = PartialState(cpu=on_cpu()).is_main_process and progress
     by_main_process(lambda: check_folder(out, wanted, resume))  # before anything slow
     measured: list[costs.Cost] = []
@@ -172,7 +166,7 @@ def run_in(
         if main:
             warn_of_other_splits(out, trainer.data)
             warn_of_spent_budget(trainer, out)
-    n_threads, own = costs.choose_threads(trainer, out if resumes else None), torch.get_num_threads()
+    n_threads = trainer.options.threads or torch.get_num_threads()
     if main:
         record = split_record(trainer.data) | {"threads": n_threads}
         describe(out, trainer.recipe, trainer.accelerator.device, trainer.data.remarks, record)
@@ -180,10 +174,6 @@ def run_in(
             costs.keep(out, measured)
         warn_of_lost_steps(out, trainer.step)
     tell(*trainer.data.remarks, shown=progress and main)
-    fewer = n_threads < own and trainer.options.threads == "auto" and not resumes
-    tell(
-        f"threads: {n_threads}, as others use the machine ({own} with --train.threads {own})", shown=fewer and progress
-    )
 
     log = MetricsLog(trainer, out, state)
     with costs.on_threads(n_threads), log, interruptible() as interrupted:
@@ -198,17 +188,6 @@ def run_in(
             warn_of_short_run(trainer, stopped)
         summary.signal_received = trainer.agree(interrupted.is_set())  # also in what comes after the last step
     return summary
-
-
-def check_source(data: Part) -> None:
-    """ValueError for a mistake in ``[data]`` that shows before its files are read: an option, or a path without files.
-
-    A data set that can be downloaded may have no files yet.
-    """
-    check_data(data.name, **data.options)
-    if "download" not in arguments_of(names.find("data", data.name)):
-        for key, path in paths.gone({"data": data.table()}).items():
-            raise ValueError(f"{key} must be a file or a folder, got {path}, where there is nothing")
 
 
 def tell(*notes: str, shown: bool = True) -> None:
@@ -296,7 +275,7 @@ def plan(recipe: AnyTables) -> tuple[Recipe, dict]:
     accelerator = make_accelerator(wanted.train)
     parts_of_run = parts_of(wanted, accelerator)
     trainer = Trainer(wanted, accelerator=accelerator, **parts_of_run)
-    o, n_threads = trainer.options, costs.choose_threads(trainer)
+    o, n_threads = trainer.options, trainer.options.threads or torch.get_num_threads()
     (seconds,) = costs.interleaved_seconds({"": trainer}, {"": n_threads}, rounds=1, steps=TIMED, progress=False)[""]
     steps = min(o.steps, o.seconds / seconds)
     needed = gib(sum(checks.memory_of_step(trainer.model, trainer.micro_batch_size, accelerator)))

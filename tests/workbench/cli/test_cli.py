@@ -654,7 +654,7 @@ def workplace(run, tmp_path_factory):
         ("train trained --like untrained --resume", "--like gives the budget: leave out --resume"),
         ("train digits --out trained", "exists and is not empty"),
         ("train digits --out trained --data.limt 9", "has no option 'limt'; did you mean 'limit'?"),
-        ("train folder --out trained --data.path nowhere", "data.path must be a file or a folder, got nowhere"),
+        ("train folder --out new --data.path nowhere", "path 'nowhere' must be a folder, and it is not there"),
         ("sample digits-pretraind", "digits-pretraind is no run folder; did you mean 'digits-pretrained'?"),
         ("train checkerboard --resume --out trained", "it differs in"),
         *((f"sample trained {option} {10**20}", f"{name} must be within ±") for option, name in SIZES.items()),
@@ -923,31 +923,6 @@ def test_ctrl_c_means_what_it_did_once_a_command_called_from_python_is_over(monk
     monkeypatch.setattr(List, "run", run)
     assert main(["list"]) == 130 and "interrupted" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-@pytest.mark.parametrize("file", [None, "recipe.toml", "pair.toml"])
-@pytest.mark.parametrize(
-    ("command", "trains"), [("train digits", "loop.train"), ("train-pair digits-3-8", "pairs.train_pair")]
-)
-def test_a_ctrl_c_before_the_first_step_says_that_nothing_was_trained(
-    command, trains, file, tmp_path, monkeypatch, capsys
-):
-    def interrupted(recipe, out, **options):
-        if file is not None:
-            (out / file).write_text("")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(f"indm.workbench.training.{trains}", interrupted)
-    assert main([*command.split(), "--out", str(tmp_path)]) == 130
-    again = "begins again" if file is None else "with --resume goes on"
-    said = f"Interrupted before a step was made, so nothing was trained. The same command {again}.\n"
-    assert capsys.readouterr().err == said
-    if file is not None:
-        saved = tmp_path / ("checkpoints/1.pt" if file == "recipe.toml" else "a/checkpoints/1.pt")
-        saved.parent.mkdir(parents=True)
-        saved.write_text("")
-        assert main([*command.split(), "--out", str(tmp_path)]) == 130
-        assert "a step was made, what was saved before stays as it is. The same" in capsys.readouterr().err
 
 
 # ── What is loaded ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import math
 from types import SimpleNamespace
 
@@ -94,6 +95,16 @@ def test_the_final_model_may_be_that_of_the_best_validation(vectors, tmp_path):
     weights = {run: indm.INDM.load(tmp_path / run).state_dict() for run in ("best", "last", "best/best")}
     same = {run: all(torch.equal(weights[run][k], weights["best/best"][k]) for k in weights[run]) for run in weights}
     assert same == {"best": True, "last": False, "best/best": True}
+
+
+def test_a_run_has_the_threads_of_its_recipe_and_records_them(vectors, tmp_path):
+    before, seen = torch.get_num_threads(), []
+    recipe = recipes.recipe(
+        "array", {"data.path": str(vectors), **QUICK, "train.steps": 1, "train.threads": before + 1}
+    )
+    train(recipe, tmp_path / "run", callbacks=[lambda *_: seen.append(torch.get_num_threads())], progress=False)
+    assert seen == [before + 1] and torch.get_num_threads() == before
+    assert json.loads((tmp_path / "run" / "versions.json").read_text())["threads"] == before + 1
 
 
 # Progress
