@@ -10,7 +10,7 @@ SPINS = "10000"  # of a thread of GNU's OpenMP before it sleeps; that reads it w
 
 
 def program() -> int:
-    """:func:`indm.workbench.cli.main.program`.
+    """:func:`indm.workbench.cli.main.main`.
 
     A thread that waits for others spins, by default so long that on a busy machine a training step takes ten times as
     long as with few spins (docs/performance.md). Whoever has set one of the two variables decides. What PyTorch does
@@ -22,11 +22,11 @@ def program() -> int:
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if usual:
         signal.signal(signal.SIGINT, end)
-    from indm.workbench.cli.main import program
+    from indm.workbench.cli.main import main
 
     if usual:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    return program()
+    return main()
 
 
 def end(number: int, frame: object) -> None:

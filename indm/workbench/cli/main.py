@@ -3,19 +3,15 @@
 import contextlib
 import io
 import os
-import signal
 import sys
-import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from indm import names
 from indm.messages import one_line
 from indm.workbench.cli.commands import parse
 from indm.workbench.cli.common import DEFECT, DONE, INTERRUPTED, MISTAKE, NOBODY_READS, Common
-from indm.workbench.runs.signals import end_at_once
 
 
 @contextlib.contextmanager
@@ -33,32 +29,6 @@ def trusting(packages: list[str]) -> Iterator[None]:
         sys.path.remove(here)
 
 
-def interrupt(number: int, frame: object) -> None:
-    """A handler of signals: the first is a KeyboardInterrupt, the second ends the process at once."""
-    signal.signal(number, end_at_once)
-    raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def interruptible(afterwards: Callable[[int, Any], Any]) -> Iterator[None]:
-    """Inside, the first Ctrl-C is a KeyboardInterrupt, the second ends the process at once, unless others handle it."""
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    is_free = usual and threading.current_thread() is threading.main_thread()
-    if is_free:
-        signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        if is_free:
-            signal.signal(signal.SIGINT, afterwards)
-
-
-def program() -> int:
-    """:func:`main` as a program of its own: once it is over, Ctrl-C ends Python at once, without its clean-up."""
-    with interruptible(end_at_once):
-        return main()
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; failures are explained on standard error and by the exit status, see docs/reliability.md."""
     for name in ("stdout", "stderr"):  # closed before the program started
@@ -69,10 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be Unicode
     command: Common | None = None
     try:
-        with interruptible(signal.default_int_handler):
-            command = parse(sys.argv[1:] if arguments is None else arguments)
-            with trusting(command.trusted()), command.computing():
-                status = command.run()
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        with trusting(command.trusted()), command.computing():
+            status = command.run()
             sys.stdout.flush()
             return status
     except SystemExit as stop:  # the help of a command, or what tyro says of a mistake
@@ -98,4 +67,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(program())
+    sys.exit(main())

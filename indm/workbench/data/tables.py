@@ -1,6 +1,7 @@
 """Tables in text files, comma-separated values and their kin, and in Parquet, as pandas reads them."""
 
 import csv
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +87,8 @@ def _text(path: Path, rows: int | None) -> "pandas.DataFrame":
 
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         passed_over, line = next(((i, s) for i, s in enumerate(file) if s.strip() and not s.startswith("#")), (0, ""))
-    separator = next((mark for mark in SEPARATORS if mark in line), None)
+    bare = re.sub(r'"[^"]*"', "", line)
+    separator = next((mark for mark in SEPARATORS if mark in bare), None)
     cells = [cell.strip() for cell in next(csv.reader([line], delimiter=separator))] if separator else line.split()
     table = pandas.read_csv(
         path, sep=separator or r"\s+", decimal="," if separator == ";" else ".", nrows=rows, skiprows=passed_over,

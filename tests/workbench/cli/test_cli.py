@@ -26,7 +26,6 @@ from indm.sampling import PredictorCorrector, centre_prior, make_sampler
 from indm.workbench.cli import listing
 from indm.workbench.cli import train as train_commands
 from indm.workbench.cli.commands import COMMANDS, find, take_tables
-from indm.workbench.cli.listing import List
 from indm.workbench.cli.main import main
 from indm.workbench.data.registry import load_data
 from indm.workbench.evaluation import results
@@ -653,7 +652,7 @@ def workplace(run, tmp_path_factory):
         ("train digits --like trained --train.steps=5", "--like gives the budget: leave out --train.steps"),
         ("train trained --like untrained --resume", "--like gives the budget: leave out --resume"),
         ("train digits --out trained", "exists and is not empty"),
-        ("train digits --out trained --data.limt 9", "has no option 'limt'; did you mean 'limit'?"),
+        ("train digits --out new --data.limt 9", "has no option 'limt'; did you mean 'limit'?"),
         ("train folder --out new --data.path nowhere", "path 'nowhere' must be a folder, and it is not there"),
         ("sample digits-pretraind", "digits-pretraind is no run folder; did you mean 'digits-pretrained'?"),
         ("train checkerboard --resume --out trained", "it differs in"),
@@ -832,69 +831,6 @@ def test_a_reader_that_has_enough_is_no_error():
         assert slow.stderr == "" and slow.stdout.splitlines()[-1] in ("0", "141")
 
 
-SCRIPT = """
-import atexit, sys, time
-from indm.workbench.cli import main as cli
-from indm.workbench.cli.listing import List
-from indm.workbench.runs import signals
-
-def stay(word):
-    print(word, flush=True)
-    time.sleep(60)
-
-def until_asked():
-    with signals.interruptible() as interrupted:
-        print("begun", flush=True)
-        while not interrupted.is_set():
-            time.sleep(0.01)
-        {in_time}
-
-def work(self):
-    {work}
-
-atexit.register(lambda: stay("leaving"))
-List.run, sys.argv = work, ["indm", "list"]
-sys.exit(cli.{start})
-"""
-DEAF = """try:
-        stay("begun")
-    finally:
-        stay("asked")"""
-
-
-def interrupted(work, in_time="pass", start="program()"):
-    """The process of a command that does ``work``, which has begun and then got a Ctrl-C."""
-    script = SCRIPT.format(work=work, in_time=in_time, start=start)
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "begun\n"
-    process.send_signal(signal.SIGINT)
-    return process
-
-
-@pytest.mark.parametrize(
-    ("work", "in_time"), [(DEAF, "pass"), pytest.param("until_asked()", "stay('asked')", marks=pytest.mark.long)]
-)
-def test_the_second_ctrl_c_ends_at_once(work, in_time):
-    process = interrupted(work, in_time, "main(['list'])")
-    assert process.stdout.readline() == "asked\n" and process.poll() is None
-    process.send_signal(signal.SIGINT)
-    assert process.wait() == 130 and process.stderr.read() == ""
-
-
-@pytest.mark.parametrize(
-    ("work", "said"),
-    [("stay('begun')", "indm: interrupted\n"),
-     pytest.param("until_asked(); return cli.INTERRUPTED", "", marks=pytest.mark.long)],
-)  # fmt: skip
-def test_a_second_ctrl_c_while_python_ends_is_no_traceback(work, said):
-    process = interrupted(work)
-    assert process.stdout.readline() == "leaving\n"
-    process.send_signal(signal.SIGINT)
-    assert process.wait() == 130 and process.stderr.read() == said
-
-
 def test_ctrl_c_while_python_still_loads_is_one_line(tmp_path):
     (tmp_path / "torch.py").write_text('import time\nprint("loading", flush=True)\ntime.sleep(60)\n')
     process = subprocess.Popen(
@@ -914,15 +850,6 @@ def test_a_closed_output_is_no_error(closed, status):
     command = f"{shlex.quote(sys.executable)} -c 'import indm_command, sys; sys.exit(indm_command.program())' {closed}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
-
-
-def test_ctrl_c_means_what_it_did_once_a_command_called_from_python_is_over(monkeypatch, capsys):
-    def run(self):
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(List, "run", run)
-    assert main(["list"]) == 130 and "interrupted" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 # ── What is loaded ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -956,7 +883,7 @@ def test_the_command_lets_waiting_threads_sleep_unless_told_otherwise(monkeypatc
         monkeypatch.delenv(name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("indm.workbench.cli.main.program", lambda: 5)
+    monkeypatch.setattr("indm.workbench.cli.main.main", lambda: 5)
     assert indm_command.program() == 5 and os.environ.get("GOMP_SPINCOUNT") == expected
 
 

@@ -39,6 +39,8 @@ def test_tables_of_other_programs(tmp_path):
     written(tmp_path / "quoted.csv", [["x", "y", "z"], *NUMBERS.tolist(), []], quoting=csv.QUOTE_ALL)
     for name in ("numpy.txt", "comma.csv", "quoted.csv"):
         assert np.allclose(read_table(tmp_path / name), NUMBERS, rtol=1e-6), name
+    written(tmp_path / "marks.csv", [["a;b", "c\td", "e"], *NUMBERS.tolist()], quoting=csv.QUOTE_ALL)
+    assert np.array_equal(read_table(tmp_path / "marks.csv"), NUMBERS)
     (tmp_path / "one.csv").write_text("0\n2\n4\n")
     assert read_table(tmp_path / "one.csv").tolist() == [[0], [2], [4]]
 
