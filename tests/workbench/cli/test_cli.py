@@ -652,7 +652,6 @@ def workplace(run, tmp_path_factory):
         ("train digits --like trained --train.steps=5", "--like gives the budget: leave out --train.steps"),
         ("train trained --like untrained --resume", "--like gives the budget: leave out --resume"),
         ("train digits --out trained", "exists and is not empty"),
-        ("train digits --out new --data.limt 9", "has no option 'limt'; did you mean 'limit'?"),
         ("train folder --out new --data.path nowhere", "path 'nowhere' must be a folder, and it is not there"),
         ("sample digits-pretraind", "digits-pretraind is no run folder; did you mean 'digits-pretrained'?"),
         ("train checkerboard --resume --out trained", "it differs in"),
