@@ -12,10 +12,8 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from research.verdict import search
-from research.verdict.costs import costs, measure
+from research.verdict.costs import measure
 from research.verdict.images import load
 from research.verdict.variants import FAMILIES, Variant
 
@@ -33,13 +31,6 @@ def of_search() -> list[Variant]:
     ]
 
 
-def make_trial(root: Path, data: str, variant: Variant) -> None:
-    """Train one variant of the search and write its row."""
-    torch.set_num_threads(1)
-    measure(data, load(data, root), [variant])
-    search.TABLE.at(data=data, variant=str(variant)).add(search.trial(variant, load(data, root), costs(data)))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m research.verdict")
     parser.add_argument("command", choices=["costs", "search"])
@@ -52,7 +43,7 @@ def main() -> None:
     if asked.command == "search":
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(asked.jobs, mp_context=spawn) as pool:
-            best = search.run(search.in_processes(asked.data, pool, partial(make_trial, asked.root)))
+            best = search.run(search.in_processes(asked.data, pool, partial(search.keep, asked.root)))
         print(*(f"{name}: {variant}" for name, variant in best.items()), sep="\n")
 
 

@@ -3,12 +3,16 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+import torch
 
 import indm
 from indm.model import INDM
 from research.records import RECORDS, Records, made_by
-from research.verdict.images import Images
+from research.verdict.costs import costs, measure
+from research.verdict.images import Images, load
 from research.verdict.training import Costs, steps_of, train
 from research.verdict.variants import Variant
 
@@ -79,6 +83,14 @@ def trial(variant: Variant, images: Images, costs: Costs) -> dict[str, Any]:
     if variant.spline or variant.family:
         row["flow_not_averaged"] = bound(last, images.valid)["bits"]
     return row | made_by(SEED)
+
+
+def keep(root: Path | None, data: str, variant: Variant) -> None:
+    """Train one variant and write its row."""
+    torch.set_num_threads(1)
+    images = load(data, root)
+    measure(data, images, [variant])
+    TABLE.at(data=data, variant=str(variant)).add(trial(variant, images, costs(data)))
 
 
 def start_of(search: Search, best: dict[str, Variant]) -> Variant:
