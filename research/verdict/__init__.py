@@ -1,0 +1,1 @@
+"""Whether a flow of whole images pays: the study that decides."""
