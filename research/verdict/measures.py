@@ -44,7 +44,7 @@ DISPLACED = 1000
 NOISES = (0.1, 0.5, 1.0, 2.0, 5.0)  # σ/α of the levels at which paths and classes are looked at
 PROBE_TRAIN, PROBE_TEST = 5000, 2000
 PROBE_PENALTY, PROBE_ITERATIONS = 0.1, 300  # C and the most iterations of the logistic regression
-EXTRACTOR_IMAGES, EXTRACTOR_EPOCHS = 8000, 2
+EXTRACTOR_IMAGES, EXTRACTOR_EPOCHS = 8000, 4
 BATCH = 256
 
 Images = Num[Tensor, "n c h w"]

@@ -102,6 +102,20 @@ def test_gap_of_a_score_that_is_a_tenth_too_large():
     assert abs(exact["nats"]) < 4.5 * exact["nats_standard_error"] + 1e-3
 
 
+def test_the_error_of_the_gap_is_over_images_and_of_the_correction(monkeypatch):
+    nll = {"with_reconstruction": {"nats": 2.0, "bits_per_dim": 1.0}, "added_error": {"nats": 0.3}}
+    report = {
+        "nelbo": {"with_reconstruction": {"nats": 5.0}},
+        "nll": nll | {"solver_error": {"bits_per_dim": 1e-4}},
+        "dims": 4,
+    }
+    nats = {"nelbo": torch.tensor([1.0, 2.0, 3.0]), "nll_coarse": torch.tensor([1.0, 1.0, 1.0])}
+    monkeypatch.setattr(measures, "evaluate", lambda *_, **__: (report, nats))
+    found, _ = measures.gap(None, torch.zeros(3), 0)
+    assert found["nats"] == 3.0 and found["bits_per_dim"] == pytest.approx(3.0 / (4 * math.log(2)))
+    assert found["nats_standard_error"] == pytest.approx(math.hypot(1 / math.sqrt(3), 0.3))
+
+
 # ── Samples ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -125,6 +139,13 @@ def test_few_steps_of_gaussian_data():
     after = (1 - (f + g2 / law(model, T)[2]) * length) ** 2 + g2 * length
     std = math.sqrt(after) * (1 - sigma2 / variance) / alpha
     assert euler[0]["frechet"] == pytest.approx(4 * (std - 0.5) ** 2, rel=0.05)
+
+
+def test_default_samples_take_the_evaluations_that_are_asked_for():
+    model, calls = gaussian_model(0.25, (1, 2, 2)), []
+    model.score.register_forward_hook(lambda *_: calls.append(1))
+    measures.default_samples(model, prior_draws(model, 3, 0), 16)
+    assert len(calls) == 16
 
 
 def test_squared_distance_is_the_mean_over_entries():
@@ -152,6 +173,7 @@ def test_theorem_of_gaussian_data():
     wrong = gaussian_model(0.25, (1, 2, 2), beta_max=4.0, factor=1.2)
     estimation = measures.theorem(wrong, z_T, x, train, test, pixels, 0)["estimation_frechet"]
     assert estimation > 3 * found["estimation_frechet"]
+    near(measures.theorem(model, z_T, x, train + 1, test, pixels, 0), 4.0, "floor_frechet")
 
 
 # ── The flow ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -243,13 +265,14 @@ def test_spectrum_of_the_volatility_of_a_scaled_band():
 
 
 def test_behaviour_has_a_row_for_each_level():
+    """Behind z = 2x the path is x_t = α x + σ n/2, its drift f x_t and its volatility g/2."""
     model = gaussian_model(1.0, (1, 8, 8), flow=scales(2.0))
-    rows = measures.behaviour(model, torch.randn(30, 1, 8, 8), 0)
+    rows = measures.behaviour(model, torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0)), 0)
     assert [row["noise"] for row in rows] == pytest.approx(measures.NOISES, rel=1e-5)
-    for row in rows:
-        assert row["volatility"] == pytest.approx(
-            0.5 * model.sde.diffusion(measures.times_at(model.sde, (row["noise"],))).item(), rel=1e-4
-        )
+    for row, t in zip(rows, measures.times_at(model.sde, measures.NOISES), strict=True):
+        alpha, sigma, f, g = (getattr(model.sde, name)(t).item() for name in ("alpha", "sigma", "drift", "diffusion"))
+        assert row["drift"] == pytest.approx(-f * math.hypot(alpha, sigma / 2), rel=0.05)
+        assert row["volatility"] == pytest.approx(g / 2, rel=1e-4)
 
 
 def test_displacement_of_a_scaled_band():
@@ -297,6 +320,14 @@ def test_the_class_is_known_at_the_start_and_forgotten(scale):
     for row in found:
         expected = torch.special.ndtr(torch.tensor(3 / (0.04 + (row["noise"] / scale) ** 2)).sqrt()).item()
         assert abs(row["accuracy"] - expected) < 4.5 * math.sqrt(expected * (1 - expected) / 2000) + 0.01
+        p = row["accuracy"]
+        assert row["standard_error"] == pytest.approx(math.sqrt(p * (1 - p) / 2000))
+
+
+def test_a_probe_that_learned_swapped_labels_is_always_wrong():
+    (train, of_train), (test, of_test) = two_classes(200, 0), two_classes(200, 1)
+    found = measures.class_probe(gaussian_model(1.0, (3, 1, 1)), (train, test), (1 - of_train, of_test), 0)
+    assert found[0]["accuracy"] == 0.0
 
 
 # ── All of it ─────────────────────────────────────────────────────────────────────────────────────────────────────────
