@@ -8,11 +8,9 @@ import torch
 from closed_form import GaussianScore
 from exact_models import Linear, Scaled, near
 
-import indm
 from indm import INDM
-from indm.data.base import Data, InMemory
 from indm.evaluation.sample_quality import make_generator, prior_draws, solve
-from indm.flows import ActNorm, ExactFlow, Identity
+from indm.flows import ActNorm, ElementwiseFlow, ExactFlow, Identity
 from indm.nets import Zero
 from indm.scaling import Scaling
 from indm.score import ScoreModel
@@ -314,7 +312,7 @@ def test_the_class_is_known_at_the_start_and_forgotten(scale):
     """At the noise r = σ/α the class is the sign of a sum of three entries: Φ(√(3/(0.04 + (r/scale)²)))."""
     model = gaussian_model(1.0, (3, 1, 1), flow=scales(scale, scale, scale))
     (train, of_train), (test, of_test) = two_classes(2000, 0), two_classes(2000, 1)
-    found = measures.class_probe(model, (train, test), (of_train, of_test), 0)
+    found = measures.class_probe(model, train, test, (of_train, of_test), 0)
     json.dumps(found, allow_nan=False)
     assert found[0]["accuracy"] == 1.0 and found[0]["standard_error"] == 0.0
     for row in found:
@@ -326,35 +324,31 @@ def test_the_class_is_known_at_the_start_and_forgotten(scale):
 
 def test_a_probe_that_learned_swapped_labels_is_always_wrong():
     (train, of_train), (test, of_test) = two_classes(200, 0), two_classes(200, 1)
-    found = measures.class_probe(gaussian_model(1.0, (3, 1, 1)), (train, test), (1 - of_train, of_test), 0)
+    found = measures.class_probe(gaussian_model(1.0, (3, 1, 1)), train, test, (1 - of_train, of_test), 0)
     assert found[0]["accuracy"] == 0.0
 
 
 # ── All of it ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def image_data(n, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+def bright_and_dark(n, seed):
     labels = torch.arange(n) % 2
-    raw = torch.randint(100, (n, 1, 8, 8), generator=generator) + 100 * labels.reshape(-1, 1, 1, 1)
-    return InMemory(raw.to(torch.uint8)), labels
+    raw = torch.randint(100, (n, 1, 8, 8), generator=torch.Generator().manual_seed(seed))
+    return (raw + 100 * labels.reshape(-1, 1, 1, 1)).to(torch.uint8), labels
 
 
 def test_measure_gives_what_json_can_hold_and_repeats():
-    parts = {part: image_data(500, seed) for seed, part in enumerate(("train", "valid", "test"))}
-    data = Data(
-        name="bright", scaling=Scaling.images(256), shape=(1, 8, 8),
-        labels={part: labels for part, (_, labels) in parts.items()},
-        **{part: raw for part, (raw, _) in parts.items()},
-    )  # fmt: skip
-    flow = indm.flows.ElementwiseFlow((1, 8, 8))
-    model = INDM(flow, ScoreModel(Zero(), VPSDE()), Scaling.images(256), (1, 8, 8))
-    row, arrays = measures.measure(model, data, 0)
+    (train, of_train), (test, of_test) = bright_and_dark(500, 0), bright_and_dark(500, 1)
+    model = INDM(ElementwiseFlow((1, 8, 8)), ScoreModel(Zero(), VPSDE()), Scaling.images(256), (1, 8, 8))
+    row, arrays = measures.measure(model, train, test, (of_train, of_test), 0)
     assert json.loads(json.dumps(row, allow_nan=False)) == row
-    assert set(row["seconds"]) >= {"bound", "gap", "few_steps", "theorem", "class_probe"}
+    assert set(row) - {"seconds"} == {
+        "extractor", "bound", "gap", "few_steps", "theorem", "prior_distance", "behaviour", "displacement",
+        "class_probe",
+    }  # fmt: skip
     assert {name: tuple(values.shape) for name, values in arrays.items()} == {
         "nelbo_nats": (500,), "nelbo_without_reconstruction_nats": (500,), "nelbo_levels_nats": (500, 8),
         "nll_coarse_nats": (500,),
     }  # fmt: skip
-    again, _ = measures.measure(model, data, 0)
+    again, _ = measures.measure(model, train, test, (of_train, of_test), 0)
     assert {**again, "seconds": None} == {**row, "seconds": None}
