@@ -39,7 +39,7 @@ GAP_IMAGES, GAP_REPEATS = 1000, 2
 SAMPLES = 1000
 EVALUATIONS = (2, 4, 8, 16, 32)  # of the score for one sample, the last denoising included
 THEOREM_EVALUATIONS = 16
-# In a trial these samples were off the exact solution of the ODE by a mean square of 1e-9, and by 2e-6 in 32 evaluations.
+# In a trial these samples were off the solution of the ODE by a mean square of 1e-9, those in 32 evaluations by 2e-6.
 CONVERGED_SAMPLES, CONVERGED_EVALUATIONS = 500, 96
 PRIOR_SAMPLES = 5000
 PATHS = 64
