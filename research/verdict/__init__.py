@@ -1,1 +1,1 @@
-"""Whether a flow of whole images pays: the study that decides."""
+"""Where a flow pays: linear diffusion, a shared spline and a flow of whole images at equal cost."""

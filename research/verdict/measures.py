@@ -4,7 +4,7 @@ A training job calls :func:`measure` right after it trained a model, and keeps t
 Images are grey levels (N, C, H, W). Numbers are what JSON can hold; ``…_standard_error`` is over images or samples. One
 seed gives every model the same noise, so that differences between models are sharper than either error.
 
-The constants set how long :func:`measure` takes: less than 10 minutes of one core for 1,000 test images 3×16×16 and a
+The constants set how long :func:`measure` takes: 7 to 10 minutes of one core for 1,000 test images 3×16×16 and a
 U-Net of 32 channels.
 """
 
