@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from indm.data.base import stack
-from indm.data.standard import load_cifar10, load_fashion_mnist
+from indm.workbench.data.base import stack
+from indm.workbench.data.standard import load_cifar10, load_fashion_mnist
 
 VALID, TEST = 2_000, 1_000  # images of these splits, the first ones
 

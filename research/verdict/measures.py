@@ -20,11 +20,6 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from indm import NonlinearDiffusion, evaluate, forward_path
-from indm.data.base import Data
-from indm.data.raw import InMemory
-from indm.evaluation.extractor import Extractor, train_extractor
-from indm.evaluation.sample_quality import frechet_distance, make_generator, prior_draws, solve
-from indm.evaluation.statistics import in_both_units, jackknife, mean_and_error, share_error
 from indm.likelihood import latents_of
 from indm.objective import prior_term
 from indm.ode import rademacher
@@ -33,6 +28,11 @@ from indm.sampling import default_sampler
 from indm.scaling import Scaling
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, double, evaluation_mode, event_sum, expand_like
+from indm.workbench.data.base import Data
+from indm.workbench.data.raw import InMemory
+from indm.workbench.evaluation.extractor import Extractor, train_extractor
+from indm.workbench.evaluation.sample_quality import frechet_distance, make_generator, prior_draws, solve
+from indm.workbench.evaluation.statistics import in_both_units, jackknife, mean_and_error, share_error
 
 TIMES, REPEATS = 8, 4  # evaluations of the score in a draw of the bound, and draws for each image
 GAP_IMAGES, GAP_REPEATS = 1000, 2

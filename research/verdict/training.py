@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import indm
 from indm.flows import Compose, Frozen
 from indm.model import INDM
-from indm.training.step import EMA, learning_rate_factor
+from indm.training import EMA, learning_rate_factor
 from research.verdict.variants import Variant, with_flow, without_flow
 
 BATCH, CLIP, DECAY, BETAS = 32, 1.0, 0.999, (0.9, 0.99)

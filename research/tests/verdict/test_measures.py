@@ -9,12 +9,12 @@ from closed_form import GaussianScore
 from exact_models import Linear, Scaled, near
 
 from indm import INDM
-from indm.evaluation.sample_quality import make_generator, prior_draws, solve
 from indm.flows import ActNorm, ElementwiseFlow, ExactFlow, Identity
 from indm.nets import Zero
 from indm.scaling import Scaling
 from indm.score import ScoreModel
 from indm.sde import VPSDE
+from indm.workbench.evaluation.sample_quality import make_generator, prior_draws, solve
 from research.verdict import measures
 
 
