@@ -135,7 +135,7 @@ class Training(Checked):
     has learned x_T with noise, its score learns such data much sooner. Translations from them begin with the noise,
     those to them end with a step that takes it away. Samples have it, and the likelihood of clean data is poor."""
     latent_mean: bool = False
-    """Centre the final model's prior on the mean latent (useful for VE); best/ and snapshots/ stay as they are."""
+    """Centre the final model's prior on the mean latent (useful for VE); best/ stays as it is."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """Precision of the networks; "auto" is bf16 where the machine is fast in it."""
     threads: Annotated[int, NOT_NEGATIVE, at_most(MOST_PROCESSES)] = 0
@@ -155,8 +155,6 @@ class Training(Checked):
     """Checkpoints that are kept, each about four times the size of the model; best/ is the averaged model alone."""
     max_skipped_steps: Count = 20
     """Steps in a row that may be skipped because a loss or gradient is not finite; then the run stops with an error."""
-    snapshot_every: Number = 0
-    """Steps between two copies of the averaged model, kept as snapshots/STEP; 0 keeps none."""
     final: Literal["last", "best"] = "last"
     """Which averaged model is the run's in the end: the last one, or that of the best validation."""
     seed: Number = 0

@@ -26,7 +26,7 @@ FETCHED = (RECIPE, DESCRIPTION, WEIGHTS)  # of a run of somebody else
 FREE_ON_RESUME = {
     f"train.{key}"
     for key in (
-        "steps", "seconds", "log_every", "validate_every", "checkpoint_every", "snapshot_every", "workers", "threads",
+        "steps", "seconds", "log_every", "validate_every", "checkpoint_every", "workers", "threads",
         "trackers", "keep_last", "max_skipped_steps",
     )
 }  # fmt: skip

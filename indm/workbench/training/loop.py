@@ -249,8 +249,6 @@ def loop(
                 if stops:
                     save(trainer, out, log)  # the process may end in a validation that takes long
                 log.log_validation()
-            if o.snapshot_every and due(o.snapshot_every) and trainer.accelerator.is_main_process:
-                trainer.ema.model.save(out / "snapshots" / str(trainer.step))
             if saves and not over:
                 save(trainer, out, log)
             shown.update(trainer.progress)
