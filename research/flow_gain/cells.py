@@ -20,14 +20,14 @@ from indm.model import count_parameters
 from indm.training import EMA
 from indm.workbench.data.base import Data, stack
 from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation.extractor import Extractor, GeneralFeatures, general_features, load_or_train
-from indm.workbench.evaluation.sample_quality import frechet_distance
-from indm.workbench.evaluation.statistics import jackknife
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.devices import make_accelerator
 from indm.workbench.training.costs import interleaved_seconds, trainer_of
 from indm.workbench.training.trainer import Trainer
+from research.lab.distances import frechet_distance
+from research.lab.extractor import Extractor, GeneralFeatures, general_features, load_or_train
+from research.lab.statistics import jackknife
 from research.records import Records, made_by
 
 PARTS = {"truncated-normal": "research.forward.noise:TruncatedNormal"}  # names in the records

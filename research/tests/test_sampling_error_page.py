@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from indm.workbench.evaluation.extractor import train_extractor
 from pages import assert_alone, tables_of
 from solvers import solve_roughly
 
 import indm
 from indm.workbench.data.registry import load_data
 from indm.workbench.evaluation import plots
-from indm.workbench.evaluation.extractor import train_extractor
 from indm.workbench.evaluation.records import Record, Setup, measure
 from indm.workbench.recipes.options import ReportOptions
 from indm.workbench.training.loop import train

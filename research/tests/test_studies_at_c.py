@@ -13,11 +13,11 @@ from indm.conditions import Classes
 from indm.flows import Identity
 from indm.published import ConditionalResidualFlow
 from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation.sample_quality import make_generator, prior_draws
 from indm.workbench.training.loop import train
 from research.command import main
 from research.flow_analysis.__main__ import FlowAnalysis
 from research.flow_analysis.analysis import analyse
+from research.lab.distances import make_generator, prior_draws
 from research.measurements import MEASUREMENTS
 from research.sampling_error.errors import discretization_error, path_error, sampling_errors
 from research.sampling_error.transport import transport

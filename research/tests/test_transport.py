@@ -8,10 +8,10 @@ from closed_form import SDES, GaussianScore, gaussian
 from exact_models import Linear, model_of, near
 from hypothesis import given
 from hypothesis import strategies as st
+from indm.workbench.evaluation.sample_quality import encode_ode, frechet_distance
 
 from indm.sampling import AdaptiveODE
 from indm.sde.linear import VPSDE
-from indm.workbench.evaluation.sample_quality import encode_ode, frechet_distance
 from research.sampling_error.transport import transport, transport_cost
 
 

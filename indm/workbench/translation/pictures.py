@@ -73,7 +73,6 @@ def write_page(
     path: Path,
     report: dict,
     conclusion: Sequence[str],
-    tables: Sequence[list[tuple[str, ...]]],
     runs: TranslationRuns,
     options: TranslationOptions,
     translations: Sequence[tuple[dict, Tensor, Translated]],
@@ -89,8 +88,6 @@ def write_page(
     page = Page("Translated images", [Path(__file__)])
     page.conclude(conclusion)
     page.text(made_by(report))
-    for rows in tables:
-        page.table(rows)
     page.text(_what_is_shown(len(shown), report))
     page.add(_controls(list(shown[0].results), strength, words, largest))
     cards = "\n".join(_card(one, strength, words, levels, largest) for one in shown)
