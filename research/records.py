@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from indm.runs.provenance import provenance
+from indm.workbench.runs.provenance import provenance
 
 from indm.files import atomic
 
