@@ -664,10 +664,10 @@ def test_evaluation_does_not_depend_on_batches_but_on_c(flow_sees):
     if flow_sees:
         model = moved(build_model(TABLES | {"condition": CONDITIONS["seen by the flow"][0]}, (2,)))
     x, c = mixed(40)
-    options = {"nll_examples": 10, "repeats": 2, "steps": 16 if flow_sees else None}
-    _, nats = indm.evaluate(model, x, c=c, batch_size=16, times=8, progress=False, **options)
+    bound, nll = indm.Bound(times=8), indm.NLL(examples=10, steps=16 if flow_sees else None)
+    nats = indm.evaluate(model, x, [bound, nll], c=c, batch_size=16, progress=False).nats
     order = torch.randperm(40)
-    _, moved_nats = indm.evaluate(model, x[order], c=c[order], nll_examples=0, batch_size=16, times=8, progress=False)
+    moved_nats = indm.evaluate(model, x[order], [bound], c=c[order], batch_size=16, progress=False).nats
     scale = 4 * (1 + nats["nelbo"].std())
     assert (nats["nelbo"][order] - moved_nats["nelbo"]).abs().median() < scale
     if not flow_sees:

@@ -165,13 +165,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def verdict(difference: float, p_holm: float, *, less: str, more: str) -> str:
-    """``less`` or ``more`` by the sign where the adjusted p is at most 5 %, else "undecided"; "untested" without p."""
+def verdict(difference: float, p_holm: float) -> str:
+    """Of a loss: "better" (less) or "worse" where the adjusted p is at most 5 %, else "undecided"; "untested" without
+    p."""
     if math.isnan(p_holm):
         return "untested"
     if p_holm > LEVEL:
         return "undecided"
-    return less if difference < 0 else more
+    return "better" if difference < 0 else "worse"
 
 
 def judged(differences: Sequence[Difference], tested: Sequence[bool] | None = None) -> list[dict]:
@@ -193,5 +194,5 @@ def judged(differences: Sequence[Difference], tested: Sequence[bool] | None = No
             "p_holm": p_holm,
         }
         row = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        rows.append(row | {"verdict": verdict(d.difference, p_holm, less="better", more="worse")})
+        rows.append(row | {"verdict": verdict(d.difference, p_holm)})
     return rows

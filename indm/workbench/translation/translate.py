@@ -24,7 +24,7 @@ from indm.workbench.evaluation.diagnosis import conclusions_of_translation
 from indm.workbench.recipes.options import TranslationOptions
 from indm.workbench.runs.devices import run_lock
 from indm.workbench.runs.provenance import provenance, weights_hash
-from indm.workbench.translation.pictures import MOST, Strip, picture, write_page, write_strips
+from indm.workbench.translation.pictures import MOST, FrameStrip, picture, write_page, write_strips
 from indm.workbench.translation.routes import (
     SHEET,
     BatchTranslator,
@@ -215,7 +215,7 @@ class Translation:
     def _write(self, item: Item, source: Example, translated: Translated) -> None:
         """Write the pictures of one result, or keep it until its array is complete."""
         if translated.frames is not None:
-            strip = Strip("", self.translate.times, translated.frames, self.levels)
+            strip = FrameStrip("", self.translate.times, translated.frames, self.levels)
             write_strips([strip], self.out / "strips" / f"{item.name}.png")
         if item.row is not None:
             self.arrays.setdefault(item.source, []).append((item, translated.result))

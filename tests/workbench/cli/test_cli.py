@@ -192,7 +192,7 @@ def test_evaluate_in_few_steps_says_how_wrong_they_may_be(run, capsys):
         f"The NLL (ODE) has not converged: the solver's error may be above 0.001 bits/dim in {nll['unconverged']}"
         in table
     )
-    assert "in 8 steps; take more, such as --steps 16, or up to 256 without --steps." in table
+    assert "in 8 steps; take more, such as --steps 16, or a larger --nll-error." in table
 
 
 def test_samples_are_repeatable_grey_levels_and_drawn_once(run, tmp_path, capsys):

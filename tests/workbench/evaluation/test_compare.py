@@ -355,11 +355,7 @@ def test_a_likelihood_that_has_not_converged_is_named(tmp_path):
     assert "converged" not in compare(runs, tmp_path / "out")
     nll = read_evaluation(runs[1])["nll"]
     solver = {"unconverged": 2, "nll_error": 1e-3, "solver_error": dict.fromkeys(keys, 0.2)}
-    for steps, advice in {
-        None: "in 256 steps, the most without --steps; --steps 512 takes more, a larger --nll-error needs fewer.",
-        24: "in 24 steps; take more, such as --steps 48, or up to 256 without --steps.",
-        512: "in 512 steps; take more, such as --steps 1024.",
-    }.items():
+    for steps, advice in {None: "in 256 steps; take more, such as --steps 512", 24: "such as --steps 48, or"}.items():
         changed(runs[1], nll=nll | solver | ({} if steps is None else {"steps": steps}))
         said = compare(runs, tmp_path / f"out {steps}")
         assert f"{runs[1]}: The NLL (ODE) has not converged: the solver's error may be above" in said and advice in said
