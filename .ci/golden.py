@@ -46,7 +46,7 @@ def hashes(changes: dict) -> dict[str, str]:
         model = indm.INDM.load(folder)
         raw = torch.randint(17, (16, 1, 8, 8), generator=torch.Generator().manual_seed(1))
         c = ["3"] * 16 if "condition" in changes else None
-        _, nats = indm.evaluate(model, raw, c=c, nll_examples=4, progress=False)
+        nats = indm.evaluate(model, raw, [indm.Bound(), indm.NLL(examples=4)], c=c, progress=False).nats
         given = model if c is None else model.given(c)
         drawn = indm.sample(given, 16, steps=8, generator=torch.Generator().manual_seed(2))
     weights = b"".join(value.numpy().tobytes() for _, value in sorted(model.state_dict().items()))

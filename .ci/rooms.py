@@ -121,7 +121,7 @@ def main() -> None:
         if sys.argv[1] == "train":
             rooms = walked(train)
         else:
-            from indm.workbench.evaluation.likelihood import evaluate_run
+            from indm.workbench.evaluation.results import evaluate_run
 
             train()
             rooms = walked(functools.partial(evaluate_run, folder + "/run"))

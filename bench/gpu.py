@@ -1,4 +1,4 @@
-"""A GPU in ten minutes: its tests, its speed and memory, and two trainings with likelihood, samples and report.
+"""A GPU in ten minutes: its tests, its speed and memory, and two trainings with likelihood, samples and page.
 
     make gpu-data DATA=folder        # before, where there is a network
     make gpu DATA=folder             # python bench/gpu.py --data folder --out runs/gpu
@@ -92,15 +92,15 @@ def command(o: Options, name: str, recipe: str) -> dict:
         "train": [*place, str(o.data / folder), *budget, *(SMALL if o.small else []), "--out", str(run), *resume],
         "evaluate": ["--overwrite", *(["--examples=4", "--nll-examples=2", "--steps=8"] if o.small else [])],
         "sample": ["-n", "4" if o.small else "64"],
-        "report": ["--out", str(run / "report"), *(["--examples=20", "--steps=2"] if o.small else ["--examples=100"])],
+        "compare": ["--out", str(run / "page")],
     }
     target = recipe if name == "train" else str(run)
     if status := main([name, target, *options[name], "--quiet", "--device", o.device]):
         sys.exit(status)
     if name == "sample":
         return {"picture": f"{recipe}/samples.png"}
-    if name == "report":
-        return {"page": f"{recipe}/report/index.html"}
+    if name == "compare":
+        return {"page": f"{recipe}/page/comparison.html"}
     found = json.loads((run / {"train": "summary.json", "evaluate": "evaluation.json"}[name]).read_text("utf-8"))
     if name == "train":
         keys = ("steps", "seconds", "valid_nelbo", "unit", "peak_memory_mib", "peak_device_memory_mib")
@@ -110,7 +110,7 @@ def command(o: Options, name: str, recipe: str) -> dict:
 
 
 def training(recipe: str) -> list[Part]:
-    needs = {"train": set(), "evaluate": {"scipy"}, "sample": {"matplotlib"}, "report": SELDOM}
+    needs = {"train": set(), "evaluate": {"scipy"}, "sample": {"matplotlib"}, "compare": SELDOM}
     return [
         Part(
             f"{recipe}-{name}",

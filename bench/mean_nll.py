@@ -21,13 +21,13 @@ from timing import ratio, seconds
 from indm.ode import rademacher
 from indm.tensors import evaluation_mode
 from indm.workbench.evaluation.likelihood import shared
-from indm.workbench.evaluation.mean_nll import SHARE, Draws, corrected, first_steps
+from indm.workbench.evaluation.mean_nll import SHARE, RepeatableDraws, corrected, first_steps
 from indm.workbench.runs.folder import run_folder
 
 RECORD = Path(__file__).parent / "records" / "mean_nll.csv"
 
 
-def by_few(draws: Draws, mean_error: float | None) -> tuple[float, float, float]:
+def by_few(draws: RepeatableDraws, mean_error: float | None) -> tuple[float, float, float]:
     """The mean without reconstruction, the error that corrections add, nats, and evaluations an image.
 
     ``mean_error`` is what corrections may add, nats; by default a fifth of the standard error over images.
@@ -42,7 +42,7 @@ def by_few(draws: Draws, mean_error: float | None) -> tuple[float, float, float]
     return mean, found.correction.added_error, (spent + found.evaluations) / n
 
 
-def by_scipy(draws: Draws, n: int) -> tuple[float, int]:
+def by_scipy(draws: RepeatableDraws, n: int) -> tuple[float, int]:
     """The mean of the first ``n`` images with reconstruction, nats, and evaluations of the field."""
     model = draws.model
     with evaluation_mode(model):

@@ -19,7 +19,7 @@ import torch
 
 from indm.likelihood import latent_reference
 from indm.workbench.data.base import stack
-from indm.workbench.evaluation.mean_nll import DOUBLINGS, SHARE, Corrected, Draws, corrected, first_steps
+from indm.workbench.evaluation.mean_nll import DOUBLINGS, SHARE, Corrected, RepeatableDraws, corrected, first_steps
 from indm.workbench.runs.folder import data_of, open_model, recipe_of, run_folder
 
 VALUES = Path(__file__).parent / "records" / "multilevel.npz"
@@ -27,12 +27,12 @@ CHOICES = 200
 MANY, SMALL = 1_000, 1e-3  # examples, drawn from the kept ones, and the error that may be added to their mean, bits/dim
 
 
-def draws_of(name: str, examples: int) -> Draws:
+def draws_of(name: str, examples: int) -> RepeatableDraws:
     """One draw of each of the first test examples of a run."""
     run = run_folder(Path(name))
     model, recipe = open_model(run), recipe_of(run)
     raw = stack(data_of(run, model, recipe["data"]).test, examples)
-    return Draws(model, raw, None, latent_reference(model, raw), 64, 1, range(10_000), {"eps": model.sde.eps})
+    return RepeatableDraws(model, raw, None, latent_reference(model, raw), 64, 1, range(10_000), {"eps": model.sde.eps})
 
 
 def solved(name: str, examples: int) -> dict[str, np.ndarray]:

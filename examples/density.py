@@ -19,11 +19,11 @@ def main(steps: int = 2000, out: Path = Path("runs/example-density")) -> None:
     model = indm.INDM.load(out)
 
     data = load_data(**recipe["data"])
-    report, _ = indm.evaluate(model, stack(data.test, 2000), nll_examples=200)
-    nelbo, nll = (report[kind]["with_reconstruction"] for kind in ("nelbo", "nll"))
+    found = indm.evaluate(model, stack(data.test, 2000), [indm.Bound(), indm.NLL(examples=200)])
     print(f"entropy of the data  {data.entropy:.3f} nats")
-    print(f"NELBO of the model   {nelbo['nats']:.3f} ± {nelbo['nats_standard_error']:.3f} nats")
-    print(f"NLL of its ODE       {nll['nats']:.3f} ± {nll['nats_standard_error']:.3f} nats, 200 examples")
+    for what, kind in (("NELBO of the model", "nelbo"), ("NLL of its ODE, 200 examples", "nll")):
+        mean, error = found.mean(kind, "nats")
+        print(f"{what}: {mean:.3f} ± {error:.3f} nats")
 
     x = indm.sample(model, 1000, steps=25, generator=torch.Generator().manual_seed(0))
     print("mean distance of samples from 0:", model.scaling.to_data(x).norm(dim=1).mean().item())

@@ -36,18 +36,18 @@ def main(steps: int = 500, out: Path = Path("runs/example-foreign")) -> None:
     diffusion = trained(train / 16, steps)
     model = indm.from_denoising_diffusion(diffusion, scaling=indm.Scaling.between(-1, 1, levels=17))
     print(indm.check_denoiser(model, test))
-    report, _ = indm.evaluate(model, test, nll_examples=8, progress=False)
+    found = indm.evaluate(model, test, [indm.Bound(), indm.NLL(examples=8)], progress=False)
     for name in ("nelbo", "nll"):
-        found = report[name]["with_reconstruction"]
-        print(f"{name} {found['bits_per_dim']:.3f} bits/dim, standard error {found['bits_per_dim_standard_error']:.3f}")
-    print(f"error of the solver {report['nll']['solver_error']['bits_per_dim']:.4f} bits/dim")
+        mean, error = found.mean(name)
+        print(f"{name} {mean:.3f} bits/dim, standard error {error:.3f}")
+    print(f"error of the solver {found.report['nll']['solver_error']['bits_per_dim']:.4f} bits/dim")
     x, log_q = model.from_data(test)
     with torch.no_grad():
         for variance in ("small", "large"):
             bound = indm.discrete_nelbo(model, x, times=4, variance=variance, log_q=log_q)
             print(f"bound of all steps, {variance} variance {bound.bits_per_dim():.3f} bits/dim")
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(report, indent=1), "utf-8")
+    (out / "report.json").write_text(json.dumps(found.report, indent=1), "utf-8")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,12 @@ from .translation import translate as translate
 from .translation import translate_bridge as translate_bridge
 from .variational import Variational as Variational
 from .workbench.evaluation.classification import classify as classify
+from .workbench.evaluation.likelihood import Likelihoods as Likelihoods
 from .workbench.evaluation.likelihood import evaluate as evaluate
+from .workbench.evaluation.measures import NLL as NLL
+from .workbench.evaluation.measures import Bound as Bound
+from .workbench.evaluation.measures import SamplerBound as SamplerBound
+from .workbench.evaluation.measures import WeightedNLL as WeightedNLL
 from .workbench.recipes.recipe import recipe as recipe
 from .workbench.runs.samples import fitted_sampler as fitted_sampler
 from .workbench.training.loop import train as train

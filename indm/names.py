@@ -70,7 +70,7 @@ def find(kind: str, name: Any) -> Any:
     """The part of that kind and name, most often a class.
 
     Args:
-        kind: a key of :data:`BUILT_IN`.
+        kind: a key of :data:`BUILT_IN`, or the word for parts that are outside this package alone.
         name: a built-in name, ``"package.module:Name"``, or the class itself, which needs no :func:`trust`.
 
     Raises:
@@ -79,8 +79,9 @@ def find(kind: str, name: Any) -> Any:
     """
     if callable(name):
         return name
-    if isinstance(name, str) and name in BUILT_IN[kind]:
-        return _imported(kind, BUILT_IN[kind][name])
+    known = BUILT_IN.get(kind, {})
+    if isinstance(name, str) and name in known:
+        return _imported(kind, known[name])
     if name == GIVEN:
         raise ValueError(
             f"{kind} {GIVEN!r} was given in Python and has no name: give it again, as in indm.train(…, {kind}=…)"
@@ -89,7 +90,6 @@ def find(kind: str, name: Any) -> Any:
     outside = OUTSIDE.fullmatch(name) if isinstance(name, str) else None
     check_is_here(name)
     if outside is None:
-        known = BUILT_IN[kind]
         option = f"{kind}.name" if kind in ("data", *KINDS) else kind  # what the user wrote the name for
         raise ValueError(
             f"{option} must be one of {', '.join(known)}, or package.module:Name, got {brief(repr(name))}"

@@ -5,7 +5,7 @@
 
 Both models have the bundled recipe's network, flow and rates, and the same number of steps. One of p(x|class) hides the
 class in a tenth of its examples (``condition.drop``), so that its samples can be guided. The classifier is the small
-network of :mod:`indm.workbench.evaluation.extractor`, trained on the same images for its usual ten epochs, and for the
+network of :mod:`research.lab.extractor`, trained on the same images for its usual ten epochs, and for the
 CPU seconds of the model. A row is made once.
 """
 
@@ -22,10 +22,10 @@ from indm.workbench.data.base import Data, stack
 from indm.workbench.data.registry import load_data
 from indm.workbench.evaluation import sheets
 from indm.workbench.evaluation.classification import scores
-from indm.workbench.evaluation.extractor import train_extractor
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.devices import make_accelerator
 from indm.workbench.training.trainer import Trainer
+from research.lab.extractor import train_extractor
 from research.markdown import in_table
 from research.records import RECORDS, Records, made_by
 
@@ -50,9 +50,8 @@ def trained(data: Data, name: str, changes: dict[str, Any], seed: int) -> tuple[
 
 def bound(model: Any, data: Data, c: torch.Tensor | None) -> list[float]:
     """The NELBO of test images in bits/dim, and its standard error over images."""
-    report, _ = indm.evaluate(model, stack(data.test, EXAMPLES), c=c, nll_examples=0, times=16, progress=False)
-    numbers = report["nelbo"]["with_reconstruction"]
-    return [numbers["bits_per_dim"], numbers["bits_per_dim_standard_error"]]
+    raw = stack(data.test, EXAMPLES)
+    return [*indm.evaluate(model, raw, [indm.Bound(times=16)], c=c, progress=False).mean()]
 
 
 def classifier(data: Data, epochs: int) -> dict[str, float]:

@@ -105,7 +105,8 @@ def measured(law: DiscreteLaw, flow: str, noise: str, seed: int = 0) -> dict:
         model, weights = INDM.load(f"{folder}/run"), weights_hash(Path(folder, "run"))
     raw = law.sample(NELBO_EXAMPLES, torch.Generator().manual_seed(seed + 1))
     solver = {"exact": True, "batch_size": 5000}
-    _, nats = indm.evaluate(model, raw, each=True, nll_examples=EXAMPLES, times=8, progress=False, seed=seed, **solver)
+    measures = [indm.Bound(times=8), indm.NLL(examples=EXAMPLES, each=True, exact=True)]
+    nats = indm.evaluate(model, raw, measures, batch_size=5000, progress=False, seed=seed).nats
     bounds = {kind: mean_and_error(law.excess(nats[kind], raw[: len(nats[kind])])) for kind in ("nelbo", "nll")}
     generator, some = torch.Generator().manual_seed(seed), raw[:EXAMPLES]
     for draws in DRAWS:

@@ -21,10 +21,10 @@ import indm
 from indm.sampling import AdaptiveODE
 from indm.workbench.data.base import stack
 from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation.extractor import load_or_train
-from indm.workbench.evaluation.sample_quality import frechet_distance, prior_draws, solve
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.provenance import weights_hash
+from research.lab.distances import frechet_distance, prior_draws, solve
+from research.lab.extractor import load_or_train
 from research.records import RECORDS, Records, made_by
 
 EVALUATIONS, RULES = (5, 6, 8, 10), ("unipc", "dpm++2m", "dpm++3m")

@@ -18,9 +18,9 @@ from torch import Tensor
 import indm
 from indm.workbench.data.base import stack
 from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation.extractor import Extractor, load_or_train
 from indm.workbench.evaluation.methods import steps_of
 from indm.workbench.runs.folder import open_run
+from research.lab.extractor import Extractor, load_or_train
 from research.markdown import in_table
 from research.records import RECORDS, Records
 

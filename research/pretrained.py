@@ -26,13 +26,13 @@ from indm.files import atomic, hub, untrusted
 from indm.model import DESCRIPTION, WEIGHTS
 from indm.workbench.data.base import Data, stack
 from indm.workbench.evaluation import card, fid, plots, sheets
-from indm.workbench.evaluation.extractor import Extractor, load_or_train
 from indm.workbench.evaluation.results import evaluate_run, read_evaluation
-from indm.workbench.evaluation.statistics import share_error
 from indm.workbench.recipes.options import Drawing
 from indm.workbench.runs.folder import RECIPE, data_of, end_of, recipe_of
 from indm.workbench.runs.samples import SAMPLES, draw
 from research import copies
+from research.lab.extractor import Extractor, load_or_train
+from research.lab.statistics import share_error
 from research.markdown import in_table, with_error
 
 LICENSE, END = "apache-2.0", "-pretrained"
@@ -145,10 +145,10 @@ def agreement(raw: Tensor, c: Tensor, extractor: Extractor, reference: fid.Image
     """The share of images whose class by the classifier is ``c``, and their distance from the reference."""
     share = (extractor.head(extractor.features(raw)).argmax(1) == c).double().mean().item()
     images = fid.Images(raw.to(reference.raw.dtype), reference.levels, {})
-    found = fid.score(images, reference, fid.features_of(extractor), progress=False)["scores"]
-    return {"agreement": share, "agreement_standard_error": share_error(share, len(raw))} | {
-        key: found[key] for key in ("frechet_distance", "precision", "recall")
-    }
+    found = fid.score(images, reference, extractor.features, progress=False)["scores"]
+    scores = {"frechet_distance": found["frechet_inception_distance"]}
+    scores |= {key: found[key] for key in ("precision", "recall")}
+    return {"agreement": share, "agreement_standard_error": share_error(share, len(raw))} | scores
 
 
 @torch.no_grad()

@@ -235,8 +235,10 @@ def test_evaluation_has_all_bounds_of_one_probability():
     law = probability(model.score, model.scaling, images)
     which = torch.multinomial(law, 64, replacement=True, generator=seeded(0))
     raw, log_prob = images[which], law[which].log()
-    options = {"exact": True, "steps": 24, "batch_size": 64, "times": 8, "progress": False}
-    report, nats = indm.evaluate(model, raw, draws=6, **options)
+    solver = {"exact": True, "steps": 24}
+    measures = [indm.Bound(times=8), indm.NLL(**solver), indm.WeightedNLL(draws=6, **solver)]
+    found = indm.evaluate(model, raw, measures, batch_size=64, progress=False)
+    report, nats = found.report, found.nats
     assert dequantization.in_words(model) == report["dequantization"] and report["iw"]["draws"] == 6
     with torch.no_grad():
         x, log_q = model.from_data(raw.repeat(300, 1, 1, 1), generator=seeded(1))
@@ -393,7 +395,7 @@ def test_wrong_raw_data_are_errors(kind):
     raw, words = WRONG[kind]
     enter = [
         model.from_data,
-        lambda raw: indm.evaluate(model, raw, c=0, nll_examples=0, progress=False),
+        lambda raw: indm.evaluate(model, raw, [indm.Bound()], c=0, progress=False),
         lambda raw: indm.log_probability(model, raw, c=0),
         lambda raw: indm.classify(model, raw, progress=False),
     ]

@@ -47,7 +47,7 @@ def test_every_public_name_is_found_where_the_stub_says():
 @pytest.fixture(scope="module")
 def loaded():
     """What a fresh interpreter has loaded after the method, and after the evaluation without its pictures."""
-    pictures = {"plots", "sheets", "figures", "compare", "report"}
+    pictures = {"plots", "sheets", "compare"}
     method = [module for module in IMPORTED if rooms.house(rooms.room(module)) == "method"]
     numbers = [
         module

@@ -26,7 +26,8 @@ from indm.sde.linear import VPSDE
 from indm.tensors import evaluation_mode
 from indm.workbench.data.base import stack
 from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation.likelihood import Estimate, _draw_all, evaluate, in_units
+from indm.workbench.evaluation.likelihood import draw_all, evaluate
+from indm.workbench.evaluation.measures import NLL, Bound, Estimate, SamplerBound, in_units
 from indm.workbench.evaluation.results import level_table, likelihood_table
 
 NUMBERS = {
@@ -195,7 +196,7 @@ def test_inference_mode_gives_the_same_numbers(of):
     def found():
         x, c = torch.ones(6, 2), torch.linspace(-1, 1, 6)[:, None]
         if of == "evaluate":
-            return evaluate(model, x, c=c, times=1, progress=False)[1]["nll"]
+            return evaluate(model, x, [Bound(times=1), NLL()], c=c, progress=False).nats["nll"]
         if of == "decode_with_log_prob":
             return indm.likelihood.decode_with_log_prob(of_unconditional, x)[1]
         options = {"c": c, "generator": seeded(0)} | ({"draws": 2} if of == "log_probability" else {})
@@ -236,7 +237,7 @@ def test_evaluate_names_the_row_that_is_not_finite(value):
         evaluate(build_model(tables, (2,)), raw, progress=False)
     if value == 1e20:
         large = build_model(tables, (2,), Scaling(0.0, 1e20))
-        assert math.isfinite(evaluate(large, raw, times=1, progress=False)[0]["nll"]["with_reconstruction"]["nats"])
+        assert math.isfinite(evaluate(large, raw, progress=False).mean("nll", "nats")[0])
 
 
 def test_solver_options_are_checked():
@@ -412,7 +413,8 @@ def test_in_units_by_hand():
 def test_the_bound_of_few_steps_is_a_row_beside_that_of_the_sde():
     score, x = gaussian("vp", (3,)), torch.randn(400, 3, generator=seeded(0))
     model = INDM(Identity(), score)
-    report, nats = evaluate(model, x, ancestral=8, times=8, nll_examples=0, progress=False)
+    found = evaluate(model, x, [Bound(times=8), SamplerBound(steps=8, times=8)], progress=False)
+    report, nats = dict(found.report), found.nats
     terms = nelbo(model, x, times=64, ancestral=8, generator=seeded(1))
     row, noise = report["ancestral"]["with_reconstruction"], terms.total.std().item() / 20
     assert row["nats"] == pytest.approx(terms.total.mean().item(), abs=4 * row["nats_estimator_noise"] + noise / 4)
@@ -423,17 +425,6 @@ def test_the_bound_of_few_steps_is_a_row_beside_that_of_the_sde():
     assert "test split: 400 for the NELBO; ε = 1e-05" in lines
 
 
-@pytest.mark.parametrize("examples, options", [(64, {}), (96, {}), (64, {"steps": 8})])
-def test_too_few_estimates_for_a_mean_by_levels_are_said(examples, options):
-    """64 examples of 2 repeats are fewer than 192 estimates, 96 are not."""
-    model, x = INDM(Identity(), gaussian("vp", (3,))), torch.randn(100, 3, generator=seeded(0))
-    report, _ = evaluate(model, x, nll_examples=examples, repeats=2, progress=False, **options)
-    report |= {"unit": "nats", "entropy_nats": None, "split": "test"}
-    said = [line for line in likelihood_table(report).splitlines() if line.startswith("NLL: all 128 estimates")]
-    assert len(said) == (examples == 64 and not options)
-    assert all("that begins at 192 (--nll-examples × --repeats)" in line for line in said)
-
-
 def test_a_tolerance_out_of_reach_is_said_once():
     """Of many batches and repeats; a bound that is no likelihood hides nothing that comes after it."""
 
@@ -442,7 +433,7 @@ def test_a_tolerance_out_of_reach_is_said_once():
         return Estimate.of(*torch.zeros(3, 2), {})
 
     with pytest.warns(RuntimeWarning) as caught:
-        _draw_all(draw, ["nelbo", "nll", "nll", "iw"], 2, progress=False, distributed=False)
+        draw_all(draw, ["nelbo", "nll", "nll", "iw"], 2, progress=False, distributed=False)
     assert [str(w.message).removeprefix(OUT_OF_REACH) for w in caught] == [" 0", " 1", " 2"]
 
 
@@ -453,7 +444,9 @@ def test_evaluate_vectors():
     scale, shift = torch.tensor([50.0, 0.1]), torch.tensor([100.0, -3.0])
     model = INDM(Identity(), score, Scaling(shift, scale))
     raw = score.sample(3000, seeded(0), dtype=torch.float32) * scale + shift
-    report, samples = evaluate(model, raw, nll_examples=400, each=True, batch_size=300, nll_error=1e-4, progress=False)
+    measures = [Bound(), NLL(examples=400, each=True, nll_error=1e-4)]
+    found = evaluate(model, raw, measures, batch_size=300, progress=False)
+    report, samples = found.report, found.nats
 
     assert json.loads(json.dumps(report)) == report
     assert {"images", "dims", "dequantization", "eps", "repeats", "seed", "nelbo", "nll"} <= set(report)
@@ -507,7 +500,8 @@ def grey_model(centered, levels=256):
 def test_evaluate_grey_levels(centered, levels):
     """Bits/dim of the raw levels do not depend on the convention of scaling."""
     model, raw, nats = grey_model(centered, levels)
-    report, samples = evaluate(model, raw, repeats=4, exact=True, steps=32, progress=False)
+    found = evaluate(model, raw, [Bound(), NLL(exact=True, steps=32)], repeats=4, progress=False)
+    report, samples = found.report, found.nats
     m = f"{levels * 2.0**-22:.3g}"
     assert report["dequantization"] == f"uniform on [{m}, 1 − {m}], {levels} grey levels, its density counted"
     difference = samples["nll"] - nats
@@ -530,7 +524,8 @@ def test_evaluate_names_the_numbers_without_reconstruction(name, eps, own):
     known gap with it."""
     score = GaussianScore(SDES[name](eps=own), torch.tensor([0.2, -0.1]).double(), torch.tensor([0.05, 0.1]).double())
     raw, n = score.sample(4000, seeded(0), dtype=torch.float32), 4000
-    report, _ = evaluate(INDM(Identity(), score), raw, times=8, eps=eps, progress=False, batch_size=n)
+    measures = [Bound(times=8), NLL()]
+    report = evaluate(INDM(Identity(), score), raw, measures, eps=eps, progress=False, batch_size=n).report
     assert report["eps"] == report["nll"]["eps"] == eps and score.sde.eps == own
     variance = score.law(torch.tensor(eps, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64))[1]
     at_eps = 0.5 * (2 * math.pi * math.e * variance).log().sum().item()
@@ -550,7 +545,8 @@ def test_evaluate_says_where_the_bound_lies(groups):
     """Terms and levels sum to the NELBO. Errors are of means of groups, which have equal sizes here."""
     model, raw, _ = grey_model(True)
     raw = raw.repeat(300 // len(raw) + 1, *[1] * (raw.ndim - 1))[:300]
-    report, nats = evaluate(model, raw, groups=groups, nll_examples=0, batch_size=128, progress=False)
+    found = evaluate(model, raw, [Bound()], groups=groups, batch_size=128, progress=False)
+    report, nats = found.report, found.nats
     assert json.loads(json.dumps(report)) == report
     nelbo, levels = report["nelbo"], nats["nelbo_levels"]
     by_level, terms = nelbo["by_level"], nelbo["terms"]
@@ -575,8 +571,8 @@ def test_evaluate_says_where_the_bound_lies(groups):
 
 def test_evaluate_repeats_and_pairs():
     model, raw, _ = grey_model(True)
-    options = {"batch_size": 8, "steps": 8, "progress": False}
-    runs = [evaluate(model, raw[:20], seed=seed, **options)[1] for seed in (3, 3, 4)]
+    measures = [Bound(), NLL(steps=8)]
+    runs = [evaluate(model, raw[:20], measures, seed=seed, batch_size=8, progress=False).nats for seed in (3, 3, 4)]
     for key in runs[0]:
         assert torch.equal(runs[0][key], runs[1][key])
         assert not torch.equal(runs[0][key], runs[2][key])
@@ -597,7 +593,8 @@ def test_models_compared_at_one_seed_share_dequantization_times_and_noise():
     """What evaluate promises for paired differences, for a flow that draws and one that does not."""
     model, raw, _ = grey_model(True)
     twin = INDM(Noisy(), model.score, model.scaling)
-    one, two = (evaluate(m, raw[:20], exact=True, steps=16, progress=False)[1] for m in (model, twin))
+    measures = [Bound(), NLL(exact=True, steps=16)]
+    one, two = (evaluate(m, raw[:20], measures, progress=False).nats for m in (model, twin))
     for kind in ("nelbo", "nll"):
         torch.testing.assert_close(one[kind], two[kind])
         without = f"{kind}_without_reconstruction"
@@ -606,8 +603,8 @@ def test_models_compared_at_one_seed_share_dequantization_times_and_noise():
 
 def test_evaluate_without_nll():
     model, raw, _ = grey_model(True)
-    report, samples = evaluate(model, raw, nll_examples=0, progress=False)
-    assert "nll" not in report and "nll" not in samples and report["images"]["nll"] == 0
+    found = evaluate(model, raw, [Bound()], progress=False)
+    assert "nll" not in found.report and "nll" not in found.nats and found.report["images"] == {"nelbo": len(raw)}
 
 
 def test_evaluate_checks_its_arguments():
@@ -618,16 +615,18 @@ def test_evaluate_checks_its_arguments():
         evaluate(model, raw[:1])
     for error in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"nll_error must be positive and finite, got {error}"):
-            evaluate(model, raw, nll_error=error)
+            evaluate(model, raw, [NLL(nll_error=error)])
         with pytest.raises(ValueError, match=f"nll_error must be positive and finite, got {error}"):
             log_likelihood(model, model.scaling.centre(raw), nll_error=error)
 
 
-@pytest.mark.parametrize("nll_examples", [1, -1])
-def test_evaluate_needs_two_images_for_a_standard_error_of_the_nll(nll_examples):
+@pytest.mark.parametrize("examples", [1, 0, -1])
+def test_evaluate_needs_two_images_for_a_standard_error_of_the_nll(examples):
     model, raw, _ = grey_model(True)
-    with pytest.raises(ValueError, match="nll_examples"):
-        evaluate(model, raw[:10], nll_examples=nll_examples, progress=False)
+    with pytest.raises(ValueError, match=f"examples of NLL must be at least 2 for a standard error, got {examples}"):
+        evaluate(model, raw[:10], [Bound(), NLL(examples=examples)], progress=False)
+    with pytest.raises(ValueError, match=r"measures must be one or more, each kind once, got \['NLL', 'NLL'\]"):
+        evaluate(model, raw, [NLL(), NLL(each=True)])
 
 
 class Bounded(torch.nn.Module):
@@ -643,15 +642,11 @@ class Bounded(torch.nn.Module):
 
 def test_evaluate_reports_the_bound_of_a_model_that_is_no_diffusion():
     raw = 1 + 2 * torch.randn(30, 5, generator=seeded(0))
-    report, samples = evaluate(Bounded(), raw, nll_examples=10, batch_size=8, progress=False)
+    found = evaluate(Bounded(), raw, batch_size=8, progress=False)
+    report, samples = found.report, found.nats
     expected = -torch.distributions.Normal(1.0, 2.0).log_prob(raw).sum(1) + 3
     torch.testing.assert_close(samples["nelbo"], expected.double(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(samples["nelbo_without_reconstruction"], expected.double() - 2, rtol=1e-5, atol=1e-5)
     assert samples.keys() == {"nelbo", "nelbo_without_reconstruction"} and "nll" not in report
-    assert report["images"] == {"nelbo": 30, "nll": 0} and report["eps"] == 0.0
+    assert report["images"] == {"nelbo": 30} and report["eps"] == 0.0
     assert report["nelbo"].keys() == {"with_reconstruction", "without_reconstruction"} and not level_table(report)
-
-
-def test_evaluate_names_the_nearest_option():
-    with pytest.raises(ValueError, match="probe is no option of evaluate; did you mean 'probes'"):
-        evaluate(Bounded(), torch.zeros(4, 5), probe=2)

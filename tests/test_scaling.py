@@ -58,7 +58,8 @@ def test_the_dequantised_bound_is_one(levels, centered):
     """
     raw = torch.randint(0, levels, (50, 1, 4, 4), generator=torch.Generator().manual_seed(levels))
     model = UniformOnTheNoise(Scaling.images(levels, centered))
-    report, nats = evaluate(model, raw, progress=False)
+    found = evaluate(model, raw, progress=False)
+    report, nats = found.report, found.nats
     assert report["nelbo"]["with_reconstruction"]["bits_per_dim"] == pytest.approx(math.log2(levels), abs=1e-9)
     assert nats["nelbo"] == pytest.approx(16 * math.log(levels), rel=1e-9)
     x, log_q = from_data(model, raw)

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from indm.workbench.data.base import Data, as_data, stack
 from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation.extractor import general_features, load_or_train
-from indm.workbench.evaluation.sample_quality import frechet_distance
-from indm.workbench.evaluation.statistics import jackknife
 from indm.workbench.runs.folder import recipe_of
 from indm.workbench.runs.samples import SAMPLES, read_samples
+from research.lab.distances import frechet_distance
+from research.lab.extractor import general_features, load_or_train
+from research.lab.statistics import jackknife
 
 MOST = 5_000  # images of a side
 

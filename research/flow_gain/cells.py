@@ -20,15 +20,15 @@ from indm.model import count_parameters
 from indm.training import EMA
 from indm.workbench.data.base import Data, stack
 from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation.extractor import Extractor, GeneralFeatures, general_features, load_or_train
-from indm.workbench.evaluation.sample_quality import frechet_distance
-from indm.workbench.evaluation.statistics import jackknife
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.devices import make_accelerator
 from indm.workbench.training.costs import interleaved_seconds, trainer_of
 from indm.workbench.training.trainer import Trainer
 from research.data import recipe_file
+from research.lab.distances import frechet_distance
+from research.lab.extractor import Extractor, GeneralFeatures, general_features, load_or_train
+from research.lab.statistics import jackknife
 from research.records import Records, made_by
 
 PARTS = {"truncated-normal": "research.noise:TruncatedNormal"}  # names in the records
@@ -214,8 +214,8 @@ def bits_of(part: Mapping[str, Any]) -> list[float | None]:
 def valid_bits(job: Training, averages: Averages) -> dict[str, float | None]:
     """Bits/dim of validation examples, the NELBO of each average."""
     raw = stack(data_of(job.data, job.path).valid, VALID_EXAMPLES)
-    reports = {decay: indm.evaluate(model, raw, nll_examples=0, progress=False)[0] for decay, model in averages.items()}
-    return {str(decay): bits_of(report["nelbo"])[0] for decay, report in reports.items()}
+    found = {decay: indm.evaluate(model, raw, [indm.Bound()], progress=False) for decay, model in averages.items()}
+    return {str(decay): bits_of(own.report["nelbo"])[0] for decay, own in found.items()}
 
 
 def validated(job: Training) -> dict:
@@ -246,8 +246,10 @@ def tested(
     averages, record = train(job)
     model = averages[decay]
     draws = IW_DRAWS if whole and study.iw and job.seed == FIRST_SEED else 0
-    ode = {"nll_examples": NLL_EXAMPLES if whole else 0, "draws": draws, "iw_examples": study.iw}
-    report, nats = indm.evaluate(model, raw, each=True, seed=job.seed, progress=False, **ode)
+    measures = [indm.Bound()] + [indm.NLL(examples=NLL_EXAMPLES, each=True)] * whole
+    measures += [indm.WeightedNLL(examples=study.iw, draws=draws)] if draws else []
+    found = indm.evaluate(model, raw, measures, seed=job.seed, progress=False)
+    report, nats = found.report, found.nats
     kinds = [kind for kind in ("nelbo", "nll", "iw") if kind in report]
     split = name_of(other) if other else "test"
     record |= {"ema": decay, "split": split, "dims": report["dims"], "dequantization": report["dequantization"]}

@@ -44,14 +44,9 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """One test, nothing compiled, and a page in place of a report."""
+    """One test, and nothing compiled."""
     import torch._dynamo
 
-    def report(folders, out, *args, **options):
-        out.mkdir()
-        (out / "index.html").write_text("a page")
-
-    monkeypatch.setattr("indm.workbench.evaluation.report.report", report)
     monkeypatch.setattr(torch._dynamo.config, "disable", True)
     monkeypatch.setenv("PYTEST_ADDOPTS", "-k bfloat16")
 

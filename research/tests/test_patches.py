@@ -88,9 +88,10 @@ def test_the_error_of_a_mean_is_over_groups():
 def test_evaluate_states_errors_over_groups():
     tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
     x = torch.randn(6, 2).repeat(4, 1)
-    options = {"nll_examples": 12, "repeats": 2, "progress": False}
     groups = torch.arange(6).repeat(4)
-    report, nats = indm.evaluate(indm.build_model(tables, (2,)), x, groups=groups, **options)
+    measures = [indm.Bound(), indm.NLL(examples=12)]
+    found = indm.evaluate(indm.build_model(tables, (2,)), x, measures, groups=groups, progress=False)
+    report, nats = found.report, found.nats
     for kind, n in (("nelbo", 24), ("nll", 12)):
         _, error = mean_and_error(nats[kind], groups[:n])
         assert report[kind]["with_reconstruction"]["nats_standard_error"] == pytest.approx(error)

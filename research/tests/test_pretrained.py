@@ -15,8 +15,8 @@ from indm.files import hub, untrusted
 from indm.workbench.cli.main import main
 from indm.workbench.data.base import as_data, stack
 from indm.workbench.evaluation import fid
-from indm.workbench.evaluation.extractor import Extractor, FeatureNetwork
 from research import copies, pretrained
+from research.lab.extractor import Extractor, FeatureNetwork
 
 TINY = {
     "net.channels": 8, "net.multipliers": [1], "net.attention": [], "train.steps": 2, "train.seconds": float("inf"),

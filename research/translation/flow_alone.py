@@ -30,17 +30,17 @@ from indm.tensors import evaluation_mode
 from indm.translation import without_noise
 from indm.workbench.data.base import Data, stack
 from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation.extractor import Extractor, load_or_train
 from indm.workbench.evaluation.plots import save_pixels
-from indm.workbench.evaluation.sample_quality import frechet_distance
 from indm.workbench.evaluation.sheets import Panel, sheet
-from indm.workbench.evaluation.statistics import share_error
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.training.checkpoints import has_state
 from indm.workbench.training.pairs import sides_of
-from indm.workbench.translation.metrics import MOST
+from research.lab.distances import frechet_distance
+from research.lab.extractor import Extractor, load_or_train
+from research.lab.statistics import share_error
 from research.markdown import in_table
 from research.records import RECORDS, Records, made_by
+from research.translation.metrics import MOST
 from research.translation.study import ARTISTS, classified, recipe_of
 
 IMAGES, SHOWN, FIRST = 200, 10, 100

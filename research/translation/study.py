@@ -10,7 +10,7 @@ what a step of INDM costs of a linear one. What is one model makes twice as many
 the same with the weight of B that A has, with noise in B alone, with half of the noise, and with about half of two
 INDMs' parameters; an INDM and a linear diffusion that are told the class. The last two go up as class A and down as
 class B, the linear one also by SDEdit: noise up to t, then down as class B. Test images of A are translated and
-compared with B, see ``indm/workbench/evaluation/translation_metrics.py``; the classifier is that of all the data set's
+compared with B, see ``research/translation/metrics.py``; the classifier is that of all the data set's
 classes, of emoji that of the two artists. There each source has a true counterpart, the same thing by the other artist,
 and records say how near results come to it. Trainings differ in their seed, and are taken as they are after their last
 step, never the best one.
@@ -36,7 +36,6 @@ from indm.model import INDM, count_parameters
 from indm.translation import Route, sdedit, two_models
 from indm.workbench.data.base import Data, stack
 from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation.extractor import general_features, load_or_train
 from indm.workbench.evaluation.plots import save_pixels
 from indm.workbench.evaluation.sheets import Panel, sheet
 from indm.workbench.evaluation.statistics import over_seeds, paired
@@ -44,11 +43,12 @@ from indm.workbench.recipes import recipe as recipes
 from indm.workbench.training.checkpoints import has_state
 from indm.workbench.training.loop import train
 from indm.workbench.training.pairs import as_bridge, train_pair
-from indm.workbench.translation.metrics import COLUMNS, RECALL, against_truth, limits, translation_metrics, two_classes
 from indm.workbench.translation.routes import TranslationRuns, open_runs
 from research.data import recipe_file
+from research.lab.extractor import general_features, load_or_train
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
+from research.translation.metrics import COLUMNS, RECALL, against_truth, limits, translation_metrics, two_classes
 
 LINEAR = 1.15  # steps of a linear diffusion in the time of one of INDM
 IMAGES = 200  # of A's test split, at most

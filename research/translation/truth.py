@@ -33,10 +33,10 @@ from indm.workbench.data.base import as_data, stack
 from indm.workbench.data.registry import load_data
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.training.pairs import train_pair
-from indm.workbench.translation.metrics import others_as_near
 from indm.workbench.translation.routes import open_runs
 from research.markdown import in_table
 from research.records import RECORDS, Records, made_by
+from research.translation.metrics import others_as_near
 
 DEVIATIONS, ANGLE, POINTS = (2.0, 0.5), math.pi / 4, 2000
 

@@ -96,7 +96,7 @@ def test_coupled_noise_is_found():
     assert "noise and data were coupled in training" in finding
     batches.clear()
     with pytest.warns(RuntimeWarning, match="noise and data were coupled") as warned:
-        indm.evaluate(model, raw[:64], nll_examples=0, batch_size=20, progress=False)
+        indm.evaluate(model, raw[:64], [indm.Bound()], batch_size=20, progress=False)
     assert warned[0].filename == __file__ and max(batches) == 20
 
 

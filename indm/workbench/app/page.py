@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from indm.messages import one_line
 from indm.sampling import default_sampler
 from indm.workbench.app import requests
-from indm.workbench.app.requests import WAYS, Side, Source, Translation
+from indm.workbench.app.requests import WAYS, Ends, Side, Source
 from indm.workbench.data.images import SUFFIXES
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -159,25 +159,25 @@ class Builder:
 
         self.on(button.click, compute, [*first, *second, frames, c], strip)
 
-    def translation(self, translation: Translation) -> None:
-        a, b = translation.sides
+    def translation(self, ends: Ends) -> None:
+        a, b = ends.sides
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
-                way = gr.Radio(list(WAYS), value=WAYS[0], label="Direction", visible=not translation.within_one)
+                way = gr.Radio(list(WAYS), value=WAYS[0], label="Direction", visible=not ends.within_one)
                 chosen = self.source(a, "Image")
                 classes = [condition_field(side, f"Condition of {name}") for side, name in ((a, "A"), (b, "B"))]
                 if b.labels:
                     classes[1].value = b.labels[-1]
                 strength = gr.Slider(0.05, 1, 1, step=0.05, label="Strength", info="Less keeps more of the source.")
                 steps = gr.Slider(10, 240, 120, step=1, label="Steps")
-                guidance = gr.Slider(1, 8, 1, step=0.5, label="Guidance", visible=translation.guides,
+                guidance = gr.Slider(1, 8, 1, step=0.5, label="Guidance", visible=ends.guides,
                                      info="More leads farther away from A, at a loss of detail.")  # fmt: skip
                 button = gr.Button("Translate", variant="primary")
             with gr.Column(scale=2, min_width=300):
                 pair, strip = picture("Source and result"), picture("The way")
 
         def compute(file: str | None, index: float | None, way: str, c_a: str, c_b: str, *more: Any) -> tuple:
-            return translation(Source(file, index), way, (c_a, c_b), *more)
+            return ends.translate(Source(file, index), way, (c_a, c_b), *more)
 
         self.on(button.click, compute, [*chosen, way, *classes, strength, steps, guidance], [pair, strip])
 
@@ -207,7 +207,7 @@ def condition_field(side: Side, label: str = "Condition") -> Any:
 
 def build(sides: Sequence[Side], seconds: float) -> gr.Blocks:
     """The page of one or two models."""
-    make, side, translation = Builder(seconds), sides[0], requests.translation_of(sides)
+    make, side, ends = Builder(seconds), sides[0], requests.ends_of(sides)
     title = f"indm: {' and '.join(side.name for side in sides)}"
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown(f"# {title}\n{' '.join(f'`{side.run}`' for side in sides)}")
@@ -215,9 +215,9 @@ def build(sides: Sequence[Side], seconds: float) -> gr.Blocks:
         for name, tab in tabs.items():
             with gr.Tab(name):
                 tab(side)
-        if translation is not None:
+        if ends is not None:
             with gr.Tab("Translation"):
-                make.translation(translation)
+                make.translation(ends)
     return page.queue(max_size=MOST_WAITING, api_open=False)
 
 

@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from indm.conditions import Classes, Vector, all_rows, sees_condition
+from indm.conditions import Classes, Vector, at, sees_condition
 from indm.dequantization import in_words
 from indm.gaussian import GaussianReference
 from indm.likelihood import latent_reference, log_likelihood
 from indm.model import INDM
 from indm.objective import nelbo
-from indm.sampling import SAMPLERS, able_samplers, make_sampler, sample
+from indm.sampling import SAMPLERS, able_samplers, follow_flow, make_sampler, sample, solve_latent
 from indm.tensors import evaluation_mode
-from indm.translation import Route, bridge, check_pair, two_models
+from indm.translation import check_pair
 from indm.workbench.data.base import Examples, stack
-from indm.workbench.evaluation import figures, sheets
+from indm.workbench.evaluation import sheets
 from indm.workbench.evaluation.results import current_evaluation
 from indm.workbench.evaluation.statistics import mean_and_error
 from indm.workbench.recipes import recipe as recipes
@@ -37,7 +37,7 @@ from indm.workbench.runs.folder import data_of, open_run, recipe_of
 from indm.workbench.runs.samples import FITTED, fitted_sampler
 from indm.workbench.runs.samples import SAMPLERS as FITS
 from indm.workbench.training.pairs import SIDES, is_bridge, is_pair, noise_of
-from indm.workbench.translation.routes import image_reader
+from indm.workbench.translation.routes import TranslationRuns, image_reader
 
 NELBO_TIMES = 16  # evaluations of the network for each draw of the NELBO
 REFERENCE_IMAGES = 512  # at most, of the law of latents
@@ -255,22 +255,34 @@ def interpolation(side: Side, sources: Sequence[Source], frames: int, c: str | N
     """A strip from one image to another, by the great circle between their z_T."""
     side.model.flow.check_one_map("an interpolation")
     raw = side.on_device([side.read(source)[0] for source in sources])
-    rows = all_rows(side.model, side.given(c), 2)
     with evaluation_mode(side.model):
-        z = figures.codes(side.model, side.model.scaling.centre(raw), rows)
-        here = None if rows is None else rows[:1]
-        way = figures.between(side.model, z[:1], z[1:], frames, here)[:, 0]
-    shown = side.model.scaling.to_data(way).cpu()
-    return sheets.sheet([sheets.Panel(shown, frames, tops=figures.shares(side.model, frames))], side.levels)
+        here = at(side.model, side.given(c), 2)
+        z_eps = here.flow.latent(side.model.scaling.centre(raw))
+        (a, b), _ = follow_flow(here.score, z_eps, here.sde.eps, here.sde.T)
+        shares = torch.linspace(0, 1, frames).tolist()
+        there = at(side.model, side.given(c), frames)
+        z, _ = solve_latent(there, torch.stack([slerp(a, b, share) for share in shares]), make_sampler("ode"))
+        shown = side.model.scaling.to_data(there.decode(z)).cpu()
+    tops = ["x", *(f"{share:.0%}" for share in shares[1:-1]), "x′"]
+    return sheets.sheet([sheets.Panel(shown, frames, tops=tops)], side.levels)
+
+
+def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """On the great circle from a to b, of one shape, lengths interpolated by the same weights."""
+    angle = torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), 0).clamp(-1 + 1e-6, 1 - 1e-6).arccos()
+    left, right = ((angle * s).sin() / angle.sin() for s in (1 - share, share))
+    return left * a + right * b
+
+
+# ── Translation ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
-class Translation:
-    """The models and options that take an image from A to B."""
+class Ends:
+    """A and B of a translation: each with its model and images, and the runs that lead from one to the other."""
 
-    sides: tuple[Side, Side]  # of A and of B; of one model of classes, the same twice
-    is_bridge: bool = False  # whether A and B are the two ends of one model
-    noise: tuple[float, float] = (0.0, 0.0)  # of a bridge, with which A and B were learned
+    sides: tuple[Side, Side]  # of one model of classes, the same twice
+    runs: TranslationRuns
 
     @property
     def within_one(self) -> bool:
@@ -282,16 +294,7 @@ class Translation:
         """Whether the way down can be guided: by a model of A and B whose score alone sees which."""
         return self.within_one and not sees_condition(self.sides[0].model.flow)
 
-    def route(self, way: str, c: tuple[str | None, str | None], **options: Any) -> Route:
-        """The route of :data:`WAYS` at the conditions of A and B; the options are those of a route."""
-        if self.is_bridge:
-            direction = "forward" if way == WAYS[0] else "backward"
-            return bridge(self.sides[0].model, direction, noise=self.noise, **options)
-        ends = [(side.model, side.given(own)) for side, own in zip(self.sides, c, strict=True)]
-        (a, c_a), (b, c_b) = ends if way == WAYS[0] else reversed(ends)
-        return two_models(a, b, c=(c_a, c_b), **options)
-
-    def __call__(
+    def translate(
         self,
         source: Source,
         way: str,
@@ -301,9 +304,11 @@ class Translation:
         guidance: float = 1.0,
     ) -> tuple[Picture, Picture]:
         """Source and result side by side, and the way between them, a row a leg; guidance is of one model alone."""
-        first, last = self.sides if way == WAYS[0] else reversed(self.sides)
-        guided = {"guidance": guidance} if self.guides else {}
-        route = self.route(way, c, strength=strength, steps=steps, **guided)
+        a, b = self.sides
+        runs = replace(self.runs, classes=(a.given(c[0]), b.given(c[1])))
+        first, last = (a, b) if way == WAYS[0] else (b, a)
+        runs = runs if way == WAYS[0] else runs.backward()
+        route = runs.route(strength=strength, steps=steps, guidance=guidance if self.guides else 1.0)
         raw = first.on_device([first.read(source)[0]])
         arrival = route.translate(raw, frames=FRAMES)
         shown = torch.cat([raw.cpu(), last.model.scaling.to_data(arrival.x).cpu()])
@@ -315,15 +320,17 @@ class Translation:
         return sheets.sheet([pair], first.levels), sheets.sheet(rows, first.levels, 1)
 
 
-def translation_of(sides: Sequence[Side]) -> Translation | None:
-    """The translation that there is: between two models, two classes of one, or the ends of a bridge; else None."""
+def ends_of(sides: Sequence[Side]) -> Ends | None:
+    """The translation between two models, two classes of one, or the ends of a bridge; None where there is none."""
     if len(sides) == 2:
-        check_pair(sides[0].model, sides[1].model)
-        return Translation((sides[0], sides[1]))
-    (side,) = sides
-    if side.labels:
-        return Translation((side, side))
-    recipe = recipe_of(side.run)
-    if recipe.data_b is None or not is_bridge(recipe):
-        return None
-    return Translation((side, side.with_data(recipe.data_b.table())), is_bridge=True, noise=noise_of(recipe))
+        a, b = sides
+        check_pair(a.model, b.model)
+    elif sides[0].labels:
+        a = b = sides[0]
+    else:
+        (a,), recipe = sides, recipe_of(sides[0].run)
+        if recipe.data_b is None or not is_bridge(recipe):
+            return None
+        b = a.with_data(recipe.data_b.table())
+        return Ends((a, b), TranslationRuns((a.run,), (a.model,), "forward", a.data, b.data, noise=noise_of(recipe)))
+    return Ends((a, b), TranslationRuns((a.run, b.run), (a.model, b.model), "forward", a.data, b.data))

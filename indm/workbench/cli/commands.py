@@ -25,10 +25,8 @@ GROUPS = {
         "fit-sampler": "sample:FitSampler",
         "inpaint": "inpaint:Inpaint",
         "evaluate": "evaluate:Evaluate",
-        "classify": "evaluate:Classify",
         "fid": "sample:Fid",
         "compare": "evaluate:Compare",
-        "report": "evaluate:Report",
         "app": "evaluate:App",
     },
     "Translate": {

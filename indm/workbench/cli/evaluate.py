@@ -1,4 +1,4 @@
-"""``indm evaluate``, ``indm classify``, ``indm compare``, ``indm report`` and ``indm app``."""
+"""``indm evaluate``, ``indm compare`` and ``indm app``."""
 
 import importlib.util
 import signal
@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 from indm.workbench.cli.common import DONE, Computes, ShowsProgress
 from indm.workbench.cli.listing import flags_of
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import Classifying, Equal, Evaluation, ReportOptions, default
+from indm.workbench.recipes.options import Equal, Evaluation, default
 
 EvaluationFlags = flags_of(Evaluation, "the recipe's")
 
@@ -60,88 +60,31 @@ class Evaluate(ShowsProgress):
 
 
 @dataclass
-class Classify(ShowsProgress):
-    """Say which class images are of, by the likelihoods of a model of p(x|class).
-
-    Prints accuracy, the nats of the labels, and calibration on the test split of the run's data. Writes
-    classification.json, classification.npz (log p(x|class), log p(class|x)) and reliability.png. With a SOURCE,
-    a folder of images or a samples.npz, whose classes nobody knows, it writes the class of each into
-    classification.csv.
-    """
-
-    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
-    source: Annotated[Positional[str | None], arg(metavar="SOURCE"), default("the run's test split")] = None
-    """A folder of images, or a samples.npz."""
-    options: Annotated[Classifying, arg(name="")] = field(default_factory=Classifying, kw_only=True)
-    out: Annotated[Path | None, arg(metavar="FOLDER"), default("the run folder")] = None
-    """Where to write."""
-    overwrite: bool = False
-    """Overwrite an existing classification."""
-
-    def run(self) -> int:
-        from indm.workbench.evaluation.classification import classify_run
-
-        options = {"overwrite": self.overwrite, "progress": self.progress}
-        print(classify_run(self.run_folder, self.options, self.source, self.out or self.run_folder, **options))
-        return DONE
-
-
-@dataclass
 class Compare(ShowsProgress):
-    """Compare evaluated runs: a table, paired differences from the first, a picture.
+    """Compare evaluated runs: a table, paired differences from the first, a page.
 
     Runs whose recipes differ in the seed alone are one method. Methods are compared in pairs of equal seeds; a verdict
     needs two seeds or more of each, and Holm's adjusted p over all differences shown to be at most 5 %. Methods whose
     budgets differ by more than 10 % are not comparable and get none. A budget is steps times what a step costs, as
-    measured side by side: when a run was trained with --like the other, else now.
+    measured side by side: when a run was trained with --like the other, else now. Of one run it is a page of that run.
     """
 
-    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…", help_behavior_hint="(required)")]
-    """Two or more run folders, each of them evaluated on the same examples."""
+    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN…]", help_behavior_hint="(required)")]
+    """One or more run folders, each of them evaluated on the same examples."""
     out: Path = Path(".")
-    """Where to write comparison.png and comparison.json."""
+    """Where to write comparison.html, comparison.png and comparison.json."""
     overwrite: bool = False
     """Overwrite an existing comparison."""
     equal: Equal = "cost"
     """Budgets that must be equal: cost is steps times their cost, steps is steps whatever they cost."""
 
     def run(self) -> int:
-        from indm.workbench.evaluation.compare import compare
+        from indm.workbench.evaluation.compare import FILES, compare
         from indm.workbench.runs.folder import check_absent
 
-        check_absent(self.out, ["comparison.json", "comparison.png"], self.overwrite)
+        check_absent(self.out, FILES, self.overwrite)
         print(compare(list(self.run_folders), self.out, equal=self.equal, progress=self.progress))
-        print(f"{self.out / 'comparison.png'}")
-        return DONE
-
-
-@dataclass
-class Report(ShowsProgress):
-    """Set runs of one data set side by side on one page, index.html.
-
-    Learning curves, likelihoods, sample quality over steps for each sampler, samples, paths x_t, interpolation. The
-    page is one file: charts show the values at the pointer, and tables are sorted and copied. Its pictures as PNG and
-    report.json lie beside it.
-    Runs that differ in the seed alone are averaged. Models of p(x|c) are shown at the c of the data, those of classes
-    class by class, too. Measurements are kept in the run folders, so that a report that was stopped continues.
-    """
-
-    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…", help_behavior_hint="(required)")]
-    """One or more run folders of one data set; those without an evaluation are evaluated first."""
-    out: Path = Path("report")
-    """Where to write."""
-    options: Annotated[ReportOptions, arg(name="")] = field(default_factory=ReportOptions)
-    overwrite: bool = False
-    """Overwrite another report; the same report continues without this."""
-    equal: Equal = "cost"
-    """Budgets that must be equal, as in "indm compare": cost or steps."""
-
-    def run(self) -> int:
-        from indm.workbench.evaluation.report import report
-
-        folders, progress = list(self.run_folders), self.progress
-        print(report(folders, self.out, self.options, equal=self.equal, overwrite=self.overwrite, progress=progress))
+        print(f"{self.out / 'comparison.html'}")
         return DONE
 
 

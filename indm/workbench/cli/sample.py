@@ -122,9 +122,9 @@ class FitSampler(ShowsProgress):
 class Fid(Draws):
     """Score samples by torch-fidelity: FID, Inception score, KID, precision, recall.
 
-    indm fid runs/cifar10 draws samples as "indm sample" does, keeps them in samples.npz and uses them again. The scores
-    are added to fid.json with their provenance: pixels, sampler, split, extractor. Needs torch-fidelity and a file of
-    Inception's weights; where it is missing, the error says where to put it.
+    indm fid runs/cifar10 draws samples as "indm sample" does, keeps them in samples.npz and uses them again. Writes the
+    scores into fid.json with their provenance: pixels, sampler, split, features. Needs torch-fidelity, which fetches
+    Inception's weights.
     """
 
     source: Annotated[Positional[str], arg(metavar="RUN|FOLDER")]
@@ -134,48 +134,54 @@ class Fid(Draws):
     out: Annotated[Path | None, arg(metavar="FOLDER"), default("the run folder, or .")] = None
     """Where to write."""
 
+    def named(self) -> list[str]:
+        return [*super().named(), self.scoring.features]
+
     def run(self) -> int:
         if importlib.util.find_spec("torch_fidelity") is None:
             raise ValueError("indm fid needs the library torch-fidelity: pip install torch-fidelity")
+        from indm.files import atomic
+        from indm.names import find, is_outside
         from indm.workbench.evaluation import fid
         from indm.workbench.runs.folder import check_absent, is_run
         from indm.workbench.runs.samples import draw
 
         scoring = self.scoring
-        reading: Any = {"size": scoring.size, "resize": scoring.resize}
         of_run, progress = is_run(Path(self.source)), self.progress
         if not of_run:
             self.check_nothing_is_drawn()
         if scoring.reference is None and not of_run:
             raise ValueError(f"--reference must be given for {self.source}, which is no run folder")
         out = self.out or (Path(self.source) if of_run else Path("."))
-        check_absent(out, (), self.overwrite)
-        fid.read_records(out / "fid.json")
+        check_absent(out, ["fid.json"], self.overwrite)
         n = self.drawing.n
         if n is not None:
             fid.check_number("n", n)
+        if scoring.features != "inception" and not is_outside(scoring.features):
+            raise ValueError(f"features must be inception or package.module:function, got {scoring.features!r}")
+        features = None if scoring.features == "inception" else find("features", scoring.features)
+        size: Any = scoring.size
+        reading = {"size": size, "resize": scoring.resize}
         reference = fid.open_images(scoring.reference or self.source, split=scoring.split, **reading)
         fid.check_number("reference", len(reference.raw))
-        features = fid.find_features(scoring.extractor, reference.data, progress=progress)
         if of_run:
             n = min(len(reference.raw), fid.MOST) if n is None else n
             drawing = Drawing(**vars(self.drawing) | {"n": n, "sampler_options": self.sampler_options()})
             run = Path(self.source)
             raw, levels, drawn = draw(run, drawing, out, overwrite=self.overwrite, progress=progress)
-            samples = fid.grey(raw, levels, {"run": str(run), "drawn": drawn})
+            samples = fid.Images(raw, levels, {"run": str(run), "drawn": drawn})
         else:
             samples = fid.open_images(self.source, split="test", **reading).first(n)
         record = fid.score(samples, reference, features, progress=progress)
         print(fid.score_table(record))
-        fid.add_record(record, out / "fid.json")
+        atomic.json_object(out / "fid.json", record)
         print(out / "fid.json")
         return DONE
 
     def check_nothing_is_drawn(self) -> None:
         """ValueError where an option says how to draw samples from a run, and the source is not a run."""
-        options = vars(self.drawing) | {"n": None, "overwrite": self.overwrite}
-        defaults = vars(FidDrawing()) | {"overwrite": False} | dict.fromkeys(self.table_values)
-        for name, value in (options | self.table_values).items():
+        defaults = vars(FidDrawing()) | dict.fromkeys(self.table_values)
+        for name, value in (vars(self.drawing) | {"n": None} | self.table_values).items():
             if value != defaults[name]:
                 raise ValueError(
                     f"--{name.replace('_', '-')} is for samples that are drawn from a run, and {self.source} is no run"

@@ -50,8 +50,8 @@ class Translate(ShowsProgress):
 
     def run(self) -> int:
         from indm.workbench.runs.folder import check_empty, run_folder
-        from indm.workbench.translation.routes import is_run_or_pair, open_runs
-        from indm.workbench.translation.translate import UNFINISHED, check_sources, summary, translate_files
+        from indm.workbench.translation.routes import found_in, is_run_or_pair, open_runs
+        from indm.workbench.translation.translate import UNFINISHED, sentences, translate_files
 
         if not self.resume and not self.overwrite:
             check_empty(self.out, "name another --out, add --overwrite, or --resume where it was interrupted")
@@ -62,7 +62,7 @@ class Translate(ShowsProgress):
             what = "a run folder (with a recipe.toml in it) first" if not count else "images after the run folders"
             raise ValueError(f"translate needs {what}, got {' '.join(map(str, self.paths))}")
         sources = given[count:]
-        check_sources(sources, self.options)
+        found_in(sources)
         opened = open_runs(given[:count], self.direction, self.condition, method=self.options.method)
         try:
             report = translate_files(
@@ -73,7 +73,7 @@ class Translate(ShowsProgress):
                 raise
             print("Interrupted. The same command with --resume continues.", file=sys.stderr)
             return INTERRUPTED
-        print(summary(report))
+        print("\n".join(sentences(report)))
         for name, reason in report["failed"].items():
             print(f"indm: not translated: {one_line(name)}: {reason}", file=sys.stderr)
         written = ["sheet.png", "index.html"] if self.options.page else ["sheet.png"]

@@ -1,20 +1,13 @@
 """Likelihoods that need no training, on the examples of an evaluation: what a model must beat to have learned anything.
 
-Each is what the NELBO with its reconstruction term is: nats of the raw data, grey levels dequantized as
-:class:`indm.scaling.Scaling` does it and the density of that noise counted. Everything is fitted on the training split;
-what must be chosen is chosen by the likelihood of the validation split.
-
-- Uniform noise gives each of L grey levels the probability 1/L: log₂ L bits/dim. Vectors of floats have no such
-  baseline: a uniform density on the range of the training data gives a test point outside of it no likelihood at all.
-- A Gaussian, see :func:`fit_gaussian`.
-- PNG, of images: the bits of the file that Pillow writes for each with ``optimize=True``, its header and the other 50
-  to 60 bytes around the pixels included. Of very small pictures that is most of the file.
+Each is what the NELBO with its reconstruction term is: nats of the raw data, with dequantized grey levels. Uniform
+noise gives each of L levels the probability 1/L; vectors of floats have no such baseline. A Gaussian is fitted to the
+training split. PNG is the size of the file that Pillow writes, its 50 to 60 bytes around the pixels included.
 """
 
 import io
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from indm.gaussian import LARGEST_DENSE
-from indm.scaling import Scaling
 from indm.workbench.data.base import Data, Examples
 from indm.workbench.evaluation.statistics import in_both_units, mean_and_error, paired_by_examples
 
@@ -37,12 +29,8 @@ BATCH_SIZE = 2048  # examples in double precision at a time
 class Gaussian:
     """N(mean, S [(1 − w) QΛQᵀ + w I] S) on model units, S = diag(std): correlations QΛQᵀ shrunk with the weight w.
 
-    Attributes:
-        mean, std: (d,).
-        basis: Q, (d, r), orthonormal columns; r = 0 is a diagonal covariance.
-        correlation: Λ, (r,).
-        weight: w.
-        noise: (d,), the variance of the noise over which likelihoods are averaged; 0 for continuous data.
+    Q (d, r) has orthonormal columns, Λ (r,); r = 0 is a diagonal covariance. Likelihoods are averaged over noise of the
+    variance ``noise`` (d,), 0 for continuous data.
     """
 
     mean: Float[Tensor, " d"]
@@ -58,11 +46,8 @@ class Gaussian:
         inside = (v @ self.basis).square() + self.basis.square().T @ noise
         return inside, v.square().sum(1) + noise.sum() - inside.sum(1)
 
-    def nats(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        """E of −log p(x + noise) of each x in model units, exactly."""
-        return self._nats(*self.squares(x))
-
-    def _nats(self, inside: Float[Tensor, "n r"], outside: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def nats(self, inside: Float[Tensor, "n r"], outside: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """E of −log p(x + noise) in model units, from :meth:`squares`; exact."""
         variance = (1 - self.weight) * self.correlation + self.weight
         d, r = self.basis.shape
         log_det = 2 * self.std.log().sum() + variance.log().sum() + (d - r) * math.log(self.weight)
@@ -78,23 +63,18 @@ def fit_gaussian(
     best of the :data:`WEIGHTS`, and no variance is below the best of the :data:`FLOORS` times the mean variance.
     ``train`` has the noise of dequantization, ``valid`` has none, and ``noise`` is its variance.
     """
-    var, mean = torch.var_mean(train, dim=0, correction=0)
-    var, mean = var.double(), mean.double()
+    var, mean = (moment.double() for moment in torch.var_mean(train, dim=0, correction=0))
     train -= mean.to(train.dtype)
     train /= var.sqrt().clamp_min(1e-12).to(train.dtype)
     basis, correlation = principal_axes(train) if full else (mean.new_zeros(len(mean), 0), mean.new_zeros(0))
-    best, lowest = None, math.inf
+    fits = []
     for floor in FLOORS:
         std = ((1 - floor) * var + floor * var.mean()).sqrt()
-        inside, outside = Gaussian(mean, std, basis, correlation, 1.0, noise).squares(valid)
-        inside, outside = inside.mean(0, keepdim=True), outside.mean(0, keepdim=True)
-        for weight in WEIGHTS if full else (1.0,):
-            gaussian = Gaussian(mean, std, basis, correlation, weight, noise)
-            nats = gaussian._nats(inside, outside).item()
-            if best is None or nats < lowest:
-                best, lowest = gaussian, nats
-    assert best is not None
-    return best
+        fit = Gaussian(mean, std, basis, correlation, 1.0, noise)
+        squares = [part.mean(0, keepdim=True) for part in fit.squares(valid)]
+        own = [Gaussian(mean, std, basis, correlation, weight, noise) for weight in (WEIGHTS if full else [1.0])]
+        fits += [(gaussian.nats(*squares).item(), gaussian) for gaussian in own]
+    return min(fits, key=lambda fit: fit[0])[1]
 
 
 def principal_axes(v: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "d r"], Float[Tensor, " r"]]:
@@ -118,25 +98,18 @@ def gaussian_nats(data: Data, raw: Tensor, seed: int = 0) -> tuple[Tensor, dict]
     scaling, full = data.scaling, math.prod(data.shape) <= LARGEST_DENSE
     most = MOST_TRAINING if full else MOST_TRAINING_DIAGONAL
     train = evenly_spaced(data.train, most // 2 if data.flip else most)
-    if data.flip:
-        train = torch.cat([train, train.flip(-1)])
+    train = torch.cat([train, train.flip(-1)]) if data.flip else train
     generator = torch.Generator().manual_seed(seed)
     x = torch.cat([scaling.to_model(part, generator=generator).flatten(1) for part in train.split(BATCH_SIZE)])
     valid = scaling.centre(evenly_spaced(data.valid, MOST_VALIDATION)).flatten(1).double()
-    gaussian = fit_gaussian(x, valid, noise_variance(scaling, data.shape), full=full)
-    batches = raw.split(BATCH_SIZE)
-    nats = torch.cat([gaussian.nats(scaling.centre(batch).flatten(1).double()) for batch in batches])
-    kind = "full" if full else "diagonal"
-    about: dict[str, Any] = {"name": f"a Gaussian with {kind} covariance", "covariance": kind}
-    about |= {"examples": len(train), "weight": gaussian.weight}
-    nats -= scaling.log_volume(data.shape)
-    return nats.float().double(), about  # digits that another number of threads rarely changes
-
-
-def noise_variance(scaling: Scaling, shape: tuple[int, ...]) -> Float[Tensor, " d"]:
-    """Of the dequantization noise in model units, for each entry of an event."""
     width = 0.0 if scaling.levels is None else 1 - 2 * scaling.margin
-    return ((width / scaling.scale.double()) ** 2 / 12).expand(shape).flatten()
+    noise = ((width / scaling.scale.double()) ** 2 / 12).expand(data.shape).flatten()
+    gaussian = fit_gaussian(x, valid, noise, full=full)
+    batches = [scaling.centre(batch).flatten(1).double() for batch in raw.split(BATCH_SIZE)]
+    nats = torch.cat([gaussian.nats(*gaussian.squares(batch)) for batch in batches]) - scaling.log_volume(data.shape)
+    kind = "full" if full else "diagonal"
+    about = {"name": f"a Gaussian with {kind} covariance", "examples": len(train), "weight": gaussian.weight}
+    return nats.float().double(), about  # digits that another number of threads rarely changes
 
 
 def evenly_spaced(dataset: Examples, most: int) -> Tensor:
@@ -148,25 +121,22 @@ def png_nats(raw: Tensor, levels: int | None) -> Tensor | None:
     """Nats of the PNG file of each of ``raw`` (N, C, H, W), header included; None where PNG cannot hold them.
 
     Up to 256 levels take a byte each before they are compressed, 2 levels of one channel a bit, more than 256 of one
-    channel two bytes. Pillow writes no colours of more than 256 levels.
+    channel two bytes.
     """
     if levels is None or raw.ndim != 4 or raw.shape[1] not in (1, 3) or levels > (2**16 if raw.shape[1] == 1 else 256):
         return None
     kind = bool if levels == 2 and raw.shape[1] == 1 else "uint8" if levels <= 256 else "uint16"
-    pixels = raw.movedim(1, -1).squeeze(-1).numpy().astype(kind)
-    return torch.tensor([8 * math.log(2) * len(_png(image)) for image in pixels], dtype=torch.float64)
-
-
-def _png(pixels) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", optimize=True)
-    return file.getvalue()
+    sizes = []
+    for pixels in raw.movedim(1, -1).squeeze(-1).numpy().astype(kind):
+        Image.fromarray(pixels).save(file := io.BytesIO(), "PNG", optimize=True)
+        sizes.append(8 * math.log(2) * len(file.getvalue()))
+    return torch.tensor(sizes, dtype=torch.float64)
 
 
 def baselines(
     data: Data, raw: Tensor, nelbo: Tensor, seed: int = 0, groups: Tensor | None = None
 ) -> tuple[dict[str, dict], dict[str, Tensor]]:
-    """The likelihoods of this module for the examples ``raw`` (N, *event) of an evaluation, in data units.
+    """The baselines of the examples ``raw`` (N, *event) of an evaluation, in data units.
 
     Args:
         data: whose training split they are fitted to.
@@ -181,19 +151,19 @@ def baselines(
         each example, (N,), by name.
     """
     found: dict[str, tuple[Tensor, dict]] = {}
-    dims = math.prod(data.shape)
-    if (levels := data.scaling.levels) is not None:
+    dims, levels = math.prod(data.shape), data.scaling.levels
+    if levels is not None:
         uniform = torch.full((len(raw),), dims * math.log(levels), dtype=torch.float64)
         found["uniform"] = uniform, {"name": "uniform noise"}
     found["gaussian"] = gaussian_nats(data, raw, seed)
     if (png := png_nats(raw, levels)) is not None:
         found["png"] = png, {"name": "PNG", "detail": "header included"}
+    of_groups = None if groups is None else groups.numpy()
     rows = {}
     for name, (values, about) in found.items():
         mean, error = mean_and_error(values, groups)
-        numbers = in_both_units({"": mean, "_standard_error": error}, dims)
-        of_groups = None if groups is None else groups.numpy()
         paired = paired_by_examples(nelbo.double().numpy()[None], values.numpy()[None], of_groups)
         less = {"": paired.difference, "_standard_error": paired.standard_error_shared}
+        numbers = in_both_units({"": mean, "_standard_error": error}, dims)
         rows[name] = about | numbers | {"nelbo_difference": in_both_units(less, dims)}
     return rows, {name: values for name, (values, _) in found.items()}

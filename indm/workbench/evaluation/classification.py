@@ -8,33 +8,20 @@ noise for all classes, so that most of its error cancels in the differences, whi
 Source: Li et al. 2023, "Your Diffusion Model is Secretly a Zero-Shot Classifier", https://arxiv.org/abs/2303.16203.
 """
 
-import csv
-import io
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.conditions import rows_of_data
 from indm.dequantization import check_raw, from_data
-from indm.files import atomic
 from indm.objective import nelbo
 from indm.tensors import evaluation_mode
-from indm.workbench.data.base import stack
-from indm.workbench.evaluation.fid import open_images
 from indm.workbench.evaluation.likelihood import SEED_STRIDE
-from indm.workbench.recipes.options import Classifying
-from indm.workbench.runs.folder import check_absent, data_of, open_model, recipe_of
-from indm.workbench.runs.provenance import provenance, weights_hash
 
 BINS = 10  # of confidence
-FILES = ("classification.json", "classification.npz", "classification.csv", "reliability.png")
 
 
 @dataclass(frozen=True)
@@ -141,97 +128,13 @@ def scores(classification: Classification, labels: Int[Tensor, " n"]) -> dict[st
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599.
     """
-    right = (classification.predicted == labels).double()
-    counts, confidence, accuracy = reliability(classification, labels)
-    gaps = (accuracy - confidence).abs().nan_to_num(0.0)
-    n = len(labels)
+    right, n = (classification.predicted == labels).double(), len(labels)
+    over = right - classification.confidence.double()
+    bins = (classification.confidence.double() * BINS).long().clamp(0, BINS - 1)
+    gaps = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, over)  # of each bin, times its examples
     return {
         "accuracy": right.mean().item(),
         "accuracy_standard_error": (right.var(correction=0) / n).sqrt().item(),
         "nats": -classification.log_posterior.gather(1, labels[:, None]).mean().item(),
-        "calibration_error": (gaps * counts).sum().item() / n,
+        "calibration_error": gaps.abs().sum().item() / n,
     }
-
-
-def reliability(
-    classification: Classification, labels: Int[Tensor, " n"]
-) -> tuple[Float[Tensor, " bins"], Float[Tensor, " bins"], Float[Tensor, " bins"]]:
-    """Of each bin of confidence: its examples, their mean confidence and accuracy (NaN without any)."""
-    confidence = classification.confidence.double()
-    bins = (confidence * BINS).long().clamp(0, BINS - 1)
-    right = (classification.predicted == labels).double()
-    values = torch.stack([torch.ones_like(right), confidence, right])
-    counts, of_confidence, of_right = torch.zeros(3, BINS, dtype=torch.float64).index_add(1, bins, values)
-    return counts, of_confidence / counts, of_right / counts
-
-
-def classify_run(
-    run: Path,
-    options: Classifying,
-    source: str | None = None,
-    out: Path | None = None,
-    *,
-    overwrite: bool = False,
-    progress: bool = True,
-) -> str:
-    """Classify the test split of a run's data, or ``source``; write it into ``out`` and say what came of it.
-
-    Raises:
-        ValueError: the model has no classes, or the images do not fit it.
-    """
-    out = out or run
-    recipe_of(run)  # an error where this is not a run
-    check_absent(out, FILES, overwrite)
-    model: Any = open_model(run)
-    labels: Tensor | None = None
-    if source is None:
-        data = data_of(run, model)
-        raw = stack(getattr(data, options.split), options.examples)
-        labels = rows_of_data(model, data, options.split, len(raw))
-    else:
-        size = model.shape[1:] if len(model.shape) == 3 else None
-        raw = open_images(source, size=size if Path(source).is_dir() else None).raw[: options.examples]
-        if tuple(raw.shape[1:]) != tuple(model.shape):
-            raise ValueError(f"{source} must hold images of shape {tuple(model.shape)}, got {tuple(raw.shape[1:])}")
-    settings = {name: getattr(options, name) for name in ("draws", "times", "batch_size", "seed")}
-    found = classify(model, raw, **settings, progress=progress)
-    names = model.condition.labels
-    weights = weights_hash(run)
-    record: dict[str, Any] = {
-        "examples": len(raw),
-        "source": source or options.split,
-        "classes": list(names),
-        **settings,
-        "evaluations": found.evaluations,
-        "largest_noise_nats": found.noise.max().item(),
-        "weights_sha256": weights,
-        "provenance": provenance(options.seed, {str(run): weights}),
-    }
-    arrays = {name: getattr(found, name).numpy() for name in ("log_likelihood", "noise", "log_posterior")}
-    writes = {out / "classification.npz": atomic.arrays_into(arrays)}
-    lines = [f"{len(raw)} examples, {found.evaluations} evaluations of the network for each"]
-    if labels is None:
-        atomic.text(out / "classification.csv", _table(found, names))
-        lines.append(str(out / "classification.csv"))
-    else:
-        from indm.workbench.evaluation.plots import figure_into, reliability_diagram  # which loads matplotlib
-
-        record |= scores(found, labels)
-        writes[out / "reliability.png"] = figure_into(reliability_diagram(*reliability(found, labels)))
-        lines += [
-            f"accuracy {record['accuracy']:.4f} ± {record['accuracy_standard_error']:.4f}",
-            f"−log p(label|x) {record['nats']:.4f} nats (by guessing {math.log(len(names)):.4f})",
-            f"expected calibration error {record['calibration_error']:.4f}",
-        ]
-    atomic.together(writes | {out / "classification.json": atomic.json_into(record)})
-    return "\n".join([*lines, str(out / "classification.json")])
-
-
-def _table(found: Classification, names: Sequence[str]) -> str:
-    """The class of each example with its probability, as comma-separated values."""
-    text = io.StringIO()
-    rows = csv.writer(text)
-    rows.writerow(["number", "class", "probability"])
-    for i, (number, sure) in enumerate(zip(found.predicted.tolist(), found.confidence.tolist(), strict=True)):
-        rows.writerow([i, names[number], f"{sure:.6f}"])
-    return text.getvalue()

@@ -27,7 +27,7 @@ Steps = int | None  # None: as many as the error that is asked for needs
 
 
 @dataclass(frozen=True)
-class Draws:
+class RepeatableDraws:
     """The draws behind every NLL estimate of a data set, which can be made again for some of the estimates.
 
     The estimate of an example's repeat has the number example · repeats + repeat.
@@ -152,7 +152,7 @@ def corrected(
         evaluations: of the network, of one of them.
         mean_error: the standard error that the corrections may add, nats.
         seed: of the subsets, which are the first of a random order: models with the same examples share them.
-        solve: :meth:`Draws.solve`, for any number of estimates in any order.
+        solve: :meth:`RepeatableDraws.solve`, for any number of estimates in any order.
     """
     n = len(coarse)
     unusual = stated > UNUSUAL * stated.median()

@@ -22,10 +22,6 @@ from indm.workbench.training.costs import key_of, measure_runs, ratio_in
 # How a run is watched and evaluated makes no difference, but its budget does.
 ALIKE = {"train.seed", *FREE_ON_RESUME} - {"train.steps", "train.seconds"}
 PLACES = {f"data.{key}" for key in paths.KEYS}
-ONE_TRAINING = (
-    "An error over the examples of one training says which of two models is better, not which method: a verdict on "
-    "methods needs more seeds (--train.seed)."
-)
 NO_SEED = "untested: no seed in common"  # verdict on methods without a pair
 MARGIN = 0.10  # by which budgets that are called equal differ at most
 NOT_COMPARABLE = "not comparable"  # verdict where they differ by more, or are not known
@@ -43,36 +39,15 @@ def steps_of(run: Path) -> int | None:
     return next((line["step"] for line in reversed(read_metrics(run))), None)
 
 
-@dataclass(frozen=True)
-class Costs:
-    """What a step of each method costs.
-
-    Attributes:
-        equal: what shall be the same, "cost" or "steps"; in the latter case every step counts alike.
-        by_method: cost of a step, that of the first method being 1.
-        unknown: why there is none, by method.
-        afterwards: methods that were measured for a comparison, and not when they were trained.
-    """
-
-    equal: Equal
-    by_method: Mapping[str, float]
-    unknown: Mapping[str, str] = field(default_factory=dict)
-    afterwards: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        if self.equal == "steps":
-            return "Budgets are steps, whatever a step costs."
-        first, *_ = self.by_method
-        when = f" ({', '.join(self.afterwards)}: after the trainings)" if self.afterwards else ""
-        return f"Budgets are steps × cost of a step, measured interleaved{when}, that of {first} being 1."
-
-
 def check_distinct(folders: Sequence[Path]) -> None:
     """ValueError for a folder that is named twice, which would stand for two trainings."""
     places = [folder.resolve() for folder in folders]
     for i, folder in enumerate(folders):
         if places[i] in places[:i]:
             raise ValueError(f"run folders must differ, got {folder} twice; name each once")
+
+
+# ── Methods ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def seed_of(run: Path) -> int:
@@ -103,12 +78,123 @@ def methods_of(folders: Sequence[Path]) -> list[list[Path]]:
     return [list(runs.values()) for _, runs in methods]
 
 
+def named_methods(folders: Sequence[Path]) -> dict[str, list[Path]]:
+    """:func:`methods_of` runs by name: the folder that holds these runs and none of another method, or their first run.
+
+    Where all runs are of one method, each stands for itself.
+    """
+    methods = methods_of(folders)
+    if len(methods) == 1:
+        return {str(folder): [folder] for folder in folders}
+    named: dict[str, list[Path]] = {}
+    for runs in methods:
+        place = runs[0].resolve()
+        together = [folder for folder in folders if folder.resolve().parent == place.parent]
+        name = place.parent.name if len(runs) > 1 and {*together} == {*runs} else place.name
+        named[str(runs[0]) if name in named else name] = runs
+    return named
+
+
 def pairs_of(other: Sequence[Path], first: Sequence[Path]) -> list[tuple[Path, Path]]:
     """Runs of two methods in pairs of equal seeds, none where no seed is in both; two single runs are always a pair."""
     if len(other) == len(first) == 1:
         return [(other[0], first[0])]
     seeds = [{seed_of(run): run for run in runs} for runs in (other, first)]
     return [(run, seeds[1][seed]) for seed, run in seeds[0].items() if seed in seeds[1]]
+
+
+# ── Budgets ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a step of each method costs.
+
+    Attributes:
+        equal: what shall be the same, "cost" or "steps"; in the latter case every step counts alike.
+        by_method: cost of a step, that of the first method being 1.
+        unknown: why there is none, by method.
+    """
+
+    equal: Equal
+    by_method: Mapping[str, float]
+    unknown: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if self.equal == "steps":
+            return "Budgets are steps, whatever a step costs."
+        first, *_ = self.by_method
+        return f"Budgets are steps × cost of a step, measured interleaved, that of {first} being 1."
+
+
+def costs_of(methods: Mapping[str, Sequence[Path]], equal: Equal = "cost", progress: bool = True) -> Costs:
+    """The cost of a step of each method: as ``costs.json`` of its runs or of the first's has it, else measured now.
+
+    With ``equal`` "steps" every step counts alike, and nothing is measured.
+    """
+    if equal == "steps":
+        return Costs(equal, dict.fromkeys(methods, 1.0))
+    (first, of_first), *_ = methods.items()
+    keys = {name: key_of(recipe_of(runs[0])) for name, runs in methods.items()}
+    ratios: dict[str, float] = {}
+    missing: dict[Path, str] = {}
+    for name, runs in methods.items():
+        known = (1.0, False) if keys[name] == keys[first] else ratio_in([*runs, *of_first], keys[name], keys[first])
+        if known is None:
+            missing[runs[0]] = name
+        else:
+            ratios[name] = known[0]
+    seconds, reasons = measure_runs([of_first[0], *missing], progress) if missing else ({}, {})
+    ratios |= {name: seconds[run] / seconds[of_first[0]] for run, name in missing.items() if run in seconds}
+    return Costs(equal, ratios, {name: reasons[run] for run, name in missing.items() if run in reasons})
+
+
+def budget_of(pairs: Sequence[tuple[Path, Path]], name: str, costs: Costs) -> dict:
+    """What runs of the method ``name`` and of the first one spent, in pairs: ``steps`` of the runs of both, ``costs``
+    of a step of each (None: not known), ``budgets`` in words, and ``why`` they cannot be compared, "" where they can.
+    """
+    other, first = (tuple(steps_of(pair[i]) for pair in pairs) for i in (0, 1))
+    cost = costs.by_method.get(name)
+    words = _budgets_in_words(other, first, cost) if pairs else "–"
+    why = _why_not(other, first, name, costs, words) if pairs else ""
+    return {"steps": (other, first), "costs": (cost, 1.0), "budgets": words, "why": why}
+
+
+def _budgets_in_words(other: Steps, first: Steps, cost: float | None) -> str:
+    """ "520 steps × 0.88 = 458 against 458", without the cost where it is 1."""
+    if cost is None:
+        return f"{_span(other)} steps × – against {_span(first)}"
+    spent = _span([None if steps is None else round(steps * cost) for steps in other])
+    return f"{_span(other)} steps{'' if cost == 1 else f' × {cost:.3g} = {spent}'} against {_span(first)}"
+
+
+def _why_not(other: Steps, first: Steps, name: str, costs: Costs, words: str) -> str:
+    """Why the two cannot be compared, and what would do; "" where they can."""
+    steps, cost = [n for n in (*other, *first) if n is not None], costs.by_method.get(name)
+    if len(steps) < len(other) + len(first):
+        return f"as the steps of a run are not known ({words})"
+    would_do = ""
+    if costs.equal == "cost" and are_equal(steps):
+        would_do = "; --equal steps compares equal steps, whatever they cost"
+    if cost is None:
+        return f"as the cost of a step is not known ({costs.unknown[name]}): {words}{would_do}"
+    if are_equal([*(n * cost for n in steps[: len(other)]), *steps[len(other) :]]):
+        return ""
+    return (
+        f"as the budgets differ by more than {MARGIN:.0%}: {words}; "
+        f'"indm train RECIPE --like RUN" gives one the budget of the other{would_do}'
+    )
+
+
+def _span(values: Sequence[int | None]) -> str:
+    """The least and the largest number of steps, "–" where one is not known."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "–"
+    return f"{min(known):,}" + (f"–{max(known):,}" if max(known) > min(known) else "")
+
+
+# ── Differences ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def differences(
@@ -119,14 +205,13 @@ def differences(
     Args:
         methods: runs by name.
         evaluations: of each run, of the same examples, see
-        :func:`indm.workbench.evaluation.results.check_same_examples`. costs: of a step of each method, see
-        :func:`indm.workbench.evaluation.methods.costs_of`.
+            :func:`indm.workbench.evaluation.results.check_same_examples`.
+        costs: of a step of each method, see :func:`costs_of`.
 
     Returns:
         Rows of :func:`indm.workbench.evaluation.statistics.judged`, each with the seeds that were ``left_out`` for want
-        of a partner, and with the ``steps`` of the runs of both, their ``costs`` of a step and the ``budgets`` in
-        words. Without any pair the verdict is :data:`NO_SEED`. Where budgets differ or are not known it is
-        :data:`NOT_COMPARABLE`, ``why`` says so, and the difference is not in the family.
+        of a partner, and what :func:`budget_of` says. Without any pair the verdict is :data:`NO_SEED`. Where budgets
+        differ or are not known it is :data:`NOT_COMPARABLE`, and the difference is not in the family.
     """
     (_, first), *others = methods.items()
     family: dict[tuple[str, str], Difference] = {}
@@ -145,78 +230,3 @@ def differences(
         verdict = NO_SEED if not row["seeds"] else NOT_COMPARABLE if about[name]["why"] else row["verdict"]
         table[name][kind] = row | {"verdict": verdict} | about[name]
     return table
-
-
-def costs_of(methods: Mapping[str, Sequence[Path]], equal: Equal = "cost", progress: bool = True) -> Costs:
-    """The cost of a step of each method: as ``costs.json`` of its runs or of the first's has it, else measured now.
-
-    With ``equal`` "steps" every step counts alike, and nothing is measured.
-    """
-    (first, of_first), *_ = methods.items()
-    if equal == "steps":
-        return Costs(equal, dict.fromkeys(methods, 1.0))
-    keys = {name: key_of(recipe_of(runs[0])) for name, runs in methods.items()}
-    ratios: dict[str, tuple[float, bool]] = {}
-    missing: dict[Path, str] = {}
-    for name, runs in methods.items():
-        ratio = (1.0, False) if keys[name] == keys[first] else ratio_in([*runs, *of_first], keys[name], keys[first])
-        if ratio is None:
-            missing[runs[0]] = name
-        else:
-            ratios[name] = ratio
-    seconds, reasons = measure_runs([of_first[0], *missing], progress) if missing else ({}, {})
-    ratios |= {name: (seconds[run] / seconds[of_first[0]], True) for run, name in missing.items() if run in seconds}
-    return Costs(
-        equal,
-        {name: ratio for name, (ratio, _) in ratios.items()},
-        {name: reasons[run] for run, name in missing.items() if run in reasons},
-        tuple(name for name in methods if name in ratios and ratios[name][1]),
-    )
-
-
-def budget_of(pairs: Sequence[tuple[Path, Path]], name: str, costs: Costs) -> dict:
-    """What runs of the method ``name`` and of the first one spent, in pairs: ``steps`` of the runs of both, ``costs``
-    of a step of each (None: not known), ``budgets`` in words, and ``why`` they cannot be compared, "" where they can.
-    """
-    other, first = (tuple(steps_of(pair[i]) for pair in pairs) for i in (0, 1))
-    cost = costs.by_method.get(name)
-    words = _budgets_in_words(other, first, cost)
-    why = _why_not(other, first, name, costs, words) if pairs else ""
-    return {"steps": (other, first), "costs": (cost, 1.0), "budgets": words, "why": why}
-
-
-def _budgets_in_words(other: Steps, first: Steps, cost: float | None) -> str:
-    """ "520 steps × 0.88 = 458 against 458", without the cost where it is 1; "–" of no runs."""
-    if not other:
-        return "–"
-    if cost is None or cost == 1:
-        times_cost = "" if cost else " × –"
-    else:
-        times_cost = f" × {cost:.3g} = {_span([None if steps is None else round(steps * cost) for steps in other])}"
-    return f"{_span(other)} steps{times_cost} against {_span(first)}"
-
-
-def _why_not(other: Steps, first: Steps, name: str, costs: Costs, words: str) -> str:
-    """Why the two cannot be compared, and what would do; "" where they can."""
-    steps, cost = [n for n in (*other, *first) if n is not None], costs.by_method.get(name)
-    if len(steps) < len(other) + len(first):
-        return f"as the steps of a run are not known ({words})"
-    of_other, of_first = steps[: len(other)], steps[len(other) :]
-    equal_steps = costs.equal == "cost" and are_equal(steps)
-    would_do = "; --equal steps compares equal steps, whatever they cost" if equal_steps else ""
-    if cost is None:
-        return f"as the cost of a step is not known ({costs.unknown[name]}): {words}{would_do}"
-    if are_equal([*(n * cost for n in of_other), *of_first]):
-        return ""
-    return (
-        f"as the budgets differ by more than {MARGIN:.0%}: {words}; "
-        f'"indm train RECIPE --like RUN" gives one the budget of the other{would_do}'
-    )
-
-
-def _span(values: Sequence[int | None]) -> str:
-    """The least and the largest number of steps, "–" where one is not known."""
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return "–"
-    return f"{min(known):,}" + (f"–{max(known):,}" if max(known) > min(known) else "")

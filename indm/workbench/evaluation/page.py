@@ -1,5 +1,5 @@
-"""A self-contained HTML page: a conclusion and contents on top, then headings, paragraphs, tables, charts and pictures
-in the order in which they are added.
+"""A self-contained HTML page: a conclusion and contents on top, then headings, paragraphs, tables and pictures in the
+order in which they are added.
 
 Tables are sorted and copied, and pictures enlarged, by pointer or keyboard. It can be read
 on a screen of 400 pixels, in the light or the dark as the reader's system has it, and without its scripts.
@@ -9,10 +9,8 @@ import base64
 import html
 import io
 import json
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -21,28 +19,6 @@ from indm.files import atomic
 
 LONG = 40  # characters from which a cell may be broken
 OPTION = re.compile(r"(?<!\w)--[a-z][\w-]*(?:\.\w+)*(?: [\d.e-]*\d)?")  # of the command line, with its number
-Point = tuple[float, float, float]  # x, y, and the standard error of y
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of a chart: its points, its colour (None: that of the text), or a dashed ``reference`` without marks."""
-
-    name: str
-    points: Sequence[Point]
-    colour: str | None = None
-    reference: bool = False
-
-
-@dataclass(frozen=True)
-class View:
-    """One view of a chart: its name, the words of its axes, its lines, and whether both axes are logarithmic."""
-
-    name: str
-    x: str
-    y: str
-    lines: Sequence[Line]
-    log: bool = False
 
 
 class Page:
@@ -92,19 +68,6 @@ class Page:
         """The PNG at ``path``, embedded."""
         self.parts.append(f"<figure>{_embedded(path, caption)}{_caption(caption)}</figure>")
 
-    def chart(self, views: Sequence[View], path: Path, caption: str) -> None:
-        """Lines that are drawn on the page, one view at a time, with the PNG at ``path`` of the same folded below them.
-
-        Points that are not finite are left out.
-        """
-        self.files[Path(__file__).with_name("charts")] = None
-        drawn = [asdict(replace(view, lines=list(map(_finite, view.lines)))) for view in views]
-        data = json.dumps(drawn, allow_nan=False).replace("</", "<\\/")
-        self.parts.append(
-            f'<figure class="chart"><script type="application/json">{data}</script>'
-            f"<details><summary>As a picture</summary>{_embedded(path, caption)}</details>{_caption(caption)}</figure>"
-        )
-
     def add(self, fragment: str) -> None:
         """HTML as it is."""
         self.parts.append(fragment)
@@ -152,11 +115,6 @@ def image(picture: Image.Image, alt: str, kind: str = "", hidden: bool = False) 
     picture.save(file, format="PNG")
     kind, end = f' class="{kind}"' if kind else "", " hidden" if hidden else ""
     return f'<img{kind} src="{_uri(file.getvalue())}" alt="{html.escape(alt)}"{end}>'
-
-
-def _finite(line: Line) -> Line:
-    points = [point for point in line.points if math.isfinite(point[0]) and math.isfinite(point[1])]
-    return replace(line, points=[(x, y, error if math.isfinite(error) else 0.0) for x, y, error in points])
 
 
 def _paragraph(text: str) -> str:

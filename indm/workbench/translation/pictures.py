@@ -73,7 +73,6 @@ def write_page(
     path: Path,
     report: dict,
     conclusion: Sequence[str],
-    tables: Sequence[list[tuple[str, ...]]],
     runs: TranslationRuns,
     options: TranslationOptions,
     translations: Sequence[tuple[dict, Tensor, Translated]],
@@ -89,8 +88,6 @@ def write_page(
     page = Page("Translated images", [Path(__file__)])
     page.conclude(conclusion)
     page.text(made_by(report))
-    for rows in tables:
-        page.table(rows)
     page.text(_what_is_shown(len(shown), report))
     page.add(_controls(list(shown[0].results), strength, words, largest))
     cards = "\n".join(_card(one, strength, words, levels, largest) for one in shown)
@@ -212,7 +209,7 @@ def _overlay(error: Tensor, largest: float | None) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class Strip:
+class FrameStrip:
     """The route of one image, frame by frame.
 
     Attributes:
@@ -234,7 +231,7 @@ def strips_of(
     options: StripOptions,
     direction: str = "forward",
     classes: tuple[str, str] | None = None,
-) -> list[Strip]:
+) -> list[FrameStrip]:
     """The routes of ``image`` by the runs or pairs in ``folders``, each as :func:`open_runs` takes it alone.
 
     A class-conditional model has a second strip, its SDEdit at ``options.strength``, if that is not 0.
@@ -246,7 +243,7 @@ def strips_of(
         ValueError: a run that translates nothing, several images, runs of different shapes or grey levels, guidance
             without a class-conditional model.
     """
-    strips: list[Strip] = []
+    strips: list[FrameStrip] = []
     conditional = [is_run(folder) and "condition" in recipes.load(folder) for folder in folders]
     if options.guidance != 1 and not any(conditional):
         raise ValueError(f"guidance {options.guidance:g} requires a class-conditional model")
@@ -265,7 +262,7 @@ def strips_of(
     return strips
 
 
-def _strip(title: str, runs: TranslationRuns, route: Route, image: Path, options: StripOptions) -> Strip:
+def _strip(title: str, runs: TranslationRuns, route: Route, image: Path, options: StripOptions) -> FrameStrip:
     model = route.models[0]
     items = find([image], model, runs.data, grey=runs.grey[0])
     if len(items) != 1 or len(model.shape) != 3 or model.scaling.levels is None:
@@ -273,10 +270,10 @@ def _strip(title: str, runs: TranslationRuns, route: Route, image: Path, options
     own = TranslationOptions(strip=options.frames // len(route.legs), seed=options.seed)
     translate = BatchTranslator(route, own)
     (translated,) = translate(items[0].read().pixels[None])
-    return Strip(title, translate.times, cast(Tensor, translated.frames), model.scaling.levels)
+    return FrameStrip(title, translate.times, cast(Tensor, translated.frames), model.scaling.levels)
 
 
-def write_strips(strips: Sequence[Strip], path: Path) -> None:
+def write_strips(strips: Sequence[FrameStrip], path: Path) -> None:
     """Write strips as one picture, each with its title and its times above it."""
     from indm.workbench.evaluation import plots, sheets  # which load matplotlib
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Num
@@ -24,9 +24,7 @@ from indm.tensors import double
 from indm.translation import DIRECTIONS, Arrival, Route, bridge, sdedit, two_models
 from indm.workbench.data import tables
 from indm.workbench.data.arrays import read_events
-from indm.workbench.data.base import Data
 from indm.workbench.data.images import SUFFIXES, fitted, read_alpha, read_image, shown_part
-from indm.workbench.data.registry import load_data, without_download
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import TranslationOptions
 from indm.workbench.runs.folder import is_run, open_run
@@ -186,7 +184,7 @@ class TranslationRuns:
         models: one for a bridge, else two; of classes, one and the same.
         direction: of a bridge, and of a pair's folder.
         data, data_b: the ``[data]`` tables of where the route begins and of where it ends.
-        classes: of one model of classes, where the route begins and where it ends.
+        classes: of models of p(x|c), c where the route begins and where it ends.
         noise: of a bridge, with which A and B were learned.
     """
 
@@ -195,16 +193,50 @@ class TranslationRuns:
     direction: str
     data: dict
     data_b: dict
-    classes: tuple[str | None, str | None] = (None, None)
+    classes: tuple[Any, Any] = (None, None)
     noise: tuple[float, float] = (0.0, 0.0)
 
-    @functools.cached_property
-    def datasets(self) -> tuple[Data, Data]:
-        """The data of where the route begins and of where it ends."""
-        first = load_data(**without_download(self.data))
-        both = (first, first if self.data_b == self.data else load_data(**without_download(self.data_b)))
-        a, b = (data if name is None else data.of_class(name) for data, name in zip(both, self.classes, strict=True))
-        return a, b
+    @classmethod
+    def of_two(cls, source: Path, target: Path) -> "TranslationRuns":
+        """The models of A and of B, from the first to the second."""
+        (a, of_a), (b, of_b) = open_run(source), open_run(target)
+        return cls((source, target), (a, b), "forward", of_a.data.table(), of_b.data.table())
+
+    @classmethod
+    def of_bridge(cls, run: Path) -> "TranslationRuns":
+        """One model whose diffusion leads from A to B; a ValueError for any other."""
+        model, recipe = open_run(run)
+        if recipe.data_b is None or not is_bridge(recipe):
+            raise ValueError(
+                f"{run} is not a bridge (indm train-bridge): give a second run after it, or two classes of a model of "
+                "classes as --condition"
+            )
+        tables = recipe.data.table(), recipe.data_b.table()
+        return cls((run,), (model,), "forward", *tables, noise=noise_of(recipe))
+
+    @classmethod
+    def of_classes(cls, run: Path, classes: tuple[str, str]) -> "TranslationRuns":
+        """One model of classes, from the first of two to the second; a ValueError for other classes."""
+        model, recipe = open_run(run)
+        condition = condition_of(model, classes)
+        if not condition.is_class:
+            raise ValueError(f"condition needs a model of classes, got one of p(x|{type(condition).__name__.lower()})")
+        a, b = (condition.labels[condition.typed(name)] for name in classes)
+        return cls((run,), (model, model), "forward", recipe.data.table(), recipe.data.table(), (a, b))
+
+    @classmethod
+    def of_target(cls, run: Path) -> "TranslationRuns":
+        """The model of B alone, for :meth:`sdedit`; it stands for both."""
+        model, recipe = open_run(run)
+        return cls((run, run), (model, model), "forward", recipe.data.table(), recipe.data.table())
+
+    def backward(self) -> "TranslationRuns":
+        """From B to A."""
+        a, b = self.classes
+        return replace(
+            self, folders=self.folders[::-1], models=self.models[::-1], direction="backward",
+            data=self.data_b, data_b=self.data, classes=(b, a),
+        )  # fmt: skip
 
     @property
     def grey(self) -> tuple[bool, bool]:
@@ -258,59 +290,35 @@ def open_runs(
     *,
     method: str = "flow",
 ) -> TranslationRuns:
-    """Two runs, from the first to the second; or one bridge, or one pair, in either ``direction``.
+    """Two runs or a pair of them; one run and two ``classes``, which need not be named where it has two; or one bridge.
 
-    With ``classes``, one run of a model of classes, from the first class to the second, or back; where it has two, they
-    need not be named. With method "sdedit" one run is that of B, and stands for both.
+    With method "sdedit" one run may be that of B.
 
     Raises:
         ValueError: one run that is not a bridge, more than two, classes that the one run does not have.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")
-    backward = direction == "backward"
-    classes = classes or _two_classes(folders)
-    if classes is not None:
-        return _between_classes(folders, direction, classes[::-1] if backward else classes)
-    if len(folders) == 1 and is_pair(folders[0]):
-        folders = [folders[0] / side for side in (reversed(SIDES) if backward else SIDES)]
-    elif len(folders) == 2 and backward:
-        folders = list(reversed(folders))
+    runs = _opened(folders, classes, method)
+    return runs if direction == "forward" else runs.backward()
+
+
+def _opened(folders: Sequence[Path], classes: tuple[str, str] | None, method: str) -> TranslationRuns:
     if not 1 <= len(folders) <= 2:
         raise ValueError(f"one or two run folders must come first, got {len(folders)}")
-    models, own = zip(*(open_run(folder) for folder in folders), strict=True)
-    tables = [recipe.data.table() for recipe in own]
-    if len(folders) == 2:
-        return TranslationRuns(tuple(folders), models, direction, *tables)
-    if method == "sdedit" and own[0].data_b is None:
-        return TranslationRuns((*folders, *folders), (*models, *models), direction, *tables, *tables)
-    if not is_bridge(own[0]):
-        raise ValueError(
-            f"{folders[0]} is not a bridge (indm train-bridge): give a second run after it, or two classes of a model "
-            "of classes as --condition"
-        )
-    a, b = (own[0][table] for table in (("data_b", "data") if backward else ("data", "data_b")))
-    return TranslationRuns(tuple(folders), models, direction, a, b, noise=noise_of(own[0]))
-
-
-def _two_classes(folders: Sequence[Path]) -> tuple[str, str] | None:
-    """The classes of one run that has two."""
-    if len(folders) != 1 or not is_run(folders[0]):
-        return None
-    labels = recipes.load(folders[0]).get("condition", {}).get("labels", ())
-    return tuple(labels) if len(labels) == 2 else None
-
-
-def _between_classes(folders: Sequence[Path], direction: str, classes: tuple[str, ...]) -> TranslationRuns:
-    if len(folders) != 1 or is_pair(folders[0]):
-        raise ValueError(f"condition needs one run, of a model of both classes, got {', '.join(map(str, folders))}")
-    model, recipe = open_run(folders[0])
-    condition = condition_of(model, classes)
-    if not condition.is_class:
-        raise ValueError(f"condition needs a model of classes, got one of p(x|{type(condition).__name__.lower()})")
-    source, target = (condition.labels[condition.typed(name)] for name in classes)
-    data = recipe.data.table()
-    return TranslationRuns(tuple(folders), (model, model), direction, data, data, (source, target))
+    run = folders[0]
+    if len(folders) == 2 or is_pair(run):
+        if classes is not None:
+            raise ValueError(f"condition needs one run, of a model of both classes, got {', '.join(map(str, folders))}")
+        return TranslationRuns.of_two(*(folders if len(folders) == 2 else (run / side for side in SIDES)))
+    tables = recipes.load(run) if is_run(run) else {}
+    if classes is None and len(labels := tables.get("condition", {}).get("labels", ())) == 2:
+        classes = (labels[0], labels[1])
+    if classes is not None:
+        return TranslationRuns.of_classes(run, classes)
+    if method == "sdedit" and "data_b" not in tables:
+        return TranslationRuns.of_target(run)
+    return TranslationRuns.of_bridge(run)
 
 
 def route_of(runs: TranslationRuns, options: TranslationOptions) -> Route:

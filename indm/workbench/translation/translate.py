@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,17 +18,13 @@ from tqdm.auto import tqdm
 
 from indm.files import atomic, untrusted
 from indm.messages import reason
-from indm.model import INDM
+from indm.tensors import double
 from indm.translation import Route
-from indm.workbench.data.images import SUFFIXES
 from indm.workbench.evaluation.diagnosis import conclusions_of_translation
-from indm.workbench.evaluation.extractor import PACKAGE, general_features, general_weights, load_or_train
-from indm.workbench.evaluation.results import table
 from indm.workbench.recipes.options import TranslationOptions
 from indm.workbench.runs.devices import run_lock
 from indm.workbench.runs.provenance import provenance, weights_hash
-from indm.workbench.translation import metrics
-from indm.workbench.translation.pictures import MOST, Strip, picture, write_page, write_strips
+from indm.workbench.translation.pictures import MOST, FrameStrip, picture, write_page, write_strips
 from indm.workbench.translation.routes import (
     SHEET,
     BatchTranslator,
@@ -39,43 +34,13 @@ from indm.workbench.translation.routes import (
     TranslationRuns,
     each_of,
     find,
-    found_in,
     route_of,
 )
 
 REPORT, PAGE = "translation.json", "index.html"
 UNFINISHED = ".unfinished"  # folder of batches, until a translation is complete
 IN_SHEET = 64  # results that the sheet shows, at most
-OF_REPORT = ("page", "score", "truth", "size", "keep_alpha", "strict")  # options that no batch depends on
-FEWEST_SCORED, MOST_SCORED = 20, 2000  # results that are compared, with the data of B or with their counterparts
-
-
-def check_sources(sources: Sequence[Path], options: TranslationOptions) -> None:
-    """Before any model is opened: ValueError where there is nothing to translate, or too little for the scores."""
-    files = found_in(sources)
-    if all(file.suffix.lower() in SUFFIXES for file, _ in files):  # an array may hold many
-        _check_scored(len(files), options)
-    if options.truth is not None:
-        metrics.check_truth(sources, Path(options.truth))
-    if options.truth is not None or (options.score and find_spec(PACKAGE)):
-        general_weights()
-
-
-def _check_scored(n: int, options: TranslationOptions) -> None:
-    if options.score and n < FEWEST_SCORED:
-        raise ValueError(f"score needs at least {FEWEST_SCORED} examples, got {n}; leave out --score, or give more")
-
-
-def _check_options(runs: TranslationRuns, model: INDM, options: TranslationOptions) -> None:
-    """ValueError where a page or scores are asked for that the runs cannot have."""
-    if options.page and (len(model.shape) != 3 or model.shape[0] not in (1, 3) or model.scaling.levels is None):
-        raise ValueError(f"page needs images, got events of shape {model.shape}; leave out --page")
-    if not options.score:
-        return
-    if options.method == "sdedit" and len({*runs.folders}) < len(runs.folders):
-        raise ValueError(f"score needs the data of A, too; name its run before {runs.folders[0]}, or leave out --score")
-    if (n := len(runs.datasets[1].test)) < FEWEST_SCORED:
-        raise ValueError(f"score needs at least {FEWEST_SCORED} test examples of B, got {n}; leave out --score")
+OF_REPORT = ("page", "size", "keep_alpha", "strict")  # options that no batch depends on
 
 
 def translate_files(
@@ -107,9 +72,9 @@ def translate_files(
     """
     route = route_of(runs, options)
     model, grey = route.models[0], runs.grey[0]
-    _check_options(runs, model, options)
+    if options.page and (len(model.shape) != 3 or model.shape[0] not in (1, 3) or model.scaling.levels is None):
+        raise ValueError(f"page needs images, got events of shape {model.shape}; leave out --page")
     items = find(sources, model, runs.data, grey=grey, strict=options.strict, alpha=options.keep_alpha)
-    _check_scored(len(items), options)
     check_sources_stay(items, out, options.folders())
     unfinished = out / UNFINISHED
     if resume and not unfinished.exists():
@@ -153,37 +118,10 @@ def _translate(
     if report["examples"] and options.strength == 1:  # else little is meant to change
         levels = route.models[0].scaling.levels
         report["conclusions"] = conclusions_of_translation(mean_distance(report), levels, runs.folders)
-    if options.score and len(translation.scored) >= FEWEST_SCORED:
-        report["scores"] = _scores(runs, translation, out, progress)
-    if options.truth is not None and len(translation.scored) > 1:
-        report["truth"] = _against_truth(runs, route, translation, Path(options.truth))
     atomic.json_object(out / REPORT, report)
     if options.page and report["examples"]:
-        tables = score_tables(report)
-        write_page(out / PAGE, report, sentences(report), tables, runs, options, translation.kept[:MOST], progress)
+        write_page(out / PAGE, report, sentences(report), runs, options, translation.kept[:MOST], progress)
     return report
-
-
-def _scores(runs: TranslationRuns, translation: "Translation", out: Path, progress: bool) -> dict:
-    """See :func:`~indm.workbench.translation.metrics.translation_metrics`; the classifier is kept in ``out/extractor``.
-
-    General features count where their weights are installed.
-    """
-    _, source, result = translation.compared()
-    a, b = runs.datasets
-    extractor = load_or_train(out / "extractor", metrics.two_classes(a, b), progress=progress)
-    general = general_features(cast(int, b.scaling.levels)) if find_spec(PACKAGE) else None
-    numbers = metrics.translation_metrics(source, result, b, extractor, 1, general and general.features)
-    return numbers | {"extractor": extractor.provenance, "general": general and general.provenance}
-
-
-def _against_truth(runs: TranslationRuns, route: Route, translation: "Translation", folder: Path) -> dict:
-    names, source, result = translation.compared()
-    target = route.models[1]
-    network = general_features(cast(int, target.scaling.levels))
-    truth = metrics.truth_of(names, folder, target, runs.data_b, runs.grey[1])
-    numbers = metrics.against_truth(source, result, truth, network.features, network.levels)
-    return numbers | {"extractor": network.provenance}
 
 
 class KeptBatches:
@@ -242,7 +180,6 @@ class Translation:
         rows: of the report.
         failed: the reason for each item that could not be read or translated, by name.
         kept: row, source and translation of the first, which the sheet and the page show.
-        scored: names, sources and results that are compared with data.
     """
 
     def __init__(self, batches: KeptBatches, out: Path, grey: tuple[bool, bool]):
@@ -251,7 +188,6 @@ class Translation:
         self.rows: list[dict] = []
         self.failed: dict[str, str] = {}
         self.kept: list[tuple[dict, Tensor, Translated]] = []
-        self.scored: list[tuple[str, Tensor, Tensor]] = []
         self.arrays: dict[Path, list[tuple[Item, Tensor]]] = {}
 
     def add(self, items: list[Item]) -> None:
@@ -279,7 +215,7 @@ class Translation:
     def _write(self, item: Item, source: Example, translated: Translated) -> None:
         """Write the pictures of one result, or keep it until its array is complete."""
         if translated.frames is not None:
-            strip = Strip("", self.translate.times, translated.frames, self.levels)
+            strip = FrameStrip("", self.translate.times, translated.frames, self.levels)
             write_strips([strip], self.out / "strips" / f"{item.name}.png")
         if item.row is not None:
             self.arrays.setdefault(item.source, []).append((item, translated.result))
@@ -289,17 +225,10 @@ class Translation:
             _save(self.out / "cycle" / f"{item.name}.png", self._picture(translated.returned, self.grey[0]))
 
     def _keep(self, item: Item, example: Example, translated: Translated) -> None:
-        """Keep what the report, the page, the scores and the sheet need of one result."""
+        """Keep what the report, the page and the sheet need of one result."""
         self.rows.append(_row(item, example, translated))
         if len(self.kept) < IN_SHEET:
             self.kept.append((self.rows[-1], example.pixels, translated))
-        if (self.options.score or self.options.truth) and len(self.scored) < MOST_SCORED:
-            self.scored.append((item.name, example.pixels, translated.result))
-
-    def compared(self) -> tuple[list[str], Tensor, Tensor]:
-        """Names, sources and results of those that are compared with data."""
-        names, raw, results = zip(*self.scored, strict=True)
-        return list(names), torch.stack(raw), torch.stack(results)
 
     def finish(self) -> dict:
         """Write arrays and sheet; the rows, what failed, and the evaluations of one example."""
@@ -377,7 +306,7 @@ def _file(path: Path) -> tuple[int, int] | None:
 def _row(item: Item, example: Example, translated: Translated) -> dict:
     """What the report says of one example."""
     raw = example.pixels
-    distance = metrics.rms_distance(translated.result[None], raw[None]).item()
+    distance = (double(translated.result) - double(raw)).square().mean().sqrt().item()
     line = {"name": item.name, "source": str(item.source), "distance_rms": distance}
     line |= {"note": example.note} if example.note else {}
     if translated.cycle_error is not None and translated.cycle_error_rounded is not None:
@@ -394,13 +323,8 @@ def mean_distance(report: dict) -> float:
     return sum(row["distance_rms"] for row in report["examples"]) / len(report["examples"])
 
 
-def summary(report: dict) -> str:
-    """What came of a translation: a line of numbers, one for each conclusion, the scores."""
-    return "\n".join([*sentences(report), *map(table, score_tables(report))])
-
-
 def sentences(report: dict) -> list[str]:
-    """The lines of the summary before the scores."""
+    """What came of a translation: a line of numbers, and one for each conclusion."""
     rows, options = report["examples"], report["options"]
     if not rows:
         return [f"0 translated, {len(report['failed'])} failed"]
@@ -415,21 +339,4 @@ def sentences(report: dict) -> list[str]:
     if options["errors"]:
         parts.append(f"of the solver about {max(row['solver_error_max'] for row in rows):.2g}")
     parts.append(f"{report['nfe']} evaluations, {report['seconds_per_example']:.2g} s each")
-    lines = [", ".join(parts), *report.get("conclusions", ())]
-    if "scores" in report:
-        lines += ["no SSIM: pip install torchmetrics"] if report["scores"]["ssim"] is None else []
-        lines += [f"no general features: pip install {PACKAGE}"] if report["scores"]["general"] is None else []
-    elif options["score"]:
-        lines.append(f"no scores: they need at least {FEWEST_SCORED} results")
-    return lines
-
-
-def score_tables(report: dict) -> list[list[tuple[str, ...]]]:
-    """The scores against the data of B, and against true counterparts, as rows; those that there are."""
-    tables = []
-    if "scores" in report:
-        rows = {"results": metrics.row(report["scores"])} | metrics.limits(report["scores"])
-        tables.append([("", *metrics.COLUMNS.values()), *((title, *cells) for title, cells in rows.items())])
-    if "truth" in report:
-        tables.append(metrics.truth_rows(report["truth"]))
-    return tables
+    return [", ".join(parts), *report.get("conclusions", ())]

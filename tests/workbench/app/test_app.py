@@ -27,12 +27,11 @@ from indm.sampling import default_sampler
 from indm.scaling import Scaling
 from indm.translation import bridge
 from indm.workbench.app import requests
-from indm.workbench.app.requests import WAYS, Side, Source, at_most, open_sides, translation_of
+from indm.workbench.app.requests import WAYS, Side, Source, at_most, ends_of, open_sides, slerp
 from indm.workbench.cli import evaluate as commands
 from indm.workbench.cli.main import main
 from indm.workbench.data.registry import load_data
 from indm.workbench.evaluation import sheets
-from indm.workbench.evaluation.figures import slerp
 from indm.workbench.recipes import recipe as recipes
 
 NET = {"name": "mlp", "width": 16, "depth": 1, "fourier": 0}
@@ -154,7 +153,7 @@ def test_an_interpolation_goes_from_one_image_to_the_other(exact, panels):
     ((panel,),) = panels
     raw = torch.stack([side.test[0], side.test[1]])
     x = side.model.scaling.centre(raw)
-    middle = side.model.scaling.to_data(slerp(x[:1], x[1:], 0.5))
+    middle = side.model.scaling.to_data(slerp(x[0], x[1], 0.5)[None])
     assert torch.equal(panel.images[[0, 2]], raw) and list(panel.tops) == ["x", "50%", "x′"]
     assert (panel.images[1].int() - middle[0].int()).abs().max() <= 1
 
@@ -190,14 +189,14 @@ def test_a_model_that_draws_codes_has_no_interpolation(exact):
 @pytest.mark.parametrize("way", WAYS)
 def test_a_translation_is_that_of_the_library(home, panels, tmp_path, way):
     a, b = (indm.INDM.load(home / "pair" / name) for name in "ab")
-    translation = translation_of(open_sides([home / "pair"]))
-    translation(Source(None, 2), way, ("", ""), 0.5, 20)
-    translation(as_file(translation.sides[0].test[2], tmp_path / "2.png"), way, ("", ""), 0.5, 20)
+    ends = ends_of(open_sides([home / "pair"]))
+    ends.translate(Source(None, 2), way, ("", ""), 0.5, 20)
+    ends.translate(as_file(ends.sides[0].test[2], tmp_path / "2.png"), way, ("", ""), 0.5, 20)
     for ours, theirs in zip(panels[2:], panels[:2], strict=True):  # an upload is the image that it shows
         assert all(torch.equal(one.images, other.images) for one, other in zip(ours, theirs, strict=True))
     (pair,), (up, down) = panels[:2]
     first, last = (a, b) if way == WAYS[0] else (b, a)
-    raw = translation.sides[0].test[2][None]
+    raw = ends.sides[0].test[2][None]
     result = last.scaling.to_data(indm.translate(first, last, first.scaling.centre(raw), strength=0.5, steps=20))
     assert torch.equal(pair.images, torch.cat([raw, result]))
     assert torch.equal(up.images[0], raw[0]) and len(up.images) == len(down.images) == requests.FRAMES
@@ -208,30 +207,31 @@ def test_a_translation_is_that_of_the_library(home, panels, tmp_path, way):
 
 def test_one_model_translates_between_its_classes(home, classes, exact, panels):
     side = classes
-    translation_of([side])(Source(None, 0), WAYS[0], ("3", "8"), 1.0, 20)
+    ends_of([side]).translate(Source(None, 0), WAYS[0], ("3", "8"), 1.0, 20)
     raw, model = side.test[0][None], side.model
     x = model.scaling.centre(raw)
     result = indm.translate(model, model, x, c=("3", "8"), steps=20)
     assert torch.equal(panels[0][0].images[1:], model.scaling.to_data(result))
     panels.clear()
-    translation_of([side])(Source(None, 0), WAYS[0], ("3", "8"), 1.0, 20, 4.0)
+    ends_of([side]).translate(Source(None, 0), WAYS[0], ("3", "8"), 1.0, 20, 4.0)
     guided = indm.translate(model, model, x, c=("3", "8"), steps=20, guidance=4.0)
     assert torch.equal(panels[0][0].images[1:], model.scaling.to_data(guided)) and not torch.equal(guided, result)
-    assert translation_of([exact]) is None
-    assert translation_of([side]).guides and not translation_of(open_sides([home / "pair"])).guides
+    assert ends_of([exact]) is None
+    assert ends_of([side]).guides and not ends_of(open_sides([home / "pair"])).guides
 
 
 @pytest.mark.parametrize(("way", "direction"), [*zip(WAYS, ("forward", "backward"), strict=True)])
 def test_a_bridge_goes_both_ways_from_the_images_of_that_end(panels, way, direction):
     """With the noise of grey levels, and with that with which it has learned its ends."""
-    run = Path(__file__).parents[1] / "fixtures" / "runs" / "bridge"  # from threes to eights
+    run = Path(__file__).parents[2] / "fixtures" / "runs" / "bridge"  # from threes to eights
     model, raw = indm.INDM.load(run), load_data(name="digits", label=3 if way == WAYS[0] else 8).test[0][None]
     for noise, strength in (((0.0, 0.0), 0.5), ((0.1, 0.3), 1.0)):
-        translation = replace(translation_of([Side.opened(run)]), noise=noise)
-        translation(Source(None, 0), way, ("", ""), strength, 10)
+        ends = ends_of([Side.opened(run)])
+        ends = replace(ends, runs=replace(ends.runs, noise=noise))
+        ends.translate(Source(None, 0), way, ("", ""), strength, 10)
         route = bridge(model, direction, strength=strength, steps=10, noise=noise)
         result = model.scaling.to_data(route.translate(raw).x)
-        assert translation.is_bridge and torch.equal(panels[0][0].images, torch.cat([raw, result]))
+        assert ends.runs.is_bridge and torch.equal(panels[0][0].images, torch.cat([raw, result]))
         panels.clear()
 
 
@@ -637,7 +637,7 @@ def test_a_browser_interpolates(home, classes, page):
 
 @pytest.mark.long
 def test_a_browser_translates(home, classes, page, tmp_path):
-    mine, translation = Source(str(home / "mine.png")), translation_of([classes])
+    mine, ends = Source(str(home / "mine.png")), ends_of([classes])
     tab = Tab(page, "Translation")
     tab.slide(strength=0.5, steps=12, guidance=4)
     tab.choose("Condition of A", "3")
@@ -645,7 +645,7 @@ def test_a_browser_translates(home, classes, page, tmp_path):
 
     def translates(source):
         tab.sees(classes, source)
-        pair, way = translation(source, WAYS[0], ("3", "7"), 0.5, 12, 4)
+        pair, way = ends.translate(source, WAYS[0], ("3", "7"), 0.5, 12, 4)
         tab.makes("Translate", {"Source and result": pair, "The way": way})
 
     tab.number(5)
@@ -699,7 +699,7 @@ def test_a_phone_shows_two_models_in_the_dark(home, visit, serving):
             keep(page, f"app-{name.lower()}-dark")
         page.get_by_label("B to A").click()
         tab.slide(steps=10)
-        pair, way = translation_of(sides)(Source(None, 0), WAYS[1], ("", ""), 1.0, 10)
+        pair, way = ends_of(sides).translate(Source(None, 0), WAYS[1], ("", ""), 1.0, 10)
         tab.makes("Translate", {"Source and result": pair, "The way": way})
         assert overflow(page) == 0
         keep(page, "app-translated-dark")

@@ -3,15 +3,17 @@
 import contextlib
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from pages import Reader
 from PIL import Image
 from scipy.stats import ttest_rel
 
 from indm.workbench.evaluation import methods, plots
-from indm.workbench.evaluation.compare import compare, difference_rows
+from indm.workbench.evaluation.compare import Run, best_model, compare, conclusions, difference_rows, likelihood_rows
 from indm.workbench.evaluation.methods import Costs, costs_of, differences, methods_of, pairs_of
 from indm.workbench.evaluation.results import check_same_examples, of_classes, read_evaluation
 from indm.workbench.evaluation.statistics import holm
@@ -211,7 +213,6 @@ def test_budgets_are_equal_within_a_tenth(tmp_path, measured, steps, cost, equal
     found = differences({"a": first, "b": other}, {run: read_evaluation(run) for run in first + other}, costs)
     row = found["b"]["nelbo"]
     assert (row["verdict"] != "not comparable") == comparable == (row["p"] is not None) == (row["why"] == "")
-    assert costs.afterwards == (("b",) if equal == "cost" else ())
 
 
 def test_without_costs_or_steps_differences_are_shown_without_a_verdict(tmp_path, measured):
@@ -354,11 +355,7 @@ def test_a_likelihood_that_has_not_converged_is_named(tmp_path):
     assert "converged" not in compare(runs, tmp_path / "out")
     nll = read_evaluation(runs[1])["nll"]
     solver = {"unconverged": 2, "nll_error": 1e-3, "solver_error": dict.fromkeys(keys, 0.2)}
-    for steps, advice in {
-        None: "in 256 steps, the most without --steps; --steps 512 takes more, a larger --nll-error needs fewer.",
-        24: "in 24 steps; take more, such as --steps 48, or up to 256 without --steps.",
-        512: "in 512 steps; take more, such as --steps 1024.",
-    }.items():
+    for steps, advice in {None: "in 256 steps; take more, such as --steps 512", 24: "such as --steps 48, or"}.items():
         changed(runs[1], nll=nll | solver | ({} if steps is None else {"steps": steps}))
         said = compare(runs, tmp_path / f"out {steps}")
         assert f"{runs[1]}: The NLL (ODE) has not converged: the solver's error may be above" in said and advice in said
@@ -379,3 +376,87 @@ def test_bounds_of_other_numbers_of_steps_are_not_compared(tmp_path):
 
 def test_classes_of_one_example_each_are_no_empty_table():
     assert of_classes({"classes": {}, "unit": "nats", "dims": 2}) == of_classes({"unit": "nats"}) == []
+
+
+# ── Conclusions ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def concluded(**nelbos):
+    """Methods of runs with these NELBOs in nats."""
+
+    def run(name, seed, nelbo):
+        values = {"nats": nelbo, "nats_standard_error": 0.02}
+        evaluation = {"unit": "nats", "split": "test", "entropy_nats": None, "nelbo": {"with_reconstruction": values}}
+        return Run(Path(name, str(seed)), evaluation)
+
+    return {name: [run(name, seed, v) for seed, v in enumerate(values)] for name, values in nelbos.items()}
+
+
+def judged_as(difference, verdict, p_holm=None, seeds=1):
+    return {"nelbo": {"difference": difference, "standard_error": 0.01, "seeds": seeds, "p_holm": p_holm,
+                      "verdict": verdict}}  # fmt: skip
+
+
+def test_a_conclusion_says_what_is_best_by_how_much_and_with_what_verdict():
+    linear, indm, flow = {"linear": [2.0]}, {"indm": [1.5]}, {"flow": [3.0]}
+    untested = {"indm": judged_as(-0.5, "untested"), "flow": judged_as(1.0, "untested")}
+    assert best_model(concluded(**linear, **indm, **flow), untested) == (
+        "indm has the lowest NELBO on the test data, 1.500 ± 0.020 nats. linear has 0.5000 ± 0.0100 more: no verdict "
+        "on methods, since that needs several seeds of each."
+    )
+    better = {"linear": judged_as(0.5, "worse", 0.004, 3), "flow": judged_as(1.5, "worse", 0.004, 3)}
+    assert best_model(concluded(**indm, **flow, **linear), better).endswith(
+        "linear has 0.5000 ± 0.0100 more: the difference is larger than chance explains (Holm's p = 0.004, 3 seeds)."
+    )
+    undecided = {"indm": judged_as(-0.5, "undecided", 0.2, 3)}
+    assert "more: undecided, since the difference may be chance" in best_model(concluded(**linear, **indm), undecided)
+    assert best_model(concluded(indm=[1.4, 1.6]), {}) == (
+        "indm has the lowest NELBO on the test data, 1.500 ± 0.100 nats; there is no other model to compare it with."
+    )
+    apart = best_model(concluded(**linear, **indm), {})
+    assert "linear has 2.000 ± 0.020; the two cannot be compared in pairs" in apart
+    for methods_, row in ((linear | indm, {"indm": 0.2}), (indm | linear, {"linear": -0.2})):  # of a few seeds alone
+        opposite = {name: judged_as(difference, "undecided", 0.2, 2) for name, difference in row.items()}
+        said = best_model(concluded(**methods_), opposite)
+        assert "linear has 0.2000 ± 0.0100 less over pairs of equal seeds: undecided" in said
+    diverged = concluded(first=[math.nan], **indm, **linear)  # in a seed that has no partner
+    assert "linear has 2.000 ± 0.020; the two" in best_model(diverged, better)
+    assert best_model(concluded(indm=[math.nan]), {}) == "No model has a finite NELBO."
+
+
+def test_baselines_are_rows_and_the_worst_seed_says_whether_it_learned(tmp_path):
+    """Of a method of two seeds, and of runs of which one was evaluated before there were baselines."""
+
+    def run(name, seed, value, baselines=True):
+        folder = evaluated(tmp_path / name / str(seed), NATS["indm", 0], seed)
+        numbers = {"nats": value * 64 * math.log(2), "bits_per_dim": value, "bits_per_dim_standard_error": 0.1}
+        less = {"bits_per_dim": value - 2.5, "bits_per_dim_standard_error": 0.01}
+        rows = {"gaussian": {"name": "a Gaussian", "bits_per_dim": 2.5, "bits_per_dim_standard_error": 0.02}}
+        rows["gaussian"]["nelbo_difference"] = less
+        evaluation = {"unit": "bits/dim", "entropy_nats": 7.0, "data": {"name": "digits"}, "data_changed": False}
+        evaluation |= {kind: {"with_reconstruction": numbers} for kind in ("nelbo", "nll")}
+        return Run(folder, evaluation | ({"baselines": rows} if baselines else {}), 1234)
+
+    own = {"a": [run("a", 0, 2.0), run("a", 1, 3.0)], "b": [run("b", 0, 2.2)], "c": [run("c", 0, 2.1, baselines=False)]}
+    first, second = conclusions(own)
+    assert first.startswith("a, the worst of 2 seeds: The model (3.00 bits/dim) is worse than a Gaussian (2.50)")
+    assert "Likely cause: " in first
+    assert second == "b: The model (2.20 bits/dim) is better than a Gaussian (2.50)."
+    rows = likelihood_rows(dict(reversed(own.items())))
+    assert rows[-2] == ("baseline: a Gaussian", "", "examples", "", "", "", "2.500 ± 0.020", "")
+    assert rows[-1][0] == "entropy of the data" and rows[1][:4] == ("c", "1", "examples", "1,234")
+    assert rows[3][:3] == ("a", "2", "seeds") and rows[3][6] == "2.500 ± 0.500"
+
+
+def test_the_page_has_the_tables_and_the_picture(tmp_path):
+    """Of several methods; of one run, which is compared with nothing."""
+    runs = [run for name in ("linear", "indm") for run in trained(tmp_path, name, (0, 1))]
+    text, _ = compared(runs, tmp_path / "out")
+    page = Reader((tmp_path / "out" / "comparison.html").read_text("utf-8"))
+    assert page.text("h2") == ["Differences between methods", "Likelihood and budget", "Learning curves and samples"]
+    assert page.images() == [(tmp_path / "out" / "comparison.png").read_bytes()]
+    assert page.text("p")[0] == text.splitlines()[-1] and "better" in page.text("td")
+    text, stored = compared(runs[:1], tmp_path / "one")
+    assert "there is no other model to compare it with" in text and stored["differences"] == {}
+    page = Reader((tmp_path / "one" / "comparison.html").read_text("utf-8"))
+    assert page.text("h2") == ["Likelihood and budget", "Learning curves and samples"]

@@ -11,7 +11,7 @@ import indm
 from indm.likelihood import latent_reference
 from indm.multilevel import LEAST
 from indm.workbench.evaluation.likelihood import SEED_STRIDE
-from indm.workbench.evaluation.mean_nll import Draws, cheapest, corrected
+from indm.workbench.evaluation.mean_nll import RepeatableDraws, cheapest, corrected
 from indm.workbench.evaluation.results import _added_error, _evaluated, difference, per_example
 
 N, REPEATS, BATCH = 100, 2, 64
@@ -31,8 +31,11 @@ def raw():
 
 
 def evaluated(model, raw, **options):
-    options = {"nll_error": 1e-4} | options
-    return indm.evaluate(model, raw, exact=False, repeats=REPEATS, batch_size=BATCH, times=1, progress=False, **options)
+    """The report, and the nats."""
+    of_all = {name: options.pop(name) for name in ("seed", "groups") if name in options}
+    measures = [indm.Bound(times=1), indm.NLL(exact=False, **{"nll_error": 1e-4} | options)]
+    found = indm.evaluate(model, raw, measures, repeats=REPEATS, batch_size=BATCH, progress=False, **of_all)
+    return found.report, found.nats
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +91,9 @@ def test_differences_are_of_the_same_draws(model, raw, each, mean):
     first = -(-N // BATCH) * REPEATS
     seeds = [SEED_STRIDE * (first + number) for number in range(first)]
     solver = {"eps": model.sde.eps, "exact": False, "nll_error": 1e-4}
-    draws = Draws(model, raw, None, latent_reference(model, raw, batch_size=BATCH), BATCH, REPEATS, seeds, solver)
+    draws = RepeatableDraws(
+        model, raw, None, latent_reference(model, raw, batch_size=BATCH), BATCH, REPEATS, seeds, solver
+    )
     everything = torch.arange(N * REPEATS)
     places = draws.numbers(everything).argsort(stable=True)
     fine = torch.empty(N * REPEATS, dtype=torch.float64)

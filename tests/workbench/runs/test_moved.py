@@ -12,10 +12,10 @@ from PIL import Image
 
 from indm.workbench.cli.main import main
 from indm.workbench.data import standard
-from indm.workbench.evaluation.report import common_data
 from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.runs.folder import recipe_of
+from indm.workbench.runs.folder import end_of, recipe_of
+from indm.workbench.runs.provenance import same_data
 
 FEW = ["--examples=4", "--nll-examples=0", "--overwrite", "--quiet"]
 
@@ -76,14 +76,10 @@ def test_a_report_takes_runs_of_the_same_data_wherever_each_found_them(project, 
         (run / "recipe.toml").write_text(text.replace(str(project / "mine.npy"), str(path)))
     runs = {name: project / "runs" / name for name in ("a", "linked", "copied", "third")}
     (runs["linked"] / "versions.json").unlink()  # its place says it
-    assert common_data([runs["a"], runs["linked"]])["path"] == str(project / "mine.npy")
-    for other in ("copied", "third"):
-        with pytest.raises(ValueError, match=rf"{other} and .*a are runs of different data"):
-            common_data([runs["a"], runs[other]])
+    assert same_data(runs["a"], runs["linked"])
+    assert not same_data(runs["a"], runs["copied"]) and not same_data(runs["a"], runs["third"])
     shutil.rmtree(copy)
-    assert common_data([runs["a"], runs["copied"]])
-    with pytest.raises(ValueError, match=r"third and .*a are runs of different data"):
-        common_data([runs["a"], runs["third"]])
+    assert same_data(runs["a"], runs["copied"]) and not same_data(runs["a"], runs["third"])
 
 
 def test_data_that_were_moved_alone_are_named_on_the_command_line(project, capsys):
@@ -196,3 +192,13 @@ def test_what_code_from_outside_calls_a_path_stays():
     recipe = {"data": {"name": "my.data:Set", "path": "s3://x"}, "data_b": {"name": "folder", "path": "~/x"}}
     assert paths.absolute(recipe)["data"]["path"] == "s3://x"
     assert paths.absolute(recipe)["data_b"]["path"] == os.path.expanduser("~/x")
+
+
+def test_the_end_of_a_run_is_known_or_that_is_said(tmp_path):
+    with pytest.raises(ValueError, match="has not come to an end"):
+        end_of(tmp_path)
+    (tmp_path / "conversion.json").write_text('{"step": 123}')
+    assert end_of(tmp_path) == {"steps": 123}
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match="has not come to an end"):
+        end_of(tmp_path)

@@ -108,11 +108,6 @@ def test_the_command_line_from_training_to_classes(run, capsys):
     said = capsys.readouterr().out
     assert "condition: classes; the model is one of p(x|c), and the baselines do not see c" in said
     assert "class" in said and json.loads((run / "evaluation.json").read_text())["classes"]["3"]["images"] > 1
-    assert main(["classify", str(run), "--examples", "40", "--draws", "2", "--times", "1", "--quiet"]) == 0
-    said = capsys.readouterr().out
-    record = json.loads((run / "classification.json").read_text())
-    assert f"accuracy {record['accuracy']:.4f}" in said and (run / "reliability.png").is_file()
-    assert np.load(run / "classification.npz")["log_posterior"].shape == (40, 10)
 
 
 def test_samples_of_one_class_of_all_and_of_the_datas(run, tmp_path, capsys):
@@ -136,22 +131,8 @@ def test_samples_of_one_class_of_all_and_of_the_datas(run, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_images_without_labels_get_their_class(run, tmp_path, capsys):
-    assert main(["sample", str(run), "--out", str(tmp_path), "--steps", "2", "-n", "25", "--quiet"]) == 0
-    source = str(tmp_path / "samples.npz")
-    flags = ["--draws", "2", "--times", "1", "--out", str(tmp_path), "--quiet"]
-    assert main(["classify", str(run), source, *flags]) == 0
-    lines = (tmp_path / "classification.csv").read_text().splitlines()
-    assert lines[0] == "number,class,probability" and len(lines) == 26
-    capsys.readouterr()
-    assert main(["classify", str(run), source, *flags]) == 2
-    assert "overwrite" in capsys.readouterr().err
-
-
 def test_what_needs_classes_says_so(tmp_path, capsys):
     train(change(TINY, steps=1), tmp_path / "run", progress=False)
-    assert main(["classify", str(tmp_path / "run"), "--quiet"]) == 2
-    assert "train one with --condition classes" in capsys.readouterr().err
     assert main(["sample", str(tmp_path / "run"), "--condition", "3", "--quiet"]) == 2
     assert "condition and guidance are for a model" in capsys.readouterr().err
 

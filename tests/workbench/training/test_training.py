@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from processes import exit_code, fork
 from scipy import stats
 from torch import nn
+from torch.nn import functional as F
 
 import indm
 from indm.files import atomic
@@ -26,7 +27,6 @@ from indm.training import EMA, FlowUse, learning_rate_factor
 from indm.workbench.cli.main import main
 from indm.workbench.data.base import stack
 from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation.sample_quality import sliced_wasserstein
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.devices import fast_precision
 from indm.workbench.runs.folder import read_metrics
@@ -472,6 +472,12 @@ def end_and_law(weight, **data_b):
         end = trainer.model.decode(torch.randn(2000, 2, generator=torch.Generator().manual_seed(0)))
     other = trainer.model.scaling.to_model(stack(load_data(**recipe.get("data_b", recipe["data"])).train))
     return end, other[:2000] if data_b else normal_law(other)(2000)
+
+
+def sliced_wasserstein(a, b):
+    """Of two sets of one size in the plane, along a hundred directions."""
+    directions = F.normalize(torch.randn(2, 100, generator=torch.Generator().manual_seed(0)), dim=0)
+    return ((a @ directions).sort(0).values - (b @ directions).sort(0).values).square().mean().sqrt()
 
 
 @pytest.mark.long

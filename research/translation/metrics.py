@@ -1,28 +1,25 @@
 """How close translations come to the data of B or to their true counterparts, and how much of their sources they keep.
 
 The features and the classes of :func:`translation_metrics` come from a small classifier of the two data sets
-(:class:`indm.workbench.evaluation.extractor.Extractor`), so distances compare translations of one pair of data sets
+(:class:`research.lab.extractor.Extractor`), so distances compare translations of one pair of data sets
 with one another; they are not an FID.
 """
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from indm.model import INDM
 from indm.tensors import double
 from indm.workbench.data.base import Data, InMemory, stack
-from indm.workbench.data.images import SUFFIXES
-from indm.workbench.evaluation.extractor import Extractor
-from indm.workbench.evaluation.sample_quality import frechet_distance, kernel_distance
-from indm.workbench.evaluation.statistics import jackknife, mean_and_error, share_error
-from indm.workbench.translation.routes import found_in, image_reader
+from indm.workbench.evaluation.statistics import mean_and_error
+from research.lab.distances import frechet_distance, kernel_distance
+from research.lab.extractor import Extractor
+from research.lab.statistics import jackknife, share_error
 
 Images = Num[Tensor, "n *event"]
 ToFeatures = Callable[[Images], Float[Tensor, "n features"]]
@@ -65,7 +62,7 @@ def translation_metrics(
         source, result: grey levels, row by row, at least 20.
         target: the data that results should look like; its training images are the reference.
         label: the target's class by ``extractor``.
-        general: features of images of any kind, see :class:`indm.workbench.evaluation.extractor.GeneralFeatures`.
+        general: features of images of any kind, see :class:`research.lab.extractor.GeneralFeatures`.
 
     Returns:
         Each but the limits with its ``…_standard_error``. ``frechet``, ``kid``: of features of the results and of the
@@ -132,14 +129,6 @@ def _spread(features: Tensor) -> dict[str, float]:
     return {"diversity": (torch.cdist(features, features).sum() / (n * (n - 1))).item()}
 
 
-def row(metrics: Mapping) -> list[str]:
-    """The columns of :data:`COLUMNS` as text, ± one standard error."""
-    return [
-        "–" if metrics[name] is None else f"{metrics[name]:.3g} ± {metrics[f'{name}_standard_error']:.1g}"
-        for name in COLUMNS
-    ]
-
-
 def limits(metrics: Mapping) -> dict[str, list[str]]:
     """The rows of B's own test images and of the sources, which no translation made."""
     rows = {}
@@ -147,40 +136,6 @@ def limits(metrics: Mapping) -> dict[str, list[str]]:
         own = [metrics.get(f"{name}_{end}", math.nan) for name in COLUMNS]
         rows[title] = ["–" if math.isnan(value) else f"{value:.3g}" for value in own]
     return rows
-
-
-def check_truth(sources: Sequence[Path], folder: Path) -> None:
-    """ValueError where ``folder`` does not have an image of each name in ``sources``, and one alone."""
-    files = found_in(sources)
-    if not all(file.suffix.lower() in SUFFIXES for file, _ in files):
-        raise ValueError("truth needs image files, whose names are those of their counterparts; arrays have none")
-    there = _images(folder)
-    missing = [name for _, name in files if name not in there]
-    if missing:
-        raise ValueError(
-            f"truth must have an image of each name; '{folder}' has none for {len(missing)} of {len(files)}, such as "
-            f"{missing[0]!r}"
-        )
-
-
-def truth_of(names: Sequence[str], folder: Path, model: INDM, data: dict, grey: bool = False) -> Images:
-    """The counterparts of results called ``names``, brought to the shape of ``model`` as its training images are.
-
-    A result that kept its suffix, because another has its name, has the counterpart of the name without it.
-    """
-    there = _images(folder)
-    files = [there[name] if name in there else there[str(Path(name).with_suffix(""))] for name in names]
-    return torch.stack([image_reader(file, model, data, grey)().pixels for file in files])
-
-
-def _images(folder: Path) -> dict[str, Path]:
-    """The images in a folder by their names without suffix; a ValueError where two have one name."""
-    images = [(file, name) for file, name in found_in([folder]) if file.suffix.lower() in SUFFIXES]
-    by_name = {name: file for file, name in images}
-    twice = [name for file, name in images if by_name[name] != file]
-    if twice:
-        raise ValueError(f"truth must have one image of each name; '{folder}' has two of {twice[0]!r}")
-    return by_name
 
 
 def against_truth(
@@ -224,15 +179,3 @@ def others_as_near(apart: Num[Tensor, "n n"]) -> Int[Tensor, " n"]:
         tensor([0, 1])
     """
     return (apart <= apart.diagonal()[:, None]).sum(1) - 1
-
-
-def truth_rows(found: Mapping[str, Mapping[str, float]]) -> list[tuple[str, ...]]:
-    """What :func:`against_truth` found, as rows of a table."""
-    result = found["result"]
-    keys = [key for key in ("features", "distance", "ssim", *(f"recall_{k}" for k in RECALL)) if key in result]
-    titles = {"features": "feature distance", "distance": "distance, levels", "ssim": "SSIM"}
-    rows = [("to the true counterpart", *(titles.get(key, key.replace("_", " at ")) for key in keys))]
-    for name, own in (("results", result), ("sources as they are", found["source"])):
-        rows.append((name, *(f"{own[k]:.3g} ± {own[f'{k}_standard_error']:.1g}" for k in keys)))
-    chances = [result.get(key.replace("recall", "chance")) if "recall" in key else None for key in keys]
-    return [*rows, ("guessing", *("" if chance is None else f"{chance:.3g}" for chance in chances))]

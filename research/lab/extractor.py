@@ -30,7 +30,7 @@ from indm.tensors import evaluation_mode
 from indm.workbench.data.base import Data, InMemory, stack
 from indm.workbench.data.batches import loader
 from indm.workbench.data.raw import MIN_SIZE
-from indm.workbench.evaluation.statistics import share_error
+from research.lab.statistics import share_error
 
 WEIGHTS, DESCRIPTION = "extractor.safetensors", "extractor.json"
 BATCH = 128

@@ -1,20 +1,14 @@
 """Translations against their true counterparts, and the features that say how alike images are."""
 
-import json
-import shutil
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.nn import functional as F
 
-from indm.workbench.cli.main import main
-from indm.workbench.evaluation import extractor as module
-from indm.workbench.evaluation.extractor import SameConv, general_features
-from indm.workbench.evaluation.results import table
-from indm.workbench.translation.metrics import against_truth, check_truth, structural_similarity, truth_rows
+from research.lab import extractor as module
+from research.lab.extractor import SameConv, general_features
+from research.translation.metrics import against_truth, structural_similarity
 
 PALACE, DAISY = 698, 985  # of ImageNet
 
@@ -80,61 +74,3 @@ def test_ranks_and_distances_are_those_of_a_count():
     assert same["recall_1"] == same["ssim"] == 1 and same["distance"] == same["features"] == 0
     twice = against_truth(truth[:9], truth[:9], truth[:1].expand(9, -1, -1, -1), lambda x: x.float().flatten(1), 256)
     assert [twice["result"][f"recall_{k}"] for k in (1, 5, 10)] == [0, 0, 1]  # nine that are alike: none is found
-    lines = table(truth_rows(found)).splitlines()
-    assert lines[0].split()[-3:] == ["recall", "at", "10"] and lines[-1].split() == [
-        "guessing",
-        "0.025",
-        "0.125",
-        "0.25",
-    ]
-
-
-@pytest.mark.long
-def test_files_are_compared_with_those_of_their_names(tmp_path, capsys):
-    numbers = np.random.default_rng(0)
-    for side in ("a", "b"):
-        (tmp_path / side).mkdir()
-        for i in range(12):
-            Image.fromarray(numbers.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / side / f"{i:02d}.png")
-    options = ["--data.size=8", "--flow=coupling", "--flow.depth=1", "--flow.width=4", "--net.channels=4"]
-    options += ["--net.blocks=1", "--net.multipliers=[1]", "--net.attention=[]", "--train.steps=2", "--quiet"]
-    run, out, folders = tmp_path / "run", tmp_path / "out", [str(tmp_path / side) for side in ("a", "b")]
-    assert main(["train-bridge", *folders, "--train.batch_size=4", *options, "--out", str(run)]) == 0
-    command = ["translate", str(run), folders[0], "--quiet", "--truth"]
-    assert main([*command, folders[1], "--out", str(out)]) == 0
-    report = json.loads((out / "translation.json").read_text())
-
-    def images(folder):
-        return torch.stack(
-            [
-                torch.from_numpy(np.asarray(Image.open(folder / f"{i:02d}.png")).copy()).permute(2, 0, 1)
-                for i in range(12)
-            ]
-        )
-
-    sides = (images(tmp_path / "a"), images(out), images(tmp_path / "b"))
-    wanted = against_truth(*sides, general_features().features, 256)
-    for name in ("result", "source"):
-        assert report["truth"][name] == pytest.approx(wanted[name], rel=1e-4)
-    assert report["truth"]["extractor"]["name"] == "efficientnet-lite0"
-    assert "to the true counterpart" in capsys.readouterr().out
-    # Two sources of one name have one counterpart; two counterparts of one name are none.
-    Image.open(tmp_path / "a" / "00.png").save(tmp_path / "a" / "00.bmp")
-    np.save(tmp_path / "b" / "beside.npy", np.zeros(3))
-    assert main([*command, folders[1], "--out", str(tmp_path / "twins")]) == 0
-    twins = json.loads((tmp_path / "twins" / "translation.json").read_text())
-    assert {"00.png", "00.bmp"} <= {row["name"] for row in twins["examples"]}
-    Image.open(tmp_path / "b" / "05.png").save(tmp_path / "b" / "05.bmp")
-    assert main([*command, folders[1], "--out", str(tmp_path / "none")]) == 2
-    assert f"truth must have one image of each name; '{folders[1]}' has two of '05'" in capsys.readouterr().err
-    for name in ("b/05.bmp", "a/00.bmp"):
-        (tmp_path / name).unlink()
-    (tmp_path / "b" / "03.png").unlink()
-    assert main([*command, folders[1], "--out", str(tmp_path / "none")]) == 2
-    assert f"'{folders[1]}' has none for 1 of 12, such as '03'" in capsys.readouterr().err
-    np.save(tmp_path / "x.npy", np.zeros((2, 8, 8, 3), np.uint8))
-    with pytest.raises(ValueError, match="truth needs image files"):
-        check_truth([tmp_path / "x.npy"], tmp_path / "a")
-    shutil.rmtree(tmp_path / "b")
-    with pytest.raises(ValueError, match="no image or array found"):
-        check_truth([tmp_path / "a"], tmp_path / "b")

@@ -6,8 +6,8 @@ from torch import nn
 
 from indm.workbench.data.base import stack
 from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation.extractor import Extractor, load_or_train, shifted, train_extractor
-from indm.workbench.evaluation.sample_quality import frechet_distance
+from research.lab.distances import frechet_distance
+from research.lab.extractor import Extractor, load_or_train, shifted, train_extractor
 
 
 @pytest.fixture(scope="module")

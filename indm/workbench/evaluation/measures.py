@@ -1,0 +1,332 @@
+"""The likelihoods that :func:`indm.evaluate` estimates, each a small class whose fields are its options."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from indm.dequantization import from_data
+from indm.gaussian import GaussianReference
+from indm.likelihood import NLL_ERROR, LikelihoodReport, check_nll_error, log_likelihood, log_probability
+from indm.multilevel import LEAST
+from indm.objective import LEVELS, nelbo
+from indm.sde.linear import LinearSDE
+from indm.workbench.evaluation.mean_nll import SHARE, Corrected, Steps, corrected, first_steps
+from indm.workbench.evaluation.statistics import in_both_units, mean_and_error, mean_error_and_noise
+
+TERMS = ("reconstruction", "prior", "flow", "constant", "log_q")  # of the NELBO beside its score term
+Solve = Callable[[Tensor, Sequence[Steps]], tuple[Tensor, Tensor, int]]  # see indm.workbench.evaluation.mean_nll
+Numbers = tuple[dict[str, Any], dict[str, Tensor]]  # what a report says, and nats of every example by their suffix
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One draw for a batch.
+
+    Attributes:
+        total: (B,), nats of −log p of the raw data or of a bound of it.
+        without_reconstruction: (B,), the same without the reconstruction term.
+        solver_error: (B,), of ``total``, nats; 0 where no ODE was solved.
+        settings: how it was made.
+        nfe: evaluations of the network by the solver of an ODE; 0: none was solved.
+        terms: (B, LEVELS + 5), nats: the score term by level, and the terms of :data:`TERMS`; None where not known.
+    """
+
+    total: Tensor
+    without_reconstruction: Tensor
+    solver_error: Tensor
+    settings: dict
+    nfe: int = 0
+    terms: Tensor | None = None
+
+    @classmethod
+    def of(cls, total: Tensor, reconstruction: Tensor, log_q: Tensor, settings: dict) -> "Estimate":
+        """From nats of x in model units and log q(x|raw), in float64 on the CPU."""
+        total = total.cpu().double() + log_q.cpu().double()
+        return cls(total, total - reconstruction.cpu(), torch.zeros_like(total), settings)
+
+    @classmethod
+    def solved(cls, report: LikelihoodReport) -> "Estimate":
+        """From a likelihood of the probability flow."""
+        estimate = cls.of(-report.log_prob, report.reconstruction, report.log_q, report.settings)
+        return replace(estimate, nfe=report.nfe, solver_error=report.solver_error.cpu().double())
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all measures of an evaluation share.
+
+    Attributes:
+        dims: entries of an event.
+        groups: of the examples, or None.
+        seed: of every draw.
+        sde: of the model, truncated; None for a model that is not a diffusion.
+    """
+
+    dims: int
+    groups: Int[Tensor, " n"] | None
+    seed: int
+    sde: LinearSDE | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A likelihood of the first ``examples``, of all by default."""
+
+    kind: ClassVar[str]  # its key in a report
+    examples: int | None = None
+
+    def count(self, n: int) -> int:
+        """How many of n examples it is of."""
+        return n if self.examples is None else min(self.examples, n)
+
+    def check(self, n: int) -> None:
+        """ValueError for an option that is out of range, where there are n examples."""
+        if self.count(n) < 2:
+            raise ValueError(
+                f"examples of {type(self).__name__} must be at least 2 for a standard error, got {self.count(n)}"
+            )
+
+    @property
+    def solver(self) -> dict[str, Any]:
+        """How an ODE is solved: options of :func:`indm.log_likelihood`."""
+        return {}
+
+    def estimate(
+        self, model: Any, raw: Tensor, reference: GaussianReference | None, generator: torch.Generator
+    ) -> Estimate:
+        """A draw for a batch; ``model`` is at its conditions, ``reference`` is the law of the latents."""
+        raise NotImplementedError
+
+    def coarse(self, model: Any, estimates: int) -> "Measure":
+        """The measure of which all ``estimates`` are drawn."""
+        return self
+
+    def numbers(self, estimates: list[list[Estimate]], setting: Setting, solve: Solve) -> Numbers:
+        """Of estimates, batch by batch and repeat by repeat: means over repeats with and without reconstruction, and
+        the solver's error, the largest of them."""
+        return summary(estimates, setting)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound(Measure):
+    """The NELBO of the generative SDE, with its terms and by noise level; of a model that is not a diffusion, its own.
+
+    ``times`` are score evaluations for each draw.
+    """
+
+    kind = "nelbo"
+    times: int = 4
+
+    def estimate(self, model, raw, reference, generator):
+        x, log_q = from_data(model, raw, generator=generator)
+        if not model.is_diffusion:
+            terms = model.bound(x, generator=generator)
+            return Estimate.of(terms.total, terms.reconstruction, log_q, {})
+        options = {"times": self.times, "log_q": log_q, "generator": generator}
+        terms = nelbo(model, x, reference=reference, **options)
+        estimate = Estimate.of(terms.total, terms.reconstruction, log_q, {"times": self.times})
+        assert terms.levels is not None  # which the bound of few steps alone does not have
+        columns = [*terms.levels.unbind(1), *(getattr(terms, name).expand(len(x)) for name in TERMS)]
+        return replace(estimate, terms=torch.stack(columns, 1).cpu().double())
+
+    def numbers(self, estimates, setting, solve):
+        report, nats = summary(estimates, setting)
+        if setting.sde is not None:
+            terms = stacked(estimates, "terms").mean(0)
+            report |= by_level(terms, setting.sde, setting.dims, setting.groups)
+            nats["_levels"] = terms[:, :LEVELS]
+        return report, nats
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerBound(Measure):
+    """The bound of samples by :class:`indm.sampling.Ancestral` in so many ``steps``."""
+
+    kind = "ancestral"
+    steps: int
+    times: int = 4
+
+    def estimate(self, model, raw, reference, generator):
+        x, log_q = from_data(model, raw, generator=generator)
+        terms = nelbo(model, x, times=self.times, ancestral=self.steps, log_q=log_q, generator=generator)
+        return Estimate.of(terms.total, terms.reconstruction, log_q, {"times": self.times, "steps": self.steps})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solved(Measure):
+    """How the probability-flow ODE is solved: options of :func:`indm.log_likelihood`."""
+
+    probes: int = 1
+    exact: bool | None = None
+    nll_error: float = NLL_ERROR
+    steps: int | None = None
+
+    def check(self, n):
+        super().check(n)
+        check_nll_error(self.nll_error)
+
+    @property
+    def solver(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("probes", "exact", "nll_error", "steps")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NLL(Solved):
+    """The NLL of the probability-flow ODE.
+
+    Attributes:
+        each: solve every example to ``nll_error``. Otherwise, where there are hundreds, all are solved in few steps,
+            and some of them to ``nll_error``, which corrects the mean (:mod:`indm.multilevel`).
+        mean_error: the standard error that these corrections may add to the mean, bits per dimension; default a fifth
+            of the standard error over examples, or over groups where there are several.
+    """
+
+    kind = "nll"
+    each: bool = False
+    mean_error: float | None = None
+
+    def check(self, n):
+        super().check(n)
+        if self.mean_error is not None and not 0 < self.mean_error < math.inf:
+            raise ValueError(f"mean_error must be positive and finite, got {self.mean_error}; 1e-3 bits/dim is usual")
+
+    def estimate(self, model, raw, reference, generator):
+        x, log_q = from_data(model, raw, generator=generator)
+        options = {"reference": reference, "log_q": log_q, "generator": generator}
+        return Estimate.solved(log_likelihood(model, x, **self.solver, **options))
+
+    def coarse(self, model, estimates):
+        if self.each or self.steps is not None or estimates < 4 * LEAST:
+            return self
+        return replace(self, steps=first_steps(model.score))
+
+    def numbers(self, estimates, setting, solve):
+        report, nats = summary(estimates, setting)
+        few = estimates[0][0].settings.get("steps")
+        if few is None or self.steps is not None:  # every example was solved as asked for
+            return report, nats
+        coarse, stated = (stacked(estimates, part).T.flatten() for part in ("without_reconstruction", "solver_error"))
+        bits, error = setting.dims * math.log(2), report["with_reconstruction"]["nats_standard_error"]
+        if error is None:  # of a single group: of examples as if they were independent
+            _, error = mean_and_error(nats[""])
+        allowed = SHARE * error if self.mean_error is None else self.mean_error * bits
+        found = corrected(coarse, stated, few, report["nfe"], allowed, setting.seed, solve)
+        return of_levels(report, nats, found, few, len(coarse), bits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedNLL(Solved):
+    """The importance-weighted bound of :func:`indm.log_probability` from K = ``draws``; its divergence is exact unless
+    ``exact`` is False."""
+
+    kind = "iw"
+    examples: int | None = 100
+    draws: int = 8
+
+    def estimate(self, model, raw, reference, generator):
+        options = self.solver | {"exact": self.exact is not False}
+        options |= {"reference": reference, "generator": generator}
+        return Estimate.solved(log_probability(model, raw, draws=self.draws, **options))
+
+    def numbers(self, estimates, setting, solve):
+        report, nats = summary(estimates, setting)
+        del report["without_reconstruction"], nats["_without_reconstruction"]  # the weights are that term, too
+        return report, nats
+
+
+# ── Numbers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def stacked(estimates: list[list[Estimate]], part: str) -> Float[Tensor, "repeats n"]:
+    """A part of estimates, batch by batch and repeat by repeat."""
+    return torch.cat([torch.stack([getattr(e, part) for e in batch]) for batch in estimates], 1)
+
+
+def summary(estimates: list[list[Estimate]], setting: Setting) -> Numbers:
+    """See :meth:`Measure.numbers`."""
+    total, without = stacked(estimates, "total"), stacked(estimates, "without_reconstruction")
+    evaluations = [e.nfe for batch in estimates for e in batch]
+    groups = None if setting.groups is None else setting.groups[: total.shape[1]]
+    numbers = dict(estimates[0][0].settings)
+    nats = {"": total.mean(0), "_without_reconstruction": without.mean(0)}
+    if any(evaluations):
+        nats["_solver_error"] = errors = stacked(estimates, "solver_error").amax(0)
+        numbers |= {"nfe": sum(evaluations) / len(evaluations)}
+        numbers |= solver_error(errors, setting.dims, numbers["nll_error"])
+    numbers["with_reconstruction"] = in_units(total, setting.dims, groups)
+    numbers["without_reconstruction"] = in_units(without, setting.dims, groups)
+    return numbers, nats
+
+
+def of_levels(
+    numbers: Mapping[str, Any], coarse: Mapping[str, Tensor], found: Corrected, few: int, estimates: int, bits: float
+) -> Numbers:
+    """The report and nats of an NLL in ``few`` steps, with the mean of the finest level; ``bits`` are nats of a bit/dim
+    of an event."""
+    report = {key: value for key, value in numbers.items() if key not in ("steps", "solver_error", "unconverged")}
+    report |= solver_error(found.levels[-1].error, round(bits / math.log(2)), numbers["nll_error"])
+    report["nfe"] = numbers["nfe"] + found.evaluations / estimates
+    report["levels"] = [{"steps": few, "estimates": estimates, "nfe": numbers["nfe"]}] + [
+        {
+            "steps": level.steps,
+            "estimates": len(level.estimates),
+            "nfe": level.evaluations,
+            "mean_bits_per_dim": level.differences.mean().item() / bits,
+            "deviation_bits_per_dim": level.differences.std().item() / bits,
+        }
+        for level in found.levels
+    ]
+    report["certain"] = len(found.certain[0])
+    added, shift = found.correction.added_error, found.correction.value
+    report["added_error"] = {"nats": added, "bits_per_dim": added / bits, "degrees": found.correction.degrees}
+    for name in ("with_reconstruction", "without_reconstruction"):
+        own = numbers[name]
+        report[name] = own | {"nats": own["nats"] + shift, "bits_per_dim": own["bits_per_dim"] + shift / bits}
+    nats = {f"_coarse{suffix}": values for suffix, values in coarse.items()}
+    for number, level in enumerate(found.levels, 1):
+        nats |= {f"_level_{number}": level.differences, f"_level_{number}_estimates": level.estimates}
+    if report["certain"]:
+        nats |= {"_certain": found.certain[1], "_certain_estimates": found.certain[0]}
+    return report, nats
+
+
+def by_level(
+    terms: Float[Tensor, "n terms"], sde: LinearSDE, dims: int, groups: Int[Tensor, " n"] | None = None
+) -> dict[str, Any]:
+    """The ``terms`` of the NELBO, which sum to it, and the parts of its score term ``by_level``, each with the
+    ``noise`` σ/α at its ends; means with standard errors."""
+
+    def row(values: Float[Tensor, " n"]) -> dict[str, Any]:
+        mean, error = mean_and_error(values, None if groups is None else groups[: len(values)])
+        return in_both_units({"": mean, "_standard_error": error}, dims)
+
+    levels, others = terms.split([LEVELS, len(TERMS)], 1)
+    noise = (torch.linspace(*sde.clock_span(), LEVELS + 1, dtype=torch.float64) / 2).exp().tolist()
+    rows = zip(pairwise(noise), levels.unbind(1), strict=True)
+    return {
+        "terms": {"score": row(levels.sum(1))} | {name: row(others[:, k]) for k, name in enumerate(TERMS)},
+        "by_level": [{"noise": list(ends)} | row(values) for ends, values in rows],
+    }
+
+
+def solver_error(errors: Float[Tensor, " n"], dims: int, nll_error: float) -> dict[str, Any]:
+    """What a report says of the solver: its mean ``solver_error``, the largest, and in how many examples it is above
+    ``nll_error`` bits/dim."""
+    bits = errors / (dims * math.log(2))
+    mean = {"nats": errors.mean().item(), "bits_per_dim": bits.mean().item()}
+    largest = {"largest_bits_per_dim": bits.max().item()}
+    return {"solver_error": mean | largest, "unconverged": int((bits > nll_error).sum())}
+
+
+def in_units(
+    draws: Float[Tensor, "repeats n"], dims: int, groups: Int[Tensor, " n"] | None = None
+) -> dict[str, float | None]:
+    """Mean, standard error and estimator noise of ``draws`` (see :func:`mean_error_and_noise`) in nats and bits/dim."""
+    mean, error, noise = mean_error_and_noise(draws, groups)
+    return in_both_units({"": mean, "_standard_error": error, "_estimator_noise": noise}, dims)

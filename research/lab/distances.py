@@ -1,0 +1,93 @@
+"""Distances of two sets of features, and samples of models that start from the same noise."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from indm.conditions import all_rows, at_rows
+from indm.sampling import Sampler, make_sampler, solve_latent
+from indm.tensors import Batch, double, evaluation_mode
+
+
+def kernel_distance(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> float:
+    """Unbiased squared maximum mean discrepancy of features with the kernel (x·y/k + 1)³; zero in the mean for one law.
+
+    Source: Bińkowski et al. 2018, "Demystifying MMD GANs", §4, https://arxiv.org/abs/1801.01401.
+    """
+    a, b = double(a), double(b)
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    within = sum((k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (kernel(a, a), kernel(b, b)))
+    return (within - 2 * kernel(a, b).mean()).item()
+
+
+def frechet_distance(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> float:
+    r"""Squared Fréchet (Wasserstein-2) distance of the Gaussians with the moments of two sets of features.
+
+    .. math:: \|\mu_a - \mu_b\|^2 + \mathrm{tr}\,\Sigma_a + \mathrm{tr}\,\Sigma_b
+              - 2\,\mathrm{tr}\,(\Sigma_a^{1/2}\,\Sigma_b\,\Sigma_a^{1/2})^{1/2}
+
+    in squared units of the features, in float64. It is biased up for few samples: compare sets of one size, and with
+    the distance of two such sets of data.
+
+    Raises:
+        ValueError: fewer than 2 samples in a set.
+
+    Source: Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule", eq. 6,
+    https://arxiv.org/abs/1706.08500.
+    """
+    for name, samples in (("a", a), ("b", b)):
+        if len(samples) < 2:
+            raise ValueError(f"{name} must hold at least 2 samples for a covariance, got {len(samples)}")
+    a, b = double(a), double(b)
+    covariances = [torch.cov(samples.T).reshape(a.shape[1], a.shape[1]) for samples in (a, b)]
+    values, vectors = torch.linalg.eigh(covariances[0])
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp_min(0).sqrt().sum()
+    traces = covariances[0].trace() + covariances[1].trace()
+    return ((a.mean(0) - b.mean(0)).square().sum() + traces - 2 * cross).clamp_min(0).item()
+
+
+def solve(
+    model,
+    z_T: Batch,
+    sampler: str | Sampler,
+    steps: int | None = None,
+    *,
+    c: Any = None,
+    generator: torch.Generator | None = None,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> tuple[Batch, int]:
+    """x in model units from z_T, by a sampler, the last denoising and h⁻¹, as :func:`indm.sample` does it.
+
+    ``c`` are the conditions, as :func:`indm.sample` takes them. A flow with codes has the same codes
+    in every call, so that samples of the same z_T can be compared.
+
+    Returns:
+        x, and the evaluations of the score for one sample (the most that one took), that of the denoising included.
+    """
+    sampler, parts, nfe, codes = make_sampler(sampler), [], 0, make_generator(z_T, 0, 3)
+    c = all_rows(model, c, len(z_T))
+    with evaluation_mode(model):
+        for rows, start in zip(torch.arange(len(z_T)).split(batch_size), z_T.split(batch_size), strict=True):
+            here = at_rows(model, c, rows)
+            z, count = solve_latent(here, start, sampler, steps, generator=generator, progress=progress)
+            parts.append(here.decode(z, generator=codes))
+            nfe = max(nfe, count)
+    return torch.cat(parts), nfe
+
+
+def prior_draws(model, n: int, seed: int) -> Batch:
+    """z_T from the prior, the same for every use of one seed."""
+    generator = make_generator(model.scaling.scale, seed, 0)
+    return model.sde.prior_sample((n, *model.shape), generator=generator, dtype=model.scaling.scale.dtype)
+
+
+def make_generator(like: Tensor, seed: int, stream: int) -> torch.Generator:
+    """On the device of ``like``; streams of one seed share no numbers."""
+    return torch.Generator(like.device).manual_seed(seed + 1_000_003 * stream)

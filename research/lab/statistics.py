@@ -1,0 +1,38 @@
+"""Standard errors: of a share, and by the jackknife."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+FOLDS = 10  # of the jackknife
+
+
+def share_error(share: float, n: int) -> float:
+    """The standard error of a share of ``n`` independent trials, √(p(1 − p)/n)."""
+    return math.sqrt(share * (1 - share) / n)
+
+
+def jackknife(statistic: Callable[..., dict[str, float]], *sets: Tensor) -> dict[str, float]:
+    """The numbers statistic(*sets), each with its ``…_standard_error`` from those without every tenth sample.
+
+    The sets may differ in size; they are taken to be independent, or paired row by row.
+
+    Raises:
+        ValueError: fewer than 20 samples in a set.
+
+    Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", ch. 11, with groups of samples left out.
+    """
+    sizes = [len(samples) for samples in sets]
+    if min(sizes) < 2 * FOLDS:
+        raise ValueError(f"sets must hold at least {2 * FOLDS} samples each for a standard error, got {sizes}")
+    without = [
+        statistic(*(samples[torch.arange(len(samples), device=samples.device) % FOLDS != fold] for samples in sets))
+        for fold in range(FOLDS)
+    ]
+    numbers: dict[str, float] = {}
+    for name, value in statistic(*sets).items():
+        spread = torch.tensor([values[name] for values in without], dtype=torch.float64).std().item()
+        numbers |= {name: value, f"{name}_standard_error": (FOLDS - 1) / math.sqrt(FOLDS) * spread}
+    return numbers

@@ -1,0 +1,124 @@
+"""Figures and sheets: that images are exact, words inside, and files whole."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch.distributions import MultivariateNormal
+
+from indm.scaling import Scaling
+from indm.workbench.data.densities import Density
+from indm.workbench.evaluation import plots, sheets
+
+
+class OneGaussian(Density):
+    mean = torch.tensor([0.3, -0.6])
+
+    def log_prob(self, x):
+        return MultivariateNormal(self.mean, 0.01 * torch.eye(2)).log_prob(x)
+
+
+@pytest.mark.parametrize("scaling", [None, Scaling(torch.tensor([0.5, -0.5]), torch.tensor([0.5, 0.25]))])
+def test_background_has_the_density_where_it_is(scaling):
+    axes, extent = Figure().subplots(), (-1.5, 2.0, -2.5, 2.0)
+    plots.background(axes, OneGaussian(), extent, scaling)
+    (image,) = axes.images
+    values, (x0, x1, y0, y1) = np.asarray(image.get_array()), extent
+    assert tuple(image.get_extent()) == extent and image.origin == "lower"
+    row, column = np.unravel_index(values.argmax(), values.shape)
+    size = np.array(values.shape[::-1])
+    found = np.array([x0, y0]) + (np.array([column, row]) + 0.5) * np.array([x1 - x0, y1 - y0]) / size
+    shift, scale = (0, np.ones(2)) if scaling is None else (scaling.shift.numpy(), scaling.scale.numpy())
+    assert found == pytest.approx((OneGaussian.mean.numpy() - shift) / scale, abs=0.025)
+    mass = values.mean() * (x1 - x0) * (y1 - y0) * scale.prod()
+    assert mass == pytest.approx(1, rel=0.01)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_a_grid_places_enlarged_images_by_rows(channels):
+    images = torch.randint(0, 17, (5, channels, 8, 12))
+    picture = sheets.grid(images, 17, columns=3)
+    assert picture.shape == (6 + 2 * 70, 6 + 3 * 102, 3)  # eight times as large, and lines of six pixels
+    inside = np.zeros(picture.shape[:2], dtype=bool)
+    for i, image in enumerate(images.double().numpy() / 16):
+        top, left = 6 + 70 * (i // 3), 6 + 102 * (i % 3)
+        inside[top : top + 64, left : left + 96] = True
+        shown = np.broadcast_to(image if channels == 3 else image.mean(0, keepdims=True), (3, 8, 12)).transpose(1, 2, 0)
+        assert np.abs(picture[top : top + 64, left : left + 96] - 255 * shown.repeat(8, 0).repeat(8, 1)).max() <= 0.5
+    outside = picture[~inside]
+    assert set(np.unique(outside)) <= {0, 153}  # the sixth image is missing
+    assert sheets.time_words([1e-5, 0.5, 1.0, 0.25]) == ["t = 1e-05", "0.5", "1", "0.25"]
+    assert sheets.grid(torch.zeros(4, 1, 64, 64), 2).shape == (146, 146, 3)  # large enough as they are
+
+
+def test_a_sheet_has_its_words_inside_and_its_images_exact():
+    """Words are ink on white paper that does not touch the edges, and names that are long are broken."""
+    images = torch.randint(0, 2, (6, 1, 8, 8))
+    words = {"title": "a/very/long/folder/" * 6 + "$1$_$2$", "rows": ("source", "a longer word")}
+    words["tops"] = ("t = 1e-05",) * 3
+    paper = sheets.sheet([sheets.Panel(images, 3, **words), sheets.Panel("not drawn yet", 3, "second")], 2, across=2)
+    edges = np.concatenate([paper[0], paper[-1], paper[:, 0], paper[:, -1]])
+    assert (edges == 255).all()
+    room = 4 + math.ceil(sheets.FONT.getlength("t = 1e-05"))
+    exact = sheets.grid(images, 2, 3, sheets.enlargement(images.shape, room))
+    places = [
+        (top, left)
+        for top in range(len(paper) - len(exact) + 1)
+        for left in range(0, paper.shape[1] // 2)
+        if (paper[top, left : left + 9] == exact[0, :9]).all()
+        and np.array_equal(paper[top : top + len(exact), left : left + exact.shape[1]], exact)
+    ]
+    ((top, left),) = places
+    ink = (paper != 255).any(-1)
+    height = len(exact)
+    for row in (0, 1):  # a word beside each row
+        assert ink[top + row * height // 2 : top + (row + 1) * height // 2, : left - 2].any()
+    assert not ink[top:, left - 2 : left].any()
+    for column in range(3):
+        assert ink[top - sheets.LINE : top, left + column * exact.shape[1] // 3 :][:, : exact.shape[1] // 3].any()
+    assert ink[: top - 3 * sheets.LINE, : left + exact.shape[1]].any()  # the title needs several lines
+    right = paper[:, left + exact.shape[1] + 2 :]
+    assert (right[top + 20 : -20] != 255).any()  # why there are no images
+
+
+def test_labels_of_a_figure_lie_inside_it_and_inside_their_panels():
+    figure = Figure(figsize=(8, 6))
+    names = ["runs/2026-11-26/a long name of a run/with/parts", "b" * 150, "$x$"]
+    for axes in figure.subplots(1, 2):
+        for name in names:
+            axes.plot([1, 2], [1.2, 1.9], label=name)
+        axes.set(title=names[0] + names[1][:60], xlabel=names[0] * 2, ylabel=names[0], yscale="log")
+    plots.finish(figure)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert ["".join(text.get_text().split()) for text in legend.get_texts()] == ["".join(n.split()) for n in names]
+    titles = [axes.title for axes in figure.axes]
+    labels = [axis.label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+    for text in (*titles, *legend.get_texts(), *labels):
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    left, right = (text.get_window_extent() for text in titles)
+    assert left.x1 < right.x0
+
+
+def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.png"
+    figure = Figure(figsize=(2, 1))
+    figure.subplots()
+    plots.save_figure(figure, path)
+    assert Image.open(path).size == (240, 120)
+    before = path.read_bytes()
+
+    class Broken(Figure):
+        def savefig(self, file, **_):
+            file.write_bytes(b"half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        figure = Broken()
+        figure.subplots()
+        plots.save_figure(figure, path)
+    assert path.read_bytes() == before
