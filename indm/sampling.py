@@ -60,7 +60,6 @@ class Sampler:
         needs_scalar_sde: whether all entries of the latent must share one SDE (see :attr:`LinearSDE.is_scalar`).
         adaptive: whether it chooses its own steps.
         evaluations_per_step: of the score.
-        denoises: whether it ends at E[z_0|z_ε] (times α_ε) by itself, so that no last denoising follows.
 
     Example: Euler's rule for the probability flow.
 
@@ -78,7 +77,6 @@ class Sampler:
     needs_scalar_sde: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
     evaluations_per_step: ClassVar[int] = 1
-    denoises: ClassVar[bool] = False
 
     def grid(self, sde: LinearSDE, steps: int) -> Tensor:
         """The times T = t_0 > … > t_steps = ε between which it steps, (steps + 1,) in float64."""
@@ -802,11 +800,7 @@ def solve_latent(
         score = model.score
         z, nfe = sampler.solve(score, z_T, **options)
         eps = score.sde.endpoints(z)[0]
-        if sampler.denoises and not last_denoising:
-            raise ValueError(
-                f"last_denoising must be True for {type(sampler).__name__}, which ends denoised, got False"
-            )
-        if sampler.denoises or not last_denoising:
+        if not last_denoising:
             return z / expand_like(score.sde.alpha(eps), z), nfe
         return denoise(score, z, eps), nfe + 1
 

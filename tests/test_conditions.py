@@ -13,7 +13,6 @@ from torch import nn
 
 import indm
 from indm.conditions import Classes, Condition, Conditioned, Image, Vector, given, sees_condition
-from indm.fitting import fit_sampler
 from indm.flows import CouplingFlow, ExactFlow, Frozen, Identity, ResidualFlow
 from indm.flows.autoregressive import AutoregressiveFlow
 from indm.likelihood import decode_with_log_prob, latent_reference
@@ -794,31 +793,6 @@ def test_pictures_of_the_plane_are_at_the_c_of_the_data(tmp_path, monkeypatch):
         real, drawn = (axes.lines[0].get_xydata() for axes in by_class[number])
         assert by_class[number, 1].get_title() == f"run, {label}" and len(real) == (data.labels["test"] == number).sum()
         assert np.abs(drawn.mean(0) - MEANS[number].numpy()).max() < 0.3 * MILD[number]
-
-
-@pytest.mark.long
-def test_a_fitted_sampler_is_of_trajectories_at_the_conditions_given():
-    """Of one class it is that of this class alone; of all, it is nearer than the rules at each of them."""
-    model, alone = mild_model(), indm.INDM(Identity(), GaussianScore(MEANS[:1], MILD[:1]), shape=(2,))
-    options = {"samples": 32, "iterations": 10}
-    one = fit_sampler(model, 3, c="a", generator=seeded(0), **options)
-    same = fit_sampler(alone, 3, generator=seeded(0), **options)
-    assert np.allclose(one.sampler.times, same.sampler.times, rtol=1e-3)
-    both = fit_sampler(model, 3, c=[0, 0, 2], generator=seeded(0), **options)
-    assert both.rms < both.rms_before / 2 and both.sampler != one.sampler
-    with pytest.raises(ValueError, match="c must be given"):
-        fit_sampler(model, 3)
-
-
-def test_a_sampler_is_fitted_to_guided_trajectories():
-    model = mild_model(drop=0.1)
-    fit = fit_sampler(model, 3, c="c", guidance=2.0, samples=32, iterations=10, generator=seeded(0))
-    z_T = torch.randn(40, 2)
-    guided = model.given("c", 40, guidance=2.0)
-    exact = solve(guided, z_T, AdaptiveODE(1e-3))[0]
-    off = {s: (solve(guided, z_T, s, 2)[0] - exact).square().mean().sqrt() for s in ("unipc", "dpm++2m")}
-    found = (solve(guided, z_T, fit.sampler)[0] - exact).square().mean().sqrt()
-    assert found < 0.7 * min(off.values()) and found.item() == pytest.approx(fit.rms, rel=0.5)
 
 
 # ── Bayes ────────────────────────────────────────────────────────────────────────────────────────────────────────

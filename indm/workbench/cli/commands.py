@@ -23,7 +23,6 @@ GROUPS = {
     },
     "Look at a run": {
         "sample": "sample:Sample",
-        "fit-sampler": "sample:FitSampler",
         "inpaint": "inpaint:Inpaint",
         "evaluate": "evaluate:Evaluate",
         "classify": "evaluate:Classify",

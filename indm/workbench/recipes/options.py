@@ -264,10 +264,9 @@ class Drawing(Checked):
     """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
     in training."""
     sampler: Annotated[str | None, default("unipc; heun where each entry has an SDE of its own")] = None
-    """ode, euler-maruyama, ancestral, sde-dpm++2m, pc, heun, dpm++2m, dpm++3m, unipc, fitted, or package.module:Class.
-    "ode" takes as many steps as its tolerance needs; "fitted" was fitted to the run for these --steps. Options of a
-    sampler: --sampler.tol 1e-5 with "ode"; with "pc" --sampler.snr 0.16 or, from the first step to the last,
-    [0.16,0.14]."""
+    """ode, euler-maruyama, ancestral, sde-dpm++2m, pc, heun, dpm++2m, dpm++3m, unipc, or package.module:Class.
+    "ode" takes as many steps as its tolerance needs. Options of a sampler: --sampler.tol 1e-5 with "ode"; with "pc"
+    --sampler.snr 0.16 or, from the first step to the last, [0.16,0.14]."""
     sampler_options: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
     """Arguments of the sampler; those that are left out have its defaults."""
     steps: Annotated[int | None, AT_LEAST_1, default("25; 400 where the network may have ripples in t")] = None
@@ -327,26 +326,6 @@ class ScoringOptions:
     """Resize the images of a folder to squares of this side, or to a height x width such as 24x48."""
     resize: Annotated[str, arg(metavar="MODE")] = "bilinear"
     """How to resize: bilinear, bicubic, lanczos, …; antialiased."""
-
-
-@dataclass(frozen=True)
-class FittingOptions(Checked):
-    """How samplers are fitted to a model. The values go to :func:`indm.fit_sampler`."""
-
-    steps: Annotated[tuple[int, ...], Must("one number or more", bool)] = (5, 10)
-    """Evaluations of the network for one sample; a sampler is fitted for each number."""
-    samples: Annotated[int | None, default("as many as hold 4096 numbers, 64 or more")] = None
-    """Trajectories of the model to fit; as many again are held out."""
-    guidance: float = 1.0
-    """Of the trajectories, for a model of p(x|c): "indm sample --guidance 2" takes a sampler that was fitted at 2."""
-    iterations: int = 60
-    """Iterations of the descent, at most."""
-    seconds: float = math.inf
-    """Seconds of each descent, at most."""
-    batch_size: int = 64
-    """Trajectories at a time; lower it where memory is short."""
-    seed: int = 0
-    """Seed of the trajectories."""
 
 
 @dataclass(frozen=True)

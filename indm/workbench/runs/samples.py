@@ -1,4 +1,4 @@
-"""Samples drawn from a run, kept with how they were drawn, and samplers that were fitted to its model."""
+"""Samples drawn from a run, kept with how they were drawn."""
 
 import contextlib
 import csv
@@ -17,7 +17,6 @@ from torch import Tensor
 from indm.conditions import at_rows, rows_of_data
 from indm.files import atomic, untrusted
 from indm.files.memory import COPIES, check_memory
-from indm.fitting import Fit, FittedSampler, check_can_fit, fit_sampler
 from indm.messages import brief, counted, reason
 from indm.names import trust
 from indm.sampling import (
@@ -33,13 +32,11 @@ from indm.workbench.data import tables
 from indm.workbench.data.base import stack
 from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import Drawing, FittingOptions, InpaintingOptions
+from indm.workbench.recipes.options import Drawing, InpaintingOptions
 from indm.workbench.runs.folder import check_absent, data_of, open_run
 from indm.workbench.runs.provenance import provenance, weights_hash
 
 SAMPLES = "samples.npz"
-FITTED = "fitted"  # the name of samplers that were fitted to the model of a run
-SAMPLERS = "samplers"  # their folder, in that of the run
 CHECKED = 8  # samples that are solved again, in twice the steps
 SAMPLE_FILES = ("samples.json", "samples.csv", SAMPLES, "samples.png")  # all of one drawing
 
@@ -62,8 +59,7 @@ def draw(
     drawing = replace(drawing, steps=steps)
     name = drawing.sampler or default_sampler(model)
     with trust(name):  # the caller names it; it does not come from a file
-        named = fitted_sampler(run, steps, drawing.guidance) if name == FITTED else name
-        sampler = make_sampler(named, **drawing.sampler_options)
+        sampler = make_sampler(name, **drawing.sampler_options)
     settings = asdict(drawing) | {
         "sampler": name,
         "sampler_options": sampler.options(),
@@ -258,72 +254,3 @@ def _check_samples(samples: np.ndarray, levels: np.ndarray, made_by: object) -> 
     if not isinstance(made_by, dict) or not isinstance(made_by.get("weights_sha256"), str):
         raise ValueError('its provenance must be an object with a "weights_sha256"')
     json.dumps(made_by, allow_nan=False)  # as it is written again beside what is made of the samples
-
-
-# ── Fitted samplers ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def file_name(steps: int, guidance: float = 1.0) -> str:
-    return f"fitted-{steps}{'' if guidance == 1 else f'-guidance-{guidance:g}'}.json"
-
-
-def fit_samplers(
-    run: Path, options: FittingOptions, *, overwrite: bool = False, progress: bool = True
-) -> dict[int, Fit]:
-    """Fit a sampler for each number of steps to the averaged model of a run, and keep it in ``samplers/fitted-N.json``.
-
-    Each file has the times and the weights, how far the samples are from the converged ones, what the fit was made
-    with, and the SHA-256 of the model's weights. A model of p(x|c) is fitted at the c of its training data.
-
-    Raises:
-        ValueError: bad options, an SDE that no sampler can be fitted to, or files that are there without ``overwrite``.
-    """
-    model, _ = open_run(run)
-    check_can_fit(model.sde)
-    check_absent(run / SAMPLERS, [file_name(steps, options.guidance) for steps in options.steps], overwrite)
-    c = None if getattr(model, "condition", None) is None else rows_of_data(model, data_of(run, model), "train")
-    weights, fits = weights_hash(run), {}
-    given = {name: value for name, value in asdict(options).items() if name not in ("steps", "seed")}
-    for steps in options.steps:
-        generator = torch.Generator(model.scaling.scale.device).manual_seed(options.seed)
-        fits[steps] = fit = fit_sampler(model, steps, c=c, generator=generator, progress=progress, **given)
-        # JSON has no infinity
-        settings = {"steps": steps, "seed": options.seed} | {k: v for k, v in given.items() if v != float("inf")}
-        record = {"weights_sha256": weights} | asdict(fit) | {"options": settings}
-        made_by = provenance(options.seed, {str(run): weights})
-        atomic.json_object(run / SAMPLERS / file_name(steps, options.guidance), record | {"provenance": made_by})
-    return fits
-
-
-def fitted_sampler(run: str | Path, steps: int, guidance: float = 1.0) -> FittedSampler:
-    """The sampler of ``steps`` evaluations that "indm fit-sampler" fitted to the model of a run, with its guidance.
-
-    Raises:
-        ValueError: there is none, it was fitted to other weights than the run has now, or its file is damaged.
-
-    Example: that of a run of one step, for ``indm.sample(model, 8, sampler=…)``.
-
-        >>> import tempfile, indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
-        >>> tables["train"], options = {"batch_size": 32}, FittingOptions(steps=(2,), samples=8, iterations=2)
-        >>> with tempfile.TemporaryDirectory() as run:
-        ...     _ = indm.train(tables, run, data=torch.randn(100, 2), callbacks=[lambda *_: True], progress=False)
-        ...     fits = fit_samplers(Path(run), options, progress=False)
-        ...     fitted_sampler(run, 2) == fits[2].sampler
-        True
-    """
-    run = Path(run)
-    at, option = ("", "") if guidance == 1 else (f" at guidance {guidance:g}", f" --guidance {guidance:g}")
-    file, command = run / SAMPLERS / file_name(steps, guidance), f"'indm fit-sampler {run} --steps {steps}{option}"
-    if not file.exists():
-        there = [path.stem.removeprefix("fitted-") for path in (run / SAMPLERS).glob("fitted-*.json")]
-        names = [name.replace("-guidance-", " at guidance ") for name in sorted(there, key=lambda n: (len(n), n))]
-        have = f"; there is one of {', '.join(names)}" if names else ""
-        raise ValueError(f"{run} has no fitted sampler of {steps} steps{at}{have}: {command}' makes it")
-    record = untrusted.json_object(file)
-    if record.get("weights_sha256") != weights_hash(run):
-        raise ValueError(f"{file} was fitted to other weights than {run} has now: {command} --overwrite' fits it anew")
-    try:
-        return FittedSampler(**record["sampler"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{file} cannot be read as a fitted sampler: {reason(error)}") from error

@@ -156,28 +156,6 @@ def test_what_needs_classes_says_so(tmp_path, capsys):
     assert "condition and guidance are for a model" in capsys.readouterr().err
 
 
-@pytest.mark.long
-def test_a_sampler_is_fitted_at_one_guidance_and_taken_at_it(run, tmp_path, capsys):
-    def runs(*command):
-        code = main([*command, "--quiet"])
-        return code, "".join(capsys.readouterr())
-
-    fitting = ["fit-sampler", str(run), "--steps", "2", "--samples", "4", "--iterations", "1"]
-    sampling = ["sample", str(run), "--condition", "3", "-n", "2", "--sampler", "fitted", "--steps", "2"]
-    sampling += ["--out", str(tmp_path)]
-    code, said = runs(*fitting, "--guidance", "2")
-    assert code == 0 and said.endswith(f"indm sample {run} --sampler fitted --steps 2 --guidance 2\n")
-    makes_it, (code, said) = f"'indm fit-sampler {run} --steps 2", runs(*sampling)
-    assert code == 2 and f"no fitted sampler of 2 steps; there is one of 2 at guidance 2: {makes_it}' makes it" in said
-    assert runs(*fitting)[0] == 0 == runs(*sampling)[0] == runs(*sampling, "--guidance", "2", "--overwrite")[0]
-    assert (
-        read_samples(tmp_path / "samples.npz")[2]["sampler_options"]["weights"]
-        == json.loads((run / "samplers" / "fitted-2-guidance-2.json").read_text())["sampler"]["weights"]
-    )
-    code, said = runs(*sampling, "--guidance", "1.5")
-    assert code == 2 and f"of 2 steps at guidance 1.5; there is one of 2, 2 at guidance 2: {makes_it} --guid" in said
-
-
 def test_translation_without_conditions_is_by_p_of_x(run, tmp_path):
     np.save(tmp_path / "images.npy", np.zeros((2, 8, 8), np.uint8))
     command = ["translate", str(run), str(run), str(tmp_path / "images.npy"), "--out", str(tmp_path / "out"), "--quiet"]
