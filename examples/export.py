@@ -3,7 +3,6 @@
 python examples/export.py
 """
 
-import contextlib
 from pathlib import Path
 
 import torch
@@ -12,8 +11,10 @@ from torch import nn
 
 import indm
 
-with contextlib.suppress(ImportError):
+try:
     from onnxscript import opset18 as op
+except ImportError:
+    op = None
 
 
 class Latent(nn.Module):
@@ -33,7 +34,7 @@ def export(model: indm.INDM, folder: Path) -> None:
         any_batch = tuple({0: torch.export.Dim("batch")} for _ in example)
         program = torch.export.export(part, example, dynamic_shapes=any_batch, strict=False)
         torch.export.save(program, folder / f"{name}.pt2")
-        if "op" in globals():
+        if op is not None:
             lacking = {torch.ops.prims.hypot.default: hypot, torch.ops.aten.searchsorted.Tensor: searchsorted}
             torch.onnx.export(program, (), folder / f"{name}.onnx", custom_translation_table=lacking, verbose=False)
 

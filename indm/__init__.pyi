@@ -9,7 +9,6 @@ from .dequantization import Uniform as Uniform
 from .diffusion import NonlinearDiffusion as NonlinearDiffusion
 from .diffusion import forward_path as forward_path
 from .diffusion import generative_path as generative_path
-from .diffusion import paired_paths as paired_paths
 from .diffusion import probability_flow_path as probability_flow_path
 from .flows.check import check_flow as check_flow
 from .foreign.checks import DenoiserCheck as DenoiserCheck
