@@ -282,16 +282,6 @@ def test_rows_whose_inverse_is_solved_again_keep_their_condition():
     assert torch.allclose(given(flow, c).inverse(z, tol=tol), x, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["nsf", "maf"])
-def test_a_flow_of_zuko_of_a_condition(kind):
-    table = {"flow": {"name": "zuko", "kind": kind, "width": 8}, "sde": VP, "net": {"name": "zero"}}
-    model = moved(build_model(table | {"condition": {"name": "vector", "size": 2, "flow": True}}, (3,)))
-    x, c = torch.randn(5, 3), torch.randn(5, 2)
-    z, _ = model.encode(x, c=c)
-    assert torch.allclose(model.decode(z, c=c), x, atol=1e-3)
-    assert (model.encode(x, c=c.roll(1, 0))[0] - z).abs().amax() > 1e-3
-
-
 def test_without_a_condition_a_flow_is_itself():
     for flow in (Identity(), CouplingFlow((2,), width=4), ResidualFlow((2,), blocks=(1,), width=4)):
         assert given(flow, torch.randn(3, 2)) is flow and not sees_condition(flow)

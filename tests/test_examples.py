@@ -29,6 +29,7 @@ ADAPTERS = {
     "export": "indm",
     "foreign": "denoising_diffusion_pytorch",
     "normflows_flow": "normflows",
+    "zuko_flow": "zuko",
 }
 SLOW = {"anomaly_detection", "foreign", "images", "posterior", "translation"}
 PAGE = (ROOT / "docs" / "extending.md").read_text("utf-8")

@@ -29,7 +29,6 @@ from indm.flows import (
     SecondHalf,
     Squeeze,
     Unsqueeze,
-    ZukoFlow,
     use_log_det,
 )
 from indm.flows.residual import ResidualBlock
@@ -60,8 +59,6 @@ FLOWS |= {
     "autoregressive-spline-3x4x6": variant(AutoregressiveFlow, (3, 4, 6), 2, width=16, layers=1, transform="spline"),
     "elementwise-channel-2x4x6": variant(ElementwiseFlow, (2, 4, 6), "channel", bins=4),
     "elementwise-each-2x4x6": variant(ElementwiseFlow, (2, 4, 6), "none", bins=4),
-    "zuko-maf": variant(ZukoFlow, (5,), "maf", 2, 16),
-    "zuko-realnvp": variant(ZukoFlow, (5,), "realnvp", 2, 16),
     "residual-2-spectral": variant(ResidualFlow, (2,), (2, 2), 16, 2.0),
     "residual-2x6x10-spectral": variant(ResidualFlow, (2, 6, 10), (2, 2), 16, 2.0),
     "residual-1x8x8-inf": variant(ResidualFlow, (1, 8, 8), (2, 2), 16, math.inf),
@@ -78,7 +75,7 @@ for activation in ("softplus", "elu", "swish", "lcube"):
 TRAINABLE = [name for name, (make, _) in FLOWS.items() if any(True for _ in make().parameters())]
 ITERATIVE = [name for name, (make, _) in FLOWS.items() if any(isinstance(m, ResidualBlock) for m in make().modules())]
 VARIANTS = {  # of a flow whose other rows are tried each time
-    "autoregressive-spline-3x4x6", "elementwise-channel-2x4x6", "zuko-realnvp", "residual-2-spectral",
+    "autoregressive-spline-3x4x6", "elementwise-channel-2x4x6", "residual-2-spectral",
     "coupling-affine-2", "coupling-affine-5", "coupling-spline-5", "coupling-spline-1x8x8",
     "residual-rows-softplus", "residual-rows-swish",
 }  # fmt: skip

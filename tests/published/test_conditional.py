@@ -20,9 +20,8 @@ from indm.flows import (
     Squeeze,
     use_log_det,
 )
-from indm.model import INDM, build_model
+from indm.model import INDM
 from indm.nets import Zero
-from indm.objective import Objective, mle_loss
 from indm.published import ConditionalResidualFlow
 from indm.published.conditional import CodePrior
 from indm.sampling import change_in_twice_the_steps, make_sampler, solve_latent
@@ -30,10 +29,7 @@ from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
 from indm.training import EMA
 from indm.workbench.cli.main import main
-from indm.workbench.data.registry import load_data
 from indm.workbench.evaluation.sample_quality import solve
-from indm.workbench.recipes import recipe as recipes
-from indm.workbench.training.checks import check_parts
 
 DEFAULTS = {"blocks": (1, 1), "width": 8, "code_dim": 4, "encoder_planes": (6, 8), "prior_width": 8}
 CASES = {
@@ -387,15 +383,6 @@ def test_what_needs_one_map_says_so():
             attempt()
     here = INDM(flow.at(flow.sample_code(1)[0]), model.score, shape=flow.shape)
     assert indm.NonlinearDiffusion(here).probability_flow(x, torch.full((4,), 0.5).double()).isfinite().all()
-
-
-def test_isometry_needs_one_map():
-    recipe = recipes.override(recipes.load("digits"), {"flow": "conditional-residual", "train.isometry": "1"})
-    options = recipes.resolve(recipe).train
-    data = load_data(name="digits")
-    model = build_model(recipes.model_of(recipe), data.shape, data.scaling)
-    with pytest.raises(ValueError, match=r"one and the same map for train\.isometry"):
-        check_parts(model, options, Objective(mle_loss))
 
 
 @pytest.mark.parametrize(

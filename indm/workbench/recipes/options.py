@@ -128,8 +128,6 @@ class Training(Checked):
     """First fraction of the run, in which the score is trained without the flow."""
     soft_truncation: Amount = 0.0
     """Exponent k of the law of the random truncation (1.2 is usual); 0 always truncates at ε."""
-    isometry: Amount = 0.0
-    """Weight of the flow's distance from an isometry: 0 leaves it free, a large weight gives a linear diffusion."""
     terminal: Amount = 0.0
     """Weight of −log p(x_T), with x_T drawn from [data_b], or from a Gaussian with the data's mean and covariance."""
     terminal_noise: Amount = 0.0

@@ -332,7 +332,7 @@ def test_the_objective_is_the_bound_whose_rate_is_weighted_by_the_progress(model
     assert objective_of(elbo).shown == ("distortion", "rate") and not objective_of(elbo).takes("eps")
 
 
-@pytest.mark.parametrize("option", [{"pretrain": 0.5}, {"isometry": 1.0}, {"latent_mean": True}])
+@pytest.mark.parametrize("option", [{"pretrain": 0.5}, {"terminal": 1.0}, {"latent_mean": True}])
 def test_refuses_what_only_an_indm_can_be_trained_for(tmp_path, option):
     (key, value), *_ = option.items()
     with pytest.raises(
