@@ -19,7 +19,6 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from indm.messages import brief, did_you_mean
-from indm.rng import for_rows
 from indm.scaling import least_std
 from indm.tensors import double, with_parts
 
@@ -120,7 +119,7 @@ class Condition(nn.Module, ABC):
         """``seen`` with a share :attr:`drop` of the rows hidden at random, for training."""
         if not self.drop:
             return seen
-        kept = for_rows(len(seen), lambda n: torch.rand(n, device=seen.device)) >= self.drop
+        kept = torch.rand(len(seen), device=seen.device) >= self.drop
         return seen * kept.reshape(-1, *(1 for _ in self.seen_shape))
 
 

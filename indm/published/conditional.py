@@ -27,7 +27,6 @@ from indm import rng
 from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow
 from indm.flows.coupling import Coupling, InvertibleLinear, SigmoidAffine
 from indm.flows.residual import Norm, ResidualBlock, Weights, check_block, checked_norm, residual_chain
-from indm.rng import BatchNorm2d
 from indm.tensors import Batch, PerSample, full_precision, zeroed
 
 Codes = Float[Tensor, "batch code"]
@@ -73,7 +72,7 @@ class EncoderBlock(nn.Module):
 
         def convolution(channels: int, kernel: int, stride: int) -> nn.Sequential:
             layer = nn.Conv2d(channels, outputs, kernel, stride, kernel // 2, bias=False)
-            return nn.Sequential(layer, BatchNorm2d(outputs))
+            return nn.Sequential(layer, nn.BatchNorm2d(outputs))
 
         self.activation = ENCODER_ACTIVATIONS[activation]()
         self.first, self.second = convolution(inputs, 3, stride), convolution(outputs, 3, 1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from indm.dequantization import from_data
 from indm.objective import flow_nll
-from indm.rng import for_rows, noisy
+from indm.rng import noisy
 from indm.training import Penalty
 from indm.workbench.data.base import Data, stack
 from indm.workbench.data.batches import flip_horizontally
@@ -40,7 +40,7 @@ def terminal_law(model: nn.Module, data: Data, second: Data | None, device: torc
     raw, flip = stack(second.train, MOST_IN_MEMORY), second.flip
 
     def draw(n: int) -> Tensor:
-        rows = raw[for_rows(n, lambda n: torch.randint(len(raw), (n,)))].to(device)
+        rows = raw[torch.randint(len(raw), (n,))].to(device)
         return _without_gradient(model, flip_horizontally(rows) if flip else rows)
 
     return draw
@@ -74,7 +74,7 @@ def normal_law(x: Batch) -> Law:
     factor = basis * variance.clamp_min(1e-6).sqrt()
 
     def draw(n: int) -> Tensor:
-        noise = for_rows(n, lambda n: torch.randn(n, len(mean), dtype=x.dtype, device=x.device))
+        noise = torch.randn(n, len(mean), dtype=x.dtype, device=x.device)
         return (mean + noise @ factor.T).reshape(n, *x.shape[1:])
 
     return draw

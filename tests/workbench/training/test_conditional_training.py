@@ -5,10 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from launch import InDouble
 from own_net import OwnNet
-from processes import fork_group
-from test_processes import largest_difference
 from test_reliability import TINY, compare_runs
 from test_training import change
 from torch.utils.data import TensorDataset
@@ -38,14 +35,6 @@ def test_a_conditional_run_resumes_to_the_last_bit(recipe, tmp_path):
     compare_runs(tmp_path / "whole", tmp_path / "parts")
     saved = recipes.load(tmp_path / "whole")
     assert list(saved["condition"]["labels"]) == list("0123456789")
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_make_the_conditional_run_of_one(processes, tmp_path):
-    train(CLASSES, tmp_path / "1", progress=False, trainer=InDouble)
-    fork_group(processes, lambda: train(CLASSES, tmp_path / "many", progress=False, trainer=InDouble))
-    assert largest_difference(tmp_path / "1", tmp_path / "many") < 1e-9
 
 
 @pytest.mark.long
