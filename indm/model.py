@@ -222,20 +222,17 @@ class INDM(nn.Module):
         flow = self.flow if c is None else self.given(c, len(x)).flow
         return flow(x, generator=generator)
 
-    def decode(
-        self, z: Float[Tensor, "batch *event"], *, c: Any = None, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "batch *event"]:
+    def decode(self, z: Float[Tensor, "batch *event"], *, c: Any = None) -> Float[Tensor, "batch *event"]:
         """x = h_φ⁻¹(z), in full precision under autocast too, and without a gradient where the inverse is iterative.
 
-        ``generator`` feeds the draw of a conditional flow's codes from their prior. ``c`` is the condition, where the
-        flow sees one, see :meth:`given`.
+        ``c`` is the condition, where the flow sees one, see :meth:`given`.
 
         Raises:
             RuntimeError: naming the samples whose inverse did not converge.
         """
         flow = self.flow if c is None else self.given(c, len(z)).flow
         with full_precision(z.device):
-            return flow.inverse(z, generator=generator)
+            return flow.inverse(z)
 
     log_prob = likelihood.log_prob
 

@@ -707,7 +707,7 @@ def sample(
     with evaluation_mode(model):
         for _, part, z_T in prior_batches(model, shape_or_n, c, guidance, batch_size, generator, progress):
             z, _ = solve_latent(part, z_T, sampler, steps, last_denoising, generator=generator, progress=progress)
-            parts.append(part.decode(temperature * z, generator=generator))
+            parts.append(part.decode(temperature * z))
     return torch.cat(parts)
 
 
@@ -823,8 +823,7 @@ def change_in_twice_the_steps(
 
     Args:
         model: an INDM, at the conditions of the samples.
-        x: samples in model units, from z_T in ``steps``; None makes them, with the codes of those in twice the steps,
-            where the flow draws a code for each sample.
+        x: samples in model units, from z_T in ``steps``.
         sampler: neither stochastic nor adaptive.
 
     Raises:
@@ -835,10 +834,10 @@ def change_in_twice_the_steps(
 
     def solved(steps: int) -> Batch:
         z, _ = solve_latent(model, z_T, sampler, steps, last_denoising)
-        return model.decode(temperature * z, generator=torch.Generator(z.device).manual_seed(0))
+        return model.decode(temperature * z)
 
     with evaluation_mode(model):
-        both, scaling = (solved(steps) if x is None else x, solved(2 * steps)), model.scaling
+        both, scaling = (x, solved(2 * steps)), model.scaling
         if scaling.levels is not None:
             both = tuple((part * scaling.scale + scaling.shift).clamp(0, scaling.levels) for part in both)
     return (both[0] - both[1]).flatten(1).square().mean(1).sqrt()

@@ -111,7 +111,7 @@ class Route:
         for leg in self.legs:
             if leg.c is None:
                 leg.of(1)  # an error where its model needs c
-            leg.model.flow.check_one_map("a translation")
+            leg.model.flow.check_density("a translation")
 
     @property
     def models(self) -> tuple[INDM, INDM]:

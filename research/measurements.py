@@ -7,8 +7,8 @@ from research.sampling_error.errors import errors_of_run
 from research.sampling_error.transport import transport_of_run
 
 SAMPLING_ERROR = {
-    "transport": Measurement(transport_of_run, lambda model: is_diffusion(model) and model.flow.one_map),
+    "transport": Measurement(transport_of_run, lambda model: is_diffusion(model) and model.flow.has_log_det),
     "errors": Measurement(errors_of_run, is_diffusion, version=2),
 }
-FLOW = {"flow": Measurement(flow_of_run, lambda model: is_diffusion(model) and model.flow.one_map)}
+FLOW = {"flow": Measurement(flow_of_run, lambda model: is_diffusion(model) and model.flow.has_log_det)}
 MEASUREMENTS = records.MEASUREMENTS | SAMPLING_ERROR | FLOW

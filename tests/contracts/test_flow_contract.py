@@ -39,7 +39,7 @@ TABLE = constructions("flow")
 
 def one_map(flow):
     """The flow, or one of the maps from which it draws in every call."""
-    return flow if flow.one_map else flow.at(torch.linspace(-2, 2, flow.code_dim))
+    return flow if flow.has_log_det else flow.at(torch.linspace(-2, 2, flow.code_dim))
 
 
 def composed():

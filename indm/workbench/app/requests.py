@@ -250,7 +250,7 @@ def _held_out(run: Path) -> str:
 
 def interpolation(side: Side, sources: Sequence[Source], frames: int, c: str | None) -> Picture:
     """A strip from one image to another, by the great circle between their z_T."""
-    side.model.flow.check_one_map("an interpolation")
+    side.model.flow.check_density("an interpolation")
     raw = side.on_device([side.read(source)[0] for source in sources])
     rows = all_rows(side.model, side.given(c), 2)
     with evaluation_mode(side.model):

@@ -189,7 +189,7 @@ def evaluate(
             few = first_steps(model.score) if counts["nll"] * repeats >= 4 * LEAST else 0
         coarse: Solver = {"steps": few} if few else {}
         estimators = diffusion_estimators(reference, times, draws, ancestral, solver, solver | coarse)
-        if not model.flow.one_map:
+        if not model.flow.has_log_det:
             notes = {"codes": "one draw for each estimate: the NLL is a bound, too"}
     else:
         counts["nll"] = 0

@@ -254,7 +254,7 @@ class Sections:
     def paths(self) -> None:
         """Strips of images, or a model of the plane; of those whose data have one diffusion."""
         first = self.first("gap")
-        records = [record for record in first if open_model(record.folder).flow.one_map]
+        records = [record for record in first if open_model(record.folder).flow.has_log_det]
         is_image = len(self.data.shape) == 3
         if not records or not (is_image or self.data.shape == (2,)):
             return

@@ -78,6 +78,7 @@ def draw(
                 return samples
     check_absent(file.parent, SAMPLE_FILES, overwrite)
     generator = torch.Generator(device).manual_seed(drawing.seed)
+    torch.manual_seed(drawing.seed)  # of the published flow's codes
     c = conditions(run, model, drawing)
     n = drawing.n if c is None else len(c)
     try:
@@ -137,14 +138,13 @@ def _changes(
     generator: torch.Generator,
 ) -> list[float] | None:
     """How far the first samples are from those in twice the steps; None where that says nothing of the steps."""
-    if sampler.stochastic or sampler.adaptive:
+    if sampler.stochastic or sampler.adaptive or not model.flow.has_log_det:
         return None
     of_batch, n = min(len(x), drawing.batch_size), min(len(x), CHECKED)
     z_T = model.sde.prior_sample((of_batch, *model.shape), generator=generator, dtype=x.dtype)[:n]
     options: dict[str, Any] = {"temperature": drawing.temperature, "last_denoising": drawing.last_denoising}
     part = at_rows(model.truncated(drawing.eps), c, torch.arange(n), guidance=drawing.guidance)
-    made = x[:n] if model.flow.one_map else None
-    return change_in_twice_the_steps(part, made, z_T, sampler, steps, **options).tolist()
+    return change_in_twice_the_steps(part, x[:n], z_T, sampler, steps, **options).tolist()
 
 
 def change_line(folder: Path, levels: int) -> str | None:
