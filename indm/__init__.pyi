@@ -58,6 +58,7 @@ from .translation import translate_bridge as translate_bridge
 from .variational import Variational as Variational
 from .workbench.evaluation.classification import classify as classify
 from .workbench.evaluation.likelihood import evaluate as evaluate
+from .workbench.hub import from_pretrained as from_pretrained
 from .workbench.recipes.recipe import recipe as recipe
 from .workbench.training.loop import train as train
 

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from indm import likelihood
 from indm.checks import arguments_of, check_arguments
 from indm.conditions import Condition, condition_of, given, sees_condition
 from indm.dequantization import Dequantization, check_levels_for, check_raw, checked, decoder_of, from_data
-from indm.files import atomic, hub, untrusted
+from indm.files import atomic, untrusted
 from indm.flows.base import Flow
 from indm.messages import brief, nearest, reason
 from indm.names import KINDS, OPTIONAL_KINDS, Untrusted, find, is_outside, name_of
@@ -277,56 +276,6 @@ class INDM(nn.Module):
             model.sde.prior_mean = saved.state["score.sde.prior_mean"].clone()
             model.to(saved.state["scaling.scale"].dtype).load_state_dict(saved.state)
         return model.to(device).eval()
-
-    @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path, device: str = "cpu", *, revision: str | None = None) -> "INDM":
-        """The model in a folder, or the one that the Hugging Face hub calls user/name; in evaluation mode.
-
-        From the hub it is read as :meth:`load` reads a stranger's: safetensors and JSON, and code outside this package
-        only inside :func:`indm.trust`. It is fetched once, and then taken from the cache of the hub's library, which
-        environment variables of that library move (``HF_HOME``) or keep from asking (``HF_HUB_OFFLINE=1``).
-
-        Args:
-            name_or_folder: user/name; a folder that :meth:`save` or a training wrote; or the name of a model that comes
-                with this package, such as "digits-pretrained".
-            device: where to put it.
-            revision: a branch, a tag or a commit on the hub; a commit makes sure of the very weights.
-
-        Raises:
-            ValueError: as :meth:`load`; neither is there; the hub wants a token.
-            OSError: the hub cannot be reached.
-        """
-        folder = Path(name_or_folder)
-        if not folder.is_dir():
-            name = str(name_or_folder)
-            shipped = hub.shipped(name)
-            if shipped is None and not hub.is_name(name):
-                known = ", ".join(hub.shipped_names())
-                wanted = f"a folder, user/name of the hub, or {known}"
-                raise ValueError(f"name_or_folder must be {wanted}, got {name!r}")
-            folder = shipped or hub.fetch(name, (DESCRIPTION, WEIGHTS), revision=revision)
-        return cls.load(folder, device)
-
-    def push_to_hub(self, name: str, *, license: str | None = None, private: bool = False) -> str:
-        """Save this model on the Hugging Face hub as user/name, with a short model card; gives its address.
-
-        ``indm push RUN user/name`` pushes a run, whose card also has data, likelihoods and samples.
-
-        Args:
-            name: user/name. What the hub has of that name gets these files; its history is kept there.
-            license: as the hub calls it, such as "apache-2.0".
-            private: whether only you may see it, where it is new.
-
-        Raises:
-            ValueError: it cannot be described, or the hub does not let you write there.
-            OSError: the hub cannot be reached.
-        """
-        hub.check_name(name)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save(folder)
-            condition = self.description().get("condition")
-            atomic.text(Path(folder) / "README.md", hub.card(name, license, [hub.how_to_load(name, condition)]))
-            return hub.push(Path(folder), name, private=private)
 
 
 @dataclass(frozen=True)

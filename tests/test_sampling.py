@@ -300,7 +300,7 @@ def test_the_balance_is_at_rest_at_the_ends_and_its_rate_is_its_derivative():
 @pytest.mark.long
 def test_more_steps_bring_samples_of_a_trained_network_nearer():
     """To the converged ones from the same z_T; the model is the one that comes with the package."""
-    model = indm.INDM.from_pretrained("digits-pretrained")
+    model = indm.from_pretrained("digits-pretrained")
     z_T = model.sde.prior_sample((3, *model.shape), generator=seeded(0))
     converged, _ = solve_latent(model, z_T, make_sampler("ode"))
     for sampler in ("unipc", "dpm++2m", "heun"):
