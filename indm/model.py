@@ -82,6 +82,7 @@ class INDM(nn.Module):
                 f"identity and the SDE one for all entries, got {type(flow).__name__} and {type(self.sde).__name__}"
             )
         self._shape = None if shape is None else tuple(shape)
+        self._tables: dict[str, Mapping[str, Any]] = {}  # by which build_model made the parts
 
     @property
     def sde(self) -> LinearSDE:
@@ -247,7 +248,7 @@ class INDM(nn.Module):
             )
         parts = {"flow": self.flow, "sde": self.sde, "net": self.score.backbone}
         parts |= self.optional_parts
-        return {kind: describe(part, kind) for kind, part in parts.items()}
+        return {kind: describe(part, kind, self._tables.get(kind)) for kind, part in parts.items()}
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``model.json``; both are whole before they replace their predecessors.
@@ -354,13 +355,15 @@ def build_model(
     for kind in KINDS:
         if tuple(description[kind].get("shape", shape)) != tuple(shape):
             raise ValueError(f"{kind}.shape must be the model's, {tuple(shape)}, got {description[kind]['shape']}")
-    flow, sde, net = (build(table, kind, shape) for kind, table in _seeing(description, condition))
+    tables = description | dict(_seeing(description, condition))
+    flow, sde, net = (build(tables[kind], kind, shape) for kind in KINDS)
     if type(net).forward is nn.Module.forward:
         raise ValueError(
             f"net {description['net'].get('name')!r} has no forward(z, level), which the network of an INDM must have"
         )
     noise = build_dequantization(description, shape, Scaling() if scaling is None else scaling)
     model = INDM(flow, score_for(net)(net, sde), scaling, tuple(shape), noise, condition)
+    model._tables = {kind: {"shape": tuple(shape), **table} for kind, table in tables.items()}
     if condition is not None and not takes_condition(model.score) and not sees_condition(flow):
         raise ValueError(f"net {description['net'].get('name')!r} has no forward(z, level, c), and the flow sees no c")
     return model
@@ -432,27 +435,28 @@ def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...]) -> Any:
         raise ValueError(f"{kind} {name!r} cannot be made from {arguments}: {error}") from error
     if not isinstance(module, nn.Module):
         raise ValueError(f"{kind} {name!r} must make a torch.nn.Module, got {type(module).__name__}")
-    module.built_from = {key: value for key, value in arguments.items() if key != "flows"}  # type: ignore[assignment]  # see describe
     return module
 
 
-def describe(module: nn.Module, kind: str) -> dict[str, Any]:
+def describe(module: nn.Module, kind: str, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The table that :func:`build` takes: constructor arguments are attributes of the same name.
 
-    A class outside this package need not keep them where :func:`build` made the module: it remembers what it gave.
+    A class outside this package need not keep them where the table ``made_by`` that made it is known.
 
     Raises:
         ValueError: the class cannot be named, or an argument is not known.
     """
     table: dict[str, Any] = {"name": name_of(kind, type(module))}
-    built_from = getattr(module, "built_from", {}) if is_outside(table["name"]) else {}
+    made_by = made_by if made_by and made_by["name"] in (table["name"], type(module)) else {}
+    given = made_by if is_outside(table["name"]) else {}
     for key, parameter in arguments_of(type(module)).items():
-        value = built_from.get(key, getattr(module, key, None))
+        value = getattr(module, key, None)
         if isinstance(value, nn.ModuleList):
-            table[key] = [describe(part, kind) for part in value]
-        elif isinstance(value, PLAIN) and (key in built_from or hasattr(module, key)):
-            table[key] = _plain(value)
-        elif not built_from or parameter.default is parameter.empty:
+            parts = made_by.get(key) or [None] * len(value)
+            table[key] = [describe(part, kind, made) for part, made in zip(value, parts, strict=True)]
+        elif key in given or (isinstance(value, PLAIN) and hasattr(module, key)):
+            table[key] = _plain(given.get(key, value))
+        elif not given or parameter.default is parameter.empty:
             raise ValueError(
                 f"{kind} {type(module).__name__} cannot be described: keep its argument {key!r} as an attribute of "
                 "that name (a number, a string, a list of them), or make it by indm.build_model"

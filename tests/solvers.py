@@ -1,7 +1,7 @@
 """Probability flows where it does not matter how exact they are."""
 
-from indm.sampling import adaptive
 from indm.ode import converge
+from indm.sampling import adaptive
 
 
 def solve_roughly(patch):

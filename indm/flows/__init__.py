@@ -32,6 +32,3 @@ from indm.flows.log_det import PowerSeries as PowerSeries
 from indm.flows.residual import ResidualBlock as ResidualBlock
 from indm.flows.residual import ResidualFlow as ResidualFlow
 from indm.flows.residual import use_log_det as use_log_det
-from indm.names import moved
-
-__getattr__ = moved(__name__)

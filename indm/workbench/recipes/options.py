@@ -12,7 +12,7 @@ from tyro.conf import Suppress, arg
 
 from indm.checks import Must, check_options, require
 from indm.messages import nearest
-from indm.names import BUILT_IN, GIVEN, check_is_here, is_outside
+from indm.names import BUILT_IN, GIVEN, is_outside
 
 FEWEST_EXAMPLES = 20  # of a report: two for each fold of the jackknife
 FEW_STEPS = 200  # of a training that has hardly learned anything
@@ -180,7 +180,6 @@ class Training(Checked):
         known = _known_trackers() if self.trackers else set()
         require({*self.trackers} <= known, "train.trackers", self.trackers, f"of {', '.join(sorted(known))}")
         names = BUILT_IN["objective"]
-        check_is_here(self.objective)
         is_name = self.objective in (*names, GIVEN) or is_outside(self.objective)
         wanted = f"{' or '.join(map(repr, names))}, or a loss as package.module:name"
         require(is_name, "train.objective", self.objective, wanted)
