@@ -4,6 +4,7 @@ python examples/export.py
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -18,11 +19,9 @@ except ImportError:
 
 
 class Latent(nn.Module):
-    """x → z alone, where log|det| is an estimate because the inverse is not a formula."""
-
     def __init__(self, flow: indm.flows.Flow):
         super().__init__()
-        self.forward = flow.latent
+        self.forward = flow.latent  # without log|det|, which is an estimate where the inverse is not a formula
 
 
 def export(model: indm.INDM, folder: Path) -> None:
@@ -35,7 +34,7 @@ def export(model: indm.INDM, folder: Path) -> None:
         program = torch.export.export(part, example, dynamic_shapes=any_batch, strict=False)
         torch.export.save(program, folder / f"{name}.pt2")
         if op is not None:
-            lacking = {torch.ops.prims.hypot.default: hypot, torch.ops.aten.searchsorted.Tensor: searchsorted}
+            lacking: Any = {torch.ops.prims.hypot.default: hypot, torch.ops.aten.searchsorted.Tensor: searchsorted}
             torch.onnx.export(program, (), folder / f"{name}.onnx", custom_translation_table=lacking, verbose=False)
 
 
@@ -44,7 +43,7 @@ def hypot(a, b):
 
 
 def searchsorted(knots, values, out_int32=False, right=False, side=None, sorter=None):
-    """How many knots (…, K) are below each of the values (…, N); with ``right`` also those equal to it."""
+    """How many knots (…, K) are below each of the values (…, N), or with ``right`` not above it."""
     last = op.Constant(value_ints=[-1])
     value, knot = op.Unsqueeze(values, last), op.Unsqueeze(knots, op.Constant(value_ints=[-2]))
     below = op.GreaterOrEqual(value, knot) if right or side == "right" else op.Greater(value, knot)

@@ -355,7 +355,7 @@ def build_model(
     for kind in KINDS:
         if tuple(description[kind].get("shape", shape)) != tuple(shape):
             raise ValueError(f"{kind}.shape must be the model's, {tuple(shape)}, got {description[kind]['shape']}")
-    tables = description | dict(_seeing(description, condition))
+    tables = {**description, **dict(_seeing(description, condition))}
     flow, sde, net = (build(tables[kind], kind, shape) for kind in KINDS)
     if type(net).forward is nn.Module.forward:
         raise ValueError(

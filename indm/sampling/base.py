@@ -3,7 +3,7 @@
 import inspect
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -94,7 +94,7 @@ class Sampler:
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
 
-def able_samplers(model, names: list[str]) -> list[str]:
+def able_samplers(model, names: Iterable[str]) -> list[str]:
     """Keep only the samplers that support the model's SDE."""
     return [name for name in names if model.is_scalar or not make_sampler(name).needs_scalar_sde]
 
