@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from indm import names
-from indm.files import atomic, hub, untrusted
+from indm.files import atomic, untrusted
 from indm.messages import brief, did_you_mean
 from indm.model import DESCRIPTION, INDM, WEIGHTS
+from indm.workbench import hub
 from indm.workbench.data.base import Data, check_kind, flags_of_data
 from indm.workbench.data.registry import load_data, without_download
 from indm.workbench.recipes import paths

@@ -1,6 +1,6 @@
 """Models on the Hugging Face hub, or on a server with its interface (``HF_ENDPOINT``), and those of this package.
 
-Only files of a given list are fetched. They are read like any file of an unknown maker, by :mod:`indm.files.untrusted`.
+Only files of a given list are fetched. They are read like any file of an unknown maker.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import Any
 
 from indm.files.memory import causes
 from indm.messages import reason
+from indm.model import DESCRIPTION, INDM, WEIGHTS
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -32,6 +33,37 @@ def shipped(name: str) -> Path | None:
 def shipped_names() -> list[str]:
     """The names of the models that come with this package."""
     return sorted(folder.name for folder in SHIPPED.iterdir())
+
+
+def from_pretrained(name_or_folder: str | Path, device: str = "cpu", *, revision: str | None = None) -> INDM:
+    """The model in a folder, or the one that the Hugging Face hub calls user/name; in evaluation mode.
+
+    It is read as :meth:`indm.INDM.load` reads a stranger's: code outside this package only inside :func:`indm.trust`.
+    It is fetched once, and then taken from the cache of the hub's library (``HF_HOME``, ``HF_HUB_OFFLINE=1``).
+
+    Args:
+        name_or_folder: user/name; a folder that :meth:`indm.INDM.save` or a training wrote; or the name of a model that
+            comes with this package, such as "digits-pretrained".
+        device: where to put it.
+        revision: a branch, a tag or a commit on the hub; a commit makes sure of the very weights.
+
+    Raises:
+        ValueError: as :meth:`indm.INDM.load`; neither is there; the hub wants a token.
+        OSError: the hub cannot be reached.
+
+    Example:
+
+        >>> from_pretrained("digits-pretrained").shape
+        (1, 8, 8)
+    """
+    folder, name = Path(name_or_folder), str(name_or_folder)
+    if not folder.is_dir():
+        here = shipped(name)
+        if here is None and not is_name(name):
+            known = ", ".join(shipped_names())
+            raise ValueError(f"name_or_folder must be a folder, user/name of the hub, or {known}, got {name!r}")
+        folder = here or fetch(name, (DESCRIPTION, WEIGHTS), revision=revision)
+    return INDM.load(folder, device)
 
 
 def check_name(text: str) -> None:
@@ -68,7 +100,7 @@ def push(folder: Path, name: str, *, private: bool = False) -> str:
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="indm")
-    otherwise = f"'indm push RUN {name} --out FOLDER' or model.save(FOLDER) writes a folder to share without it"
+    otherwise = f"'indm push RUN {name} --out FOLDER' writes a folder to share without it"
     with _talking(name, otherwise):
         address = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Model of indm")
@@ -89,23 +121,22 @@ def card(name: str, license: str | None, sections: Sequence[str]) -> str:
     return "\n".join(head) + "\n\n" + "\n\n".join(sections) + "\n"
 
 
-def how_to_load(name: str, condition: Mapping[str, Any] | None = None, *, is_run: bool = False) -> str:
-    """The section of a card on that.
-
-    Args:
-        condition: the table of a recipe, of a model of p(x|c).
-        is_run: whether the commands take it.
-    """
+def how_to_load(name: str, condition: Mapping[str, Any] | None = None) -> str:
+    """The section of a card on that; ``condition`` is the table of the recipe of a model of p(x|c)."""
     labels = (condition or {}).get("labels", ())
     every = " --condition all" if labels else ""
     given = "" if condition is None else ", c=0" if labels else ", c=row"
-    shell = f"```sh\nindm sample {name} -n 36{every}\nindm evaluate {name}\n```\n\n" if is_run else ""
     return f"""## How to load
 
-{shell}```python
+```sh
+indm sample {name} -n 36{every}
+indm evaluate {name}
+```
+
+```python
 import indm
 
-model = indm.INDM.from_pretrained("{name}")
+model = indm.from_pretrained("{name}")
 raw = model.scaling.to_data(indm.sample(model, 16{given}))
 ```"""
 
