@@ -63,8 +63,8 @@ from .workbench.evaluation.measures import NLL as NLL
 from .workbench.evaluation.measures import Bound as Bound
 from .workbench.evaluation.measures import SamplerBound as SamplerBound
 from .workbench.evaluation.measures import WeightedNLL as WeightedNLL
-from .workbench.hub import from_pretrained as from_pretrained
 from .workbench.recipes.recipe import recipe as recipe
+from .workbench.runs.folder import from_pretrained as from_pretrained
 from .workbench.training.loop import train as train
 
 __version__: str

@@ -11,7 +11,6 @@ from typing import Any
 
 from indm.files.memory import causes
 from indm.messages import reason
-from indm.model import DESCRIPTION, INDM, WEIGHTS
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -33,37 +32,6 @@ def shipped(name: str) -> Path | None:
 def shipped_names() -> list[str]:
     """The names of the models that come with this package."""
     return sorted(folder.name for folder in SHIPPED.iterdir())
-
-
-def from_pretrained(name_or_folder: str | Path, device: str = "cpu", *, revision: str | None = None) -> INDM:
-    """The model in a folder, or the one that the Hugging Face hub calls user/name; in evaluation mode.
-
-    It is read as :meth:`indm.INDM.load` reads a stranger's: code outside this package only inside :func:`indm.trust`.
-    It is fetched once, and then taken from the cache of the hub's library (``HF_HOME``, ``HF_HUB_OFFLINE=1``).
-
-    Args:
-        name_or_folder: user/name; a folder that :meth:`indm.INDM.save` or a training wrote; or the name of a model that
-            comes with this package, such as "digits-pretrained".
-        device: where to put it.
-        revision: a branch, a tag or a commit on the hub; a commit makes sure of the very weights.
-
-    Raises:
-        ValueError: as :meth:`indm.INDM.load`; neither is there; the hub wants a token.
-        OSError: the hub cannot be reached.
-
-    Example:
-
-        >>> from_pretrained("digits-pretrained").shape
-        (1, 8, 8)
-    """
-    folder, name = Path(name_or_folder), str(name_or_folder)
-    if not folder.is_dir():
-        here = shipped(name)
-        if here is None and not is_name(name):
-            known = ", ".join(shipped_names())
-            raise ValueError(f"name_or_folder must be a folder, user/name of the hub, or {known}, got {name!r}")
-        folder = here or fetch(name, (DESCRIPTION, WEIGHTS), revision=revision)
-    return INDM.load(folder, device)
 
 
 def check_name(text: str) -> None:
