@@ -86,7 +86,7 @@ def test_an_elementwise_flow_is_the_spline_with_the_same_parameters_for_each_ent
     torch.nn.init.normal_(flow.raw)
     own = {"all": (), "channel": shape[:1], "none": shape}[shared]  # the axes along which parameters differ
     raw = flow.raw.mT.reshape(flow.spline.size, *own, *(1,) * (len(shape) - len(own))).expand(3, -1, *shape)
-    spline = RationalQuadratic(8, 1.5)
+    spline = RationalQuadratic(8, flow.bound)
     z, log_slope = spline(x, raw)
     expected, results = (z, log_slope.flatten(1).sum(1)), flow(x)
     for result, value in zip(results, expected, strict=True):
