@@ -16,14 +16,14 @@ from statistics import fmean, median, stdev
 from typing import Annotated, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from tyro.conf import Positional, arg
 
 from indm import INDM, flow_loss, mle_loss, nelbo
 from indm.cli.common import DONE, Common
 from indm.evaluation.statistics import mean_and_error
-from indm.flows import CouplingFlow, ElementwiseFlow, Identity
+from indm.flows import CouplingFlow, ElementwiseFlow, Flow, Identity
 from indm.gaussian import GaussianReference
 from indm.nets import MLP, Zero
 from indm.objective import denoising_error, extended_clock, flow_nll
@@ -142,7 +142,7 @@ class Rows:
         train, test = law.draw(TRAIN, generator), law.draw(TEST, generator)
         std, mean = torch.std_mean(train, 0)
         parts = [((x - mean) / std).float() for x in (train, test)]
-        return cls(*parts, (law.log_prob(test) + std.log().sum()).float())
+        return cls(parts[0], parts[1], (law.log_prob(test) + std.log().sum()).float())
 
 
 def exact_loss(model: INDM, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -187,14 +187,14 @@ VARIANTS = {
     "linear": Variant("identity", exact_loss, [(0.0, 2e-3)]),
     "spline": Variant("spline", exact_loss, [(1e-2, 2e-3)]),
     "flow alone": Variant("coupling", flow_loss, [(1e-2, 0.0), (2e-2, 0.0)], first=1.0),
-    "flow first": Variant("coupling", exact_loss, [(1e-2, 2e-4)], first=FIRST),
-    "INDM": Variant("coupling", exact_loss, [(1e-2, 2e-4), (1e-2, 2e-3)]),
-    "INDM, noisy gradient": Variant("coupling", mle_loss, [(3e-3, 2e-3), (1e-2, 2e-3)]),
+    "flow first": Variant("coupling", exact_loss, [(2e-2, 2e-4)], first=FIRST),
+    "INDM": Variant("coupling", exact_loss, [(2e-2, 2e-4), (2e-2, 2e-3)]),
+    "INDM, noisy gradient": Variant("coupling", mle_loss, [(3e-3, 2e-3)]),
     "linear, noisy gradient": Variant("identity", mle_loss, [(0.0, 2e-3)]),
 }
 
 
-def flow_of(name: str, d: int) -> nn.Module:
+def flow_of(name: str, d: int) -> Flow:
     """A flow of rows (B, d) that starts at the identity."""
     if name == "coupling":
         return CouplingFlow((d,), width=64, bins=16)
@@ -314,7 +314,8 @@ def run(dial: str, table: Records, costs: Records, seeds: Sequence[int] = SEEDS)
     for seed in seeds:
         for law in DIALS[dial]:
             for name, rates in chosen.items():
-                gap(dial, law, name, rates, seed)
+                if VARIANTS[name].loss is not mle_loss or law == TUNED_ON:
+                    gap(dial, law, name, rates, seed)
 
 
 def counted(table: Records, dial: str) -> dict[float, dict[str, list[float]]]:
