@@ -240,7 +240,8 @@ def trained(variant: Variant, rates: tuple[float, float], x: Tensor, costs: dict
     generator = torch.Generator().manual_seed(seed)
     model, budget = model_of(variant, x.shape[1]), STEPS * costs["linear"]
     if not variant.first:
-        steps = round(budget / costs[cost_of(variant)])
+        (cost,) = (costs[name] for name, known in VARIANTS.items() if known == variant)
+        steps = round(budget / cost)
         return descended(model, steps, variant.loss, rates, x, variant.rows, generator)
     steps = round(variant.first * budget / costs["flow alone"])
     model = descended(model, steps, flow_loss, (rates[0], 0.0), x, BATCH, generator)
@@ -252,11 +253,6 @@ def trained(variant: Variant, rates: tuple[float, float], x: Tensor, costs: dict
     steps = round((1 - variant.first) * STEPS)
     behind = descended(behind, steps, variant.loss, (0.0, rates[1]), latents, variant.rows, generator)
     return INDM(model.flow, behind.score, shape=model.shape).eval()
-
-
-def cost_of(variant: Variant) -> str:
-    """The name of the variant whose steps cost the same."""
-    return next(name for name, v in VARIANTS.items() if (v.flow, v.loss) == (variant.flow, variant.loss))
 
 
 def measured_costs(d: int, rounds: int = 7, steps: int = 10) -> dict[str, float]:

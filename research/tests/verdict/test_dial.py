@@ -117,6 +117,16 @@ def test_a_flow_that_comes_first_stays_and_the_score_behind_it_learns(monkeypatc
     assert bool(first.score.backbone.output.weight.any()) and not torch.equal(first.flow(x)[0], x)
 
 
+@pytest.mark.parametrize(("name", "steps"), [("INDM", 5), ("spline", 10), ("flow alone", 10)])
+def test_a_step_twice_as_dear_is_made_half_as_often(monkeypatch, name, steps):
+    counted = []
+    monkeypatch.setattr(dial, "STEPS", 10)
+    monkeypatch.setattr(dial, "descended", lambda model, steps, *rest: counted.append(steps) or model)
+    costs = {"linear": 1.0, "spline": 1.0, "flow alone": 1.0, "INDM": 2.0}
+    dial.trained(dial.VARIANTS[name], (1e-2, 1e-3), torch.zeros(4, 2), costs, 0)
+    assert counted == [steps]
+
+
 def test_a_dial_is_trained_once_at_the_best_rates_and_shown(tmp_path, monkeypatch):
     calls = []
 
