@@ -118,6 +118,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "cell": lambda *arguments: cell(*arguments),
     "verdict-dial": lambda name: dial.markdown(of("verdict-dial"), name),
     "verdict-dial-tuning": lambda: dial.tuning(of("verdict-dial")),
+    "verdict-dial-trials": dial.trials,
     "verdict-dial-costs": lambda: dial.cost_table(of("verdict-dial-costs")),
     "discrete_laws": lambda: discrete_laws.best_table(discrete_laws.read(of("discrete_laws"))),
 }

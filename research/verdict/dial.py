@@ -356,6 +356,17 @@ def cost_table(costs: Records) -> str:
     return in_table("variant", *titles, rows=rows)
 
 
+def trials() -> str:
+    """Trainings before the design, which chose it: gaps in nats, and those of the flow's own likelihood."""
+    rows = [
+        (row["what"], row["loss"], *(f"{row[name]:g}" for name in ("flow_rate", "score_rate", "steps", "seconds")),
+         *(f"{row[name]:.3f}" if name in row else "" for name in ("gap", "own")))
+        for row in Records(RECORDS / "copied" / "verdict-dial-trials.csv").rows()
+    ]  # fmt: skip
+    titles = "model", "loss", "rate of the flow", "of the score", "steps", "CPU s", "gap", "of the flow alone"
+    return in_table(*titles, rows=rows)
+
+
 def figure(table: Records) -> None:
     """One panel a dial, one curve a variant."""
     from matplotlib.figure import Figure

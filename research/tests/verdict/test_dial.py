@@ -64,6 +64,7 @@ def model_with(network, flow=None):
 
 def test_at_the_score_of_a_gaussian_the_exact_loss_is_the_flows_likelihood_without_noise():
     model, x = model_with(Zero(), ActNorm(2)), torch.randn(64, 2, generator=seeded()) ** 3
+    model.flow.log_scale.data.fill_(0.3)
     exact = 2 * exact_loss(model, x, generator=seeded())[0]
     assert exact.item() == pytest.approx(flow_nll(model, x).mean().item(), abs=1e-5)
     noisy = 2 * mle_loss(model, x, generator=seeded())[0]
@@ -85,6 +86,20 @@ def test_the_exact_loss_is_the_nelbo_on_average_and_so_is_its_gradient():
         means.append((torch.stack(values).mean(0), torch.stack(values).std(0) / 60**0.5))
     (exact, error), (noisy, more) = means
     assert bool(((exact - noisy).abs() < 4 * (error**2 + more**2).sqrt()).all())
+
+
+def test_each_row_is_seen_with_a_noise_and_its_negative():
+    class Recorder(Zero):
+        def forward(self, z, level):
+            self.seen = z, level
+            return super().forward(z, level)
+
+    network, x = Recorder(), torch.randn(5, 2, generator=seeded())
+    exact_loss(model_with(network), x)
+    z, level = network.seen
+    alpha = (1 + (2 * level).exp()).rsqrt()[:5, None]  # level is log(σ/α), and z is z_t under VP
+    torch.testing.assert_close(0.5 * (z[:5] + z[5:]), alpha * x)
+    assert torch.equal(level[:5], level[5:]) and not torch.equal(z[:5], z[5:])
 
 
 def test_gaps_of_the_exact_model_are_zero_and_of_another_its_divergence():
