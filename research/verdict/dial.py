@@ -332,11 +332,13 @@ def with_spread(values: Sequence[float]) -> str:
 
 def markdown(table: Records, dial: str) -> str:
     """Gaps of a dial in nats, mean and error over seeds."""
+    cells = counted(table, dial)
+    names = [name for name in VARIANTS if any(name in by for by in cells.values())]
     rows = [
-        [setting, *(with_spread(by.get(name, [])) for name in VARIANTS), max(map(len, by.values()), default=0)]
-        for setting, by in counted(table, dial).items()
+        [setting, *(with_spread(by.get(name, [])) for name in names), max(map(len, by.values()), default=0)]
+        for setting, by in cells.items()
     ]
-    return in_table("σ" if dial.startswith("ridge") else "share", *VARIANTS, "seeds", rows=rows)
+    return in_table("σ" if dial.startswith("ridge") else "share", *names, "seeds", rows=rows)
 
 
 def tuning(table: Records) -> str:
@@ -380,6 +382,8 @@ def figure(table: Records) -> None:
             axes.plot(settings, [fmean(cells[setting][name]) for setting in settings], marker="o", label=name)
         axes.set(title=TITLES[dial], ylabel="gap, nats", yscale="log")
         axes.set(**{"xlabel": "share of black"} if dial == "atom" else {"xlabel": "σ", "xscale": "log"})
+        axes.set_xticks([*cells], [f"{setting:g}" for setting in cells])
+        axes.minorticks_off()
     axes.legend(fontsize=7)
     drawing.savefig(FIGURE, dpi=110)
 
