@@ -31,6 +31,7 @@ from research.records import RECORDS, Records
 from research.tables import flow_worth, flows, imputation, laws, outliers, regression
 from research.translation import flow_alone, truth
 from research.translation import study as translation
+from research.verdict import dial
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT / "research", ROOT / "docs")
@@ -99,6 +100,10 @@ SHOWN: dict[str, Callable[..., str]] = {
     "gallery": pretrained.gallery,
     "conditional": lambda: conditional.summary(of("conditional")),
     "cell": lambda *arguments: cell(*arguments),
+    "verdict-dial": lambda name: dial.markdown(of("verdict-dial"), name),
+    "verdict-dial-tuning": lambda: dial.tuning(of("verdict-dial")),
+    "verdict-dial-trials": dial.trials,
+    "verdict-dial-costs": lambda: dial.cost_table(of("verdict-dial-costs")),
     "discrete_laws": lambda: discrete_laws.best_table(discrete_laws.read(of("discrete_laws"))),
 }
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from indm.conditions import Conditioned, features_of
 from indm.flows.base import Compose, ExactFlow
-from indm.flows.coupling import Transform, transform_of
+from indm.flows.coupling import Transform, transform_of, usual_bound
 from indm.tensors import Batch, PerSample, zeroed
 
 Queries = Float[Tensor, "batch heads tokens entries"]
@@ -141,7 +141,8 @@ class AutoregressiveFlow(Compose):
         head_width: entries of each head of the attention.
         transform: "affine", as published and smooth, or "spline" (rational-quadratic: it can spread out values that
             many entries share, such as the black and white of images; its second derivative jumps at the knots).
-        bins, bound: of the spline, which lives on [−bound, bound]; images reach from −1 to 1.
+        bins, bound: of the spline, which lives on [−bound, bound]; None is 1.5 for images, which reach from −1 to 1,
+            and 4 for vectors, which are standardised.
         max_log_scale: bound of the affine log-scales in each block; inf leaves them free.
         condition: (features,) that the transformers see of a condition; () for none.
 
@@ -166,11 +167,12 @@ class AutoregressiveFlow(Compose):
         head_width: int = 32,
         transform: str = "affine",
         bins: int = 8,
-        bound: float = 1.5,
+        bound: float | None = None,
         max_log_scale: float | str = 1.0,
         condition: tuple[int, ...] = (),
     ):
         shape, max_log_scale, features = tuple(shape), float(max_log_scale), features_of(condition)
+        bound = usual_bound(shape) if bound is None else bound
         kind = transform_of(transform, bins, bound, max_log_scale)
         counts = {"blocks": blocks, "patch": patch, "width": width, "layers": layers, "head_width": head_width}
         for name, count in counts.items():

@@ -136,6 +136,11 @@ class RationalQuadratic:
 Transform = Affine | SigmoidAffine | RationalQuadratic
 
 
+def usual_bound(shape: tuple[int, ...]) -> float:
+    """The bound of a spline of events of this shape: images lie in [−1, 1], standardised vectors mostly in [−4, 4]."""
+    return 1.5 if len(shape) == 3 else 4.0
+
+
 def transform_of(transform: str, bins: int, bound: float, max_log_scale: float) -> Affine | RationalQuadratic:
     """The transform that a flow's options name, "spline" or "affine".
 
@@ -343,7 +348,8 @@ class CouplingFlow(Compose):
         width: hidden channels of the conditioners.
         transform: "spline" (rational-quadratic: it can spread out values that many entries share, such as the black
             and white of images, and fitted far better in our measurements) or "affine".
-        bins, bound: of the spline, which lives on [−bound, bound]; images reach from −1 to 1.
+        bins, bound: of the spline, which lives on [−bound, bound]; None is 1.5 for images, which reach from −1 to 1,
+            and 4 for vectors, which are standardised.
         max_log_scale: bound of the affine log-scales; inf leaves them free.
         start: of the 1×1 convolutions. With "identity" the whole flow starts at the identity, which suits a diffusion
             best (docs/parts.md); "rotation" is Glow's.
@@ -367,12 +373,13 @@ class CouplingFlow(Compose):
         width: int = 32,
         transform: str = "spline",
         bins: int = 8,
-        bound: float = 1.5,
+        bound: float | None = None,
         max_log_scale: float | str = 1.0,
         start: str = "identity",
         condition: tuple[int, ...] = (),
     ):
         shape, max_log_scale, features = tuple(shape), float(max_log_scale), features_of(condition)
+        bound = usual_bound(shape) if bound is None else bound
         kind = transform_of(transform, bins, bound, max_log_scale)
         if min(levels, depth, width) < 1:
             raise ValueError(f"levels, depth and width must be at least 1, got {levels}, {depth} and {width}")

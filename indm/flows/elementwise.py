@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from indm.flows.base import ExactFlow
-from indm.flows.coupling import RationalQuadratic
+from indm.flows.coupling import RationalQuadratic, usual_bound
 from indm.tensors import Batch, PerSample
 
 
@@ -34,7 +34,8 @@ class ElementwiseFlow(ExactFlow):
         shape: event shape, (C, H, W) or (D,).
         shared: "all" for one spline, "channel" for one for each entry of the first axis, C or D, "none" for one for
             each entry of the event.
-        bins, bound: of the spline, which lives on [−bound, bound]; images reach from −1 to 1.
+        bins, bound: of the spline, which lives on [−bound, bound]; None is 1.5 for images, which reach from −1 to 1,
+            and 4 for vectors, which are standardised.
 
     Source: Durkan et al. 2019, "Neural Spline Flows", https://arxiv.org/abs/1906.04032.
 
@@ -47,11 +48,12 @@ class ElementwiseFlow(ExactFlow):
 
     is_elementwise = True
 
-    def __init__(self, shape: tuple[int, ...], shared: str = "all", bins: int = 8, bound: float = 1.5):
+    def __init__(self, shape: tuple[int, ...], shared: str = "all", bins: int = 8, bound: float | None = None):
         super().__init__()
         groups = {"all": 1, "channel": shape[0], "none": math.prod(shape)}
         if shared not in groups:
             raise ValueError(f'shared must be "all", "channel" or "none", got {shared!r}')
+        bound = usual_bound(shape) if bound is None else bound
         self.shape, self.shared, self.bins, self.bound = tuple(shape), shared, bins, bound
         self.spline = SharedSpline(bins, bound)
         self.raw = nn.Parameter(torch.zeros(groups[shared], self.spline.size))

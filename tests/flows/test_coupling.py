@@ -18,6 +18,7 @@ from indm.flows import (
 )
 from indm.flows.coupling import Affine, RationalQuadratic
 from indm.flows.elementwise import SharedSpline
+from indm.model import describe
 
 
 @settings(max_examples=50, deadline=None)
@@ -84,7 +85,7 @@ def test_an_elementwise_flow_is_the_spline_with_the_same_parameters_for_each_ent
     torch.nn.init.normal_(flow.raw)
     own = {"all": (), "channel": shape[:1], "none": shape}[shared]  # the axes along which parameters differ
     raw = flow.raw.mT.reshape(flow.spline.size, *own, *(1,) * (len(shape) - len(own))).expand(3, -1, *shape)
-    spline = RationalQuadratic(8, 1.5)
+    spline = RationalQuadratic(8, flow.bound)
     z, log_slope = spline(x, raw)
     expected, results = (z, log_slope.flatten(1).sum(1)), flow(x)
     for result, value in zip(results, expected, strict=True):
@@ -178,6 +179,20 @@ def test_every_entry_is_transformed_by_what_others_are(flow):
     jacobian = torch.autograd.functional.jacobian(lambda x: flow(x[None])[0][0], x).reshape(d, d)
     by_others = (jacobian - jacobian.diag().diag()).abs().amax(1)
     assert bool((by_others > 1e-6).all()), f"entries {(by_others <= 1e-6).nonzero().flatten().tolist()} are left alone"
+
+
+@pytest.mark.parametrize("kind", [CouplingFlow, ElementwiseFlow, AutoregressiveFlow])
+def test_the_spline_covers_images_and_standardised_vectors(kind):
+    """The default follows the shape, a given bound stays, and a saved model says the number."""
+    assert [kind(shape).bound for shape in ((1, 8, 8), (4,))] == [1.5, 4.0]
+    assert kind((4,), bound=1.5).bound == describe(kind((4,), bound=1.5), "flow")["bound"] == 1.5
+    assert describe(kind((4,)), "flow")["bound"] == 4.0
+
+
+def test_a_spline_moves_values_up_to_its_bound():
+    flow, x = ElementwiseFlow((2,), shared="none"), torch.tensor([[-3.9, 3.9], [-4.1, 4.1]])
+    torch.nn.init.normal_(flow.raw, generator=torch.Generator().manual_seed(0))
+    assert (flow(x)[0] != x).all(1).tolist() == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,416 @@
+"""Where does a flow pay on tables? One property of a law of known density is turned; dial.md has the design.
+
+    python -m research.verdict.dial ridge      # the trainings of this dial that have no row yet
+    python -m research.verdict.dial figure     # the curves of all dials
+
+A dial costs about an hour of one core. Killed and started again, it goes on.
+"""
+
+import copy
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median, stdev
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tyro.conf import Positional, arg
+
+from indm import INDM, flow_loss, mle_loss, nelbo
+from indm.cli.common import DONE, Common
+from indm.evaluation.statistics import mean_and_error
+from indm.flows import CouplingFlow, ElementwiseFlow, Flow, Identity
+from indm.gaussian import GaussianReference
+from indm.nets import MLP, Zero
+from indm.objective import denoising_error, extended_clock, flow_nll
+from indm.rng import randn_like
+from indm.score import ScoreModel
+from indm.sde import VPSDE
+from indm.tensors import event_size
+from indm.training.step import EMA, learning_rate_factor, optimizer_step
+from research.command import main
+from research.markdown import in_table, with_error
+from research.records import RECORDS, Records, made_by
+
+TRAIN, TEST = 24_000, 4096  # rows
+BATCH = 256  # network evaluations of a step, rows of a step of the flow alone
+STEPS = 1000  # of linear diffusion: their cost is the budget of every training
+TUNED, SEEDS = 0, (1, 2, 3)
+FIRST = 0.75  # share of the budget in which a flow that comes first is trained
+TIMES = 16  # of the bound, for each test row
+DRAWS = 9  # seed of the bound's noise, one for all models
+FIGURE = RECORDS.parent / "figures" / "verdict-dial.png"
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """Independent pairs (a, sin 2a + σ n), a and n ~ N(0, 1)."""
+
+    sigma: float
+    pairs: int
+
+    @property
+    def columns(self) -> int:
+        return 2 * self.pairs
+
+    @property
+    def setting(self) -> float:
+        """Where the dial stands."""
+        return self.sigma
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Rows (n, 2 · pairs), float64."""
+        a, noise = torch.randn(2, n, self.pairs, generator=generator, dtype=torch.float64)
+        return torch.stack([a, (2 * a).sin() + self.sigma * noise], 2).flatten(1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Nats of rows, (B,)."""
+        a, b = x.unflatten(1, (-1, 2)).unbind(2)
+        noise = (b - (2 * a).sin()) / self.sigma
+        return -(0.5 * (a**2 + noise**2) + math.log(2 * math.pi * self.sigma)).sum(1)
+
+
+@dataclass(frozen=True)
+class Atom:
+    """Entries in (0, 1) that are black with probability ``share``, uniform in the lowest of 256 levels.
+
+    The others are w + (1 − w) sigmoid(u), w = 1/256, where u ~ N(0, Σ), Σ_ij = 0.7^|i − j|.
+    """
+
+    share: float
+    columns: int = 8
+    width: ClassVar[float] = 1 / 256
+
+    @property
+    def setting(self) -> float:
+        """Where the dial stands."""
+        return self.share
+
+    @property
+    def covariance(self) -> Tensor:
+        """Σ."""
+        place = torch.arange(self.columns, dtype=torch.float64)
+        return 0.7 ** (place[:, None] - place).abs()
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Rows (n, columns), float64."""
+        u = torch.randn(n, self.columns, generator=generator, dtype=torch.float64)
+        smooth = self.width + (1 - self.width) * (u @ torch.linalg.cholesky(self.covariance).T).sigmoid()
+        black, level = torch.rand(2, n, self.columns, generator=generator, dtype=torch.float64)
+        return torch.where(black < self.share, self.width * level, smooth)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Nats of rows, (B,)."""
+        smooth = x >= self.width
+        u = torch.where(smooth, (x - self.width) / (1 - self.width), 0.5).logit()
+        slope = math.log(1 - self.width) + F.logsigmoid(u) + F.logsigmoid(-u)
+        atom = math.log(self.share / self.width) if self.share else -math.inf
+        of_entries = torch.where(smooth, math.log(1 - self.share) - slope, atom).sum(1)
+        kept = smooth.double()
+        covariance = self.covariance * kept[:, :, None] * kept[:, None] + torch.diag_embed(1 - kept)  # 1 where black
+        factor = torch.linalg.cholesky(covariance)
+        white = torch.linalg.solve_triangular(factor, u[:, :, None], upper=False)[:, :, 0]
+        log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        return of_entries - log_det - 0.5 * (white**2).sum(1) - 0.5 * math.log(2 * math.pi) * kept.sum(1)
+
+
+Law = Ridge | Atom
+DIALS: dict[str, list[Law]] = {
+    "ridge": [Ridge(sigma, 4) for sigma in (0.3, 0.1, 0.03)],
+    "atom": [Atom(share) for share in (0.0, 0.3, 0.6)],
+    "ridge-2": [Ridge(sigma, 1) for sigma in (0.3, 0.1, 0.03)],
+}
+TITLES = {"ridge": "ridge, 8 columns", "atom": "atom, 8 columns", "ridge-2": "ridge, 2 columns"}
+TUNED_ON = Ridge(0.1, 4)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Standardised rows: ``train`` and ``test`` (B, d), and log p of the latter in these units, (TEST,)."""
+
+    train: Tensor
+    test: Tensor
+    log_prob: Tensor
+
+    @classmethod
+    def of(cls, law: Law, seed: int) -> "Rows":
+        generator = torch.Generator().manual_seed(seed)
+        train, test = law.draw(TRAIN, generator), law.draw(TEST, generator)
+        std, mean = torch.std_mean(train, 0)
+        parts = [((x - mean) / std).float() for x in (train, test)]
+        return cls(parts[0], parts[1], (law.log_prob(test) + std.log().sum()).float())
+
+
+def exact_loss(model: INDM, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """The NELBO as the flow's own −log p, exact, plus what the score changes of it, with noises n and −n.
+
+    The score of N(0, I) makes the NELBO the flow's −log p, but for terms of size ε. So −log p + (R + 1) E[D − D_0],
+    D the denoising error of the score and D_0 that of N(0, I) on the same noise, has the mean of :func:`mle_loss`, and
+    hardly any noise where the latents are nearly Gaussian.
+    """
+    z, log_det = model.encode(x, generator=generator)
+    t, length = extended_clock(model.sde, len(z), model.sde.eps, generator=generator)
+    noise = randn_like(z, generator)
+    pairs = z.repeat(2, 1), t.repeat(2), torch.cat([noise, -noise])
+    change = denoising_error(model.score, *pairs) - denoising_error(ScoreModel(Zero(), model.sde), *pairs)
+    nats = length * change.mean() - (model.sde.prior_log_prob(z) + log_det).mean()
+    return nats / event_size(x), {"nelbo": nats.detach()}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model and its training.
+
+    Args:
+        flow: name of the flow.
+        loss: of flow and score together.
+        first: share of the budget in which the flow alone is trained; then only the score is.
+        rates: learning rates of flow and score that are tried on seed TUNED.
+    """
+
+    flow: str
+    loss: Callable
+    rates: Sequence[tuple[float, float]]
+    first: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch of ``loss``."""
+        return BATCH // 2 if self.loss is exact_loss else BATCH
+
+
+VARIANTS = {
+    "linear": Variant("identity", exact_loss, [(0.0, 2e-3)]),
+    "spline": Variant("spline", exact_loss, [(1e-2, 2e-3)]),
+    "flow alone": Variant("coupling", flow_loss, [(1e-2, 0.0), (2e-2, 0.0)], first=1.0),
+    "flow first": Variant("coupling", exact_loss, [(2e-2, 2e-4)], first=FIRST),
+    "INDM": Variant("coupling", exact_loss, [(2e-2, 2e-4), (2e-2, 2e-3)]),
+    "INDM, noisy gradient": Variant("coupling", mle_loss, [(3e-3, 2e-3)]),
+    "linear, noisy gradient": Variant("identity", mle_loss, [(0.0, 2e-3)]),
+}
+
+
+def flow_of(name: str, d: int) -> Flow:
+    """A flow of rows (B, d) that starts at the identity."""
+    if name == "coupling":
+        return CouplingFlow((d,), width=64, bins=16)
+    return ElementwiseFlow((d,), shared="none", bins=16) if name == "spline" else Identity()
+
+
+def model_of(variant: Variant, d: int) -> INDM:
+    """A model that starts as N(0, I)."""
+    network = Zero() if variant.first == 1 else MLP((d,), width=128)
+    return INDM(flow_of(variant.flow, d), ScoreModel(network, VPSDE()), shape=(d,))
+
+
+def step_of(model: INDM, loss: Callable, rates: tuple[float, float], x: Tensor, rows: int, generator: torch.Generator):
+    """A function (number of the step, share of the run that is over) that makes a step; and the averaged model."""
+    parts = zip(("flow", "score"), (model.flow, model.score), rates, strict=True)
+    groups = [{"name": name, "params": list(part.parameters()), "lr": rate} for name, part, rate in parts if rate]
+    optimizer, ema = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True), EMA(model, 0.999)
+
+    def step(number: int, progress: float) -> None:
+        def forward_backward() -> dict[str, Tensor]:
+            value, terms = loss(model, x[torch.randint(len(x), (rows,), generator=generator)], generator=generator)
+            value.backward()
+            return terms
+
+        for group, rate in zip(optimizer.param_groups, filter(None, rates), strict=True):
+            group["lr"] = rate * learning_rate_factor(number, progress, warmup=100, decay=0.5)
+        optimizer_step(model, ema, optimizer, number + 1, forward_backward, clip=1.0)
+
+    return step, ema.model
+
+
+def descended(model: INDM, steps: int, *arguments) -> INDM:
+    """The average of ``model`` over ``steps`` steps of :func:`step_of`, which takes the other arguments."""
+    step, averaged = step_of(model, *arguments)
+    for number in range(steps):
+        step(number, number / steps)
+    return averaged
+
+
+def trained(variant: Variant, rates: tuple[float, float], x: Tensor, costs: dict[str, float], seed: int) -> INDM:
+    """A model of rows ``x`` (B, d) whose training costs as much as STEPS steps of linear diffusion."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model, budget = model_of(variant, x.shape[1]), STEPS * costs["linear"]
+    if not variant.first:
+        (cost,) = (costs[name] for name, known in VARIANTS.items() if known == variant)
+        steps = round(budget / cost)
+        return descended(model, steps, variant.loss, rates, x, variant.rows, generator)
+    steps = round(variant.first * budget / costs["flow alone"])
+    model = descended(model, steps, flow_loss, (rates[0], 0.0), x, BATCH, generator)
+    if variant.first == 1:
+        return model
+    with torch.no_grad():
+        latents, _ = model.encode(x)
+    behind = INDM(Identity(), copy.deepcopy(model.score).requires_grad_(), shape=model.shape)
+    steps = round((1 - variant.first) * STEPS)
+    behind = descended(behind, steps, variant.loss, (0.0, rates[1]), latents, variant.rows, generator)
+    return INDM(model.flow, behind.score, shape=model.shape).eval()
+
+
+def measured_costs(d: int, rounds: int = 7, steps: int = 10) -> dict[str, float]:
+    """Processor seconds of a step by variant: medians over rounds in turns."""
+    x, generator = torch.randn(TRAIN, d), torch.Generator().manual_seed(0)
+    names = [name for name, variant in VARIANTS.items() if variant.first in (0, 1)]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    made = {}
+    for name in names:
+        variant = VARIANTS[name]
+        model, rows = model_of(variant, d), BATCH if variant.first else variant.rows
+        made[name], _ = step_of(model, variant.loss, variant.rates[0], x, rows, generator)
+    for _ in range(rounds):
+        for name in names:
+            start = time.process_time()
+            for number in range(steps):
+                made[name](number, 0.0)
+            seconds[name].append((time.process_time() - start) / steps)
+    return {name: median(values) for name, values in seconds.items()}
+
+
+@torch.no_grad()
+def gaps(model: INDM, rows: Rows) -> dict[str, list[float]]:
+    """Mean over test rows, with its error, of log p − log p of the model, in nats: the bound's, and the flow's own."""
+    reference = GaussianReference.fit(model.encode(rows.train)[0])
+    generator = torch.Generator().manual_seed(DRAWS)
+    bound = nelbo(model, rows.test, times=TIMES, reference=reference, generator=generator).total
+    values = {"nelbo": bound, "flow": flow_nll(model, rows.test)}
+    return {name: list(mean_and_error(value + rows.log_prob)) for name, value in values.items()}
+
+
+def made(law: Law, variant: Variant, rates: tuple[float, float], costs: dict[str, float], seed: int) -> dict:
+    """The row of a training."""
+    rows, start = Rows.of(law, seed), time.process_time()
+    model = trained(variant, rates, rows.train, costs, seed)
+    seconds = time.process_time() - start
+    measured = gaps(model, rows)
+    gap = measured["flow" if variant.first == 1 else "nelbo"]
+    return {"gap": gap[0], "error": gap[1], "flow_gap": measured["flow"][0], "cpu_seconds": seconds} | made_by(seed)
+
+
+def run(dial: str, table: Records, costs: Records, seeds: Sequence[int] = SEEDS) -> None:
+    """The trainings that have no row yet: those that choose rates first, then one seed after another."""
+
+    def gap(dial: str, law: Law, name: str, rates: tuple[float, float], seed: int) -> float:
+        cost = costs.at(columns=law.columns).kept(lambda: measured_costs(law.columns) | made_by(0))
+        cell = table.at(dial=dial, setting=law.setting, variant=name, seed=seed, rates=list(rates))
+        return cell.kept(lambda: made(law, VARIANTS[name], rates, cost, seed))["gap"]
+
+    def best(name: str) -> tuple[float, float]:
+        first, *others = VARIANTS[name].rates
+        return min((first, *others), key=lambda rates: gap("ridge", TUNED_ON, name, rates, TUNED)) if others else first
+
+    chosen = {name: best(name) for name in VARIANTS}
+    for seed in seeds:
+        for law in DIALS[dial]:
+            for name, rates in chosen.items():
+                if VARIANTS[name].loss is not mle_loss or law == TUNED_ON:
+                    gap(dial, law, name, rates, seed)
+
+
+def counted(table: Records, dial: str) -> dict[float, dict[str, list[float]]]:
+    """Gaps of the counted seeds by setting, then by variant."""
+    cells: dict[float, dict[str, list[float]]] = {law.setting: {} for law in DIALS[dial]}
+    for row in table.at(dial=dial).rows():
+        if row["seed"] in SEEDS:
+            cells[row["setting"]].setdefault(row["variant"], []).append(row["gap"])
+    return cells
+
+
+def with_spread(values: Sequence[float]) -> str:
+    """Mean over seeds and its standard error."""
+    if not values:
+        return ""
+    return with_error(fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan, ".3f")
+
+
+def markdown(table: Records, dial: str) -> str:
+    """Gaps of a dial in nats, mean and error over seeds."""
+    cells = counted(table, dial)
+    names = [name for name in VARIANTS if any(name in by for by in cells.values())]
+    rows = [
+        [setting, *(with_spread(by.get(name, [])) for name in names), max(map(len, by.values()), default=0)]
+        for setting, by in cells.items()
+    ]
+    return in_table("σ" if dial.startswith("ridge") else "share", *names, "seeds", rows=rows)
+
+
+def tuning(table: Records) -> str:
+    """Gaps of seed TUNED in nats, by learning rates."""
+    found = sorted(table.at(seed=TUNED).rows(), key=lambda row: ([*VARIANTS].index(row["variant"]), row["rates"]))
+    rows = [(row["variant"], *map("{:g}".format, row["rates"]), f"{row['gap']:.3f}") for row in found]
+    return in_table("variant", "rate of the flow", "of the score", "gap, nats", rows=rows)
+
+
+def cost_table(costs: Records) -> str:
+    """Milliseconds of a step and steps of a training, by variant."""
+    rows = []
+    for name in (name for name, variant in VARIANTS.items() if variant.first in (0, 1)):
+        cells = [(row[name], STEPS * row["linear"] / row[name]) for row in costs.rows()]
+        rows.append([name, *(part for cost, steps in cells for part in (f"{1000 * cost:.1f}", f"{steps:,.0f}"))])
+    titles = [f"{row['columns']} columns, {what}" for row in costs.rows() for what in ("ms a step", "steps")]
+    return in_table("variant", *titles, rows=rows)
+
+
+def trials() -> str:
+    """Trainings before the design, which chose it: gaps in nats, and those of the flow's own likelihood."""
+    rows = [
+        (row["what"], row["loss"], *(f"{row[name]:g}" for name in ("flow_rate", "score_rate", "steps", "seconds")),
+         *(f"{row[name]:.3f}" if name in row else "" for name in ("gap", "own")))
+        for row in Records(RECORDS / "closed" / "verdict-dial-trials.csv").rows()
+    ]  # fmt: skip
+    titles = "model", "loss", "rate of the flow", "of the score", "steps", "CPU s", "gap", "of the flow alone"
+    return in_table(*titles, rows=rows)
+
+
+def figure(table: Records) -> None:
+    """One panel a dial, one curve a variant."""
+    from matplotlib.figure import Figure
+
+    dials = [dial for dial in DIALS if any(counted(table, dial).values())]
+    drawing = Figure(figsize=(4 * len(dials), 3.4), layout="constrained")
+    for axes, dial in zip(drawing.subplots(1, len(dials), squeeze=False)[0], dials, strict=True):
+        cells = counted(table, dial)
+        for name in VARIANTS:
+            settings = [setting for setting, by in cells.items() if name in by]
+            axes.plot(settings, [fmean(cells[setting][name]) for setting in settings], marker="o", label=name)
+        axes.set(title=TITLES[dial], ylabel="gap, nats", yscale="log")
+        axes.set(**{"xlabel": "share of black"} if dial == "atom" else {"xlabel": "σ", "xscale": "log"})
+        axes.set_xticks([*cells], [f"{setting:g}" for setting in cells])
+        axes.minorticks_off()
+    axes.legend(fontsize=7)
+    drawing.savefig(FIGURE, dpi=110)
+
+
+@dataclass
+class Dial(Common):
+    """Train the models of one dial, or draw the curves of all."""
+
+    module: ClassVar[str] = "research.verdict.dial"
+
+    name: Annotated[Positional[str], arg(metavar="ridge|atom|ridge-2|figure")]
+    """Name of the dial, or figure."""
+    seeds: tuple[int, ...] = SEEDS
+    """Seeds to train."""
+
+    def run(self) -> int:
+        table = Records(RECORDS / "verdict-dial.csv")
+        if self.name == "figure":
+            figure(table)
+            return DONE
+        if self.name not in DIALS:
+            raise ValueError(f"NAME must be one of {', '.join([*DIALS, 'figure'])}, got {self.name!r}")
+        torch.set_num_threads(1)
+        run(self.name, table, Records(RECORDS / "verdict-dial-costs.csv"), self.seeds)
+        print(markdown(table, self.name))
+        return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(Dial))
