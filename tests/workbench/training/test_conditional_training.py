@@ -8,9 +8,7 @@ import torch
 from launch import InDouble
 from own_net import OwnNet
 from processes import fork_group
-from test_processes import largest_difference
-from test_reliability import TINY, compare_runs
-from test_training import change
+from small_runs import TINY, change, compare_runs, largest_difference
 from torch.utils.data import TensorDataset
 
 import indm

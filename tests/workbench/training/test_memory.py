@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_training import assert_same
+from small_runs import assert_same
 
 from indm.nets.mlp import MLPBlock
 from indm.workbench.cli.main import main
