@@ -134,7 +134,7 @@ def test_what_reads_a_run_downloads_nothing(project, monkeypatch, capsys):
     assert recipe_of(project / "runs/a")["data"] == {"name": "fashion-mnist", "root": str(root), "download": True}
     for line in (
         ["evaluate", "runs/a", *FEW],
-        ["report", "runs/a", "--out=page", "--quiet"], ["fid", "runs/a", "--reference=runs/a", "--quiet"],
+        ["fid", "runs/a", "--reference=runs/a", "--quiet"],
     ):  # fmt: skip
         assert main(line) == 2
         assert "fashion-mnist could not be loaded; they were looked for in" in capsys.readouterr().err, line
