@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from indm.names import moved
-
 _STUB = Path(__file__).with_suffix(".pyi").read_text("utf-8")  # the one list of public names, for type checkers too
 _MODULES = {name: module for module, name in re.findall(r"^from (\S+) import (\w+)", _STUB, re.MULTILINE)}
 __all__ = list(_MODULES)
@@ -21,7 +19,7 @@ except importlib.metadata.PackageNotFoundError:  # the source alone, on PYTHONPA
 def __getattr__(name: str) -> Any:
     """A public name, imported when it is first used: PyTorch takes seconds."""
     if name not in _MODULES:
-        return moved(__name__)(name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = _MODULES[name] if _MODULES[name] != "." else f".{name}"
     found = importlib.import_module(module, __name__)
     globals()[name] = found if module == f".{name}" else getattr(found, name)

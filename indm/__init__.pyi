@@ -9,11 +9,7 @@ from .dequantization import Uniform as Uniform
 from .diffusion import NonlinearDiffusion as NonlinearDiffusion
 from .diffusion import forward_path as forward_path
 from .diffusion import generative_path as generative_path
-from .diffusion import paired_paths as paired_paths
 from .diffusion import probability_flow_path as probability_flow_path
-from .fitting import Fit as Fit
-from .fitting import FittedSampler as FittedSampler
-from .fitting import fit_sampler as fit_sampler
 from .flows.check import check_flow as check_flow
 from .foreign.checks import DenoiserCheck as DenoiserCheck
 from .foreign.checks import check_denoiser as check_denoiser
@@ -41,7 +37,6 @@ from .objective import flow_loss as flow_loss
 from .objective import mle_loss as mle_loss
 from .objective import nelbo as nelbo
 from .objective import soft_truncation as soft_truncation
-from .programs import export as export
 from .published.ncsnpp import NCSNpp as NCSNpp
 from .published.ncsnpp import PublishedScore as PublishedScore
 from .sampling import Sampler as Sampler
@@ -69,7 +64,7 @@ from .workbench.evaluation.measures import Bound as Bound
 from .workbench.evaluation.measures import SamplerBound as SamplerBound
 from .workbench.evaluation.measures import WeightedNLL as WeightedNLL
 from .workbench.recipes.recipe import recipe as recipe
-from .workbench.runs.samples import fitted_sampler as fitted_sampler
+from .workbench.runs.folder import from_pretrained as from_pretrained
 from .workbench.training.loop import train as train
 
 __version__: str

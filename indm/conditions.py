@@ -1,8 +1,8 @@
 """The condition c of a model p(x|c): a class, a vector or an image; and models and flows at given conditions.
 
-A condition is used in two steps. A :class:`Condition` turns classes, numbers or pixels into what networks *see*, a
-tensor with one row a sample. :func:`given` then makes of a flow the same flow at these rows, which is called like one
-without a condition. (A score at given rows is :class:`indm.score.GivenScore`, a model :meth:`indm.INDM.given`.)
+A :class:`Condition` turns classes, numbers or pixels into what networks *see*, a tensor with one row a sample.
+:func:`given` makes of a flow the same flow at these rows. (A score at given rows is :class:`indm.score.GivenScore`, a
+model :meth:`indm.INDM.given`.)
 """
 
 import contextlib
@@ -19,7 +19,6 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from indm.messages import brief, did_you_mean
-from indm.rng import for_rows
 from indm.scaling import least_std
 from indm.tensors import double, with_parts
 
@@ -120,14 +119,12 @@ class Condition(nn.Module, ABC):
         """``seen`` with a share :attr:`drop` of the rows hidden at random, for training."""
         if not self.drop:
             return seen
-        kept = for_rows(len(seen), lambda n: torch.rand(n, device=seen.device)) >= self.drop
+        kept = torch.rand(len(seen), device=seen.device) >= self.drop
         return seen * kept.reshape(-1, *(1 for _ in self.seen_shape))
 
 
 class Classes(Condition):
-    """One of K classes, seen as K numbers, of which that of the class is 1.
-
-    A whole number is the index of a class and a string is its name, also where names are numbers.
+    """One of K classes, seen as K numbers, of which that of the class is 1; given by its index or, a string, its name.
 
     Args:
         labels: names of the classes, in the order of their numbers; in a recipe, by default those of the data.
@@ -144,9 +141,6 @@ class Classes(Condition):
         ([2, 2], [0, 1])
         >>> digits(torch.tensor([1])).tolist()
         [[0.0, 1.0, 0.0]]
-        >>> odd = Classes(("1", "3", "5"))
-        >>> odd.rows([1, 2]).tolist(), odd.rows(["1", "3"]).tolist()
-        ([1, 2], [0, 1])
     """
 
     is_class = True

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from indm import likelihood
 from indm.checks import arguments_of, check_arguments
 from indm.conditions import Condition, condition_of, given, sees_condition
 from indm.dequantization import Dequantization, check_levels_for, check_raw, checked, decoder_of, from_data
-from indm.files import atomic, hub, untrusted
+from indm.files import atomic, untrusted
 from indm.flows.base import Flow
 from indm.messages import brief, nearest, reason
 from indm.names import KINDS, OPTIONAL_KINDS, Untrusted, find, is_outside, name_of
@@ -83,6 +82,7 @@ class INDM(nn.Module):
                 f"identity and the SDE one for all entries, got {type(flow).__name__} and {type(self.sde).__name__}"
             )
         self._shape = None if shape is None else tuple(shape)
+        self._tables: dict[str, Mapping[str, Any]] = {}  # by which build_model made the parts
 
     @property
     def sde(self) -> LinearSDE:
@@ -222,20 +222,17 @@ class INDM(nn.Module):
         flow = self.flow if c is None else self.given(c, len(x)).flow
         return flow(x, generator=generator)
 
-    def decode(
-        self, z: Float[Tensor, "batch *event"], *, c: Any = None, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "batch *event"]:
+    def decode(self, z: Float[Tensor, "batch *event"], *, c: Any = None) -> Float[Tensor, "batch *event"]:
         """x = h_φ⁻¹(z), in full precision under autocast too, and without a gradient where the inverse is iterative.
 
-        ``generator`` feeds the draw of a conditional flow's codes from their prior. ``c`` is the condition, where the
-        flow sees one, see :meth:`given`.
+        ``c`` is the condition, where the flow sees one, see :meth:`given`.
 
         Raises:
             RuntimeError: naming the samples whose inverse did not converge.
         """
         flow = self.flow if c is None else self.given(c, len(z)).flow
         with full_precision(z.device):
-            return flow.inverse(z, generator=generator)
+            return flow.inverse(z)
 
     log_prob = likelihood.log_prob
 
@@ -251,7 +248,7 @@ class INDM(nn.Module):
             )
         parts = {"flow": self.flow, "sde": self.sde, "net": self.score.backbone}
         parts |= self.optional_parts
-        return {kind: describe(part, kind) for kind, part in parts.items()}
+        return {kind: describe(part, kind, self._tables.get(kind)) for kind, part in parts.items()}
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``model.json``; both are whole before they replace their predecessors.
@@ -280,56 +277,6 @@ class INDM(nn.Module):
             model.sde.prior_mean = saved.state["score.sde.prior_mean"].clone()
             model.to(saved.state["scaling.scale"].dtype).load_state_dict(saved.state)
         return model.to(device).eval()
-
-    @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path, device: str = "cpu", *, revision: str | None = None) -> "INDM":
-        """The model in a folder, or the one that the Hugging Face hub calls user/name; in evaluation mode.
-
-        From the hub it is read as :meth:`load` reads a stranger's: safetensors and JSON, and code outside this package
-        only inside :func:`indm.trust`. It is fetched once, and then taken from the cache of the hub's library, which
-        environment variables of that library move (``HF_HOME``) or keep from asking (``HF_HUB_OFFLINE=1``).
-
-        Args:
-            name_or_folder: user/name; a folder that :meth:`save` or a training wrote; or the name of a model that comes
-                with this package, such as "digits-pretrained".
-            device: where to put it.
-            revision: a branch, a tag or a commit on the hub; a commit makes sure of the very weights.
-
-        Raises:
-            ValueError: as :meth:`load`; neither is there; the hub wants a token.
-            OSError: the hub cannot be reached.
-        """
-        folder = Path(name_or_folder)
-        if not folder.is_dir():
-            name = str(name_or_folder)
-            shipped = hub.shipped(name)
-            if shipped is None and not hub.is_name(name):
-                known = ", ".join(hub.shipped_names())
-                wanted = f"a folder, user/name of the hub, or {known}"
-                raise ValueError(f"name_or_folder must be {wanted}, got {name!r}")
-            folder = shipped or hub.fetch(name, (DESCRIPTION, WEIGHTS), revision=revision)
-        return cls.load(folder, device)
-
-    def push_to_hub(self, name: str, *, license: str | None = None, private: bool = False) -> str:
-        """Save this model on the Hugging Face hub as user/name, with a short model card; gives its address.
-
-        ``indm push RUN user/name`` pushes a run, whose card also has data, likelihoods and samples.
-
-        Args:
-            name: user/name. What the hub has of that name gets these files; its history is kept there.
-            license: as the hub calls it, such as "apache-2.0".
-            private: whether only you may see it, where it is new.
-
-        Raises:
-            ValueError: it cannot be described, or the hub does not let you write there.
-            OSError: the hub cannot be reached.
-        """
-        hub.check_name(name)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save(folder)
-            condition = self.description().get("condition")
-            atomic.text(Path(folder) / "README.md", hub.card(name, license, [hub.how_to_load(name, condition)]))
-            return hub.push(Path(folder), name, private=private)
 
 
 @dataclass(frozen=True)
@@ -408,13 +355,15 @@ def build_model(
     for kind in KINDS:
         if tuple(description[kind].get("shape", shape)) != tuple(shape):
             raise ValueError(f"{kind}.shape must be the model's, {tuple(shape)}, got {description[kind]['shape']}")
-    flow, sde, net = (build(table, kind, shape) for kind, table in _seeing(description, condition))
+    tables = {**description, **dict(_seeing(description, condition))}
+    flow, sde, net = (build(tables[kind], kind, shape) for kind in KINDS)
     if type(net).forward is nn.Module.forward:
         raise ValueError(
             f"net {description['net'].get('name')!r} has no forward(z, level), which the network of an INDM must have"
         )
     noise = build_dequantization(description, shape, Scaling() if scaling is None else scaling)
     model = INDM(flow, score_for(net)(net, sde), scaling, tuple(shape), noise, condition)
+    model._tables = {kind: {"shape": tuple(shape), **table} for kind, table in tables.items()}
     if condition is not None and not takes_condition(model.score) and not sees_condition(flow):
         raise ValueError(f"net {description['net'].get('name')!r} has no forward(z, level, c), and the flow sees no c")
     return model
@@ -486,27 +435,28 @@ def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...]) -> Any:
         raise ValueError(f"{kind} {name!r} cannot be made from {arguments}: {error}") from error
     if not isinstance(module, nn.Module):
         raise ValueError(f"{kind} {name!r} must make a torch.nn.Module, got {type(module).__name__}")
-    module.built_from = {key: value for key, value in arguments.items() if key != "flows"}  # type: ignore[assignment]  # see describe
     return module
 
 
-def describe(module: nn.Module, kind: str) -> dict[str, Any]:
+def describe(module: nn.Module, kind: str, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The table that :func:`build` takes: constructor arguments are attributes of the same name.
 
-    A class outside this package need not keep them where :func:`build` made the module: it remembers what it gave.
+    A class outside this package need not keep them where the table ``made_by`` that made it is known.
 
     Raises:
         ValueError: the class cannot be named, or an argument is not known.
     """
     table: dict[str, Any] = {"name": name_of(kind, type(module))}
-    built_from = getattr(module, "built_from", {}) if is_outside(table["name"]) else {}
+    made_by = made_by if made_by and made_by["name"] in (table["name"], type(module)) else {}
+    given = made_by if is_outside(table["name"]) else {}
     for key, parameter in arguments_of(type(module)).items():
-        value = built_from.get(key, getattr(module, key, None))
+        value = getattr(module, key, None)
         if isinstance(value, nn.ModuleList):
-            table[key] = [describe(part, kind) for part in value]
-        elif isinstance(value, PLAIN) and (key in built_from or hasattr(module, key)):
-            table[key] = _plain(value)
-        elif not built_from or parameter.default is parameter.empty:
+            parts = made_by.get(key) or [None] * len(value)
+            table[key] = [describe(part, kind, made) for part, made in zip(value, parts, strict=True)]
+        elif key in given or (isinstance(value, PLAIN) and hasattr(module, key)):
+            table[key] = _plain(given.get(key, value))
+        elif not given or parameter.default is parameter.empty:
             raise ValueError(
                 f"{kind} {type(module).__name__} cannot be described: keep its argument {key!r} as an attribute of "
                 "that name (a number, a string, a list of them), or make it by indm.build_model"

@@ -9,7 +9,7 @@ import importlib
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -25,7 +25,6 @@ BUILT_IN = {  # kind → name → place
     kind: {name: place for room in ROOMS for name, place in room.get(kind, {}).items()}
     for kind in (*KINDS, *OPTIONAL_KINDS, "model", "data", "objective", "sampler")
 }
-MOVED = tomllib.loads((HERE / "moved.toml").read_text("utf-8"))  # what left its place → where it is now
 GIVEN = "given"  # stands in a run's recipe for what was given in Python and cannot be named
 OUTSIDE = re.compile(r"(?P<package>\w+)(\.\w+)*:\w+(\.\w+)*")
 _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
@@ -55,17 +54,6 @@ def is_outside(name: object) -> bool:
     return isinstance(name, str) and OUTSIDE.fullmatch(name) is not None
 
 
-def moved(package: str) -> Callable[[str], Any]:
-    """A ``__getattr__`` for ``package``, whose error says where a name is that has left it."""
-
-    def get(name: str) -> Any:
-        if f"{package}.{name}" in MOVED:
-            raise ImportError(_pointer(f"{package}.{name}"))
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
-
-    return get
-
-
 def find(kind: str, name: Any) -> Any:
     """The part of that kind and name, most often a class.
 
@@ -88,7 +76,6 @@ def find(kind: str, name: Any) -> Any:
             f"{', or to indm evaluate as --data NAME' if kind == 'data' else ''}"
         )
     outside = OUTSIDE.fullmatch(name) if isinstance(name, str) else None
-    check_is_here(name)
     if outside is None:
         option = f"{kind}.name" if kind in ("data", *KINDS) else kind  # what the user wrote the name for
         raise ValueError(
@@ -103,21 +90,6 @@ def find(kind: str, name: Any) -> Any:
             + (f"; trusted so far: {', '.join(sorted(_trusted.get()))}" if _trusted.get() else "")
         )
     return _imported(kind, name)
-
-
-def check_is_here(name: object) -> None:
-    """ValueError where ``name`` has left its place, which says where it is now."""
-    if isinstance(name, str) and name in MOVED:
-        raise ValueError(_pointer(name))
-
-
-def _pointer(name: str) -> str:
-    where = MOVED[name]
-    if where.startswith("indm."):
-        return f"{name} is now {where}"
-    room = "examples" if "examples" in where else "research"
-    trusted = f", with --trust {room}" if is_outside(where) else ""
-    return f"{name} is now in a checkout of the repository: {where}{trusted}"
 
 
 def name_of(kind: str, part: Any) -> str:

@@ -18,15 +18,16 @@ State = tuple[Tensor, ...]
 Points = Callable[[float, float, int], list[float]]
 Attempt = tuple[State, Tensor, int]  # the state at the end, its error, evaluations
 
-FEWEST, MOST = 64, 256  # equal steps of :func:`solve`
-FEWEST_SMOOTH = 32  # the same of a field that is known to be smooth
+FEWEST, MOST = 64, 256  # equal steps of :func:`solve`: errors stated by 64 covered the true ones of eight models
+FEWEST_SMOOTH = 32  # the same of a field without ripples in t (both: bench/solver_error.py)
 LEAST_SMOOTH, MOST_SMOOTH = 24, 96  # steps in which that counts: fewer resolve too little, more err by rounding
-PROBED = 8  # steps of which one is looked into, between its ends
-GOLDEN = (math.sqrt(5) - 1) / 2
-MOST_STEPS = 1536  # of :func:`converge`
+PROBED = 8  # steps of which one is looked into, between its ends: an eighth more evaluations
+GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, fill [0, 1) most evenly and have no period
+MOST_STEPS = 1536  # of :func:`converge`: 12 steps, doubled seven times
+WHITE = 70.0  # variance of fourth differences of white noise of variance 1: 1 + 16 + 36 + 16 + 1
 OUT_OF_REACH = "the ODE's stated error is up to"  # how the warning begins
-ROUNDING = 8  # units in the last place that a solution in a few dozen steps may be off
-ROUNDING_OF_RATES = 32  # the same of ∫ |rates|, for rates of a network
+ROUNDING = 8  # units in the last place: a sum of 64 terms, each rounded by one, is off by √64
+ROUNDING_OF_RATES = 32  # the same of ∫ |rates|, whose terms, a network's, are themselves off by some four units
 
 
 def equal_steps(start: float, end: float, steps: int) -> list[float]:
@@ -50,12 +51,10 @@ def adams(
 ) -> tuple[State, int, list[Tensor], list[Tensor]]:
     """Adams–Bashforth–Moulton, by default in equal steps.
 
-    A step extrapolates the field by the polynomial through its last ``order`` values. It is then repeated with the
-    value at its end added. The first steps use the values there are, and go from the start each time.
-
-    Without ``drift`` the field is not evaluated again after that: one evaluation a step, and one at the end. Where the
-    field pulls solutions together at a rate above 0.16 per step, errors then grow. With ``drift`` the value that is
-    added is that of ``drift``, and the field is evaluated at the repeated step: two evaluations, up to a rate of 0.95.
+    A step extrapolates the field by the polynomial through its last ``order`` values, and is repeated with the value at
+    its end added. The first steps use the values there are, and go from the start each time. Without ``drift`` that is
+    one evaluation a step, stable up to a rate of 0.16 per step; with it, two, up to 0.95: the value that is added is
+    that of ``drift``, and the field is evaluated at the repeated step.
 
     Args:
         field: (t (B,), state, *context) → d state/dt; all tensors have the batch as their first axis, t is in float64,
@@ -132,21 +131,17 @@ def _advance(state: State, points: list[tuple[float, State]], start: float, end:
 
 
 def unresolved(rates: Float[Tensor, "points batch"], step: float, smooth: bool = False) -> Float[Tensor, " batch"]:
-    """An estimate of the error of Σ step·rates as ∫ rates: three times the deviation that fourth differences show, and
-    six times in fewer than 64 steps of a field that may have ripples in t.
+    """An estimate of the error of Σ step·rates as ∫ rates, of 9 rates or more.
 
-    Fourth differences remove what is smooth, and of white noise of variance v they have 70 v. Structure that the steps
-    do not resolve, such as a network's ripples in t, errs like such noise. What is left of smooth rates falls quickly
-    with the step and hardly errs; the estimate is therefore reduced by twice the ratio to that of every second point,
-    where that is below 1, and of a smooth field by its power 3/2, in so many steps that it can be judged.
-
-    Args:
-        rates: at ``step`` distance of each other, 9 points or more.
-        smooth: whether the field is known to have no ripples in t.
+    It is three standard deviations of the fourth differences, which remove what is smooth; structure that the steps do
+    not resolve, such as a network's ripples in t, errs like white noise. In fewer than 64 steps of a field that may
+    have ripples six deviations are stated. What is left of smooth rates hardly errs; the estimate is therefore reduced
+    by twice the ratio to that of every second point, where that is below 1 (white noise has a ratio of 1/√2, smooth
+    rates have one of 2^−4.5), and of a ``smooth`` field by its power 3/2.
     """
 
     def deviation(rates: Tensor, step: float) -> Tensor:
-        return step * (double(rates).diff(n=4, dim=0).square().sum(0) / 70).sqrt()
+        return step * (double(rates).diff(n=4, dim=0).square().sum(0) / WHITE).sqrt()
 
     fine, coarse = deviation(rates, step), deviation(rates.flip(0)[::2], 2 * step)
     power = 1.5 if smooth and LEAST_SMOOTH <= len(rates) - 1 <= MOST_SMOOTH else 1.0
@@ -155,8 +150,7 @@ def unresolved(rates: Float[Tensor, "points batch"], step: float, smooth: bool =
 
 
 def offsets(steps: int) -> dict[int, float]:
-    """Of every eighth of ``steps``, as evenly and as irregularly as multiples of the golden section: the step, counted
-    from 1, and the share of it."""
+    """One step of every eight, counted from 1, and a share of it, by multiples of the golden section."""
     places = [PROBED * (m + (m + 0.5) * GOLDEN % 1) for m in range(steps // PROBED)]
     return {int(place) + 1: place % 1 for place in places}
 
@@ -164,16 +158,11 @@ def offsets(steps: int) -> dict[int, float]:
 def unseen(
     rates: Float[Tensor, "points batch"], others: Float[Tensor, "offsets batch"], step: float
 ) -> Float[Tensor, " batch"]:
-    """An estimate of the error of Σ step·rates by what lies between the points and does not show in them.
+    """An estimate of the error of Σ step·rates by ``others``, rates at the :func:`offsets` between the points.
 
     Ripples whose period is that of the steps have the same phase at all points, which then look smooth. So rates are
-    compared with the polynomials through the points at the :func:`offsets` of the steps. Their mean distance, times the
-    span, bounds the error as far as so few show it; twice what twice the deviation of :func:`unresolved` does not
-    explain is stated.
-
-    Args:
-        rates: at ``step`` distance of each other, 9 points or more.
-        others: at the offsets.
+    compared with the polynomials through six points. Their mean distance, times the span, bounds the error as far as so
+    few show it; twice what two standard deviations of the fourth differences do not explain is stated.
     """
     rates, steps = double(rates), len(rates) - 1
     off = torch.zeros_like(rates[0])
@@ -182,7 +171,7 @@ def unseen(
         place = i - 1 + share - first
         weights = interpolatory_weights([float(k) for k in range(6)], 0.0, 1.0, [place**j for j in range(6)])
         off = off + (other - rates.new_tensor(weights) @ rates[first : first + 6]).abs() / len(others)
-    seen = (rates.diff(n=4, dim=0).square().mean(0) / 70).sqrt()
+    seen = (rates.diff(n=4, dim=0).square().mean(0) / WHITE).sqrt()
     return 2 * step * steps * (off - 2 * seen).clamp_min(0.0)
 
 

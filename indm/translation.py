@@ -1,21 +1,14 @@
 r"""Unpaired translation: data of A become data of B along probability flows, learned without any pairs.
 
-*Two models.* x_A → h_A → the probability-flow ODE of A from ε to T → that of B back to ε → h_B⁻¹ → x_B. With identity
-flows it is DDIB, https://arxiv.org/abs/2203.08382.
+- *Two models* (:func:`two_models`): x_A → h_A → the probability-flow ODE of A from ε to T → that of B back to ε →
+  h_B⁻¹ → x_B. With identity flows it is DDIB, https://arxiv.org/abs/2203.08382. A and B may be classes of one model.
+- *SDEdit* (:func:`sdedit`): noise up to some t, then the probability flow of a model of B down.
+- *One bridge* (:func:`bridge`): the nonlinear diffusion of one INDM starts in A at t = 0 and ends in B at t = T, as it
+  was trained to: x_A → h → ODE to T → h⁻¹ → x_B, and the same in reverse.
 
-*One model of classes.* The same route with A and B two conditions of one model: it goes up as A and down as B, with
-guidance farther away from A.
-
-*SDEdit.* Noise up to some t, then the probability flow of a model of B down: no model of A, and no way back.
-
-*One bridge.* The nonlinear diffusion of one INDM starts in A at t = 0 and ends in B at t = T: training gives
-x_T ~ h⁻¹#π the law of B (``train.terminal`` and ``[data_b]`` of a recipe). x_A → h → ODE to T → h⁻¹ → x_B, and the
-same in reverse.
-
-Each is a :class:`Route`: h at its start, legs on the latent, h⁻¹ at its end. A deterministic route is invertible, so
-A → B → A gives back the source up to the solver's error. To keep it invertible, z_ε is α_ε z_0 at both ends: no noise
-is added there, and no last denoising is done. A bridge that has learned its ends with noise begins with some, and takes
-it away at its end; it is invertible up to that step (:attr:`Arrival.end`).
+Each is a :class:`Route`: h at its start, legs on the latent, h⁻¹ at its end. A deterministic route is invertible up to
+the solver's error: z_ε is α_ε z_0 at both ends, without noise and last denoising. A bridge that has learned its ends
+with noise begins with some, and takes it away at its end; it is invertible up to that step (:attr:`Arrival.end`).
 """
 
 import itertools
@@ -45,9 +38,10 @@ DIRECTIONS = ("forward", "backward")
 
 @dataclass(frozen=True)
 class Leg:
-    """The probability flow of ``model`` from time ``start`` to ``end``, in either direction; with ``noise``, its
-    forward SDE, for ``start`` < ``end`` only. A model of p(x|c) is at ``c``, one for all samples or a row for each; its
-    ``guidance`` leads ``away_from`` another c, see :meth:`indm.INDM.given`."""
+    """The probability flow of ``model`` from time ``start`` to ``end``; with ``noise``, its forward SDE.
+
+    A model of p(x|c) is at ``c``; its ``guidance`` leads ``away_from`` another c, see :meth:`indm.INDM.given`.
+    """
 
     model: INDM
     start: float
@@ -111,7 +105,7 @@ class Route:
         for leg in self.legs:
             if leg.c is None:
                 leg.of(1)  # an error where its model needs c
-            leg.model.flow.check_one_map("a translation")
+            leg.model.flow.check_density("a translation")
 
     @property
     def models(self) -> tuple[INDM, INDM]:
@@ -122,9 +116,8 @@ class Route:
     def source(self, raw: Shaped[Tensor, "batch *event"], seed: int = 0) -> Float[Tensor, "batch *event"]:
         """``raw`` data as the route begins with them, in units of the first model.
 
-        Two models begin in the middles of grey levels. A bridge begins with the noise that its model was trained with:
-        its flow alone models one end, and spreads that noise over much of the latent. An image has the same noise in
-        every batch, by ``seed`` and its own pixels.
+        Two models begin in the middles of grey levels, a bridge with the noise that its model was trained with. An
+        image has the same noise in every batch, by ``seed`` and its own pixels.
         """
         model = self.models[0]
         check_raw(model, raw)
@@ -150,10 +143,10 @@ class Route:
         frames: int = 0,
         generator: torch.Generator | None = None,
     ) -> Arrival:
-        """``raw`` data along the route, from where :meth:`source` begins with them; arguments as of :meth:`follow`.
+        """``raw`` data along the route, from :meth:`source` on; arguments as of :meth:`follow`.
 
-        Most of the noise with which a bridge begins would come through to its end. So it goes twice, with the noise n
-        and with −n: x and frames are the means of both, ``nfe`` is that of both, and ``end`` that of n.
+        A bridge that begins with noise goes twice, with n and with −n, as most of n would come through: x and frames
+        are the means of both, ``nfe`` is that of both, and ``end`` that of n.
 
         Example: N(0, I) stays what it is, and the noise is gone.
 
@@ -194,8 +187,8 @@ class Route:
         return replace(self, legs=legs)
 
     def rougher(self) -> "Route":
-        """The same route in half as many steps, or with eight times ``tol``: of third to fifth order, it is 8 to 32
-        times as far off where steps are short, and the difference of both is 7 to 31 times the error of this one."""
+        """The same route in half as many steps, or with eight times ``tol``: at third to fifth order, the difference of
+        both is 7 to 31 times the error of this one where steps are short."""
         return replace(self, steps=self.steps // 2, tol=None if self.tol is None else 8 * self.tol)
 
     def follow(
@@ -285,10 +278,7 @@ def without_noise(
 
 
 def _log_prob_near(model: INDM, x: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
-    """What has the slope of log p_t(α_t h(x)) + log|det ∂h/∂x| at σ_t/α_t = :data:`NEAR`.
-
-    It is log p(x) up to a constant, of latents with that much more noise.
-    """
+    """log p(x) up to a constant, of latents with noise σ_t/α_t = :data:`NEAR`: log p_t(α_t h(x)) + log|det ∂h/∂x|."""
     sde = model.sde
     t = sde.time(torch.tensor(-2 * math.log(NEAR), dtype=torch.float64)).clamp(sde.eps, sde.T).expand(len(x)).to(x)
     z, log_det = model.encode(x)
@@ -338,9 +328,7 @@ def two_models(
 def sdedit(model: INDM, *, c: Any = None, strength: float = 0.5, steps: int = STEPS, tol: float | None = None) -> Route:
     """The route that makes data of ``model`` of whatever has their shape: noise up to ``strength``, the flow down.
 
-    It needs no model of what it begins with, and there is no way back. With the identity flow it is SDEdit, but for its
-    way down, which there is the reverse SDE. Its result given the source x is h⁻¹ of the probability flow of
-    α_t h(x) + σ_t n from t = ``strength`` · T to ε.
+    It needs no model of what it begins with, and there is no way back. In SDEdit the way down is the reverse SDE.
 
     Args:
         c: of a model of p(x|c), the condition of the result: "dog".
@@ -388,15 +376,10 @@ def translate(
     target: INDM,
     x: Float[Tensor, "batch *event"],
     *,
-    c: tuple[Any, Any] = (None, None),
-    strength: float = 1.0,
-    stochastic: bool = False,
-    guidance: float = 1.0,
-    steps: int = STEPS,
-    tol: float | None = None,
     generator: torch.Generator | None = None,
+    **options: Any,
 ) -> Float[Tensor, "batch *event"]:
-    """Data of A as data of B, by two models or one of both classes: see :func:`two_models`, whose arguments these are.
+    """Data of A as data of B, by two models or one of both classes; ``options`` are those of :func:`two_models`.
 
     ``x`` is in units of ``source`` (``source.scaling.centre(raw)``), the result in units of ``target``
     (``target.scaling.to_data``).
@@ -413,10 +396,7 @@ def translate(
         >>> translate(a, b, x)
         tensor([[ 0.5000, -1.0000]])
     """
-    route = two_models(
-        source, target, c=c, strength=strength, stochastic=stochastic, guidance=guidance, steps=steps, tol=tol
-    )
-    return route.follow(x, generator=generator).x
+    return two_models(source, target, **options).follow(x, generator=generator).x
 
 
 def translate_bridge(
@@ -424,14 +404,10 @@ def translate_bridge(
     x: Float[Tensor, "batch *event"],
     direction: str = "forward",
     *,
-    strength: float = 1.0,
-    stochastic: bool = False,
-    steps: int = STEPS,
-    tol: float | None = None,
-    noise: tuple[float, float] = (0.0, 0.0),
     generator: torch.Generator | None = None,
+    **options: Any,
 ) -> Float[Tensor, "batch *event"]:
-    """Data at one end of a bridge as data at its other: see :func:`bridge`, whose arguments these are.
+    """Data at one end of a bridge as data at its other; ``options`` are those of :func:`bridge`.
 
     Raw data of a model that was trained with noise translates :meth:`Route.translate`.
 
@@ -447,8 +423,7 @@ def translate_bridge(
         >>> torch.allclose(translate_bridge(model, x_T, "backward"), x, atol=1e-2)
         True
     """
-    route = bridge(model, direction, strength=strength, stochastic=stochastic, steps=steps, tol=tol, noise=noise)
-    return route.follow(x, generator=generator).x
+    return bridge(model, direction, **options).follow(x, generator=generator).x
 
 
 def check_pair(source: INDM, target: INDM) -> None:
@@ -492,14 +467,9 @@ def _way(strength: float, sde: LinearSDE) -> float:
 
 
 def _same(a: LinearSDE, b: LinearSDE) -> bool:
-    if type(a) is not type(b) or a.eps != b.eps:
-        return False
-    return all(torch.equal(p, q) for p, q in zip(_kernel(a), _kernel(b), strict=True))
-
-
-def _kernel(sde: LinearSDE) -> list[Tensor]:
-    t = torch.linspace(sde.eps, sde.T, 7, dtype=torch.float64)
-    return [sde.alpha(t).cpu(), sde.sigma(t).cpu()]
+    t = torch.linspace(a.eps, a.T, 7, dtype=torch.float64)
+    ends = type(a) is type(b) and (a.eps, a.T) == (b.eps, b.T)
+    return ends and all(torch.equal(p(t).cpu(), q(t).cpu()) for p, q in ((a.alpha, b.alpha), (a.sigma, b.sigma)))
 
 
 def _named(sde: LinearSDE) -> str:

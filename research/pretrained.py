@@ -22,8 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 import indm
-from indm.files import atomic, hub, untrusted
+from indm.files import atomic, untrusted
 from indm.model import DESCRIPTION, WEIGHTS
+from indm.workbench import hub
 from indm.workbench.data.base import Data, stack
 from indm.workbench.evaluation import card, fid, plots, sheets
 from indm.workbench.evaluation.results import evaluate_run, read_evaluation

@@ -24,7 +24,13 @@ from indm.workbench.runs.folder import read_metrics
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # What is of other libraries may be longer.
-ADAPTERS = {"diffusers_unet": "diffusers", "foreign": "denoising_diffusion_pytorch", "normflows_flow": "normflows"}
+ADAPTERS = {
+    "diffusers_unet": "diffusers",
+    "export": "indm",
+    "foreign": "denoising_diffusion_pytorch",
+    "normflows_flow": "normflows",
+    "zuko_flow": "zuko",
+}
 SLOW = {"anomaly_detection", "foreign", "images", "posterior", "translation"}
 PAGE = (ROOT / "docs" / "extending.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))

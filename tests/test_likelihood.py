@@ -153,7 +153,7 @@ def test_the_error_of_the_importance_weighted_bound_is_the_mean_of_its_draws_by_
 
 
 def test_a_network_that_is_smooth_takes_half_the_steps_and_states_an_error_that_covers():
-    model = INDM.from_pretrained("digits-pretrained")
+    model = indm.from_pretrained("digits-pretrained")
     data = load_data(name="digits")
     x, log_q = model.from_data(stack(data.test, 8), generator=seeded(0))
 

@@ -96,7 +96,6 @@ import torch
 import single_precision
 single_precision.register()
 import indm
-from indm.fitting import fit_sampler
 from indm.flows.check import check_flow
 from indm.diffusion import forward_path
 from indm.translation import without_noise
@@ -133,7 +132,6 @@ for end in (here.sde.eps, here.sde.T):
     assert without_noise(here, x.to(DEVICE), 0.1, end).device.type == DEVICE.type
 check_flow(model(DEVICE, flow={"name": "coupling"}).flow, x[:2].to(DEVICE))
 assert forward_path(here, x.to(DEVICE), torch.tensor([0.1, 0.5, 0.9])).device.type == DEVICE.type
-fit_sampler(here, 1, samples=2, iterations=1)
 """
 
 

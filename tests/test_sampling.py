@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from scipy import integrate
 
 import indm
-from indm import sampling
 from indm.flows import ActNorm, Identity
 from indm.model import INDM
 from indm.published.ncsnpp import PublishedScore
@@ -25,20 +24,21 @@ from indm.sampling import (
     EulerMaruyama,
     PredictorCorrector,
     Sampler,
-    balance,
+    adaptive,
     centre_prior,
     change_in_twice_the_steps,
-    exponential_weights,
     follow_flow,
-    langevin_step,
     log_snr_grid,
     make_sampler,
     reverse_diffusion_step,
     sample,
     solve_latent,
-    time_grid,
     uniform_grid,
 )
+from indm.sampling.adaptive import balance
+from indm.sampling.base import time_grid
+from indm.sampling.exponential import exponential_weights
+from indm.sampling.stochastic import langevin_step
 from indm.scaling import Scaling
 from indm.sde.linear import VESDE, VPSDE, LogLinearSDE, SubVPSDE
 
@@ -243,7 +243,7 @@ def test_grids(name):
 def test_latents_that_are_balanced_for_are_carried_in_one_step(name, monkeypatch):
     """N(0, λI) is at rest in the coordinate of its own λ, in both directions."""
     for variances in ("VARIANCES", "OUTWARD_VARIANCES"):
-        monkeypatch.setattr(sampling, variances, (0.03,))
+        monkeypatch.setattr(adaptive, variances, (0.03,))
     score = GaussianScore(SDES[name](), torch.zeros(3), torch.full((3,), 0.03))
     z = 0.2 * torch.randn(5, 3, dtype=torch.float64, generator=seeded(0))
     for t, s in ((1e-5, 1.0), (1.0, 1e-5), (0.2, 0.7)):
@@ -267,7 +267,7 @@ def test_a_tolerance_takes_half_of_what_it_takes_without_balance(name, monkeypat
     upward = (1e-5, 1.0, score.flow(z_T, 1.0, 1e-5), {"vp": 3e-2, "ve": 7e-3}[name])
     down, up = solved(1.0, 1e-5, z_T), solved(*upward)
     for variances in ("VARIANCES", "OUTWARD_VARIANCES"):
-        monkeypatch.setattr(sampling, variances, (1.0,))  # no balance
+        monkeypatch.setattr(adaptive, variances, (1.0,))  # no balance
     assert down <= 0.6 * solved(1.0, 1e-5, z_T)
     assert up <= 0.6 * solved(*upward)
 
@@ -281,17 +281,17 @@ def test_few_steps_away_from_data_are_stable(monkeypatch):
         return (follow_flow(score, z, 1e-5, 1.0, steps=10)[0] - score.flow(z, 1e-5, 1.0)).square().mean().sqrt()
 
     outward = error()
-    monkeypatch.setattr(sampling, "OUTWARD_VARIANCES", sampling.VARIANCES)
+    monkeypatch.setattr(adaptive, "OUTWARD_VARIANCES", adaptive.VARIANCES)
     assert outward < 0.05 and error() > 5 * outward
 
 
 def test_the_balance_is_at_rest_at_the_ends_and_its_rate_is_its_derivative():
     clock = torch.linspace(-20, 10, 61, dtype=torch.float64, requires_grad=True)
-    log_c, rate = balance(clock, sampling.VARIANCES)
+    log_c, rate = balance(clock, adaptive.VARIANCES)
     (slope,) = torch.autograd.grad(log_c.sum(), clock)
     assert torch.allclose(rate, slope, atol=1e-12)
     assert rate[[0, -1]].abs().max() < 1e-3 and log_c[-1].abs() < 1e-3
-    halves = torch.tensor([math.log(value) for value in sampling.VARIANCES], dtype=torch.float64).mean() / 2
+    halves = torch.tensor([math.log(value) for value in adaptive.VARIANCES], dtype=torch.float64).mean() / 2
     assert log_c[0].item() == pytest.approx(halves.item(), abs=1e-2)
     own = 0.5 * clock.exp() * (1 / (1e-5 + clock.exp()) - 1 / (1 + clock.exp()))  # of a direction of variance 1e-5
     assert (own - rate).abs().max() < 0.75 * own.abs().max()
@@ -300,7 +300,7 @@ def test_the_balance_is_at_rest_at_the_ends_and_its_rate_is_its_derivative():
 @pytest.mark.long
 def test_more_steps_bring_samples_of_a_trained_network_nearer():
     """To the converged ones from the same z_T; the model is the one that comes with the package."""
-    model = indm.INDM.from_pretrained("digits-pretrained")
+    model = indm.from_pretrained("digits-pretrained")
     z_T = model.sde.prior_sample((3, *model.shape), generator=seeded(0))
     converged, _ = solve_latent(model, z_T, make_sampler("ode"))
     for sampler in ("unipc", "dpm++2m", "heun"):
@@ -374,7 +374,9 @@ def test_strong_order_of_euler_maruyama(monkeypatch):
     for count in steps:
         ratio = fine // int(count)
         increments = iter(noise.reshape(int(count), ratio, n, 2).sum(1) / math.sqrt(ratio))
-        monkeypatch.setattr("indm.sampling.randn_like", lambda z, generator=None, source=increments: next(source))
+        monkeypatch.setattr(
+            "indm.sampling.stochastic.randn_like", lambda z, generator=None, source=increments: next(source)
+        )
         z, _ = EulerMaruyama().solve(score, z_T, steps=int(count))
         errors.append((z - reference).square().sum(1).mean().sqrt().item())
     assert slope(steps, errors) == pytest.approx(1.0, abs=0.15)
@@ -575,7 +577,7 @@ def test_predictor_corrector_under_ve_is_the_published_loop(snr, monkeypatch):
     mean, variance = score.mean.numpy(), score.variance.numpy()
     noise = torch.randn(2 * levels, n, 2, generator=seeded(1))
     drawn = iter(noise)
-    monkeypatch.setattr("indm.sampling.randn_like", lambda z, generator=None: next(drawn))
+    monkeypatch.setattr("indm.sampling.stochastic.randn_like", lambda z, generator=None: next(drawn))
     model = INDM(Identity(), score, shape=(2,))
     sampler = "pc" if snr is None else PredictorCorrector(snr)
     x = sample(model, n, sampler=sampler, steps=levels - 1, generator=seeded(0))

@@ -11,8 +11,6 @@ Example: the contract of all of them, z = h(x) with its log-determinant, and the
 """
 
 from indm.flows.adapters import ForeignFlow as ForeignFlow
-from indm.flows.adapters import ZukoAdapter as ZukoAdapter
-from indm.flows.adapters import ZukoFlow as ZukoFlow
 from indm.flows.autoregressive import AutoregressiveFlow as AutoregressiveFlow
 from indm.flows.base import ActNorm as ActNorm
 from indm.flows.base import Compose as Compose
@@ -34,6 +32,3 @@ from indm.flows.log_det import PowerSeries as PowerSeries
 from indm.flows.residual import ResidualBlock as ResidualBlock
 from indm.flows.residual import ResidualFlow as ResidualFlow
 from indm.flows.residual import use_log_det as use_log_det
-from indm.names import moved
-
-__getattr__ = moved(__name__)

@@ -77,20 +77,15 @@ class Flow(Constrained, ABC):
         >>> torch.allclose(flow.inverse(z), x, atol=1e-5)
         True
 
-    ``one_map`` is False for a flow that has a map for each value of a code and draws the code anew in every call. Its
-    log-determinant is then a bound (see :class:`~indm.published.ConditionalResidualFlow`), and its inverse undoes it
-    only at the same code. Code that needs one fixed map calls :meth:`check_one_map`.
-
     A flow of a condition, h(x, c), is a :class:`~indm.conditions.Conditioned` one, or has such parts: at given rows
     (:func:`indm.conditions.given`) it is called like any other, and a part has them as :meth:`Conditioned.seen`.
 
     ``is_elementwise`` says that each entry of z is a function of the same entry of x alone.
 
-    ``has_log_det`` is False for a flow that gives something else in place of log|det|. Code that needs the density of
-    its data calls :meth:`check_density`.
+    ``has_log_det`` is False for a flow that gives something else in place of log|det| of one map. Code that needs the
+    density of its data, or one map, calls :meth:`check_density`.
     """
 
-    one_map = True
     is_identity = False
     is_elementwise = False
     has_log_det = True
@@ -102,10 +97,10 @@ class Flow(Constrained, ABC):
 
     @abstractmethod
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
-        """z = h(x) and log|det ∂z/∂x| in nats, (B,); ``generator`` feeds a stochastic estimate of the latter."""
+        """z = h(x) and log|det ∂z/∂x| in nats, (B,); ``generator`` feeds what is random."""
 
     def latent(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """z = h(x) alone, where log|det| is not needed; ``generator`` feeds the draw of a code, where there is one."""
+        """z = h(x) alone, where log|det| is not needed; ``generator`` as in :meth:`forward`."""
         return self(x, generator=generator)[0]
 
     @abstractmethod
@@ -116,55 +111,16 @@ class Flow(Constrained, ABC):
         it is at most ``tol``. No gradient flows through an iterative inverse.
         """
 
-    def inverse(self, z: Tensor, tol: float = TOLERANCE, *, generator: torch.Generator | None = None) -> Tensor:
+    def inverse(self, z: Tensor, tol: float = TOLERANCE) -> Tensor:
         """x with h(x) = z; samples whose residual stays above ``tol`` in single precision are solved in double.
-
-        ``generator`` feeds the draw of a code, where there is one.
 
         Raises:
             RuntimeError: naming the samples whose residual stayed above ``tol``, or whose latents are not finite.
         """
-        return self._certified_inverse(z, tol)
-
-    def check_one_map(self, purpose: str) -> None:
-        """ValueError where this flow draws its map anew in every call, which makes no sense for ``purpose``.
-
-        Example: a flow with a map for each code is one map at a given code.
-
-            >>> from indm.published import ConditionalResidualFlow
-            >>> flow = ConditionalResidualFlow((3,), (1,), 8, code_dim=2)
-            >>> flow.at(torch.zeros(2)).check_one_map("a path")
-            >>> try:
-            ...     flow.check_one_map("a path")
-            ... except ValueError as error:
-            ...     print(str(error).split(",")[0])
-            flow must be one and the same map for a path
-        """
-        if not self.one_map:
-            raise ValueError(
-                f"flow must be one and the same map for {purpose}, got {type(self).__name__}, which draws a code in "
-                "every call; fix the code: INDM(flow.at(code), model.score, model.scaling, model.shape)"
-            )
-
-    def check_density(self, purpose: str) -> None:
-        """ValueError where this flow, or a flow in it, does not give log|det| of one map, as ``purpose`` needs."""
-        self.check_one_map(purpose)
-        for part in self.modules():
-            if isinstance(part, Flow) and not part.has_log_det:
-                raise ValueError(
-                    f"flow must give its log-determinant for {purpose}, got {type(part).__name__}, which gives none; "
-                    "make the INDM with the flow inside it"
-                )
-
-    def _certified_inverse(self, z: Tensor, tol: float, **conditions: Tensor) -> Tensor:
-        """:meth:`inverse`, where ``solve_inverse`` also takes ``conditions``, each with one row a sample."""
-        x, residual, iterations, converged = self.solve_inverse(z, tol=tol, **conditions)
+        x, residual, iterations, converged = self.solve_inverse(z, tol=tol)
         failed = _rows(~converged)
         if len(failed) and z.dtype != torch.float64:
-            flow, c = copy.deepcopy(self).to(float64_device(z.device), torch.float64), rows_of(self)
-            flow = flow if c is None else given(flow, c[failed].to(float64_device(z.device)))
-            conditions = {name: double(value[failed]) for name, value in conditions.items()}
-            retried = flow.solve_inverse(double(z[failed]), tol=tol, **conditions)
+            retried = self._in_double(failed, z.device).solve_inverse(double(z[failed]), tol=tol)
             x, residual, iterations, converged = (
                 first.index_put((failed,), second.to(first))
                 for first, second in zip((x, residual, iterations, converged), retried, strict=True)
@@ -183,6 +139,20 @@ class Flow(Constrained, ABC):
                 "compute in float64, or use solve_inverse to keep the samples that did converge"
             )
         return x
+
+    def _in_double(self, rows: Tensor, device: torch.device) -> "Flow":
+        """A copy in float64 for these rows of a batch on ``device``."""
+        flow, c = copy.deepcopy(self).to(float64_device(device), torch.float64), rows_of(self)
+        return flow if c is None else given(flow, c[rows].to(float64_device(device)))
+
+    def check_density(self, purpose: str) -> None:
+        """ValueError where this flow, or a flow in it, does not give log|det| of one map, as ``purpose`` needs."""
+        for part in self.modules():
+            if isinstance(part, Flow) and not part.has_log_det:
+                raise ValueError(
+                    f"flow must give the log-determinant of one map for {purpose}, got {type(part).__name__}; make the "
+                    "INDM with the flow inside it, or with flow.at(code)"
+                )
 
 
 def _rows(mask: Tensor) -> Tensor:
@@ -268,7 +238,7 @@ class Frozen(Flow):
 
     def __init__(self, flow: Flow):
         super().__init__()
-        self.flow, self.one_map, self.is_elementwise = flow, flow.one_map, flow.is_elementwise
+        self.flow, self.is_elementwise = flow, flow.is_elementwise
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         with torch.no_grad():
@@ -302,8 +272,6 @@ class Compose(Flow):
 
     def __init__(self, flows: list[Flow]):
         super().__init__()
-        for flow in flows:
-            flow.check_one_map("a composition")
         self.flows = nn.ModuleList(flows)
         self.is_elementwise = all(flow.is_elementwise for flow in flows)
 

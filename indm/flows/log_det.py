@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from indm import rng
 from indm.tensors import event_size
 
 Product = Callable[[Tensor], Tensor]
@@ -29,9 +28,9 @@ class ExactLogDet:
         True
     """
 
-    def rows(self, n: int, generator: torch.Generator | None, device: torch.device) -> tuple[slice, int]:
+    def rows(self, n: int, generator: torch.Generator | None, device: torch.device) -> slice:
         """All samples, see :meth:`PowerSeries.rows`."""
-        return slice(0, n), 1
+        return slice(0, n, 1)
 
     def __call__(self, jvp: Product, vjp: Product, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         batch, d = len(x), event_size(x)
@@ -74,11 +73,11 @@ class PowerSeries:
     probes: int = 1
     share: int = 1
 
-    def rows(self, n: int, generator: torch.Generator | None, device: torch.device) -> tuple[slice, int]:
-        """Which of ``n`` samples get an estimate, and the factor that compensates for the others."""
-        share = min(self.share, rng.whole(n))
-        offset = int(torch.randint(share, (), generator=generator, device=device)) if share > 1 else 0
-        return rng.every(share, offset, n), share
+    def rows(self, n: int, generator: torch.Generator | None, device: torch.device) -> slice:
+        """Which of ``n`` samples get an estimate, multiplied by the step of the slice for the others."""
+        share = min(self.share, n)
+        first = int(torch.randint(share, (), generator=generator, device=device)) if share > 1 else 0
+        return slice(first, n, share)
 
     def coefficients(self, generator: torch.Generator | None = None, device=None) -> list[float]:
         """1/P(term k is reached) for k = 1, 2, … up to the number of terms of this draw."""
@@ -92,11 +91,8 @@ class PowerSeries:
         return [1.0] * self.exact_terms + reached
 
     def __call__(self, jvp: Product, vjp: Product, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        def draw(n: int) -> Tensor:
-            shape = (n, self.probes, *x.shape[1:])
-            return torch.randint(0, 2, shape, generator=generator, device=x.device, dtype=torch.int8)
-
-        bits = rng.for_rows(len(x), draw)
+        shape = (len(x), self.probes, *x.shape[1:])
+        bits = torch.randint(0, 2, shape, generator=generator, device=x.device, dtype=torch.int8)
         v = (2 * bits - 1).to(x.dtype).transpose(0, 1).flatten(0, 1)
         with torch.no_grad():
             power, value, neumann = v, v.new_zeros(len(v)), v.clone()

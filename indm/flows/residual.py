@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm import rng
 from indm.conditions import Conditioned, features_of
 from indm.flows import fixed_point
 from indm.flows.activations import ACTIVATIONS
@@ -253,11 +252,11 @@ class ResidualBlock(Conditioned, Flow):
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         weights, estimator = self._weights(), self.training_log_det if self.training else self.evaluation_log_det
-        rows, share = estimator.rows(len(x), generator, x.device)
+        rows = estimator.rows(len(x), generator, x.device)
         z = x + self._evaluate(x, weights)
-        with full_precision(x.device), rng.only(rows):
-            part = self._log_det(x[rows], _of_rows(weights, rows), estimator, generator)
-        return z, torch.slice_scatter(part.new_zeros(len(x)), share * part, 0, rows.start, rows.stop, rows.step or 1)
+        with full_precision(x.device):
+            part = rows.step * self._log_det(x[rows], _of_rows(weights, rows), estimator, generator)
+        return z, part.new_zeros(len(x)).slice_scatter(part, 0, rows.start, rows.stop, rows.step)
 
     def latent(self, x: Batch, *, generator: torch.Generator | None = None) -> Batch:
         return x + self._evaluate(x, self._weights())

@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.rng import Dropout
 from indm.tensors import PerSample, zeroed
 
 LONGEST_PERIOD = 32.0
@@ -78,7 +77,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, width: int, dropout: float):
         super().__init__()
         first = nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU()
-        self.mlp = nn.Sequential(*first, Dropout(dropout), nn.Linear(width, width))
+        self.mlp = nn.Sequential(*first, nn.Dropout(dropout), nn.Linear(width, width))
 
     def forward(self, h: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
         return h + self.mlp(h)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.nets.embedding import ConditionEmbedding, LevelEmbedding, ResidualBlock, seen
-from indm.rng import Dropout
 from indm.tensors import Batch, PerSample, zeroed
 
 Pushed = tuple[Tensor, Tensor]  # a value (B, width), and its tangents (B, directions, width)
@@ -23,7 +22,7 @@ class MLPBlock(nn.Module):
 
     def __init__(self, width: int, dropout: float = 0.0):
         super().__init__()
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(width)
         self.inner = nn.Linear(width, width)
         self.level = nn.Linear(width, 2 * width)

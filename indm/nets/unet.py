@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from indm.nets.attention import attend
 from indm.nets.embedding import ConditionOfImages, LevelEmbedding, seen, with_waves
-from indm.rng import Dropout
 from indm.tensors import PerSample, zeroed
 
 SKIP_SCALE = math.sqrt(0.5)
@@ -41,7 +40,7 @@ class ResBlock(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.level = nn.Linear(embedding, outputs)
         self.norm2 = group_norm(outputs)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.shortcut = nn.Identity() if inputs == outputs and resample is None else nn.Conv2d(inputs, outputs, 1)
 

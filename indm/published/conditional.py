@@ -27,7 +27,6 @@ from indm import rng
 from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow
 from indm.flows.coupling import Coupling, InvertibleLinear, SigmoidAffine
 from indm.flows.residual import Norm, ResidualBlock, Weights, check_block, checked_norm, residual_chain
-from indm.rng import BatchNorm2d
 from indm.tensors import Batch, PerSample, full_precision, zeroed
 
 Codes = Float[Tensor, "batch code"]
@@ -65,6 +64,17 @@ class ConditionalBlock(ResidualBlock):
         return [first, (middle, bias), last]
 
 
+class AtCodes(Compose):
+    """A chain whose blocks are at codes, one for each sample or one for all."""
+
+    def _in_double(self, rows: Tensor, device: torch.device) -> Flow:
+        flow: Any = super()._in_double(rows, device)
+        for part in flow.flows:
+            if isinstance(part, ConditionalBlock) and len(part.u) > 1:
+                part.u = part.u[rows.to(part.u.device)]
+        return flow
+
+
 class EncoderBlock(nn.Module):
     """Two 3×3 convolutions with batch norm around a shortcut; a 1×1 convolution where the shape changes."""
 
@@ -73,7 +83,7 @@ class EncoderBlock(nn.Module):
 
         def convolution(channels: int, kernel: int, stride: int) -> nn.Sequential:
             layer = nn.Conv2d(channels, outputs, kernel, stride, kernel // 2, bias=False)
-            return nn.Sequential(layer, BatchNorm2d(outputs))
+            return nn.Sequential(layer, nn.BatchNorm2d(outputs))
 
         self.activation = ENCODER_ACTIVATIONS[activation]()
         self.first, self.second = convolution(inputs, 3, stride), convolution(outputs, 3, 1)
@@ -183,8 +193,8 @@ class ConditionalResidualFlow(Flow):
 
     ``flow(x, code)`` is h_u and its own log|det|, and ``flow.inverse(z, code=code)`` undoes it. ``flow(x)`` draws
     u ~ q(u|x) and returns log|det| − log q(u|x) + log p(u) in place of log|det|: with it every log-likelihood of a
-    model becomes a draw of a lower bound. ``flow.inverse(z)`` draws u ~ p(u), as sampling does. ``flow.at(code)`` is
-    h_u for one u, an ordinary flow.
+    model becomes a draw of a lower bound. ``flow.inverse(z)`` draws u ~ p(u) from PyTorch's own generator,
+    as sampling does. ``flow.at(code)`` is h_u for one u, an ordinary flow.
 
     Args:
         shape: event shape, (C, H, W) or (D,).
@@ -211,7 +221,7 @@ class ConditionalResidualFlow(Flow):
         (True, False)
     """
 
-    one_map = False
+    has_log_det = False
 
     def __init__(
         self,
@@ -303,33 +313,20 @@ class ConditionalResidualFlow(Flow):
         code = self._draw(x, generator)[0] if code is None else self._checked(code, x)
         return self._at(code).latent(x)
 
-    def inverse(
-        self,
-        z: Tensor,
-        tol: float = TOLERANCE,
-        *,
-        code: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def inverse(self, z: Tensor, tol: float = TOLERANCE, *, code: Tensor | None = None) -> Tensor:
         """x with h_u(x) = z at ``code`` (B, K), by default drawn from p(u); raises as :meth:`Flow.inverse`."""
-        code = self.sample_code(len(z), generator=generator).to(z) if code is None else code
-        return self._certified_inverse(z, tol, code=code.detach())
+        return self._at(self._code_of(z, code)).inverse(z, tol)
 
-    def solve_inverse(
-        self,
-        z: Tensor,
-        tol: float = TOLERANCE,
-        *,
-        code: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Certificate:
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE, *, code: Tensor | None = None) -> Certificate:
         """As :meth:`Flow.solve_inverse`, at ``code`` (B, K), by default drawn from p(u)."""
-        code = self.sample_code(len(z), generator=generator).to(z) if code is None else self._checked(code, z)
-        return self._at(code).solve_inverse(z, tol=tol)
+        return self._at(self._code_of(z, code)).solve_inverse(z, tol=tol)
+
+    def _code_of(self, z: Tensor, code: Tensor | None) -> Tensor:
+        return self.sample_code(len(z)).to(z) if code is None else self._checked(code, z).detach()
 
     def _at(self, code: Tensor) -> Compose:
         parts: Iterable[Any] = self.chain
-        return Compose([part.at(code) if isinstance(part, ConditionalBlock) else part for part in parts])
+        return AtCodes([part.at(code) if isinstance(part, ConditionalBlock) else part for part in parts])
 
     def _checked(self, code: Tensor, x: Tensor) -> Tensor:
         if code.shape != (len(x), self.code_dim):

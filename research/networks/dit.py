@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from indm.nets.attention import attend
 from indm.nets.embedding import ConditionOfImages, LevelEmbedding, seen, with_waves
-from indm.rng import Dropout
 from indm.tensors import PerSample, zeroed
 
 MIXING = ("attention", "mlp")
@@ -56,7 +55,7 @@ class DiTBlock(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.mix, self.mlp = mix, feed_forward(width, 4 * width)
         self.level = zeroed(nn.Linear(width, 6 * width))
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tokens, embedding: Float[Tensor, "batch width"]) -> Tokens:
         scale, shift, gate, scale2, shift2, gate2 = self.level(embedding)[:, None].chunk(6, dim=2)

@@ -166,14 +166,13 @@ def test_it_sees_a_condition(mixing, seen):
     assert torch.allclose(output[1:2], net(z[1:2], level[1:2], c[1:2]), atol=1e-5)  # rows belong together
 
 
-def test_a_model_names_it_is_saved_and_exported(tmp_path):
+def test_a_model_names_it_is_saved(tmp_path):
     table = {"name": NAME, "width": 8, "depth": 1, "heads": 2, "patch": 4, "fourier": [4.0]}
     tables = {"flow": {"name": "elementwise"}, "sde": {"name": "vp"}, "net": table}
     with indm.trust("research"):
         model = perturbed(indm.build_model(tables, (1, 9, 8)), 0.05)
         model.save(tmp_path / "model")
         again = indm.INDM.load(tmp_path / "model")
-    score, _ = (torch.export.load(file).module() for file in indm.export(model, tmp_path / "programs"))
     x, t = torch.randn(7, 1, 9, 8), torch.linspace(0.05, 0.95, 7)
     with torch.no_grad():
-        assert torch.equal(again.score(x, t), model.score(x, t)) and torch.equal(score(x, t), model.score(x, t))
+        assert torch.equal(again.score(x, t), model.score(x, t))

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import indm
-from indm.files import hub, untrusted
+from indm.files import untrusted
+from indm.workbench import hub
 from indm.workbench.cli.main import main
 from indm.workbench.data.base import as_data, stack
 from indm.workbench.evaluation import fid

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from indm.workbench.evaluation.extractor import Extractor, train_extractor
+from indm.workbench.evaluation.sample_quality import frechet_distance, make_generator, prior_draws, solve
 from jaxtyping import Float, Int, Num
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -30,8 +32,6 @@ from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, double, evaluation_mode, event_sum, expand_like
 from indm.workbench.data.base import Data
 from indm.workbench.data.raw import InMemory
-from indm.workbench.evaluation.extractor import Extractor, train_extractor
-from indm.workbench.evaluation.sample_quality import frechet_distance, make_generator, prior_draws, solve
 from indm.workbench.evaluation.statistics import in_both_units, jackknife, mean_and_error, share_error
 
 TIMES, REPEATS = 8, 4  # evaluations of the score in a draw of the bound, and draws for each image

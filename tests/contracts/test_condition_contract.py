@@ -6,7 +6,6 @@ from contract_parts import constructions
 
 import indm
 from indm.model import build
-from indm.rng import part_of
 
 TABLE = constructions("condition")
 SHAPE = (1, 8, 8)
@@ -50,18 +49,6 @@ def test_one_condition_is_that_of_all(case):
     )
     with pytest.raises(ValueError, match="one row for all samples or 5"):
         condition.rows(draws(condition, 2), 5)
-
-
-def test_hidden_rows_do_not_depend_on_the_processes(case):
-    _, condition = case
-    condition.drop = 0.5
-    seen = condition(condition.rows(draws(condition, 16)))
-    torch.manual_seed(0)
-    whole = condition.dropped(seen)
-    torch.manual_seed(0)
-    with part_of(8, 16):
-        assert torch.equal(condition.dropped(seen[8:]), whole[8:])
-    assert 0 < int((whole.flatten(1) == 0).all(1).sum()) < 16
 
 
 def test_a_saved_model_has_it(case, tmp_path):

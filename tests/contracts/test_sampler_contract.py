@@ -119,7 +119,7 @@ def test_weak_order_of_stochastic_samplers(sampler, monkeypatch):
     scheme = make_sampler(sampler, **{"snr": 1e-9} if sampler == "pc" else {})  # no corrector to speak of
     for count in steps:
         drawn = iter(torch.eye(2 + scheme.evaluations_per_step * int(count), dtype=torch.float64)[2:, :, None])
-        monkeypatch.setattr("indm.sampling.randn_like", lambda z, generator=None, source=drawn: next(source))
+        monkeypatch.setattr("indm.sampling.stochastic.randn_like", lambda z, generator=None, source=drawn: next(source))
         z = torch.eye(2 + scheme.evaluations_per_step * int(count), dtype=torch.float64)[1][:, None]
         z, _ = scheme.solve(score, z, steps=int(count))
         mean, variance = score.law(double(score.sde.eps), torch.zeros(1, 1, dtype=torch.float64))
@@ -148,7 +148,7 @@ def test_no_entry_and_no_row_depends_on_the_others(name, sampler_name, monkeypat
 
     def solved(rows):
         drawn = iter(noise[:, rows])
-        monkeypatch.setattr("indm.sampling.randn_like", lambda z, generator=None: next(drawn))
+        monkeypatch.setattr("indm.sampling.stochastic.randn_like", lambda z, generator=None: next(drawn))
         return scheme.solve(score, z[rows], steps=6)[0]
 
     whole = solved(slice(None))
@@ -229,10 +229,10 @@ def test_options_are_attributes_and_unknown_ones_are_refused(sampler):
 class FirstOrder(Heun):
     """Euler's rule that says it is Heun's."""
 
-    def _step(self, score, y, t, s):
-        sde, alpha = score.sde, column(score.sde.alpha(t), y)
+    def step(self, score, z, t, s, generator=None):
+        sde = score.sde
         delta = sde.sigma(s) / sde.alpha(s) - sde.sigma(t) / sde.alpha(t)
-        return y - column(delta * sde.sigma(t), y) * score(alpha * y, t)
+        return column(sde.alpha(s), z) * (z / column(sde.alpha(t), z) - column(delta * sde.sigma(t), z) * score(z, t))
 
 
 class TooMuchNoise(EulerMaruyama):

@@ -14,7 +14,6 @@ from indm.flows import (
     CouplingFlow,
     ElementwiseFlow,
     InvertibleLinear,
-    ZukoFlow,
     initialize_actnorms,
 )
 from indm.flows.coupling import Affine, RationalQuadratic
@@ -203,8 +202,6 @@ def test_every_entry_is_transformed_by_what_others_are(flow):
         (lambda: AutoregressiveFlow((4,), width=48), "multiple of head_width=32"),
         (lambda: AutoregressiveFlow((1, 8, 8), patch=0), "patch must be at least 1"),
         (lambda: AutoregressiveFlow((4,), transform="cubic"), "transform must be"),
-        (lambda: ZukoFlow((1, 8, 8)), "for vectors"),
-        (lambda: ZukoFlow((4,), kind="ffjord"), "kind must be"),
     ],
 )
 def test_what_cannot_be_built_is_said(build, message):

@@ -34,8 +34,6 @@ from indm.workbench.evaluation.results import current_evaluation
 from indm.workbench.evaluation.statistics import mean_and_error
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import data_of, open_run, recipe_of
-from indm.workbench.runs.samples import FITTED, fitted_sampler
-from indm.workbench.runs.samples import SAMPLERS as FITS
 from indm.workbench.training.pairs import SIDES, is_bridge, is_pair, noise_of
 from indm.workbench.translation.routes import TranslationRuns, image_reader
 
@@ -165,8 +163,8 @@ class Side:
 
     @property
     def samplers(self) -> list[str]:
-        """Those that take the model's SDE, and those fitted to the run, where there are any."""
-        return able_samplers(self.model, SAMPLERS) + [FITTED] * (self.run / FITS).is_dir()
+        """Those that take the model's SDE."""
+        return able_samplers(self.model, SAMPLERS)
 
 
 def open_sides(folders: Sequence[Path]) -> list[Side]:
@@ -203,8 +201,7 @@ def samples(
     side: Side, n: int, steps: int, sampler: str, seed: float, temperature: float, c: str | None, guidance: float
 ) -> Picture:
     """A grid of samples; the arguments are those of :func:`indm.sample`."""
-    rule = fitted_sampler(side.run, steps, guidance) if sampler == FITTED else make_sampler(sampler)
-    options: Any = {"sampler": rule, "steps": steps, "temperature": temperature, "guidance": guidance}
+    options: Any = {"sampler": sampler, "steps": steps, "temperature": temperature, "guidance": guidance}
     x = sample(side.model, n, c=side.given(c), generator=side.generator(seed), **options)
     return sheets.grid(side.model.scaling.to_data(x).cpu(), side.levels)
 
@@ -253,7 +250,7 @@ def _held_out(run: Path) -> str:
 
 def interpolation(side: Side, sources: Sequence[Source], frames: int, c: str | None) -> Picture:
     """A strip from one image to another, by the great circle between their z_T."""
-    side.model.flow.check_one_map("an interpolation")
+    side.model.flow.check_density("an interpolation")
     raw = side.on_device([side.read(source)[0] for source in sources])
     with evaluation_mode(side.model):
         here = at(side.model, side.given(c), 2)

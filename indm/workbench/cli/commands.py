@@ -10,7 +10,6 @@ import tyro
 
 import indm
 from indm.messages import did_you_mean, nearest, one_line
-from indm.names import check_is_here
 from indm.workbench.cli.common import Common
 from indm.workbench.recipes.recipe import NAMED_TABLES, OPTION_TABLES, OPTIONAL_TABLES
 
@@ -22,7 +21,6 @@ GROUPS = {
     },
     "Look at a run": {
         "sample": "sample:Sample",
-        "fit-sampler": "sample:FitSampler",
         "inpaint": "inpaint:Inpaint",
         "evaluate": "evaluate:Evaluate",
         "fid": "sample:Fid",
@@ -52,7 +50,6 @@ def find(name: str) -> type[Common]:
     Raises:
         ValueError: there is none; names the nearest.
     """
-    check_is_here(name)
     if name not in COMMANDS:
         raise ValueError(f"{one_line(name)} is no command of indm{nearest(name, COMMANDS)}")
     module, _, kind = COMMANDS[name].partition(":")
@@ -105,8 +102,6 @@ def take_tables(arguments: list[str], tables: Collection[str]) -> tuple[list[str
         flag, equals, value = argument.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
         table, dot, _ = name.partition(".")
-        if flag.startswith("--"):
-            check_is_here(table)
         if not flag.startswith("--") or table not in (tables if dot else named):
             others.append(argument)
             continue

@@ -1,4 +1,4 @@
-"""``indm sample``, ``indm fit-sampler`` and ``indm fid``."""
+"""``indm sample`` and ``indm fid``."""
 
 import importlib.util
 import warnings
@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 from indm.messages import counted
 from indm.workbench.cli.common import DONE, ShowsProgress
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import Drawing, FidDrawing, FittingOptions, ScoringOptions, default
+from indm.workbench.recipes.options import Drawing, FidDrawing, ScoringOptions, default
 
 
 @dataclass(kw_only=True)
@@ -85,37 +85,6 @@ def test_data(table: dict[str, Any], n: int) -> Any:
     except ValueError as error:
         warnings.warn(f"the picture shows no data beside the samples: {error}", stacklevel=2)
         return None
-
-
-@dataclass
-class FitSampler(ShowsProgress):
-    """Fit samplers of few evaluations to a run, for "indm sample RUN --sampler fitted".
-
-    "indm fit-sampler RUN --steps 5 10" learns when to evaluate the network, and how to combine what it says, from
-    trajectories of the run's own model. "indm sample RUN --sampler fitted --steps 5" then makes a sample with 5
-    evaluations, near the one of hundreds. It is kept in RUN/samplers/fitted-5.json, and fits this model alone: after
-    more training, fit it anew. On digits it takes a minute on one core. A model of p(x|c) is fitted at the c of its
-    data, and at one --guidance.
-    """
-
-    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
-    options: Annotated[FittingOptions, arg(name="")] = field(default_factory=FittingOptions)
-    overwrite: bool = False
-    """Fit anew what is there."""
-
-    def run(self) -> int:
-        from indm.workbench.runs.samples import fit_samplers
-
-        fits = fit_samplers(self.run_folder, self.options, overwrite=self.overwrite, progress=self.progress)
-        for steps, fit in fits.items():
-            change = (
-                f"{fit.rms:.4f}, {fit.rms_before:.4f} before" if fit.rms < fit.rms_before else "no better than before"
-            )
-            print(f"{steps} evaluations: RMS distance of held-out latents from the converged ones {change}")
-        guided = "" if self.options.guidance == 1 else f" --guidance {self.options.guidance:g}"
-        print(f"indm sample {self.run_folder} --sampler fitted --steps {next(iter(fits))}{guided}")
-        return DONE
 
 
 @dataclass

@@ -83,7 +83,7 @@ class Push(Common):
     """Only write what would be pushed, into this folder."""
 
     def run(self) -> int:
-        from indm.files import hub
+        from indm.workbench import hub
         from indm.workbench.evaluation import card
         from indm.workbench.runs.folder import check_empty
 

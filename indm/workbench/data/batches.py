@@ -9,14 +9,13 @@ from jaxtyping import Num
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from indm.rng import for_rows
 from indm.workbench.data.base import Examples
 
 
 def flip_horizontally(raw: Num[Tensor, "batch c h w"], generator: torch.Generator | None = None) -> Tensor:
     """Mirror each image left to right with probability 1/2."""
     device = raw.device if generator is None else generator.device
-    u = for_rows(len(raw), lambda n: torch.rand(n, 1, 1, 1, generator=generator, device=device))
+    u = torch.rand(len(raw), 1, 1, 1, generator=generator, device=device)
     flipped = u.to(raw.device) < 0.5
     return torch.where(flipped, raw.flip(-1), raw)
 

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from indm.files import atomic, hub, untrusted
+from indm.files import atomic, untrusted
 from indm.messages import one_line
 from indm.model import DESCRIPTION, WEIGHTS
 from indm.names import KINDS, OPTIONAL_KINDS
+from indm.workbench import hub
 from indm.workbench.evaluation.results import likelihood_table, read_evaluation
 from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes
@@ -67,7 +68,7 @@ def write(
         "## Likelihood\n\n" + _likelihood(run, weights),
         *shown,
         *more,
-        hub.how_to_load(name, recipe.condition.options if recipe.condition else None, is_run=True),
+        hub.how_to_load(name, recipe.condition.options if recipe.condition else None),
         *_how_to_translate(name, recipe),
         "## Provenance\n\n" + _items(made_by | {"SHA-256 of the weights": weights}),
     ]

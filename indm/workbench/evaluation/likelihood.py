@@ -142,7 +142,7 @@ def evaluate(
     setting = Setting(dims, groups, seed, sde)
     about = {"dims": dims, "dequantization": in_words(model), "eps": sde.eps if sde else 0.0}
     report = {"images": {m.kind: m.count(n) for m in measures}} | about | {"repeats": repeats, "seed": seed}
-    if sde is not None and not model.flow.one_map:
+    if sde is not None and not model.flow.has_log_det:
         report["codes"] = "one draw for each estimate: the NLL is a bound, too"
     nats: dict[str, Tensor] = {}
     for measure in measures:

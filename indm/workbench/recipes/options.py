@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Suppress, arg
 
 from indm.checks import Must, check_options, require
-from indm.names import BUILT_IN, GIVEN, check_is_here, is_outside
+from indm.names import BUILT_IN, GIVEN, is_outside
 
 FEW_STEPS = 200  # of a training that has hardly learned anything
 ENOUGH_STEPS = 2000  # of one that learns well: the aim of advice to train on
@@ -119,8 +119,6 @@ class Training(Checked):
     """First fraction of the run, in which the score is trained without the flow."""
     soft_truncation: Amount = 0.0
     """Exponent k of the law of the random truncation (1.2 is usual); 0 always truncates at ε."""
-    isometry: Amount = 0.0
-    """Weight of the flow's distance from an isometry: 0 leaves it free, a large weight gives a linear diffusion."""
     terminal: Amount = 0.0
     """Weight of −log p(x_T), with x_T drawn from [data_b], or from a Gaussian with the data's mean and covariance."""
     terminal_noise: Amount = 0.0
@@ -168,7 +166,6 @@ class Training(Checked):
         known = _known_trackers() if self.trackers else set()
         require({*self.trackers} <= known, "train.trackers", self.trackers, f"of {', '.join(sorted(known))}")
         names = BUILT_IN["objective"]
-        check_is_here(self.objective)
         is_name = self.objective in (*names, GIVEN) or is_outside(self.objective)
         wanted = f"{' or '.join(map(repr, names))}, or a loss as package.module:name"
         require(is_name, "train.objective", self.objective, wanted)
@@ -232,10 +229,9 @@ class Drawing(Checked):
     """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
     in training."""
     sampler: Annotated[str | None, default("unipc; heun where each entry has an SDE of its own")] = None
-    """ode, euler-maruyama, ancestral, sde-dpm++2m, pc, heun, dpm++2m, dpm++3m, unipc, fitted, or package.module:Class.
-    "ode" takes as many steps as its tolerance needs; "fitted" was fitted to the run for these --steps. Options of a
-    sampler: --sampler.tol 1e-5 with "ode"; with "pc" --sampler.snr 0.16 or, from the first step to the last,
-    [0.16,0.14]."""
+    """ode, euler-maruyama, ancestral, sde-dpm++2m, pc, heun, dpm++2m, dpm++3m, unipc, or package.module:Class.
+    "ode" takes as many steps as its tolerance needs. Options of a sampler: --sampler.tol 1e-5 with "ode"; with "pc"
+    --sampler.snr 0.16 or, from the first step to the last, [0.16,0.14]."""
     sampler_options: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
     """Arguments of the sampler; those that are left out have its defaults."""
     steps: Annotated[int | None, AT_LEAST_1, default("25; 400 where the network may have ripples in t")] = None
@@ -294,26 +290,6 @@ class ScoringOptions:
     """Resize the images of a folder to squares of this side, or to a height x width such as 24x48."""
     resize: Annotated[str, arg(metavar="MODE")] = "bilinear"
     """How to resize: bilinear, bicubic, lanczos, …; antialiased."""
-
-
-@dataclass(frozen=True)
-class FittingOptions(Checked):
-    """How samplers are fitted to a model. The values go to :func:`indm.fit_sampler`."""
-
-    steps: Annotated[tuple[int, ...], Must("one number or more", bool)] = (5, 10)
-    """Evaluations of the network for one sample; a sampler is fitted for each number."""
-    samples: Annotated[int | None, default("as many as hold 4096 numbers, 64 or more")] = None
-    """Trajectories of the model to fit; as many again are held out."""
-    guidance: float = 1.0
-    """Of the trajectories, for a model of p(x|c): "indm sample --guidance 2" takes a sampler that was fitted at 2."""
-    iterations: int = 60
-    """Iterations of the descent, at most."""
-    seconds: float = math.inf
-    """Seconds of each descent, at most."""
-    batch_size: int = 64
-    """Trajectories at a time; lower it where memory is short."""
-    seed: int = 0
-    """Seed of the trajectories."""
 
 
 @dataclass(frozen=True)

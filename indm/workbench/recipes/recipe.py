@@ -21,7 +21,7 @@ from typing import Any, get_type_hints
 from indm.checks import check_name, check_types
 from indm.files import plain
 from indm.messages import nearest
-from indm.names import BUILT_IN, GIVEN, KINDS, OPTIONAL_KINDS, check_is_here
+from indm.names import BUILT_IN, GIVEN, KINDS, OPTIONAL_KINDS
 from indm.workbench.recipes import paths
 from indm.workbench.recipes.options import Evaluation, Training
 
@@ -144,7 +144,6 @@ def load(source: str | Path) -> Tables:
             hint = f", but in {', '.join(below[:3])}" if below else ""
             raise FileNotFoundError(f"{source} is no run folder: there is no recipe.toml in it{hint}")
     if not path.is_file():
-        check_is_here(str(source))
         near = "" if len(path.parts) > 1 else nearest(str(source), bundled())
         raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{near}")
     try:
@@ -233,7 +232,6 @@ def resolve(tables: AnyTables) -> Recipe:
     if isinstance(tables, Recipe):
         return tables
     for table in tables:
-        check_is_here(table)
         check_name(table, (*TABLES, BRIDGE), "table", f"[{table}]")
     parts: Any = {t: _part(t, tables.get(t, {})) for t in PART_TABLES if t in {*NAMED_TABLES, *tables}}
     options: Any = {name: kind(**checked(name, tables.get(name, {}))) for name, kind in OPTION_TABLES.items()}

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from indm import names
-from indm.files import atomic, hub, untrusted
+from indm.files import atomic, untrusted
 from indm.messages import brief, did_you_mean
 from indm.model import DESCRIPTION, INDM, WEIGHTS
+from indm.workbench import hub
 from indm.workbench.data.base import Data, check_kind, flags_of_data
 from indm.workbench.data.registry import load_data, without_download
 from indm.workbench.recipes import paths
@@ -127,6 +128,37 @@ def model_class(folder: Path) -> Any:
 def open_model(folder: Path) -> Any:
     """The model that is saved in ``folder``, whatever its class, on :func:`device`."""
     return model_class(folder).load(folder, device=device())
+
+
+def from_pretrained(name_or_folder: str | Path, device: str = "cpu", *, revision: str | None = None) -> INDM:
+    """The model in a folder, or the one that the Hugging Face hub calls user/name; in evaluation mode.
+
+    It is read as :meth:`indm.INDM.load` reads a stranger's: code outside this package only inside :func:`indm.trust`.
+    It is fetched once, and then taken from the cache of the hub's library (``HF_HOME``, ``HF_HUB_OFFLINE=1``).
+
+    Args:
+        name_or_folder: user/name; a folder that :meth:`indm.INDM.save` or a training wrote; or the name of a model that
+            comes with this package, such as "digits-pretrained".
+        device: where to put it.
+        revision: a branch, a tag or a commit on the hub; a commit makes sure of the very weights.
+
+    Raises:
+        ValueError: as :meth:`indm.INDM.load`; neither is there; the hub wants a token.
+        OSError: the hub cannot be reached.
+
+    Example:
+
+        >>> from_pretrained("digits-pretrained").shape
+        (1, 8, 8)
+    """
+    folder, name = Path(name_or_folder), str(name_or_folder)
+    if not folder.is_dir():
+        here = hub.shipped(name)
+        if here is None and not hub.is_name(name):
+            known = ", ".join(hub.shipped_names())
+            raise ValueError(f"name_or_folder must be a folder, user/name of the hub, or {known}, got {name!r}")
+        folder = here or hub.fetch(name, (DESCRIPTION, WEIGHTS), revision=revision)
+    return INDM.load(folder, device)
 
 
 def open_run(run: Path) -> tuple[INDM, Recipe]:

@@ -1,4 +1,4 @@
-"""Samples drawn from a run, kept with how they were drawn, and samplers that were fitted to its model."""
+"""Samples drawn from a run, kept with how they were drawn."""
 
 import contextlib
 import json
@@ -16,7 +16,6 @@ from torch import Tensor
 from indm.conditions import at_rows, rows_of_data
 from indm.files import atomic, untrusted
 from indm.files.memory import COPIES, check_memory
-from indm.fitting import Fit, FittedSampler, check_can_fit, fit_sampler
 from indm.messages import brief, counted, reason
 from indm.model import INDM
 from indm.names import trust
@@ -33,14 +32,12 @@ from indm.workbench.data import tables
 from indm.workbench.data.base import stack
 from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import Drawing, FittingOptions, InpaintingOptions
+from indm.workbench.recipes.options import Drawing, InpaintingOptions
 from indm.workbench.runs.folder import check_absent, data_of, open_run
 from indm.workbench.runs.provenance import provenance, weights_hash
 
 SAMPLES = "samples.npz"
 Samples = tuple[Tensor, int, dict | None]  # in data units, their grey levels (0: none), how they were drawn
-FITTED = "fitted"  # the name of samplers that were fitted to the model of a run
-SAMPLERS = "samplers"  # their folder, in that of the run
 CHECKED = 8  # samples that are solved again, in twice the steps
 SAMPLE_FILES = ("samples.json", "samples.csv", SAMPLES, "samples.png")  # all of one drawing
 
@@ -59,7 +56,7 @@ def draw(
         ValueError: bad options, or other samples in ``out``: only ``overwrite`` replaces them and their picture.
     """
     model, recipe = open_run(run)
-    drawing, sampler = _settled(run, model, drawing)
+    drawing, sampler = _settled(model, drawing)
     device = model.scaling.scale.device
     made_by = asdict(drawing) | {"steps": None if sampler.adaptive else drawing.steps, "device": device.type}
     made_by |= {"weights_sha256": weights_hash(run), "data": recipe.data.table()}
@@ -68,6 +65,7 @@ def draw(
         return kept
     check_absent(file.parent, SAMPLE_FILES, overwrite)
     generator = torch.Generator(device).manual_seed(drawing.seed)
+    torch.manual_seed(drawing.seed)  # of the published flow's codes
     raw, c, changes = _drawn(run, model, drawing, sampler, generator, progress)
     record = {
         "options": {key: made_by[key] for key in asdict(drawing)},
@@ -80,12 +78,11 @@ def draw(
     return read_samples(file)
 
 
-def _settled(run: Path, model: INDM, drawing: Drawing) -> tuple[Drawing, Sampler]:
+def _settled(model: INDM, drawing: Drawing) -> tuple[Drawing, Sampler]:
     """``drawing`` with the model's defaults in place of what it leaves open, and its sampler."""
     steps, name = drawing.steps or default_steps(model), drawing.sampler or default_sampler(model)
     with trust(name):  # the caller names it; it does not come from a file
-        named = fitted_sampler(run, steps, drawing.guidance) if name == FITTED else name
-        sampler = make_sampler(named, **drawing.sampler_options)
+        sampler = make_sampler(name, **drawing.sampler_options)
     settled: dict[str, Any] = {"steps": steps, "sampler": name, "sampler_options": sampler.options()}
     return replace(drawing, **settled, eps=model.sde.truncation(drawing.eps)), sampler
 
@@ -141,15 +138,14 @@ def _changes(
     generator: torch.Generator,
 ) -> list[float] | None:
     """How far the first samples are from those in twice the steps; None where that says nothing of the steps."""
-    if sampler.stochastic or sampler.adaptive:
+    if sampler.stochastic or sampler.adaptive or not model.flow.has_log_det:
         return None
     of_batch, n = min(len(x), drawing.batch_size), min(len(x), CHECKED)
     z_T = model.sde.prior_sample((of_batch, *model.shape), generator=generator, dtype=x.dtype)[:n]
     options: dict[str, Any] = {"temperature": drawing.temperature, "last_denoising": drawing.last_denoising}
     steps = drawing.steps or default_steps(model)
     part = at_rows(model.truncated(drawing.eps), c, torch.arange(n), guidance=drawing.guidance)
-    made = x[:n] if model.flow.one_map else None
-    return change_in_twice_the_steps(part, made, z_T, sampler, steps, **options).tolist()
+    return change_in_twice_the_steps(part, x[:n], z_T, sampler, steps, **options).tolist()
 
 
 def change_line(folder: Path, levels: int) -> str | None:
@@ -259,72 +255,3 @@ def _check_samples(samples: np.ndarray, levels: np.ndarray, made_by: object) -> 
     if not isinstance(made_by, dict) or not isinstance(made_by.get("weights_sha256"), str):
         raise ValueError('its provenance must be an object with a "weights_sha256"')
     json.dumps(made_by, allow_nan=False)  # as it is written again beside what is made of the samples
-
-
-# ── Fitted samplers ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def file_name(steps: int, guidance: float = 1.0) -> str:
-    return f"fitted-{steps}{'' if guidance == 1 else f'-guidance-{guidance:g}'}.json"
-
-
-def fit_samplers(
-    run: Path, options: FittingOptions, *, overwrite: bool = False, progress: bool = True
-) -> dict[int, Fit]:
-    """Fit a sampler for each number of steps to the averaged model of a run, and keep it in ``samplers/fitted-N.json``.
-
-    Each file has the times and the weights, how far the samples are from the converged ones, what the fit was made
-    with, and the SHA-256 of the model's weights. A model of p(x|c) is fitted at the c of its training data.
-
-    Raises:
-        ValueError: bad options, an SDE that no sampler can be fitted to, or files that are there without ``overwrite``.
-    """
-    model, _ = open_run(run)
-    check_can_fit(model.sde)
-    check_absent(run / SAMPLERS, [file_name(steps, options.guidance) for steps in options.steps], overwrite)
-    c = None if getattr(model, "condition", None) is None else rows_of_data(model, data_of(run, model), "train")
-    weights, fits = weights_hash(run), {}
-    given = {name: value for name, value in asdict(options).items() if name not in ("steps", "seed")}
-    for steps in options.steps:
-        generator = torch.Generator(model.scaling.scale.device).manual_seed(options.seed)
-        fits[steps] = fit = fit_sampler(model, steps, c=c, generator=generator, progress=progress, **given)
-        # JSON has no infinity
-        settings = {"steps": steps, "seed": options.seed} | {k: v for k, v in given.items() if v != float("inf")}
-        record = {"weights_sha256": weights} | asdict(fit) | {"options": settings}
-        made_by = provenance(options.seed, {str(run): weights})
-        atomic.json_object(run / SAMPLERS / file_name(steps, options.guidance), record | {"provenance": made_by})
-    return fits
-
-
-def fitted_sampler(run: str | Path, steps: int, guidance: float = 1.0) -> FittedSampler:
-    """The sampler of ``steps`` evaluations that "indm fit-sampler" fitted to the model of a run, with its guidance.
-
-    Raises:
-        ValueError: there is none, it was fitted to other weights than the run has now, or its file is damaged.
-
-    Example: that of a run of one step, for ``indm.sample(model, 8, sampler=…)``.
-
-        >>> import tempfile, indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
-        >>> tables["train"], options = {"batch_size": 32}, FittingOptions(steps=(2,), samples=8, iterations=2)
-        >>> with tempfile.TemporaryDirectory() as run:
-        ...     _ = indm.train(tables, run, data=torch.randn(100, 2), callbacks=[lambda *_: True], progress=False)
-        ...     fits = fit_samplers(Path(run), options, progress=False)
-        ...     fitted_sampler(run, 2) == fits[2].sampler
-        True
-    """
-    run = Path(run)
-    at, option = ("", "") if guidance == 1 else (f" at guidance {guidance:g}", f" --guidance {guidance:g}")
-    file, command = run / SAMPLERS / file_name(steps, guidance), f"'indm fit-sampler {run} --steps {steps}{option}"
-    if not file.exists():
-        there = [path.stem.removeprefix("fitted-") for path in (run / SAMPLERS).glob("fitted-*.json")]
-        names = [name.replace("-guidance-", " at guidance ") for name in sorted(there, key=lambda n: (len(n), n))]
-        have = f"; there is one of {', '.join(names)}" if names else ""
-        raise ValueError(f"{run} has no fitted sampler of {steps} steps{at}{have}: {command}' makes it")
-    record = untrusted.json_object(file)
-    if record.get("weights_sha256") != weights_hash(run):
-        raise ValueError(f"{file} was fitted to other weights than {run} has now: {command} --overwrite' fits it anew")
-    try:
-        return FittedSampler(**record["sampler"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{file} cannot be read as a fitted sampler: {reason(error)}") from error

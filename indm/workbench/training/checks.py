@@ -17,7 +17,7 @@ from indm.tensors import evaluation_mode
 from indm.workbench.data.base import PARTS, Data
 from indm.workbench.recipes.options import Training
 
-OF_DIFFUSIONS = ("pretrain", "soft_truncation", "isometry", "terminal", "latent_mean")  # keys of [train]
+OF_DIFFUSIONS = ("pretrain", "soft_truncation", "terminal", "latent_mean")  # keys of [train]
 COPIES = 5  # of the weights: themselves, their gradients, Adam's two averages, the moving average
 
 
@@ -43,8 +43,6 @@ def check_parts(model: nn.Module, options: Training, objective: Objective) -> No
     _check_objective(model, options, objective, sizes)
     if not sizes["score"] and options.pretrain:
         raise ValueError(f"train.pretrain must be 0 where the score has nothing to train, got {options.pretrain:g}")
-    if options.isometry:
-        model.flow.check_one_map("train.isometry")
 
 
 def _check_objective(model: nn.Module, options: Training, objective: Objective, sizes: dict[str, int]) -> None:

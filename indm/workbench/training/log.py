@@ -26,7 +26,7 @@ from indm.workbench.runs.devices import by_main_process
 from indm.workbench.runs.folder import read_metrics
 from indm.workbench.training.trainer import Trainer
 
-PENALTIES = ("isometry", "terminal")  # terms beside the NELBO that are shown
+PENALTIES = ("terminal",)  # terms beside the NELBO that are shown
 BEST = "best"  # the folder of the averaged model with the best validation, in that of the run
 TOTALS = ("loss", "nelbo")  # sums of other terms: not the cause where one of those is not finite either
 LOOK_EVERY = 50  # steps

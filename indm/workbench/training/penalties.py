@@ -1,8 +1,4 @@
-"""Penalties on the flow: staying near an isometry, and carrying the prior to a chosen law of x_T.
-
-The nonlinear diffusion x_t = h⁻¹(z_t) ends at x_T ~ h⁻¹#π. If h is an isometry everywhere, that is a linear diffusion
-up to a rigid motion; how far h may depart from one is the strength of the nonlinearity.
-"""
+"""The penalty of the bridge: the nonlinear diffusion x_t = h⁻¹(z_t) ends at x_T ~ h⁻¹#π, and a chosen law is x_T's."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,17 +8,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.dequantization import from_data
-from indm.flows.base import Flow
 from indm.objective import flow_nll
-from indm.rng import for_rows, noisy, randn_like
-from indm.tensors import full_precision, squared_norm
+from indm.rng import noisy
 from indm.training import Penalty
 from indm.workbench.data.base import Data, stack
 from indm.workbench.data.batches import flip_horizontally
 from indm.workbench.recipes.options import Training
 
 Batch = Float[Tensor, "batch *event"]
-PerSample = Float[Tensor, " batch"]
 Law = Callable[[int], Tensor]  # n ↦ n draws in model units, (n, *event)
 MOST_IN_MEMORY = 20_000  # examples of the law that x_T shall have
 
@@ -30,29 +23,14 @@ MOST_IN_MEMORY = 20_000  # examples of the law that x_T shall have
 def penalties_of(
     options: Training, model: nn.Module, data: Data, second: Data | None, device: torch.device
 ) -> list[Penalty]:
-    """The penalties that ``options`` give a weight.
+    """The penalty on the law of x_T, where ``options`` give it a weight.
 
     ``second`` are the data whose law x_T shall have; None stands for the Gaussian with the moments of ``data``.
     """
-    penalties = []
-    if options.isometry:
-        penalties.append(Penalty("isometry", options.isometry, lambda model, x: isometry_defect(model.flow, x).mean()))
-    if options.terminal:
-        law = with_noise(terminal_law(model, data, second, device), options.terminal_noise)
-        value = partial(terminal_nll, law)
-        penalties.append(Penalty("terminal", options.terminal, value, in_nats=True))
-    return penalties
-
-
-def isometry_defect(flow: Flow, x: Batch, *, generator: torch.Generator | None = None) -> PerSample:
-    """(log ‖J v‖²/‖v‖²)² with J = ∂h/∂x and one Gaussian v for each sample, (B,).
-
-    0 for every v exactly where h keeps lengths; 1 where it changes them by a factor √e ≈ 1.65.
-    """
-    v = randn_like(x, generator)
-    with full_precision(x.device):
-        moved = torch.func.jvp(flow.latent, (x,), (v,))[1]
-    return (squared_norm(moved) / squared_norm(v)).log().square()
+    if not options.terminal:
+        return []
+    law = with_noise(terminal_law(model, data, second, device), options.terminal_noise)
+    return [Penalty("terminal", options.terminal, partial(terminal_nll, law), in_nats=True)]
 
 
 def terminal_law(model: nn.Module, data: Data, second: Data | None, device: torch.device) -> Law:
@@ -62,7 +40,7 @@ def terminal_law(model: nn.Module, data: Data, second: Data | None, device: torc
     raw, flip = stack(second.train, MOST_IN_MEMORY), second.flip
 
     def draw(n: int) -> Tensor:
-        rows = raw[for_rows(n, lambda n: torch.randint(len(raw), (n,)))].to(device)
+        rows = raw[torch.randint(len(raw), (n,))].to(device)
         return _without_gradient(model, flip_horizontally(rows) if flip else rows)
 
     return draw
@@ -96,7 +74,7 @@ def normal_law(x: Batch) -> Law:
     factor = basis * variance.clamp_min(1e-6).sqrt()
 
     def draw(n: int) -> Tensor:
-        noise = for_rows(n, lambda n: torch.randn(n, len(mean), dtype=x.dtype, device=x.device))
+        noise = torch.randn(n, len(mean), dtype=x.dtype, device=x.device)
         return (mean + noise @ factor.T).reshape(n, *x.shape[1:])
 
     return draw

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from indm import names
@@ -28,7 +29,7 @@ from indm.likelihood import latent_reference
 from indm.messages import reason
 from indm.model import build_model, count_parameters
 from indm.objective import Objective, flow_nll, nelbo, objective_of, soft_truncation
-from indm.rng import noisy, part_of, random_states, restore_random_states
+from indm.rng import noisy, random_states, restore_random_states
 from indm.sde.check import check_sde
 from indm.tensors import widest
 from indm.training import EMA, FlowUse, TrainingStep, learning_rate_factor, optimizer_step
@@ -53,6 +54,7 @@ from indm.workbench.training.resolving import with_condition
 
 Draw = Callable[..., Tensor]  # (x, generator) or, of a model with a condition, (x, generator, c) ↦ nats, (B,)
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
+SEED_STRIDE = 1_000_003  # between the seeds of processes and of batches
 # Attributes of a trainer that a checkpoint holds, beside weights, moments and random states.
 KEPT = ("step", "seconds", "pretraining")
 
@@ -95,7 +97,10 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.pretraining = self.options.pretrain > 0  # until the flow is trained, too
         self.network = accelerator.prepare_model(self.build_step(recipe).train())
-        torch.manual_seed(self.options.seed + 1)  # of all processes: see indm.rng
+        self._seed_this_process()
+
+    def _seed_this_process(self) -> None:
+        torch.manual_seed(self.options.seed + 1 + self.step + SEED_STRIDE * self.accelerator.process_index)
 
     def _checked(self, model: nn.Module | None, recipe: Recipe) -> nn.Module:
         """``model``, or that of ``recipe``, on the CPU, with its condition fitted to the data; ValueError if unfit."""
@@ -296,8 +301,7 @@ class Trainer:
             with nullcontext() if last else self.accelerator.no_sync(self.network):
                 batch = next(batches)
                 raw, given = (batch, ()) if isinstance(batch, Tensor) else (batch[0], tuple(batch[1:]))
-                with part_of(self.accelerator.process_index * len(raw), self.accelerator.num_processes * len(raw)):
-                    loss, terms = self.network(self.prepare_batch(raw), *given, **conditions)
+                loss, terms = self.network(self.prepare_batch(raw), *given, **conditions)
                 self.accelerator.backward(loss / self.options.accumulate)
             for name, value in terms.items():
                 means[name] = means.get(name, 0.0) + value / self.options.accumulate
@@ -349,7 +353,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "ema": self.ema.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": random_states(self.accelerator.device),
+            "random": gather_object([random_states(self.accelerator.device)]),  # of each process
             "log": log or {},
             **{name: getattr(self, name) for name in KEPT},
         }
@@ -384,7 +388,10 @@ class Trainer:
             group["base_lr"] = rate
         for name in KEPT:
             setattr(self, name, state[name])
-        restore_random_states(state["random"], self.accelerator.device)
+        if len(state["random"]) == self.accelerator.num_processes:
+            restore_random_states(state["random"][self.accelerator.process_index], self.accelerator.device)
+        else:
+            self._seed_this_process()
         return state["log"]
 
 
@@ -429,7 +436,7 @@ def drawn(
     nats = [torch.zeros(len(batch), device=a.device) for batch in batches]
     generator = torch.Generator(a.device)
     for index in range(a.process_index, len(batches), a.num_processes):
-        generator.manual_seed(seed + 1_000_003 * index)
+        generator.manual_seed(seed + SEED_STRIDE * index)
         x, log_q = from_data(model, batches[index].to(a.device), generator=generator)
         x = noisy(x, noise, generator)
         at = () if c is None else (c[index * batch_size :][: len(x)],)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from closed_form import GaussianScore
 from exact_models import Linear, Scaled, near
+from indm.workbench.evaluation.sample_quality import make_generator, prior_draws, solve
 
 from indm import INDM
 from indm.flows import ActNorm, ElementwiseFlow, ExactFlow, Identity
@@ -14,7 +15,6 @@ from indm.nets import Zero
 from indm.scaling import Scaling
 from indm.score import ScoreModel
 from indm.sde import VPSDE
-from indm.workbench.evaluation.sample_quality import make_generator, prior_draws, solve
 from research.verdict import measures
 
 

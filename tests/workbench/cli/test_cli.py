@@ -35,7 +35,6 @@ from indm.workbench.recipes.options import (
     ConversionOptions,
     Drawing,
     Evaluation,
-    FittingOptions,
     InpaintingOptions,
     ScoringOptions,
     StripOptions,
@@ -256,46 +255,6 @@ def test_samples_tell_how_they_were_drawn(run, tmp_path, capsys):
     assert changes == pytest.approx(levels.tolist(), abs=1.0)  # of samples as they are rounded
 
 
-@pytest.mark.long
-def test_a_fitted_sampler_is_kept_with_the_run_and_draws_its_samples(tmp_path, capsys):
-    """From the command line and from Python; only for its steps, its weights and its ε."""
-    run = tmp_path / "run"
-    assert (
-        main(["train", "eight-gaussians", "--train.steps", "5", "--net.width", "8", "--out", str(run), "--quiet"]) == 0
-    )
-    sampling = ["sample", str(run), "-n", "4", "--sampler", "fitted", "--steps", "3", "--quiet"]
-    assert f"{run} has no fitted sampler of 3 steps: 'indm fit-sampler {run} --steps 3' makes it" in fails(
-        capsys, *sampling
-    )
-    fitting = ["fit-sampler", str(run), "--steps", "2", "3", "--samples", "6", "--iterations", "2", "--quiet"]
-    assert main(fitting) == 0
-    assert "3 evaluations: RMS distance of held-out latents" in capsys.readouterr().out
-    assert "samplers already holds fitted-2.json, fitted-3.json: add --overwrite" in fails(capsys, *fitting)
-    record = json.loads((run / "samplers" / "fitted-3.json").read_text())
-    model, generator = indm.INDM.load(run), torch.Generator().manual_seed(0)
-    fit = indm.fit_sampler(model, 3, samples=6, iterations=2, generator=torch.Generator().manual_seed(0))
-    sampler = indm.fitted_sampler(run, 3)
-    assert sampler == fit.sampler and (record["rms"], record["rms_before"]) == (fit.rms, fit.rms_before)
-    assert main(sampling) == 0
-    samples, _, made_by = read_samples(run / "samples.npz")
-    assert torch.equal(model.scaling.to_data(indm.sample(model, 4, sampler=sampler, generator=generator)), samples)
-    assert made_by["sampler"] == "fitted" and indm.FittedSampler(**made_by["sampler_options"]) == sampler
-
-    other = ["--out", str(tmp_path / "other")]
-    assert "has no fitted sampler of 5 steps; there is one of 2, 3: " in fails(
-        capsys, *sampling, *other, "--steps", "5"
-    )
-    assert "eps must be 1e-05, for which this sampler was fitted" in fails(capsys, *sampling, *other, "--eps", "0.1")
-    assert "tol must be given to FittedSampler" in fails(capsys, *sampling, *other, "--sampler.tol", "1")
-    record["sampler"]["weights"][0] = [1, 2]
-    (run / "samplers" / "fitted-2.json").write_text(json.dumps(record))
-    assert "fitted-2.json cannot be read as a fitted sampler" in fails(capsys, *sampling, *other, "--steps", "2")
-    with torch.no_grad():
-        next(model.score.parameters()).mul_(2)
-    model.save(run)
-    assert f"was fitted to other weights than {run} has now" in fails(capsys, *sampling, *other)
-
-
 def test_samples_from_a_centred_prior(run, tmp_path):
     line = ["sample", str(run), "-n", "6", "--sampler", "pc", "--steps", "3", "--sampler.snr", "[0.2,0.1]"]
     assert main([*line, "--latent-mean", "--out", str(tmp_path), "--quiet"]) == 0
@@ -462,7 +421,7 @@ def test_help_of_every_command_is_there_and_has_no_empty_default(command, capsys
     [("list train", Training, "train."), ("list evaluate", Evaluation, "evaluate."), ("evaluate", Evaluation, ""),
      ("fid", Drawing, ""), ("sample", Drawing, ""),
      ("translate", TranslationOptions, ""), ("fid", ScoringOptions, ""), ("strip", StripOptions, ""),
-     ("fit-sampler", FittingOptions, ""), ("inpaint", InpaintingOptions, ""), ("convert", ConversionOptions, "")],
+     ("inpaint", InpaintingOptions, ""), ("convert", ConversionOptions, "")],
 )  # fmt: skip
 def test_every_option_has_its_sentence(command, options, prefix, capsys):
     shown = shown_by(capsys, *command.split(), *([] if prefix else ["--help"]))

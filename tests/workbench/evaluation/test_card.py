@@ -12,7 +12,7 @@ import torch
 from hub_server import TOKEN, served
 
 import indm
-from indm.files import hub
+from indm.workbench import hub
 from indm.workbench.cli.main import main
 from indm.workbench.evaluation import card
 from indm.workbench.recipes import recipe as recipes
@@ -22,6 +22,7 @@ SHARED = """
 import pathlib, sys, warnings
 import numpy as np, torch
 import indm
+from indm.workbench import hub
 from indm.workbench.cli.main import main
 warnings.simplefilter("ignore")
 def failure(call, *arguments, **options):
@@ -38,19 +39,16 @@ assert main("push runs/tiny ann/tiny --license apache-2.0".split()) == 0
 assert main("sample ann/tiny -n 3 --steps 2 --quiet --out drawn".split()) == 0
 assert main("sample ann/tiny -n 3 --steps 2 --quiet".split()) == 0  # of what is there already
 mine, x = indm.INDM.load(run), torch.randn(4, 2)
-theirs = indm.INDM.from_pretrained("ann/tiny")
+theirs = indm.from_pretrained("ann/tiny")
 assert torch.equal(mine.log_prob(x, steps=8), theirs.log_prob(x, steps=8))
-assert theirs.push_to_hub("ann/bare", license="mit").endswith("/ann/bare")
-again = indm.INDM.from_pretrained("ann/bare")
-assert torch.equal(mine.log_prob(x, steps=8), again.log_prob(x, steps=8))
-print(failure(indm.INDM.from_pretrained, "ann/nothing"))
-print(failure(indm.INDM.from_pretrained, "ann/tiny", revision="nowhere"))
-print(failure(indm.INDM.from_pretrained, "not a name"))
+print(failure(indm.from_pretrained, "ann/nothing"))
+print(failure(indm.from_pretrained, "ann/tiny", revision="nowhere"))
+print(failure(indm.from_pretrained, "not a name"))
 import os
 os.environ["HF_TOKEN"] = "hf_of_somebody_else"
-print(failure(theirs.push_to_hub, "ann/tiny"))
+print(failure(hub.push, pathlib.Path("runs/tiny"), "ann/tiny"))
 del os.environ["HF_TOKEN"]
-print(failure(theirs.push_to_hub, "ann/tiny"))
+print(failure(hub.push, pathlib.Path("runs/tiny"), "ann/tiny"))
 """
 
 
@@ -68,9 +66,8 @@ def test_a_run_is_pushed_and_read_back_by_its_name(tmp_path):
         *_, missing, revision, name, forbidden, nobody = in_process(
             SHARED, tmp_path, HF_ENDPOINT=server.address, HF_TOKEN=TOKEN
         )
-        files, bare = server.models["ann/tiny"], server.models["ann/bare"]
+        files = server.models["ann/tiny"]
     assert set(files) == {"README.md", "model.json", "model.safetensors", "recipe.toml"}
-    assert set(bare) == {"README.md", "model.json", "model.safetensors"}
     assert [name for name, content in files.items() if b"my-secret-place" in content] == []
     text = files["README.md"].decode()
     assert "license: apache-2.0" in text and 'from_pretrained("ann/tiny")' in text and "- steps: 2" in text
@@ -85,9 +82,9 @@ def test_a_run_is_pushed_and_read_back_by_its_name(tmp_path):
 @pytest.mark.long
 def test_without_a_network_it_is_one_line(tmp_path):
     script = """
-import indm
-model = indm.INDM.from_pretrained("digits-pretrained")
-for call in (indm.INDM.from_pretrained, model.push_to_hub):
+import indm, pathlib
+from indm.workbench import hub
+for call in (indm.from_pretrained, lambda name: hub.push(pathlib.Path("."), name)):
     try:
         call("ann/tiny")
     except OSError as error:
@@ -95,7 +92,7 @@ for call in (indm.INDM.from_pretrained, model.push_to_hub):
 """
     lines = in_process(script, tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN)  # nobody listens there
     said = r"the hub cannot be reached for ann/tiny \(\[Errno \d+\] Connection refused\); "
-    others = r"the path of a folder with that model would do", r"'indm push RUN ann/tiny --out FOLDER' or model\.save\("
+    others = r"the path of a folder with that model would do", r"'indm push RUN ann/tiny --out FOLDER' writes"
     for line, otherwise in zip(lines, others, strict=True):
         assert re.match(said + otherwise, line)
 
@@ -103,10 +100,10 @@ for call in (indm.INDM.from_pretrained, model.push_to_hub):
 def test_a_folder_is_loaded_as_it_is(tmp_path):
     tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
     indm.build_model(tables, (2,)).save(tmp_path / "a")
-    assert indm.INDM.from_pretrained(tmp_path / "a").shape == (2,)
+    assert indm.from_pretrained(tmp_path / "a").shape == (2,)
     torch.save({}, tmp_path / "a" / "model.safetensors")  # a pickle is never read
     with pytest.raises(ValueError, match="cannot be read as weights"):
-        indm.INDM.from_pretrained(tmp_path / "a")
+        indm.from_pretrained(tmp_path / "a")
 
 
 @pytest.mark.parametrize("text", ["user", "user/", "/name", "a/b/c", "../up", "user/na me", "runs/../x", ""])

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import indm
-from indm.files import hub, untrusted
+from indm.files import untrusted
+from indm.workbench import hub
 from indm.workbench.cli.main import main
 from indm.workbench.data import as_data, load_data
 from indm.workbench.data.base import stack
@@ -27,7 +28,7 @@ def test_it_is_small_and_has_a_card_with_its_samples(name):
     data = tomllib.loads((folder / "recipe.toml").read_text("utf-8"))["data"]
     places = [str(data.get(key, "")) for key in ("path", "root")]
     assert not [place for place in places if {"/", "\\"} & {*place}], "it says where the data were"
-    assert {value.dtype for value in indm.INDM.from_pretrained(name).parameters()} == {torch.float32}
+    assert {value.dtype for value in indm.from_pretrained(name).parameters()} == {torch.float32}
 
 
 def test_each_is_below_four_megabytes_and_all_are_below_fifteen():
@@ -57,7 +58,7 @@ def test_digits_are_loaded_by_name_and_have_the_likelihood_of_the_card(tmp_path,
     folder = run_folder(Path("digits-pretrained"))
     assert folder.as_posix() == "runs/digits-pretrained"
     model, recipe = open_run(folder)
-    assert torch.equal(next(indm.INDM.from_pretrained("digits-pretrained").parameters()), next(model.parameters()))
+    assert torch.equal(next(indm.from_pretrained("digits-pretrained").parameters()), next(model.parameters()))
     data = load_data(**recipe["data"])
     x, log_q = model.from_data(stack(data.test), generator=torch.Generator().manual_seed(0))
     nats = indm.nelbo(model, x, times=2, log_q=log_q, generator=torch.Generator().manual_seed(1)).nats()
@@ -70,4 +71,4 @@ def test_digits_are_loaded_by_name_and_have_the_likelihood_of_the_card(tmp_path,
 
 def test_an_unknown_name_is_said():
     with pytest.raises(ValueError, match="or digits-pretrained"):
-        indm.INDM.from_pretrained("digits-pretraind")
+        indm.from_pretrained("digits-pretraind")

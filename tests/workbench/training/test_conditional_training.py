@@ -5,10 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from launch import InDouble
 from own_net import OwnNet
-from processes import fork_group
-from small_runs import TINY, change, compare_runs, largest_difference
+from small_runs import TINY, change, compare_runs
 from torch.utils.data import TensorDataset
 
 import indm
@@ -36,14 +34,6 @@ def test_a_conditional_run_resumes_to_the_last_bit(recipe, tmp_path):
     compare_runs(tmp_path / "whole", tmp_path / "parts")
     saved = recipes.load(tmp_path / "whole")
     assert list(saved["condition"]["labels"]) == list("0123456789")
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_make_the_conditional_run_of_one(processes, tmp_path):
-    train(CLASSES, tmp_path / "1", progress=False, trainer=InDouble)
-    fork_group(processes, lambda: train(CLASSES, tmp_path / "many", progress=False, trainer=InDouble))
-    assert largest_difference(tmp_path / "1", tmp_path / "many") < 1e-9
 
 
 @pytest.mark.long
@@ -133,28 +123,6 @@ def test_what_needs_classes_says_so(tmp_path, capsys):
     train(change(TINY, steps=1), tmp_path / "run", progress=False)
     assert main(["sample", str(tmp_path / "run"), "--condition", "3", "--quiet"]) == 2
     assert "condition and guidance are for a model" in capsys.readouterr().err
-
-
-@pytest.mark.long
-def test_a_sampler_is_fitted_at_one_guidance_and_taken_at_it(run, tmp_path, capsys):
-    def runs(*command):
-        code = main([*command, "--quiet"])
-        return code, "".join(capsys.readouterr())
-
-    fitting = ["fit-sampler", str(run), "--steps", "2", "--samples", "4", "--iterations", "1"]
-    sampling = ["sample", str(run), "--condition", "3", "-n", "2", "--sampler", "fitted", "--steps", "2"]
-    sampling += ["--out", str(tmp_path)]
-    code, said = runs(*fitting, "--guidance", "2")
-    assert code == 0 and said.endswith(f"indm sample {run} --sampler fitted --steps 2 --guidance 2\n")
-    makes_it, (code, said) = f"'indm fit-sampler {run} --steps 2", runs(*sampling)
-    assert code == 2 and f"no fitted sampler of 2 steps; there is one of 2 at guidance 2: {makes_it}' makes it" in said
-    assert runs(*fitting)[0] == 0 == runs(*sampling)[0] == runs(*sampling, "--guidance", "2", "--overwrite")[0]
-    assert (
-        read_samples(tmp_path / "samples.npz")[2]["sampler_options"]["weights"]
-        == json.loads((run / "samplers" / "fitted-2-guidance-2.json").read_text())["sampler"]["weights"]
-    )
-    code, said = runs(*sampling, "--guidance", "1.5")
-    assert code == 2 and f"of 2 steps at guidance 1.5; there is one of 2, 2 at guidance 2: {makes_it} --guid" in said
 
 
 def test_translation_without_conditions_is_by_p_of_x(run, tmp_path):

@@ -78,7 +78,7 @@ def test_recipes_have_one_key_whose_steps_cost_the_same():
         TINY | {"evaluate": {"times": 9}},
         {table: TINY[table] for table in reversed(TINY)},
     ]
-    others = [LINEAR, changed(TINY, batch_size=16), changed(TINY, flow_update_every=2), changed(TINY, isometry=1.0)]
+    others = [LINEAR, changed(TINY, batch_size=16), changed(TINY, flow_update_every=2), changed(TINY, terminal=1.0)]
     assert {key_of(recipes.resolve(recipe)) for recipe in alike} == {key_of(usual)}
     assert len({key_of(recipes.resolve(recipe)) for recipe in [usual, *others]}) == 5
     files = [recipes.resolve(TINY | {"data": {"name": "array", "path": path}}) for path in ("a.npy", "/b/a.npy")]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from closed_form import within
 
-from indm.flows import ActNorm, Compose, CouplingFlow, Identity, InvertibleLinear, ResidualFlow
+from indm.flows import ActNorm, Compose, CouplingFlow, Identity, InvertibleLinear
 from indm.model import INDM
 from indm.nets import Zero
 from indm.objective import Objective, flow_nll
@@ -17,7 +17,6 @@ from indm.training import FlowUse, TrainingStep
 from indm.workbench.data.base import Data, InMemory
 from indm.workbench.training.penalties import (
     Penalty,
-    isometry_defect,
     normal_law,
     terminal_law,
     terminal_nll,
@@ -27,42 +26,6 @@ from indm.workbench.training.penalties import (
 
 def model_of(flow, sde):
     return INDM(flow, ScoreModel(Zero(), sde))
-
-
-def test_isometries_have_no_defect():
-    torch.manual_seed(0)
-    x = torch.randn(5, 6, dtype=torch.float64)
-    for flow in (Identity(), InvertibleLinear(6, "rotation").double()):
-        assert isometry_defect(flow, x).abs().max() < 1e-10
-
-
-def test_defect_of_a_scaling_is_its_squared_log():
-    flow = ActNorm(3).double()
-    with torch.no_grad():
-        flow.log_scale.fill_(0.3)
-        flow.shift.fill_(2.0)
-    x = torch.randn(4, 3, 2, 2, dtype=torch.float64)
-    torch.testing.assert_close(isometry_defect(flow, x), torch.full((4,), 0.36, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("build", [lambda: CouplingFlow((4,), depth=2, width=8), lambda: ResidualFlow((4,), (2,), 8)])
-def test_defect_is_that_of_the_jacobian(build):
-    torch.manual_seed(1)
-    flow, x = build().double(), torch.randn(6, 4, dtype=torch.float64)
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    v = torch.randn(6, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    jacobian = torch.stack(
-        [torch.autograd.functional.jacobian(lambda y: flow.latent(y)[0], x[i : i + 1])[:, 0] for i in range(6)]
-    )
-    moved = (jacobian @ v[:, :, None])[:, :, 0]
-    expected = (moved.square().sum(1) / v.square().sum(1)).log().square()
-    found = isometry_defect(flow, x, generator=torch.Generator().manual_seed(5))
-    torch.testing.assert_close(found, expected)
-    found.sum().backward()
-    gradients = [p.grad for p in flow.parameters() if p.grad is not None]
-    assert all(bool(g.isfinite().all()) for g in gradients) and any(bool((g != 0).any()) for g in gradients)
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(sigma_max=3.0)])

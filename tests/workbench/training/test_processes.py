@@ -1,4 +1,4 @@
-"""Several processes make the run that one makes, and none of them hangs. With gloo, on the CPU."""
+"""Several processes make one run, which resumes to the last bit, and none of them hangs. With gloo, on the CPU."""
 
 import json
 import os
@@ -18,8 +18,6 @@ from launch import FAULTS, InDouble
 from processes import fork_group
 from small_runs import ONE_THREAD, TINY, assert_same, change, checkpoint, command, largest_difference, launch, log_of
 
-from indm import rng
-from indm.flows import PowerSeries, ResidualBlock, use_log_det
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.devices import run_lock
 from indm.workbench.runs.folder import read_metrics
@@ -31,7 +29,7 @@ LAUNCH = str(Path(__file__).with_name("launch.py"))
 # them uneven, and one of four processes without any.
 WIDE = change(TINY, steps=50, accumulate=1, validate_examples=50, checkpoint_every=20)
 WIDE |= {"evaluate": {"batch_size": 20}}
-# What else is drawn, and a batch norm: a code for each sample, the published network's dropout.
+# A batch norm, a code for each sample, and dropout.
 CODES = change(TINY, steps=4, accumulate=1, pretrain=0.0, log_every=2)
 ENCODER = {"code_dim": 4, "encoder_planes": [4], "prior_width": 8}
 CODES |= {
@@ -47,10 +45,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wide(folder):
-    """The recipe's file, and the run that one process makes of it."""
+    """The recipe's file, and the run that two processes make of it."""
     (folder / "wide.toml").write_text(recipes.to_toml(WIDE))
-    launch(1, LAUNCH, folder / "wide.toml", folder / "one")
-    return folder / "wide.toml", folder / "one"
+    launch(2, LAUNCH, folder / "wide.toml", folder / "two")
+    return folder / "wide.toml", folder / "two"
 
 
 def assert_same_log(one, other):
@@ -61,66 +59,18 @@ def assert_same_log(one, other):
         assert [a[k] for k in differing] == pytest.approx([b[k] for k in differing], rel=1e-6)
 
 
-# ── the numbers drawn ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def in_parts(total, parts, draw):
-    """``draw(first, n)`` by each of so many processes, from the same random state, put together again."""
-    together = []
-    for part in range(parts):
-        torch.manual_seed(0)
-        with rng.part_of(part * total // parts, total):
-            together.append(draw(part * total // parts, total // parts))
-    return torch.cat(together)
-
-
-@pytest.mark.parametrize("parts", [1, 2, 4, 16])
-def test_what_is_drawn_does_not_depend_on_the_parts(parts):
-    def draw(_, n):
-        return torch.stack([rng.for_rows(n, torch.randn), rng.strata(n).float()], 1)
-
-    assert torch.equal(in_parts(16, parts, draw), in_parts(16, 1, draw))
-    strata = in_parts(16, parts, lambda _, n: rng.strata(n))
-    assert sorted((strata * 16).long().tolist()) == list(range(16))
-
-
-@pytest.mark.parametrize("parts", [2, 3, 6, 24])
-@pytest.mark.parametrize("share", [1, 5, 16])
-def test_a_share_of_the_batch_is_the_same_samples_with_the_same_probes(parts, share):
-    """Also where a part has none of them."""
-    block = ResidualBlock((4,), 8, 2.0, 0.9, preactivate=True).double().train()
-    torch.nn.init.normal_(block.maps[-1].weight)
-    use_log_det(block, training=PowerSeries(1, 1.0, share=share))
-    x = torch.randn(24, 4, dtype=torch.float64)
-
-    def log_dets(first, n):
-        return block(x[first : first + n])[1].detach()
-
-    whole = in_parts(24, 1, log_dets)
-    assert (whole != 0).sum() in (24 // share, -(-24 // share))
-    assert torch.allclose(in_parts(24, parts, log_dets), whole, rtol=1e-12)
-
-
 # ── the same run ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_make_the_run_of_one(folder, wide, processes):
-    recipe, one = wide
-    launch(processes, LAUNCH, recipe, folder / str(processes))
-    assert largest_difference(one, folder / str(processes)) < 1e-9
-    assert_same_log(one, folder / str(processes))
-
-
-@pytest.mark.long
-def test_processes_make_the_run_of_one_with_codes_and_a_batch_norm(tmp_path):
-    train(CODES, tmp_path / "1", progress=False, trainer=InDouble)
-    fork_group(2, lambda: train(CODES, tmp_path / "2", progress=False, trainer=InDouble))
-    assert largest_difference(tmp_path / "1", tmp_path / "2") < 1e-9
-    state = checkpoint(tmp_path / "1")["model"]
-    counted = [value for name, value in state.items() if name.endswith("num_batches_tracked")]
-    assert counted and min(counted) > 0
+def test_each_process_draws_its_own_numbers_and_all_learn_alike(folder, wide):
+    """The bound is that of one process's run, up to the noise of a short training."""
+    recipe, two = wide
+    launch(1, LAUNCH, recipe, folder / "one")
+    states = checkpoint(two)["random"]
+    assert len(states) == 2 and not torch.equal(states[0]["cpu"], states[1]["cpu"])
+    bounds = [json.loads((run / "summary.json").read_text())["valid_nelbo"] for run in (two, folder / "one")]
+    assert 0 < abs(bounds[0] - bounds[1]) < 0.1 * abs(bounds[1])
 
 
 @pytest.mark.long
@@ -140,7 +90,7 @@ def test_processes_make_the_evaluation_of_one(folder, wide):
 
 @pytest.mark.long
 def test_two_processes_that_are_interrupted_go_on_exactly(tmp_path):
-    """One of them gets the signal; with accumulation, between two checkpoints. The same with another number of them."""
+    """One of them gets the signal; with accumulation, between two checkpoints. One process goes on, too."""
     recipe = change(WIDE, steps=12, accumulate=2)
 
     def work(name, interrupt=(), resume=False):
@@ -158,8 +108,7 @@ def test_two_processes_that_are_interrupted_go_on_exactly(tmp_path):
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "halved")
 
     work("other", resume=True)
-    assert largest_difference(tmp_path / "whole", tmp_path / "other") < 1e-9
-    assert_same_log(tmp_path / "whole", tmp_path / "other")
+    assert checkpoint(tmp_path / "other")["step"] == 12
 
 
 @pytest.mark.long
@@ -217,13 +166,13 @@ def test_what_is_not_finite_on_one_process_is_left_out_by_all(folder, wide, tmp_
 @pytest.mark.about_time
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_all_with_an_error_and_nothing_is_lost(wide, tmp_path, rank):
-    recipe, one = wide
+    recipe, two = wide
     started = time.monotonic()
     done = launch(2, LAUNCH, recipe, tmp_path / "run", "--kill", rank, 45, fails=True)
     assert time.monotonic() - started < 60 and "Signal 9" in done.stderr
     assert checkpoint(tmp_path / "run")["step"] == 40
     launch(2, LAUNCH, recipe, tmp_path / "run", "--resume")
-    assert largest_difference(one, tmp_path / "run") < 1e-9
+    assert largest_difference(two, tmp_path / "run") < 1e-9
 
 
 def started_apart(recipe, run):
@@ -252,7 +201,7 @@ def test_a_signal_to_the_launcher_saves(wide, tmp_path, send):
 @pytest.mark.parametrize("case", range(9))
 def test_a_signal_at_a_random_moment_to_one_of_two_processes_changes_nothing(wide, tmp_path, case):
     """Three of each kind, to either process, from its first step to its last; what was left is done afterwards."""
-    recipe, one = wide
+    recipe, two = wide
     random = Random(case)
     number = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)[case % 3]
     process = started_apart(recipe, tmp_path / "run")
@@ -264,8 +213,8 @@ def test_a_signal_at_a_random_moment_to_one_of_two_processes_changes_nothing(wid
         os.kill(int(random.choice(workers)), number)
     process.wait()
     launch(2, LAUNCH, recipe, tmp_path / "run", "--resume")
-    assert largest_difference(one, tmp_path / "run") < 1e-9
-    assert_same_log(one, tmp_path / "run")
+    assert largest_difference(two, tmp_path / "run") < 1e-9
+    assert_same_log(two, tmp_path / "run")
 
 
 @pytest.mark.long
@@ -293,7 +242,7 @@ def test_accelerate_launch_makes_one_run(tmp_path):
 @pytest.mark.long
 def test_two_launchers_make_one_run(folder, wide):
     """As two machines would: each starts one process, and they meet at an address."""
-    recipe, one = wide
+    recipe, two = wide
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -302,4 +251,4 @@ def test_two_launchers_make_one_run(folder, wide):
     arguments = [LAUNCH, str(recipe), str(folder / "machines")]
     machines = [subprocess.Popen([*torchrun, *arguments], env=ONE_THREAD) for _ in range(2)]
     assert [machine.wait() for machine in machines] == [0, 0]
-    assert largest_difference(one, folder / "machines") < 1e-9
+    assert largest_difference(two, folder / "machines") < 1e-9

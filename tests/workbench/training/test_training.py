@@ -33,7 +33,7 @@ from indm.workbench.runs.devices import fast_precision
 from indm.workbench.runs.folder import read_metrics
 from indm.workbench.runs.signals import interruptible
 from indm.workbench.training.loop import train
-from indm.workbench.training.penalties import isometry_defect, normal_law
+from indm.workbench.training.penalties import normal_law
 from indm.workbench.training.trainer import Trainer, drawn
 
 
@@ -297,12 +297,12 @@ def test_each_part_has_a_weight_decay_of_its_own(decays):
 
 
 def test_pretraining_leaves_the_flow_alone_and_ends_without_a_jump():
-    recipe = recipes.resolve(change(DIGITS, pretrain=0.5, steps=8, isometry=1.0))
+    recipe = recipes.resolve(change(DIGITS, pretrain=0.5, steps=8, terminal=1.0))
     trainer = Trainer(recipe, load_data("digits"), Accelerator())
     before = [p.clone() for p in trainer.model.flow.parameters()]
     batches = trainer.batches()
     for _ in range(4):
-        assert "isometry" not in trainer.train_step(batches), "a penalty on the flow is one where the flow is trained"
+        assert "terminal" not in trainer.train_step(batches), "a penalty on the flow is one where the flow is trained"
     assert trainer.step == 4 and trainer.flow_use() is FlowUse.TRAINED
     assert all(torch.equal(p, q) for p, q in zip(before, trainer.model.flow.parameters(), strict=True))
 
@@ -313,7 +313,7 @@ def test_pretraining_leaves_the_flow_alone_and_ends_without_a_jump():
         losses.append(indm.nelbo(trainer.network.with_flow(use).eval(), x).total)
     trainer.network.train()
     assert torch.allclose(losses[0], losses[1], rtol=1e-5)
-    assert "isometry" in trainer.train_step(batches)
+    assert "terminal" in trainer.train_step(batches)
     assert any(not torch.equal(p, q) for p, q in zip(before, trainer.model.flow.parameters(), strict=True))
 
 
@@ -380,24 +380,6 @@ def test_the_flows_own_warmup_lets_the_score_go_ahead():
             rates[group["name"]].append(group["lr"] / group["base_lr"])
     assert rates["score"] == pytest.approx([1 / 2] + [1.0] * 7)
     assert rates["flow"] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0, 1.0, 1.0])
-
-
-@pytest.mark.long
-def test_a_strong_isometry_term_keeps_the_flow_linear():
-    """Under it the flow keeps lengths; without it, from the same seed, it does not."""
-    defects = []
-    for weight in (0.0, 100.0):
-        recipe = change(DIGITS | {"flow": {"name": "coupling", "width": 8}}, isometry=weight, steps=30, flow_lr=1e-2)
-        recipe = change(recipe, batch_size=32)
-        trainer = Trainer(recipes.resolve(recipe), load_data("digits"), Accelerator())
-        batches = trainer.batches()
-        for _ in range(25):
-            terms = trainer.train_step(batches)
-        assert ("isometry" in terms) == (weight > 0)
-        x, _ = trainer.model.from_data(next(batches))
-        with torch.no_grad():
-            defects.append(isometry_defect(trainer.model.flow, x).mean().item())
-    assert defects[1] < 0.02 * defects[0]
 
 
 def end_and_law(weight, **data_b):

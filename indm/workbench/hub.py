@@ -1,6 +1,6 @@
 """Models on the Hugging Face hub, or on a server with its interface (``HF_ENDPOINT``), and those of this package.
 
-Only files of a given list are fetched. They are read like any file of an unknown maker, by :mod:`indm.files.untrusted`.
+Only files of a given list are fetched. They are read like any file of an unknown maker.
 """
 
 import re
@@ -68,7 +68,7 @@ def push(folder: Path, name: str, *, private: bool = False) -> str:
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="indm")
-    otherwise = f"'indm push RUN {name} --out FOLDER' or model.save(FOLDER) writes a folder to share without it"
+    otherwise = f"'indm push RUN {name} --out FOLDER' writes a folder to share without it"
     with _talking(name, otherwise):
         address = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Model of indm")
@@ -89,23 +89,22 @@ def card(name: str, license: str | None, sections: Sequence[str]) -> str:
     return "\n".join(head) + "\n\n" + "\n\n".join(sections) + "\n"
 
 
-def how_to_load(name: str, condition: Mapping[str, Any] | None = None, *, is_run: bool = False) -> str:
-    """The section of a card on that.
-
-    Args:
-        condition: the table of a recipe, of a model of p(x|c).
-        is_run: whether the commands take it.
-    """
+def how_to_load(name: str, condition: Mapping[str, Any] | None = None) -> str:
+    """The section of a card on that; ``condition`` is the table of the recipe of a model of p(x|c)."""
     labels = (condition or {}).get("labels", ())
     every = " --condition all" if labels else ""
     given = "" if condition is None else ", c=0" if labels else ", c=row"
-    shell = f"```sh\nindm sample {name} -n 36{every}\nindm evaluate {name}\n```\n\n" if is_run else ""
     return f"""## How to load
 
-{shell}```python
+```sh
+indm sample {name} -n 36{every}
+indm evaluate {name}
+```
+
+```python
 import indm
 
-model = indm.INDM.from_pretrained("{name}")
+model = indm.from_pretrained("{name}")
 raw = model.scaling.to_data(indm.sample(model, 16{given}))
 ```"""
 

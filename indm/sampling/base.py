@@ -1,0 +1,203 @@
+"""What samplers share: the class, the grids between whose times they step, and how one is made by its name."""
+
+import inspect
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from indm.checks import arguments_of, check_types, hints_of
+from indm.messages import nearest
+from indm.names import BUILT_IN, find
+from indm.ode import Points
+from indm.score import may_ripple
+from indm.sde.linear import LinearSDE
+from indm.tensors import Batch, PerSample
+
+STEPS = 25  # by default: UniPC is then 0.02 grey levels of 256 from converged samples
+FEW = 25  # steps in which, or in fewer, a network with ripples in t is not resolved
+RESOLVING = 400  # steps by default where a network may have ripples in t (bench/ripples.py)
+LEAST_WEIGHT = 0.1  # of the clock in :func:`steps_in_time`
+SAMPLERS = BUILT_IN["sampler"]  # the names of the samplers of this package; make_sampler makes one
+
+
+class Sampler:
+    """A rule that carries z_T ~ π to z_ε, by the generative SDE or by its probability flow.
+
+    To write a one-step sampler, derive from this class, set ``order``, and define :meth:`step`. Constructor arguments
+    are its options: make it a frozen dataclass, or keep each argument as an attribute of the same name. A sampler that
+    remembers earlier steps, or chooses its own, defines :meth:`solve` instead:
+    ``indm.sample(model, 8, sampler=Mine())``.
+
+    Attributes:
+        order: of convergence in the step size: of the solution for the probability flow, of moments for the SDE.
+        stochastic: whether it draws noise: then its samples are not a function of z_T.
+        needs_scalar_sde: whether all entries of the latent must share one SDE (see :attr:`LinearSDE.is_scalar`).
+        adaptive: whether it chooses its own steps.
+        evaluations_per_step: of the score.
+
+    Example: Euler's rule for the probability flow.
+
+        >>> from indm.tensors import expand_like
+        >>> class Euler(Sampler):
+        ...     order = 1
+        ...     def step(self, score, z, t, s, generator=None):
+        ...         f, g, delta = (expand_like(v, z) for v in (score.sde.drift(t), score.sde.diffusion(t), s - t))
+        ...         return z + (f * z - 0.5 * g**2 * score(z, t)) * delta
+        >>> make_sampler(Euler).order
+        1
+    """
+
+    order: ClassVar[int]
+    stochastic: ClassVar[bool] = False
+    needs_scalar_sde: ClassVar[bool] = False
+    adaptive: ClassVar[bool] = False
+    evaluations_per_step: ClassVar[int] = 1
+
+    def grid(self, sde: LinearSDE, steps: int) -> Tensor:
+        """The times T = t_0 > … > t_steps = ε between which it steps, (steps + 1,) in float64."""
+        return log_snr_grid(sde, steps)
+
+    def step(self, score, z: Batch, t: PerSample, s: PerSample, generator: torch.Generator | None = None) -> Tensor:
+        """z_s from z_t for s < t; ``score(z, t)`` is ∇log p_t, ``score.sde`` its SDE."""
+        raise NotImplementedError(f"{type(self).__name__} must define step, or solve")
+
+    def solve(
+        self, score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
+    ) -> tuple[Tensor, int]:
+        """z_ε from z_T, and the evaluations of the score for one sample.
+
+        Raises:
+            ValueError: the SDE differs between the entries of the latent, and this sampler cannot take that.
+        """
+        self.check(score.sde)
+        for t, s in intervals(self.grid(score.sde, steps), z, progress):
+            z = self.step(score, z, t, s, generator)
+        return z, steps * self.evaluations_per_step
+
+    def check(self, sde: LinearSDE) -> None:
+        """ValueError where this sampler cannot take the SDE."""
+        if self.needs_scalar_sde and not sde.is_scalar:
+            able = [name for name in SAMPLERS if not find("sampler", name).needs_scalar_sde]
+            raise ValueError(
+                f"sampler must be one of {', '.join(able)} where entries have clocks of their own, got "
+                f"{type(self).__name__}"
+            )
+
+    def options(self) -> dict[str, Any]:
+        """Its constructor arguments."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+
+def able_samplers(model, names: Iterable[str]) -> list[str]:
+    """Keep only the samplers that support the model's SDE."""
+    return [name for name in names if model.is_scalar or not make_sampler(name).needs_scalar_sde]
+
+
+def default_sampler(model) -> str:
+    """UniPC, the best in few steps; Heun's method where each entry of the latent has an SDE of its own."""
+    return "unipc" if model.is_scalar else "heun"
+
+
+def default_steps(model) -> int:
+    """25, and 400 where the network may have ripples in t."""
+    return RESOLVING if may_ripple(model.score) else STEPS
+
+
+def make_sampler(sampler: str | type[Sampler] | Sampler, **options: Any) -> Sampler:
+    """A sampler from its name, its class, or itself.
+
+    Args:
+        sampler: a name in :data:`SAMPLERS`, ``"package.module:Class"`` (see :func:`indm.trust`), a class, or an object.
+        options: arguments of the class.
+
+    Raises:
+        ValueError: an unknown name (with the nearest that exists), an option that the sampler does not have, or a value
+            that it does not take.
+
+    >>> make_sampler("pc", snr=0.1)
+    PredictorCorrector(snr=0.1)
+    """
+    if isinstance(sampler, Sampler):
+        if options:
+            raise ValueError(f"{next(iter(options))} must be given to {type(sampler).__name__} where it is made")
+        return sampler
+    kind = find("sampler", sampler)
+    if not (isinstance(kind, type) and issubclass(kind, Sampler)):
+        raise ValueError(f"sampler must be a subclass of indm.sampling.Sampler, got {sampler!r}")
+    known = arguments_of(kind)
+    for name, value in options.items():
+        if name not in known:
+            others = [repr(other) for other in SAMPLERS if name in inspect.signature(find("sampler", other)).parameters]
+            hint = f"; {' and '.join(others)} has it" if others else nearest(name, known) if known else ""
+            raise ValueError(f"{name} must be left out with sampler {sampler!r}, got {value}{hint}")
+    check_types(options, hints_of(kind, known), "sampler.")
+    try:
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+    except TypeError as error:
+        raise ValueError(f"sampler {sampler!r} cannot be made from {options}: {error}") from error
+
+
+def log_snr_grid(sde: LinearSDE, steps: int) -> Tensor:
+    """Times T = t_0 > … > t_steps = ε, equally spaced in log-SNR, (steps + 1,) in float64."""
+    low, high = sde.log_snr(torch.tensor([sde.T, sde.eps], dtype=torch.float64))
+    times = sde.time(torch.lerp(low, high, torch.linspace(0, 1, steps + 1, dtype=torch.float64)))
+    times[0], times[-1] = sde.T, sde.eps
+    return times
+
+
+def steps_in_time(sde: LinearSDE) -> Points:
+    """Points on the clock −log SNR, equally spaced in a mean of t and the clock, each as a share of its way.
+
+    The clock has a weight of 25 steps, at least 0.1: up to 25 steps are equal on the clock.
+    """
+
+    def points(start: float, end: float, steps: int) -> list[float]:
+        clock = torch.linspace(start, end, 10_001, dtype=torch.float64)
+        t = sde.time(-clock)
+        weight = min(1.0, max(LEAST_WEIGHT, FEW / steps))
+        along = (1 - weight) * (t - t[0]) / (t[-1] - t[0]) + weight * (clock - start) / (end - start)
+        return np.interp(np.linspace(0, 1, steps + 1), along.numpy(), clock.numpy()).tolist()
+
+    return points
+
+
+def time_grid(sde: LinearSDE, steps: int) -> Tensor:
+    """Times T = t_0 > … > t_steps = ε of :func:`steps_in_time`, (steps + 1,) in float64."""
+    start, end = (-sde.log_snr(torch.tensor([sde.T, sde.eps], dtype=torch.float64))).tolist()
+    times = sde.time(-torch.tensor(steps_in_time(sde)(start, end, steps), dtype=torch.float64))
+    times[0], times[-1] = sde.T, sde.eps
+    return times
+
+
+def uniform_grid(sde: LinearSDE, steps: int) -> Tensor:
+    """Times T = t_0 > … > t_steps = ε, equally spaced in t, (steps + 1,) in float64."""
+    return torch.linspace(sde.T, sde.eps, steps + 1, dtype=torch.float64)
+
+
+def intervals(grid: Tensor, z: Tensor, progress: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs (t, s) of successive times of ``grid``, each (B,) like ``z``; with ``progress``, under a bar."""
+    grid = grid.to(z.device, z.dtype)
+    pairs = itertools.pairwise(grid)
+    for t, s in tqdm(pairs, total=len(grid) - 1, desc="sampling", leave=False, disable=not progress):
+        yield t.expand(len(z)), s.expand(len(z))
+
+
+def check_positive(name: str, value: object, usual: float, most: int = 1) -> None:
+    """ValueError unless ``value`` is a positive, finite number, or a tuple of up to ``most`` of them."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    positive = all(isinstance(number, int | float) and 0 < number < math.inf for number in numbers)
+    if not (1 <= len(numbers) <= most and positive):
+        raise ValueError(f"{name} must be positive and finite, got {value}; {usual:g} is usual")
+
+
+def check_counts(**counts: int) -> None:
+    """ValueError naming a count below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
