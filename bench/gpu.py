@@ -69,7 +69,7 @@ def speed(o: Options, how: str) -> dict:
 def memory(o: Options) -> dict:
     from memory import RECIPES, row
 
-    return {"rows": [row(name, measure=True) for name in RECIPES[: 1 if o.small else None]]}
+    return {"rows": [row(name) for name in RECIPES[: 1 if o.small else None]]}
 
 
 def ratios(o: Options) -> dict:

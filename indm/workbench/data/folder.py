@@ -116,14 +116,12 @@ def load_folder(
     centered: bool = True,
     flip: bool = False,
     grey: bool | list[str] = False,
-    strict: bool = False,
     classes: bool | list[str] = False,
 ) -> Data:
     """All images under a folder (recursive, hidden files apart), in sorted order, split by ``seed``; read from disk.
 
     The header of every file is read here. What is no image is skipped and counted. An image whose damage shows only
-    when it is decoded is replaced by the next, see :class:`ImageFiles`. With ``strict`` every file is decoded here, and
-    either is an error.
+    when it is decoded is replaced by the next, see :class:`ImageFiles`.
 
     Images are turned upright as their EXIF data say.
 
@@ -143,7 +141,6 @@ def load_folder(
         flip: whether training flips images horizontally at random.
         grey: whether images are made grey whatever the channels, or those of which classes. What is translated into
             them is written in grey.
-        strict: decode every file now, and take none that is no image or damaged.
         classes: whether each folder in it is a class, called like that folder; or those folders in it that are, and
             then no other is read.
 
@@ -156,11 +153,11 @@ def load_folder(
     )  # fmt: skip
     folder = Path(path).expanduser()
     if isinstance(classes, bool):
-        files, (n_grey, n_colour), notes = find_images(folder, strict=strict)
+        files, (n_grey, n_colour), notes = find_images(folder)
         names, labels = [], classes_of(files) if classes else []
     else:
         names = classes
-        files, (n_grey, n_colour), notes, labels = find_classes(folder, names, strict=strict)
+        files, (n_grey, n_colour), notes, labels = find_classes(folder, names)
     notes.append(options.note)
     if options.channels is None and n_grey and n_colour:
         notes.append(f"RGB, as {n_colour} images are in colour and {n_grey} are grey; data.channels 1 makes all grey")
@@ -179,15 +176,13 @@ def classes_of(files: Files) -> list[str]:
     return [name.split("/")[0] for name in names]
 
 
-def find_classes(
-    folder: Path, names: Sequence[str], *, strict: bool = False
-) -> tuple[Files, tuple[int, int], list[str], list[str]]:
+def find_classes(folder: Path, names: Sequence[str]) -> tuple[Files, tuple[int, int], list[str], list[str]]:
     """What :func:`find_images` finds in the folders ``names`` below ``folder``, and the name for each file."""
     if len(set(names)) < 2:
         raise ValueError(f"data.classes must be true, false or two different folders or more, got {list(names)}")
     parts, kinds, notes = {}, np.zeros(2, int), []
     for name in names:
-        parts[name], found, more = find_images(folder / name, strict=strict)
+        parts[name], found, more = find_images(folder / name)
         kinds += found
         notes += more
     labels = [name for name, files in parts.items() for _ in files]
@@ -206,25 +201,23 @@ def _made_grey(grey: bool | Sequence[str], labels: Sequence[str], n: int) -> Ten
     return torch.tensor([label in grey for label in labels])
 
 
-def find_images(folder: Path, *, whole: bool = False, strict: bool = False) -> tuple[Files, tuple[int, int], list[str]]:
+def find_images(folder: Path, *, whole: bool = False) -> tuple[Files, tuple[int, int], list[str]]:
     """The images under a folder in sorted order, hidden files apart, how many are grey and in colour, and notes.
 
-    ``whole`` decodes every file in place of reading its header; ``strict`` too, and then none may be skipped.
+    ``whole`` decodes every file in place of reading its header.
     """
     if not folder.is_dir():
         what = f"a file; its folder is '{folder.parent}'" if folder.exists() else "not there"
         raise ValueError(f"path '{folder}' must be a folder, and it is {what}")
     files = list_files(folder)
-    kinds = kinds_of(files, whole or strict)
+    kinds = kinds_of(files, whole)
     bad, grey, colour = np.bincount(kinds, minlength=3).tolist()
-    notes = [f"read from {folder}, listed by {'decoding each' if whole or strict else 'the header of each'}"]
+    notes = [f"read from {folder}, listed by {'decoding each' if whole else 'the header of each'}"]
     count = counted(len(files), "file")
     if not grey + colour:
         raise ValueError(f"no readable images in '{folder}' ({count}); png, jpeg, webp, bmp, … would do")
     if bad:
         first = f"the first is {_first_bad(files[int(np.argmin(kinds))])}"
-        if strict:
-            raise ValueError(f"strict: {bad} of {count} cannot be read as images; {first}")
         notes.append(f"skipped {bad} of {count}, unreadable as images; {first}")
         warnings.warn(notes[-1], stacklevel=3)
     return files.select(np.flatnonzero(kinds)), (grey, colour), notes

@@ -1,22 +1,15 @@
-"""Where the files of a data set are, whatever the current folder, and after a run and its data were moved together.
+"""Where the files of a data set are, whatever the current folder: the recipe of a run holds absolute paths."""
 
-The recipe of a run holds absolute paths. Its ``versions.json`` also holds each relative to the run folder.
-"""
-
-import contextlib
-import json
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from indm.files import plain
 from indm.names import BUILT_IN
 
 KEYS = ("path", "root")  # of a built-in data set
 TABLES = ("data", "data_b")
-RECORD, RELATIVE = "versions.json", "data_paths"  # file in the run folder, and its key
+RECORD = "versions.json"  # file in the run folder
 
 
 def absolute(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
@@ -34,30 +27,6 @@ def _with_paths(recipe: Mapping[str, Mapping[str, Any]], changed: Callable[[str]
     for table, key in _paths_in(tables):
         tables[table][key] = changed(tables[table][key])
     return tables
-
-
-def relative(recipe: Mapping[str, Mapping[str, Any]], run: Path) -> dict[str, str]:
-    """The relative path from the folder ``run`` to each path of the data, by dotted key."""
-    whole = absolute(recipe)
-    return {f"{table}.{key}": os.path.relpath(whole[table][key], run) for table, key in _paths_in(whole)}
-
-
-def located(recipe: Mapping[str, Mapping[str, Any]], run: Path) -> dict[str, dict]:
-    """The recipe of ``run`` with absolute paths of its data: where they were, else relative to the run folder.
-
-    Warns of a path that is the second.
-    """
-    whole = absolute(recipe)
-    for table, key in _paths_in(whole):
-        before = whole[table][key]
-        if os.path.exists(before):
-            continue
-        relative_path = _recorded(run).get(f"{table}.{key}")
-        now = os.path.abspath(run / relative_path) if isinstance(relative_path, str) else before
-        if now != before and os.path.exists(now):
-            warnings.warn(f"{table}.{key} of {run} is {now}, as {before} is gone", stacklevel=3)
-            whole[table][key] = now
-    return whole
 
 
 def gone(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -83,11 +52,3 @@ def _paths_in(recipe: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, st
         content = recipe.get(table, {})
         if str(content.get("name")) in BUILT_IN["data"]:
             yield from ((table, key) for key in KEYS if isinstance(content.get(key), str))
-
-
-def _recorded(run: Path) -> dict[str, Any]:
-    """Relative paths in ``versions.json``, empty if it cannot be read."""
-    recorded = None
-    with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
-        recorded = json.loads(plain.text(run / RECORD)).get(RELATIVE)
-    return recorded if isinstance(recorded, dict) else {}

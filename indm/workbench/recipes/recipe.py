@@ -130,7 +130,7 @@ def _about(text: str) -> About:
 def load(source: str | Path) -> Tables:
     """The tables of a bundled name, a TOML file, a run folder or a saved model, as written (defaults not filled in).
 
-    That of a run folder has absolute paths of its data, see :func:`indm.workbench.recipes.paths.located`.
+    That of a run folder has absolute paths of its data.
     """
     path = Path(source)
     if str(source) in bundled() and not (isinstance(source, Path) and source.is_dir()):
@@ -153,7 +153,7 @@ def load(source: str | Path) -> Tables:
     for table, content in recipe.items():
         if not isinstance(content, dict):
             raise ValueError(f"{path}: {table} must be a table, [{table}], got {content!r}")
-    return paths.located(recipe, Path(source)) if Path(source).is_dir() else recipe
+    return paths.absolute(recipe) if Path(source).is_dir() else recipe
 
 
 def _of_saved_model(description: Path) -> Tables:

@@ -52,15 +52,14 @@ def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[s
     """Write ``recipe.toml`` and ``versions.json``: the provenance of the run, where its data came from, and ``more``,
     such as their :func:`split_record`.
 
-    The recipe gets absolute paths of its data, and ``versions.json`` the way to them from the run folder.
-
-    For a resumed run that is the provenance of its last part; its key ``before`` has those of the earlier parts.
+    The recipe gets absolute paths of its data. For a resumed run that is the provenance of its last part; its key
+    ``before`` has those of the earlier parts.
     """
     text, made_by = recipes.to_toml(paths.absolute(recipe)), provenance(recipe.train.seed, {}, device)
     run.mkdir(parents=True, exist_ok=True)
     atomic.text(run / "recipe.toml", text)
     before = _parts(run / paths.RECORD)
-    made_by |= {"data": data_notes, paths.RELATIVE: paths.relative(recipe, run)} | (more or {})
+    made_by |= {"data": data_notes} | (more or {})
     atomic.json_object(run / paths.RECORD, made_by | ({"before": before} if before else {}))
 
 

@@ -10,7 +10,6 @@ import copy
 import hashlib
 import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,14 +121,12 @@ class Cost:
     """The cost of a step of one run, measured beside others.
 
     Attributes:
-        run: its path relative to the folder that holds ``costs.json``.
         recipe: :func:`key_of` its recipe.
         seconds: of a step, the median over rounds.
         threads: with which it was measured.
         afterwards: measured for a comparison, and not for a budget before a training.
     """
 
-    run: str
     recipe: str
     seconds: float
     threads: int
@@ -172,7 +169,7 @@ def measure_runs(runs: Sequence[Path], progress: bool = True) -> tuple[dict[Path
         seconds = medians(interleaved_seconds(trainers, threads, rounds=ROUNDS, progress=progress))
     for run in trainers:
         with contextlib.suppress(OSError):  # of others, or read-only: measured again the next time
-            keep(run, [cost_of(recipe_of(of), seconds[of], threads[of], of, run, True) for of in trainers])
+            keep(run, [Cost(key_of(recipe_of(of)), seconds[of], threads[of], True) for of in trainers])
     return seconds, unknown
 
 
@@ -228,15 +225,10 @@ def budget_like(
             trainers = {like: trainer_of(_kept(other)), out: trainer_of(whole, trainer, **parts)}
             seconds = medians(interleaved_seconds(trainers, threads, rounds=ROUNDS, progress=progress))
         ratio = seconds[out] / seconds[like]
-        measured = [cost_of(recipe_of_each[run], seconds[run], threads[run], run, out) for run in (out, like)]
+        measured = [Cost(key_of(recipe_of_each[run]), seconds[run], threads[run]) for run in (out, like)]
     budget = {"steps": max(1, round(steps / ratio)), "seconds": math.inf, "threads": threads[out]}
     note = f"{budget['steps']:,} steps, which cost the {steps:,} of {like}: a step costs {ratio:.3g} of one there"
     return replace(whole, train=replace(whole.train, **budget)), measured, note
-
-
-def cost_of(recipe: Recipe, seconds: float, threads: int, run: Path, where: Path, afterwards: bool = False) -> Cost:
-    """The cost of a step of ``run``, to be kept in the folder ``where``."""
-    return Cost(os.path.relpath(run, where), key_of(recipe), seconds, threads, afterwards)
 
 
 def keep(run: Path, measured: Sequence[Cost]) -> None:

@@ -20,7 +20,7 @@ from indm.workbench.evaluation.statistics import holm
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import recipe_of
 from indm.workbench.runs.provenance import same_data
-from indm.workbench.training.costs import cost_of, keep
+from indm.workbench.training.costs import Cost, keep, key_of
 
 DIMS, N = 64, 50
 LEVELS = {"linear": (2.1, 2.2, 2.0, 2.15), "indm": (1.6, 1.7, 1.52, 1.66), "flow": (2.05, 2.3, 2.02, 2.1)}
@@ -169,7 +169,7 @@ def test_a_neighbour_on_the_machine_decides_nothing(tmp_path, measured):
     slow = [evaluated(tmp_path / "s" / str(s), NATS["linear", s], s, steps=95, flow="identity") for s in (0, 1)]
     fair = [evaluated(tmp_path / "f" / str(s), NATS["flow", s], s, steps=520 - s, net="zero") for s in (0, 1)]
     seconds = {indm[0]: 0.1, slow[0]: 0.088, fair[0]: 0.088}
-    keep(indm[1], [cost_of(recipe_of(run), cost, 1, run, indm[1]) for run, cost in seconds.items()])
+    keep(indm[1], [Cost(key_of(recipe_of(run)), cost, 1) for run, cost in seconds.items()])
     text, stored = compared([*indm, *slow, *fair], tmp_path / "out")
     assert not measured.runs  # they were when they were trained
     assert stored["costs"]["by_method"] == pytest.approx({"i": 1, "s": 0.88, "f": 0.88})
@@ -185,7 +185,7 @@ def test_a_neighbour_on_the_machine_decides_nothing(tmp_path, measured):
     assert cells[str(slow[0])][:5] == ["1", "examples", "–", "95", "2"] and cells[str(indm[1])][3] == "459"
     rows = difference_rows({"slow": {"nelbo": refused}}, "indm", "bits/dim")
     assert rows[1][4:] == (words, "–", "–", "not comparable")
-    keep(indm[0], [cost_of(recipe_of(run), cost, 1, run, indm[0]) for run, cost in seconds.items()])
+    keep(indm[0], [Cost(key_of(recipe_of(run)), cost, 1) for run, cost in seconds.items()])
     (row,) = compared([indm[0], slow[0]], tmp_path / "two")[1]["differences"].values()
     assert row["nelbo"]["verdict"] == "not comparable"
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from own_net import OwnNet
-from test_reliability import TINY, compare_runs
-from test_training import change
+from small_runs import TINY, change, compare_runs
 from torch.utils.data import TensorDataset
 
 import indm

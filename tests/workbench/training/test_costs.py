@@ -118,7 +118,6 @@ def test_a_run_like_another_makes_the_steps_that_cost_the_same(indm_run, tmp_pat
     (pair,) = recorded(tmp_path / "linear")
     keys = [key_of(recipe_of(run)) for run in (tmp_path / "linear", indm_run)]
     assert [(cost.recipe, cost.seconds, cost.threads) for cost in pair] == [(keys[0], 0.2, 1), (keys[1], 0.3, 1)]
-    assert [(tmp_path / "linear" / cost.run).resolve() for cost in pair] == [tmp_path / "linear", indm_run]
     assert ratio_in([indm_run, tmp_path / "linear"], *keys) == (pytest.approx(2 / 3), False)
 
     train(changed(LINEAR, steps=18), tmp_path / "same", progress=False)  # what was measured changes nothing
@@ -164,11 +163,11 @@ def test_runs_are_measured_once_and_those_that_cannot_be_are_named(indm_run, tmp
 def test_costs_are_kept_beside_earlier_ones_the_newest_counts_and_damage_is_none(tmp_path):
     assert recorded(tmp_path) == []
     for seconds in (1.0, 3.0):
-        keep(tmp_path, [Cost(".", "a", seconds, 1), Cost("../b", "b", 2.0, 2)])
+        keep(tmp_path, [Cost("a", seconds, 1), Cost("b", 2.0, 2)])
     assert [costs[0].seconds for costs in recorded(tmp_path)] == [1.0, 3.0]
     assert ratio_in([tmp_path], "a", "b") == (1.5, False)
     for text in ("", "[]", "{}", '{"measured": 3}', '{"measured": [[{"run": 1}]]}', '{"measured": [[3]]}'):
         (tmp_path / "costs.json").write_text(text)
         assert recorded(tmp_path) == []
-    (tmp_path / "costs.json").write_text(json.dumps({"measured": [[vars(Cost(".", "a", 0.0, 1))]]}))
+    (tmp_path / "costs.json").write_text(json.dumps({"measured": [[vars(Cost("a", 0.0, 1))]]}))
     assert recorded(tmp_path) == []

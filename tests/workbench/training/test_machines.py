@@ -12,9 +12,7 @@ import sys
 import time
 
 import pytest
-from test_processes import ONE_THREAD
-from test_reliability import TINY
-from test_training import assert_same, change, checkpoint, log_of
+from small_runs import ONE_THREAD, TINY, assert_same, change, checkpoint, log_of
 
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import read_metrics

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_training import assert_same
+from small_runs import assert_same
 
 from indm.nets.mlp import MLPBlock
 from indm.workbench.cli.main import main
@@ -86,7 +86,7 @@ def test_what_cannot_fit_is_refused_with_the_numbers(tmp_path, monkeypatch, caps
     for i in range(12):
         Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / f"{i}.png")
     line = ["train", "folder", "--data.path", str(tmp_path), "--out", str(tmp_path / "run"), "--train.batch_size=4"]
-    monkeypatch.setattr("indm.workbench.data.folder.index", None)  # the files are not looked at
+    monkeypatch.setattr("indm.workbench.data.folder.list_files", None)  # the files are not looked at
     assert main([*line, "--data.size=1000000"]) == 2
     assert "1000000×1000000 pixels take 17,695.1 GiB, and there are" in capsys.readouterr().err
     monkeypatch.undo()

@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 from PIL import Image
-from test_processes import launch
+from small_runs import launch
 from toys import SMALL, error_of, toy_folder
 
 from indm.workbench.cli.main import main

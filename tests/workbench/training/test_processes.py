@@ -16,8 +16,7 @@ import pytest
 import torch
 from launch import FAULTS, InDouble
 from processes import fork_group
-from test_reliability import TINY
-from test_training import assert_same, change, checkpoint, log_of
+from small_runs import ONE_THREAD, TINY, assert_same, change, checkpoint, command, largest_difference, launch, log_of
 
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.devices import run_lock
@@ -30,9 +29,6 @@ LAUNCH = str(Path(__file__).with_name("launch.py"))
 # them uneven, and one of four processes without any.
 WIDE = change(TINY, steps=50, accumulate=1, validate_examples=50, checkpoint_every=20)
 WIDE |= {"evaluate": {"batch_size": 20}}
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
 # A batch norm, a code for each sample, and dropout.
 CODES = change(TINY, steps=4, accumulate=1, pretrain=0.0, log_every=2)
 ENCODER = {"code_dim": 4, "encoder_planes": [4], "prior_width": 8}
@@ -40,17 +36,6 @@ CODES |= {
     "flow": {"name": "conditional-residual", "blocks": [1], "width": 4, **ENCODER},
     "net": {"name": "ncsnpp", "channels": 8, "multipliers": [1], "blocks": 1, "attention": [], "dropout": 0.2},
 }
-
-
-def command(processes, *arguments, module=False):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [*torchrun, *(["-m"] if module else []), *map(str, arguments)]
-
-
-def launch(processes, *arguments, module=False, fails=False):
-    done = subprocess.run(command(processes, *arguments, module=module), capture_output=True, text=True, env=ONE_THREAD)
-    assert (done.returncode != 0) == fails, done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +49,6 @@ def wide(folder):
     (folder / "wide.toml").write_text(recipes.to_toml(WIDE))
     launch(2, LAUNCH, folder / "wide.toml", folder / "two")
     return folder / "wide.toml", folder / "two"
-
-
-def largest_difference(one, other):
-    a, b = checkpoint(one), checkpoint(other)
-    pairs = [(a[part][k], b[part][k]) for part in ("model", "ema") for k in a[part]]
-    return max((p - q).abs().max().item() for p, q in pairs)
 
 
 def assert_same_log(one, other):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from processes import fork
-from test_training import assert_same, change, checkpoint, interrupt_at, log_of
+from small_runs import TINY, assert_same, change, checkpoint, compare_runs, interrupt_at
 from torch import nn
 
 import indm
@@ -23,35 +23,10 @@ from indm.files import atomic
 from indm.training import FlowUse
 from indm.workbench.data.registry import load_data
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.runs.folder import open_model, read_metrics
+from indm.workbench.runs.folder import read_metrics
 from indm.workbench.training import checkpoints
 from indm.workbench.training.loop import train
 from indm.workbench.training.trainer import Trainer
-
-# Every kind of randomness that training has: dequantization, times, noise, roulette, probes, the share of the batch
-# that has a log-determinant, dropout, truncation; accumulation; the flow in every third step.
-TINY = {
-    "data": {"name": "digits"},
-    "flow": {"name": "residual", "blocks": [1], "width": 4},
-    "sde": {"name": "vp"},
-    "net": {"name": "unet", "channels": 4, "multipliers": [1], "blocks": 1, "attention": [], "dropout": 0.2},
-    "train": {
-        "steps": 12, "batch_size": 32, "accumulate": 2, "flow_update_every": 3, "soft_truncation": 1.2, "warmup": 3,
-        "decay": 0.3, "pretrain": 0.2, "validate_examples": 20, "log_every": 5, "validate_every": 4,
-        "checkpoint_every": 3,
-    },
-}  # fmt: skip
-
-
-def compare_runs(one, other):
-    """Bit for bit the same: weights, average, optimizer, random state, running means, log."""
-    a, b = checkpoint(one), checkpoint(other)
-    a.pop("seconds"), b.pop("seconds")
-    assert_same(a, b)
-    assert log_of(one) == log_of(other)
-    for folder in (".", "best"):
-        one_model, other_model = (open_model(run / folder).state_dict() for run in (one, other))
-        assert_same(dict(one_model), dict(other_model))
 
 
 def summary_of(run):

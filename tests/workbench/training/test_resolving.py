@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from own_parts import QUIET, Blind, Net, Points, TooWide, doubled
-from test_training import assert_same, checkpoint, interrupt_at, log_of
+from small_runs import assert_same, checkpoint, interrupt_at, log_of
 from torch.utils.data import TensorDataset
 
 import indm

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from processes import exit_code, fork
 from scipy import stats
+from small_runs import DIGITS, GAUSSIAN, assert_same, change, checkpoint, interrupt_at, log_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -31,67 +32,9 @@ from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.devices import fast_precision
 from indm.workbench.runs.folder import read_metrics
 from indm.workbench.runs.signals import interruptible
-from indm.workbench.training import checkpoints
 from indm.workbench.training.loop import train
 from indm.workbench.training.penalties import normal_law
 from indm.workbench.training.trainer import Trainer, drawn
-
-DIGITS = {
-    "data": {"name": "digits"},
-    "flow": {"name": "residual", "blocks": [1, 1], "width": 4},
-    "sde": {"name": "vp"},
-    "net": {"name": "unet", "channels": 4, "multipliers": [1, 1], "blocks": 1, "attention": [], "dropout": 0.2},
-    "train": {"steps": 9, "batch_size": 64, "validate_examples": 20, "log_every": 2, "validate_every": 4},
-}
-GAUSSIAN = {
-    "flow": {"name": "residual", "blocks": [1], "width": 8},
-    "sde": {"name": "vp"},
-    "net": {"name": "mlp", "width": 32, "depth": 1},
-    "train": {"steps": 200, "batch_size": 256, "lr": 5e-3, "decay": 0.5, "ema": 0.98, "log_every": 1},
-}
-
-
-def change(recipe, **train_options):
-    return recipe | {"train": recipe["train"] | train_options}
-
-
-def checkpoint(run):
-    return checkpoints.newest(run)[1]
-
-
-def assert_same(a, b):
-    """Equal bit for bit, through nested containers."""
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
-
-
-def log_of(run):
-    """The metrics but for the seconds: no line is missing, none is there twice."""
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(run)]
-
-
-def interrupt_at(monkeypatch, step):
-    """Raise SIGINT in the middle of that optimizer step."""
-    original = Trainer.train_step
-
-    def interrupted(self, batches):
-        terms = original(self, batches)
-        if self.step == step:
-            signal.raise_signal(signal.SIGINT)
-        return terms
-
-    monkeypatch.setattr(Trainer, "train_step", interrupted)
 
 
 def test_learns_a_gaussian_to_its_entropy(tmp_path):
