@@ -42,6 +42,10 @@ class Likelihoods:
             differences of finer and coarser solves, of the estimates "nll_level_l_estimates" (example · repeats +
             repeat); "nll_certain" are those of estimates whose coarse error was unusually large. "nelbo_levels",
             (N, 8), are the parts of the score term.
+
+    >>> row = {"bits_per_dim": 2.45, "bits_per_dim_standard_error": 0.01}
+    >>> Likelihoods({"nelbo": {"with_reconstruction": row}}, {}).mean()
+    (2.45, 0.01)
     """
 
     report: dict[str, Any]

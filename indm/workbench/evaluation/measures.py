@@ -118,6 +118,9 @@ class Bound(Measure):
     """The NELBO of the generative SDE, with its terms and by noise level; of a model that is not a diffusion, its own.
 
     ``times`` are score evaluations for each draw.
+
+    >>> Bound(times=16, examples=500).count(10_000)  # of the first 500
+    500
     """
 
     kind = "nelbo"
@@ -146,7 +149,11 @@ class Bound(Measure):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerBound(Measure):
-    """The bound of samples by :class:`indm.sampling.Ancestral` in so many ``steps``."""
+    """The bound of samples by :class:`indm.sampling.Ancestral` in so many ``steps``, by ``times`` of them for a draw.
+
+    >>> SamplerBound(steps=100).count(10_000)
+    10000
+    """
 
     kind = "ancestral"
     steps: int
@@ -185,6 +192,9 @@ class NLL(Solved):
             and some of them to ``nll_error``, which corrects the mean (:mod:`indm.multilevel`).
         mean_error: the standard error that these corrections may add to the mean, bits per dimension; default a fifth
             of the standard error over examples, or over groups where there are several.
+
+    >>> NLL(examples=8, exact=True, nll_error=1e-4).count(10_000)
+    8
     """
 
     kind = "nll"
@@ -223,7 +233,11 @@ class NLL(Solved):
 @dataclass(frozen=True, kw_only=True)
 class WeightedNLL(Solved):
     """The importance-weighted bound of :func:`indm.log_probability` from K = ``draws``; its divergence is exact unless
-    ``exact`` is False."""
+    ``exact`` is False.
+
+    >>> WeightedNLL(draws=16).count(10_000)
+    100
+    """
 
     kind = "iw"
     examples: int | None = 100
