@@ -32,7 +32,6 @@ GROUPS = {
     },
     "Translate": {
         "translate": "translate:Translate",
-        "strip": "translate:Strip",
     },
     "More": {
         "parts": "help:Parts",

@@ -40,7 +40,6 @@ from indm.workbench.recipes.options import (
     FittingOptions,
     InpaintingOptions,
     ScoringOptions,
-    StripOptions,
     Training,
     TranslationOptions,
 )
@@ -467,7 +466,6 @@ def test_help_of_every_command_is_there_and_has_no_empty_default(command, capsys
     [("train", Training, "train."), ("train", Evaluation, "evaluate."), ("evaluate", Evaluation, ""),
      ("fid", Drawing, ""), ("sample", Drawing, ""),
      ("translate", TranslationOptions, ""), ("fid", ScoringOptions, ""),
-     ("strip", StripOptions, ""),
      ("fit-sampler", FittingOptions, ""), ("inpaint", InpaintingOptions, ""), ("convert", ConversionOptions, ""),
      ("convert", Evaluation, "evaluate.")],
 )  # fmt: skip
@@ -602,7 +600,7 @@ def workplace(run, tmp_path_factory):
     [
         ("--quiet train", "a command must come before --quiet"),
         ("--train", "a command must come before --train; did you mean 'train'?"),
-        ("help nothing", "translate, strip, parts, convert, push, help, flow, sde, net"),  # none twice
+        ("help nothing", "translate, parts, convert, push, help, flow, sde, net"),  # none twice
         ("help trian", "indm help has nothing on trian; did you mean 'train'?"),
         ("help train.flwo", "train.flwo is no known key of [train]; did you mean 'flow'?"),
         ("help flow.widht", "flow.widht is no known key of [flow]; did you mean 'width'?"),
