@@ -223,7 +223,7 @@ def test_one_model_translates_between_its_classes(home, classes, exact, panels):
 @pytest.mark.parametrize(("way", "direction"), [*zip(WAYS, ("forward", "backward"), strict=True)])
 def test_a_bridge_goes_both_ways_from_the_images_of_that_end(panels, way, direction):
     """With the noise of grey levels, and with that with which it has learned its ends."""
-    run = Path(__file__).parents[2] / "fixtures" / "runs" / "bridge"  # from threes to eights
+    run = Path(__file__).parents[1] / "fixtures" / "runs" / "bridge"  # from threes to eights
     model, raw = indm.INDM.load(run), load_data(name="digits", label=3 if way == WAYS[0] else 8).test[0][None]
     for noise, strength in (((0.0, 0.0), 0.5), ((0.1, 0.3), 1.0)):
         ends = ends_of([Side.opened(run)])
