@@ -29,9 +29,9 @@ from indm.sampling import SAMPLERS, able_samplers, follow_flow, make_sampler, sa
 from indm.tensors import evaluation_mode
 from indm.translation import check_pair
 from indm.workbench.data.base import Examples, stack
-from indm.workbench.evaluation import sheets
 from indm.workbench.evaluation.results import current_evaluation
 from indm.workbench.evaluation.statistics import mean_and_error
+from indm.workbench.figures import sheets
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import data_of, open_run, recipe_of
 from indm.workbench.runs.samples import FITTED, fitted_sampler

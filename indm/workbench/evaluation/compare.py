@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from indm.files import atomic, untrusted
-from indm.workbench.evaluation import plots, sheets
 from indm.workbench.evaluation.diagnosis import conclusion
 from indm.workbench.evaluation.methods import (
     MARGIN,
@@ -21,7 +20,6 @@ from indm.workbench.evaluation.methods import (
     differences,
     named_methods,
 )
-from indm.workbench.evaluation.page import Page
 from indm.workbench.evaluation.results import (
     KINDS,
     Row,
@@ -33,6 +31,8 @@ from indm.workbench.evaluation.results import (
     unconverged,
 )
 from indm.workbench.evaluation.statistics import LEVEL, over_seeds
+from indm.workbench.figures import plots, sheets
+from indm.workbench.figures.page import Page
 from indm.workbench.recipes.options import Equal
 from indm.workbench.runs.folder import read_metrics, recipe_of
 from indm.workbench.runs.provenance import provenance

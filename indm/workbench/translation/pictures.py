@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from indm.messages import one_line
-from indm.workbench.evaluation.page import Page, image, short, slider
+from indm.workbench.figures.page import Page, image, short, slider
 from indm.workbench.recipes.options import TranslationOptions
 from indm.workbench.translation.routes import (
     BRIDGE,
@@ -221,7 +221,7 @@ class FrameStrip:
 
 def write_strips(strips: Sequence[FrameStrip], path: Path) -> None:
     """Write strips as one picture, each with its title and its times above it."""
-    from indm.workbench.evaluation import plots, sheets  # which load matplotlib
+    from indm.workbench.figures import plots, sheets  # which load matplotlib
 
     panels = [
         sheets.Panel(strip.frames, len(strip.frames), title=strip.title, tops=sheets.time_words(strip.times))

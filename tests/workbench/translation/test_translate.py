@@ -703,3 +703,12 @@ def test_results_are_never_written_over_by_one_another(trained, tmp_path, capsys
     Image.new("RGB", (8, 8)).save(home / "cycle" / "a.png")
     error = error_of(capsys, "translate", pair, home, "--out", tmp_path / "twice", "--cycle", "--quiet")
     assert "names of results come twice, such as 'cycle/a'" in error
+
+
+def test_a_translation_into_itself_is_called_so(tmp_path):
+    runs = [tmp_path / "a", tmp_path / "b"]
+    far, near = 17 * 3.1 / 256, 17 * 2.9 / 256  # of 17 grey levels
+    assert translate.conclusions(far, 17, runs) == translate.conclusions(0.0, None, runs) == []
+    (said,) = translate.conclusions(near, 17, [*runs, runs[0]])
+    assert said.startswith("The models translate every picture almost into itself: results are 0.2 of 17 grey levels")
+    assert said.endswith(f"'indm evaluate {runs[0]}' and 'indm evaluate {runs[1]}' says.")
