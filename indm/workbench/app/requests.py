@@ -260,9 +260,9 @@ def interpolation(side: Side, sources: Sequence[Source], frames: int, c: str | N
         z_eps = here.flow.latent(side.model.scaling.centre(raw))
         (a, b), _ = follow_flow(here.score, z_eps, here.sde.eps, here.sde.T)
         shares = torch.linspace(0, 1, frames).tolist()
-        there = at(side.model, side.given(c), frames)
-        z, _ = solve_latent(there, torch.stack([slerp(a, b, share) for share in shares]), make_sampler("ode"))
-        shown = side.model.scaling.to_data(there.decode(z)).cpu()
+        of_frames = at(side.model, side.given(c), frames)
+        z, _ = solve_latent(of_frames, torch.stack([slerp(a, b, share) for share in shares]), make_sampler("ode"))
+        shown = side.model.scaling.to_data(of_frames.decode(z)).cpu()
     tops = ["x", *(f"{share:.0%}" for share in shares[1:-1]), "x′"]
     return sheets.sheet([sheets.Panel(shown, frames, tops=tops)], side.levels)
 

@@ -150,8 +150,8 @@ def evaluate(
         report["codes"] = "one draw for each estimate: the NLL is a bound, too"
     nats: dict[str, Tensor] = {}
     for measure in measures:
-        report[measure.kind], own = measure.numbers(estimates[measure.kind], setting, solver_of(measure))
-        nats |= {measure.kind + suffix: values for suffix, values in own.items()}
+        report[measure.kind], by_suffix = measure.numbers(estimates[measure.kind], setting, solver_of(measure))
+        nats |= {measure.kind + suffix: values for suffix, values in by_suffix.items()}
     return Likelihoods(report, nats)
 
 
@@ -230,10 +230,10 @@ def _share(jobs: int, distributed: bool) -> range:
     return range(dist.get_rank(), jobs, dist.get_world_size()) if distributed else range(jobs)
 
 
-def _gathered(own: dict[int, T], distributed: bool) -> dict[int, T]:
+def _gathered(results: dict[int, T], distributed: bool) -> dict[int, T]:
     """The results of all processes by job."""
     if not distributed:
-        return own
+        return results
     parts: list[dict[int, T]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(parts, own)
+    dist.all_gather_object(parts, results)
     return {job: result for part in parts for job, result in part.items()}
