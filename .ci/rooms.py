@@ -124,7 +124,7 @@ def main() -> None:
             from indm.workbench.evaluation.results import evaluate_run
 
             train()
-            rooms = walked(functools.partial(evaluate_run, folder + "/run"))
+            rooms = walked(functools.partial(evaluate_run, Path(folder, "run")))
     print(len(rooms), *rooms)
 
 

@@ -27,7 +27,7 @@ from timing import in_new_process, peak_mib
 from training_steps import FLOW, NET, Ours, roughen
 
 import indm
-from indm.workbench.evaluation.plots import save_figure, styled
+from indm.workbench.figures.plots import save_figure, styled
 
 STEP = {
     "resolution": (8, 16, 32, 64),

@@ -12,8 +12,8 @@ from torch.utils.data import TensorDataset
 
 import indm
 from indm.workbench.data import as_data, load_data, stack
-from indm.workbench.evaluation.plots import save_pixels
-from indm.workbench.evaluation.sheets import Panel, sheet
+from indm.workbench.figures.plots import save_pixels
+from indm.workbench.figures.sheets import Panel, sheet
 
 
 def blurred(raw: torch.Tensor) -> torch.Tensor:

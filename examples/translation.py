@@ -9,7 +9,7 @@ import tyro
 
 import indm
 from indm.workbench.data import load_data, stack
-from indm.workbench.evaluation.sheets import save_grid
+from indm.workbench.figures.sheets import save_grid
 from indm.workbench.training.pairs import train_pair
 
 

@@ -20,8 +20,8 @@ import torch
 import indm
 from indm.workbench.data.base import Data, stack
 from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation import sheets
 from indm.workbench.evaluation.classification import scores
+from indm.workbench.figures import sheets
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.devices import make_accelerator
 from indm.workbench.training.trainer import Trainer

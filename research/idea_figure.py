@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from indm.diffusion import forward_path
 from indm.workbench.data.base import stack
 from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation.plots import save_figure, styled
+from indm.workbench.figures.plots import save_figure, styled
 from indm.workbench.runs.folder import open_run
 
 POINTS, CIRCLES, RADIUS = 2000, 50, 0.1

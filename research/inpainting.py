@@ -17,8 +17,8 @@ from torch import Tensor
 import indm
 from indm.workbench.data.base import Data, stack
 from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation import plots, sheets
 from indm.workbench.evaluation.statistics import mean_and_error
+from indm.workbench.figures import plots, sheets
 from indm.workbench.runs.folder import recipe_of, run_folder
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, Row, made_by

@@ -26,8 +26,9 @@ from indm.files import atomic, untrusted
 from indm.model import DESCRIPTION, WEIGHTS
 from indm.workbench import hub
 from indm.workbench.data.base import Data, stack
-from indm.workbench.evaluation import card, fid, plots, sheets
+from indm.workbench.evaluation import card, fid
 from indm.workbench.evaluation.results import evaluate_run, read_evaluation
+from indm.workbench.figures import plots, sheets
 from indm.workbench.recipes.options import Drawing
 from indm.workbench.runs.folder import RECIPE, data_of, end_of, recipe_of
 from indm.workbench.runs.samples import SAMPLES, draw

@@ -28,10 +28,13 @@ from indm.workbench.cli.main import main as command
 from indm.workbench.evaluation.results import current_evaluation
 from indm.workbench.recipes.recipe import Recipe, literal
 from indm.workbench.training.costs import trainer_of
+from indm.workbench.translation.routes import find, open_runs
 from research.budget import family, splines
 from research.budget.design import ALIKE, SEARCH_SEED, STUDIES, TENTH, Job, Planner, Setting, merged, steps_of
 from research.budget.scores import scores
 from research.data import recipe_file
+from research.lab.extractor import general_features
+from research.translation.metrics import against_truth
 
 RECORDS = Path(__file__).parents[1] / "records"
 ROUNDS, STEPS_A_ROUND = 7, 3  # of a cost; the first round warms up, and steps hold a whole cycle of flow_update_every
@@ -166,11 +169,20 @@ def evaluated(out: Path) -> dict[str, Any]:
 
 def translated(home: Home, job: Job, out: Path) -> dict[str, Any]:
     """Of a model of pairs: its translations of the test images, beside their true counterparts."""
-    source, truth = (str(home.data / f"{folder}-test") for folder in job.folders)
+    source, truth = (home.data / f"{folder}-test" for folder in job.folders)
     results = out.with_name(f"{out.name}-translated")
     if not (results / "translation.json").exists():
-        ran("translate", str(out), source, "--out", str(results), "--truth", truth, "--score", "--quiet")
-    return {"translation": json.loads((results / "translation.json").read_text())}
+        ran("translate", str(out), str(source), "--out", str(results), "--quiet")
+    report, runs = json.loads((results / "translation.json").read_text()), open_runs([out])
+    names = [row["name"] for row in report["examples"]]
+
+    def images(folder: Path, data: dict, grey: bool) -> torch.Tensor:
+        items = {item.name: item for item in find([folder], runs.models[-1], data, grey=grey)}
+        return torch.stack([items[name].read().pixels for name in names])
+
+    ends = (source, runs.data, runs.grey[0]), (results, runs.data_b, runs.grey[1]), (truth, runs.data_b, runs.grey[1])
+    features = general_features(levels := runs.models[-1].scaling.levels or 256).features
+    return {"translation": report | {"truth": against_truth(*(images(*end) for end in ends), features, levels)}}
 
 
 def do(home: Home, name: str) -> None:

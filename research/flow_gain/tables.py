@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from indm.workbench.evaluation.plots import DATA_COLOUR, colours_of, save_figure, styled
 from indm.workbench.evaluation.statistics import Difference, judged, over_seeds, paired_by_examples
+from indm.workbench.figures.plots import DATA_COLOUR, colours_of, save_figure, styled
 from research.flow_gain.cells import DEQUANTIZATIONS, SIDES
 from research.markdown import in_table
 from research.records import Records

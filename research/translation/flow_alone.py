@@ -30,8 +30,8 @@ from indm.tensors import evaluation_mode
 from indm.translation import without_noise
 from indm.workbench.data.base import Data, stack
 from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation.plots import save_pixels
-from indm.workbench.evaluation.sheets import Panel, sheet
+from indm.workbench.figures.plots import save_pixels
+from indm.workbench.figures.sheets import Panel, sheet
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.training.checkpoints import has_state
 from indm.workbench.training.pairs import sides_of

@@ -36,9 +36,9 @@ from indm.model import INDM, count_parameters
 from indm.translation import Route, sdedit, two_models
 from indm.workbench.data.base import Data, stack
 from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation.plots import save_pixels
-from indm.workbench.evaluation.sheets import Panel, sheet
 from indm.workbench.evaluation.statistics import over_seeds, paired
+from indm.workbench.figures.plots import save_pixels
+from indm.workbench.figures.sheets import Panel, sheet
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.training.checkpoints import has_state
 from indm.workbench.training.loop import train

@@ -16,13 +16,14 @@ from statistics import fmean, median, stdev
 from typing import Annotated, ClassVar
 
 import torch
+from indm.cli.common import DONE, Common
+from indm.evaluation.statistics import mean_and_error
+from indm.training.step import EMA, learning_rate_factor, optimizer_step
 from torch import Tensor
 from torch.nn import functional as F
 from tyro.conf import Positional, arg
 
 from indm import INDM, flow_loss, mle_loss, nelbo
-from indm.cli.common import DONE, Common
-from indm.evaluation.statistics import mean_and_error
 from indm.flows import CouplingFlow, ElementwiseFlow, Flow, Identity
 from indm.gaussian import GaussianReference
 from indm.nets import MLP, Zero
@@ -31,7 +32,6 @@ from indm.rng import randn_like
 from indm.score import ScoreModel
 from indm.sde import VPSDE
 from indm.tensors import event_size
-from indm.training.step import EMA, learning_rate_factor, optimizer_step
 from research.command import main
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
@@ -363,7 +363,7 @@ def trials() -> str:
     rows = [
         (row["what"], row["loss"], *(f"{row[name]:g}" for name in ("flow_rate", "score_rate", "steps", "seconds")),
          *(f"{row[name]:.3f}" if name in row else "" for name in ("gap", "own")))
-        for row in Records(RECORDS / "closed" / "verdict-dial-trials.csv").rows()
+        for row in Records(RECORDS / "verdict-dial-trials.csv").rows()
     ]  # fmt: skip
     titles = "model", "loss", "rate of the flow", "of the score", "steps", "CPU s", "gap", "of the flow alone"
     return in_table(*titles, rows=rows)

@@ -15,13 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from indm.workbench.evaluation.extractor import Extractor, train_extractor
-from indm.workbench.evaluation.sample_quality import frechet_distance, make_generator, prior_draws, solve
 from jaxtyping import Float, Int, Num
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from indm import NonlinearDiffusion, evaluate, forward_path
+from indm import NLL, Bound, NonlinearDiffusion, evaluate, forward_path
 from indm.likelihood import latents_of
 from indm.objective import prior_term
 from indm.ode import rademacher
@@ -32,7 +30,10 @@ from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, double, evaluation_mode, event_sum, expand_like
 from indm.workbench.data.base import Data
 from indm.workbench.data.raw import InMemory
-from indm.workbench.evaluation.statistics import in_both_units, jackknife, mean_and_error, share_error
+from indm.workbench.evaluation.statistics import in_both_units, mean_and_error
+from research.lab.distances import frechet_distance, make_generator, prior_draws, solve
+from research.lab.extractor import Extractor, train_extractor
+from research.lab.statistics import jackknife, share_error
 
 TIMES, REPEATS = 8, 4  # evaluations of the score in a draw of the bound, and draws for each image
 GAP_IMAGES, GAP_REPEATS = 1000, 2
@@ -103,7 +104,8 @@ def bound(model, test: Images, seed: int) -> tuple[Numbers, Arrays]:
         parts of the log-SNR clock), each in nats and in bits/dim with its standard error over images. Arrays
         ``nelbo_nats`` (N,), ``nelbo_without_reconstruction_nats`` (N,) and ``nelbo_levels_nats`` (N, 8).
     """
-    report, nats = evaluate(model, test, nll_examples=0, times=TIMES, repeats=REPEATS, seed=seed, progress=False)
+    found = evaluate(model, test, [Bound(times=TIMES)], repeats=REPEATS, seed=seed, progress=False)
+    report, nats = found.report, found.nats
     return report["nelbo"], {f"{name}_nats": values for name, values in nats.items()}
 
 
@@ -117,7 +119,9 @@ def gap(model, test: Images, seed: int) -> tuple[Numbers, Arrays]:
         ``nats`` and ``bits_per_dim`` with their standard errors, over images and of the correction together;
         ``solver_error_bits_per_dim``, which bounds what is left; ``nll_bits_per_dim``. Array ``nll_coarse_nats`` (N,).
     """
-    report, nats = evaluate(model, test[:GAP_IMAGES], times=TIMES, repeats=GAP_REPEATS, seed=seed, progress=False)
+    measures = [Bound(times=TIMES), NLL()]
+    found = evaluate(model, test[:GAP_IMAGES], measures, repeats=GAP_REPEATS, seed=seed, progress=False)
+    report, nats = found.report, found.nats
     nelbo, nll = (report[kind]["with_reconstruction"] for kind in ("nelbo", "nll"))
     _, over_images = mean_and_error(nats["nelbo"] - nats["nll_coarse"])
     error = math.hypot(over_images, report["nll"]["added_error"]["nats"])

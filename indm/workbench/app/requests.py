@@ -29,9 +29,9 @@ from indm.sampling import SAMPLERS, able_samplers, follow_flow, make_sampler, sa
 from indm.tensors import evaluation_mode
 from indm.translation import check_pair
 from indm.workbench.data.base import Examples, stack
-from indm.workbench.evaluation import sheets
 from indm.workbench.evaluation.results import current_evaluation
 from indm.workbench.evaluation.statistics import mean_and_error
+from indm.workbench.figures import sheets
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import data_of, open_run, recipe_of
 from indm.workbench.training.pairs import SIDES, is_bridge, is_pair, noise_of
@@ -257,9 +257,9 @@ def interpolation(side: Side, sources: Sequence[Source], frames: int, c: str | N
         z_eps = here.flow.latent(side.model.scaling.centre(raw))
         (a, b), _ = follow_flow(here.score, z_eps, here.sde.eps, here.sde.T)
         shares = torch.linspace(0, 1, frames).tolist()
-        there = at(side.model, side.given(c), frames)
-        z, _ = solve_latent(there, torch.stack([slerp(a, b, share) for share in shares]), make_sampler("ode"))
-        shown = side.model.scaling.to_data(there.decode(z)).cpu()
+        of_frames = at(side.model, side.given(c), frames)
+        z, _ = solve_latent(of_frames, torch.stack([slerp(a, b, share) for share in shares]), make_sampler("ode"))
+        shown = side.model.scaling.to_data(of_frames.decode(z)).cpu()
     tops = ["x", *(f"{share:.0%}" for share in shares[1:-1]), "x′"]
     return sheets.sheet([sheets.Panel(shown, frames, tops=tops)], side.levels)
 

@@ -29,7 +29,6 @@ GROUPS = {
     },
     "Translate": {
         "translate": "translate:Translate",
-        "strip": "translate:Strip",
     },
     "More": {
         "list": "listing:List",

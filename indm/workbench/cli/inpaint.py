@@ -49,7 +49,7 @@ class Inpaint(ShowsProgress):
 
         from indm.files import atomic
         from indm.inpainting import inpaint
-        from indm.workbench.evaluation import sheets
+        from indm.workbench.figures import sheets
         from indm.workbench.runs.folder import check_absent, check_empty, open_run, run_folder
         from indm.workbench.runs.provenance import provenance, weights_hash
         from indm.workbench.runs.samples import conditions

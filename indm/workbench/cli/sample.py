@@ -49,7 +49,7 @@ class Sample(Draws):
 
     def run(self) -> int:
         from indm.workbench.data.densities import DENSITIES
-        from indm.workbench.evaluation import plots, sheets
+        from indm.workbench.figures import plots, sheets
         from indm.workbench.runs.folder import recipe_of, run_folder
         from indm.workbench.runs.samples import SAMPLES, change_line, draw
 

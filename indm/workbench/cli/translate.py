@@ -1,4 +1,4 @@
-"""``indm translate`` and ``indm strip``."""
+"""``indm translate``."""
 
 import itertools
 import sys
@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from indm.messages import one_line
-from indm.workbench.cli.common import DONE, INTERRUPTED, SOME_FAILED, Computes, ShowsProgress
-from indm.workbench.recipes.options import StripOptions, TranslationOptions, default
+from indm.workbench.cli.common import DONE, INTERRUPTED, SOME_FAILED, ShowsProgress
+from indm.workbench.recipes.options import TranslationOptions, default
 
 
 @dataclass
@@ -79,44 +79,6 @@ class Translate(ShowsProgress):
         written = ["sheet.png", "index.html"] if self.options.page else ["sheet.png"]
         print("\n".join(str(self.out / name) for name in written) if report["examples"] else "nothing was translated")
         return SOME_FAILED if report["failed"] else DONE
-
-
-@dataclass
-class Strip(Computes):
-    """Draw the way of one image from A to B by several runs, one under the other.
-
-    "indm strip PAIR ONE BRIDGE photo.jpg" has a row for two models, one for a class-conditional model, followed by
-    one for its SDEdit at --strength, and one for a bridge of the form terminal. Runs come in any order and number.
-    """
-
-    paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN… IMAGE", help_behavior_hint="(required)")]
-    """Run folders or models of the hub, user/name, then one image."""
-    out: Annotated[Path, arg(metavar="FILE")] = Path("strip.png")
-    """The picture to write; one that is there is an error without --overwrite."""
-    direction: Literal["forward", "backward"] = "forward"
-    """From A to B, or from B to A."""
-    condition: Annotated[tuple[str, str] | None, arg(metavar="CLASS CLASS"), default("two data sets")] = None
-    """Of models of many classes: the class of the image, and the one that it becomes, by name, or by number (from 0)
-    where no name has a digit."""
-    options: Annotated[StripOptions, arg(name="")] = field(default_factory=StripOptions)
-    overwrite: bool = False
-    """Write over a picture that is there."""
-
-    def run(self) -> int:
-        from indm.workbench.translation.pictures import strips_of, write_strips
-        from indm.workbench.translation.routes import is_run_or_pair
-
-        given = (*map(_run_folder, self.paths[:-1]), *self.paths[-1:])
-        count = len([*itertools.takewhile(is_run_or_pair, given)])
-        if not count or count != len(given) - 1:
-            raise ValueError(f"strip needs run folders and then one image, got {' '.join(map(str, self.paths))}")
-        if self.out.exists() and not self.overwrite:
-            raise ValueError(f"--out {self.out} exists: name another, or add --overwrite")
-        *folders, image = given
-        strips = strips_of(folders, image, self.options, self.direction, self.condition)
-        write_strips(strips, self.out)
-        print(f"{self.out}: {', '.join(strip.title for strip in strips)}")
-        return DONE
 
 
 def _run_folder(path: Path) -> Path:

@@ -72,8 +72,8 @@ def fit_gaussian(
         std = ((1 - floor) * var + floor * var.mean()).sqrt()
         fit = Gaussian(mean, std, basis, correlation, 1.0, noise)
         squares = [part.mean(0, keepdim=True) for part in fit.squares(valid)]
-        own = [Gaussian(mean, std, basis, correlation, weight, noise) for weight in (WEIGHTS if full else [1.0])]
-        fits += [(gaussian.nats(*squares).item(), gaussian) for gaussian in own]
+        shrunk = [Gaussian(mean, std, basis, correlation, weight, noise) for weight in (WEIGHTS if full else [1.0])]
+        fits += [(gaussian.nats(*squares).item(), gaussian) for gaussian in shrunk]
     return min(fits, key=lambda fit: fit[0])[1]
 
 
@@ -150,20 +150,20 @@ def baselines(
         nats and bits/dim, and ``nelbo_difference``, the NELBO less the baseline, paired over examples. And the nats of
         each example, (N,), by name.
     """
-    found: dict[str, tuple[Tensor, dict]] = {}
+    by_name: dict[str, tuple[Tensor, dict]] = {}
     dims, levels = math.prod(data.shape), data.scaling.levels
     if levels is not None:
         uniform = torch.full((len(raw),), dims * math.log(levels), dtype=torch.float64)
-        found["uniform"] = uniform, {"name": "uniform noise"}
-    found["gaussian"] = gaussian_nats(data, raw, seed)
+        by_name["uniform"] = uniform, {"name": "uniform noise"}
+    by_name["gaussian"] = gaussian_nats(data, raw, seed)
     if (png := png_nats(raw, levels)) is not None:
-        found["png"] = png, {"name": "PNG", "detail": "header included"}
+        by_name["png"] = png, {"name": "PNG", "detail": "header included"}
     of_groups = None if groups is None else groups.numpy()
     rows = {}
-    for name, (values, about) in found.items():
+    for name, (values, about) in by_name.items():
         mean, error = mean_and_error(values, groups)
         paired = paired_by_examples(nelbo.double().numpy()[None], values.numpy()[None], of_groups)
         less = {"": paired.difference, "_standard_error": paired.standard_error_shared}
         numbers = in_both_units({"": mean, "_standard_error": error}, dims)
         rows[name] = about | numbers | {"nelbo_difference": in_both_units(less, dims)}
-    return rows, {name: values for name, (values, _) in found.items()}
+    return rows, {name: values for name, (values, _) in by_name.items()}

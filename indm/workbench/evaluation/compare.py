@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from indm.files import atomic, untrusted
-from indm.workbench.evaluation import plots, sheets
 from indm.workbench.evaluation.diagnosis import conclusion
 from indm.workbench.evaluation.methods import (
     MARGIN,
@@ -21,7 +20,6 @@ from indm.workbench.evaluation.methods import (
     differences,
     named_methods,
 )
-from indm.workbench.evaluation.page import Page
 from indm.workbench.evaluation.results import (
     KINDS,
     Row,
@@ -33,6 +31,8 @@ from indm.workbench.evaluation.results import (
     unconverged,
 )
 from indm.workbench.evaluation.statistics import LEVEL, over_seeds
+from indm.workbench.figures import plots, sheets
+from indm.workbench.figures.page import Page
 from indm.workbench.recipes.options import Equal
 from indm.workbench.runs.folder import read_metrics, recipe_of
 from indm.workbench.runs.provenance import provenance
@@ -133,13 +133,13 @@ def compare(folders: list[Path], out: Path, *, equal: Equal = "cost", progress: 
     evaluations = {folder: run.evaluation for folder, run in runs.items()}
     check_same_examples(evaluations)
     named = named_methods(folders)
-    methods = {name: [runs[folder] for folder in own] for name, own in named.items()}
+    methods = {name: [runs[folder] for folder in trainings] for name, trainings in named.items()}
     costs = costs_of(named, equal, progress)
     by_method = differences(named, evaluations, costs)
     content = {
         "baseline": next(iter(named)),
         "unit": unit_of(methods),
-        "methods": {name: list(map(str, own)) for name, own in named.items()},
+        "methods": {name: list(map(str, trainings)) for name, trainings in named.items()},
         "costs": asdict(costs),
         "differences": by_method,
         "provenance": provenance(None, {str(run): result["weights_sha256"] for run, result in evaluations.items()}),
@@ -160,8 +160,12 @@ def unit_of(methods: Methods) -> str:
 
 def text_of(methods: Methods, by_method: Differences, costs: Costs) -> list[str]:
     """What the command prints: a row for each run, the differences of methods, and what they mean."""
-    unit, runs = unit_of(methods), [run for own in methods.values() for run in own]
-    lines = [f"{name}: {', '.join(str(run.folder) for run in own)}" for name, own in methods.items() if len(own) > 1]
+    unit, runs = unit_of(methods), [run for trainings in methods.values() for run in trainings]
+    lines = [
+        f"{name}: {', '.join(str(run.folder) for run in trainings)}"
+        for name, trainings in methods.items()
+        if len(trainings) > 1
+    ]
     lines.append(table(likelihood_rows({str(run.folder): [run] for run in runs})))
     if by_method:
         lines += ["", table(difference_rows(by_method, next(iter(methods)), unit)), str(costs)]
@@ -187,7 +191,7 @@ def write_page(out: Path, methods: Methods, by_method: Differences, costs: Costs
     page.heading("Likelihood and budget")
     page.table(likelihood_rows(methods))
     page.text(OF_LIKELIHOODS)
-    for run in (run for own in methods.values() for run in own):
+    for run in (run for trainings in methods.values() for run in trainings):
         for line in unconverged(run.evaluation):
             page.text(f"{run.folder}: {line}")
     page.heading("Learning curves and samples")
@@ -218,10 +222,10 @@ def curves_figure(methods: Methods, costs: Costs, colours: plots.Colours) -> Fig
     figure = Figure(figsize=(10.0, 4.2))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, over in zip(panels, ("optimizer step", "optimizer steps × cost of a step"), strict=True):
-        for name, own in methods.items():
+        for name, trainings in methods.items():
             cost = 1.0 if over == "optimizer step" else costs.by_method.get(name)
-            label = name if any(run.curve for run in own) else f"{name} (nothing was validated)"
-            for run in own:
+            label = name if any(run.curve for run in trainings) else f"{name} (nothing was validated)"
+            for run in trainings:
                 points = [(row["step"] * cost, row["valid_nelbo"]) for row in run.curve] if cost else []
                 axes.plot(*zip(*points, strict=True) if points else ([], []), ".-", color=colours[name], label=label)
         axes.set(xlabel=over)
@@ -253,21 +257,21 @@ def likelihood_rows(methods: Methods) -> Rows:
     The error of a method is over its seeds, that of a single run or a baseline over the examples. That of the solver is
     the largest of the method. Baselines are of the examples of the NELBO.
     """
-    unit, runs = unit_of(methods), [run for own in methods.values() for run in own]
+    unit, runs = unit_of(methods), [run for trainings in methods.values() for run in trainings]
     result = runs[0].evaluation
     kinds = [kind for kind in KINDS if any(run.bound(kind) for run in runs)]
     solved = any(run.solver_error for run in runs)
     names = [f"{KINDS[kind]}, {unit}" for kind in kinds] + ["solver error of the NLL"] * solved
     rows = [("", "seeds", "± over", "parameters", "steps", "seconds", *names)]
-    for name, own in methods.items():
-        ends = [run.curve[-1] for run in own if run.curve]
+    for name, trainings in methods.items():
+        ends = [run.curve[-1] for run in trainings if run.curve]
         budget = [f"{statistics.mean(end[key] for end in ends):.0f}" if ends else "–" for key in ("step", "seconds")]
-        bounds = [with_error(*(bound_of(own, kind) or (None, None))) for kind in kinds]
-        over = "seeds" if len(own) > 1 else "examples"
-        parameters = "–" if own[0].parameters is None else f"{own[0].parameters:,}"
-        error = max(run.solver_error for run in own)
+        bounds = [with_error(*(bound_of(trainings, kind) or (None, None))) for kind in kinds]
+        over = "seeds" if len(trainings) > 1 else "examples"
+        parameters = "–" if trainings[0].parameters is None else f"{trainings[0].parameters:,}"
+        error = max(run.solver_error for run in trainings)
         errors = [f"{error:.1g}" if error else "–"] * solved
-        rows.append((name, str(len(own)), over, parameters, *budget, *bounds, *errors))
+        rows.append((name, str(len(trainings)), over, parameters, *budget, *bounds, *errors))
     key, blank = number_key(result), [""] * (len(kinds) - 1 + solved)
     for row in next((run.evaluation["baselines"] for run in runs if "baselines" in run.evaluation), {}).values():
         value = with_error(row[key], row[f"{key}_standard_error"])
@@ -305,26 +309,26 @@ def incomparable(by_method: Differences, first: str) -> list[str]:
 def best_model(methods: Methods, by_method: Differences) -> str:
     """The method of the lowest NELBO, by how much it is below the first method, or the first below the next, and the
     verdict on that difference."""
-    bounds = {name: bound_of(own) or (math.nan, math.nan) for name, own in methods.items()}
+    bounds = {name: bound_of(trainings) or (math.nan, math.nan) for name, trainings in methods.items()}
     unit, (first, *_) = unit_of(methods), bounds
     bounds = {name: bound for name, bound in bounds.items() if math.isfinite(bound[0])}
     if not bounds:
         return "No model has a finite NELBO."
-    best, *others = sorted(bounds, key=lambda name: bounds[name][0])
+    best, *following = sorted(bounds, key=lambda name: bounds[name][0])
     split = methods[first][0].evaluation["split"]
     sentence = f"{best} has the lowest {KINDS['nelbo']} on the {split} data, {with_error(*bounds[best])} {unit}"
-    if not others:
+    if not following:
         return f"{sentence}; there is no other model to compare it with."
-    other = first if best != first and first in bounds else others[0]
+    rival = first if best != first and first in bounds else following[0]
     # Differences are from the first method.
-    row = by_method.get(best if other == first else other, {}).get("nelbo") if first in (best, other) else None
+    row = by_method.get(best if rival == first else rival, {}).get("nelbo") if first in (best, rival) else None
     if row is None or row["difference"] is None:
-        return f"{sentence}. {other} has {with_error(*bounds[other])}; the two cannot be compared in pairs."
-    more = -row["difference"] if other == first else row["difference"]
+        return f"{sentence}. {rival} has {with_error(*bounds[rival])}; the two cannot be compared in pairs."
+    more = -row["difference"] if rival == first else row["difference"]
     size = with_error(abs(more), row["standard_error"], digits=4)
     words = f"{size} more" if more >= 0 else f"{size} less over pairs of equal seeds"
     tested = "" if row["p_holm"] is None else f" (Holm's p = {row['p_holm']:.2g}, {row['seeds']} seeds)"
-    return f"{sentence}. {other} has {words}: {VERDICTS.get(row['verdict'], row['verdict'])}{tested}."
+    return f"{sentence}. {rival} has {words}: {VERDICTS.get(row['verdict'], row['verdict'])}{tested}."
 
 
 def conclusions(methods: Methods) -> list[str]:
@@ -333,9 +337,9 @@ def conclusions(methods: Methods) -> list[str]:
     Of several seeds the worst is reported. Methods whose evaluations have no baselines have no line.
     """
     lines = []
-    for name, own in methods.items():
-        worst = max(own, key=lambda run: run.evaluation["nelbo"]["with_reconstruction"]["nats"])
+    for name, trainings in methods.items():
+        worst = max(trainings, key=lambda run: run.evaluation["nelbo"]["with_reconstruction"]["nats"])
         sentence = conclusion(worst.folder, worst.evaluation)
-        seeds = f", the worst of {len(own)} seeds" if len(own) > 1 else ""
+        seeds = f", the worst of {len(trainings)} seeds" if len(trainings) > 1 else ""
         lines += [f"{name}{seeds}: {sentence}"] if sentence else []
     return lines

@@ -12,7 +12,6 @@ from indm.workbench.recipes.options import ENOUGH_STEPS
 from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.folder import read_metrics, recipe_of
 
-NEAR_SOURCE = 3 / 256  # distance of a result from its source, as a share of the grey levels
 MOST_MORE = 10  # times the seconds of a run, in the command that continues it
 LOW_RATE = 1e-5  # a learning rate that hardly trains
 REQUIRED_BASELINES = ("uniform", "gaussian")  # a model that is no better than these has not learned its data
@@ -114,17 +113,3 @@ def _how_to_go_on(run: Path, recipe: Recipe, steps: int, seconds: float, finishe
         return f"Go on in Python: indm.train(…, resume=True){changes and f', with {changes}'}."
     flags = [word for key, value in budget.items() for word in (f"--{key}", str(value))]
     return f"Go on with: {shlex.join(['indm', 'train', str(run), '--resume', *flags])}"
-
-
-def conclusions_of_translation(distance: float, levels: int | None, runs: Sequence[Path]) -> list[str]:
-    """What says that the models in ``runs`` have hardly learned, a line for each finding; none where all is well.
-
-    ``distance`` is that of results from their sources, RMS; of vectors (``levels`` None) it says nothing.
-    """
-    if levels is None or distance >= NEAR_SOURCE * levels:
-        return []
-    first = (
-        f"The models translate every picture almost into itself: results are {distance:.1f} of {levels} grey levels "
-        "from their sources."
-    )
-    return [first, *(f"{run}: {said}" for run in dict.fromkeys(runs) if (said := advice(run)))]

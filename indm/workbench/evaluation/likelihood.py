@@ -42,6 +42,10 @@ class Likelihoods:
             differences of finer and coarser solves, of the estimates "nll_level_l_estimates" (example · repeats +
             repeat); "nll_certain" are those of estimates whose coarse error was unusually large. "nelbo_levels",
             (N, 8), are the parts of the score term.
+
+    >>> row = {"bits_per_dim": 2.45, "bits_per_dim_standard_error": 0.01}
+    >>> Likelihoods({"nelbo": {"with_reconstruction": row}}, {}).mean()
+    (2.45, 0.01)
     """
 
     report: dict[str, Any]
@@ -146,8 +150,8 @@ def evaluate(
         report["codes"] = "one draw for each estimate: the NLL is a bound, too"
     nats: dict[str, Tensor] = {}
     for measure in measures:
-        report[measure.kind], own = measure.numbers(estimates[measure.kind], setting, solver_of(measure))
-        nats |= {measure.kind + suffix: values for suffix, values in own.items()}
+        report[measure.kind], by_suffix = measure.numbers(estimates[measure.kind], setting, solver_of(measure))
+        nats |= {measure.kind + suffix: values for suffix, values in by_suffix.items()}
     return Likelihoods(report, nats)
 
 
@@ -226,10 +230,10 @@ def _share(jobs: int, distributed: bool) -> range:
     return range(dist.get_rank(), jobs, dist.get_world_size()) if distributed else range(jobs)
 
 
-def _gathered(own: dict[int, T], distributed: bool) -> dict[int, T]:
+def _gathered(results: dict[int, T], distributed: bool) -> dict[int, T]:
     """The results of all processes by job."""
     if not distributed:
-        return own
+        return results
     parts: list[dict[int, T]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(parts, own)
+    dist.all_gather_object(parts, results)
     return {job: result for part in parts for job, result in part.items()}

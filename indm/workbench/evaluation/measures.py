@@ -118,6 +118,9 @@ class Bound(Measure):
     """The NELBO of the generative SDE, with its terms and by noise level; of a model that is not a diffusion, its own.
 
     ``times`` are score evaluations for each draw.
+
+    >>> Bound(times=16, examples=500).count(10_000)  # of the first 500
+    500
     """
 
     kind = "nelbo"
@@ -146,7 +149,11 @@ class Bound(Measure):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerBound(Measure):
-    """The bound of samples by :class:`indm.sampling.Ancestral` in so many ``steps``."""
+    """The bound of samples by :class:`indm.sampling.Ancestral` in so many ``steps``, by ``times`` of them for a draw.
+
+    >>> SamplerBound(steps=100).count(10_000)
+    10000
+    """
 
     kind = "ancestral"
     steps: int
@@ -185,6 +192,9 @@ class NLL(Solved):
             and some of them to ``nll_error``, which corrects the mean (:mod:`indm.multilevel`).
         mean_error: the standard error that these corrections may add to the mean, bits per dimension; default a fifth
             of the standard error over examples, or over groups where there are several.
+
+    >>> NLL(examples=8, exact=True, nll_error=1e-4).count(10_000)
+    8
     """
 
     kind = "nll"
@@ -216,14 +226,18 @@ class NLL(Solved):
         if error is None:  # of a single group: of examples as if they were independent
             _, error = mean_and_error(nats[""])
         allowed = SHARE * error if self.mean_error is None else self.mean_error * bits
-        found = corrected(coarse, stated, few, report["nfe"], allowed, setting.seed, solve)
-        return of_levels(report, nats, found, few, len(coarse), bits)
+        result = corrected(coarse, stated, few, report["nfe"], allowed, setting.seed, solve)
+        return of_levels(report, nats, result, few, len(coarse), bits)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedNLL(Solved):
     """The importance-weighted bound of :func:`indm.log_probability` from K = ``draws``; its divergence is exact unless
-    ``exact`` is False."""
+    ``exact`` is False.
+
+    >>> WeightedNLL(draws=16).count(10_000)
+    100
+    """
 
     kind = "iw"
     examples: int | None = 100
@@ -265,13 +279,13 @@ def summary(estimates: list[list[Estimate]], setting: Setting) -> Numbers:
 
 
 def of_levels(
-    numbers: Mapping[str, Any], coarse: Mapping[str, Tensor], found: Corrected, few: int, estimates: int, bits: float
+    numbers: Mapping[str, Any], coarse: Mapping[str, Tensor], result: Corrected, few: int, estimates: int, bits: float
 ) -> Numbers:
     """The report and nats of an NLL in ``few`` steps, with the mean of the finest level; ``bits`` are nats of a bit/dim
     of an event."""
     report = {key: value for key, value in numbers.items() if key not in ("steps", "solver_error", "unconverged")}
-    report |= solver_error(found.levels[-1].error, round(bits / math.log(2)), numbers["nll_error"])
-    report["nfe"] = numbers["nfe"] + found.evaluations / estimates
+    report |= solver_error(result.levels[-1].error, round(bits / math.log(2)), numbers["nll_error"])
+    report["nfe"] = numbers["nfe"] + result.evaluations / estimates
     report["levels"] = [{"steps": few, "estimates": estimates, "nfe": numbers["nfe"]}] + [
         {
             "steps": level.steps,
@@ -280,19 +294,19 @@ def of_levels(
             "mean_bits_per_dim": level.differences.mean().item() / bits,
             "deviation_bits_per_dim": level.differences.std().item() / bits,
         }
-        for level in found.levels
+        for level in result.levels
     ]
-    report["certain"] = len(found.certain[0])
-    added, shift = found.correction.added_error, found.correction.value
-    report["added_error"] = {"nats": added, "bits_per_dim": added / bits, "degrees": found.correction.degrees}
+    report["certain"] = len(result.certain[0])
+    added, shift = result.correction.added_error, result.correction.value
+    report["added_error"] = {"nats": added, "bits_per_dim": added / bits, "degrees": result.correction.degrees}
     for name in ("with_reconstruction", "without_reconstruction"):
-        own = numbers[name]
-        report[name] = own | {"nats": own["nats"] + shift, "bits_per_dim": own["bits_per_dim"] + shift / bits}
+        row = numbers[name]
+        report[name] = row | {"nats": row["nats"] + shift, "bits_per_dim": row["bits_per_dim"] + shift / bits}
     nats = {f"_coarse{suffix}": values for suffix, values in coarse.items()}
-    for number, level in enumerate(found.levels, 1):
+    for number, level in enumerate(result.levels, 1):
         nats |= {f"_level_{number}": level.differences, f"_level_{number}_estimates": level.estimates}
     if report["certain"]:
-        nats |= {"_certain": found.certain[1], "_certain_estimates": found.certain[0]}
+        nats |= {"_certain": result.certain[1], "_certain_estimates": result.certain[0]}
     return report, nats
 
 
@@ -306,11 +320,11 @@ def by_level(
         mean, error = mean_and_error(values, None if groups is None else groups[: len(values)])
         return in_both_units({"": mean, "_standard_error": error}, dims)
 
-    levels, others = terms.split([LEVELS, len(TERMS)], 1)
+    levels, remaining = terms.split([LEVELS, len(TERMS)], 1)
     noise = (torch.linspace(*sde.clock_span(), LEVELS + 1, dtype=torch.float64) / 2).exp().tolist()
     rows = zip(pairwise(noise), levels.unbind(1), strict=True)
     return {
-        "terms": {"score": row(levels.sum(1))} | {name: row(others[:, k]) for k, name in enumerate(TERMS)},
+        "terms": {"score": row(levels.sum(1))} | {name: row(remaining[:, k]) for k, name in enumerate(TERMS)},
         "by_level": [{"noise": list(ends)} | row(values) for ends, values in rows],
     }
 

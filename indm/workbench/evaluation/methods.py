@@ -213,10 +213,10 @@ def differences(
         of a partner, and what :func:`budget_of` says. Without any pair the verdict is :data:`NO_SEED`. Where budgets
         differ or are not known it is :data:`NOT_COMPARABLE`, and the difference is not in the family.
     """
-    (_, first), *others = methods.items()
+    (_, first), *following = methods.items()
     family: dict[tuple[str, str], Difference] = {}
     about: dict[str, dict] = {}
-    for name, runs in others:
+    for name, runs in following:
         pairs = pairs_of(runs, first)
         paired = {run for pair in pairs for run in pair}
         about[name] = {"left_out": sorted(seed_of(run) for run in (*runs, *first) if run not in paired)}
@@ -224,7 +224,7 @@ def differences(
         for kind in KINDS:
             if all(kind in evaluations[run] for run in paired or (*runs, *first)):
                 family[name, kind] = difference(pairs, kind) if pairs else Difference(math.nan, 0, math.nan)
-    table: dict[str, dict[str, dict]] = {name: {} for name, _ in others}
+    table: dict[str, dict[str, dict]] = {name: {} for name, _ in following}
     rows = judged(list(family.values()), [not about[name]["why"] for name, _ in family])
     for (name, kind), row in zip(family, rows, strict=True):
         verdict = NO_SEED if not row["seeds"] else NOT_COMPARABLE if about[name]["why"] else row["verdict"]

@@ -51,7 +51,6 @@ Interval = Annotated[float, Must(STEPS, _is_interval)]
 Warmup = Annotated[float, Must(f"0, {STEPS}", lambda v: not v or _is_interval(v))]
 Steps = Annotated[float, POSITIVE, Must("a whole number, or inf", lambda v: v == math.inf or v == int(v))]
 Decays = Must("two numbers in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
-FewFrames = Must("an even number of at least 4", lambda v: v >= 4 and v % 2 == 0)
 
 
 def _known_trackers() -> set[str]:
@@ -350,19 +349,3 @@ class TranslationOptions(Checked):
     def folders(self) -> list[str]:
         """The folders beside the results that hold a picture of each."""
         return [name for name, wanted in {"cycle": self.cycle, "strips": self.strip}.items() if wanted]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StripOptions(Checked):
-    """How the paths of one image by several runs are drawn."""
-
-    frames: Annotated[int, FewFrames] = 12
-    """Pictures of a row, of equal distance in t on each leg."""
-    strength: Share = 0.5
-    """Of SDEdit by class-conditional models, a share of T below 1; 0 leaves its rows out."""
-    guidance: float = 1.0
-    """Of class-conditional models, away from A, as in "indm translate"."""
-    steps: int = 120
-    """Evaluations of the networks for each row."""
-    seed: int = 0
-    """Seed of the noise of SDEdit, and of that with which a bridge begins."""

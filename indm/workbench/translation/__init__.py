@@ -1,1 +1,1 @@
-"""``indm translate`` and ``indm strip``: files of A become files of B."""
+"""``indm translate``: files of A become files of B."""

@@ -14,20 +14,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.flows import Identity
 from indm.messages import one_line
-from indm.translation import Route
-from indm.workbench.evaluation.page import Page, image, short, slider
-from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import StripOptions, TranslationOptions
-from indm.workbench.runs.folder import is_run
+from indm.workbench.figures.page import Page, image, short, slider
+from indm.workbench.recipes.options import TranslationOptions
 from indm.workbench.translation.routes import (
     BRIDGE,
     BatchTranslator,
     Translated,
     TranslationRuns,
-    find,
-    open_runs,
     route_of,
 )
 
@@ -225,57 +219,9 @@ class FrameStrip:
     levels: int
 
 
-def strips_of(
-    folders: Sequence[Path],
-    image: Path,
-    options: StripOptions,
-    direction: str = "forward",
-    classes: tuple[str, str] | None = None,
-) -> list[FrameStrip]:
-    """The routes of ``image`` by the runs or pairs in ``folders``, each as :func:`open_runs` takes it alone.
-
-    A class-conditional model has a second strip, its SDEdit at ``options.strength``, if that is not 0.
-
-    Args:
-        classes: of models of many classes: that of the image, and the one that it becomes.
-
-    Raises:
-        ValueError: a run that translates nothing, several images, runs of different shapes or grey levels, guidance
-            without a class-conditional model.
-    """
-    strips: list[FrameStrip] = []
-    conditional = [is_run(folder) and "condition" in recipes.load(folder) for folder in folders]
-    if options.guidance != 1 and not any(conditional):
-        raise ValueError(f"guidance {options.guidance:g} requires a class-conditional model")
-    for folder, is_conditional in zip(folders, conditional, strict=True):
-        runs = open_runs([folder], direction, classes if is_conditional else None)
-        what = f"{runs.kind}{', linear' if isinstance(runs.models[0].flow, Identity) else ''} ({folder.name})"
-        guidance = options.guidance if is_conditional else 1.0
-        title = f"{what}, guidance {guidance:g}" if guidance != 1 else what
-        strips.append(_strip(title, runs, runs.route(steps=options.steps, guidance=guidance), image, options))
-        if is_conditional and options.strength:
-            route = runs.sdedit(strength=options.strength, steps=options.steps)
-            strips.append(_strip(f"SDEdit {options.strength:g}, {what}", runs, route, image, options))
-    kinds = {(strip.frames.shape, strip.levels) for strip in strips}
-    if len(kinds) > 1:
-        raise ValueError(f"runs must have events of one shape and the same grey levels, got {kinds}")
-    return strips
-
-
-def _strip(title: str, runs: TranslationRuns, route: Route, image: Path, options: StripOptions) -> FrameStrip:
-    model = route.models[0]
-    items = find([image], model, runs.data, grey=runs.grey[0])
-    if len(items) != 1 or len(model.shape) != 3 or model.scaling.levels is None:
-        raise ValueError(f"strip needs one image, got {len(items)} examples of shape {model.shape} in {image}")
-    own = TranslationOptions(strip=options.frames // len(route.legs), seed=options.seed)
-    translate = BatchTranslator(route, own)
-    (translated,) = translate(items[0].read().pixels[None])
-    return FrameStrip(title, translate.times, cast(Tensor, translated.frames), model.scaling.levels)
-
-
 def write_strips(strips: Sequence[FrameStrip], path: Path) -> None:
     """Write strips as one picture, each with its title and its times above it."""
-    from indm.workbench.evaluation import plots, sheets  # which load matplotlib
+    from indm.workbench.figures import plots, sheets  # which load matplotlib
 
     panels = [
         sheets.Panel(strip.frames, len(strip.frames), title=strip.title, tops=sheets.time_words(strip.times))

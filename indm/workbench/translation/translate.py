@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,6 @@ from indm.files import atomic, untrusted
 from indm.messages import reason
 from indm.tensors import double
 from indm.translation import Route
-from indm.workbench.evaluation.diagnosis import conclusions_of_translation
 from indm.workbench.recipes.options import TranslationOptions
 from indm.workbench.runs.devices import run_lock
 from indm.workbench.runs.provenance import provenance, weights_hash
@@ -37,6 +37,7 @@ from indm.workbench.translation.routes import (
     route_of,
 )
 
+NEAR_SOURCE = 3 / 256  # distance of a result from its source, as a share of the grey levels
 REPORT, PAGE = "translation.json", "index.html"
 UNFINISHED = ".unfinished"  # folder of batches, until a translation is complete
 IN_SHEET = 64  # results that the sheet shows, at most
@@ -63,7 +64,7 @@ def translate_files(
         What ``translation.json`` holds: a row for each example (its distance from the source, and the errors that were
         asked for), ``failed`` with the reason for each that could not be read or translated, times, evaluations,
         options, models; and ``conclusions`` on models that have hardly learned, see
-        :func:`indm.workbench.evaluation.diagnosis.conclusions_of_translation`.
+        :func:`conclusions`.
 
     Raises:
         ValueError: bad options, nothing found, a result that would be written over a source, nothing to resume, or
@@ -117,7 +118,7 @@ def _translate(
         atomic.json_object(out / REPORT, report)
     if report["examples"] and options.strength == 1:  # else little is meant to change
         levels = route.models[0].scaling.levels
-        report["conclusions"] = conclusions_of_translation(mean_distance(report), levels, runs.folders)
+        report["conclusions"] = conclusions(mean_distance(report), levels, runs.folders)
     atomic.json_object(out / REPORT, report)
     if options.page and report["examples"]:
         write_page(out / PAGE, report, sentences(report), runs, options, translation.kept[:MOST], progress)
@@ -258,7 +259,7 @@ class Translation:
         atomic.whole(path, atomic.arrays_into(content | {"rows": np.array([item.row for item in items])}))
 
     def _save_sheet(self, path: Path) -> None:
-        from indm.workbench.evaluation import plots, sheets  # which load matplotlib
+        from indm.workbench.figures import plots, sheets  # which load matplotlib
 
         _, sources, translations = zip(*self.kept, strict=True)
         columns = {"source": torch.stack(sources), "result": torch.stack([one.result for one in translations])}
@@ -321,6 +322,20 @@ def _row(item: Item, example: Example, translated: Translated) -> dict:
 def mean_distance(report: dict) -> float:
     """Of results from their sources, RMS, mean over examples."""
     return sum(row["distance_rms"] for row in report["examples"]) / len(report["examples"])
+
+
+def conclusions(distance: float, levels: int | None, runs: Sequence[Path]) -> list[str]:
+    """What says that the models in ``runs`` have hardly learned; nothing where all is well.
+
+    ``distance`` is that of results from their sources, RMS; of vectors (``levels`` None) it says nothing.
+    """
+    if levels is None or distance >= NEAR_SOURCE * levels:
+        return []
+    commands = " and ".join(f"'{shlex.join(['indm', 'evaluate', str(run)])}'" for run in dict.fromkeys(runs))
+    return [
+        f"The models translate every picture almost into itself: results are {distance:.1f} of {levels} grey levels "
+        f"from their sources. Whether a model has learned its data, {commands} says."
+    ]
 
 
 def sentences(report: dict) -> list[str]:

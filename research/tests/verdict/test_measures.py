@@ -7,14 +7,14 @@ import pytest
 import torch
 from closed_form import GaussianScore
 from exact_models import Linear, Scaled, near
-from indm.workbench.evaluation.sample_quality import make_generator, prior_draws, solve
 
-from indm import INDM
+from indm import INDM, Likelihoods
 from indm.flows import ActNorm, ElementwiseFlow, ExactFlow, Identity
 from indm.nets import Zero
 from indm.scaling import Scaling
 from indm.score import ScoreModel
 from indm.sde import VPSDE
+from research.lab.distances import make_generator, prior_draws, solve
 from research.verdict import measures
 
 
@@ -108,7 +108,7 @@ def test_the_error_of_the_gap_is_over_images_and_of_the_correction(monkeypatch):
         "dims": 4,
     }
     nats = {"nelbo": torch.tensor([1.0, 2.0, 3.0]), "nll_coarse": torch.tensor([1.0, 1.0, 1.0])}
-    monkeypatch.setattr(measures, "evaluate", lambda *_, **__: (report, nats))
+    monkeypatch.setattr(measures, "evaluate", lambda *_, **__: Likelihoods(report, nats))
     found, _ = measures.gap(None, torch.zeros(3), 0)
     assert found["nats"] == 3.0 and found["bits_per_dim"] == pytest.approx(3.0 / (4 * math.log(2)))
     assert found["nats_standard_error"] == pytest.approx(math.hypot(1 / math.sqrt(3), 0.3))

@@ -31,7 +31,7 @@ from indm.workbench.app.requests import WAYS, Side, Source, at_most, ends_of, op
 from indm.workbench.cli import evaluate as commands
 from indm.workbench.cli.main import main
 from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation import sheets
+from indm.workbench.figures import sheets
 from indm.workbench.recipes import recipe as recipes
 
 NET = {"name": "mlp", "width": 16, "depth": 1, "fourier": 0}

@@ -37,7 +37,6 @@ from indm.workbench.recipes.options import (
     Evaluation,
     InpaintingOptions,
     ScoringOptions,
-    StripOptions,
     Training,
     TranslationOptions,
 )
@@ -420,7 +419,7 @@ def test_help_of_every_command_is_there_and_has_no_empty_default(command, capsys
     "command, options, prefix",
     [("list train", Training, "train."), ("list evaluate", Evaluation, "evaluate."), ("evaluate", Evaluation, ""),
      ("fid", Drawing, ""), ("sample", Drawing, ""),
-     ("translate", TranslationOptions, ""), ("fid", ScoringOptions, ""), ("strip", StripOptions, ""),
+     ("translate", TranslationOptions, ""), ("fid", ScoringOptions, ""),
      ("inpaint", InpaintingOptions, ""), ("convert", ConversionOptions, "")],
 )  # fmt: skip
 def test_every_option_has_its_sentence(command, options, prefix, capsys):

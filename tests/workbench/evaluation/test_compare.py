@@ -12,11 +12,12 @@ from pages import Reader
 from PIL import Image
 from scipy.stats import ttest_rel
 
-from indm.workbench.evaluation import methods, plots
+from indm.workbench.evaluation import methods
 from indm.workbench.evaluation.compare import Run, best_model, compare, conclusions, difference_rows, likelihood_rows
 from indm.workbench.evaluation.methods import Costs, costs_of, differences, methods_of, pairs_of
 from indm.workbench.evaluation.results import check_same_examples, of_classes, read_evaluation
 from indm.workbench.evaluation.statistics import holm
+from indm.workbench.figures import plots
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import recipe_of
 from indm.workbench.runs.provenance import same_data

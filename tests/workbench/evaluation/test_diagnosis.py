@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from indm.workbench.cli.main import main
-from indm.workbench.evaluation.diagnosis import advice, conclusion, conclusions_of_translation
+from indm.workbench.evaluation.diagnosis import advice, conclusion
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import read_metrics
 
@@ -159,20 +159,6 @@ def test_causes_that_are_no_training(tmp_path):
     (run / "metrics.jsonl").write_text("")
     assert advice(run) == ""
     assert conclusion(run, result(9.0, data={"name": "given"})).endswith("uniform noise (8.00).")
-
-
-def test_a_translation_into_itself_is_called_so(tmp_path):
-    """By its distance, with the likely cause where a run has a log."""
-    runs = [tmp_path / "a", tmp_path / "b"]
-    for run in runs:
-        run.mkdir()
-    folder(runs[0], [line(200, valid_nelbo=9.0)], FINISHED, **{"train.steps": "200"})
-    folder(runs[1], **{"train.steps": "100"}).joinpath("metrics.jsonl").unlink()  # as of a converted run
-    far, near = 17 * 3.1 / 256, 17 * 2.9 / 256  # of 17 grey levels
-    assert conclusions_of_translation(far, 17, [*runs, runs[0]]) == conclusions_of_translation(0.0, None, runs) == []
-    first, *others = conclusions_of_translation(near, 17, [*runs, runs[0]])
-    assert first.startswith("The models translate every picture almost into itself: results are 0.2 of 17 grey levels")
-    assert others == [f"{runs[0]}: {advice(runs[0])}"]
 
 
 def test_evaluate_says_it_and_its_command_goes_on(tmp_path, monkeypatch, capsys):

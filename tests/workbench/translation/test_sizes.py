@@ -123,8 +123,7 @@ def test_runs_of_images_that_are_no_squares(trained, folders, tmp_path, capsys):
     assert samples.shape == (6, 3, *SIDES)
     grid = [frame for row in framed(pixels(tmp_path / "drawn" / "samples.png"), side=SIDES) for frame in row]
     assert all(np.array_equal(a, b.transpose(1, 2, 0)) for a, b in zip(grid, samples, strict=False))
-    options = ["--examples", "20", "--steps", "3", "--samplers", "unipc", "--quiet"]
-    assert main(["report", str(run), "--out", str(tmp_path / "report"), *options]) == 0
+    assert main(["compare", str(run), "--out", str(tmp_path / "page"), "--quiet"]) == 0
     capsys.readouterr()
     fitted = open_images(folders[1], size="8x12")
     assert fitted.raw.shape == (56, 3, *SIDES) and fitted.provenance["resize"]["size"] == [8, 12]

@@ -25,14 +25,13 @@ from indm.translation import Route, sdedit
 from indm.workbench.cli.main import main
 from indm.workbench.data.registry import load_data
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import StripOptions, TranslationOptions
+from indm.workbench.recipes.options import TranslationOptions
 from indm.workbench.runs.devices import make_accelerator, run_lock
 from indm.workbench.runs.folder import open_run, read_metrics
 from indm.workbench.runs.provenance import weights_hash
 from indm.workbench.training.pairs import as_bridge, as_one, is_bridge
 from indm.workbench.training.trainer import Trainer
 from indm.workbench.translation import translate
-from indm.workbench.translation.pictures import strips_of
 from indm.workbench.translation.routes import BatchTranslator, TranslationRuns, files_of, find, open_runs
 from indm.workbench.translation.translate import sentences, translate_files
 
@@ -651,39 +650,6 @@ def test_a_page_solves_no_error_of_its_own(trained, few, tmp_path, monkeypatch, 
     assert "errors needs steps of at least 4, to halve them, got 3" in said
 
 
-@pytest.mark.long
-def test_the_ways_of_one_image_by_all_forms_are_drawn_below_one_another(trained, toys, tmp_path, capsys):
-    source = min(toys[0].iterdir())
-    runs = [str(trained / kind) for kind in ("pair", "one", "bridge")]
-    common = ["strip", *runs, str(source), "--out", str(tmp_path / "strip.png"), "--strength", "0.4", "--steps", "20"]
-    assert main([*common, "--frames", "6", "--seed", "5", "--guidance", "30"]) == 0
-    one = "one class-conditional model (one)"
-    titles = f"two models (pair), {one}, guidance 30, SDEdit 0.4, {one}, terminal bridge (bridge)"
-    assert capsys.readouterr().out == f"{tmp_path / 'strip.png'}: {titles}\n"
-    rows = framed(pixels(tmp_path / "strip.png"), side=8)
-    assert [len(row) for row in rows] == [6, 6, 6, 6]
-    for row, run in zip([rows[0], rows[1], rows[3]], runs, strict=True):
-        out = tmp_path / Path(run).name
-        translated(run, source, out, "--steps", 20, *(["--guidance", 30] if run == runs[1] else []))
-        assert abs(row[0] - pixels(source)).max() <= 1 and abs(row[-1] - pixels(out / source.name)).max() <= 2
-    model, _ = open_run(trained / "one")
-    x = model.scaling.centre(torch.from_numpy(pixels(source)).permute(2, 0, 1)[None])
-    route = sdedit(model, c="blue", strength=0.4, steps=20)
-    way = model.scaling.to_data(route.follow(x, frames=3, generator=torch.Generator().manual_seed(5)).frames[0])
-    assert np.array_equal(rows[2], way.permute(0, 2, 3, 1).numpy())
-    # On their legs frames are apart by one and the same time; SDEdit turns at its strength.
-    found = strips_of([Path(run) for run in runs], source, StripOptions(frames=6, strength=0.4, steps=8))
-    assert [max(row.times) for row in found] == [1, 1, 0.4, 1]
-    assert found[0].times == pytest.approx([1e-5, 0.5, 1, 1, 0.5, 1e-5], abs=1e-3)
-    assert found[3].times == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1], abs=1e-3)
-    assert "exists: name another" in error_of(capsys, *common)
-    assert "strip needs run folders and then one image" in error_of(capsys, "strip", *runs)
-    assert "strip needs one image, got 24 examples" in error_of(capsys, *common[:4], toys[0])
-    assert "frames must be an even number of at least 4, got 5" in error_of(capsys, *common, "--frames", "5")
-    unguided = ["strip", runs[0], source, "--out", tmp_path / "other.png", "--guidance", "3"]
-    assert "guidance 3 requires a class-conditional model" in error_of(capsys, *unguided)
-
-
 def test_mistakes(trained, toys, tmp_path, capsys):
     pair, out = trained / "pair", tmp_path / "out"
     for arguments, complaint in (
@@ -737,3 +703,12 @@ def test_results_are_never_written_over_by_one_another(trained, tmp_path, capsys
     Image.new("RGB", (8, 8)).save(home / "cycle" / "a.png")
     error = error_of(capsys, "translate", pair, home, "--out", tmp_path / "twice", "--cycle", "--quiet")
     assert "names of results come twice, such as 'cycle/a'" in error
+
+
+def test_a_translation_into_itself_is_called_so(tmp_path):
+    runs = [tmp_path / "a", tmp_path / "b"]
+    far, near = 17 * 3.1 / 256, 17 * 2.9 / 256  # of 17 grey levels
+    assert translate.conclusions(far, 17, runs) == translate.conclusions(0.0, None, runs) == []
+    (said,) = translate.conclusions(near, 17, [*runs, runs[0]])
+    assert said.startswith("The models translate every picture almost into itself: results are 0.2 of 17 grey levels")
+    assert said.endswith(f"'indm evaluate {runs[0]}' and 'indm evaluate {runs[1]}' says.")

@@ -8,7 +8,7 @@ from browsers import overflow
 from pages import Reader, assert_alone
 from PIL import Image
 
-from indm.workbench.evaluation.page import Page
+from indm.workbench.figures.page import Page
 
 ROWS = [("", "NELBO, nats", "word"), ("b", "1,200.5 ± 3", "x"), ('a "q"', "−3.5 ± 1", "z"), ("c", "–", "y")]
 NASTY = "<b>&\"'x"

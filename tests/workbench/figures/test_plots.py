@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal
 
 from indm.scaling import Scaling
 from indm.workbench.data.densities import Density
-from indm.workbench.evaluation import plots, sheets
+from indm.workbench.figures import plots, sheets
 
 
 class OneGaussian(Density):

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from indm.workbench.evaluation import plots
-from indm.workbench.evaluation.plots import DATA_COLOUR, Colours, Limits, Pixels
+from indm.workbench.figures import plots
+from indm.workbench.figures.plots import DATA_COLOUR, Colours, Limits, Pixels
 
 SMALLEST = 64  # pixels of an image's shorter side, at least
 WIDTH = 1100  # pixels of a sheet, about

@@ -1,0 +1,1 @@
+"""Figures, sheets of images, and self-contained pages."""
