@@ -42,8 +42,8 @@ def exported(package: str) -> dict[str, str]:
     tree = ast.parse(next(file for file in files if file.exists()).read_text("utf-8"))
     froms = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     names = [(node, a.name) for node in froms for a in node.names if a.asname == a.name]
-    modules = {name: f"{package}." * bool(node.level) + (node.module or name) for node, name in names}
-    return {name: module if module.endswith(f".{name}") else f"{module}.{name}" for name, module in modules.items()}
+    modules = {name: ".".join([package] * node.level + [node.module] * bool(node.module)) for node, name in names}
+    return {name: f"{module}.{name}" for name, module in modules.items()}
 
 
 HOMES = {f"{package}.{name}": home for package in PACKAGES for name, home in exported(package).items()}
@@ -64,6 +64,8 @@ def docstring(home: str) -> str | None:
     if (package := ROOT / home.replace(".", "/")).is_dir():
         return ast.get_docstring(ast.parse((package / "__init__.py").read_text("utf-8")))
     module, _, name = home.rpartition(".")
+    if (ROOT / module.replace(".", "/")).is_dir():
+        return docstring(exported(module)[name])
     tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8"))
     definitions = [node for node in tree.body if getattr(node, "name", "") == name]
     return ast.get_docstring(definitions[-1])  # after its overloads
