@@ -646,7 +646,6 @@ def workplace(run, tmp_path_factory):
         ("train full/precius.txt", "no recipe or file is called 'full/precius.txt'\n"),
         ("compare full full --out full/precious.txt", "nothing can be written into full/precious.txt: it is no folder"),
         ("sample untrained --out full/precious.txt", "untrained holds no saved model"),
-        ("train digits --train.objective elbo", "research.claims.vae:elbo, with --trust research"),
         ("train digits --like trained --train.steps=5", "--like gives the budget: leave out --train.steps"),
         ("train trained --like untrained --resume", "--like gives the budget: leave out --resume"),
         ("train digits --out trained", "exists and is not empty"),
