@@ -66,7 +66,7 @@ LARGER = ("mixture-17",)  # laws of which no bound of the others comes within 0.
 NOISES = {
     "uniform": {"name": "uniform"},
     "variational": {"name": "variational", "width": 16, "depth": 2},
-    "truncated-normal": {"name": "research.forward.noise:TruncatedNormal"},
+    "truncated-normal": {"name": "research.noise:TruncatedNormal"},
 }
 TABLES = {
     "sde": {"name": "vp", "beta_max": 10.0, "eps": 3e-4},  # a shorter clock: less for the score to learn

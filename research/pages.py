@@ -6,13 +6,13 @@ A marker names a row of :data:`SHOWN` and its arguments, with colons between: ``
 page of ``research/`` and ``docs/`` and ``README.md`` may have some.
 """
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 
 from research import (
     any_question,
     conditional,
-    copied,
     discrete_laws,
     inpainting,
     legible,
@@ -24,8 +24,7 @@ from research import (
 from research.budget import tables as budget
 from research.flow_gain import others
 from research.flow_gain import tables as flow_gain
-from research.forward import tables as forward
-from research.markdown import with_tables
+from research.markdown import in_table, with_tables
 from research.posteriors import sbibm
 from research.posteriors import study as posteriors
 from research.records import RECORDS, Records
@@ -43,7 +42,15 @@ def of(name: str, **columns: object) -> Records:
     return Records(RECORDS / f"{name}.csv").at(**columns)
 
 
+def as_it_was(path: Path) -> str:
+    """A table that no code makes any more: of a closed study, or printed by a command whose runs were not kept."""
+    with path.open(encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file)
+    return in_table(*head, rows=rows)
+
+
 SHOWN: dict[str, Callable[..., str]] = {
+    "closed": lambda name: as_it_was(RECORDS / "closed" / f"{name}.csv"),
     "flow_gain": lambda *names: flow_gain.main_table(of("flow_gain-final"), names),
     "flow_gain-family": lambda: flow_gain.family_table(of("flow_gain-final"), ("digits", "fashion-mnist-16")),
     "flow_gain-noise": lambda *names: flow_gain.noise_table(of("flow_gain-final"), names),
@@ -56,31 +63,12 @@ SHOWN: dict[str, Callable[..., str]] = {
     "flow_gain-beyond": lambda: flow_gain.beyond_table(of("flow_gain-beyond"), of("flow_gain-chosen")),
     "flow_gain-costs": lambda: flow_gain.cost_table(of("flow_gain-costs")),
     "flow_gain-others": lambda: others.table(of("flow_gain-others"), of("flow_gain-final")),
-    "forward": lambda data: forward.likelihood_table(RECORDS, data),
-    "forward-nested": lambda data, kind="final": forward.nested_table(RECORDS, data, kind),
-    "forward-wider": lambda data: forward.wider_table(RECORDS, data),
-    "forward-bounds": lambda data: forward.bound_table(RECORDS, data),
-    "forward-samples": lambda data: forward.sample_table(RECORDS, data),
-    "forward-few_steps": lambda data: forward.few_steps_table(RECORDS, data),
     "translation": lambda data: translation.table(of("translation", data=data)),
     "translation-paired": lambda: translation.paired_table(of("translation")),
     "translation-truth": lambda data: translation.truth_table(of("translation", data=data)),
     "translation-longer": lambda: translation.truth_table(of("translation-longer")),
     "translation-flow_alone": lambda data: flow_alone.table(data, of("flow_alone", data=data)),
     "translation-known": lambda: truth.table(of("translation-truth")),
-    "which_flow": copied.grid,
-    "which_flow-terminal": copied.terminal,
-    "which_flow-alone": copied.flows_alone,
-    "claims": copied.claims,
-    "claims-checks": copied.checks,
-    "claims-nelbo": copied.nelbos,
-    "claim": copied.claim,
-    "cycles": copied.cycles,
-    "flow_analysis": copied.analysis,
-    "flow_analysis-class": copied.class_information,
-    "known_entropy": copied.known_entropy,
-    "reconstruction": copied.reconstruction,
-    "baselines": copied.baselines,
     "quality": lambda *names: quality.summary(RECORDS, names),
     "peers": lambda *names: peers.table(RECORDS, names),
     "legible": lambda: legible.table(of("legible")),
@@ -89,8 +77,6 @@ SHOWN: dict[str, Callable[..., str]] = {
     "ripples": speed.ripples,
     "solver_error": speed.solver_error,
     "multilevel": speed.multilevel,
-    "solver_coverage": copied.solver_coverage,
-    "solver_rules": copied.solver_rules,
     "budget_searches": lambda: budget.searches(of("budget-runs")),
     "budget_splines": lambda: budget.splines(of("budget-splines")),
     "budget_curve": lambda: budget.curve(of("budget-runs")),

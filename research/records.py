@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from indm.runs.provenance import provenance
 
 from indm.files import atomic
+from indm.workbench.runs.provenance import provenance
 
 RECORDS = Path(__file__).with_name("records")
 ARRAYS, OF_EXAMPLES = "arrays", ("_nats", "_bits")

@@ -42,8 +42,7 @@ def exported(package: str) -> dict[str, str]:
     tree = ast.parse(next(file for file in files if file.exists()).read_text("utf-8"))
     froms = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     names = [(node, a.name) for node in froms for a in node.names if a.asname == a.name]
-    modules = {name: ".".join([package] * node.level + [node.module] * bool(node.module)) for node, name in names}
-    return {name: f"{module}.{name}" for name, module in modules.items()}
+    return {name: f"{package}." * bool(node.level) + f"{node.module or ''}.{name}".lstrip(".") for node, name in names}
 
 
 HOMES = {f"{package}.{name}": home for package in PACKAGES for name, home in exported(package).items()}

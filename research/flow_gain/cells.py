@@ -30,7 +30,7 @@ from indm.workbench.training.costs import interleaved_seconds, trainer_of
 from indm.workbench.training.trainer import Trainer
 from research.records import Records, made_by
 
-PARTS = {"truncated-normal": "research.forward.noise:TruncatedNormal"}  # names in the records
+PARTS = {"truncated-normal": "research.noise:TruncatedNormal"}  # names in the records
 DEQUANTIZATIONS = ("uniform", "variational", "truncated-normal")  # the most informative first, as are the sides
 SIDES: dict[str, dict[str, Any]] = {
     "linear": {"flow": "identity", "train.flow_update_every": 1},

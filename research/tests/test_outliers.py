@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from research import copied
 from research.records import Records
 from research.tables import outliers
 
@@ -21,9 +20,9 @@ def run(folder, *arguments):
     return Records(folder / "outliers.csv")
 
 
-def test_the_copied_tables_have_the_published_means():
+def test_the_published_tables_have_the_published_means():
     known = {"dte_np": 84.6, "knn": 84.3, "dte_c": 83.6, "ddpm": 81.6, "iforest": 79.2}
-    rows = copied.rows("outliers")
+    rows = outliers.published()
     assert len(rows) == 43
     assert {column: round(float(np.mean([row[column] for row in rows])), 1) for column in known} == known
 
@@ -117,7 +116,7 @@ def test_means_are_of_complete_seeds_and_differences_of_the_same_tables(tmp_path
     assert found["published", "indm"] == ["2", "70.0", "+0.0", "50.0", "+0.0"]
     assert found["published", "forest"][:3] == ["2", "55.0", "+15.0 ± 5.0"]
     assert found["published", "mixture"] == ["–"] * 5 and found["without repeats", "forest"][0] == "1"
-    known = {row["table"]: row["ddpm"] for row in copied.rows("outliers") if row["table"] in ("wine", "yeast")}
+    known = {row["table"]: row["ddpm"] for row in outliers.published() if row["table"] in ("wine", "yeast")}
     assert found["published", "DDPM, as published"][1] == f"{np.mean(list(known.values())):.1f}"
     (wine, yeast) = outliers.of_tables(made).splitlines()[2:]
     assert wine == "| wine | repeated | 60 × 13 | 59 + 10 | 60.0 | – | 50.0 | – | 60 | 4 | 1 + 2 |" and "file" in yeast
@@ -126,7 +125,7 @@ def test_means_are_of_complete_seeds_and_differences_of_the_same_tables(tmp_path
 def test_small_tables_stand_apart_by_their_drawing(tmp_path, monkeypatch):
     """Means of differences: of two tables in the file, 10 and 20, and of a small one, 50 or 0 by its drawing."""
     made = Records(tmp_path / "outliers.csv")
-    monkeypatch.setattr(copied, "rows", lambda name: [{"table": t, "dte_np": 60.0} for t in ("a", "b", "c")])
+    monkeypatch.setattr(outliers, "published", lambda: [{"table": t, "dte_np": 60.0} for t in ("a", "b", "c")])
     for table, drawing, auc in (("a", "file", 0.6), ("b", "file", 0.7), ("c", "repeated", 1.0), ("c", "permuted", 0.5)):
         for method in outliers.METHODS:
             made.at(table=table, drawing=drawing, seed=0, method=method).add({"auc": auc if method == "indm" else 0.5})

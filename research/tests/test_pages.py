@@ -1,13 +1,11 @@
 """Pages of the record: tables are those of the records, no error stands outside markers, and pages are short."""
 
-import itertools
 import math
 import re
 
 import numpy as np
 import pytest
 
-from research.forward import tables as forward
 from research.markdown import ERROR, MARKED, errors_outside, in_table, with_tables, words
 from research.pages import PAGES, ROOT, SHOWN, shown
 from research.records import Records
@@ -97,18 +95,6 @@ def test_the_error_of_a_table_of_numbers_is_over_splits_and_rows():
     assert flows.over_splits(nats[:1]) == (2.0, pytest.approx(1.0))
 
 
-def test_a_mean_over_flows_has_the_error_within_a_flow_too(tmp_path):
-    made = Records(tmp_path / "forward-final.csv")
-    for process, of_seeds in (("linear", (0.0, 0.0)), ("coded", (1.0, 3.0))):
-        for side, (seed, bits) in itertools.product(("linear", "elementwise"), enumerate(of_seeds)):
-            cell = made.at(data="digits", side=side, process=process, seed=seed)
-            cell.add({"dims": 1, "nelbo_nats": [bits * math.log(2)] * 2})
-    assert forward.nested_table(tmp_path, "digits").splitlines()[2:] == [
-        "| coded | +2.000 ± 1.000 | +2.000 ± 1.000 | +2.000 ± 1.000 |"
-    ]
-    assert forward.of_seeds([1.0], 3) == "1 (1 of 3)" and forward.of_seeds([1.0, 3.0], 2) == "2"
-
-
 def test_a_table_of_cycles_has_the_steps_across(tmp_path):
     made = Records(tmp_path / "cycles.csv")
     error = {"median": 0.1, "largest": 2.0}
@@ -135,13 +121,3 @@ def test_flows_are_compared_with_linear_models_in_pairs_of_trainings(tmp_path):
     assert translation.paired_table(made).splitlines()[2:] == [
         "| digits-3-8 | two INDMs − DDIB (linear) | 2 | +2.0 ± 1.0 |"
     ]
-
-
-def test_samples_in_few_steps_are_compared_in_pairs_of_seeds(tmp_path):
-    made = Records(tmp_path / "forward-final.csv")
-    for side, of_seeds in (("linear", (10.0, 20.0)), ("indm", (11.0, 23.0, 99.0))):
-        for seed, distance in enumerate(of_seeds):
-            cell = made.at(data="digits", side=side, process="linear", seed=seed)
-            cell.add({"frechet": {str(n): [distance, 1.0] for n in forward.STEPS}})
-    (line,) = forward.few_steps_table(tmp_path, "digits").splitlines()[2:]
-    assert line == "| coupling − none | " + "+2.0 ± 1.0 | " * len(forward.STEPS) + "2 |"

@@ -125,7 +125,7 @@ def test_a_card_shows_a_likelihood_of_these_weights_alone(tmp_path):
 
 
 def test_a_card_has_the_command_and_the_sections_that_it_is_given(tmp_path):
-    run = Path(__file__).parents[2] / "fixtures" / "runs" / "indm"
+    run = Path(__file__).parents[1] / "fixtures" / "runs" / "indm"
     texts = []
     for command in (None, "python make.py"):
         card.write(run, tmp_path, "ann/tiny", command=command, more=["## More\n\nand more"])

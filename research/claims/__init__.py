@@ -1,1 +1,0 @@
-"""The paper's claims, each tested."""

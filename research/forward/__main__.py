@@ -1,3 +1,0 @@
-from research.forward.study import main
-
-main()

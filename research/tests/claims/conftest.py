@@ -1,9 +1,0 @@
-import pytest
-
-import indm
-
-
-@pytest.fixture(autouse=True)
-def trusting():
-    with indm.trust("research"):
-        yield

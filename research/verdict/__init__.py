@@ -1,0 +1,1 @@
+"""Where a flow pays: linear diffusion, a shared spline and a flow of whole images at equal cost."""

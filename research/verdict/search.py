@@ -1,0 +1,129 @@
+"""The search on validation images: axes one after the other, all trainings at equal cost; README.md says why."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import indm
+from indm.model import INDM
+from research.records import RECORDS, Records, made_by
+from research.verdict.costs import costs, measure
+from research.verdict.images import Images, load
+from research.verdict.training import Costs, steps_of, train
+from research.verdict.variants import Variant
+
+TABLE = Records(RECORDS / "verdict-search.csv")
+BUDGET, SEED = 2_000, 0  # steps of linear diffusion: a third of a final run
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched for one method.
+
+    Args:
+        name: of the method.
+        start: where the search begins.
+        axes: changes of the variant, tried one axis after the other; what is best stays. The start is tried, too.
+        after: the methods from whose results the start takes some values, by the names of these values.
+    """
+
+    name: str
+    start: Variant
+    axes: tuple[tuple[dict[str, Any], ...], ...]
+    after: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+def values(key: str, *options: Any) -> tuple[dict[str, Any], ...]:
+    return tuple({key: option} for option in options)
+
+
+SEARCHES = (
+    Search("linear", Variant(), (values("lr", 1e-3, 4e-3, 5e-4, 8e-3),)),
+    Search(
+        "spline", Variant(spline=True), (values("spline_lr", 3e-3, 3e-2, 1e-1, 1e-3),),
+        after=(("linear", ("lr",)),),
+    ),
+    Search(
+        "indm",
+        Variant(spline=True, family="coupling", enters=1 / 3),
+        (
+            values("flow_share", 1 / 20, 1.0, 5.0, 1 / 100),
+            values("enters", 0.0, 2 / 3),
+            values("mixing", "frozen", "colours"),
+            values("family", "two scales", "affine", "thin", "linear map", "residual"),
+            values("frozen", 1 / 3),
+        ),
+        after=(("linear", ("lr",)), ("spline", ("spline_lr",))),
+    ),
+)  # fmt: skip
+
+
+def bound(model: INDM, images: Any) -> dict[str, Any]:
+    """The NELBO of images: bits/dim with its error, the terms, the score term by log-SNR, and the nats of each."""
+    report, nats = indm.evaluate(model, images, nll_examples=0, each=True, seed=SEED, progress=False)
+    part = report["nelbo"]
+    numbers = part["with_reconstruction"]
+    return {
+        "bits": round(numbers["bits_per_dim"], 5),
+        "error": round(numbers["bits_per_dim_standard_error"], 5),
+        "terms": part["terms"],
+        "by_level": part["by_level"],
+        "nelbo_nats": nats["nelbo"].tolist(),
+    }
+
+
+def trial(variant: Variant, images: Images, costs: Costs) -> dict[str, Any]:
+    """The record of one training of the search."""
+    averaged, last, row = train(variant, images.train, steps_of(variant, BUDGET, costs), SEED)
+    row |= bound(averaged, images.valid)
+    if variant.spline or variant.family:
+        row["flow_not_averaged"] = bound(last, images.valid)["bits"]
+    return row | made_by(SEED)
+
+
+def keep(root: Path | None, data: str, variant: Variant) -> None:
+    """Train one variant and write its row."""
+    torch.set_num_threads(1)
+    images = load(data, root)
+    measure(data, images, [variant])
+    TABLE.at(data=data, variant=str(variant)).add(trial(variant, images, costs(data)))
+
+
+def start_of(search: Search, best: dict[str, Variant]) -> Variant:
+    """Where a search begins, with what the methods before it have found."""
+    found = {key: getattr(best[name], key) for name, keys in search.after for key in keys}
+    return replace(search.start, **found)
+
+
+def run(tried: Callable[[Sequence[Variant]], list[float]]) -> dict[str, Variant]:
+    """The best variant of each method; at last, the best ones are tried with learned noise.
+
+    Args:
+        tried: gives the bits/dim of variants on validation images.
+    """
+    best: dict[str, Variant] = {}
+    for search in SEARCHES:
+        chosen = start_of(search, best)
+        for axis in search.axes:
+            candidates = [chosen, *(replace(chosen, **change) for change in axis)]
+            bits = tried(candidates)
+            chosen = candidates[bits.index(min(bits))]
+        best[search.name] = chosen
+    tried([replace(variant, noise="variational") for variant in best.values()])
+    return best
+
+
+def in_processes(data: str, pool: Executor, make: Callable[[str, Variant], None]) -> Callable[..., list[float]]:
+    """Gives the bits/dim of variants; those that have no row yet are trained by ``make``, several at a time."""
+
+    def tried(variants: Sequence[Variant]) -> list[float]:
+        tables = [TABLE.at(data=data, variant=str(variant)) for variant in variants]
+        missing = [variant for variant, table in zip(variants, tables, strict=True) if not table.rows()]
+        list(pool.map(make, [data] * len(missing), missing))
+        return [table.rows()[0]["bits"] for table in tables]
+
+    return tried

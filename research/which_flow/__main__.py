@@ -1,3 +1,0 @@
-from research.which_flow.grids import main
-
-main()
