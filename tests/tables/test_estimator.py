@@ -79,7 +79,7 @@ def test_scikit_learns_own_checks(coarse):
 def test_the_density_integrates_to_one_and_samples_follow_it(moons, monkeypatch):
     monkeypatch.setattr(estimator, "SOLVER_ERROR", 0.5)  # of its estimate, which is large where the density is small
     model = one_of(moons[0], 0)
-    points, cell = grid(SHIFT + SCALE * [-2.0, -1.5], SHIFT + SCALE * [3.0, 2.0], 64)
+    points, cell = grid(SHIFT + SCALE * [-2.0, -1.5], SHIFT + SCALE * [3.0, 2.0], 128)
     mass = np.exp(model.score_samples(points)) * cell
     assert mass.sum() == pytest.approx(1, abs=2e-3)
     samples = model.sample(500, random_state=0)
