@@ -20,7 +20,7 @@ from indm.workbench.recipes.options import default
 from indm.workbench.recipes.recipe import OPTION_TABLES
 
 WIDEST = 100  # columns of a line
-KINDS = [kind for kind in names.BUILT_IN if kind != "model"]  # of parts that options name
+KINDS = [*names.BUILT_IN]  # of parts
 METAVARS = {int: "N", float: "NUMBER", bool: "true|false", str: "NAME", Path: "PATH", dict: "TABLE"}
 MARKUP = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`|``")  # of docstrings
 NOTE = """Times are the recipes' budgets; --train.seconds and --train.steps change them. "indm train RECIPE --dry-run"

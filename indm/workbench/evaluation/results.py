@@ -55,7 +55,7 @@ def evaluate_run(
     processes = PartialState(cpu=on_cpu())
     recipe = recipe_of(run)
     tables = paths.absolute(recipe | {"data": data_table or recipe.data.table()})
-    model: Any = open_model(run)
+    model = open_model(run)
     step = step_of_unended(run)
     options = replace(recipe.evaluate, **(changes or {}))
     data = data_of(run, model, tables["data"])
@@ -309,9 +309,7 @@ def likelihood_table(result: dict) -> str:
 
 
 def level_table(result: Mapping) -> list[str]:
-    """Lines of text: the NELBO's score term by noise level, and its other terms. Empty for a model without them."""
-    if "by_level" not in result["nelbo"]:
-        return []
+    """Lines of text: the NELBO's score term by noise level, and its other terms."""
     keys = [number_key(result) + end for end in ENDS[:2]]
     rows: list[Row] = [("score term of the NELBO, σ/α", result["unit"], "± standard error")]
     for level in result["nelbo"]["by_level"]:
