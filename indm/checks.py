@@ -1,4 +1,4 @@
-"""The one checker: of options in recipes, of the arguments of parts and data sets, of foreign settings.
+"""The one checker: of options, of the arguments of parts and data sets, of foreign settings.
 
 A failure is a ``ValueError`` that names the option, the value, what would do, and the nearest name that exists.
 """
@@ -82,7 +82,7 @@ def check_arguments(
     Args:
         target: what is called; where it takes ``**options``, any name will do.
         values: its arguments by name.
-        table: of the recipe, for messages: "flow" in "flow.width must be a whole number".
+        table: of the values, for messages: "flow" in "flow.width must be a whole number".
         what: the target in messages: "flow 'coupling'".
         given_later: parameters that the caller fills in.
         more: names that are taken beside those of ``target``, with their types.

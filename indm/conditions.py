@@ -94,7 +94,7 @@ class Condition(nn.Module, ABC):
         """
 
     def rows_of(self, data: Any, split: str) -> Tensor:
-        """c of the examples of a split of :class:`indm.workbench.data.base.Data`.
+        """c of the examples of a split of ``data``.
 
         Raises:
             ValueError: the data have none of this kind.
@@ -127,7 +127,7 @@ class Classes(Condition):
     """One of K classes, seen as K numbers, of which that of the class is 1; given by its index or, a string, its name.
 
     Args:
-        labels: names of the classes, in the order of their numbers; in a recipe, by default those of the data.
+        labels: names of the classes, in the order of their numbers.
         drop: probability with which training hides c, so that the model is one of p(x), too, and samples can be guided.
         flow: whether the flow sees c, too.
 
@@ -276,7 +276,7 @@ class Vector(Numbers):
     """A vector of numbers.
 
     Args:
-        size: how many; in a recipe, by default as many as the data have.
+        size: how many.
         drop: probability with which training hides c, so that the model is one of p(x), too, and samples can be guided.
         flow: whether the flow sees c, too.
 
@@ -312,7 +312,7 @@ class Image(Numbers):
 
     Args:
         shape: event shape of x, (C, H, W).
-        channels: of the image c; in a recipe, by default those of the data.
+        channels: of the image c.
         drop: probability with which training hides c, so that the model is one of p(x), too, and samples can be guided.
 
     Example: one image for five samples. A black one is told from none by the channel of ones, which is the last.

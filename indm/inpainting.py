@@ -125,7 +125,7 @@ def inpaint(
     if not model.flow.is_elementwise:
         raise ValueError(
             f"flow must be one of each entry by itself, got {type(model.flow).__name__}, whose latents mix observed "
-            "and missing entries; train with --flow elementwise, the default for images, or --flow identity"
+            "and missing entries; the flows elementwise and identity do not"
         )
     sampler = make_sampler(sampler)
     if sampler.adaptive:

@@ -25,7 +25,7 @@ BUILT_IN = {  # kind → name → place
     kind: {name: place for room in ROOMS for name, place in room.get(kind, {}).items()}
     for kind in (*KINDS, *OPTIONAL_KINDS, "data", "objective", "sampler")
 }
-GIVEN = "given"  # stands in a run's recipe for what was given in Python and cannot be named
+GIVEN = "given"  # stands for what was given in Python and cannot be named
 OUTSIDE = re.compile(r"(?P<package>\w+)(\.\w+)*:\w+(\.\w+)*")
 _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 

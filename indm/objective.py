@@ -382,11 +382,11 @@ class Objective:
             drawn for this step, or None) and ``progress`` (the fraction of the run that is over).
         trains_score: whether parameters of score and SDE get a gradient; if not, they must have none.
         trains_flow: the same for the flow.
-        truncates: whether ``loss`` stays an objective at any truncation ``eps``, as ``train.soft_truncation`` needs.
+        truncates: whether ``loss`` stays an objective at any truncation ``eps``, as soft truncation needs.
         standard_prior: whether the prior must be N(0, I).
         shown: names of the terms beside the progress bar.
         frozen_terms: names of the terms that still mean the same behind a frozen flow, where there is no
-            log-determinant (``train.flow_update_every``).
+            log-determinant.
 
     A function is an objective with the default attributes; :func:`as_objective` gives it others.
 

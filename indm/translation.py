@@ -358,8 +358,7 @@ def bridge(
     Args:
         strength: share of the way from one end to the other.
         stochastic: by the forward SDE, so "forward" only; at strength 1 nothing of the source is left.
-        noise: deviations of that with which x_0 and x_T were learned (``train.initial_noise``, ``terminal_noise``),
-            see :class:`Route`.
+        noise: deviations of that with which x_0 and x_T were learned, see :class:`Route`.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")

@@ -518,15 +518,6 @@ def test_score_is_that_of_a_gaussian_less_the_backbone_over_sigma(sde):
     torch.testing.assert_close(level, -0.5 * sde.log_snr(t), rtol=1e-4, atol=1e-4)
 
 
-def test_encode_and_decode_are_inverse(model):
-    x = torch.randn(4, *model.shape)
-    with torch.no_grad():
-        z, log_det = model.encode(x)
-        torch.testing.assert_close(model.decode(z), x, rtol=0, atol=1e-5)
-        flowed, same = model.flow(x)
-    assert torch.equal(z, flowed) and torch.equal(log_det, same)
-
-
 def test_encode_hands_the_generator_on():
     model = randomize(INDM(ResidualFlow((70,), (1,), 8), ClosedForm()))
     x = torch.randn(3, 70)

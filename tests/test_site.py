@@ -63,6 +63,8 @@ def docstring(home: str) -> str | None:
     if (package := ROOT / home.replace(".", "/")).is_dir():
         return ast.get_docstring(ast.parse((package / "__init__.py").read_text("utf-8")))
     module, _, name = home.rpartition(".")
+    if (ROOT / module.replace(".", "/")).is_dir():
+        return docstring(exported(module)[name])
     tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8"))
     definitions = [node for node in tree.body if getattr(node, "name", "") == name]
     return ast.get_docstring(definitions[-1])  # after its overloads

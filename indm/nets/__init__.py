@@ -7,7 +7,7 @@ The contract: a backbone is a module with ``forward(z, level)`` that returns a t
 - The output is added to the noise that a standard normal latent would have, so a backbone starts best at zero output
   (:func:`~indm.tensors.zeroed` makes such a last layer).
 
-A backbone that can be named in a recipe is made as ``Class(**options)``, with ``shape`` (the event shape) too if it has
+A backbone that is made by its name is made as ``Class(**options)``, with ``shape`` (the event shape) too if it has
 such a parameter, and keeps every argument as an attribute of the same name. One that takes another level or gives
 another output names the subclass of :class:`~indm.ScoreModel` that goes with it by its attribute ``parameterization``;
 :class:`indm.NCSNpp`, the published network, does so. One that varies slowly along the level, without ripples of an

@@ -18,6 +18,15 @@ class Heun(Sampler):
     r"""Heun's rule for the probability flow as dy/dν = ε̂, y = z/α, ν = σ/α, ε̂ = −σ s_θ; equal steps in log-SNR.
 
     Source: Karras et al. 2022, "Elucidating the Design Space", algorithm 1, https://arxiv.org/abs/2206.00364.
+
+    Example: N(0, I) under VP, where z_ε is z_T. Twice the steps leave a quarter of the error.
+
+        >>> from indm import ScoreModel, VPSDE
+        >>> from indm.nets import Zero
+        >>> score, z = ScoreModel(Zero(), VPSDE()), torch.randn(5, 2, dtype=torch.float64)
+        >>> rough, fine = ((Heun().solve(score, z, steps=steps)[0] - z).norm() for steps in (40, 80))
+        >>> bool(3.5 < rough / fine < 4.5)
+        True
     """
 
     order = 2
@@ -84,6 +93,15 @@ class DPMSolver2M(ExponentialAdams):
     """DPM-Solver++(2M): second-order multistep, one evaluation a step.
 
     Source: Lu et al. 2022, "DPM-Solver++", algorithm 2, https://arxiv.org/abs/2211.01095.
+
+    Example: N(0, I) under VP, where z_ε is z_T. Twice the steps leave a quarter of the error.
+
+        >>> from indm import ScoreModel, VPSDE
+        >>> from indm.nets import Zero
+        >>> score, z = ScoreModel(Zero(), VPSDE()), torch.randn(5, 2, dtype=torch.float64)
+        >>> rough, fine = ((DPMSolver2M().solve(score, z, steps=steps)[0] - z).norm() for steps in (40, 80))
+        >>> bool(3.5 < rough / fine < 4.5)
+        True
     """
 
     order = 2
@@ -91,7 +109,17 @@ class DPMSolver2M(ExponentialAdams):
 
 @dataclass(frozen=True)
 class DPMSolver3M(ExponentialAdams):
-    """DPM-Solver++(3M): third-order multistep, one evaluation a step. Source: as :class:`DPMSolver2M`."""
+    """DPM-Solver++(3M): third-order multistep, one evaluation a step. Source: as :class:`DPMSolver2M`.
+
+    Example: N(0, I) under VP, where z_ε is z_T. It is nearer than ``DPMSolver2M`` in twice as many steps.
+
+        >>> from indm import ScoreModel, VPSDE
+        >>> from indm.nets import Zero
+        >>> score, z = ScoreModel(Zero(), VPSDE()), torch.randn(5, 2, dtype=torch.float64)
+        >>> ours, theirs = DPMSolver3M().solve(score, z, steps=40)[0], DPMSolver2M().solve(score, z, steps=80)[0]
+        >>> bool((ours - z).norm() < (theirs - z).norm())
+        True
+    """
 
     order = 3
 

@@ -15,7 +15,16 @@ from indm.tensors import Batch, PerSample, expand_like
 
 @dataclass(frozen=True)
 class EulerMaruyama(Sampler):
-    """z_s = z − [f z − g² s_θ] Δ + g √Δ n, Δ = t − s, on a uniform grid (the reverse-time SDE)."""
+    """z_s = z − [f z − g² s_θ] Δ + g √Δ n, Δ = t − s, on a uniform grid (the reverse-time SDE).
+
+    Example: N(0, I) and its exact score, whose law stays what it is.
+
+        >>> from indm import ScoreModel, VPSDE
+        >>> from indm.nets import Zero
+        >>> z, _ = EulerMaruyama().solve(ScoreModel(Zero(), VPSDE()), torch.randn(5000, 2), steps=100)
+        >>> abs(z.std().item() - 1) < 0.1
+        True
+    """
 
     order = 1
     stochastic = True
@@ -36,6 +45,17 @@ class Ancestral(Sampler):
     ``indm.nelbo(…, ancestral=steps)`` bounds −log p of what it samples.
 
     Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", https://arxiv.org/abs/2006.11239.
+
+    Example: where all data are one point, here 0, few steps are as good as many: z_ε has the deviation σ_ε.
+
+        >>> from indm import VPSDE
+        >>> class Point(torch.nn.Module):
+        ...     sde = VPSDE()
+        ...     def forward(self, z, t):
+        ...         return -z / expand_like(self.sde.sigma(t) ** 2, z)
+        >>> z, _ = Ancestral().solve(Point(), torch.randn(5000, 2), steps=3)
+        >>> torch.allclose(z.std(), Point.sde.sigma(torch.tensor(1e-5)), rtol=0.1)
+        True
     """
 
     order = 1
@@ -56,6 +76,15 @@ class SDEDPMSolver2M(Sampler):
     h and h' are the lengths in λ = ½ log SNR of this step and of the one before, which began at t'.
 
     Source: Lu et al. 2022, "DPM-Solver++", https://arxiv.org/abs/2211.01095.
+
+    Example: N(0, I) under VP. The variance of samples is near 1 in steps in which it is not by ``Ancestral``.
+
+        >>> from indm import ScoreModel, VPSDE
+        >>> from indm.nets import Zero
+        >>> score, z = ScoreModel(Zero(), VPSDE()), torch.randn(20_000, 2)
+        >>> ours, theirs = (rule.solve(score, z, steps=25)[0] for rule in (SDEDPMSolver2M(), Ancestral()))
+        >>> abs(ours.var().item() - 1) < 0.1, theirs.var().item() < 0.8
+        (True, True)
     """
 
     order = 2
@@ -89,6 +118,14 @@ class PredictorCorrector(Sampler):
             0.15. The Langevin steps leave a bias of order snr², which more steps do not remove.
 
     Source: Song et al. 2021, algorithms 2–5, https://arxiv.org/abs/2011.13456.
+
+    Example: N(0, I) and its exact score, whose law stays what it is.
+
+        >>> from indm import ScoreModel, VPSDE
+        >>> from indm.nets import Zero
+        >>> z, nfe = PredictorCorrector(snr=0.1).solve(ScoreModel(Zero(), VPSDE()), torch.randn(5000, 2), steps=50)
+        >>> nfe, abs(z.std().item() - 1) < 0.1
+        (100, True)
     """
 
     order = 1

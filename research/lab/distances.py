@@ -65,19 +65,18 @@ def solve(
 ) -> tuple[Batch, int]:
     """x in model units from z_T, by a sampler, the last denoising and h⁻¹, as :func:`indm.sample` does it.
 
-    ``c`` are the conditions, as :func:`indm.sample` takes them. A flow with codes has the same codes
-    in every call, so that samples of the same z_T can be compared.
+    ``c`` are the conditions, as :func:`indm.sample` takes them.
 
     Returns:
         x, and the evaluations of the score for one sample (the most that one took), that of the denoising included.
     """
-    sampler, parts, nfe, codes = make_sampler(sampler), [], 0, make_generator(z_T, 0, 3)
+    sampler, parts, nfe = make_sampler(sampler), [], 0
     c = all_rows(model, c, len(z_T))
     with evaluation_mode(model):
         for rows, start in zip(torch.arange(len(z_T)).split(batch_size), z_T.split(batch_size), strict=True):
             here = at_rows(model, c, rows)
             z, count = solve_latent(here, start, sampler, steps, generator=generator, progress=progress)
-            parts.append(here.decode(z, generator=codes))
+            parts.append(here.decode(z))
             nfe = max(nfe, count)
     return torch.cat(parts), nfe
 

@@ -16,9 +16,6 @@ from statistics import fmean, median, stdev
 from typing import Annotated, ClassVar
 
 import torch
-from indm.cli.common import DONE, Common
-from indm.evaluation.statistics import mean_and_error
-from indm.training.step import EMA, learning_rate_factor, optimizer_step
 from torch import Tensor
 from torch.nn import functional as F
 from tyro.conf import Positional, arg
@@ -32,6 +29,9 @@ from indm.rng import randn_like
 from indm.score import ScoreModel
 from indm.sde import VPSDE
 from indm.tensors import event_size
+from indm.training import EMA, learning_rate_factor, optimizer_step
+from indm.workbench.cli.common import DONE, Common
+from indm.workbench.evaluation.statistics import mean_and_error
 from research.command import main
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by

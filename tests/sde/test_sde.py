@@ -29,40 +29,6 @@ def sde(request):
     return SDES[request.param]()
 
 
-@settings(max_examples=25)
-@given(ANY_SDE, st.floats(1e-4, 1.0))
-def test_kernel_solves_the_moment_equations(sde, t):
-    """dm/dt = f m, dV/dt = 2 f V + g², from the kernel at t = 0 (for VE it has the variance σ_min²)."""
-
-    def moments(time, state):
-        f, g = sde.drift(double(time)).item(), sde.diffusion(double(time)).item()
-        return [f * state[0], 2 * f * state[1] + g**2]
-
-    start = [sde.alpha(double(0.0)).item(), sde.sigma(double(0.0)).item() ** 2]
-    if isinstance(sde, VPSDE | SubVPSDE | VESDE):
-        assert start == pytest.approx([1.0, sde.sigma_min**2 if isinstance(sde, VESDE) else 0.0], rel=1e-12)
-    solution = integrate.solve_ivp(moments, (0.0, t), start, method="DOP853", rtol=1e-11, atol=1e-16)
-    mean, variance = solution.y[:, -1]
-    assert sde.alpha(double(t)).item() == pytest.approx(mean, rel=1e-8)
-    assert sde.sigma(double(t)).item() ** 2 == pytest.approx(variance, rel=1e-7)
-
-
-@settings(max_examples=40)
-@given(ANY_SDE, st.floats(1e-5, 1.0))
-def test_clock_runs_at_rate_g2_over_sigma2(sde, t):
-    t = double(t).requires_grad_()
-    clock = 2 * (sde.sigma(t).log() - sde.alpha(t).log())
-    (rate,) = torch.autograd.grad(clock.sum(), t)
-    torch.testing.assert_close(rate, sde.diffusion(t).square() / sde.sigma(t).square(), rtol=1e-9, atol=0.0)
-    torch.testing.assert_close(sde.log_snr(t), -clock, rtol=1e-10, atol=1e-10)
-
-
-@settings(max_examples=40)
-@given(ANY_SDE, st.floats(1e-6, 1.0))
-def test_time_inverts_log_snr(sde, t):
-    torch.testing.assert_close(sde.time(sde.log_snr(double(t))), double(t), rtol=1e-9, atol=1e-13)
-
-
 def test_published_values():
     """The variance at T and the noise at ε that the published settings are known for."""
     t = double(1e-5, 1.0)
@@ -150,11 +116,6 @@ def test_transitions_in_closed_form():
     ratio, std = VESDE().transition(t, s)
     torch.testing.assert_close(ratio, torch.ones_like(t))
     torch.testing.assert_close(std, (VESDE().sigma(s) ** 2 - VESDE().sigma(t) ** 2).sqrt())
-
-
-def test_built_in_sdes_are_scalar(sde):
-    sde.prior_mean = torch.zeros(3, 2)
-    assert sde.is_scalar
 
 
 @pytest.mark.parametrize("missing", ["log_alpha", "sigma", "drift", "diffusion", "time"])

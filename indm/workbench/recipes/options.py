@@ -228,9 +228,9 @@ class Drawing(Checked):
     """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
     in training."""
     sampler: Annotated[str | None, default("unipc; heun where each entry has an SDE of its own")] = None
-    """ode, euler-maruyama, ancestral, sde-dpm++2m, pc, heun, dpm++2m, dpm++3m, unipc, or package.module:Class.
-    "ode" takes as many steps as its tolerance needs. Options of a sampler: --sampler.tol 1e-5 with "ode"; with "pc"
-    --sampler.snr 0.16 or, from the first step to the last, [0.16,0.14]."""
+    """ode, euler-maruyama, ancestral, sde-dpm++2m, pc, heun, dpm++2m, dpm++3m, unipc, or package.module:Class. "ode"
+    takes as many steps as its tolerance needs. Options of a sampler: --sampler.tol 1e-5 with "ode"; with "pc"
+    --sampler.snr 0.16 or, from first to last step, [0.16,0.14]."""
     sampler_options: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
     """Arguments of the sampler; those that are left out have its defaults."""
     steps: Annotated[int | None, AT_LEAST_1, default("25; 400 where the network may have ripples in t")] = None
