@@ -24,7 +24,7 @@ from indm.gaussian import GaussianReference
 from indm.likelihood import latent_reference, log_likelihood
 from indm.model import INDM
 from indm.objective import nelbo
-from indm.sampling import SAMPLERS, able_samplers, sample
+from indm.sampling import sample
 from indm.tensors import evaluation_mode
 from indm.translation import check_pair
 from indm.workbench.data.base import Examples, stack
@@ -156,11 +156,6 @@ class Side:
         condition = self.model.condition
         return condition is not None and condition.drop > 0
 
-    @property
-    def samplers(self) -> list[str]:
-        """Those that take the model's SDE."""
-        return able_samplers(self.model, SAMPLERS)
-
 
 def open_sides(folders: Sequence[Path]) -> list[Side]:
     """The model of a run; of two runs or of the folder of a pair, both."""
@@ -207,14 +202,9 @@ def likelihood(side: Side, source: Source, draws: int, seed: float, c: str | Non
     raw, generator = torch.stack([image] * draws).to(side.device), side.generator(seed)
     with evaluation_mode(model):
         x, log_q = model.from_data(raw, generator=generator)
-        options: dict[str, Any] = {
-            "c": side.given(c),
-            "log_q": log_q,
-            "reference": side.reference,
-            "generator": generator,
-        }
-        bound = nelbo(model, x, times=NELBO_TIMES, **options).nats()
-        report = log_likelihood(model, x, **options)
+        more: dict[str, Any] = {"c": side.given(c), "log_q": log_q, "reference": side.reference, "generator": generator}
+        bound = nelbo(model, x, times=NELBO_TIMES, **more).nats()
+        report = log_likelihood(model, x, **more)
     unit = math.log(2) * image.numel()
     solver_error = f"{report.solver_error.max().item() / unit:.1g}"
     lines = ["| | bits/dim | ± | solver error |", "|---|---|---|---|"]

@@ -47,15 +47,16 @@ class Translate(ShowsProgress):
     """Write into a folder that is not empty."""
 
     def run(self) -> int:
-        from indm.workbench.runs.folder import check_empty, run_folder
-        from indm.workbench.translation.routes import found_in, is_run_or_pair, open_runs
+        from indm.workbench.runs.folder import check_empty, is_run, run_folder
+        from indm.workbench.training.pairs import is_pair
+        from indm.workbench.translation.routes import found_in, open_runs
         from indm.workbench.translation.translate import sentences, translate_files
 
         if not self.overwrite:
             check_empty(self.out, "name another --out, or add --overwrite")
         first, *others = self.paths
         given = (run_folder(first), *map(_run_folder, others[:1]), *others[1:])
-        count = len([*itertools.takewhile(is_run_or_pair, given)])
+        count = len([*itertools.takewhile(lambda path: is_run(path) or is_pair(path), given)])
         if not count or count == len(given):
             what = "a run folder (with a recipe.toml in it) first" if not count else "images after the run folders"
             raise ValueError(f"translate needs {what}, got {' '.join(map(str, self.paths))}")

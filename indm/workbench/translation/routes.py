@@ -170,11 +170,6 @@ def image_reader(
 # ── Runs and routes ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def is_run_or_pair(folder: Path) -> bool:
-    """Whether ``folder`` is that of a run, or of a pair of them."""
-    return is_run(folder) or is_pair(folder)
-
-
 @dataclass(frozen=True)
 class TranslationRuns:
     """The models that translate, and the data of A and B.
@@ -223,12 +218,6 @@ class TranslationRuns:
             raise ValueError(f"condition needs a model of classes, got one of p(x|{type(condition).__name__.lower()})")
         a, b = (condition.labels[condition.typed(name)] for name in classes)
         return cls((run,), (model, model), "forward", recipe.data.table(), recipe.data.table(), (a, b))
-
-    @classmethod
-    def of_target(cls, run: Path) -> "TranslationRuns":
-        """The model of B alone, for :meth:`sdedit`; it stands for both."""
-        model, recipe = open_run(run)
-        return cls((run, run), (model, model), "forward", recipe.data.table(), recipe.data.table())
 
     def backward(self) -> "TranslationRuns":
         """From B to A."""
@@ -314,7 +303,7 @@ def open_runs(
     if classes is not None:
         return TranslationRuns.of_classes(run, classes)
     if method == "sdedit" and "data_b" not in tables:
-        return TranslationRuns.of_target(run)
+        return TranslationRuns.of_two(run, run)
     return TranslationRuns.of_bridge(run)
 
 
