@@ -460,13 +460,15 @@ def test_weights_that_claim_more_than_the_file_holds(tmp_path):
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
 def test_pickled_code_is_not_run(tmp_path, monkeypatch, content, zipped):
     monkeypatch.chdir(tmp_path)
-    torch.save(content, "checkpoint.pt", _use_new_zipfile_serialization=zipped)
+    path = tmp_path / "checkpoints" / "00000001.pt"
+    path.parent.mkdir()
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match=r"asks for more than tensors, .* pickled code is not run"):
-        untrusted.checkpoint(Path("checkpoint.pt"))
+        untrusted.checkpoint(path)
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         checkpoints.newest(tmp_path)
     assert not (tmp_path / "run-by-a-pickle").exists()
-    torch.load("checkpoint.pt", weights_only=False)  # as it would have been
+    torch.load(path, weights_only=False)  # as it would have been
     assert (tmp_path / "run-by-a-pickle").exists()
 
 

@@ -254,8 +254,8 @@ def test_a_share_of_the_batch_stands_for_all_of_it(n, share, seed):
     """Every sample is in one of the equally likely parts, which has as large a factor as there are parts."""
     estimator, generator = PowerSeries(share=share), seeded(seed)
     parts = [estimator.rows(n, generator, torch.device("cpu")) for _ in range(400)]
-    chosen = {tuple(range(n)[rows]) for rows, _ in parts}
-    assert {factor for _, factor in parts} == {min(share, n)}
+    chosen = {tuple(range(n)[rows]) for rows in parts}
+    assert {rows.step for rows in parts} == {min(share, n)}
     assert len(chosen) == min(share, n) and sorted(itertools.chain(*chosen)) == list(range(n))
 
 
