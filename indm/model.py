@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from indm.conditions import Condition, condition_of, given, sees_condition
 from indm.dequantization import Dequantization, check_levels_for, check_raw, checked, decoder_of, from_data
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow
-from indm.messages import brief, nearest, reason
+from indm.messages import nearest, reason
 from indm.names import KINDS, OPTIONAL_KINDS, Untrusted, find, is_outside, name_of
 from indm.scaling import Scaling
 from indm.score import GivenScore, ScoreModel, score_for, takes_condition
@@ -60,8 +60,6 @@ class INDM(nn.Module):
         >>> torch.allclose(model.decode(model.encode(x)[0]), x, atol=1e-4)
         True
     """
-
-    is_diffusion: ClassVar[bool] = True  # it has an SDE: samplers, a probability flow, an NLL
 
     def __init__(
         self,
@@ -266,9 +264,6 @@ class INDM(nn.Module):
             ValueError: a file is missing or unreadable, or does not fit the other.
         """
         with reading(folder) as saved:
-            name = saved.description.get("model", "indm")
-            if name != "indm":
-                raise ValueError(f"it is a {brief(name)}, and this needs an INDM")
             tables, shape = {kind: saved.description[kind] for kind in KINDS}, saved.shape
             tables |= {kind: saved.description[kind] for kind in OPTIONAL_KINDS if kind in saved.description}
             make = functools.partial(build_model, tables, shape, saved.scaling)

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 ROOMS = [tomllib.loads(f.read_text("utf-8")) for f in sorted(HERE.glob("**/parts.toml"))]
 BUILT_IN = {  # kind → name → place
     kind: {name: place for room in ROOMS for name, place in room.get(kind, {}).items()}
-    for kind in (*KINDS, *OPTIONAL_KINDS, "model", "data", "objective", "sampler")
+    for kind in (*KINDS, *OPTIONAL_KINDS, "data", "objective", "sampler")
 }
 GIVEN = "given"  # stands for what was given in Python and cannot be named
 OUTSIDE = re.compile(r"(?P<package>\w+)(\.\w+)*:\w+(\.\w+)*")

@@ -387,7 +387,6 @@ class Objective:
         shown: names of the terms beside the progress bar.
         frozen_terms: names of the terms that still mean the same behind a frozen flow, where there is no
             log-determinant.
-        build: makes another kind of model, from its tables, the event shape and the scaling; None makes an INDM.
 
     A function is an objective with the default attributes; :func:`as_objective` gives it others.
 
@@ -412,7 +411,6 @@ class Objective:
     standard_prior: bool = False
     shown: tuple[str, ...] = ("flow", "denoising", "prior")
     frozen_terms: tuple[str, ...] = ("denoising",)
-    build: Callable[..., nn.Module] | None = None
 
     def __call__(self, model: nn.Module, x: Tensor, **conditions: Any) -> Losses:
         return self.loss(model, x, **conditions)

@@ -227,7 +227,8 @@ def ship(finished: Path, extractors: Path, home: Path = hub.SHIPPED) -> Path:
     run = rounded(finished)
     result, data, (raw, c) = evaluated(run), data_of(run, indm.INDM.load(run)), drawn(run)
     numbers: dict[str, Any] = {"copies": check_of_copies(raw, data, run / NEIGHBOURS)}
-    sections, pictures = [f"## Licence of the data\n\n{origin.data}"], [NEIGHBOURS]
+    sections = [f"Made by `{origin.command}`.", f"## Licence of the data\n\n{origin.data}"]
+    pictures = [NEIGHBOURS]
     picture(raw, c, data, run / card.PICTURE)
     if c is not None:
         extractor = load_or_train(extractors / f"{data.name}-{'x'.join(map(str, data.shape))}", data)
@@ -237,7 +238,7 @@ def ship(finished: Path, extractors: Path, home: Path = hub.SHIPPED) -> Path:
         pictures.append("guided.png")
     sections.append(about_copies(numbers["copies"]))
     folder = home / f"{finished.name}{END}"
-    card.write(run, folder, folder.name, LICENSE, origin.command, sections)
+    card.write(run, folder, folder.name, LICENSE, sections)
     for name in pictures:
         shutil.copyfile(run / name, folder / name)
     for name in (card.PICTURE, *pictures):

@@ -5,7 +5,6 @@ import json
 import math
 import re
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -627,26 +626,3 @@ def test_evaluate_needs_two_images_for_a_standard_error_of_the_nll(examples):
         evaluate(model, raw[:10], [Bound(), NLL(examples=examples)], progress=False)
     with pytest.raises(ValueError, match=r"measures must be one or more, each kind once, got \['NLL', 'NLL'\]"):
         evaluate(model, raw, [NLL(), NLL(each=True)])
-
-
-class Bounded(torch.nn.Module):
-    """N(0, 4) in each entry, no diffusion; its bound is −log p(x) + 3, of which 2 are reconstruction."""
-
-    is_diffusion = False
-    scaling = Scaling(torch.tensor(1.0), torch.tensor(2.0))
-
-    def bound(self, x, *, generator=None):
-        nats = -torch.distributions.Normal(0.0, 1.0).log_prob(x).flatten(1).sum(1)
-        return SimpleNamespace(total=nats + 3, reconstruction=torch.full((len(x),), 2.0))
-
-
-def test_evaluate_reports_the_bound_of_a_model_that_is_no_diffusion():
-    raw = 1 + 2 * torch.randn(30, 5, generator=seeded(0))
-    found = evaluate(Bounded(), raw, batch_size=8, progress=False)
-    report, samples = found.report, found.nats
-    expected = -torch.distributions.Normal(1.0, 2.0).log_prob(raw).sum(1) + 3
-    torch.testing.assert_close(samples["nelbo"], expected.double(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(samples["nelbo_without_reconstruction"], expected.double() - 2, rtol=1e-5, atol=1e-5)
-    assert samples.keys() == {"nelbo", "nelbo_without_reconstruction"} and "nll" not in report
-    assert report["images"] == {"nelbo": 30} and report["eps"] == 0.0
-    assert report["nelbo"].keys() == {"with_reconstruction", "without_reconstruction"} and not level_table(report)

@@ -47,7 +47,6 @@ class Checkpoint:
     path: Path
     state: State  # the last weights, by name
     shadow: list[Tensor] | None  # their moving averages, in the order of the parameters
-    decay: float | None
     step: int | None
     others: tuple[str, ...] = ()  # entries of the file that are not read, such as the state of an optimizer
 
@@ -95,7 +94,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         actual = brief(", ".join(map(shown, content))) if isinstance(content, dict) else shown(content)
         raise ValueError(f'{path} must hold a dict whose "model" is a dict of tensors, as released; it holds {actual}')
     state, step = content["model"], content.get("step")
-    shadow, decay = _averages(path, content.get("ema"))
+    shadow = _averages(path, content.get("ema"))
     if step is not None and not (type(step) is int and step >= 0):
         raise ValueError(f'{path} must hold a whole number, 0 or more, as "step", got {shown(step)}')
     state = {key.removeprefix("module."): value for key, value in state.items()}
@@ -105,19 +104,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as a checkpoint of torch: {error}") from error
     others = tuple(brief(name) for name in content if name not in ("model", "ema", "step"))
-    return Checkpoint(path, state, shadow, decay, step, others)
+    return Checkpoint(path, state, shadow, step, others)
 
 
-def _averages(path: Path, average: object) -> tuple[list[Tensor] | None, float | None]:
-    """The moving averages and their decay, each None where there is none."""
+def _averages(path: Path, average: object) -> list[Tensor] | None:
+    """The moving averages; None where there are none."""
     content: Any = {} if average is None else average
     shadow = content.get("shadow_params") if isinstance(content, dict) else ()
     if shadow is not None and not (isinstance(shadow, list) and all(isinstance(value, Tensor) for value in shadow)):
         raise ValueError(f'{path} must hold a list of tensors as "shadow_params" of its "ema", as released')
-    decay = content.get("decay")
-    if decay is not None and not (type(decay) in (int, float) and 0 <= decay <= 1):
-        raise ValueError(f'{path} must hold a number from 0 to 1 as "decay" of its "ema", got {shown(decay)}')
-    return shadow, decay
+    return shadow
 
 
 def _is_state(value: object) -> bool:

@@ -16,7 +16,7 @@ from indm.files import atomic, untrusted
 from indm.flows.base import Flow, Identity
 from indm.messages import brief
 from indm.model import INDM, build, count_parameters
-from indm.published.checkpoint import Checkpoint, State, Weights, alike, read_checkpoint
+from indm.published.checkpoint import Checkpoint, State, Weights, read_checkpoint
 from indm.published.flow import flow_from_state
 from indm.published.ncsnpp import PublishedScore
 from indm.published.network import Architecture, architecture, load_published
@@ -25,7 +25,6 @@ from indm.sde.linear import LinearSDE
 from indm.workbench.data.base import flags_of_data
 from indm.workbench.data.registry import check_data
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import Training
 from indm.workbench.recipes.recipe import Recipe, Tables
 from indm.workbench.runs.folder import CONVERSION, check_empty
 from indm.workbench.runs.provenance import describe, provenance
@@ -62,9 +61,8 @@ def convert(
 
     Returns:
         What is also written to ``conversion.json``, there with its provenance: the files with their weights and what
-        of them is passed over, where each setting is from (``from_the_tensors``; ``assumed``: from the recipe, or as
-        published; ``overruled``: of the recipe, otherwise by the tensors), and ``averages``, a phrase for each file
-        whose averages are of another decay than the recipe's.
+        of them is passed over, and where each setting is from (``from_the_tensors``; ``assumed``: from the recipe, or
+        as published; ``overruled``: of the recipe, otherwise by the tensors).
 
     Raises:
         ValueError: files that cannot be read, settings that are missing, unknown or contradicted, tensors that do not
@@ -104,7 +102,6 @@ def convert(
         "from_the_tensors": layout.inferred,
         "assumed": assumed | _assumed(model.description()["sde"], data, layout, given),
         "overruled": layout.overruled,
-        "averages": _other_averages(files, fallback),
         "data": data,
     }
     made_by = provenance(None, {file["name"]: file["sha256"] for file in files})
@@ -182,18 +179,7 @@ def _likely_data(shape: tuple[int, int, int]) -> dict:
 
 def _file(source: Checkpoint, weights: Weights) -> dict[str, Any]:
     digest = sha256(source.path.read_bytes()).hexdigest()
-    about = {"ema_decay": source.decay, "passed_over": source.passed_over}
-    return {"name": source.path.name, "sha256": digest, "weights": weights, **about}
-
-
-def _other_averages(files: list[dict[str, Any]], fallback: Tables) -> list[str]:
-    """A phrase for each file whose averages are of another decay than those of the recipe, if there is one."""
-    decay = fallback.get("train", {}).get("ema", Training.ema)
-    return [
-        f"the averages of {file['name']} have decay {file['ema_decay']}, train.ema of the recipe is {decay}"
-        for file in files
-        if fallback and file["ema_decay"] is not None and not alike(decay, file["ema_decay"])
-    ]
+    return {"name": source.path.name, "sha256": digest, "weights": weights, "passed_over": source.passed_over}
 
 
 def _recipe(model: INDM, data: dict, given: Tables, fallback: Tables) -> Recipe:

@@ -4,17 +4,14 @@ Only files of a given list are fetched. They are read like any file of an unknow
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from indm.files.memory import causes
 from indm.messages import reason
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-TAGS = ("diffusion", "normalizing-flow", "density-estimation", "indm")
 SHIPPED = Path(__file__).parents[1] / "pretrained"
 LOG_IN = "log in with 'hf auth login', or set HF_TOKEN, as one who may"
 
@@ -73,40 +70,6 @@ def push(folder: Path, name: str, *, private: bool = False) -> str:
         address = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Model of indm")
     return str(address)
-
-
-def card(name: str, license: str | None, sections: Sequence[str]) -> str:
-    """A model card: what the hub reads of it, the title, and its sections.
-
-    Raises:
-        ValueError: a licence that is no identifier of the hub.
-    """
-    if license is not None and not LICENSE.fullmatch(license):
-        raise ValueError(f"license must be an identifier as the hub has them, got {license!r}; apache-2.0 is one")
-    fields = ["library_name: indm", "tags:", *(f"- {tag}" for tag in TAGS)]
-    fields += [] if license is None else [f"license: {license}"]
-    head = ["---", *fields, "---", "", f"# {name.rpartition('/')[2]}"]
-    return "\n".join(head) + "\n\n" + "\n\n".join(sections) + "\n"
-
-
-def how_to_load(name: str, condition: Mapping[str, Any] | None = None) -> str:
-    """The section of a card on that; ``condition`` is the table of the recipe of a model of p(x|c)."""
-    labels = (condition or {}).get("labels", ())
-    every = " --condition all" if labels else ""
-    given = "" if condition is None else ", c=0" if labels else ", c=row"
-    return f"""## How to load
-
-```sh
-indm sample {name} -n 36{every}
-indm evaluate {name}
-```
-
-```python
-import indm
-
-model = indm.from_pretrained("{name}")
-raw = model.scaling.to_data(indm.sample(model, 16{given}))
-```"""
 
 
 @contextmanager

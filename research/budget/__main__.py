@@ -25,8 +25,9 @@ import torch
 import indm
 from indm.files import atomic
 from indm.workbench.cli.main import main as command
-from indm.workbench.evaluation.results import current_evaluation
+from indm.workbench.evaluation.results import read_evaluation
 from indm.workbench.recipes.recipe import Recipe, literal
+from indm.workbench.runs.provenance import weights_hash
 from indm.workbench.training.costs import trainer_of
 from indm.workbench.translation.routes import find, open_runs
 from research.budget import family, splines
@@ -162,7 +163,11 @@ def trained(out: Path) -> dict[str, Any]:
 
 def evaluated(out: Path) -> dict[str, Any]:
     """The part of a job's record about its likelihood; empty until the run is evaluated."""
-    result = current_evaluation(out) or {}
+    if not (out / "evaluation.json").exists():
+        return {}
+    result = read_evaluation(out)
+    if result["weights_sha256"] != weights_hash(out):
+        return {}
     kept = ("nelbo", "nll", "images", "groups", "dims", "dequantization", "baselines")
     return {key: result[key] for key in kept if key in result}
 

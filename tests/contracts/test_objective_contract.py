@@ -1,6 +1,7 @@
 """What every objective of the table of parts must do, on the model that it builds from a small recipe."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,6 +66,16 @@ def test_trains_what_it_says(case):
         for parameter in part.parameters():
             moved = parameter.grad is not None and bool((parameter.grad != 0).any())
             assert moved == trained.get(name, True), name
+
+
+def test_trained_parts_are_all_of_the_model_once(case):
+    parameters = [p for part in case[1].trained_parts.values() for p in part.parameters()]
+    assert len(parameters) == len({*parameters}) and {*parameters} == {*case[1].parameters()}
+
+
+def test_every_kind_of_part_has_its_contract():
+    files = {path.name for path in Path(__file__).parent.glob("test_*.py")}
+    assert files == {f"test_{kind}_contract.py" for kind in BUILT_IN}
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from indm.messages import one_line
-from indm.sampling import default_sampler
+from indm.sampling import SAMPLERS, able_samplers, default_sampler
 from indm.workbench.app import requests
 from indm.workbench.app.requests import WAYS, Ends, Side, Source
 from indm.workbench.data.images import SUFFIXES
@@ -104,16 +104,14 @@ class Builder:
 
         listen(handler, list(inputs), outputs, concurrency_id="model", concurrency_limit=1, api_visibility="private")
 
-    def source(self, side: Side, label: str, number: int = 0) -> list[Any]:
+    def source(self, side: Side) -> list[Any]:
         """Fields that choose an image, and how the model sees it; gives its file and its number."""
         with gr.Column(min_width=200):
-            file = gr.File(label=label, file_types=sorted(SUFFIXES), height=150)
-            have = side.test is not None and len(side.test) > number
-            index = gr.Number(
-                number if have else None, label="or the test image of number", precision=0, minimum=0, visible=have
-            )
-            start = requests.preview(side, Source(None, number)) if have else None
-            shown = picture(f"{label}, as the model sees it", height=180, value=start)
+            file = gr.File(label="Image", file_types=sorted(SUFFIXES), height=150)
+            have, label = side.test is not None, "or the test image of number"
+            index = gr.Number(0 if have else None, label=label, precision=0, minimum=0, visible=have)
+            start = requests.preview(side, Source(None, 0)) if have else None
+            shown = picture("Image, as the model sees it", height=180, value=start)
         for field in (file, index):
             self.on(field.change, lambda *chosen: seen(side, *chosen), [file, index], shown)
         return [file, index]
@@ -123,8 +121,8 @@ class Builder:
             with gr.Column(scale=1, min_width=260):
                 n = gr.Slider(1, 64, 16, step=1, label="Number")
                 steps = gr.Slider(1, 200, 25, step=1, label="Steps", info="“ode” takes as many as its error needs.")
-                sampler = gr.Dropdown(side.samplers, value=default_sampler(side.model),
-                                      label="Sampler")  # fmt: skip
+                able = able_samplers(side.model, SAMPLERS)
+                sampler = gr.Dropdown(able, value=default_sampler(side.model), label="Sampler")
                 seed = seed_field()
                 temperature = gr.Slider(0.1, 1.5, 1.0, step=0.05, label="Temperature",
                                         info="Factor on the latent; 1 samples the model.")  # fmt: skip
@@ -139,7 +137,7 @@ class Builder:
     def likelihood(self, side: Side) -> None:
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
-                chosen = self.source(side, "Image")
+                chosen = self.source(side)
                 draws = gr.Slider(2, 32, 8, step=1, label="Draws")
                 seed, c = seed_field(), condition_field(side)
                 button = gr.Button("Likelihood", variant="primary")
@@ -148,23 +146,12 @@ class Builder:
         self.on(button.click, lambda file, index, *more: requests.likelihood(side, Source(file, index), *more),
                 [*chosen, draws, seed, c], table)  # fmt: skip
 
-    def interpolation(self, side: Side) -> None:
-        with gr.Row():
-            first, second = self.source(side, "From"), self.source(side, "To", 1)
-        frames, c = gr.Slider(3, 15, 9, step=1, label="Pictures"), condition_field(side)
-        button, strip = gr.Button("Interpolate", variant="primary"), picture("From one to the other")
-
-        def compute(a: str | None, i: float | None, b: str | None, j: float | None, *more: Any) -> requests.Picture:
-            return requests.interpolation(side, [Source(a, i), Source(b, j)], *more)
-
-        self.on(button.click, compute, [*first, *second, frames, c], strip)
-
     def translation(self, ends: Ends) -> None:
         a, b = ends.sides
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 way = gr.Radio(list(WAYS), value=WAYS[0], label="Direction", visible=not ends.within_one)
-                chosen = self.source(a, "Image")
+                chosen = self.source(a)
                 classes = [condition_field(side, f"Condition of {name}") for side, name in ((a, "A"), (b, "B"))]
                 if b.labels:
                     classes[1].value = b.labels[-1]
@@ -211,8 +198,7 @@ def build(sides: Sequence[Side], seconds: float) -> gr.Blocks:
     title = f"indm: {' and '.join(side.name for side in sides)}"
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown(f"# {title}\n{' '.join(f'`{side.run}`' for side in sides)}")
-        tabs = {"Sample": make.samples, "Likelihood": make.likelihood, "Interpolation": make.interpolation}
-        for name, tab in tabs.items():
+        for name, tab in {"Sample": make.samples, "Likelihood": make.likelihood}.items():
             with gr.Tab(name):
                 tab(side)
         if ends is not None:

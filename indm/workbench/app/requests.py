@@ -19,17 +19,15 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from indm.conditions import Classes, Vector, at, sees_condition
-from indm.dequantization import in_words
+from indm.conditions import Classes, Vector, sees_condition
 from indm.gaussian import GaussianReference
 from indm.likelihood import latent_reference, log_likelihood
 from indm.model import INDM
 from indm.objective import nelbo
-from indm.sampling import SAMPLERS, able_samplers, follow_flow, make_sampler, sample, solve_latent
+from indm.sampling import sample
 from indm.tensors import evaluation_mode
 from indm.translation import check_pair
 from indm.workbench.data.base import Examples, stack
-from indm.workbench.evaluation.results import current_evaluation
 from indm.workbench.evaluation.statistics import mean_and_error
 from indm.workbench.figures import sheets
 from indm.workbench.recipes import recipe as recipes
@@ -129,9 +127,6 @@ class Side:
     def generator(self, seed: float) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(int(seed))
 
-    def on_device(self, images: Sequence[Tensor]) -> Tensor:
-        return torch.stack(list(images)).to(self.device)
-
     @property
     def device(self) -> torch.device:
         return self.model.scaling.scale.device
@@ -160,11 +155,6 @@ class Side:
         """Whether a model of p(x|c) is one of p(x), too, and can be guided."""
         condition = self.model.condition
         return condition is not None and condition.drop > 0
-
-    @property
-    def samplers(self) -> list[str]:
-        """Those that take the model's SDE."""
-        return able_samplers(self.model, SAMPLERS)
 
 
 def open_sides(folders: Sequence[Path]) -> list[Side]:
@@ -207,68 +197,22 @@ def samples(
 
 
 def likelihood(side: Side, source: Source, draws: int, seed: float, c: str | None) -> str:
-    """−log₂ P of an image for each dimension, as a table in Markdown with its conventions below."""
+    """−log₂ P of an image for each dimension, as a table in Markdown."""
     model, (image, note) = side.model, side.read(source)
-    raw, given, generator = side.on_device([image] * draws), side.given(c), side.generator(seed)
-    law = side.reference
+    raw, generator = torch.stack([image] * draws).to(side.device), side.generator(seed)
     with evaluation_mode(model):
         x, log_q = model.from_data(raw, generator=generator)
-        options: dict[str, Any] = {"c": given, "log_q": log_q, "reference": law, "generator": generator}
-        bound = nelbo(model, x, times=NELBO_TIMES, **options).nats()
-        report = log_likelihood(model, x, **options)
+        more: dict[str, Any] = {"c": side.given(c), "log_q": log_q, "reference": side.reference, "generator": generator}
+        bound = nelbo(model, x, times=NELBO_TIMES, **more).nats()
+        report = log_likelihood(model, x, **more)
     unit = math.log(2) * image.numel()
     solver_error = f"{report.solver_error.max().item() / unit:.1g}"
     lines = ["| | bits/dim | ± | solver error |", "|---|---|---|---|"]
     for name, nats, error in (("NELBO", bound, "–"), ("NLL (ODE)", report.nats(), solver_error)):
         mean, deviation = mean_and_error(nats.double().cpu() / unit)
         lines.append(f"| **{name}** | {mean:.3f} | {deviation:.3f} | {error} |")
-    return "\n".join([*lines, "", *_conventions(side, draws, report.settings["divergence"], note, c)])
-
-
-def _conventions(side: Side, draws: int, divergence: str, note: str, c: str | None) -> list[str]:
-    given = f" given {c}" if c else ""
-    held_out = _held_out(side.run)
-    return [
-        f"- The image{given}: {note or 'as it was uploaded'}, {'×'.join(map(str, side.model.shape))}.",
-        "- NELBO bounds −log P of the generative SDE from above; NLL is that of the probability-flow ODE. Both have "
-        f"the reconstruction term. Divergence: {divergence}.",
-        f"- Dequantization: {in_words(side.model)}.",
-        f"- ±: standard error over {draws} draws of dequantization, times, noise and probes, of this image alone.",
-        f"- Lower is better; uniform noise needs {math.log2(side.levels):.3g}.",
-        *([f"- Held-out images of this run: {held_out}."] if held_out else []),
-    ]
-
-
-def _held_out(run: Path) -> str:
-    """The NELBO of the last evaluation of a run, in words; "" where there is none."""
-    if (evaluation := current_evaluation(run)) is None:
-        return ""
-    row = evaluation["nelbo"]["with_reconstruction"]
-    error = row["bits_per_dim_standard_error"]  # None of a single group
-    return f"NELBO {row['bits_per_dim']:.3f}{'' if error is None else f' ± {error:.3f}'} bits/dim"
-
-
-def interpolation(side: Side, sources: Sequence[Source], frames: int, c: str | None) -> Picture:
-    """A strip from one image to another, by the great circle between their z_T."""
-    side.model.flow.check_density("an interpolation")
-    raw = side.on_device([side.read(source)[0] for source in sources])
-    with evaluation_mode(side.model):
-        here = at(side.model, side.given(c), 2)
-        z_eps = here.flow.latent(side.model.scaling.centre(raw))
-        (a, b), _ = follow_flow(here.score, z_eps, here.sde.eps, here.sde.T)
-        shares = torch.linspace(0, 1, frames).tolist()
-        of_frames = at(side.model, side.given(c), frames)
-        z, _ = solve_latent(of_frames, torch.stack([slerp(a, b, share) for share in shares]), make_sampler("ode"))
-        shown = side.model.scaling.to_data(of_frames.decode(z)).cpu()
-    tops = ["x", *(f"{share:.0%}" for share in shares[1:-1]), "x′"]
-    return sheets.sheet([sheets.Panel(shown, frames, tops=tops)], side.levels)
-
-
-def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """On the great circle from a to b, of one shape, lengths interpolated by the same weights."""
-    angle = torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), 0).clamp(-1 + 1e-6, 1 - 1e-6).arccos()
-    left, right = ((angle * s).sin() / angle.sin() for s in (1 - share, share))
-    return left * a + right * b
+    said = f"The image{f' given {c}' if c else ''}: {note or 'as it was uploaded'}, {'×'.join(map(str, model.shape))}. "
+    return "\n".join([*lines, "", f"{said}±: standard error over {draws} draws, of this image alone."])
 
 
 # ── Translation ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -306,7 +250,7 @@ class Ends:
         first, last = (a, b) if way == WAYS[0] else (b, a)
         runs = runs if way == WAYS[0] else runs.backward()
         route = runs.route(strength=strength, steps=steps, guidance=guidance if self.guides else 1.0)
-        raw = first.on_device([first.read(source)[0]])
+        raw = first.read(source)[0][None].to(first.device)
         arrival = route.translate(raw, frames=FRAMES)
         shown = torch.cat([raw.cpu(), last.model.scaling.to_data(arrival.x).cpu()])
         rows = []

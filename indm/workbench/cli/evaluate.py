@@ -90,7 +90,7 @@ class Compare(ShowsProgress):
 
 @dataclass
 class App(Computes):
-    """Try a run in the browser: samples, likelihoods, interpolation, translation.
+    """Try a run in the browser: samples, likelihoods, translation.
 
     With "indm app RUN RUN_B" it also translates between two models, with "indm app PAIR" between those of a pair, and
     with one model of classes between classes. Ctrl-C ends it. It needs Gradio, and no network. Images of up to 10 MB

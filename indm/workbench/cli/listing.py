@@ -20,7 +20,6 @@ from indm.workbench.recipes.options import default
 from indm.workbench.recipes.recipe import OPTION_TABLES
 
 WIDEST = 100  # columns of a line
-KINDS = [kind for kind in names.BUILT_IN if kind != "model"]  # of parts that options name
 METAVARS = {int: "N", float: "NUMBER", bool: "true|false", str: "NAME", Path: "PATH", dict: "TABLE"}
 MARKUP = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`|``")  # of docstrings
 NOTE = """Times are the recipes' budgets; --train.seconds and --train.steps change them. "indm train RECIPE --dry-run"
@@ -45,7 +44,7 @@ class List(Common):
 
     def run(self) -> int:
         if self.what is not None:
-            check_name(self.what, ["recipes", *OPTION_TABLES, *KINDS], "kind of parts", self.what)
+            check_name(self.what, ["recipes", *OPTION_TABLES, *names.BUILT_IN], "kind of parts", self.what)
         if self.what in (None, "recipes"):
             print(of_recipes())
         if self.what in OPTION_TABLES:
@@ -53,7 +52,7 @@ class List(Common):
         elif self.what is not None and self.name is not None:
             print(explained(names.find(self.what, self.name), self.name))
         else:
-            for kind in KINDS if self.what is None else {self.what} & {*KINDS}:
+            for kind in names.BUILT_IN if self.what is None else {self.what} & {*names.BUILT_IN}:
                 print(wrapped(f"{kind}: {', '.join(names.BUILT_IN[kind])}", 2))
         return DONE
 

@@ -55,8 +55,6 @@ class Convert(Common):
             print(f"the tensors overrule the recipe: {'; '.join(made['overruled'])}")
         for file in made["files"]:
             print(f"passed over in {file['name']}: {', '.join(file['passed_over']) or 'nothing'}")
-        for phrase in made["averages"]:
-            print(phrase)
         files = " and ".join(f"{file['name']} ({file['weights']})" for file in made["files"])
         print(f"{self.out}: {files}, step {made['step']}, {made['parameters']['score']:,} parameters of the score")
         return DONE
@@ -66,7 +64,7 @@ class Convert(Common):
 class Push(Common):
     """Share a run on the Hugging Face hub: model, recipe, samples.png and a model card.
 
-    The card has the data, the budget, the last evaluation with its conventions, the samples and how to load the model.
+    The card says what the model is, and has the last evaluation, the samples and how to load the model.
     Neither checkpoints nor the places of your data are shared. It needs a token: "hf auth login", or HF_TOKEN. Another
     server of that interface: HF_ENDPOINT.
     """

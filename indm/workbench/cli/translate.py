@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from indm.messages import one_line
-from indm.workbench.cli.common import DONE, INTERRUPTED, SOME_FAILED, ShowsProgress
+from indm.workbench.cli.common import DONE, SOME_FAILED, ShowsProgress
 from indm.workbench.recipes.options import TranslationOptions, default
 
 
@@ -36,7 +36,7 @@ class Translate(ShowsProgress):
     """One or two run folders or models of the hub, user/name; then images: files, folders, patterns like "x/*.png",
     arrays as .npz or .npy."""
     out: Annotated[Path, arg(metavar="FOLDER")]
-    """Where to write; a folder that is not empty is an error without --overwrite or --resume."""
+    """Where to write; a folder that is not empty is an error without --overwrite."""
     direction: Literal["forward", "backward"] = "forward"
     """From A to B, or from B to A."""
     condition: Annotated[tuple[str, str] | None, arg(metavar="CLASS CLASS"), default("two data sets")] = None
@@ -45,34 +45,25 @@ class Translate(ShowsProgress):
     options: Annotated[TranslationOptions, arg(name="")] = field(default_factory=TranslationOptions)
     overwrite: bool = False
     """Write into a folder that is not empty."""
-    resume: bool = False
-    """Go on with a translation that was interrupted: the same command, with this."""
 
     def run(self) -> int:
-        from indm.workbench.runs.folder import check_empty, run_folder
-        from indm.workbench.translation.routes import found_in, is_run_or_pair, open_runs
-        from indm.workbench.translation.translate import UNFINISHED, sentences, translate_files
+        from indm.workbench.runs.folder import check_empty, is_run, run_folder
+        from indm.workbench.training.pairs import is_pair
+        from indm.workbench.translation.routes import found_in, open_runs
+        from indm.workbench.translation.translate import sentences, translate_files
 
-        if not self.resume and not self.overwrite:
-            check_empty(self.out, "name another --out, add --overwrite, or --resume where it was interrupted")
+        if not self.overwrite:
+            check_empty(self.out, "name another --out, or add --overwrite")
         first, *others = self.paths
         given = (run_folder(first), *map(_run_folder, others[:1]), *others[1:])
-        count = len([*itertools.takewhile(is_run_or_pair, given)])
+        count = len([*itertools.takewhile(lambda path: is_run(path) or is_pair(path), given)])
         if not count or count == len(given):
             what = "a run folder (with a recipe.toml in it) first" if not count else "images after the run folders"
             raise ValueError(f"translate needs {what}, got {' '.join(map(str, self.paths))}")
         sources = given[count:]
         found_in(sources)
         opened = open_runs(given[:count], self.direction, self.condition, method=self.options.method)
-        try:
-            report = translate_files(
-                opened, sources, self.out, self.options, resume=self.resume, progress=self.progress
-            )
-        except KeyboardInterrupt:
-            if not (self.out / UNFINISHED).exists():
-                raise
-            print("Interrupted. The same command with --resume continues.", file=sys.stderr)
-            return INTERRUPTED
+        report = translate_files(opened, sources, self.out, self.options, progress=self.progress)
         print("\n".join(sentences(report)))
         for name, reason in report["failed"].items():
             print(f"indm: not translated: {one_line(name)}: {reason}", file=sys.stderr)

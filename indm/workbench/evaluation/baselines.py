@@ -27,68 +27,51 @@ BATCH_SIZE = 2048  # examples in double precision at a time
 
 @dataclass(frozen=True)
 class Gaussian:
-    """N(mean, S [(1 − w) QΛQᵀ + w I] S) on model units, S = diag(std): correlations QΛQᵀ shrunk with the weight w.
+    """N(mean, S Q diag(variance) Qᵀ S) on model units, S = diag(std); Q is the ``basis`` (d, d), or I where None.
 
-    Q (d, r) has orthonormal columns, Λ (r,); r = 0 is a diagonal covariance. Likelihoods are averaged over noise of the
-    variance ``noise`` (d,), 0 for continuous data.
+    Likelihoods are averaged over noise of the variance ``noise`` (d,), 0 for continuous data.
     """
 
     mean: Float[Tensor, " d"]
     std: Float[Tensor, " d"]
-    basis: Float[Tensor, "d r"]
-    correlation: Float[Tensor, " r"]
-    weight: float
+    basis: Float[Tensor, "d d"] | None
+    variance: Float[Tensor, " d"]
     noise: Float[Tensor, " d"]
 
-    def squares(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n r"], Float[Tensor, " n"]]:
-        """E of the squared coordinates of S⁻¹(x + noise − mean) along Q, and of the squared rest outside of it."""
+    def squares(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """E of the squared coordinates Qᵀ S⁻¹ (x + noise − mean)."""
         v, noise = (x - self.mean) / self.std, self.noise / self.std.square()
-        inside = (v @ self.basis).square() + self.basis.square().T @ noise
-        return inside, v.square().sum(1) + noise.sum() - inside.sum(1)
+        return v.square() + noise if self.basis is None else (v @ self.basis).square() + noise @ self.basis.square()
 
-    def nats(self, inside: Float[Tensor, "n r"], outside: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def nats(self, squares: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """E of −log p(x + noise) in model units, from :meth:`squares`; exact."""
-        variance = (1 - self.weight) * self.correlation + self.weight
-        d, r = self.basis.shape
-        log_det = 2 * self.std.log().sum() + variance.log().sum() + (d - r) * math.log(self.weight)
-        return 0.5 * (d * math.log(2 * math.pi) + log_det + (inside / variance).sum(1) + outside / self.weight)
+        log_det = 2 * self.std.log().sum() + self.variance.log().sum()
+        return 0.5 * (len(self.mean) * math.log(2 * math.pi) + log_det + (squares / self.variance).sum(1))
 
 
 def fit_gaussian(
     train: Float[Tensor, "n d"], valid: Float[Tensor, "m d"], noise: Float[Tensor, " d"], *, full: bool
-) -> Gaussian:
-    """The Gaussian fitted to ``train``, which is overwritten, whose shrinkage makes ``valid`` likeliest.
+) -> tuple[Gaussian, float]:
+    """The Gaussian fitted to ``train`` whose shrinkage makes ``valid`` likeliest, and the weight of that.
 
     With fewer examples than dimensions a sample covariance is singular. Its correlations are shrunk towards 0, with the
     best of the :data:`WEIGHTS`, and no variance is below the best of the :data:`FLOORS` times the mean variance.
     ``train`` has the noise of dequantization, ``valid`` has none, and ``noise`` is its variance.
     """
     var, mean = (moment.double() for moment in torch.var_mean(train, dim=0, correction=0))
-    train -= mean.to(train.dtype)
-    train /= var.sqrt().clamp_min(1e-12).to(train.dtype)
-    basis, correlation = principal_axes(train) if full else (mean.new_zeros(len(mean), 0), mean.new_zeros(0))
+    basis, values = None, torch.ones_like(var)
+    if full:
+        parts = ((part - mean) / var.sqrt().clamp_min(1e-12) for part in train.split(BATCH_SIZE))
+        gram = sum((v.T @ v for v in parts), torch.zeros(len(var), len(var)).double())
+        values, basis = torch.linalg.eigh(gram / len(train))
     fits = []
     for floor in FLOORS:
         std = ((1 - floor) * var + floor * var.mean()).sqrt()
-        fit = Gaussian(mean, std, basis, correlation, 1.0, noise)
-        squares = [part.mean(0, keepdim=True) for part in fit.squares(valid)]
-        shrunk = [Gaussian(mean, std, basis, correlation, weight, noise) for weight in (WEIGHTS if full else [1.0])]
-        fits += [(gaussian.nats(*squares).item(), gaussian) for gaussian in shrunk]
-    return min(fits, key=lambda fit: fit[0])[1]
-
-
-def principal_axes(v: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "d r"], Float[Tensor, " r"]]:
-    """Eigenvectors and eigenvalues of vᵀv/n in double precision, without those of 0 where n < d."""
-    n, d = v.shape
-    if n >= d:
-        gram = sum((part.double().T @ part.double() for part in v.split(BATCH_SIZE)), torch.zeros(d, d).double())
-        values, vectors = torch.linalg.eigh(gram / n)
-        return vectors, values.clamp_min(0)
-    v = v.double()
-    values, vectors = torch.linalg.eigh(v @ v.T / n)
-    positive = values > 1e-9 * values[-1]
-    values, vectors = values[positive], vectors[:, positive]
-    return v.T @ vectors / (n * values).sqrt(), values
+        squares = Gaussian(mean, std, basis, values, noise).squares(valid).mean(0, keepdim=True)
+        for weight in WEIGHTS if full else [1.0]:
+            gaussian = Gaussian(mean, std, basis, (1 - weight) * values.clamp_min(0) + weight, noise)
+            fits.append((gaussian.nats(squares).item(), gaussian, weight))
+    return min(fits, key=lambda fit: fit[0])[1:]
 
 
 def gaussian_nats(data: Data, raw: Tensor, seed: int = 0) -> tuple[Tensor, dict]:
@@ -104,11 +87,11 @@ def gaussian_nats(data: Data, raw: Tensor, seed: int = 0) -> tuple[Tensor, dict]
     valid = scaling.centre(evenly_spaced(data.valid, MOST_VALIDATION)).flatten(1).double()
     width = 0.0 if scaling.levels is None else 1 - 2 * scaling.margin
     noise = ((width / scaling.scale.double()) ** 2 / 12).expand(data.shape).flatten()
-    gaussian = fit_gaussian(x, valid, noise, full=full)
+    gaussian, weight = fit_gaussian(x, valid, noise, full=full)
     batches = [scaling.centre(batch).flatten(1).double() for batch in raw.split(BATCH_SIZE)]
-    nats = torch.cat([gaussian.nats(*gaussian.squares(batch)) for batch in batches]) - scaling.log_volume(data.shape)
+    nats = torch.cat([gaussian.nats(gaussian.squares(batch)) for batch in batches]) - scaling.log_volume(data.shape)
     kind = "full" if full else "diagonal"
-    about = {"name": f"a Gaussian with {kind} covariance", "examples": len(train), "weight": gaussian.weight}
+    about = {"name": f"a Gaussian with {kind} covariance", "examples": len(train), "weight": weight}
     return nats.float().double(), about  # digits that another number of threads rarely changes
 
 
@@ -136,19 +119,17 @@ def png_nats(raw: Tensor, levels: int | None) -> Tensor | None:
 def baselines(
     data: Data, raw: Tensor, nelbo: Tensor, seed: int = 0, groups: Tensor | None = None
 ) -> tuple[dict[str, dict], dict[str, Tensor]]:
-    """The baselines of the examples ``raw`` (N, *event) of an evaluation, in data units.
+    """The baselines of the examples ``raw`` (N, *event): a JSON-able row for each, and its nats (N,), by name.
 
     Args:
         data: whose training split they are fitted to.
-        raw: the examples.
         nelbo: (N,), nats of the model's NELBO of these examples, in the convention of :func:`indm.evaluate`.
         seed: of the dequantization of the training split.
         groups: the group of each example, as in :func:`indm.evaluate`.
 
     Returns:
-        A JSON-able row for each baseline that makes sense: its ``name`` (and a ``detail``), mean and standard error in
-        nats and bits/dim, and ``nelbo_difference``, the NELBO less the baseline, paired over examples. And the nats of
-        each example, (N,), by name.
+        Rows have a ``name`` (and a ``detail``), mean and standard error in nats and bits/dim, and ``nelbo_difference``,
+        the NELBO less the baseline, paired over examples.
     """
     by_name: dict[str, tuple[Tensor, dict]] = {}
     dims, levels = math.prod(data.shape), data.scaling.levels

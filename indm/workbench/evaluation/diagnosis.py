@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from indm.files import untrusted
@@ -18,22 +18,17 @@ REQUIRED_BASELINES = ("uniform", "gaussian")  # a model that is no better than t
 BETTER, LEVEL, WORSE = "better than", "within two standard errors of", "worse than"
 
 
-def verdict_on(result: Mapping, row: Mapping) -> str | None:
-    """The model of an evaluation is better or worse than a baseline beyond two standard errors, or within them; None
-    without an error."""
-    unit, less = number_key(result), row["nelbo_difference"]
-    if (error := less[f"{unit}_standard_error"]) is None:
-        return None
-    return LEVEL if abs(less[unit]) <= 2 * error else BETTER if less[unit] < 0 else WORSE
-
-
 def conclusion(run: Path, result: Mapping) -> str:
     """How the model of ``run`` compares with the baselines of its evaluation ``result``, in one line; "" without any.
 
     Where it is no better than uniform noise and a Gaussian, also the likely cause, and the command that continues.
     """
     unit, rows = number_key(result), result.get("baselines", {})
-    verdicts = {key: verdict for key, row in rows.items() if (verdict := verdict_on(result, row))}
+    verdicts = {}
+    for key, row in rows.items():
+        less, error = row["nelbo_difference"][unit], row["nelbo_difference"][f"{unit}_standard_error"]
+        if error is not None:
+            verdicts[key] = LEVEL if abs(less) <= 2 * error else BETTER if less < 0 else WORSE
     if not verdicts:
         return ""
     failed = [key for key in REQUIRED_BASELINES if verdicts.get(key, BETTER) != BETTER]
@@ -69,7 +64,11 @@ def advice(run: Path, baseline: float = -math.inf) -> str:
     recipe, steps, seconds = recipe_of(run), lines[-1]["step"], lines[-1].get("seconds", 0.0)
     summary = run / "summary.json"
     finished = summary.exists() and not untrusted.json_object(summary)["interrupted"]
-    rates = [max(by_part) for line in lines if (by_part := _rates(line))] or [math.nan]
+    by_part = [[line[key] for key in line if key.endswith("_lr")] for line in lines]
+    rates = [max(values) for values in by_part if values] or [math.nan]
+    trained, validated = ([line[name] for line in lines if name in line] for name in ("nelbo", "valid_nelbo"))
+    training = trained[-1] if trained else math.nan
+    validation = math.nan if not validated else min(validated) if recipe.train.final == "best" else validated[-1]
     remedy = _how_to_go_on(run, recipe, steps, seconds, finished)
     if not finished:
         cause = f"the run was interrupted at step {steps}, before its budget was spent"
@@ -78,26 +77,12 @@ def advice(run: Path, baseline: float = -math.inf) -> str:
     elif max(rates) < LOW_RATE:
         cause = f"the learning rate was never above {max(rates):.1e}"
         remedy = "Train anew with a larger one, for example --train.lr 1e-3 --train.flow_lr 1e-3."
-    elif too_few_data := _too_few_data(recipe, lines, baseline):
-        cause, remedy = too_few_data, "More examples would do, or a smaller network."
+    elif training < baseline <= validation:
+        numbers = f"the training NELBO is {training:.2f}, that of validation {validation:.2f}"
+        cause, remedy = f"too few data for this model: {numbers}", "More examples would do, or a smaller network."
     else:
         cause = f"the budget of {steps} steps, {seconds:.0f} seconds, is too small"
     return f"Likely cause: {cause}. {remedy}"
-
-
-def _rates(line: Mapping) -> list[float]:
-    return [value for name, value in line.items() if name.endswith("_lr") and isinstance(value, float)]
-
-
-def _too_few_data(recipe: Recipe, lines: Sequence[Mapping], baseline: float) -> str:
-    """The cause where training beats the baseline, and the validation of the saved model does not; else ""."""
-    trained, validated = ([line[name] for line in lines if name in line] for name in ("nelbo", "valid_nelbo"))
-    if not trained or not validated:
-        return ""
-    training, validation = trained[-1], min(validated) if recipe.train.final == "best" else validated[-1]
-    if not training < baseline <= validation:
-        return ""
-    return f"too few data for this model: the training NELBO is {training:.2f}, that of validation {validation:.2f}"
 
 
 def _how_to_go_on(run: Path, recipe: Recipe, steps: int, seconds: float, finished: bool) -> str:

@@ -75,8 +75,7 @@ def evaluate(
     """Likelihoods of raw data, each with and without reconstruction, with standard errors.
 
     Args:
-        model: an INDM; or a model that is not a diffusion (``model.is_diffusion`` is false), of which there is its
-            ``model.bound`` alone.
+        model: an INDM.
         raw: (N, *event) in data units (grey levels, vectors).
         measures: what is estimated, each kind once: :class:`indm.Bound`, :class:`indm.NLL`, :class:`indm.WeightedNLL`,
             :class:`indm.SamplerBound`.
@@ -113,15 +112,12 @@ def evaluate(
         True
     """
     check_raw(model, raw)
-    measures = [measure for measure in measures if model.is_diffusion or isinstance(measure, Bound)]
     _check(model, raw, measures, repeats, batch_size)
     c, n, device = all_rows(model, c, len(raw)), len(raw), model.scaling.scale.device
-    reference: Any = None
-    if model.is_diffusion:
-        model.flow.check()
-        _warn_of_foreign(model, raw, c, batch_size, seed)
-        model = model.truncated(eps)
-        reference = latent_reference(model, raw, c=c, batch_size=batch_size, seed=seed)
+    model.flow.check()
+    _warn_of_foreign(model, raw, c, batch_size, seed)
+    model = model.truncated(eps)
+    reference = latent_reference(model, raw, c=c, batch_size=batch_size, seed=seed)
     drawn = {m.kind: m.coarse(model, m.count(n) * repeats) for m in measures}
     jobs = [(m.kind, rows) for m in measures for rows in torch.arange(m.count(n)).split(batch_size)]
     generator = torch.Generator(device)
@@ -142,11 +138,10 @@ def evaluate(
     with evaluation_mode(model):
         estimates = draw_all(draw, [kind for kind, _ in jobs], repeats, progress, distributed)
     dims = math.prod(raw.shape[1:])
-    sde = model.sde if model.is_diffusion else None
-    setting = Setting(dims, groups, seed, sde)
-    about = {"dims": dims, "dequantization": in_words(model), "eps": sde.eps if sde else 0.0}
+    setting = Setting(dims, groups, seed, model.sde)
+    about = {"dims": dims, "dequantization": in_words(model), "eps": model.sde.eps}
     report = {"images": {m.kind: m.count(n) for m in measures}} | about | {"repeats": repeats, "seed": seed}
-    if sde is not None and not model.flow.has_log_det:
+    if not model.flow.has_log_det:
         report["codes"] = "one draw for each estimate: the NLL is a bound, too"
     nats: dict[str, Tensor] = {}
     for measure in measures:

@@ -65,13 +65,13 @@ class Setting:
         dims: entries of an event.
         groups: of the examples, or None.
         seed: of every draw.
-        sde: of the model, truncated; None for a model that is not a diffusion.
+        sde: of the model, truncated.
     """
 
     dims: int
     groups: Int[Tensor, " n"] | None
     seed: int
-    sde: LinearSDE | None
+    sde: LinearSDE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class Bound(Measure):
-    """The NELBO of the generative SDE, with its terms and by noise level; of a model that is not a diffusion, its own.
+    """The NELBO of the generative SDE, with its terms and by noise level.
 
     ``times`` are score evaluations for each draw.
 
@@ -128,9 +128,6 @@ class Bound(Measure):
 
     def estimate(self, model, raw, reference, generator):
         x, log_q = from_data(model, raw, generator=generator)
-        if not model.is_diffusion:
-            terms = model.bound(x, generator=generator)
-            return Estimate.of(terms.total, terms.reconstruction, log_q, {})
         options = {"times": self.times, "log_q": log_q, "generator": generator}
         terms = nelbo(model, x, reference=reference, **options)
         estimate = Estimate.of(terms.total, terms.reconstruction, log_q, {"times": self.times})
@@ -140,10 +137,9 @@ class Bound(Measure):
 
     def numbers(self, estimates, setting, solve):
         report, nats = summary(estimates, setting)
-        if setting.sde is not None:
-            terms = stacked(estimates, "terms").mean(0)
-            report |= by_level(terms, setting.sde, setting.dims, setting.groups)
-            nats["_levels"] = terms[:, :LEVELS]
+        terms = stacked(estimates, "terms").mean(0)
+        report |= by_level(terms, setting.sde, setting.dims, setting.groups)
+        nats["_levels"] = terms[:, :LEVELS]
         return report, nats
 
 

@@ -55,7 +55,7 @@ def evaluate_run(
     processes = PartialState(cpu=on_cpu())
     recipe = recipe_of(run)
     tables = paths.absolute(recipe | {"data": data_table or recipe.data.table()})
-    model: Any = open_model(run)
+    model = open_model(run)
     step = step_of_unended(run)
     options = replace(recipe.evaluate, **(changes or {}))
     data = data_of(run, model, tables["data"])
@@ -78,7 +78,7 @@ def evaluate_run(
     result, nats = found.report, dict(found.nats)
     if not main:
         return result
-    if c is not None:
+    if c is not None and model.condition is not None:
         result["condition"] = name_of("condition", type(model.condition))
         if model.condition.is_class:
             result["classes"] = per_class(nats["nelbo"], c, model.condition.labels, groups)
@@ -165,15 +165,6 @@ def read_evaluation(folder: Path) -> dict:
     if missing := [name for name in REQUIRED if name not in result]:
         raise ValueError(f"{file} is not an evaluation, without {missing[0]}; run 'indm evaluate {folder} --overwrite'")
     return result
-
-
-def current_evaluation(folder: Path) -> dict | None:
-    """The evaluation in a run folder, of the weights that it has now; None where there is none."""
-    try:
-        result = read_evaluation(folder)
-    except (FileNotFoundError, ValueError):
-        return None
-    return result if result["weights_sha256"] == weights_hash(folder) else None
 
 
 def per_example(folder: Path, kind: str = "nelbo") -> Float[np.ndarray, " n"]:
@@ -309,9 +300,7 @@ def likelihood_table(result: dict) -> str:
 
 
 def level_table(result: Mapping) -> list[str]:
-    """Lines of text: the NELBO's score term by noise level, and its other terms. Empty for a model without them."""
-    if "by_level" not in result["nelbo"]:
-        return []
+    """Lines of text: the NELBO's score term by noise level, and its other terms."""
     keys = [number_key(result) + end for end in ENDS[:2]]
     rows: list[Row] = [("score term of the NELBO, σ/α", result["unit"], "± standard error")]
     for level in result["nelbo"]["by_level"]:

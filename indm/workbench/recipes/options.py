@@ -333,9 +333,9 @@ class TranslationOptions(Checked):
     """Also go back to A: cycle/NAME.png, and the largest error of each image, grey levels before and after rounding."""
     errors: bool = False
     """Also state the solver's error of each image, its largest difference from that of half as many evaluations (or
-    eight times --tol); with --cycle also the error of going back from the result as it is written, in 8 bits."""
+    eight times --tol)."""
     page: bool = False
-    """Also write index.html, a page with the paths and other strengths of the first images, to look at in a browser."""
+    """Also write index.html, a page with the routes of the first images, to look at in a browser."""
     size: Literal["model", "source"] = "model"
     """Size of the results: the model's, or that of what the model saw of the source, which is all of it where data.crop
     is false, else the largest part in the middle with the model's aspect ratio."""

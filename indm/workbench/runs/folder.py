@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from indm import names
 from indm.files import atomic, untrusted
 from indm.messages import brief, did_you_mean
 from indm.model import DESCRIPTION, INDM, WEIGHTS
@@ -116,18 +115,9 @@ def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
         raise PermissionError(f"nothing can be written into {nearest}: it is read-only, or only others may")
 
 
-def model_class(folder: Path) -> Any:
-    """The class of the model that is saved in ``folder``, as its description names it; INDM where it names none."""
-    try:
-        name = untrusted.json_object(folder / DESCRIPTION).get("model", "indm")
-    except (ValueError, OSError):  # its loading says what is wrong
-        name = "indm"
-    return names.find("model", name)
-
-
-def open_model(folder: Path) -> Any:
-    """The model that is saved in ``folder``, whatever its class, on :func:`device`."""
-    return model_class(folder).load(folder, device=device())
+def open_model(folder: Path) -> INDM:
+    """The model that is saved in ``folder``, on :func:`device`."""
+    return INDM.load(folder, device=device())
 
 
 def from_pretrained(name_or_folder: str | Path, device: str = "cpu", *, revision: str | None = None) -> INDM:
@@ -164,7 +154,7 @@ def from_pretrained(name_or_folder: str | Path, device: str = "cpu", *, revision
 def open_run(run: Path) -> tuple[INDM, Recipe]:
     """The averaged model, on :func:`device`, and the resolved recipe of a run folder."""
     recipe = recipe_of(run)
-    return INDM.load(run, device=device()), recipe
+    return open_model(run), recipe
 
 
 def recipe_of(run: Path) -> Recipe:

@@ -17,7 +17,6 @@ from indm.tensors import evaluation_mode
 from indm.workbench.data.base import PARTS, Data
 from indm.workbench.recipes.options import Training
 
-OF_DIFFUSIONS = ("pretrain", "soft_truncation", "terminal", "latent_mean")  # keys of [train]
 COPIES = 5  # of the weights: themselves, their gradients, Adam's two averages, the moving average
 
 
@@ -32,14 +31,6 @@ def check_parts(model: nn.Module, options: Training, objective: Objective) -> No
         raise ValueError(
             "flow.name and net.name must leave something to train, got a flow and a score without parameters"
         )
-    if not model.is_diffusion:
-        set_keys = [key for key in OF_DIFFUSIONS if getattr(options, key) != getattr(Training, key)]
-        for key in set_keys:
-            raise ValueError(
-                f"train.{key} must be {getattr(Training, key)!r} for a model without flow and diffusion, got "
-                f"{getattr(options, key)!r}"
-            )
-        return
     _check_objective(model, options, objective, sizes)
     if not sizes["score"] and options.pretrain:
         raise ValueError(f"train.pretrain must be 0 where the score has nothing to train, got {options.pretrain:g}")
@@ -170,8 +161,6 @@ def memory_of_step(model: nn.Module, batch: int, accelerator: Accelerator) -> tu
     dequantization, the flow (without its log-determinant) and the score network. Scratch memory comes on top.
     """
     weights = COPIES * sum(parameter.nbytes for parameter in model.parameters())
-    if not model.is_diffusion:
-        return weights, 0
     with accelerator.autocast(), torch.random.fork_rng():
         two, three = (_kept(copy.deepcopy(model).train(), n) for n in (2, 3))
     return weights, two + (batch - 2) * (three - two)

@@ -110,12 +110,9 @@ class Trainer:
         check_parts(model, self.options, self.objective)
         train = self.data.train  # what is read on demand is checked as it is read
         check_raw(model, stack(train, None if isinstance(train, InMemory) else 2))
-        condition: Condition | None = getattr(model, "condition", None)
-        if recipe.condition is not None and condition is None:
-            raise ValueError(f"condition must be left out: a {type(model).__name__} that is trained here has none")
-        if condition is not None:
-            check_condition(condition, self.data)
-            condition.fit(condition.rows_of(self.data, "train"))
+        if model.condition is not None:
+            check_condition(model.condition, self.data)
+            model.condition.fit(model.condition.rows_of(self.data, "train"))
         return model
 
     def _on_device(self, model: nn.Module) -> nn.Module:
@@ -149,8 +146,7 @@ class Trainer:
 
     def build_model(self, recipe: Recipe) -> nn.Module:
         """What is trained, on the CPU: a module with ``scaling``, ``shape``, ``trained_parts`` and ``save(folder)``."""
-        make = self.objective.build or (lambda recipe, *of_data: build_model(model_of(recipe), *of_data))
-        return make(recipe, self.data.shape, self.data.scaling)
+        return build_model(model_of(recipe), self.data.shape, self.data.scaling)
 
     def _try_outside_parts(self) -> None:
         """See that parts from outside this package return what they must, before anything is written."""
@@ -160,12 +156,11 @@ class Trainer:
             return
         model = self.model if self.condition is None else self.model.given(self.c_of("train", 2))
         x, _ = from_data(model, stack(self.data.train, 2).to(next(model.parameters()).device))
-        if model.is_diffusion:
-            check_shapes(model, x)
-            if package_of(model.sde) != "indm":
-                check_sde(model.sde)
-            if any(isinstance(part, Flow) and package_of(part) != "indm" for part in model.flow.modules()):
-                check_flow(model.flow, x)
+        check_shapes(model, x)
+        if package_of(model.sde) != "indm":
+            check_sde(model.sde)
+        if any(isinstance(part, Flow) and package_of(part) != "indm" for part in model.flow.modules()):
+            check_flow(model.flow, x)
         known = {"eps": None, "progress": 0.0}
         check_loss(self.objective, model, x, {k: v for k, v in known.items() if self.objective.takes(k)})
 
@@ -212,7 +207,7 @@ class Trainer:
         """How the coming step uses the flow. Where the score has nothing to train, every step trains the flow."""
         if self.pretraining and self.progress < self.options.pretrain:
             return FlowUse.LEFT_OUT
-        between = self.model.is_diffusion and self.step % self.options.flow_update_every
+        between = self.step % self.options.flow_update_every
         return FlowUse.FROZEN if between and count_parameters(self.model.score) else FlowUse.TRAINED
 
     def set_pretraining(self, pretraining: bool) -> None:
@@ -398,11 +393,8 @@ class Trainer:
 def bound_of(model: nn.Module, raw: Tensor, seed: int) -> Draw:
     """Draws an upper bound of −log p of a batch x of ``raw`` under ``model``, nats in model units, (B,).
 
-    For a diffusion that is the NELBO; a Gaussian law of the latents removes most of its noise, where fitting one costs
-    next to nothing. Any other model has a method ``bound(x, generator=…)``, whose result has a ``total``.
+    It is the NELBO. A Gaussian law of the latents removes most of its noise, where fitting one costs next to nothing.
     """
-    if not model.is_diffusion:
-        return lambda x, generator: model.bound(x, generator=generator).total
     model.flow.check()
     small = math.prod(model.shape) <= LARGEST_CONTROLLED
     one_latent = not sees_condition(model.flow)

@@ -8,7 +8,7 @@ Two models, one model of classes, or one bridge. The folder of a pair holds an o
 import functools
 import glob
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -21,7 +21,7 @@ from torch import Tensor
 from indm.conditions import condition_of
 from indm.model import INDM
 from indm.tensors import double
-from indm.translation import DIRECTIONS, Arrival, Route, bridge, sdedit, two_models
+from indm.translation import DIRECTIONS, Route, bridge, sdedit, two_models
 from indm.workbench.data import tables
 from indm.workbench.data.arrays import read_events
 from indm.workbench.data.images import SUFFIXES, fitted, read_alpha, read_image, shown_part
@@ -170,11 +170,6 @@ def image_reader(
 # ── Runs and routes ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def is_run_or_pair(folder: Path) -> bool:
-    """Whether ``folder`` is that of a run, or of a pair of them."""
-    return is_run(folder) or is_pair(folder)
-
-
 @dataclass(frozen=True)
 class TranslationRuns:
     """The models that translate, and the data of A and B.
@@ -223,12 +218,6 @@ class TranslationRuns:
             raise ValueError(f"condition needs a model of classes, got one of p(x|{type(condition).__name__.lower()})")
         a, b = (condition.labels[condition.typed(name)] for name in classes)
         return cls((run,), (model, model), "forward", recipe.data.table(), recipe.data.table(), (a, b))
-
-    @classmethod
-    def of_target(cls, run: Path) -> "TranslationRuns":
-        """The model of B alone, for :meth:`sdedit`; it stands for both."""
-        model, recipe = open_run(run)
-        return cls((run, run), (model, model), "forward", recipe.data.table(), recipe.data.table())
 
     def backward(self) -> "TranslationRuns":
         """From B to A."""
@@ -299,11 +288,8 @@ def open_runs(
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")
-    runs = _opened(folders, classes, method)
-    return runs if direction == "forward" else runs.backward()
-
-
-def _opened(folders: Sequence[Path], classes: tuple[str, str] | None, method: str) -> TranslationRuns:
+    if direction == "backward":
+        return open_runs(folders, "forward", classes, method=method).backward()
     if not 1 <= len(folders) <= 2:
         raise ValueError(f"one or two run folders must come first, got {len(folders)}")
     run = folders[0]
@@ -317,7 +303,7 @@ def _opened(folders: Sequence[Path], classes: tuple[str, str] | None, method: st
     if classes is not None:
         return TranslationRuns.of_classes(run, classes)
     if method == "sdedit" and "data_b" not in tables:
-        return TranslationRuns.of_target(run)
+        return TranslationRuns.of_two(run, run)
     return TranslationRuns.of_bridge(run)
 
 
@@ -348,7 +334,6 @@ class Translated:
         cycle_error: absolute difference of the end of the way back from the start of the route, before rounding and
             before a bridge's noise is taken away.
         cycle_error_rounded: the largest after rounding.
-        written_cycle_error: the largest difference from the source, where the way back begins at the result as written.
         solver_error: the largest difference of the result from that of a rougher solution.
     """
 
@@ -357,25 +342,26 @@ class Translated:
     returned: Num[Tensor, "*event"] | None = None
     cycle_error: Float[Tensor, "*event"] | None = None
     cycle_error_rounded: Float[Tensor, ""] | None = None
-    written_cycle_error: Float[Tensor, ""] | None = None
     solver_error: Float[Tensor, ""] | None = None
 
 
 class BatchTranslator:
-    """Translates batches by one route; ``nfe`` is the most evaluations of one example, ``times`` are of the frames."""
+    """Translates batches by one route.
+
+    Attributes:
+        nfe: the most evaluations of one example.
+        frames: how many of each leg of the route are made, 0 for none.
+    """
 
     def __init__(self, route: Route, options: TranslationOptions):
-        self.route, self.options, self.nfe = route, options, 0
-        self.times = route.times(options.strip) if options.strip else []
+        self.route, self.options, self.nfe, self.frames = route, options, 0, options.strip
         device = route.models[0].scaling.scale.device
         self.generator = torch.Generator(device).manual_seed(options.seed)
 
-    def words(self) -> list[str]:
-        """The time of each frame, and whether the route goes up there or down."""
-        legs = [leg for leg in self.route.legs for _ in range(self.options.strip)]
-        return [
-            f"t = {t:.2g}, {'up' if leg.start < leg.end else 'down'}" for t, leg in zip(self.times, legs, strict=True)
-        ]
+    @property
+    def times(self) -> list[float]:
+        """The time of each frame."""
+        return self.route.times(self.frames) if self.frames else []
 
     def each(self, raw: Tensor) -> list[Translated | RuntimeError]:
         """As a call; where that fails, each example alone, and the error of those that fail."""
@@ -392,37 +378,27 @@ class BatchTranslator:
         """
         source, target = self.route.models
         seed, noise = self.options.seed, self.generator.clone_state()
-        there = self.route.translate(raw, seed, frames=self.options.strip, generator=self.generator)
+        there = self.route.translate(raw, seed, frames=self.frames, generator=self.generator)
         columns = {"result": target.scaling.to_data(there.x).cpu()}
         if self.options.cycle:
-            x, way_back = self.route.source(raw, seed), self.route.back()
-            back = way_back.follow(there.end)
+            x, back = self.route.source(raw, seed), self.route.back().follow(there.end)
             columns["returned"] = source.scaling.to_data(back.x).cpu()
-            scale = source.scaling.scale
-            columns["cycle_error"] = ((back.end - x) * scale).abs().cpu()
+            columns["cycle_error"] = ((back.end - x) * source.scaling.scale).abs().cpu()
             grey = [double(source.scaling.to_data(end)) for end in (back.end, x)]
             columns["cycle_error_rounded"] = _largest(grey[0] - grey[1])
-            if self.options.errors:
-                again = way_back.translate(columns["result"], seed).x
-                columns["written_cycle_error"] = _largest((again - source.scaling.centre(raw).to(x)) * scale)
         if self.options.errors:
             rough = self.route.rougher().translate(raw, seed, generator=noise)
             columns["solver_error"] = _largest((there.x - rough.x) * target.scaling.scale)
-        if self.options.strip and raw.ndim == 4:
-            columns["frames"] = self._frames(there)
+        if self.frames and raw.ndim == 4:
+            columns["frames"] = self._in_grey_levels(there.frames)
         self.nfe = max(self.nfe, there.nfe)
-        return each_of(columns)
+        return [Translated(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
-    def _frames(self, there: Arrival) -> Tensor:
-        """(B, frames, *event) in data units."""
-        by_leg = there.frames.split(self.options.strip, 1)
+    def _in_grey_levels(self, frames: Tensor) -> Tensor:
+        """(B, frames, *event), each in data units of its leg's model."""
+        by_leg = frames.split(self.frames, 1)
         parts = [leg.model.scaling.to_data(f) for leg, f in zip(self.route.legs, by_leg, strict=True)]
         return torch.cat(parts, 1).cpu()
-
-
-def each_of(columns: Mapping[str, Tensor]) -> list[Translated]:
-    """Examples by the columns of a batch."""
-    return [Translated(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 
 def _largest(difference: Tensor) -> Tensor:

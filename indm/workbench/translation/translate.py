@@ -1,11 +1,8 @@
 """``indm translate``: files of A translated into files of B, with a report of how well."""
 
-import hashlib
-import json
 import shlex
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -17,14 +14,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.files import atomic, untrusted
+from indm.files import atomic
 from indm.messages import reason
 from indm.tensors import double
 from indm.translation import Route
 from indm.workbench.recipes.options import TranslationOptions
-from indm.workbench.runs.devices import run_lock
 from indm.workbench.runs.provenance import provenance, weights_hash
-from indm.workbench.translation.pictures import MOST, FrameStrip, picture, write_page, write_strips
+from indm.workbench.translation.pictures import FRAMES, MOST, FrameStrip, Kept, picture, write_page, write_strips
 from indm.workbench.translation.routes import (
     SHEET,
     BatchTranslator,
@@ -32,16 +28,13 @@ from indm.workbench.translation.routes import (
     Item,
     Translated,
     TranslationRuns,
-    each_of,
     find,
     route_of,
 )
 
 NEAR_SOURCE = 3 / 256  # distance of a result from its source, as a share of the grey levels
 REPORT, PAGE = "translation.json", "index.html"
-UNFINISHED = ".unfinished"  # folder of batches, until a translation is complete
 IN_SHEET = 64  # results that the sheet shows, at most
-OF_REPORT = ("page", "size", "keep_alpha", "strict")  # options that no batch depends on
 
 
 def translate_files(
@@ -50,25 +43,21 @@ def translate_files(
     out: Path,
     options: TranslationOptions,
     *,
-    resume: bool = False,
     progress: bool = True,
 ) -> dict:
     """Translate what lies in ``sources`` into ``out``, see :func:`~indm.workbench.translation.routes.find`.
 
     Writes ``NAME.png`` for every image, ``NAME.npz`` for every array (``samples``, and the numbers of their ``rows``:
     one that failed is left out), ``sheet.png`` with sources and results, and ``translation.json``; on request the route
-    as ``strips/NAME.png``, the way back as ``cycle/NAME.png``, and ``index.html``, a page to look at. Until all is
-    done, translated batches are kept in ``.unfinished``; with ``resume`` these are not made again.
+    as ``strips/NAME.png``, the way back as ``cycle/NAME.png``, and ``index.html``, a page to look at.
 
     Returns:
         What ``translation.json`` holds: a row for each example (its distance from the source, and the errors that were
         asked for), ``failed`` with the reason for each that could not be read or translated, times, evaluations,
-        options, models; and ``conclusions`` on models that have hardly learned, see
-        :func:`conclusions`.
+        options, models; and ``conclusions`` on models that have hardly learned, see :func:`conclusions`.
 
     Raises:
-        ValueError: bad options, nothing found, a result that would be written over a source, nothing to resume, or
-            another process at work in ``out``.
+        ValueError: bad options, nothing found, or a result that would be written over a source.
         OSError: a file cannot be written; the report names what was done until then.
     """
     route = route_of(runs, options)
@@ -77,27 +66,8 @@ def translate_files(
         raise ValueError(f"page needs images, got events of shape {model.shape}; leave out --page")
     items = find(sources, model, runs.data, grey=grey, strict=options.strict, alpha=options.keep_alpha)
     check_sources_stay(items, out, options.folders())
-    unfinished = out / UNFINISHED
-    if resume and not unfinished.exists():
-        raise ValueError(f"resume: {out} holds no interrupted translation; leave out --resume")
-    with run_lock(unfinished):
-        if not resume:
-            for batch in unfinished.glob("*.safetensors"):
-                batch.unlink()
-        report = _translate(runs, route, items, out, options, progress)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    return report
-
-
-def _translate(
-    runs: TranslationRuns, route: Route, items: list[Item], out: Path, options: TranslationOptions, progress: bool
-) -> dict:
-    """The report of :func:`translate_files`, and all that it writes."""
     weights = {str(folder): weights_hash(folder) for folder in runs.folders}
-    made_by = {key: value for key, value in asdict(options).items() if key not in OF_REPORT}
-    made_by |= {"runs": [runs.direction, runs.classes, runs.noise, *weights.values()]}
-    batches = KeptBatches(BatchTranslator(route, options), out / UNFINISHED, made_by)
-    translation = Translation(batches, out, runs.grey)
+    translation = Translation(BatchTranslator(route, options), out, runs.grey)
     try:
         with tqdm(total=len(items), desc="translating", unit="image", disable=not progress) as bar:
             for first in range(0, len(items), options.batch_size):
@@ -106,72 +76,27 @@ def _translate(
                 bar.update(len(batch))
     finally:
         report = translation.finish() | {
-            "seconds_per_example": batches.seconds / max(1, batches.n),
             "models": [str(folder) for folder in (runs.folders if options.method == "flow" else runs.folders[-1:])],
             "kind": runs.kind,
-            "levels": route.models[0].scaling.levels,
+            "levels": model.scaling.levels,
             "direction": runs.direction,
             **({} if runs.classes == (None, None) else {"classes": list(runs.classes)}),
             "options": asdict(options),
             "provenance": provenance(options.seed, weights),
         }
+        if report["examples"] and options.strength == 1:  # else little is meant to change
+            report["conclusions"] = conclusions(mean_distance(report), model.scaling.levels, runs.folders)
         atomic.json_object(out / REPORT, report)
-    if report["examples"] and options.strength == 1:  # else little is meant to change
-        levels = route.models[0].scaling.levels
-        report["conclusions"] = conclusions(mean_distance(report), levels, runs.folders)
-    atomic.json_object(out / REPORT, report)
     if options.page and report["examples"]:
-        write_page(out / PAGE, report, sentences(report), runs, options, translation.kept[:MOST], progress)
+        words = _words(route, options.strip or FRAMES)
+        write_page(out / PAGE, report, sentences(report), words, translation.kept[:MOST])
     return report
 
 
-class KeptBatches:
-    """Translates batches and keeps each in ``folder``, so that a translation that was interrupted goes on.
-
-    A batch of the same examples and the same ``made_by``, what else decides the results, is not made again. One with an
-    example that failed is not kept. ``n`` examples took ``seconds``, those of kept batches included.
-    """
-
-    def __init__(self, translate: BatchTranslator, folder: Path, made_by: Mapping):
-        self.translate, self.folder, self.made_by = translate, folder, json.dumps(made_by)
-        self.n, self.seconds = 0, 0.0
-
-    def each(self, raw: Tensor) -> list[Translated | RuntimeError]:
-        """The translations of the next batch, or the errors of those that fail.
-
-        Raises:
-            OSError: the batch cannot be kept.
-        """
-        path = self.folder / f"{self._name(raw)}.safetensors"
-        self.n += len(raw)
-        if path.exists():
-            return [*self._read(path)]
-        started = time.perf_counter()
-        ones = self.translate.each(raw)
-        seconds = time.perf_counter() - started
-        self.seconds += seconds
-        if all(isinstance(one, Translated) for one in ones):
-            self._write(path, ones, seconds)
-        return ones
-
-    def _name(self, raw: Tensor) -> str:
-        """A hash of all that decides the batch; the noise that is still to be drawn depends on the batches before."""
-        noise = self.translate.generator.get_state()
-        return hashlib.sha256(self.made_by.encode() + noise.numpy().tobytes() + raw.numpy().tobytes()).hexdigest()
-
-    def _write(self, path: Path, ones: Sequence[Translated | RuntimeError], seconds: float) -> None:
-        names = [name for name, value in vars(ones[0]).items() if value is not None]
-        columns = {name: torch.stack([getattr(one, name) for one in ones]) for name in names}
-        columns["noise"], columns["nfe"] = self.translate.generator.get_state(), torch.tensor(self.translate.nfe)
-        columns["seconds"] = torch.tensor(seconds, dtype=torch.float64)
-        atomic.whole(path, atomic.weights_into(columns))
-
-    def _read(self, path: Path) -> list[Translated]:
-        columns = {name: tensor.clone() for name, tensor in untrusted.weights(path).items()}  # no file is held open
-        self.translate.generator.set_state(columns.pop("noise"))
-        self.translate.nfe = max(self.translate.nfe, int(columns.pop("nfe")))
-        self.seconds += columns.pop("seconds").item()
-        return each_of(columns)
+def _words(route: Route, frames: int) -> list[str]:
+    """The time of each frame, and whether the route goes up there or down."""
+    ways = ["up" if leg.start < leg.end else "down" for leg in route.legs for _ in range(frames)]
+    return [f"t = {t:.2g}, {way}" for t, way in zip(route.times(frames), ways, strict=True)]
 
 
 class Translation:
@@ -183,12 +108,12 @@ class Translation:
         kept: row, source and translation of the first, which the sheet and the page show.
     """
 
-    def __init__(self, batches: KeptBatches, out: Path, grey: tuple[bool, bool]):
-        self.batches, self.translate, self.out, self.grey = batches, batches.translate, out, grey
-        self.options, self.levels = self.translate.options, cast(int, self.translate.route.models[0].scaling.levels)
+    def __init__(self, translate: BatchTranslator, out: Path, grey: tuple[bool, bool]):
+        self.translate, self.out, self.grey, self.seconds = translate, out, grey, 0.0
+        self.options, self.levels = translate.options, cast(int, translate.route.models[0].scaling.levels)
         self.rows: list[dict] = []
         self.failed: dict[str, str] = {}
-        self.kept: list[tuple[dict, Tensor, Translated]] = []
+        self.kept: list[Kept] = []
         self.arrays: dict[Path, list[tuple[Item, Tensor]]] = {}
 
     def add(self, items: list[Item]) -> None:
@@ -196,13 +121,19 @@ class Translation:
         read = [(item, example) for item in items if (example := self._read(item))]
         if not read:
             return
-        translations = self.batches.each(torch.stack([example.pixels for _, example in read]))
+        of_page = FRAMES if self.options.page and len(self.kept) < MOST else 0
+        self.translate.frames = self.options.strip or of_page
+        started = time.perf_counter()
+        translations = self.translate.each(torch.stack([example.pixels for _, example in read]))
+        self.seconds += time.perf_counter() - started
         for (item, example), translated in zip(read, translations, strict=True):
             if isinstance(translated, RuntimeError):
                 self.failed[item.name] = reason(translated)
-            else:
-                self._write(item, example, translated)
-                self._keep(item, example, translated)
+                continue
+            self._write(item, example, translated)
+            self.rows.append(_row(item, example, translated))
+            if len(self.kept) < IN_SHEET:
+                self.kept.append((self.rows[-1], example.pixels, translated))
 
     def _read(self, item: Item) -> Example | None:
         try:
@@ -215,7 +146,7 @@ class Translation:
 
     def _write(self, item: Item, source: Example, translated: Translated) -> None:
         """Write the pictures of one result, or keep it until its array is complete."""
-        if translated.frames is not None:
+        if self.options.strip and translated.frames is not None:
             strip = FrameStrip("", self.translate.times, translated.frames, self.levels)
             write_strips([strip], self.out / "strips" / f"{item.name}.png")
         if item.row is not None:
@@ -225,12 +156,6 @@ class Translation:
         if translated.returned is not None:
             _save(self.out / "cycle" / f"{item.name}.png", self._picture(translated.returned, self.grey[0]))
 
-    def _keep(self, item: Item, example: Example, translated: Translated) -> None:
-        """Keep what the report, the page and the sheet need of one result."""
-        self.rows.append(_row(item, example, translated))
-        if len(self.kept) < IN_SHEET:
-            self.kept.append((self.rows[-1], example.pixels, translated))
-
     def finish(self) -> dict:
         """Write arrays and sheet; the rows, what failed, and the evaluations of one example."""
         for pairs in self.arrays.values():
@@ -238,7 +163,10 @@ class Translation:
             self._save_array(items, torch.stack(results))
         if self.kept:
             self._save_sheet(self.out / f"{SHEET}.png")
-        return {"examples": self.rows, "failed": self.failed, "nfe": self.translate.nfe}
+        each = self.seconds / max(1, len(self.rows) + len(self.failed))
+        return {
+            "examples": self.rows, "failed": self.failed, "nfe": self.translate.nfe, "seconds_per_example": each
+        }  # fmt: skip
 
     def _picture(self, pixels: Num[Tensor, "c h w"], grey: bool) -> Image.Image:
         image = picture(pixels, self.levels)
@@ -289,19 +217,10 @@ def check_sources_stay(items: Sequence[Item], out: Path, beside: Sequence[str]) 
     results = {out / REPORT, out / PAGE, out / f"{SHEET}.png"}
     for item in items:
         results |= {result_path(out, item)} | {out / folder / f"{item.name}.png" for folder in beside}
-    sources = {_file(item.source) for item in items}
-    over = sorted(path for path in results if _file(path) in sources)
+    sources = {item.source.resolve() for item in items}
+    over = sorted(path for path in results if path.resolve() in sources)
     if over:
         raise ValueError(f"{over[0]} is one of the sources, and a result would be written over it; use another --out")
-
-
-def _file(path: Path) -> tuple[int, int] | None:
-    """Which file on which disk; None where there is none."""
-    try:
-        status = path.stat()
-        return status.st_dev, status.st_ino
-    except OSError:
-        return None
 
 
 def _row(item: Item, example: Example, translated: Translated) -> dict:
@@ -313,9 +232,8 @@ def _row(item: Item, example: Example, translated: Translated) -> dict:
     if translated.cycle_error is not None and translated.cycle_error_rounded is not None:
         line["cycle_error_max"] = translated.cycle_error.max().item()
         line["cycle_error_rounded"] = translated.cycle_error_rounded.item()
-    for name in ("written_cycle_error", "solver_error"):
-        if (error := getattr(translated, name)) is not None:
-            line[f"{name}_max"] = error.item()
+    if translated.solver_error is not None:
+        line["solver_error_max"] = translated.solver_error.item()
     return line
 
 

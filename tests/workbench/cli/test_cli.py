@@ -436,7 +436,7 @@ def test_every_option_has_its_sentence(command, options, prefix, capsys):
             assert re.sub(r"\s+", " ", sentences[field.name]) in shown
 
 
-@pytest.mark.parametrize("kind", listing.KINDS)
+@pytest.mark.parametrize("kind", names.BUILT_IN)
 def test_each_argument_of_every_part_has_a_sentence_and_its_default(kind, capsys):
     for name in names.BUILT_IN[kind]:
         part = names.find(kind, name)
@@ -813,7 +813,7 @@ def test_nothing_heavy_is_loaded_before_it_is_used():
 
 def test_list_has_all_parts_and_explains_one(capsys):
     listed = shown_by(capsys, "list")
-    assert all(name in listed for kind in listing.KINDS for name in names.BUILT_IN[kind])
+    assert all(name in listed for kind in names.BUILT_IN for name in names.BUILT_IN[kind])
     shown = shown_by(capsys, "list", "flow", "coupling")
     assert "coupling(levels=1, depth=4, width=32, " in shown and "width: hidden channels of the conditioners." in shown
     assert "residual" in shown_by(capsys, "list", "flow") and "1797 digits" in shown_by(capsys, "list", "recipes")

@@ -2,13 +2,10 @@
 
 import errno
 import glob
-import itertools
 import json
-import math
 import os
 import shutil
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +23,13 @@ from indm.workbench.cli.main import main
 from indm.workbench.data.registry import load_data
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import TranslationOptions
-from indm.workbench.runs.devices import make_accelerator, run_lock
+from indm.workbench.runs.devices import make_accelerator
 from indm.workbench.runs.folder import open_run, read_metrics
 from indm.workbench.runs.provenance import weights_hash
 from indm.workbench.training.pairs import as_bridge, as_one, is_bridge
 from indm.workbench.training.trainer import Trainer
 from indm.workbench.translation import translate
-from indm.workbench.translation.routes import BatchTranslator, TranslationRuns, files_of, find, open_runs
+from indm.workbench.translation.routes import TranslationRuns, files_of, find, open_runs
 from indm.workbench.translation.translate import sentences, translate_files
 
 
@@ -220,8 +217,9 @@ def test_a_pattern_matches_what_that_of_a_shell_does(pattern, tmp_path, monkeypa
         assert {path for path, _ in files_of(Path(top + pattern))} == expected
 
 
-def test_a_folder_is_searched_without_following_links_in_it(tmp_path):
+def test_a_folder_is_searched_without_links_and_hidden_folders_in_it(tmp_path):
     dark(tmp_path / "im" / "deep" / "a.png")
+    dark(tmp_path / "im" / ".hidden" / "a.png")
     (tmp_path / "im" / "loop").symlink_to(".")
     assert [path for path, _ in files_of(tmp_path / "im")] == [tmp_path / "im" / "deep" / "a.png"]
 
@@ -295,7 +293,7 @@ def test_the_longest_names_there_are_have_results(trained, tmp_path):
     assert {path.name for path in out.iterdir()} == expected
 
 
-@pytest.mark.parametrize(("fails", "done"), [(1, 0), (4, 2)])  # at the batch; at the third result
+@pytest.mark.parametrize(("fails", "done"), [(1, 0), (3, 2)])  # at the first result; at the third
 def test_a_disk_that_takes_nothing_more_ends_a_translation(trained, toys, tmp_path, monkeypatch, capsys, fails, done):
     real, written = atomic.whole, []
 
@@ -311,77 +309,6 @@ def test_a_disk_that_takes_nothing_more_ends_a_translation(trained, toys, tmp_pa
     assert os.strerror(errno.ENOSPC) in error
     report = json.loads((tmp_path / "out" / "translation.json").read_text())
     assert len(report["examples"]) == done and not report["failed"]
-
-
-class Interrupted:
-    """Ctrl-C after so many batches; ``made`` counts them, each of which takes a second."""
-
-    def __init__(self, monkeypatch, after=math.inf):
-        self.made, self.after, self.each = 0, after, BatchTranslator.each
-        monkeypatch.setattr(BatchTranslator, "each", lambda *arguments: self(*arguments))
-        monkeypatch.setattr(translate.time, "perf_counter", itertools.count().__next__)
-
-    def __call__(self, *arguments):
-        if self.made == self.after:
-            raise KeyboardInterrupt
-        self.made += 1
-        return self.each(*arguments)
-
-
-def contents(folder):
-    """The bytes of every file."""
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture
-def photos(toys, tmp_path):
-    """Seven files, the second of which cannot be read."""
-    (tmp_path / "photos").mkdir()
-    for source in sorted(toys[0].iterdir())[:6]:
-        shutil.copy(source, tmp_path / "photos")
-    (tmp_path / "photos" / "250-00b.png").write_bytes(b"no image")
-    return tmp_path / "photos"
-
-
-def test_an_interrupted_translation_goes_on_to_the_same_files(trained, photos, tmp_path, monkeypatch, capsys):
-    """By noise, so that each batch depends on those before."""
-    options = ["--stochastic", "--strength", "0.5", "--errors", "--strip", "2", "--steps", "4", "--batch-size", "2"]
-    command = ["translate", str(trained / "pair"), str(photos), *options, "--quiet", "--out"]
-    out, batches = tmp_path / "out", tmp_path / "out" / ".unfinished"
-
-    def run(where, *more, after=math.inf):
-        """The exit status, and how many batches were made."""
-        with monkeypatch.context() as patch:
-            interrupted = Interrupted(patch, after)
-            return main([*command, str(where), *more]), interrupted.made
-
-    assert run(tmp_path / "whole") == (1, 4) and not (tmp_path / "whole" / ".unfinished").exists()
-    assert run(out, after=2) == (130, 2) and run(out, "--overwrite", after=2) == (130, 2)
-    assert capsys.readouterr().err.endswith("Interrupted. The same command with --resume continues.\n")
-    assert len([*batches.glob("*.safetensors")]) == 2
-    assert len(json.loads((out / "translation.json").read_text())["examples"]) == 3
-    with run_lock(batches):
-        assert "another process is at work" in error_of(capsys, *command, out, "--resume")
-    assert "--resume where it was interrupted" in error_of(capsys, *command, out)
-    shutil.copytree(out, tmp_path / "mended")
-    assert run(out, "--resume", after=1) == (130, 1)
-    assert run(out, "--resume") == (1, 1)
-    assert contents(out) == contents(tmp_path / "whole")
-    assert "holds no interrupted translation; leave out --resume" in error_of(capsys, *command, out, "--resume")
-    # What changes a batch makes it again, and those after it, as their noise is another one; what does not, does not.
-    shutil.copy(photos / "250-00.png", photos / "250-00b.png")
-    assert run(tmp_path / "mended", "--resume", after=3) == (130, 3)
-    assert run(tmp_path / "mended", "--resume", "--size", "source") == (0, 1)
-
-
-def test_a_photo_in_a_folder_of_the_name_of_that_of_batches_is_not_lost(trained, photos, tmp_path):
-    """Nothing in a hidden folder is a source, and so no result is written into one."""
-    (photos / ".unfinished").mkdir()
-    shutil.copy(photos / "250-00.png", photos / ".unfinished")
-    out = tmp_path / "out"
-    report = translated(trained / "pair", photos, out, "--steps", 4, status=1)
-    assert not (out / ".unfinished").exists() and (photos / ".unfinished" / "250-00.png").exists()
-    assert len(report["examples"]) == 6
 
 
 def linked(tmp_path, photos):
@@ -476,30 +403,17 @@ def test_vectors_are_translated_as_arrays(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [
-        (
-            "bridge",
-            ["A bridge: one diffusion from A at t = 0 to B at t = T", '- A: `folder`, `path = "red"`\n- B: '],
-        ),
-        ("one", ["A diffusion on", "- classes: red, blue"]),
-    ],
+    [("bridge", "A bridge: one diffusion from A at t = 0 to B at t = T"), ("one", "classes red, blue")],
 )
-def test_a_card_says_what_a_model_translates_and_how(name, said, trained, few, tmp_path, monkeypatch, capsys):
-    """Its lines are run, and its command on the model as it comes from the hub."""
+def test_a_card_says_what_a_model_translates_and_how(name, said, trained, few, tmp_path, monkeypatch):
+    """Its command is run on the model as it comes from the hub."""
     monkeypatch.chdir(tmp_path)
     fetched = Path("runs") / f"ann--{name}"
     assert main(["push", str(trained / name), f"ann/{name}", "--out", str(fetched)]) == 0
     text = (fetched / "README.md").read_text("utf-8")
-    assert [part for part in said if part not in text] == []
-    a, b = ("A", "B") if name == "bridge" else ("red", "blue")
-    assert f"--out FOLDER                        # {a} as {b}\n" in text
-    assert f"--out FOLDER --direction backward   # {b} as {a}\n" in text
+    assert said in text
     command = next(line for line in text.splitlines() if line.startswith("indm translate")).partition("  ")[0]
     assert main([*command.replace("IMAGES", str(few)).split()[1:], "--steps", "4", "--quiet"]) == 0
-    space: dict = {}
-    lines = "".join(part.partition("```")[0] for part in text.split("```python\n")[1:])
-    exec(lines.replace(f"ann/{name}", str(fetched)), space)
-    assert space["result"].shape == (16, 3, 8, 8)
 
 
 def test_both_models_of_a_translation_may_be_names(tmp_path, monkeypatch, capsys):
@@ -619,26 +533,6 @@ def test_sdedit_is_noise_and_the_flow_of_the_other_side_alone(trained, toys, few
     for name in names:
         assert np.array_equal(pixels(tmp_path / "b" / name), pixels(tmp_path / "pair" / name))
     arguments = ["translate", trained / "pair" / "b", toys[0], "--out", tmp_path / "none", *by_sdedit]
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("noise", [pytest.param((0.0, 0.0), marks=pytest.mark.long), (0.1, 0.1)])
-def test_errors_of_a_bridge_are_those_of_its_results_as_written(trained, toys, few, tmp_path, noise):
-    runs = replace(open_runs([trained / "bridge"]), noise=noise)
-    options = TranslationOptions(steps=20, seed=3, cycle=True, errors=True)
-    report = translate_files(runs, [few], tmp_path, options, progress=False)
-    route = runs.route(steps=20)
-    scaling = route.models[0].scaling
-    for row in report["examples"]:
-        raw, written = (
-            torch.from_numpy(pixels(folder / f"{row['name']}.png")).permute(2, 0, 1)[None]
-            for folder in (toys[0], tmp_path)
-        )
-        fine, rough = (runs.route(steps=steps).translate(raw, 3).x for steps in (20, 10))
-        assert torch.equal(scaling.to_data(fine), written)
-        back = route.back().translate(written, 3).x
-        for key, error in (("written_cycle", back - scaling.centre(raw)), ("solver", fine - rough)):
-            assert row[f"{key}_error_max"] == pytest.approx((error * scaling.scale).abs().max().item(), abs=1e-3)
 
 
 def test_a_page_solves_no_error_of_its_own(trained, few, tmp_path, monkeypatch, capsys):
