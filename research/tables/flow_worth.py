@@ -82,8 +82,8 @@ class FlowEstimator(DensityEstimator):
 
     variant = "coupling"
 
-    def _build(self, components: int, width: int, depth: int, dropout: float = 0.0) -> INDM:
-        linear = super()._build(components, width, depth, dropout)
+    def _build(self, components: int) -> INDM:
+        linear = super()._build(components)
         return INDM(flow_of(self.variant, linear.shape[0]), linear.score, shape=linear.shape)
 
 
