@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from research.markdown import in_table
 from research.records import RECORDS, Records
 from research.verdict.images import Images
 from research.verdict.training import Costs, Phase, batches, cost_key, shares
@@ -56,3 +57,9 @@ def seconds(phase: Phase, source) -> float:
     for _ in range(STEPS):
         phase.step(next(source), 0.1)
     return time.process_time() - started
+
+
+def markdown(table: Records) -> str:
+    """The costs that were measured."""
+    rows = [(row["step"], f"{row['cost']:.3f} ± {row['error']:.3f}") for row in table.rows()]
+    return in_table("step", "cost, steps of linear diffusion", rows=rows)

@@ -10,6 +10,7 @@ import torch
 
 import indm
 from indm.model import INDM
+from research.markdown import in_table
 from research.records import RECORDS, Records, made_by
 from research.verdict.costs import costs, measure
 from research.verdict.images import Images, load
@@ -128,3 +129,16 @@ def in_processes(data: str, pool: Executor, make: Callable[[str, Variant], None]
         return [table.rows()[0]["bits"] for table in tables]
 
     return tried
+
+
+def markdown(table: Records) -> str:
+    """The trials: the bound of validation images, its reconstruction term, and the bound with the last step's flow."""
+    rows = []
+    for row in table.rows():
+        part = row["terms"]["reconstruction"]["bits_per_dim"]
+        last = f"{row['flow_not_averaged']:.4f}" if "flow_not_averaged" in row else ""
+        rows.append(
+            (row["variant"], row["steps"], f"{row['cpu_seconds']:.0f}", f"{row['bits']:.4f}", f"{part:.4f}", last)
+        )
+    titles = "variant", "steps", "CPU s", "NELBO, bits/dim", "of it reconstruction", "flow of the last step"
+    return in_table(*titles, rows=rows)
