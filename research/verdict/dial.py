@@ -384,7 +384,7 @@ def figure(table: Records) -> None:
         axes.set(**{"xlabel": "share of black"} if dial == "atom" else {"xlabel": "σ", "xscale": "log"})
         axes.set_xticks([*cells], [f"{setting:g}" for setting in cells])
         axes.minorticks_off()
-    axes.legend(fontsize=7)
+    drawing.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     drawing.savefig(FIGURE, dpi=110)
 
 
