@@ -14,7 +14,7 @@ def test_density_integrates_to_one_and_the_flow_learns(variant):
     X = numbers.normal(size=(300, 2)) * 0.3 + np.where(numbers.uniform(size=(300, 2)) < 0.5, -2, 2)
     before = estimator.Training, estimator.latent_log_prob
     options = {"n_models": 1, "max_steps": 150, "max_seconds": 1e6, "max_components": 1, "learning_rate": 1e-2}
-    axis = np.linspace(-4, 4, 121)
+    axis = np.linspace(-6, 6, 121)
     grid = np.stack(np.meshgrid(axis, axis), 2).reshape(-1, 2)
     with behind(variant, 3e-2) as model:
         model.set_params(random_state=0, **options).fit(X)
