@@ -1,0 +1,75 @@
+"""The final trainings: three variants, two data sets, five seeds, each measured by the job that trained it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from indm.model import INDM
+from research.records import RECORDS, Records, made_by
+from research.verdict.costs import costs
+from research.verdict.images import Images, load
+from research.verdict.measures import measure
+from research.verdict.search import bound
+from research.verdict.training import steps_of, train
+from research.verdict.variants import Variant
+
+TABLE = Records(RECORDS / "verdict-final.csv")
+BUDGET = 6_000  # steps of linear diffusion, some 15 minutes of a core
+SEEDS, STUDIES = (1, 2, 3, 4, 5), ("cifar10-16", "clothes-16")
+CURVE, CURVE_IMAGES = (0.1, 0.2, 0.3, 0.4, 0.5), 500  # shares of the run, at a constant rate; validation images
+FAMILY = tuple((data, "indm", other) for data in STUDIES for other in ("linear", "spline"))  # Holm has these four
+CHOSEN: dict[str, Variant] = {}  # by the search, when it has ended
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training and its measures.
+
+    Args:
+        data: of :data:`STUDIES`.
+        name: of the variant.
+        seed: of :data:`SEEDS`.
+    """
+
+    data: str
+    name: str
+    seed: int
+
+    @property
+    def table(self) -> Records:
+        return TABLE.at(data=self.data, variant=self.name, seed=self.seed)
+
+
+def jobs() -> Iterator[Job]:
+    """All jobs: whole seeds first, so that differences in pairs are there early."""
+    for seed in SEEDS:
+        for data in STUDIES:
+            for name in CHOSEN:
+                yield Job(data, name, seed)
+
+
+def run(job: Job, root: Path | None, models: Path) -> None:
+    """Train, save the model in the folder ``models`` and write the row; a saved model is not trained again."""
+    torch.set_num_threads(1)
+    images, place = load(job.data, root), models / f"{job.data}-{job.name}-{job.seed}.pt"
+    if not place.exists():
+        models.mkdir(parents=True, exist_ok=True)
+        torch.save(trained(job, images), place)
+    model, row = torch.load(place, weights_only=False)
+    labels = images.classes["train"], images.classes["test"]
+    measured, nats = measure(model, images.train, images.test, labels, job.seed)
+    job.table.add(row | measured | {name: values.tolist() for name, values in nats.items()})
+
+
+def trained(job: Job, images: Images) -> tuple[INDM, dict[str, Any]]:
+    """The averaged model, and the start of its row with the bound of validation images along the run."""
+    variant, curve = CHOSEN[job.name], []
+    steps = steps_of(variant, BUDGET, costs(job.data))
+    ends = {round(share * steps) for share in CURVE}
+    look = {n: lambda model, n=n: curve.append([n, bound(model, images.valid[:CURVE_IMAGES])["bits"]]) for n in ends}
+    model, _, row = train(variant, images.train, steps, job.seed, look)
+    row |= {"setting": str(variant), "curve": curve, "valid": bound(model, images.valid)["bits"]}
+    return model, row | made_by(job.seed)
