@@ -36,11 +36,12 @@ def house(name: str) -> str:
 
 
 def exported(package: str) -> dict[str, str]:
-    """Where the names come from that a package exports, as its stub or its ``__init__.py`` says."""
+    """The module from which each name comes that a package exports, as its stub or its ``__init__.py`` says."""
     stub = MODULES[package].with_suffix(".pyi")
     tree = ast.parse((stub if stub.exists() else MODULES[package]).read_text())
-    froms = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module]
-    return {alias.name: f"{package}." * bool(node.level) + node.module for node in froms for alias in node.names}
+    froms = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    names = [(node, alias.name) for node in froms for alias in node.names if alias.asname == alias.name]
+    return {name: ".".join([package] * node.level + [node.module] * bool(node.module)) for node, name in names}
 
 
 @functools.cache

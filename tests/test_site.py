@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import rooms
 import yaml
 from browsers import NARROW, WIDE, keep, overflow
 
@@ -37,12 +38,8 @@ MENU = yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), Config)["nav"]
 
 
 def exported(package: str) -> dict[str, str]:
-    """Where the public names of a package come from: those that it imports as themselves."""
-    files = [ROOT / package.replace(".", "/") / f"__init__.{suffix}" for suffix in ("pyi", "py")]
-    tree = ast.parse(next(file for file in files if file.exists()).read_text("utf-8"))
-    froms = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    names = [(node, a.name) for node in froms for a in node.names if a.asname == a.name]
-    return {name: f"{package}." * bool(node.level) + f"{node.module or ''}.{name}".lstrip(".") for node, name in names}
+    """Where the public names of a package are defined, with the name."""
+    return {name: f"{module}.{name}" for name, module in rooms.exported(package).items()}
 
 
 HOMES = {f"{package}.{name}": home for package in PACKAGES for name, home in exported(package).items()}
