@@ -45,9 +45,8 @@ class FlowUse(Enum):
 class TrainingStep(nn.Module):
     """Objective and penalties as one pass, raw data ↦ (loss, terms), so that data parallelism sees every parameter.
 
-    If the noise of grey levels is learned, the loss includes its log-density, which is the term ``log_q``. A model
-    without a diffusion is always trained as it is. A model with a condition is trained at the rows ``c`` of the batch.
-    Normal noise of deviation ``noise`` is added to the data.
+    If the noise of grey levels is learned, the loss includes its log-density, which is the term ``log_q``. A model with
+    a condition is trained at the rows ``c`` of the batch. Normal noise of deviation ``noise`` is added to the data.
     """
 
     def __init__(self, model: nn.Module, objective: Objective, penalties: Sequence[Penalty] = (), noise: float = 0.0):

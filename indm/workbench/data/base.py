@@ -8,14 +8,14 @@ import hashlib
 import itertools
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, Subset, TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 from indm.messages import brief
 from indm.scaling import Scaling
@@ -54,14 +54,11 @@ class Data:
         fingerprint: SHA-256 of what decides, beside the options, which example is in which split; "" where that never
             changes.
 
-    Example: labels, which are divided as the examples are, and the examples of one class.
+    Example: labels, which are divided as the examples are.
 
         >>> data = as_data(torch.randn(100, 2), c=["even", "odd"] * 50)
         >>> data.classes, [len(data.labels[part]) for part in ("train", "valid", "test")]
         (('even', 'odd'), [80, 10, 10])
-        >>> even = data.of_class("even")
-        >>> len(even.train) + len(even.valid) + len(even.test)
-        50
     """
 
     name: str
@@ -103,14 +100,6 @@ class Data:
                 "a data set of pairs (x, c), in Python also as_data(pairs, c=True)"
             )
         return rows[split]
-
-    def of_class(self, name: str) -> "Data":
-        """The examples of one of :attr:`classes` alone."""
-        rows = {part: (of == self.classes.index(name)).nonzero().flatten() for part, of in self.labels.items()}
-        chosen: dict[str, Any] = {part: Subset(getattr(self, part), index.tolist()) for part, index in rows.items()}
-        chosen["conditions"] = {part: c[rows[part]] for part, c in self.conditions.items()}
-        chosen["groups"] = {part: group[rows[part]] for part, group in self.groups.items()}
-        return replace(self, name=f"{self.name}, {name}", labels={}, classes=(), entropy=None, **chosen)
 
 
 def check_kind(data: Data, like: Any, whose: str, name: str = "data") -> None:
