@@ -12,7 +12,6 @@ import argparse
 import csv
 import json
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ from research.budget import family, splines
 from research.budget.design import ALIKE, SEARCH_SEED, STUDIES, TENTH, Job, Planner, Setting, merged, steps_of
 from research.budget.scores import scores
 from research.data import recipe_file
+from research.lab.costs import relative_cost, seconds_a_step
 from research.lab.extractor import general_features
 from research.translation.metrics import against_truth
 
@@ -95,22 +95,12 @@ def cost_in_turns(unit: Recipe, recipe: Recipe) -> dict[str, Any]:
     """CPU seconds of a step of ``recipe`` over those of ``unit``, step beside step on one thread: median and error."""
     torch.set_num_threads(1)
     trainers = [(trainer, trainer.batches()) for trainer in (trainer_of(unit), trainer_of(recipe))]
-    rounds = [[seconds_of(*each) for each in trainers] for _ in range(ROUNDS)][1:]
-    ratios = [own / of_unit for of_unit, own in rounds]
-    error = statistics.stdev(ratios) / len(ratios) ** 0.5
-    return {
-        "cost": round(statistics.median(ratios), 3),
-        "error": round(error, 3),
+    steps = [lambda _, pair=pair: pair[0].train_step(pair[1]) for pair in trainers]
+    rounds = [[seconds_a_step(step, STEPS_A_ROUND) for step in steps] for _ in range(ROUNDS)][1:]
+    return relative_cost([own / of_unit for of_unit, own in rounds]) | {
         "seconds": round(min(own for _, own in rounds), 4),
         "parameters": sum(p.numel() for p in trainers[1][0].model.parameters()),
     }
-
-
-def seconds_of(trainer: Any, batches: Any) -> float:
-    started = time.process_time()
-    for _ in range(STEPS_A_ROUND):
-        trainer.train_step(batches)
-    return (time.process_time() - started) / STEPS_A_ROUND
 
 
 def flags(setting: Setting) -> list[str]:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from indm.workbench.evaluation.results import difference
-from indm.workbench.evaluation.statistics import judged
 from research.budget.design import FAMILY, SEEDS
-from research.flow_gain.tables import UNMADE
+from research.lab.statistics import judged_as_planned
 
 
 def rows(run: Callable[[str], Path]) -> list[dict[str, Any]]:
@@ -25,5 +24,5 @@ def rows(run: Callable[[str], Path]) -> list[dict[str, Any]]:
         if ended:
             found[study, variant, baseline] = difference(ended)
     names = [{"study": study, "variant": variant, "baseline": baseline} for study, variant, baseline in found]
-    untested = [UNMADE] * (len(FAMILY) - sum(d.seeds > 1 for d in found.values()))
-    return [name | row for name, row in zip(names, judged([*found.values(), *untested]), strict=False)]
+    verdicts = judged_as_planned([*found.values()], len(FAMILY))
+    return [name | row for name, row in zip(names, verdicts, strict=True)]

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from indm.workbench.evaluation.statistics import Difference, judged, over_seeds, paired_by_examples
 from indm.workbench.figures.plots import DATA_COLOUR, colours_of, save_figure, styled
 from research.flow_gain.cells import DEQUANTIZATIONS, SIDES
+from research.lab.statistics import UNMADE
 from research.markdown import in_table
 from research.records import Records
 
@@ -22,7 +23,6 @@ FAMILY = tuple(
     for dequantization, other in (("variational", "linear"), ("uniform", "elementwise"), ("variational", "elementwise"))
 )
 PLANNED = {"digits": 5, "fashion-mnist-16": 3}  # seeds; two of Fashion-MNIST were added after a look at three
-UNMADE = Difference(0.0, 2, 1.0)  # p = 1: the family is as large as it was planned
 COLOUR = colours_of(["linear", "indm", "elementwise"])
 Capacity = dict[tuple[int, int, int], Difference]  # channels of the score, width of the flow, budget
 

@@ -9,6 +9,7 @@
 import argparse
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,13 +23,7 @@ def of_search() -> list[Variant]:
     """Variants with every kind of step of the search."""
     joint = [Variant(spline=True, family=family, enters=0.25, frozen=0.25) for family in FAMILIES]
     learned = [Variant(noise="variational"), Variant(spline=True, noise="variational")]
-    return [
-        Variant(),
-        Variant(spline=True),
-        *joint,
-        *learned,
-        *(Variant(**vars(v) | {"noise": "variational"}) for v in joint[:1]),
-    ]
+    return [Variant(), Variant(spline=True), *joint, *learned, replace(joint[0], noise="variational")]
 
 
 def main() -> None:

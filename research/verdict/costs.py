@@ -1,11 +1,10 @@
 """What a step costs, in steps of linear diffusion: ``python -m research.verdict costs``."""
 
-import statistics
-import time
 from collections.abc import Sequence
 
 import torch
 
+from research.lab.costs import relative_cost, seconds_a_step
 from research.markdown import in_table
 from research.records import RECORDS, Records
 from research.verdict.images import Images
@@ -42,21 +41,10 @@ def measure(data: str, images: Images, variants: Sequence[Variant]) -> None:
     ratios: dict[str, list[float]] = {key: [] for key in missing}
     for _ in range(ROUNDS):
         for key, phase in missing.items():
-            one, own = (seconds(p, source) for p in (unit, phase))
+            one, own = (seconds_a_step(lambda _, p=p: p.step(next(source), 0.1), STEPS) for p in (unit, phase))
             ratios[key].append(own / one)
     for key, values in ratios.items():
-        kept = values[1:]
-        error = statistics.stdev(kept) / len(kept) ** 0.5
-        row = {"cost": round(statistics.median(kept), 3), "error": round(error, 3)}
-        TABLE.at(data=data, step=key).add(row)
-
-
-def seconds(phase: Phase, source) -> float:
-    """CPU seconds of some steps."""
-    started = time.process_time()
-    for _ in range(STEPS):
-        phase.step(next(source), 0.1)
-    return time.process_time() - started
+        TABLE.at(data=data, step=key).add(relative_cost(values[1:]))
 
 
 def markdown(table: Records) -> str:

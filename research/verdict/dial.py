@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean, median, stdev
 from typing import Annotated, ClassVar
 
@@ -33,6 +34,7 @@ from indm.training import EMA, learning_rate_factor, optimizer_step
 from indm.workbench.cli.common import DONE, Common
 from indm.workbench.evaluation.statistics import mean_and_error
 from research.command import main
+from research.lab.costs import seconds_a_step
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
 
@@ -267,10 +269,7 @@ def measured_costs(d: int, rounds: int = 7, steps: int = 10) -> dict[str, float]
         made[name], _ = step_of(model, variant.loss, variant.rates[0], x, rows, generator)
     for _ in range(rounds):
         for name in names:
-            start = time.process_time()
-            for number in range(steps):
-                made[name](number, 0.0)
-            seconds[name].append((time.process_time() - start) / steps)
+            seconds[name].append(seconds_a_step(partial(made[name], progress=0.0), steps))
     return {name: median(values) for name, values in seconds.items()}
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from indm.workbench.evaluation.statistics import Difference, judged, paired_by_examples
+from indm.workbench.evaluation.statistics import paired_by_examples
+from research.lab.statistics import judged_as_planned
 
-UNMADE = Difference(0.0, 2, 1.0)  # p = 1
 Member = tuple[str, str, str]  # data, variant, baseline
 Bits = Float[np.ndarray, "seeds n"]
 
@@ -30,7 +30,6 @@ def family(planned: Sequence[Member], bits: Mapping[Member, tuple[Bits, Bits]]) 
     if unplanned := bits.keys() - set(planned):
         raise ValueError(f"bits must be of planned members, got {sorted(unplanned)}")
     made = {member: paired_by_examples(*bits[member]) for member in planned if member in bits}
-    tested = sum(difference.seeds > 1 for difference in made.values())
-    verdicts = judged([*made.values(), *[UNMADE] * (len(planned) - tested)])
+    verdicts = judged_as_planned([*made.values()], len(planned))
     names = ("data", "variant", "baseline")
-    return [dict(zip(names, member, strict=True)) | row for member, row in zip(made, verdicts, strict=False)]
+    return [dict(zip(names, member, strict=True)) | row for member, row in zip(made, verdicts, strict=True)]

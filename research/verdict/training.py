@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import indm
-from indm.flows import Compose, Frozen
+from indm.flows import Compose
 from indm.model import INDM
-from indm.training import EMA, learning_rate_factor
+from indm.training import EMA, FlowUse, TrainingStep, learning_rate_factor
 from research.verdict.variants import Variant, with_flow, without_flow
 
 BATCH, CLIP, DECAY, BETAS = 32, 1.0, 0.999, (0.9, 0.99)
@@ -30,23 +30,18 @@ class Phase:
     """
 
     def __init__(self, model: INDM, variant: Variant):
-        self.model, self.trained, self.frozen = model, model.train(), False
+        self.model, self.use = model.train(), FlowUse.TRAINED
+        self.loss = TrainingStep(model, indm.Objective(indm.mle_loss))
         self.optimizer = torch.optim.AdamW(groups_of(model, variant), betas=BETAS, weight_decay=0.0)
         self.average, self.steps = EMA(model, DECAY), 0
 
     def freeze(self) -> None:
         """Train the score alone from now on."""
-        m, self.frozen = self.model, True
-        self.trained = INDM(Frozen(m.flow), m.score, m.scaling, m.shape, m.dequantization)
+        self.use = FlowUse.FROZEN
 
     def step(self, raw: Tensor, factor: float) -> float:
         """One step on raw images at rates of ``factor`` times the highest ones; the loss."""
-        x, log_q = self.trained.from_data(raw)
-        if self.frozen:
-            x = x.detach()  # else learned noise would shrink, without its log-density
-        loss = indm.mle_loss(self.trained, x)[0]
-        if log_q.requires_grad and not self.frozen:
-            loss = loss + log_q.mean() / math.prod(self.model.shape)
+        loss = self.loss(raw, flow_use=self.use)[0]
         loss.backward()
         self.steps += 1
         rise = min(1.0, self.steps / WARMUP)
