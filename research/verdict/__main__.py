@@ -3,7 +3,10 @@
     python -m research.verdict costs --data DATA --root ROOT    # of the steps of the search, while nothing else runs
     python -m research.verdict search --data DATA --root ROOT   # what has no row yet, --jobs trainings side by side
 
-``DATA`` is cifar10-16 or clothes-16; ``ROOT`` is the folder of ``cifar10.npz``. The tables are in research/records.
+    python -m research.verdict final --root ROOT --models FOLDER    # trainings and measures that have no row yet
+
+``DATA`` is cifar10-16 or clothes-16; ``ROOT`` is the folder of ``cifar10.npz``. The tables are in research/records. A
+final training keeps its model in ``FOLDER``, and is measured again, not trained again, where it was stopped between.
 """
 
 import argparse
@@ -13,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from research.verdict import search
+from research.verdict import final, search
 from research.verdict.costs import measure
 from research.verdict.images import load
 from research.verdict.variants import FAMILIES, Variant
@@ -28,18 +31,21 @@ def of_search() -> list[Variant]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m research.verdict")
-    parser.add_argument("command", choices=["costs", "search"])
+    parser.add_argument("command", choices=["costs", "search", "final"])
     parser.add_argument("--data", default="cifar10-16")
     parser.add_argument("--root", type=Path, default=None)
+    parser.add_argument("--models", type=Path, default=Path("runs/verdict"))
     parser.add_argument("--jobs", type=int, default=1)
     asked = parser.parse_args()
     if asked.command == "costs":
         measure(asked.data, load(asked.data, asked.root), of_search())
-    if asked.command == "search":
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(asked.jobs, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(asked.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        if asked.command == "search":
             best = search.run(search.in_processes(asked.data, pool, partial(search.keep, asked.root)))
-        print(*(f"{name}: {variant}" for name, variant in best.items()), sep="\n")
+            print(*(f"{name}: {variant}" for name, variant in best.items()), sep="\n")
+        if asked.command == "final":
+            missing = [job for job in final.jobs() if not job.table.rows()]
+            list(pool.map(partial(final.run, root=asked.root, models=asked.models), missing))
 
 
 if __name__ == "__main__":

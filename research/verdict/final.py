@@ -13,13 +13,13 @@ from research.verdict.costs import costs
 from research.verdict.images import Images, load
 from research.verdict.measures import measure
 from research.verdict.search import bound
-from research.verdict.training import steps_of, train
+from research.verdict.training import FALL, steps_of, train
 from research.verdict.variants import Variant
 
 TABLE = Records(RECORDS / "verdict-final.csv")
 BUDGET = 6_000  # steps of linear diffusion, some 15 minutes of a core
 SEEDS, STUDIES = (1, 2, 3, 4, 5), ("cifar10-16", "clothes-16")
-CURVE, CURVE_IMAGES = (0.1, 0.2, 0.3, 0.4, 0.5), 500  # shares of the run, at a constant rate; validation images
+CURVE, CURVE_IMAGES = 600, 500  # every so many steps while the rate is constant; validation images
 FAMILY = tuple((data, "indm", other) for data in STUDIES for other in ("linear", "spline"))  # Holm has these four
 CHOSEN: dict[str, Variant] = {}  # by the search, when it has ended
 
@@ -68,7 +68,7 @@ def trained(job: Job, images: Images) -> tuple[INDM, dict[str, Any]]:
     """The averaged model, and the start of its row with the bound of validation images along the run."""
     variant, curve = CHOSEN[job.name], []
     steps = steps_of(variant, BUDGET, costs(job.data))
-    ends = {round(share * steps) for share in CURVE}
+    ends = range(CURVE, round(FALL * steps) + 1, CURVE)
     look = {n: lambda model, n=n: curve.append([n, bound(model, images.valid[:CURVE_IMAGES])["bits"]]) for n in ends}
     model, _, row = train(variant, images.train, steps, job.seed, look)
     row |= {"setting": str(variant), "curve": curve, "valid": bound(model, images.valid)["bits"]}
