@@ -43,9 +43,9 @@ def values(key: str, *options: Any) -> tuple[dict[str, Any], ...]:
 
 
 SEARCHES = (
-    Search("linear", Variant(), (values("lr", 1e-3, 4e-3, 5e-4, 8e-3),)),
+    Search("linear", Variant(), (values("lr", 1e-3, 4e-3, 5e-4, 8e-3), values("enters", 2 / 3))),
     Search(
-        "spline", Variant(spline=True), (values("spline_lr", 3e-3, 3e-2, 1e-1, 1e-3),),
+        "spline", Variant(spline=True), (values("spline_lr", 3e-3, 3e-2, 1e-1, 1e-3), values("enters", 2 / 3)),
         after=(("linear", ("lr",)),),
     ),
     Search(
@@ -55,7 +55,10 @@ SEARCHES = (
             values("flow_share", 1 / 20, 1.0, 5.0, 1 / 100),
             values("enters", 0.0, 2 / 3),
             values("mixing", "frozen", "colours"),
-            values("family", "two scales", "affine", "thin", "linear map", "residual"),
+            (
+                *values("family", "two scales", "affine", "thin", "residual"),
+                {"family": "linear map", "mixing": "trained"},
+            ),
             values("frozen", 1 / 3),
         ),
         after=(("linear", ("lr",)), ("spline", ("spline_lr",))),

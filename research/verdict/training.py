@@ -122,8 +122,8 @@ def train(
     enters, freezes = round(variant.enters * steps), round((1 - variant.frozen) * steps)
     phase = Phase(without_flow(variant, tuple(images.shape[1:])), variant)
     for n in range(steps):
-        if variant.family and n == enters:
-            phase = Phase(with_flow(phase.model, variant), variant)
+        if n == enters and (n or variant.family):
+            phase = Phase(with_flow(phase.model, variant) if variant.family else phase.model, variant)
         if n == freezes:
             phase.freeze()
         started = time.process_time()

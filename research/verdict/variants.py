@@ -32,7 +32,8 @@ class Variant:
     Args:
         spline: whether a spline of grey levels, shared by all entries, is the flow from the first step.
         family: of the flow that enters behind it, a key of :data:`FAMILIES`; None for none.
-        enters: share of the steps before it enters, at the identity, with a fresh optimizer and average.
+        enters: share of the steps before it enters, at the identity, with a fresh optimizer and average; without a
+            family these alone are fresh.
         frozen: share of the steps at the end in which the flow is not trained.
         mixing: what is trained of the 1×1 convolutions: all, nothing ("frozen"), or what mixes the colours of one
             pixel ("colours", of a flow at one scale).

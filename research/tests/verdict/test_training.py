@@ -108,18 +108,27 @@ def test_a_run_says_its_steps_and_can_be_looked_at():
     assert not averaged.flow.flows[0].raw.equal(last.flow.flows[0].raw)
 
 
+@pytest.mark.parametrize("enters, phases", [(0.0, 1), (0.5, 2)])
+def test_without_a_flow_the_optimizer_and_the_average_are_fresh_at_that_share(enters, phases, monkeypatch):
+    made = []
+    monkeypatch.setattr("research.verdict.training.Phase", lambda *parts: made.append(Phase(*parts)) or made[-1])
+    train(replace(SMALL, family=None, enters=enters), IMAGES, 4, 0)
+    assert [phase.steps for phase in made] == ([4] if phases == 1 else [2, 2])
+    assert len({id(phase.model) for phase in made}) == 1 and len({id(phase.optimizer) for phase in made}) == phases
+
+
 def test_the_search_keeps_what_is_best_and_hands_it_on():
-    """A made-up bound: the best rate is 4e-3, the flow enters best at the start, and the thin one is best."""
+    """A made-up bound: the best rate is 4e-3, the flow enters best at the start, and the linear map is best."""
 
     def tried(variants):
         return [
-            abs(math.log(v.lr / 4e-3)) + abs(math.log(v.spline_lr / 3e-3)) + v.enters + (v.family != "thin")
+            abs(math.log(v.lr / 4e-3)) + abs(math.log(v.spline_lr / 3e-3)) + v.enters + (v.family != "linear map")
             for v in variants
         ]
 
     best = search.run(tried)
     assert best["linear"] == Variant(lr=4e-3) and best["spline"] == Variant(spline=True, lr=4e-3, spline_lr=3e-3)
-    assert (best["indm"].enters, best["indm"].family, best["indm"].mixing) == (0.0, "thin", "trained")
+    assert (best["indm"].enters, best["indm"].family, best["indm"].mixing) == (0.0, "linear map", "trained")
 
 
 def test_a_variant_is_called_by_what_is_not_the_default():
