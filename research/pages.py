@@ -31,7 +31,7 @@ from research.records import RECORDS, Records
 from research.tables import flow_worth, flows, imputation, laws, outliers, regression
 from research.translation import flow_alone, truth
 from research.translation import study as translation
-from research.verdict import costs, dial, search
+from research.verdict import costs, dial, final, search
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT / "research", ROOT / "docs")
@@ -101,6 +101,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "conditional": lambda: conditional.summary(of("conditional")),
     "cell": lambda *arguments: cell(*arguments),
     "verdict-search": lambda: search.markdown(of("verdict-search")),
+    "verdict-levels": lambda: final.level_table(of("verdict-search")),
     "verdict-costs": lambda data: costs.markdown(of("verdict-costs", data=data)),
     "verdict-dial": lambda name: dial.markdown(of("verdict-dial"), name),
     "verdict-dial-tuning": lambda: dial.tuning(of("verdict-dial")),

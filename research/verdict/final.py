@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from indm.model import INDM
+from research.markdown import in_table
 from research.records import RECORDS, Records, made_by
 from research.verdict.costs import costs
 from research.verdict.images import Images, load
@@ -78,3 +79,16 @@ def trained(job: Job, images: Images) -> tuple[INDM, dict[str, Any]]:
     model, _, row = train(variant, images.train, steps, job.seed, look)
     row |= {"setting": str(variant), "curve": curve, "valid": bound(model, images.valid)["bits"]}
     return model, row | made_by(job.seed)
+
+
+def level_table(table: Records) -> str:
+    """Where the models differ: the score term by level of noise, bits/dim, of the variants that were chosen, in the search."""
+    found = [table.at(variant=str(variant)).rows()[0]["by_level"] for variant in CHOSEN.values()]
+    rows = [
+        (
+            f"{parts[0]['noise'][0]:.3g} to {parts[0]['noise'][1]:.3g}",
+            *(f"{part['bits_per_dim']:.4f}" for part in parts),
+        )
+        for parts in zip(*found, strict=True)
+    ]
+    return in_table("σ/α", *CHOSEN, rows=rows)
