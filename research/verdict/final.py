@@ -82,7 +82,7 @@ def trained(job: Job, images: Images) -> tuple[INDM, dict[str, Any]]:
 
 
 def level_table(table: Records) -> str:
-    """Where the models differ: the score term by level of noise, bits/dim, of the variants that were chosen, in the search."""
+    """The score term of the chosen variants in the search by level of noise, bits/dim: where they differ."""
     found = [table.at(variant=str(variant)).rows()[0]["by_level"] for variant in CHOSEN.values()]
     rows = [
         (
