@@ -43,8 +43,7 @@ class Evaluate(ShowsProgress):
     def run(self) -> int:
         from accelerate import PartialState
 
-        from indm.workbench.evaluation.diagnosis import conclusion
-        from indm.workbench.evaluation.results import evaluate_run, level_table, likelihood_table
+        from indm.workbench.evaluation.results import conclusion, evaluate_run, level_table, likelihood_table
         from indm.workbench.runs.folder import check_absent, recipe_of, run_folder
 
         texts = {key: text for key, text in vars(self.options).items() if text is not None}
@@ -60,13 +59,13 @@ class Evaluate(ShowsProgress):
 
 
 @dataclass
-class Compare(ShowsProgress):
+class Compare(Computes):
     """Compare evaluated runs: a table, paired differences from the first, a page.
 
     Runs whose recipes differ in the seed alone are one method. Methods are compared in pairs of equal seeds; a verdict
     needs two seeds or more of each, and Holm's adjusted p over all differences shown to be at most 5 %. Methods whose
     budgets differ by more than 10 % are not comparable and get none. A budget is steps times what a step costs, as
-    measured side by side: when a run was trained with --like the other, else now. Of one run it is a page of that run.
+    measured side by side where a run was trained with --like the other. Of one run it is a page of that run.
     """
 
     run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN…]", help_behavior_hint="(required)")]
@@ -83,7 +82,7 @@ class Compare(ShowsProgress):
         from indm.workbench.runs.folder import check_absent
 
         check_absent(self.out, FILES, self.overwrite)
-        print(compare(list(self.run_folders), self.out, equal=self.equal, progress=self.progress))
+        print(compare(self.run_folders, self.out, equal=self.equal))
         print(f"{self.out / 'comparison.html'}")
         return DONE
 

@@ -140,7 +140,10 @@ class Fid(Draws):
             raw, levels, drawn = draw(run, drawing, out, overwrite=self.overwrite, progress=progress)
             samples = fid.Images(raw, levels, {"run": str(run), "drawn": drawn})
         else:
-            samples = fid.open_images(self.source, split="test", **reading).first(n)
+            samples = fid.open_images(self.source, split="test", **reading)
+            if n is not None and n > len(samples.raw):
+                raise ValueError(f"n must be at most the {len(samples.raw)} images that there are, got {n}")
+            samples = replace(samples, raw=samples.raw[:n])
         record = fid.score(samples, reference, features, progress=progress)
         print(fid.score_table(record))
         atomic.json_object(out / "fid.json", record)

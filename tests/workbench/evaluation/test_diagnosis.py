@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from indm.workbench.cli.main import main
-from indm.workbench.evaluation.diagnosis import advice, conclusion
+from indm.workbench.evaluation.results import advice, conclusion
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import read_metrics
 
@@ -163,7 +163,7 @@ def test_causes_that_are_no_training(tmp_path):
 
 def test_evaluate_says_it_and_its_command_goes_on(tmp_path, monkeypatch, capsys):
     """A run of three steps on the digits, continued by the very command that its evaluation prints."""
-    monkeypatch.setattr("indm.workbench.evaluation.diagnosis.ENOUGH_STEPS", 13)
+    monkeypatch.setattr("indm.workbench.evaluation.results.ENOUGH_STEPS", 13)
     run = tmp_path / "a run"
     small = "--flow identity --net mlp --net.width 8 --net.depth 1 --train.seconds inf --train.steps 3 --quiet"
     assert main(["train", "digits", "--out", str(run), *small.split(), "--train.threads", "1"]) == 0
@@ -185,5 +185,5 @@ def test_evaluate_says_it_and_its_command_goes_on(tmp_path, monkeypatch, capsys)
     again = ["evaluate", str(run), "--examples", "40", "--nll-examples", "0", "--quiet", "--overwrite"]
     assert main(again) == 0
     *table, last = capsys.readouterr().out.splitlines()
-    assert "weights of step 13: the training has not ended" in table
+    assert "weights of a checkpoint: the training has not ended" in table
     assert last.endswith("Likely cause: its training has not ended.")
