@@ -34,7 +34,7 @@ def strips_of(folders: list[Path], image: Path, o: argparse.Namespace) -> list[F
 
 def _strip(title: str, runs: TranslationRuns, route: Route, image: Path, o: argparse.Namespace) -> FrameStrip:
     model = route.models[0]
-    (item,) = find([image], model, runs.data, grey=runs.grey[0])
+    (item,) = find([image], model, runs.data)
     translate = BatchTranslator(route, TranslationOptions(strip=o.frames // len(route.legs), seed=o.seed))
     (translated,) = translate(item.read().pixels[None])
     return FrameStrip(title, translate.times, cast(Tensor, translated.frames), cast(int, model.scaling.levels))

@@ -94,7 +94,7 @@ class App(Computes):
     With "indm app RUN RUN_B" it also translates between two models, with "indm app PAIR" between those of a pair, and
     with one model of classes between classes. Ctrl-C ends it. It needs Gradio, and no network. Images of up to 10 MB
     are read as "indm translate" reads them, one request is computed at a time, and no file of this machine is served.
-    Uploads are kept for an hour, 500 MB of them at most, and go when it ends.
+    Uploads are kept for an hour, and go when it ends.
     """
 
     run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN]", help_behavior_hint="(required)")]

@@ -1,5 +1,6 @@
 """``indm translate``: files of A translated into files of B, with a report of how well."""
 
+import functools
 import shlex
 import time
 from collections.abc import Sequence
@@ -9,7 +10,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Num
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -29,7 +29,6 @@ from indm.workbench.translation.routes import (
     Translated,
     TranslationRuns,
     find,
-    route_of,
 )
 
 NEAR_SOURCE = 3 / 256  # distance of a result from its source, as a share of the grey levels
@@ -61,13 +60,13 @@ def translate_files(
         OSError: a file cannot be written; the report names what was done until then.
     """
     route = route_of(runs, options)
-    model, grey = route.models[0], runs.grey[0]
+    model = route.models[0]
     if options.page and (len(model.shape) != 3 or model.shape[0] not in (1, 3) or model.scaling.levels is None):
         raise ValueError(f"page needs images, got events of shape {model.shape}; leave out --page")
-    items = find(sources, model, runs.data, grey=grey, strict=options.strict, alpha=options.keep_alpha)
+    items = find(sources, model, runs.data)
     check_sources_stay(items, out, options.folders())
     weights = {str(folder): weights_hash(folder) for folder in runs.folders}
-    translation = Translation(BatchTranslator(route, options), out, runs.grey)
+    translation = Translation(BatchTranslator(route, options), out)
     try:
         with tqdm(total=len(items), desc="translating", unit="image", disable=not progress) as bar:
             for first in range(0, len(items), options.batch_size):
@@ -85,18 +84,30 @@ def translate_files(
             "provenance": provenance(options.seed, weights),
         }
         if report["examples"] and options.strength == 1:  # else little is meant to change
-            report["conclusions"] = conclusions(mean_distance(report), model.scaling.levels, runs.folders)
+            report["conclusions"] = conclusions(report, runs.folders)
         atomic.json_object(out / REPORT, report)
     if options.page and report["examples"]:
-        words = _words(route, options.strip or FRAMES)
+        frames = options.strip or FRAMES
+        ways = ["up" if leg.start < leg.end else "down" for leg in route.legs for _ in range(frames)]
+        words = [f"t = {t:.2g}, {way}" for t, way in zip(route.times(frames), ways, strict=True)]
         write_page(out / PAGE, report, sentences(report), words, translation.kept[:MOST])
     return report
 
 
-def _words(route: Route, frames: int) -> list[str]:
-    """The time of each frame, and whether the route goes up there or down."""
-    ways = ["up" if leg.start < leg.end else "down" for leg in route.legs for _ in range(frames)]
-    return [f"t = {t:.2g}, {way}" for t, way in zip(route.times(frames), ways, strict=True)]
+def route_of(runs: TranslationRuns, options: TranslationOptions) -> Route:
+    """The route from A to B; a ValueError for a bad option, or a cycle along a route that leads nowhere back."""
+    shared: dict = {"strength": options.strength, "steps": options.steps, "tol": options.tol}
+    if options.method == "sdedit":
+        if options.guidance != 1:
+            raise ValueError(f"guidance must be 1 for method 'sdedit', got {options.guidance:g}: it has no model of A")
+        route = runs.sdedit(**shared)
+    else:
+        route = runs.route(stochastic=options.stochastic, guidance=options.guidance, **shared)
+    if options.cycle:
+        route.back()
+    if options.errors and options.tol is None and options.steps < 2 * len(route.legs):
+        raise ValueError(f"errors needs steps of at least {2 * len(route.legs)}, to halve them, got {options.steps}")
+    return route
 
 
 class Translation:
@@ -108,8 +119,8 @@ class Translation:
         kept: row, source and translation of the first, which the sheet and the page show.
     """
 
-    def __init__(self, translate: BatchTranslator, out: Path, grey: tuple[bool, bool]):
-        self.translate, self.out, self.grey, self.seconds = translate, out, grey, 0.0
+    def __init__(self, translate: BatchTranslator, out: Path):
+        self.translate, self.out, self.seconds = translate, out, 0.0
         self.options, self.levels = translate.options, cast(int, translate.route.models[0].scaling.levels)
         self.rows: list[dict] = []
         self.failed: dict[str, str] = {}
@@ -139,52 +150,39 @@ class Translation:
         try:
             return item.read()
         except (ValueError, OSError) as error:
-            if self.options.strict:
-                raise ValueError(f"strict: {item.source}: {error}") from error
             self.failed[item.name] = reason(error)
             return None
 
     def _write(self, item: Item, source: Example, translated: Translated) -> None:
-        """Write the pictures of one result, or keep it until its array is complete."""
+        """Write the pictures of one result; that of an array is kept until its rows are complete."""
         if self.options.strip and translated.frames is not None:
             strip = FrameStrip("", self.translate.times, translated.frames, self.levels)
             write_strips([strip], self.out / "strips" / f"{item.name}.png")
         if item.row is not None:
             self.arrays.setdefault(item.source, []).append((item, translated.result))
             return
-        _save(result_path(self.out, item), self._like(source, translated.result))
+        image = picture(translated.result, self.levels)
+        if self.options.size == "source" and source.sides:
+            image = image.resize(source.sides[::-1], Image.Resampling.BICUBIC)
+        images = {result_path(self.out, item): image}
         if translated.returned is not None:
-            _save(self.out / "cycle" / f"{item.name}.png", self._picture(translated.returned, self.grey[0]))
+            images[self.out / "cycle" / f"{item.name}.png"] = picture(translated.returned, self.levels)
+        for path, shown in images.items():
+            atomic.whole(path, functools.partial(shown.save, format="PNG"))
 
     def finish(self) -> dict:
         """Write arrays and sheet; the rows, what failed, and the evaluations of one example."""
         for pairs in self.arrays.values():
             items, results = zip(*pairs, strict=True)
-            self._save_array(items, torch.stack(results))
+            content = {"samples": torch.stack(results).numpy(), "levels": np.array(self.levels or 0)}
+            content |= {"rows": np.array([item.row for item in items])}
+            atomic.whole(result_path(self.out, items[0]), atomic.arrays_into(content))
         if self.kept:
             self._save_sheet(self.out / f"{SHEET}.png")
         each = self.seconds / max(1, len(self.rows) + len(self.failed))
         return {
             "examples": self.rows, "failed": self.failed, "nfe": self.translate.nfe, "seconds_per_example": each
         }  # fmt: skip
-
-    def _picture(self, pixels: Num[Tensor, "c h w"], grey: bool) -> Image.Image:
-        image = picture(pixels, self.levels)
-        return image.convert("L") if grey else image
-
-    def _like(self, source: Example, result: Tensor) -> Image.Image:
-        """The picture of a result, of the size that was asked for and as opaque as its source."""
-        image = self._picture(result, self.grey[1])
-        if self.options.size == "source" and source.sides:
-            image = image.resize(source.sides[::-1], Image.Resampling.BICUBIC)
-        if source.alpha is not None:
-            image.putalpha(source.alpha.resize(image.size, Image.Resampling.BILINEAR))
-        return image
-
-    def _save_array(self, items: Sequence[Item], results: Tensor) -> None:
-        path = result_path(self.out, items[0])
-        content = {"samples": results.numpy(), "levels": np.array(self.levels or 0)}
-        atomic.whole(path, atomic.arrays_into(content | {"rows": np.array([item.row for item in items])}))
 
     def _save_sheet(self, path: Path) -> None:
         from indm.workbench.figures import plots, sheets  # which load matplotlib
@@ -199,10 +197,6 @@ class Translation:
         elif first.ndim == 2 and first.shape[1] > 1:
             points: dict[str, Any] = {name: column.float() for name, column in columns.items()}
             plots.save_pixels(sheets.samples_picture(points, 0, {}), path)
-
-
-def _save(path: Path, image: Image.Image) -> None:
-    atomic.whole(path, lambda beside: image.save(beside, format="PNG"))
 
 
 def result_path(out: Path, item: Item) -> Path:
@@ -242,11 +236,9 @@ def mean_distance(report: dict) -> float:
     return sum(row["distance_rms"] for row in report["examples"]) / len(report["examples"])
 
 
-def conclusions(distance: float, levels: int | None, runs: Sequence[Path]) -> list[str]:
-    """What says that the models in ``runs`` have hardly learned; nothing where all is well.
-
-    ``distance`` is that of results from their sources, RMS; of vectors (``levels`` None) it says nothing.
-    """
+def conclusions(report: dict, runs: Sequence[Path]) -> list[str]:
+    """What says that the models of images in ``runs`` have hardly learned; nothing where all is well."""
+    distance, levels = mean_distance(report), report["levels"]
     if levels is None or distance >= NEAR_SOURCE * levels:
         return []
     commands = " and ".join(f"'{shlex.join(['indm', 'evaluate', str(run)])}'" for run in dict.fromkeys(runs))

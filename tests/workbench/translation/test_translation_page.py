@@ -56,7 +56,7 @@ def home(tmp_path_factory):
 
 
 def opened(home):
-    return TranslationRuns((home / "a", home / "b"), (a_model(0), a_model(1)), "forward", {}, {})
+    return TranslationRuns((home / "a", home / "b"), (a_model(0), a_model(1)), {}, {})
 
 
 def translated(home, out, options=QUICK):
@@ -194,7 +194,7 @@ def test_a_page_shows_the_first_of_many(home, made, tmp_path, monkeypatch):
 def test_vectors_have_no_page(tmp_path):
     vectors = [a_model(seed, (2,), Scaling()) for seed in (0, 1)]
     np.save(tmp_path / "points.npy", np.zeros((3, 2)))
-    runs = TranslationRuns((tmp_path,) * 2, tuple(vectors), "forward", {}, {})
+    runs = TranslationRuns((tmp_path,) * 2, tuple(vectors), {}, {})
     with pytest.raises(ValueError, match=r"page needs images, got events of shape \(2,\); leave out --page"):
         translate_files(runs, [tmp_path / "points.npy"], tmp_path / "out", QUICK, progress=False)
     assert not (tmp_path / "out").exists()
