@@ -1,8 +1,8 @@
-"""Likelihoods that need no training, on the examples of an evaluation: what a model must beat to have learned anything.
+"""Likelihoods that need no training: what a model must beat on the same examples to have learned anything.
 
-Each is what the NELBO with its reconstruction term is: nats of the raw data, with dequantized grey levels. Uniform
-noise gives each of L levels the probability 1/L; vectors of floats have no such baseline. A Gaussian is fitted to the
-training split. PNG is the size of the file that Pillow writes, its 50 to 60 bytes around the pixels included.
+Each is nats of the raw data, with dequantized grey levels. Uniform noise gives each of L levels the probability 1/L;
+vectors of floats have no such baseline. A Gaussian is fitted to the training split. PNG is the size of the file that
+Pillow writes, its 50 to 60 bytes around the pixels included.
 """
 
 import io
@@ -96,7 +96,7 @@ def gaussian_nats(data: Data, raw: Tensor, seed: int = 0) -> tuple[Tensor, dict]
 
 
 def evenly_spaced(dataset: Examples, most: int) -> Tensor:
-    """Examples at equal distances over a data set, at most ``most``."""
+    """At most so many examples."""
     return torch.stack([dataset[i] for i in range(0, len(dataset), math.ceil(len(dataset) / most))])
 
 

@@ -21,6 +21,7 @@ FIRST_SMOOTH, FIRST = 12, 16  # steps of the coarsest level, for networks known 
 DOUBLINGS = 3  # of the coarsest level's steps that levels between may have
 UNUSUAL = 2.0  # an estimate whose stated error is above this many times the median is solved finely for certain
 MOST_UNUSUAL = 20  # one in so many estimates can be
+PARTS = ("estimates", "differences", "error")  # of a level, with an entry for each estimate
 SHARE = 0.2  # of the standard error over examples, that the corrections may add by default
 
 Steps = int | None  # None: as many as the error that is asked for needs
@@ -107,6 +108,12 @@ class Level:
     error: Tensor
     evaluations: float
 
+    def joined(self, other: "Level") -> "Level":
+        """With the estimates of another correction of this level."""
+        parts = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in PARTS}
+        m, n = len(self.estimates), len(other.estimates)
+        return replace(self, **parts, evaluations=(m * self.evaluations + n * other.evaluations) / (m + n))
+
 
 @dataclass(frozen=True)
 class Corrected:
@@ -184,7 +191,7 @@ def corrected(
         steps = [first, *(between[k] for k in chosen), None]
         spent = looked
     if len(steps) == 2:
-        levels = [joined(pilot, level(1, steps, subset(1)[LEAST : wanted[0]]))]
+        levels = [pilot.joined(level(1, steps, subset(1)[LEAST : wanted[0]]))]
     else:  # of subsets that had no part in the choice of the levels
         spent += pilot.evaluations * len(pilot.estimates)
         levels = [level(k, steps, subset(k + 1)[:size]) for k, size in enumerate(wanted, 1)]
@@ -217,13 +224,3 @@ def cheapest(values: Tensor, costs: Sequence[float], n: int, added_error: float)
         if cost < best[0]:
             best = cost, list(chosen), wanted
     return best[1:]
-
-
-def joined(first: Level, second: Level) -> Level:
-    """Two corrections of one level."""
-    estimates, differences, error = (
-        torch.cat([getattr(part, name) for part in (first, second)]) for name in ("estimates", "differences", "error")
-    )
-    m, n = len(first.estimates), len(second.estimates)
-    evaluations = (m * first.evaluations + n * second.evaluations) / (m + n)
-    return Level(first.steps, estimates, differences, error, evaluations)

@@ -17,7 +17,7 @@ from indm.multilevel import LEAST
 from indm.objective import LEVELS, nelbo
 from indm.sde.linear import LinearSDE
 from indm.workbench.evaluation.mean_nll import SHARE, Corrected, Steps, corrected, first_steps
-from indm.workbench.evaluation.statistics import in_both_units, mean_and_error, mean_error_and_noise
+from indm.workbench.evaluation.statistics import in_both_units, in_units, mean_and_error
 
 TERMS = ("reconstruction", "prior", "flow", "constant", "log_q")  # of the NELBO beside its score term
 Solve = Callable[[Tensor, Sequence[Steps]], tuple[Tensor, Tensor, int]]  # see indm.workbench.evaluation.mean_nll
@@ -33,7 +33,7 @@ class Estimate:
         without_reconstruction: (B,), the same without the reconstruction term.
         solver_error: (B,), of ``total``, nats; 0 where no ODE was solved.
         settings: how it was made.
-        nfe: evaluations of the network by the solver of an ODE; 0: none was solved.
+        nfe: evaluations of the network by the solver of an ODE.
         terms: (B, LEVELS + 5), nats: the score term by level, and the terms of :data:`TERMS`; None where not known.
     """
 
@@ -332,11 +332,3 @@ def solver_error(errors: Float[Tensor, " n"], dims: int, nll_error: float) -> di
     mean = {"nats": errors.mean().item(), "bits_per_dim": bits.mean().item()}
     largest = {"largest_bits_per_dim": bits.max().item()}
     return {"solver_error": mean | largest, "unconverged": int((bits > nll_error).sum())}
-
-
-def in_units(
-    draws: Float[Tensor, "repeats n"], dims: int, groups: Int[Tensor, " n"] | None = None
-) -> dict[str, float | None]:
-    """Mean, standard error and estimator noise of ``draws`` (see :func:`mean_error_and_noise`) in nats and bits/dim."""
-    mean, error, noise = mean_error_and_noise(draws, groups)
-    return in_both_units({"": mean, "_standard_error": error, "_estimator_noise": noise}, dims)

@@ -1,9 +1,7 @@
 """Means with standard errors, of samples and over seeds; and the test of a difference over seeds.
 
-A standard error is that of a mean: s/√n, s the sample standard deviation. Over the examples of one training it says
-which of two models is better; which *method* is better is a question to several trainings of each (seeds). So a verdict
-on methods needs seeds (:class:`Difference`), and where there are several verdicts at once, Holm's adjustment over all
-of them (:func:`holm`).
+Over the examples of one training a standard error says which of two models is better; which *method* is better is a
+question to several trainings of each (seeds). Several verdicts at once need Holm's adjustment (:func:`holm`).
 """
 
 import math
@@ -50,19 +48,6 @@ def mean_and_error(values: Float[Tensor, " n"], groups: Int[Tensor, " n"] | None
     return mean.item(), math.sqrt(deviations.square().sum().item() * len(names) / (len(names) - 1)) / n
 
 
-def mean_error_and_noise(
-    draws: Float[Tensor, "repeats n"], groups: Int[Tensor, " n"] | None = None
-) -> tuple[float, float, float]:
-    """Mean over samples, its standard error (see :func:`mean_and_error`), and the part of it that is estimator noise.
-
-    The noise would remain if the samples themselves were fixed: √(mean variance within a sample / (repeats · n)). Where
-    draws are stratified over the batch (the times of the NELBO) the mean is sharper than that.
-    """
-    repeats, n = draws.shape
-    noise = math.sqrt(draws.var(0).mean().item() / (repeats * n))
-    return *mean_and_error(draws.mean(0), groups), noise
-
-
 def in_both_units(nats: Mapping[str, float], dims: int) -> dict[str, float | None]:
     """Numbers in nats, by the suffix of their key, in nats and in bits/dim of events of so many entries.
 
@@ -78,6 +63,20 @@ def in_both_units(nats: Mapping[str, float], dims: int) -> dict[str, float | Non
         for unit, size in units.items()
         for end, value in nats.items()
     }
+
+
+def in_units(
+    draws: Float[Tensor, "repeats n"], dims: int, groups: Int[Tensor, " n"] | None = None
+) -> dict[str, float | None]:
+    """Mean over samples, its standard error (see :func:`mean_and_error`), and the part of it that is estimator noise,
+    of draws in nats, in nats and bits/dim.
+
+    The noise would remain if the samples themselves were fixed: √(mean variance within a sample / (repeats · n)). Where
+    draws are stratified over the batch (the times of the NELBO) the mean is sharper than that.
+    """
+    noise = math.sqrt(draws.var(0).mean().item() / draws.numel())
+    mean, error = mean_and_error(draws.mean(0), groups)
+    return in_both_units({"": mean, "_standard_error": error, "_estimator_noise": noise}, dims)
 
 
 def over_seeds(values: Sequence[float], alone: float = math.nan) -> tuple[float, float]:
@@ -165,21 +164,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def verdict(difference: float, p_holm: float) -> str:
-    """Of a loss: "better" (less) or "worse" where the adjusted p is at most 5 %, else "undecided"; "untested" without
-    p."""
-    if math.isnan(p_holm):
-        return "untested"
-    if p_holm > LEVEL:
-        return "undecided"
-    return "better" if difference < 0 else "worse"
-
-
 def judged(differences: Sequence[Difference], tested: Sequence[bool] | None = None) -> list[dict]:
     """The differences of a loss as one family, each as JSON can hold it: errors, p, Holm's p, and the verdict.
 
-    A verdict is "better" (less), "worse", "undecided", or "untested": for one seed, and where ``tested`` is False,
-    which leaves a difference out of the family.
+    A verdict is "better" (less) or "worse" where Holm's p is at most 5 %, else "undecided"; and "untested" for one
+    seed, and where ``tested`` is False, which leaves a difference out of the family.
     """
     ps = [d.p if t else math.nan for d, t in zip(differences, tested or [True] * len(differences), strict=True)]
     rows = []
@@ -194,5 +183,7 @@ def judged(differences: Sequence[Difference], tested: Sequence[bool] | None = No
             "p_holm": p_holm,
         }
         row = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        rows.append(row | {"verdict": verdict(d.difference, p_holm)})
+        decided = "better" if d.difference < 0 else "worse"
+        verdict = "untested" if math.isnan(p_holm) else decided if p_holm <= LEVEL else "undecided"
+        rows.append(row | {"verdict": verdict})
     return rows

@@ -1,8 +1,7 @@
-"""A self-contained HTML page: a conclusion and contents on top, then headings, paragraphs, tables and pictures in the
-order in which they are added.
+"""A self-contained HTML page: a conclusion and contents on top, then what is added.
 
-Tables are sorted and copied, and pictures enlarged, by pointer or keyboard. It can be read
-on a screen of 400 pixels, in the light or the dark as the reader's system has it, and without its scripts.
+Tables are sorted and copied, and pictures enlarged, by pointer or keyboard. It can be read on a screen of 400 pixels,
+in the light or the dark as the reader's system has it, and without its scripts.
 """
 
 import base64
@@ -66,28 +65,28 @@ class Page:
 
     def picture(self, path: Path, caption: str) -> None:
         """The PNG at ``path``, embedded."""
-        self.parts.append(f"<figure>{_embedded(path, caption)}{_caption(caption)}</figure>")
+        words = html.escape(caption)
+        shown = f'<img class="zoomable" src="{_uri(path.read_bytes())}" alt="{words}">'
+        self.parts.append(f"<figure>{shown}<figcaption>{words}</figcaption></figure>")
 
     def add(self, fragment: str) -> None:
         """HTML as it is."""
         self.parts.append(fragment)
 
     def write(self, path: Path) -> None:
-        meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        head = f"{meta}<title>{html.escape(self.title)}</title><style>{self._of_files('.css')}</style>"
-        body = "\n".join([*self._top(), *self.parts, f"<script>{self._of_files('.js')}</script>"])
-        atomic.text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n')
-
-    def _top(self) -> list[str]:
-        """Title, conclusion and contents."""
-        lines = "".join(map(_paragraph, self.conclusion))
+        """Title, conclusion, contents, and what was added."""
         entries = "".join(
             f'<li class="level{level}"><a href="#{anchor}">{html.escape(text)}</a></li>'
             for anchor, (text, level) in self.contents.items()
         )
-        top = [f"<h1>{html.escape(self.title)}</h1>"]
-        top += [f'<section class="conclusion">{lines}</section>'] if lines else []
-        return top + ([f"<nav><ul>{entries}</ul></nav>"] if entries else [])
+        lines = "".join(map(_paragraph, self.conclusion))
+        parts = [f"<h1>{html.escape(self.title)}</h1>"]
+        parts += [f'<section class="conclusion">{lines}</section>'] if lines else []
+        parts += [f"<nav><ul>{entries}</ul></nav>"] if entries else []
+        meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        head = f"{meta}<title>{html.escape(self.title)}</title><style>{self._of_files('.css')}</style>"
+        body = "\n".join([*parts, *self.parts, f"<script>{self._of_files('.js')}</script>"])
+        atomic.text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n')
 
     def _of_files(self, suffix: str) -> str:
         """All styles or scripts."""
@@ -120,14 +119,6 @@ def image(picture: Image.Image, alt: str, kind: str = "", hidden: bool = False) 
 def _paragraph(text: str) -> str:
     """A paragraph, of which no line ends within an option."""
     return "<p>" + OPTION.sub(r"<code>\g<0></code>", html.escape(text)) + "</p>"
-
-
-def _embedded(path: Path, caption: str) -> str:
-    return f'<img class="zoomable" src="{_uri(path.read_bytes())}" alt="{html.escape(caption)}">'
-
-
-def _caption(caption: str) -> str:
-    return f"<figcaption>{html.escape(caption)}</figcaption>"
 
 
 def _uri(png: bytes) -> str:

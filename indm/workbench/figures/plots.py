@@ -1,7 +1,4 @@
-"""Figures in one style, as PNG.
-
-Fonts, a colour for each model, one legend, and labels in lines.
-"""
+"""Figures in one style, as PNG: fonts, a colour for each model, one legend, and labels in lines."""
 
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -32,7 +29,6 @@ DATA_COLOUR = "black"
 CHARACTER = 0.65 * FONT_SIZE / 72  # inches, about
 Pixels = UInt8[np.ndarray, "height width 3"]
 Colours = Mapping[str, str]  # by model, the same in all figures of a page; what has none is black
-Limits = tuple[tuple[float, float], tuple[float, float]] | None  # of both axes
 
 styled = matplotlib.rc_context(
     {
@@ -54,7 +50,9 @@ def colours_of(models: Iterable[str]) -> dict[str, str]:
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(models))}
 
 
-# ── Files ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+def pixels_into(pixels: Pixels) -> atomic.Write:
+    """What writes bytes as PNG."""
+    return lambda path: Image.fromarray(pixels).save(path, format="PNG")
 
 
 def save_pixels(pixels: Pixels, path: Path) -> None:
@@ -62,20 +60,11 @@ def save_pixels(pixels: Pixels, path: Path) -> None:
     atomic.whole(path, pixels_into(pixels))
 
 
-def pixels_into(pixels: Pixels) -> atomic.Write:
-    """What writes bytes as PNG."""
-    return lambda path: Image.fromarray(pixels).save(path, format="PNG")
-
-
+@styled
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
-    atomic.whole(path, figure_into(figure))
-
-
-def figure_into(figure: Figure) -> atomic.Write:
-    """What writes ``figure`` as PNG, after :func:`finish`."""
+    """Write ``figure`` as PNG, after :func:`finish`."""
     finish(figure)
-    return styled(lambda path: figure.savefig(path, format="png", dpi=DPI))
+    atomic.whole(path, lambda beside: figure.savefig(beside, format="png", dpi=DPI))
 
 
 @styled
@@ -86,15 +75,6 @@ def pixels_of(figure: Figure) -> Pixels:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]
-
-
-# ── Style ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def say_empty(axes: Axes, why: str) -> None:
-    """Write in a panel why there is nothing in it."""
-    axes.text(0.5, 0.5, textwrap.fill(why, 32), ha="center", va="center", transform=axes.transAxes, color="0.35")
-    axes.set(xticks=[], yticks=[])
 
 
 @styled
@@ -127,9 +107,6 @@ def in_lines(text: str, inches: float) -> str:
     return "\n".join(textwrap.fill(line, max(1, int(inches / CHARACTER))) for line in text.split("\n"))
 
 
-# ── Panels ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @styled
 def scatter(samples: Tensor, reference: Tensor | None, density: Density | None, path: Path) -> None:
     """Samples (N, 2 or more) beside the density, or beside ``reference`` data; alone where there are none."""
@@ -150,17 +127,16 @@ def scatter(samples: Tensor, reference: Tensor | None, density: Density | None, 
     save_figure(figure, path)
 
 
-def background(axes: Axes, density: Density, extent: tuple[float, float, float, float], scaling=None) -> None:
-    """A density of the plane as colours; ``extent`` in units of ``scaling`` where there is one."""
+def background(axes: Axes, density: Density, extent: tuple[float, float, float, float]) -> None:
+    """A density of the plane as colours."""
     x0, x1, y0, y1 = extent
     grid = torch.cartesian_prod(torch.linspace(x0, x1, 300), torch.linspace(y0, y1, 300))
-    values = density.log_prob(grid if scaling is None else scaling.to_data(grid)).exp().reshape(300, 300).T
+    values = density.log_prob(grid).exp().reshape(300, 300).T
     axes.imshow(values.numpy(), origin="lower", extent=extent, cmap="viridis")
     axes.set(title="density", xlabel="x₁", ylabel="x₂")
 
 
-def dots(axes: Axes, points: Tensor, title: str, colour: str = COLOURS[0], limits: Limits = None) -> None:
+def dots(axes: Axes, points: Tensor, title: str, colour: str = COLOURS[0]) -> None:
     """The first two entries of points (N, 2 or more)."""
     axes.plot(*points[:, :2].numpy().T, ".", markersize=2, alpha=0.5, color=colour)
     axes.set(title=title, aspect="equal", xlabel="x₁", ylabel="x₂")
-    axes.set(**({} if limits is None else {"xlim": limits[0], "ylim": limits[1]}))
