@@ -17,7 +17,7 @@ from indm.checks import check_arguments
 from indm.messages import brief, listed
 from indm.nets.unet import Attention, ResBlock
 from indm.published.checkpoint import Reader, State, alike, check_agrees, contradictions
-from indm.published.ncsnpp import Fourier, NCSNpp, ResidualInlet, SkipInlet
+from indm.published.ncsnpp import Fourier, Inlet, NCSNpp
 
 Tables = dict[str, dict[str, Any]]  # keys by table
 # What tensors do not show, as published: DDPM++ with VP and sub-VP, NCSN++ with VE.
@@ -147,22 +147,12 @@ def _infer(layers: dict[int, State], kinds: list[str]) -> tuple[dict, list[bool]
         "embedding": "fourier" if kinds[0] == "fourier" else "positional",
     }
     if levels > 1:
-        doubled = _inputs(first[1]) == 2 * _outputs(first[0])
-        arguments["output_pyramid"] = "sum" if "norm" in kinds[:-2] else "none"
-        arguments |= _pyramid_arguments([kinds[n] for n in between[0]], doubled)
+        down, *inlet = (kinds[n] for n in between[0])
+        if down != "resampling" or inlet not in ([], ["filtered"], ["strided"]):
+            raise ValueError("levels are joined by other layers than a residual block and a strided convolution")
+        arguments |= {"input_pyramid": "residual" if inlet else "none"} | ({"fir": ()} if inlet == ["strided"] else {})
     attention = [[kinds[n] for n in run].count("attention") for run in runs[:levels]]
     return arguments, [n > (level == levels - 1) for level, n in enumerate(attention)], image_channels
-
-
-def _pyramid_arguments(kinds: list[str], doubled: bool) -> dict:
-    """Arguments that show in the layers between the first two levels; ``doubled``: channels are concatenated there."""
-    down, *inlet = kinds
-    if down != "resampling":
-        raise ValueError("levels are joined by another layer than a residual block")
-    if not inlet:
-        return {"input_pyramid": "none"}
-    pyramids = {"filtered": "residual", "strided": "residual", "skip": "cat" if doubled else "sum"}
-    return {"input_pyramid": pyramids[inlet[0]]} | ({"fir": ()} if inlet[0] == "strided" else {})
 
 
 def _runs(kinds: list[str], start: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -187,7 +177,7 @@ def _kind(layer: State) -> str:
         return "resampling" if "Conv_2" in names and _inputs(layer) == _outputs(layer) else "block"
     if names & {"NIN_1", "NIN_2", "NIN_3"}:
         return "attention"
-    for mark, kind in {"Conv2d_0": "filtered", "Conv_0": "strided", "Conv": "skip"}.items():
+    for mark, kind in {"Conv2d_0": "filtered", "Conv_0": "strided"}.items():
         if mark in names:
             return kind
     if "W" in layer:
@@ -234,10 +224,7 @@ def published_order(net: NCSNpp) -> Iterator[nn.Module]:
     for i, (blocks, attention) in enumerate(zip(net.decoder, net.decoder_attention, strict=True)):
         yield from net.ups[i - 1 : i] if i > 0 else ()
         yield from _present(*blocks, attention)
-        if net.output_pyramid == "sum":
-            yield from (net.readouts[i].norm, net.readouts[i].conv)
-    if net.output_pyramid == "none":
-        yield from (net.readouts[0].norm, net.readouts[0].conv)
+    yield from (net.norm, net.output)
 
 
 def _present(*parts: nn.Module) -> Iterator[nn.Module]:
@@ -259,9 +246,9 @@ def tensors_of(part: Any) -> list[tuple[str, Tensor]]:
         maps = [(f"NIN_{i}.W", weight.mT) for i, weight in enumerate(weights)]
         maps += [(f"NIN_{i}.b", bias) for i, bias in enumerate(biases)]
         return _of_layer("GroupNorm_0.", part.norm) + maps
-    if isinstance(part, ResidualInlet):
+    if isinstance(part, Inlet):
         return _of_layer("Conv2d_0." if part.down.taps else "Conv_0.", part.down.conv)
-    return _of_layer("Conv.", part.conv) if isinstance(part, SkipInlet) else _of_layer("", part)
+    return _of_layer("", part)
 
 
 def _of_layer(name: str, layer: Any) -> list[tuple[str, Tensor]]:

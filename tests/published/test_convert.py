@@ -58,9 +58,7 @@ VE = {"sde": "vesde", "embedding_type": "fourier", "scale_by_sigma": True, "cent
         VE | {"fir": True, "progressive_input": "residual", "sigma_max": 90, "num_channels": 1},
         VE | {"progressive_input": "residual", "skip_rescale": False, "scale_by_sigma": False, "num_res_blocks": 2},
         {"fir": True, "fir_kernel": [1, 2, 4], "beta_min": 0.2, "beta_max": 12.0},
-        VE | {"fir": True, "progressive_input": "input_skip", "progressive": "output_skip", "ch_mult": [1, 2, 2]},
-        {"progressive_input": "input_skip", "progressive_combine": "cat", "ch_mult": [1, 2, 2], "attention": False},
-        {"progressive_input": "residual", "progressive": "output_skip"},
+        {"progressive_input": "residual", "ch_mult": [1, 2, 2], "attention": False},
         {"sde": "vesde"},
         {"embedding_type": "fourier", "scale_by_sigma": True},
     ],
@@ -80,8 +78,7 @@ def test_what_the_tensors_tell():
     _, state, *_ = drawn(ch_mult=[1, 2, 2], num_res_blocks=3, attn_resolutions=[8, 2], num_channels=2)
     found, attends, channels = infer(state)
     assert found == {
-        "channels": 8, "multipliers": (1, 2, 2), "blocks": 3, "embedding": "positional",
-        "input_pyramid": "none", "output_pyramid": "none",
+        "channels": 8, "multipliers": (1, 2, 2), "blocks": 3, "embedding": "positional", "input_pyramid": "none"
     }  # fmt: skip
     assert attends == [True, False, True] and channels == 2
 

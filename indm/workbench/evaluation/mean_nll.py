@@ -110,9 +110,10 @@ class Level:
 
     def joined(self, other: "Level") -> "Level":
         """With the estimates of another correction of this level."""
-        parts = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in PARTS}
+        estimates, differences, error = (torch.cat([getattr(part, name) for part in (self, other)]) for name in PARTS)
         m, n = len(self.estimates), len(other.estimates)
-        return replace(self, **parts, evaluations=(m * self.evaluations + n * other.evaluations) / (m + n))
+        evaluations = (m * self.evaluations + n * other.evaluations) / (m + n)
+        return Level(self.steps, estimates, differences, error, evaluations)
 
 
 @dataclass(frozen=True)

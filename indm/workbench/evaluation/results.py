@@ -168,7 +168,8 @@ def read_evaluation(folder: Path) -> dict:
     return result
 
 
-def _read(folder: Path) -> Evaluated:
+def read_both(folder: Path) -> Evaluated:
+    """The report and the nats of an evaluated run."""
     return untrusted.json_object(folder / "evaluation.json"), untrusted.arrays(folder / "evaluation.npz")
 
 
@@ -183,14 +184,14 @@ def per_example(evaluated: Evaluated, kind: str = "nelbo") -> Float[np.ndarray, 
 
 def difference(pairs: Sequence[tuple[Path, Path]], kind: str = "nelbo") -> Difference:
     """The first less the second of each pair of runs, one pair for each seed, all evaluated on the same examples."""
-    evaluated = [(_read(one), _read(other)) for one, other in pairs]
+    evaluated = [(read_both(one), read_both(other)) for one, other in pairs]
     first, second = np.stack([[per_example(run, kind) for run in pair] for pair in evaluated], axis=1)
-    added = math.hypot(*(_added_error(*pair, kind) for pair in evaluated)) / len(pairs)
+    added = math.hypot(*(added_error(*pair, kind) for pair in evaluated)) / len(pairs)
     groups = evaluated[0][0][1].get("groups")
     return paired_by_examples(first, second, None if groups is None else groups[: first.shape[1]], added)
 
 
-def _added_error(one: Evaluated, other: Evaluated, kind: str) -> float:
+def added_error(one: Evaluated, other: Evaluated, kind: str) -> float:
     """The error that corrections of coarse solves add to the mean difference of two runs, in their unit.
 
     Both made the same draws. Where they have the same levels, the estimates that both corrected make their corrections
