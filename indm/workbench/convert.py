@@ -62,7 +62,7 @@ def convert(
     Returns:
         What is also written to ``conversion.json``, there with its provenance: the files with their weights and what
         of them is passed over, and where each setting is from (``from_the_tensors``; ``assumed``: from the recipe, or
-        as published; ``overruled``: of the recipe, otherwise by the tensors).
+        as published).
 
     Raises:
         ValueError: files that cannot be read, settings that are missing, unknown or contradicted, tensors that do not
@@ -75,11 +75,10 @@ def convert(
         raise ValueError("--flow must be left out where there is no flow checkpoint: the flow is the identity")
     fallback = recipes.load(recipe) if recipe is not None else {}
     data = _named_data(given, fallback)
-    size = _side_of_images(image_size, given)
-
+    said = _side_of_images(image_size, given)
+    size = _side_of(data) if said is None else said
     source = read_checkpoint(checkpoint)
-    likely = _side_of(data)
-    layout = architecture(source.state, given, fallback, size, likely if isinstance(likely, int) else None)
+    layout = architecture(source.state, given, fallback, size if isinstance(size, int) else None)
     data = data if "name" in data else _likely_data(layout.shape) | data
     data = _checked_data(data, layout, given.get("data", {}))
     files = [_file(source, weights or "ema")]
@@ -92,7 +91,7 @@ def convert(
         flow = flow_from_state(state, given.get("flow", {}), layout.shape, initial_inverses)
     model = INDM(flow, score, Scaling.images(LEVELS, score.backbone.centered), layout.shape).eval()
 
-    assumed = layout.assumed | ({"image_size": layout.shape[1]} if size is None else {})
+    assumed = layout.assumed | ({"image_size": size} if said is None else {})
     result = {
         "files": files,
         "step": source.step,
@@ -101,7 +100,6 @@ def convert(
         "recipe": None if recipe is None else str(recipe),
         "from_the_tensors": layout.inferred,
         "assumed": assumed | _assumed(model.description()["sde"], data, layout, given),
-        "overruled": layout.overruled,
         "data": data,
     }
     made_by = provenance(None, {file["name"]: file["sha256"] for file in files})

@@ -231,8 +231,8 @@ class Ends:
         shown = torch.cat([raw.cpu(), last.model.scaling.to_data(arrival.x).cpu()])
         rows = []
         for i, (leg, frames) in enumerate(zip(route.legs, arrival.frames[0].split(FRAMES), strict=True)):
-            tops = sheets.time_words(route.times(FRAMES)[i * FRAMES : (i + 1) * FRAMES])
-            rows.append(sheets.Panel(leg.model.scaling.to_data(frames).cpu(), FRAMES, tops=tops))
+            times = route.times(FRAMES)[i * FRAMES : (i + 1) * FRAMES]
+            rows.append(sheets.strip(leg.model.scaling.to_data(frames).cpu(), times))
         pair = sheets.Panel(shown, 2, tops=("source", "result"))
         return sheets.sheet([pair], first.levels), sheets.sheet(rows, first.levels, 1)
 

@@ -59,15 +59,7 @@ OF_LIKELIHOODS = "± one standard error, with the reconstruction term; log p(x|c
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of one run.
-
-    Attributes:
-        folder: of the run.
-        evaluation: its ``evaluation.json``.
-        recipe: of its training.
-        log: lines of its metrics; none of a converted checkpoint.
-        parameters: of its model; None: not known.
-    """
+    """What is known of one run; a converted checkpoint has no lines in its log, and nobody knows its parameters."""
 
     folder: Path
     evaluation: dict
@@ -125,8 +117,7 @@ def compare(folders: Sequence[Path], out: Path, *, equal: Equal = "cost") -> str
     Args:
         folders: of runs, one or more.
         out: where ``comparison.html`` is written, a page, its picture ``comparison.png`` and ``comparison.json``.
-        equal: what methods must have spent alike: "cost" is steps times their cost, as ``costs.json`` of a run that
-            was trained like the other has it; "steps" is steps alone.
+        equal: what methods must have spent alike: steps times their "cost", or "steps".
 
     Returns:
         The tables as text.

@@ -38,8 +38,7 @@ class RepeatableDraws:
         raw: (N, *event), data units.
         c: rows of its condition, or None.
         reference: the Gaussian law of the latents.
-        batch_size: examples that were drawn together.
-        repeats: draws of each batch.
+        batch_size, repeats: examples that were drawn together, and draws of each batch.
         seeds: of the draws, in the order batch · repeats + repeat.
         solver: options of :func:`indm.log_likelihood`.
     """
@@ -92,14 +91,10 @@ class RepeatableDraws:
 
 @dataclass(frozen=True)
 class Level:
-    """A correction: the NLL in ``steps`` less that in the steps of the level below, of some estimates.
+    """A correction: the NLL in ``steps`` less that in the steps of the level below, of M estimates by their numbers.
 
-    Attributes:
-        steps: None: as many as the error that is asked for needs.
-        estimates: their numbers, (M,).
-        differences: nats, (M,).
-        error: what the solver states of the finer of both, nats, (M,).
-        evaluations: of one difference.
+    ``differences`` are (M,) in nats, as is ``error``, what the solver states of the finer of both; ``evaluations`` are
+    those of one difference.
     """
 
     steps: Steps
@@ -207,12 +202,11 @@ def corrected(
 
 
 def cheapest(values: Tensor, costs: Sequence[float], n: int, added_error: float) -> tuple[list[int], list[int]]:
-    """Which levels between the first and the last to correct at, and in how many of n estimates each.
+    """Which levels between the first and the last to correct at, and in how many of n estimates each, such that the
+    corrections add at most ``added_error``.
 
-    Args:
-        values: of the same estimates at every level, (levels, m).
-        costs: evaluations of one estimate at each level but the first, whose values are known.
-        added_error: the standard error that the corrections may add.
+    ``values`` are of the same estimates at every level, (levels, m), and ``costs`` the evaluations of one at each level
+    but the first, whose values are known.
     """
     best: tuple[float, list[int], list[int]] = (math.inf, [], [])
     last = len(costs) - 1

@@ -46,12 +46,11 @@ Evaluated = tuple[dict[str, Any], dict[str, np.ndarray]]  # evaluation.json and 
 def evaluate_run(
     run: Path, changes: dict | None = None, *, data_table: dict | None = None, progress: bool = True
 ) -> dict:
-    """The likelihood of held-out data under a run's model, see :func:`indm.evaluate`.
+    """The likelihood of held-out data under a run's model, see :func:`indm.evaluate`, beside its baselines.
 
     ``changes`` override the recipe's ``[evaluate]``, and ``data_table`` replaces its ``[data]``. Writes
-    ``evaluation.json``, which is returned, and per-example nats to ``evaluation.npz``. Both have the baselines of
-    :mod:`indm.workbench.evaluation.baselines`, too. Where several processes were launched, each does its share; the
-    main one writes.
+    ``evaluation.json``, which is returned, and per-example nats to ``evaluation.npz``. Where several processes were
+    launched, each does its share; the main one writes.
 
     Raises:
         ValueError: the split holds fewer than two examples, or an option is out of range.
@@ -134,21 +133,14 @@ def is_unended(run: Path) -> bool:
 def per_class(
     nats: Float[Tensor, " n"], c: Int[Tensor, " n"], labels: Sequence[str], groups: Int[Tensor, " n"] | None = None
 ) -> dict[str, dict[str, float]]:
-    """Of each class of two examples, or groups, or more: their number, and the mean of their nats with its standard
-    error.
-
-    >>> import torch
-    >>> found = per_class(torch.tensor([1.0, 1.0, 3.0, 3.0]), torch.zeros(4), ["a"], torch.tensor([0, 0, 1, 1]))
-    >>> found["a"]["nats_standard_error"]  # of the two means 1 and 3
-    1.0
-    """
+    """Of each class of two examples, or groups, or more: their number, and the mean of their nats with its error."""
     classes = {}
     for number, label in enumerate(labels):
         rows = c == number
-        own, own_groups = nats[rows], None if groups is None else groups[rows]
-        if len(own if own_groups is None else own_groups.unique()) > 1:
-            mean, error = mean_and_error(own, own_groups)
-            classes[label] = {"images": len(own), "nats": mean, "nats_standard_error": error}
+        of_class = None if groups is None else groups[rows]
+        if len(nats[rows] if of_class is None else of_class.unique()) > 1:
+            mean, error = mean_and_error(nats[rows], of_class)
+            classes[label] = {"images": int(rows.sum()), "nats": mean, "nats_standard_error": error}
     return classes
 
 
@@ -309,8 +301,8 @@ def of_levels(result: Mapping) -> list[str]:
     if "levels" not in (nll := result.get("nll", {})):
         return []
     first, *finer = nll["levels"]
-    counts = [f"{first['estimates']} estimates in {first['steps']} steps"]
-    counts += [f"{level['estimates']} of them in {level['steps'] or 'as many as --nll-error needs'}" for level in finer]
+    counts = [f"{level['estimates']} of them in {level['steps'] or 'as many as --nll-error needs'}" for level in finer]
+    counts = [f"{first['estimates']} estimates in {first['steps']} steps", *counts]
     return [f"NLL: {', '.join(counts)}, which adds ± {nll['added_error'][number_key(result)]:.1g} to the mean"]
 
 
@@ -405,11 +397,10 @@ def advice(run: Path, baseline: float = -math.inf) -> str:
     ``baseline`` is the likelihood that it should have reached, in the unit of the run. Nothing where the folder has no
     log of a training, as that of a converted run.
     """
-    lines = read_metrics(run)
+    lines, summary = read_metrics(run), run / "summary.json"
     if not lines:
         return ""
     recipe, steps, seconds = recipe_of(run), lines[-1]["step"], lines[-1].get("seconds", 0.0)
-    summary = run / "summary.json"
     finished = summary.exists() and not untrusted.json_object(summary)["interrupted"]
     by_part = [[line[key] for key in line if key.endswith("_lr")] for line in lines]
     rates = [max(values) for values in by_part if values] or [math.nan]

@@ -20,12 +20,7 @@ LEVEL = 0.05  # chance of one wrong verdict or more in a family of true null hyp
 
 
 def mean_and_error(values: Float[Tensor, " n"], groups: Int[Tensor, " n"] | None = None) -> tuple[float, float]:
-    """Mean and its standard error.
-
-    Args:
-        values: of each example.
-        groups: which group each example is of, where examples of one group are alike and groups are independent. The
-            error is then that of a mean over groups; NaN for a single group.
+    """Mean and its standard error, s/√n; over independent ``groups`` of examples that are alike, NaN for a single one.
 
     Source: Liang & Zeger 1986, "Longitudinal data analysis using generalized linear models", Biometrika 73, 13–22: the
     variance of a mean of clusters, Σ over groups of (Σ of deviations)² · G/(G − 1) / n².
@@ -51,18 +46,14 @@ def mean_and_error(values: Float[Tensor, " n"], groups: Int[Tensor, " n"] | None
 def in_both_units(nats: Mapping[str, float], dims: int) -> dict[str, float | None]:
     """Numbers in nats, by the suffix of their key, in nats and in bits/dim of events of so many entries.
 
-    A standard error that is NaN, as of a single group, is None, which JSON can hold.
+    A standard error that is NaN, as of a single group, is None.
 
     >>> in_both_units({"": 0.0, "_standard_error": math.nan}, 4)["bits_per_dim_standard_error"] is None
     True
     """
     units = {"nats": 1.0, "bits_per_dim": dims * math.log(2)}
-    unknown = {end for end, value in nats.items() if end == "_standard_error" and math.isnan(value)}
-    return {
-        f"{unit}{end}": None if end in unknown else value / size
-        for unit, size in units.items()
-        for end, value in nats.items()
-    }
+    numbers = {f"{unit}{end}": value / size for unit, size in units.items() for end, value in nats.items()}
+    return {key: None if key.endswith("_standard_error") and math.isnan(v) else v for key, v in numbers.items()}
 
 
 def in_units(
@@ -89,13 +80,9 @@ def over_seeds(values: Sequence[float], alone: float = math.nan) -> tuple[float,
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference in pairs over seeds, its errors, and Student's test of it.
+    """A mean difference of so many pairs of seeds, and Student's test of it.
 
-    Attributes:
-        difference: mean over seeds.
-        seeds: pairs.
-        standard_error_over_seeds: NaN for one seed.
-        standard_error_shared: of what all seeds share, such as the test examples; NaN where that is nothing.
+    Its errors are over seeds (NaN for one), and over what all seeds share, such as test examples (NaN: nothing).
     """
 
     difference: float
@@ -137,10 +124,7 @@ def paired_by_examples(
     groups: Int[np.ndarray, " n"] | None = None,
     added: float = 0.0,
 ) -> Difference:
-    """a − b over seeds, whose runs share the ``n`` examples, of ``groups`` as in :func:`mean_and_error`.
-
-    ``added`` is an error of the mean beside that over examples.
-    """
+    """a − b over seeds, whose runs share the examples; ``added`` is an error of the mean beside that over examples."""
     of_groups = None if groups is None else torch.from_numpy(groups)
     _, error = mean_and_error(torch.from_numpy((a - b).mean(0)), of_groups)
     return paired(a.mean(1).tolist(), b.mean(1).tolist(), math.hypot(error, added))

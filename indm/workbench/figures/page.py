@@ -108,12 +108,10 @@ def short(value: float) -> str:
     return f"{float(f'{value:.2g}'):g}"
 
 
-def image(picture: Image.Image, alt: str, kind: str = "", hidden: bool = False) -> str:
+def image(picture: Image.Image, alt: str, hidden: bool = False) -> str:
     """A picture in the page itself."""
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
-    kind, end = f' class="{kind}"' if kind else "", " hidden" if hidden else ""
-    return f'<img{kind} src="{_uri(file.getvalue())}" alt="{html.escape(alt)}"{end}>'
+    picture.save(file := io.BytesIO(), format="PNG")
+    return f'<img src="{_uri(file.getvalue())}" alt="{html.escape(alt)}"{" hidden" if hidden else ""}>'
 
 
 def _paragraph(text: str) -> str:

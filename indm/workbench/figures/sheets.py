@@ -51,10 +51,10 @@ class Panel:
     tops: Sequence[str] = ()
 
 
-def time_words(times: Iterable[float]) -> list[str]:
-    """What is written above the frames of a path."""
+def strip(frames: Num[Tensor, "n c h w"], times: Iterable[float], title: str = "") -> Panel:
+    """The frames of a path in grey levels, with their times above them."""
     first, *others = (f"{t:.2g}" for t in times)
-    return [f"t = {first}", *others]
+    return Panel(frames, len(frames), title, tops=[f"t = {first}", *others])
 
 
 def enlargement(shape: torch.Size, room: int = 0) -> int:

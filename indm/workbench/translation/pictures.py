@@ -1,13 +1,10 @@
-"""Pictures of a translation: one self-contained page with the route and result of each image, and strips of several
-runs below one another."""
+"""One self-contained page with the route and result of each translated image."""
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 from jaxtyping import Num
 from PIL import Image
@@ -19,8 +16,6 @@ from indm.workbench.translation.routes import BRIDGE, Translated
 
 MOST = 48  # images on the page; each has some twenty pictures
 FRAMES = 8  # of each leg of the route, without --strip
-ERROR = (255, 0, 160)  # the colour of the cycle's error: one that is rare in photographs
-
 Kept = tuple[dict, Tensor, Translated]  # row of the report, source in grey levels, what was made of it
 ERRORS = {  # of an image, by the key in its row of the report
     "cycle_error_max": "error of the cycle at most",
@@ -42,15 +37,15 @@ def write_page(
 
     ``route`` has the words of each frame.
     """
-    errors = [one.cycle_error.max().item() for _, _, one in translations if one.cycle_error is not None]
-    largest = max(errors, default=None)
     page = Page("Translated images", [Path(__file__)])
     page.conclude(conclusion)
     page.text(made_by(report))
     n, total = len(translations), len(report["examples"])
     page.text(f"{f'The first {n} of {total}' if n < total else f'All {total}'} translated images.")
-    page.add(_controls(route, largest))
-    cards = "\n".join(_card(*one, route, report["levels"], largest) for one in translations)
+    middle = (len(route) - 1) // 2  # where a route of two models turns
+    controls = slider("route", "Along the route", route, middle)
+    page.add(f'<section class="controls" aria-label="Controls">{controls}</section>')
+    cards = "\n".join(_card(*one, route, middle, report["levels"]) for one in translations)
     page.add(f'<main class="cards">\n{cards}\n</main>')
     page.write(path)
 
@@ -72,75 +67,15 @@ def made_by(report: dict) -> str:
     return one_line("; ".join(parts) + ".")
 
 
-def _controls(route: Sequence[str], largest: float | None) -> str:
-    """The search, the slider, and the switch of the cycle's error."""
-    parts = [
-        '<div class="control"><label for="search">Search by file name</label><output for="search"></output>'
-        '<input type="search" id="search"></div>',
-        slider("route", "Along the route", route, _middle(route)),
-    ]
-    if largest is not None:
-        parts.append(
-            '<div class="control"><input type="checkbox" id="cycle"><label for="cycle">Error of the cycle</label>'
-            f"<small>Over the source; full colour: {short(largest)} grey levels.</small></div>"
-        )
-    return '<section class="controls" aria-label="Controls">{}</section>'.format("\n".join(parts))
-
-
-def _middle(route: Sequence[str]) -> int:
-    """The first frame that is shown: that in the middle, where a route of two models turns."""
-    return (len(route) - 1) // 2
-
-
-def _card(
-    row: dict, source: Tensor, translated: Translated, route: Sequence[str], levels: int, largest: float | None
-) -> str:
-    name, file = one_line(row["name"]), one_line(Path(row["source"]).name)
+def _card(row: dict, source: Tensor, translated: Translated, route: Sequence[str], middle: int, levels: int) -> str:
     notes = [f"{row['distance_rms']:.1f} grey levels from its source"]
     notes += [row["note"]] if "note" in row else []
     notes += [f"{words} {short(row[key])}" for key, words in ERRORS.items() if key in row]
-    first = image(picture(source, levels), "source")
-    if translated.cycle_error is not None:
-        first = image(_overlay(translated.cycle_error, largest), "error of the cycle", "error") + first
     frames = zip(cast(Tensor, translated.frames), route, strict=True)
-    stack = [image(picture(one, levels), word, hidden=i != _middle(route)) for i, (one, word) in enumerate(frames)]
+    stack = [image(picture(one, levels), word, hidden=i != middle) for i, (one, word) in enumerate(frames)]
+    name, first, last = html.escape(one_line(row["name"])), picture(source, levels), picture(translated.result, levels)
     return (
-        f'<figure class="card" data-names="{html.escape(f"{name} {file}")}"><div class="pictures">'
-        f'<div>{first}source</div><div><div class="route">{"".join(stack)}</div>route</div>'
-        f"<div>{image(picture(translated.result, levels), 'result')}result</div></div>"
-        f"<figcaption><b>{html.escape(name)}</b><br>{html.escape(', '.join(notes))}</figcaption></figure>"
+        f'<figure class="card"><div class="pictures"><div>{image(first, "source")}source</div>'
+        f'<div><div class="route">{"".join(stack)}</div>route</div><div>{image(last, "result")}result</div></div>'
+        f"<figcaption><b>{name}</b><br>{html.escape(', '.join(notes))}</figcaption></figure>"
     )
-
-
-def _overlay(error: Tensor, largest: float | None) -> Image.Image:
-    """Colour as dense as the error of a pixel, that of its worst channel, is to the largest."""
-    dense = (error.double().amax(0) / (largest or 1) * 255).round().numpy().astype(np.uint8)
-    return Image.fromarray(np.dstack([*(np.full_like(dense, value) for value in ERROR), dense]))
-
-
-@dataclass(frozen=True)
-class FrameStrip:
-    """The route of one image, frame by frame.
-
-    Attributes:
-        title: what makes it.
-        times: of the frames.
-        frames: in grey levels, from the source on.
-        levels: number of grey levels.
-    """
-
-    title: str
-    times: Sequence[float]
-    frames: Num[Tensor, "n c h w"]
-    levels: int
-
-
-def write_strips(strips: Sequence[FrameStrip], path: Path) -> None:
-    """Write strips as one picture, each with its title and its times above it."""
-    from indm.workbench.figures import plots, sheets  # which load matplotlib
-
-    panels = [
-        sheets.Panel(strip.frames, len(strip.frames), title=strip.title, tops=sheets.time_words(strip.times))
-        for strip in strips
-    ]
-    plots.save_pixels(sheets.sheet(panels, strips[0].levels, across=1), path)

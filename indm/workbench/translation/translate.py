@@ -20,7 +20,7 @@ from indm.tensors import double
 from indm.translation import Route
 from indm.workbench.recipes.options import TranslationOptions
 from indm.workbench.runs.provenance import provenance, weights_hash
-from indm.workbench.translation.pictures import FRAMES, MOST, FrameStrip, Kept, picture, write_page, write_strips
+from indm.workbench.translation.pictures import FRAMES, MOST, Kept, picture, write_page
 from indm.workbench.translation.routes import (
     SHEET,
     BatchTranslator,
@@ -156,8 +156,10 @@ class Translation:
     def _write(self, item: Item, source: Example, translated: Translated) -> None:
         """Write the pictures of one result; that of an array is kept until its rows are complete."""
         if self.options.strip and translated.frames is not None:
-            strip = FrameStrip("", self.translate.times, translated.frames, self.levels)
-            write_strips([strip], self.out / "strips" / f"{item.name}.png")
+            from indm.workbench.figures import plots, sheets  # which load matplotlib
+
+            strip = sheets.strip(translated.frames, self.translate.times)
+            plots.save_pixels(sheets.sheet([strip], self.levels, 1), self.out / "strips" / f"{item.name}.png")
         if item.row is not None:
             self.arrays.setdefault(item.source, []).append((item, translated.result))
             return

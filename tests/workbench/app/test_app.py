@@ -376,11 +376,8 @@ def test_a_page_of_somebody_else_sends_nothing(address, httpx, headers):
     upload = httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers=headers)
     join = httpx.post(f"{address}gradio_api/queue/join", json={"data": [], "fn_index": 0}, headers=headers)
     assert upload.status_code == join.status_code == 403 and sorted(kept.rglob("*")) == before
-
-
-def test_the_page_itself_sends(address, httpx):
-    headers = {"origin": address.rstrip("/"), "sec-fetch-site": "same-origin"}
-    assert httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers=headers).status_code == 200
+    own = {"origin": address.rstrip("/"), "sec-fetch-site": "same-origin"}
+    assert httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers=own).status_code == 200
 
 
 # ── The browser ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -542,34 +539,6 @@ def test_a_browser_measures_likelihoods(home, classes, page, monkeypatch):
     measured(lambda source: source.file is not None and source.file.endswith("mine.png"))
     page.get_by_text("The image given 3: resized from 16×16").wait_for()
     keep(page, "app-likelihood")
-
-
-@pytest.mark.long
-def test_a_browser_translates(home, classes, page, tmp_path):
-    mine, ends = Source(str(home / "mine.png")), ends_of([classes])
-    tab = Tab(page, "Translation")
-    tab.slide(strength=0.5, steps=12, guidance=4)
-    tab.choose("Condition of A", "3")
-    tab.choose("Condition of B", "7")
-
-    def translates(source):
-        tab.sees(classes, source)
-        pair, way = ends.translate(source, WAYS[0], ("3", "7"), 0.5, 12, 4)
-        tab.makes("Translate", {"Source and result": pair, "The way": way})
-
-    tab.number(5)
-    translates(Source(None, 5))
-    tab.upload(home / "mine.png")
-    translates(mine)
-    keep(page, "app-translation")
-    tab.block("Image").get_by_label("Clear").click()
-    tab.sees(classes, Source(None, 5))
-
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    tab.upload(tmp_path / "broken.png")
-    page.get_by_text("cannot identify image file 'broken.png'", exact=True).wait_for()
-    page.wait_for_timeout(1000)  # until it has appeared in full
-    keep(page, "app-broken-file", whole=False)
 
 
 @pytest.fixture
