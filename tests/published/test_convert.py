@@ -386,24 +386,6 @@ def test_data_and_recipes_of_other_images(options, complaint, released, tmp_path
         assert "--data folder --data.path IMAGES --data.size" in error and "--data.channels 3" in error
 
 
-def test_a_folder_of_channels_that_only_its_files_tell(released, tmp_path, capsys):
-    """Nobody looks at the files before they are evaluated: one-channel images are refused there."""
-    (tmp_path / "grey").mkdir()
-    for i in range(20):
-        Image.fromarray(np.full((16, 16), i, dtype=np.uint8)).save(tmp_path / "grey" / f"{i}.png")
-    data, run = ("--data", "folder", "--data.path", tmp_path / "grey", "--data.size", 16), tmp_path / "run"
-    assert run_cli("convert", released / "checkpoint_1.pth", "--sde", "vp", *data, "--out", run) == 0
-    few = ("--examples", 2, "--nll-examples", 0, "--times", 1)
-    for command, *options in (("evaluate", *few), ("sample", "-n", 1, "--latent-mean")):
-        capsys.readouterr()
-        assert run_cli(command, run, *options, "--quiet") == 2
-        error = capsys.readouterr().err
-        assert "data must have events of shape (3, 16, 16), as the model has, got (1, 16, 16) of 'folder'; " in error
-        assert "--data.channels 3" in error
-    assert run_cli("evaluate", run, "--data.channels", 3, *few, "--quiet") == 0
-    assert run_cli("evaluate", run, "--data", "checkerboard", "--overwrite", *few) == 2
-
-
 def test_a_recipe_of_this_network_tells_the_side_of_the_images(tmp_path):
     """The recipe's images are of the published side, at which its attention is that of the tensors."""
     settings, state, *_ = drawn(ch_mult=[1, 2, 2, 2], num_res_blocks=1, attn_resolutions=[16], image_size=32)

@@ -146,9 +146,9 @@ def compare(folders: Sequence[Path], out: Path, *, equal: Equal = "cost") -> str
     }
     writes = {out / "comparison.png": plots.pixels_into(picture(methods))}
     atomic.together(writes | {out / "comparison.json": atomic.json_into(content)})
-    conclusion = [best_model(methods), *learned(methods)]
+    said = [best_model(methods), *learned(methods)]
     page = Page("Runs compared")
-    page.conclude(conclusion)
+    page.conclude(said)
     lines: list[str] = []
     for heading, rows, notes in sections(methods, by_method, equal):
         lines += [heading, table(rows), *notes, ""]
@@ -160,7 +160,7 @@ def compare(folders: Sequence[Path], out: Path, *, equal: Equal = "cost") -> str
     caption = f"Validation NELBO of each run in {unit_of(methods)}, and samples of the first run of each method."
     page.picture(out / "comparison.png", caption)
     page.write(out / "comparison.html")
-    return "\n".join([*lines, *conclusion])
+    return "\n".join([*lines, *said])
 
 
 # ── Methods and their differences ───────────────────────────────────────────────────────────────────────────────────

@@ -1,4 +1,4 @@
-"""A self-contained HTML page: a conclusion and contents on top, then what is added.
+"""A self-contained HTML page: a conclusion on top, then what is added.
 
 Tables are sorted and copied, and pictures enlarged, by pointer or keyboard. It can be read on a screen of 400 pixels,
 in the light or the dark as the reader's system has it, and without its scripts.
@@ -21,33 +21,17 @@ OPTION = re.compile(r"(?<!\w)--[a-z][\w-]*(?:\.\w+)*(?: [\d.e-]*\d)?")  # of the
 
 
 class Page:
-    """Collects what is added and writes it as one file, pictures included.
+    """Collects what is added and writes it as one file, pictures included."""
 
-    Args:
-        title: of the page.
-        parts: paths whose styles (.css) and scripts (.js) it needs after its own, whatever their suffix.
-    """
-
-    def __init__(self, title: str, parts: Sequence[Path] = ()):
-        self.title = title
-        self.files = {Path(__file__): None} | dict.fromkeys(parts)  # an ordered set
-        self.conclusion: list[str] = []
-        self.contents: dict[str, tuple[str, int]] = {}
-        self.parts: list[str] = []
+    def __init__(self, title: str):
+        self.title, self.conclusion, self.parts = title, list[str](), list[str]()
 
     def conclude(self, paragraphs: Sequence[str]) -> None:
         """Add paragraphs to the conclusion, which stands on top."""
         self.conclusion += paragraphs
 
-    def heading(self, text: str, level: int = 2) -> None:
-        """Also a line of the contents, which leads here."""
-        anchor = base = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "section"
-        number = 1
-        while anchor in self.contents:
-            number += 1
-            anchor = f"{base}-{number}"
-        self.contents[anchor] = text, level
-        self.parts.append(f'<h{level} id="{anchor}">{html.escape(text)}</h{level}>')
+    def heading(self, text: str) -> None:
+        self.parts.append(f"<h2>{html.escape(text)}</h2>")
 
     def text(self, text: str) -> None:
         self.parts.append(_paragraph(text))
@@ -74,24 +58,15 @@ class Page:
         self.parts.append(fragment)
 
     def write(self, path: Path) -> None:
-        """Title, conclusion, contents, and what was added."""
-        entries = "".join(
-            f'<li class="level{level}"><a href="#{anchor}">{html.escape(text)}</a></li>'
-            for anchor, (text, level) in self.contents.items()
-        )
+        """Title, conclusion, and what was added."""
         lines = "".join(map(_paragraph, self.conclusion))
         parts = [f"<h1>{html.escape(self.title)}</h1>"]
         parts += [f'<section class="conclusion">{lines}</section>'] if lines else []
-        parts += [f"<nav><ul>{entries}</ul></nav>"] if entries else []
         meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        head = f"{meta}<title>{html.escape(self.title)}</title><style>{self._of_files('.css')}</style>"
-        body = "\n".join([*parts, *self.parts, f"<script>{self._of_files('.js')}</script>"])
+        style, script = (Path(__file__).with_suffix(suffix).read_text("utf-8") for suffix in (".css", ".js"))
+        head = f"{meta}<title>{html.escape(self.title)}</title><style>{style}</style>"
+        body = "\n".join([*parts, *self.parts, f"<script>{script}</script>"])
         atomic.text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n')
-
-    def _of_files(self, suffix: str) -> str:
-        """All styles or scripts."""
-        files = [path.with_suffix(suffix) for path in self.files]
-        return "".join(file.read_text("utf-8") for file in files if file.is_file())
 
 
 def slider(name: str, label: str, words: Sequence[str], at: int) -> str:

@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 from indm.files import atomic
-from indm.workbench.data.densities import Density
 
 DPI = 120  # of figures
 FONT_SIZE = 10  # points
@@ -108,32 +107,18 @@ def in_lines(text: str, inches: float) -> str:
 
 
 @styled
-def scatter(samples: Tensor, reference: Tensor | None, density: Density | None, path: Path) -> None:
-    """Samples (N, 2 or more) beside the density, or beside ``reference`` data; alone where there are none."""
-    if reference is None:
-        figure = Figure(figsize=(4, 4))
-        dots(figure.subplots(), samples, "samples")
-        return save_figure(figure, path)
-    figure = Figure(figsize=(8, 4))
-    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    low, high = (torch.quantile(reference[:, :2], q, dim=0) for q in (0.001, 0.999))
-    (x0, y0), (x1, y1) = (low - 0.1 * (high - low)).tolist(), (high + 0.1 * (high - low)).tolist()
-    if density is not None:
-        background(left, density, (x0, x1, y0, y1))
-    else:
-        dots(left, reference, "data", DATA_COLOUR)
-    dots(right, samples, "samples")
-    right.set(xlim=(x0, x1), ylim=(y0, y1))
+def scatter(samples: Tensor, reference: Tensor | None, path: Path) -> None:
+    """Samples (N, 2 or more) beside ``reference`` data; alone where there are none."""
+    panels = {"samples": samples} if reference is None else {"data": reference, "samples": samples}
+    figure = Figure(figsize=(4 * len(panels), 4))
+    drawn = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (title, points) in zip(drawn, panels.items(), strict=True):
+        dots(axes, points, title, DATA_COLOUR if title == "data" else COLOURS[0])
+    if reference is not None:
+        low, high = (torch.quantile(reference[:, :2], q, dim=0) for q in (0.001, 0.999))
+        (x0, y0), (x1, y1) = (low - 0.1 * (high - low)).tolist(), (high + 0.1 * (high - low)).tolist()
+        drawn[-1].set(xlim=(x0, x1), ylim=(y0, y1))
     save_figure(figure, path)
-
-
-def background(axes: Axes, density: Density, extent: tuple[float, float, float, float]) -> None:
-    """A density of the plane as colours."""
-    x0, x1, y0, y1 = extent
-    grid = torch.cartesian_prod(torch.linspace(x0, x1, 300), torch.linspace(y0, y1, 300))
-    values = density.log_prob(grid).exp().reshape(300, 300).T
-    axes.imshow(values.numpy(), origin="lower", extent=extent, cmap="viridis")
-    axes.set(title="density", xlabel="x₁", ylabel="x₂")
 
 
 def dots(axes: Axes, points: Tensor, title: str, colour: str = COLOURS[0]) -> None:

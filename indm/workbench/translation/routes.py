@@ -9,12 +9,12 @@ import functools
 import glob
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Num
 from torch import Tensor
 
 from indm.conditions import condition_of
@@ -272,24 +272,20 @@ def open_runs(
 
 @dataclass(frozen=True)
 class Translated:
-    """One example translated, in data units; None is what was not asked for.
+    """One example translated, in data units; what was not asked for is None.
 
     Attributes:
         result: the example as one of B.
         frames: pictures along the route.
         returned: the result carried back to A.
-        cycle_error: absolute difference of the end of the way back from the start of the route, before rounding and
-            before a bridge's noise is taken away.
-        cycle_error_rounded: the largest after rounding.
-        solver_error: the largest difference of the result from that of a rougher solution.
+        errors: the largest of the way back less the start of the route ("cycle_error_max", before rounding and before a
+            bridge's noise is taken away; "cycle_error_rounded"), and of a rougher solution ("solver_error_max").
     """
 
     result: Num[Tensor, "*event"]
     frames: Num[Tensor, "frames *event"] | None = None
     returned: Num[Tensor, "*event"] | None = None
-    cycle_error: Float[Tensor, "*event"] | None = None
-    cycle_error_rounded: Float[Tensor, ""] | None = None
-    solver_error: Float[Tensor, ""] | None = None
+    errors: dict[str, float] = field(default_factory=dict)
 
 
 class BatchTranslator:
@@ -326,23 +322,24 @@ class BatchTranslator:
         source, target = self.route.models
         seed, noise = self.options.seed, self.generator.clone_state()
         there = self.route.translate(raw, seed, frames=self.frames, generator=self.generator)
-        columns = {"result": target.scaling.to_data(there.x).cpu()}
+        columns, errors = {"result": target.scaling.to_data(there.x).cpu()}, dict[str, Tensor]()
         if self.options.cycle:
             x, back = self.route.source(raw, seed), self.route.back().follow(there.end)
             columns["returned"] = source.scaling.to_data(back.x).cpu()
-            columns["cycle_error"] = ((back.end - x) * source.scaling.scale).abs().cpu()
-            grey = [double(source.scaling.to_data(end)) for end in (back.end, x)]
-            columns["cycle_error_rounded"] = _largest(grey[0] - grey[1])
+            errors["cycle_error_max"] = (back.end - x) * source.scaling.scale
+            errors["cycle_error_rounded"] = double(source.scaling.to_data(back.end)) - double(source.scaling.to_data(x))
         if self.options.errors:
             rough = self.route.rougher().translate(raw, seed, generator=noise)
-            columns["solver_error"] = _largest((there.x - rough.x) * target.scaling.scale)
+            errors["solver_error_max"] = (there.x - rough.x) * target.scaling.scale
         if self.frames and raw.ndim == 4:  # of each leg in the data units of its model
             by_leg = zip(self.route.legs, there.frames.split(self.frames, 1), strict=True)
             columns["frames"] = torch.cat([leg.model.scaling.to_data(frames) for leg, frames in by_leg], 1).cpu()
         self.nfe = max(self.nfe, there.nfe)
-        return [Translated(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
-
-
-def _largest(difference: Tensor) -> Tensor:
-    """Of each example, (B,)."""
-    return difference.abs().flatten(1).amax(1).cpu()
+        largest = {name: values.abs().flatten(1).amax(1).tolist() for name, values in errors.items()}
+        return [
+            Translated(
+                **{name: column[i] for name, column in columns.items()},
+                errors={name: values[i] for name, values in largest.items()},
+            )
+            for i in range(len(raw))
+        ]

@@ -1,6 +1,7 @@
 """``indm translate``: files of A translated into files of B, with a report of how well."""
 
 import functools
+import html
 import shlex
 import time
 from collections.abc import Sequence
@@ -10,18 +11,20 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from jaxtyping import Num
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from indm.files import atomic
-from indm.messages import reason
+from indm.messages import one_line, reason
 from indm.tensors import double
 from indm.translation import Route
+from indm.workbench.figures.page import Page, image, short, slider
 from indm.workbench.recipes.options import TranslationOptions
 from indm.workbench.runs.provenance import provenance, weights_hash
-from indm.workbench.translation.pictures import FRAMES, MOST, Kept, picture, write_page
 from indm.workbench.translation.routes import (
+    BRIDGE,
     SHEET,
     BatchTranslator,
     Example,
@@ -34,6 +37,14 @@ from indm.workbench.translation.routes import (
 NEAR_SOURCE = 3 / 256  # distance of a result from its source, as a share of the grey levels
 REPORT, PAGE = "translation.json", "index.html"
 IN_SHEET = 64  # results that the sheet shows, at most
+MOST = 48  # images on the page; each has some twenty pictures
+FRAMES = 8  # of each leg of the route, without --strip
+Kept = tuple[dict, Tensor, Translated]  # row of the report, source in grey levels, what was made of it
+ERRORS = {  # of an image, by the key in its row of the report
+    "cycle_error_max": "error of the cycle at most",
+    "cycle_error_rounded": "after rounding",
+    "solver_error_max": "of the solver about",
+}
 
 
 def translate_files(
@@ -142,7 +153,9 @@ class Translation:
                 self.failed[item.name] = reason(translated)
                 continue
             self._write(item, example, translated)
-            self.rows.append(_row(item, example, translated))
+            distance = (double(translated.result) - double(example.pixels)).square().mean().sqrt().item()
+            row = {"name": item.name, "source": str(item.source), "distance_rms": distance}
+            self.rows.append(row | ({"note": example.note} if example.note else {}) | translated.errors)
             if len(self.kept) < IN_SHEET:
                 self.kept.append((self.rows[-1], example.pixels, translated))
 
@@ -163,10 +176,10 @@ class Translation:
         if item.row is not None:
             self.arrays.setdefault(item.source, []).append((item, translated.result))
             return
-        image = picture(translated.result, self.levels)
+        result = picture(translated.result, self.levels)
         if self.options.size == "source" and source.sides:
-            image = image.resize(source.sides[::-1], Image.Resampling.BICUBIC)
-        images = {result_path(self.out, item): image}
+            result = result.resize(source.sides[::-1], Image.Resampling.BICUBIC)
+        images = {result_path(self.out, item): result}
         if translated.returned is not None:
             images[self.out / "cycle" / f"{item.name}.png"] = picture(translated.returned, self.levels)
         for path, shown in images.items():
@@ -219,20 +232,6 @@ def check_sources_stay(items: Sequence[Item], out: Path, beside: Sequence[str]) 
         raise ValueError(f"{over[0]} is one of the sources, and a result would be written over it; use another --out")
 
 
-def _row(item: Item, example: Example, translated: Translated) -> dict:
-    """What the report says of one example."""
-    raw = example.pixels
-    distance = (double(translated.result) - double(raw)).square().mean().sqrt().item()
-    line = {"name": item.name, "source": str(item.source), "distance_rms": distance}
-    line |= {"note": example.note} if example.note else {}
-    if translated.cycle_error is not None and translated.cycle_error_rounded is not None:
-        line["cycle_error_max"] = translated.cycle_error.max().item()
-        line["cycle_error_rounded"] = translated.cycle_error_rounded.item()
-    if translated.solver_error is not None:
-        line["solver_error_max"] = translated.solver_error.item()
-    return line
-
-
 def mean_distance(report: dict) -> float:
     """Of results from their sources, RMS, mean over examples."""
     return sum(row["distance_rms"] for row in report["examples"]) / len(report["examples"])
@@ -267,3 +266,63 @@ def sentences(report: dict) -> list[str]:
         parts.append(f"of the solver about {max(row['solver_error_max'] for row in rows):.2g}")
     parts.append(f"{report['nfe']} evaluations, {report['seconds_per_example']:.2g} s each")
     return [", ".join(parts), *report.get("conclusions", ())]
+
+
+# ── The page ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def picture(pixels: Num[Tensor, "c h w"], levels: int) -> Image.Image:
+    """An image in grey levels, pixel for pixel, in 256 of them."""
+    pixels = (pixels.double() * 255 / (levels - 1)).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
+
+
+def write_page(
+    path: Path, report: dict, conclusion: Sequence[str], route: Sequence[str], translations: Sequence[Kept]
+) -> None:
+    """Write the page on ``translations``: the row of the report, the source and what was made of it.
+
+    ``route`` has the words of each frame.
+    """
+    page = Page("Translated images")
+    page.conclude(conclusion)
+    page.text(made_by(report))
+    n, total = len(translations), len(report["examples"])
+    page.text(f"{f'The first {n} of {total}' if n < total else f'All {total}'} translated images.")
+    middle = (len(route) - 1) // 2  # where a route of two models turns
+    controls = slider("route", "Along the route", route, middle)
+    page.add(f'<section class="controls" aria-label="Controls">{controls}</section>')
+    cards = "\n".join(_card(*one, route, middle, report["levels"]) for one in translations)
+    page.add(f'<main class="cards">\n{cards}\n</main>')
+    page.write(path)
+
+
+def made_by(report: dict) -> str:
+    """How the results were made, in a line."""
+    options = report["options"]
+    how = "SDEdit" if options["method"] == "sdedit" else report["kind"]
+    parts = [f"Made by {how}: " + ", then ".join(report["models"])]
+    parts += ["from {} to {}".format(*report["classes"])] if "classes" in report else []
+    parts += [f"direction {report['direction']}"]
+    parts += [f"{options['steps']} steps" if options["tol"] is None else f"tolerance {options['tol']:g}"]
+    parts += [f"strength {options['strength']:g}"]
+    parts += [f"guidance {options['guidance']:g}"] if options["guidance"] != 1 else []
+    is_random = options["stochastic"] or options["method"] == "sdedit"
+    parts += [f"up by noise of seed {options['seed']}"] if is_random else []
+    parts += [f"from noise of seed {options['seed']} in the images"] if how == BRIDGE else []
+    parts += [f"{len(report['failed'])} not translated, see translation.json"] if report["failed"] else []
+    return one_line("; ".join(parts) + ".")
+
+
+def _card(row: dict, source: Tensor, translated: Translated, route: Sequence[str], middle: int, levels: int) -> str:
+    notes = [f"{row['distance_rms']:.1f} grey levels from its source"]
+    notes += [row["note"]] if "note" in row else []
+    notes += [f"{words} {short(row[key])}" for key, words in ERRORS.items() if key in row]
+    frames = zip(cast(Tensor, translated.frames), route, strict=True)
+    stack = [image(picture(one, levels), word, hidden=i != middle) for i, (one, word) in enumerate(frames)]
+    name, first, last = html.escape(one_line(row["name"])), picture(source, levels), picture(translated.result, levels)
+    return (
+        f'<figure class="card"><div class="pictures"><div>{image(first, "source")}source</div>'
+        f'<div><div class="route">{"".join(stack)}</div>route</div><div>{image(last, "result")}result</div></div>'
+        f"<figcaption><b>{name}</b><br>{html.escape(', '.join(notes))}</figcaption></figure>"
+    )

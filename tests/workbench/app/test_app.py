@@ -5,7 +5,6 @@ import io
 import json
 import math
 import os
-import queue
 import re
 import signal
 import socket
@@ -440,24 +439,6 @@ class Tab:
         labels = self.page.get_by_test_id("block-label").filter(has_text=re.compile(rf"^\s*{re.escape(label)}\s*$"))
         return self.page.locator(".block").filter(has=labels).filter(visible=True)
 
-    def upload(self, file, label="Image"):
-        """Give a file to a field, and wait until its table names the file."""
-        from playwright.sync_api import expect
-
-        place = self.block(label)
-
-        def attempt():
-            field = place.locator("input[type=file]")
-            if field.count():  # it goes where there is a file
-                field.set_input_files(file)
-            expect(place.get_by_role("cell", name=file.name).first).to_be_visible(timeout=10_000)
-
-        eventually(attempt)
-
-    def number(self, value, place=0):
-        """Choose a test image by its number, in the first field or the one after it."""
-        self.field("or the test image of number").nth(place).fill(str(value))
-
     def shows(self, label, picture, seconds=60):
         """Wait for this very picture."""
 
@@ -468,9 +449,6 @@ class Tab:
             assert np.array_equal(np.asarray(Image.open(io.BytesIO(content)).convert("RGB")), picture), label
 
         eventually(attempt, seconds)
-
-    def sees(self, side, source, label="Image"):
-        self.shows(f"{label}, as the model sees it", requests.preview(side, source))
 
     def makes(self, button, pictures):
         """Press a button until these pictures, by their labels, are there."""
@@ -504,40 +482,17 @@ def test_a_browser_samples(classes, page):
 
 
 @pytest.mark.long
-def test_a_browser_measures_likelihoods(home, classes, page, monkeypatch):
-    made, compute = queue.Queue(), requests.likelihood
-
-    def request(side, *asked):
-        text = compute(side, *asked)
-        made.put((asked, text))
-        return text
-
-    monkeypatch.setattr(requests, "likelihood", request)
+def test_a_browser_measures_likelihoods(classes, page):
     tab = Tab(page, "Likelihood")
     tab.slide(draws=2)
-    tab.field("Seed").fill("4")
     tab.choose("Condition", "3")
-
-    def measured(chosen):
-        def asked_as_chosen():
-            tab.press("Likelihood")
-            (source, *asked), text = made.get(timeout=20)
-            assert chosen(source) and asked == [2, 4, "3"]
-            return text
-
-        found = re.findall(r"\| ([\d.]+)", eventually(asked_as_chosen))
-        assert len(found) == 5  # two means, their errors, and that of the solver
-        for value in found:
-            page.get_by_role("cell", name=value, exact=True).first.wait_for()
-
-    tab.number(3)
-    tab.sees(classes, Source(None, 3))
-    measured(lambda source: source == Source(None, 3))
+    tab.field("or the test image of number").fill("3")
+    tab.shows("Image, as the model sees it", requests.preview(classes, Source(None, 3)))
+    found = re.findall(r"\| ([\d.]+)", requests.likelihood(classes, Source(None, 3), 2, 0, "3"))
+    tab.press("Likelihood")
+    for value in found:  # two means, their errors, and that of the solver
+        page.get_by_role("cell", name=value, exact=True).first.wait_for()
     page.get_by_text("The image given 3: test image 3, 1×8×8.").wait_for()
-    tab.upload(home / "mine.png")
-    tab.sees(classes, Source(str(home / "mine.png")))
-    measured(lambda source: source.file is not None and source.file.endswith("mine.png"))
-    page.get_by_text("The image given 3: resized from 16×16").wait_for()
     keep(page, "app-likelihood")
 
 

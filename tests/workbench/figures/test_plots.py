@@ -7,30 +7,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch.distributions import MultivariateNormal
 
-from indm.workbench.data.densities import Density
 from indm.workbench.figures import plots, sheets
-
-
-class OneGaussian(Density):
-    mean = torch.tensor([0.3, -0.6])
-
-    def log_prob(self, x):
-        return MultivariateNormal(self.mean, 0.01 * torch.eye(2)).log_prob(x)
-
-
-def test_background_has_the_density_where_it_is():
-    axes, extent = Figure().subplots(), (-1.5, 2.0, -2.5, 2.0)
-    plots.background(axes, OneGaussian(), extent)
-    (image,) = axes.images
-    values, (x0, x1, y0, y1) = np.asarray(image.get_array()), extent
-    assert tuple(image.get_extent()) == extent and image.origin == "lower"
-    row, column = np.unravel_index(values.argmax(), values.shape)
-    size = np.array(values.shape[::-1])
-    found = np.array([x0, y0]) + (np.array([column, row]) + 0.5) * np.array([x1 - x0, y1 - y0]) / size
-    assert found == pytest.approx(OneGaussian.mean.numpy(), abs=0.025)
-    assert values.mean() * (x1 - x0) * (y1 - y0) == pytest.approx(1, rel=0.01)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])

@@ -18,9 +18,8 @@ from indm.scaling import Scaling
 from indm.translation import sdedit, two_models
 from indm.workbench.recipes.options import TranslationOptions
 from indm.workbench.translation import translate
-from indm.workbench.translation.pictures import ERRORS, made_by
 from indm.workbench.translation.routes import BRIDGE, TranslationRuns
-from indm.workbench.translation.translate import sentences, translate_files
+from indm.workbench.translation.translate import ERRORS, made_by, sentences, translate_files
 
 NAMES = ['a "quoted" <b>&amp;', "b/it's", "dark", "Mu\u0308sli"]  # the last as macOS writes it
 QUICK = TranslationOptions(steps=8, cycle=True, page=True)
