@@ -95,12 +95,6 @@ class Run:
         values, key = self.evaluation[kind]["with_reconstruction"], number_key(self.evaluation)
         return values[key], values[f"{key}_standard_error"]
 
-    @property
-    def solver_error(self) -> float:
-        """Of the NLL, the mean over examples in the run's unit; 0 where it is not known."""
-        error = self.evaluation.get("nll", {}).get("solver_error")
-        return error[number_key(self.evaluation)] if error else 0.0
-
 
 Methods = Mapping[str, Sequence[Run]]  # runs that differ in the seed alone, by name; the first is the baseline
 Differences = Mapping[str, Mapping[str, Mapping]]  # by method and kind, see differences
@@ -357,30 +351,25 @@ def bound_of(runs: Sequence[Run], kind: str = "nelbo") -> tuple[float, float] | 
 def likelihood_rows(methods: Methods) -> list[Row]:
     """A row for each method: its seeds, size, budget and likelihoods; the baselines; the entropy where it is known.
 
-    The error of a method is over its seeds, that of a single run or a baseline over the examples. That of the solver is
-    the largest of the method. Baselines are of the examples of the NELBO.
+    The error of a method is over its seeds, that of a single run or a baseline over the examples. Baselines are of the
+    examples of the NELBO.
     """
     unit, runs = unit_of(methods), [run for trainings in methods.values() for run in trainings]
-    result = runs[0].evaluation
     kinds = [kind for kind in KINDS if any(run.bound(kind) for run in runs)]
-    solved = any(run.solver_error for run in runs)
-    names = [f"{KINDS[kind]}, {unit}" for kind in kinds] + ["solver error of the NLL"] * solved
-    rows = [("", "seeds", "± over", "parameters", "steps", "seconds", *names)]
+    rows = [("", "seeds", "± over", "parameters", "steps", "seconds", *(f"{KINDS[kind]}, {unit}" for kind in kinds))]
     for name, trainings in methods.items():
         ends = [run.curve[-1] for run in trainings if run.curve]
         budget = [f"{statistics.mean(end[key] for end in ends):.0f}" if ends else "–" for key in ("step", "seconds")]
         bounds = [with_error(*(bound_of(trainings, kind) or (None, None))) for kind in kinds]
         over = "seeds" if len(trainings) > 1 else "examples"
         parameters = "–" if trainings[0].parameters is None else f"{trainings[0].parameters:,}"
-        error = max(run.solver_error for run in trainings)
-        errors = [f"{error:.1g}" if error else "–"] * solved
-        rows.append((name, str(len(trainings)), over, parameters, *budget, *bounds, *errors))
-    key, blank = number_key(result), [""] * (len(kinds) - 1 + solved)
+        rows.append((name, str(len(trainings)), over, parameters, *budget, *bounds))
+    key, blank = number_key(runs[0].evaluation), [""] * (len(kinds) - 1)
     for row in next((run.evaluation["baselines"] for run in runs if "baselines" in run.evaluation), {}).values():
         value = with_error(row[key], row[f"{key}_standard_error"])
         rows.append((f"baseline: {baseline_name(row)}", "", "examples", "", "", "", value, *blank))
-    if (entropy := result.get("entropy_nats")) is not None:
-        rows.append(("entropy of the data", *[""] * 5, *[f"{entropy:.3f}"] * len(kinds), *[""] * solved))
+    if (entropy := runs[0].evaluation.get("entropy_nats")) is not None:
+        rows.append(("entropy of the data", *[""] * 5, *[f"{entropy:.3f}"] * len(kinds)))
     return rows
 
 
