@@ -59,7 +59,7 @@ class Evaluate(ShowsProgress):
 
 
 @dataclass
-class Compare(Computes):
+class Compare(ShowsProgress):
     """Compare evaluated runs: a table, paired differences from the first, a page.
 
     Runs whose recipes differ in the seed alone are one method. Methods are compared in pairs of equal seeds; a verdict
