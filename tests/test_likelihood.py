@@ -26,8 +26,9 @@ from indm.tensors import evaluation_mode
 from indm.workbench.data.base import stack
 from indm.workbench.data.registry import load_data
 from indm.workbench.evaluation.likelihood import draw_all, evaluate
-from indm.workbench.evaluation.measures import NLL, Bound, Estimate, SamplerBound, in_units
+from indm.workbench.evaluation.measures import NLL, Bound, Estimate, SamplerBound
 from indm.workbench.evaluation.results import level_table, likelihood_table
+from indm.workbench.evaluation.statistics import in_units
 
 NUMBERS = {
     "nats",

@@ -173,4 +173,4 @@ def test_two_steps(name, linear, tmp_path, monkeypatch):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(v) for line in lines for v in line.values() if isinstance(v, float))
     model = INDM.load(tmp_path / "run")
-    assert type(model.score) is PublishedScore and model.score.backbone.readouts[-1].conv.weight.any()
+    assert type(model.score) is PublishedScore and model.score.backbone.output.weight.any()

@@ -43,8 +43,7 @@ class Evaluate(ShowsProgress):
     def run(self) -> int:
         from accelerate import PartialState
 
-        from indm.workbench.evaluation.diagnosis import conclusion
-        from indm.workbench.evaluation.results import evaluate_run, level_table, likelihood_table
+        from indm.workbench.evaluation.results import conclusion, evaluate_run, level_table, likelihood_table
         from indm.workbench.runs.folder import check_absent, recipe_of, run_folder
 
         texts = {key: text for key, text in vars(self.options).items() if text is not None}
@@ -66,7 +65,7 @@ class Compare(ShowsProgress):
     Runs whose recipes differ in the seed alone are one method. Methods are compared in pairs of equal seeds; a verdict
     needs two seeds or more of each, and Holm's adjusted p over all differences shown to be at most 5 %. Methods whose
     budgets differ by more than 10 % are not comparable and get none. A budget is steps times what a step costs, as
-    measured side by side: when a run was trained with --like the other, else now. Of one run it is a page of that run.
+    measured side by side where a run was trained with --like the other. Of one run it is a page of that run.
     """
 
     run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN…]", help_behavior_hint="(required)")]
@@ -83,7 +82,7 @@ class Compare(ShowsProgress):
         from indm.workbench.runs.folder import check_absent
 
         check_absent(self.out, FILES, self.overwrite)
-        print(compare(list(self.run_folders), self.out, equal=self.equal, progress=self.progress))
+        print(compare(self.run_folders, self.out, equal=self.equal))
         print(f"{self.out / 'comparison.html'}")
         return DONE
 
@@ -95,7 +94,7 @@ class App(Computes):
     With "indm app RUN RUN_B" it also translates between two models, with "indm app PAIR" between those of a pair, and
     with one model of classes between classes. Ctrl-C ends it. It needs Gradio, and no network. Images of up to 10 MB
     are read as "indm translate" reads them, one request is computed at a time, and no file of this machine is served.
-    Uploads are kept for an hour, 500 MB of them at most, and go when it ends.
+    Uploads are kept for an hour, and go when it ends.
     """
 
     run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN]", help_behavior_hint="(required)")]

@@ -53,7 +53,7 @@ class Inpaint(ShowsProgress):
         from indm.workbench.runs.folder import check_absent, check_empty, open_run, run_folder
         from indm.workbench.runs.provenance import provenance, weights_hash
         from indm.workbench.runs.samples import conditions
-        from indm.workbench.translation.pictures import picture
+        from indm.workbench.translation.translate import picture
 
         if not self.overwrite:
             check_empty(self.out, "name another --out, or add --overwrite")

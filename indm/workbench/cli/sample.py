@@ -48,7 +48,6 @@ class Sample(Draws):
     """Where to write."""
 
     def run(self) -> int:
-        from indm.workbench.data.densities import DENSITIES
         from indm.workbench.figures import plots, sheets
         from indm.workbench.runs.folder import recipe_of, run_folder
         from indm.workbench.runs.samples import SAMPLES, change_line, draw
@@ -65,8 +64,7 @@ class Sample(Draws):
         elif samples.ndim == 4:
             sheets.save_grid(samples, levels or 256, out / "samples.png")
         elif samples.shape[1] > 1:
-            density = DENSITIES.get(made_by["data"]["name"])
-            plots.scatter(samples, test_data(made_by["data"], len(samples)), density, out / "samples.png")
+            plots.scatter(samples, test_data(made_by["data"], len(samples)), out / "samples.png")
         by = made_by["sampler"] + (f", {counted(made_by['steps'], 'step')}" if made_by["steps"] else "")
         shown = "samples.png" if (out / "samples.png").exists() else SAMPLES  # single numbers have no picture
         print(f"{out / shown}: {counted(len(samples), 'sample')} by {by}")
@@ -140,7 +138,10 @@ class Fid(Draws):
             raw, levels, drawn = draw(run, drawing, out, overwrite=self.overwrite, progress=progress)
             samples = fid.Images(raw, levels, {"run": str(run), "drawn": drawn})
         else:
-            samples = fid.open_images(self.source, split="test", **reading).first(n)
+            samples = fid.open_images(self.source, split="test", **reading)
+            if n is not None and n > len(samples.raw):
+                raise ValueError(f"n must be at most the {len(samples.raw)} images that there are, got {n}")
+            samples = replace(samples, raw=samples.raw[:n])
         record = fid.score(samples, reference, features, progress=progress)
         print(fid.score_table(record))
         atomic.json_object(out / "fid.json", record)

@@ -51,8 +51,6 @@ class Convert(Common):
         for name in ("from_the_tensors", "assumed", "data"):
             settings = ", ".join(f"{key} = {recipes.literal(value)}" for key, value in made[name].items())
             print(f"{name.replace('_', ' ')}: {settings or 'nothing'}")
-        if made["overruled"]:
-            print(f"the tensors overrule the recipe: {'; '.join(made['overruled'])}")
         for file in made["files"]:
             print(f"passed over in {file['name']}: {', '.join(file['passed_over']) or 'nothing'}")
         files = " and ".join(f"{file['name']} ({file['weights']})" for file in made["files"])

@@ -43,7 +43,9 @@ def write(run: Path, folder: Path, name: str, license: str | None = None, more: 
         each = " and ".join(f"'indm push {run / side} {name}-{side}'" for side in SIDES)
         raise ValueError(f"{run} is a pair of runs, and each is a model of its own: {each}")
     recipe, weights = recipe_of(run), weights_hash(run)
-    pictures = [PICTURE] if _is_picture_of(run, weights) else []
+    drawn = untrusted.json_object(run / SAMPLE_FILES[0]) if (run / SAMPLE_FILES[0]).exists() else {}
+    is_of_model = weights in dict(drawn.get("provenance", {}).get("weights_sha256", {})).values()
+    pictures = [PICTURE] if (run / PICTURE).exists() and is_of_model else []
     fields = ["library_name: indm", "tags:", *(f"- {tag}" for tag in TAGS)]
     fields += [] if license is None else [f"license: {license}"]
     sections = [
@@ -70,14 +72,6 @@ def _about(recipe: Recipe, steps: int) -> str:
     classes = f" of the classes {one_line(', '.join(recipe.labels))}" if recipe.labels else ""
     data = f"`{recipe.data.name}`{classes}, {steps} steps of training"
     return f"{kind} on the latent of a normalizing flow, by indm: {parts}. Data: {data}."
-
-
-def _is_picture_of(run: Path, weights: str) -> bool:
-    """Whether the run has a picture of samples, and it is of these weights."""
-    if not (run / PICTURE).exists() or not (run / SAMPLE_FILES[0]).exists():
-        return False
-    made_by = untrusted.json_object(run / SAMPLE_FILES[0]).get("provenance", {})
-    return weights in dict(made_by.get("weights_sha256", {})).values()
 
 
 def _likelihood(run: Path, weights: str) -> str:

@@ -339,10 +339,6 @@ class TranslationOptions(Checked):
     size: Literal["model", "source"] = "model"
     """Size of the results: the model's, or that of what the model saw of the source, which is all of it where data.crop
     is false, else the largest part in the middle with the model's aspect ratio."""
-    keep_alpha: bool = False
-    """Results are as transparent as their sources. Without it they are opaque, on data.background."""
-    strict: bool = False
-    """An image of another size than the model's, or a file that is no image, is an error."""
     batch_size: Count = 64
     """Images at a time."""
 
