@@ -4,7 +4,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -84,10 +84,13 @@ def of_table(table: str) -> str:
 
 
 def explained(part: Callable[..., Any], name: str) -> str:
-    """The arguments of a part with their defaults, less the shape, which the data have, and its docstring."""
+    """The arguments of a part with their defaults, less the shape, which the data have, its docstring and theirs."""
     given = [str(p).split(":")[0] + (f"={p.default!r}" if p.default is not p.empty else "")
              for p in arguments_of(part).values() if p.name != "shape"]  # fmt: skip
     text = inspect.getdoc(getattr(part, "func", part)) or "No description."  # of a functools.partial, its function's
+    for kind in getattr(part, "__mro__", ())[::-1] if is_dataclass(part) else ():
+        sentences = sentences_of(kind).items() if is_dataclass(kind) else ()
+        text += "".join("\n" + wrapped(f"{key}: {said}", 4) for key, said in sentences if f"{key}:" not in text)
     return f"{name}({', '.join(given)})\n\n" + MARKUP.sub(r"\1", text)
 
 

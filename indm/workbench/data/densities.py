@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from indm.scaling import Scaling
-from indm.workbench.data.base import Data, InMemory
+from indm.workbench.data.base import Data
+from indm.workbench.data.examples import InMemory
 
 Points = Float[Tensor, "batch 2"]
 Values = Float[Tensor, " batch"]

@@ -28,7 +28,7 @@ from indm.sampling import (
     make_sampler,
     sample,
 )
-from indm.workbench.data import tables
+from indm.workbench.data import arrays
 from indm.workbench.data.base import stack
 from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes
@@ -123,7 +123,7 @@ def _drawn(
 def column_names(data: dict, columns: int) -> list[str]:
     """The names of the columns of vectors: those in the file of ``data``, or x1, x2, …"""
     with contextlib.suppress(KeyError, ValueError):
-        names = tables.names_of(Path(data["path"]), data.get("x") or (), data.get("c") or ())[-columns:]
+        names = arrays.names_of(Path(data["path"]), data.get("x") or (), data.get("c") or ())[-columns:]
         if len(names) == columns:
             return names
     return [f"x{i}" for i in range(1, columns + 1)]

@@ -32,7 +32,7 @@ from indm.model import reading
 from indm.objective import Losses, Objective
 from indm.sampling import centre_prior
 from indm.workbench.data.base import Data, stack
-from indm.workbench.data.image_files import count_unreadable
+from indm.workbench.data.images import count_unreadable
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import FEW_STEPS, Training
 from indm.workbench.recipes.recipe import AnyTables, Recipe

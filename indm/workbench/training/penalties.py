@@ -12,7 +12,7 @@ from indm.objective import flow_nll
 from indm.rng import noisy
 from indm.training import Penalty
 from indm.workbench.data.base import Data, stack
-from indm.workbench.data.batches import flip_horizontally
+from indm.workbench.data.examples import flip_horizontally
 from indm.workbench.recipes.options import Training
 
 Batch = Float[Tensor, "batch *event"]

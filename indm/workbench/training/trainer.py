@@ -34,8 +34,7 @@ from indm.sde.check import check_sde
 from indm.tensors import widest
 from indm.training import EMA, FlowUse, TrainingStep, learning_rate_factor, optimizer_step
 from indm.workbench.data.base import Data, check_kind, stack
-from indm.workbench.data.batches import Paired, flip_horizontally, loader
-from indm.workbench.data.raw import InMemory
+from indm.workbench.data.examples import InMemory, Paired, flip_horizontally, loader
 from indm.workbench.data.registry import load_data
 from indm.workbench.recipes.options import Training
 from indm.workbench.recipes.recipe import Recipe, model_of

@@ -22,7 +22,7 @@ from indm.conditions import condition_of
 from indm.model import INDM
 from indm.tensors import double
 from indm.translation import DIRECTIONS, Route, bridge, sdedit, two_models
-from indm.workbench.data import tables
+from indm.workbench.data import arrays
 from indm.workbench.data.arrays import read_events
 from indm.workbench.data.images import SUFFIXES, fitted, read_alpha, read_image, shown_part
 from indm.workbench.recipes import recipe as recipes
@@ -88,7 +88,7 @@ def find(
             one name.
     """
     items: list[Item] = []
-    as_arrays = ARRAY_SUFFIXES | tables.SUFFIXES if len(model.shape) == 1 else ARRAY_SUFFIXES
+    as_arrays = ARRAY_SUFFIXES | arrays.SUFFIXES if len(model.shape) == 1 else ARRAY_SUFFIXES
     for file, name in found_in(sources):
         if file.suffix.lower() in as_arrays:
             items += _rows(file, name, model)

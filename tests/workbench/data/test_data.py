@@ -19,26 +19,25 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from indm.names import BUILT_IN, Untrusted, find, trust
 from indm.workbench.data import ImageFiles
-from indm.workbench.data.arrays import load_array
-from indm.workbench.data.base import InMemory, as_data, stack
-from indm.workbench.data.batches import flip_horizontally, loader
+from indm.workbench.data.arrays import ArrayFile
+from indm.workbench.data.base import InMemory, as_data, split, stack
 from indm.workbench.data.densities import DENSITIES
+from indm.workbench.data.examples import flip_horizontally, loader
 from indm.workbench.data.images import read_image
 from indm.workbench.data.registry import check_data, load_data
-from indm.workbench.data.splits import split
 from indm.workbench.data.standard import DEBIAN_FASHION_MNIST
 
 PARTS = ("train", "valid", "test")
 PEAK = """
 import os, resource, sys
-from indm.workbench.data.arrays import load_array
+from indm.workbench.data.registry import load_data
 
 taken = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 for path in sys.argv[1:]:
     if os.fork() == 0:  # each in a process that has read no large one yet
-        load_array(path=path + ".few.npy")  # the libraries' own pages are counted before
+        load_data("array", path=path + ".few.npy")  # the libraries' own pages are counted before
         before = taken()
-        load_array(path=path)
+        load_data("array", path=path)
         print(taken() - before, flush=True)
         os._exit(0)
     assert os.wait()[1] == 0
@@ -158,7 +157,7 @@ def test_flips_mirror_about_half_of_the_images():
         ("digit", {}, r"data.name must be one of .*got 'digit'; did you mean 'digits'\?"),
         ("zzzzz", {}, r"must be one of .*checkerboard"),
         ("digits", {"sead": 3}, r"no option 'sead'; did you mean 'seed'\?"),
-        ("folder", {}, "needs the option path, size"),
+        ("folder", {}, "needs the option size, path"),
         ("digits", {"seed": "0"}, r"data\.seed must be a whole number, got"),
         ("digits", {"seed": True}, r"data\.seed must be a whole number, got"),
         ("digits", {"centered": 1}, r"data\.centered must be true or false, got"),
@@ -608,14 +607,6 @@ def test_folders_and_options_that_cannot_be_used(folder, tmp_path):
 # ── Arrays
 
 
-def test_a_held_out_row_that_decides_its_split_is_named():
-    rows = torch.randn(90, 2, generator=torch.Generator().manual_seed(0))
-    train, valid, test = rows.split(30)
-    valid[3, 1] = -1e4
-    with pytest.warns(UserWarning, match=r"^-10000 in column 2 is \d+ deviations off .* likelihood of the valid split"):
-        as_data((train, valid, test))
-
-
 def test_vectors_are_standardised_by_the_training_split(tmp_path):
     rng = np.random.default_rng(0)
     vectors = rng.normal([3.0, -5.0, 7.0], [2.0, 0.1, 0.0], (400, 3))
@@ -655,7 +646,7 @@ def test_more_grey_levels_than_can_be_dequantized_are_refused(tmp_path, dtype, l
     """Above 2³¹ they became negative numbers."""
     most = min(levels, np.iinfo(dtype).max, 2**63)
     np.save(tmp_path / "i.npy", np.random.default_rng(0).integers(0, most, (30, 4), dtype=dtype))
-    for refuse in (load_data, lambda _, **options: load_array(**options)):
+    for refuse in (load_data, lambda name, **options: ArrayFile(**options).data()):
         with pytest.raises(ValueError, match=r"levels must be (at most 1,048,576|within ±2,147,483,647)"):
             refuse("array", path=tmp_path / "i.npy", levels=levels)
 
@@ -710,7 +701,7 @@ def test_data_in_memory_are_as_if_read_from_a_file(tmp_path, kind, made):
     }[kind]
     np.save(tmp_path / "a.npy", array)
     options |= {"seed": 5, "valid": 0.2, "test": 0.15, "limit": 30}
-    read, given = load_array(path=tmp_path / "a.npy", **options), as_data(made(array), **options)
+    read, given = load_data("array", path=tmp_path / "a.npy", **options), as_data(made(array), **options)
     assert_same_data(read, given)
     assert read.fingerprint == given.fingerprint and given.name == "given" and read.notes[1:] == given.notes
     assert as_data(given) is given

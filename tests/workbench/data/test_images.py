@@ -13,13 +13,11 @@ import torch
 from PIL import Image
 
 from indm.workbench.cli.main import main
-from indm.workbench.data import folder as folders
-from indm.workbench.data import image_files
+from indm.workbench.data import images
 from indm.workbench.data.base import stack
-from indm.workbench.data.batches import loader
+from indm.workbench.data.examples import loader
 from indm.workbench.data.folder import Files, kinds_of, list_files
-from indm.workbench.data.image_files import ImageFiles, count_unreadable
-from indm.workbench.data.images import read_image
+from indm.workbench.data.images import ImageFiles, count_unreadable, read_image
 from indm.workbench.data.registry import load_data
 from indm.workbench.runs.devices import peak_memory_mib
 
@@ -112,21 +110,6 @@ def test_transparent_pixels_are_those_of_the_composite(tmp_path, mode):
     assert np.abs(found - (255 * (1 - a) + pixels[..., :-1] * a)).max() <= 0.5 + 1e-9
 
 
-def test_no_more_images_than_cores_are_decoded_at_once(tmp_path, monkeypatch):
-    inside, most = [], []
-
-    def slow(path):
-        inside.append(path)
-        most.append(len(inside))
-        time.sleep(0.01)
-        inside.remove(path)
-        return read_image(path)
-
-    monkeypatch.setattr(folders, "read_image", slow)
-    assert (kinds_of(list_files(many(tmp_path / "f", 60)), whole=True) == 2).all()
-    assert len(most) == 60 and max(most) <= os.cpu_count()
-
-
 def test_the_fingerprint_of_files_tells_which_they_are_and_where_their_names_end(tmp_path):
     def fingerprint(names, chosen=None):
         return Files(tmp_path, np.array(names, dtype="S"), None if chosen is None else np.array(chosen)).fingerprint()
@@ -164,7 +147,7 @@ def test_a_damaged_image_is_replaced_by_the_next_warned_of_once_and_counted(tmp_
 def test_images_are_decoded_once_where_memory_holds_them_all(tmp_path, monkeypatch):
     folder = many(tmp_path / "f", 5)
     files = list_files(folder)
-    monkeypatch.setattr(image_files, "MOST_KEPT", 5 * 3 * 8 * 8)
+    monkeypatch.setattr(images, "MOST_KEPT", 5 * 3 * 8 * 8)
     kept, again = ImageFiles(files, (3, 8, 8)), ImageFiles(files, (3, 9, 9))
     first, other = stack(kept), stack(again)
     kept[2].zero_()  # a copy

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from indm.workbench.data.arrays import read_events
+from indm.workbench.data.arrays import read_columns, read_events
 from indm.workbench.data.base import stack
 from indm.workbench.data.registry import load_data
-from indm.workbench.data.tables import read_columns
 
 
 def read_table(path):
