@@ -128,7 +128,7 @@ class Costs:
 
 
 def costs_of(methods: Mapping[str, Sequence[Path]], equal: Equal = "cost", progress: bool = True) -> Costs:
-    """The cost of a step of each method: as ``costs.json`` of its runs or of the first's has it, else measured now.
+    """The cost of a step of each method: as the record of its runs or of the first's has it, else measured now.
 
     With ``equal`` "steps" every step counts alike, and nothing is measured.
     """
@@ -139,11 +139,11 @@ def costs_of(methods: Mapping[str, Sequence[Path]], equal: Equal = "cost", progr
     ratios: dict[str, float] = {}
     missing: dict[Path, str] = {}
     for name, runs in methods.items():
-        known = (1.0, False) if keys[name] == keys[first] else ratio_in([*runs, *of_first], keys[name], keys[first])
+        known = 1.0 if keys[name] == keys[first] else ratio_in([*runs, *of_first], keys[name], keys[first])
         if known is None:
             missing[runs[0]] = name
         else:
-            ratios[name] = known[0]
+            ratios[name] = known
     seconds, reasons = measure_runs([of_first[0], *missing], progress) if missing else ({}, {})
     ratios |= {name: seconds[run] / seconds[of_first[0]] for run, name in missing.items() if run in seconds}
     return Costs(equal, ratios, {name: reasons[run] for run, name in missing.items() if run in reasons})

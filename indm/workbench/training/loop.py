@@ -14,7 +14,7 @@ import math
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from indm.files import atomic
-from indm.files.memory import gib
 from indm.messages import counted
 from indm.model import reading
 from indm.objective import Losses, Objective
@@ -34,15 +33,21 @@ from indm.sampling import centre_prior
 from indm.workbench.data.base import Data, stack
 from indm.workbench.data.images import count_unreadable
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import FEW_STEPS, Training
+from indm.workbench.recipes.options import FEW_STEPS, TrainOptions
 from indm.workbench.recipes.recipe import AnyTables, Recipe
-from indm.workbench.runs.devices import by_main_process, make_accelerator, on_cpu, peak_memory_mib, run_lock
+from indm.workbench.runs.devices import (
+    by_main_process,
+    interruptible,
+    make_accelerator,
+    on_cpu,
+    peak_memory_mib,
+    run_lock,
+)
 from indm.workbench.runs.folder import check_folder, is_run, read_metrics
 from indm.workbench.runs.provenance import describe, split_record, warn_of_other_splits
-from indm.workbench.runs.signals import interruptible
-from indm.workbench.training import checkpoints, checks, costs
+from indm.workbench.training import checkpoints, costs
 from indm.workbench.training.log import BEST, LOOK_EVERY, MetricsLog, Progress
-from indm.workbench.training.resolving import parts_of, recipe_of
+from indm.workbench.training.parts import parts_of, recipe_of
 from indm.workbench.training.trainer import Trainer
 
 TIMED = 3  # steps at least, of a plan
@@ -61,7 +66,7 @@ class Summary(dict):
 
 
 def train(
-    recipe: str | Path | AnyTables | Training,
+    recipe: str | Path | AnyTables | TrainOptions,
     out: str | Path,
     *,
     model: nn.Module | None = None,
@@ -82,7 +87,7 @@ def train(
     Args:
         recipe: the name of a bundled recipe, a TOML file, a run folder, or tables as in
         :mod:`indm.workbench.recipes.recipe`;
-            with ``model`` and ``data``, a :class:`~indm.workbench.recipes.options.Training` is enough.
+            with ``model`` and ``data``, a :class:`~indm.workbench.recipes.options.TrainOptions` is enough.
         out: the run folder; must not hold a run already, unless ``resume``.
         model: an :class:`~indm.model.INDM`, or a network, (z, level) ↦ a tensor like z, for the recipe's flow and SDE.
             It is trained in place; the run folder gets the average of its weights.
@@ -128,7 +133,7 @@ def train(
     check_trackers(wanted.train.trackers)
     shows = PartialState(cpu=on_cpu()).is_main_process and progress
     by_main_process(lambda: check_folder(out, wanted, resume))  # before anything slow
-    measured: list[costs.Cost] = []
+    measured: dict[str, float] = {}
     if like is not None:
         if resume:
             raise ValueError(f"like must be left out to resume {out}, whose recipe has the steps; got {like}")
@@ -157,7 +162,7 @@ def run_in(
     resumes: bool,
     callbacks: Sequence[Callback],
     progress: bool,
-    measured: Sequence[costs.Cost] = (),
+    measured: Mapping[str, float],
 ) -> Summary:
     """Train in a folder that no other process uses, from the start or from the state in it; see :func:`train`."""
     main, state = trainer.accelerator.is_main_process, None
@@ -168,10 +173,8 @@ def run_in(
             warn_of_spent_budget(trainer, out)
     n_threads = trainer.options.threads or torch.get_num_threads()
     if main:
-        record = split_record(trainer.data) | {"threads": n_threads}
+        record = split_record(trainer.data) | {"threads": n_threads, costs.STEP_COSTS: dict(measured)}
         describe(out, trainer.recipe, trainer.accelerator.device, trainer.data.remarks, record)
-        if measured:
-            costs.keep(out, measured)
         warn_of_lost_steps(out, trainer.step)
     tell(*trainer.data.remarks, shown=progress and main)
 
@@ -276,14 +279,12 @@ def plan(recipe: AnyTables) -> tuple[Recipe, dict]:
     o, n_threads = trainer.options, trainer.options.threads or torch.get_num_threads()
     (seconds,) = costs.interleaved_seconds({"": trainer}, {"": n_threads}, rounds=1, steps=TIMED, progress=False)[""]
     steps = min(o.steps, o.seconds / seconds)
-    needed = gib(sum(checks.memory_of_step(trainer.model, trainer.micro_batch_size, accelerator)))
     return trainer.recipe, {
         **{name.replace("_", " "): count for name, count in sizes(trainer).items()},
         "event shape": tuple(trainer.data.shape),
         "examples": {split: len(getattr(trainer.data, split)) for split in ("train", "valid", "test")},
         "device": str(accelerator.device),
         "threads": n_threads,
-        "memory beside the libraries": f"{needed} at least",
         "seconds per step": seconds,
         "steps": round(steps),
         "seconds": round(steps * seconds),

@@ -36,20 +36,18 @@ from indm.training import EMA, FlowUse, TrainingStep, learning_rate_factor, opti
 from indm.workbench.data.base import Data, check_kind, stack
 from indm.workbench.data.examples import InMemory, Paired, flip_horizontally, loader
 from indm.workbench.data.registry import load_data
-from indm.workbench.recipes.options import Training
+from indm.workbench.recipes.options import TrainOptions
 from indm.workbench.recipes.recipe import Recipe, model_of
 from indm.workbench.runs.devices import by_main_process
 from indm.workbench.training import checkpoints
-from indm.workbench.training.checks import (
+from indm.workbench.training.parts import (
     check_condition,
-    check_fits,
     check_loss,
     check_parts,
     check_shapes,
-    within_memory,
+    penalties_of,
+    with_condition,
 )
-from indm.workbench.training.penalties import penalties_of
-from indm.workbench.training.resolving import with_condition
 
 Draw = Callable[..., Tensor]  # (x, generator) or, of a model with a condition, (x, generator, c) ↦ nats, (B,)
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
@@ -81,14 +79,15 @@ class Trainer:
         model: nn.Module | None = None,
         objective: Objective | None = None,
     ):
-        self.options: Training = recipe.train
+        self.options: TrainOptions = recipe.train
         self.objective = objective or objective_of(names.find("objective", self.options.objective))
         self.data, self.accelerator = data, accelerator
         self.data_b = self._second_data(recipe)
         self.micro_batch_size = self._batch_size_of_a_pass()
         self.recipe = recipe = with_condition(recipe, data)
         torch.manual_seed(self.options.seed)
-        self.model = self._on_device(self._checked(model, recipe))
+        layout = torch.channels_last if accelerator.device.type == "cuda" else torch.preserve_format
+        self.model = self._checked(model, recipe).to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
         self.condition: Condition | None = getattr(self.model, "condition", None)
         self._try_outside_parts()
         self.ema = EMA(self.model, self.options.ema)
@@ -103,24 +102,13 @@ class Trainer:
 
     def _checked(self, model: nn.Module | None, recipe: Recipe) -> nn.Module:
         """``model``, or that of ``recipe``, on the CPU, with its condition fitted to the data; ValueError if unfit."""
-        if model is None:
-            with within_memory(self.accelerator):
-                model = self.build_model(recipe)
+        model = self.build_model(recipe) if model is None else model
         check_parts(model, self.options, self.objective)
         train = self.data.train  # what is read on demand is checked as it is read
         check_raw(model, stack(train, None if isinstance(train, InMemory) else 2))
         if model.condition is not None:
             check_condition(model.condition, self.data)
             model.condition.fit(model.condition.rows_of(self.data, "train"))
-        return model
-
-    def _on_device(self, model: nn.Module) -> nn.Module:
-        """``model`` on the device, if a step fits into its memory."""
-        device = self.accelerator.device
-        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
-        model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
-        if device.type == "cpu":
-            check_fits(model, self.micro_batch_size, self.accelerator)
         return model
 
     def _second_data(self, recipe: Recipe) -> Data | None:

@@ -21,7 +21,7 @@ from indm.workbench.figures import plots
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import recipe_of
 from indm.workbench.runs.provenance import same_data
-from indm.workbench.training.costs import Cost, keep, key_of
+from indm.workbench.training.costs import key_of
 
 DIMS, N = 64, 50
 LEVELS = {"linear": (2.1, 2.2, 2.0, 2.15), "indm": (1.6, 1.7, 1.52, 1.66), "flow": (2.05, 2.3, 2.02, 2.1)}
@@ -164,13 +164,19 @@ def test_differences_over_seeds_are_one_family(tmp_path):
     assert "indm has the lowest NELBO on the test data, " in text.splitlines()[-1]
 
 
+def record(run, seconds):
+    """Of a step of each run, as measured before the training of ``run``."""
+    costs = {key_of(recipe_of(other)): cost for other, cost in seconds.items()}
+    (run / "versions.json").write_text(json.dumps({"step_costs": costs}))
+
+
 def test_a_neighbour_on_the_machine_decides_nothing(tmp_path, measured):
     """The same seconds, but 95 steps against 458: no verdict, and no part of the family, on one seed or on two."""
     indm = [evaluated(tmp_path / "i" / str(s), NATS["indm", s], s, steps=458 + s) for s in (0, 1)]
     slow = [evaluated(tmp_path / "s" / str(s), NATS["linear", s], s, steps=95, flow="identity") for s in (0, 1)]
     fair = [evaluated(tmp_path / "f" / str(s), NATS["flow", s], s, steps=520 - s, net="zero") for s in (0, 1)]
     seconds = {indm[0]: 0.1, slow[0]: 0.088, fair[0]: 0.088}
-    keep(indm[1], [Cost(key_of(recipe_of(run)), cost, 1) for run, cost in seconds.items()])
+    record(indm[1], seconds)
     text, stored = compared([*indm, *slow, *fair], tmp_path / "out")
     assert not measured.runs  # they were when they were trained
     assert stored["costs"]["by_method"] == pytest.approx({"i": 1, "s": 0.88, "f": 0.88})
@@ -186,7 +192,7 @@ def test_a_neighbour_on_the_machine_decides_nothing(tmp_path, measured):
     assert cells[str(slow[0])][:5] == ["1", "examples", "–", "95", "2"] and cells[str(indm[1])][3] == "459"
     rows = difference_rows({"slow": {"nelbo": refused}}, "indm", "bits/dim")
     assert rows[1][4:] == (words, "–", "–", "not comparable")
-    keep(indm[0], [Cost(key_of(recipe_of(run)), cost, 1) for run, cost in seconds.items()])
+    record(indm[0], seconds)
     (row,) = compared([indm[0], slow[0]], tmp_path / "two")[1]["differences"].values()
     assert row["nelbo"]["verdict"] == "not comparable"
 

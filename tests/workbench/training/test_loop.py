@@ -57,9 +57,9 @@ def test_warmup_that_is_a_share_rises_with_the_run():
 def test_intervals_are_steps_or_shares(key):
     for wrong in (0, 1.5, -1):
         with pytest.raises(ValueError, match=rf"train\.{key} must be a whole number of steps, or a share of the run"):
-            indm.workbench.recipes.options.Training(**{key: wrong})
+            indm.workbench.recipes.options.TrainOptions(**{key: wrong})
     for value in (0.25, 7, math.inf):
-        assert getattr(indm.workbench.recipes.options.Training(**{key: value}), key) == value
+        assert getattr(indm.workbench.recipes.options.TrainOptions(**{key: value}), key) == value
 
 
 def test_a_run_validates_by_shares(vectors, tmp_path):
@@ -79,7 +79,7 @@ def test_a_run_validates_by_shares(vectors, tmp_path):
     ],
 )
 def test_a_run_that_is_too_short_says_so(warmup, step, said):
-    trainer = SimpleNamespace(options=indm.workbench.recipes.options.Training(steps=step, warmup=warmup), step=step)
+    trainer = SimpleNamespace(options=indm.workbench.recipes.options.TrainOptions(steps=step, warmup=warmup), step=step)
     with pytest.warns(UserWarning, match=said) if said else contextlib.nullcontext():
         loop.warn_of_short_run(trainer, False)
 

@@ -15,7 +15,7 @@ from indm.score import ScoreModel
 from indm.sde.linear import VESDE, VPSDE
 from indm.training import FlowUse, TrainingStep
 from indm.workbench.data.base import Data, InMemory
-from indm.workbench.training.penalties import (
+from indm.workbench.training.parts import (
     Penalty,
     normal_law,
     terminal_law,

@@ -17,11 +17,11 @@ from indm.scaling import Scaling
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import Training
+from indm.workbench.recipes.options import TrainOptions
 from indm.workbench.training.loop import train
-from indm.workbench.training.resolving import name_of_objective, recipe_of
+from indm.workbench.training.parts import name_of_objective, recipe_of
 
-OPTIONS = Training(steps=6, batch_size=40, validate_examples=20, log_every=2, validate_every=3)
+OPTIONS = TrainOptions(steps=6, batch_size=40, validate_examples=20, log_every=2, validate_every=3)
 TABLES = {"flow": {"name": "coupling", "width": 8}, "sde": {"name": "vp"}, "train": asdict(OPTIONS)}
 
 
@@ -104,13 +104,13 @@ def test_an_objective_that_a_file_cannot_name_has_to_be_given_again(tmp_path):
     def local(model, x):
         return mle_loss(model, x)[0], {}
 
-    options = Training(**asdict(OPTIONS) | {"steps": 4, "flow_update_every": 2})
+    options = TrainOptions(**asdict(OPTIONS) | {"steps": 4, "flow_update_every": 2})
     given = {"model": whole_model(), "data": torch.randn(60, 2, generator=torch.Generator().manual_seed(1))}
     train(options, tmp_path, objective=local, **given, progress=False)
     assert recipes.load(tmp_path)["train"]["objective"] == "given"
     with pytest.raises(ValueError, match="objective 'given' was given in Python and has no name: give it again"):
         train(tmp_path, tmp_path, **given, resume=True, progress=False)
-    more = Training(**asdict(options) | {"steps": 6})
+    more = TrainOptions(**asdict(options) | {"steps": 6})
     assert train(more, tmp_path, objective=local, **given, resume=True, progress=False)["steps"] == 6
 
 

@@ -29,11 +29,10 @@ from indm.workbench.cli.main import main
 from indm.workbench.data.base import stack
 from indm.workbench.data.registry import load_data
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.runs.devices import fast_precision
+from indm.workbench.runs.devices import fast_precision, interruptible
 from indm.workbench.runs.folder import read_metrics
-from indm.workbench.runs.signals import interruptible
 from indm.workbench.training.loop import train
-from indm.workbench.training.penalties import normal_law
+from indm.workbench.training.parts import normal_law
 from indm.workbench.training.trainer import Trainer, drawn
 
 
