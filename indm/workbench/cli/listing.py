@@ -88,9 +88,9 @@ def explained(part: Callable[..., Any], name: str) -> str:
     given = [str(p).split(":")[0] + (f"={p.default!r}" if p.default is not p.empty else "")
              for p in arguments_of(part).values() if p.name != "shape"]  # fmt: skip
     text = inspect.getdoc(getattr(part, "func", part)) or "No description."  # of a functools.partial, its function's
-    for kind in getattr(part, "__mro__", ())[::-1] if is_dataclass(part) else ():
-        sentences = sentences_of(kind).items() if is_dataclass(kind) else ()
-        text += "".join("\n" + wrapped(f"{key}: {said}", 4) for key, said in sentences if f"{key}:" not in text)
+    kinds: list[Any] = [kind for kind in getattr(part, "__mro__", ())[::-1] if is_dataclass(kind)]
+    said = {key: sentence for kind in kinds for key, sentence in sentences_of(kind).items()}
+    text += "".join("\n" + wrapped(f"{key}: {sentence}", 4) for key, sentence in said.items() if f"{key}:" not in text)
     return f"{name}({', '.join(given)})\n\n" + MARKUP.sub(r"\1", text)
 
 

@@ -29,7 +29,7 @@ class TrainsRecipe(ShowsProgress):
     resume: bool = False
     """Continue from the last checkpoint in the run folder."""
     dry_run: bool = False
-    """Show the whole recipe, the sizes, memory, and the time of a step and of the run; write nothing."""
+    """Show the whole recipe, the sizes, and the time of a step and of the run; write nothing."""
 
     def named(self) -> list[str]:
         if self.resume:  # a run that somebody else may have written
