@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 SUFFIXES, PARQUET = {".csv", ".tsv", ".txt"}, {".parquet", ".pq"}
 SEPARATORS = ("\t", ";", ",")  # the first of these in the first line; where there is none, blanks
-COUNTS = {"unnamed: 0", "index", "id", "row", "nr", "no"}  # names of a first column that may count the rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +137,8 @@ def _read_array(path: Path, key: str | None) -> np.ndarray:
 def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:
     """The columns ``x`` as float32 (n, D), and ``c`` as labels (n,) or numbers (n, size); None without any.
 
-    Without ``x`` they are all but ``c``, and but a first column that counts the rows and is called so, with a warning.
-    A single column c of words or whole numbers is one of labels.
+    Without ``x`` they are all but ``c`` and a first column without a name. A single column c of words or whole numbers
+    is one of labels.
 
     Raises:
         ValueError: no such column, or a cell of ``x`` that is not a finite number.
@@ -150,8 +149,8 @@ def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.nda
             raise ValueError(f"{path} has columns {brief(', '.join(table))}, and none {name!r}{nearest(name, table)}")
     if both := set(x) & set(c):
         raise ValueError(f"{path}: column {min(both)!r} cannot be both x and c")
-    if not x and _counts_rows(table):
-        warnings.warn(f"{path}: the first column, which counts the rows, is left out", stacklevel=2)
+    if not x and len(table.columns) > 1 and table.columns[0] == "Unnamed: 0":  # as pandas writes the index
+        warnings.warn(f"{path}: the first column, which has no name, is left out", stacklevel=2)
         table = table.iloc[:, 1:]
     values = _numbers(path, table, x or [name for name in table if name not in c])
     if not c:
@@ -238,13 +237,6 @@ def _parquet(path: Path) -> "pandas.DataFrame":
     cells = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
     check_memory(COPIES * 8 * cells)
     return pandas.read_parquet(path)
-
-
-def _counts_rows(table: "pandas.DataFrame") -> bool:
-    first = table.iloc[:, 0] if len(table.columns) > 1 else None
-    if first is None or table.columns[0].lower() not in COUNTS or first.dtype.kind not in "iu":
-        return False
-    return bool((np.diff(first) == 1).all())
 
 
 def _numbers(path: Path, table: "pandas.DataFrame", names: Sequence[str]) -> np.ndarray:

@@ -20,7 +20,6 @@ from PIL import ExifTags, Image, ImageChops, ImageColor, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from indm.files.memory import most_memory
 from indm.files.plain import check_plain
 from indm.messages import brief, nearest, reason
 from indm.scaling import Scaling
@@ -192,7 +191,7 @@ class ImageOptions(DividedLoader):
     shorter side; false squeezes."""
 
     def __post_init__(self) -> None:
-        check_decoded((self.channels or 3, *self.sides))
+        height_and_width(self.size)
         if self.channels not in (None, 1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {self.channels}")
         if self.resize not in RESIZE_MODES:
@@ -240,17 +239,6 @@ def data_of_images(name: str, sets: dict[str, Any], centered: bool, flip: bool, 
     """The splits ``sets`` of :class:`ImageFiles` as a :class:`Data`, with what else is known ``about`` them."""
     scaling, shape = Scaling.images(256, centered), sets["train"].shape
     return Data(name=name, scaling=scaling, shape=shape, flip=flip, **sets, **about)
-
-
-def check_decoded(shape: tuple[int, int, int]) -> None:
-    """ValueError where memory cannot hold one image, as Pillow has it (4 bytes a pixel), as bytes and as floats."""
-    channels, *sides = shape
-    needed, most = math.prod(sides) * (4 + 5 * channels), most_memory()
-    if needed > most:
-        raise ValueError(
-            f"size must be such that memory holds an image: {'×'.join(map(str, sides))} pixels take "
-            f"{needed / 2**30:,.1f} GiB, and there are {most / 2**30:,.1f} GiB"
-        )
 
 
 class ImageFiles(Dataset):

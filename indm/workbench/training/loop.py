@@ -170,7 +170,6 @@ def run_in(
         state = trainer.load(out)
         if main:
             warn_of_other_splits(out, trainer.data)
-            warn_of_spent_budget(trainer, out)
     n_threads = trainer.options.threads or torch.get_num_threads()
     if main:
         record = split_record(trainer.data) | {"threads": n_threads, costs.STEP_COSTS: dict(measured)}
@@ -314,18 +313,6 @@ def save_final(trainer: Trainer, best: dict[str, Any], out: Path) -> None:
         raw, c = stack(trainer.data.train, 10_000), trainer.c_of("train", 10_000)
         centre_prior(model, raw, c=c, batch_size=trainer.micro_batch_size)
     model.save(out)
-
-
-def warn_of_spent_budget(trainer: Trainer, out: Path) -> None:
-    """Warn where there is nothing left to do: the budget is that of the whole run, not of its continuation."""
-    o = trainer.options
-    key, spent = ("steps", trainer.step) if trainer.step >= o.steps else ("seconds", trainer.seconds)
-    if trainer.progress >= 1:
-        warnings.warn(
-            f"{out} is not trained on, as it has spent its budget, {spent:.0f} {key} of {getattr(o, key):.0f}: "
-            f"train.{key} counts from its beginning; give --train.{key} {2 * getattr(o, key):.0f} or so",
-            stacklevel=3,
-        )
 
 
 def warn_of_short_run(trainer: Trainer, interrupted: bool) -> None:
