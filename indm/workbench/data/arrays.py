@@ -54,14 +54,11 @@ class ArrayFile(DividedLoader):
         x, c = ((part,) if isinstance(part, str) else tuple(part) for part in (self.x, self.c))
         if self.mmap:
             array: Any = OnDemand(_mapped_array(place), self.levels, place)
-            arrays = [array, untrusted.array(place.parent / c[0]) if c else None]
+            conditions = untrusted.array(place.parent / c[0]) if c else None
         else:
-            arrays = _with_conditions(place, self.key, self.levels, x, c)
-        conditions = arrays.pop()
-        data = self.as_data(
-            arrays.pop(),  # so that nobody else holds it
-            name="array", levels=self.levels, where=self.path, c=False if conditions is None else conditions,
-        )  # fmt: skip
+            array, conditions = _with_conditions(place, self.key, self.levels, x, c)
+        given = False if conditions is None else conditions
+        data = self.as_data(array, name="array", levels=self.levels, where=self.path, c=given)
         note = f"read from {self.path}" + (f", key {self.key}" if self.key else "")
         return replace(data, notes=[note, *data.notes])
 
@@ -78,23 +75,23 @@ def _mapped_array(path: Path) -> np.ndarray:
 
 def _with_conditions(
     path: Path, key: str | None, levels: int | None, x: tuple[str, ...], c: tuple[str, ...]
-) -> list[Any]:
+) -> tuple[np.ndarray, np.ndarray | None]:
     """The array of a file, and the conditions that ``c`` names in it or beside it, None without."""
     if path.suffix.lower() in SUFFIXES | PARQUET:
         if key is not None:
             raise ValueError(f"{path}: key {key!r} was given, but a table is one array without a name")
         values, conditions = read_columns(path, x, c)
         is_whole = levels is not None and np.array_equal(values, np.floor(values))
-        return [values.astype(np.int64) if is_whole else values, conditions]
+        return values.astype(np.int64) if is_whole else values, conditions
     if x or len(c) > 1:
         raise ValueError(f"{path} has no named columns: data.x and several data.c are for tables, got {(*x, *c)}")
     array = _read_array(path, key)
     if array.dtype.kind == "f" and array.ndim > 2:  # grey levels that were most likely lost
         raise ValueError(f"{path} holds {array.dtype} of shape {array.shape}; float vectors or uint8 images would do")
     if not c:
-        return [array, None]
+        return array, None
     is_beside = untrusted.array_names(path) is None
-    return [array, untrusted.array(path.parent / c[0]) if is_beside else _read_array(path, c[0])]
+    return array, untrusted.array(path.parent / c[0]) if is_beside else _read_array(path, c[0])
 
 
 def read_events(path: Path, levels: int | None) -> Tensor:

@@ -288,11 +288,9 @@ def as_data(
         note = "divided before: " + ", ".join(f"{part} {len(examples)}" for part, examples in sets.items())
     else:
         examples, levels = _examples(source, levels, where)
-        del source  # an array that nobody else holds is freed once it is split
         parts = split(len(examples), **counts(len(examples), valid, test), seed=seed, limit=limit)
         sets = {part: examples.select(index) for part, index in parts.items()}
         fingerprint, note, total = examples.fingerprint(), describe_split(parts, seed), len(examples)
-        del examples
     shape = sets["train"].shape
     if flip and len(shape) != 3:
         raise ValueError(f"flip must be false for vectors: {where} holds no images but events of shape {shape}")

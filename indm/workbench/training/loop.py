@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from indm.files import atomic
 from indm.messages import counted
-from indm.model import reading
+from indm.model import WEIGHTS, reading
 from indm.objective import Losses, Objective
 from indm.sampling import centre_prior
 from indm.workbench.data.base import Data, stack
@@ -151,7 +151,7 @@ def train(
             """Whether there is a state to continue from, now that no other process can change that."""
             held.enter_context(run_lock(out))
             check_folder(out, made.recipe, resume)
-            return resume and not checkpoints.nothing_saved(out)
+            return resume and (checkpoints.has_state(out) or (out / WEIGHTS).exists())
 
         return run_in(out, made, by_main_process(lock), callbacks, progress, measured)
 
@@ -342,7 +342,7 @@ def check_trackers(trackers: tuple[str, ...]) -> None:
 
 
 def summarise(trainer: Trainer, log: MetricsLog, out: Path, interrupted: bool) -> dict:
-    """Steps, seconds, validation, memory and disk of a run. Collective.
+    """Steps, seconds, validation and memory of a run. Collective.
 
     ``unreadable_images`` are those of the training data that any process met since the run was last started.
     """
@@ -354,7 +354,6 @@ def summarise(trainer: Trainer, log: MetricsLog, out: Path, interrupted: bool) -
         **({"best": log.best} if log.best else {}),
         "skipped_steps": log.skipped,
         **sizes(trainer),
-        "checkpoints_mib": by_main_process(lambda: round(checkpoints.mebibytes(out), 1)),
         "peak_memory_mib": round(peak_memory_mib()),
         "unreadable_images": count_unreadable(
             trainer.data.train, lambda met: trainer.accelerator.reduce(met.to(trainer.accelerator.device))

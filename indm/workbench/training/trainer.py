@@ -52,8 +52,7 @@ from indm.workbench.training.parts import (
 Draw = Callable[..., Tensor]  # (x, generator) or, of a model with a condition, (x, generator, c) ↦ nats, (B,)
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
 SEED_STRIDE = 1_000_003  # between the seeds of processes and of batches
-# Attributes of a trainer that a checkpoint holds, beside weights, moments and random states.
-KEPT = ("step", "seconds", "pretraining")
+KEPT = ("step", "seconds", "pretraining")  # by a checkpoint, beside weights, moments and random states
 
 
 class Trainer:
@@ -157,13 +156,10 @@ class Trainer:
 
     def parameter_groups(self) -> list[dict]:
         """The parts of the model, each with its own learning rate (before the schedule) and weight decay."""
+        rates = {"base_lr": "lr", "weight_decay": "weight_decay"}
         return [
-            {
-                "name": name,
-                "params": list(part.parameters()),
-                "base_lr": self._option_of(name, "lr"),
-                "weight_decay": self._option_of(name, "weight_decay"),
-            }
+            {"name": name, "params": list(part.parameters())}
+            | {key: self._option_of(name, option) for key, option in rates.items()}
             for name, part in self.model.trained_parts.items()
         ]
 

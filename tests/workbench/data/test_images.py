@@ -67,39 +67,6 @@ def test_files_are_a_sequence_of_few_bytes(tmp_path):
         files[100]
 
 
-# ── Large images
-
-MEASURED = """
-import os, resource, sys
-from pathlib import Path
-from indm.workbench.data.images import read_image
-taken = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-for mode in sys.argv[1:]:
-    if os.fork() == 0:  # each in a process that has decoded nothing large
-        read_image(Path(f"{mode}-8.png"))
-        before = taken()
-        read_image(Path(f"{mode}-4000.png"))
-        print(mode, taken() - before, flush=True)
-        os._exit(0)
-    assert os.wait()[1] == 0
-"""
-
-
-@pytest.mark.long
-def test_a_large_image_is_decoded_in_few_bytes_a_pixel(tmp_path):
-    most = {"I;16": 14, "LA": 8, "RGBA": 11}  # the first is 9 from Pillow 11 on; it was 20 and more
-    for mode in most:
-        for side in (8, 4000):
-            pixels = np.zeros((side, side), np.uint16)
-            image = Image.fromarray(pixels) if mode == "I;16" else Image.new(mode, (side, side))
-            image.save(tmp_path / f"{mode}-{side}.png", compress_level=1)
-    command = [sys.executable, "-c", MEASURED, *most]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    taken = dict(line.split() for line in done.stdout.splitlines())
-    assert list(taken) == list(most)
-    assert all(1 < int(taken[mode]) / 4000**2 < most[mode] for mode in most), taken
-
-
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_transparent_pixels_are_those_of_the_composite(tmp_path, mode):
     value, alpha = np.meshgrid(np.arange(256), np.arange(256))

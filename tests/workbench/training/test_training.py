@@ -29,7 +29,7 @@ from indm.workbench.cli.main import main
 from indm.workbench.data.base import stack
 from indm.workbench.data.registry import load_data
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.runs.devices import fast_precision, interruptible
+from indm.workbench.runs.devices import interruptible
 from indm.workbench.runs.folder import read_metrics
 from indm.workbench.training.loop import train
 from indm.workbench.training.parts import normal_law
@@ -468,14 +468,6 @@ def test_a_run_in_bf16_keeps_its_weights_in_float32_and_leaves_the_next_run_its_
     assert_same(first, third)
     assert any(not torch.equal(second[k], first[k]) for k in first)
     assert {p.dtype for p in indm.INDM.load(tmp_path / "1").parameters()} == {torch.float32}
-
-
-@pytest.mark.parametrize("avx512, amx, expected", [(False, False, "no"), (True, False, "bf16"), (False, True, "bf16")])
-def test_precision_is_chosen_by_what_the_processor_computes_in(monkeypatch, avx512, amx, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
-    assert fast_precision() == expected
 
 
 def test_trackers_get_the_metrics(tmp_path):
