@@ -24,6 +24,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
 from indm.files import atomic
 from indm.messages import counted
@@ -46,11 +47,12 @@ from indm.workbench.runs.devices import (
 from indm.workbench.runs.folder import check_folder, is_run, read_metrics
 from indm.workbench.runs.provenance import describe, split_record, warn_of_other_splits
 from indm.workbench.training import checkpoints, costs
-from indm.workbench.training.log import BEST, LOOK_EVERY, MetricsLog, Progress
+from indm.workbench.training.log import BEST, LOOK_EVERY, MetricsLog
 from indm.workbench.training.parts import parts_of, recipe_of
 from indm.workbench.training.trainer import Trainer
 
 TIMED = 3  # steps at least, of a plan
+BAR, BAR_INTERVAL = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}, {desc}", 2.0  # seconds
 ROUNDING = 1e-9  # of a share, in intervals: three tenths of ten steps are three
 Callback = Callable[[Trainer, dict[str, Tensor]], bool | None]
 
@@ -236,7 +238,8 @@ def loop(
         RuntimeError: too many steps in a row, or a validation, were infinite or NaN.
     """
     o, stops = trainer.options, False
-    with Progress(min(trainer.progress, 1.0), log.line, disabled=not progress) as shown:
+    done = min(trainer.progress, 1.0)
+    with tqdm(total=1, initial=done, bar_format=BAR, mininterval=BAR_INTERVAL, disable=not progress) as bar:
         for terms, before in trainer.steps():
             log.add(terms)
             answers = [callback(trainer, terms) for callback in callbacks]
@@ -253,7 +256,8 @@ def loop(
                 log.log_validation()
             if saves and not over:
                 save(trainer, out, log)
-            shown.update(trainer.progress)
+            if bar.update(min(trainer.progress, 1.0) - bar.n) or (over and progress):  # the text waits for the device
+                bar.set_description_str(log.line())
             if stops:
                 break
         log.look()

@@ -317,11 +317,6 @@ class Trainer:
             )
         return validation
 
-    def place_of(self, step: int) -> dict[str, int]:
-        """Which batch ``step`` (from 1) took: its epoch, and its place in the epoch's order, both from 0."""
-        epoch, batch = divmod(step - 1, len(self.data.train) // self.options.batch_size)
-        return {"epoch": epoch, "batch": batch}
-
     def save(self, run: Path, log: dict[str, Any] | None = None) -> None:
         """Write the checkpoint, with the state of the ``log``, and the averaged model into ``run``. Collective.
 

@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from indm.names import BUILT_IN, Untrusted, find, trust
 from indm.workbench.data import ImageFiles
-from indm.workbench.data.arrays import ArrayFile
 from indm.workbench.data.base import InMemory, as_data, split, stack
 from indm.workbench.data.densities import DENSITIES
 from indm.workbench.data.examples import flip_horizontally, loader
@@ -369,15 +368,6 @@ def test_a_packed_cifar10_that_does_not_fit(tmp_path, changed):
         load_data("cifar10", root=tmp_path)
 
 
-def test_a_packed_cifar10_that_cannot_be_read(tmp_path):
-    (tmp_path / "cifar10.npz").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"cifar10\.npz cannot be read as \.npy or \.npz"):
-        load_data("cifar10", root=tmp_path)
-    np.savez(tmp_path / "cifar10.npz", x=np.zeros((54, 3, 32, 32), np.uint8))
-    with pytest.raises(ValueError, match=r"cifar10\.npz cannot be read as .*labels"):
-        load_data("cifar10", root=tmp_path)
-
-
 def test_celeba_in_the_layout_of_torchvision(tmp_path, monkeypatch):
     base = tmp_path / "celeba"
     (base / "img_align_celeba").mkdir(parents=True)
@@ -442,12 +432,6 @@ def test_folder_partitions_its_images(folder):
     assert sets.shape == (3, 8, 8) and sets.scaling.levels == 256
     batch = next(iter(loader(sets.train, 4, shuffle=False)))
     assert batch.shape == (4, 3, 8, 8) and batch.dtype == torch.uint8 and torch.equal(batch, stack(sets.train, 4))
-
-
-def test_workers_give_the_same_batches(folder):
-    sets = load_data("folder", path=folder, size=8)
-    serial, parallel = (list(loader(sets.train, 4, shuffle=True, seed=1, workers=w)) for w in (0, 1))
-    assert all(torch.equal(a, b) for a, b in zip(serial, parallel, strict=True))
 
 
 def test_folder_pixels_crop_and_resize(tmp_path):
@@ -601,18 +585,6 @@ def test_integer_arrays_and_levels(tmp_path):
     assert array.scaling.levels == 1000 and array.train.tensor.dtype == torch.int32
     x = array.scaling.to_model(array.train.tensor)
     assert x.min() >= 0 and x.max() <= 1 and torch.equal(array.scaling.to_data(x), array.train.tensor)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "levels"), [(np.int64, 2_000_000_000_000), (np.uint64, 10**23), (np.int64, 2**21), (np.uint8, 2**32)]
-)
-def test_more_grey_levels_than_can_be_dequantized_are_refused(tmp_path, dtype, levels):
-    """Above 2³¹ they became negative numbers."""
-    most = min(levels, np.iinfo(dtype).max, 2**63)
-    np.save(tmp_path / "i.npy", np.random.default_rng(0).integers(0, most, (30, 4), dtype=dtype))
-    for refuse in (load_data, lambda name, **options: ArrayFile(**options).data()):
-        with pytest.raises(ValueError, match=r"levels must be (at most 1,048,576|within ±2,147,483,647)"):
-            refuse("array", path=tmp_path / "i.npy", levels=levels)
 
 
 # ── Whatever a user has
@@ -880,16 +852,10 @@ def test_arrays_that_cannot_be_used(tmp_path):
     grey = rng.integers(0, 256, (30, 8, 8), dtype=np.uint8)
     stored = {
         "nan": broken,
-        "huge": np.full((30, 2), 1e300),
-        "flat": np.zeros(30),
-        "none": np.zeros((0, 2)),
-        "few": np.zeros((2, 2)),
         "objects": np.array([{}] * 30, dtype=object),
         "complex": np.zeros((30, 2), complex),
-        "bool": np.zeros((30, 2), bool),
         "floats": np.zeros((30, 8, 8)),
         "integers": np.zeros((30, 2), int),
-        "wide": np.zeros((30, 8, 8), np.int64),
         "small": grey[:, :7],
         "grey": grey,
         "vectors": rng.normal(size=(30, 2)),
@@ -899,21 +865,13 @@ def test_arrays_that_cannot_be_used(tmp_path):
     np.savez(tmp_path / "two.npz", images=grey, labels=np.zeros(30))
     np.savez(tmp_path / "bare.npz")
     (tmp_path / "text.npy").write_text("1 2 3")
-    (tmp_path / "text.npz").write_text("1 2 3")
     (tmp_path / "cut.npy").write_bytes((tmp_path / "grey.npy").read_bytes()[:500])
-    (tmp_path / "cut.npz").write_bytes((tmp_path / "two.npz").read_bytes()[:500])
     cases = [
         ("nan.npy", {}, "2 of 30 rows hold NaN or inf, first row 3"),
-        ("huge.npy", {}, "30 of 30 rows"),
-        ("flat.npy", {}, r"has shape \(30,\)"),
-        ("none.npy", {}, r"has shape \(0, 2\)"),
-        ("few.npy", {}, "cannot be split"),
         ("objects.npy", {}, "cannot be read as .npy or .npz: Object arrays"),
         ("complex.npy", {}, "complex128"),
-        ("bool.npy", {}, "bool"),
         ("floats.npy", {}, "uint8 images would do"),
         ("integers.npy", {}, "give levels"),
-        ("wide.npy", {}, "give levels"),
         ("small.npy", {}, "at least 8 pixels"),
         ("grey.npy", {"levels": 16}, "not 0 … 15"),
         ("grey.npy", {"levels": 0}, "levels must be at least 2"),
@@ -922,14 +880,11 @@ def test_arrays_that_cannot_be_used(tmp_path):
         ("vectors.npy", {"flip": True}, "flip must be false for vectors: .*vectors.npy"),
         ("integers.npy", {"levels": 9, "flip": True}, "flip must be false for vectors"),
         ("bare.npz", {}, "bare.npz holds no arrays"),
-        ("bare.npz", {"key": "images"}, "bare.npz holds no arrays"),
         ("two.npz", {}, "pass key= one of images, labels"),
         ("two.npz", {"key": "image"}, "did you mean 'images'"),
         ("missing.npy", {}, "missing.npy cannot be read"),
         ("text.npy", {}, "cannot be read"),
-        ("text.npz", {}, "cannot be read"),
         ("cut.npy", {}, "cannot be read"),
-        ("cut.npz", {}, "cannot be read"),
         ("", {}, 'is a folder: .* "--data folder" reads images'),
     ]
     for name, options, message in cases:

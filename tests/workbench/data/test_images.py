@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 import warnings
 
@@ -179,21 +177,6 @@ def test_an_image_that_several_processes_met_counts_once(tmp_path):
     data.unreadable[1:3] = True
     assert count_unreadable(data) == 2
     assert count_unreadable(data, lambda met: met + torch.tensor([0, 0, 1, 1, 0, 0])) == 3
-
-
-@pytest.mark.long
-@pytest.mark.filterwarnings("ignore:.*cannot be read")
-def test_two_processes_count_the_damaged_images_of_both(tmp_path):
-    """Each reads its half of one epoch, and the main one writes what one process would."""
-    folder = many(tmp_path / "f", 60)
-    damaged(folder, *range(0, 60, 2))
-    line = [*SMALL, f"--data.path={folder}", "--train.steps=4", "--out"]
-    assert main([*line, str(tmp_path / "one")]) == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "indm"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, *line, str(tmp_path / "two")], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert unreadable(tmp_path / "one") == unreadable(tmp_path / "two") > 20
 
 
 @pytest.mark.long

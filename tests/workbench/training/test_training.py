@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -559,10 +558,3 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capfd):
     step = checkpoint(run)["step"]
     assert step > 0
     assert train(change(DIGITS, steps=step + 2, batch_size=32), run, resume=True, progress=False)["steps"] == step + 2
-
-
-@pytest.mark.parametrize("step, epoch, batch", [(1, 0, 0), (3, 0, 2), (4, 1, 0), (9, 2, 2)])
-def test_the_place_of_a_step(step, epoch, batch):
-    """Ten examples are three batches of three in an epoch; the rest is left out."""
-    trainer = SimpleNamespace(data=SimpleNamespace(train=range(10)), options=SimpleNamespace(batch_size=3))
-    assert Trainer.place_of(trainer, step) == {"epoch": epoch, "batch": batch}
