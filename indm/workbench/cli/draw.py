@@ -322,7 +322,8 @@ class Translate(ShowsProgress):
         if not self.overwrite:
             check_empty(self.out, "name another --out, or add --overwrite")
         first, *others = self.paths
-        given = (run_folder(first), *map(_run_folder, others[:1]), *others[1:])
+        second = [path if path.suffix else run_folder(path) for path in others[:1]]  # with a suffix it is an image
+        given = (run_folder(first), *second, *others[1:])
         count = len([*itertools.takewhile(lambda path: is_run(path) or is_pair(path), given)])
         if not count or count == len(given):
             what = "a run folder (with a recipe.toml in it) first" if not count else "images after the run folders"
@@ -337,10 +338,3 @@ class Translate(ShowsProgress):
         written = ["sheet.png", "index.html"] if self.options.page else ["sheet.png"]
         print("\n".join(str(self.out / name) for name in written) if report["examples"] else "nothing was translated")
         return SOME_FAILED if report["failed"] else DONE
-
-
-def _run_folder(path: Path) -> Path:
-    """Where the run is that is called ``path``; with a suffix it is an image."""
-    from indm.workbench.runs.folder import run_folder
-
-    return path if path.suffix else run_folder(path)

@@ -284,7 +284,8 @@ def as_data(
     rows = second_entries(source, where) if c is True else None if c is False else c
     if isinstance(source, tuple):
         sets, levels, fingerprint = _divided_before(source, levels, limit, where)
-        parts, total = _one_after_the_other(source, sets), sum(map(len, source))
+        starts, total = itertools.accumulate(map(len, source), initial=0), sum(map(len, source))
+        parts = {part: start + torch.arange(len(sets[part])) for part, start in zip(PARTS, starts, strict=False)}
         note = "divided before: " + ", ".join(f"{part} {len(examples)}" for part, examples in sets.items())
     else:
         examples, levels = _examples(source, levels, where)
@@ -341,12 +342,6 @@ def _examples(source: Any, levels: int | None, where: str | Path) -> tuple[Sourc
         raise ValueError(f"{where} must have items, got an empty {type(source).__name__}")
     examples = OnDemand(source, levels, where)
     return examples, examples.levels
-
-
-def _one_after_the_other(source: tuple, sets: Mapping[str, Source]) -> dict[str, Tensor]:
-    """The positions of splits that were divided before in what follows from putting them one after the other."""
-    starts = itertools.accumulate((len(part) for part in source), initial=0)
-    return {part: start + torch.arange(len(sets[part])) for part, start in zip(PARTS, starts, strict=False)}
 
 
 def _divided_before(

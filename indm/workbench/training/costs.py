@@ -80,7 +80,7 @@ def interleaved_seconds(
         with on_threads(threads[name]):
             for share, pretraining in ((pretrain, True), (1 - pretrain, False)):
                 if share:
-                    trainer.set_pretraining(pretraining)
+                    trainer.pretraining = pretraining
                     started = time.perf_counter()
                     for _ in range(count):
                         terms = trainer.train_step(batches[name])

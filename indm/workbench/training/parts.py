@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -268,14 +267,14 @@ def check_loss(objective: Objective, model: nn.Module, x: Tensor, conditions: di
 def penalties_of(
     options: TrainOptions, model: nn.Module, data: Data, second: Data | None, device: torch.device
 ) -> list[Penalty]:
-    """The penalty on the law of x_T, where ``options`` give it a weight.
+    """The mean −log density of x_T ~ h⁻¹#π at draws of the law that x_T shall have, nats; where it has a weight.
 
     ``second`` are the data whose law x_T shall have; None stands for the Gaussian with the moments of ``data``.
     """
     if not options.terminal:
         return []
     law = with_noise(terminal_law(model, data, second, device), options.terminal_noise)
-    return [Penalty("terminal", options.terminal, partial(terminal_nll, law), in_nats=True)]
+    return [Penalty("terminal", options.terminal, lambda model, x: flow_nll(model, law(len(x))).mean(), in_nats=True)]
 
 
 def terminal_law(model: nn.Module, data: Data, second: Data | None, device: torch.device) -> Law:
@@ -304,11 +303,6 @@ def with_noise(law: Law, deviation: float) -> Law:
 def _without_gradient(model: nn.Module, raw: Tensor) -> Tensor:
     """``raw`` in model units, whose noise this loss does not train."""
     return from_data(model, raw)[0]
-
-
-def terminal_nll(law: Law, model: nn.Module, x: Float[Tensor, "batch *event"]) -> Float[Tensor, ""]:
-    """Mean −log density of x_T ~ h⁻¹#π at as many draws of ``law`` as ``x`` has samples, nats."""
-    return flow_nll(model, law(len(x))).mean()
 
 
 def normal_law(x: Float[Tensor, "batch *event"]) -> Law:

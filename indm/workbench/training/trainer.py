@@ -193,10 +193,6 @@ class Trainer:
         between = self.step % self.options.flow_update_every
         return FlowUse.FROZEN if between and count_parameters(self.model.score) else FlowUse.TRAINED
 
-    def set_pretraining(self, pretraining: bool) -> None:
-        """Leave the flow out of the next steps, while ``train.pretrain`` lasts, or train it from now on."""
-        self.pretraining = pretraining
-
     @property
     def progress(self) -> float:
         """How much of the budget is spent; the run is over at 1."""

@@ -28,7 +28,6 @@ from indm.workbench.cli import train as train_commands
 from indm.workbench.cli.main import COMMANDS, find, main, take_tables
 from indm.workbench.data.registry import load_data
 from indm.workbench.evaluation import results
-from indm.workbench.evaluation.compare import FILES
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import (
     ConversionOptions,
@@ -362,18 +361,6 @@ def evaluated(run, tmp_path_factory):
     shutil.copytree(run, folder)
     assert main(["evaluate", str(folder), "--examples", "20", "--nll-examples", "0", "--quiet", "--overwrite"]) == 0
     return folder
-
-
-def test_compare_shows_any_name_and_what_has_no_curve(evaluated, tmp_path, capsys):
-    """A run without a log of training, as a released checkpoint that was converted is."""
-    twin = shutil.copytree(evaluated, tmp_path / "twin")
-    (twin / "metrics.jsonl").unlink()
-    (twin / "summary.json").unlink()
-    capsys.readouterr()
-    assert main(["compare", str(evaluated), str(twin), "--out", str(tmp_path / "out")]) == 0
-    *_, cells = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(str(twin)))
-    assert cells[1:6] == ["1", "examples", "–", "–", "–"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == list(FILES)
 
 
 DAMAGED = {

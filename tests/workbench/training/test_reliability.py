@@ -69,16 +69,6 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(tmp_path, 
     compare_runs(whole, tmp_path)
 
 
-def test_the_steps_that_are_lost_are_told_where_the_log_is_silent(tmp_path, monkeypatch):
-    recipe = change(TINY, steps=5, log_every=100, validate_every=100)
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 4)
-        train(recipe, tmp_path, progress=False)
-    (tmp_path / "checkpoints" / "4.pt").write_bytes(b"")
-    with pytest.warns(UserWarning, match="had come to step 4 at least; it continues from its checkpoint of step 3"):
-        train(recipe, tmp_path, resume=True, progress=False)
-
-
 def test_a_full_disk_ends_a_run_that_can_be_resumed(tmp_path, small_disk, whole):
     run = small_disk / "run"
     with pytest.raises(OSError, match=r"cannot be written|No space left"):

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from processes import exit_code, fork
 from scipy import stats
-from small_runs import DIGITS, GAUSSIAN, assert_same, change, checkpoint, interrupt_at, log_of
+from small_runs import DIGITS, GAUSSIAN, assert_same, change, checkpoint
 from torch import nn
 from torch.nn import functional as F
 
@@ -110,23 +110,6 @@ def test_learning_rate_rises_rests_and_falls():
 
 
 LEARNED_NOISE = {"dequantization": {"name": "variational", "width": 4}}
-ALL_OPTIONS = change(DIGITS, steps=6, batch_size=256, accumulate=2, pretrain=0.6, soft_truncation=1.2, decay=0.5)
-ALL_OPTIONS |= LEARNED_NOISE
-
-
-@pytest.mark.long
-def test_resuming_equals_never_stopping_with_learned_noise(tmp_path, monkeypatch):
-    """Stopped in the middle of an epoch of four steps."""
-    train(ALL_OPTIONS, tmp_path / "whole", progress=False)
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 3)
-        assert train(ALL_OPTIONS, tmp_path / "halved", progress=False)["interrupted"]
-    assert checkpoint(tmp_path / "halved")["step"] == 3
-    assert not train(ALL_OPTIONS, tmp_path / "halved", resume=True, progress=False)["interrupted"]
-    undisturbed, halved = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "halved")
-    assert undisturbed.pop("seconds") > 0 and halved.pop("seconds") > 0
-    assert_same(undisturbed, halved)
-    assert log_of(tmp_path / "whole") == log_of(tmp_path / "halved")
 
 
 @pytest.mark.parametrize("clip", [math.inf, 0.5])
@@ -212,18 +195,6 @@ def test_a_step_is_that_of_adam_with_the_betas_of_the_recipe():
     trainer.train_step(batches)
     m, v = (0.5 * 0.5 - 0.5 * 3) / (1 - 0.5**2), (0.8 * 0.2 + 0.2 * 9) / (1 - 0.8**2)
     torch.testing.assert_close(weight, start - 0.1 - 0.1 * m / math.sqrt(v))
-
-
-def test_the_average_follows_fast_at_first():
-    """θ̄ ← d_n θ̄ + (1 − d_n) θ with d_n = (1 + n)/(10 + n) in the first steps, n the step of the run."""
-    trainer = pushed(1.0, 1.0, lr=0.1)
-    batches = trainer.batches()
-    weight, averaged = (next(model.score.parameters()) for model in (trainer.model, trainer.ema.model))
-    expected = averaged.clone()
-    for n in (1, 2):
-        trainer.train_step(batches)
-        expected = (1 + n) / (10 + n) * expected + 9 / (10 + n) * weight.detach()
-        torch.testing.assert_close(averaged, expected)
 
 
 def test_truncations_are_drawn_with_the_exponent_of_the_recipe():
