@@ -52,7 +52,7 @@ class Patches(ImageFiles):
     ):
         super().__init__(files, shape, resize, background=background)
         self.corners, self.short = corners, short
-        self.keeps, self.made_shape = True, (corners.shape[1], *shape)
+        self.keeps = True
 
     def __len__(self) -> int:
         return self.corners.shape[0] * self.corners.shape[1]

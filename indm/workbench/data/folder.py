@@ -1,6 +1,7 @@
 """Image files as data: folders, whose paths are listed in little memory, and what the library ``datasets`` reads."""
 
 import contextlib
+import copy
 import hashlib
 import importlib.util
 import os
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -25,30 +26,40 @@ AT_ONCE = 4096  # files whose headers are read side by side
 LOOKED_AT = 32  # images of a data set of the hub whose headers decide on colour
 
 
-class Files(Sequence[Path]):
-    """Paths below ``folder`` in as many bytes as the longest has: a million need some 30 MB, not a gigabyte.
+class Chosen(Sequence[Any]):
+    """What a subclass has :meth:`at` the positions ``chosen``, by default all of ``n``."""
 
-    Args:
-        folder: which it is.
-        names: the paths below it, as the file system encodes them, an array of bytes.
-        chosen: positions in ``names``; all by default.
-    """
-
-    def __init__(self, folder: Path, names: np.ndarray, chosen: np.ndarray | None = None):
-        self.folder, self.names = folder, names
-        self.chosen = np.arange(len(names)) if chosen is None else chosen
+    def __init__(self, n: int):
+        self.chosen = np.arange(n)
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def __getitem__(self, index):
-        if isinstance(index, slice):
-            return self.select(np.arange(len(self))[index])
-        return self.folder / os.fsdecode(self.names[self.chosen[index]])
+        return self.select(index) if isinstance(index, slice) else self.at(int(self.chosen[index]))
 
-    def select(self, index: np.ndarray) -> "Files":
+    def at(self, position: int) -> Any:
+        raise NotImplementedError
+
+    def select(self, index: slice | np.ndarray) -> Self:
         """Those at the positions ``index``."""
-        return Files(self.folder, self.names, self.chosen[index])
+        some = copy.copy(self)
+        some.chosen = self.chosen[index]
+        return some
+
+
+class Files(Chosen):
+    """Paths below ``folder`` in as many bytes as the longest has: a million need some 30 MB, not a gigabyte.
+
+    ``names`` are the paths below it, as the file system encodes them, an array of bytes.
+    """
+
+    def __init__(self, folder: Path, names: np.ndarray):
+        super().__init__(len(names))
+        self.folder, self.names = folder, names
+
+    def at(self, position: int) -> Path:
+        return self.folder / os.fsdecode(self.names[position])
 
     def fingerprint(self) -> str:
         """SHA-256 of the paths below the folder, in the order of ``names`` whatever that of ``chosen``."""
@@ -250,21 +261,17 @@ def _offline() -> Iterator[None]:
         config.HF_HUB_OFFLINE = before
 
 
-class StoredImages(Sequence[Stored]):
+class StoredImages(Chosen):
     """The images in the column ``name`` of ``rows``: bytes, or files."""
 
-    def __init__(self, rows: Any, name: str, chosen: np.ndarray | None = None):
+    def __init__(self, rows: Any, name: str):
         import datasets
 
+        super().__init__(len(rows))
         self.rows, self.name = rows.select_columns([name]).cast_column(name, datasets.Image(decode=False)), name
-        self.chosen = np.arange(len(rows)) if chosen is None else chosen
 
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, index):
-        row = int(self.chosen[index])
-        stored = self.rows[row][self.name]
+    def at(self, position: int) -> Stored:
+        stored = self.rows[position][self.name]
 
         def read() -> bytes:
             if stored["bytes"] is not None:
@@ -272,11 +279,7 @@ class StoredImages(Sequence[Stored]):
             check_plain(Path(stored["path"]))
             return Path(stored["path"]).read_bytes()
 
-        return Stored(f"row {row} of the column {self.name!r}", read)
-
-    def select(self, index: np.ndarray) -> "StoredImages":
-        """Those at the positions ``index``."""
-        return StoredImages(self.rows, self.name, self.chosen[index])
+        return Stored(f"row {position} of the column {self.name!r}", read)
 
     def in_colour(self) -> bool:
         """Whether any of some images is in colour, by their headers."""

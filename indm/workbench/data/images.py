@@ -5,7 +5,6 @@ as that of PostScript would. An image of more pixels than PIL's limit is refused
 """
 
 import contextlib
-import functools
 import io
 import math
 import warnings
@@ -285,13 +284,7 @@ class ImageFiles(Dataset):
         self.files, self.shape = files, shape
         self.resize, self.crop, self.background = resize, crop, background
         self.unreadable = torch.zeros(len(files), dtype=torch.bool).share_memory_()
-        self.keeps, self.made_shape = len(files) * math.prod(shape) <= MOST_KEPT, tuple(shape)
-        self.is_kept = torch.zeros(len(files), dtype=torch.bool)
-
-    @functools.cached_property
-    def kept(self) -> Tensor:
-        """What is made of each file that has been read, where memory keeps it."""
-        return torch.empty(len(self.files), *self.made_shape, dtype=torch.uint8)
+        self.keeps, self.kept = len(files) * math.prod(shape) <= MOST_KEPT, dict[int, Tensor]()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -301,12 +294,12 @@ class ImageFiles(Dataset):
 
     def _of_file(self, index: int) -> Tensor:
         """What is made of a file: kept, or read now."""
-        if not self.keeps:
-            return self._read(index)
-        if not self.is_kept[index]:
-            self.kept[index] = self._read(index)
-            self.is_kept[index] = True
-        return self.kept[index]
+        if index in self.kept:
+            return self.kept[index]
+        made = self._read(index)
+        if self.keeps:
+            self.kept[index] = made
+        return made
 
     def _read(self, index: int) -> Tensor:
         """What is made of a file, or of the first one after it that can be read."""
