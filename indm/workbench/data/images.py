@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageChops, ImageColor, ImageOps
+from PIL import ExifTags, Image, ImageColor, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -107,29 +107,14 @@ def read_image(source: Source, background: str = "white") -> Image.Image:
         image.load()  # every pixel, so that truncation shows
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):
-            return _first_byte(image)
+            levels = np.asarray(image)
+            if levels.min() < 0 or levels.max() > 65535:
+                raise ValueError("integer pixels outside 0 … 65535")
+            return Image.fromarray((levels >> 8).astype(np.uint8))
         if image.has_transparency_data:
-            return _composited(image, kind if len(set(colour)) == 1 else "RGB", colour)
+            kind = kind if len(set(colour)) == 1 else "RGB"
+            image = Image.alpha_composite(Image.new("RGBA", image.size, colour), image.convert("RGBA"))
         return image.convert(kind)
-
-
-def _first_byte(image: Image.Image) -> Image.Image:
-    """The first byte of 16-bit levels, made in their own precision: images may be as large as PIL's limit."""
-    levels = np.asarray(image)
-    if levels.min() < 0 or levels.max() > 65535:
-        raise ValueError("integer pixels outside 0 … 65535")
-    return Image.fromarray((levels >> 8).astype(np.uint8))
-
-
-def _composited(image: Image.Image, kind: str, colour: tuple[int, int, int]) -> Image.Image:
-    """An image with transparency as it looks on a background of that colour, by as few copies."""
-    with_alpha = "LA" if kind == "L" else "RGBA"
-    if image.mode != with_alpha:
-        image = image.convert(with_alpha)
-    clear = ImageChops.invert(image.getchannel("A"))
-    image = image.convert(kind)
-    image.paste(colour[0] if kind == "L" else colour, mask=clear)
-    return image
 
 
 def read_alpha(path: Path) -> Image.Image | None:
