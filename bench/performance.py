@@ -39,7 +39,7 @@ from indm.rng import randn_like
 from indm.sampling import AdaptiveODE, Sampler, UniPC, solve_latent
 from indm.tensors import evaluation_mode
 from indm.workbench.data.base import Data, stack
-from indm.workbench.data.batches import loader
+from indm.workbench.data.examples import loader
 from indm.workbench.data.registry import load_data
 from indm.workbench.runs.devices import device
 

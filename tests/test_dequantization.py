@@ -29,7 +29,7 @@ from indm.scaling import MOST_LEVELS, Scaling
 from indm.sde.linear import VPSDE
 from indm.training import FlowUse, TrainingStep
 from indm.workbench.cli.main import main
-from indm.workbench.data.raw import InMemory
+from indm.workbench.data.examples import InMemory
 
 OPTIONS = {"variational": {"width": 8}}
 LARGEST_BELOW_ONE = 1 - 2.0**-24

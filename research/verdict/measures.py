@@ -29,7 +29,7 @@ from indm.scaling import Scaling
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, double, evaluation_mode, event_sum, expand_like
 from indm.workbench.data.base import Data
-from indm.workbench.data.raw import InMemory
+from indm.workbench.data.examples import InMemory
 from indm.workbench.evaluation.statistics import in_both_units, mean_and_error
 from research.lab.distances import frechet_distance, make_generator, prior_draws, solve
 from research.lab.extractor import Extractor, train_extractor

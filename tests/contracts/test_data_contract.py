@@ -9,7 +9,7 @@ from PIL import Image
 
 from indm.names import BUILT_IN
 from indm.workbench.data.base import PARTS, Data, stack
-from indm.workbench.data.batches import loader
+from indm.workbench.data.examples import loader
 from indm.workbench.data.registry import load_data
 
 FILES = {

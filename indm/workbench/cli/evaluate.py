@@ -11,7 +11,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from indm.workbench.cli.common import DONE, Computes, ShowsProgress
+from indm.workbench.cli.common import DONE, Computes, RunFolder, ShowsProgress
 from indm.workbench.cli.listing import flags_of
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import Equal, Evaluation, default
@@ -31,8 +31,7 @@ class Evaluate(ShowsProgress):
 
     tables = ("data",)
 
-    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder, or a model of the hub by its name there, user/name."""
+    run_folder: RunFolder
     options: Annotated[EvaluationFlags, arg(name="")] = field(default_factory=EvaluationFlags)
     overwrite: bool = False
     """Overwrite an existing evaluation."""

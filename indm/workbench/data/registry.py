@@ -6,11 +6,10 @@ from typing import Any
 
 from indm import names
 from indm.checks import arguments_of, check_arguments, takes_any_name
-from indm.workbench.data.base import Data, as_data
+from indm.workbench.data.base import Data, Loader, as_data
 
-Parameters = Mapping[str, inspect.Parameter]
-SHARED: Parameters = {  # options of as_data, which data sets have that are no Data yet
-    name: parameter
+SHARED = {  # options of as_data, which data sets have that are no Data yet
+    name: parameter.annotation
     for name, parameter in inspect.signature(as_data).parameters.items()
     if name not in ("source", "name", "where")
 }
@@ -36,8 +35,12 @@ def load_data(name: str, **options: object) -> Data:
     """
     check_data(name, **options)
     loader = names.find("data", name)
-    own, rest = _divided(loader, options)
-    source = loader(**own)
+    taken = set(arguments_of(loader))
+    if takes_any_name(loader):
+        taken |= set(options) - (set(SHARED) if _needs_as_data(loader) else set())
+    rest: dict[str, Any] = {option: value for option, value in options.items() if option not in taken}
+    source = loader(**{option: value for option, value in options.items() if option in taken})
+    source = source.data() if isinstance(source, Loader) else source
     if isinstance(source, Data) and rest:
         raise ValueError(f"data {name!r} has no option {min(rest)!r}: it returns a Data, which is divided and scaled")
     return as_data(source, name=name, where=f"data {name!r}", **rest)
@@ -52,18 +55,11 @@ def without_download(table: Mapping[str, Any]) -> dict[str, Any]:
 def check_data(name: str, **options: object) -> None:
     """See that there is such a data set with such options, without looking for its files."""
     loader = names.find("data", name)
-    more = {option: parameter.annotation for option, parameter in SHARED.items()} if _needs_as_data(loader) else {}
+    more = SHARED if _needs_as_data(loader) else {}
     check_arguments(loader, options, table="data", what=f"data {name!r}", more=more)
 
 
-def _divided(loader: Callable[..., Any], options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options that ``loader`` takes, and the others."""
-    taken = set(arguments_of(loader))
-    if takes_any_name(loader):
-        taken |= set(options) - (set(SHARED) if _needs_as_data(loader) else set())
-    return {o: v for o, v in options.items() if o in taken}, {o: v for o, v in options.items() if o not in taken}
-
-
 def _needs_as_data(loader: Callable[..., Any]) -> bool:
-    """Whether the result may be no :class:`Data`, by the annotation of ``loader``."""
-    return inspect.signature(loader).return_annotation not in (Data, "Data")
+    """Whether the result may be no :class:`Data`, by the class or the annotation of ``loader``."""
+    is_loader = isinstance(loader, type) and issubclass(loader, Loader)
+    return not is_loader and inspect.signature(loader).return_annotation not in (Data, "Data")

@@ -235,7 +235,7 @@ def differences(methods: Methods, equal: Equal = "cost") -> dict[str, dict[str, 
 
 
 def cost_of(runs: Sequence[Run], first: Sequence[Run], equal: Equal) -> float | None:
-    """The cost of a step in units of the first method's, as ``costs.json`` of one of the runs has it; None: not known.
+    """The cost of a step in units of the first method's, as the record of one of the runs has it; None: not known.
 
     With ``equal`` "steps" every step counts alike.
     """
@@ -243,7 +243,7 @@ def cost_of(runs: Sequence[Run], first: Sequence[Run], equal: Equal) -> float | 
     if equal == "steps" or keys[0] == keys[1]:
         return 1.0
     known = ratio_in([run.folder for run in (*runs, *first)], *keys)
-    return None if known is None else known[0]
+    return known
 
 
 def budget_of(pairs: Sequence[tuple[Run, Run]], cost: float | None) -> dict:

@@ -19,7 +19,7 @@ from indm.messages import brief
 from indm.names import GIVEN, name_of
 from indm.ode import MOST
 from indm.workbench.data.base import stack
-from indm.workbench.data.image_files import count_unreadable
+from indm.workbench.data.images import count_unreadable
 from indm.workbench.evaluation.baselines import baselines
 from indm.workbench.evaluation.likelihood import evaluate
 from indm.workbench.evaluation.measures import NLL, Bound, Measure, SamplerBound, WeightedNLL

@@ -69,7 +69,7 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class Training(Checked):
+class TrainOptions(Checked):
     """Keys of the recipe's [train] table. A run ends after ``steps`` or ``seconds``, whichever comes first.
 
     Warm-up and the intervals between lines, validations and checkpoints are numbers of steps, or shares of the run

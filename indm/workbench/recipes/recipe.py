@@ -1,7 +1,7 @@
 """Recipes: TOML files that say everything about a run. Read, changed key by key, parsed once, and written back.
 
 A file holds :data:`Tables`. ``[data]``, ``[flow]``, ``[sde]`` and ``[net]`` each have a ``name`` and the arguments of
-what it names (checked where that is built); ``[train]`` and ``[evaluate]`` are :class:`Training` and
+what it names (checked where that is built); ``[train]`` and ``[evaluate]`` are :class:`TrainOptions` and
 :class:`Evaluation`. :func:`resolve` makes a :class:`Recipe` of them.
 
 A file with a second data set may hold what changes where a bridge between both is trained: ``[bridge.train]`` holds
@@ -23,7 +23,7 @@ from indm.files import plain
 from indm.messages import nearest
 from indm.names import BUILT_IN, GIVEN, KINDS, OPTIONAL_KINDS
 from indm.workbench.recipes import paths
-from indm.workbench.recipes.options import Evaluation, Training
+from indm.workbench.recipes.options import Evaluation, TrainOptions
 
 NAMED_TABLES = ("data", *KINDS)
 BUNDLED = Path(__file__).parent / "bundled"
@@ -31,7 +31,7 @@ TEXT_KEYS = paths.KEYS  # also where a folder is called by a number
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 Tables = dict[str, dict[str, Any]]  # keys by table, as a file has them
 AnyTables = Mapping[str, Mapping[str, Any]]  # these, or a Recipe
-OPTION_TABLES = {"train": Training, "evaluate": Evaluation}
+OPTION_TABLES = {"train": TrainOptions, "evaluate": Evaluation}
 GROUPS = {  # what a bundled recipe is for → the command that trains it
     "own images": "indm train folder --data.path FOLDER",
     "own numbers": "indm train array --data.path FILE",
@@ -73,7 +73,7 @@ class Recipe(Mapping[str, dict[str, Any]]):
     dequantization: Part | None = None
     condition: Part | None = None
     data_b: Part | None = None
-    train: Training
+    train: TrainOptions
     evaluate: Evaluation
 
     @property
@@ -209,7 +209,7 @@ def override(recipe: AnyTables, changes: Mapping[str, str]) -> Tables:
     own, other = recipe.get("flow", {}).get("name"), changed.get("flow", {}).get("name")
     if own == "elementwise" and other not in (own, "identity") and "train.flow_lr" not in changes:
         train = changed["train"]  # an elementwise flow bears rates at which others diverge
-        train |= {"flow_lr": train.get("lr", Training.lr)} if "flow_lr" in train else {}
+        train |= {"flow_lr": train.get("lr", TrainOptions.lr)} if "flow_lr" in train else {}
     return changed
 
 

@@ -60,12 +60,9 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
 
 def check_empty(folder: Path, cure: str = CONTINUE) -> None:
     """ValueError where ``folder`` holds more than a process leaves that is killed at once."""
-    if folder.exists() and (not folder.is_dir() or any(not _is_debris(path) for path in folder.iterdir())):
+    debris = (atomic.HALF_WRITTEN, LOCK)
+    if folder.exists() and (not folder.is_dir() or any(not any(map(p.match, debris)) for p in folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty: {cure}")
-
-
-def _is_debris(path: Path) -> bool:
-    return path.match(atomic.HALF_WRITTEN) or path.name == LOCK
 
 
 def finished(run: Path, recipe: Recipe) -> dict | None:

@@ -21,7 +21,7 @@ from indm.conditions import condition_of
 from indm.model import INDM
 from indm.tensors import double
 from indm.translation import DIRECTIONS, Route, bridge, sdedit, two_models
-from indm.workbench.data import tables
+from indm.workbench.data import arrays
 from indm.workbench.data.arrays import read_events
 from indm.workbench.data.images import SUFFIXES, fitted, read_image, shown_part
 from indm.workbench.recipes import recipe as recipes
@@ -73,7 +73,7 @@ def find(sources: Sequence[Path], model: INDM, data: dict) -> list[Item]:
             one name.
     """
     items: list[Item] = []
-    as_arrays = ARRAY_SUFFIXES | tables.SUFFIXES if len(model.shape) == 1 else ARRAY_SUFFIXES
+    as_arrays = ARRAY_SUFFIXES | arrays.SUFFIXES if len(model.shape) == 1 else ARRAY_SUFFIXES
     for file, name in found_in(sources):
         if file.suffix.lower() in as_arrays:
             array = read_events(file, model.scaling.levels)

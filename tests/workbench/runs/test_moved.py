@@ -13,7 +13,6 @@ from indm.workbench.data import standard
 from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import end_of, recipe_of
-from indm.workbench.runs.provenance import same_data
 
 FEW = ["--examples=4", "--nll-examples=0", "--overwrite", "--quiet"]
 
@@ -27,26 +26,6 @@ def test_a_run_is_evaluated_and_resumed_from_any_folder(project, tmp_path, monke
     (tmp_path / "mine.npy").write_text("another file of that name")
     assert main(["evaluate", "project/runs/a", *FEW]) == 0
     assert main(["train", "project/runs/a", "--resume", "--quiet", "--train.steps=3"]) == 0
-
-
-def test_a_report_takes_runs_of_the_same_data_wherever_each_found_them(project, tmp_path):
-    """A place spelled otherwise, or one from which the files have gone; not another place, nor other examples."""
-    link, copy = tmp_path / "link", tmp_path / "copy"
-    link.symlink_to(project)
-    shutil.copytree(project, copy)
-    np.save(copy / "third.npy", np.random.default_rng(1).normal(size=(40, 2)))
-    for name, path in (("linked", link / "mine.npy"), ("copied", copy / "mine.npy"), ("third", copy / "third.npy")):
-        run = shutil.copytree(project / "runs/a", project / "runs" / name)
-        if name == "third":
-            (run / "versions.json").write_text(json.dumps({"data_sha256": "of others"}))
-        text = (run / "recipe.toml").read_text()
-        (run / "recipe.toml").write_text(text.replace(str(project / "mine.npy"), str(path)))
-    runs = {name: project / "runs" / name for name in ("a", "linked", "copied", "third")}
-    (runs["linked"] / "versions.json").unlink()  # its place says it
-    assert same_data(runs["a"], runs["linked"])
-    assert not same_data(runs["a"], runs["copied"]) and not same_data(runs["a"], runs["third"])
-    shutil.rmtree(copy)
-    assert same_data(runs["a"], runs["copied"]) and not same_data(runs["a"], runs["third"])
 
 
 def test_data_that_were_moved_alone_are_named_on_the_command_line(project, capsys):

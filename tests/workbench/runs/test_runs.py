@@ -92,28 +92,6 @@ def test_two_processes_do_not_train_in_one_folder(held, capsys):
     assert trained(folder) == folder
 
 
-def test_a_forked_worker_does_not_keep_a_folder(tmp_path):
-    """As one of a data loader, which outlives a process that is killed by seconds."""
-    reads, writes = os.pipe()
-    holder = os.fork()
-    if not holder:
-        with run_lock(tmp_path):
-            worker = os.fork()
-            if worker:
-                os.write(writes, str(worker).encode())
-            time.sleep(100)
-    worker = int(os.read(reads, 20))
-    try:
-        with pytest.raises(ValueError, match="another process"), run_lock(tmp_path):
-            pass
-        os.kill(holder, signal.SIGKILL)
-        os.waitpid(holder, 0)
-        with run_lock(tmp_path):
-            pass
-    finally:
-        os.kill(worker, signal.SIGKILL)
-
-
 def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
     def without(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
