@@ -242,8 +242,7 @@ def cost_of(runs: Sequence[Run], first: Sequence[Run], equal: Equal) -> float | 
     keys = key_of(runs[0].recipe), key_of(first[0].recipe)
     if equal == "steps" or keys[0] == keys[1]:
         return 1.0
-    known = ratio_in([run.folder for run in (*runs, *first)], *keys)
-    return known
+    return ratio_in([run.folder for run in (*runs, *first)], *keys)
 
 
 def budget_of(pairs: Sequence[tuple[Run, Run]], cost: float | None) -> dict:
