@@ -22,7 +22,6 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from indm.conditions import all_rows, at_rows
 from indm.dequantization import check_raw, from_data
 from indm.model import INDM
 from indm.objective import flow_nll
@@ -53,8 +52,7 @@ class Leg:
 
     def of(self, n: int) -> "Leg":
         """This leg for ``n`` samples: the model at their conditions."""
-        c, rows = all_rows(self.model, self.c, n), torch.arange(n)
-        model = at_rows(self.model, c, rows, guidance=self.guidance, away_from=self.away_from)
+        model = self.model.given(self.c, n, guidance=self.guidance, away_from=self.away_from)
         return replace(self, model=model, c=None, guidance=1.0, away_from=None)
 
 

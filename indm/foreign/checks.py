@@ -7,11 +7,10 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from indm.conditions import all_rows, at
 from indm.dequantization import check_raw, from_data
 from indm.foreign.denoiser import PREDICTIONS, Denoiser
 from indm.likelihood import latent_reference
-from indm.score import context_of
+from indm.score import context_of, unguided
 from indm.tensors import evaluation_mode, expand_like
 
 NOISE_LEVELS = 8  # at which the error is measured, evenly on the clock
@@ -110,13 +109,13 @@ def check_denoiser(
     """
     predicts = denoiser_of(model).predicts
     check_raw(model, raw)
-    raw, c = raw[:most], all_rows(model, c, len(raw))
+    c, raw = model.rows(c, len(raw)), raw[:most]
     c = None if c is None else c[:most]
     start, end = model.sde.clock_span()
     levels = 0.5 * (start + (end - start) * (torch.arange(NOISE_LEVELS).double() + 0.5) / NOISE_LEVELS)
     with evaluation_mode(model):
         x = from_data(model, raw, generator=generator)[0]
-        errors, least = _errors(at(model, c, len(x)), x, levels, batch_size, generator)
+        errors, least = _errors(unguided(model).given(c, len(x)), x, levels, batch_size, generator)
     variance = latent_reference(model, raw, c=c).variance.double().cpu()
     linear = (variance / (variance + (2 * levels[:, None]).exp())).mean(1)
     share = (2 * levels).sigmoid()  # of the noise: where it is small, a network of data gives it badly

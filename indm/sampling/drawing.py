@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.conditions import all_rows, at_rows
 from indm.likelihood import decode_with_log_prob, latents_of
 from indm.sampling.base import FEW, RESOLVING, Sampler, check_counts, default_sampler, default_steps, make_sampler
 from indm.score import denoise, may_ripple
@@ -37,7 +36,7 @@ def sample(
         model: an INDM.
         shape_or_n: how many (the model then knows its event shape), or the whole shape with the batch axis.
         c: the condition, of a model that has one: for all samples or one for each, see :meth:`indm.INDM.given`. Of a
-            model that knows p(x), too (``condition.drop``), None samples that.
+            model that knows p(x), too (``drop`` of its condition), None samples that.
         guidance: w of :class:`indm.score.GivenScore`: above 1 samples are more typical of c and less diverse, at two
             evaluations each. Only 1, which is the model, has a likelihood.
         sampler: a name in :data:`SAMPLERS`, or a :class:`Sampler`, such as ``PredictorCorrector(snr=0.1)``; default:
@@ -141,9 +140,9 @@ def prior_batches(
     """Batches of z_T ~ π: the numbers of its samples, the model at their conditions, and z_T."""
     shape = (shape_or_n, *model.shape) if isinstance(shape_or_n, int) else tuple(shape_or_n)
     check_counts(shape_or_n=shape[0], batch_size=batch_size)
-    c, batches = all_rows(model, c, shape[0]), torch.arange(shape[0]).split(batch_size)
+    c, batches = model.rows(c, shape[0]), torch.arange(shape[0]).split(batch_size)
     for rows in tqdm(batches, desc="batches", disable=not progress or len(batches) == 1):
-        part, size = at_rows(model, c, rows, guidance=guidance), (len(rows), *shape[1:])
+        part, size = model.given(c, rows=rows, guidance=guidance), (len(rows), *shape[1:])
         yield rows, part, model.sde.prior_sample(size, generator=generator, dtype=model.scaling.scale.dtype)
 
 
@@ -161,7 +160,7 @@ def solve_latent(
 
     A model that has a condition, and was not given any, samples p(x), if it knows that.
     """
-    model = at_rows(model, None, torch.arange(len(z_T)))
+    model = model.given(None, len(z_T))
     with evaluation_mode(model):
         options: Any = {"steps": steps, "generator": generator, "progress": progress}
         z, nfe = sampler.solve(model.score, z_T, **options)

@@ -188,7 +188,7 @@ def condition_field(side: Side, label: str = "Condition") -> Any:
     if side.labels:
         choices = [("none: p(x)", "")] * side.knows_marginal + [(name, name) for name in side.labels]
         return gr.Dropdown(choices, value=side.labels[0], label=label)
-    is_conditional = side.model.condition is not None
+    is_conditional = not side.model.condition.is_none
     return gr.Textbox("", label=label, placeholder="[0.5, 1.2]", max_length=1000, visible=is_conditional)
 
 
