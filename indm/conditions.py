@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from indm.messages import brief, did_you_mean
+from indm.checks import brief, did_you_mean
 from indm.scaling import least_std
 from indm.tensors import double, with_parts
 

@@ -32,7 +32,6 @@ from indm.conditions import given, rows_of
 from indm.flows.base import Flow
 from indm.linearization import Operator, inverse_linearization, linearize, second_derivative, solve
 from indm.ode import basis, rademacher
-from indm.rng import randn_like
 from indm.sampling import FLOW_TOLERANCE, follow_flow, reverse_diffusion_step
 from indm.sde.linear import LinearSDE
 from indm.tensors import (
@@ -43,6 +42,7 @@ from indm.tensors import (
     event_size,
     expand_like,
     float64_device,
+    randn_like,
 )
 
 Grid = Float[Tensor, " times"]

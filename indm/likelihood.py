@@ -37,7 +37,6 @@ from indm.ode import (
     solve,
     value_and_divergence,
 )
-from indm.rng import randn_like
 from indm.score import closed_flow, context_of, is_smooth, probability_flow, unguided, with_context
 from indm.tensors import (
     Batch,
@@ -49,6 +48,7 @@ from indm.tensors import (
     expand_like,
     full_precision,
     outside_inference,
+    randn_like,
 )
 
 NLL_ERROR = 1e-3  # bits/dim, of the solver

@@ -13,12 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm import likelihood
-from indm.checks import arguments_of, check_arguments
+from indm.checks import arguments_of, check_arguments, nearest, reason
 from indm.conditions import Condition, NoCondition, given, sees_condition
 from indm.dequantization import Dequantization, check_levels_for, check_raw, checked, decoder_of, from_data
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow
-from indm.messages import nearest, reason
 from indm.names import KINDS, OPTIONAL_KINDS, Untrusted, find, is_outside, name_of
 from indm.scaling import Scaling
 from indm.score import GivenScore, ScoreModel, score_for, takes_condition

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from indm.messages import brief, did_you_mean, nearest
+from indm.checks import brief, did_you_mean, nearest
 
 KINDS = ("flow", "sde", "net")  # the parts of which a model is made
 OPTIONAL_KINDS = ("dequantization", "condition")  # those that a model may be without

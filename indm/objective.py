@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from indm.dequantization import constant_log_q, decoder_of
 from indm.gaussian import GaussianReference
-from indm.rng import randn_like, strata
 from indm.score import unguided
 from indm.sde.linear import Kernel, LinearSDE
 from indm.tensors import (
@@ -35,7 +34,9 @@ from indm.tensors import (
     event_sum,
     expand_like,
     gradient_weighted,
+    randn_like,
     squared_norm,
+    strata,
     widest,
 )
 

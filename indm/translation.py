@@ -25,10 +25,9 @@ from torch import Tensor
 from indm.dequantization import check_raw, from_data
 from indm.model import INDM
 from indm.objective import flow_nll
-from indm.rng import noisy, randn_like
 from indm.sampling import follow_flow
 from indm.sde.linear import LinearSDE
-from indm.tensors import evaluation_mode, expand_like
+from indm.tensors import evaluation_mode, expand_like, noisy, randn_like
 
 STEPS = 120  # evaluations one way; of grey images a cycle was then mostly off by less than a tenth of a level
 NEAR = 0.1  # noise of latents at which noisy data have the slope of their log p: at ε a trained score was too inexact

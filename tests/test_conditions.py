@@ -592,7 +592,10 @@ TWO = {"name": "classes", "labels": ["a", "b"]}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"flow": {"name": "elementwise"}, "condition": TWO | {"flow": True}}, "flow must be one that sees a condition"),
+        (
+            {"flow": {"name": "elementwise"}, "condition": TWO | {"flow": True}},
+            "flow must be one that sees a condition",
+        ),
         ({"net": {"name": "zero"}, "condition": TWO}, "has no forward"),
         ({"condition": {"name": "class", "labels": ["a", "b"]}}, "did you mean 'classes'"),
         ({"condition": {"name": "classes", "label": ["a", "b"]}}, "did you mean 'labels'"),

@@ -5,13 +5,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.dequantization import constant_log_q
-from indm.foreign.checks import denoiser_of
-from indm.foreign.denoiser import VARIANCES, Denoiser, check_word
+from indm.foreign.denoiser import VARIANCES, Denoiser, check_word, denoiser_of
 from indm.gaussian import GaussianReference
 from indm.objective import NELBO, constant_term, mean_reconstruction, prior_term
-from indm.rng import randn_like, strata
 from indm.score import context_of, unguided
-from indm.tensors import Batch, PerSample, check_units, double, event_size, expand_like
+from indm.tensors import Batch, PerSample, check_units, double, event_size, expand_like, randn_like, strata
 
 SAME = 1e-9  # by which the log(σ/α) of one step may differ, as it is rounded
 

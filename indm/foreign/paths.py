@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from indm.messages import did_you_mean
+from indm.checks import did_you_mean
 
 Times = Tensor  # τ in float64, (B,)
 ENDS = 1e-4  # of a path on [0, 1] that has no noise, or no data, at its ends

@@ -17,5 +17,5 @@ closed form may give it by ``with_divergence(z, level)``, which returns the outp
 
 from indm.nets.mixture import MixtureMLP as MixtureMLP
 from indm.nets.mlp import MLP as MLP
+from indm.nets.mlp import Zero as Zero
 from indm.nets.unet import UNet as UNet
-from indm.nets.zero import Zero as Zero

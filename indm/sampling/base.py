@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.checks import arguments_of, check_types, hints_of
-from indm.messages import nearest
+from indm.checks import arguments_of, check_types, hints_of, nearest
 from indm.names import BUILT_IN, find
 from indm.ode import Points
 from indm.score import may_ripple

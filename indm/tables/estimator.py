@@ -18,11 +18,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from indm.checks import counted
 from indm.conditions import Vector
 from indm.flows.base import Identity
 from indm.gaussian import GaussianReference
 from indm.likelihood import START, WhitenedFlow
-from indm.messages import counted
 from indm.model import INDM
 from indm.nets.mixture import MixtureMLP
 from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, rademacher

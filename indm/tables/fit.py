@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from indm.model import INDM
 from indm.objective import noise_error, time_at
-from indm.rng import strata
 from indm.sde.linear import LinearSDE
-from indm.tensors import squared_norm
+from indm.tensors import squared_norm, strata
 from indm.training import EMA, learning_rate_factor, optimizer_step
 
 CELLS = 24  # of the clock, in which gradients are measured

@@ -22,7 +22,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from indm.messages import one_line
+from indm.checks import one_line
 from indm.sampling import SAMPLERS, able_samplers, default_sampler
 from indm.workbench.app import requests
 from indm.workbench.app.requests import WAYS, Ends, Side, Source

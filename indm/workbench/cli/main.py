@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 
 from indm import names
-from indm.messages import one_line
+from indm.checks import one_line
 from indm.workbench.cli.commands import parse
 from indm.workbench.cli.common import DEFECT, DONE, INTERRUPTED, MISTAKE, NOBODY_READS, Common
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from indm.dequantization import check_raw, in_words
-from indm.foreign.checks import check_denoiser, is_foreign
+from indm.foreign.denoiser import check_denoiser, is_foreign
 from indm.likelihood import latent_reference
 from indm.ode import OUT_OF_REACH
 from indm.tensors import evaluation_mode, outside_inference, squared_norm

@@ -12,8 +12,8 @@ from accelerate import PartialState
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from indm.checks import brief
 from indm.files import atomic, untrusted
-from indm.messages import brief
 from indm.names import name_of
 from indm.ode import MOST
 from indm.workbench.data.base import stack

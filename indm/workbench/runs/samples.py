@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from indm.checks import brief, counted, reason
 from indm.files import atomic, untrusted
 from indm.files.memory import COPIES, check_memory
-from indm.messages import brief, counted, reason
 from indm.model import INDM
 from indm.names import trust
 from indm.sampling import (

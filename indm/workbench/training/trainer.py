@@ -20,18 +20,16 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from indm import names
+from indm.checks import reason
 from indm.conditions import Condition, NoCondition, sees_condition
 from indm.dequantization import check_raw, from_data
 from indm.files.memory import raise_if_out_of_memory
-from indm.flows.base import Flow
-from indm.flows.check import check_flow
+from indm.flows.base import Flow, check_flow
 from indm.likelihood import latent_reference
-from indm.messages import reason
 from indm.model import build_model, count_parameters
 from indm.objective import Objective, flow_nll, nelbo, objective_of, soft_truncation
-from indm.rng import noisy, random_states, restore_random_states
-from indm.sde.check import check_sde
-from indm.tensors import widest
+from indm.sde.linear import check_sde
+from indm.tensors import noisy, random_states, restore_random_states, widest
 from indm.training import EMA, FlowUse, TrainingStep, learning_rate_factor, optimizer_step
 from indm.workbench.data.base import Data, check_kind, stack
 from indm.workbench.data.batches import Paired, flip_horizontally, loader
