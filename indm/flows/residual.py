@@ -116,7 +116,7 @@ class ReLU(Activation):
         return (u > 0).to(u.dtype)
 
 
-class Linear(Activation):
+class Straight(Activation):
     """v itself."""
 
     def value(self, u: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ ACTIVATIONS: dict[str, type[Activation]] = {
     "swish": Swish,
     "lcube": Cube,
     "relu": ReLU,
-    "identity": Linear,
+    "identity": Straight,
 }
 
 

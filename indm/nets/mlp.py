@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.nets.embedding import ConditionEmbedding, LevelEmbedding, ResidualBlock, seen
+from indm.nets.embedding import ConditionEmbedding, EmbeddingBlock, LevelEmbedding, seen
 from indm.tensors import Batch, PerSample, zeroed
 
 Pushed = tuple[Tensor, Tensor]  # a value (B, width), and its tangents (B, directions, width)
@@ -157,7 +157,7 @@ def pushed(layers: Iterable[nn.Module], x: Tensor, dx: Tensor) -> Pushed:
             fixed = torch.stack([torch.ones_like(x), normal], 1) / math.sqrt(x.shape[1])  # directions that it removes
             dx = torch.baddbmm(dx, dx @ fixed.mT, fixed, alpha=-1).mul_((scale * layer.weight)[:, None])
             x = normal * layer.weight + layer.bias
-        elif isinstance(layer, ResidualBlock):
+        elif isinstance(layer, EmbeddingBlock):
             more, d_more = pushed(layer.mlp, x, dx)
             x, dx = x + more, d_more.add_(dx)
     return x, dx
