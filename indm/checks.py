@@ -146,8 +146,7 @@ def check_arguments(
     given = {*values, *given_later}
     missing = [name for name, p in parameters.items() if p.default is p.empty and name not in given]
     if missing:
-        given_as = " ".join(f"--{table}.{name} …" for name in missing)
-        raise ValueError(f"{what} needs the option {', '.join(missing)}: {given_as}")
+        raise ValueError(f"{what} needs the option {', '.join(missing)}")
 
 
 def arguments_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
