@@ -50,21 +50,11 @@ def check_word(name: str, value: str, known: Collection[str]) -> None:
 class Denoiser(nn.Module):
     """A network of another library, called as one of this package: forward(y, level) of :mod:`indm.nets`.
 
-    Args:
-        factory: the network, or ``"package.module:function"``, which makes it.
-        predicts: "noise", "data", "v", "score" or "velocity", see :data:`PREDICTIONS`.
-        path: see :func:`indm.foreign.paths.path_of`.
-        options: arguments of the factory.
-        variance: of the steps of a K-step model, see :func:`indm.discrete_nelbo`.
+    ``factory`` is the network, or names what makes it; for the rest see :func:`from_denoiser`.
     """
 
     def __init__(
-        self,
-        factory: Any,
-        predicts: str,
-        path: Any,
-        options: Mapping[str, Any] | None = None,
-        variance: str = "large",
+        self, factory: Any, predicts: str, path: Any, options: Mapping[str, Any] | None = None, variance: str = "large"
     ):
         super().__init__()
         check_word("predicts", predicts, PREDICTIONS)
@@ -78,11 +68,7 @@ class Denoiser(nn.Module):
 
     @property
     def factory(self) -> str:
-        """By what the network can be made anew.
-
-        Raises:
-            ValueError: it was given as an object.
-        """
+        """What makes the network anew; ValueError where it was given as an object."""
         if self.made_by is None:
             raise ValueError(
                 "this model cannot be saved, because its network was given as an object: make it by "
@@ -92,11 +78,7 @@ class Denoiser(nn.Module):
 
     @property
     def path(self) -> Any:
-        """The path, as a file can hold it.
-
-        Raises:
-            ValueError: it is an object.
-        """
+        """The path as a file can hold it; ValueError where it is an object."""
         path = self.given_path
         if isinstance(path, Mapping):
             return {name: torch.as_tensor(numbers, dtype=torch.float64).tolist() for name, numbers in path.items()}
@@ -329,15 +311,10 @@ def check_denoiser(
     once and warns of each finding.
 
     Args:
-        model: what :func:`indm.from_denoiser` made.
-        raw: data in data units.
+        model: what :func:`indm.from_denoiser` made; else a ValueError.
+        raw: data in data units; at most the first ``most`` are used, ``batch_size`` at a time.
         c: their conditions, of a model that has one.
-        most: how many are used.
-        batch_size: samples at a time.
-        generator: feeds the noise.
-
-    Raises:
-        ValueError: the model is not of :func:`indm.from_denoiser`.
+        generator: of the noise.
 
     Example: a network of N(0, I) data that predicts the data, and is said to predict the noise.
 

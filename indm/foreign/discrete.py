@@ -125,13 +125,7 @@ def divergence_of_step(
 ) -> PerSample:
     """KL(q(x_{k−1}|x_k, x_0) ‖ p_θ(x_{k−1}|x_k)), nats, (B,), at x_k = α_k x + σ_k noise.
 
-    Args:
-        denoiser: of a table of steps.
-        x: x_0.
-        before, level: log(σ/α) of the steps k − 1 and k, (B,).
-        noise: of x_k.
-        variance: of p_θ.
-        c: what the network sees of a condition.
+    ``before`` and ``level`` are log(σ/α) of the steps k − 1 and k, (B,); ``variance`` is that of p_θ.
     """
     alpha2, sigma2 = (-2 * level).sigmoid(), (2 * level).sigmoid()
     ratio = alpha2 / (-2 * before).sigmoid()  # 1 − β_k
