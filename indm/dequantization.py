@@ -95,7 +95,7 @@ class Levels(Dequantization):
     Example: N(0, I) and its exact score give −log P near the middle, of 256 levels from −1 to 1: log(127.5 √(2π)).
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> tables |= {"dequantization": {"name": "levels"}}
         >>> model = indm.build_model(tables, (1, 2, 2), indm.Scaling.between(-1, 1))
         >>> report = indm.log_probability(model, torch.full((1, 1, 2, 2), 127), draws=32, eps=1e-3)

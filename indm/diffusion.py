@@ -101,8 +101,7 @@ class NonlinearDiffusion:
     Example: with the identity for h it is the linear diffusion.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model = indm.build_model(tables, (2,))
+        >>> model = indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,))
         >>> x, t = torch.randn(3, 2), torch.full((3,), 0.5)
         >>> diffusion = NonlinearDiffusion(model)
         >>> torch.allclose(diffusion.drift(x, t), model.sde.drift(t)[:, None] * x, atol=1e-5)
@@ -220,8 +219,7 @@ def forward_path(model, x: Batch, times: Grid, *, generator: torch.Generator | N
     Example: from one point, through the identity, to the prior N(0, I) of VP.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model, x = indm.build_model(tables, (2,)), torch.ones(2000, 2)
+        >>> model, x = indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,)), torch.ones(2000, 2)
         >>> path = forward_path(model, x, torch.tensor([1e-5, 0.1, 1.0]))
         >>> path.shape, torch.allclose(path[0], x, atol=0.1), abs(path[-1].std().item() - 1) < 0.1
         (torch.Size([3, 2000, 2]), True, True)
@@ -244,8 +242,7 @@ def generative_path(model, x: Batch, times: Grid, *, generator: torch.Generator 
 
         >>> import indm
         >>> from indm.sampling import log_snr_grid
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model = indm.build_model(tables, (2,))
+        >>> model = indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,))
         >>> path = generative_path(model, torch.randn(2000, 2), log_snr_grid(model.sde, 100))
         >>> path.shape, abs(path[-1].std().item() - 1) < 0.1
         (torch.Size([101, 2000, 2]), True)
@@ -266,8 +263,7 @@ def probability_flow_path(model, x: Batch, times: Grid, *, tol: float = FLOW_TOL
     Example: N(0, I) and its exact score, for which nothing moves.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model, x = indm.build_model(tables, (2,)), torch.randn(5, 2)
+        >>> model, x = indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,)), torch.randn(5, 2)
         >>> path = probability_flow_path(model, x, torch.tensor([1e-5, 0.1, 1.0]))
         >>> path.shape, torch.allclose(path, x.expand_as(path), atol=1e-3)
         (torch.Size([3, 5, 2]), True)

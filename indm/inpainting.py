@@ -113,8 +113,7 @@ def inpaint(
     Example: the right half of an image, whose model here is N(0, I).
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model = indm.build_model(tables, (1, 4, 4))
+        >>> model = indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (1, 4, 4))
         >>> image, mask = torch.ones(1, 4, 4), torch.tensor([False, False, True, True])
         >>> draws = inpaint(model, image, mask, n=3)
         >>> draws.shape, bool((draws[..., :2] == 1).all()), bool((draws[..., 2:] == 1).any())

@@ -269,7 +269,7 @@ def log_likelihood(
     Example:
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> report = log_likelihood(indm.build_model(tables, (2,)), torch.zeros(100, 2))  # latents N(0, I)
         >>> abs(report.bits_per_dim() - 0.5 * math.log2(2 * math.pi)) < 0.1
         True
@@ -384,7 +384,7 @@ def log_probability(
     Example:
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> model = indm.build_model(tables, (1, 2, 2), indm.Scaling.images(256))
         >>> raw = torch.full((3, 1, 2, 2), 128)
         >>> log_probability(model, raw, draws=4).nats().shape
@@ -497,8 +497,7 @@ def log_prob(
     Example:
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model = indm.build_model(tables, (2,))  # its density is N(0, I)
+        >>> model = indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,))  # its density is N(0, I)
         >>> x = torch.tensor([[1.0, -2.0]], requires_grad=True)
         >>> model.log_prob(x).sum().backward()
         >>> torch.allclose(x.grad, torch.tensor([[-1.0, 2.0]]), atol=1e-4)
@@ -590,8 +589,7 @@ def decode_with_log_prob(
     Example:
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model = indm.build_model(tables, (2,))
+        >>> model = indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,))
         >>> x, log_prob, error = decode_with_log_prob(model, model.sde.prior_sample((5, 2)), nll_error=1e-2)
         >>> torch.allclose(log_prob, -0.5 * x.square().sum(1) - math.log(2 * math.pi), atol=1e-4)
         True

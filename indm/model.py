@@ -154,7 +154,7 @@ class INDM(nn.Module):
 
         Example:
 
-            >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+            >>> tables = {"flow": "identity", "sde": "vp", "net": {"name": "mlp", "width": 8}}
             >>> model = build_model(tables | {"condition": {"name": "classes", "labels": ["left", "right"]}}, (2,))
             >>> model.given(["left", "right", "left"]).log_prob(torch.zeros(3, 2)).shape
             torch.Size([3])
@@ -331,10 +331,8 @@ def reading(folder: str | Path) -> Iterator[Saved]:
         raise ValueError(f"the model in {folder} cannot be read: {reason(error)}") from error
 
 
-def build_model(
-    description: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...], scaling: Scaling | None = None
-) -> INDM:
-    """An INDM from tables "flow", "sde" and "net", each a constructor's ``name`` and its arguments.
+def build_model(description: Mapping[str, Any], shape: tuple[int, ...], scaling: Scaling | None = None) -> INDM:
+    """An INDM from tables "flow", "sde" and "net", each a constructor's ``name`` and its arguments, or a name alone.
 
     A table "dequantization" names the noise of grey levels, which by default is uniform; a table "condition" what the c
     of p(x|c) is.
@@ -344,11 +342,12 @@ def build_model(
 
     Example:
 
-        >>> tables = {"flow": {"name": "coupling"}, "sde": {"name": "vp"}, "net": {"name": "unet", "channels": 8}}
+        >>> tables = {"flow": "coupling", "sde": "vp", "net": {"name": "unet", "channels": 8}}
         >>> model = build_model(tables, (1, 8, 8), Scaling.images(levels=17))
         >>> type(model.flow).__name__, type(model.sde).__name__
         ('CouplingFlow', 'VPSDE')
     """
+    description = {kind: {"name": table} if isinstance(table, str) else table for kind, table in description.items()}
     for kind in {*KINDS, *description}:
         if kind not in (*KINDS, *OPTIONAL_KINDS):
             raise ValueError(f"description has an unknown table {kind!r}{nearest(kind, (*KINDS, *OPTIONAL_KINDS))}")

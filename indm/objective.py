@@ -63,9 +63,7 @@ class NELBO:
     Example: the identity changes no volume, and the prior term is the entropy of z_T ~ N(0, I).
 
         >>> import indm
-
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> terms = nelbo(indm.build_model(tables, (2,)), torch.randn(3, 2))
+        >>> terms = nelbo(indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,)), torch.randn(3, 2))
         >>> terms.flow.abs().tolist(), torch.allclose(terms.prior, torch.tensor(math.log(2 * math.pi) + 1), atol=1e-2)
         ([0.0, 0.0, 0.0], True)
         >>> torch.equal(terms.total, terms.without_reconstruction + terms.reconstruction)
@@ -191,7 +189,7 @@ def nelbo(
     Example: N(0, I) and its exact score, for which the bound is −log p, on average over the noise.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> x = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
         >>> bound = nelbo(indm.build_model(tables, (2,)), x, times=64).total
         >>> exact = -torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
@@ -394,12 +392,11 @@ class Objective:
     Example: the likelihood of the flow alone.
 
         >>> import indm
-
         >>> def of_flow(model, x):
         ...     nats = flow_nll(model, x).mean()
         ...     return nats / event_size(x), {"nelbo": nats.detach()}
         >>> objective = Objective(of_flow, trains_score=False, truncates=False)
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> loss, terms = objective(indm.build_model(tables, (2,)), torch.zeros(1, 2))
         >>> objective.takes("eps"), round(terms["nelbo"].item(), 4)  # log 2π
         (False, 1.8379)
@@ -464,8 +461,7 @@ def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     Example: N(0, I) and its exact score, for which it is the entropy, on average over the noise.
 
         >>> import indm
-
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.randn(20_000, 2, generator=generator)
         >>> loss, terms = mle_loss(indm.build_model(tables, (2,)), x, generator=generator)
@@ -501,8 +497,7 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     Example: its ``nelbo`` estimates what that of ``mle_loss`` does, here of N(0, I) and its exact score.
 
         >>> import indm
-
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.randn(20_000, 2, generator=generator)
         >>> loss, terms = fid_loss(indm.build_model(tables, (2,)), x, generator=generator)
@@ -567,8 +562,7 @@ def flow_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Ge
     Example: z = 2x, whose x has the law N(0, I/4).
 
         >>> import indm
-
-        >>> tables = {"flow": {"name": "actnorm", "channels": 2}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": {"name": "actnorm", "channels": 2}, "sde": "vp", "net": "zero"}
         >>> model, x = indm.build_model(tables, (2,)), torch.randn(5, 2)
         >>> _ = model.flow.log_scale.data.fill_(math.log(2))
         >>> loss, terms = flow_loss(model, x)

@@ -3,12 +3,11 @@ r"""Unpaired translation: data of A become data of B along probability flows, le
 - *Two models* (:func:`two_models`): x_A → h_A → the probability-flow ODE of A from ε to T → that of B back to ε →
   h_B⁻¹ → x_B. With identity flows it is DDIB, https://arxiv.org/abs/2203.08382. A and B may be classes of one model.
 - *SDEdit* (:func:`sdedit`): noise up to some t, then the probability flow of a model of B down.
-- *One bridge* (:func:`bridge`): the nonlinear diffusion of one INDM starts in A at t = 0 and ends in B at t = T, as it
-  was trained to: x_A → h → ODE to T → h⁻¹ → x_B, and the same in reverse.
+- *One bridge* (:func:`bridge`): one INDM was trained so that its diffusion starts in A and ends in B.
 
 Each is a :class:`Route`: h at its start, legs on the latent, h⁻¹ at its end. A deterministic route is invertible up to
-the solver's error: z_ε is α_ε z_0 at both ends, without noise and last denoising. A bridge that has learned its ends
-with noise begins with some, and takes it away at its end; it is invertible up to that step (:attr:`Arrival.end`).
+the solver's error: z_ε is α_ε z_0 at both ends, without noise and last denoising. One that takes learned noise away at
+its end is invertible up to that step (:attr:`Arrival.end`).
 """
 
 import itertools
@@ -53,6 +52,17 @@ class Leg:
         """This leg for ``n`` samples: the model at their conditions."""
         model = self.model.given(self.c, n, guidance=self.guidance, away_from=self.away_from)
         return replace(self, model=model, c=None, guidance=1.0, away_from=None)
+
+    def times(self, frames: int) -> list[float]:
+        """``frames`` equally spaced times, both ends among them."""
+        inner = torch.linspace(self.start, self.end, frames, dtype=torch.float64).tolist()[1:-1]
+        return [self.start, *inner, self.end]
+
+    @property
+    def length(self) -> float:
+        """On the clock −log SNR."""
+        low, high = self.model.sde.log_snr(torch.tensor([self.start, self.end], dtype=torch.float64)).tolist()
+        return abs(high - low)
 
 
 @dataclass(frozen=True)
@@ -148,8 +158,7 @@ class Route:
         Example: N(0, I) stays what it is, and the noise is gone.
 
             >>> import indm
-            >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-            >>> way = bridge(indm.build_model(tables, (2,)), noise=(0.5, 0.0))
+            >>> way = bridge(indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,)), noise=(0.5, 0.0))
             >>> there = way.translate(torch.ones(1, 2))
             >>> torch.allclose(there.x, torch.ones(1, 2), atol=1e-3), torch.allclose(there.end, there.x, atol=1e-3)
             (True, False)
@@ -211,7 +220,7 @@ class Route:
             first_state = None if generator is None else generator.clone_state()
             z, nfe = start, 0
             for leg in at_c.legs:
-                z, evaluations = self._advance(leg, z, leg.start, leg.end, generator)
+                z, evaluations = at_c._advance(leg, z, generator)
                 nfe += evaluations
             end = arrived = at_c.models[1].decode(z / _rest(last.sde, self.legs[-1].end, z))
             if noise := self.noise_at(self.legs[-1].end):
@@ -224,27 +233,24 @@ class Route:
 
     def times(self, frames: int) -> list[float]:
         """The times of the ``frames`` pictures of every leg, one leg after the other."""
-        return [t for leg in self.legs for t in _times(leg, frames)]
+        return [t for leg in self.legs for t in leg.times(frames)]
 
     def _frames(self, z: Tensor, frames: int, generator: torch.Generator | None) -> Iterator[Tensor]:
         """h⁻¹(z_t) at equally spaced times of every leg. Solved apart from the route, which is more exact unbroken."""
         for leg in self.legs:
             yield leg.model.decode(z)
-            for start, end in itertools.pairwise(_times(leg, frames)):
-                z, _ = self._advance(leg, z, start, end, generator)
+            for start, end in itertools.pairwise(leg.times(frames)):
+                z, _ = self._advance(replace(leg, start=start, end=end), z, generator)
                 yield leg.model.decode(z)
 
-    def _advance(self, leg: Leg, z: Tensor, start: float, end: float, generator) -> tuple[Tensor, int]:
+    def _advance(self, leg: Leg, z: Tensor, generator: torch.Generator | None) -> tuple[Tensor, int]:
         if leg.noise:
-            return forward_step(leg.model.sde, z, start, end, generator), 0
+            return forward_step(leg.model.sde, z, leg.start, leg.end, generator), 0
         if self.tol is not None:
-            return follow_flow(leg.model.score, z, start, end, tol=self.tol)
-        steps = max(1, round(self.steps * _clock(leg.model.sde, start, end) / self._length()))
-        return follow_flow(leg.model.score, z, start, end, steps=steps)
-
-    def _length(self) -> float:
-        """Of all legs together on the clock −log SNR."""
-        return sum(_clock(leg.model.sde, leg.start, leg.end) for leg in self.legs if not leg.noise)
+            return follow_flow(leg.model.score, z, leg.start, leg.end, tol=self.tol)
+        length = sum(part.length for part in self.legs if not part.noise)
+        steps = max(1, round(self.steps * leg.length / length))
+        return follow_flow(leg.model.score, z, leg.start, leg.end, steps=steps)
 
 
 def without_noise(
@@ -260,7 +266,7 @@ def without_noise(
     Example: N(0, I) is N(0, (1 − σ²) I) with noise σ.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> without_noise(indm.build_model(tables, (2,)), torch.ones(1, 2), 0.5)
         tensor([[0.7500, 0.7500]])
 
@@ -385,7 +391,7 @@ def translate(
     Example: two models of N(0, I), one of which sees its data through a flow that doubles them.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "actnorm", "channels": 2}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": {"name": "actnorm", "channels": 2}, "sde": "vp", "net": "zero"}
         >>> a, b = (indm.build_model(tables, (2,)) for _ in range(2))
         >>> _ = b.flow.log_scale.data.fill_(math.log(2.0))
         >>> x = torch.tensor([[1.0, -2.0]])
@@ -410,7 +416,7 @@ def translate_bridge(
     Example: latents N(0, 4 I) and their exact score: x_T is x/2, which is N(0, I), and leads back to x.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mixture", "width": 8}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": {"name": "mixture", "width": 8}}
         >>> model, x = indm.build_model(tables, (2,)), torch.randn(5, 2)
         >>> model.score.backbone.set_mixture(torch.ones(1), torch.zeros(1, 2), 4 * torch.eye(2)[None])
         >>> x_T = translate_bridge(model, x)
@@ -426,11 +432,16 @@ def check_pair(source: INDM, target: INDM) -> None:
     """ValueError if ``target`` cannot decode latents of ``source``: other shapes, grey levels, or SDE."""
     if source.shape != target.shape:
         raise ValueError(f"source and target must have events of one shape, got {source.shape} and {target.shape}")
-    levels = source.scaling.levels, target.scaling.levels
-    if levels[0] != levels[1]:
-        raise ValueError(f"source and target must have the same grey levels, got {levels[0]} and {levels[1]}")
-    if not _same(source.sde, target.sde):
-        raise ValueError(f"source and target must have the same SDE, got {_named(source.sde)} and {_named(target.sde)}")
+    if source.scaling.levels != target.scaling.levels:
+        levels = f"{source.scaling.levels} and {target.scaling.levels}"
+        raise ValueError(f"source and target must have the same grey levels, got {levels}")
+    a, b = source.sde, target.sde
+    t = torch.linspace(a.eps, a.T, 7, dtype=torch.float64)
+    same = type(a) is type(b) and (a.eps, a.T) == (b.eps, b.T)
+    if not (
+        same and torch.equal(a.alpha(t).cpu(), b.alpha(t).cpu()) and torch.equal(a.sigma(t).cpu(), b.sigma(t).cpu())
+    ):
+        raise ValueError(f"source and target must have the same SDE, got {_named(a)} and {_named(b)}")
 
 
 def forward_step(sde: LinearSDE, z: Tensor, t: float, s: float, generator: torch.Generator | None = None) -> Tensor:
@@ -444,28 +455,11 @@ def _rest(sde: LinearSDE, time: float, z: Tensor) -> Tensor | float:
     return expand_like(sde.alpha(z.new_full((len(z),), time)), z) if time == sde.eps else 1.0
 
 
-def _times(leg: Leg, frames: int) -> list[float]:
-    """``frames`` equally spaced times of a leg, its ends among them."""
-    inner = torch.linspace(leg.start, leg.end, frames, dtype=torch.float64).tolist()[1:-1]
-    return [leg.start, *inner, leg.end]
-
-
-def _clock(sde: LinearSDE, start: float, end: float) -> float:
-    low, high = sde.log_snr(torch.tensor([start, end], dtype=torch.float64)).tolist()
-    return abs(high - low)
-
-
 def _way(strength: float, sde: LinearSDE) -> float:
     """``strength`` as a time after ε."""
     if not sde.eps < strength * sde.T <= sde.T:
         raise ValueError(f"strength must lie in ({sde.eps / sde.T:.2g}, 1], got {strength:g}; 1 goes all the way")
     return strength * sde.T
-
-
-def _same(a: LinearSDE, b: LinearSDE) -> bool:
-    t = torch.linspace(a.eps, a.T, 7, dtype=torch.float64)
-    ends = type(a) is type(b) and (a.eps, a.T) == (b.eps, b.T)
-    return ends and all(torch.equal(p(t).cpu(), q(t).cpu()) for p, q in ((a.alpha, b.alpha), (a.sigma, b.sigma)))
 
 
 def _named(sde: LinearSDE) -> str:

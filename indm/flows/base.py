@@ -119,14 +119,14 @@ class Flow(Constrained, ABC):
             RuntimeError: naming the samples whose residual stayed above ``tol``, or whose latents are not finite.
         """
         x, residual, iterations, converged = self.solve_inverse(z, tol=tol)
-        failed = _rows(~converged)
+        failed = (~converged).nonzero().flatten()
         if len(failed) and z.dtype != torch.float64:
             retried = self._in_double(failed, z.device).solve_inverse(double(z[failed]), tol=tol)
             x, residual, iterations, converged = (
                 first.index_put((failed,), second.to(first))
                 for first, second in zip((x, residual, iterations, converged), retried, strict=True)
             )
-        failed = _rows(~converged)
+        failed = (~converged).nonzero().flatten()
         if len(failed):
             shown = ", ".join(map(str, failed[:10].tolist())) + (", …" if len(failed) > 10 else "")
             if not bool(z[failed].isfinite().all()):
@@ -154,11 +154,6 @@ class Flow(Constrained, ABC):
                     f"flow must give the log-determinant of one map for {purpose}, got {type(part).__name__}; make the "
                     "INDM with the flow inside it, or with flow.at(code)"
                 )
-
-
-def _rows(mask: Tensor) -> Tensor:
-    """The indices at which ``mask`` (B,) is true."""
-    return mask.nonzero().flatten()
 
 
 def measured_certificate(flow: Flow, x: Tensor, z: Tensor, iterations: Tensor, tol: float) -> Certificate:
@@ -294,8 +289,7 @@ class Compose(Flow):
 
     def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
         """Inverts flow by flow, each to a tenth of ``tol``, and certifies the whole by one pass of h."""
-        iterations = torch.zeros(len(z), dtype=torch.long, device=z.device)
-        x = z
+        x, iterations = z, torch.zeros(len(z), dtype=torch.long, device=z.device)
         for flow in reversed(self.flows):
             x, _, steps, _ = flow.solve_inverse(x, tol=tol / 10)
             iterations = iterations + steps

@@ -26,54 +26,35 @@ from indm.flows.base import (
 from indm.flows.log_det import ExactLogDet, PowerSeries
 from indm.tensors import Batch, PerSample, full_precision, image_or_vector, zeroed
 
+# Activations of slope at most 1, by name: φ(v) = value(ωv)/ω with its derivative slope(ωv), and ω.
+FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], float]] = {
+    "sin": (torch.sin, torch.cos, 2 * math.pi),
+    "softplus": (F.softplus, torch.sigmoid, 1.0),
+    "elu": (F.elu, lambda u: u.clamp(max=0.0).exp(), 1.0),
+    "lcube": (lambda u: u - u.clamp(-1.0, 1.0) + u.clamp(-1.0, 1.0) ** 3 / 3, lambda u: u.clamp(-1.0, 1.0) ** 2, 1.0),
+    "relu": (torch.relu, lambda u: (u > 0).to(u.dtype), 1.0),  # not smooth: NonlinearDiffusion cannot use it
+    "identity": (lambda u: u, torch.ones_like, 1.0),
+}
+ACTIVATIONS = (*FUNCTIONS, "swish")
+
 
 class Activation(nn.Module):
-    """φ(v) = value(ωv)/ω for the ``frequency`` ω, φ′(v) = slope(ωv) in [−1, 1]; blocks take ω into their weights."""
+    """One of :data:`FUNCTIONS`; blocks take its frequency ω into their weights."""
 
-    frequency = 1.0
+    def __init__(self, name: str):
+        super().__init__()
+        self.name, self.frequency = name, FUNCTIONS[name][2] if name in FUNCTIONS else 1.0
 
     def value(self, u: Tensor) -> Tensor:
-        raise NotImplementedError
+        return FUNCTIONS[self.name][0](u)
 
     def slope(self, u: Tensor) -> Tensor:
         """Derivative of :meth:`value`."""
-        raise NotImplementedError
+        return FUNCTIONS[self.name][1](u)
 
     def forward(self, v: Tensor) -> Tensor:
         """φ(v)."""
         return self.value(self.frequency * v) / self.frequency
-
-
-class Sin(Activation):
-    """sin(2πv)/(2π)."""
-
-    frequency = 2 * math.pi
-
-    def value(self, u: Tensor) -> Tensor:
-        return u.sin()
-
-    def slope(self, u: Tensor) -> Tensor:
-        return u.cos()
-
-
-class Softplus(Activation):
-    """log(1 + eᵛ)."""
-
-    def value(self, u: Tensor) -> Tensor:
-        return F.softplus(u)
-
-    def slope(self, u: Tensor) -> Tensor:
-        return u.sigmoid()
-
-
-class ELU(Activation):
-    """v above 0, eᵛ − 1 below."""
-
-    def value(self, u: Tensor) -> Tensor:
-        return F.elu(u)
-
-    def slope(self, u: Tensor) -> Tensor:
-        return u.clamp(max=0.0).exp()
 
 
 class Swish(Activation):
@@ -82,8 +63,8 @@ class Swish(Activation):
     Source: Chen et al. 2019, "Residual Flows", §3.3 (LipSwish), https://arxiv.org/abs/1906.02735.
     """
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self) -> None:
+        super().__init__("swish")
         self.beta = nn.Parameter(torch.tensor([0.5]))
 
     def value(self, u: Tensor) -> Tensor:
@@ -95,46 +76,9 @@ class Swish(Activation):
         return gate * (1 + bu * (1 - gate)) / 1.1
 
 
-class Cube(Activation):
-    """v³/3 between −1 and 1, continued with slope 1."""
-
-    def value(self, u: Tensor) -> Tensor:
-        inner = u.clamp(-1.0, 1.0)
-        return u - inner + inner**3 / 3
-
-    def slope(self, u: Tensor) -> Tensor:
-        return u.clamp(-1.0, 1.0).square()
-
-
-class ReLU(Activation):
-    """max(v, 0). A flow with it is not smooth, so :class:`~indm.NonlinearDiffusion` cannot use it."""
-
-    def value(self, u: Tensor) -> Tensor:
-        return u.relu()
-
-    def slope(self, u: Tensor) -> Tensor:
-        return (u > 0).to(u.dtype)
-
-
-class Straight(Activation):
-    """v itself."""
-
-    def value(self, u: Tensor) -> Tensor:
-        return u
-
-    def slope(self, u: Tensor) -> Tensor:
-        return torch.ones_like(u)
-
-
-ACTIVATIONS: dict[str, type[Activation]] = {
-    "sin": Sin,
-    "softplus": Softplus,
-    "elu": ELU,
-    "swish": Swish,
-    "lcube": Cube,
-    "relu": ReLU,
-    "identity": Straight,
-}
+def activation_of(name: str) -> Activation:
+    """The activation of that name, one of :data:`ACTIVATIONS`."""
+    return Swish() if name == "swish" else Activation(name)
 
 
 LogDet = ExactLogDet | PowerSeries
@@ -290,18 +234,14 @@ class ResidualBlock(Conditioned, Flow):
             ContractiveLinear(inputs, outputs, kernel, norm, coeff)
             for inputs, outputs, kernel in [(shape, width, 3), (hidden, width, 1), (hidden, shape[0], 3)]
         )
-        self.activations = nn.ModuleList(ACTIVATIONS[activation]() for _ in range(3 if preactivate else 2))
+        self.activations = nn.ModuleList(activation_of(activation) for _ in range(3 if preactivate else 2))
+        self.frequency = self.activations[0].frequency  # ω of φ(v) = value(ωv)/ω
         zeroed(self.maps[-1])
         if features:
             self.condition = nn.Linear(features, width, bias=False)
         d = math.prod(shape)
         self.training_log_det: LogDet = ExactLogDet() if d <= 3 else PowerSeries(1, 1.0, share=16)
         self.evaluation_log_det: LogDet = ExactLogDet() if d <= 64 else PowerSeries(20, 2.0)
-
-    @property
-    def frequency(self) -> float:
-        """ω of the activation φ(v) = value(ωv)/ω."""
-        return self.activations[0].frequency
 
     def _weights(self) -> Weights:
         """Weight and bias of the three maps, with the factors ω of φ taken into them; ``value`` is left between them.
@@ -324,12 +264,10 @@ class ResidualBlock(Conditioned, Flow):
         """For each map, the input of the activation before it (None where there is none) and the map's output."""
         for i, (linear, (weight, bias)) in enumerate(zip(self.maps, weights, strict=True)):
             angle = x if i > 0 else self.frequency * x if self.preactivate else None
-            x = linear.apply_weight(x if angle is None else self._activation(i).value(angle), weight, bias)
+            x = linear.apply_weight(
+                x if angle is None else self.activations[i - len(self.maps)].value(angle), weight, bias
+            )
             yield angle, x
-
-    def _activation(self, i: int) -> nn.Module:
-        """The activation before map ``i``."""
-        return self.activations[i - len(self.maps)]
 
     def _evaluate(self, x: Tensor, weights: Weights) -> Tensor:
         """g(x); under autocast its inner precision is that of the convolutions."""
@@ -340,7 +278,7 @@ class ResidualBlock(Conditioned, Flow):
     def _log_det(self, x: Tensor, weights: Weights, estimator: LogDet, generator) -> Tensor:
         """log|det(I + J)| from the slopes of the activations at ``x``, in full precision."""
         slopes = [
-            x.new_ones(()) if angle is None else self._activation(i).slope(angle)
+            x.new_ones(()) if angle is None else self.activations[i - len(self.maps)].slope(angle)
             for i, (angle, _) in enumerate(self._angles(x, weights))
         ]
         if self.preactivate:
@@ -352,9 +290,7 @@ class ResidualBlock(Conditioned, Flow):
             return v
 
         def vjp(u: Tensor) -> Tensor:
-            for linear, (weight, _), slope in zip(
-                reversed(self.maps), reversed(weights), reversed(slopes), strict=True
-            ):
+            for linear, (weight, _), slope in reversed(list(zip(self.maps, weights, slopes, strict=True))):
                 u = _scale(linear.apply_transpose(u, weight), slope)
             return u
 
@@ -429,11 +365,7 @@ def residual_chain(
 
 
 def checked_norm(norm: Norm) -> Norm:
-    """2.0, inf or "rows".
-
-    Raises:
-        ValueError: anything else.
-    """
+    """2.0, inf or "rows"; ValueError of anything else."""
     if str(norm) not in ("2", "2.0", "inf", "rows"):
         raise ValueError(
             f'norm must be 2 (spectral), inf (largest absolute row sum) or "rows" (each row by its own), got {norm!r}'

@@ -172,8 +172,7 @@ class Zero(nn.Module):
     Example: behind it the bound of a model is the likelihood of its flow, here of z = 2x.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "actnorm", "channels": 2}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model = indm.build_model(tables, (2,))
+        >>> model = indm.build_model({"flow": {"name": "actnorm", "channels": 2}, "sde": "vp", "net": "zero"}, (2,))
         >>> _ = model.flow.log_scale.data.fill_(0.6931)  # log 2
         >>> round(model.log_prob(torch.zeros(1, 2)).item(), 3)  # of N(0, I/4): log(4/2π)
         -0.452

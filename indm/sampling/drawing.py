@@ -60,8 +60,7 @@ def sample(
     Example:
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model = indm.build_model(tables, (2,))  # its density is N(0, I)
+        >>> model = indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,))  # its density is N(0, I)
         >>> sample(model, 8, sampler="heun", steps=10).shape
         torch.Size([8, 2])
     """
@@ -112,7 +111,7 @@ def sample_with_log_prob(
     Example: the normalising constant of a density from samples of a model near it.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> x, log_prob = sample_with_log_prob(indm.build_model(tables, (2,)), 1000)
         >>> weights = (-x.square().sum(1) - log_prob).exp()  # exp(−‖x‖²) integrates to π
         >>> abs(weights.mean().item() - math.pi) < 0.3

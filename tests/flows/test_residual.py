@@ -15,7 +15,7 @@ from scipy.sparse.linalg import eigsh
 
 import indm
 from indm.flows import ActNorm, Compose, ExactLogDet, Identity, PowerSeries, ResidualBlock, ResidualFlow, use_log_det
-from indm.flows.residual import ACTIVATIONS, ContractiveLinear, convolution_norm, residual_chain
+from indm.flows.residual import ACTIVATIONS, ContractiveLinear, activation_of, convolution_norm, residual_chain
 
 ESTIMATORS = {
     "default": PowerSeries(1, 1.0, share=16),
@@ -472,7 +472,7 @@ def test_norm_of_rows_divides_each_row_by_its_own_sum(shape):
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_have_the_slope_of_autograd_which_is_at_most_one(name):
-    phi = ACTIVATIONS[name]().double()
+    phi = activation_of(name).double()
     v = torch.linspace(-6, 6, 2001, dtype=torch.float64).requires_grad_()
     (slope,) = torch.autograd.grad(phi(v).sum(), v)
     torch.testing.assert_close(phi.slope(phi.frequency * v), slope, rtol=1e-9, atol=1e-9)

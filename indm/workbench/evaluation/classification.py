@@ -80,7 +80,7 @@ def classify(
     Example: for a network that has learned nothing all classes are alike, and p(class|x) is the prior.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": {"name": "mlp", "width": 8}}
         >>> tables["condition"] = {"name": "classes", "labels": ["left", "right"]}
         >>> model, prior = indm.build_model(tables, (2,)), torch.tensor([0.25, 0.75])
         >>> found = classify(model, torch.randn(3, 2), prior=prior, progress=False)

@@ -100,7 +100,7 @@ def evaluate(
     Example: N(0, I) and its exact score.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
         >>> found = evaluate(indm.build_model(tables, (2,)), x, [indm.NLL(each=True)], progress=False)
         >>> exact = -torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)

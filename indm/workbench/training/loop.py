@@ -112,7 +112,7 @@ def train(
     Example: a run that a callback ends after 4 steps, and that then goes on to step 6.
 
         >>> import tempfile
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": {"name": "mlp", "width": 8}}
         >>> tables["train"], data = {"steps": 1000, "batch_size": 32}, torch.randn(100, 2)
         >>> def until(step):
         ...     return [lambda trainer, terms: trainer.step == step]
