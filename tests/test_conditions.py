@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from own_net import OwnNet
-from scipy.integrate import solve_ivp
 from torch import nn
 
 import indm
@@ -19,7 +17,7 @@ from indm.model import build_model
 from indm.nets import MLP, UNet
 from indm.nets.embedding import ConditionOfImages
 from indm.published import NCSNpp
-from indm.sampling import follow_flow, make_sampler, solve_latent
+from indm.sampling import make_sampler, solve_latent
 from indm.score import GivenScore
 from indm.tensors import expand_like
 from indm.translation import two_models
@@ -32,10 +30,6 @@ VP = {"name": "vp"}
 MEANS = torch.tensor([[1.5, -0.5], [-1.0, 0.5], [0.0, 2.0]])
 STDS = torch.tensor([0.05, 0.5, 1.0])  # so different that they need different numbers of steps
 LETTERS = ("a", "b", "c")
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 class GaussianScore(nn.Module):
@@ -92,17 +86,6 @@ def test_log_prob_of_a_conditional_gaussian_row_by_row():
     std = (STDS[c].double() ** 2 + (sigma / alpha) ** 2).sqrt()
     wanted = -0.5 * ((x - MEANS[c]).double() / std[:, None]).square().sum(1) - 2 * std.log() - math.log(2 * math.pi)
     assert torch.allclose(log_prob.double(), wanted, atol=6e-2)
-
-
-def test_nll_of_a_conditional_gaussian_in_samples_that_take_different_steps():
-    x, c = mixed(60)
-    generator = torch.Generator().manual_seed(0)
-    report = indm.log_likelihood(gaussian_model(), x, c=c, exact=True, generator=generator)
-    assert torch.allclose(report.log_prob.float(), log_normal(x, c), atol=6e-2)
-    alone = [
-        indm.log_likelihood(gaussian_model(), x[i : i + 1], c=int(c[i]), exact=True).solver_error for i in range(3)
-    ]
-    assert all(error < 1e-2 for error in alone)
 
 
 def test_nelbo_of_a_conditional_gaussian_is_its_entropy_in_the_mean():
@@ -168,23 +151,6 @@ def test_the_guided_field_is_that_of_the_mixture_in_closed_form(guidance, time):
     mixture = (densities[:, :, None] * slopes).sum(1) / densities.sum(1, keepdim=True)
     wanted = mixture + guidance * (slopes[torch.arange(12), c] - mixture)
     assert torch.allclose(field.double(), wanted, rtol=2e-3, atol=2e-3)
-
-
-def test_guided_samples_are_a_fine_integration_of_the_guided_field():
-    model, c = gaussian_model(drop=0.1), torch.tensor([1, 2, 1, 2])
-    z_T = torch.randn(4, 2)
-    guided = model.given(c, guidance=2.0).score
-    found, _ = follow_flow(guided, z_T, 1.0, 1e-3, tol=1e-5)
-    for i in range(4):
-        one = GivenScore(model.score, guided.c[i : i + 1], 2.0)
-
-        def slope(t, z, one=one):
-            z, t = torch.tensor(z)[None], torch.tensor([t])
-            f, g = one.sde.drift(t), one.sde.diffusion(t)
-            return (f[:, None] * z - 0.5 * g[:, None] ** 2 * one(z, t))[0].numpy()
-
-        fine = solve_ivp(slope, (1.0, 1e-3), z_T[i].double().numpy(), method="DOP853", rtol=1e-8, atol=1e-9)
-        assert np.allclose(found[i].numpy(), fine.y[:, -1], atol=2e-3)
 
 
 def test_guidance_above_one_is_not_the_sharpened_density():
@@ -429,15 +395,6 @@ def test_an_mlp_sees_differences_of_z_and_c():
         assert (net(z, level, c) - net(z, level)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_a_network_without_a_condition_has_the_weights_it_had(name):
-    torch.manual_seed(1)
-    plain = NETS[name]().state_dict()
-    torch.manual_seed(1)
-    conditional = NETS[name](condition=(3,)).state_dict()
-    assert all(torch.equal(value, conditional[key]) for key, value in plain.items())
-
-
 def test_an_image_is_seen_where_it_is():
     """A pixel of c reaches the 3×3 features around it, of maps that were padded at the bottom and the right."""
     part = moved(ConditionOfImages((2, 9, 9), width=8, channels=4))
@@ -633,13 +590,6 @@ def test_what_has_no_rows_asks_for_them_or_hides_c():
     assert torch.equal(indm.translate(hidden, hidden, x, c=([0.5, 1.0], None)), indm.translate(at, free, x))
 
 
-def test_a_network_of_ones_own_with_a_condition():
-    tables = TABLES | {"net": {"name": OwnNet}, "condition": CONDITIONS["classes"][0]}
-    model = build_model(tables, (2,))
-    x = torch.randn(4, 2)
-    assert (model.log_prob(x, c="a", steps=8) - model.log_prob(x, c="b", steps=8)).abs().max() > 1e-4
-
-
 @pytest.mark.parametrize("flow_sees", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_evaluation_does_not_depend_on_batches_but_on_c(flow_sees):
     """Each example is evaluated at its own c in every batch."""
@@ -733,17 +683,6 @@ def test_the_posterior_is_that_of_bayes():
     prior = torch.tensor([0.8, 0.1, 0.1])
     even, skewed = (indm.classify(model, x, prior=p, draws=2, times=4, progress=False) for p in (None, prior))
     assert torch.allclose(skewed.log_posterior, (even.log_posterior + prior.double().log()).log_softmax(1), atol=1e-6)
-
-
-def test_classes_with_numbers_as_names_are_told_as_well_as_any():
-    """By the names 1, 2, 3 accuracy is that of the exact posterior, and the confidence is right."""
-    model, means, stds, x, c = near_classes(("1", "2", "3"), n=600)
-    exact = (exact_posterior(x, stds, means).argmax(1) == c).double().mean().item()
-    numbers = scores(indm.classify(model, x, draws=2, times=64, progress=False), c)
-    assert abs(numbers["accuracy"] - exact) < 0.03 and numbers["calibration_error"] < 0.08
-    letters = near_classes(n=3)[0]
-    found, same = (indm.classify(m, x[:9], draws=2, times=4, progress=False) for m in (model, letters))
-    assert torch.equal(found.log_likelihood, same.log_likelihood)
 
 
 def test_classes_share_their_noise():

@@ -27,7 +27,7 @@ from indm.gaussian import GaussianReference
 from indm.likelihood import WhitenedFlow, decode_with_log_prob, log_likelihood
 from indm.model import INDM, build, build_model
 from indm.published import ConditionalResidualFlow
-from indm.sampling import sample, sample_with_log_prob
+from indm.sampling import sample_with_log_prob
 from indm.scaling import Scaling
 from indm.sde import truncated
 
@@ -148,13 +148,6 @@ def test_it_is_log_likelihood_without_noise_and_reconstruction(options, eps, mon
         assert torch.equal(model.log_prob(x, **options, generator=seeded(1)), log_prob)
 
 
-def test_a_reference_changes_the_steps_and_not_the_density():
-    model, law = smooth_model(), GaussianReference(double(0.1, 0.2), double(0.5, 0.7))
-    with torch.no_grad():
-        one, other = (model.log_prob(points(10, 2), steps=64, reference=reference) for reference in (None, law))
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
-
-
 def test_a_density_in_too_few_steps_is_said_to_be_off(recwarn):
     """Where 16 steps are off, it is said, in the same words each time; nothing is said where the error is small."""
     model, x = smooth_model(), 1.5 * points(30, 2)
@@ -258,16 +251,6 @@ def test_the_mode_of_the_model_neither_matters_nor_changes(training):
     assert all(module.training is training for module in model.modules()) and model.sde.eps == 1e-5
 
 
-def test_autocast_changes_neither_value_nor_gradient():
-    tables = {"flow": {"name": "coupling", "depth": 1, "width": 8}, "sde": {"name": "vp"}, "net": MLP}
-    model, x = perturb(build_model(tables, (2,)), 0.2), torch.randn(4, 2, requires_grad=True)
-    expected = model.log_prob(x, steps=3)
-    slope = gradient(expected, x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        log_prob = model.log_prob(x, steps=3)
-    assert torch.equal(log_prob, expected) and torch.equal(gradient(log_prob, x), slope)
-
-
 def test_a_gradient_at_a_raised_truncation_is_computed_there():
     """Also after the call: what is evaluated again is evaluated at that ε."""
     model, x = smooth_model(eps=1e-3), points(5, 2).requires_grad_()
@@ -342,8 +325,6 @@ def test_what_has_no_density_and_bad_options_are_named():
 
 # ── of samples ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-ODE = {"sampler": "ode", "last_denoising": False}
-
 
 def test_samples_and_their_density_in_closed_form(name):
     """Gaussian latents and their exact score behind a spline, at an ε where α and noise are seen."""
@@ -355,16 +336,6 @@ def test_samples_and_their_density_in_closed_form(name):
         torch.testing.assert_close(flow(x)[0], z, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(log_prob, expected_log_prob(flow, score, x), rtol=0, atol=1e-5)
     assert error.max() < 2e-3 and not x.requires_grad and not log_prob.requires_grad
-
-
-def test_the_density_of_samples_is_log_prob_there():
-    """At a raised ε and in batches, too; and the samples are those that are drawn without it."""
-    model, options = smooth_model(), {"eps": 0.3, "batch_size": 20}
-    x, log_prob = sample_with_log_prob(model, 30, **options, generator=seeded(0))
-    assert x.shape == (30, 2) and log_prob.shape == (30,)
-    with torch.no_grad():
-        torch.testing.assert_close(log_prob, model.log_prob(x, steps=96, eps=0.3), rtol=0, atol=1e-4)
-    torch.testing.assert_close(x, sample(model, 30, **ODE, **options, generator=seeded(0)), rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize("reference", [None, GaussianReference(double(0.1, -0.2), double(0.4, 0.9))])

@@ -23,7 +23,6 @@ from indm.flows import (
     Unsqueeze,
     check_flow,
 )
-from indm.published import ConditionalResidualFlow
 
 
 class Outside(Flow):
@@ -59,23 +58,6 @@ def test_a_flow_checks_its_parts_and_names_the_one_that_fails(wrap, name):
         residual.flows[1].maps[2].weight[0, 0] = math.inf
     with pytest.raises(RuntimeError, match=rf"^{re.escape(name)}flows\.1\.maps\.2\.weight has norm nan"):
         flow.check()
-
-
-def test_a_conditional_flow_checks_its_blocks():
-    flow = ConditionalResidualFlow((4,), (1,), 8, code_dim=2)
-    with torch.no_grad():
-        flow.chain[0].maps[0].weight.fill_(math.nan)
-    for part, name in ((flow, "chain.0"), (flow.at(torch.zeros(2)), "flows.0")):
-        with pytest.raises(RuntimeError, match=rf"^{name}\.maps\.0\.weight has norm nan"):
-            part.check()
-
-
-@pytest.mark.parametrize("base, missing", [(Flow, "forward"), (Flow, "solve_inverse"), (ExactFlow, "inverse_step")])
-def test_a_flow_that_lacks_a_method_cannot_be_made(base, missing):
-    methods = {name: getattr(Identity, name) for name in ("forward", "solve_inverse", "inverse_step")}
-    del methods[missing]
-    with pytest.raises(TypeError, match=f"abstract method '?{missing}'?"):
-        type("Partial", (base,), methods)()
 
 
 def test_squeeze_gathers_each_two_by_two_square():
