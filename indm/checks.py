@@ -103,10 +103,7 @@ def check_name(word: str, known: Collection[str], what: str, shown: str) -> None
 
 
 def check_types(values: Mapping[str, object], hints: Mapping[str, object], where: str) -> None:
-    """ValueError naming, after ``where``, a value that is not of the type in ``hints``.
-
-    Names without a hint, and types other than numbers, strings, lists and tables, are not checked.
-    """
+    """ValueError naming, after ``where``, a number, string, list or table that is not of the type in ``hints``."""
     for name, value in values.items():
         if name in hints:
             require(_is_a(value, hints[name]), f"{where}{name}", value, _describe(hints[name]))
@@ -121,18 +118,14 @@ def check_arguments(
     given_later: Collection[str] = (),
     more: Mapping[str, object] = types.MappingProxyType({}),
 ) -> None:
-    """Check what a class or function is called with, by its signature.
+    """ValueError for an unknown name, a value of another type than annotated, or a missing argument of a call.
 
     Args:
         target: what is called; where it takes ``**options``, any name will do.
         values: its arguments by name.
-        table: of the values, for messages: "flow" in "flow.width must be a whole number".
-        what: the target in messages: "flow 'coupling'".
+        table, what: of the values and the target in messages: "flow" and "flow 'coupling'".
         given_later: parameters that the caller fills in.
         more: names that are taken beside those of ``target``, with their types.
-
-    Raises:
-        ValueError: an unknown name, a value of another type than annotated, or a missing argument.
     """
     parameters = arguments_of(target)
     hints = dict(more) | hints_of(target, parameters)

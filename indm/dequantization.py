@@ -154,11 +154,7 @@ def log_share(n: Tensor, level: Tensor, step: float, levels: int) -> Tensor:
 
 
 def checked(dequantization: Dequantization | None, scaling: Scaling) -> Dequantization | None:
-    """The noise of data with that scaling: ``dequantization``, by default uniform; None for continuous data.
-
-    Raises:
-        ValueError: noise for data without grey levels, or a decoder for levels that differ between entries.
-    """
+    """The noise of data with that scaling: ``dequantization``, by default uniform; None for continuous data."""
     if dequantization is None:
         return None if scaling.levels is None else Uniform()
     name = type(dequantization).__name__
@@ -208,12 +204,8 @@ def from_data(model: nn.Module, raw: Tensor, *, generator: torch.Generator | Non
     """x in model units, and log q(x|raw) in nats, (B,): −log p(raw) ≤ E[−log p(x) + log q(x|raw)].
 
     Of continuous data x is the raw data moved and scaled, and log q the log of the scale, with which equality holds.
-    It is in float64 where the device of the model has that.
-
-    Args:
-        model: anything with a ``scaling``; where it has no ``dequantization``, grey levels get uniform noise.
-        raw: data in data units (B, *event), which are not checked here, see :func:`check_raw`.
-        generator: feeds the noise.
+    It is in float64 where the device of the model has that. ``model`` is anything with a ``scaling``; where it has no
+    ``dequantization``, grey levels get uniform noise. ``raw`` is not checked here, see :func:`check_raw`.
     """
     scaling, noise = _parts_of(model)
     centre = scaling.centre(raw)

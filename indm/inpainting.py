@@ -152,11 +152,7 @@ def inpaint(
 
 
 def _rows(name: str, given: Any, model: Any, n: int) -> Tensor:
-    """An event for each of ``n`` draws.
-
-    Raises:
-        ValueError: naming the argument, where it has another shape.
-    """
+    """An event for each of ``n`` draws; ValueError where it has another shape."""
     given = torch.as_tensor(given, device=model.scaling.scale.device)
     try:
         return given.expand(n, *model.shape)

@@ -60,15 +60,10 @@ State = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class WhitenedFlow:
-    """The probability flow of (v, ∫ excess divergence/d), in the coordinate v in which a Gaussian law is at rest.
+    """The probability flow of (v, ∫ excess divergence/d), in the coordinate v in which the Gaussian ``law`` is at rest.
 
-    Args:
-        score: of the latents.
-        law: a Gaussian law of them.
-        shape: of an event.
-        exact: whether the divergence is exact; else by the probes (B, n, *event) that a call gets.
-
-    A call takes the rows of c that the score was given as ``given``, for those samples that it is about.
+    The divergence is ``exact``, or estimated by the probes (B, n, *event) that a call gets. A call takes the rows of c
+    that the score was given as ``given``, for those samples that it is about.
     """
 
     score: nn.Module
@@ -300,13 +295,7 @@ def log_likelihood(
 
 @dataclass(frozen=True)
 class Start:
-    """What the ODE of a likelihood sets out from: all its draws are made.
-
-    Attributes:
-        z, noise: z_0 and the noise of z_ε, (B, *event).
-        log_det: log|det ∂z/∂x|, nats.
-        probe: of the divergence.
-    """
+    """What the ODE of a likelihood sets out from: z_0, the noise of z_ε, log|det ∂z/∂x|, the divergence's probe."""
 
     z: Batch
     noise: Batch
@@ -314,7 +303,6 @@ class Start:
     probe: Tensor
 
     def rows(self, rows: Tensor) -> "Start":
-        """The same of some samples."""
         return Start(self.z[rows], self.noise[rows], self.log_det[rows], self.probe[rows])
 
     def solved(
@@ -462,19 +450,15 @@ def log_prob(
               + \int_\epsilon^T \nabla\cdot(fz-\tfrac12 g^2 s)\,dt, \qquad z_\epsilon = \alpha_\epsilon h(x)
 
     It is "without reconstruction": no noise is added to h(x). It integrates to 1 and is the density of what
-    :func:`indm.sample_with_log_prob` returns. (:func:`indm.log_likelihood` instead
-    bounds that of x drawn from p(z_0|z_ε).)
+    :func:`indm.sample_with_log_prob` returns. (:func:`indm.log_likelihood` bounds that of x drawn from p(z_0|z_ε).)
 
-    It can be differentiated once, in x and in the parameters of flow, score and SDE: as a loss, in a Monte Carlo
-    chain, or for ∂ log p/∂x. It is computed in evaluation mode and full precision, and in a fixed number of steps:
-    it is as smooth as flow and network. For the gradient every evaluation of the network is made again: memory
-    holds the activations of one of them, with its divergence, and a step adds about twice the size of x.
+    It can be differentiated once, in x and in the parameters of flow, score and SDE. It is computed in evaluation mode
+    and full precision, and in a fixed number of steps: it is as smooth as flow and network. For the gradient every
+    evaluation of the network is made again: memory holds the activations of one of them, with its divergence, and a
+    step adds about twice the size of x.
 
-    Flows need log|det| of one map. All of this package have it but
-    :class:`~indm.published.ConditionalResidualFlow`, which has a map for every code (fix it: ``flow.at(code)``),
-    and :class:`~indm.flows.Frozen`. Residual flows above 64 dimensions estimate it, and its gradient; exact is
-    ``use_log_det(flow, evaluation=ExactLogDet())``. That of another library has the gradient that the library
-    gives it.
+    Residual flows above 64 dimensions estimate log|det| and its gradient; exact is
+    ``use_log_det(flow, evaluation=ExactLogDet())``. A flow that has no log|det| of one map has no density.
 
     Args:
         x: data in model units.
@@ -577,7 +561,6 @@ def decode_with_log_prob(
         model: an INDM.
         z_T: draws of the prior, ``model.sde.prior_sample(…)``.
         probes, exact, nll_error, steps, reference: as in :func:`indm.log_likelihood`.
-        generator: of the probes, and of an estimate of log|det|.
 
     Returns:
         x in model units, log p(x) in nats, and an estimate of its solver's error in nats.

@@ -89,7 +89,7 @@ class INDM(nn.Module):
 
     @property
     def is_scalar(self) -> bool:
-        """Whether all entries of a latent share one SDE, which some samplers need; not where each learns its own."""
+        """Whether all entries of a latent share one SDE, which some samplers need."""
         return self.sde.is_scalar
 
     @property
@@ -102,7 +102,7 @@ class INDM(nn.Module):
 
     @property
     def optional_parts(self) -> dict[str, nn.Module]:
-        """The parts that a model may be without, by their kind, as far as this one has them."""
+        """Optional parts present in this model, keyed by kind."""
         parts: dict[str, nn.Module] = {} if self.condition.is_none else {"condition": self.condition}
         return parts if self.dequantization is None else {"dequantization": self.dequantization, **parts}
 
@@ -113,11 +113,7 @@ class INDM(nn.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Event shape.
-
-        Raises:
-            ValueError: where the model was made without one.
-        """
+        """Event shape; ValueError where the model was made without one."""
         if self._shape is None:
             raise ValueError("this model does not know its event shape: give INDM(..., shape=...) or a whole shape")
         return self._shape
@@ -176,11 +172,7 @@ class INDM(nn.Module):
         return with_parts(self, {"flow": given(self.flow, seen), "score": score, "condition": NoCondition()})
 
     def truncated(self, eps: float | None) -> "INDM":
-        """This model with its SDE truncated at ``eps``, at least its own, which None leaves; weights are shared.
-
-        Raises:
-            ValueError: ``eps`` below the SDE's own, or an SDE that is not a submodule of the score.
-        """
+        """This model with its SDE truncated at ``eps``, at least its own, which None leaves; weights are shared."""
         view = truncated(self, eps)
         if eps is not None and view.sde.eps != eps:
             raise ValueError(f"score must have its SDE as a submodule to be truncated, got {type(self.score).__name__}")
@@ -259,11 +251,7 @@ class INDM(nn.Module):
         return {kind: describe(part, kind, self._tables.get(kind)) for kind, part in parts.items()}
 
     def save(self, folder: str | Path) -> None:
-        """Write ``model.safetensors`` and ``model.json``; both are whole before they replace their predecessors.
-
-        Raises:
-            OSError: they cannot be written; what was there is as it was.
-        """
+        """Write ``model.safetensors`` and ``model.json``, see :func:`write_model`."""
         write_model(self, folder, self.description())
 
     @classmethod
@@ -297,10 +285,7 @@ class Saved:
 def write_model(model: nn.Module, folder: str | Path, description: Mapping[str, Any]) -> None:
     """Write the weights of a model with ``shape`` and ``scaling``, and its ``description``.
 
-    Both files are whole before they replace their predecessors.
-
-    Raises:
-        OSError: they cannot be written; what was there is as it was.
+    Both files are whole before they replace their predecessors. OSError where they cannot be written.
     """
     folder = Path(folder)
     content = {"format": 1, "shape": list(model.shape), "levels": model.scaling.levels, **description}
@@ -374,11 +359,7 @@ def build_model(description: Mapping[str, Any], shape: tuple[int, ...], scaling:
 def _seeing(
     description: Mapping[str, Mapping[str, Any]], condition: Condition
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The tables of flow, SDE and network with the shape of what they see of a condition.
-
-    Raises:
-        ValueError: the flow is to see it, and cannot.
-    """
+    """The tables of flow, SDE and network with the shape of what they see of a condition."""
     for kind in KINDS:
         table = description[kind]
         if not condition.is_none and (kind == "net" or (kind == "flow" and condition.flow)):
@@ -393,11 +374,7 @@ def _seeing(
 def build_dequantization(
     description: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...], scaling: Scaling
 ) -> Dequantization | None:
-    """The noise that the table "dequantization" names; None, which is the default, where there is no such table.
-
-    Raises:
-        ValueError: as :func:`build`, and where the data have no grey levels.
-    """
+    """The noise that the table "dequantization" names; None, which is the default, where there is no such table."""
     table = description.get("dequantization")
     if table is None:
         return None
@@ -406,12 +383,9 @@ def build_dequantization(
 
 
 def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...]) -> Any:
-    """One flow, SDE or network from its table; ``shape`` goes to the constructors that take it.
+    """One part of a kind from its table; the event ``shape`` goes to the constructors that take it.
 
-    Args:
-        table: a ``name`` as :func:`indm.names.find` takes it, and the arguments of what it names.
-        kind: "flow", "sde", "net", or one of the optional kinds.
-        shape: event shape.
+    ``table`` has a ``name`` as :func:`indm.names.find` takes it, and the arguments of what it names.
 
     Raises:
         ValueError: an unknown name or argument (with the nearest that exists), or a bad value.

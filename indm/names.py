@@ -57,9 +57,7 @@ def is_outside(name: object) -> bool:
 def find(kind: str, name: Any) -> Any:
     """The part of that kind and name, most often a class.
 
-    Args:
-        kind: a key of :data:`BUILT_IN`, or the word for parts that are outside this package alone.
-        name: a built-in name, ``"package.module:Name"``, or the class itself, which needs no :func:`trust`.
+    ``name`` is a built-in name, ``"package.module:Name"``, or the class itself, which needs no :func:`trust`.
 
     Raises:
         Untrusted: code outside this package that is not trusted.
@@ -93,12 +91,9 @@ def find(kind: str, name: Any) -> Any:
 
 
 def name_of(kind: str, part: Any) -> str:
-    """The name by which :func:`find` finds ``part``, a class or a function.
+    """The name by which :func:`find` finds ``part``, a class or a function; ValueError where nothing could import it.
 
     What a script defines is named after the file of the script, from whose folder it can be imported.
-
-    Raises:
-        ValueError: nothing could import it by a name.
     """
     module = _script() if part.__module__ == "__main__" else part.__module__
     place = f"{module}:{part.__qualname__}"

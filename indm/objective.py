@@ -437,11 +437,7 @@ def as_objective(**attributes: Any) -> Callable[[Callable[..., Losses]], Callabl
 
 
 def objective_of(part: Any) -> Objective:
-    """The :class:`Objective` that ``part`` is or makes: an objective, a loss, or a class, called without options.
-
-    Raises:
-        ValueError: it is none of these.
-    """
+    """The :class:`Objective` that ``part`` is or makes: an objective, a loss, or a class, called without options."""
     if isinstance(part, type):
         part = part()
     if isinstance(part, Objective):

@@ -107,8 +107,7 @@ class Scaling(nn.Module):
     def from_moments(cls, mean: Tensor, std: Tensor) -> "Scaling":
         """Data of that mean and deviation to zero mean and unit variance; constant features keep scale 1.
 
-        Raises:
-            ValueError: all features are constant, so that the data have no density.
+        ValueError where all are constant, so that the data have no density.
         """
         varies = std > least_std(mean, 1e-8)
         if not bool(varies.any()):

@@ -118,11 +118,7 @@ def takes_condition(score: nn.Module) -> bool:
 
 
 def unguided(model: Any) -> Any:
-    """``model``, of which a likelihood is asked.
-
-    Raises:
-        ValueError: it is guided: samples are then those of no diffusion that has a likelihood.
-    """
+    """``model``, of which a likelihood is asked; ValueError where it is guided, as no diffusion has those samples."""
     guidance = getattr(getattr(model, "score", None), "guidance", 1)
     if guidance != 1:
         raise ValueError(f"guidance must be 1 for a likelihood, got {guidance}: guided samples have none")
@@ -140,11 +136,7 @@ def with_context(score: nn.Module, context: tuple[Tensor, ...]) -> nn.Module:
 
 
 def score_for(backbone: nn.Module) -> type[ScoreModel]:
-    """The score that goes with a network: its ``parameterization``, by default :class:`ScoreModel`.
-
-    Raises:
-        ValueError: its ``parameterization`` is no :class:`ScoreModel`.
-    """
+    """The score that goes with a network: its ``parameterization``, by default :class:`ScoreModel`."""
     kind = getattr(backbone, "parameterization", ScoreModel)
     if not (isinstance(kind, type) and issubclass(kind, ScoreModel)):
         raise ValueError(

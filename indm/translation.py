@@ -182,11 +182,7 @@ class Route:
         return {sde.eps: self.noise[0], sde.T: self.noise[1]}.get(t, 0.0)
 
     def back(self) -> "Route":
-        """The reverse route, along the probability flows.
-
-        Raises:
-            ValueError: a leg has noise.
-        """
+        """The reverse route, along the probability flows; ValueError where a leg has noise."""
         if any(leg.noise for leg in self.legs):
             raise ValueError("there is no way back along noise: a stochastic route has no cycle")
         legs = tuple(replace(leg, start=leg.end, end=leg.start) for leg in reversed(self.legs))
@@ -200,11 +196,9 @@ class Route:
     def follow(
         self, x: Float[Tensor, "batch *event"], *, frames: int = 0, generator: torch.Generator | None = None
     ) -> Arrival:
-        """Take ``x``, in units of the first model, along the route.
+        """Take ``x``, in units of the first model, along the route, with ``generator`` for legs with noise.
 
-        Args:
-            frames: pictures of each leg, including its ends; 0 for none, else at least 2.
-            generator: of the noise, for legs with noise.
+        ``frames`` pictures are taken of each leg, including its ends: 0 for none, else at least 2.
 
         Raises:
             RuntimeError: where an inverse of a flow did not converge, or the solver did not arrive.
@@ -258,10 +252,8 @@ def without_noise(
 ) -> Float[Tensor, "batch *event"]:
     r"""E[x_t | x_t + σn] = x + σ² ∇ log p(x), where the law p of x_t + σn at one end has been learned.
 
-    Args:
-        deviation: σ.
-        t: T, which is the default: p is h⁻¹#π. Before T it is the law of x_0 + σn, whose slope the score gives, of
-            latents with a little more noise (:data:`NEAR`).
+    By default t is T, and p is h⁻¹#π. Before T it is the law of x_0 + σn, σ the ``deviation``, whose slope the score
+    gives, of latents with a little more noise (:data:`NEAR`).
 
     Example: N(0, I) is N(0, (1 − σ²) I) with noise σ.
 
@@ -332,10 +324,7 @@ def sdedit(model: INDM, *, c: Any = None, strength: float = 0.5, steps: int = ST
     """The route that makes data of ``model`` of whatever has their shape: noise up to ``strength``, the flow down.
 
     It needs no model of what it begins with, and there is no way back. In SDEdit the way down is the reverse SDE.
-
-    Args:
-        c: of a model of p(x|c), the condition of the result: "dog".
-        strength: the time at which it turns, as a share of T: at 1 nothing of the source is left.
+    ``c`` is the condition of the result; ``strength`` is the time at which it turns, as a share of T.
 
     Source: Meng et al. 2022, "SDEdit", https://arxiv.org/abs/2108.01073.
     """

@@ -29,24 +29,13 @@ LONG_KEY = re.compile(r"""(\.[ \t]*([\w-]+|"(\\.|[^"\\\n])*"|'[^'\n]*')[ \t]*){2
 
 
 def check_plain(path: Path) -> None:
-    """See that ``path`` is a regular file: a named pipe would be waited for, and a device may not end.
-
-    Raises:
-        ValueError: it is not one, or there is none.
-    """
+    """ValueError unless ``path`` is a regular file: a named pipe would be waited for, and a device may not end."""
     if not path.is_file():
         raise ValueError("it is no file" if path.exists() else "there is no such file")
 
 
 def text(path: Path, errors: str = "strict") -> str:
-    """The UTF-8 text of a regular file of at most :data:`LARGEST_TEXT` bytes.
-
-    What is not UTF-8 is an error, or "replace"d.
-
-    Raises:
-        ValueError: it is another kind of file, too large, or not UTF-8.
-        OSError: it cannot be read.
-    """
+    """The UTF-8 text of a regular file of at most :data:`LARGEST_TEXT` bytes; what is not UTF-8 may be "replace"d."""
     check_plain(path)
     if (size := path.stat().st_size) > LARGEST_TEXT:
         raise ValueError(f"it holds {size:,} bytes, and a file of this kind may hold {LARGEST_TEXT:,}")
@@ -54,12 +43,7 @@ def text(path: Path, errors: str = "strict") -> str:
 
 
 def toml(path: Path) -> dict[str, Any]:
-    """The tables in a TOML file, whose keys have at most twenty parts.
-
-    Raises:
-        ValueError: it is not such a file, or :func:`text` does not read it.
-        OSError: it cannot be read.
-    """
+    """The tables in a TOML file, whose keys have at most twenty parts; ValueError of another file."""
     if LONG_KEY.search(content := text(path)):
         raise ValueError("a key must have at most 20 parts between dots")
     try:
@@ -69,11 +53,7 @@ def toml(path: Path) -> dict[str, Any]:
 
 
 def cache_folder() -> Path:
-    """Where files are kept that can be made or downloaded again: $INDM_DATA, or ~/.cache/indm.
-
-    Raises:
-        RuntimeError: the user has no home.
-    """
+    """Where files are kept that can be made or downloaded again: $INDM_DATA, or ~/.cache/indm."""
     return Path(os.environ.get("INDM_DATA") or Path.home() / ".cache" / "indm").expanduser()
 
 
@@ -96,11 +76,7 @@ def _reading(path: Path, what: str) -> Iterator[None]:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ValueError: naming the file; also where it holds another kind of value.
-    """
+    """The object in a JSON file; ValueError where it holds another kind of value or cannot be read."""
     with _reading(path, "JSON"):
         content = json.loads(text(path))
         if not isinstance(content, dict):
@@ -109,11 +85,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file of one in each line; a line that holds none, as one that was cut off, is passed over.
-
-    Raises:
-        ValueError: naming the file, where it is not one that may be read.
-    """
+    """The objects in a file of one in each line; a line that holds none, as one that was cut off, is passed over."""
     found = []
     with _reading(path, "lines of JSON"):
         for line in text(path, "replace").splitlines():
@@ -134,8 +106,7 @@ def array_names(path: Path) -> list[str] | None:
 def array(path: Path, name: str | None = None) -> np.ndarray:
     """The array in an .npy file, or the one called ``name`` in an .npz file: numbers, never objects.
 
-    Raises:
-        ValueError: naming the file; also where its header claims more than the file holds, or than memory can.
+    Its header may claim no more than the file holds, and than memory can.
     """
     with _reading(path, ".npy or .npz"), path.open("rb") as file:
         if name is None:
@@ -206,11 +177,9 @@ def checkpoint(path: Path, known: Mapping[str, Callable] | None = None) -> Any:
 
 
 def check_stored(state: Mapping[str, Tensor], held: int) -> None:
-    """See that tensors are made of numbers that a file of ``held`` bytes can hold.
+    """ValueError unless tensors are made of numbers that a file of ``held`` bytes can hold.
 
-    Raises:
-        ValueError: for one that is sparse or holds no numbers, or that claims more of them than are stored (as one
-            whose strides are 0 can) or than the file has left beside the others.
+    None may be sparse, or claim more numbers than are stored, as one whose strides are 0 can, or than the file has.
     """
     left = held
     for name, tensor in state.items():
@@ -226,15 +195,9 @@ def check_stored(state: Mapping[str, Tensor], held: int) -> None:
 
 
 def check_event(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """See that a model is of one event of grey levels or numbers, and that no weight is complex.
+    """ValueError unless a model is of one event of grey levels or numbers, and no weight is complex.
 
-    Args:
-        description: of the model, with its ``shape`` and ``levels``.
-        state: the weights, already read.
-
-    Raises:
-        ValueError: naming what is not so. Tensors of :data:`AFFINE` must broadcast to the shape, and be finite and of
-            the precision in which the model computes.
+    Tensors of :data:`AFFINE` must broadcast to the shape, be finite, and have the precision of a model.
     """
     shape, levels = description["shape"], description["levels"]
     if not 1 <= len(shape) <= MOST_AXES or any(type(side) is not int or side < 1 for side in shape):
@@ -258,13 +221,7 @@ def build_described(make: Callable[[], Module], description: Mapping[str, Any], 
     It is built without numbers first, so that no large tensor is made. Parts that need numbers cannot be built like
     that, so that all is counted once more while it is built with numbers.
 
-    Args:
-        make: builds the module from ``description``.
-        description: from which ``make`` takes its sizes.
-        state: the weights, already read.
-
-    Raises:
-        ValueError: the description is of a larger module than the weights.
+    ``make`` takes its sizes from the ``description``; ``state`` are the weights, already read.
     """
     held = sum(tensor.numel() for tensor in state.values())
     larger = ValueError(f"the description is of a larger model than the weights, which hold {held:,} numbers")

@@ -142,11 +142,7 @@ def usual_bound(shape: tuple[int, ...]) -> float:
 
 
 def transform_of(transform: str, bins: int, bound: float, max_log_scale: float) -> Affine | RationalQuadratic:
-    """The transform that a flow's options name, "spline" or "affine".
-
-    Raises:
-        ValueError: another name, or a size that cannot be.
-    """
+    """The transform that a flow's options name, "spline" or "affine"."""
     if transform not in ("affine", "spline"):
         raise ValueError(f'transform must be "affine" or "spline", got {transform!r}')
     if not max_log_scale > 0:
@@ -198,15 +194,12 @@ class Conditioner(nn.Module):
 
 
 class Coupling(Conditioned, ExactFlow):
-    """(a, b) ↦ (a, T(b; θ(a, c))) for the two halves of axis 1; T acts entry by entry.
+    """(a, b) ↦ (a, T(b; θ(a, c))) for the two halves of axis 1; T, the ``transform``, acts entry by entry.
 
     Args:
         shape: event shape, (C, H, W) or (D,) with C or D at least 2.
-        width: hidden channels of the conditioner θ.
-        transform: T.
+        width, activation, features: of the :class:`Conditioner` θ.
         flip: keep the second half and transform the first.
-        activation: constructor of the conditioner's activations.
-        features: numbers that θ sees of a condition c.
 
     Example: the first half stays as it is, so that the second can be found again.
 
@@ -458,10 +451,7 @@ class ElementwiseFlow(ExactFlow):
         shape: event shape, (C, H, W) or (D,).
         shared: "all" for one spline, "channel" for one for each entry of the first axis, C or D, "none" for one for
             each entry of the event.
-        bins, bound: of the spline, which lives on [−bound, bound]; None is 1.5 for images, which reach from −1 to 1,
-            and 4 for vectors, which are standardised.
-
-    Source: Durkan et al. 2019, "Neural Spline Flows", https://arxiv.org/abs/1906.04032.
+        bins, bound: of the spline, as of :class:`CouplingFlow`.
 
     Example:
 

@@ -138,11 +138,7 @@ class ContractiveLinear(Constrained):
 
     @torch.no_grad()
     def check(self) -> None:
-        """Check that the weight as it is applied has the norm that it should, up to rounding.
-
-        Raises:
-            RuntimeError: with the norm and its bound.
-        """
+        """RuntimeError where the weight as it is applied has a larger norm than it should, but for rounding."""
         finite = bool(self.weight.isfinite().all())
         norm = float(self.induced_norm(self.constrained_weight())) if finite else math.nan
         if not norm <= self.coeff * (1 + 1e-4):
@@ -158,15 +154,11 @@ def row_sums(weight: Tensor) -> Tensor:
 
 
 def convolution_norm(weight: Tensor, frequencies: int = 32) -> Tensor:
-    """Spectral norm of a convolution on the infinite grid: the largest over frequencies of ‖Ŵ(ω)‖₂, with its gradient.
+    """Spectral norm of a convolution (outputs, inputs, k, k) on the infinite grid, with its gradient: max ‖Ŵ(ω)‖₂.
 
     Zero-padded images see a restriction of that operator. Between the frequencies sampled, the norm of a 3×3 kernel can
     exceed the result by less than 2 % (a bound of trigonometric polynomials: 1/cos(2π/``frequencies``)); images of up
     to 31 pixels a side never see that excess.
-
-    Args:
-        weight: (outputs, inputs, k, k).
-        frequencies: number of frequencies along each axis.
 
     Source: Sedghi et al. 2019, "The Singular Values of Convolutional Layers", https://arxiv.org/abs/1805.10408.
     """
@@ -333,11 +325,7 @@ def residual_chain(
 ) -> list[Flow]:
     """Groups of residual blocks with squeezes between them, as :class:`ResidualFlow` explains.
 
-    Args:
-        block: (event shape, whether to pre-activate) → a block; all blocks but the first are pre-activated.
-
-    Raises:
-        ValueError: ``shape`` and ``blocks`` do not fit.
+    ``block`` takes the event's shape and whether to pre-activate, as all blocks but the first do.
     """
     image_or_vector(shape)
     if not blocks or min(blocks) < 1:

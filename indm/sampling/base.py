@@ -69,11 +69,7 @@ class Sampler:
     def solve(
         self, score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
     ) -> tuple[Tensor, int]:
-        """z_ε from z_T, and the evaluations of the score for one sample.
-
-        Raises:
-            ValueError: the SDE differs between the entries of the latent, and this sampler cannot take that.
-        """
+        """z_ε from z_T, and the evaluations of the score for one sample."""
         self.check(score.sde)
         for t, s in intervals(self.grid(score.sde, steps), z, progress):
             z = self.step(score, z, t, s, generator)

@@ -158,11 +158,7 @@ class LinearSDE(nn.Module, ABC):
 
         .. math:: r = \alpha_s/\alpha_t, \qquad v = \sqrt{\sigma_s^2 - r^2\sigma_t^2}
 
-        Args:
-            t, s: (B,).
-
-        Returns:
-            The ratio r and the standard deviation v, each of the shape of :meth:`sigma`.
+        The ratio r and the standard deviation v have the shape of :meth:`sigma`.
         """
         ratio, variance = self.transition_moments(t, s)
         return ratio, variance.sqrt()
@@ -294,9 +290,7 @@ class _VariancePreserving(LinearSDE):
 class VPSDE(_VariancePreserving):
     r"""Variance preserving: :math:`g^2=\beta`, :math:`\alpha=e^{-B/2}`, :math:`\sigma^2=1-e^{-B}`, prior N(0, I).
 
-    Args:
-        beta_min, beta_max: β(0) and β(1).
-        eps: the truncation ε.
+    ``beta_min`` and ``beta_max`` are β(0) and β(1).
 
     >>> sde, t = VPSDE(), torch.tensor([0.5])
     >>> f"z_0.5 = {sde.alpha(t).item():.2f} z_0 + {sde.sigma(t).item():.2f} n"
@@ -319,10 +313,6 @@ class VPSDE(_VariancePreserving):
 class SubVPSDE(_VariancePreserving):
     r"""Sub-VP: :math:`g^2=\beta(1-e^{-2B})`, :math:`\alpha=e^{-B/2}`, :math:`\sigma=1-e^{-B}`, prior N(0, I).
 
-    Args:
-        beta_min, beta_max: β(0) and β(1).
-        eps: the truncation ε.
-
     Example: its kernel has the mean of VP and less noise, σ² = σ_VP⁴.
 
         >>> sde, vp, t = SubVPSDE(), VPSDE(), torch.tensor([0.1, 0.5, 0.9])
@@ -343,11 +333,7 @@ class SubVPSDE(_VariancePreserving):
 class VESDE(LinearSDE):
     r"""Variance exploding: :math:`f=0`, :math:`\alpha=1`, :math:`\sigma=\sigma_{min}(\sigma_{max}/\sigma_{min})^t`.
 
-    The prior is N(prior_mean, σ_max² I).
-
-    Args:
-        sigma_min, sigma_max: σ at t = 0 and at t = 1.
-        eps: the truncation ε.
+    The prior is N(prior_mean, σ_max² I). ``sigma_min`` and ``sigma_max`` are σ at t = 0 and at t = 1.
 
     Example: the data keep their size, and half way the noise is the geometric mean of both ends.
 

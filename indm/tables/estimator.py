@@ -82,11 +82,7 @@ class NamedColumns:
         return f"column {i}" if named is None else f"column {i} ({named[i]})"
 
     def _interval_of(self, i: int, pair: Any) -> tuple[float, float]:
-        """The bounds of a column, infinite where they are None.
-
-        Raises:
-            ValueError: they are not two, or not in order.
-        """
+        """The bounds of a column, infinite where they are None; ValueError where they are not two, or not in order."""
         if np.shape(pair) == (2,):
             low, high = (inf if end is None else end for end, inf in zip(pair, (-np.inf, np.inf), strict=True))
             if low < high:
@@ -318,11 +314,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             raise
 
     def _checked(self, rows: int) -> int:
-        """The number of models.
-
-        Raises:
-            ValueError: an argument out of range.
-        """
+        """The number of models; ValueError where an argument is out of range."""
         check_options(self)
         n_models = self._models_of(rows) if self.n_models is None else self.n_models
         if n_models < 1:
