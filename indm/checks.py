@@ -65,9 +65,10 @@ WORDS = {
 SEQUENCES = (tuple, list, collections.abc.Sequence)
 
 
-def require(condition: bool, key: str, value: object, wanted: str) -> None:
+def require(condition: bool, key: str, value: object, wanted: str, hint: str = "") -> None:
+    """ValueError unless ``condition``: "key must be wanted, got value; hint"."""
     if not condition:
-        raise ValueError(f"{key} must be {wanted}, got {brief(repr(value))}")
+        raise ValueError(f"{key} must be {wanted}, got {brief(repr(value))}{hint and f'; {hint}'}")
 
 
 def check_whole_number(key: str, value: object) -> None:

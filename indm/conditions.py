@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from indm.checks import brief, did_you_mean
+from indm.checks import brief, did_you_mean, require
 from indm.scaling import least_std
 from indm.tensors import double, with_parts
 
@@ -62,10 +62,8 @@ class Condition(nn.Module, ABC):
 
     def __init__(self, drop: float = 0.0, flow: bool = False):
         super().__init__()
-        if not 0 <= drop < 1:
-            raise ValueError(f"drop must be in [0, 1), got {drop}; 0.1 is usual where samples are guided")
-        if drop and flow:
-            raise ValueError(f"drop must be 0 where the flow sees the condition (flow=True), got {drop}")
+        require(0 <= drop < 1, "drop", drop, "in [0, 1)", "0.1 is usual where samples are guided")
+        require(not drop or not flow, "drop", drop, "0 where the flow sees the condition (flow=True)")
         self.drop, self.flow = drop, flow
         self.register_buffer("one", torch.ones(()), persistent=False)  # has the device and dtype
 
@@ -300,8 +298,7 @@ class Vector(Numbers):
     """
 
     def __init__(self, size: int = 0, drop: float = 0.0, flow: bool = False):
-        if size < 1:
-            raise ValueError(f"size must be at least 1 number, got {size}")
+        require(size >= 1, "size", size, "at least 1 number")
         super().__init__(size, drop, flow)
         self.size, self.event = size, (size,)
 

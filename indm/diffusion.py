@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from indm.checks import require
 from indm.conditions import given, rows_of
 from indm.flows.base import Flow
 from indm.linearization import Operator, inverse_linearization, linearize, second_derivative, solve
@@ -111,10 +112,8 @@ class NonlinearDiffusion:
     """
 
     def __init__(self, model, *, tol: float = TOLERANCE, probes: int = 1):
-        if not tol > 0:
-            raise ValueError(f"tol must be positive, got {tol}; {TOLERANCE:g} is usual")
-        if probes < 1:
-            raise ValueError(f"probes must be at least 1, got {probes}")
+        require(tol > 0, "tol", tol, "positive", f"{TOLERANCE:g} is usual")
+        require(probes >= 1, "probes", probes, "at least 1")
         if not model.condition.is_none:
             raise ValueError(
                 "model must be at given conditions for a diffusion on the data space, got one of p(x|c): give "

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 
+from indm.checks import require
 from indm.dequantization import from_data
 from indm.linearization import Operator, gmres
 from indm.sampling import Sampler, check_counts, default_steps, make_sampler, prior_batches, solve_latent
@@ -130,8 +131,7 @@ def inpaint(
     if sampler.adaptive:
         raise ValueError(f"sampler must take fixed steps, got {sampler}; {SAMPLER!r} is the default")
     raw, missing = _rows("observed", observed, model, n), _rows("mask", mask, model, n)
-    if missing.dtype != torch.bool:
-        raise ValueError(f"mask must be bool, True where an entry is missing, got {missing.dtype}")
+    require(missing.dtype == torch.bool, "mask", missing.dtype, "bool, True where an entry is missing")
     raw = torch.where(missing, 0, raw)
     levels = model.scaling.levels
     if levels is not None and (raw.is_floating_point() or not 0 <= int(raw.min()) <= int(raw.max()) < levels):

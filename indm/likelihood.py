@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from indm.checks import require
 from indm.conditions import sees_condition
 from indm.dequantization import check_raw, constant_log_q, from_data
 from indm.gaussian import GaussianReference
@@ -379,8 +380,7 @@ def log_probability(
         torch.Size([3])
     """
     check_raw(model, raw)
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, got {draws}; 8 is usual")
+    require(draws >= 1, "draws", draws, "at least 1", "8 is usual")
     reports, c = [], model.rows(c, len(raw))
     for rows in torch.arange(len(raw)).repeat_interleave(draws).split(batch_size):
         part = model.given(c, rows=rows)
@@ -490,8 +490,7 @@ def log_prob(
     model.flow.check_density("log_prob")
     check_units(x)
     check_probes(probes)
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}; {FEWEST} is usual")
+    require(steps >= 1, "steps", steps, "at least 1", f"{FEWEST} is usual")
     model = unguided(model).given(c, len(x)).truncated(eps)
     score, sde = model.score, model.sde
     parameters = tuple(parameter for parameter in score.parameters() if parameter.requires_grad)
@@ -594,14 +593,12 @@ def decode_with_log_prob(
 
 def check_probes(probes: int) -> None:
     """ValueError where there are none."""
-    if probes < 1:
-        raise ValueError(f"probes must be at least 1, got {probes}")
+    require(probes >= 1, "probes", probes, "at least 1")
 
 
 def check_nll_error(nll_error: float) -> None:
     """ValueError where it is not positive and finite."""
-    if not 0 < nll_error < math.inf:
-        raise ValueError(f"nll_error must be positive and finite, got {nll_error}; {NLL_ERROR:g} bits/dim is usual")
+    require(0 < nll_error < math.inf, "nll_error", nll_error, "positive and finite", f"{NLL_ERROR:g} bits/dim is usual")
 
 
 def check_solver(probes: int, steps: int | None, nll_error: float) -> None:

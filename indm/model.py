@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm import likelihood
-from indm.checks import arguments_of, check_arguments, nearest, reason
+from indm.checks import arguments_of, check_arguments, nearest, reason, require
 from indm.conditions import Condition, NoCondition, given, sees_condition
 from indm.dequantization import Dequantization, check_levels_for, check_raw, checked, decoder_of, from_data
 from indm.files import atomic, untrusted
@@ -180,14 +180,12 @@ class INDM(nn.Module):
 
     def check_guidance(self, guidance: float, away_from: Any = None) -> None:
         """ValueError where guidance cannot lead away from p(x|away_from), or from p(x) where that is None."""
-        if not math.isfinite(guidance):
-            raise ValueError(f"guidance must be finite, got {guidance}; 1 samples the model")
+        require(math.isfinite(guidance), "guidance", guidance, "finite", "1 samples the model")
         if sees_condition(self.flow):
             raise ValueError(
                 f"guidance must be 1 where the flow sees c, got {guidance}: it mixes two scores, which need one latent"
             )
-        if self.condition.is_none:
-            raise ValueError(f"guidance must be 1, as this model has no condition, got {guidance}")
+        require(not self.condition.is_none, "guidance", guidance, "1, as this model has no condition")
         if away_from is None and not self.condition.drop:
             raise ValueError(
                 f"guidance must be 1 for a model of p(x|c) alone, got {guidance}; one whose condition was trained with "

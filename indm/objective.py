@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from indm.checks import require
 from indm.dequantization import constant_log_q, decoder_of
 from indm.gaussian import GaussianReference
 from indm.score import unguided
@@ -196,8 +197,7 @@ def nelbo(
         >>> bool((bound - exact).mean().abs() < 0.5)  # nats; its noise has a deviation of 0.1
         True
     """
-    if times < 1:
-        raise ValueError(f"times must be at least 1 score evaluation for each sample, got {times}")
+    require(times >= 1, "times", times, "at least 1 score evaluation for each sample")
     if ancestral is not None and ancestral < 1:
         raise ValueError(f"ancestral must be at least 1 step, or None for the bound of the SDE, got {ancestral}")
     check_units(x)
@@ -442,8 +442,7 @@ def objective_of(part: Any) -> Objective:
         part = part()
     if isinstance(part, Objective):
         return part
-    if not callable(part):
-        raise ValueError(f"objective must be a function of (model, x), an Objective, or a name, got {part!r}")
+    require(callable(part), "objective", part, "a function of (model, x), an Objective, or a name")
     return getattr(part, "objective", None) or Objective(part)
 
 
@@ -585,8 +584,7 @@ def soft_truncation(sde: LinearSDE, k: float = 1.2, *, generator: torch.Generato
         >>> abs(sum(map(math.log10, taus)) / 1000 + 2.5) < 0.3  # of a mean whose deviation is 0.05
         True
     """
-    if k <= 0:
-        raise ValueError(f"k must be positive, got {k}; 1.2 is usual")
+    require(k > 0, "k", k, "positive", "1.2 is usual")
     device = None if generator is None else generator.device
     u = torch.rand((), generator=generator, device=device, dtype=widest(device)).item()
     low, high = math.log(sde.eps), math.log(sde.T)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from indm.checks import require
 from indm.tensors import double, rand_like, widest
 
 MOST_LEVELS = 2**20  # to_model's noise is then half a level wide; with twice as many it would have no width
@@ -15,8 +16,7 @@ AT_ONCE = 2**22  # numbers held in double precision at a time
 
 def check_levels(levels: int) -> None:
     """ValueError for a number of grey levels that cannot be dequantized."""
-    if levels < 2:
-        raise ValueError(f"levels must be at least 2 grey levels, or None for continuous data, got {levels}")
+    require(levels >= 2, "levels", levels, "at least 2 grey levels, or None for continuous data")
     if levels > MOST_LEVELS:
         raise ValueError(f"levels must be at most {MOST_LEVELS:,} grey levels, got {levels:,}; store floats instead")
 

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from indm.checks import require
 from indm.dequantization import check_raw, from_data
 from indm.model import INDM
 from indm.objective import flow_nll
@@ -206,8 +207,7 @@ class Route:
         first, last = self.models
         if tuple(x.shape[1:]) != first.shape:
             raise ValueError(f"x must be a batch of events of shape {first.shape}, got {tuple(x.shape)}")
-        if frames == 1 or frames < 0:
-            raise ValueError(f"frames must be 0 for none or at least 2, got {frames}")
+        require(frames != 1 and frames >= 0, "frames", frames, "0 for none or at least 2")
         with evaluation_mode(first), evaluation_mode(last):
             at_c = replace(self, legs=tuple(leg.of(len(x)) for leg in self.legs))
             start = at_c.models[0].encode(x)[0] * _rest(first.sde, self.legs[0].start, x)
@@ -352,8 +352,7 @@ def bridge(
         stochastic: by the forward SDE, so "forward" only; at strength 1 nothing of the source is left.
         noise: deviations of that with which x_0 and x_T were learned, see :class:`Route`.
     """
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")
+    require(direction in DIRECTIONS, "direction", direction, "'forward' or 'backward'")
     if stochastic and direction == "backward":
         raise ValueError("stochastic must be false for direction 'backward': the forward SDE leads away from t = 0")
     sde = model.sde

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm.checks import require
 from indm.conditions import Conditioned, features_of
 from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow, Squeeze, Unsqueeze
 from indm.tensors import Batch, PerSample, event_size, expand_like, full_precision, zeroed
@@ -143,10 +144,8 @@ def usual_bound(shape: tuple[int, ...]) -> float:
 
 def transform_of(transform: str, bins: int, bound: float, max_log_scale: float) -> Affine | RationalQuadratic:
     """The transform that a flow's options name, "spline" or "affine"."""
-    if transform not in ("affine", "spline"):
-        raise ValueError(f'transform must be "affine" or "spline", got {transform!r}')
-    if not max_log_scale > 0:
-        raise ValueError(f"max_log_scale must be positive, got {max_log_scale}; 1.0 is usual")
+    require(transform in ("affine", "spline"), "transform", transform, '"affine" or "spline"')
+    require(max_log_scale > 0, "max_log_scale", max_log_scale, "positive", "1.0 is usual")
     spline = RationalQuadratic(bins, bound)
     return Affine(max_log_scale) if transform == "affine" else spline
 
@@ -261,8 +260,7 @@ class InvertibleLinear(ExactFlow):
 
     def __init__(self, channels: int, start: str = "identity"):
         super().__init__()
-        if start not in ("identity", "rotation"):
-            raise ValueError(f'start must be "identity" or "rotation", got {start!r}')
+        require(start in ("identity", "rotation"), "start", start, '"identity" or "rotation"')
         self.channels, self.start = channels, start
         weight = torch.eye(channels)
         if start == "rotation":
@@ -465,8 +463,7 @@ class ElementwiseFlow(ExactFlow):
     def __init__(self, shape: tuple[int, ...], shared: str = "all", bins: int = 8, bound: float | None = None):
         super().__init__()
         groups = {"all": 1, "channel": shape[0], "none": math.prod(shape)}
-        if shared not in groups:
-            raise ValueError(f'shared must be "all", "channel" or "none", got {shared!r}')
+        require(shared in groups, "shared", shared, '"all", "channel" or "none"')
         bound = usual_bound(shape) if bound is None else bound
         self.shape, self.shared, self.bins, self.bound = tuple(shape), shared, bins, bound
         self.spline = SharedSpline(bins, bound)

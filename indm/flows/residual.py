@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm.checks import require
 from indm.conditions import Conditioned, features_of
 from indm.flows import fixed_point
 from indm.flows.base import (
@@ -365,10 +366,8 @@ def check_block(width: int, coeff: float, activation: str) -> None:
     """ValueError where one of these arguments is out of range."""
     if not 0 < coeff <= 0.98:
         raise ValueError(f"coeff must lie in (0, 0.98] for a block that is certainly invertible, got {coeff}")
-    if width < 1:
-        raise ValueError(f"width must be at least 1 hidden channel, got {width}; 64 is usual")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}; 'sin' is usual")
+    require(width >= 1, "width", width, "at least 1 hidden channel", "64 is usual")
+    require(activation in ACTIVATIONS, "activation", activation, f"one of {', '.join(ACTIVATIONS)}", "'sin' is usual")
 
 
 class ResidualFlow(Compose):

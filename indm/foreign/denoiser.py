@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from indm.checks import did_you_mean
+from indm.checks import did_you_mean, require
 from indm.conditions import Condition
 from indm.dequantization import Dequantization, Levels, check_raw, from_data
 from indm.flows.base import Identity
@@ -201,8 +201,7 @@ def sde_of(path: Path, eps: float | None = None) -> LogLinearSDE:
     """
     first, last = path.range
     eps = first if eps is None else eps
-    if not (first <= eps < last or last < eps <= first):
-        raise ValueError(f"eps must be a τ from {first:g} to {last:g}, the path's own, got {eps}")
+    require(first <= eps < last or last < eps <= first, "eps", eps, f"a τ from {first:g} to {last:g}, the path's own")
     ends = torch.tensor([eps, last], dtype=torch.float64)
     at_eps, at_end = (-2 * path.level(ends)).tolist()
     at_zero = at_end + (at_eps - at_end) / (1 - SDE_EPS)

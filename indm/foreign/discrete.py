@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from indm.checks import require
 from indm.dequantization import constant_log_q
 from indm.foreign.denoiser import VARIANCES, Denoiser, check_word, denoiser_of
 from indm.gaussian import GaussianReference
@@ -69,8 +70,7 @@ def discrete_nelbo(
         True
     """
     denoiser = denoiser_of(model)
-    if times < 1:
-        raise ValueError(f"times must be at least 1 step for each sample, got {times}")
+    require(times >= 1, "times", times, "at least 1 step for each sample")
     check_units(x)
     log_q = constant_log_q(model, x) if log_q is None else log_q
     model = unguided(model).given(c, len(x))
@@ -147,7 +147,6 @@ def _log_variance(given: Tensor, large: Tensor, small: Tensor, variance: str) ->
         return large
     if variance == "small":
         return small
-    if not given.shape[1]:
-        raise ValueError(f"variance must be 'large' or 'small', as the network gives none, got {variance!r}")
+    require(given.shape[1] > 0, "variance", variance, "'large' or 'small', as the network gives none")
     share = 0.5 * (given + 1)
     return share * large + (1 - share) * small

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from indm.checks import require
 from indm.likelihood import decode_with_log_prob, latents_of
 from indm.sampling.base import FEW, RESOLVING, Sampler, check_counts, default_sampler, default_steps, make_sampler
 from indm.score import denoise, may_ripple
@@ -66,8 +67,7 @@ def sample(
     """
     steps = default_steps(model) if steps is None else steps
     check_counts(steps=steps)
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, got {temperature}; 1 samples the model")
+    require(0 < temperature < math.inf, "temperature", temperature, "positive and finite", "1 samples the model")
     sampler = make_sampler(default_sampler(model) if sampler is None else sampler)
     if steps <= FEW and not sampler.adaptive and may_ripple(model.score):
         warnings.warn(

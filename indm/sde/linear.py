@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from indm.checks import require
 from indm.tensors import (
     Batch,
     M,
@@ -395,8 +396,7 @@ class LogLinearSDE(LinearSDE):
         super().__init__(eps)
         if not log_snr_min < log_snr_max:
             raise ValueError(f"log_snr_max must be above log_snr_min, got {log_snr_max} and {log_snr_min}")
-        if not prior_std > 0:
-            raise ValueError(f"prior_std must be positive, got {prior_std}; 1 is usual")
+        require(prior_std > 0, "prior_std", prior_std, "positive", "1 is usual")
         self.log_snr_max, self.log_snr_min, self.prior_std = log_snr_max, log_snr_min, prior_std
         self.rate = log_snr_max - log_snr_min
 
