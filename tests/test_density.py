@@ -11,7 +11,6 @@ from contract_parts import constructions
 from flow_tools import perturb, slopes
 from own_sde import EachEntry
 
-from indm import likelihood
 from indm.flows import (
     ActNorm,
     Compose,
@@ -27,7 +26,6 @@ from indm.gaussian import GaussianReference
 from indm.likelihood import WhitenedFlow, decode_with_log_prob, log_likelihood
 from indm.model import INDM, build, build_model
 from indm.published import ConditionalResidualFlow
-from indm.sampling import sample_with_log_prob
 from indm.scaling import Scaling
 from indm.sde import truncated
 
@@ -158,12 +156,6 @@ def test_a_density_in_too_few_steps_is_said_to_be_off(recwarn):
         again = model.log_prob(-x, steps=16)
     assert off.max() > 1e-3 and len({str(warning.message) for warning in said}) == 1 < len(said)
     assert again.isfinite().all()
-
-
-@pytest.mark.parametrize("bits, said", [(0.9e-3, False), (1.1e-3, True)])
-def test_the_error_of_the_solver_is_measured_in_bits_per_dimension(bits, said, recwarn):
-    likelihood._warn_unsolved(torch.full((3,), bits * 10 * math.log(2)), torch.zeros(3, 2, 5), 16)
-    assert bool(recwarn.list) == said
 
 
 def test_what_the_solver_watches_is_the_slope_of_log_p(name):
@@ -347,10 +339,3 @@ def test_the_error_of_a_density_is_stated(reference):
     with torch.no_grad():
         off = (log_prob - model.log_prob(x, steps=96, **options, generator=seeded(1))).abs()
     assert off.mean() > 1e-4 and (off <= error).all() and error.mean() < 0.3
-
-
-def test_importance_weights_know_a_normalising_constant():
-    """Of 5 times a normal density in the plane, by samples of another law."""
-    x, log_prob = sample_with_log_prob(smooth_model(), 6000, batch_size=6000, generator=seeded(0))
-    weights = 5 * (normal_log_prob(x, double(-0.15, -0.93), double(0.25, 0.25)) - log_prob).exp()
-    assert within(weights, 5.0) and 1 < weights.std() < 8  # the mean is known to 0.07

@@ -214,30 +214,6 @@ def test_importance_weighted_bound(name, draws):
     assert gap > 0.01 / draws  # that falls with the number of draws, and is still there
 
 
-def test_evaluation_has_all_bounds_of_one_probability():
-    """With an exact score the NELBO and the NLL are the bound of one draw; the importance-weighted one is below, and
-    above −log P. All in bits of an entry."""
-    model, images = model_of("triangle"), all_images(4)
-    law = probability(model.score, model.scaling, images)
-    which = torch.multinomial(law, 64, replacement=True, generator=seeded(0))
-    raw, log_prob = images[which], law[which].log()
-    solver = {"exact": True, "steps": 24}
-    measures = [indm.Bound(times=8), indm.NLL(**solver), indm.WeightedNLL(draws=6, **solver)]
-    found = indm.evaluate(model, raw, measures, batch_size=64, progress=False)
-    report, nats = found.report, found.nats
-    assert dequantization.in_words(model) == report["dequantization"] and report["iw"]["draws"] == 6
-    with torch.no_grad():
-        x, log_q = model.from_data(raw.repeat(300, 1, 1, 1), generator=seeded(1))
-        weights = (log_q - model.score.log_prob(x)).reshape(50, 6, 64)
-    expected = {"nelbo": weights.mean((0, 1)), "nll": weights.mean((0, 1))}
-    expected["iw"] = (math.log(6) - (-weights).logsumexp(1)).mean(0)
-    for kind, value in expected.items():
-        assert within(nats[kind] - value, 0.0, floor=5e-3)
-        bits = report[kind]["with_reconstruction"]["bits_per_dim"]
-        assert bits == pytest.approx(nats[kind].mean().item() / 2 / math.log(2), rel=1e-6)
-    assert (expected["nll"] + log_prob).mean() > 2 * (expected["iw"] + log_prob).mean() > 0.1
-
-
 # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -200,18 +200,6 @@ def test_single_precision(name):
         close(value.double(), getattr(sharp, method)(x, t), rtol=5e-3, atol=5e-3)
 
 
-def test_modes_and_gradients_are_left_as_they_were():
-    model, x, t = make("residual")
-    model.train()
-    diffusion = NonlinearDiffusion(model)
-    x = x.requires_grad_()
-    for method in METHODS:
-        assert not getattr(diffusion, method)(x, t).requires_grad
-    assert not (diffusion.diffusion(x, t) @ x).requires_grad
-    assert all(module.training for module in model.modules()) and x.grad is None
-    assert all(p.grad is None for p in model.parameters())
-
-
 def test_bad_options_are_named():
     model, _, _ = make("identity")
     with pytest.raises(ValueError, match="tol must be positive, got 0"):

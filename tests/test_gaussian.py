@@ -189,13 +189,6 @@ def test_errors_that_are_no_numbers_are_left_alone(wrong):
     assert control_variate(errors, position, excess)[0].abs().max() == 0.0
 
 
-def test_position_on_the_clock(name):
-    sde = SDES[name]()
-    t = sde.sample_time(1000, importance=True, generator=seeded(0))[0]
-    position = sde.place(sde.clock(t)).sort().values
-    torch.testing.assert_close(position, torch.linspace(0, 1, 1000).double(), atol=2e-3, rtol=0)
-
-
 def test_single_precision_suffices(name):
     """Variances from 1e-6, as of a constant pixel with its dequantization noise, to 1."""
     variance = torch.logspace(-6, 0, 256)

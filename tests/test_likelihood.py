@@ -22,7 +22,6 @@ from indm.ode import OUT_OF_REACH, basis
 from indm.scaling import Scaling
 from indm.score import is_smooth
 from indm.sde.linear import VPSDE
-from indm.tensors import evaluation_mode
 from indm.workbench.data.base import stack
 from indm.workbench.data.registry import load_data
 from indm.workbench.evaluation.likelihood import draw_all, evaluate
@@ -208,13 +207,6 @@ def test_inference_mode_gives_the_same_numbers(of):
         assert torch.equal(found(), expected)
 
 
-def test_an_empty_batch_has_no_numbers():
-    model = build_model({"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}, (2,))
-    report = log_likelihood(model, torch.zeros(0, 2))
-    assert report.nats().shape == (0,) and report.nfe == 0
-    assert indm.likelihood.log_probability(model, torch.zeros(0, 2)).nats().shape == (0,)
-
-
 def test_another_precision_than_the_models_is_named():
     tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
     model, x = build_model(tables, (2,)), torch.zeros(3, 2, dtype=torch.float64)
@@ -353,15 +345,6 @@ def test_same_generator_same_number():
     options = {"exact": False, "steps": 8}
     draws = [log_likelihood(INDM(Identity(), score), x, **options, generator=seeded(4)).log_prob for _ in range(2)]
     assert torch.equal(*draws)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_evaluation_mode_is_put_back(training):
-    model = INDM(Identity(), gaussian("vp")).train(training)
-    with pytest.raises(KeyError), evaluation_mode(model):
-        assert not model.training and not torch.is_grad_enabled()
-        raise KeyError
-    assert model.training is training and torch.is_grad_enabled()
 
 
 def test_in_units_by_hand():

@@ -274,15 +274,6 @@ def test_the_error_is_the_last_change_and_up_to_three_of_it_where_changes_do_not
     assert solution.state[0].item() == ends[2] and solution.steps.item() == 64 and solution.nfe.item() == 17 + 33 + 65
 
 
-def test_samples_take_their_own_steps_and_do_not_depend_on_their_batch():
-    """A resting sample is done after the first solution; a turning one as if it were alone."""
-    z = torch.zeros(100, 3, dtype=torch.float64)
-    z[17] = 1.0
-    among, alone = (converge(linear, (part,), 0.0, 2.0, tol=1e-4) for part in (z, z[17:18]))
-    torch.testing.assert_close(among.state[0][17:18], alone.state[0], rtol=1e-12, atol=1e-12)
-    assert among.nfe[17] == alone.nfe > 100 and among.nfe[0] == 9
-
-
 def test_each_part_of_the_state_meets_the_tolerance():
     """One that rests changes nothing; one of another scale decides."""
     z = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -295,12 +286,6 @@ def test_each_part_of_the_state_meets_the_tolerance():
     )
     assert torch.equal(alone.state[0], beside.state[0]) and torch.equal(alone.nfe, beside.nfe)
     assert (large.nfe > alone.nfe).all()
-
-
-def test_nothing_to_do():
-    z = torch.ones(1, 2)
-    solution = converge(linear, (z,), 0.7, 0.7, tol=1e-4)
-    assert torch.equal(solution.state[0], z) and solution.nfe.tolist() == [0] and solution.error.tolist() == [0.0]
 
 
 def test_keeps_dtype_and_states_no_error_below_its_rounding():

@@ -232,40 +232,6 @@ def test_latents_that_are_balanced_for_are_carried_in_one_step(name, monkeypatch
         assert evaluations == 2 and torch.allclose(found, score.flow(z, t, s), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["vp", "ve"])
-def test_a_tolerance_takes_half_of_what_it_takes_without_balance(name, monkeypatch):
-    """Directions of variance 1e-5 to 1, as latents of images have; the tolerance is of √(α² + σ²) in both."""
-    score = GaussianScore(SDES[name](), torch.zeros(6), 10.0 ** torch.arange(-5, 1))
-    std = score.sde.marginal_std(double(1e-5))
-    z_T = score.sde.prior_sample((8, 6), generator=seeded(0), dtype=torch.float64)
-
-    def solved(t, s, z, tol=1e-2):
-        found, evaluations = follow_flow(score, z, t, s, tol=tol)
-        scale = std if s < t else score.sde.marginal_std(double(1.0))
-        assert ((found - score.flow(z, t, s)) / scale).square().mean(1).max().sqrt() < tol
-        return evaluations
-
-    upward = (1e-5, 1.0, score.flow(z_T, 1.0, 1e-5), {"vp": 3e-2, "ve": 7e-3}[name])
-    down, up = solved(1.0, 1e-5, z_T), solved(*upward)
-    for variances in ("VARIANCES", "OUTWARD_VARIANCES"):
-        monkeypatch.setattr(adaptive, variances, (1.0,))  # no balance
-    assert down <= 0.6 * solved(1.0, 1e-5, z_T)
-    assert up <= 0.6 * solved(*upward)
-
-
-def test_few_steps_away_from_data_are_stable(monkeypatch):
-    """In their own coordinate ten are a fifth as far off as in that of the way back, whose rates are larger."""
-    score = GaussianScore(VPSDE(), torch.zeros(4), 10.0 ** torch.arange(-3, 1))
-    z = score.flow(score.sde.prior_sample((8, 4), generator=seeded(0), dtype=torch.float64), 1.0, 1e-5)
-
-    def error():
-        return (follow_flow(score, z, 1e-5, 1.0, steps=10)[0] - score.flow(z, 1e-5, 1.0)).square().mean().sqrt()
-
-    outward = error()
-    monkeypatch.setattr(adaptive, "OUTWARD_VARIANCES", adaptive.VARIANCES)
-    assert outward < 0.05 and error() > 5 * outward
-
-
 def test_the_balance_is_at_rest_at_the_ends_and_its_rate_is_its_derivative():
     clock = torch.linspace(-20, 10, 61, dtype=torch.float64, requires_grad=True)
     log_c, rate = balance(clock, adaptive.VARIANCES)
@@ -375,13 +341,6 @@ def test_samples_are_decoded():
     assert ((x.mean(0) - mean) / (variance / n).sqrt()).abs().max() < 5
     assert (x.var(0) / variance - 1).abs().max() < 5 * math.sqrt(2 / n) + 0.01
     assert not x.requires_grad
-
-
-def test_temperature_multiplies_the_latent():
-    model = affine_model()
-    cold, hot = (sample(model, 50, steps=5, temperature=k, generator=seeded(0)) for k in (1.0, 1.05))
-    latent = model.flow(cold)[0] * 1.05
-    torch.testing.assert_close(model.flow(hot)[0], latent, rtol=1e-5, atol=1e-6)
 
 
 def test_truncation_is_where_the_reverse_process_ends(name):

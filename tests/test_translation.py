@@ -14,8 +14,6 @@ from indm.objective import flow_nll
 from indm.scaling import Scaling
 from indm.sde.linear import VESDE, VPSDE
 from indm.translation import (
-    Leg,
-    Route,
     bridge,
     forward_step,
     sdedit,
@@ -181,25 +179,6 @@ def test_a_rougher_route_tells_the_error_of_this_one():
     error, told = ((there - other).abs().max() for other in (closed(source, target, x), route.rougher().follow(x).x))
     assert 6 < told / error < 32 and route.rougher().steps == 80
     assert two_models(source, target, tol=1e-4).rougher().tol == 8e-4
-
-
-def wide_model(seed):
-    """Latents whose directions have variances from 1e-5 to 1, turned by ``seed``."""
-    variance = torch.logspace(-5, 0, 6, dtype=torch.float64)[torch.randperm(6, generator=seeded(seed))]
-    return INDM(Identity(), GaussianScore(VPSDE(), torch.zeros_like(variance), variance), shape=(6,)).double()
-
-
-def test_narrow_directions_take_few_steps():
-    """Solved in z/√(α² + σ²), this cycle is off by 5000 standard deviations in 48 steps and by 0.004 in 100."""
-    source, target = wide_model(0), wide_model(1)
-    x = data_of(source, 20)
-    unit = source.score.variance.sqrt()
-    for steps, largest in ((48, 0.06), (100, 2e-3)):
-        route = two_models(source, target, steps=steps)
-        there = route.follow(x)
-        back = route.back().follow(there.x).x
-        assert ((back - x) / unit).abs().max() < largest
-        assert ((there.x - closed(source, target, x)) / target.score.variance.sqrt()).abs().max() < largest
 
 
 def test_the_score_is_called_as_often_as_is_said(monkeypatch):
@@ -411,11 +390,6 @@ def test_models_that_do_not_fit_are_errors(other, complaint):
         two_models(model_of("vp", 0), other())
 
 
-def test_models_whose_noise_alone_differs_do_not_fit():
-    with pytest.raises(ValueError, match=r"the same SDE, got VESDE .*σ_T = 50\) and VESDE .*σ_T = 90\)"):
-        two_models(model_of("ve", 0), model_of("ve", 0, sigma_max=90.0))
-
-
 def test_arguments_are_checked():
     model = model_of("vp", 0)
     x = data_of(model, 3)
@@ -442,15 +416,3 @@ def test_arguments_are_checked():
         sdedit(model).back()
     with pytest.raises(ValueError, match="no way back along noise"):
         two_models(model, model, stochastic=True).back()
-
-
-def test_an_inverse_that_does_not_converge_is_named():
-    class Stubborn(ActNorm):
-        def solve_inverse(self, z, tol=1e-5):
-            x, residual, iterations, converged = super().solve_inverse(z, tol)
-            converged[1] = False
-            return x, residual, iterations, converged
-
-    model = model_of("vp", 0, Stubborn(2).double())
-    with pytest.raises(RuntimeError, match="inverse did not reach"):
-        Route((Leg(model, model.sde.eps, 1.0), Leg(model, 1.0, model.sde.eps))).follow(data_of(model_of("vp", 0), 3))
