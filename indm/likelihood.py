@@ -489,7 +489,7 @@ def log_prob(
     """
     model.flow.check_density("log_prob")
     check_units(x)
-    check_probes(probes)
+    require(probes >= 1, "probes", probes, "at least 1")
     require(steps >= 1, "steps", steps, "at least 1", f"{FEWEST} is usual")
     model = unguided(model).given(c, len(x)).truncated(eps)
     score, sde = model.score, model.sde
@@ -591,11 +591,6 @@ def decode_with_log_prob(
     return x, log_det + event_sum(log_alpha, z) + log_p_eps, solution.error
 
 
-def check_probes(probes: int) -> None:
-    """ValueError where there are none."""
-    require(probes >= 1, "probes", probes, "at least 1")
-
-
 def check_nll_error(nll_error: float) -> None:
     """ValueError where it is not positive and finite."""
     require(0 < nll_error < math.inf, "nll_error", nll_error, "positive and finite", f"{NLL_ERROR:g} bits/dim is usual")
@@ -603,7 +598,7 @@ def check_nll_error(nll_error: float) -> None:
 
 def check_solver(probes: int, steps: int | None, nll_error: float) -> None:
     """ValueError where one of these is out of range."""
-    check_probes(probes)
+    require(probes >= 1, "probes", probes, "at least 1")
     if steps is not None and steps < FEWEST_WITH_ERROR:
         raise ValueError(
             f"steps must be at least {FEWEST_WITH_ERROR}, or None for as many as nll_error needs, got {steps}; "
