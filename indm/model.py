@@ -249,8 +249,14 @@ class INDM(nn.Module):
         return {kind: describe(part, kind, self._tables.get(kind)) for kind, part in parts.items()}
 
     def save(self, folder: str | Path) -> None:
-        """Write ``model.safetensors`` and ``model.json``, see :func:`write_model`."""
-        write_model(self, folder, self.description())
+        """Write ``model.safetensors`` and ``model.json``; both are whole before they replace their predecessors.
+
+        Raises:
+            OSError: they cannot be written; what was there is as it was.
+        """
+        content = {"format": 1, "shape": list(self.shape), "levels": self.scaling.levels, **self.description()}
+        files = {WEIGHTS: atomic.weights_into(self.state_dict()), DESCRIPTION: atomic.json_into(content)}
+        atomic.together({Path(folder) / name: write for name, write in files.items()})
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> "INDM":
@@ -280,20 +286,9 @@ class Saved:
     shape: tuple[int, ...]
 
 
-def write_model(model: nn.Module, folder: str | Path, description: Mapping[str, Any]) -> None:
-    """Write the weights of a model with ``shape`` and ``scaling``, and its ``description``.
-
-    Both files are whole before they replace their predecessors. OSError where they cannot be written.
-    """
-    folder = Path(folder)
-    content = {"format": 1, "shape": list(model.shape), "levels": model.scaling.levels, **description}
-    weights = atomic.weights_into(model.state_dict())
-    atomic.together({folder / WEIGHTS: weights, folder / DESCRIPTION: atomic.json_into(content)})
-
-
 @contextmanager
 def reading(folder: str | Path) -> Iterator[Saved]:
-    """Gives what :func:`write_model` wrote; whatever goes wrong inside is an error that names the folder.
+    """Gives what :meth:`INDM.save` wrote; whatever goes wrong inside is an error that names the folder.
 
     Raises:
         ValueError: a file is missing or unreadable, or does not fit the other.
