@@ -164,7 +164,8 @@ class Classes(Condition):
 
     Args:
         labels: names of the classes, in the order of their numbers.
-        drop, flow: see :class:`Condition`.
+        drop: probability with which training hides c, so that the model is one of p(x), too, and samples can be guided.
+        flow: whether the flow sees c, too.
 
     Raises:
         ValueError: fewer than two labels, or one twice.
@@ -287,7 +288,12 @@ class Numbers(Condition):
 
 
 class Vector(Numbers):
-    """A vector of ``size`` numbers; ``drop`` and ``flow`` as of :class:`Condition`.
+    """A vector of numbers.
+
+    Args:
+        size: how many.
+        drop: probability with which training hides c, so that the model is one of p(x), too, and samples can be guided.
+        flow: whether the flow sees c, too.
 
     Example: numbers of mean 3 and deviation 2. A condition of zeros is told from none by the ones.
 
@@ -310,7 +316,12 @@ class Vector(Numbers):
 
 
 class Image(Numbers):
-    """An image of ``channels`` and of the size of x, (C, H, W), which networks see beside z_t. Flows cannot see it.
+    """An image of the size of x, which networks see beside z_t. Flows cannot see it.
+
+    Args:
+        shape: event shape of x, (C, H, W).
+        channels: of the image c.
+        drop: probability with which training hides c, so that the model is one of p(x), too, and samples can be guided.
 
     Example: one image for five samples. A black one is told from none by the channel of ones, which is the last.
 

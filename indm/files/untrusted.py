@@ -6,9 +6,6 @@ failure is a ValueError that names the file, except in :func:`checkpoint`.
 
 import itertools
 import json
-import os
-import re
-import tomllib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,39 +20,7 @@ from torch import Tensor, nn
 
 from indm.checks import brief, reason
 from indm.files.memory import COPIES, check_memory, counting
-
-LARGEST_TEXT = 2**25  # bytes of JSON or TOML; what they say takes up to thirty times that in memory
-LONG_KEY = re.compile(r"""(\.[ \t]*([\w-]+|"(\\.|[^"\\\n])*"|'[^'\n]*')[ \t]*){20}""")  # tomllib keeps every part of it
-
-
-def check_plain(path: Path) -> None:
-    """ValueError unless ``path`` is a regular file: a named pipe would be waited for, and a device may not end."""
-    if not path.is_file():
-        raise ValueError("it is no file" if path.exists() else "there is no such file")
-
-
-def text(path: Path, errors: str = "strict") -> str:
-    """The UTF-8 text of a regular file of at most :data:`LARGEST_TEXT` bytes; what is not UTF-8 may be "replace"d."""
-    check_plain(path)
-    if (size := path.stat().st_size) > LARGEST_TEXT:
-        raise ValueError(f"it holds {size:,} bytes, and a file of this kind may hold {LARGEST_TEXT:,}")
-    return path.read_text("utf-8", errors)
-
-
-def toml(path: Path) -> dict[str, Any]:
-    """The tables in a TOML file, whose keys have at most twenty parts; ValueError of another file."""
-    if LONG_KEY.search(content := text(path)):
-        raise ValueError("a key must have at most 20 parts between dots")
-    try:
-        return tomllib.loads(content)
-    except RecursionError:
-        raise ValueError("it nests too deep") from None
-
-
-def cache_folder() -> Path:
-    """Where files are kept that can be made or downloaded again: $INDM_DATA, or ~/.cache/indm."""
-    return Path(os.environ.get("INDM_DATA") or Path.home() / ".cache" / "indm").expanduser()
-
+from indm.files.plain import check_plain, text
 
 LARGEST_COUNT = 2**24  # the largest whole number that a description may hold whatever the size of the weights
 SPARE, SPARE_TENSORS = 2**14, 2**10  # numbers and tensors that a model may have beside its weights

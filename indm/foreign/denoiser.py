@@ -50,7 +50,10 @@ def check_word(name: str, value: str, known: Collection[str]) -> None:
 class Denoiser(nn.Module):
     """A network of another library, called as one of this package: forward(y, level) of :mod:`indm.nets`.
 
-    ``factory`` is the network, or names what makes it; for the rest see :func:`from_denoiser`.
+    Args:
+        factory: the network, or ``"package.module:function"``, which makes it.
+        predicts, path, variance: see :func:`from_denoiser`.
+        options: arguments of the factory.
     """
 
     def __init__(

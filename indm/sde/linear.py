@@ -291,7 +291,9 @@ class _VariancePreserving(LinearSDE):
 class VPSDE(_VariancePreserving):
     r"""Variance preserving: :math:`g^2=\beta`, :math:`\alpha=e^{-B/2}`, :math:`\sigma^2=1-e^{-B}`, prior N(0, I).
 
-    ``beta_min`` and ``beta_max`` are β(0) and β(1).
+    Args:
+        beta_min, beta_max: β(0) and β(1).
+        eps: the truncation ε.
 
     >>> sde, t = VPSDE(), torch.tensor([0.5])
     >>> f"z_0.5 = {sde.alpha(t).item():.2f} z_0 + {sde.sigma(t).item():.2f} n"
@@ -314,6 +316,10 @@ class VPSDE(_VariancePreserving):
 class SubVPSDE(_VariancePreserving):
     r"""Sub-VP: :math:`g^2=\beta(1-e^{-2B})`, :math:`\alpha=e^{-B/2}`, :math:`\sigma=1-e^{-B}`, prior N(0, I).
 
+    Args:
+        beta_min, beta_max: β(0) and β(1).
+        eps: the truncation ε.
+
     Example: its kernel has the mean of VP and less noise, σ² = σ_VP⁴.
 
         >>> sde, vp, t = SubVPSDE(), VPSDE(), torch.tensor([0.1, 0.5, 0.9])
@@ -334,7 +340,11 @@ class SubVPSDE(_VariancePreserving):
 class VESDE(LinearSDE):
     r"""Variance exploding: :math:`f=0`, :math:`\alpha=1`, :math:`\sigma=\sigma_{min}(\sigma_{max}/\sigma_{min})^t`.
 
-    The prior is N(prior_mean, σ_max² I). ``sigma_min`` and ``sigma_max`` are σ at t = 0 and at t = 1.
+    The prior is N(prior_mean, σ_max² I).
+
+    Args:
+        sigma_min, sigma_max: σ at t = 0 and at t = 1.
+        eps: the truncation ε.
 
     Example: the data keep their size, and half way the noise is the geometric mean of both ends.
 

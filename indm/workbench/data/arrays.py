@@ -10,7 +10,7 @@ from torch import Tensor
 
 from indm.checks import brief, nearest, reason
 from indm.files import untrusted
-from indm.files.untrusted import check_plain
+from indm.files.plain import check_plain
 from indm.workbench.data import tables
 from indm.workbench.data.base import Data, as_data
 from indm.workbench.data.raw import Mapped, grey_levels

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageChops, ImageColor, ImageOps
 from torch import Tensor
 
 from indm.checks import brief, reason
-from indm.files.untrusted import check_plain
+from indm.files.plain import check_plain
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from indm.checks import reason
 from indm.files import untrusted
-from indm.files.untrusted import cache_folder, check_plain
+from indm.files.plain import cache_folder, check_plain
 from indm.scaling import Scaling
 from indm.workbench.data.base import Data
 from indm.workbench.data.image_files import ImageFiles, data_of_images

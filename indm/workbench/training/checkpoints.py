@@ -14,7 +14,7 @@ import torch
 from indm import checks
 from indm.files import atomic, untrusted
 from indm.files.memory import causes, raise_if_out_of_memory
-from indm.files.untrusted import check_plain
+from indm.files.plain import check_plain
 from indm.model import WEIGHTS
 
 FOLDER = "checkpoints"
