@@ -26,8 +26,7 @@ def solve(
     Args:
         contraction: (x (b, *event), rows (b,)) → (b, *event), where ``rows`` are the indices of these samples.
         x: starting points, (B, *event).
-        tol: bound on max|contraction(x) − x| / scale.
-        scale: (B,).
+        tol, scale: bound on max|contraction(x) − x| / scale, scale (B,).
         memory: differences of iterates that are combined.
         patience: Banach steps before the acceleration begins; an easy contraction converges within them.
         max_iterations: evaluations of the contraction for each sample.

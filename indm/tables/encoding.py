@@ -244,11 +244,7 @@ def best_map(x: Array, interval: Array, numbers: np.random.RandomState, may_bend
 
 
 def as_numbers(entries: Array, name: str) -> Array:
-    """Entries as numbers.
-
-    Raises:
-        ValueError: one is not a finite number.
-    """
+    """Entries as numbers; ValueError where one is not a finite number."""
     try:
         found = entries.astype(float)
     except (TypeError, ValueError, OverflowError) as error:

@@ -29,9 +29,9 @@ from safetensors.torch import load_file, save_file
 
 import indm
 from indm import names
+from indm.checks import one_line
 from indm.files import memory, plain, untrusted
 from indm.flows import ActNorm
-from indm.messages import one_line
 from indm.model import INDM, build_model
 from indm.scaling import Scaling
 from indm.workbench.data import arrays

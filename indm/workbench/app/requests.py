@@ -69,7 +69,7 @@ class Side:
                 f"indm app needs a model of images in grey levels, {run} has events of shape {shape}; "
                 f"'indm sample {run}' and 'indm evaluate {run}' would do"
             )
-        if not (model.condition is None or model.condition.is_class):
+        if not (model.condition.is_none or model.condition.is_class):
             raise ValueError(f"indm app needs a model of p(x) or p(x|class), got {run}; 'indm sample {run}' would do")
         return cls(run, model, recipe.data.table(), None).with_data(recipe.data.table())
 
@@ -129,8 +129,7 @@ class Side:
     @property
     def knows_marginal(self) -> bool:
         """Whether a model of p(x|c) is one of p(x), too, and can be guided."""
-        condition = self.model.condition
-        return condition is not None and condition.drop > 0
+        return self.model.condition.drop > 0
 
 
 def open_sides(folders: Sequence[Path]) -> list[Side]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from indm.messages import counted, one_line, reason
+from indm.checks import counted, one_line, reason
 from indm.workbench.cli.common import DONE, SOME_FAILED, RunFolder, ShowsProgress
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import (

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from indm.checks import brief, nearest, reason
 from indm.files import untrusted
 from indm.files.memory import COPIES, check_memory
 from indm.files.plain import check_plain
-from indm.messages import brief, nearest, reason
 from indm.workbench.data.base import Data, DividedLoader
 from indm.workbench.data.examples import OnDemand, grey_levels
 

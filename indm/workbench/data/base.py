@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset
 
-from indm.messages import brief
+from indm.checks import brief
 from indm.scaling import Scaling
 from indm.workbench.data.examples import Examples, InMemory, OnDemand, events, words_of
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from indm.messages import brief
+from indm.checks import brief
 from indm.scaling import Scaling, check_levels
 
 MIN_SIZE = 8  # pixels

@@ -16,8 +16,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from indm.checks import counted, nearest, reason
 from indm.files.plain import check_plain
-from indm.messages import counted, nearest, reason
 from indm.workbench.data.base import Data
 from indm.workbench.data.images import SUFFIXES, ImageOptions, Stored, read_image, read_kind
 

@@ -19,8 +19,8 @@ from PIL import ExifTags, Image, ImageColor, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from indm.checks import brief, nearest, reason
 from indm.files.plain import check_plain
-from indm.messages import brief, nearest, reason
 from indm.scaling import Scaling
 from indm.workbench.data.base import Data, DividedLoader, condition_fields, describe_split
 from indm.workbench.data.examples import check_size, height_and_width, words_of

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from indm.checks import reason
 from indm.files import untrusted
 from indm.files.plain import cache_folder, check_plain
-from indm.messages import reason
 from indm.scaling import Scaling
 from indm.workbench.data.base import PARTS, Data, Loader, describe_split, limited, split
 from indm.workbench.data.examples import InMemory, check_size, height_and_width, words_of

@@ -78,15 +78,15 @@ def classify(
     Example: for a network that has learned nothing all classes are alike, and p(class|x) is the prior.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": {"name": "mlp", "width": 8}}
         >>> tables["condition"] = {"name": "classes", "labels": ["left", "right"]}
         >>> model, prior = indm.build_model(tables, (2,)), torch.tensor([0.25, 0.75])
         >>> found = classify(model, torch.randn(3, 2), prior=prior, progress=False)
         >>> found.predicted.tolist(), [round(p, 4) for p in found.confidence.tolist()]
         ([1, 1, 1], [0.75, 0.75, 0.75])
     """
-    condition = getattr(model, "condition", None)
-    if condition is None or not condition.is_class:
+    condition = model.condition
+    if not condition.is_class:
         raise ValueError("model must be one of p(x|class) to classify; train one with --condition classes")
     check_raw(model, raw)
     if draws < 2 or times < 1:

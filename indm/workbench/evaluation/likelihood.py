@@ -12,9 +12,8 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.conditions import all_rows, at_rows
 from indm.dequantization import check_raw, in_words
-from indm.foreign.checks import check_denoiser, is_foreign
+from indm.foreign.denoiser import check_denoiser, is_foreign
 from indm.likelihood import latent_reference
 from indm.ode import OUT_OF_REACH
 from indm.tensors import evaluation_mode, outside_inference, squared_norm
@@ -100,7 +99,7 @@ def evaluate(
     Example: N(0, I) and its exact score.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
         >>> found = evaluate(indm.build_model(tables, (2,)), x, [indm.NLL(each=True)], progress=False)
         >>> exact = -torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
@@ -112,7 +111,7 @@ def evaluate(
     """
     check_raw(model, raw)
     _check(model, raw, measures, repeats, batch_size)
-    c, n, device = all_rows(model, c, len(raw)), len(raw), model.scaling.scale.device
+    c, n, device = model.rows(c, len(raw)), len(raw), model.scaling.scale.device
     model.flow.check()
     generator = torch.Generator(device)
     if is_foreign(model):  # a network of other people
@@ -127,7 +126,7 @@ def evaluate(
     def draw(job: int, number: int) -> Estimate:
         kind, rows = jobs[job]
         generator.manual_seed(seed + SEED_STRIDE * number)
-        return drawn[kind].estimate(at_rows(model, c, rows), raw[rows].to(device), reference, generator)
+        return drawn[kind].estimate(model.given(c, rows=rows), raw[rows].to(device), reference, generator)
 
     def solver_of(measure: Measure) -> Solve:
         """What makes the draws of ``measure`` again, and solves them in other numbers of steps."""

@@ -18,9 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from indm.checks import check_name, check_types
+from indm.checks import check_name, check_types, nearest
 from indm.files import plain
-from indm.messages import nearest
 from indm.names import BUILT_IN, GIVEN, KINDS, OPTIONAL_KINDS
 from indm.workbench.recipes import paths
 from indm.workbench.recipes.options import Evaluation, TrainOptions

@@ -15,8 +15,8 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from indm.checks import reason
 from indm.files import atomic, untrusted
-from indm.messages import reason
 from indm.workbench.runs.devices import by_main_process
 from indm.workbench.runs.folder import read_metrics
 from indm.workbench.training.trainer import Trainer

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from indm.checks import counted
 from indm.files import atomic
-from indm.messages import counted
 from indm.model import WEIGHTS, reading
 from indm.objective import Losses, Objective
 from indm.sampling import centre_prior
@@ -119,7 +119,7 @@ def train(
     Example: a run that a callback ends after 4 steps, and that then goes on to step 6.
 
         >>> import tempfile
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": {"name": "mlp", "width": 8}}
         >>> tables["train"], data = {"steps": 1000, "batch_size": 32}, torch.randn(100, 2)
         >>> def until(step):
         ...     return [lambda trainer, terms: trainer.step == step]

@@ -18,9 +18,8 @@ from indm.conditions import Condition
 from indm.dequantization import from_data
 from indm.model import INDM, build, build_dequantization, count_parameters, describe
 from indm.objective import Objective, flow_nll, objective_of
-from indm.rng import noisy
 from indm.score import context_of, score_for
-from indm.tensors import evaluation_mode
+from indm.tensors import evaluation_mode, noisy
 from indm.training import Penalty
 from indm.workbench.data.base import PARTS, Data, as_data, check_kind, stack
 from indm.workbench.data.examples import flip_horizontally

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from indm.checks import one_line, reason
 from indm.files import atomic
-from indm.messages import one_line, reason
 from indm.tensors import double
 from indm.translation import Route
 from indm.workbench.figures.page import Page, image, short, slider

@@ -546,7 +546,7 @@ def workplace(run, tmp_path_factory):
         ("train digits --sde.beta_min -1", "0 < beta_min < beta_max"),
         ("train digits --data.limt 9", "has no option 'limt'; did you mean 'limit'?"),
         ("train digits --data digitz", "or package.module:Name, got 'digitz'; did you mean 'digits'?"),
-        ("train folder", "data 'folder' needs the option path: --data.path …"),
+        ("train folder", "data 'folder' needs the option path"),
         ("train pictures", "to train on its images: indm train folder --data.path pictures"),
         ("train broken.toml", "broken.toml is not valid TOML"),
         ("train extra.toml", "[extra] is no known table"),
