@@ -3,7 +3,8 @@
     python -m research.verdict costs --data DATA --root ROOT    # of the steps of the search, while nothing else runs
     python -m research.verdict search --data DATA --root ROOT   # what has no row yet, --jobs trainings side by side
 
-    python -m research.verdict final --root ROOT --models FOLDER    # trainings and measures that have no row yet
+    python -m research.verdict final --root ROOT --models FOLDER    # trainings and measures that have no row yet; it
+                                                                    # begins with costs, while nothing else runs
 
 ``DATA`` is cifar10-16 or clothes-16; ``ROOT`` is the folder of ``cifar10.npz``. The tables are in research/records. A
 final training keeps its model in ``FOLDER``, and is measured again, not trained again, where it was stopped between.
@@ -39,6 +40,9 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.command == "costs":
         measure(asked.data, load(asked.data, asked.root), of_search())
+    if asked.command == "final":
+        for data in final.STUDIES:
+            measure(data, load(data, asked.root), [*final.CHOSEN.values()])
     with ProcessPoolExecutor(asked.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         if asked.command == "search":
             best = search.run(search.in_processes(asked.data, pool, partial(search.keep, asked.root)))

@@ -21,7 +21,12 @@ BUDGET = 6_000  # steps of linear diffusion, some 15 minutes of a core
 SEEDS, STUDIES = (1, 2, 3, 4, 5), ("cifar10-16", "clothes-16")
 CURVE, CURVE_IMAGES = 600, 500  # every so many steps while the rate is constant; validation images
 FAMILY = tuple((data, "indm", other) for data in STUDIES for other in ("linear", "spline"))  # Holm has these four
-CHOSEN: dict[str, Variant] = {}  # by the search, when it has ended
+FRESH = {"lr": 8e-3, "enters": 2 / 3}  # the optimizer and the average of all three start anew when the flow enters
+CHOSEN = {  # by the search
+    "linear": Variant(**FRESH),
+    "spline": Variant(spline=True, spline_lr=3e-3, **FRESH),
+    "indm": Variant(spline=True, spline_lr=3e-3, family="thin", mixing="frozen", flow_share=1 / 20, **FRESH),
+}
 
 
 @dataclass(frozen=True)

@@ -55,11 +55,8 @@ SEARCHES = (
             values("flow_share", 1 / 20, 1.0, 5.0, 1 / 100),
             values("enters", 0.0, 2 / 3),
             values("mixing", "frozen", "colours"),
-            (
-                *values("family", "two scales", "affine", "thin", "residual"),
-                {"family": "linear map", "mixing": "trained"},
-            ),
-            values("frozen", 1 / 3),
+            values("family", "two scales", "affine", "thin", "residual"),
+            ({"enters": 1 / 3, "frozen": 1 / 3},),
         ),
         after=(("linear", ("lr",)), ("spline", ("spline_lr",))),
     ),
@@ -105,7 +102,7 @@ def start_of(search: Search, best: dict[str, Variant]) -> Variant:
 
 
 def run(tried: Callable[[Sequence[Variant]], list[float]]) -> dict[str, Variant]:
-    """The best variant of each method; at last, the best ones are tried with learned noise.
+    """The best variant of each method; at last, the controls: a linear map, and the best ones with learned noise.
 
     Args:
         tried: gives the bits/dim of variants on validation images.
@@ -118,6 +115,7 @@ def run(tried: Callable[[Sequence[Variant]], list[float]]) -> dict[str, Variant]
             bits = tried(candidates)
             chosen = candidates[bits.index(min(bits))]
         best[search.name] = chosen
+    tried([replace(best["indm"], family="linear map", mixing="trained")])
     tried([replace(variant, noise="variational") for variant in best.values()])
     return best
 

@@ -118,17 +118,17 @@ def test_without_a_flow_the_optimizer_and_the_average_are_fresh_at_that_share(en
 
 
 def test_the_search_keeps_what_is_best_and_hands_it_on():
-    """A made-up bound: the best rate is 4e-3, the flow enters best at the start, and the linear map is best."""
+    """A made-up bound: the best rate is 4e-3, the flow enters best at the start, and the thin one is best."""
 
     def tried(variants):
         return [
-            abs(math.log(v.lr / 4e-3)) + abs(math.log(v.spline_lr / 3e-3)) + v.enters + (v.family != "linear map")
+            abs(math.log(v.lr / 4e-3)) + abs(math.log(v.spline_lr / 3e-3)) + v.enters + (v.family != "thin")
             for v in variants
         ]
 
     best = search.run(tried)
     assert best["linear"] == Variant(lr=4e-3) and best["spline"] == Variant(spline=True, lr=4e-3, spline_lr=3e-3)
-    assert (best["indm"].enters, best["indm"].family, best["indm"].mixing) == (0.0, "linear map", "trained")
+    assert (best["indm"].enters, best["indm"].family, best["indm"].mixing) == (0.0, "thin", "trained")
 
 
 def test_a_variant_is_called_by_what_is_not_the_default():
