@@ -15,10 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.rng import rand_like
 from indm.scaling import Scaling
 from indm.sde.linear import Kernel
-from indm.tensors import Batch, PerSample, double, widest
+from indm.tensors import Batch, PerSample, double, rand_like, widest
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 CERTAIN = 20.0  # deviations of the noise from one grey level to the next, from which z_ε tells them apart

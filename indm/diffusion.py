@@ -28,11 +28,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from indm.conditions import repeated
+from indm.conditions import given, rows_of
 from indm.flows.base import Flow
 from indm.linearization import Operator, inverse_linearization, linearize, second_derivative, solve
 from indm.ode import basis, rademacher
-from indm.rng import randn_like
 from indm.sampling import FLOW_TOLERANCE, follow_flow, reverse_diffusion_step
 from indm.sde.linear import LinearSDE
 from indm.tensors import (
@@ -43,6 +42,7 @@ from indm.tensors import (
     event_size,
     expand_like,
     float64_device,
+    randn_like,
 )
 
 Grid = Float[Tensor, " times"]
@@ -116,7 +116,7 @@ class NonlinearDiffusion:
             raise ValueError(f"tol must be positive, got {tol}; {TOLERANCE:g} is usual")
         if probes < 1:
             raise ValueError(f"probes must be at least 1, got {probes}")
-        if model.condition is not None:
+        if not model.condition.is_none:
             raise ValueError(
                 "model must be at given conditions for a diffusion on the data space, got one of p(x|c): give "
                 "model.given(c)"
@@ -190,7 +190,8 @@ class NonlinearDiffusion:
         probes = basis(here.x) if exact else rademacher(here.x, self.probes, generator)
         count = probes.shape[1]
         directions = torch.stack([here.G @ v for v in probes.unbind(1)], dim=1).flatten(0, 1)
-        flow = cast(Flow, repeated(self.model.flow, count))
+        flow, c = cast(Flow, self.model.flow), rows_of(self.model.flow)
+        flow = flow if c is None else given(flow, c.repeat_interleave(count, dim=0))
         bends = second_derivative(flow.latent, here.x.repeat_interleave(count, dim=0), directions)
         return bends.unflatten(0, (-1, count)).sum(1)
 

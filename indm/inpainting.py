@@ -143,7 +143,8 @@ def inpaint(
         )
     parts = []
     with evaluation_mode(model):
-        for rows, part, z_T in prior_batches(model, n, c, guidance, batch_size, generator, progress):
+        batches = prior_batches(model, n, c, batch_size, generator, progress, guidance=guidance)
+        for (part, z_T), rows in zip(batches, torch.arange(n).split(batch_size), strict=True):
             y = part.flow.latent(from_data(part, raw[rows], generator=generator)[0])
             given = with_parts(part, {"score": ObservedScore(part.score, y, missing[rows])})
             z, _ = solve_latent(given, z_T, sampler, steps, generator=generator, progress=progress)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from indm.conditions import all_rows, at, at_rows, sees_condition
+from indm.conditions import sees_condition
 from indm.dequantization import check_raw, constant_log_q, from_data
 from indm.gaussian import GaussianReference
 from indm.objective import reconstruction as reconstruction_of
@@ -37,8 +37,7 @@ from indm.ode import (
     solve,
     value_and_divergence,
 )
-from indm.rng import randn_like
-from indm.score import closed_flow, context_of, is_smooth, probability_flow, with_context
+from indm.score import closed_flow, context_of, is_smooth, probability_flow, unguided, with_context
 from indm.tensors import (
     Batch,
     PerSample,
@@ -49,6 +48,7 @@ from indm.tensors import (
     expand_like,
     full_precision,
     outside_inference,
+    randn_like,
 )
 
 NLL_ERROR = 1e-3  # bits/dim, of the solver
@@ -277,7 +277,7 @@ def log_likelihood(
     check_units(x)
     check_solver(probes, steps, nll_error)
     log_q = constant_log_q(model, x) if log_q is None else log_q
-    model = at(model, c, len(x)).truncated(eps)
+    model = unguided(model).given(c, len(x)).truncated(eps)
     with evaluation_mode(model):
         flow, start = start_of(model, x, probes, exact, reference, generator)
         reconstruction = reconstruction_of(model, start.z, start.noise)
@@ -393,9 +393,9 @@ def log_probability(
     check_raw(model, raw)
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}; 8 is usual")
-    reports, c = [], all_rows(model, c, len(raw))
+    reports, c = [], model.rows(c, len(raw))
     for rows in torch.arange(len(raw)).repeat_interleave(draws).split(batch_size):
-        part = at_rows(model, c, rows)
+        part = model.given(c, rows=rows)
         with evaluation_mode(part):
             x, log_q = from_data(part, raw[rows], generator=generator)
         reports.append(log_likelihood(part, x, exact=exact, log_q=log_q, generator=generator, **solver))
@@ -421,9 +421,9 @@ def latents_of(
     ``c`` are their conditions, where the flow sees one.
     """
     latents, sees = [], sees_condition(model.flow)
-    c = all_rows(model, c, len(raw)) if sees else None
+    c = model.rows(c, len(raw)) if sees else None
     for rows in torch.arange(len(raw)).split(batch_size):
-        part = at_rows(model, c, rows) if sees else model
+        part = model.given(c, rows=rows) if sees else model
         with evaluation_mode(part):
             x, _ = from_data(part, raw[rows], generator=generator)
             latents.append(part.flow.latent(x, generator=generator))
@@ -439,7 +439,7 @@ def latent_reference(
     """
     generator = torch.Generator(model.scaling.scale.device).manual_seed(seed)
     options: dict[str, Any] = {"batch_size": batch_size, "generator": generator}
-    c = all_rows(model, c, len(raw))
+    c = model.rows(c, len(raw))
     return GaussianReference.fit(latents_of(model, raw[:most], c=None if c is None else c[:most], **options))
 
 
@@ -509,7 +509,7 @@ def log_prob(
     check_probes(probes)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}; {FEWEST} is usual")
-    model = at(model, c, len(x)).truncated(eps)
+    model = unguided(model).given(c, len(x)).truncated(eps)
     score, sde = model.score, model.sde
     parameters = tuple(parameter for parameter in score.parameters() if parameter.requires_grad)
 

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from indm.messages import brief, did_you_mean, nearest
+from indm.checks import brief, did_you_mean, nearest
 
 KINDS = ("flow", "sde", "net")  # the parts of which a model is made
 OPTIONAL_KINDS = ("dequantization", "condition")  # those that a model may be without
@@ -72,8 +72,8 @@ def find(kind: str, name: Any) -> Any:
         return _imported(kind, known[name])
     if name == GIVEN:
         raise ValueError(
-            f"{kind} {GIVEN!r} was given in Python and has no name: give it again, as in indm.train(…, {kind}=…)"
-            f"{', or to indm evaluate as --data NAME' if kind == 'data' else ''}"
+            f"{kind} {GIVEN!r} was given in Python and has no name: give it again, as in indm.train(…, {kind}=…), "
+            "or name another one"
         )
     outside = OUTSIDE.fullmatch(name) if isinstance(name, str) else None
     if outside is None:
@@ -86,7 +86,7 @@ def find(kind: str, name: Any) -> Any:
     if package not in _trusted.get():
         raise Untrusted(
             f"{kind} {name!r} is code outside indm, and reading it would import and run {package!r}: if you trust that "
-            f"package, add --trust {package} (in Python: with indm.trust({package!r}):)"
+            f"package, allow it by indm.trust({package!r})"
             + (f"; trusted so far: {', '.join(sorted(_trusted.get()))}" if _trusted.get() else "")
         )
     return _imported(kind, name)

@@ -21,10 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.conditions import at
 from indm.dequantization import constant_log_q, decoder_of
 from indm.gaussian import GaussianReference
-from indm.rng import randn_like, strata
+from indm.score import unguided
 from indm.sde.linear import Kernel, LinearSDE
 from indm.tensors import (
     Batch,
@@ -35,7 +34,9 @@ from indm.tensors import (
     event_sum,
     expand_like,
     gradient_weighted,
+    randn_like,
     squared_norm,
+    strata,
     widest,
 )
 
@@ -203,7 +204,7 @@ def nelbo(
         raise ValueError(f"ancestral must be at least 1 step, or None for the bound of the SDE, got {ancestral}")
     check_units(x)
     log_q = constant_log_q(model, x) if log_q is None else log_q
-    model = at(model, c, len(x))
+    model = unguided(model).given(c, len(x))
     score, sde, n = model.score, model.score.sde, len(x)
     # Everything but the flow's own probes is drawn first, so that models compared at one seed share it.
     parts = [n] if reference is None else [n // 2, n - n // 2]  # control_variate needs independent halves

@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from indm.rng import rand_like
-from indm.tensors import double, widest
+from indm.tensors import double, rand_like, widest
 
 MOST_LEVELS = 2**20  # to_model's noise is then half a level wide; with twice as many it would have no width
 AT_ONCE = 2**22  # numbers held in double precision at a time

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +115,18 @@ class GivenScore(nn.Module):
 def takes_condition(score: nn.Module) -> bool:
     """Whether a score, or its network, has an argument c."""
     return "c" in inspect.signature(getattr(score, "backbone", score).forward).parameters
+
+
+def unguided(model: Any) -> Any:
+    """``model``, of which a likelihood is asked.
+
+    Raises:
+        ValueError: it is guided: samples are then those of no diffusion that has a likelihood.
+    """
+    guidance = getattr(getattr(model, "score", None), "guidance", 1)
+    if guidance != 1:
+        raise ValueError(f"guidance must be 1 for a likelihood, got {guidance}: guided samples have none")
+    return model
 
 
 def context_of(score: nn.Module) -> tuple[Tensor, ...]:

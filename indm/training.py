@@ -13,8 +13,7 @@ from indm.dequantization import from_data
 from indm.flows.base import Frozen, Identity
 from indm.model import INDM
 from indm.objective import Objective
-from indm.rng import noisy
-from indm.tensors import event_size
+from indm.tensors import event_size, noisy
 
 
 @dataclass(frozen=True)

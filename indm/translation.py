@@ -22,14 +22,12 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from indm.conditions import all_rows, at_rows
 from indm.dequantization import check_raw, from_data
 from indm.model import INDM
 from indm.objective import flow_nll
-from indm.rng import noisy, randn_like
 from indm.sampling import follow_flow
 from indm.sde.linear import LinearSDE
-from indm.tensors import evaluation_mode, expand_like
+from indm.tensors import evaluation_mode, expand_like, noisy, randn_like
 
 STEPS = 120  # evaluations one way; of grey images a cycle was then mostly off by less than a tenth of a level
 NEAR = 0.1  # noise of latents at which noisy data have the slope of their log p: at ε a trained score was too inexact
@@ -53,8 +51,7 @@ class Leg:
 
     def of(self, n: int) -> "Leg":
         """This leg for ``n`` samples: the model at their conditions."""
-        c, rows = all_rows(self.model, self.c, n), torch.arange(n)
-        model = at_rows(self.model, c, rows, guidance=self.guidance, away_from=self.away_from)
+        model = self.model.given(self.c, n, guidance=self.guidance, away_from=self.away_from)
         return replace(self, model=model, c=None, guidance=1.0, away_from=None)
 
 

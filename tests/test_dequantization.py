@@ -24,9 +24,9 @@ from indm.flows import Identity
 from indm.model import INDM, build_model
 from indm.names import BUILT_IN, find
 from indm.objective import flow_loss, mle_loss
-from indm.rng import rand_like
 from indm.scaling import MOST_LEVELS, Scaling
 from indm.sde.linear import VPSDE
+from indm.tensors import rand_like
 from indm.training import FlowUse, TrainingStep
 from indm.workbench.cli.main import main
 from indm.workbench.data.raw import InMemory

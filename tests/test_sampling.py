@@ -128,7 +128,7 @@ def test_a_mixture_is_sampled_with_its_weights():
     means, stds, weights = double([1.0, 0.5], [-1.0, 0.2], [0.3, -1.2]), double(0.2, 0.3, 0.1), double(0.5, 0.3, 0.2)
     score = MixtureScore(VPSDE(), means, stds, weights)
     n, entropy = 5_000, -score.log_prob(score.sample(100_000, seeded(0))).mean()
-    for sampler, steps in (("dpm++3m", 60), ("heun", 60), ("ode", 1), ("euler-maruyama", 500)):
+    for sampler, steps in (("unipc", 60), ("heun", 60), ("ode", 1), ("euler-maruyama", 500)):
         x = sample(INDM(Identity(), score, shape=(2,)), n, sampler=sampler, steps=steps, batch_size=n).double()
         nearest = torch.cdist(x, means).div(stds).argmin(1)
         share = torch.bincount(nearest, minlength=3) / n
@@ -174,7 +174,7 @@ def test_order_on_curved_paths(sampler, name="vp"):
     score, z, exact = mixture_problem(name)
     scheme, steps = make_sampler(sampler), np.array([80, 140, 250])
     errors = [(scheme.solve(score, z, steps=int(n))[0] - exact).abs().mean().item() for n in steps]
-    order = {"heun": 2, "dpm++2m": 2, "dpm++3m": 3, "unipc": 4}[sampler]
+    order = {"heun": 2, "dpm++2m": 2, "unipc": 4}[sampler]
     assert scheme.order == order and order - 0.2 < slope(steps, errors) < order + 0.6
     assert errors[-1] < {2: 2e-3, 3: 1e-4, 4: 2e-5}[order]
 
@@ -366,7 +366,7 @@ def test_a_sampler_from_outside_is_its_step_and_its_order():
     with indm.trust(__name__):
         by_name = sample(model, 6, sampler=f"{__name__}:Ralston", generator=seeded(0))
     assert torch.equal(by_name, sample(model, 6, sampler=Ralston(), generator=seeded(0)))
-    with pytest.raises(indm.names.Untrusted, match="--trust"):
+    with pytest.raises(indm.names.Untrusted, match=r"indm\.trust"):
         sample(model, 6, sampler=f"{__name__}:Ralston")
 
 
@@ -596,9 +596,9 @@ def test_bad_arguments_are_named():
         sample(model, 4, sampler="ddim")
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         sample(model, 4, steps=0)
-    with pytest.raises(ValueError, match=r"snr must be left out with sampler 'unipc', got 0\.1; 'pc' has it"):
+    with pytest.raises(ValueError, match="sampler 'unipc' has no option 'snr'"):
         make_sampler("unipc", snr=0.1)
-    with pytest.raises(ValueError, match=r"snrr must be left out with sampler 'pc', got 0\.1; did you mean 'snr'\?"):
+    with pytest.raises(ValueError, match=r"sampler 'pc' has no option 'snrr'; did you mean 'snr'\?"):
         make_sampler("pc", snrr=0.1)
     with pytest.raises(ValueError, match=r"sampler\.eta must be a number, got 'half'"):
         make_sampler(Tempered, eta="half")

@@ -6,6 +6,9 @@ failure is a ValueError that names the file, except in :func:`checkpoint`.
 
 import itertools
 import json
+import os
+import re
+import tomllib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,10 +21,61 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from indm.files import plain
+from indm.checks import brief, reason
 from indm.files.memory import COPIES, check_memory, counting
-from indm.files.plain import check_plain
-from indm.messages import brief, reason
+
+LARGEST_TEXT = 2**25  # bytes of JSON or TOML; what they say takes up to thirty times that in memory
+LONG_KEY = re.compile(r"""(\.[ \t]*([\w-]+|"(\\.|[^"\\\n])*"|'[^'\n]*')[ \t]*){20}""")  # tomllib keeps every part of it
+
+
+def check_plain(path: Path) -> None:
+    """See that ``path`` is a regular file: a named pipe would be waited for, and a device may not end.
+
+    Raises:
+        ValueError: it is not one, or there is none.
+    """
+    if not path.is_file():
+        raise ValueError("it is no file" if path.exists() else "there is no such file")
+
+
+def text(path: Path, errors: str = "strict") -> str:
+    """The UTF-8 text of a regular file of at most :data:`LARGEST_TEXT` bytes.
+
+    What is not UTF-8 is an error, or "replace"d.
+
+    Raises:
+        ValueError: it is another kind of file, too large, or not UTF-8.
+        OSError: it cannot be read.
+    """
+    check_plain(path)
+    if (size := path.stat().st_size) > LARGEST_TEXT:
+        raise ValueError(f"it holds {size:,} bytes, and a file of this kind may hold {LARGEST_TEXT:,}")
+    return path.read_text("utf-8", errors)
+
+
+def toml(path: Path) -> dict[str, Any]:
+    """The tables in a TOML file, whose keys have at most twenty parts.
+
+    Raises:
+        ValueError: it is not such a file, or :func:`text` does not read it.
+        OSError: it cannot be read.
+    """
+    if LONG_KEY.search(content := text(path)):
+        raise ValueError("a key must have at most 20 parts between dots")
+    try:
+        return tomllib.loads(content)
+    except RecursionError:
+        raise ValueError("it nests too deep") from None
+
+
+def cache_folder() -> Path:
+    """Where files are kept that can be made or downloaded again: $INDM_DATA, or ~/.cache/indm.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    return Path(os.environ.get("INDM_DATA") or Path.home() / ".cache" / "indm").expanduser()
+
 
 LARGEST_COUNT = 2**24  # the largest whole number that a description may hold whatever the size of the weights
 SPARE, SPARE_TENSORS = 2**14, 2**10  # numbers and tensors that a model may have beside its weights
@@ -48,7 +102,7 @@ def json_object(path: Path) -> dict[str, Any]:
         ValueError: naming the file; also where it holds another kind of value.
     """
     with _reading(path, "JSON"):
-        content = json.loads(plain.text(path))
+        content = json.loads(text(path))
         if not isinstance(content, dict):
             raise ValueError(f"it holds {type(content).__name__}, where an object must be")
         return content
@@ -62,7 +116,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     """
     found = []
     with _reading(path, "lines of JSON"):
-        for line in plain.text(path, "replace").splitlines():
+        for line in text(path, "replace").splitlines():
             with suppress(ValueError, RecursionError):
                 found.append(json.loads(line))
     return [content for content in found if isinstance(content, dict)]

@@ -20,13 +20,13 @@ from indm.flows.base import Frozen as Frozen
 from indm.flows.base import Identity as Identity
 from indm.flows.base import Squeeze as Squeeze
 from indm.flows.base import Unsqueeze as Unsqueeze
-from indm.flows.check import check_flow as check_flow
+from indm.flows.base import check_flow as check_flow
 from indm.flows.coupling import Coupling as Coupling
 from indm.flows.coupling import CouplingFlow as CouplingFlow
+from indm.flows.coupling import ElementwiseFlow as ElementwiseFlow
 from indm.flows.coupling import InvertibleLinear as InvertibleLinear
 from indm.flows.coupling import SecondHalf as SecondHalf
 from indm.flows.coupling import initialize_actnorms as initialize_actnorms
-from indm.flows.elementwise import ElementwiseFlow as ElementwiseFlow
 from indm.flows.log_det import ExactLogDet as ExactLogDet
 from indm.flows.log_det import PowerSeries as PowerSeries
 from indm.flows.residual import ResidualBlock as ResidualBlock

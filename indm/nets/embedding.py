@@ -62,7 +62,7 @@ class ConditionEmbedding(nn.Module):
 
     def __init__(self, seen_shape: tuple[int, ...], width: int, blocks: int = 0, dropout: float = 0.0):
         super().__init__()
-        residual = [ResidualBlock(width, dropout) for _ in range(blocks)]
+        residual = [EmbeddingBlock(width, dropout) for _ in range(blocks)]
         norm = [nn.LayerNorm(width)] if blocks else []
         layers = [nn.Linear(math.prod(seen_shape), width), *residual, *norm, nn.SiLU(), zeroed(nn.Linear(width, width))]
         self.mlp = nn.Sequential(nn.Flatten(), *layers)
@@ -71,7 +71,7 @@ class ConditionEmbedding(nn.Module):
         return self.mlp(c)
 
 
-class ResidualBlock(nn.Module):
+class EmbeddingBlock(nn.Module):
     """h ↦ h + W₂ silu(W₁ norm(h)), with dropout before W₂."""
 
     def __init__(self, width: int, dropout: float):

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.nets.embedding import ConditionEmbedding, LevelEmbedding, ResidualBlock, seen
+from indm.nets.embedding import ConditionEmbedding, EmbeddingBlock, LevelEmbedding, seen
 from indm.tensors import Batch, PerSample, zeroed
 
 Pushed = tuple[Tensor, Tensor]  # a value (B, width), and its tangents (B, directions, width)
@@ -157,7 +157,29 @@ def pushed(layers: Iterable[nn.Module], x: Tensor, dx: Tensor) -> Pushed:
             fixed = torch.stack([torch.ones_like(x), normal], 1) / math.sqrt(x.shape[1])  # directions that it removes
             dx = torch.baddbmm(dx, dx @ fixed.mT, fixed, alpha=-1).mul_((scale * layer.weight)[:, None])
             x = normal * layer.weight + layer.bias
-        elif isinstance(layer, ResidualBlock):
+        elif isinstance(layer, EmbeddingBlock):
             more, d_more = pushed(layer.mlp, x, dx)
             x, dx = x + more, d_more.add_(dx)
     return x, dx
+
+
+class Zero(nn.Module):
+    """(z, level) → 0: with :class:`~indm.score.ScoreModel` the exact score of latents distributed as N(0, I).
+
+    It makes an INDM a plain normalizing flow: as the latents stay N(0, I) at all times, the NELBO is the flow's own
+    −log N(h(x); 0, I) − log|det ∂h/∂x|, up to what truncation at ε and the prior at T leave.
+
+    Example: behind it the bound of a model is the likelihood of its flow, here of z = 2x.
+
+        >>> import indm
+        >>> tables = {"flow": {"name": "actnorm", "channels": 2}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> model = indm.build_model(tables, (2,))
+        >>> _ = model.flow.log_scale.data.fill_(0.6931)  # log 2
+        >>> round(model.log_prob(torch.zeros(1, 2)).item(), 3)  # of N(0, I/4): log(4/2π)
+        -0.452
+    """
+
+    is_smooth = True  # in the level
+
+    def forward(self, z: Batch, level: PerSample) -> Batch:
+        return torch.zeros_like(z)

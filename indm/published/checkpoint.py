@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from indm import messages
+from indm import checks
+from indm.checks import brief, listed
 from indm.files import untrusted
-from indm.messages import brief, listed
 
 State = dict[str, Tensor]
 Weights = Literal["ema", "model"]
@@ -88,7 +88,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # damaged files surface as almost anything
-        reason = messages.reason(error) if isinstance(error, ValueError) else "damaged, or of another kind"
+        reason = checks.reason(error) if isinstance(error, ValueError) else "damaged, or of another kind"
         raise ValueError(f"{path} cannot be read as a checkpoint of torch: {reason}") from error
     if not (isinstance(content, dict) and _is_state(content.get("model"))):
         actual = brief(", ".join(map(shown, content))) if isinstance(content, dict) else shown(content)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from indm.checks import brief
 from indm.files.untrusted import build_described
 from indm.flows.base import ActNorm, Flow
 from indm.flows.coupling import Coupling, InvertibleLinear
 from indm.flows.residual import ResidualBlock
-from indm.messages import brief
 from indm.model import build
 from indm.published.checkpoint import Reader, check_agrees
 from indm.published.conditional import ConditionalBlock, ConditionalResidualFlow, InitialInverse, Interleaved

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from indm.checks import check_arguments
-from indm.messages import brief, listed
+from indm.checks import brief, check_arguments, listed
 from indm.nets.unet import Attention, ResBlock
 from indm.published.checkpoint import Reader, State, alike, check_agrees, contradictions
 from indm.published.ncsnpp import Fourier, NCSNpp, ResidualInlet, SkipInlet

@@ -23,7 +23,6 @@ from indm.sampling.drawing import sample as sample
 from indm.sampling.drawing import sample_with_log_prob as sample_with_log_prob
 from indm.sampling.drawing import solve_latent as solve_latent
 from indm.sampling.exponential import DPMSolver2M as DPMSolver2M
-from indm.sampling.exponential import DPMSolver3M as DPMSolver3M
 from indm.sampling.exponential import Heun as Heun
 from indm.sampling.exponential import UniPC as UniPC
 from indm.sampling.stochastic import Ancestral as Ancestral

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.conditions import all_rows, at_rows
 from indm.likelihood import decode_with_log_prob, latents_of
 from indm.sampling.base import FEW, RESOLVING, Sampler, check_counts, default_sampler, default_steps, make_sampler
 from indm.score import denoise, may_ripple
@@ -34,10 +33,9 @@ def sample(
     """Draw samples: prior → reverse process on the latent → h_φ⁻¹.
 
     Args:
-        model: an INDM.
         shape_or_n: how many (the model then knows its event shape), or the whole shape with the batch axis.
         c: the condition, of a model that has one: for all samples or one for each, see :meth:`indm.INDM.given`. Of a
-            model that knows p(x), too (``condition.drop``), None samples that.
+            model that knows p(x), too (``drop`` of its condition), None samples that.
         guidance: w of :class:`indm.score.GivenScore`: above 1 samples are more typical of c and less diverse, at two
             evaluations each. Only 1, which is the model, has a likelihood.
         sampler: a name in :data:`SAMPLERS`, or a :class:`Sampler`, such as ``PredictorCorrector(snr=0.1)``; default:
@@ -53,12 +51,11 @@ def sample(
         x in model units, (n, *event); ``model.scaling.to_data`` gives grey levels.
 
     Raises:
-        ValueError: an unknown sampler, a sampler that cannot take the SDE, or a number out of range.
-        RuntimeError: where the flow's inverse did not converge (see ``Flow.inverse``).
+        ValueError: a sampler that is unknown or cannot take the SDE, or a number out of range.
+        RuntimeError: the flow's inverse did not converge.
 
     Warns:
-        RuntimeWarning: the network does not say that it is smooth in t (``is_smooth``), as the published ones are not,
-            and the sampler takes 25 steps or fewer.
+        RuntimeWarning: the network does not declare itself smooth in t (``is_smooth``), and steps are 25 or fewer.
 
     Example:
 
@@ -82,7 +79,7 @@ def sample(
         )
     model, parts = model.truncated(eps), []
     with evaluation_mode(model):
-        for _, part, z_T in prior_batches(model, shape_or_n, c, guidance, batch_size, generator, progress):
+        for part, z_T in prior_batches(model, shape_or_n, c, batch_size, generator, progress, guidance=guidance):
             z, _ = solve_latent(part, z_T, sampler, steps, last_denoising, generator=generator, progress=progress)
             parts.append(part.decode(temperature * z))
     return torch.cat(parts)
@@ -123,28 +120,22 @@ def sample_with_log_prob(
     """
     model, parts = model.truncated(eps), []
     with evaluation_mode(model):
-        for _, part, z_T in prior_batches(model, shape_or_n, c, 1.0, batch_size, generator, progress):
+        for part, z_T in prior_batches(model, shape_or_n, c, batch_size, generator, progress):
             parts.append(decode_with_log_prob(part, z_T, generator=generator, **solver)[:2])
     samples, log_probs = zip(*parts, strict=True)
     return torch.cat(samples), torch.cat(log_probs)
 
 
 def prior_batches(
-    model,
-    shape_or_n: int | tuple[int, ...],
-    c: Any,
-    guidance: float,
-    batch_size: int,
-    generator: torch.Generator | None,
-    progress: bool,
-) -> Iterator[tuple[Tensor, Any, Batch]]:
-    """Batches of z_T ~ π: the numbers of its samples, the model at their conditions, and z_T."""
+    model, shape_or_n: int | tuple[int, ...], c: Any, batch_size: int, generator, progress: bool, *, guidance: float = 1
+) -> Iterator[tuple[Any, Batch]]:
+    """Batches of z_T ~ π: the model at the conditions of its samples, and z_T."""
     shape = (shape_or_n, *model.shape) if isinstance(shape_or_n, int) else tuple(shape_or_n)
     check_counts(shape_or_n=shape[0], batch_size=batch_size)
-    c, batches = all_rows(model, c, shape[0]), torch.arange(shape[0]).split(batch_size)
+    c, batches = model.rows(c, shape[0]), torch.arange(shape[0]).split(batch_size)
     for rows in tqdm(batches, desc="batches", disable=not progress or len(batches) == 1):
-        part, size = at_rows(model, c, rows, guidance=guidance), (len(rows), *shape[1:])
-        yield rows, part, model.sde.prior_sample(size, generator=generator, dtype=model.scaling.scale.dtype)
+        part, size = model.given(c, rows=rows, guidance=guidance), (len(rows), *shape[1:])
+        yield part, model.sde.prior_sample(size, generator=generator, dtype=model.scaling.scale.dtype)
 
 
 def solve_latent(
@@ -161,10 +152,9 @@ def solve_latent(
 
     A model that has a condition, and was not given any, samples p(x), if it knows that.
     """
-    model = at_rows(model, None, torch.arange(len(z_T)))
+    model = model.given(None, len(z_T))
     with evaluation_mode(model):
-        options: Any = {"steps": steps, "generator": generator, "progress": progress}
-        z, nfe = sampler.solve(model.score, z_T, **options)
+        z, nfe = sampler.solve(model.score, z_T, steps=steps, generator=generator, progress=progress)  # type: ignore[arg-type]
         eps = model.sde.endpoints(z)[0]
         if not last_denoising:
             return z / expand_like(model.sde.alpha(eps), z), nfe

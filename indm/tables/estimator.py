@@ -18,13 +18,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from indm.checks import counted
 from indm.conditions import Vector
 from indm.flows.base import Identity
 from indm.gaussian import GaussianReference
 from indm.likelihood import START, WhitenedFlow
-from indm.messages import counted
 from indm.model import INDM
-from indm.nets.mixture import MixtureMLP
 from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, rademacher
 from indm.sampling import sample
 from indm.score import ScoreModel, context_of, with_context
@@ -32,6 +31,7 @@ from indm.sde.linear import VPSDE
 from indm.tables.columns import Columns, are_near, far_columns, is_inside, moments, moments_of_most
 from indm.tables.fit import VALIDATION_ROWS, Training, at, race, train
 from indm.tables.mixture import COMPONENTS, Mixture, best_mixture
+from indm.tables.networks import MixtureMLP
 from indm.tensors import evaluation_mode, event_sum, expand_like
 
 FEWEST_ROWS = 10  # of a table
@@ -99,12 +99,12 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     Columns are standardised and decorrelated, and made symmetric before, by a power of each, where validation says that
     it helps (the Jacobian is part of the density). A Gaussian mixture, chosen by validation, gives the score of the
-    diffusion in closed form (:class:`~indm.nets.MixtureMLP`), and a network learns the rest by maximum likelihood
-    (:mod:`indm.tables.fit`) until validation no longer improves. Where the best mixture has several components, a fit
-    from one Gaussian is trained, too, and the better of both goes on. The density is that of the probability flow: it
-    integrates to 1, and its ODE is solved for each row to 0.05 nats, by an estimate that is some ten times the true
-    error; where the network adds nothing, it is the mixture's in closed form. Of a small table several models are
-    trained, each validated on other rows, and their densities averaged.
+    diffusion in closed form (:class:`~indm.tables.networks.MixtureMLP`), and a network learns the rest by maximum
+    likelihood (:mod:`indm.tables.fit`) until validation no longer improves. Where the best mixture has several
+    components, a fit from one Gaussian is trained, too, and the better of both goes on. The density is that of the
+    probability flow: it integrates to 1, and its ODE is solved for each row to 0.05 nats, by an estimate that is some
+    ten times the true error; where the network adds nothing, it is the mixture's in closed form. Of a small table
+    several models are trained, each validated on other rows, and their densities averaged.
 
     With conditions c, numbers of each row that are given to ``fit`` and the other methods, the density is p(x|c): the
     mixture is one of rows and conditions together, whose law at c has a closed form, and the network sees c. By default

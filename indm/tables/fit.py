@@ -1,9 +1,9 @@
 r"""How the network of a table is trained: until validation no longer improves, then at a falling rate.
 
-The loss is the NELBO of latents that start as a mixture (:class:`~indm.nets.MixtureMLP`). Each row is noised twice, by
-n and by −n: at small noise the two gradients are nearly of opposite signs, so that their mean has little noise. Noise
-levels are drawn in proportion to the root mean square of the gradients there, which is measured as training goes, and
-weighted so that the mean stays that of the NELBO.
+The loss is the NELBO of latents that start as a mixture (:class:`~indm.tables.networks.MixtureMLP`). Each row is noised
+twice, by n and by −n: at small noise the two gradients are nearly of opposite signs, so that their mean has little
+noise. Noise levels are drawn in proportion to the root mean square of the gradients there, which is measured as
+training goes, and weighted so that the mean stays that of the NELBO.
 """
 
 import copy
@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from indm.model import INDM
 from indm.objective import noise_error, time_at
-from indm.rng import strata
 from indm.sde.linear import LinearSDE
-from indm.tensors import squared_norm
+from indm.tensors import squared_norm, strata
 from indm.training import EMA, learning_rate_factor, optimizer_step
 
 CELLS = 24  # of the clock, in which gradients are measured
@@ -88,7 +87,7 @@ class Training:
     """A model in training, its average, and its best validated state.
 
     Args:
-        model: what is trained, an INDM whose network is a :class:`~indm.nets.MixtureMLP`.
+        model: what is trained, an INDM whose network is a :class:`~indm.tables.networks.MixtureMLP`.
         held, c_held: latents (m, d) on which it is validated, and their conditions (m, k).
         learning_rate, weight_decay: of AdamW.
         groups: rows of ``held`` that are one row of the table in other noise stand together, this many.

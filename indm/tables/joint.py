@@ -18,7 +18,6 @@ from torch import Tensor
 from indm.conditions import Vector
 from indm.flows.base import Identity
 from indm.model import INDM
-from indm.nets.masked import MaskedMixtureMLP
 from indm.sampling import sample
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
@@ -44,7 +43,8 @@ from indm.tables.estimator import (
     warn_of_few_values,
 )
 from indm.tables.fit import VALIDATION_ROWS, Training, race, train
-from indm.tables.joint_mixture import LAW_ENTRIES, JointMixture, best_joint_mixture
+from indm.tables.mixture import LAW_ENTRIES, JointMixture, best_joint_mixture
+from indm.tables.networks import MaskedMixtureMLP
 
 MIXTURE_ROWS = 5_000, 2_000  # on which a mixture is fitted, without and with missing entries
 QUESTIONS = 8  # of a batch in training
@@ -84,7 +84,7 @@ class Questions:
 
 @dataclass(eq=False)
 class JointTraining(Training):
-    """A :class:`~indm.tables.fit.Training` of a :class:`~indm.nets.masked.MaskedMixtureMLP` on questions of all kinds.
+    """A :class:`~indm.tables.fit.Training` of a :class:`MaskedMixtureMLP` on questions of all kinds.
 
     Args:
         questions, one_hot: of the rows ``held``, whose conditions are made of them.

@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import torch
 
+from indm.checks import brief
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow, Identity
-from indm.messages import brief
 from indm.model import INDM, build, count_parameters
 from indm.published.checkpoint import Checkpoint, State, Weights, read_checkpoint
 from indm.published.flow import flow_from_state

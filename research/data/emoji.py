@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indm.messages import brief
+from indm.checks import brief
 from indm.workbench.data.base import Data
 from indm.workbench.data.folder import find_images
 from indm.workbench.data.image_files import ImageFiles, data_of_images

@@ -25,8 +25,7 @@ import indm
 from indm.dequantization import from_data
 from indm.model import INDM, count_parameters
 from indm.objective import Losses, Objective, as_objective, flow_loss, flow_nll, objective_of
-from indm.rng import noisy
-from indm.tensors import evaluation_mode
+from indm.tensors import evaluation_mode, noisy
 from indm.translation import without_noise
 from indm.workbench.data.base import Data, stack
 from indm.workbench.data.registry import load_data

@@ -29,9 +29,9 @@ from safetensors.torch import load_file, save_file
 
 import indm
 from indm import names
-from indm.files import memory, plain, untrusted
+from indm.checks import one_line
+from indm.files import memory, untrusted
 from indm.flows import ActNorm
-from indm.messages import one_line
 from indm.model import INDM, build_model
 from indm.scaling import Scaling
 from indm.workbench.data import tables
@@ -216,7 +216,7 @@ def test_a_log_is_read_as_a_stranger_s_file(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 4}]
     log.unlink()
     with log.open("wb") as file:
-        file.truncate(plain.LARGEST_TEXT + 1)
+        file.truncate(untrusted.LARGEST_TEXT + 1)
     with pytest.raises(ValueError, match=r"metrics\.jsonl cannot be read as lines of JSON: it holds 33,554,433 bytes"):
         read_metrics(tmp_path)
 
@@ -224,7 +224,7 @@ def test_a_log_is_read_as_a_stranger_s_file(tmp_path):
 def test_text_has_a_largest_size(tmp_path):
     for name in ("recipe.toml", "versions.json"):
         with (tmp_path / name).open("wb") as file:
-            file.truncate(plain.LARGEST_TEXT + 1)
+            file.truncate(untrusted.LARGEST_TEXT + 1)
     complaint = (
         r"recipe\.toml is not valid TOML: it holds 33,554,433 bytes, and a file of this kind may hold 33,554,432"
     )

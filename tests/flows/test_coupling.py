@@ -16,8 +16,7 @@ from indm.flows import (
     InvertibleLinear,
     initialize_actnorms,
 )
-from indm.flows.coupling import Affine, RationalQuadratic
-from indm.flows.elementwise import SharedSpline
+from indm.flows.coupling import Affine, RationalQuadratic, SharedSpline
 from indm.model import describe
 
 

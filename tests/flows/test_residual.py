@@ -15,8 +15,7 @@ from scipy.sparse.linalg import eigsh
 
 import indm
 from indm.flows import ActNorm, Compose, ExactLogDet, Identity, PowerSeries, ResidualBlock, ResidualFlow, use_log_det
-from indm.flows.activations import ACTIVATIONS
-from indm.flows.residual import ContractiveLinear, convolution_norm, residual_chain
+from indm.flows.residual import ACTIVATIONS, ContractiveLinear, convolution_norm, residual_chain
 
 ESTIMATORS = {
     "default": PowerSeries(1, 1.0, share=16),

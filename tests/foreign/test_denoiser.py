@@ -223,7 +223,7 @@ def test_a_model_of_a_factory_is_saved_and_read(tmp_path):
 
 def test_a_factory_of_other_code_needs_trust(tmp_path):
     options = {"predicts": "noise", "path": "edm", "shape": (2,), "factory": "torch.nn:Identity"}
-    with pytest.raises(ValueError, match="add --trust torch"):
+    with pytest.raises(ValueError, match=r"indm\.trust\('torch'\)"):
         indm.from_denoiser(**options)
 
 

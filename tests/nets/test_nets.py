@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from indm.nets import MLP, UNet, Zero
-from indm.nets.attention import attend
 from indm.nets.embedding import LevelEmbedding
-from indm.nets.unet import Attention, ResBlock, group_norm
+from indm.nets.unet import Attention, ResBlock, attend, group_norm
 
 
 def perturbed(net, scale=0.1, seed=0):

@@ -23,11 +23,11 @@ from sklearn.utils.estimator_checks import check_estimator
 from indm import INDM, DensityEstimator, JointDensityEstimator, ScoreModel
 from indm.flows.base import Identity
 from indm.likelihood import WhitenedFlow
-from indm.nets.mixture import MixtureMLP
 from indm.ode import Solution
 from indm.sde.linear import VPSDE
 from indm.tables import estimator
 from indm.tables.columns import Columns
+from indm.tables.networks import MixtureMLP
 
 SMALL = {"n_models": 1, "max_components": 2, "width": 8, "depth": 1, "max_steps": 5, "random_state": 0}
 SHIFT, SCALE = np.array([3.0, -1.0]), np.array([10.0, 0.5])

@@ -10,12 +10,12 @@ import torch
 from indm.conditions import Vector
 from indm.flows.base import Identity
 from indm.model import INDM
-from indm.nets.mixture import MixtureMLP
 from indm.objective import mle_loss
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
 from indm.tables import fit
 from indm.tables.fit import CELLS, Clock, Training, gradient_square, paired_error, train
+from indm.tables.networks import MixtureMLP
 
 
 def model_of(k: int = 0, width: int = 8) -> INDM:

@@ -22,8 +22,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from indm.messages import one_line
-from indm.sampling import SAMPLERS, able_samplers, default_sampler
+from indm.checks import one_line
+from indm.sampling import able_samplers, default_sampler
 from indm.workbench.app import requests
 from indm.workbench.app.requests import WAYS, Ends, Side, Source
 from indm.workbench.data.images import SUFFIXES
@@ -121,7 +121,7 @@ class Builder:
             with gr.Column(scale=1, min_width=260):
                 n = gr.Slider(1, 64, 16, step=1, label="Number")
                 steps = gr.Slider(1, 200, 25, step=1, label="Steps", info="“ode” takes as many as its error needs.")
-                able = able_samplers(side.model, SAMPLERS)
+                able = able_samplers(side.model.sde)
                 sampler = gr.Dropdown(able, value=default_sampler(side.model), label="Sampler")
                 seed = seed_field()
                 temperature = gr.Slider(0.1, 1.5, 1.0, step=0.05, label="Temperature",
@@ -188,7 +188,7 @@ def condition_field(side: Side, label: str = "Condition") -> Any:
     if side.labels:
         choices = [("none: p(x)", "")] * side.knows_marginal + [(name, name) for name in side.labels]
         return gr.Dropdown(choices, value=side.labels[0], label=label)
-    is_conditional = side.model.condition is not None
+    is_conditional = not side.model.condition.is_none
     return gr.Textbox("", label=label, placeholder="[0.5, 1.2]", max_length=1000, visible=is_conditional)
 
 

@@ -71,7 +71,7 @@ class Side:
                 f"'indm sample {run}' and 'indm evaluate {run}' would do"
             )
         condition = model.condition
-        if not (condition is None or condition.is_class or isinstance(condition, Vector)):
+        if not (condition.is_none or condition.is_class or isinstance(condition, Vector)):
             raise ValueError(
                 f"indm app needs a model of p(x), p(x|class) or p(x|numbers), {run} is one of p(x|image); "
                 f"'indm sample {run}' would do"
@@ -114,7 +114,7 @@ class Side:
     def given(self, c: str | None) -> Any:
         """The condition that a text field holds: the name of a class, or numbers as [0.5, 1.2]; None for p(x)."""
         condition = self.model.condition
-        if condition is None or not c:
+        if condition.is_none or not c:
             return None
         if condition.is_class:
             return c
@@ -153,8 +153,7 @@ class Side:
     @property
     def knows_marginal(self) -> bool:
         """Whether a model of p(x|c) is one of p(x), too, and can be guided."""
-        condition = self.model.condition
-        return condition is not None and condition.drop > 0
+        return self.model.condition.drop > 0
 
 
 def open_sides(folders: Sequence[Path]) -> list[Side]:

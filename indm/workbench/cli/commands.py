@@ -9,7 +9,7 @@ from typing import get_type_hints
 import tyro
 
 import indm
-from indm.messages import did_you_mean, nearest, one_line
+from indm.checks import did_you_mean, nearest, one_line
 from indm.workbench.cli.common import Common
 from indm.workbench.recipes.recipe import NAMED_TABLES, OPTION_TABLES, OPTIONAL_TABLES
 

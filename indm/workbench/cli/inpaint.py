@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from indm.messages import counted, reason
+from indm.checks import counted, reason
 from indm.workbench.cli.common import DONE, ShowsProgress
 from indm.workbench.recipes.options import InpaintingOptions, default
 

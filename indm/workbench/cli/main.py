@@ -3,13 +3,14 @@
 import contextlib
 import io
 import os
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator
 
 from indm import names
-from indm.messages import one_line
+from indm.checks import one_line
 from indm.workbench.cli.commands import parse
 from indm.workbench.cli.common import DEFECT, DONE, INTERRUPTED, MISTAKE, NOBODY_READS, Common
 
@@ -59,7 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         kind = type(error)
         known = kind is RuntimeError or kind.__name__ == "OutOfMemoryError"  # PyTorch's
         if known or issubclass(kind, ValueError | OSError | MemoryError):
-            print(f"indm: error: {one_line(error) or kind.__name__}", file=sys.stderr)
+            words = re.sub(r"allow it by indm\.trust\('(\w+)'\)", r"add --trust \1", one_line(error))
+            print(f"indm: error: {words or kind.__name__}", file=sys.stderr)
             return MISTAKE
         message = f"unexpected {kind.__name__}: {one_line(error)}"
         print(f"indm: error: {message} (the same command with --debug shows where)", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from indm.messages import counted
+from indm.checks import counted
 from indm.workbench.cli.common import DONE, ShowsProgress
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import Drawing, FidDrawing, ScoringOptions, default

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from indm.messages import counted, one_line
+from indm.checks import counted, one_line
 from indm.workbench.cli.common import DONE, INTERRUPTED, ShowsProgress, name_of, say
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import default

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from indm.messages import one_line
+from indm.checks import one_line
 from indm.workbench.cli.common import DONE, SOME_FAILED, ShowsProgress
 from indm.workbench.recipes.options import TranslationOptions, default
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from indm.checks import brief, nearest, reason
 from indm.files import untrusted
-from indm.files.plain import check_plain
-from indm.messages import brief, nearest, reason
+from indm.files.untrusted import check_plain
 from indm.workbench.data import tables
 from indm.workbench.data.base import Data, as_data
 from indm.workbench.data.raw import Mapped, grey_levels

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset
 
-from indm.messages import brief
+from indm.checks import brief
 from indm.scaling import Scaling
 from indm.workbench.data.raw import FirstEntries, InMemory, Mapped, Source, events, words_of
 from indm.workbench.data.splits import condition_fields, counts, describe_split, limited, split

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indm.messages import brief, counted, reason
+from indm.checks import brief, counted, reason
 from indm.workbench.data.base import Data
 from indm.workbench.data.image_files import ImageOptions
 from indm.workbench.data.images import SUFFIXES, read_image, read_kind

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from indm.files.plain import check_plain
-from indm.messages import brief, nearest, reason
+from indm.checks import brief, nearest, reason
+from indm.files.untrusted import check_plain
 from indm.workbench.data.base import Data, as_data
 from indm.workbench.data.image_files import ImageOptions
 from indm.workbench.data.images import Stored, read_kind

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from indm.checks import nearest, reason
 from indm.files.memory import most_memory
-from indm.messages import nearest, reason
 from indm.scaling import Scaling
 from indm.workbench.data.base import Data
 from indm.workbench.data.images import RESIZE_MODES, Stored, colour_of, fitted, read_image

@@ -16,8 +16,8 @@ import torch
 from PIL import ExifTags, Image, ImageChops, ImageColor, ImageOps
 from torch import Tensor
 
-from indm.files.plain import check_plain
-from indm.messages import brief, reason
+from indm.checks import brief, reason
+from indm.files.untrusted import check_plain
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from indm.messages import brief
+from indm.checks import brief
 from indm.scaling import Scaling, check_levels
 
 AT_ONCE = 2**24  # numbers that are read at once for a mean

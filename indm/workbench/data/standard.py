@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from indm.checks import reason
 from indm.files import untrusted
-from indm.files.plain import cache_folder, check_plain
-from indm.messages import reason
+from indm.files.untrusted import cache_folder, check_plain
 from indm.scaling import Scaling
 from indm.workbench.data.base import Data
 from indm.workbench.data.image_files import ImageFiles, data_of_images

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from indm.checks import brief, nearest, reason
 from indm.files.memory import COPIES, check_memory
-from indm.files.plain import check_plain
-from indm.messages import brief, nearest, reason
+from indm.files.untrusted import check_plain
 
 if TYPE_CHECKING:
     import pandas

@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from indm.checks import one_line
 from indm.files import atomic, untrusted
-from indm.messages import one_line
 from indm.model import DESCRIPTION, WEIGHTS
 from indm.names import KINDS, OPTIONAL_KINDS
 from indm.workbench.evaluation.results import likelihood_table, read_evaluation

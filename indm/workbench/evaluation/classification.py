@@ -87,8 +87,8 @@ def classify(
         >>> found.predicted.tolist(), [round(p, 4) for p in found.confidence.tolist()]
         ([1, 1, 1], [0.75, 0.75, 0.75])
     """
-    condition = getattr(model, "condition", None)
-    if condition is None or not condition.is_class:
+    condition = model.condition
+    if not condition.is_class:
         raise ValueError("model must be one of p(x|class) to classify; train one with --condition classes")
     check_raw(model, raw)
     if draws < 2 or times < 1:

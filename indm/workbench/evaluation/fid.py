@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from indm.messages import nearest
+from indm.checks import nearest
 from indm.names import BUILT_IN
 from indm.tensors import double
 from indm.workbench.data.base import InMemory, stack

@@ -12,9 +12,8 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.conditions import all_rows, at_rows
 from indm.dequantization import check_raw, in_words
-from indm.foreign.checks import check_denoiser, is_foreign
+from indm.foreign.denoiser import check_denoiser, is_foreign
 from indm.likelihood import latent_reference
 from indm.ode import OUT_OF_REACH
 from indm.tensors import evaluation_mode, outside_inference, squared_norm
@@ -113,7 +112,7 @@ def evaluate(
     """
     check_raw(model, raw)
     _check(model, raw, measures, repeats, batch_size)
-    c, n, device = all_rows(model, c, len(raw)), len(raw), model.scaling.scale.device
+    c, n, device = model.rows(c, len(raw)), len(raw), model.scaling.scale.device
     model.flow.check()
     _warn_of_foreign(model, raw, c, batch_size, seed)
     model = model.truncated(eps)
@@ -125,7 +124,7 @@ def evaluate(
     def draw(job: int, number: int) -> Estimate:
         kind, rows = jobs[job]
         generator.manual_seed(seed + SEED_STRIDE * number)
-        return drawn[kind].estimate(at_rows(model, c, rows), raw[rows].to(device), reference, generator)
+        return drawn[kind].estimate(model.given(c, rows=rows), raw[rows].to(device), reference, generator)
 
     def solver_of(measure: Measure) -> Solve:
         """What makes the draws of ``measure`` again, and solves them in other numbers of steps."""

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from indm.conditions import at_rows
 from indm.dequantization import from_data
 from indm.gaussian import GaussianReference
 from indm.likelihood import NLL_ERROR, Start, WhitenedFlow, start_of
@@ -74,7 +73,7 @@ class RepeatableDraws:
                 rows.append(chosen)
                 log_q.append(own[chosen - first])
             start = Start(*(torch.cat(parts) for parts in zip(*(vars(s).values() for s in starts), strict=True)))
-            flow = replace(flow, score=at_rows(self.model, self.c, torch.cat(rows)).score)
+            flow = replace(flow, score=self.model.given(self.c, rows=torch.cat(rows)).score)
             found = [start.solved(flow, self.solver.get("nll_error", NLL_ERROR), steps) for steps in ladder]
         nats = torch.stack([torch.cat(log_q).cpu().double() - log_prob.cpu().double() for log_prob, _, _ in found])
         return nats, found[-1][1].cpu().double(), sum(int(nfe.sum()) for _, _, nfe in found)
@@ -82,7 +81,7 @@ class RepeatableDraws:
     def _drawn(self, first: int, number: int) -> tuple[WhitenedFlow, Start, Tensor]:
         """The flow of a batch's latents, its start and log q(x|raw), drawn as :func:`indm.log_likelihood` does."""
         rows = torch.arange(first, min(first + self.batch_size, len(self.raw)))
-        model, device = at_rows(self.model, self.c, rows), self.model.scaling.scale.device
+        model, device = self.model.given(self.c, rows=rows), self.model.scaling.scale.device
         generator = torch.Generator(device).manual_seed(self.seeds[number])
         x, log_q = from_data(model, self.raw[rows].to(device), generator=generator)
         probes, exact = self.solver.get("probes", 1), self.solver.get("exact")

@@ -12,9 +12,8 @@ from accelerate import PartialState
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from indm.conditions import rows_of_data
+from indm.checks import brief
 from indm.files import atomic, untrusted
-from indm.messages import brief
 from indm.names import name_of
 from indm.ode import MOST
 from indm.workbench.data.base import stack
@@ -69,7 +68,7 @@ def evaluate_run(
         )
     raw = stack(held_out, options.examples)
     distributed, main = processes.num_processes > 1, processes.is_main_process
-    c = rows_of_data(model, data, split, len(raw))
+    c = None if model.condition.is_none else model.condition.rows_of(data, split)[: len(raw)]
     groups = data.groups[split][: len(raw)] if data.groups else None
     found = evaluate(
         model, raw, measures_of(options), c=c, groups=groups, eps=options.eps or None, repeats=options.repeats,
@@ -78,7 +77,7 @@ def evaluate_run(
     result, nats = found.report, dict(found.nats)
     if not main:
         return result
-    if c is not None and model.condition is not None:
+    if c is not None:
         result["condition"] = name_of("condition", type(model.condition))
         if model.condition.is_class:
             result["classes"] = per_class(nats["nelbo"], c, model.condition.labels, groups)

@@ -18,9 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from indm.checks import check_name, check_types
-from indm.files import plain
-from indm.messages import nearest
+from indm.checks import check_name, check_types, nearest
+from indm.files import untrusted
 from indm.names import BUILT_IN, GIVEN, KINDS, OPTIONAL_KINDS
 from indm.workbench.recipes import paths
 from indm.workbench.recipes.options import Evaluation, Training
@@ -147,7 +146,7 @@ def load(source: str | Path) -> Tables:
         near = "" if len(path.parts) > 1 else nearest(str(source), bundled())
         raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{near}")
     try:
-        recipe = plain.toml(path)
+        recipe = untrusted.toml(path)
     except ValueError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     for table, content in recipe.items():

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from indm.checks import brief, did_you_mean
 from indm.files import atomic, untrusted
-from indm.messages import brief, did_you_mean
 from indm.model import DESCRIPTION, INDM, WEIGHTS
 from indm.workbench import hub
 from indm.workbench.data.base import Data, check_kind, flags_of_data

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indm.conditions import at_rows, rows_of_data
+from indm.checks import brief, counted, reason
 from indm.files import atomic, untrusted
 from indm.files.memory import COPIES, check_memory
-from indm.messages import brief, counted, reason
 from indm.model import INDM
 from indm.names import trust
 from indm.sampling import (
@@ -111,7 +110,7 @@ def _drawn(
         ) from None
     if drawing.latent_mean:
         data = data_of(run, model)
-        of_data = rows_of_data(model, data, "train", 10_000)
+        of_data = None if model.condition.is_none else model.condition.rows_of(data, "train")[:10_000]
         centre_prior(model, stack(data.train, 10_000), c=of_data, generator=generator)
     before, shared = generator.get_state(), ("guidance", "steps", "eps", "temperature", "last_denoising", "batch_size")
     options = {name: getattr(drawing, name) for name in shared}
@@ -144,7 +143,7 @@ def _changes(
     z_T = model.sde.prior_sample((of_batch, *model.shape), generator=generator, dtype=x.dtype)[:n]
     options: dict[str, Any] = {"temperature": drawing.temperature, "last_denoising": drawing.last_denoising}
     steps = drawing.steps or default_steps(model)
-    part = at_rows(model.truncated(drawing.eps), c, torch.arange(n), guidance=drawing.guidance)
+    part = model.truncated(drawing.eps).given(c, rows=torch.arange(n), guidance=drawing.guidance)
     return change_in_twice_the_steps(part, x[:n], z_T, sampler, steps, **options).tolist()
 
 
@@ -170,8 +169,8 @@ def conditions(run: Path, model: Any, drawing: Drawing | InpaintingOptions) -> T
     Raises:
         ValueError: ``drawing.condition`` is none of the model's.
     """
-    condition, wanted = getattr(model, "condition", None), drawing.condition
-    if condition is None:
+    condition, wanted = model.condition, drawing.condition
+    if condition.is_none:
         if wanted is not None or drawing.guidance != 1:
             raise ValueError(
                 f"condition and guidance are for a model of p(x|c), got {wanted} and {drawing.guidance:g}; "
@@ -188,7 +187,7 @@ def conditions(run: Path, model: Any, drawing: Drawing | InpaintingOptions) -> T
         value = recipes.value_of(wanted)
         if condition.is_class:
             names = value if isinstance(value, list) and wanted not in condition.labels else [wanted]
-            value = [condition.typed(str(name)) for name in names]
+            value = [condition.number(str(name)) for name in names]
         return condition.rows(value, drawing.n)
     try:
         rows = condition.rows_of(data_of(run, model), "train")

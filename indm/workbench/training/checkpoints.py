@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from indm import messages
+from indm import checks
 from indm.files import atomic, untrusted
 from indm.files.memory import causes, raise_if_out_of_memory
-from indm.files.plain import check_plain
+from indm.files.untrusted import check_plain
 from indm.model import WEIGHTS
 
 FOLDER = "checkpoints"
@@ -74,7 +74,7 @@ def newest(run: Path) -> tuple[Path, dict]:
             for cause in causes(error):  # zipfile has one answer to all that goes wrong at the end of a file
                 if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):
                     raise OSError(cause.errno, cause.strerror, str(path)) from error
-            complaints[path] = messages.reason(error)
+            complaints[path] = checks.reason(error)
             continue
         for damaged, reason in complaints.items():
             warnings.warn(f"{damaged} is damaged ({reason}); going on from {path}, the newest intact one", stacklevel=2)

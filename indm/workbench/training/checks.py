@@ -181,7 +181,7 @@ def _kept(model: nn.Module, n: int) -> int:
     x, t = torch.zeros(n, *model.shape, device=device), torch.ones(n, device=device)
     with suppress(Exception), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         # What fails here fails in the first step, with its own message.
-        flow = model.flow if model.condition is None else given(model.flow, model.condition.absent(n).to(device))
+        flow = given(model.flow, model.condition.absent(n).to(device))
         if model.dequantization is not None:
             model.dequantization(x)
         model.score.backbone(flow.latent(x), t)

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from indm.checks import reason
 from indm.files import atomic, untrusted
-from indm.messages import reason
 from indm.workbench.data.registry import without_download
 from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes

@@ -20,8 +20,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
+from indm.checks import reason
 from indm.files import atomic, untrusted
-from indm.messages import reason
 from indm.workbench.runs.devices import by_main_process
 from indm.workbench.runs.folder import read_metrics
 from indm.workbench.training.trainer import Trainer

@@ -25,9 +25,9 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from indm.checks import counted
 from indm.files import atomic
 from indm.files.memory import gib
-from indm.messages import counted
 from indm.model import reading
 from indm.objective import Losses, Objective
 from indm.sampling import centre_prior

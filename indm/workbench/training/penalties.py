@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from indm.dequantization import from_data
 from indm.objective import flow_nll
-from indm.rng import noisy
+from indm.tensors import noisy
 from indm.training import Penalty
 from indm.workbench.data.base import Data, stack
 from indm.workbench.data.batches import flip_horizontally

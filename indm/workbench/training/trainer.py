@@ -20,18 +20,16 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from indm import names
-from indm.conditions import Condition, rows_of_data, sees_condition
+from indm.checks import reason
+from indm.conditions import Condition, NoCondition, sees_condition
 from indm.dequantization import check_raw, from_data
 from indm.files.memory import raise_if_out_of_memory
-from indm.flows.base import Flow
-from indm.flows.check import check_flow
+from indm.flows.base import Flow, check_flow
 from indm.likelihood import latent_reference
-from indm.messages import reason
 from indm.model import build_model, count_parameters
 from indm.objective import Objective, flow_nll, nelbo, objective_of, soft_truncation
-from indm.rng import noisy, random_states, restore_random_states
-from indm.sde.check import check_sde
-from indm.tensors import widest
+from indm.sde.linear import check_sde
+from indm.tensors import noisy, random_states, restore_random_states, widest
 from indm.training import EMA, FlowUse, TrainingStep, learning_rate_factor, optimizer_step
 from indm.workbench.data.base import Data, check_kind, stack
 from indm.workbench.data.batches import Paired, flip_horizontally, loader
@@ -90,7 +88,7 @@ class Trainer:
         self.recipe = recipe = with_condition(recipe, data)
         torch.manual_seed(self.options.seed)
         self.model = self._on_device(self._checked(model, recipe))
-        self.condition: Condition | None = getattr(self.model, "condition", None)
+        self.condition: Condition = getattr(self.model, "condition", NoCondition())
         self._try_outside_parts()
         self.ema = EMA(self.model, self.options.ema)
         self.optimizer = self.build_optimizer([group for group in self.parameter_groups() if group["params"]])
@@ -110,7 +108,7 @@ class Trainer:
         check_parts(model, self.options, self.objective)
         train = self.data.train  # what is read on demand is checked as it is read
         check_raw(model, stack(train, None if isinstance(train, InMemory) else 2))
-        if model.condition is not None:
+        if not model.condition.is_none:
             check_condition(model.condition, self.data)
             model.condition.fit(model.condition.rows_of(self.data, "train"))
         return model
@@ -154,7 +152,7 @@ class Trainer:
         loss_package = getattr(self.objective.loss, "__module__", "").split(".")[0]
         if {*packages, loss_package} <= {"torch", "indm"}:
             return
-        model = self.model if self.condition is None else self.model.given(self.c_of("train", 2))
+        model = self.model if self.condition.is_none else self.model.given(self.c_of("train", 2))
         x, _ = from_data(model, stack(self.data.train, 2).to(next(model.parameters()).device))
         check_shapes(model, x)
         if package_of(model.sde) != "indm":
@@ -166,7 +164,7 @@ class Trainer:
 
     def c_of(self, split: str, n: int | None = None) -> Tensor | None:
         """The conditions of the first ``n`` examples of a split (all by default); None for a model without one."""
-        return rows_of_data(self.model, self.data, split, n)
+        return None if self.condition.is_none else self.condition.rows_of(self.data, split)[:n]
 
     def parameter_groups(self) -> list[dict]:
         """The parts of the model, each with its own learning rate (before the schedule) and weight decay."""

@@ -13,7 +13,7 @@ from jaxtyping import Num
 from PIL import Image
 from torch import Tensor
 
-from indm.messages import one_line
+from indm.checks import one_line
 from indm.workbench.figures.page import Page, image, short, slider
 from indm.workbench.translation.routes import BRIDGE, Translated
 

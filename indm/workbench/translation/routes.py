@@ -18,7 +18,6 @@ from jaxtyping import Float, Num
 from PIL import Image
 from torch import Tensor
 
-from indm.conditions import condition_of
 from indm.model import INDM
 from indm.tensors import double
 from indm.translation import DIRECTIONS, Route, bridge, sdedit, two_models
@@ -213,10 +212,11 @@ class TranslationRuns:
     def of_classes(cls, run: Path, classes: tuple[str, str]) -> "TranslationRuns":
         """One model of classes, from the first of two to the second; a ValueError for other classes."""
         model, recipe = open_run(run)
-        condition = condition_of(model, classes)
+        condition = model.condition
         if not condition.is_class:
-            raise ValueError(f"condition needs a model of classes, got one of p(x|{type(condition).__name__.lower()})")
-        a, b = (condition.labels[condition.typed(name)] for name in classes)
+            of = "p(x)" if condition.is_none else f"p(x|{type(condition).__name__.lower()})"
+            raise ValueError(f"condition needs a model of classes, got one of {of}")
+        a, b = (condition.labels[condition.number(name)] for name in classes)
         return cls((run,), (model, model), "forward", recipe.data.table(), recipe.data.table(), (a, b))
 
     def backward(self) -> "TranslationRuns":

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from indm.checks import reason
 from indm.files import atomic
-from indm.messages import reason
 from indm.tensors import double
 from indm.translation import Route
 from indm.workbench.recipes.options import TranslationOptions

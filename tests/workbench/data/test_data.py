@@ -850,7 +850,7 @@ def outside(tmp_path, monkeypatch):
 
 
 def test_data_of_another_package(outside):
-    with pytest.raises(Untrusted, match="add --trust outside_data"):
+    with pytest.raises(Untrusted, match=r"trust\('outside_data'\)"):
         load_data("outside_data:Moons", n=50)
     assert "outside_data" not in sys.modules
     with trust("outside_data"):

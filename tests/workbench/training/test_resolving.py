@@ -45,7 +45,7 @@ def test_a_model_and_a_data_set_make_a_run_that_resumes_exactly(tmp_path, monkey
     recipe = recipes.load(tmp_path / "whole")
     assert recipe["data"] == {"name": "own_parts:Points", "n": 300, "radius": 2.0}
     assert recipe["net"] == {"name": "own_parts:Net", "width": 8} and recipe["flow"]["width"] == 8
-    with pytest.raises(ValueError, match="add --trust own_parts"):
+    with pytest.raises(ValueError, match=r"trust\('own_parts'\)"):
         INDM.load(tmp_path / "whole")
     with indm.trust("own_parts"):
         model = INDM.load(tmp_path / "whole")

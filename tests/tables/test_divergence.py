@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from indm.nets.masked import MaskedMixtureMLP
-from indm.nets.mixture import MixtureMLP
+from indm.tables.networks import MaskedMixtureMLP, MixtureMLP
 
 ROWS = 5
 
