@@ -497,10 +497,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         parts = held, torch.from_numpy(c_held).float()
         trainings = []
         for mixture in mixtures:
-            model = self._build(len(mixture.weight))
-            law = mixture.weight, mixture.mean, mixture.covariance
-            model.score.backbone.set_mixture(*map(torch.from_numpy, law))
-            trainings.append(Training(model, *parts, self.learning_rate, self.weight_decay, repeats))
+            trainings.append(Training(self._build(mixture), *parts, self.learning_rate, self.weight_decay, repeats))
 
         def batch(i: Tensor) -> tuple[Tensor, Tensor]:
             if len(self._whole):
@@ -550,12 +547,16 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         noisy[:, self._whole] += 1 - torch.rand(len(X), len(self._whole), dtype=torch.float64).numpy()
         return torch.from_numpy(self.columns_.latents(noisy, c)).float()
 
-    def _build(self, components: int) -> INDM:
+    def _build(self, mixture: Mixture) -> INDM:
+        """An untrained model whose network has the mixture and the map of the columns."""
         shape = (int(self._varies.sum()),)
         condition = Vector(self.n_conditions_) if self.n_conditions_ else None
         seen = condition.seen_shape if condition else ()
-        size = components, self.width, self.depth
+        size = len(mixture.weight), self.width, self.depth
         backbone = MixtureMLP(shape, *size, dropout=self.dropout, condition=seen)
+        backbone.set_mixture(*map(torch.from_numpy, (mixture.weight, mixture.mean, mixture.covariance)))
+        columns = np.linalg.inv(self.columns_.whitening), self.columns_.mean, self.columns_.slope
+        backbone.columns.set_columns(*map(torch.from_numpy, columns))
         return INDM(Identity(), ScoreModel(backbone, VPSDE(eps=EPS)), shape=shape, condition=condition)
 
     def _latents(self, c: np.ndarray, steps: int, numbers: np.random.RandomState) -> np.ndarray:

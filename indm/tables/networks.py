@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.nets.embedding import seen
-from indm.nets.mlp import MLP
-from indm.tensors import Batch, PerSample
+from indm.nets.embedding import EmbeddingBlock, LevelEmbedding, seen
+from indm.nets.mlp import MLP, pushed
+from indm.tensors import Batch, PerSample, zeroed
 
 CONDITION_BLOCKS = 2  # of the embedding of c
 
@@ -21,8 +21,70 @@ class SmoothMLP(MLP):
     shortest_period = 4.0
 
 
+class ColumnMLP(nn.Module):
+    """What single columns add to the noise of latents: one small MLP for all columns, which starts at zero.
+
+    Latents are columns u, less their centre at a condition and decorrelated: u = z @ unwhitening + centre + c @ slope.
+    What an end of an interval or a tail adds to the noise of u_i depends on u_i and the level, and where there is noise
+    on the centre at c. The MLP sees these, and some numbers for each column. From few rows of many columns it learns
+    what an MLP of all columns does not.
+
+    Args:
+        d: columns.
+        k: numbers of a condition, as they are seen.
+        width: of its two layers.
+        fourier: it also sees the sines and cosines that :class:`~indm.nets.MLP` does.
+    """
+
+    CODE = 8  # numbers for each column
+
+    def __init__(self, d: int, k: int = 0, width: int = 32, fourier: int = 3):
+        super().__init__()
+        self.register_buffer("unwhitening", torch.eye(d))
+        self.register_buffer("centre", torch.zeros(d))
+        self.register_buffer("slope", torch.zeros(k, d))
+        self.register_buffer("omega", math.pi / 2 * 2.0 ** torch.arange(fourier), persistent=False)
+        self.level = LevelEmbedding(width, shortest=SmoothMLP.shortest_period)
+        self.code = nn.Parameter(0.3 * torch.randn(d, self.CODE))
+        self.input = nn.Linear(2 * (1 + 2 * fourier) + self.CODE, width)
+        self.layers = nn.Sequential(*(EmbeddingBlock(width, 0.0) for _ in range(2)), nn.SiLU())
+        self.output = zeroed(nn.Linear(width, 1))
+
+    def set_columns(self, unwhitening: Tensor, centre: Tensor, slope: Tensor) -> None:
+        """Take the map of latents to columns: (d, d), (d,), and (j, d) for the first j numbers of a condition."""
+        self.unwhitening.copy_(unwhitening)
+        self.centre.copy_(centre)
+        self.slope[: len(slope)] = slope
+
+    def forward(self, z: Tensor, level: PerSample, c: Tensor | None) -> Tensor:
+        """The noise that is added, (B, d), at inputs z (B, d) of unit scale."""
+        h, _ = self._first(z, level, c)
+        return self.output(self.layers(h))[..., 0] @ self.unwhitening.mT
+
+    def with_divergence(self, z: Tensor, level: PerSample, c: Tensor | None) -> tuple[Tensor, PerSample]:
+        """:meth:`forward`, and its divergence in z (B,); without gradients."""
+        h, u = self._first(z, level, c)
+        angle = u[..., None] * self.omega
+        waves = torch.cat([torch.ones_like(u)[..., None], self.omega * angle.cos(), -self.omega * angle.sin()], 2)
+        d_h = waves @ self.input.weight[:, : waves.shape[2]].mT
+        noise, slope = pushed((*self.layers, self.output), h.flatten(0, 1), d_h.flatten(0, 1)[:, None])
+        slope = slope.reshape(u.shape) @ self.unwhitening.square().sum(0)
+        return noise.reshape(u.shape) @ self.unwhitening.mT, slope
+
+    def _first(self, z: Tensor, level: PerSample, c: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The first layer's output, (B, d, width), and noised columns of unit scale, (B, d)."""
+        centre = self.centre.expand(len(z), -1) if c is None else self.centre + c @ self.slope
+        u = z @ self.unwhitening + centre / (1 + (2 * level).exp()).sqrt()[:, None]
+        angles = [v[..., None] * self.omega for v in (u, centre)]
+        parts = [
+            w for v, angle in zip((u, centre), angles, strict=True) for w in (v[..., None], angle.sin(), angle.cos())
+        ]
+        h = self.input(torch.cat([*parts, self.code.expand(len(u), -1, -1)], 2))
+        return h + self.level(level)[:, None], u
+
+
 class MixtureMLP(nn.Module):
-    r"""The score of latents that follow a Gaussian mixture, plus an :class:`~indm.nets.MLP` that starts at zero.
+    r"""The score of latents that follow a Gaussian mixture, plus two MLPs that start at zero.
 
     Noise keeps a mixture a mixture: with r = σ²/α², z_t/α_t follows :math:`\sum_k w_k N(m_k, Q_k\Lambda_kQ_k^T + rI)`.
     So with the mixture of :meth:`set_mixture` the probability flow has the density of the mixture before any training.
@@ -30,7 +92,8 @@ class MixtureMLP(nn.Module):
 
     With a condition the mixture is one of latents and conditions together, whose law of z at c is again a mixture:
     m_k is then linear in c, and :math:`w_k \propto` its share of the density of c. The MLP sees the mixture's output
-    beside c, so that it can undo what a narrow component is wrong about.
+    beside c, so that it can undo what a narrow component is wrong about. Beside an :class:`~indm.nets.MLP` of all
+    entries there is a :class:`ColumnMLP`, of what each column of the table adds by itself.
 
     Args:
         shape: the event shape, any number of axes.
@@ -74,6 +137,7 @@ class MixtureMLP(nn.Module):
         self.register_buffer("c_mean", torch.zeros(components, k))
         self.condition = tuple(condition)
         self.mlp = SmoothMLP(shape, width, depth, fourier, (d + k,), CONDITION_BLOCKS if condition else None, dropout)
+        self.columns = ColumnMLP(d, k)
 
     def set_mixture(self, weight: Tensor, mean: Tensor, covariance: Tensor) -> None:
         """Take the mixture of ``weight`` (K,), ``mean`` (K, d + j) and ``covariance`` (K, d + j, d + j).
@@ -103,6 +167,7 @@ class MixtureMLP(nn.Module):
         slope = torch.einsum("bk,bke,kde->bd", components.share(), components.offset / components.total, self.basis)
         noise = r.sqrt() * (slope - y / (1 + r))  # beyond that of N(0, I)
         context = noise if at is None else torch.cat([at, noise], 1)
+        noise = noise + self.columns(z.flatten(1), level, at)
         return noise.reshape(z.shape) + self.mlp(z, level, context)
 
     def with_divergence(self, z: Batch, level: PerSample, c: Tensor | None = None) -> tuple[Batch, PerSample]:
@@ -111,12 +176,14 @@ class MixtureMLP(nn.Module):
         noise, jacobian = components.noise(y, r)
         context = noise if at is None else torch.cat([at, noise], 1)
         output, diagonal = self.mlp.with_diagonal(z, level, context, jacobian)
-        return noise.reshape(z.shape) + output, (jacobian.diagonal(dim1=1, dim2=2) + diagonal).sum(1)
+        of_columns, divergence = self.columns.with_divergence(z.flatten(1), level, at)
+        divergence = divergence + (jacobian.diagonal(dim1=1, dim2=2) + diagonal).sum(1)
+        return (noise + of_columns).reshape(z.shape) + output, divergence
 
     @property
     def is_mixture(self) -> bool:
-        """Whether the MLP adds nothing, as before any training, so that the density is the mixture's."""
-        return adds_nothing(self.mlp)
+        """Whether the MLPs add nothing, as before any training, so that the density is the mixture's."""
+        return adds_nothing(self.mlp) and adds_nothing(self.columns)
 
     def mixture_log_prob(self, z: Batch, level: PerSample, c: Tensor | None = None) -> PerSample:
         """log of the mixture's density of z_t/α_t, nats, in closed form."""
@@ -178,7 +245,7 @@ class Components(NamedTuple):
         return r.sqrt() * (slope - y / (1 + r)), (r * (1 + r)).sqrt()[:, :, None] * jacobian
 
 
-def adds_nothing(mlp: MLP) -> bool:
+def adds_nothing(mlp: MLP | ColumnMLP) -> bool:
     """Whether the output of ``mlp`` is 0 for any input, as before any training."""
     return not any(bool(parameter.any()) for parameter in mlp.output.parameters())
 
