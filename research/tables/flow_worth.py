@@ -24,8 +24,8 @@ from indm import INDM, DensityEstimator
 from indm.flows import CouplingFlow, ElementwiseFlow, Flow
 from indm.tables import estimator
 from indm.tables.columns import Columns
-from indm.tables.mixture import Mixture
 from indm.tables.fit import Training, paired_error
+from indm.tables.mixture import Mixture
 from indm.workbench.evaluation.statistics import mean_and_error
 from research.any_question import rows_of
 from research.markdown import in_table
