@@ -67,7 +67,13 @@ class Columns:
 
     @classmethod
     def fitted(
-        cls, X: Array, c: Array, skewed: Array, far: Array | None = None, interval: Array | None = None
+        cls,
+        X: Array,
+        c: Array,
+        skewed: Array,
+        far: Array | None = None,
+        interval: Array | None = None,
+        edge: Array | None = None,
     ) -> "Columns":
         """The map for rows ``X`` (n, columns) at conditions ``c`` (n, k).
 
@@ -77,7 +83,7 @@ class Columns:
         """
         far = np.zeros(X.shape[1], dtype=bool) if far is None else far
         interval = np.array([[-np.inf], [np.inf]]).repeat(X.shape[1], 1) if interval is None else interval
-        edge = best_edges(X, c, interval)
+        edge = best_edges(X, c, interval) if edge is None else edge
         X = to_line(X, interval, edge)
         centre, scale = np.where(far, moments_of_most(X), moments(X)) if far.any() else moments(X)
         u = _near((X - centre) / scale, far)

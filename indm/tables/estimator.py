@@ -556,7 +556,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         backbone = MixtureMLP(shape, *size, dropout=self.dropout, condition=seen)
         backbone.set_mixture(*map(torch.from_numpy, (mixture.weight, mixture.mean, mixture.covariance)))
         columns = np.linalg.inv(self.columns_.whitening), self.columns_.mean, self.columns_.slope
-        backbone.columns.set_columns(*map(torch.from_numpy, columns))
+        backbone.set_columns(*map(torch.from_numpy, columns))
         return INDM(Identity(), ScoreModel(backbone, VPSDE(eps=EPS)), shape=shape, condition=condition)
 
     def _latents(self, c: np.ndarray, steps: int, numbers: np.random.RandomState) -> np.ndarray:

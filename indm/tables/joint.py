@@ -264,6 +264,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         numbers = check_random_state(self.random_state)
         self.encoding_ = self._encoding(X, categorical, numbers)
         x, codes = self.encoding_.encoded(X)
+        self.encoding_ = self.encoding_.given_others(x + self._noise(x, np.ones(x.shape, bool), numbers), codes)
         self._warn_of_far_rows(x)
         order, held = numbers.permutation(len(x)), max(1, round(self.validation_fraction * len(x)))
         with torch.random.fork_rng(devices=[]):
