@@ -5,7 +5,7 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from indm.sampling import sample
 from indm.score import ScoreModel, context_of, with_context
 from indm.sde.linear import VPSDE
 from indm.tables.columns import Columns, are_near, far_columns, is_inside, moments, moments_of_most
-from indm.tables.fit import VALIDATION_ROWS, Training, at, race, train
+from indm.tables.fit import MARKS, VALIDATION_ROWS, Training, at, race, train
 from indm.tables.mixture import COMPONENTS, Mixture, best_mixture
 from indm.tables.networks import MixtureMLP
 from indm.tensors import evaluation_mode, event_sum, expand_like
@@ -48,6 +48,7 @@ ROUNDED = 0.02  # share of the error that may be rounding in single precision
 SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
 POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # of Gauss and Legendre in each of none, one or two discrete columns
 CHANGE = 5e-3  # of a probability, relative, by twice as many points; its error is then mostly below 1e-3
+LATE_GAIN = 0.05  # nats a row, above which a fit that time ended has stopped too early
 FEW_VALUES, REPEATS = 64, 10  # of a column, at most; rows of each, at least
 
 Array = np.ndarray
@@ -233,6 +234,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             order, size = numbers.permutation(len(X)), max(1, round(self.validation_fraction * len(X)))
             order = order if self._order is None else self._order
             self.models_, self.n_steps_, self.ended_, self.gains_ = [], [], [], []
+            late = []
             for i in range(n_models):
                 is_valid = np.zeros(len(X), dtype=bool)
                 is_valid[order[np.arange(i * size, (i + 1) * size) % len(X)]] = True
@@ -244,7 +246,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 self.n_steps_.append(fitting.best_step)
                 self.ended_.append((fitting.step, fitting.ended))
                 self.gains_.append(gain)
-        self._note_gain()
+                late.append(fitting.late_gain())
+        self._note_gain(late)
         self._choose_steps(c, numbers.randint(2**31 - 1))
         return self
 
@@ -395,10 +398,16 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         near = are_near(X, self.constant_) | self._varies
         return np.flatnonzero(near.all(1) & self._inside(X[:, self._varies]).all(1))
 
-    def _note_gain(self) -> None:
-        """A warning where no network gained more over its mixture than the error of that."""
-        if self.max_steps and not any(gain > error for gain, error in self.gains_):
+    @property
+    def ended_by_(self) -> str:
+        """What ended the fit: "time" where ``max_seconds`` ended a model, "steps" for ``max_steps``, else "plateau"."""
+        return ended_by([ended for _, ended in self.ended_])
+
+    def _note_gain(self, late: list[tuple[float, float]]) -> None:
+        """A warning where no network gained over its mixture, or where time ended one that still gained."""
+        if self.max_steps and not any(is_gain(*gain) for gain in self.gains_):
             warnings.warn(no_gain(*self.gains_[0], *self.ended_[0]), stacklevel=3)
+        warn_of_time(max(late), stacklevel=4)
 
     def _far(self, X: np.ndarray, noisy: np.ndarray) -> list[np.ndarray]:
         """Which columns have values far from all others, if any does; a warning names the farthest."""
@@ -702,13 +711,35 @@ def warn_of_few_values(columns: dict[str, np.ndarray], stacklevel: int) -> None:
         )
 
 
+def ended_by(each: Sequence[str]) -> str:
+    """ "time", "steps" or "plateau" of what ended trainings."""
+    names = {"max_seconds": "time", "max_steps": "steps"}
+    return next((short for name, short in names.items() if name in each), "plateau")
+
+
+def is_gain(gain: float, error: float) -> bool:
+    """Whether a gain counts: it is above two standard errors."""
+    return gain > 2 * error
+
+
+def warn_of_time(late_gain: tuple[float, float], stacklevel: int) -> None:
+    """UserWarning where a fit that time ended still gained, by :meth:`indm.tables.fit.Training.late_gain`."""
+    gain, error = late_gain
+    if gain > LATE_GAIN and is_gain(gain, error):
+        warnings.warn(
+            f"max_seconds ended the fit while it still gained, {gain:.2g} ± {error:.2g} nats a row of validation "
+            f"between {MARKS[0]:.0%} and {MARKS[1]:.0%} of the time: raise it",
+            stacklevel=stacklevel,
+        )
+
+
 def no_gain(gain: float, error: float, steps: int, ended: str) -> str:
     """The words of a warning that the network gained nothing in so many steps, ended by ``ended``."""
     if not steps:
         return f"{ended} ended the fit before its first step: the density is its mixture of Gaussians; raise {ended}"
     return (
-        f"the network found nothing that its mixture of Gaussians lacks ({gain:.2g} ± {error:.2g} nats a row of "
-        f"validation, {counted(steps, 'step')}, ended by {ended}); if the table is not such a mixture, give it more "
+        f"the network found nothing that its mixture of Gaussians lacks ({gain:.2g} nats a row of "
+        f"validation, within two errors of {error:.2g}; {counted(steps, 'step')}, ended by {ended}); if the table is not such a mixture, give it more "
         "rows, max_seconds or max_steps, or another learning_rate"
     )
 

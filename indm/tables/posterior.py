@@ -130,7 +130,7 @@ class PosteriorEstimator:
     # ── One observation ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def sample(self, n: int, x: Any, *, random_state: Any = None) -> Array:
-        """``n`` draws of p(θ|x): (n, d) for one x, (m, n, d) for m of them.
+        """``n`` draws of p(θ|x): (n, d) for one x, also of shape (1, *event), and (m, n, d) for m of them.
 
         The same ``random_state`` gives the same draws.
         """
@@ -314,6 +314,12 @@ class PosteriorEstimator:
         return self.estimator_.n_steps_
 
     @property
+    def ended_by_(self) -> str:
+        """As of :class:`indm.DensityEstimator`."""
+        self._check_fitted()
+        return self.estimator_.ended_by_
+
+    @property
     def _varies(self) -> Array:
         return self.estimator_._varies
 
@@ -332,14 +338,14 @@ class PosteriorEstimator:
         return self.prior_.within(theta)
 
     def _observed(self, x: Any) -> tuple[Array, bool]:
-        """Rows of x, (m, *event), and whether it is one without an axis of rows."""
+        """Rows of x, (m, *event), and whether it is one, with an axis of rows or without."""
         self._check_fitted()
         x = finite(x, "x")
-        is_one = x.shape == self._event or (x.ndim == 0 and self._event == (1,))
-        x = x.reshape(-1, *self._event) if is_one or (x.ndim == 1 and self._event == (1,)) else x
+        if x.shape == self._event or (x.ndim < 2 and self._event == (1,)):
+            x = x.reshape(-1, *self._event)
         if x.shape[1:] != self._event:
             raise ValueError(f"x must have shape {self._event}, or one axis more for several, got {x.shape}")
-        return x, is_one
+        return x, len(x) == 1
 
     def _single(self, x: Any) -> Array:
         rows, _ = self._observed(x)

@@ -77,6 +77,7 @@ def test_draws_and_densities_of_a_linear_gaussian_simulator(gaussian):
         assert np.cov(own.T) == pytest.approx(law(row[None]).cov, abs=0.05)
     one = gaussian.sample(5, x[0], random_state=3)
     assert one.shape == (5, 2) and (one == gaussian.sample(5, torch.tensor(x[0]), random_state=3)).all()
+    assert (one == gaussian.sample(5, x[:1], random_state=3)).all()  # as sbi has one observation
 
 
 def test_gradients_are_those_of_the_closed_form(gaussian):
@@ -344,6 +345,7 @@ def test_calibrated_posteriors_pass_and_others_fail_in_both_measures(stretch, pa
     found = Calibration.of(theta, draws)
     worst = max(*found.p_values, found.tarp_p_value), min(*found.p_values, found.tarp_p_value)
     assert worst[1] > 0.01 if passes else worst[0] < 1e-3
+    assert found.p_value == pytest.approx(min(1.0, 3 * worst[1]))
 
 
 def test_ranks_and_coverage_of_wide_draws_have_their_closed_forms():
@@ -395,7 +397,7 @@ def test_the_calibration_of_an_estimator(gaussian, tmp_path):
     theta, x = simulated(300, seed=5)
     found = gaussian.calibration(theta, x, 30)
     assert found.ranks.shape == (300, 2) and min(*found.p_values, found.tarp_p_value) > 0.01
-    assert str(found).startswith("θ0: p = ") and "300 pairs, 30 draws each" in str(found)
+    assert str(found).startswith("p = ") and "θ0: p = " in str(found) and "300 pairs, 30 draws each" in str(found)
     found.plot(tmp_path / "calibration.png", ["mass", "charge"])
     assert (tmp_path / "calibration.png").read_bytes()[:4] == b"\x89PNG"
 
