@@ -100,12 +100,13 @@ class Columns:
         return cls(centre, scale, power, far, mean, slope, whitening, interval, edge)
 
     def latents(self, X: Array, c: Array) -> Array:
+        """z of rows; what is missing of c adds nothing."""
         u = _near((to_line(X, self.interval, self.edge) - self.centre) / self.scale, self.far)
-        return (_psi(u, self.power) - self.mean - c @ self.slope) @ self.whitening
+        return (_psi(u, self.power) - self.mean - np.nan_to_num(c) @ self.slope) @ self.whitening
 
     def rows(self, z: Array, c: Array) -> Array:
         """The inverse of :meth:`latents`."""
-        y = z @ np.linalg.inv(self.whitening) + self.mean + c @ self.slope
+        y = z @ np.linalg.inv(self.whitening) + self.mean + np.nan_to_num(c) @ self.slope
         v = _psi_inverse(y, self.power)
         u = np.where(self.far, BEND * np.sinh(np.where(self.far, v, 0) / BEND), v)
         return from_line(u * self.scale + self.centre, self.interval, self.edge)

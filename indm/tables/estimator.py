@@ -22,7 +22,7 @@ from indm.checks import counted
 from indm.conditions import Vector
 from indm.flows.base import Identity
 from indm.gaussian import GaussianReference
-from indm.likelihood import START, WhitenedFlow
+from indm.likelihood import START, WhitenedFlow, log_prob
 from indm.model import INDM
 from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, rademacher
 from indm.sampling import sample
@@ -40,7 +40,7 @@ MODELS, SECONDS_OF_A_MODEL = 4, 15.0  # at most; of each where rows are more tha
 MIXTURE_ROWS, MIXTURE_SHARE = 5_000, 0.2  # to fit a mixture on; the share of the budget that may go to it
 DRAWS_OF_MIXTURE = 8  # of the noise of discrete columns, to validate it
 EPS = 1e-4  # truncation of the diffusion
-MOST_EXACT, PROBES = 64, 8  # columns up to which the divergence is exact; probes above
+MOST_EXACT, MOST_EXACT_SLOPE, PROBES = 64, 40, 8  # columns up to which a divergence, and a gradient of one, is exact
 ROWS_AT_ONCE = 2_048
 DRAWING: dict[str, Any] = {"sampler": "unipc", "last_denoising": False, "batch_size": ROWS_AT_ONCE}
 SAMPLING_STEPS, SAMPLING_ERROR, DRAWN = (12, 24, 48, 96, 192), 0.01, 256  # steps that are tried; of a latent; draws
@@ -272,9 +272,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         check_is_fitted(self)
         X = self._numbers(X, reset=False)
         self._check_whole(X)
-        c = self._conditions(c, len(X))
-        found, rows = np.full(len(X), -np.inf), self._possible(X)
-        X, c = X[rows][:, self._varies], c[rows]
+        c = self.conditions(c, len(X))
+        found, rows = np.full(len(X), -np.inf), self.possible(X)
+        X, c = X[rows][:, self.varies_], c[rows]
 
         def log_density(chosen: np.ndarray, points: np.ndarray) -> np.ndarray:
             many = np.repeat(X[chosen], len(points), axis=0)
@@ -296,10 +296,10 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """
         check_is_fitted(self)
         check_count(n_samples, "n_samples")
-        c = self._conditions(c, n_samples)
+        c = self.conditions(c, n_samples)
         latents = self._latents(c, self.sampling_steps_ if steps is None else steps, check_random_state(random_state))
         rows = np.tile(self.constant_, (n_samples, 1))
-        rows[:, self._varies] = self.columns_.rows(latents, c)
+        rows[:, self.varies_] = self.columns_.rows(latents, c)
         rows[:, self.discrete_] = np.floor(rows[:, self.discrete_])
         return rows
 
@@ -356,7 +356,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """
         same = are_near(X.min(0), X.max(0))
         same[self.discrete_] = False
-        self.constant_, self._varies = np.where(same, X[0], np.nan), ~same
+        self.constant_, self.varies_ = np.where(same, X[0], np.nan), ~same
         self._whole = np.flatnonzero(np.isin(np.flatnonzero(~same), self.discrete_))
         named = ", ".join(f"{self._name(i)}, {X[0, i]:g}" for i in np.flatnonzero(same))
         if same.all():
@@ -378,12 +378,12 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             i = self._index(column, "bounds")
             low, high = self._interval_of(i, pair)
             interval[:, i] = low, high + (i in self.discrete_)
-        self._interval = interval[:, self._varies]
+        self._interval = interval[:, self.varies_]
         low, high = self._interval
         broken = np.argwhere((low > X) | (high < X) | ~self._inside(X))
         if len(broken):
             row, i = broken[0]
-            named = self._name(np.flatnonzero(self._varies)[i])
+            named = self._name(np.flatnonzero(self.varies_)[i])
             raise ValueError(
                 f"X must be inside of its bounds, got {X[row, i]:g} in row {row} of {named}, whose bounds are "
                 f"{low[i]:g} and {high[i]:g}; widen them, or declare a column of whole numbers in discrete"
@@ -393,10 +393,10 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """Which entries of varying columns are inside of their interval; whole numbers may be on its lower end."""
         return is_inside(X, self._interval, np.isin(np.arange(X.shape[1]), self._whole))
 
-    def _possible(self, X: np.ndarray) -> np.ndarray:
+    def possible(self, X: np.ndarray) -> np.ndarray:
         """The indices of rows inside of the bounds whose constant columns have their values."""
-        near = are_near(X, self.constant_) | self._varies
-        return np.flatnonzero(near.all(1) & self._inside(X[:, self._varies]).all(1))
+        near = are_near(X, self.constant_) | self.varies_
+        return np.flatnonzero(near.all(1) & self._inside(X[:, self.varies_]).all(1))
 
     @property
     def ended_by_(self) -> str:
@@ -417,7 +417,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         centre, scale = moments_of_most(noisy)
         off = np.where(far, np.abs(noisy - centre) / scale, 0)
         row, i = divmod(int(off.argmax()), off.shape[1])
-        named = self._name(np.flatnonzero(self._varies)[i])
+        named = self._name(np.flatnonzero(self.varies_)[i])
         warnings.warn(
             f"row {row} of X is far from the others: {X[row, i]:g} in {named}, where most rows are within "
             f"{2 * scale[i]:.4g} of {centre[i]:.4g}; where it is an error, correct or drop the row",
@@ -440,7 +440,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         self._c_std = np.where(std > 1e-12 * np.abs(self._c_mean), std, 1.0)
         return (table - self._c_mean) / self._c_std
 
-    def _conditions(self, c, rows: int) -> np.ndarray:
+    def conditions(self, c, rows: int) -> np.ndarray:
         """Standardised conditions (rows, k), of one for all rows or one for each; without any, k is 0.
 
         Raises:
@@ -558,7 +558,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _build(self, mixture: Mixture) -> INDM:
         """An untrained model whose network has the mixture and the map of the columns."""
-        shape = (int(self._varies.sum()),)
+        shape = (int(self.varies_.sum()),)
         condition = Vector(self.n_conditions_) if self.n_conditions_ else None
         seen = condition.seen_shape if condition else ()
         size = len(mixture.weight), self.width, self.depth
@@ -568,11 +568,18 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         backbone.set_columns(*map(torch.from_numpy, columns))
         return INDM(Identity(), ScoreModel(backbone, VPSDE(eps=EPS)), shape=shape, condition=condition)
 
+    def log_densities(self, z: Tensor, c: np.ndarray, steps: int) -> Iterator[Tensor]:
+        """log p of latents z (n, d) at standardised c, nats (n,), by each model, with gradients, in so many steps."""
+        options: dict[str, Any] = {"exact": True} if z.shape[1] <= MOST_EXACT_SLOPE else {"probes": PROBES}
+        for model in self.models_:
+            generator = torch.Generator().manual_seed(0)
+            yield log_prob(at(model, torch.from_numpy(c)), z, steps=steps, generator=generator, **options)
+
     def _latents(self, c: np.ndarray, steps: int, numbers: np.random.RandomState) -> np.ndarray:
         """A draw at each row of ``c``, from one of the models."""
         chosen = numbers.randint(len(self.models_), size=len(c))
         generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
-        latents = np.zeros((len(c), self._varies.sum()))
+        latents = np.zeros((len(c), self.varies_.sum()))
         for i, model in enumerate(self.models_):
             own = np.flatnonzero(chosen == i)
             if len(own):

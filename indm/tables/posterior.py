@@ -13,15 +13,14 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
-from indm.likelihood import log_prob
 from indm.tables import importance, summaries
 from indm.tables.calibration import Calibration
 from indm.tables.columns import moments_of_most, to_line
-from indm.tables.estimator import PROBES, ROWS_AT_ONCE, DensityEstimator, check_count
-from indm.tables.fit import at
+from indm.tables.estimator import ROWS_AT_ONCE, DensityEstimator, check_count
+from indm.tables.joint import JointDensityEstimator
+from indm.tables.joint_conditional import JointConditional
 from indm.tables.prior import Prior, array, finite
 
-MOST_EXACT = 40  # parameters up to which the divergence is exact
 NUDGE = 1e-3  # of a latent, by which derivatives of the columns are taken
 MODE_DRAWS, MODE_ODE_STEPS = 200, 24  # draws of which the best begins the ascent
 MODE_STEPS, MODE_GAIN = 20, 1e-4  # of the ascent, at most; nats of a step, relative above 1, below which it ends
@@ -46,7 +45,9 @@ class PosteriorEstimator:
             trained with a first posterior, which sees x through it alone; the estimator is then fitted to its output.
             Each of the two has half of ``max_seconds``, and ``n_models`` is 1. x is standardised before, along the
             first axis of an event.
-        estimator: a :class:`~indm.DensityEstimator`, or give its options:
+        estimator: a :class:`~indm.DensityEstimator`, for which you may give its options; or a
+            :class:`~indm.JointDensityEstimator`: one model of (θ, x), for x in which entries are missing (NaN), at
+            random, in simulations or at the observation, and for p(x|θ), by :meth:`log_likelihood`.
         options: of :class:`~indm.DensityEstimator`, such as ``max_seconds`` and ``random_state``.
 
     Attributes:
@@ -71,7 +72,7 @@ class PosteriorEstimator:
         prior: Any = None,
         embedding: nn.Module | None = None,
         *,
-        estimator: DensityEstimator | None = None,
+        estimator: DensityEstimator | JointDensityEstimator | None = None,
         **options: Any,
     ):
         if estimator is not None and options:
@@ -80,20 +81,25 @@ class PosteriorEstimator:
         self.estimator = DensityEstimator(**options) if estimator is None else estimator
         if prior is not None and self.estimator.bounds is not None:
             raise ValueError("bounds must be left out where there is a prior, whose box they are")
+        if embedding is not None and self._is_joint:
+            raise ValueError("embedding must be left out where the estimator is of θ and x together")
 
     # ── Fit ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def fit(self, theta: Any, x: Any) -> "PosteriorEstimator":
         """Fit to ``theta`` (n, d), drawn from the prior, and ``x`` (n, *event), simulated at each; arrays or tensors.
 
+        Simulations that are NaN throughout have failed: they are left out, and a warning counts them.
+
         Raises:
             ValueError: a prior whose support is not a box; theta outside of it; x that is not a vector, without an
                 embedding, or not finite; what :meth:`indm.DensityEstimator.fit` raises.
         """
-        theta, x = array(theta), finite(x, "x")
-        theta, x = (part[:, None] if part.ndim == 1 else part for part in (theta, x))
+        theta, x = (part[:, None] if part.ndim == 1 else part for part in (array(theta), array(x, None)))
         if len(x) != len(theta):
             raise ValueError(f"x must have a row for each of theta, {len(theta)}, got {len(x)}")
+        theta, x = without_failed(theta, x)
+        x = self._checked(x)
         if x.ndim > 2 and self.embedding is None:
             raise ValueError(f"x must be vectors where there is no embedding, got events of shape {x.shape[1:]}")
         self._event, self.prior_ = x.shape[1:], Prior(self.prior, theta.shape[1], self.estimator.discrete)
@@ -105,7 +111,8 @@ class PosteriorEstimator:
                 f"theta must be drawn from the prior, got {theta[row, i]:g} in row {row} of parameter {i}, where the "
                 f"prior is from {self.prior_.low[i]:g} to {self.prior_.high[i]:g}"
             )
-        self.estimator_ = clone(self.estimator)
+        options = self.estimator.get_params()
+        self.estimator_ = JointConditional(**options) if self._is_joint else clone(self.estimator)
         self.estimator_.bounds = self.estimator_.bounds if self.prior is None else self.prior_.bounds
         self.embedding_ = None if self.embedding is None else self._embed(self.embedding, theta, x)
         c = self._numbers(x)
@@ -115,6 +122,19 @@ class PosteriorEstimator:
         u = self._latents(theta)
         self._prior_moments = u.mean(0), np.cov(u.T).reshape(u.shape[1], -1)
         return self
+
+    @property
+    def _is_joint(self) -> bool:
+        return isinstance(self.estimator, JointDensityEstimator)
+
+    def _checked(self, x: Any) -> Array:
+        """x as numbers, which may be missing where the estimator is of θ and x together."""
+        x = finite(x, "x", may_miss=True)
+        if np.isnan(x).any() and not self._is_joint:
+            raise ValueError(
+                "x must be finite numbers, got NaN: where entries are missing, give estimator=JointDensityEstimator()"
+            )
+        return x
 
     def _embed(self, embedding: nn.Module, theta: Array, x: Array) -> summaries.Embedded:
         """The trained embedding; the estimator then validates on the rows that it did not see, in the time left."""
@@ -182,27 +202,38 @@ class PosteriorEstimator:
 
     def _ascended(self, start: Array, c: Array) -> Array:
         """θ (d,) of a local maximum."""
-        columns, at_c = self.estimator_.columns_, self.estimator_._conditions(c, 1)
+        columns, at_c = self.estimator_.columns_, self.estimator_.conditions(c, 1)
         unwhitening = np.linalg.inv(columns.whitening)
 
         def theta_of(z: Array) -> Array:
             theta = start[None].copy()
-            theta[:, self._varies] = columns.rows(z[None], at_c)
+            theta[:, self.estimator_.varies_] = columns.rows(z[None], at_c)
             return self.prior_.within(theta)
 
         def loss(z: Array) -> tuple[float, Array]:
             theta = theta_of(z)
             value, slope = self._slope(theta, c, MODE_ODE_STEPS)
-            stretch, _ = self._derivatives(theta[:, self._varies], at_c)
-            gradient = (slope[:, self._varies] / stretch) @ unwhitening.T
+            stretch, _ = self._derivatives(theta[:, self.estimator_.varies_], at_c)
+            gradient = (slope[:, self.estimator_.varies_] / stretch) @ unwhitening.T
             return -value[0], -gradient[0]
 
-        z = columns.latents(start[None, self._varies], at_c)[0]
+        z = columns.latents(start[None, self.estimator_.varies_], at_c)[0]
         box, options = [(-FARTHEST, FARTHEST)] * len(z), {"maxiter": MODE_STEPS, "ftol": MODE_GAIN}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of few steps: what is found is compared with the start
             found = minimize(loss, z, jac=True, method="L-BFGS-B", bounds=box, options=options)
         return theta_of(found.x)[0]
+
+    def log_likelihood(self, x: Any, theta: Any) -> Array:
+        """log p(x|θ), nats (n,), of one x or of one for each of ``theta`` (n, d).
+
+        Raises:
+            ValueError: the estimator is not of θ and x together.
+        """
+        if not self._is_joint:
+            raise ValueError("the likelihood of x needs one model of both: give estimator=JointDensityEstimator()")
+        theta, (rows, _) = self._parameters(theta), self._observed(x)
+        return self.estimator_.log_likelihood(np.broadcast_to(rows, (len(theta), rows.shape[1])), theta)
 
     # ── Several observations of one θ ───────────────────────────────────────────────────────────────────────────────
 
@@ -261,7 +292,7 @@ class PosteriorEstimator:
         theta = self._from_latents(u)
         found = self._log_prob_iid(theta, c)
         inside = np.isfinite(found)
-        found[inside] -= self.estimator_.columns_.log_volume(theta[np.ix_(inside, self._varies)])
+        found[inside] -= self.estimator_.columns_.log_volume(theta[np.ix_(inside, self.estimator_.varies_)])
         return found
 
     def _product(self, c: Array, numbers: np.random.RandomState) -> importance.Proposal:
@@ -291,7 +322,7 @@ class PosteriorEstimator:
         numbers = check_random_state(random_state)
         c = self._numbers(rows)
         draws = self._sample(n, c, numbers)
-        c, flat = self.estimator_._conditions(c, len(c)), draws.reshape(len(theta) * n, -1)
+        c, flat = self.estimator_.conditions(c, len(c)), draws.reshape(len(theta) * n, -1)
         latents = self._latents(theta, c), self._latents(flat, np.repeat(c, n, axis=0)).reshape(len(theta), n, -1)
         return Calibration.of(theta, draws, latents=latents, seed=numbers.randint(2**31 - 1))
 
@@ -319,10 +350,6 @@ class PosteriorEstimator:
         self._check_fitted()
         return self.estimator_.ended_by_
 
-    @property
-    def _varies(self) -> Array:
-        return self.estimator_._varies
-
     def _check_fitted(self) -> None:
         """scikit-learn's error before :meth:`fit`."""
         if not hasattr(self, "estimator_"):
@@ -340,7 +367,7 @@ class PosteriorEstimator:
     def _observed(self, x: Any) -> tuple[Array, bool]:
         """Rows of x, (m, *event), and whether it is one, with an axis of rows or without."""
         self._check_fitted()
-        x = finite(x, "x")
+        x = self._checked(x)
         if x.shape == self._event or (x.ndim < 2 and self._event == (1,)):
             x = x.reshape(-1, *self._event)
         if x.shape[1:] != self._event:
@@ -378,11 +405,13 @@ class PosteriorEstimator:
         c = np.zeros((len(theta), self.estimator_.n_conditions_)) if c is None else c
         theta = self.prior_.within(theta)
         theta[:, self.estimator_.discrete_] += 0.5
-        return self.estimator_.columns_.latents(theta[:, self._varies], c)
+        return self.estimator_.columns_.latents(theta[:, self.estimator_.varies_], c)
 
     def _from_latents(self, u: Array) -> Array:
         theta = np.tile(self.estimator_.constant_, (len(u), 1))
-        theta[:, self._varies] = self.estimator_.columns_.rows(u, np.zeros((len(u), self.estimator_.n_conditions_)))
+        theta[:, self.estimator_.varies_] = self.estimator_.columns_.rows(
+            u, np.zeros((len(u), self.estimator_.n_conditions_))
+        )
         return theta
 
     def _check_continuous(self) -> None:
@@ -393,25 +422,26 @@ class PosteriorEstimator:
         """log p, (n,), and its gradient in θ, (n, d)."""
         self._check_continuous()
         found = self.estimator_
-        c, gradient = found._conditions(c, len(theta)), np.full(theta.shape, np.nan)
-        value, rows = np.full(len(theta), -np.inf), found._possible(theta)
-        X, c = theta[rows][:, self._varies], c[rows]
+        c, gradient = found.conditions(c, len(theta)), np.full(theta.shape, np.nan)
+        value, rows = np.full(len(theta), -np.inf), found.possible(theta)
+        X, c = theta[rows][:, self.estimator_.varies_], c[rows]
         stretch, bend = self._derivatives(X, c)
         log_p, slope = self._slope_of_latents(found.columns_.latents(X, c), c, steps)
         value[rows] = log_p + found.columns_.log_volume(X)
-        gradient[np.ix_(rows, self._varies)] = stretch * (slope @ found.columns_.whitening.T) + bend
-        gradient[:, ~self._varies] = 0.0
+        gradient[np.ix_(rows, self.estimator_.varies_)] = stretch * (slope @ found.columns_.whitening.T) + bend
+        gradient[:, ~self.estimator_.varies_] = 0.0
         return value, gradient
 
     def _slope_of_latents(self, latents: Array, c: Array, steps: int) -> tuple[Array, Array]:
         """log p of latents at standardised conditions, (n,), and its gradient in them, (n, columns)."""
         values, slopes = [np.zeros(0)], [np.zeros((0, latents.shape[1]))]
-        options: dict[str, Any] = {"exact": True} if latents.shape[1] <= MOST_EXACT else {"probes": PROBES}
-        for z, rows in zip(*(torch.from_numpy(part).split(ROWS_AT_ONCE) for part in (latents, c)), strict=True):
+        for z, rows in zip(
+            torch.from_numpy(latents).split(ROWS_AT_ONCE),
+            (c[i : i + ROWS_AT_ONCE] for i in range(0, len(c), ROWS_AT_ONCE)),
+            strict=True,
+        ):
             z = z.clone().requires_grad_()
-            generator = torch.Generator().manual_seed(0)
-            models = [at(model, rows) for model in self.estimator_.models_]
-            each = [log_prob(model, z, steps=steps, generator=generator, **options) for model in models]
+            each = list(self.estimator_.log_densities(z, rows, steps))
             value = torch.stack(each).logsumexp(0) - math.log(len(each))
             (slope,) = torch.autograd.grad(value.sum(), z)
             values.append(value.detach().numpy())
@@ -433,6 +463,14 @@ class PosteriorEstimator:
         return 2 * spread / width, bend
 
 
+def without_failed(theta: Array, x: Array) -> tuple[Array, Array]:
+    """The pairs whose x is not NaN throughout; a warning counts the others."""
+    failed = (x != x).reshape(len(x), -1).all(1)
+    if failed.any():
+        warnings.warn(f"left out {failed.sum()} of {len(x)} simulations, whose x is NaN throughout", stacklevel=3)
+    return theta[~failed], x[~failed]
+
+
 class Familiar:
     """The farthest that simulated observations are from their centre, and a warning for what is farther.
 
@@ -440,13 +478,14 @@ class Familiar:
     """
 
     def __init__(self, c: Array):
-        self.centre, scale = moments_of_most(c)
+        self.centre = np.nanmedian(c, axis=0)
+        self.centre, scale = moments_of_most(np.where(np.isnan(c), self.centre, c))
         self.scale, self.rows = np.where(scale > 0, scale, 1.0), len(c)
         self.law = OAS(assume_centered=True).fit(self._near(c))
         self.limit = self.distance(c).max()
 
     def _near(self, c: Array) -> Array:
-        return np.arcsinh((c - self.centre) / self.scale)
+        return np.nan_to_num(np.arcsinh((c - self.centre) / self.scale))  # what is missing is at the centre
 
     def distance(self, c: Array) -> Array:
         """Of each row, (m,)."""

@@ -95,8 +95,8 @@ def array(rows: Any, dtype: Any = np.float64) -> Array:
     return np.asarray(rows.detach().cpu() if isinstance(rows, Tensor) else rows, dtype=dtype)
 
 
-def finite(rows: Any, name: str) -> Array:
-    """:func:`array`, or ValueError where an entry is not a real number, is missing or infinite."""
+def finite(rows: Any, name: str, may_miss: bool = False) -> Array:
+    """:func:`array`, or ValueError where an entry is not a real number, is infinite, or missing unless it may be."""
     given = array(rows, None)
     try:
         casting: Any = "unsafe" if given.dtype == object else "same_kind"  # not complex numbers, nor dates
@@ -104,8 +104,8 @@ def finite(rows: Any, name: str) -> Array:
     except (TypeError, ValueError) as error:
         what = f"{name} must be real numbers, got {given.dtype}"
         raise ValueError(f"{what}; turn dates into numbers, such as days") from error
-    if not np.isfinite(found).all():
-        raise ValueError(f"{name} must be finite numbers, got NaN or infinity; leave out such rows")
+    if not (np.isfinite(found) | (may_miss & np.isnan(found))).all():
+        raise ValueError(f"{name} must be finite numbers, got {'infinity' if may_miss else 'NaN or infinity'}")
     return found
 
 

@@ -10,7 +10,7 @@ from scipy.stats import gamma, multivariate_normal, norm
 from torch import distributions as td
 from torch import nn
 
-from indm import DensityEstimator, PosteriorEstimator
+from indm import DensityEstimator, JointDensityEstimator, PosteriorEstimator
 from indm.likelihood import WhitenedFlow
 from indm.tables import posterior as module
 from indm.tables.calibration import Calibration
@@ -526,3 +526,63 @@ def test_whole_parameters_may_be_on_the_box_and_have_no_gradient(coarse):
     assert counts.calibration(theta, x, 5).ranks.shape == (60, 2)
     with pytest.raises(ValueError, match="theta must have no discrete column"):
         counts.grad_log_prob(theta[:1], x[0])
+
+
+# ── one model of parameters and observations ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def joint():
+    """Of a linear Gaussian simulator, where 30 % of the entries of x are missing, and some simulations failed."""
+    theta, x = simulated(4000)
+    x[np.random.default_rng(1).uniform(size=x.shape) < 0.3] = np.nan
+    x[:5] = np.nan
+    options = {"max_components": 1, "width": 8, "depth": 1, "max_steps": 0, "random_state": 0}
+    with pytest.warns(UserWarning, match=r"left out \d+ of 4000 simulations, whose x is NaN throughout"):
+        return PosteriorEstimator(STANDARD, estimator=JointDensityEstimator(**options)).fit(theta, x)
+
+
+def law_of_some(x):
+    """p(θ|x) in closed form where entries of x are missing."""
+    there = ~np.isnan(x)
+    covariance = np.linalg.inv(np.eye(2) + A[there].T @ A[there] / NOISE**2)
+    return multivariate_normal(covariance @ A[there].T @ x[there] / NOISE**2, covariance)
+
+
+def test_a_posterior_at_missing_entries_is_that_of_the_closed_form(joint):
+    x = np.array([[0.5, np.nan, -1.0], [np.nan, np.nan, 2.0], [1.0, 0.0, 0.3]])
+    theta = np.array([[0.3, -0.2]])
+    for row, draws in zip(x, joint.sample(4000, x, random_state=0), strict=True):
+        exact = law_of_some(row)
+        assert draws.mean(0) == pytest.approx(exact.mean, abs=0.08)
+        assert np.cov(draws.T) == pytest.approx(exact.cov, abs=0.08)
+        assert joint.log_prob(theta, row)[0] == pytest.approx(exact.logpdf(theta[0]), abs=0.08)
+        assert joint.grad_log_prob(theta, row)[0] == pytest.approx(
+            -np.linalg.solve(exact.cov, theta[0] - exact.mean), abs=0.15
+        )
+    mode, _ = joint.mode(x[1])
+    assert mode == pytest.approx(law_of_some(x[1]).mean, abs=0.1)
+
+
+def test_ranks_are_uniform_where_entries_are_missing(joint):
+    theta, x = simulated(400, seed=2)
+    x[np.random.default_rng(3).uniform(size=x.shape) < 0.3] = np.nan
+    assert joint.calibration(theta, x, n=99).p_value > 0.01
+
+
+def test_one_model_has_the_likelihood_too(joint):
+    theta, x = simulated(50, seed=4)
+    exact = norm(theta @ A.T, NOISE).logpdf(x).sum(1)
+    assert np.abs(joint.log_likelihood(x, theta) - exact).mean() < 0.1
+    x[:, 1] = np.nan
+    exact = norm((theta @ A.T)[:, [0, 2]], NOISE).logpdf(x[:, [0, 2]]).sum(1)
+    assert np.abs(joint.log_likelihood(x, theta) - exact).mean() < 0.1
+
+
+def test_missing_entries_and_likelihoods_need_one_model_of_both(gaussian):
+    with pytest.raises(ValueError, match="x must be finite numbers, got NaN: .* estimator=JointDensityEstimator"):
+        gaussian.sample(5, [0.0, np.nan, 0.0])
+    with pytest.raises(ValueError, match="the likelihood of x needs one model of both"):
+        gaussian.log_likelihood(np.zeros(3), np.zeros((1, 2)))
+    with pytest.raises(ValueError, match="embedding must be left out"):
+        PosteriorEstimator(STANDARD, nn.Flatten(), estimator=JointDensityEstimator())
