@@ -745,9 +745,9 @@ def no_gain(gain: float, error: float, steps: int, ended: str) -> str:
     if not steps:
         return f"{ended} ended the fit before its first step: the density is its mixture of Gaussians; raise {ended}"
     return (
-        f"the network found nothing that its mixture of Gaussians lacks ({gain:.2g} nats a row of "
-        f"validation, within two errors of {error:.2g}; {counted(steps, 'step')}, ended by {ended}); if the table is not such a mixture, give it more "
-        "rows, max_seconds or max_steps, or another learning_rate"
+        f"the network found nothing that its mixture of Gaussians lacks ({gain:.2g} nats a row of validation, within "
+        f"two errors of {error:.2g}; {counted(steps, 'step')}, ended by {ended}); if the table is not such a mixture, "
+        "give it more rows, max_seconds or max_steps, or another learning_rate"
     )
 
 

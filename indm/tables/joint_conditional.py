@@ -9,7 +9,6 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from indm.likelihood import log_prob
-from indm.model import INDM
 from indm.tables.columns import Columns
 from indm.tables.estimator import SOLVER_ERROR
 from indm.tables.joint import JointDensityEstimator, Questions, unasked_log_prob
@@ -22,9 +21,9 @@ Array = np.ndarray
 class JointConditional(JointDensityEstimator):
     """p(X|c) of one joint density of rows X and conditions c, for a posterior: any entry of c may be NaN.
 
-    It has the methods and attributes of :class:`~indm.DensityEstimator` that
-    :class:`~indm.tables.posterior.PosteriorEstimator` needs, and those of :class:`~indm.tables.joint.JointDensityEstimator`,
-    of tables whose columns are those of X, then those of c. Most questions of its training ask for X at c.
+    It has what :class:`~indm.PosteriorEstimator` needs of a :class:`~indm.DensityEstimator`, and the methods of a
+    :class:`~indm.JointDensityEstimator` of tables whose columns are those of X, then those of c. Most questions of its
+    training ask for X at c.
     """
 
     def fit(self, X: Array, y: Any = None, *, c: Array) -> "JointConditional":
@@ -41,7 +40,7 @@ class JointConditional(JointDensityEstimator):
             whitening=np.diag([part.whitening[0, 0] for part in maps]),
             interval=np.concatenate([part.interval for part in maps], 1),
         )
-        self.models_, self.gains_, self.n_steps_ = [self.model_], [self.gain_], [self.n_steps_]
+        self.gains_ = [self.gain_]
         return self
 
     def _random_question(self, numbers: np.random.RandomState) -> tuple[Array, Array]:
@@ -70,15 +69,14 @@ class JointConditional(JointDensityEstimator):
         """The varying columns of X."""
         return np.flatnonzero(self.varies_)
 
-    def score_samples(self, X: Array, c: Array, *, tol: float = SOLVER_ERROR) -> Array:  # type: ignore[override]
+    def score_samples(self, X: Array, c: Array, *, tol: float = SOLVER_ERROR) -> Array:
         rows = self._joined(X, c)
-        return self._score(rows, *self._masks(len(rows)), tol)
+        asked, given = self._masks(len(rows))
+        return self._score(rows, asked, given, tol)
 
-    def sample(self, n_samples: int = 1, random_state: Any = None, *, c: Array, steps: int | None = None) -> Array:  # type: ignore[override]
+    def sample(self, n_samples: int = 1, random_state: Any = None, *, c: Array, steps: int | None = None) -> Array:
         x, codes = self.encoding_.encoded(self._joined(np.full((n_samples, self._d), np.nan), c))
-        asked, given = self._masks(n_samples)
-        questions, known = self._questions(asked, None, None), self._questions(given, None, (x, codes))
-        questions = Questions(questions.asked, known.asked, questions.asked_codes, known.asked_codes)
+        questions = self._posed(x, codes)
         steps = self.sampling_steps_ if steps is None else steps
         z, codes = self._drawn((x, codes), questions, steps, check_random_state(random_state))
         z, codes = np.where(questions.asked, z, np.nan), np.where(questions.asked_codes, codes, -1)
@@ -87,7 +85,8 @@ class JointConditional(JointDensityEstimator):
     def log_likelihood(self, c: Array, X: Array) -> Array:
         """log p(c|X) of what each row of c (n, k) has, nats (n,), at rows of X (n, d)."""
         rows = self._joined(X, c)
-        return self._score(rows, *reversed(self._masks(len(rows))), SOLVER_ERROR)
+        asked, given = self._masks(len(rows))
+        return self._score(rows, given, asked, SOLVER_ERROR)
 
     def conditions(self, c: Array, rows: int) -> Array:
         """Rows of c for ``rows`` of X, of one for all or one for each."""
@@ -102,21 +101,19 @@ class JointConditional(JointDensityEstimator):
     def log_densities(self, z: Tensor, c: Array, steps: int) -> Iterator[Tensor]:
         """log p of latents (n, d) at rows of c, nats (n,), with gradients, in so many steps of the ODE."""
         x, codes = self.encoding_.encoded(self._joined(np.full((len(z), self._d), np.nan), c))
-        asked, given = self._masks(len(z))
-        questions = self._questions(asked, None, None)
-        known = self._questions(given, None, (x, codes))
-        of_asked = torch.from_numpy(questions.asked[:1])
-        rows = torch.zeros(len(z), questions.asked.shape[1], dtype=z.dtype)
-        rows = rows.masked_scatter(torch.from_numpy(questions.asked), z)
-        net: Any = self.model_.score.backbone
-        both = Questions(questions.asked, known.asked, questions.asked_codes, known.asked_codes)
-        masks = both.masks()
-        net.set_questions(*masks[:2])
-        values = self._latents(x).double()
-        at = net.condition(values, rows.new_zeros(len(z), net.m), torch.from_numpy(masks[2]))
-        model: INDM = self.model_.given(at)
-        value = log_prob(model, rows, steps=steps, exact=True)
-        yield value - unasked_log_prob(self.model_.sde, ~of_asked)
+        net, questions = self.model_.score.backbone, self._posed(x, codes)
+        is_asked, is_given, index = questions.masks()
+        net.set_questions(is_asked, is_given)
+        at = net.condition(self._latents(x).double(), torch.zeros(len(z), net.m), torch.from_numpy(index))
+        rows = z.new_zeros(x.shape).masked_scatter(torch.from_numpy(questions.asked), z)
+        value = log_prob(self.model_.given(at), rows, steps=steps, exact=True)
+        yield value - unasked_log_prob(self.model_.sde, ~torch.from_numpy(questions.asked))
+
+    def _posed(self, x: Array, codes: Array) -> Questions:
+        """For X at what c has."""
+        asked, given = self._masks(len(x))
+        questions, known = self._questions(asked, None, None), self._questions(given, None, (x, codes))
+        return Questions(questions.asked, known.asked, questions.asked_codes, known.asked_codes)
 
     def _masks(self, n: int) -> tuple[Array, Array]:
         """Which columns are asked and given, (n, columns) each."""

@@ -342,7 +342,7 @@ class PosteriorEstimator:
     def n_steps_(self) -> list[int]:
         """As of :class:`indm.DensityEstimator`."""
         self._check_fitted()
-        return self.estimator_.n_steps_
+        return np.ravel(self.estimator_.n_steps_).tolist()
 
     @property
     def ended_by_(self) -> str:

@@ -216,7 +216,7 @@ def test_a_network_that_finds_nothing_says_so(moons, capsys):
     _, X = moons
     with pytest.warns(
         UserWarning,
-        match=r"the network found nothing that its mixture .* \(.* nats .*, within two errors of .*; 5 steps, ended by max_steps",
+        match=r"the network found nothing that its mixture .* \(.* nats .*, within two errors of .*; 5 steps, ended",
     ):
         model = DensityEstimator(**SMALL | {"learning_rate": 1e-12, "verbose": True}).fit(X)
     assert model.n_steps_[0] <= 5 and abs(model.gains_[0][0]) < 1e-6

@@ -580,7 +580,7 @@ def test_one_model_has_the_likelihood_too(joint):
 
 
 def test_missing_entries_and_likelihoods_need_one_model_of_both(gaussian):
-    with pytest.raises(ValueError, match="x must be finite numbers, got NaN: .* estimator=JointDensityEstimator"):
+    with pytest.raises(ValueError, match=r"x must be finite numbers, got NaN: .* estimator=JointDensityEstimator"):
         gaussian.sample(5, [0.0, np.nan, 0.0])
     with pytest.raises(ValueError, match="the likelihood of x needs one model of both"):
         gaussian.log_likelihood(np.zeros(3), np.zeros((1, 2)))
