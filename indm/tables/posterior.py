@@ -39,8 +39,9 @@ class PosteriorEstimator:
 
     Args:
         prior: of θ. A pair (low, high) of numbers or of arrays (d,) is the uniform law in that box (ends may be
-            infinite). A ``torch.distributions.Distribution`` must have a box as its support, too; its density matters
-            for several observations alone. None: all of the line. No draw is outside of the box.
+            infinite). Of a ``torch.distributions.Distribution`` it is the support; where that is no box, as of a
+            Dirichlet law, torch's map from all vectors to it is used. Its density matters for several observations
+            alone. None: all of the line. No draw is outside of the support.
         embedding: a module (n, *event) → (n, …) that turns observations of any shape into numbers. A copy of it is
             trained with a first posterior, which sees x through it alone; the estimator is then fitted to its output.
             Each of the two has half of ``max_seconds``, and ``n_models`` is 1. x is standardised before, along the
@@ -92,7 +93,7 @@ class PosteriorEstimator:
         Simulations that are NaN throughout have failed: they are left out, and a warning counts them.
 
         Raises:
-            ValueError: a prior whose support is not a box; theta outside of it; x that is not a vector, without an
+            ValueError: theta outside of the prior's box; x that is not a vector, without an
                 embedding, or not finite; what :meth:`indm.DensityEstimator.fit` raises.
         """
         theta, x = (part[:, None] if part.ndim == 1 else part for part in (array(theta), array(x, None)))
@@ -103,7 +104,7 @@ class PosteriorEstimator:
         if x.ndim > 2 and self.embedding is None:
             raise ValueError(f"x must be vectors where there is no embedding, got events of shape {x.shape[1:]}")
         self._event, self.prior_ = x.shape[1:], Prior(self.prior, theta.shape[1], self.estimator.discrete)
-        theta = self.prior_.within(theta)
+        theta = self.prior_.within(self.prior_.numbers(theta))
         outside = np.argwhere((theta < self.prior_.low) | (theta > self.prior_.high))
         if len(outside):
             row, i = outside[0]
@@ -155,7 +156,7 @@ class PosteriorEstimator:
         The same ``random_state`` gives the same draws.
         """
         rows, is_one = self._observed(x)
-        draws = self._sample(n, self._familiar(rows), random_state)
+        draws = self.prior_.parameters(self._sample(n, self._familiar(rows), random_state))
         return draws[0] if is_one else draws
 
     def log_prob(self, theta: Any, x: Any) -> Array:
@@ -165,7 +166,7 @@ class PosteriorEstimator:
             ConvergenceWarning: as :meth:`indm.DensityEstimator.score_samples`.
         """
         theta, (rows, _) = self._parameters(theta), self._observed(x)
-        return self.estimator_.score_samples(theta, self._familiar(rows))
+        return self.estimator_.score_samples(theta, self._familiar(rows)) - self.prior_.log_volume(theta)
 
     def grad_log_prob(self, theta: Any, x: Any, *, steps: int = 64) -> Array:
         """∂ log p(θ|x)/∂θ, (n, d), of ``theta`` (n, d) at one x or at one for each; NaN outside of the prior.
@@ -175,11 +176,12 @@ class PosteriorEstimator:
         at the smallest noise is not used: it was off by as much as its own size.)
 
         Raises:
-            ValueError: a discrete parameter.
+            ValueError: a discrete parameter; a prior whose support is no box.
 
         Warns:
             RuntimeWarning: where log p in so many steps is off by more than 1e-3 bits a parameter.
         """
+        self._check_box()
         theta, (rows, _) = self._parameters(theta), self._observed(x)
         return self._slope(theta, self._familiar(rows), steps)[1]
 
@@ -191,8 +193,9 @@ class PosteriorEstimator:
         An ascent takes some twenty gradients, each of half a second on one core.
 
         Raises:
-            ValueError: several x; a discrete parameter.
+            ValueError: several x; a discrete parameter; a prior whose support is no box.
         """
+        self._check_box()
         c = self._familiar(self._single(x))
         draws = self._sample(MODE_DRAWS, c, random_state)[0]
         start = draws[self.estimator_.score_samples(draws, c).argmax()]
@@ -248,7 +251,7 @@ class PosteriorEstimator:
             ValueError: the prior has no density, as it is None or an infinite box.
         """
         theta, (rows, _) = self._parameters(theta), self._observed(xs)
-        return self._log_prob_iid(theta, self._familiar(rows))
+        return self._log_prob_iid(theta, self._familiar(rows)) - self.prior_.log_volume(theta)
 
     def _log_prob_iid(self, theta: Array, c: Array) -> Array:
         n, m = len(theta), len(c)
@@ -285,7 +288,7 @@ class PosteriorEstimator:
                 "where the observations disagree, or each is far from what was simulated, more draws do not help",
                 stacklevel=2,
             )
-        return self._from_latents(draws), effective
+        return self.prior_.parameters(self._from_latents(draws)), effective
 
     def _log_target(self, u: Array, c: Array) -> Array:
         """The log density of latents that :meth:`_log_prob_iid` is of θ; −∞ so far out that θ is rounded to an end."""
@@ -324,6 +327,7 @@ class PosteriorEstimator:
         draws = self._sample(n, c, numbers)
         c, flat = self.estimator_.conditions(c, len(c)), draws.reshape(len(theta) * n, -1)
         latents = self._latents(theta, c), self._latents(flat, np.repeat(c, n, axis=0)).reshape(len(theta), n, -1)
+        theta, draws = self.prior_.parameters(theta), self.prior_.parameters(draws)
         return Calibration.of(theta, draws, latents=latents, seed=numbers.randint(2**31 - 1))
 
     def sbi(self, x: Any = None) -> "SbiPosterior":
@@ -356,13 +360,13 @@ class PosteriorEstimator:
             raise NotFittedError("this PosteriorEstimator is not fitted yet: call fit(theta, x) first")
 
     def _parameters(self, theta: Any) -> Array:
-        """Rows of θ, (n, d); one row may stand alone."""
+        """The prior's numbers of rows of θ, (n, k); one row may stand alone."""
         self._check_fitted()
-        theta, d = array(theta), len(self.prior_.low)
+        theta, d = array(theta), self.prior_.d
         theta = theta.reshape(-1, d) if theta.ndim == 1 and (d == 1 or len(theta) == d) else theta
         if theta.ndim != 2 or theta.shape[1] != d:
             raise ValueError(f"theta must have shape (n, {d}), got {theta.shape}")
-        return self.prior_.within(theta)
+        return self.prior_.within(self.prior_.numbers(theta))
 
     def _observed(self, x: Any) -> tuple[Array, bool]:
         """Rows of x, (m, *event), and whether it is one, with an axis of rows or without."""
@@ -418,6 +422,10 @@ class PosteriorEstimator:
         if len(self.estimator_.discrete_):
             raise ValueError("theta must have no discrete column for gradients, modes and several observations")
 
+    def _check_box(self) -> None:
+        if self.prior_.map is not None:
+            raise ValueError("the prior must have a box as its support for gradients and modes; draws need none")
+
     def _slope(self, theta: Array, c: Array, steps: int) -> tuple[Array, Array]:
         """log p, (n,), and its gradient in θ, (n, d)."""
         self._check_continuous()
@@ -466,9 +474,10 @@ class PosteriorEstimator:
 def without_failed(theta: Array, x: Array) -> tuple[Array, Array]:
     """The pairs whose x is not NaN throughout; a warning counts the others."""
     failed = (x != x).reshape(len(x), -1).all(1)
-    if failed.any():
+    if failed.any() and not failed.all():
         warnings.warn(f"left out {failed.sum()} of {len(x)} simulations, whose x is NaN throughout", stacklevel=3)
-    return theta[~failed], x[~failed]
+        theta, x = theta[~failed], x[~failed]
+    return theta, x
 
 
 class Familiar:

@@ -245,6 +245,37 @@ def test_the_box_of_laws_side_by_side():
     assert Prior(prior, 3).interval.tolist() == [[-np.inf, 0, 0], [np.inf, 2, 2]]
 
 
+def test_a_law_that_is_on_no_box_is_on_the_line_by_its_map():
+    law = td.Dirichlet(torch.tensor([2.0, 1.0, 3.0]))
+    prior = Prior(law, 3)
+    theta = law.sample((50,)).double().numpy()
+    numbers = prior.numbers(theta)
+    assert numbers.shape == (50, 2) and np.isinf(prior.interval).all() and prior.interval.shape == (2, 2)
+    assert prior.parameters(numbers) == pytest.approx(theta, abs=1e-6)
+    side = np.linspace(-12, 12, 400)
+    grid = np.stack(np.meshgrid(side, side), 2).reshape(-1, 2)
+    assert np.exp(prior.log_prob(grid)).sum() * (side[1] - side[0]) ** 2 == pytest.approx(1.0, abs=1e-4)
+    step = 1e-5 * np.eye(2)
+    jacobian = [(prior.parameters(numbers + d) - prior.parameters(numbers - d))[:, :2] / 2e-5 for d in step]
+    assert prior.log_volume(numbers) == pytest.approx(np.linalg.slogdet(np.stack(jacobian, 1))[1], abs=1e-5)
+
+
+def test_a_posterior_on_a_simplex(coarse):
+    """Counts of 30 throws: draws are on the simplex, and log p is one of its first two coordinates."""
+    numbers, law = np.random.default_rng(0), td.Dirichlet(torch.ones(3))
+    theta = numbers.dirichlet(np.ones(3), 2000)
+    x = np.stack([numbers.multinomial(30, p) for p in theta])[:, :2]
+    posterior = PosteriorEstimator(law, **SMALL).fit(theta, x)
+    draws = posterior.sample(2000, x[0], random_state=0)
+    assert draws.shape == (2000, 3) and draws.sum(1) == pytest.approx(np.ones(2000)) and (draws > 0).all()
+    counts = 1 + np.append(x[0], 30 - x[0].sum())
+    assert draws.mean(0) == pytest.approx(counts / counts.sum(), abs=0.1)
+    assert np.exp(posterior.log_prob(theta, x[0])).mean() == pytest.approx(2.0, abs=0.3)  # the prior's density is 2
+    assert np.isfinite(posterior.log_prob_iid(theta[:3], x[:2])).all()
+    with pytest.raises(ValueError, match="the prior must have a box"):
+        posterior.mode(x[0])
+
+
 def test_log_densities_of_priors():
     theta = np.array([[0.5, 1.0], [2.0, -1.0]])
     assert Prior(STANDARD, 2).log_prob(theta) == pytest.approx(norm.logpdf(theta).sum(1), rel=1e-6)
@@ -300,7 +331,6 @@ def test_where_a_prior_is_zero_inside_its_box_so_is_the_posterior(gaussian, coar
         (lambda: PosteriorEstimator().sample(3, [1.0]), "this PosteriorEstimator is not fitted yet: call fit"),
         (lambda: PosteriorEstimator().log_prob([[1.0]], [1.0]), "this PosteriorEstimator is not fitted yet"),
         (lambda: PosteriorEstimator().gains_, "this PosteriorEstimator is not fitted yet"),
-        (lambda: Prior(td.Dirichlet(torch.ones(2)), 2), "prior must have a box as its support"),
         (lambda: PosteriorEstimator(**SMALL).fit(np.ones((20, 2)), np.ones((19, 2))), "x must have a row for each"),
         (lambda: PosteriorEstimator(**SMALL).fit(np.ones((20, 2)), np.ones((20, 2, 2))), "there is no embedding"),
     ],
