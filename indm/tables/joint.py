@@ -34,13 +34,16 @@ from indm.tables.estimator import (
     NamedColumns,
     check_count,
     check_options,
+    ended_by,
     integrated,
     is_frame,
+    is_gain,
     latent_log_prob,
     no_gain,
     steps_for_draws,
     warn_above,
     warn_of_few_values,
+    warn_of_time,
 )
 from indm.tables.fit import VALIDATION_ROWS, Training, race, train
 from indm.tables.mixture import LAW_ENTRIES, JointMixture, best_joint_mixture
@@ -264,6 +267,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         numbers = check_random_state(self.random_state)
         self.encoding_ = self._encoding(X, categorical, numbers)
         x, codes = self.encoding_.encoded(X)
+        self.encoding_ = self.encoding_.given_others(x + self._noise(x, np.ones(x.shape, bool), numbers), codes)
         self._warn_of_far_rows(x)
         order, held = numbers.permutation(len(x)), max(1, round(self.validation_fraction * len(x)))
         with torch.random.fork_rng(devices=[]):
@@ -285,8 +289,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         self.gain_ = gain, error = best.gain(trainings[0].start)
         if self.verbose:
             print(f"{gain:+.4f} ± {error:.4f} nats of a question by the network, ended by {best.ended}")
-        if self.max_steps and not gain > error:
+        if self.max_steps and not is_gain(gain, error):
             warnings.warn(no_gain(gain, error, *self.ended_), stacklevel=2)
+        warn_of_time(best.late_gain(), stacklevel=3)
         seed = numbers.randint(2**31 - 1)
         everything = self._questions(np.ones((DRAWN, len(self.encoding_.columns)), bool), None, None)
 
@@ -295,6 +300,11 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
         self.sampling_steps_, self.sampling_error_ = steps_for_draws(draws)
         return self
+
+    @property
+    def ended_by_(self) -> str:
+        """What ended the fit, see :attr:`DensityEstimator.ended_by_`."""
+        return ended_by([self.ended_[1]])
 
     def _validated(self, X, **options: Any) -> Array:
         """Rows as an array, in which columns of a frame keep their kinds."""

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.nets.embedding import EmbeddingBlock, seen
+from indm.nets.embedding import EmbeddingBlock, LevelEmbedding, seen
 from indm.nets.mlp import MLP
-from indm.tensors import Batch, PerSample
+from indm.tensors import Batch, PerSample, zeroed
 
 Pushed = tuple[Tensor, Tensor]  # a value (B, width), and its tangents (B, directions, width)
 
@@ -83,8 +83,54 @@ def pushed(layers: Iterable[nn.Module], x: Tensor, dx: Tensor) -> Pushed:
     return x, dx
 
 
+class ColumnMLP(nn.Module):
+    """What a column by itself adds to the noise of its number: one small MLP for all columns, which starts at zero.
+
+    What an end of an interval or a tail adds depends on the noised number and the level, and on the centre of the
+    column's law given what is known. The MLP sees these, and some numbers for each column. From few rows of many
+    columns it learns what an MLP of all columns together does not.
+
+    Args:
+        d: columns.
+        width: of its two layers.
+        fourier: it also sees the sines and cosines that :class:`~indm.nets.MLP` does.
+    """
+
+    CODE = 8  # numbers for each column
+
+    def __init__(self, d: int, width: int = 32, fourier: int = 3):
+        super().__init__()
+        self.register_buffer("omega", math.pi / 2 * 2.0 ** torch.arange(fourier), persistent=False)
+        self.level = LevelEmbedding(width, shortest=SmoothMLP.shortest_period)
+        self.code = nn.Parameter(0.3 * torch.randn(d, self.CODE))
+        self.input = nn.Linear(2 * (1 + 2 * fourier) + self.CODE, width)
+        self.layers = nn.Sequential(*(EmbeddingBlock(width, 0.0) for _ in range(2)), nn.SiLU())
+        self.output = zeroed(nn.Linear(width, 1))
+
+    def forward(self, u: Tensor, centre: Tensor, level: PerSample) -> Tensor:
+        """The noise that is added, (B, d), at noised columns of unit scale and their centres, (B, d) each."""
+        return self.output(self.layers(self._first(u, centre, level)))[..., 0]
+
+    def with_slope(self, u: Tensor, centre: Tensor, level: PerSample) -> tuple[Tensor, Tensor]:
+        """:meth:`forward`, and its derivative in u, (B, d); without gradients."""
+        angle = u[..., None] * self.omega
+        d_waves = torch.cat([torch.ones_like(u)[..., None], self.omega * angle.cos(), -self.omega * angle.sin()], 2)
+        h, d_h = self._first(u, centre, level), d_waves @ self.input.weight[:, : d_waves.shape[2]].mT
+        noise, slope = pushed((*self.layers, self.output), h.flatten(0, 1), d_h.flatten(0, 1)[:, None])
+        return noise.reshape(u.shape), slope.reshape(u.shape)
+
+    def _first(self, u: Tensor, centre: Tensor, level: PerSample) -> Float[Tensor, "batch d width"]:
+        """The first layer's output."""
+        seen = [self._waves(u), self._waves(centre), self.code.expand(len(u), -1, -1)]
+        return self.input(torch.cat(seen, 2)) + self.level(level)[:, None]
+
+    def _waves(self, u: Tensor) -> Float[Tensor, "batch d waves"]:
+        angle = u[..., None] * self.omega
+        return torch.cat([u[..., None], angle.sin(), angle.cos()], 2)
+
+
 class MixtureMLP(nn.Module):
-    r"""The score of latents that follow a Gaussian mixture, plus an :class:`~indm.nets.MLP` that starts at zero.
+    r"""The score of latents that follow a Gaussian mixture, plus two MLPs that start at zero.
 
     Noise keeps a mixture a mixture: with r = σ²/α², z_t/α_t follows :math:`\sum_k w_k N(m_k, Q_k\Lambda_kQ_k^T + rI)`.
     So with the mixture of :meth:`set_mixture` the probability flow has the density of the mixture before any training.
@@ -92,7 +138,8 @@ class MixtureMLP(nn.Module):
 
     With a condition the mixture is one of latents and conditions together, whose law of z at c is again a mixture:
     m_k is then linear in c, and :math:`w_k \propto` its share of the density of c. The MLP sees the mixture's output
-    beside c, so that it can undo what a narrow component is wrong about.
+    beside c, so that it can undo what a narrow component is wrong about. Beside an :class:`~indm.nets.MLP` of all
+    entries there is a :class:`ColumnMLP`, of what each column of the table adds by itself.
 
     Args:
         shape: the event shape, any number of axes.
@@ -136,6 +183,19 @@ class MixtureMLP(nn.Module):
         self.register_buffer("c_mean", torch.zeros(components, k))
         self.condition = tuple(condition)
         self.mlp = SmoothMLP(shape, width, depth, fourier, (d + k,), CONDITION_BLOCKS if condition else None, dropout)
+        self.columns = ColumnMLP(d)
+        self.register_buffer("unwhitening", torch.eye(d))
+        self.register_buffer("column_mean", torch.zeros(d))
+        self.register_buffer("column_slope", torch.zeros(k, d))
+
+    def set_columns(self, unwhitening: Tensor, mean: Tensor, slope: Tensor) -> None:
+        """Take the columns of latents: z @ ``unwhitening`` (d, d) + ``mean`` (d,) + c @ ``slope`` (j, d).
+
+        c are here the first j numbers of what is seen of a condition. At first the columns are the latents.
+        """
+        self.unwhitening.copy_(unwhitening)
+        self.column_mean.copy_(mean)
+        self.column_slope[: len(slope)] = slope
 
     def set_mixture(self, weight: Tensor, mean: Tensor, covariance: Tensor) -> None:
         """Take the mixture of ``weight`` (K,), ``mean`` (K, d + j) and ``covariance`` (K, d + j, d + j).
@@ -165,6 +225,7 @@ class MixtureMLP(nn.Module):
         slope = torch.einsum("bk,bke,kde->bd", components.share(), components.offset / components.total, self.basis)
         noise = r.sqrt() * (slope - y / (1 + r))  # beyond that of N(0, I)
         context = noise if at is None else torch.cat([at, noise], 1)
+        noise = noise + self.columns(*self._columns(z, level, at), level) @ self.unwhitening.mT
         return noise.reshape(z.shape) + self.mlp(z, level, context)
 
     def with_divergence(self, z: Batch, level: PerSample, c: Tensor | None = None) -> tuple[Batch, PerSample]:
@@ -173,12 +234,19 @@ class MixtureMLP(nn.Module):
         noise, jacobian = components.noise(y, r)
         context = noise if at is None else torch.cat([at, noise], 1)
         output, diagonal = self.mlp.with_diagonal(z, level, context, jacobian)
-        return noise.reshape(z.shape) + output, (jacobian.diagonal(dim1=1, dim2=2) + diagonal).sum(1)
+        of_columns, slope = self.columns.with_slope(*self._columns(z, level, at), level)
+        divergence = (jacobian.diagonal(dim1=1, dim2=2) + diagonal).sum(1) + slope @ self.unwhitening.square().sum(0)
+        return (noise + of_columns @ self.unwhitening.mT).reshape(z.shape) + output, divergence
+
+    def _columns(self, z: Batch, level: PerSample, at: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Noised columns of unit scale, and their centres at what is seen of a condition, (B, d) each."""
+        centre = self.column_mean.expand(len(z), -1) if at is None else self.column_mean + at @ self.column_slope
+        return z.flatten(1) @ self.unwhitening + centre / (1 + (2 * level).exp()).sqrt()[:, None], centre
 
     @property
     def is_mixture(self) -> bool:
-        """Whether the MLP adds nothing, as before any training, so that the density is the mixture's."""
-        return adds_nothing(self.mlp)
+        """Whether the MLPs add nothing, as before any training, so that the density is the mixture's."""
+        return adds_nothing(self.mlp) and adds_nothing(self.columns)
 
     def mixture_log_prob(self, z: Batch, level: PerSample, c: Tensor | None = None) -> PerSample:
         """log of the mixture's density of z_t/α_t, nats, in closed form."""
@@ -240,7 +308,7 @@ class Components(NamedTuple):
         return r.sqrt() * (slope - y / (1 + r)), (r * (1 + r)).sqrt()[:, :, None] * jacobian
 
 
-def adds_nothing(mlp: MLP) -> bool:
+def adds_nothing(mlp: MLP | ColumnMLP) -> bool:
     """Whether the output of ``mlp`` is 0 for any input, as before any training."""
     return not any(bool(parameter.any()) for parameter in mlp.output.parameters())
 
@@ -315,6 +383,7 @@ class MaskedMixtureMLP(nn.Module):
         uniform = torch.cat([torch.zeros(0), *(torch.full((n,), -math.log(n)) for n in self.categories)])
         self.register_buffer("log_share", uniform.repeat(components, 1))  # of the categories in each component
         self.mlp = SmoothMLP(shape, width, depth, 2, (4 * d + self.m,), CONDITION_BLOCKS, dropout)
+        self.columns = ColumnMLP(d)
         if self.m:
             self.classifier = MLP((self.m,), width, depth, 0, (2 * d + self.m,), CONDITION_BLOCKS, dropout)
         everything = torch.ones(1, d, dtype=torch.bool)
@@ -353,7 +422,8 @@ class MaskedMixtureMLP(nn.Module):
         weighted = components.share()[:, :, None] * components.offset / components.total
         slope = self._along_each(weighted, components.basis.mT).sum(1)  # −∇ log p of y
         noise = asked * r.sqrt() * (slope - y / (1 + r))  # beyond that of N(0, I)
-        return noise + asked * self.mlp(asked * z, level, torch.cat([c[:, : 3 * self.d + self.m], noise], 1))
+        context = torch.cat([c[:, : 3 * self.d + self.m], noise], 1)
+        return noise + asked * (self.mlp(asked * z, level, context) + self.columns(z, self._centre(c), level))
 
     def with_divergence(self, z: Tensor, level: PerSample, c: Tensor) -> tuple[Tensor, PerSample]:
         """The output without dropout, and its exact divergence in ``z`` (B,), in closed form; without gradients."""
@@ -362,12 +432,20 @@ class MaskedMixtureMLP(nn.Module):
         noise, jacobian = asked * noise, asked[:, :, None] * jacobian
         context = torch.cat([c[:, : 3 * self.d + self.m], noise], 1)
         output, diagonal = self.mlp.with_diagonal(asked * z, level, context, jacobian.mT)
-        return noise + asked * output, (jacobian.diagonal(dim1=1, dim2=2) + asked * diagonal).sum(1)
+        of_columns, slope = self.columns.with_slope(z, self._centre(c), level)
+        divergence = (jacobian.diagonal(dim1=1, dim2=2) + asked * (diagonal + slope)).sum(1)
+        return noise + asked * (output + of_columns), divergence
 
     @property
     def is_mixture(self) -> bool:
-        """Whether the network adds nothing to the mixture's score, as before any training."""
-        return adds_nothing(self.mlp)
+        """Whether the MLPs add nothing to the mixture's score, as before any training."""
+        return adds_nothing(self.mlp) and adds_nothing(self.columns)
+
+    def _centre(self, c: Tensor) -> Tensor:
+        """The mixture's mean of each column given those that ``c`` gives, (B, d)."""
+        law = self._law(c)
+        means = law.mean + self._along(c[:, : self.d], law.slope)
+        return torch.einsum("bk,bkd->bd", self._log_weight(c, law).softmax(1), means)
 
     def mixture_log_prob(self, z: Tensor, level: PerSample, c: Tensor) -> PerSample:
         """log of the mixture's density of z_t/α_t, in which columns that are not asked are N(0, 1), in closed form."""

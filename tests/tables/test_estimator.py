@@ -207,19 +207,19 @@ def test_a_network_that_finds_nothing_says_so(moons, capsys):
     _, X = moons
     with pytest.warns(
         UserWarning,
-        match=r"the network found nothing that its mixture .* \(.* ± .* nats .*, 5 steps, ended by max_steps",
+        match=r"the network found nothing that its mixture .* \(.* nats .*, within two errors of .*; 5 steps, ended",
     ):
         model = DensityEstimator(**SMALL | {"learning_rate": 1e-12, "verbose": True}).fit(X)
     assert model.n_steps_[0] <= 5 and abs(model.gains_[0][0]) < 1e-6
     assert "by the network from 2, at step" in capsys.readouterr().out
-    assert model.ended_ == [(5, "max_steps")]
+    assert model.ended_ == [(5, "max_steps")] and model.ended_by_ == "steps"
 
 
 @pytest.mark.parametrize("cls", [DensityEstimator, JointDensityEstimator])
 def test_a_fit_that_time_ended_at_once_does_not_blame_the_table(cls):
     with pytest.warns(UserWarning, match=r"^max_seconds ended the fit before its first step: .*; raise max_seconds$"):
         model = cls(max_seconds=1e-9, max_components=1, random_state=0).fit(ROWS)
-    assert set(np.ravel(model.ended_)) == {"0", "max_seconds"}
+    assert set(np.ravel(model.ended_)) == {"0", "max_seconds"} and model.ended_by_ == "time"
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
