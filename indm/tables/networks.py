@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.nets.embedding import EmbeddingBlock, LevelEmbedding, seen
+from indm.nets.embedding import EmbeddingBlock, seen
 from indm.nets.mlp import MLP
 from indm.tensors import Batch, PerSample, zeroed
 
@@ -92,7 +92,7 @@ class ColumnMLP(nn.Module):
 
     Args:
         d: columns.
-        width: of its two layers.
+        width: of its two hidden layers.
         fourier: it also sees the sines and cosines that :class:`~indm.nets.MLP` does.
     """
 
@@ -101,10 +101,12 @@ class ColumnMLP(nn.Module):
     def __init__(self, d: int, width: int = 32, fourier: int = 3):
         super().__init__()
         self.register_buffer("omega", math.pi / 2 * 2.0 ** torch.arange(fourier), persistent=False)
-        self.level = LevelEmbedding(width, shortest=SmoothMLP.shortest_period)
+        periods = torch.tensor([32.0, 16.0, 8.0, SmoothMLP.shortest_period])  # of the level
+        self.register_buffer("level_omega", 2 * math.pi / periods, persistent=False)
+        self.level = nn.Linear(2 * len(periods), width)
         self.code = nn.Parameter(0.3 * torch.randn(d, self.CODE))
         self.input = nn.Linear(2 * (1 + 2 * fourier) + self.CODE, width)
-        self.layers = nn.Sequential(*(EmbeddingBlock(width, 0.0) for _ in range(2)), nn.SiLU())
+        self.layers = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.output = zeroed(nn.Linear(width, 1))
 
     def forward(self, u: Tensor, centre: Tensor, level: PerSample) -> Tensor:
@@ -122,7 +124,8 @@ class ColumnMLP(nn.Module):
     def _first(self, u: Tensor, centre: Tensor, level: PerSample) -> Float[Tensor, "batch d width"]:
         """The first layer's output."""
         seen = [self._waves(u), self._waves(centre), self.code.expand(len(u), -1, -1)]
-        return self.input(torch.cat(seen, 2)) + self.level(level)[:, None]
+        phase = level[:, None] * self.level_omega
+        return self.input(torch.cat(seen, 2)) + self.level(torch.cat([phase.sin(), phase.cos()], 1))[:, None]
 
     def _waves(self, u: Tensor) -> Float[Tensor, "batch d waves"]:
         angle = u[..., None] * self.omega
