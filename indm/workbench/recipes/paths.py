@@ -41,12 +41,6 @@ def without_paths(table: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in table.items() if key not in places}
 
 
-def places(table: Mapping[str, Any]) -> dict[str, str]:
-    """Where the files of a data set are, however the table spells it: links are followed."""
-    keys = [key for _, key in _paths_in({"data": table})]
-    return {key: os.path.realpath(os.path.expanduser(table[key])) for key in keys}
-
-
 def _paths_in(recipe: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     for table in TABLES:
         content = recipe.get(table, {})

@@ -79,20 +79,6 @@ def other_splits(run: Path, data: Data) -> dict | None:
     return next((part for part in parts if part.get("data_sha256", data.fingerprint) != data.fingerprint), None)
 
 
-def same_data(one: Path, other: Path) -> bool:
-    """Whether two runs are of the same data: of the same options, and from one place, however it is spelled.
-
-    Where the place of one is gone, its files may have been moved to the other's: the fingerprint tells. Where both are
-    there it does not, as two folders may hold other images of the same names.
-    """
-    tables = [recipes.load(run)["data"] for run in (one, other)]
-    places = [paths.places(table) for table in tables]
-    prints = [{part.get("data_sha256") or None for part in parts_of_record(run)} - {None} for run in (one, other)]
-    were_moved = any(paths.gone({"data": table}) for table in tables) and prints[0] & prints[1]
-    same_options = paths.without_paths(tables[0]) == paths.without_paths(tables[1])
-    return same_options and (places[0] == places[1] or bool(were_moved))
-
-
 def warn_of_other_splits(run: Path, data: Data) -> bool:
     """Whether a part of ``run`` was trained on other data than ``data``, with a warning."""
     then = other_splits(run, data)
