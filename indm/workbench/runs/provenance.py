@@ -15,10 +15,11 @@ import indm
 from indm.files import atomic, untrusted
 from indm.model import WEIGHTS
 from indm.workbench.data.base import Data
-from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.devices import device
+
+RECORD = "versions.json"  # file in the run folder
 
 
 def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device | None = None) -> dict:
@@ -55,12 +56,12 @@ def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[s
     The recipe gets absolute paths of its data. For a resumed run that is the provenance of its last part; its key
     ``before`` has those of the earlier parts.
     """
-    text, made_by = recipes.to_toml(paths.absolute(recipe)), provenance(recipe.train.seed, {}, device)
+    text, made_by = recipes.to_toml(recipes.absolute(recipe)), provenance(recipe.train.seed, {}, device)
     run.mkdir(parents=True, exist_ok=True)
     atomic.text(run / "recipe.toml", text)
     before = parts_of_record(run)
     made_by |= {"data": data_notes} | (more or {})
-    atomic.json_object(run / paths.RECORD, made_by | ({"before": before} if before else {}))
+    atomic.json_object(run / RECORD, made_by | ({"before": before} if before else {}))
 
 
 def last_part(run: Path) -> dict:
@@ -95,7 +96,7 @@ def warn_of_other_splits(run: Path, data: Data) -> bool:
 def parts_of_record(run: Path) -> list[dict]:
     """The provenance of each part of a run, from ``versions.json``; none where that is missing or damaged."""
     try:
-        last = untrusted.json_object(run / paths.RECORD)
+        last = untrusted.json_object(run / RECORD)
         return [part for part in (*last.pop("before", []), last) if isinstance(part, dict)]
     except (ValueError, TypeError):
         return []

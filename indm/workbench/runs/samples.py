@@ -29,7 +29,6 @@ from indm.sampling import (
 )
 from indm.workbench.data.arrays import names_of
 from indm.workbench.data.base import stack
-from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import Drawing, InpaintingOptions
 from indm.workbench.runs.folder import check_absent, data_of, open_run
@@ -92,7 +91,7 @@ def _drawn_before(file: Path, made_by: dict) -> Samples | None:
     def wherever(made_by: dict) -> dict:
         """A run and its data may be moved together."""
         data = made_by.get("data")
-        return made_by | {"data": paths.without_paths(data)} if isinstance(data, dict) else made_by
+        return made_by | {"data": recipes.without_paths(data)} if isinstance(data, dict) else made_by
 
     with contextlib.suppress(ValueError):  # a damaged file is not overwritten either
         samples = read_samples(file)

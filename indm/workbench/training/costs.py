@@ -21,7 +21,6 @@ import torch
 from tqdm.auto import tqdm
 
 from indm.workbench.data.registry import without_download
-from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import TrainOptions
 from indm.workbench.recipes.recipe import AnyTables, Recipe
@@ -120,7 +119,7 @@ def key_of(recipe: Recipe) -> str:
     usual = asdict(TrainOptions(steps=1))
     train = {key: value for key, value in recipe["train"].items() if key not in free and value != usual.get(key)}
     tables = {table: content for table, content in recipe.items() if table not in ("train", "evaluate")}
-    tables |= {table: paths.without_paths(tables[table]) for table in paths.TABLES if table in tables}
+    tables |= {table: recipes.without_paths(tables[table]) for table in recipes.DATA_TABLES if table in tables}
     text = json.dumps(tables | {"train": train}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -160,7 +159,7 @@ def budget_like(
         ValueError: ``like`` has not come to an end.
     """
     other, steps = recipe_of(like), end_of(like)["steps"]
-    kept = other | {table: without_download(other[table]) for table in paths.TABLES if table in other}
+    kept = other | {table: without_download(other[table]) for table in recipes.DATA_TABLES if table in other}
     whole = recipes.resolve(recipes.as_continued(recipe, like))
     own, other_threads = whole.train.threads, threads_for(like)
     threads = {like: other_threads, out: own or other_threads}
