@@ -32,9 +32,8 @@ from indm.sampling import (
     solve_latent,
     uniform_grid,
 )
-from indm.sampling.adaptive import balance
 from indm.sampling.base import time_grid
-from indm.sampling.exponential import exponential_weights
+from indm.sampling.deterministic import balance, exponential_weights
 from indm.sampling.stochastic import langevin_step
 from indm.scaling import Scaling
 from indm.sde.linear import VESDE, VPSDE, LogLinearSDE, SubVPSDE
