@@ -11,8 +11,7 @@ from indm.checks import brief, did_you_mean
 from indm.files import atomic, untrusted
 from indm.model import DESCRIPTION, INDM, WEIGHTS
 from indm.workbench import hub
-from indm.workbench.data.base import Data, check_kind, flags_of_data
-from indm.workbench.data.registry import load_data, without_download
+from indm.workbench.data.base import Data, check_kind, flags_of_data, load_data, without_download
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.devices import LOCK, device

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from indm.workbench.data.registry import without_download
+from indm.workbench.data.base import without_download
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import TrainOptions
 from indm.workbench.recipes.recipe import AnyTables, Recipe

@@ -7,8 +7,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from indm.files import atomic
-from indm.workbench.data.base import check_kind
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import check_kind, load_data
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import BRIDGE, AnyTables, Recipe, Tables
 from indm.workbench.runs.devices import by_main_process, on_cpu

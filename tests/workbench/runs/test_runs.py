@@ -19,7 +19,7 @@ from PIL import Image
 from processes import fork
 
 from indm.workbench.cli.main import main
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data
 from indm.workbench.recipes.options import Drawing
 from indm.workbench.recipes.recipe import recipe
 from indm.workbench.runs import samples
