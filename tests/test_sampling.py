@@ -21,9 +21,9 @@ from indm.sampling import (
     AdaptiveODE,
     PredictorCorrector,
     Sampler,
-    adaptive,
     centre_prior,
     change_in_twice_the_steps,
+    deterministic,
     follow_flow,
     log_snr_grid,
     make_sampler,
@@ -223,7 +223,7 @@ def test_grids(name):
 def test_latents_that_are_balanced_for_are_carried_in_one_step(name, monkeypatch):
     """N(0, λI) is at rest in the coordinate of its own λ, in both directions."""
     for variances in ("VARIANCES", "OUTWARD_VARIANCES"):
-        monkeypatch.setattr(adaptive, variances, (0.03,))
+        monkeypatch.setattr(deterministic, variances, (0.03,))
     score = GaussianScore(SDES[name](), torch.zeros(3), torch.full((3,), 0.03))
     z = 0.2 * torch.randn(5, 3, dtype=torch.float64, generator=seeded(0))
     for t, s in ((1e-5, 1.0), (1.0, 1e-5), (0.2, 0.7)):
@@ -233,11 +233,11 @@ def test_latents_that_are_balanced_for_are_carried_in_one_step(name, monkeypatch
 
 def test_the_balance_is_at_rest_at_the_ends_and_its_rate_is_its_derivative():
     clock = torch.linspace(-20, 10, 61, dtype=torch.float64, requires_grad=True)
-    log_c, rate = balance(clock, adaptive.VARIANCES)
+    log_c, rate = balance(clock, deterministic.VARIANCES)
     (slope,) = torch.autograd.grad(log_c.sum(), clock)
     assert torch.allclose(rate, slope, atol=1e-12)
     assert rate[[0, -1]].abs().max() < 1e-3 and log_c[-1].abs() < 1e-3
-    halves = torch.tensor([math.log(value) for value in adaptive.VARIANCES], dtype=torch.float64).mean() / 2
+    halves = torch.tensor([math.log(value) for value in deterministic.VARIANCES], dtype=torch.float64).mean() / 2
     assert log_c[0].item() == pytest.approx(halves.item(), abs=1e-2)
     own = 0.5 * clock.exp() * (1 / (1e-5 + clock.exp()) - 1 / (1 + clock.exp()))  # of a direction of variance 1e-5
     assert (own - rate).abs().max() < 0.75 * own.abs().max()
