@@ -22,20 +22,17 @@ from indm.sampling import (
     PredictorCorrector,
     Sampler,
     centre_prior,
-    change_in_twice_the_steps,
     deterministic,
     follow_flow,
     log_snr_grid,
     make_sampler,
     reverse_diffusion_step,
     sample,
-    solve_latent,
     uniform_grid,
 )
 from indm.sampling.base import time_grid
 from indm.sampling.deterministic import balance, exponential_weights
 from indm.sampling.stochastic import langevin_step
-from indm.scaling import Scaling
 from indm.sde.linear import VESDE, VPSDE, LogLinearSDE, SubVPSDE
 
 
@@ -481,23 +478,3 @@ def test_bad_arguments_are_named():
 def test_counts_below_one_are_value_errors(arguments):
     with pytest.raises(ValueError, match="at least 1"):
         sample(INDM(Identity(), gaussian("vp"), shape=(2,)), **arguments)
-
-
-@pytest.mark.parametrize("levels", [None, 256])
-def test_the_change_in_twice_the_steps_is_the_error_of_the_steps(levels):
-    """Against samples in hundreds of steps, for a law whose score is known."""
-    scaling = Scaling() if levels is None else Scaling.images(levels)
-    score = GaussianScore(VPSDE(), torch.full((6,), 0.3), torch.full((6,), 0.05))
-    model = INDM(Identity(), score, scaling, (6,)).double()
-    z_T = model.sde.prior_sample((50, 6), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-    def solved(steps):
-        return solve_latent(model, z_T, make_sampler("heun"), steps)[0]
-
-    x = solved(12)
-    change = change_in_twice_the_steps(model, x, z_T, make_sampler("heun"), 12)
-    unit = 1.0 if levels is None else levels / 2
-    true = unit * (x - solved(800)).square().mean(1).sqrt()
-    assert bool((change > 0.5 * true).all()) and bool((change < 1.2 * true).all())
-    with pytest.raises(ValueError, match="without noise"):
-        change_in_twice_the_steps(model, x, z_T, make_sampler("euler-maruyama"), 12)

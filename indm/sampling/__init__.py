@@ -20,7 +20,6 @@ from indm.sampling.deterministic import Heun as Heun
 from indm.sampling.deterministic import UniPC as UniPC
 from indm.sampling.deterministic import follow_flow as follow_flow
 from indm.sampling.drawing import centre_prior as centre_prior
-from indm.sampling.drawing import change_in_twice_the_steps as change_in_twice_the_steps
 from indm.sampling.drawing import prior_batches as prior_batches
 from indm.sampling.drawing import sample as sample
 from indm.sampling.drawing import sample_with_log_prob as sample_with_log_prob
