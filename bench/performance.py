@@ -37,9 +37,8 @@ from indm.objective import mle_loss, nelbo
 from indm.ode import rademacher
 from indm.sampling import AdaptiveODE, Sampler, UniPC, solve_latent
 from indm.tensors import evaluation_mode, randn_like
-from indm.workbench.data.base import Data, stack
+from indm.workbench.data.base import Data, load_data, stack
 from indm.workbench.data.examples import loader
-from indm.workbench.data.registry import load_data
 from indm.workbench.runs.devices import device
 
 BITS = math.log(2)

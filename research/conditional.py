@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 import indm
-from indm.workbench.data.base import Data, stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import Data, load_data, stack
 from indm.workbench.evaluation.classification import Classification
 from indm.workbench.figures import sheets
 from indm.workbench.recipes import recipe as recipes

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 import indm
-from indm.workbench.data.base import stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data, stack
 from indm.workbench.runs.folder import open_run, read_metrics
 from research.lab.extractor import Extractor, load_or_train
 from research.markdown import in_table

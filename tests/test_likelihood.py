@@ -22,8 +22,7 @@ from indm.ode import OUT_OF_REACH, basis
 from indm.scaling import Scaling
 from indm.score import is_smooth
 from indm.sde.linear import VPSDE
-from indm.workbench.data.base import stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data, stack
 from indm.workbench.evaluation.likelihood import draw_all, evaluate
 from indm.workbench.evaluation.measures import NLL, Bound, Estimate, SamplerBound
 from indm.workbench.evaluation.results import level_table, likelihood_table

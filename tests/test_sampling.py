@@ -21,22 +21,18 @@ from indm.sampling import (
     AdaptiveODE,
     PredictorCorrector,
     Sampler,
-    adaptive,
     centre_prior,
-    change_in_twice_the_steps,
+    deterministic,
     follow_flow,
     log_snr_grid,
     make_sampler,
     reverse_diffusion_step,
     sample,
-    solve_latent,
     uniform_grid,
 )
-from indm.sampling.adaptive import balance
 from indm.sampling.base import time_grid
-from indm.sampling.exponential import exponential_weights
+from indm.sampling.deterministic import balance, exponential_weights
 from indm.sampling.stochastic import langevin_step
-from indm.scaling import Scaling
 from indm.sde.linear import VESDE, VPSDE, LogLinearSDE, SubVPSDE
 
 
@@ -224,7 +220,7 @@ def test_grids(name):
 def test_latents_that_are_balanced_for_are_carried_in_one_step(name, monkeypatch):
     """N(0, λI) is at rest in the coordinate of its own λ, in both directions."""
     for variances in ("VARIANCES", "OUTWARD_VARIANCES"):
-        monkeypatch.setattr(adaptive, variances, (0.03,))
+        monkeypatch.setattr(deterministic, variances, (0.03,))
     score = GaussianScore(SDES[name](), torch.zeros(3), torch.full((3,), 0.03))
     z = 0.2 * torch.randn(5, 3, dtype=torch.float64, generator=seeded(0))
     for t, s in ((1e-5, 1.0), (1.0, 1e-5), (0.2, 0.7)):
@@ -234,11 +230,11 @@ def test_latents_that_are_balanced_for_are_carried_in_one_step(name, monkeypatch
 
 def test_the_balance_is_at_rest_at_the_ends_and_its_rate_is_its_derivative():
     clock = torch.linspace(-20, 10, 61, dtype=torch.float64, requires_grad=True)
-    log_c, rate = balance(clock, adaptive.VARIANCES)
+    log_c, rate = balance(clock, deterministic.VARIANCES)
     (slope,) = torch.autograd.grad(log_c.sum(), clock)
     assert torch.allclose(rate, slope, atol=1e-12)
     assert rate[[0, -1]].abs().max() < 1e-3 and log_c[-1].abs() < 1e-3
-    halves = torch.tensor([math.log(value) for value in adaptive.VARIANCES], dtype=torch.float64).mean() / 2
+    halves = torch.tensor([math.log(value) for value in deterministic.VARIANCES], dtype=torch.float64).mean() / 2
     assert log_c[0].item() == pytest.approx(halves.item(), abs=1e-2)
     own = 0.5 * clock.exp() * (1 / (1e-5 + clock.exp()) - 1 / (1 + clock.exp()))  # of a direction of variance 1e-5
     assert (own - rate).abs().max() < 0.75 * own.abs().max()
@@ -482,23 +478,3 @@ def test_bad_arguments_are_named():
 def test_counts_below_one_are_value_errors(arguments):
     with pytest.raises(ValueError, match="at least 1"):
         sample(INDM(Identity(), gaussian("vp"), shape=(2,)), **arguments)
-
-
-@pytest.mark.parametrize("levels", [None, 256])
-def test_the_change_in_twice_the_steps_is_the_error_of_the_steps(levels):
-    """Against samples in hundreds of steps, for a law whose score is known."""
-    scaling = Scaling() if levels is None else Scaling.images(levels)
-    score = GaussianScore(VPSDE(), torch.full((6,), 0.3), torch.full((6,), 0.05))
-    model = INDM(Identity(), score, scaling, (6,)).double()
-    z_T = model.sde.prior_sample((50, 6), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-    def solved(steps):
-        return solve_latent(model, z_T, make_sampler("heun"), steps)[0]
-
-    x = solved(12)
-    change = change_in_twice_the_steps(model, x, z_T, make_sampler("heun"), 12)
-    unit = 1.0 if levels is None else levels / 2
-    true = unit * (x - solved(800)).square().mean(1).sqrt()
-    assert bool((change > 0.5 * true).all()) and bool((change < 1.2 * true).all())
-    with pytest.raises(ValueError, match="without noise"):
-        change_in_twice_the_steps(model, x, z_T, make_sampler("euler-maruyama"), 12)

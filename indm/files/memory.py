@@ -32,11 +32,6 @@ def check_memory(claimed: int) -> None:
         raise ValueError(f"it claims {claimed:,} bytes, and this process can have {memory:,} bytes of memory")
 
 
-def gib(count: int) -> str:
-    """So many bytes in GiB, or in MiB where that is less than one."""
-    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
 def _limits() -> Iterator[int]:
     """The limits in bytes of the control groups that this process is in, as containers set them."""
     lines = OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.is_file() else []

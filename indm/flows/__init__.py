@@ -21,14 +21,14 @@ from indm.flows.base import Identity as Identity
 from indm.flows.base import Squeeze as Squeeze
 from indm.flows.base import Unsqueeze as Unsqueeze
 from indm.flows.base import check_flow as check_flow
+from indm.flows.contraction import ExactLogDet as ExactLogDet
+from indm.flows.contraction import PowerSeries as PowerSeries
 from indm.flows.coupling import Coupling as Coupling
 from indm.flows.coupling import CouplingFlow as CouplingFlow
 from indm.flows.coupling import ElementwiseFlow as ElementwiseFlow
 from indm.flows.coupling import InvertibleLinear as InvertibleLinear
 from indm.flows.coupling import SecondHalf as SecondHalf
 from indm.flows.coupling import initialize_actnorms as initialize_actnorms
-from indm.flows.log_det import ExactLogDet as ExactLogDet
-from indm.flows.log_det import PowerSeries as PowerSeries
 from indm.flows.residual import ResidualBlock as ResidualBlock
 from indm.flows.residual import ResidualFlow as ResidualFlow
 from indm.flows.residual import use_log_det as use_log_det

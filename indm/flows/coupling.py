@@ -7,6 +7,7 @@ https://arxiv.org/abs/1807.03039; Durkan et al. 2019, "Neural Spline Flows", htt
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,17 @@ from indm.checks import require
 from indm.conditions import Conditioned, features_of
 from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow, Squeeze, Unsqueeze
 from indm.tensors import Batch, PerSample, event_size, expand_like, full_precision, zeroed
+
+
+class Transform(Protocol):
+    """A monotone map of each entry by raw parameters (B, size, *event): y ↦ z and log dz/dy, each (B, *event)."""
+
+    @property
+    def size(self) -> int: ...
+
+    def __call__(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def inverse(self, z: Tensor, raw: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -39,25 +51,6 @@ class Affine:
 
     def _log_scale(self, a: Tensor) -> Tensor:
         return a if math.isinf(self.max_log_scale) else self.max_log_scale * (a / self.max_log_scale).tanh()
-
-
-@dataclass(frozen=True)
-class SigmoidAffine:
-    """y ↦ y s + b, s = sigmoid(a + 2) + 0.001: raw parameters (a, b) of each entry; at 0, s is ``start``."""
-
-    size = 2
-    start = 1 / (1 + math.exp(-2.0)) + 1e-3
-
-    def __call__(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        scale = self._scale(raw[:, 0])
-        return y * scale + raw[:, 1], scale.log()
-
-    def inverse(self, z: Tensor, raw: Tensor) -> Tensor:
-        """y that is mapped to z."""
-        return (z - raw[:, 1]) / self._scale(raw[:, 0])
-
-    def _scale(self, a: Tensor) -> Tensor:
-        return (a + 2).sigmoid() + 1e-3
 
 
 @dataclass(frozen=True)
@@ -132,9 +125,6 @@ class RationalQuadratic:
         inner = self.bound * (2 * shares[:, :, :-1].cumsum(2) - 1)
         end = torch.full_like(inner[:, :, :1], self.bound)
         return torch.cat([-end, inner, end], dim=2)
-
-
-Transform = Affine | SigmoidAffine | RationalQuadratic
 
 
 def usual_bound(shape: tuple[int, ...]) -> float:

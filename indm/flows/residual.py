@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from indm.checks import require
 from indm.conditions import Conditioned, features_of
-from indm.flows import fixed_point
 from indm.flows.base import (
     TOLERANCE,
     ActNorm,
@@ -24,7 +23,7 @@ from indm.flows.base import (
     Unsqueeze,
     magnitude,
 )
-from indm.flows.log_det import ExactLogDet, PowerSeries
+from indm.flows.contraction import ExactLogDet, PowerSeries, fixed_point
 from indm.tensors import Batch, PerSample, full_precision, image_or_vector, zeroed
 
 # Activations of slope at most 1, by name: φ(v) = value(ωv)/ω with its derivative slope(ωv), and ω.
@@ -308,7 +307,7 @@ class ResidualBlock(Conditioned, Flow):
         def contraction(x: Tensor, rows: Tensor) -> Tensor:
             return z[rows] - self._evaluate(x, _of_rows(weights, rows))
 
-        x, residual, evaluations = fixed_point.solve(contraction, z, tol, magnitude(z), max_iterations=max_iterations)
+        x, residual, evaluations = fixed_point(contraction, z, tol, magnitude(z), max_iterations=max_iterations)
         return x, residual, evaluations, residual <= tol
 
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from indm import tensors
 from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow
-from indm.flows.coupling import Coupling, InvertibleLinear, SigmoidAffine
+from indm.flows.coupling import Coupling, InvertibleLinear
 from indm.flows.residual import Norm, ResidualBlock, Weights, check_block, checked_norm, residual_chain
 from indm.tensors import Batch, PerSample, full_precision, zeroed
 
@@ -144,6 +144,24 @@ class InitialInverse(InvertibleLinear):
 
     def inverse_step(self, z: Batch) -> Batch:
         return F.linear(z, self.initial_inverse)
+
+
+class SigmoidAffine:
+    """y ↦ y s + b, s = sigmoid(a + 2) + 0.001: raw parameters (a, b) of each entry; at 0, s is ``start``."""
+
+    size = 2
+    start = 1 / (1 + math.exp(-2.0)) + 1e-3
+
+    def __call__(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        scale = self._scale(raw[:, 0])
+        return y * scale + raw[:, 1], scale.log()
+
+    def inverse(self, z: Tensor, raw: Tensor) -> Tensor:
+        """y that is mapped to z."""
+        return (z - raw[:, 1]) / self._scale(raw[:, 0])
+
+    def _scale(self, a: Tensor) -> Tensor:
+        return (a + 2).sigmoid() + 1e-3
 
 
 class CodePrior(Compose):

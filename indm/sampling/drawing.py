@@ -13,7 +13,7 @@ from indm.checks import require
 from indm.likelihood import decode_with_log_prob, latents_of
 from indm.sampling.base import FEW, RESOLVING, Sampler, check_counts, default_sampler, default_steps, make_sampler
 from indm.score import denoise, may_ripple
-from indm.tensors import Batch, PerSample, evaluation_mode, expand_like
+from indm.tensors import Batch, evaluation_mode, expand_like
 
 
 def sample(
@@ -158,27 +158,6 @@ def solve_latent(
         if not last_denoising:
             return z / expand_like(model.sde.alpha(eps), z), nfe
         return denoise(model.score, z, eps), nfe + 1
-
-
-def change_in_twice_the_steps(
-    model, x: Batch, z_T: Batch, sampler: Sampler, steps: int, *, temperature: float = 1.0, last_denoising: bool = True
-) -> PerSample:
-    """RMS distance of samples ``x``, made from z_T in ``steps`` without noise, from those in twice the steps, (B,).
-
-    For a method of order p it is the error of the samples times 1 − 2⁻ᵖ, so 25 % too small at order 2. The unit is a
-    grey level (values beyond the first and the last count as these), or of continuous data a unit of the model.
-
-    Raises:
-        ValueError: a stochastic or adaptive sampler.
-    """
-    if sampler.stochastic or sampler.adaptive:
-        raise ValueError(f"sampler must take fixed steps without noise, got {sampler}")
-    with evaluation_mode(model):
-        finer = model.decode(temperature * solve_latent(model, z_T, sampler, 2 * steps, last_denoising)[0])
-    scale, shift, levels = model.scaling.scale, model.scaling.shift, model.scaling.levels
-    if levels is not None:
-        x, finer = ((part * scale + shift).clamp(0, levels) for part in (x, finer))
-    return (x - finer).flatten(1).square().mean(1).sqrt()
 
 
 def centre_prior(

@@ -22,8 +22,7 @@ from indm.published.ncsnpp import PublishedScore
 from indm.published.network import Architecture, architecture, load_published
 from indm.scaling import Scaling
 from indm.sde.linear import LinearSDE
-from indm.workbench.data.base import flags_of_data
-from indm.workbench.data.registry import check_data
+from indm.workbench.data.base import check_data, flags_of_data
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Tables
 from indm.workbench.runs.folder import CONVERSION, check_empty

@@ -41,7 +41,6 @@ def slope(steps, errors):
 
 DETERMINISTIC = samplers(lambda sampler: not sampler.stochastic)
 FIXED_STEPS = samplers(lambda sampler: not sampler.stochastic and not sampler.adaptive)
-STOCHASTIC = samplers(lambda sampler: sampler.stochastic)
 # The published corrector has one step size for a batch, by norms that are averaged over it.
 ROW_BY_ROW = [name for name in SAMPLERS if name != "pc"]
 

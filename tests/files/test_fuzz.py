@@ -26,8 +26,8 @@ from indm.published.checkpoint import read_checkpoint
 from indm.scaling import Scaling
 from indm.workbench.cli.main import main
 from indm.workbench.data import images
+from indm.workbench.data.base import load_data
 from indm.workbench.data.images import ImageFiles
-from indm.workbench.data.registry import load_data
 from indm.workbench.data.standard import read_idx
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import TrainOptions

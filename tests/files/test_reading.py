@@ -35,8 +35,8 @@ from indm.flows import ActNorm
 from indm.model import INDM, build_model
 from indm.scaling import Scaling
 from indm.workbench.data import arrays
+from indm.workbench.data.base import load_data
 from indm.workbench.data.images import read_image
-from indm.workbench.data.registry import load_data
 from indm.workbench.data.standard import read_idx
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.devices import peak_memory_mib

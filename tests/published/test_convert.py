@@ -20,7 +20,6 @@ from indm.workbench.convert import convert, score_of_checkpoint
 from indm.workbench.recipes import recipe as recipes
 
 SMALL = ["ddpmpp_vp", "ncsnpp_ve"]
-UNTOLD = ("fir", "centered", "scale_by_sigma", "rescale", "dropout")  # by the tensors
 
 
 def relative_error(score, reference):

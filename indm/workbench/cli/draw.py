@@ -91,8 +91,7 @@ class Sample(DrawsSamples):
 
 def test_data(table: dict[str, Any], n: int) -> Any:
     """The first ``n`` test examples; None, and a warning, where the data of a run cannot be loaded."""
-    from indm.workbench.data.base import stack
-    from indm.workbench.data.registry import load_data, without_download
+    from indm.workbench.data.base import load_data, stack, without_download
 
     try:
         return stack(load_data(**without_download(table)).test, n).float()

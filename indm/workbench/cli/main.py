@@ -33,16 +33,16 @@ GROUPS = {
     "Look at a run": {
         "sample": "draw:Sample",
         "inpaint": "draw:Inpaint",
-        "evaluate": "evaluate:Evaluate",
+        "evaluate": "runs:Evaluate",
         "fid": "draw:Fid",
-        "compare": "evaluate:Compare",
-        "app": "evaluate:App",
+        "compare": "runs:Compare",
+        "app": "runs:App",
         "translate": "draw:Translate",
     },
     "More": {
         "list": "listing:List",
-        "convert": "share:Convert",
-        "push": "share:Push",
+        "convert": "runs:Convert",
+        "push": "runs:Push",
     },
 }
 COMMANDS = {name: place for group in GROUPS.values() for name, place in group.items()}

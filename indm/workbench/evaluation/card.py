@@ -10,7 +10,6 @@ from indm.files import atomic, untrusted
 from indm.model import DESCRIPTION, WEIGHTS
 from indm.names import KINDS, OPTIONAL_KINDS
 from indm.workbench.evaluation.results import likelihood_table, read_evaluation
-from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.folder import RECIPE, end_of, recipe_of
@@ -60,7 +59,7 @@ def write(run: Path, folder: Path, name: str, license: str | None = None, more: 
     folder.mkdir(parents=True, exist_ok=True)
     for file in (DESCRIPTION, WEIGHTS, *pictures):
         shutil.copyfile(run / file, folder / file)
-    atomic.text(folder / RECIPE, recipes.to_toml(paths.without_places(recipe)))
+    atomic.text(folder / RECIPE, recipes.to_toml(recipes.without_places(recipe)))
     atomic.text(folder / CARD, "\n\n".join(sections) + "\n")
 
 

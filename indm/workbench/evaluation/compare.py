@@ -29,7 +29,6 @@ from indm.workbench.evaluation.results import (
 from indm.workbench.evaluation.statistics import LEVEL, Difference, judged, over_seeds
 from indm.workbench.figures import plots, sheets
 from indm.workbench.figures.page import Page
-from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import Equal
 from indm.workbench.recipes.recipe import Recipe
@@ -41,7 +40,8 @@ from indm.workbench.training.costs import key_of, ratio_in
 FILES = ("comparison.html", "comparison.json", "comparison.png")
 # How a run is watched and evaluated makes no difference, but its budget does. The place of its data makes none, since
 # runs that are compared were evaluated on the same examples.
-ALIKE = {"train.seed", *FREE_ON_RESUME, *(f"data.{key}" for key in paths.KEYS)} - {"train.steps", "train.seconds"}
+ALIKE = {"train.seed", *FREE_ON_RESUME, *(f"data.{key}" for key in recipes.PATH_KEYS)}
+ALIKE -= {"train.steps", "train.seconds"}
 MARGIN = 0.10  # by which budgets that are called equal differ at most
 NO_SEED, NOT_COMPARABLE = "untested: no seed in common", "not comparable"  # verdicts without a test
 ONE_TRAINING = (

@@ -17,11 +17,10 @@ from torch import Tensor
 from indm.checks import nearest
 from indm.names import BUILT_IN
 from indm.tensors import double
-from indm.workbench.data.base import InMemory, stack
+from indm.workbench.data.base import InMemory, load_data, stack, without_download
 from indm.workbench.data.examples import Size, height_and_width
 from indm.workbench.data.folder import find_images
 from indm.workbench.data.images import RESIZE_MODES, ImageFiles, read_size
-from indm.workbench.data.registry import load_data, without_download
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.devices import device
 from indm.workbench.runs.folder import is_run

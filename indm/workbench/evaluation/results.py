@@ -23,7 +23,7 @@ from indm.workbench.evaluation.baselines import baselines
 from indm.workbench.evaluation.likelihood import evaluate
 from indm.workbench.evaluation.measures import NLL, Bound, Measure, SamplerBound, WeightedNLL
 from indm.workbench.evaluation.statistics import Difference, mean_and_error, paired_by_examples
-from indm.workbench.recipes import paths
+from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import ENOUGH_STEPS, Evaluation
 from indm.workbench.recipes.recipe import Recipe, literal
 from indm.workbench.runs.devices import on_cpu
@@ -56,7 +56,7 @@ def evaluate_run(
     """
     processes = PartialState(cpu=on_cpu())
     recipe = recipe_of(run)
-    tables = paths.absolute(recipe | {"data": data_table or recipe.data.table()})
+    tables = recipes.absolute(recipe | {"data": data_table or recipe.data.table()})
     model = open_model(run)
     options = replace(recipe.evaluate, **(changes or {}))
     data = data_of(run, model, tables["data"])
@@ -212,7 +212,7 @@ def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
     (baseline, first), *following = evaluations.items()
     for folder, result in following:
         both = [kind for kind in KINDS if kind in result and kind in first]
-        data = [paths.without_paths(one["data"]) for one in (result, first)]
+        data = [recipes.without_paths(one["data"]) for one in (result, first)]
         hashes = {one.get("examples_sha256") for one in (result, first)} - {None}
         counts = [[one["images"][kind] for kind in both] for one in (result, first)]
         if result["split"] != first["split"] or data[0] != data[1] or len(hashes) > 1 or counts[0] != counts[1]:

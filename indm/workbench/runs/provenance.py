@@ -15,10 +15,11 @@ import indm
 from indm.files import atomic, untrusted
 from indm.model import WEIGHTS
 from indm.workbench.data.base import Data
-from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.devices import device
+
+RECORD = "versions.json"  # file in the run folder
 
 
 def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device | None = None) -> dict:
@@ -55,12 +56,12 @@ def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[s
     The recipe gets absolute paths of its data. For a resumed run that is the provenance of its last part; its key
     ``before`` has those of the earlier parts.
     """
-    text, made_by = recipes.to_toml(paths.absolute(recipe)), provenance(recipe.train.seed, {}, device)
+    text, made_by = recipes.to_toml(recipes.absolute(recipe)), provenance(recipe.train.seed, {}, device)
     run.mkdir(parents=True, exist_ok=True)
     atomic.text(run / "recipe.toml", text)
     before = parts_of_record(run)
     made_by |= {"data": data_notes} | (more or {})
-    atomic.json_object(run / paths.RECORD, made_by | ({"before": before} if before else {}))
+    atomic.json_object(run / RECORD, made_by | ({"before": before} if before else {}))
 
 
 def last_part(run: Path) -> dict:
@@ -79,20 +80,6 @@ def other_splits(run: Path, data: Data) -> dict | None:
     return next((part for part in parts if part.get("data_sha256", data.fingerprint) != data.fingerprint), None)
 
 
-def same_data(one: Path, other: Path) -> bool:
-    """Whether two runs are of the same data: of the same options, and from one place, however it is spelled.
-
-    Where the place of one is gone, its files may have been moved to the other's: the fingerprint tells. Where both are
-    there it does not, as two folders may hold other images of the same names.
-    """
-    tables = [recipes.load(run)["data"] for run in (one, other)]
-    places = [paths.places(table) for table in tables]
-    prints = [{part.get("data_sha256") or None for part in parts_of_record(run)} - {None} for run in (one, other)]
-    were_moved = any(paths.gone({"data": table}) for table in tables) and prints[0] & prints[1]
-    same_options = paths.without_paths(tables[0]) == paths.without_paths(tables[1])
-    return same_options and (places[0] == places[1] or bool(were_moved))
-
-
 def warn_of_other_splits(run: Path, data: Data) -> bool:
     """Whether a part of ``run`` was trained on other data than ``data``, with a warning."""
     then = other_splits(run, data)
@@ -109,7 +96,7 @@ def warn_of_other_splits(run: Path, data: Data) -> bool:
 def parts_of_record(run: Path) -> list[dict]:
     """The provenance of each part of a run, from ``versions.json``; none where that is missing or damaged."""
     try:
-        last = untrusted.json_object(run / paths.RECORD)
+        last = untrusted.json_object(run / RECORD)
         return [part for part in (*last.pop("before", []), last) if isinstance(part, dict)]
     except (ValueError, TypeError):
         return []

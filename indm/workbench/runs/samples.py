@@ -21,15 +21,15 @@ from indm.names import trust
 from indm.sampling import (
     Sampler,
     centre_prior,
-    change_in_twice_the_steps,
     default_sampler,
     default_steps,
     make_sampler,
     sample,
+    solve_latent,
 )
+from indm.tensors import Batch, PerSample, evaluation_mode
 from indm.workbench.data.arrays import names_of
 from indm.workbench.data.base import stack
-from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import Drawing, InpaintingOptions
 from indm.workbench.runs.folder import check_absent, data_of, open_run
@@ -92,7 +92,7 @@ def _drawn_before(file: Path, made_by: dict) -> Samples | None:
     def wherever(made_by: dict) -> dict:
         """A run and its data may be moved together."""
         data = made_by.get("data")
-        return made_by | {"data": paths.without_paths(data)} if isinstance(data, dict) else made_by
+        return made_by | {"data": recipes.without_paths(data)} if isinstance(data, dict) else made_by
 
     with contextlib.suppress(ValueError):  # a damaged file is not overwritten either
         samples = read_samples(file)
@@ -131,6 +131,27 @@ def _drawn(
         steps = drawing.steps or default_steps(model)
         changes = change_in_twice_the_steps(part, x[:checked], z_T[:checked], sampler, steps, **options).tolist()
     return model.scaling.to_data(x).cpu(), c, changes
+
+
+def change_in_twice_the_steps(
+    model, x: Batch, z_T: Batch, sampler: Sampler, steps: int, *, temperature: float = 1.0, last_denoising: bool = True
+) -> PerSample:
+    """RMS distance of samples ``x``, made from z_T in ``steps`` without noise, from those in twice the steps, (B,).
+
+    For a method of order p it is the error of the samples times 1 − 2⁻ᵖ, so 25 % too small at order 2. The unit is a
+    grey level (values beyond the first and the last count as these), or of continuous data a unit of the model.
+
+    Raises:
+        ValueError: a stochastic or adaptive sampler.
+    """
+    if sampler.stochastic or sampler.adaptive:
+        raise ValueError(f"sampler must take fixed steps without noise, got {sampler}")
+    with evaluation_mode(model):
+        finer = model.decode(temperature * solve_latent(model, z_T, sampler, 2 * steps, last_denoising)[0])
+    scale, shift, levels = model.scaling.scale, model.scaling.shift, model.scaling.levels
+    if levels is not None:
+        x, finer = ((part * scale + shift).clamp(0, levels) for part in (x, finer))
+    return (x - finer).flatten(1).square().mean(1).sqrt()
 
 
 def column_names(data: dict, columns: int) -> list[str]:

@@ -20,15 +20,13 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from indm.checks import reason
-from indm.workbench.data.registry import without_download
-from indm.workbench.recipes import paths
+from indm.workbench.data.base import without_download
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import TrainOptions
 from indm.workbench.recipes.recipe import AnyTables, Recipe
-from indm.workbench.runs.devices import by_main_process, device, make_accelerator
+from indm.workbench.runs.devices import by_main_process, make_accelerator
 from indm.workbench.runs.folder import FREE_ON_RESUME, end_of, recipe_of
-from indm.workbench.runs.provenance import device_name, last_part, parts_of_record
+from indm.workbench.runs.provenance import last_part, parts_of_record
 from indm.workbench.training.parts import parts_of
 from indm.workbench.training.trainer import Trainer
 
@@ -121,40 +119,9 @@ def key_of(recipe: Recipe) -> str:
     usual = asdict(TrainOptions(steps=1))
     train = {key: value for key, value in recipe["train"].items() if key not in free and value != usual.get(key)}
     tables = {table: content for table, content in recipe.items() if table not in ("train", "evaluate")}
-    tables |= {table: paths.without_paths(tables[table]) for table in paths.TABLES if table in tables}
+    tables |= {table: recipes.without_paths(tables[table]) for table in recipes.DATA_TABLES if table in tables}
     text = json.dumps(tables | {"train": train}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def measure_runs(runs: Sequence[Path], progress: bool = True) -> tuple[dict[Path, float], dict[Path, str]]:
-    """Seconds of a step of each run's recipe on this machine, and why some cannot be measured.
-
-    Where the first run cannot be measured, none is.
-    """
-    trainers: dict[Path, Trainer] = {}
-    threads: dict[Path, int] = {}
-    unknown: dict[Path, str] = {}
-    with torch.random.fork_rng(devices=[]):
-        for run in runs:
-            try:
-                there, here = last_part(run).get("device"), device_name(torch.device(device()))
-                if there not in (None, here):  # on which the costs may be others
-                    raise ValueError(f"{run} was trained on {there}, and this is {here}")
-                trainers[run] = trainer_of(_kept(recipe_of(run)))
-                threads[run] = threads_for(run)
-            except (ValueError, OSError, RuntimeError, MemoryError) as error:
-                unknown[run] = reason(error)
-        if runs[0] in unknown:
-            return {}, dict.fromkeys(runs, unknown[runs[0]])
-        if len(trainers) < 2:
-            return {}, unknown
-        seconds = medians(interleaved_seconds(trainers, threads, rounds=ROUNDS, progress=progress))
-    return seconds, unknown
-
-
-def _kept(recipe: Recipe) -> Recipe:
-    """The recipe of a run, such that nothing is downloaded."""
-    return recipe | {table: without_download(recipe[table]) for table in paths.TABLES if table in recipe}
 
 
 def trainer_of(recipe: Recipe, trainer: type[Trainer] = Trainer, **parts: Any) -> Trainer:
@@ -192,6 +159,7 @@ def budget_like(
         ValueError: ``like`` has not come to an end.
     """
     other, steps = recipe_of(like), end_of(like)["steps"]
+    kept = other | {table: without_download(other[table]) for table in recipes.DATA_TABLES if table in other}
     whole = recipes.resolve(recipes.as_continued(recipe, like))
     own, other_threads = whole.train.threads, threads_for(like)
     threads = {like: other_threads, out: own or other_threads}
@@ -200,7 +168,7 @@ def budget_like(
         a = make_accelerator(whole.train)
         parts = parts_of(whole, a, copy.deepcopy(model), data, objective)
         with torch.random.fork_rng(devices=[]):
-            trainers = {like: trainer_of(_kept(other)), out: trainer_of(whole, trainer, **parts)}
+            trainers = {like: trainer_of(kept), out: trainer_of(whole, trainer, **parts)}
             seconds = medians(interleaved_seconds(trainers, threads, rounds=ROUNDS, progress=progress))
         ratio = seconds[out] / seconds[like]
         measured = {key_of(whole): seconds[out], key_of(other): seconds[like]}

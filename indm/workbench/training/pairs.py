@@ -7,9 +7,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from indm.files import atomic
-from indm.workbench.data.base import check_kind
-from indm.workbench.data.registry import load_data
-from indm.workbench.recipes import paths
+from indm.workbench.data.base import check_kind, load_data
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import BRIDGE, AnyTables, Recipe, Tables
 from indm.workbench.runs.devices import by_main_process, on_cpu
@@ -105,7 +103,7 @@ def train_pair(recipe: AnyTables, out: Path, *, resume: bool = False, progress: 
     check_kind(both[1], both[0], "data have", "data_b")
     if processes.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
-        atomic.text(out / PAIR, recipes.to_toml(paths.absolute(recipe)))
+        atomic.text(out / PAIR, recipes.to_toml(recipes.absolute(recipe)))
     summaries: dict[str, dict] = {}
     for side, content in sides.items():
         done = by_main_process(functools.partial(finished, out / side, content))

@@ -21,9 +21,8 @@ from indm.objective import Objective, flow_nll, objective_of
 from indm.score import context_of, score_for
 from indm.tensors import evaluation_mode, noisy
 from indm.training import Penalty
-from indm.workbench.data.base import PARTS, Data, as_data, check_kind, stack
+from indm.workbench.data.base import PARTS, Data, as_data, check_kind, load_data, stack
 from indm.workbench.data.examples import flip_horizontally
-from indm.workbench.data.registry import load_data
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import TrainOptions
 from indm.workbench.recipes.recipe import AnyTables, Part, Recipe

@@ -31,9 +31,8 @@ from indm.objective import Objective, flow_nll, nelbo, objective_of, soft_trunca
 from indm.sde.linear import check_sde
 from indm.tensors import noisy, random_states, restore_random_states, widest
 from indm.training import EMA, FlowUse, TrainingStep, learning_rate_factor, optimizer_step
-from indm.workbench.data.base import Data, check_kind, stack
+from indm.workbench.data.base import Data, check_kind, load_data, stack
 from indm.workbench.data.examples import InMemory, Paired, flip_horizontally, loader
-from indm.workbench.data.registry import load_data
 from indm.workbench.recipes.options import TrainOptions
 from indm.workbench.recipes.recipe import Recipe, model_of
 from indm.workbench.runs.devices import by_main_process

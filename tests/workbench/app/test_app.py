@@ -26,9 +26,9 @@ from indm.scaling import Scaling
 from indm.translation import bridge
 from indm.workbench.app import requests
 from indm.workbench.app.requests import WAYS, Side, Source, at_most, ends_of, open_sides
-from indm.workbench.cli import evaluate as commands
+from indm.workbench.cli import runs as commands
 from indm.workbench.cli.main import main
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data
 from indm.workbench.figures import sheets
 from indm.workbench.recipes import recipe as recipes
 

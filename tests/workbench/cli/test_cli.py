@@ -26,7 +26,7 @@ from indm.sampling import PredictorCorrector, centre_prior, make_sampler
 from indm.workbench.cli import listing
 from indm.workbench.cli import train as train_commands
 from indm.workbench.cli.main import COMMANDS, find, main, take_tables
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data
 from indm.workbench.evaluation import results
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import (

@@ -18,11 +18,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from indm.names import BUILT_IN, Untrusted, find, trust
 from indm.workbench.data import ImageFiles
-from indm.workbench.data.base import InMemory, as_data, split, stack
+from indm.workbench.data.base import InMemory, as_data, check_data, load_data, split, stack
 from indm.workbench.data.densities import DENSITIES
 from indm.workbench.data.examples import flip_horizontally, loader
 from indm.workbench.data.images import read_image
-from indm.workbench.data.registry import check_data, load_data
 from indm.workbench.data.standard import DEBIAN_FASHION_MNIST
 
 PARTS = ("train", "valid", "test")

@@ -9,9 +9,8 @@ from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
 from indm.conditions import Classes, Vector
-from indm.workbench.data.base import PARTS, as_data, stack
+from indm.workbench.data.base import PARTS, as_data, load_data, stack
 from indm.workbench.data.examples import Paired, loader
-from indm.workbench.data.registry import load_data
 from indm.workbench.data.standard import CLASSES
 
 N = 50

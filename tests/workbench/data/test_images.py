@@ -12,11 +12,10 @@ from PIL import Image
 
 from indm.workbench.cli.main import main
 from indm.workbench.data import images
-from indm.workbench.data.base import stack
+from indm.workbench.data.base import load_data, stack
 from indm.workbench.data.examples import loader
 from indm.workbench.data.folder import Files, kinds_of, list_files
 from indm.workbench.data.images import ImageFiles, count_unreadable, read_image
-from indm.workbench.data.registry import load_data
 from indm.workbench.runs.devices import peak_memory_mib
 
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from indm.workbench.data.arrays import read_columns, read_events
-from indm.workbench.data.base import stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data, stack
 
 
 def read_table(path):

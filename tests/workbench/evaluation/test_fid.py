@@ -12,8 +12,7 @@ import torch_fidelity
 from PIL import Image
 
 from indm.workbench.cli.main import main
-from indm.workbench.data.base import stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data, stack
 from indm.workbench.evaluation.fid import Images, as_inception_takes, open_images, score, score_table
 from indm.workbench.runs.provenance import weights_hash
 from indm.workbench.runs.samples import read_samples

@@ -10,7 +10,6 @@ import pytest
 
 from indm.workbench.cli.main import main
 from indm.workbench.data import standard
-from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import end_of, recipe_of
 
@@ -99,8 +98,8 @@ def test_a_folder_of_a_run_that_is_a_link_is_refused(project, name, capsys):
 
 def test_what_code_from_outside_calls_a_path_stays():
     recipe = {"data": {"name": "my.data:Set", "path": "s3://x"}, "data_b": {"name": "folder", "path": "~/x"}}
-    assert paths.absolute(recipe)["data"]["path"] == "s3://x"
-    assert paths.absolute(recipe)["data_b"]["path"] == os.path.expanduser("~/x")
+    assert recipes.absolute(recipe)["data"]["path"] == "s3://x"
+    assert recipes.absolute(recipe)["data_b"]["path"] == os.path.expanduser("~/x")
 
 
 def test_the_end_of_a_run_is_known_or_that_is_said(tmp_path):

@@ -10,7 +10,7 @@ from indm.training import FlowUse
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import read_metrics, recipe_of
 from indm.workbench.training import costs
-from indm.workbench.training.costs import interleaved_seconds, key_of, measure_runs, medians, ratio_in
+from indm.workbench.training.costs import interleaved_seconds, key_of, medians, ratio_in
 from indm.workbench.training.loop import train
 from indm.workbench.training.trainer import Trainer
 
@@ -125,20 +125,6 @@ def test_what_cannot_be_had_like_another_is_refused(indm_run, tmp_path):
     with pytest.raises(ValueError, match="killed has not come to an end"):
         train(LINEAR, tmp_path / "out", like=tmp_path / "killed", progress=False)
     assert not (tmp_path / "out").exists()
-
-
-def test_runs_that_cannot_be_measured_are_named(indm_run, tmp_path, monkeypatch):
-    """A network of one's own that nobody trusts, and a run of another device."""
-    runs = [indm_run, *(tmp_path / name for name in ("linear", "own", "elsewhere"))]
-    for run, recipe in zip(runs[1:], (LINEAR, TINY | {"net": {"name": "my_net:Net"}}, TINY), strict=True):
-        run.mkdir()
-        (run / "recipe.toml").write_text(recipes.to_toml(recipes.resolve(recipe)))
-    (runs[3] / "versions.json").write_text(json.dumps({"device": "NVIDIA H100"}))
-    times(monkeypatch, 0.3, 0.2)
-    seconds, unknown = measure_runs(runs, progress=False)
-    assert seconds == {runs[0]: 0.3, runs[1]: pytest.approx(0.2)} and unknown.keys() == {*runs[2:]}
-    assert "my_net" in unknown[runs[2]] and unknown[runs[3]] == f"{runs[3]} was trained on NVIDIA H100, and this is cpu"
-    assert measure_runs(runs[2:3] + runs[:1]) == ({}, dict.fromkeys([runs[2], runs[0]], unknown[runs[2]]))
 
 
 @pytest.mark.parametrize("found", [None, 3, {}, {"a": 1.0}, {"a": 1.0, "b": 0.0}, {"a": "1", "b": 1.0}])

@@ -21,7 +21,7 @@ from torch import nn
 import indm
 from indm.files import atomic
 from indm.training import FlowUse
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import read_metrics
 from indm.workbench.training import checkpoints

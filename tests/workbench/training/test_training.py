@@ -25,8 +25,7 @@ from indm.objective import Objective
 from indm.scaling import Scaling
 from indm.training import EMA, FlowUse, learning_rate_factor
 from indm.workbench.cli.main import main
-from indm.workbench.data.base import stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data, stack
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.devices import interruptible
 from indm.workbench.runs.folder import read_metrics

@@ -10,8 +10,7 @@ from PIL import Image
 from toys import BY_COUPLING, SMALL, error_of, framed, pixels
 
 from indm.workbench.cli.main import main
-from indm.workbench.data.base import stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data, stack
 from indm.workbench.evaluation.fid import open_images
 from indm.workbench.runs.folder import open_run
 from indm.workbench.translation.routes import find, open_runs

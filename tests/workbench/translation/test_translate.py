@@ -19,7 +19,7 @@ from indm.model import INDM, build_model
 from indm.scaling import Scaling
 from indm.translation import Route, sdedit
 from indm.workbench.cli.main import main
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import TranslationOptions
 from indm.workbench.runs.devices import make_accelerator
