@@ -577,7 +577,7 @@ def workplace(run, tmp_path_factory):
         ("evaluate trained --eps 1e-6 --overwrite", "eps must lie in [1e-05, 1.0), got 1e-06"),
         ("sample trained --sampler dmp++", "sampler must be one of"),
         ("sample trained -n 0", "n must be at least 1, got 0"),
-        ("sample trained --sampler ode --sampler.snr 0.1", "snr must be left out with sampler 'ode', got 0.1; 'pc'"),
+        ("sample trained --sampler ode --sampler.snr 0.1", "sampler 'ode' has no option 'snr' (there are: tol)"),
         ("sample trained --out trained/recipe.toml", "nothing can be written into trained/recipe.toml: it is no"),
     ],
 )  # fmt: skip
