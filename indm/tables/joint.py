@@ -191,7 +191,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         >>> x = numbers.normal(size=300)
         >>> X = np.stack([x, x + 0.5 * numbers.normal(size=300)], 1)
         >>> X[::5, 1] = np.nan
-        >>> estimator = JointDensityEstimator(max_steps=20, random_state=0).fit(X)
+        >>> estimator = JointDensityEstimator(max_steps=20, max_components=1, random_state=0).fit(X)
         >>> at_two = estimator.conditional({0: 2.0}).sample(200, random_state=0)
         >>> bool(abs(at_two[:, 1].mean() - 2) < 0.2)
         True

@@ -98,7 +98,7 @@ class ColumnMLP(nn.Module):
 
     CODE = 8  # numbers for each column
 
-    def __init__(self, d: int, width: int = 32, fourier: int = 3):
+    def __init__(self, d: int, width: int = 32, fourier: int = 2):
         super().__init__()
         self.register_buffer("omega", math.pi / 2 * 2.0 ** torch.arange(fourier), persistent=False)
         periods = torch.tensor([32.0, 16.0, 8.0, SmoothMLP.shortest_period])  # of the level

@@ -443,13 +443,10 @@ class PosteriorEstimator:
     def _slope_of_latents(self, latents: Array, c: Array, steps: int) -> tuple[Array, Array]:
         """log p of latents at standardised conditions, (n,), and its gradient in them, (n, columns)."""
         values, slopes = [np.zeros(0)], [np.zeros((0, latents.shape[1]))]
-        for z, rows in zip(
-            torch.from_numpy(latents).split(ROWS_AT_ONCE),
-            (c[i : i + ROWS_AT_ONCE] for i in range(0, len(c), ROWS_AT_ONCE)),
-            strict=True,
-        ):
+        parts = (torch.from_numpy(np.array(part)).split(ROWS_AT_ONCE) for part in (latents, c))
+        for z, rows in zip(*parts, strict=True):
             z = z.clone().requires_grad_()
-            each = list(self.estimator_.log_densities(z, rows, steps))
+            each = list(self.estimator_.log_densities(z, rows.numpy(), steps))
             value = torch.stack(each).logsumexp(0) - math.log(len(each))
             (slope,) = torch.autograd.grad(value.sum(), z)
             values.append(value.detach().numpy())
@@ -568,4 +565,5 @@ class SbiPosterior:
 
     def _sample(self, n: int, rows: Array) -> Tensor:
         seed = int(torch.randint(2**31 - 1, ()))
-        return torch.from_numpy(self.posterior.sample(n, rows, random_state=seed)).float()
+        draws = self.posterior.sample(n, rows, random_state=seed)
+        return torch.from_numpy(draws).float().reshape(len(rows), n, -1)

@@ -341,7 +341,7 @@ def test_errors(make, message):
 
 
 def test_gains_and_steps_are_those_of_its_estimator(gaussian):
-    assert gaussian.gains_ is gaussian.estimator_.gains_ and gaussian.n_steps_ is gaussian.estimator_.n_steps_
+    assert gaussian.gains_ == gaussian.estimator_.gains_ and gaussian.n_steps_ == gaussian.estimator_.n_steps_
 
 
 def test_errors_of_shapes(gaussian):

@@ -237,7 +237,8 @@ def resolve(tables: AnyTables) -> Recipe:
     return Recipe(**parts, **options)
 
 
-def _part(table: str, content: Mapping[str, Any]) -> Part:
+def _part(table: str, content: Mapping[str, Any] | str) -> Part:
+    content = {"name": content} if isinstance(content, str) else content
     name = content.get("name")
     if not isinstance(name, str):
         raise ValueError(f'[{table}] needs a name = "…" that says which {table} is meant')
