@@ -71,7 +71,15 @@ def coarse(monkeypatch):
 
 
 def test_scikit_learns_own_checks(coarse):
-    check_estimator(DensityEstimator(**SMALL), on_skip=None)
+    """But for one that asks more of single precision than it has: log p of some rows alone is off by a last digit."""
+    beyond = {"check_methods_subset_invariance": "the ODE is solved in single precision"}
+    check_estimator(DensityEstimator(**SMALL), on_skip=None, on_fail="raise", expected_failed_checks=beyond)
+
+
+def test_log_p_does_not_depend_on_other_rows(moons, coarse):
+    model, X = moons
+    alone = np.concatenate([model.score_samples(X[i : i + 1]) for i in range(5)])
+    assert model.score_samples(X[:5]) == pytest.approx(alone, abs=1e-5)
 
 
 def test_the_density_integrates_to_one_and_samples_follow_it(moons, monkeypatch):
