@@ -35,12 +35,10 @@ from indm.flows.base import magnitude
 from indm.likelihood import latent_reference
 from indm.objective import mle_loss, nelbo
 from indm.ode import rademacher
-from indm.rng import randn_like
 from indm.sampling import AdaptiveODE, Sampler, UniPC, solve_latent
-from indm.tensors import evaluation_mode
-from indm.workbench.data.base import Data, stack
-from indm.workbench.data.batches import loader
-from indm.workbench.data.registry import load_data
+from indm.tensors import evaluation_mode, randn_like
+from indm.workbench.data.base import Data, load_data, stack
+from indm.workbench.data.examples import loader
 from indm.workbench.runs.devices import device
 
 BITS = math.log(2)

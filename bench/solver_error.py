@@ -21,8 +21,7 @@ import torch
 import indm
 from indm.dequantization import from_data
 from indm.likelihood import LikelihoodReport, latent_reference
-from indm.workbench.data.base import stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data, stack
 from indm.workbench.recipes import recipe as recipes
 
 SOLVES: dict[str, dict[str, Any]] = {"default": {}, "24 steps": {"steps": 24}}

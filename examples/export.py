@@ -27,7 +27,7 @@ class Latent(nn.Module):
 def export(model: indm.INDM, folder: Path) -> None:
     """score: (z_t (B, *event), t (B,)) → s_θ, and c as networks see it, where there is one; flow: x → (z, log|det|)."""
     model, x, t = model.eval().requires_grad_(False), torch.zeros(3, *model.shape), torch.full((3,), 0.5)
-    c = () if model.condition is None else (torch.zeros(3, *model.condition.seen_shape),)
+    c = () if model.condition.is_none else (torch.zeros(3, *model.condition.seen_shape),)
     flow: nn.Module = model.flow if model.flow.inverse_is_formula else Latent(model.flow)
     for name, part, example in (("score", model.score, (x, t, *c)), ("flow", flow, (x,))):
         any_batch = tuple({0: torch.export.Dim("batch")} for _ in example)

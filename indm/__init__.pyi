@@ -10,9 +10,9 @@ from .diffusion import NonlinearDiffusion as NonlinearDiffusion
 from .diffusion import forward_path as forward_path
 from .diffusion import generative_path as generative_path
 from .diffusion import probability_flow_path as probability_flow_path
-from .flows.check import check_flow as check_flow
-from .foreign.checks import DenoiserCheck as DenoiserCheck
-from .foreign.checks import check_denoiser as check_denoiser
+from .flows.base import check_flow as check_flow
+from .foreign.denoiser import DenoiserCheck as DenoiserCheck
+from .foreign.denoiser import check_denoiser as check_denoiser
 from .foreign.denoiser import from_denoiser as from_denoiser
 from .foreign.discrete import discrete_nelbo as discrete_nelbo
 from .foreign.libraries import from_azula as from_azula
@@ -44,12 +44,12 @@ from .sampling import sample as sample
 from .sampling import sample_with_log_prob as sample_with_log_prob
 from .scaling import Scaling as Scaling
 from .score import ScoreModel as ScoreModel
-from .sde.check import check_sde as check_sde
 from .sde.linear import VESDE as VESDE
 from .sde.linear import VPSDE as VPSDE
 from .sde.linear import LinearSDE as LinearSDE
 from .sde.linear import LogLinearSDE as LogLinearSDE
 from .sde.linear import SubVPSDE as SubVPSDE
+from .sde.linear import check_sde as check_sde
 from .tables.estimator import DensityEstimator as DensityEstimator
 from .tables.joint import JointDensityEstimator as JointDensityEstimator
 from .tables.posterior import PosteriorEstimator as PosteriorEstimator

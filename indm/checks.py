@@ -1,4 +1,4 @@
-"""The one checker: of options, of the arguments of parts and data sets, of foreign settings.
+"""Words for error messages, and the one checker: of options, of the arguments of parts, of foreign settings.
 
 A failure is a ``ValueError`` that names the option, the value, what would do, and the nearest name that exists.
 """
@@ -7,11 +7,55 @@ import collections.abc
 import contextlib
 import inspect
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from indm.messages import brief, nearest
+LONGEST_VALUE = 200  # characters of a value that a message quotes
+MOST_LISTED = 40  # problems that one message lists
+
+
+def one_line(text: object) -> str:
+    """``text`` on one line, escape sequences shown: names of files may hold newlines and terminal commands."""
+    words = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+
+
+def brief(value: object) -> str:
+    """The beginning of ``value``, on one line: what a file holds may be of any length."""
+    text = one_line(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+
+
+def listed(problems: Sequence[object]) -> str:
+    """The first :data:`MOST_LISTED` of them, each as in :func:`brief`, and how many more there are."""
+    more = len(problems) - MOST_LISTED
+    return "; ".join(map(brief, problems[:MOST_LISTED])) + (f"; and {more} more" if more > 0 else "")
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, on one line; decoders raise errors of all kinds, some of them without a message."""
+    message = one_line(error)[:300]
+    return f"{message} is missing" if isinstance(error, KeyError) else message or type(error).__name__
+
+
+def counted(number: int, thing: str) -> str:
+    """«1 step», «2,000 steps»."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def did_you_mean(word: str, known: Iterable[object]) -> str:
+    """«; did you mean 'x'?» where a known word is near, leading dashes apart, else nothing."""
+    names = {str(name).lstrip("-"): str(name) for name in known}
+    return next((f"; did you mean {names[near]!r}?" for near in get_close_matches(word.lstrip("-"), names, n=1)), "")
+
+
+def nearest(word: str, known: Iterable[object]) -> str:
+    """:func:`did_you_mean`, or the list of what there is."""
+    names = [str(k) for k in known]
+    return did_you_mean(word, names) or f" (there are: {', '.join(names)})"
+
 
 LARGEST, LARGEST_SEED = 2**31 - 1, 2**63 - 1  # whole numbers that torch takes for a size, and for a seed
 WORDS = {
@@ -21,9 +65,10 @@ WORDS = {
 SEQUENCES = (tuple, list, collections.abc.Sequence)
 
 
-def require(condition: bool, key: str, value: object, wanted: str) -> None:
+def require(condition: bool, key: str, value: object, wanted: str, hint: str = "") -> None:
+    """ValueError unless ``condition``: "key must be wanted, got value; hint"."""
     if not condition:
-        raise ValueError(f"{key} must be {wanted}, got {brief(repr(value))}")
+        raise ValueError(f"{key} must be {wanted}, got {brief(repr(value))}{hint and f'; {hint}'}")
 
 
 def check_whole_number(key: str, value: object) -> None:
@@ -59,10 +104,7 @@ def check_name(word: str, known: Collection[str], what: str, shown: str) -> None
 
 
 def check_types(values: Mapping[str, object], hints: Mapping[str, object], where: str) -> None:
-    """ValueError naming, after ``where``, a value that is not of the type in ``hints``.
-
-    Names without a hint, and types other than numbers, strings, lists and tables, are not checked.
-    """
+    """ValueError naming, after ``where``, a number, string, list or table that is not of the type in ``hints``."""
     for name, value in values.items():
         if name in hints:
             require(_is_a(value, hints[name]), f"{where}{name}", value, _describe(hints[name]))
@@ -77,18 +119,14 @@ def check_arguments(
     given_later: Collection[str] = (),
     more: Mapping[str, object] = types.MappingProxyType({}),
 ) -> None:
-    """Check what a class or function is called with, by its signature.
+    """ValueError for an unknown name, a value of another type than annotated, or a missing argument of a call.
 
     Args:
         target: what is called; where it takes ``**options``, any name will do.
         values: its arguments by name.
-        table: of the values, for messages: "flow" in "flow.width must be a whole number".
-        what: the target in messages: "flow 'coupling'".
+        table, what: of the values and the target in messages: "flow" and "flow 'coupling'".
         given_later: parameters that the caller fills in.
         more: names that are taken beside those of ``target``, with their types.
-
-    Raises:
-        ValueError: an unknown name, a value of another type than annotated, or a missing argument.
     """
     parameters = arguments_of(target)
     hints = dict(more) | hints_of(target, parameters)
@@ -102,8 +140,7 @@ def check_arguments(
     given = {*values, *given_later}
     missing = [name for name, p in parameters.items() if p.default is p.empty and name not in given]
     if missing:
-        given_as = " ".join(f"--{table}.{name} …" for name in missing)
-        raise ValueError(f"{what} needs the option {', '.join(missing)}: {given_as}")
+        raise ValueError(f"{what} needs the option {', '.join(missing)}")
 
 
 def arguments_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -15,10 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.rng import rand_like
 from indm.scaling import Scaling
 from indm.sde.linear import Kernel
-from indm.tensors import Batch, PerSample, double, widest
+from indm.tensors import Batch, PerSample, double, rand_like, widest
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 CERTAIN = 20.0  # deviations of the noise from one grey level to the next, from which z_ε tells them apart
@@ -96,7 +95,7 @@ class Levels(Dequantization):
     Example: N(0, I) and its exact score give −log P near the middle, of 256 levels from −1 to 1: log(127.5 √(2π)).
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> tables |= {"dequantization": {"name": "levels"}}
         >>> model = indm.build_model(tables, (1, 2, 2), indm.Scaling.between(-1, 1))
         >>> report = indm.log_probability(model, torch.full((1, 1, 2, 2), 127), draws=32, eps=1e-3)
@@ -155,11 +154,7 @@ def log_share(n: Tensor, level: Tensor, step: float, levels: int) -> Tensor:
 
 
 def checked(dequantization: Dequantization | None, scaling: Scaling) -> Dequantization | None:
-    """The noise of data with that scaling: ``dequantization``, by default uniform; None for continuous data.
-
-    Raises:
-        ValueError: noise for data without grey levels, or a decoder for levels that differ between entries.
-    """
+    """The noise of data with that scaling: ``dequantization``, by default uniform; None for continuous data."""
     if dequantization is None:
         return None if scaling.levels is None else Uniform()
     name = type(dequantization).__name__
@@ -209,12 +204,8 @@ def from_data(model: nn.Module, raw: Tensor, *, generator: torch.Generator | Non
     """x in model units, and log q(x|raw) in nats, (B,): −log p(raw) ≤ E[−log p(x) + log q(x|raw)].
 
     Of continuous data x is the raw data moved and scaled, and log q the log of the scale, with which equality holds.
-    It is in float64 where the device of the model has that.
-
-    Args:
-        model: anything with a ``scaling``; where it has no ``dequantization``, grey levels get uniform noise.
-        raw: data in data units (B, *event), which are not checked here, see :func:`check_raw`.
-        generator: feeds the noise.
+    It is in float64 where the device of the model has that. ``model`` is anything with a ``scaling``; where it has no
+    ``dequantization``, grey levels get uniform noise. ``raw`` is not checked here, see :func:`check_raw`.
     """
     scaling, noise = _parts_of(model)
     centre = scaling.centre(raw)

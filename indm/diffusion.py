@@ -28,11 +28,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from indm.conditions import repeated
+from indm.checks import require
+from indm.conditions import given, rows_of
 from indm.flows.base import Flow
 from indm.linearization import Operator, inverse_linearization, linearize, second_derivative, solve
 from indm.ode import basis, rademacher
-from indm.rng import randn_like
 from indm.sampling import FLOW_TOLERANCE, follow_flow, reverse_diffusion_step
 from indm.sde.linear import LinearSDE
 from indm.tensors import (
@@ -43,6 +43,7 @@ from indm.tensors import (
     event_size,
     expand_like,
     float64_device,
+    randn_like,
 )
 
 Grid = Float[Tensor, " times"]
@@ -101,8 +102,7 @@ class NonlinearDiffusion:
     Example: with the identity for h it is the linear diffusion.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model = indm.build_model(tables, (2,))
+        >>> model = indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,))
         >>> x, t = torch.randn(3, 2), torch.full((3,), 0.5)
         >>> diffusion = NonlinearDiffusion(model)
         >>> torch.allclose(diffusion.drift(x, t), model.sde.drift(t)[:, None] * x, atol=1e-5)
@@ -112,11 +112,9 @@ class NonlinearDiffusion:
     """
 
     def __init__(self, model, *, tol: float = TOLERANCE, probes: int = 1):
-        if not tol > 0:
-            raise ValueError(f"tol must be positive, got {tol}; {TOLERANCE:g} is usual")
-        if probes < 1:
-            raise ValueError(f"probes must be at least 1, got {probes}")
-        if model.condition is not None:
+        require(tol > 0, "tol", tol, "positive", f"{TOLERANCE:g} is usual")
+        require(probes >= 1, "probes", probes, "at least 1")
+        if not model.condition.is_none:
             raise ValueError(
                 "model must be at given conditions for a diffusion on the data space, got one of p(x|c): give "
                 "model.given(c)"
@@ -190,7 +188,8 @@ class NonlinearDiffusion:
         probes = basis(here.x) if exact else rademacher(here.x, self.probes, generator)
         count = probes.shape[1]
         directions = torch.stack([here.G @ v for v in probes.unbind(1)], dim=1).flatten(0, 1)
-        flow = cast(Flow, repeated(self.model.flow, count))
+        flow, c = cast(Flow, self.model.flow), rows_of(self.model.flow)
+        flow = flow if c is None else given(flow, c.repeat_interleave(count, dim=0))
         bends = second_derivative(flow.latent, here.x.repeat_interleave(count, dim=0), directions)
         return bends.unflatten(0, (-1, count)).sum(1)
 
@@ -219,8 +218,7 @@ def forward_path(model, x: Batch, times: Grid, *, generator: torch.Generator | N
     Example: from one point, through the identity, to the prior N(0, I) of VP.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model, x = indm.build_model(tables, (2,)), torch.ones(2000, 2)
+        >>> model, x = indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,)), torch.ones(2000, 2)
         >>> path = forward_path(model, x, torch.tensor([1e-5, 0.1, 1.0]))
         >>> path.shape, torch.allclose(path[0], x, atol=0.1), abs(path[-1].std().item() - 1) < 0.1
         (torch.Size([3, 2000, 2]), True, True)
@@ -243,8 +241,7 @@ def generative_path(model, x: Batch, times: Grid, *, generator: torch.Generator 
 
         >>> import indm
         >>> from indm.sampling import log_snr_grid
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model = indm.build_model(tables, (2,))
+        >>> model = indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,))
         >>> path = generative_path(model, torch.randn(2000, 2), log_snr_grid(model.sde, 100))
         >>> path.shape, abs(path[-1].std().item() - 1) < 0.1
         (torch.Size([101, 2000, 2]), True)
@@ -265,8 +262,7 @@ def probability_flow_path(model, x: Batch, times: Grid, *, tol: float = FLOW_TOL
     Example: N(0, I) and its exact score, for which nothing moves.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model, x = indm.build_model(tables, (2,)), torch.randn(5, 2)
+        >>> model, x = indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,)), torch.randn(5, 2)
         >>> path = probability_flow_path(model, x, torch.tensor([1e-5, 0.1, 1.0]))
         >>> path.shape, torch.allclose(path, x.expand_as(path), atol=1e-3)
         (torch.Size([3, 5, 2]), True)

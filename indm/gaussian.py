@@ -20,13 +20,8 @@ LARGEST_DENSE = 4096  # dimensions up to which the covariance is dense; above, o
 
 
 class GaussianReference:
-    """A Gaussian law of the latents.
-
-    Args:
-        mean: (d,).
-        variance: (d,), along the columns of ``basis``.
-        basis: orthonormal, (d, d); None for the standard basis.
-    """
+    """A Gaussian law of the latents: its mean (d,) and its variance (d,) along the columns of an orthonormal ``basis``
+    (d, d), None for the standard basis."""
 
     def __init__(
         self, mean: Float[Tensor, " d"], variance: Float[Tensor, " d"], basis: Float[Tensor, "d d"] | None = None

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 
+from indm.checks import require
 from indm.dequantization import from_data
 from indm.linearization import Operator, gmres
 from indm.sampling import Sampler, check_counts, default_steps, make_sampler, prior_batches, solve_latent
@@ -113,8 +114,7 @@ def inpaint(
     Example: the right half of an image, whose model here is N(0, I).
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model = indm.build_model(tables, (1, 4, 4))
+        >>> model = indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (1, 4, 4))
         >>> image, mask = torch.ones(1, 4, 4), torch.tensor([False, False, True, True])
         >>> draws = inpaint(model, image, mask, n=3)
         >>> draws.shape, bool((draws[..., :2] == 1).all()), bool((draws[..., 2:] == 1).any())
@@ -131,8 +131,7 @@ def inpaint(
     if sampler.adaptive:
         raise ValueError(f"sampler must take fixed steps, got {sampler}; {SAMPLER!r} is the default")
     raw, missing = _rows("observed", observed, model, n), _rows("mask", mask, model, n)
-    if missing.dtype != torch.bool:
-        raise ValueError(f"mask must be bool, True where an entry is missing, got {missing.dtype}")
+    require(missing.dtype == torch.bool, "mask", missing.dtype, "bool, True where an entry is missing")
     raw = torch.where(missing, 0, raw)
     levels = model.scaling.levels
     if levels is not None and (raw.is_floating_point() or not 0 <= int(raw.min()) <= int(raw.max()) < levels):
@@ -143,7 +142,8 @@ def inpaint(
         )
     parts = []
     with evaluation_mode(model):
-        for rows, part, z_T in prior_batches(model, n, c, guidance, batch_size, generator, progress):
+        batches = prior_batches(model, n, c, batch_size, generator, progress, guidance=guidance)
+        for (part, z_T), rows in zip(batches, torch.arange(n).split(batch_size), strict=True):
             y = part.flow.latent(from_data(part, raw[rows], generator=generator)[0])
             given = with_parts(part, {"score": ObservedScore(part.score, y, missing[rows])})
             z, _ = solve_latent(given, z_T, sampler, steps, generator=generator, progress=progress)
@@ -152,11 +152,7 @@ def inpaint(
 
 
 def _rows(name: str, given: Any, model: Any, n: int) -> Tensor:
-    """An event for each of ``n`` draws.
-
-    Raises:
-        ValueError: naming the argument, where it has another shape.
-    """
+    """An event for each of ``n`` draws; ValueError where it has another shape."""
     given = torch.as_tensor(given, device=model.scaling.scale.device)
     try:
         return given.expand(n, *model.shape)

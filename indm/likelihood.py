@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from indm.conditions import all_rows, at, at_rows, sees_condition
+from indm.checks import require
+from indm.conditions import sees_condition
 from indm.dequantization import check_raw, constant_log_q, from_data
 from indm.gaussian import GaussianReference
 from indm.objective import reconstruction as reconstruction_of
@@ -37,8 +38,7 @@ from indm.ode import (
     solve,
     value_and_divergence,
 )
-from indm.rng import randn_like
-from indm.score import closed_flow, context_of, is_smooth, probability_flow, with_context
+from indm.score import closed_flow, context_of, is_smooth, probability_flow, unguided, with_context
 from indm.tensors import (
     Batch,
     PerSample,
@@ -49,6 +49,7 @@ from indm.tensors import (
     expand_like,
     full_precision,
     outside_inference,
+    randn_like,
 )
 
 NLL_ERROR = 1e-3  # bits/dim, of the solver
@@ -60,15 +61,10 @@ State = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class WhitenedFlow:
-    """The probability flow of (v, ∫ excess divergence/d), in the coordinate v in which a Gaussian law is at rest.
+    """The probability flow of (v, ∫ excess divergence/d), in the coordinate v in which the Gaussian ``law`` is at rest.
 
-    Args:
-        score: of the latents.
-        law: a Gaussian law of them.
-        shape: of an event.
-        exact: whether the divergence is exact; else by the probes (B, n, *event) that a call gets.
-
-    A call takes the rows of c that the score was given as ``given``, for those samples that it is about.
+    The divergence is ``exact``, or estimated by the probes (B, n, *event) that a call gets. A call takes the rows of c
+    that the score was given as ``given``, for those samples that it is about.
     """
 
     score: nn.Module
@@ -269,7 +265,7 @@ def log_likelihood(
     Example:
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> report = log_likelihood(indm.build_model(tables, (2,)), torch.zeros(100, 2))  # latents N(0, I)
         >>> abs(report.bits_per_dim() - 0.5 * math.log2(2 * math.pi)) < 0.1
         True
@@ -277,7 +273,7 @@ def log_likelihood(
     check_units(x)
     check_solver(probes, steps, nll_error)
     log_q = constant_log_q(model, x) if log_q is None else log_q
-    model = at(model, c, len(x)).truncated(eps)
+    model = unguided(model).given(c, len(x)).truncated(eps)
     with evaluation_mode(model):
         flow, start = start_of(model, x, probes, exact, reference, generator)
         reconstruction = reconstruction_of(model, start.z, start.noise)
@@ -300,13 +296,7 @@ def log_likelihood(
 
 @dataclass(frozen=True)
 class Start:
-    """What the ODE of a likelihood sets out from: all its draws are made.
-
-    Attributes:
-        z, noise: z_0 and the noise of z_ε, (B, *event).
-        log_det: log|det ∂z/∂x|, nats.
-        probe: of the divergence.
-    """
+    """What the ODE of a likelihood sets out from: z_0, the noise of z_ε, log|det ∂z/∂x|, the divergence's probe."""
 
     z: Batch
     noise: Batch
@@ -314,7 +304,6 @@ class Start:
     probe: Tensor
 
     def rows(self, rows: Tensor) -> "Start":
-        """The same of some samples."""
         return Start(self.z[rows], self.noise[rows], self.log_det[rows], self.probe[rows])
 
     def solved(
@@ -384,18 +373,17 @@ def log_probability(
     Example:
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> model = indm.build_model(tables, (1, 2, 2), indm.Scaling.images(256))
         >>> raw = torch.full((3, 1, 2, 2), 128)
         >>> log_probability(model, raw, draws=4).nats().shape
         torch.Size([3])
     """
     check_raw(model, raw)
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, got {draws}; 8 is usual")
-    reports, c = [], all_rows(model, c, len(raw))
+    require(draws >= 1, "draws", draws, "at least 1", "8 is usual")
+    reports, c = [], model.rows(c, len(raw))
     for rows in torch.arange(len(raw)).repeat_interleave(draws).split(batch_size):
-        part = at_rows(model, c, rows)
+        part = model.given(c, rows=rows)
         with evaluation_mode(part):
             x, log_q = from_data(part, raw[rows], generator=generator)
         reports.append(log_likelihood(part, x, exact=exact, log_q=log_q, generator=generator, **solver))
@@ -421,9 +409,9 @@ def latents_of(
     ``c`` are their conditions, where the flow sees one.
     """
     latents, sees = [], sees_condition(model.flow)
-    c = all_rows(model, c, len(raw)) if sees else None
+    c = model.rows(c, len(raw)) if sees else None
     for rows in torch.arange(len(raw)).split(batch_size):
-        part = at_rows(model, c, rows) if sees else model
+        part = model.given(c, rows=rows) if sees else model
         with evaluation_mode(part):
             x, _ = from_data(part, raw[rows], generator=generator)
             latents.append(part.flow.latent(x, generator=generator))
@@ -439,7 +427,7 @@ def latent_reference(
     """
     generator = torch.Generator(model.scaling.scale.device).manual_seed(seed)
     options: dict[str, Any] = {"batch_size": batch_size, "generator": generator}
-    c = all_rows(model, c, len(raw))
+    c = model.rows(c, len(raw))
     return GaussianReference.fit(latents_of(model, raw[:most], c=None if c is None else c[:most], **options))
 
 
@@ -462,19 +450,15 @@ def log_prob(
               + \int_\epsilon^T \nabla\cdot(fz-\tfrac12 g^2 s)\,dt, \qquad z_\epsilon = \alpha_\epsilon h(x)
 
     It is "without reconstruction": no noise is added to h(x). It integrates to 1 and is the density of what
-    :func:`indm.sample_with_log_prob` returns. (:func:`indm.log_likelihood` instead
-    bounds that of x drawn from p(z_0|z_ε).)
+    :func:`indm.sample_with_log_prob` returns. (:func:`indm.log_likelihood` bounds that of x drawn from p(z_0|z_ε).)
 
-    It can be differentiated once, in x and in the parameters of flow, score and SDE: as a loss, in a Monte Carlo
-    chain, or for ∂ log p/∂x. It is computed in evaluation mode and full precision, and in a fixed number of steps:
-    it is as smooth as flow and network. For the gradient every evaluation of the network is made again: memory
-    holds the activations of one of them, with its divergence, and a step adds about twice the size of x.
+    It can be differentiated once, in x and in the parameters of flow, score and SDE. It is computed in evaluation mode
+    and full precision, and in a fixed number of steps: it is as smooth as flow and network. For the gradient every
+    evaluation of the network is made again: memory holds the activations of one of them, with its divergence, and a
+    step adds about twice the size of x.
 
-    Flows need log|det| of one map. All of this package have it but
-    :class:`~indm.published.ConditionalResidualFlow`, which has a map for every code (fix it: ``flow.at(code)``),
-    and :class:`~indm.flows.Frozen`. Residual flows above 64 dimensions estimate it, and its gradient; exact is
-    ``use_log_det(flow, evaluation=ExactLogDet())``. That of another library has the gradient that the library
-    gives it.
+    Residual flows above 64 dimensions estimate log|det| and its gradient; exact is
+    ``use_log_det(flow, evaluation=ExactLogDet())``. A flow that has no log|det| of one map has no density.
 
     Args:
         x: data in model units.
@@ -497,8 +481,7 @@ def log_prob(
     Example:
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model = indm.build_model(tables, (2,))  # its density is N(0, I)
+        >>> model = indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,))  # its density is N(0, I)
         >>> x = torch.tensor([[1.0, -2.0]], requires_grad=True)
         >>> model.log_prob(x).sum().backward()
         >>> torch.allclose(x.grad, torch.tensor([[-1.0, 2.0]]), atol=1e-4)
@@ -506,10 +489,9 @@ def log_prob(
     """
     model.flow.check_density("log_prob")
     check_units(x)
-    check_probes(probes)
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}; {FEWEST} is usual")
-    model = at(model, c, len(x)).truncated(eps)
+    require(probes >= 1, "probes", probes, "at least 1")
+    require(steps >= 1, "steps", steps, "at least 1", f"{FEWEST} is usual")
+    model = unguided(model).given(c, len(x)).truncated(eps)
     score, sde = model.score, model.sde
     parameters = tuple(parameter for parameter in score.parameters() if parameter.requires_grad)
 
@@ -578,7 +560,6 @@ def decode_with_log_prob(
         model: an INDM.
         z_T: draws of the prior, ``model.sde.prior_sample(…)``.
         probes, exact, nll_error, steps, reference: as in :func:`indm.log_likelihood`.
-        generator: of the probes, and of an estimate of log|det|.
 
     Returns:
         x in model units, log p(x) in nats, and an estimate of its solver's error in nats.
@@ -590,8 +571,7 @@ def decode_with_log_prob(
     Example:
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model = indm.build_model(tables, (2,))
+        >>> model = indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,))
         >>> x, log_prob, error = decode_with_log_prob(model, model.sde.prior_sample((5, 2)), nll_error=1e-2)
         >>> torch.allclose(log_prob, -0.5 * x.square().sum(1) - math.log(2 * math.pi), atol=1e-4)
         True
@@ -611,21 +591,14 @@ def decode_with_log_prob(
     return x, log_det + event_sum(log_alpha, z) + log_p_eps, solution.error
 
 
-def check_probes(probes: int) -> None:
-    """ValueError where there are none."""
-    if probes < 1:
-        raise ValueError(f"probes must be at least 1, got {probes}")
-
-
 def check_nll_error(nll_error: float) -> None:
     """ValueError where it is not positive and finite."""
-    if not 0 < nll_error < math.inf:
-        raise ValueError(f"nll_error must be positive and finite, got {nll_error}; {NLL_ERROR:g} bits/dim is usual")
+    require(0 < nll_error < math.inf, "nll_error", nll_error, "positive and finite", f"{NLL_ERROR:g} bits/dim is usual")
 
 
 def check_solver(probes: int, steps: int | None, nll_error: float) -> None:
     """ValueError where one of these is out of range."""
-    check_probes(probes)
+    require(probes >= 1, "probes", probes, "at least 1")
     if steps is not None and steps < FEWEST_WITH_ERROR:
         raise ValueError(
             f"steps must be at least {FEWEST_WITH_ERROR}, or None for as many as nll_error needs, got {steps}; "

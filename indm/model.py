@@ -13,12 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm import likelihood
-from indm.checks import arguments_of, check_arguments
-from indm.conditions import Condition, condition_of, given, sees_condition
+from indm.checks import arguments_of, check_arguments, nearest, reason, require
+from indm.conditions import Condition, NoCondition, given, sees_condition
 from indm.dequantization import Dequantization, check_levels_for, check_raw, checked, decoder_of, from_data
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow
-from indm.messages import nearest, reason
 from indm.names import KINDS, OPTIONAL_KINDS, Untrusted, find, is_outside, name_of
 from indm.scaling import Scaling
 from indm.score import GivenScore, ScoreModel, score_for, takes_condition
@@ -38,7 +37,7 @@ class INDM(nn.Module):
         scaling: how data units become model units; kept and saved with the model.
         shape: event shape, needed to sample by number and to save.
         dequantization: the noise of grey levels; by default uniform. Continuous data have none.
-        condition: what the c of p(x|c) is; None for a model without one.
+        condition: what the c of p(x|c) is; by default none, :class:`~indm.conditions.NoCondition`.
 
     A model of p(x|c) is used at given c: :meth:`given`, or an argument ``c`` of what takes a model.
 
@@ -71,7 +70,8 @@ class INDM(nn.Module):
         condition: Condition | None = None,
     ):
         super().__init__()
-        self.flow, self.score, self.condition = flow, score, condition
+        self.flow, self.score = flow, score
+        self.condition = NoCondition() if condition is None else condition
         self.scaling = Scaling() if scaling is None else scaling
         self.dequantization = checked(dequantization, self.scaling)
         if decoder_of(self) is not None and not (flow.is_identity and self.sde.is_scalar):
@@ -89,7 +89,7 @@ class INDM(nn.Module):
 
     @property
     def is_scalar(self) -> bool:
-        """Whether all entries of a latent share one SDE, which some samplers need; not where each learns its own."""
+        """Whether all entries of a latent share one SDE, which some samplers need."""
         return self.sde.is_scalar
 
     @property
@@ -102,9 +102,9 @@ class INDM(nn.Module):
 
     @property
     def optional_parts(self) -> dict[str, nn.Module]:
-        """The parts that a model may be without, by their kind, as far as this one has them."""
-        parts = {"dequantization": self.dequantization, "condition": self.condition}
-        return {kind: part for kind, part in parts.items() if part is not None}
+        """Optional parts present in this model, keyed by kind."""
+        parts: dict[str, nn.Module] = {} if self.condition.is_none else {"condition": self.condition}
+        return parts if self.dequantization is None else {"dequantization": self.dequantization, **parts}
 
     @property
     def has_shape(self) -> bool:
@@ -113,66 +113,66 @@ class INDM(nn.Module):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Event shape.
-
-        Raises:
-            ValueError: where the model was made without one.
-        """
+        """Event shape; ValueError where the model was made without one."""
         if self._shape is None:
             raise ValueError("this model does not know its event shape: give INDM(..., shape=...) or a whole shape")
         return self._shape
 
+    def rows(self, c: Any, n: int) -> Tensor | None:
+        """``c``, as a user gives it, as a tensor with a row for each of ``n`` samples; None stays None."""
+        return None if c is None else self.condition.rows(c, n)
+
     def given(
-        self, c: Any, n: int | None = None, *, guidance: float = 1.0, away_from: Any = None, drops: bool = False
+        self,
+        c: Any,
+        n: int | None = None,
+        *,
+        rows: Tensor | None = None,
+        guidance: float = 1.0,
+        away_from: Any = None,
+        drops: bool = False,
     ) -> "INDM":
         """This model at given conditions, p(x|c) with a row of c for each sample, used like one without.
+
+        A model without a condition is returned as it is, and c must be None.
 
         Args:
             c: classes, vectors or images, a row for each sample, or one for all; None hides it. Of classes a whole
                 number is the index and a string the name, also where names are numbers.
             n: how many samples; needed where one c is for all.
+            rows: numbers of the samples wanted, where c is None or has a row for each of more of them.
             guidance: w of :class:`indm.score.GivenScore`, for samples; 1 is the model.
             away_from: other conditions, like ``c``, that guidance leads away from in place of p(x).
-            drops: hide a share ``condition.drop`` of the rows at random, as training does.
+            drops: hide a share ``drop`` of the rows at random, as training does.
 
         Raises:
             ValueError: this model has no condition, or needs one, c is none of its conditions, or it cannot be guided.
 
         Example:
 
-            >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+            >>> tables = {"flow": "identity", "sde": "vp", "net": {"name": "mlp", "width": 8}}
             >>> model = build_model(tables | {"condition": {"name": "classes", "labels": ["left", "right"]}}, (2,))
             >>> model.given(["left", "right", "left"]).log_prob(torch.zeros(3, 2)).shape
             torch.Size([3])
         """
-        condition = condition_of(self, c)
+        condition = self.condition
         if guidance != 1:
             self.check_guidance(guidance, away_from)
-        if c is not None:
-            seen = condition(condition.rows(c, n))
-        elif not condition.drop:
-            raise ValueError(
-                "c must be given: this is a model of p(x|c); one that was trained with condition.drop 0.1 or so is one "
-                "of p(x), too"
-            )
-        elif n is None:
-            raise ValueError("n must be given, the number of samples whose c is hidden")
-        else:
-            seen = condition.absent(n)
+        if condition.is_none and c is None:
+            return self
+        if rows is not None:
+            c, n = None if c is None else c[rows], len(rows)
+        seen = condition.seen(c, n)
         if drops:
             seen = condition.dropped(seen)
         score = self.score
         if takes_condition(score):
             other = None if away_from is None else condition(condition.rows(away_from, len(seen)))
             score = GivenScore(score, seen, guidance, other)
-        return with_parts(self, {"flow": given(self.flow, seen), "score": score, "condition": None})
+        return with_parts(self, {"flow": given(self.flow, seen), "score": score, "condition": NoCondition()})
 
     def truncated(self, eps: float | None) -> "INDM":
-        """This model with its SDE truncated at ``eps``, at least its own, which None leaves; weights are shared.
-
-        Raises:
-            ValueError: ``eps`` below the SDE's own, or an SDE that is not a submodule of the score.
-        """
+        """This model with its SDE truncated at ``eps``, at least its own, which None leaves; weights are shared."""
         view = truncated(self, eps)
         if eps is not None and view.sde.eps != eps:
             raise ValueError(f"score must have its SDE as a submodule to be truncated, got {type(self.score).__name__}")
@@ -180,16 +180,16 @@ class INDM(nn.Module):
 
     def check_guidance(self, guidance: float, away_from: Any = None) -> None:
         """ValueError where guidance cannot lead away from p(x|away_from), or from p(x) where that is None."""
-        if not math.isfinite(guidance):
-            raise ValueError(f"guidance must be finite, got {guidance}; 1 samples the model")
+        require(math.isfinite(guidance), "guidance", guidance, "finite", "1 samples the model")
         if sees_condition(self.flow):
             raise ValueError(
                 f"guidance must be 1 where the flow sees c, got {guidance}: it mixes two scores, which need one latent"
             )
-        if away_from is None and not condition_of(self, None).drop:
+        require(not self.condition.is_none, "guidance", guidance, "1, as this model has no condition")
+        if away_from is None and not self.condition.drop:
             raise ValueError(
-                f"guidance must be 1 for a model of p(x|c) alone, got {guidance}; one that was trained with "
-                "condition.drop 0.1 or so knows p(x), too"
+                f"guidance must be 1 for a model of p(x|c) alone, got {guidance}; one whose condition was trained with "
+                "drop=0.1 or so knows p(x), too"
             )
 
     def from_data(self, raw: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -254,7 +254,9 @@ class INDM(nn.Module):
         Raises:
             OSError: they cannot be written; what was there is as it was.
         """
-        write_model(self, folder, self.description())
+        content = {"format": 1, "shape": list(self.shape), "levels": self.scaling.levels, **self.description()}
+        files = {WEIGHTS: atomic.weights_into(self.state_dict()), DESCRIPTION: atomic.json_into(content)}
+        atomic.together({Path(folder) / name: write for name, write in files.items()})
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> "INDM":
@@ -284,23 +286,9 @@ class Saved:
     shape: tuple[int, ...]
 
 
-def write_model(model: nn.Module, folder: str | Path, description: Mapping[str, Any]) -> None:
-    """Write the weights of a model with ``shape`` and ``scaling``, and its ``description``.
-
-    Both files are whole before they replace their predecessors.
-
-    Raises:
-        OSError: they cannot be written; what was there is as it was.
-    """
-    folder = Path(folder)
-    content = {"format": 1, "shape": list(model.shape), "levels": model.scaling.levels, **description}
-    weights = atomic.weights_into(model.state_dict())
-    atomic.together({folder / WEIGHTS: weights, folder / DESCRIPTION: atomic.json_into(content)})
-
-
 @contextmanager
 def reading(folder: str | Path) -> Iterator[Saved]:
-    """Gives what :func:`write_model` wrote; whatever goes wrong inside is an error that names the folder.
+    """Gives what :meth:`INDM.save` wrote; whatever goes wrong inside is an error that names the folder.
 
     Raises:
         ValueError: a file is missing or unreadable, or does not fit the other.
@@ -321,10 +309,8 @@ def reading(folder: str | Path) -> Iterator[Saved]:
         raise ValueError(f"the model in {folder} cannot be read: {reason(error)}") from error
 
 
-def build_model(
-    description: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...], scaling: Scaling | None = None
-) -> INDM:
-    """An INDM from tables "flow", "sde" and "net", each a constructor's ``name`` and its arguments.
+def build_model(description: Mapping[str, Any], shape: tuple[int, ...], scaling: Scaling | None = None) -> INDM:
+    """An INDM from tables "flow", "sde" and "net", each a constructor's ``name`` and its arguments, or a name alone.
 
     A table "dequantization" names the noise of grey levels, which by default is uniform; a table "condition" what the c
     of p(x|c) is.
@@ -334,19 +320,18 @@ def build_model(
 
     Example:
 
-        >>> tables = {"flow": {"name": "coupling"}, "sde": {"name": "vp"}, "net": {"name": "unet", "channels": 8}}
+        >>> tables = {"flow": "coupling", "sde": "vp", "net": {"name": "unet", "channels": 8}}
         >>> model = build_model(tables, (1, 8, 8), Scaling.images(levels=17))
         >>> type(model.flow).__name__, type(model.sde).__name__
         ('CouplingFlow', 'VPSDE')
     """
+    description = {kind: {"name": table} if isinstance(table, str) else table for kind, table in description.items()}
     for kind in {*KINDS, *description}:
         if kind not in (*KINDS, *OPTIONAL_KINDS):
             raise ValueError(f"description has an unknown table {kind!r}{nearest(kind, (*KINDS, *OPTIONAL_KINDS))}")
         if not isinstance(description.get(kind), Mapping):
             raise ValueError(f"description needs a table {kind!r} with a name, got {description.get(kind)!r}")
-    condition = None
-    if "condition" in description:
-        condition = build(description["condition"], "condition", shape)
+    condition = build(description["condition"], "condition", shape) if "condition" in description else NoCondition()
     for kind in KINDS:
         if tuple(description[kind].get("shape", shape)) != tuple(shape):
             raise ValueError(f"{kind}.shape must be the model's, {tuple(shape)}, got {description[kind]['shape']}")
@@ -359,40 +344,30 @@ def build_model(
     noise = build_dequantization(description, shape, Scaling() if scaling is None else scaling)
     model = INDM(flow, score_for(net)(net, sde), scaling, tuple(shape), noise, condition)
     model._tables = {kind: {"shape": tuple(shape), **table} for kind, table in tables.items()}
-    if condition is not None and not takes_condition(model.score) and not sees_condition(flow):
+    if not (condition.is_none or takes_condition(model.score) or sees_condition(flow)):
         raise ValueError(f"net {description['net'].get('name')!r} has no forward(z, level, c), and the flow sees no c")
     return model
 
 
 def _seeing(
-    description: Mapping[str, Mapping[str, Any]], condition: Condition | None
+    description: Mapping[str, Mapping[str, Any]], condition: Condition
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The tables of flow, SDE and network with the shape of what they see of a condition.
-
-    Raises:
-        ValueError: the flow is to see it, and cannot.
-    """
+    """The tables of flow, SDE and network with the shape of what they see of a condition."""
     for kind in KINDS:
         table = description[kind]
-        if condition is not None and (kind == "net" or (kind == "flow" and condition.flow)):
+        if not condition.is_none and (kind == "net" or (kind == "flow" and condition.flow)):
             takes_it = "condition" in arguments_of(find(kind, table.get("name")))
             if takes_it:
                 table = {"condition": condition.seen_shape, **table}
             elif kind == "flow":
-                raise ValueError(
-                    f"condition.flow must be false for flow {table.get('name')!r}, which sees no condition"
-                )
+                raise ValueError(f"flow must be one that sees a condition, or flow=False, got {table.get('name')!r}")
         yield kind, table
 
 
 def build_dequantization(
     description: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...], scaling: Scaling
 ) -> Dequantization | None:
-    """The noise that the table "dequantization" names; None, which is the default, where there is no such table.
-
-    Raises:
-        ValueError: as :func:`build`, and where the data have no grey levels.
-    """
+    """The noise that the table "dequantization" names; None, which is the default, where there is no such table."""
     table = description.get("dequantization")
     if table is None:
         return None
@@ -401,12 +376,9 @@ def build_dequantization(
 
 
 def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...]) -> Any:
-    """One flow, SDE or network from its table; ``shape`` goes to the constructors that take it.
+    """One part of a kind from its table; the event ``shape`` goes to the constructors that take it.
 
-    Args:
-        table: a ``name`` as :func:`indm.names.find` takes it, and the arguments of what it names.
-        kind: "flow", "sde", "net", or one of the optional kinds.
-        shape: event shape.
+    ``table`` has a ``name`` as :func:`indm.names.find` takes it, and the arguments of what it names.
 
     Raises:
         ValueError: an unknown name or argument (with the nearest that exists), or a bad value.

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from indm.messages import brief, did_you_mean, nearest
+from indm.checks import brief, did_you_mean, nearest
 
 KINDS = ("flow", "sde", "net")  # the parts of which a model is made
 OPTIONAL_KINDS = ("dequantization", "condition")  # those that a model may be without
@@ -57,9 +57,7 @@ def is_outside(name: object) -> bool:
 def find(kind: str, name: Any) -> Any:
     """The part of that kind and name, most often a class.
 
-    Args:
-        kind: a key of :data:`BUILT_IN`, or the word for parts that are outside this package alone.
-        name: a built-in name, ``"package.module:Name"``, or the class itself, which needs no :func:`trust`.
+    ``name`` is a built-in name, ``"package.module:Name"``, or the class itself, which needs no :func:`trust`.
 
     Raises:
         Untrusted: code outside this package that is not trusted.
@@ -72,8 +70,8 @@ def find(kind: str, name: Any) -> Any:
         return _imported(kind, known[name])
     if name == GIVEN:
         raise ValueError(
-            f"{kind} {GIVEN!r} was given in Python and has no name: give it again, as in indm.train(…, {kind}=…)"
-            f"{', or to indm evaluate as --data NAME' if kind == 'data' else ''}"
+            f"{kind} {GIVEN!r} was given in Python and has no name: give it again, as in indm.train(…, {kind}=…), "
+            "or name another one"
         )
     outside = OUTSIDE.fullmatch(name) if isinstance(name, str) else None
     if outside is None:
@@ -86,19 +84,16 @@ def find(kind: str, name: Any) -> Any:
     if package not in _trusted.get():
         raise Untrusted(
             f"{kind} {name!r} is code outside indm, and reading it would import and run {package!r}: if you trust that "
-            f"package, add --trust {package} (in Python: with indm.trust({package!r}):)"
+            f"package, allow it by indm.trust({package!r})"
             + (f"; trusted so far: {', '.join(sorted(_trusted.get()))}" if _trusted.get() else "")
         )
     return _imported(kind, name)
 
 
 def name_of(kind: str, part: Any) -> str:
-    """The name by which :func:`find` finds ``part``, a class or a function.
+    """The name by which :func:`find` finds ``part``, a class or a function; ValueError where nothing could import it.
 
     What a script defines is named after the file of the script, from whose folder it can be imported.
-
-    Raises:
-        ValueError: nothing could import it by a name.
     """
     module = _script() if part.__module__ == "__main__" else part.__module__
     place = f"{module}:{part.__qualname__}"

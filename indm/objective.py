@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.conditions import at
+from indm.checks import require
 from indm.dequantization import constant_log_q, decoder_of
 from indm.gaussian import GaussianReference
-from indm.rng import randn_like, strata
+from indm.score import unguided
 from indm.sde.linear import Kernel, LinearSDE
 from indm.tensors import (
     Batch,
@@ -35,7 +35,9 @@ from indm.tensors import (
     event_sum,
     expand_like,
     gradient_weighted,
+    randn_like,
     squared_norm,
+    strata,
     widest,
 )
 
@@ -62,9 +64,7 @@ class NELBO:
     Example: the identity changes no volume, and the prior term is the entropy of z_T ~ N(0, I).
 
         >>> import indm
-
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> terms = nelbo(indm.build_model(tables, (2,)), torch.randn(3, 2))
+        >>> terms = nelbo(indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,)), torch.randn(3, 2))
         >>> terms.flow.abs().tolist(), torch.allclose(terms.prior, torch.tensor(math.log(2 * math.pi) + 1), atol=1e-2)
         ([0.0, 0.0, 0.0], True)
         >>> torch.equal(terms.total, terms.without_reconstruction + terms.reconstruction)
@@ -190,20 +190,19 @@ def nelbo(
     Example: N(0, I) and its exact score, for which the bound is −log p, on average over the noise.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> x = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
         >>> bound = nelbo(indm.build_model(tables, (2,)), x, times=64).total
         >>> exact = -torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
         >>> bool((bound - exact).mean().abs() < 0.5)  # nats; its noise has a deviation of 0.1
         True
     """
-    if times < 1:
-        raise ValueError(f"times must be at least 1 score evaluation for each sample, got {times}")
+    require(times >= 1, "times", times, "at least 1 score evaluation for each sample")
     if ancestral is not None and ancestral < 1:
         raise ValueError(f"ancestral must be at least 1 step, or None for the bound of the SDE, got {ancestral}")
     check_units(x)
     log_q = constant_log_q(model, x) if log_q is None else log_q
-    model = at(model, c, len(x))
+    model = unguided(model).given(c, len(x))
     score, sde, n = model.score, model.score.sde, len(x)
     # Everything but the flow's own probes is drawn first, so that models compared at one seed share it.
     parts = [n] if reference is None else [n // 2, n - n // 2]  # control_variate needs independent halves
@@ -393,12 +392,11 @@ class Objective:
     Example: the likelihood of the flow alone.
 
         >>> import indm
-
         >>> def of_flow(model, x):
         ...     nats = flow_nll(model, x).mean()
         ...     return nats / event_size(x), {"nelbo": nats.detach()}
         >>> objective = Objective(of_flow, trains_score=False, truncates=False)
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> loss, terms = objective(indm.build_model(tables, (2,)), torch.zeros(1, 2))
         >>> objective.takes("eps"), round(terms["nelbo"].item(), 4)  # log 2π
         (False, 1.8379)
@@ -439,17 +437,12 @@ def as_objective(**attributes: Any) -> Callable[[Callable[..., Losses]], Callabl
 
 
 def objective_of(part: Any) -> Objective:
-    """The :class:`Objective` that ``part`` is or makes: an objective, a loss, or a class, called without options.
-
-    Raises:
-        ValueError: it is none of these.
-    """
+    """The :class:`Objective` that ``part`` is or makes: an objective, a loss, or a class, called without options."""
     if isinstance(part, type):
         part = part()
     if isinstance(part, Objective):
         return part
-    if not callable(part):
-        raise ValueError(f"objective must be a function of (model, x), an Objective, or a name, got {part!r}")
+    require(callable(part), "objective", part, "a function of (model, x), an Objective, or a name")
     return getattr(part, "objective", None) or Objective(part)
 
 
@@ -463,8 +456,7 @@ def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     Example: N(0, I) and its exact score, for which it is the entropy, on average over the noise.
 
         >>> import indm
-
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.randn(20_000, 2, generator=generator)
         >>> loss, terms = mle_loss(indm.build_model(tables, (2,)), x, generator=generator)
@@ -500,8 +492,7 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     Example: its ``nelbo`` estimates what that of ``mle_loss`` does, here of N(0, I) and its exact score.
 
         >>> import indm
-
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.randn(20_000, 2, generator=generator)
         >>> loss, terms = fid_loss(indm.build_model(tables, (2,)), x, generator=generator)
@@ -566,8 +557,7 @@ def flow_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Ge
     Example: z = 2x, whose x has the law N(0, I/4).
 
         >>> import indm
-
-        >>> tables = {"flow": {"name": "actnorm", "channels": 2}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": {"name": "actnorm", "channels": 2}, "sde": "vp", "net": "zero"}
         >>> model, x = indm.build_model(tables, (2,)), torch.randn(5, 2)
         >>> _ = model.flow.log_scale.data.fill_(math.log(2))
         >>> loss, terms = flow_loss(model, x)
@@ -594,8 +584,7 @@ def soft_truncation(sde: LinearSDE, k: float = 1.2, *, generator: torch.Generato
         >>> abs(sum(map(math.log10, taus)) / 1000 + 2.5) < 0.3  # of a mean whose deviation is 0.05
         True
     """
-    if k <= 0:
-        raise ValueError(f"k must be positive, got {k}; 1.2 is usual")
+    require(k > 0, "k", k, "positive", "1.2 is usual")
     device = None if generator is None else generator.device
     u = torch.rand((), generator=generator, device=device, dtype=widest(device)).item()
     low, high = math.log(sde.eps), math.log(sde.T)

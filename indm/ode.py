@@ -191,14 +191,8 @@ def error_of_integral(
 
 @dataclass(frozen=True)
 class Solution:
-    """What :func:`solve` or :func:`converge` found.
-
-    Attributes:
-        state: at the end.
-        error: (B,), the estimate of its error.
-        steps: (B,), the equal steps in which each sample was solved at last.
-        nfe: (B,), evaluations, those of fewer steps included.
-    """
+    """The state at the end, the estimate of its error (B,), the steps in which each sample was solved at last, (B,),
+    and its evaluations, those of fewer steps included."""
 
     state: State
     error: Float[Tensor, " batch"]
@@ -228,15 +222,12 @@ def solve(
 
     Args:
         field, state, start, end, watch, drift, context: as in :func:`adams`.
-        tol: largest stated error.
+        tol: largest stated error; a RuntimeWarning says where it is out of reach, as soon as the errors show it.
         steps, most: the first and the largest number of them.
         smooth: whether the field is known to have no ripples in t; it then begins with fewer steps.
 
     Raises:
         RuntimeError: the field or the state is not finite.
-
-    Warns:
-        RuntimeWarning: ``tol`` is out of reach, as soon as the errors show it.
     """
     stated = double(state[0].new_full((len(state[0]),), math.inf))  # errors in half as many steps
 
@@ -284,14 +275,11 @@ def converge(
 
     Args:
         field, state, start, end, context, order, points: as in :func:`adams`.
-        tol: largest error of each part of the state.
+        tol: largest error of each part of the state; a RuntimeWarning says where it is out of reach.
         first, most: steps of the first and the last solution.
 
     Raises:
         RuntimeError: the field or the state is not finite.
-
-    Warns:
-        RuntimeWarning: ``tol`` is out of reach: as soon as the changes show it, and at the end.
     """
     change = double(state[0].new_zeros(len(state[0])))  # 0 where none is known
     floor = ROUNDING * torch.finfo(state[0].dtype).eps
@@ -321,12 +309,8 @@ def _in_doubled_steps(
 ) -> Solution:
     """Solve all samples in ``steps``, and those above ``tol`` in twice as many, up to ``most``.
 
-    Args:
-        attempt: (rows, steps, state before, evaluations of the worst sample so far) → what it found for these rows.
-        state: before the first attempt.
-
-    Raises:
-        RuntimeError: an error is not finite in the end.
+    ``attempt`` takes rows, steps, the state before and the evaluations of the worst sample so far. RuntimeError where
+    an error is not finite in the end.
     """
     result = tuple(part.clone() for part in state)
     error = double(state[0].new_full((len(state[0]),), math.inf))

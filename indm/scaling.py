@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from indm.rng import rand_like
-from indm.tensors import double, widest
+from indm.checks import require
+from indm.tensors import double, rand_like, widest
 
 MOST_LEVELS = 2**20  # to_model's noise is then half a level wide; with twice as many it would have no width
 AT_ONCE = 2**22  # numbers held in double precision at a time
@@ -16,8 +16,7 @@ AT_ONCE = 2**22  # numbers held in double precision at a time
 
 def check_levels(levels: int) -> None:
     """ValueError for a number of grey levels that cannot be dequantized."""
-    if levels < 2:
-        raise ValueError(f"levels must be at least 2 grey levels, or None for continuous data, got {levels}")
+    require(levels >= 2, "levels", levels, "at least 2 grey levels, or None for continuous data")
     if levels > MOST_LEVELS:
         raise ValueError(f"levels must be at most {MOST_LEVELS:,} grey levels, got {levels:,}; store floats instead")
 
@@ -108,8 +107,7 @@ class Scaling(nn.Module):
     def from_moments(cls, mean: Tensor, std: Tensor) -> "Scaling":
         """Data of that mean and deviation to zero mean and unit variance; constant features keep scale 1.
 
-        Raises:
-            ValueError: all features are constant, so that the data have no density.
+        ValueError where all are constant, so that the data have no density.
         """
         varies = std > least_std(mean, 1e-8)
         if not bool(varies.any()):

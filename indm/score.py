@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,14 @@ def takes_condition(score: nn.Module) -> bool:
     return "c" in inspect.signature(getattr(score, "backbone", score).forward).parameters
 
 
+def unguided(model: Any) -> Any:
+    """``model``, of which a likelihood is asked; ValueError where it is guided, as no diffusion has those samples."""
+    guidance = getattr(getattr(model, "score", None), "guidance", 1)
+    if guidance != 1:
+        raise ValueError(f"guidance must be 1 for a likelihood, got {guidance}: guided samples have none")
+    return model
+
+
 def context_of(score: nn.Module) -> tuple[Tensor, ...]:
     """The rows of c that a score was given, for what solves a part of a batch by :func:`with_context`."""
     return score.context if isinstance(score, GivenScore) else ()
@@ -127,11 +136,7 @@ def with_context(score: nn.Module, context: tuple[Tensor, ...]) -> nn.Module:
 
 
 def score_for(backbone: nn.Module) -> type[ScoreModel]:
-    """The score that goes with a network: its ``parameterization``, by default :class:`ScoreModel`.
-
-    Raises:
-        ValueError: its ``parameterization`` is no :class:`ScoreModel`.
-    """
+    """The score that goes with a network: its ``parameterization``, by default :class:`ScoreModel`."""
     kind = getattr(backbone, "parameterization", ScoreModel)
     if not (isinstance(kind, type) and issubclass(kind, ScoreModel)):
         raise ValueError(

@@ -13,8 +13,7 @@ from indm.dequantization import from_data
 from indm.flows.base import Frozen, Identity
 from indm.model import INDM
 from indm.objective import Objective
-from indm.rng import noisy
-from indm.tensors import event_size
+from indm.tensors import event_size, noisy
 
 
 @dataclass(frozen=True)
@@ -121,12 +120,8 @@ def optimizer_step(
     The fused optimizer sees to that on the device, so that the host need not wait for it; the average still moves
     towards the weights.
 
-    Args:
-        model, ema, optimizer: what is trained, its average, and the optimizer, whose groups have names.
-        n: number of the step.
-        forward_backward: computes the gradients, and returns the terms of the loss.
-        clip: largest norm of the gradient of a group.
-        total: the sum of a number over the processes, where there are several.
+    ``forward_backward`` computes the gradients and returns the terms of the loss. ``clip`` is the largest norm of the
+    gradient of a group of the optimizer, whose groups have names. ``total`` sums a number over processes.
     """
     buffers = [  # what a pass changes, such as a batch norm's statistics, in place or by another tensor
         (module, name, buffer.clone())

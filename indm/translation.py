@@ -3,12 +3,11 @@ r"""Unpaired translation: data of A become data of B along probability flows, le
 - *Two models* (:func:`two_models`): x_A → h_A → the probability-flow ODE of A from ε to T → that of B back to ε →
   h_B⁻¹ → x_B. With identity flows it is DDIB, https://arxiv.org/abs/2203.08382. A and B may be classes of one model.
 - *SDEdit* (:func:`sdedit`): noise up to some t, then the probability flow of a model of B down.
-- *One bridge* (:func:`bridge`): the nonlinear diffusion of one INDM starts in A at t = 0 and ends in B at t = T, as it
-  was trained to: x_A → h → ODE to T → h⁻¹ → x_B, and the same in reverse.
+- *One bridge* (:func:`bridge`): one INDM was trained so that its diffusion starts in A and ends in B.
 
 Each is a :class:`Route`: h at its start, legs on the latent, h⁻¹ at its end. A deterministic route is invertible up to
-the solver's error: z_ε is α_ε z_0 at both ends, without noise and last denoising. A bridge that has learned its ends
-with noise begins with some, and takes it away at its end; it is invertible up to that step (:attr:`Arrival.end`).
+the solver's error: z_ε is α_ε z_0 at both ends, without noise and last denoising. One that takes learned noise away at
+its end is invertible up to that step (:attr:`Arrival.end`).
 """
 
 import itertools
@@ -22,14 +21,13 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from indm.conditions import all_rows, at_rows
+from indm.checks import require
 from indm.dequantization import check_raw, from_data
 from indm.model import INDM
 from indm.objective import flow_nll
-from indm.rng import noisy, randn_like
 from indm.sampling import follow_flow
 from indm.sde.linear import LinearSDE
-from indm.tensors import evaluation_mode, expand_like
+from indm.tensors import evaluation_mode, expand_like, noisy, randn_like
 
 STEPS = 120  # evaluations one way; of grey images a cycle was then mostly off by less than a tenth of a level
 NEAR = 0.1  # noise of latents at which noisy data have the slope of their log p: at ε a trained score was too inexact
@@ -53,9 +51,19 @@ class Leg:
 
     def of(self, n: int) -> "Leg":
         """This leg for ``n`` samples: the model at their conditions."""
-        c, rows = all_rows(self.model, self.c, n), torch.arange(n)
-        model = at_rows(self.model, c, rows, guidance=self.guidance, away_from=self.away_from)
+        model = self.model.given(self.c, n, guidance=self.guidance, away_from=self.away_from)
         return replace(self, model=model, c=None, guidance=1.0, away_from=None)
+
+    def times(self, frames: int) -> list[float]:
+        """``frames`` equally spaced times, both ends among them."""
+        inner = torch.linspace(self.start, self.end, frames, dtype=torch.float64).tolist()[1:-1]
+        return [self.start, *inner, self.end]
+
+    @property
+    def length(self) -> float:
+        """On the clock −log SNR."""
+        low, high = self.model.sde.log_snr(torch.tensor([self.start, self.end], dtype=torch.float64)).tolist()
+        return abs(high - low)
 
 
 @dataclass(frozen=True)
@@ -151,8 +159,7 @@ class Route:
         Example: N(0, I) stays what it is, and the noise is gone.
 
             >>> import indm
-            >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-            >>> way = bridge(indm.build_model(tables, (2,)), noise=(0.5, 0.0))
+            >>> way = bridge(indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,)), noise=(0.5, 0.0))
             >>> there = way.translate(torch.ones(1, 2))
             >>> torch.allclose(there.x, torch.ones(1, 2), atol=1e-3), torch.allclose(there.end, there.x, atol=1e-3)
             (True, False)
@@ -176,11 +183,7 @@ class Route:
         return {sde.eps: self.noise[0], sde.T: self.noise[1]}.get(t, 0.0)
 
     def back(self) -> "Route":
-        """The reverse route, along the probability flows.
-
-        Raises:
-            ValueError: a leg has noise.
-        """
+        """The reverse route, along the probability flows; ValueError where a leg has noise."""
         if any(leg.noise for leg in self.legs):
             raise ValueError("there is no way back along noise: a stochastic route has no cycle")
         legs = tuple(replace(leg, start=leg.end, end=leg.start) for leg in reversed(self.legs))
@@ -194,11 +197,9 @@ class Route:
     def follow(
         self, x: Float[Tensor, "batch *event"], *, frames: int = 0, generator: torch.Generator | None = None
     ) -> Arrival:
-        """Take ``x``, in units of the first model, along the route.
+        """Take ``x``, in units of the first model, along the route, with ``generator`` for legs with noise.
 
-        Args:
-            frames: pictures of each leg, including its ends; 0 for none, else at least 2.
-            generator: of the noise, for legs with noise.
+        ``frames`` pictures are taken of each leg, including its ends: 0 for none, else at least 2.
 
         Raises:
             RuntimeError: where an inverse of a flow did not converge, or the solver did not arrive.
@@ -206,15 +207,14 @@ class Route:
         first, last = self.models
         if tuple(x.shape[1:]) != first.shape:
             raise ValueError(f"x must be a batch of events of shape {first.shape}, got {tuple(x.shape)}")
-        if frames == 1 or frames < 0:
-            raise ValueError(f"frames must be 0 for none or at least 2, got {frames}")
+        require(frames != 1 and frames >= 0, "frames", frames, "0 for none or at least 2")
         with evaluation_mode(first), evaluation_mode(last):
             at_c = replace(self, legs=tuple(leg.of(len(x)) for leg in self.legs))
             start = at_c.models[0].encode(x)[0] * _rest(first.sde, self.legs[0].start, x)
             first_state = None if generator is None else generator.clone_state()
             z, nfe = start, 0
             for leg in at_c.legs:
-                z, evaluations = self._advance(leg, z, leg.start, leg.end, generator)
+                z, evaluations = at_c._advance(leg, z, generator)
                 nfe += evaluations
             end = arrived = at_c.models[1].decode(z / _rest(last.sde, self.legs[-1].end, z))
             if noise := self.noise_at(self.legs[-1].end):
@@ -227,27 +227,24 @@ class Route:
 
     def times(self, frames: int) -> list[float]:
         """The times of the ``frames`` pictures of every leg, one leg after the other."""
-        return [t for leg in self.legs for t in _times(leg, frames)]
+        return [t for leg in self.legs for t in leg.times(frames)]
 
     def _frames(self, z: Tensor, frames: int, generator: torch.Generator | None) -> Iterator[Tensor]:
         """h⁻¹(z_t) at equally spaced times of every leg. Solved apart from the route, which is more exact unbroken."""
         for leg in self.legs:
             yield leg.model.decode(z)
-            for start, end in itertools.pairwise(_times(leg, frames)):
-                z, _ = self._advance(leg, z, start, end, generator)
+            for start, end in itertools.pairwise(leg.times(frames)):
+                z, _ = self._advance(replace(leg, start=start, end=end), z, generator)
                 yield leg.model.decode(z)
 
-    def _advance(self, leg: Leg, z: Tensor, start: float, end: float, generator) -> tuple[Tensor, int]:
+    def _advance(self, leg: Leg, z: Tensor, generator: torch.Generator | None) -> tuple[Tensor, int]:
         if leg.noise:
-            return forward_step(leg.model.sde, z, start, end, generator), 0
+            return forward_step(leg.model.sde, z, leg.start, leg.end, generator), 0
         if self.tol is not None:
-            return follow_flow(leg.model.score, z, start, end, tol=self.tol)
-        steps = max(1, round(self.steps * _clock(leg.model.sde, start, end) / self._length()))
-        return follow_flow(leg.model.score, z, start, end, steps=steps)
-
-    def _length(self) -> float:
-        """Of all legs together on the clock −log SNR."""
-        return sum(_clock(leg.model.sde, leg.start, leg.end) for leg in self.legs if not leg.noise)
+            return follow_flow(leg.model.score, z, leg.start, leg.end, tol=self.tol)
+        length = sum(part.length for part in self.legs if not part.noise)
+        steps = max(1, round(self.steps * leg.length / length))
+        return follow_flow(leg.model.score, z, leg.start, leg.end, steps=steps)
 
 
 def without_noise(
@@ -255,15 +252,13 @@ def without_noise(
 ) -> Float[Tensor, "batch *event"]:
     r"""E[x_t | x_t + σn] = x + σ² ∇ log p(x), where the law p of x_t + σn at one end has been learned.
 
-    Args:
-        deviation: σ.
-        t: T, which is the default: p is h⁻¹#π. Before T it is the law of x_0 + σn, whose slope the score gives, of
-            latents with a little more noise (:data:`NEAR`).
+    By default t is T, and p is h⁻¹#π. Before T it is the law of x_0 + σn, σ the ``deviation``, whose slope the score
+    gives, of latents with a little more noise (:data:`NEAR`).
 
     Example: N(0, I) is N(0, (1 − σ²) I) with noise σ.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> without_noise(indm.build_model(tables, (2,)), torch.ones(1, 2), 0.5)
         tensor([[0.7500, 0.7500]])
 
@@ -329,10 +324,7 @@ def sdedit(model: INDM, *, c: Any = None, strength: float = 0.5, steps: int = ST
     """The route that makes data of ``model`` of whatever has their shape: noise up to ``strength``, the flow down.
 
     It needs no model of what it begins with, and there is no way back. In SDEdit the way down is the reverse SDE.
-
-    Args:
-        c: of a model of p(x|c), the condition of the result: "dog".
-        strength: the time at which it turns, as a share of T: at 1 nothing of the source is left.
+    ``c`` is the condition of the result; ``strength`` is the time at which it turns, as a share of T.
 
     Source: Meng et al. 2022, "SDEdit", https://arxiv.org/abs/2108.01073.
     """
@@ -360,8 +352,7 @@ def bridge(
         stochastic: by the forward SDE, so "forward" only; at strength 1 nothing of the source is left.
         noise: deviations of that with which x_0 and x_T were learned, see :class:`Route`.
     """
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")
+    require(direction in DIRECTIONS, "direction", direction, "'forward' or 'backward'")
     if stochastic and direction == "backward":
         raise ValueError("stochastic must be false for direction 'backward': the forward SDE leads away from t = 0")
     sde = model.sde
@@ -388,7 +379,7 @@ def translate(
     Example: two models of N(0, I), one of which sees its data through a flow that doubles them.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "actnorm", "channels": 2}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": {"name": "actnorm", "channels": 2}, "sde": "vp", "net": "zero"}
         >>> a, b = (indm.build_model(tables, (2,)) for _ in range(2))
         >>> _ = b.flow.log_scale.data.fill_(math.log(2.0))
         >>> x = torch.tensor([[1.0, -2.0]])
@@ -413,7 +404,7 @@ def translate_bridge(
     Example: latents N(0, 4 I) and their exact score: x_T is x/2, which is N(0, I), and leads back to x.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mixture", "width": 8}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": {"name": "mixture", "width": 8}}
         >>> model, x = indm.build_model(tables, (2,)), torch.randn(5, 2)
         >>> model.score.backbone.set_mixture(torch.ones(1), torch.zeros(1, 2), 4 * torch.eye(2)[None])
         >>> x_T = translate_bridge(model, x)
@@ -429,11 +420,16 @@ def check_pair(source: INDM, target: INDM) -> None:
     """ValueError if ``target`` cannot decode latents of ``source``: other shapes, grey levels, or SDE."""
     if source.shape != target.shape:
         raise ValueError(f"source and target must have events of one shape, got {source.shape} and {target.shape}")
-    levels = source.scaling.levels, target.scaling.levels
-    if levels[0] != levels[1]:
-        raise ValueError(f"source and target must have the same grey levels, got {levels[0]} and {levels[1]}")
-    if not _same(source.sde, target.sde):
-        raise ValueError(f"source and target must have the same SDE, got {_named(source.sde)} and {_named(target.sde)}")
+    if source.scaling.levels != target.scaling.levels:
+        levels = f"{source.scaling.levels} and {target.scaling.levels}"
+        raise ValueError(f"source and target must have the same grey levels, got {levels}")
+    a, b = source.sde, target.sde
+    t = torch.linspace(a.eps, a.T, 7, dtype=torch.float64)
+    same = type(a) is type(b) and (a.eps, a.T) == (b.eps, b.T)
+    if not (
+        same and torch.equal(a.alpha(t).cpu(), b.alpha(t).cpu()) and torch.equal(a.sigma(t).cpu(), b.sigma(t).cpu())
+    ):
+        raise ValueError(f"source and target must have the same SDE, got {_named(a)} and {_named(b)}")
 
 
 def forward_step(sde: LinearSDE, z: Tensor, t: float, s: float, generator: torch.Generator | None = None) -> Tensor:
@@ -447,28 +443,11 @@ def _rest(sde: LinearSDE, time: float, z: Tensor) -> Tensor | float:
     return expand_like(sde.alpha(z.new_full((len(z),), time)), z) if time == sde.eps else 1.0
 
 
-def _times(leg: Leg, frames: int) -> list[float]:
-    """``frames`` equally spaced times of a leg, its ends among them."""
-    inner = torch.linspace(leg.start, leg.end, frames, dtype=torch.float64).tolist()[1:-1]
-    return [leg.start, *inner, leg.end]
-
-
-def _clock(sde: LinearSDE, start: float, end: float) -> float:
-    low, high = sde.log_snr(torch.tensor([start, end], dtype=torch.float64)).tolist()
-    return abs(high - low)
-
-
 def _way(strength: float, sde: LinearSDE) -> float:
     """``strength`` as a time after ε."""
     if not sde.eps < strength * sde.T <= sde.T:
         raise ValueError(f"strength must lie in ({sde.eps / sde.T:.2g}, 1], got {strength:g}; 1 goes all the way")
     return strength * sde.T
-
-
-def _same(a: LinearSDE, b: LinearSDE) -> bool:
-    t = torch.linspace(a.eps, a.T, 7, dtype=torch.float64)
-    ends = type(a) is type(b) and (a.eps, a.T) == (b.eps, b.T)
-    return ends and all(torch.equal(p(t).cpu(), q(t).cpu()) for p, q in ((a.alpha, b.alpha), (a.sigma, b.sigma)))
 
 
 def _named(sde: LinearSDE) -> str:

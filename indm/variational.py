@@ -6,8 +6,7 @@ from torch.nn import functional as F
 
 from indm.dequantization import Dequantization
 from indm.flows.coupling import Affine, Conditioner
-from indm.rng import rand_like
-from indm.tensors import Batch, PerSample, image_or_vector
+from indm.tensors import Batch, PerSample, image_or_vector, rand_like
 
 LEAST = 2.0**-25  # below what torch.rand gives, other than 0
 

@@ -7,7 +7,7 @@ from typing import Any
 import tyro
 
 import indm
-from indm.messages import one_line
+from indm.checks import one_line
 from indm.workbench.cli.common import MISTAKE
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import indm
-from indm.workbench.data.base import Data, stack
-from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation.classification import scores
+from indm.workbench.data.base import Data, load_data, stack
+from indm.workbench.evaluation.classification import Classification
 from indm.workbench.figures import sheets
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.devices import make_accelerator
@@ -34,6 +34,7 @@ SEEDS = {"digits": 2, "fashion-mnist-16": 1}
 EXAMPLES = 1000  # test images, at most
 DRAWS, TIMES = 2, 8  # of the bound of each class
 GUIDANCE = (1.0, 2.0)
+BINS = 10  # of confidence
 CONDITION: dict[str, Any] = {"condition": "classes", "condition.drop": 0.1}
 
 
@@ -62,6 +63,25 @@ def classifier(data: Data, epochs: int) -> dict[str, float]:
     raw, labels = stack(data.test, EXAMPLES), data.labels["test"][:EXAMPLES]
     right = extractor.head(extractor.features(raw)).argmax(1) == labels
     return {"accuracy": right.double().mean().item(), "cpu_seconds": round(seconds, 1), "epochs": epochs}
+
+
+def scores(classification: Classification, labels: Tensor) -> dict[str, float]:
+    """Accuracy with its standard error, the mean nats of −log p(label|x), and the expected calibration error.
+
+    The last is the mean of |accuracy − confidence| over equal bins of confidence, by their examples.
+
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599.
+    """
+    right, n = (classification.predicted == labels).double(), len(labels)
+    over = right - classification.confidence.double()
+    bins = (classification.confidence.double() * BINS).long().clamp(0, BINS - 1)
+    gaps = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, over)  # of each bin, times its examples
+    return {
+        "accuracy": right.mean().item(),
+        "accuracy_standard_error": (right.var(correction=0) / n).sqrt().item(),
+        "nats": -classification.log_posterior.gather(1, labels[:, None]).mean().item(),
+        "calibration_error": gaps.abs().sum().item() / n,
+    }
 
 
 def record_of(data: Data, name: str, seed: int, out: Path) -> dict[str, Any]:

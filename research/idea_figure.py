@@ -13,8 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from indm.diffusion import forward_path
-from indm.workbench.data.base import stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data, stack
 from indm.workbench.figures.plots import save_figure, styled
 from indm.workbench.runs.folder import open_run
 

@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 
 import indm
-from indm.workbench.data.base import stack
-from indm.workbench.data.registry import load_data
-from indm.workbench.evaluation.methods import steps_of
-from indm.workbench.runs.folder import open_run
+from indm.workbench.data.base import load_data, stack
+from indm.workbench.runs.folder import open_run, read_metrics
 from research.lab.extractor import Extractor, load_or_train
 from research.markdown import in_table
 from research.records import RECORDS, Records
@@ -38,7 +36,9 @@ def read_run(run: Path, extractor: Extractor, samples: int, steps: int) -> dict:
     model, recipe = indm.INDM.load(run), open_run(run)[1]
     x = indm.sample(model, samples, steps=steps, generator=torch.Generator().manual_seed(0))
     trained = {key: recipe["train"][key] for key in ("objective", "lr", "seed")}
-    about = {"flow": recipe["flow"]["name"], "train": trained, "optimizer_steps": steps_of(run), "sampler_steps": steps}
+    log = read_metrics(run)
+    about = {"flow": recipe["flow"]["name"], "train": trained, "sampler_steps": steps}
+    about["optimizer_steps"] = log[-1]["step"] if log else None
     return read(extractor, model.scaling.to_data(x)) | about | {"extractor": extractor.provenance}
 
 

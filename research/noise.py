@@ -8,8 +8,7 @@ import math
 import torch
 
 from indm.dequantization import Dequantization
-from indm.rng import rand_like
-from indm.tensors import Batch, PerSample
+from indm.tensors import Batch, PerSample, rand_like
 
 
 class TruncatedNormal(Dequantization):

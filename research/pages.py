@@ -25,7 +25,7 @@ from research.budget import tables as budget
 from research.flow_gain import others
 from research.flow_gain import tables as flow_gain
 from research.markdown import in_table, with_tables
-from research.posteriors import sbibm
+from research.posteriors import boxes, sbibm
 from research.posteriors import study as posteriors
 from research.records import RECORDS, Records
 from research.tables import flow_worth, flows, imputation, laws, outliers, regression
@@ -95,6 +95,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "outliers": lambda: outliers.means(of("outliers", seconds=60.0)),
     "outliers-parts": lambda: outliers.parts(of("outliers", seconds=60.0)),
     "outliers-tables": lambda: outliers.of_tables(of("outliers", seconds=60.0)),
+    "posteriors-boxes": lambda: boxes.markdown(of("posteriors-boxes")),
     "posteriors": lambda: posteriors.markdown(of("posteriors")),
     "sbibm": lambda: sbibm.markdown(of("sbibm", simulations=10_000, draws=10_000)),
     "gallery": pretrained.gallery,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from indm.model import count_parameters
 from indm.training import EMA
 from indm.workbench.data.base import Data
-from indm.workbench.data.batches import loader
+from indm.workbench.data.examples import loader
 from indm.workbench.training.costs import trainer_of
 from research.flow_gain.cells import STUDIES, Training, data_of
 from research.markdown import in_table

@@ -13,10 +13,8 @@ from pathlib import Path
 import torch
 
 from indm.objective import reconstruction_term
-from indm.rng import randn_like
-from indm.tensors import evaluation_mode, event_size, event_sum, expand_like, squared_norm
-from indm.workbench.data.base import stack
-from indm.workbench.data.registry import load_data
+from indm.tensors import evaluation_mode, event_size, event_sum, expand_like, randn_like, squared_norm
+from indm.workbench.data.base import load_data, stack
 from indm.workbench.evaluation.statistics import mean_and_error
 from indm.workbench.runs.folder import open_run
 

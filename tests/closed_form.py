@@ -126,16 +126,6 @@ class LinearScore(nn.Module):
         return -(self.weight.to(z) * z + self.bias.to(z)) / power
 
 
-def inverse_cdf(cdf, wanted):
-    """z, (n, 1), at which ``cdf`` is ``wanted``, (n,), by bisection."""
-    low, high = (torch.full((len(wanted), 1), end, dtype=wanted.dtype) for end in (-200.0, 200.0))
-    for _ in range(80):
-        middle = 0.5 * (low + high)
-        under = (cdf(middle) < wanted)[:, None]
-        low, high = torch.where(under, middle, low), torch.where(under, high, middle)
-    return middle
-
-
 def normal_log_prob(x, mean, variance):
     """Σ over one event of log N(x; mean, variance), (B,)."""
     terms = -0.5 * ((x - mean) ** 2 / variance + torch.log(2 * math.pi * variance + torch.zeros_like(x)))

@@ -11,7 +11,6 @@ from contract_parts import constructions
 from flow_tools import perturb, slopes
 from own_sde import EachEntry
 
-from indm import likelihood
 from indm.flows import (
     ActNorm,
     Compose,
@@ -27,7 +26,6 @@ from indm.gaussian import GaussianReference
 from indm.likelihood import WhitenedFlow, decode_with_log_prob, log_likelihood
 from indm.model import INDM, build, build_model
 from indm.published import ConditionalResidualFlow
-from indm.sampling import sample, sample_with_log_prob
 from indm.scaling import Scaling
 from indm.sde import truncated
 
@@ -148,13 +146,6 @@ def test_it_is_log_likelihood_without_noise_and_reconstruction(options, eps, mon
         assert torch.equal(model.log_prob(x, **options, generator=seeded(1)), log_prob)
 
 
-def test_a_reference_changes_the_steps_and_not_the_density():
-    model, law = smooth_model(), GaussianReference(double(0.1, 0.2), double(0.5, 0.7))
-    with torch.no_grad():
-        one, other = (model.log_prob(points(10, 2), steps=64, reference=reference) for reference in (None, law))
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
-
-
 def test_a_density_in_too_few_steps_is_said_to_be_off(recwarn):
     """Where 16 steps are off, it is said, in the same words each time; nothing is said where the error is small."""
     model, x = smooth_model(), 1.5 * points(30, 2)
@@ -165,12 +156,6 @@ def test_a_density_in_too_few_steps_is_said_to_be_off(recwarn):
         again = model.log_prob(-x, steps=16)
     assert off.max() > 1e-3 and len({str(warning.message) for warning in said}) == 1 < len(said)
     assert again.isfinite().all()
-
-
-@pytest.mark.parametrize("bits, said", [(0.9e-3, False), (1.1e-3, True)])
-def test_the_error_of_the_solver_is_measured_in_bits_per_dimension(bits, said, recwarn):
-    likelihood._warn_unsolved(torch.full((3,), bits * 10 * math.log(2)), torch.zeros(3, 2, 5), 16)
-    assert bool(recwarn.list) == said
 
 
 def test_what_the_solver_watches_is_the_slope_of_log_p(name):
@@ -258,16 +243,6 @@ def test_the_mode_of_the_model_neither_matters_nor_changes(training):
     assert all(module.training is training for module in model.modules()) and model.sde.eps == 1e-5
 
 
-def test_autocast_changes_neither_value_nor_gradient():
-    tables = {"flow": {"name": "coupling", "depth": 1, "width": 8}, "sde": {"name": "vp"}, "net": MLP}
-    model, x = perturb(build_model(tables, (2,)), 0.2), torch.randn(4, 2, requires_grad=True)
-    expected = model.log_prob(x, steps=3)
-    slope = gradient(expected, x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        log_prob = model.log_prob(x, steps=3)
-    assert torch.equal(log_prob, expected) and torch.equal(gradient(log_prob, x), slope)
-
-
 def test_a_gradient_at_a_raised_truncation_is_computed_there():
     """Also after the call: what is evaluated again is evaluated at that ε."""
     model, x = smooth_model(eps=1e-3), points(5, 2).requires_grad_()
@@ -342,8 +317,6 @@ def test_what_has_no_density_and_bad_options_are_named():
 
 # ── of samples ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-ODE = {"sampler": "ode", "last_denoising": False}
-
 
 def test_samples_and_their_density_in_closed_form(name):
     """Gaussian latents and their exact score behind a spline, at an ε where α and noise are seen."""
@@ -357,16 +330,6 @@ def test_samples_and_their_density_in_closed_form(name):
     assert error.max() < 2e-3 and not x.requires_grad and not log_prob.requires_grad
 
 
-def test_the_density_of_samples_is_log_prob_there():
-    """At a raised ε and in batches, too; and the samples are those that are drawn without it."""
-    model, options = smooth_model(), {"eps": 0.3, "batch_size": 20}
-    x, log_prob = sample_with_log_prob(model, 30, **options, generator=seeded(0))
-    assert x.shape == (30, 2) and log_prob.shape == (30,)
-    with torch.no_grad():
-        torch.testing.assert_close(log_prob, model.log_prob(x, steps=96, eps=0.3), rtol=0, atol=1e-4)
-    torch.testing.assert_close(x, sample(model, 30, **ODE, **options, generator=seeded(0)), rtol=0, atol=5e-3)
-
-
 @pytest.mark.parametrize("reference", [None, GaussianReference(double(0.1, -0.2), double(0.4, 0.9))])
 def test_the_error_of_a_density_is_stated(reference):
     """By probes, with the same of which log_prob is computed in many steps."""
@@ -376,10 +339,3 @@ def test_the_error_of_a_density_is_stated(reference):
     with torch.no_grad():
         off = (log_prob - model.log_prob(x, steps=96, **options, generator=seeded(1))).abs()
     assert off.mean() > 1e-4 and (off <= error).all() and error.mean() < 0.3
-
-
-def test_importance_weights_know_a_normalising_constant():
-    """Of 5 times a normal density in the plane, by samples of another law."""
-    x, log_prob = sample_with_log_prob(smooth_model(), 6000, batch_size=6000, generator=seeded(0))
-    weights = 5 * (normal_log_prob(x, double(-0.15, -0.93), double(0.25, 0.25)) - log_prob).exp()
-    assert within(weights, 5.0) and 1 < weights.std() < 8  # the mean is known to 0.07

@@ -18,9 +18,7 @@ from indm.sampling import make_sampler, solve_latent
 from indm.tensors import evaluation_mode, float32_convolutions, full_precision
 from indm.workbench.data.base import as_data
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.runs.devices import device, make_accelerator
-from indm.workbench.training.checks import memory_of_step
-from indm.workbench.training.trainer import Trainer
+from indm.workbench.runs.devices import device
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 from tf32 import TF32
@@ -123,7 +121,7 @@ def test_likelihoods(exact, flow):
     assert_near(both(flow, compute), 1e-4)
 
 
-@pytest.mark.parametrize("name", ["unipc", "heun", "dpm++3m", "euler-maruyama", "pc", "ode"])
+@pytest.mark.parametrize("name", ["unipc", "heun", "dpm++2m", "euler-maruyama", "pc", "ode"])
 def test_samples(exact, name):
     sampler = make_sampler(name, **{"tol": 0.1} if name == "ode" else {})
 
@@ -173,43 +171,6 @@ def test_training_resumes(tmp_path, precision):
     half = train("parts", callbacks=[lambda trainer, terms: trainer.step == 3])
     off = (train("parts", resume=True) - whole).norm() / (half - whole).norm()
     assert off == 0 if DEVICE.type == "cpu" else off < 0.05
-
-
-KEPT = [
-    ("digits", {}, SHAPE),
-    ("digits", {"flow": "residual"}, SHAPE),
-    ("folder", {"train.batch_size": 4}, (3, 32, 32)),
-    (
-        "cifar10-vp-nll",
-        {"net.channels": 16, "net.blocks": 1, "flow.blocks": [1, 1], "train.batch_size": 4},
-        (3, 16, 16),
-    ),
-]
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-@pytest.mark.parametrize(("name", "changes", "shape"), KEPT)
-def test_the_computed_memory_is_most_of_what_autograd_keeps(name, changes, shape, precision):
-    recipe = recipes.recipe(name, {"train.batch_size": 32, "train.mixed_precision": precision} | changes)
-    batch = recipe["train"]["batch_size"]
-    data = as_data(torch.randint(0, 256, (2 * batch, *shape), dtype=torch.uint8))
-    trainer = Trainer(recipe, data, make_accelerator(recipe.train))
-    own, kept = {p.untyped_storage()._cdata for p in trainer.model.parameters()}, {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage
-        return tensor
-
-    raw = next(trainer.batches())
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss, _ = trainer.network(raw)
-    measured = sum(storage.nbytes() for storage in kept.values())
-    assert loss.isfinite()
-    _, computed = memory_of_step(trainer.model, batch, trainer.accelerator)
-    assert 0.5 * measured < computed < 1.12 * measured
 
 
 def is_tf32():

@@ -1,7 +1,10 @@
 """The house: the method knows nothing of its workbench, and nothing is loaded before it is used."""
 
+import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from graphlib import TopologicalSorter
 
 import pytest
@@ -67,3 +70,39 @@ def test_the_method_loads_nothing_of_the_workbench(loaded):
 def test_modules_for_numbers_load_no_library_for_pictures_or_scores(loaded):
     """What draws, classifies and scores loads matplotlib, scikit-learn and torch-fidelity when it does."""
     assert not {"matplotlib", "sklearn", "torch_fidelity"} & set(loaded[1])
+
+
+# ── Words and names ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+OF_THE_WORKBENCH = re.compile(
+    r"--[a-z]|\bindm (train|evaluate|sample|translate|inpaint|convert|compare|list|app|push|fid)\b|\brecipes?\b|"
+    r"run folder|\b(train|data|evaluate|condition)\.[a-z_]+\b(?!\()|command line|workbench"
+)
+METHOD = [m for m in rooms.MODULES if rooms.house(rooms.room(m)) == "method" and m not in ("indm", "indm.__main__")]
+
+
+def tree(module):
+    return ast.parse(rooms.MODULES[module].read_text("utf-8"))
+
+
+@pytest.mark.parametrize("module", METHOD)
+def test_the_method_says_nothing_of_its_workbench(module):
+    """Commands, flags, keys of recipes and run folders, in no string and no docstring."""
+    texts = [node for node in ast.walk(tree(module)) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    assert not [
+        (node.lineno, OF_THE_WORKBENCH.search(node.value)[0]) for node in texts if OF_THE_WORKBENCH.search(node.value)
+    ]
+
+
+def test_no_class_name_twice():
+    names = Counter(node.name for m in rooms.MODULES for node in ast.walk(tree(m)) if isinstance(node, ast.ClassDef))
+    assert {name for name, count in names.items() if count > 1} == set()
+
+
+@pytest.mark.parametrize("folder", ["indm/workbench", "indm/tables", "indm/published", "research", "examples"])
+def test_a_customer_of_the_method_uses_no_private_name(folder):
+    """Names with an underscore stay in their room; tests of a study may look into the study."""
+    for path in sorted((rooms.ROOT.parent / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("indm"):
+                assert not [alias.name for alias in node.names if alias.name.startswith("_")], path

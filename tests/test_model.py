@@ -1,6 +1,5 @@
 """INDM as a whole: what is described, built and saved comes back the same; what cannot be is said in one line."""
 
-import copy
 import functools
 import inspect
 import json
@@ -15,11 +14,11 @@ from torch import nn
 import indm
 from indm import names
 from indm.flows import ActNorm, Compose, ExactFlow, Identity, ResidualFlow
-from indm.model import INDM, build, build_model, describe
+from indm.model import INDM, build_model
 from indm.nets import MLP
 from indm.scaling import Scaling
 from indm.score import ScoreModel
-from indm.sde.linear import VESDE, VPSDE, SubVPSDE
+from indm.sde.linear import VPSDE
 
 IMAGE, VECTOR = (1, 8, 8), (5,)
 UNET = {"name": "unet", "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.1}
@@ -125,25 +124,12 @@ def test_description_holds_the_arguments_that_were_given():
     assert nested[1]["flows"][0]["shape"] == [1, 8, 8] and nested[3]["norm"] == "inf" and nested[3]["coeff"] == 0.9
 
 
-def test_an_empty_composition_is_the_identity():
-    flow = build({"name": "compose", "flows": []}, "flow", VECTOR)
-    x = torch.randn(2, 5)
-    assert torch.equal(flow(x)[0], x)
-    assert describe(build(describe(flow, "flow"), "flow", VECTOR), "flow") == {"name": "compose", "flows": []}
-
-
-@pytest.mark.parametrize("value", [20, 20.0])
-def test_whole_numbers_do_for_real_arguments(value):
-    """A recipe may say beta_max = 20."""
-    assert build({"name": "vp", "beta_max": value}, "sde", VECTOR).beta_max == 20
-
-
 @pytest.mark.parametrize(
     "change, words",
     [
         ({"flow": {"name": "residul"}}, r"flow\.name.*'residul'.*did you mean 'residual'"),
         ({"sde": {"name": "vpp"}}, r"sde\.name.*did you mean 'vp'"),
-        ({"net": {"name": "transformer"}}, r"net\.name must be one of .*mlp, mixture, unet"),
+        ({"net": {"name": "transformer"}}, r"net\.name must be one of .*mlp, unet"),
         ({"flow": {"name": "residual", "widht": 8}}, r"flow 'residual' has no option 'widht'.*did you mean 'width'"),
         ({"sde": {"name": "ve", "beta_max": 20.0}}, r"sde 've' has no option 'beta_max'.*sigma_max"),
         ({"net": {"name": "mlp", "dept": 3}}, r"did you mean 'depth'"),
@@ -171,12 +157,6 @@ def test_tables_that_are_missing_or_unknown_are_named():
             build_model({k: v for k, v in whole.items() if k != kind}, VECTOR)
     with pytest.raises(ValueError, match=r"'nett'.*did you mean 'net'"):
         build_model(whole | {"nett": {}}, VECTOR)
-
-
-def test_building_leaves_the_description_as_it_was():
-    description, shape = copy.deepcopy(DESCRIPTIONS["nested ve unet"])
-    build_model(description, shape)
-    assert description == DESCRIPTIONS["nested ve unet"][0]
 
 
 class Flip(ExactFlow):
@@ -242,7 +222,7 @@ LINEAR = {"flow": {"name": "identity"}, "sde": {"name": "vp"}}
 
 def test_a_class_outside_is_saved_by_its_name_and_read_only_where_it_is_trusted(tmp_path, outside):
     tables = LINEAR | {"net": {"name": "stranger.nets:Widened", "width": 4}}
-    with pytest.raises(names.Untrusted, match=r"'stranger.nets:Widened' is code outside indm.*--trust stranger"):
+    with pytest.raises(names.Untrusted, match=r"'stranger.nets:Widened' is code outside indm.*trust\('stranger'\)"):
         indm.build_model(tables, VECTOR)
     assert not outside.exists(), "nothing was imported"
     with indm.trust("stranger"):
@@ -253,7 +233,7 @@ def test_a_class_outside_is_saved_by_its_name_and_read_only_where_it_is_trusted(
     saved = json.loads((tmp_path / "run" / "model.json").read_text())["net"]
     assert saved == {"name": "stranger.nets:Widened", "shape": list(VECTOR), "width": 4}, "the argument, not 2 · 4"
     del sys.modules["stranger.nets"]
-    with pytest.raises(names.Untrusted, match=rf"{tmp_path / 'run'}.*--trust stranger "):
+    with pytest.raises(names.Untrusted, match=rf"{tmp_path / 'run'}.*trust\('stranger'\)"):
         INDM.load(tmp_path / "run")
     assert not outside.exists()
     with indm.trust("stranger.nets:Widened"):  # its package is meant
@@ -321,27 +301,6 @@ def test_saved_and_loaded_computes_the_same_bits(model, tmp_path):
     for key, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
     assert sorted(p.name for p in (tmp_path / "deep" / "folder").iterdir()) == ["model.json", "model.safetensors"]
-
-
-def test_saved_in_training_mode_is_what_evaluation_computes(tmp_path):
-    model = made().train()
-    model.save(tmp_path)
-    assert model.training, "saving does not change the mode"
-    assert_same(INDM.load(tmp_path), copy.deepcopy(model).eval())
-
-
-def test_saved_again_it_is_the_same_file(tmp_path):
-    made().save(tmp_path / "a")
-    INDM.load(tmp_path / "a").save(tmp_path / "b")
-    for name in ("model.json", "model.safetensors"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-def test_saving_replaces_an_older_model(tmp_path):
-    made("identity vp unet").save(tmp_path)
-    model = made()
-    model.save(tmp_path)
-    assert_same(INDM.load(tmp_path), model)
 
 
 @pytest.mark.parametrize(
@@ -452,24 +411,6 @@ def test_a_failed_save_leaves_the_old_model(tmp_path):
     assert_same(INDM.load(tmp_path), model)
 
 
-def test_a_full_disk_leaves_the_old_model_and_nothing_half_written(small_disk):
-    model = made()
-    model.save(small_disk / "run")
-    with pytest.raises(OSError, match="No space left"), (small_disk / "other").open("wb", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
-    with pytest.raises(OSError, match="No space left"):
-        made().save(small_disk / "run")
-    assert_same(INDM.load(small_disk / "run"), model)
-    assert sorted(path.name for path in (small_disk / "run").iterdir()) == ["model.json", "model.safetensors"]
-
-
-def test_who_may_read_a_model_is_as_for_any_file(tmp_path):
-    made().save(tmp_path)
-    (tmp_path / "other").write_text("")
-    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
-
-
 # ---------------------------------------------------------------- the model itself
 
 
@@ -489,33 +430,6 @@ def test_any_module_with_an_sde_is_a_score():
     assert model.sde is model.score.sde and model.scaling.levels is None
     with pytest.raises(ValueError, match="event shape"):
         _ = model.shape
-
-
-class Recorder(nn.Module):
-    """A backbone that returns a constant and keeps what it was given."""
-
-    def __init__(self, constant=0.0):
-        super().__init__()
-        self.constant = constant
-
-    def forward(self, z, c):
-        self.given = (z, c)
-        return torch.full_like(z, self.constant)
-
-
-@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=["vp", "subvp", "ve"])
-def test_score_is_that_of_a_gaussian_less_the_backbone_over_sigma(sde):
-    z, t = torch.randn(4, 3), torch.tensor([0.01, 0.3, 0.6, 1.0])
-    alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
-    silent, loud = ScoreModel(Recorder(), sde), ScoreModel(Recorder(0.7), sde)
-    gaussian = torch.distributions.Normal(0.0, (alpha**2 + sigma**2).sqrt())
-    leaf = z.clone().requires_grad_()
-    (expected,) = torch.autograd.grad(gaussian.log_prob(leaf).sum(), leaf)
-    torch.testing.assert_close(silent(z, t), expected)
-    torch.testing.assert_close(loud(z, t) - silent(z, t), (-0.7 / sigma).expand(4, 3), rtol=1e-4, atol=1e-4)
-    y, level = silent.backbone.given
-    torch.testing.assert_close(y, z / (alpha**2 + sigma**2).sqrt())
-    torch.testing.assert_close(level, -0.5 * sde.log_snr(t), rtol=1e-4, atol=1e-4)
 
 
 def test_encode_hands_the_generator_on():
@@ -542,17 +456,6 @@ def test_latents_and_log_det_keep_full_precision_under_autocast(name):
     assert (cast - z).abs().max() < 0.01 and (cast_log_det - log_det).abs().max() < 0.01
     assert not torch.equal(cast.bfloat16().float(), cast)
     assert torch.equal(cast_back, back)
-
-
-def test_deep_copy_is_a_model_of_its_own(model):
-    twin = copy.deepcopy(model)
-    assert_same(twin, model)
-    before = everything(model)
-    randomize(twin, 1.0)
-    twin.sde.prior_mean = torch.full(model.shape, 3.0)
-    for key, value in everything(model).items():
-        assert torch.equal(value, before[key]), key
-    assert not torch.equal(everything(twin)["score"], before["score"])
 
 
 def test_decode_names_the_samples_that_fail():

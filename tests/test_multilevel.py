@@ -72,12 +72,6 @@ def test_degrees_of_freedom_are_those_of_the_variances():
     assert multilevel_mean(torch.zeros(N), [first, second]).degrees == pytest.approx(expected)
 
 
-def test_a_level_of_every_example_adds_no_error(levels):
-    mean = multilevel_mean(levels[0], [levels[2] - levels[0]])
-    assert (mean.value, mean.added_error) == (pytest.approx(levels[2].mean().item()), 0)
-    assert mean.interval(0.99) == (mean.value, mean.value)
-
-
 @pytest.mark.parametrize(
     ("variances", "costs", "target"),
     [([1.0, 0.1], [1.0, 9.0], 0.05), ([4.0], [1.0], 0.1), ([1.0, 1e-9], [1.0, 50.0], 0.03)],

@@ -274,15 +274,6 @@ def test_the_error_is_the_last_change_and_up_to_three_of_it_where_changes_do_not
     assert solution.state[0].item() == ends[2] and solution.steps.item() == 64 and solution.nfe.item() == 17 + 33 + 65
 
 
-def test_samples_take_their_own_steps_and_do_not_depend_on_their_batch():
-    """A resting sample is done after the first solution; a turning one as if it were alone."""
-    z = torch.zeros(100, 3, dtype=torch.float64)
-    z[17] = 1.0
-    among, alone = (converge(linear, (part,), 0.0, 2.0, tol=1e-4) for part in (z, z[17:18]))
-    torch.testing.assert_close(among.state[0][17:18], alone.state[0], rtol=1e-12, atol=1e-12)
-    assert among.nfe[17] == alone.nfe > 100 and among.nfe[0] == 9
-
-
 def test_each_part_of_the_state_meets_the_tolerance():
     """One that rests changes nothing; one of another scale decides."""
     z = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -295,12 +286,6 @@ def test_each_part_of_the_state_meets_the_tolerance():
     )
     assert torch.equal(alone.state[0], beside.state[0]) and torch.equal(alone.nfe, beside.nfe)
     assert (large.nfe > alone.nfe).all()
-
-
-def test_nothing_to_do():
-    z = torch.ones(1, 2)
-    solution = converge(linear, (z,), 0.7, 0.7, tol=1e-4)
-    assert torch.equal(solution.state[0], z) and solution.nfe.tolist() == [0] and solution.error.tolist() == [0.0]
 
 
 def test_keeps_dtype_and_states_no_error_below_its_rounding():
@@ -373,14 +358,6 @@ def test_basis_gives_the_trace_of_the_jacobian(shape):
     assert not value.requires_grad and not divergence.requires_grad
 
 
-def test_basis_is_the_basis():
-    z = torch.zeros(3, 2, 2, 2)
-    vectors = basis(z)
-    assert vectors.shape == (3, 8, 2, 2, 2)
-    for sample in range(3):
-        assert torch.equal(vectors[sample].flatten(1), torch.eye(8))
-
-
 @pytest.mark.parametrize("probes", [1, 2, 16])
 def test_rademacher_probes_are_unbiased_with_the_known_variance(probes):
     """Var = Σ_{i≠j} (J + Jᵀ)_ij² / 2 over the number of probes."""
@@ -395,20 +372,6 @@ def test_rademacher_probes_are_unbiased_with_the_known_variance(probes):
     variance = 2 * off.square().sum() / probes
     assert (estimates.mean() - trace(z)[0]).abs() < 4.5 * (variance / n).sqrt()
     assert estimates.var().item() == pytest.approx(variance.item(), rel=0.05)
-
-
-def test_rademacher_is_exact_for_a_diagonal_jacobian():
-    z = torch.randn(6, 3, 4, 4, dtype=torch.float64)
-    _, divergence = value_and_divergence(lambda y: y**3, z, rademacher(z, 1))
-    torch.testing.assert_close(divergence, 3 * z.square().flatten(1).sum(1))
-
-
-def test_rademacher_entries():
-    vectors = rademacher(torch.zeros(500, 7), 4, torch.Generator().manual_seed(0))
-    assert vectors.shape == (500, 4, 7) and set(vectors.unique().tolist()) == {-0.5, 0.5}
-    assert vectors.mean().abs() < 4.5 * 0.5 / math.sqrt(vectors.numel())
-    again = rademacher(torch.zeros(500, 7), 4, torch.Generator().manual_seed(0))
-    assert torch.equal(vectors, again)
 
 
 def test_value_and_divergence_can_be_differentiated():

@@ -96,7 +96,7 @@ import torch
 import single_precision
 single_precision.register()
 import indm
-from indm.flows.check import check_flow
+from indm.flows.base import check_flow
 from indm.diffusion import forward_path
 from indm.translation import without_noise
 warnings.simplefilter("ignore")

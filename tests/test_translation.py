@@ -8,15 +8,12 @@ import pytest
 import torch
 from closed_form import GaussianScore, gaussian, within
 
-import indm
 from indm.flows import ActNorm, CouplingFlow, Identity
 from indm.model import INDM, build_model
 from indm.objective import flow_nll
 from indm.scaling import Scaling
 from indm.sde.linear import VESDE, VPSDE
 from indm.translation import (
-    Leg,
-    Route,
     bridge,
     forward_step,
     sdedit,
@@ -111,16 +108,6 @@ def test_stochastic_translation_has_the_law_of_the_target_and_repeats_by_its_see
     assert within(white, 0.0, floor=0.02) and within(white.square(), 1.0, floor=0.03)
 
 
-def test_a_stronger_noise_keeps_less_of_the_source():
-    source, target = model_of("vp", 0), model_of("vp", 1)
-    x = data_of(source, 4000)
-    kept = []
-    for strength in (0.05, 0.3, 1.0):
-        y = translate(source, target, x, strength=strength, stochastic=True, steps=40, generator=seeded(7))
-        kept.append(torch.corrcoef(torch.stack([x[:, 0], y[:, 0]]))[0, 1].item())
-    assert kept[0] > 0.9 > kept[1] > 0.1 > abs(kept[2])
-
-
 @pytest.mark.parametrize("strength", [0.2, 0.6])
 def test_sdedit_of_gaussians_has_its_law(strength):
     """z_t = α_t z_0 + σ_t n of one and the same source, carried down by the closed flow of B, is a Gaussian; the noise
@@ -143,12 +130,6 @@ def test_sdedit_of_gaussians_has_its_law(strength):
     later = sdedit(target, strength=0.9, steps=60).follow(source.expand(n, 2), generator=seeded(3)).x
     away = [(target.encode(v)[0].mean(0) - score.mean).abs() for v in (y, later)]
     assert (away[1] < away[0]).all()
-
-
-def test_a_model_translated_into_its_own_copy_gives_back_the_input(pair):
-    source, _ = pair
-    x = data_of(source, 20)
-    assert (translate(source, copy.deepcopy(source), x) - x).abs().max() < 1e-3
 
 
 def test_images_come_back_within_half_a_grey_level():
@@ -198,25 +179,6 @@ def test_a_rougher_route_tells_the_error_of_this_one():
     error, told = ((there - other).abs().max() for other in (closed(source, target, x), route.rougher().follow(x).x))
     assert 6 < told / error < 32 and route.rougher().steps == 80
     assert two_models(source, target, tol=1e-4).rougher().tol == 8e-4
-
-
-def wide_model(seed):
-    """Latents whose directions have variances from 1e-5 to 1, turned by ``seed``."""
-    variance = torch.logspace(-5, 0, 6, dtype=torch.float64)[torch.randperm(6, generator=seeded(seed))]
-    return INDM(Identity(), GaussianScore(VPSDE(), torch.zeros_like(variance), variance), shape=(6,)).double()
-
-
-def test_narrow_directions_take_few_steps():
-    """Solved in z/√(α² + σ²), this cycle is off by 5000 standard deviations in 48 steps and by 0.004 in 100."""
-    source, target = wide_model(0), wide_model(1)
-    x = data_of(source, 20)
-    unit = source.score.variance.sqrt()
-    for steps, largest in ((48, 0.06), (100, 2e-3)):
-        route = two_models(source, target, steps=steps)
-        there = route.follow(x)
-        back = route.back().follow(there.x).x
-        assert ((back - x) / unit).abs().max() < largest
-        assert ((there.x - closed(source, target, x)) / target.score.variance.sqrt()).abs().max() < largest
 
 
 def test_the_score_is_called_as_often_as_is_said(monkeypatch):
@@ -396,13 +358,6 @@ def test_frames_of_a_random_way_have_its_noise_and_take_none_from_what_follows()
     assert (found.frames[:, -1] - found.x).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("stochastic", [False, True])
-def test_steps_are_those_of_the_flows_alone(stochastic):
-    """All of them, however many legs have noise; each leg along a flow evaluates the score once more, at its end."""
-    route = two_models(model_of("vp", 0), model_of("vp", 1), stochastic=stochastic, steps=10)
-    assert route.follow(torch.zeros(2, 2, dtype=torch.float64)).nfe == 10 + sum(not leg.noise for leg in route.legs)
-
-
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=["vp", "ve"])
 def test_steps_of_the_forward_sde_add_up_to_its_kernel(sde):
     z, n = torch.full((50_000, 1), 1.5, dtype=torch.float64), 50_000
@@ -435,11 +390,6 @@ def test_models_that_do_not_fit_are_errors(other, complaint):
         two_models(model_of("vp", 0), other())
 
 
-def test_models_whose_noise_alone_differs_do_not_fit():
-    with pytest.raises(ValueError, match=r"the same SDE, got VESDE .*σ_T = 50\) and VESDE .*σ_T = 90\)"):
-        two_models(model_of("ve", 0), model_of("ve", 0, sigma_max=90.0))
-
-
 def test_arguments_are_checked():
     model = model_of("vp", 0)
     x = data_of(model, 3)
@@ -466,19 +416,3 @@ def test_arguments_are_checked():
         sdedit(model).back()
     with pytest.raises(ValueError, match="no way back along noise"):
         two_models(model, model, stochastic=True).back()
-
-
-def test_an_inverse_that_does_not_converge_is_named():
-    class Stubborn(ActNorm):
-        def solve_inverse(self, z, tol=1e-5):
-            x, residual, iterations, converged = super().solve_inverse(z, tol)
-            converged[1] = False
-            return x, residual, iterations, converged
-
-    model = model_of("vp", 0, Stubborn(2).double())
-    with pytest.raises(RuntimeError, match="inverse did not reach"):
-        Route((Leg(model, model.sde.eps, 1.0), Leg(model, 1.0, model.sde.eps))).follow(data_of(model_of("vp", 0), 3))
-
-
-def test_the_public_names():
-    assert indm.translate is translate and indm.translate_bridge is translate_bridge

@@ -19,10 +19,7 @@ LONGEST = 64  # bytes of a name that the file beside it repeats
 
 
 def whole(path: Path, write: Write) -> None:
-    """``write`` to a file beside ``path``, then rename it: at no time is ``path`` half written.
-
-    See :func:`together` for errors.
-    """
+    """``write`` to a file beside ``path``, then rename it, see :func:`together`."""
     together({path: write})
 
 
@@ -31,10 +28,7 @@ def together(writes: Mapping[Path, Write], old: Sequence[Path] = ()) -> None:
     and rename the new in order.
 
     Where writing fails, what was there stays, and nothing new is left: on a full disk a half-written file would keep
-    everything else from being saved.
-
-    Raises:
-        OSError: a file cannot be written; also where torch or safetensors raise another error for a full disk.
+    everything else from being saved. That is an OSError, also where torch or safetensors raise another one.
     """
     beside = {path: _beside(path) for path in writes}
     try:
@@ -73,7 +67,6 @@ def _write_beside(path: Path, beside: Path, write: Write) -> None:
 
 def arrays_into(arrays: Mapping[str, np.ndarray]) -> Write:
     """The function that writes ``arrays`` as ``.npz``."""
-
     named: dict[str, Any] = dict(arrays)
 
     def write(path: Path) -> None:
@@ -96,11 +89,7 @@ def table_into(names: Sequence[str], rows: Iterable[Sequence[float]]) -> Write:
 
 
 def json_into(value: Mapping) -> Write:
-    """The function that writes ``value`` as JSON.
-
-    Raises:
-        ValueError: here and not later, for NaN and infinity, which JSON has not.
-    """
+    """The function that writes ``value`` as JSON; ValueError, here and not later, for NaN and infinity."""
     content = json.dumps(value, indent=2, allow_nan=False) + "\n"
     return lambda path: path.write_text(content, "utf-8")
 

@@ -13,7 +13,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from indm.messages import reason
+from indm.checks import reason
 
 CONTROL_GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 LIMIT_FILES = {"": "memory.max", "memory": "memory.limit_in_bytes"}  # of a control group, in version 2 and version 1
@@ -30,11 +30,6 @@ def check_memory(claimed: int) -> None:
     memory = min(psutil.virtual_memory().available, most_memory() - psutil.Process().memory_info().rss)
     if claimed > memory:
         raise ValueError(f"it claims {claimed:,} bytes, and this process can have {memory:,} bytes of memory")
-
-
-def gib(count: int) -> str:
-    """So many bytes in GiB, or in MiB where that is less than one."""
-    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def _limits() -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Files that may be opened: regular ones, and text of a sensible size. Where files are kept that can be made again."""
+"""Files that may be opened: regular ones, and text of a sensible size. It is read before PyTorch is loaded."""
 
 import os
 import re
@@ -11,24 +11,13 @@ LONG_KEY = re.compile(r"""(\.[ \t]*([\w-]+|"(\\.|[^"\\\n])*"|'[^'\n]*')[ \t]*){2
 
 
 def check_plain(path: Path) -> None:
-    """See that ``path`` is a regular file: a named pipe would be waited for, and a device may not end.
-
-    Raises:
-        ValueError: it is not one, or there is none.
-    """
+    """ValueError unless ``path`` is a regular file: a named pipe would be waited for, and a device may not end."""
     if not path.is_file():
         raise ValueError("it is no file" if path.exists() else "there is no such file")
 
 
 def text(path: Path, errors: str = "strict") -> str:
-    """The UTF-8 text of a regular file of at most :data:`LARGEST_TEXT` bytes.
-
-    What is not UTF-8 is an error, or "replace"d.
-
-    Raises:
-        ValueError: it is another kind of file, too large, or not UTF-8.
-        OSError: it cannot be read.
-    """
+    """The UTF-8 text of a regular file of at most :data:`LARGEST_TEXT` bytes; what is not UTF-8 may be "replace"d."""
     check_plain(path)
     if (size := path.stat().st_size) > LARGEST_TEXT:
         raise ValueError(f"it holds {size:,} bytes, and a file of this kind may hold {LARGEST_TEXT:,}")
@@ -36,12 +25,7 @@ def text(path: Path, errors: str = "strict") -> str:
 
 
 def toml(path: Path) -> dict[str, Any]:
-    """The tables in a TOML file, whose keys have at most twenty parts.
-
-    Raises:
-        ValueError: it is not such a file, or :func:`text` does not read it.
-        OSError: it cannot be read.
-    """
+    """The tables in a TOML file, whose keys have at most twenty parts; ValueError of another file."""
     if LONG_KEY.search(content := text(path)):
         raise ValueError("a key must have at most 20 parts between dots")
     try:
@@ -51,9 +35,5 @@ def toml(path: Path) -> dict[str, Any]:
 
 
 def cache_folder() -> Path:
-    """Where files are kept that can be made or downloaded again: $INDM_DATA, or ~/.cache/indm.
-
-    Raises:
-        RuntimeError: the user has no home.
-    """
+    """Where files are kept that can be made or downloaded again: $INDM_DATA, or ~/.cache/indm."""
     return Path(os.environ.get("INDM_DATA") or Path.home() / ".cache" / "indm").expanduser()

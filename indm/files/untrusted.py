@@ -18,10 +18,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from indm.files import plain
+from indm.checks import brief, reason
 from indm.files.memory import COPIES, check_memory, counting
-from indm.files.plain import check_plain
-from indm.messages import brief, reason
+from indm.files.plain import check_plain, text
 
 LARGEST_COUNT = 2**24  # the largest whole number that a description may hold whatever the size of the weights
 SPARE, SPARE_TENSORS = 2**14, 2**10  # numbers and tensors that a model may have beside its weights
@@ -42,27 +41,19 @@ def _reading(path: Path, what: str) -> Iterator[None]:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ValueError: naming the file; also where it holds another kind of value.
-    """
+    """The object in a JSON file; ValueError where it holds another kind of value or cannot be read."""
     with _reading(path, "JSON"):
-        content = json.loads(plain.text(path))
+        content = json.loads(text(path))
         if not isinstance(content, dict):
             raise ValueError(f"it holds {type(content).__name__}, where an object must be")
         return content
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file of one in each line; a line that holds none, as one that was cut off, is passed over.
-
-    Raises:
-        ValueError: naming the file, where it is not one that may be read.
-    """
+    """The objects in a file of one in each line; a line that holds none, as one that was cut off, is passed over."""
     found = []
     with _reading(path, "lines of JSON"):
-        for line in plain.text(path, "replace").splitlines():
+        for line in text(path, "replace").splitlines():
             with suppress(ValueError, RecursionError):
                 found.append(json.loads(line))
     return [content for content in found if isinstance(content, dict)]
@@ -80,8 +71,7 @@ def array_names(path: Path) -> list[str] | None:
 def array(path: Path, name: str | None = None) -> np.ndarray:
     """The array in an .npy file, or the one called ``name`` in an .npz file: numbers, never objects.
 
-    Raises:
-        ValueError: naming the file; also where its header claims more than the file holds, or than memory can.
+    Its header may claim no more than the file holds, and than memory can.
     """
     with _reading(path, ".npy or .npz"), path.open("rb") as file:
         if name is None:
@@ -152,11 +142,9 @@ def checkpoint(path: Path, known: Mapping[str, Callable] | None = None) -> Any:
 
 
 def check_stored(state: Mapping[str, Tensor], held: int) -> None:
-    """See that tensors are made of numbers that a file of ``held`` bytes can hold.
+    """ValueError unless tensors are made of numbers that a file of ``held`` bytes can hold.
 
-    Raises:
-        ValueError: for one that is sparse or holds no numbers, or that claims more of them than are stored (as one
-            whose strides are 0 can) or than the file has left beside the others.
+    None may be sparse, or claim more numbers than are stored, as one whose strides are 0 can, or than the file has.
     """
     left = held
     for name, tensor in state.items():
@@ -172,15 +160,9 @@ def check_stored(state: Mapping[str, Tensor], held: int) -> None:
 
 
 def check_event(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """See that a model is of one event of grey levels or numbers, and that no weight is complex.
+    """ValueError unless a model is of one event of grey levels or numbers, and no weight is complex.
 
-    Args:
-        description: of the model, with its ``shape`` and ``levels``.
-        state: the weights, already read.
-
-    Raises:
-        ValueError: naming what is not so. Tensors of :data:`AFFINE` must broadcast to the shape, and be finite and of
-            the precision in which the model computes.
+    Tensors of :data:`AFFINE` must broadcast to the shape, be finite, and have the precision of a model.
     """
     shape, levels = description["shape"], description["levels"]
     if not 1 <= len(shape) <= MOST_AXES or any(type(side) is not int or side < 1 for side in shape):
@@ -204,13 +186,7 @@ def build_described(make: Callable[[], Module], description: Mapping[str, Any], 
     It is built without numbers first, so that no large tensor is made. Parts that need numbers cannot be built like
     that, so that all is counted once more while it is built with numbers.
 
-    Args:
-        make: builds the module from ``description``.
-        description: from which ``make`` takes its sizes.
-        state: the weights, already read.
-
-    Raises:
-        ValueError: the description is of a larger module than the weights.
+    ``make`` takes its sizes from the ``description``; ``state`` are the weights, already read.
     """
     held = sum(tensor.numel() for tensor in state.values())
     larger = ValueError(f"the description is of a larger model than the weights, which hold {held:,} numbers")

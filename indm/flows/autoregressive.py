@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm.checks import require
 from indm.conditions import Conditioned, features_of
 from indm.flows.base import Compose, ExactFlow
 from indm.flows.coupling import Transform, transform_of, usual_bound
@@ -56,13 +57,7 @@ class CausalLayer(nn.Module):
 class AutoregressiveBlock(Conditioned, ExactFlow):
     """Transforms each token by what a transformer computes from the tokens before it; the identity at first.
 
-    Args:
-        shape: event shape, (C, H, W) or (D,).
-        patch: side of the square patches of an image.
-        width, layers, heads: of the transformer.
-        flip: take the tokens from the last to the first.
-        transform: of each entry of a token.
-        features: numbers that the transformer sees of a condition.
+    ``flip`` takes the tokens from the last to the first; ``features`` are the numbers seen of a condition.
     """
 
     def __init__(
@@ -141,10 +136,7 @@ class AutoregressiveFlow(Compose):
         head_width: entries of each head of the attention.
         transform: "affine", as published and smooth, or "spline" (rational-quadratic: it can spread out values that
             many entries share, such as the black and white of images; its second derivative jumps at the knots).
-        bins, bound: of the spline, which lives on [−bound, bound]; None is 1.5 for images, which reach from −1 to 1,
-            and 4 for vectors, which are standardised.
-        max_log_scale: bound of the affine log-scales in each block; inf leaves them free.
-        condition: (features,) that the transformers see of a condition; () for none.
+        bins, bound, max_log_scale, condition: as of :class:`~indm.flows.CouplingFlow`.
 
     It starts at the identity. Where several pixels of a patch have much to tell of each other, take a smaller patch.
 
@@ -176,8 +168,7 @@ class AutoregressiveFlow(Compose):
         kind = transform_of(transform, bins, bound, max_log_scale)
         counts = {"blocks": blocks, "patch": patch, "width": width, "layers": layers, "head_width": head_width}
         for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
+            require(count >= 1, name, count, "at least 1")
         if len(shape) not in (1, 3) or (len(shape) == 3 and (shape[1] % patch or shape[2] % patch)):
             raise ValueError(
                 f"shape must be (C, H, W) with H and W divisible by patch={patch}, or (D,), got {shape}; choose "

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm.checks import require
 from indm.conditions import Conditioned, features_of
-from indm.flows import fixed_point
-from indm.flows.activations import ACTIVATIONS
 from indm.flows.base import (
     TOLERANCE,
     ActNorm,
@@ -24,8 +23,63 @@ from indm.flows.base import (
     Unsqueeze,
     magnitude,
 )
-from indm.flows.log_det import ExactLogDet, PowerSeries
+from indm.flows.contraction import ExactLogDet, PowerSeries, fixed_point
 from indm.tensors import Batch, PerSample, full_precision, image_or_vector, zeroed
+
+# Activations of slope at most 1, by name: φ(v) = value(ωv)/ω with its derivative slope(ωv), and ω.
+FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], float]] = {
+    "sin": (torch.sin, torch.cos, 2 * math.pi),
+    "softplus": (F.softplus, torch.sigmoid, 1.0),
+    "elu": (F.elu, lambda u: u.clamp(max=0.0).exp(), 1.0),
+    "lcube": (lambda u: u - u.clamp(-1.0, 1.0) + u.clamp(-1.0, 1.0) ** 3 / 3, lambda u: u.clamp(-1.0, 1.0) ** 2, 1.0),
+    "relu": (torch.relu, lambda u: (u > 0).to(u.dtype), 1.0),  # not smooth: NonlinearDiffusion cannot use it
+    "identity": (lambda u: u, torch.ones_like, 1.0),
+}
+ACTIVATIONS = (*FUNCTIONS, "swish")
+
+
+class Activation(nn.Module):
+    """One of :data:`FUNCTIONS`; blocks take its frequency ω into their weights."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name, self.frequency = name, FUNCTIONS[name][2] if name in FUNCTIONS else 1.0
+
+    def value(self, u: Tensor) -> Tensor:
+        return FUNCTIONS[self.name][0](u)
+
+    def slope(self, u: Tensor) -> Tensor:
+        """Derivative of :meth:`value`."""
+        return FUNCTIONS[self.name][1](u)
+
+    def forward(self, v: Tensor) -> Tensor:
+        """φ(v)."""
+        return self.value(self.frequency * v) / self.frequency
+
+
+class Swish(Activation):
+    """v sigmoid(bv)/1.1 with a learned b = softplus(β) > 0.
+
+    Source: Chen et al. 2019, "Residual Flows", §3.3 (LipSwish), https://arxiv.org/abs/1906.02735.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("swish")
+        self.beta = nn.Parameter(torch.tensor([0.5]))
+
+    def value(self, u: Tensor) -> Tensor:
+        return u * (F.softplus(self.beta) * u).sigmoid() / 1.1
+
+    def slope(self, u: Tensor) -> Tensor:
+        bu = F.softplus(self.beta) * u
+        gate = bu.sigmoid()
+        return gate * (1 + bu * (1 - gate)) / 1.1
+
+
+def activation_of(name: str) -> Activation:
+    """The activation of that name, one of :data:`ACTIVATIONS`."""
+    return Swish() if name == "swish" else Activation(name)
+
 
 LogDet = ExactLogDet | PowerSeries
 Norm = float | str
@@ -84,11 +138,7 @@ class ContractiveLinear(Constrained):
 
     @torch.no_grad()
     def check(self) -> None:
-        """Check that the weight as it is applied has the norm that it should, up to rounding.
-
-        Raises:
-            RuntimeError: with the norm and its bound.
-        """
+        """RuntimeError where the weight as it is applied has a larger norm than it should, but for rounding."""
         finite = bool(self.weight.isfinite().all())
         norm = float(self.induced_norm(self.constrained_weight())) if finite else math.nan
         if not norm <= self.coeff * (1 + 1e-4):
@@ -104,15 +154,11 @@ def row_sums(weight: Tensor) -> Tensor:
 
 
 def convolution_norm(weight: Tensor, frequencies: int = 32) -> Tensor:
-    """Spectral norm of a convolution on the infinite grid: the largest over frequencies of ‖Ŵ(ω)‖₂, with its gradient.
+    """Spectral norm of a convolution (outputs, inputs, k, k) on the infinite grid, with its gradient: max ‖Ŵ(ω)‖₂.
 
     Zero-padded images see a restriction of that operator. Between the frequencies sampled, the norm of a 3×3 kernel can
     exceed the result by less than 2 % (a bound of trigonometric polynomials: 1/cos(2π/``frequencies``)); images of up
     to 31 pixels a side never see that excess.
-
-    Args:
-        weight: (outputs, inputs, k, k).
-        frequencies: number of frequencies along each axis.
 
     Source: Sedghi et al. 2019, "The Singular Values of Convolutional Layers", https://arxiv.org/abs/1805.10408.
     """
@@ -144,7 +190,7 @@ class ResidualBlock(Conditioned, Flow):
         width: hidden channels.
         norm, coeff: see :class:`ContractiveLinear`; Lip(g) ≤ coeff³.
         preactivate: apply φ before the first map too.
-        activation: φ, a name in :data:`~indm.flows.activations.ACTIVATIONS`.
+        activation: φ, a name in :data:`~indm.flows.residual.ACTIVATIONS`.
         features: numbers that the block sees of a condition.
 
     ``training_log_det`` and ``evaluation_log_det`` are the estimators used in the two modes; both are exact where
@@ -180,18 +226,14 @@ class ResidualBlock(Conditioned, Flow):
             ContractiveLinear(inputs, outputs, kernel, norm, coeff)
             for inputs, outputs, kernel in [(shape, width, 3), (hidden, width, 1), (hidden, shape[0], 3)]
         )
-        self.activations = nn.ModuleList(ACTIVATIONS[activation]() for _ in range(3 if preactivate else 2))
+        self.activations = nn.ModuleList(activation_of(activation) for _ in range(3 if preactivate else 2))
+        self.frequency = self.activations[0].frequency  # ω of φ(v) = value(ωv)/ω
         zeroed(self.maps[-1])
         if features:
             self.condition = nn.Linear(features, width, bias=False)
         d = math.prod(shape)
         self.training_log_det: LogDet = ExactLogDet() if d <= 3 else PowerSeries(1, 1.0, share=16)
         self.evaluation_log_det: LogDet = ExactLogDet() if d <= 64 else PowerSeries(20, 2.0)
-
-    @property
-    def frequency(self) -> float:
-        """ω of the activation φ(v) = value(ωv)/ω."""
-        return self.activations[0].frequency
 
     def _weights(self) -> Weights:
         """Weight and bias of the three maps, with the factors ω of φ taken into them; ``value`` is left between them.
@@ -214,12 +256,10 @@ class ResidualBlock(Conditioned, Flow):
         """For each map, the input of the activation before it (None where there is none) and the map's output."""
         for i, (linear, (weight, bias)) in enumerate(zip(self.maps, weights, strict=True)):
             angle = x if i > 0 else self.frequency * x if self.preactivate else None
-            x = linear.apply_weight(x if angle is None else self._activation(i).value(angle), weight, bias)
+            x = linear.apply_weight(
+                x if angle is None else self.activations[i - len(self.maps)].value(angle), weight, bias
+            )
             yield angle, x
-
-    def _activation(self, i: int) -> nn.Module:
-        """The activation before map ``i``."""
-        return self.activations[i - len(self.maps)]
 
     def _evaluate(self, x: Tensor, weights: Weights) -> Tensor:
         """g(x); under autocast its inner precision is that of the convolutions."""
@@ -230,7 +270,7 @@ class ResidualBlock(Conditioned, Flow):
     def _log_det(self, x: Tensor, weights: Weights, estimator: LogDet, generator) -> Tensor:
         """log|det(I + J)| from the slopes of the activations at ``x``, in full precision."""
         slopes = [
-            x.new_ones(()) if angle is None else self._activation(i).slope(angle)
+            x.new_ones(()) if angle is None else self.activations[i - len(self.maps)].slope(angle)
             for i, (angle, _) in enumerate(self._angles(x, weights))
         ]
         if self.preactivate:
@@ -242,9 +282,7 @@ class ResidualBlock(Conditioned, Flow):
             return v
 
         def vjp(u: Tensor) -> Tensor:
-            for linear, (weight, _), slope in zip(
-                reversed(self.maps), reversed(weights), reversed(slopes), strict=True
-            ):
+            for linear, (weight, _), slope in reversed(list(zip(self.maps, weights, slopes, strict=True))):
                 u = _scale(linear.apply_transpose(u, weight), slope)
             return u
 
@@ -269,7 +307,7 @@ class ResidualBlock(Conditioned, Flow):
         def contraction(x: Tensor, rows: Tensor) -> Tensor:
             return z[rows] - self._evaluate(x, _of_rows(weights, rows))
 
-        x, residual, evaluations = fixed_point.solve(contraction, z, tol, magnitude(z), max_iterations=max_iterations)
+        x, residual, evaluations = fixed_point(contraction, z, tol, magnitude(z), max_iterations=max_iterations)
         return x, residual, evaluations, residual <= tol
 
 
@@ -287,11 +325,7 @@ def residual_chain(
 ) -> list[Flow]:
     """Groups of residual blocks with squeezes between them, as :class:`ResidualFlow` explains.
 
-    Args:
-        block: (event shape, whether to pre-activate) → a block; all blocks but the first are pre-activated.
-
-    Raises:
-        ValueError: ``shape`` and ``blocks`` do not fit.
+    ``block`` takes the event's shape and whether to pre-activate, as all blocks but the first do.
     """
     image_or_vector(shape)
     if not blocks or min(blocks) < 1:
@@ -319,11 +353,7 @@ def residual_chain(
 
 
 def checked_norm(norm: Norm) -> Norm:
-    """2.0, inf or "rows".
-
-    Raises:
-        ValueError: anything else.
-    """
+    """2.0, inf or "rows"; ValueError of anything else."""
     if str(norm) not in ("2", "2.0", "inf", "rows"):
         raise ValueError(
             f'norm must be 2 (spectral), inf (largest absolute row sum) or "rows" (each row by its own), got {norm!r}'
@@ -335,10 +365,8 @@ def check_block(width: int, coeff: float, activation: str) -> None:
     """ValueError where one of these arguments is out of range."""
     if not 0 < coeff <= 0.98:
         raise ValueError(f"coeff must lie in (0, 0.98] for a block that is certainly invertible, got {coeff}")
-    if width < 1:
-        raise ValueError(f"width must be at least 1 hidden channel, got {width}; 64 is usual")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}; 'sin' is usual")
+    require(width >= 1, "width", width, "at least 1 hidden channel", "64 is usual")
+    require(activation in ACTIVATIONS, "activation", activation, f"one of {', '.join(ACTIVATIONS)}", "'sin' is usual")
 
 
 class ResidualFlow(Compose):
@@ -352,7 +380,7 @@ class ResidualFlow(Compose):
         norm: induced norm that is constrained: inf (cheap, and it gave the best NELBO in our measurements), "rows" (the
             same, row by row: the paper's) or 2 (spectral, less conservative).
         coeff: bound on the norm of each linear map.
-        activation: of every block, a name in :data:`~indm.flows.activations.ACTIVATIONS`.
+        activation: of every block, a name in :data:`~indm.flows.residual.ACTIVATIONS`.
         squeeze: squeeze images once before the first group too.
         actnorm: an :class:`ActNorm` before the first block and after every one.
         condition: (features,) that the blocks see of a condition; () for none.

@@ -4,15 +4,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.conditions import at
+from indm.checks import require
 from indm.dequantization import constant_log_q
-from indm.foreign.checks import denoiser_of
-from indm.foreign.denoiser import VARIANCES, Denoiser, check_word
+from indm.foreign.denoiser import VARIANCES, Denoiser, check_word, denoiser_of
 from indm.gaussian import GaussianReference
 from indm.objective import NELBO, constant_term, mean_reconstruction, prior_term
-from indm.rng import randn_like, strata
-from indm.score import context_of
-from indm.tensors import Batch, PerSample, check_units, double, event_size, expand_like
+from indm.score import context_of, unguided
+from indm.tensors import Batch, PerSample, check_units, double, event_size, expand_like, randn_like, strata
 
 SAME = 1e-9  # by which the log(σ/α) of one step may differ, as it is rounded
 
@@ -72,11 +70,10 @@ def discrete_nelbo(
         True
     """
     denoiser = denoiser_of(model)
-    if times < 1:
-        raise ValueError(f"times must be at least 1 step for each sample, got {times}")
+    require(times >= 1, "times", times, "at least 1 step for each sample")
     check_units(x)
     log_q = constant_log_q(model, x) if log_q is None else log_q
-    model = at(model, c, len(x))
+    model = unguided(model).given(c, len(x))
     sde, variance = model.score.sde, denoiser.variance if variance is None else variance
     check_word("variance", variance, VARIANCES)
     whole, start = denoiser.noises.whole_levels(), 0.5 * sde.clock_span()[0]
@@ -128,13 +125,7 @@ def divergence_of_step(
 ) -> PerSample:
     """KL(q(x_{k−1}|x_k, x_0) ‖ p_θ(x_{k−1}|x_k)), nats, (B,), at x_k = α_k x + σ_k noise.
 
-    Args:
-        denoiser: of a table of steps.
-        x: x_0.
-        before, level: log(σ/α) of the steps k − 1 and k, (B,).
-        noise: of x_k.
-        variance: of p_θ.
-        c: what the network sees of a condition.
+    ``before`` and ``level`` are log(σ/α) of the steps k − 1 and k, (B,); ``variance`` is that of p_θ.
     """
     alpha2, sigma2 = (-2 * level).sigmoid(), (2 * level).sigmoid()
     ratio = alpha2 / (-2 * before).sigmoid()  # 1 − β_k
@@ -156,7 +147,6 @@ def _log_variance(given: Tensor, large: Tensor, small: Tensor, variance: str) ->
         return large
     if variance == "small":
         return small
-    if not given.shape[1]:
-        raise ValueError(f"variance must be 'large' or 'small', as the network gives none, got {variance!r}")
+    require(given.shape[1] > 0, "variance", variance, "'large' or 'small', as the network gives none")
     share = 0.5 * (given + 1)
     return share * large + (1 - share) * small

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from indm.conditions import Classes, Condition
-from indm.foreign.denoiser import from_denoiser
+from indm.foreign.denoiser import check_word, from_denoiser
 from indm.foreign.paths import ENDS
 from indm.model import INDM
 from indm.scaling import Scaling
@@ -18,21 +18,13 @@ from indm.tensors import expand_like
 OF_DIFFUSERS = {"epsilon": "noise", "sample": "data", "v_prediction": "v"}
 OF_DENOISING_DIFFUSION = {"pred_noise": "noise", "pred_x0": "data", "pred_v": "v"}
 VARIANCE_TYPES = {
-    "fixed_small": "small",
-    "fixed_small_log": "small",
-    "fixed_large": "large",
-    "fixed_large_log": "large",
+    "fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large", "fixed_large_log": "large",
     "learned_range": "learned",
-}
+}  # fmt: skip
 
 
 class Called(nn.Module):
-    """A network of another library, called as network(x, τ) or network(x, τ, c).
-
-    Args:
-        network: with its parameters.
-        call: (network, x, τ, *c) → its output.
-    """
+    """A network of another library as network(x, τ) or network(x, τ, c), which is ``call(network, x, τ, *c)``."""
 
     def __init__(self, network: Any, call: Callable[..., Tensor]):
         super().__init__()
@@ -108,16 +100,15 @@ def from_diffusers(
         call, known = data, {"predicts": "data", "path": {"sigmas": (config["sigma_min"], config["sigma_max"])}}
     elif hasattr(scheduler, "alphas_cumprod") and predicts in OF_DIFFUSERS:
         call, known = output, {"predicts": OF_DIFFUSERS[predicts], "path": {"alphas_bar": scheduler.alphas_cumprod}}
-        known["variance"] = _variance(config.get("variance_type", "fixed_large"))
+        check_word("variance_type", variance := config.get("variance_type", "fixed_large"), VARIANCE_TYPES)
+        known["variance"] = VARIANCE_TYPES[variance]
     else:
         raise ValueError(
             "scheduler must have alphas_cumprod and predict epsilon, sample or v_prediction, or be one of EDM or flow "
             f"matching, got {type(scheduler).__name__} of prediction_type {predicts!r}"
         )
     shape = _shape_of(unet.config) if shape is None else shape
-    return from_denoiser(
-        Called(unet, call), shape=shape, scaling=_scaling(scaling, shape), condition=condition, eps=eps, **known
-    )
+    return _indm(unet, call, shape, scaling, condition=condition, eps=eps, **known)
 
 
 def from_denoising_diffusion(diffusion: Any, *, scaling: Scaling | None = None, eps: float | None = None) -> INDM:
@@ -149,14 +140,14 @@ def from_denoising_diffusion(diffusion: Any, *, scaling: Scaling | None = None, 
     from denoising_diffusion_pytorch import ElucidatedDiffusion, GaussianDiffusion, LearnedGaussianDiffusion
 
     if isinstance(diffusion, ElucidatedDiffusion):
-        network, sides = Called(diffusion, _data), (diffusion.image_size, diffusion.image_size)
+        sides, network, call = (diffusion.image_size, diffusion.image_size), diffusion, _of_elucidated
         known: dict[str, Any] = {"predicts": "data", "path": {"sigmas": (diffusion.sigma_min, diffusion.sigma_max)}}
     elif isinstance(diffusion, GaussianDiffusion):
         if diffusion.offset_noise_strength:
             raise ValueError(
                 f"offset_noise_strength must be 0, got {diffusion.offset_noise_strength}: the noise is not white"
             )
-        network, sides = Called(diffusion.model, lambda net, x, k: net(x, k)), diffusion.image_size
+        sides, network, call = diffusion.image_size, diffusion.model, nn.Module.__call__
         learned = isinstance(diffusion, LearnedGaussianDiffusion)  # which predicts noise, whatever it was asked for
         known = {"predicts": OF_DENOISING_DIFFUSION["pred_noise" if learned else diffusion.objective]}
         known |= {"path": {"betas": diffusion.betas}, "variance": "learned" if learned else "small"}
@@ -167,19 +158,14 @@ def from_denoising_diffusion(diffusion: Any, *, scaling: Scaling | None = None, 
             "diffusion must be a GaussianDiffusion, a LearnedGaussianDiffusion or an ElucidatedDiffusion, got "
             f"{type(diffusion).__name__}; use from_denoiser for others"
         )
-    shape = (diffusion.channels, *sides)
-    return from_denoiser(network, shape=shape, scaling=_scaling(scaling, shape), eps=eps, **known)
+    return _indm(network, call, (diffusion.channels, *sides), scaling, eps=eps, **known)
 
 
-def from_torchcfm(
-    network: Any,
-    *,
-    shape: tuple[int, ...],
-    sigma: float = 0.0,
-    scaling: Scaling | None = None,
-    condition: Condition | None = None,
-    eps: float | None = None,
-) -> INDM:
+def _of_elucidated(diffusion: Any, x: Tensor, sigma: Tensor) -> Tensor:
+    return diffusion.preconditioned_network_forward(x, sigma)
+
+
+def from_torchcfm(network: Any, *, shape: tuple[int, ...], sigma: float = 0.0, **options: Any) -> INDM:
     """A velocity that was trained with torchcfm as an INDM. See :func:`indm.from_denoiser`.
 
     Args:
@@ -188,9 +174,8 @@ def from_torchcfm(
         shape: event shape.
         sigma: of the ``ConditionalFlowMatcher``: x_t = t x_1 + (1 − t) x_0 + σ e. One by optimal transport couples
             noise and data: its ODE holds, and nothing that needs E[n|x], see docs/foreign.md.
-        scaling: as in :func:`indm.from_diffusers`.
-        condition: :class:`indm.Classes`, of a network with ``num_classes``.
-        eps: t at which likelihoods begin; 1 is at the data.
+        **options: ``scaling``, as of :func:`indm.from_diffusers`, ``eps`` (1 is at the data), and ``condition``:
+            :class:`indm.Classes`, of a network with ``num_classes``.
 
     Raises:
         ValueError: classes that do not fit the network.
@@ -207,7 +192,7 @@ def from_torchcfm(
     """
     if type(network).__name__ == "torch_wrapper":  # takes one t for all rows
         network = network.model
-    classes = _classes(getattr(network, "num_classes", None), condition)
+    classes = _classes(getattr(network, "num_classes", None), options.get("condition"))
     together = len(inspect.signature(getattr(network, "forward", network)).parameters) == 1
 
     def call(network: Any, x: Tensor, t: Tensor, *c: Tensor) -> Tensor:
@@ -216,29 +201,17 @@ def from_torchcfm(
     noisy = SimpleNamespace(
         alpha=lambda t: t, sigma=lambda t: ((1 - t) ** 2 + sigma**2).sqrt(), range=(1.0, ENDS), prior_std=1.0
     )
-    path = noisy if sigma else "linear-reversed"
-    known: dict[str, Any] = {"scaling": _scaling(scaling, shape), "condition": condition, "eps": eps}
-    return from_denoiser(Called(network, call), predicts="velocity", path=path, shape=shape, **known)
+    return _indm(network, call, shape, predicts="velocity", path=noisy if sigma else "linear-reversed", **options)
 
 
-def from_flow_matching(
-    model: Any,
-    *,
-    shape: tuple[int, ...],
-    path: Any = "linear-reversed",
-    scaling: Scaling | None = None,
-    condition: Condition | None = None,
-    eps: float | None = None,
-) -> INDM:
+def from_flow_matching(model: Any, *, shape: tuple[int, ...], path: Any = "linear-reversed", **options: Any) -> INDM:
     """A velocity that was trained with flow_matching as an INDM. See :func:`indm.from_denoiser`.
 
     Args:
         model: model(x=x, t=t), such as a ``ModelWrapper``; with a condition model(x=x, t=t, c=c).
         shape: event shape.
         path: the ``AffineProbPath`` of its training, or its scheduler; by default ``CondOTProbPath()``.
-        scaling: as in :func:`indm.from_diffusers`.
-        condition: as in :func:`indm.from_denoiser`.
-        eps: t at which likelihoods begin; 1 is at the data.
+        **options: ``scaling``, as of :func:`indm.from_diffusers`, ``condition`` and ``eps``; t = 1 is at the data.
 
     Example: the velocity of N(0, I), E[x_1 − x_0|x].
 
@@ -254,28 +227,21 @@ def from_flow_matching(
         path = SimpleNamespace(
             alpha=lambda t: scheduler(t).alpha_t, sigma=lambda t: scheduler(t).sigma_t, range=(1 - ENDS, ENDS)
         )
-    network = Called(model, lambda model, x, t, *c: model(x=x, t=t, **_by_name(c)))
-    known: dict[str, Any] = {"scaling": _scaling(scaling, shape), "condition": condition, "eps": eps}
-    return from_denoiser(network, predicts="velocity", path=path, shape=shape, **known)
+
+    def call(model: Any, x: Tensor, t: Tensor, *c: Tensor) -> Tensor:
+        return model(x=x, t=t, c=c[0]) if c else model(x=x, t=t)
+
+    return _indm(model, call, shape, predicts="velocity", path=path, **options)
 
 
-def from_azula(
-    denoiser: Any,
-    *,
-    shape: tuple[int, ...],
-    scaling: Scaling | None = None,
-    condition: Condition | None = None,
-    eps: float | None = None,
-) -> INDM:
+def from_azula(denoiser: Any, *, shape: tuple[int, ...], **options: Any) -> INDM:
     """A denoiser of azula as an INDM. See :func:`indm.from_denoiser`.
 
     Args:
         denoiser: one with a ``schedule``, called as denoiser(x_t, t), whose result has a ``mean``; with a condition
             denoiser(x_t, t, c=c).
         shape: event shape.
-        scaling: as in :func:`indm.from_diffusers`.
-        condition: as in :func:`indm.from_denoiser`.
-        eps: t at which likelihoods begin; 0 is at the data.
+        **options: ``scaling``, as of :func:`indm.from_diffusers`, ``condition`` and ``eps``; t = 0 is at the data.
 
     Example: E[x_0|x] of N(0, I).
 
@@ -292,35 +258,25 @@ def from_azula(
     """
     schedule = denoiser.schedule
     path = SimpleNamespace(alpha=lambda t: schedule(t)[0], sigma=lambda t: schedule(t)[1], range=(0.0, 1.0))
-    network = Called(denoiser, lambda denoiser, x, t, *c: denoiser(x, t, **_by_name(c)).mean)
-    known: dict[str, Any] = {"scaling": _scaling(scaling, shape), "condition": condition, "eps": eps}
-    return from_denoiser(network, predicts="data", path=path, shape=shape, **known)
+
+    def call(denoiser: Any, x: Tensor, t: Tensor, *c: Tensor) -> Tensor:
+        return (denoiser(x, t, c=c[0]) if c else denoiser(x, t)).mean
+
+    return _indm(denoiser, call, shape, predicts="data", path=path, **options)
 
 
-def _data(diffusion: Any, x: Tensor, sigma: Tensor) -> Tensor:
-    return diffusion.preconditioned_network_forward(x, sigma)
-
-
-def _by_name(c: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    return dict(zip(("c",), c, strict=False))
-
-
-def _scaling(scaling: Scaling | None, shape: tuple[int, ...]) -> Scaling:
-    """By default 256 grey levels of images in [−1, 1], and other data as they are."""
-    if scaling is not None:
-        return scaling
-    return Scaling.between(-1, 1) if len(shape) == 3 else Scaling()
+def _indm(
+    network: Any, call: Callable[..., Tensor], shape: tuple[int, ...], scaling: Scaling | None = None, **options: Any
+) -> INDM:
+    """The model of a network that is called by ``call``; by default 256 grey levels of images lie in [−1, 1]."""
+    if scaling is None and len(shape) == 3:
+        scaling = Scaling.between(-1, 1)
+    return from_denoiser(Called(network, call), shape=shape, scaling=scaling, **options)
 
 
 def _shape_of(config: Any) -> tuple[int, ...]:
     side = config.sample_size
     return (config.in_channels, *((side, side) if isinstance(side, int) else side))
-
-
-def _variance(variance_type: str) -> str:
-    if variance_type not in VARIANCE_TYPES:
-        raise ValueError(f"variance_type must be one of {', '.join(VARIANCE_TYPES)}, got {variance_type!r}")
-    return VARIANCE_TYPES[variance_type]
 
 
 def _classes(count: int | None, condition: Condition | None) -> Callable[[Tensor], Tensor]:

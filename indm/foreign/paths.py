@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from indm.messages import did_you_mean
+from indm.checks import did_you_mean
 
 Times = Tensor  # τ in float64, (B,)
 ENDS = 1e-4  # of a path on [0, 1] that has no noise, or no data, at its ends
@@ -60,11 +60,7 @@ class Path(ABC):
         return alpha, sigma
 
     def whole_levels(self) -> Tensor:
-        """log(σ/α) of each of the path's steps, (K,), the least noise first.
-
-        Raises:
-            ValueError: it is continuous.
-        """
+        """log(σ/α) of each of the path's steps, (K,), the least noise first; ValueError of a continuous one."""
         raise ValueError("path must be a table of steps, {'betas': …} or {'alphas_bar': …}, for a bound of its steps")
 
 
@@ -214,10 +210,7 @@ TABLES: Mapping[str, Any] = {
 
 
 def path_of(path: Any) -> Path:
-    """The path that ``path`` names, tabulates or is.
-
-    Raises:
-        ValueError: an unknown word, or a table or an object that is not a path.
+    """The path that ``path`` names, tabulates or is; ValueError where it is none.
 
     >>> path_of("edm").range, path_of({"betas": [0.1, 0.2, 0.3]}).range
     ((0.002, 80.0), (0.0, 2.0))

@@ -15,7 +15,6 @@ embedding, may say so by ``is_smooth = True``: likelihoods then take half as man
 closed form may give it by ``with_divergence(z, level)``, which returns the output and its divergence (B,).
 """
 
-from indm.nets.mixture import MixtureMLP as MixtureMLP
 from indm.nets.mlp import MLP as MLP
+from indm.nets.mlp import Zero as Zero
 from indm.nets.unet import UNet as UNet
-from indm.nets.zero import Zero as Zero

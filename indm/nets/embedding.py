@@ -20,10 +20,7 @@ class LevelEmbedding(nn.Module):
     look alike, to ``shortest``: at 1, a difference of 0.05 turns the phase by a twentieth of a circle. Shorter periods
     make the network less smooth in the level, so that its ODE needs more steps.
 
-    Args:
-        width: the length of the embedding.
-        frequencies: the number of periods, at least 2; each gives a sine and a cosine.
-        shortest: the shortest period.
+    ``frequencies`` is the number of periods, at least 2; each gives a sine and a cosine.
 
     Source: the sinusoidal embedding of Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, of another variable.
     """
@@ -51,18 +48,14 @@ def with_waves(z: Tensor, frequencies: Sequence[float]) -> Tensor:
 
 
 class ConditionEmbedding(nn.Module):
-    """What a network sees of c, as a vector that is added to the embedding of the level: 0 at first.
+    """What a network sees of c (B, *seen_shape), as a vector that is added to the embedding of the level: 0 at first.
 
-    Args:
-        seen_shape: of what it sees, any number of axes, see :class:`indm.conditions.Condition`.
-        width: the length of the embedding.
-        blocks: of a residual network before the last layer, for a c that says much in many numbers.
-        dropout: share of their hidden units that are dropped in training.
+    ``blocks`` are those of a residual network before the last layer, for a c that says much in many numbers.
     """
 
     def __init__(self, seen_shape: tuple[int, ...], width: int, blocks: int = 0, dropout: float = 0.0):
         super().__init__()
-        residual = [ResidualBlock(width, dropout) for _ in range(blocks)]
+        residual = [EmbeddingBlock(width, dropout) for _ in range(blocks)]
         norm = [nn.LayerNorm(width)] if blocks else []
         layers = [nn.Linear(math.prod(seen_shape), width), *residual, *norm, nn.SiLU(), zeroed(nn.Linear(width, width))]
         self.mlp = nn.Sequential(nn.Flatten(), *layers)
@@ -71,7 +64,7 @@ class ConditionEmbedding(nn.Module):
         return self.mlp(c)
 
 
-class ResidualBlock(nn.Module):
+class EmbeddingBlock(nn.Module):
     """h ↦ h + W₂ silu(W₁ norm(h)), with dropout before W₂."""
 
     def __init__(self, width: int, dropout: float):
@@ -86,11 +79,8 @@ class ResidualBlock(nn.Module):
 class ConditionOfImages(nn.Module):
     """How a network of images sees c: a vector in the level's embedding, an image beside z in the first convolution.
 
-    Args:
-        seen_shape: (features,), or (channels, height, width).
-        width: the length of the embedding.
-        channels: of the first convolution's output.
-        patch: side of the squares of pixels that are one place of that output; 1 for a convolution of 3×3.
+    ``width`` is that of the embedding; ``channels`` are those of the convolution's output, one place of which is a
+    square of ``patch`` pixels a side (1: a convolution of 3×3).
     """
 
     def __init__(self, seen_shape: tuple[int, ...], width: int, channels: int, patch: int = 1):
@@ -113,11 +103,7 @@ class ConditionOfImages(nn.Module):
 
 
 def seen(network: nn.Module, c: Tensor | None, z: Tensor) -> Tensor | None:
-    """What ``network`` sees: ``c``, or zeros of its ``condition`` where c is hidden; None without a condition.
-
-    Raises:
-        ValueError: it was made without a condition, or with one of another shape.
-    """
+    """What ``network`` sees: ``c``, or zeros of its ``condition`` where c is hidden; None without a condition."""
     shape = tuple(network.condition)
     if not shape and c is None:
         return None

@@ -1,17 +1,14 @@
 """A residual multilayer perceptron for vectors."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.nets.embedding import ConditionEmbedding, LevelEmbedding, ResidualBlock, seen
+from indm.nets.embedding import ConditionEmbedding, LevelEmbedding, seen
 from indm.tensors import Batch, PerSample, zeroed
-
-Pushed = tuple[Tensor, Tensor]  # a value (B, width), and its tangents (B, directions, width)
 
 
 class MLPBlock(nn.Module):
@@ -31,18 +28,6 @@ class MLPBlock(nn.Module):
     def forward(self, h: Float[Tensor, "batch width"], embedding: Float[Tensor, "batch width"]) -> Tensor:
         scale, shift = self.level(embedding).chunk(2, dim=1)
         return h + self.outer(self.dropout(F.silu(torch.addcmul(shift, 1 + scale, self.inner(self.norm(h))))))
-
-    def pushed(self, h: Tensor, d_h: Tensor, embedding: Tensor, d_gates: Tensor | None) -> Pushed:
-        """See :func:`pushed`; ``d_gates`` (B, directions, 2 · width) are the tangents of scale and shift, or None."""
-        scale, shift = self.level(embedding).chunk(2, dim=1)
-        inner, d_inner = pushed((self.norm, self.inner), h, d_h)
-        hidden = torch.addcmul(shift, 1 + scale, inner)
-        d_hidden = d_inner.mul_(1 + scale[:, None])
-        if d_gates is not None:
-            d_scale, d_shift = d_gates.chunk(2, dim=2)
-            d_hidden.addcmul_(d_scale, inner[:, None]).add_(d_shift)
-        more, d_more = pushed((nn.SiLU(), self.outer), hidden, d_hidden)
-        return h + more, d_more.add_(d_h)
 
 
 class MLP(nn.Module):
@@ -115,49 +100,23 @@ class MLP(nn.Module):
             h = block(h, embedding)
         return self.output(F.silu(h)).reshape(z.shape)
 
-    def with_diagonal(self, z: Batch, level: PerSample, c: Tensor, slope: Float[Tensor, "batch d last"]) -> Pushed:
-        """The output, and ∂output_i/∂z_i (B, d), where the last numbers of c change by slope_i with z_i.
 
-        It is for evaluation: without dropout and gradients.
-        """
-        d, last = slope.shape[1:]
-        features, embedding = self.features(z), self.embedding(level)
-        sin, cos = (self.omega[:, None] * wave for wave in features[:, d:].unflatten(1, (2, self.fourier, d)).unbind(1))
-        d_features = torch.cat([torch.ones_like(features[:, None, :d]), cos, -sin], 1)  # each of its own entry of z
-        weight = self.input.weight.unflatten(1, (-1, d))
-        h = self.input(features) + self.condition_input(c)
-        d_h = torch.einsum("bfi,wfi->biw", d_features, weight).add_(slope @ self.condition_input.weight[:, -last:].mT)
-        gates: list[Tensor | None] = [None] * self.depth
-        if self.condition_blocks is not None:
-            first, *layers, out = list(self.condition_embedding.mlp)[1:]
-            code, d_code = pushed(layers, first(c), slope @ first.weight[:, -last:].mT)
-            embedding = embedding + out(code)
-            gates = [d_code @ (block.level.weight @ out.weight).mT for block in self.blocks]
-        for block, d_gates in zip(self.blocks, gates, strict=True):
-            h, d_h = block.pushed(h, d_h, embedding, d_gates)
-        h, d_h = pushed((nn.SiLU(),), h, d_h)
-        return self.output(h).reshape(z.shape), (d_h * self.output.weight).sum(2)
+class Zero(nn.Module):
+    """(z, level) → 0: with :class:`~indm.score.ScoreModel` the exact score of latents distributed as N(0, I).
 
+    It makes an INDM a plain normalizing flow: as the latents stay N(0, I) at all times, the NELBO is the flow's own
+    −log N(h(x); 0, I) − log|det ∂h/∂x|, up to what truncation at ε and the prior at T leave.
 
-def pushed(layers: Iterable[nn.Module], x: Tensor, dx: Tensor) -> Pushed:
-    """Output of ``layers`` without dropout at x (B, n), and its tangents along dx (B, directions, n).
+    Example: behind it the bound of a model is the likelihood of its flow, here of z = 2x.
 
-    A SiLU overwrites dx, so that large tensors are reused.
+        >>> import indm
+        >>> model = indm.build_model({"flow": {"name": "actnorm", "channels": 2}, "sde": "vp", "net": "zero"}, (2,))
+        >>> _ = model.flow.log_scale.data.fill_(0.6931)  # log 2
+        >>> round(model.log_prob(torch.zeros(1, 2)).item(), 3)  # of N(0, I/4): log(4/2π)
+        -0.452
     """
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            x, dx = layer(x), dx @ layer.weight.mT
-        elif isinstance(layer, nn.SiLU):
-            gate = x.sigmoid()
-            x, dx = x * gate, dx.mul_((gate + x * gate * (1 - gate))[:, None])
-        elif isinstance(layer, nn.LayerNorm):
-            offset = x - x.mean(1, keepdim=True)
-            scale = (offset.square().mean(1, keepdim=True) + layer.eps).rsqrt()
-            normal = scale * offset
-            fixed = torch.stack([torch.ones_like(x), normal], 1) / math.sqrt(x.shape[1])  # directions that it removes
-            dx = torch.baddbmm(dx, dx @ fixed.mT, fixed, alpha=-1).mul_((scale * layer.weight)[:, None])
-            x = normal * layer.weight + layer.bias
-        elif isinstance(layer, ResidualBlock):
-            more, d_more = pushed(layer.mlp, x, dx)
-            x, dx = x + more, d_more.add_(dx)
-    return x, dx
+
+    is_smooth = True  # in the level
+
+    def forward(self, z: Batch, level: PerSample) -> Batch:
+        return torch.zeros_like(z)

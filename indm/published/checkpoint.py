@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from indm import messages
+from indm import checks
+from indm.checks import brief, listed
 from indm.files import untrusted
-from indm.messages import brief, listed
 
 State = dict[str, Tensor]
 Weights = Literal["ema", "model"]
@@ -35,9 +35,8 @@ class NumPyPart:
         pass
 
 
-NUMPY: dict[str, Callable] = dict.fromkeys(
-    ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), NumPyPart
-)
+NAMES = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+NUMPY: dict[str, Callable] = dict.fromkeys(NAMES, NumPyPart)
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,8 @@ class Checkpoint:
             return self.state
         if self.shadow is None:
             raise ValueError(f'{self.path} holds no moving average; weights "model" takes the last ones')
-        trained = [key for key, value in self.state.items() if _is_trainable(key, value)]
+        fixed = {key for key, value in self.state.items() if key == "all_modules.0.W" and value.ndim == 1}
+        trained = [key for key in self.state if key.rpartition(".")[2] not in BUFFERS and key not in fixed]
         pairs = list(zip(trained, self.shadow, strict=False))
         differing_shapes = [
             f"{key} {tuple(self.state[key].shape)} against {tuple(average.shape)}"
@@ -76,10 +76,6 @@ class Checkpoint:
         return self.state | dict(pairs)
 
 
-def _is_trainable(key: str, value: Tensor) -> bool:
-    return key.rpartition(".")[2] not in BUFFERS and not (key == "all_modules.0.W" and value.ndim == 1)
-
-
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a released file, without running any code that is pickled in it."""
     path = Path(path)
@@ -88,13 +84,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # damaged files surface as almost anything
-        reason = messages.reason(error) if isinstance(error, ValueError) else "damaged, or of another kind"
+        reason = checks.reason(error) if isinstance(error, ValueError) else "damaged, or of another kind"
         raise ValueError(f"{path} cannot be read as a checkpoint of torch: {reason}") from error
-    if not (isinstance(content, dict) and _is_state(content.get("model"))):
+    state = content.get("model") if isinstance(content, dict) else None
+    if not (isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())):
         actual = brief(", ".join(map(shown, content))) if isinstance(content, dict) else shown(content)
         raise ValueError(f'{path} must hold a dict whose "model" is a dict of tensors, as released; it holds {actual}')
-    state, step = content["model"], content.get("step")
-    shadow = _averages(path, content.get("ema"))
+    step, average = content.get("step"), content.get("ema", {})
+    shadow = None if average is None else average.get("shadow_params") if isinstance(average, dict) else ()
+    if shadow is not None and not (isinstance(shadow, list) and all(isinstance(value, Tensor) for value in shadow)):
+        raise ValueError(f'{path} must hold a list of tensors as "shadow_params" of its "ema", as released')
     if step is not None and not (type(step) is int and step >= 0):
         raise ValueError(f'{path} must hold a whole number, 0 or more, as "step", got {shown(step)}')
     state = {key.removeprefix("module."): value for key, value in state.items()}
@@ -105,19 +104,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError(f"{path} cannot be read as a checkpoint of torch: {error}") from error
     others = tuple(brief(name) for name in content if name not in ("model", "ema", "step"))
     return Checkpoint(path, state, shadow, step, others)
-
-
-def _averages(path: Path, average: object) -> list[Tensor] | None:
-    """The moving averages; None where there are none."""
-    content: Any = {} if average is None else average
-    shadow = content.get("shadow_params") if isinstance(content, dict) else ()
-    if shadow is not None and not (isinstance(shadow, list) and all(isinstance(value, Tensor) for value in shadow)):
-        raise ValueError(f'{path} must hold a list of tensors as "shadow_params" of its "ema", as released')
-    return shadow
-
-
-def _is_state(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
 
 
 def shown(value: object) -> str:
@@ -167,6 +153,11 @@ class Reader:
         if value is not None:
             target.copy_(value)
 
+    def copy_layer(self, key: str, layer: nn.Module) -> None:
+        """Copy weight and bias of a layer."""
+        for name, target in layer.named_parameters(recurse=False):
+            self.copy(f"{key}.{name}", target)
+
     def weight_norm(self, key: str, like: Tensor) -> Tensor | None:
         """The weight g v/‖v‖ of a layer with weight norm, of the shape of ``like``."""
         g, v = self.take(f"{key}.weight_g", like[:, :1]), self.take(f"{key}.weight_v", like)
@@ -180,19 +171,11 @@ class Reader:
             raise ValueError(f"state does not fit the architecture that was read from it: {listed(problems)}")
 
 
-def check_agrees(actual: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """ValueError listing what is given and is not the ``actual`` value, which the tensors show."""
-    if contradicted := contradictions(actual, given):
-        raise ValueError(f"the tensors contradict what is given: {listed(contradicted)}")
-
-
-def contradictions(actual: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
-    """A phrase for each value of ``said`` that differs from the ``actual`` one."""
-    return [
-        f"{key} is {actual[key]}, not {value}"
-        for key, value in said.items()
-        if key in actual and not alike(actual[key], value)
-    ]
+def check_agrees(actual: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    """ValueError listing what is ``said`` and is not the ``actual`` value, which the tensors show."""
+    shared = {key: value for key, value in said.items() if key in actual}
+    if differing := [f"{k} is {actual[k]}, not {value}" for k, value in shared.items() if not alike(actual[k], value)]:
+        raise ValueError(f"the tensors contradict what is given or the recipe: {listed(differing)}")
 
 
 def alike(a: object, b: object) -> bool:

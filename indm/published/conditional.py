@@ -3,9 +3,8 @@ r"""The conditional residual flow: a residual flow for each value of a global co
 .. math:: \log p(x) \ge E_{u \sim q(u|x)}\big[\log p_z(h_u(x)) + \log|\det \partial h_u/\partial x|\big]
           - \mathrm{KL}\big(q(u|x)\,\|\,p(u)\big)
 
-The code is the latent of a variational autoencoder around the flow. It carries what all pixels have in common, which
-local convolutions would have to infer at every pixel. q(u|x) is a Gaussian from a small residual network; p(u) is a
-coupling flow of N(0, I).
+The code is the latent of a variational autoencoder around the flow: what all pixels have in common. q(u|x) is a
+Gaussian from a small residual network; p(u) is a coupling flow of N(0, I).
 
 Sources: Ma et al. 2020, "Decoupling Global and Local Representations via Invertible Generative Flows",
 https://arxiv.org/abs/2004.11820 (code, encoder, prior); Kim et al. 2022 (the residual blocks, and the two together),
@@ -23,9 +22,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm import rng
+from indm import tensors
 from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow
-from indm.flows.coupling import Coupling, InvertibleLinear, SigmoidAffine
+from indm.flows.coupling import Coupling, InvertibleLinear
 from indm.flows.residual import Norm, ResidualBlock, Weights, check_block, checked_norm, residual_chain
 from indm.tensors import Batch, PerSample, full_precision, zeroed
 
@@ -97,12 +96,8 @@ class EncoderBlock(nn.Module):
 class CodeEncoder(nn.Module):
     """x → mean and log-variance of q(u|x), each (B, K). Both are 0 at first: the standard normal for every x.
 
-    Args:
-        shape: event shape, (C, H, W), or (D,), which is treated as an image of one pixel.
-        code_dim: K.
-        planes: channels of each level; a level is two :class:`EncoderBlock`, of which the second halves the sides.
-        channels: of the feature map that is flattened at the end.
-        activation: a name in :data:`ENCODER_ACTIVATIONS`; the last activation is always an ELU.
+    A level of so many ``planes`` is two :class:`EncoderBlock`, of which the second halves the sides; ``channels`` are
+    those of the feature map that is flattened at the end. Vectors (D,) are images of one pixel.
     """
 
     def __init__(self, shape: tuple[int, ...], code_dim: int, planes: tuple[int, ...], channels: int, activation: str):
@@ -151,12 +146,30 @@ class InitialInverse(InvertibleLinear):
         return F.linear(z, self.initial_inverse)
 
 
+class SigmoidAffine:
+    """y ↦ y s + b, s = sigmoid(a + 2) + 0.001: raw parameters (a, b) of each entry; at 0, s is ``start``."""
+
+    size = 2
+    start = 1 / (1 + math.exp(-2.0)) + 1e-3
+
+    def __call__(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        scale = self._scale(raw[:, 0])
+        return y * scale + raw[:, 1], scale.log()
+
+    def inverse(self, z: Tensor, raw: Tensor) -> Tensor:
+        """y that is mapped to z."""
+        return (z - raw[:, 1]) / self._scale(raw[:, 0])
+
+    def _scale(self, a: Tensor) -> Tensor:
+        return (a + 2).sigmoid() + 1e-3
+
+
 class CodePrior(Compose):
     """u → e ~ N(0, I), the flow whose density at u is p(u); p(u) starts as N(0, I).
 
     A step is ActNorm, a linear map, two couplings that transform one half by the other in turn, ActNorm, and two more
-    couplings between the entries at even and at odd places. With ``initial_inverses`` :meth:`code_of` takes
-    :class:`InitialInverse` for the linear maps, and then its codes have the law p(u) only before training.
+    couplings between the entries at even and at odd places. With ``initial_inverses`` codes have the law p(u) only
+    before training, see :class:`InitialInverse`.
     """
 
     def __init__(self, code_dim: int, steps: int, width: int, activation: str, initial_inverses: bool = False):
@@ -276,7 +289,7 @@ class ConditionalResidualFlow(Flow):
         return self.encoder(F.pixel_unshuffle(x, 2) if self.squeeze else x)
 
     def encode_code(self, x: Batch, *, generator: torch.Generator | None = None) -> Codes:
-        """A draw of u ~ q(u|x), (B, K), with a gradient to x and the encoder."""
+        """A draw of u ~ q(u|x), (B, K)."""
         return self._draw(x, generator)[0]
 
     def sample_code(self, n: int, *, generator: torch.Generator | None = None) -> Codes:
@@ -314,11 +327,10 @@ class ConditionalResidualFlow(Flow):
         return self._at(code).latent(x)
 
     def inverse(self, z: Tensor, tol: float = TOLERANCE, *, code: Tensor | None = None) -> Tensor:
-        """x with h_u(x) = z at ``code`` (B, K), by default drawn from p(u); raises as :meth:`Flow.inverse`."""
+        """x with h_u(x) = z at ``code`` (B, K), by default drawn from p(u)."""
         return self._at(self._code_of(z, code)).inverse(z, tol)
 
     def solve_inverse(self, z: Tensor, tol: float = TOLERANCE, *, code: Tensor | None = None) -> Certificate:
-        """As :meth:`Flow.solve_inverse`, at ``code`` (B, K), by default drawn from p(u)."""
         return self._at(self._code_of(z, code)).solve_inverse(z, tol=tol)
 
     def _code_of(self, z: Tensor, code: Tensor | None) -> Tensor:
@@ -338,7 +350,7 @@ class ConditionalResidualFlow(Flow):
     def _draw(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """u ~ q(u|x) and log q(u|x) − log p(u)."""
         mean, log_variance = self.posterior(x)
-        noise = rng.randn_like(mean, generator)
+        noise = tensors.randn_like(mean, generator)
         code = mean + (0.5 * log_variance).exp() * noise
         return code, _normal_log_prob(noise, log_variance) - self.prior.log_prob(code)
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from indm.checks import brief
 from indm.files.untrusted import build_described
 from indm.flows.base import ActNorm, Flow
 from indm.flows.coupling import Coupling, InvertibleLinear
 from indm.flows.residual import ResidualBlock
-from indm.messages import brief
 from indm.model import build
 from indm.published.checkpoint import Reader, check_agrees
 from indm.published.conditional import ConditionalBlock, ConditionalResidualFlow, InitialInverse, Interleaved
@@ -35,13 +35,12 @@ def flow_from_state(
     """The flow of a released checkpoint, in evaluation mode and single precision.
 
     Args:
-        state: its ``model`` entry, or its averaged parameters under the same names; keys may begin with ``module.``.
+        state: its parameters; keys may begin with ``module.``.
         given: arguments of the flow that tensors do not show: ``activation`` (default "sin"), ``coeff`` (0.98), and of
             the conditional flow ``encoder_activation`` and ``prior_activation`` ("elu"). All others must agree with the
             tensors.
         shape: of the images, (C, H, W), before any squeeze.
-        initial_inverses: of the conditional flow, see :class:`~indm.published.ConditionalResidualFlow`; the plain flow
-            has no code, and it changes nothing there.
+        initial_inverses: of the conditional flow, see :class:`~indm.published.ConditionalResidualFlow`.
 
     Returns:
         A :class:`~indm.flows.ResidualFlow` or :class:`~indm.published.ConditionalResidualFlow` that computes the same
@@ -139,12 +138,10 @@ def read_actnorm(reader: Reader, source: str, target: ActNorm) -> None:
 def read_block(reader: Reader, source: str, target: ResidualBlock) -> None:
     """Copy activations and maps, which alternate; a block that is not pre-activated begins with a map."""
     for i, linear in enumerate(target.maps):
-        place = 2 * i + target.preactivate
-        reader.copy(f"{source}.nnet.{place}.weight", linear.weight)
-        reader.copy(f"{source}.nnet.{place}.bias", linear.bias)
+        place = f"{source}.nnet.{2 * i + target.preactivate}"
+        reader.copy_layer(place, linear)
         if i == 1 and isinstance(target, ConditionalBlock):
-            reader.copy(f"{source}.nnet.{place}.h_net.net.weight", target.code.weight)
-            reader.copy(f"{source}.nnet.{place}.h_net.net.bias", target.code.bias)
+            reader.copy_layer(f"{place}.h_net.net", target.code)
     for i, activation in enumerate(target.activations):
         for name, parameter in activation.named_parameters():
             reader.copy(f"{source}.nnet.{2 * i + (not target.preactivate)}.{name}", parameter)
@@ -175,8 +172,7 @@ def read_encoder(reader: Reader, flow: ConditionalResidualFlow) -> None:
             reader.copy(f"{source}.{convolution}.weight", part[0].weight)
             for name, target in part[1].state_dict().items():
                 reader.copy(f"{source}.{norm}.{name}", target)
-    reader.copy(f"{ENCODER}top.weight", top.weight)
-    reader.copy(f"{ENCODER}top.bias", top.bias)
+    reader.copy_layer(f"{ENCODER}top", top)
     head = reader.weight_norm(HEAD, flow.encoder.head.weight)
     if head is not None:
         flow.encoder.head.weight.copy_(head)
@@ -220,13 +216,10 @@ def read_linear(reader: Reader, source: str, target: InvertibleLinear) -> None:
 def read_coupling(reader: Reader, source: str, target: Coupling) -> None:
     """Copy three dense layers; the original's last has weight norm and gives shifts before scales."""
     first, _, second, _, last = target.conditioner.layers
-    for name, layer in {"fc1": first, "fc2": second}.items():
-        reader.copy(f"{source}.net.{name}.weight", layer.weight)
-        reader.copy(f"{source}.net.{name}.bias", layer.bias)
+    reader.copy_layer(f"{source}.net.fc1", first)
+    reader.copy_layer(f"{source}.net.fc2", second)
     key = f"{source}.net.fc3.linear"
-    for value, parameter in [
-        (reader.weight_norm(key, last.weight), last.weight),
-        (reader.take(f"{key}.bias", last.bias), last.bias),
-    ]:
+    weight, bias = reader.weight_norm(key, last.weight), reader.take(f"{key}.bias", last.bias)
+    for value, parameter in ((weight, last.weight), (bias, last.bias)):
         if value is not None:
             parameter.copy_(value.roll(len(value) // 2, 0))

@@ -9,15 +9,13 @@ from torch.nn import functional as F
 
 from indm.nets.embedding import ConditionOfImages, seen
 from indm.nets.unet import SKIP_SCALE, Attention, ResBlock, group_norm
-from indm.published.fir import Down, StridedConv, Up
 from indm.score import ScoreModel, called
 from indm.sde.linear import VESDE, VPSDE, LinearSDE, SubVPSDE
 from indm.tensors import Batch, PerSample, double, expand_like, zeroed
 
 Images = Float[Tensor, "batch channels height width"]
 EMBEDDINGS = ("positional", "fourier")
-INPUT_PYRAMIDS = ("none", "residual", "sum", "cat")
-OUTPUT_PYRAMIDS = ("none", "sum")
+INPUT_PYRAMIDS = ("none", "residual")
 LARGEST_LEVEL = 999  # the published level at T under VP, the last of 1000 discrete steps counted from 0
 LONGEST_PERIOD = 10_000  # in radians, of the positional embedding
 CAUTIOUS_GAIN = math.sqrt(0.1)  # of the weights of the 1×1 maps that start small in the original
@@ -106,7 +104,88 @@ class Fourier(nn.Module):
         return torch.cat((phase.sin(), phase.cos()), dim=1)
 
 
-class ResidualInlet(nn.Module):
+def upfirdn2d(
+    x: Float[Tensor, "batch channels height width"],
+    kernel: Float[Tensor, "taps taps"],
+    up: int = 1,
+    down: int = 1,
+    padding: tuple[int, int] = (0, 0),
+) -> Float[Tensor, "batch channels new_height new_width"]:
+    """Put ``up`` − 1 zeros after every sample, pad with zeros, convolve with ``kernel``, keep every ``down``-th sample.
+
+    Args:
+        x: images; every channel is filtered apart, in both directions alike.
+        kernel: a true convolution's, so that the image of a single point is the kernel as it stands.
+        padding: zeros before and after, on both axes; negative numbers crop.
+
+    Returns:
+        Images of side (side · up + Σ padding − taps) // down + 1.
+
+    Source: Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN",
+    https://arxiv.org/abs/1912.04958.
+    """
+    batch, channels, *_ = x.shape
+    x = x.flatten(0, 1)[:, None]
+    if up > 1:
+        x = F.conv_transpose2d(x, x.new_ones(1, 1, 1, 1), stride=up, output_padding=up - 1)
+    x = F.pad(x, 2 * padding)
+    x = F.conv2d(x, kernel.flip(0, 1).to(x.dtype)[None, None], stride=down)
+    return x.unflatten(0, (batch, channels))[:, :, 0]
+
+
+class Filter(nn.Module):
+    """The common part of the resampling layers: a low-pass filter that keeps means, or none."""
+
+    def __init__(self, taps: tuple[float, ...] = ()):
+        super().__init__()
+        self.taps = tuple(taps)
+        if self.taps and (len(self.taps) < 2 or sum(self.taps) <= 0):
+            raise ValueError(
+                f"fir must be two taps or more of positive sum, or empty for no filter, got {self.taps}; "
+                "(1, 3, 3, 1) is usual"
+            )
+        kernel = torch.outer(torch.tensor(self.taps), torch.tensor(self.taps)).float()
+        self.register_buffer("kernel", kernel / kernel.sum(), persistent=False)
+
+    @staticmethod
+    def margins(surplus: int) -> tuple[int, int]:
+        """``surplus`` zeros, half of them before and half after; an odd one goes before."""
+        return (surplus + 1) // 2, surplus // 2
+
+
+class Up(Filter):
+    """(B, C, H, W) → (B, C, 2H, 2W); without a filter every pixel becomes 2×2."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        if not self.taps:
+            return F.interpolate(h, scale_factor=2.0, mode="nearest")
+        before, after = self.margins(len(self.taps) - 2)
+        return upfirdn2d(h, 4 * self.kernel, up=2, padding=(before + 1, after))
+
+
+class Down(Filter):
+    """(B, C, H, W) → (B, C, H/2, W/2); without a filter the means of 2×2 pixels."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        if not self.taps:
+            return F.avg_pool2d(h, 2)
+        return upfirdn2d(h, self.kernel, down=2, padding=self.margins(len(self.taps) - 2))
+
+
+class StridedConv(Filter):
+    """(B, inputs, H, W) → (B, outputs, H/2, W/2): a 3×3 convolution of stride 2 of what the filter leaves."""
+
+    def __init__(self, inputs: int, outputs: int, taps: tuple[float, ...] = ()):
+        super().__init__(taps)
+        self.conv = nn.Conv2d(inputs, outputs, 3, stride=2)
+
+    def forward(self, h: Tensor) -> Tensor:
+        if not self.taps:
+            return self.conv(F.pad(h, (0, 1, 0, 1)))
+        return self.conv(upfirdn2d(h, self.kernel, padding=self.margins(len(self.taps))))
+
+
+class Inlet(nn.Module):
     """Input pyramid whose levels carry features: image ← (conv(image) + h) · scale, which also goes on as h."""
 
     def __init__(self, inputs: int, outputs: int, taps: tuple[float, ...], scale: float):
@@ -114,36 +193,8 @@ class ResidualInlet(nn.Module):
         self.scale = scale
         self.down = StridedConv(inputs, outputs, taps)
 
-    def forward(self, h: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        h = (self.down(image) + h) * self.scale
-        return h, h
-
-
-class SkipInlet(nn.Module):
-    """Input pyramid of smaller images; a 1×1 convolution of each is added to h or put before it as channels."""
-
-    def __init__(self, image_channels: int, channels: int, taps: tuple[float, ...], concatenate: bool):
-        super().__init__()
-        self.concatenate = concatenate
-        self.down = Down(taps)
-        self.conv = nn.Conv2d(image_channels, channels, 1)
-
-    def forward(self, h: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        image = self.down(image)
-        entering = self.conv(image)
-        return (torch.cat((entering, h), dim=1) if self.concatenate else entering + h), image
-
-
-class Readout(nn.Module):
-    """conv(silu(norm(h))): features to image channels."""
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__()
-        self.norm = group_norm(inputs)
-        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.conv(F.silu(self.norm(h)))
+    def forward(self, h: Tensor, image: Tensor) -> Tensor:
+        return (self.down(image) + h) * self.scale
 
 
 class NCSNpp(nn.Module):
@@ -170,9 +221,7 @@ class NCSNpp(nn.Module):
         embedding: of the noise level: "positional", sinusoids of the level, or "fourier", random ones of its log.
         fourier_scale: standard deviation of the latter's frequencies.
         fir: taps of the low-pass filter of all resampling, which residual blocks do (BigGAN's); empty for none.
-        input_pyramid: how the image enters each level: "none"; "residual", by a pyramid of strided convolutions; or by
-            a 1×1 convolution of smaller images, as a "sum" or as further channels ("cat").
-        output_pyramid: "none", or the "sum" of images read out at every level.
+        input_pyramid: whether the image enters each level by a pyramid of strided convolutions: "none" or "residual".
         rescale: whether sums of two branches are divided by √2.
         centered: whether data lie in [−1, 1]; if not, in [0, 1], and the network maps z to 2z − 1.
         scale_by_sigma: whether the output is divided by the noise level, which is σ_t with the embedding "fourier".
@@ -206,7 +255,6 @@ class NCSNpp(nn.Module):
         fourier_scale: float = 16.0,
         fir: tuple[float, ...] = (),
         input_pyramid: str = "none",
-        output_pyramid: str = "none",
         rescale: bool = True,
         centered: bool = True,
         scale_by_sigma: bool = False,
@@ -216,7 +264,7 @@ class NCSNpp(nn.Module):
         self.shape, self.multipliers, self.attention = tuple(shape), tuple(multipliers), tuple(attention)
         self.channels, self.blocks, self.dropout = channels, blocks, dropout
         self.embedding, self.fourier_scale = embedding, fourier_scale
-        self.fir, self.input_pyramid, self.output_pyramid = tuple(fir), input_pyramid, output_pyramid
+        self.fir, self.input_pyramid = tuple(fir), input_pyramid
         self.rescale, self.centered, self.scale_by_sigma = rescale, centered, scale_by_sigma
         self._check()
 
@@ -234,12 +282,12 @@ class NCSNpp(nn.Module):
         self.encoder, self.encoder_attention = nn.ModuleList(), nn.ModuleList()
         self.downs, self.inlets = nn.ModuleList(), nn.ModuleList()
         self.decoder, self.decoder_attention = nn.ModuleList(), nn.ModuleList()
-        self.ups, self.readouts = nn.ModuleList(), nn.ModuleList()
+        self.ups = nn.ModuleList()
+        self.norm, self.output = group_norm(self.widths[0]), nn.Conv2d(self.widths[0], self.shape[0], 3, padding=1)
         skips, h = self._build_encoder(), self.widths[-1]
         self.middle = nn.ModuleList([self._block(h, h), self._block(h, h)])
         self.middle_attention = Attention(h, self.scale)
         self._build_decoder(skips)
-        self.enlarge = Up(self.fir)
         self._initialise()
         self.condition = tuple(condition)
         if self.condition:
@@ -259,8 +307,7 @@ class NCSNpp(nn.Module):
             )
         if self.channels < 4:
             raise ValueError(f"channels must be at least 4 for the embedding of the level, got {self.channels}")
-        choices = {"embedding": EMBEDDINGS, "input_pyramid": INPUT_PYRAMIDS, "output_pyramid": OUTPUT_PYRAMIDS}
-        for name, known in choices.items():
+        for name, known in {"embedding": EMBEDDINGS, "input_pyramid": INPUT_PYRAMIDS}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.scale_by_sigma and self.embedding != "fourier":
@@ -273,10 +320,9 @@ class NCSNpp(nn.Module):
         for level, width in enumerate(self.widths):
             if level > 0:
                 self.downs.append(self._block(h, h, Down(self.fir)))
-                if self.input_pyramid != "none":
-                    self.inlets.append(self._inlet(image, h))
-                image = h if self.input_pyramid == "residual" else image
-                h = 2 * h if self.input_pyramid == "cat" else h
+                if self.input_pyramid == "residual":
+                    self.inlets.append(Inlet(image, h, self.fir, self.scale))
+                    image = h
                 skips.append(h)
             inputs = [h] + [width] * (self.blocks - 1)
             self.encoder.append(nn.ModuleList(self._block(i, width) for i in inputs))
@@ -295,8 +341,6 @@ class NCSNpp(nn.Module):
             self.decoder.append(nn.ModuleList(self._block(i + skips.pop(), width) for i in inputs))
             self.decoder_attention.append(self._attention(level))
             h = width
-            if self.output_pyramid == "sum" or level == 0:
-                self.readouts.append(Readout(h, self.shape[0]))
 
     def _block(self, inputs: int, outputs: int, resampling: nn.Module | None = None) -> ResBlock:
         return ResBlock(inputs, outputs, self.width, self.dropout, self.scale, resampling)
@@ -304,11 +348,6 @@ class NCSNpp(nn.Module):
     def _attention(self, level: int) -> nn.Module:
         attends = self.shape[1] // 2**level in self.attention
         return Attention(self.widths[level], self.scale) if attends else nn.Identity()
-
-    def _inlet(self, image: int, h: int) -> nn.Module:
-        if self.input_pyramid == "residual":
-            return ResidualInlet(image, h, self.fir, self.scale)
-        return SkipInlet(image, h, self.fir, self.input_pyramid == "cat")
 
     def _initialise(self) -> None:
         """Xavier-uniform weights, zero biases, and zero last maps of every residual branch and of the output."""
@@ -319,12 +358,11 @@ class NCSNpp(nn.Module):
         for module in self.modules():
             if isinstance(module, ResBlock):
                 zeroed(module.conv2)
-            elif isinstance(module, Readout):
-                zeroed(module.conv)
             elif isinstance(module, Attention):
                 for part in module.query_key_value.weight.chunk(3):
                     nn.init.xavier_uniform_(part, gain=CAUTIOUS_GAIN)
                 zeroed(module.project)
+        zeroed(self.output)
 
     def forward(self, z: Images, level: PerSample, c: Tensor | None = None) -> Images:
         """The output for images ``z`` at noise levels ``level``, (B,), and conditions ``c``."""
@@ -338,21 +376,17 @@ class NCSNpp(nn.Module):
             if i > 0:
                 h = self.downs[i - 1](h, embedding)
                 if self.inlets:
-                    h, image = self.inlets[i - 1](h, image)
+                    h = image = self.inlets[i - 1](h, image)
                 skips.append(h)
             for block, attention in zip(blocks, attentions, strict=True):
                 h = attention(block(h, embedding))
                 skips.append(h)
         h = self.middle[1](self.middle_attention(self.middle[0](h, embedding)), embedding)
-        output: Tensor | None = None
         for i, (blocks, attention) in enumerate(zip(self.decoder, self.decoder_attention, strict=True)):
             if i > 0:
                 h = self.ups[i - 1](h, embedding)
             for block in blocks:  # type: ignore[attr-defined]
                 h = block(torch.cat((h, skips.pop()), dim=1), embedding)
             h = attention(h)
-            if self.output_pyramid == "sum":
-                output = self.readouts[i](h) if output is None else self.enlarge(output) + self.readouts[i](h)
-        if output is None:
-            output = self.readouts[0](h)
+        output = self.output(F.silu(self.norm(h)))
         return output / level[:, None, None, None] if self.scale_by_sigma else output

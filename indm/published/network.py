@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from indm.checks import check_arguments
-from indm.messages import brief, listed
+from indm.checks import brief, check_arguments
 from indm.nets.unet import Attention, ResBlock
-from indm.published.checkpoint import Reader, State, alike, check_agrees, contradictions
-from indm.published.ncsnpp import Fourier, NCSNpp, ResidualInlet, SkipInlet
+from indm.published.checkpoint import Reader, State, check_agrees
+from indm.published.ncsnpp import Fourier, Inlet, NCSNpp
 
 Tables = dict[str, dict[str, Any]]  # keys by table
 # What tensors do not show, as published: DDPM++ with VP and sub-VP, NCSN++ with VE.
@@ -36,16 +35,11 @@ class Architecture:
     shape: tuple[int, int, int]
     inferred: dict  # the part of net that the tensors show
     assumed: dict  # the part of net that is taken from a recipe or as published
-    overruled: list[str]  # what a recipe says otherwise than the tensors, a phrase each
 
 
-def architecture(
-    state: State, given: Tables, fallback: Tables, size: int | None, likely: int | None = None
-) -> Architecture:
-    """The architecture by the tensors, then by what is ``given``, then by a recipe, then as published.
-
-    ``size`` is the side of the images, and ``likely`` that of the recipe's, which holds if the network is the recipe's.
-    """
+def architecture(state: State, given: Tables, fallback: Tables, size: int | None) -> Architecture:
+    """The architecture of a network for images of side ``size``: by the tensors, then by what is ``given``, then by a
+    recipe, then as published; a ValueError where what is given or the recipe contradicts the tensors."""
     chosen, default = (dict(tables.get("net", {})) for tables in (given, fallback))
     for net in (chosen, default):
         if (name := net.pop("name", "ncsnpp")) != "ncsnpp":
@@ -53,27 +47,22 @@ def architecture(
         check_arguments(NCSNpp, net, table="net", what="net 'ncsnpp'", given_later=("shape",))
     sde = _sde_table(given, fallback)
     inferred, attends, image_channels = infer(state)
-    side = likely if size is None else size
-    if side is None:
+    if size is None:
         raise ValueError("--image-size must be given, or --recipe: the tensors do not tell the images' side")
-    heights = [side // 2**level for level in range(len(attends))]
+    heights = [size // 2**level for level in range(len(attends))]
     inferred["attention"] = tuple(h for h, attention in zip(heights, attends, strict=True) if attention)
+    said = default | chosen
+    if "attention" in said:
+        said["attention"] = tuple(h for h in heights if h in said["attention"])  # no level has another height
     sigmas = _sigmas(state["sigmas"]) if "sigmas" in state and sde["name"] == "ve" else {}
-    for net in (chosen, default):
-        if "attention" in net:
-            net["attention"] = tuple(h for h in heights if h in net["attention"])  # no level has another height
-    actual, said = inferred | _prefixed("sde.", sigmas), chosen | _prefixed("sde.", given.get("sde", {}))
-    check_agrees(actual, said)
-    overruled = contradictions(actual, default | _prefixed("sde.", sde) | said)
-    if size is None and overruled:
-        raise ValueError(
-            f"--image-size must be given: the tensors are of another network than the recipe's ({listed(overruled)}), "
-            f"so that its images' side of {side} need not be theirs"
-        )
-    assumed = _assumed(state, sde, default, {*chosen, *inferred})
-    net = {**assumed, **inferred, **chosen}
-    sde = sde | {key: value for key, value in sigmas.items() if not alike(value, sde.get(key))}
-    return Architecture(sde, net, (image_channels, side, side), inferred, assumed, overruled)
+    check_agrees(inferred | _prefixed("sde.", sigmas), said | _prefixed("sde.", sde))
+    assumed = dict(ASSUMED[sde["name"]])
+    if not assumed["fir"] and any(key.endswith(".Conv2d_0.weight") for key in state):
+        assumed["fir"] = NCSNPP["fir"]
+    assumed |= {key: value for key, value in default.items() if key in assumed}
+    assumed = {key: value for key, value in assumed.items() if key not in {*chosen, *inferred}}
+    sde = sigmas | sde
+    return Architecture(sde, {**assumed, **inferred, **chosen}, (image_channels, size, size), inferred, assumed)
 
 
 def _sde_table(given: Tables, fallback: Tables) -> dict:
@@ -95,15 +84,6 @@ def _sigmas(deviations: Tensor) -> dict[str, float]:
         shape = brief(tuple(deviations.shape))
         raise ValueError(f"the checkpoint's sigmas must be two deviations or more, got a tensor of shape {shape}")
     return {"sigma_min": _rounded(deviations[-1]), "sigma_max": _rounded(deviations[0])}
-
-
-def _assumed(state: State, sde: dict, fallback: dict, certain: set[str]) -> dict:
-    """The network's arguments that are not ``certain``: the recipe's, or as published with that SDE."""
-    assumed = dict(ASSUMED[sde["name"]])
-    if not assumed["fir"] and any(key.endswith(".Conv2d_0.weight") for key in state):
-        assumed["fir"] = NCSNPP["fir"]
-    assumed |= {key: value for key, value in fallback.items() if key in assumed}
-    return {key: value for key, value in assumed.items() if key not in certain}
 
 
 def infer(state: State) -> tuple[dict, list[bool], int]:
@@ -147,22 +127,12 @@ def _infer(layers: dict[int, State], kinds: list[str]) -> tuple[dict, list[bool]
         "embedding": "fourier" if kinds[0] == "fourier" else "positional",
     }
     if levels > 1:
-        doubled = _inputs(first[1]) == 2 * _outputs(first[0])
-        arguments["output_pyramid"] = "sum" if "norm" in kinds[:-2] else "none"
-        arguments |= _pyramid_arguments([kinds[n] for n in between[0]], doubled)
+        down, *inlet = (kinds[n] for n in between[0])
+        if down != "resampling" or inlet not in ([], ["filtered"], ["strided"]):
+            raise ValueError("levels are joined by other layers than a residual block and a strided convolution")
+        arguments |= {"input_pyramid": "residual" if inlet else "none"} | ({"fir": ()} if inlet == ["strided"] else {})
     attention = [[kinds[n] for n in run].count("attention") for run in runs[:levels]]
     return arguments, [n > (level == levels - 1) for level, n in enumerate(attention)], image_channels
-
-
-def _pyramid_arguments(kinds: list[str], doubled: bool) -> dict:
-    """Arguments that show in the layers between the first two levels; ``doubled``: channels are concatenated there."""
-    down, *inlet = kinds
-    if down != "resampling":
-        raise ValueError("levels are joined by another layer than a residual block")
-    if not inlet:
-        return {"input_pyramid": "none"}
-    pyramids = {"filtered": "residual", "strided": "residual", "skip": "cat" if doubled else "sum"}
-    return {"input_pyramid": pyramids[inlet[0]]} | ({"fir": ()} if inlet[0] == "strided" else {})
 
 
 def _runs(kinds: list[str], start: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -187,7 +157,7 @@ def _kind(layer: State) -> str:
         return "resampling" if "Conv_2" in names and _inputs(layer) == _outputs(layer) else "block"
     if names & {"NIN_1", "NIN_2", "NIN_3"}:
         return "attention"
-    for mark, kind in {"Conv2d_0": "filtered", "Conv_0": "strided", "Conv": "skip"}.items():
+    for mark, kind in {"Conv2d_0": "filtered", "Conv_0": "strided"}.items():
         if mark in names:
             return kind
     if "W" in layer:
@@ -234,10 +204,7 @@ def published_order(net: NCSNpp) -> Iterator[nn.Module]:
     for i, (blocks, attention) in enumerate(zip(net.decoder, net.decoder_attention, strict=True)):
         yield from net.ups[i - 1 : i] if i > 0 else ()
         yield from _present(*blocks, attention)
-        if net.output_pyramid == "sum":
-            yield from (net.readouts[i].norm, net.readouts[i].conv)
-    if net.output_pyramid == "none":
-        yield from (net.readouts[0].norm, net.readouts[0].conv)
+    yield from (net.norm, net.output)
 
 
 def _present(*parts: nn.Module) -> Iterator[nn.Module]:
@@ -259,9 +226,9 @@ def tensors_of(part: Any) -> list[tuple[str, Tensor]]:
         maps = [(f"NIN_{i}.W", weight.mT) for i, weight in enumerate(weights)]
         maps += [(f"NIN_{i}.b", bias) for i, bias in enumerate(biases)]
         return _of_layer("GroupNorm_0.", part.norm) + maps
-    if isinstance(part, ResidualInlet):
+    if isinstance(part, Inlet):
         return _of_layer("Conv2d_0." if part.down.taps else "Conv_0.", part.down.conv)
-    return _of_layer("Conv.", part.conv) if isinstance(part, SkipInlet) else _of_layer("", part)
+    return _of_layer("", part)
 
 
 def _of_layer(name: str, layer: Any) -> list[tuple[str, Tensor]]:

@@ -3,9 +3,6 @@
 A new one-step sampler is a subclass of :class:`Sampler` with its ``step``. Samples are decoded once, at the end.
 """
 
-from indm.sampling.adaptive import FLOW_TOLERANCE as FLOW_TOLERANCE
-from indm.sampling.adaptive import AdaptiveODE as AdaptiveODE
-from indm.sampling.adaptive import follow_flow as follow_flow
 from indm.sampling.base import SAMPLERS as SAMPLERS
 from indm.sampling.base import Sampler as Sampler
 from indm.sampling.base import able_samplers as able_samplers
@@ -16,16 +13,17 @@ from indm.sampling.base import intervals as intervals
 from indm.sampling.base import log_snr_grid as log_snr_grid
 from indm.sampling.base import make_sampler as make_sampler
 from indm.sampling.base import uniform_grid as uniform_grid
+from indm.sampling.deterministic import FLOW_TOLERANCE as FLOW_TOLERANCE
+from indm.sampling.deterministic import AdaptiveODE as AdaptiveODE
+from indm.sampling.deterministic import DPMSolver2M as DPMSolver2M
+from indm.sampling.deterministic import Heun as Heun
+from indm.sampling.deterministic import UniPC as UniPC
+from indm.sampling.deterministic import follow_flow as follow_flow
 from indm.sampling.drawing import centre_prior as centre_prior
-from indm.sampling.drawing import change_in_twice_the_steps as change_in_twice_the_steps
 from indm.sampling.drawing import prior_batches as prior_batches
 from indm.sampling.drawing import sample as sample
 from indm.sampling.drawing import sample_with_log_prob as sample_with_log_prob
 from indm.sampling.drawing import solve_latent as solve_latent
-from indm.sampling.exponential import DPMSolver2M as DPMSolver2M
-from indm.sampling.exponential import DPMSolver3M as DPMSolver3M
-from indm.sampling.exponential import Heun as Heun
-from indm.sampling.exponential import UniPC as UniPC
 from indm.sampling.stochastic import Ancestral as Ancestral
 from indm.sampling.stochastic import EulerMaruyama as EulerMaruyama
 from indm.sampling.stochastic import PredictorCorrector as PredictorCorrector

@@ -3,7 +3,7 @@
 import inspect
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.checks import arguments_of, check_types, hints_of
-from indm.messages import nearest
+from indm.checks import check_arguments
 from indm.names import BUILT_IN, find
 from indm.ode import Points
 from indm.score import may_ripple
@@ -70,11 +69,7 @@ class Sampler:
     def solve(
         self, score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
     ) -> tuple[Tensor, int]:
-        """z_ε from z_T, and the evaluations of the score for one sample.
-
-        Raises:
-            ValueError: the SDE differs between the entries of the latent, and this sampler cannot take that.
-        """
+        """z_ε from z_T, and the evaluations of the score for one sample."""
         self.check(score.sde)
         for t, s in intervals(self.grid(score.sde, steps), z, progress):
             z = self.step(score, z, t, s, generator)
@@ -83,10 +78,9 @@ class Sampler:
     def check(self, sde: LinearSDE) -> None:
         """ValueError where this sampler cannot take the SDE."""
         if self.needs_scalar_sde and not sde.is_scalar:
-            able = [name for name in SAMPLERS if not find("sampler", name).needs_scalar_sde]
+            able = ", ".join(able_samplers(sde))
             raise ValueError(
-                f"sampler must be one of {', '.join(able)} where entries have clocks of their own, got "
-                f"{type(self).__name__}"
+                f"sampler must be one of {able} where entries have clocks of their own, got {type(self).__name__}"
             )
 
     def options(self) -> dict[str, Any]:
@@ -94,9 +88,9 @@ class Sampler:
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
 
-def able_samplers(model, names: Iterable[str]) -> list[str]:
-    """Keep only the samplers that support the model's SDE."""
-    return [name for name in names if model.is_scalar or not make_sampler(name).needs_scalar_sde]
+def able_samplers(sde: LinearSDE) -> list[str]:
+    """Names of the samplers of this package that support the SDE."""
+    return [name for name in SAMPLERS if sde.is_scalar or not find("sampler", name).needs_scalar_sde]
 
 
 def default_sampler(model) -> str:
@@ -110,15 +104,11 @@ def default_steps(model) -> int:
 
 
 def make_sampler(sampler: str | type[Sampler] | Sampler, **options: Any) -> Sampler:
-    """A sampler from its name, its class, or itself.
-
-    Args:
-        sampler: a name in :data:`SAMPLERS`, ``"package.module:Class"`` (see :func:`indm.trust`), a class, or an object.
-        options: arguments of the class.
+    """A sampler from its name in :data:`SAMPLERS`, ``"package.module:Class"`` (see :func:`indm.trust`), its class with
+    options, or itself.
 
     Raises:
-        ValueError: an unknown name (with the nearest that exists), an option that the sampler does not have, or a value
-            that it does not take.
+        ValueError: an unknown name (with the nearest that exists), or an option that the sampler does not take.
 
     >>> make_sampler("pc", snr=0.1)
     PredictorCorrector(snr=0.1)
@@ -130,23 +120,19 @@ def make_sampler(sampler: str | type[Sampler] | Sampler, **options: Any) -> Samp
     kind = find("sampler", sampler)
     if not (isinstance(kind, type) and issubclass(kind, Sampler)):
         raise ValueError(f"sampler must be a subclass of indm.sampling.Sampler, got {sampler!r}")
-    known = arguments_of(kind)
-    for name, value in options.items():
-        if name not in known:
-            others = [repr(other) for other in SAMPLERS if name in inspect.signature(find("sampler", other)).parameters]
-            hint = f"; {' and '.join(others)} has it" if others else nearest(name, known) if known else ""
-            raise ValueError(f"{name} must be left out with sampler {sampler!r}, got {value}{hint}")
-    check_types(options, hints_of(kind, known), "sampler.")
-    try:
-        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
-    except TypeError as error:
-        raise ValueError(f"sampler {sampler!r} cannot be made from {options}: {error}") from error
+    check_arguments(kind, options, table="sampler", what=f"sampler {sampler!r}")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
 
 
 def log_snr_grid(sde: LinearSDE, steps: int) -> Tensor:
     """Times T = t_0 > … > t_steps = ε, equally spaced in log-SNR, (steps + 1,) in float64."""
     low, high = sde.log_snr(torch.tensor([sde.T, sde.eps], dtype=torch.float64))
-    times = sde.time(torch.lerp(low, high, torch.linspace(0, 1, steps + 1, dtype=torch.float64)))
+    return _times(sde, torch.lerp(low, high, torch.linspace(0, 1, steps + 1, dtype=torch.float64)))
+
+
+def _times(sde: LinearSDE, log_snr: Tensor) -> Tensor:
+    """The times of log-SNRs, whose ends are T and ε exactly."""
+    times = sde.time(log_snr)
     times[0], times[-1] = sde.T, sde.eps
     return times
 
@@ -169,10 +155,8 @@ def steps_in_time(sde: LinearSDE) -> Points:
 
 def time_grid(sde: LinearSDE, steps: int) -> Tensor:
     """Times T = t_0 > … > t_steps = ε of :func:`steps_in_time`, (steps + 1,) in float64."""
-    start, end = (-sde.log_snr(torch.tensor([sde.T, sde.eps], dtype=torch.float64))).tolist()
-    times = sde.time(-torch.tensor(steps_in_time(sde)(start, end, steps), dtype=torch.float64))
-    times[0], times[-1] = sde.T, sde.eps
-    return times
+    end, start = sde.clock_span()
+    return _times(sde, -torch.tensor(steps_in_time(sde)(start, end, steps), dtype=torch.float64))
 
 
 def uniform_grid(sde: LinearSDE, steps: int) -> Tensor:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.conditions import all_rows, at_rows
+from indm.checks import require
 from indm.likelihood import decode_with_log_prob, latents_of
 from indm.sampling.base import FEW, RESOLVING, Sampler, check_counts, default_sampler, default_steps, make_sampler
 from indm.score import denoise, may_ripple
-from indm.tensors import Batch, PerSample, evaluation_mode, expand_like
+from indm.tensors import Batch, evaluation_mode, expand_like
 
 
 def sample(
@@ -34,10 +34,9 @@ def sample(
     """Draw samples: prior → reverse process on the latent → h_φ⁻¹.
 
     Args:
-        model: an INDM.
         shape_or_n: how many (the model then knows its event shape), or the whole shape with the batch axis.
         c: the condition, of a model that has one: for all samples or one for each, see :meth:`indm.INDM.given`. Of a
-            model that knows p(x), too (``condition.drop``), None samples that.
+            model that knows p(x), too (``drop`` of its condition), None samples that.
         guidance: w of :class:`indm.score.GivenScore`: above 1 samples are more typical of c and less diverse, at two
             evaluations each. Only 1, which is the model, has a likelihood.
         sampler: a name in :data:`SAMPLERS`, or a :class:`Sampler`, such as ``PredictorCorrector(snr=0.1)``; default:
@@ -53,25 +52,22 @@ def sample(
         x in model units, (n, *event); ``model.scaling.to_data`` gives grey levels.
 
     Raises:
-        ValueError: an unknown sampler, a sampler that cannot take the SDE, or a number out of range.
-        RuntimeError: where the flow's inverse did not converge (see ``Flow.inverse``).
+        ValueError: a sampler that is unknown or cannot take the SDE, or a number out of range.
+        RuntimeError: the flow's inverse did not converge.
 
     Warns:
-        RuntimeWarning: the network does not say that it is smooth in t (``is_smooth``), as the published ones are not,
-            and the sampler takes 25 steps or fewer.
+        RuntimeWarning: the network does not declare itself smooth in t (``is_smooth``), and steps are 25 or fewer.
 
     Example:
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model = indm.build_model(tables, (2,))  # its density is N(0, I)
+        >>> model = indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,))  # its density is N(0, I)
         >>> sample(model, 8, sampler="heun", steps=10).shape
         torch.Size([8, 2])
     """
     steps = default_steps(model) if steps is None else steps
     check_counts(steps=steps)
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, got {temperature}; 1 samples the model")
+    require(0 < temperature < math.inf, "temperature", temperature, "positive and finite", "1 samples the model")
     sampler = make_sampler(default_sampler(model) if sampler is None else sampler)
     if steps <= FEW and not sampler.adaptive and may_ripple(model.score):
         warnings.warn(
@@ -82,7 +78,7 @@ def sample(
         )
     model, parts = model.truncated(eps), []
     with evaluation_mode(model):
-        for _, part, z_T in prior_batches(model, shape_or_n, c, guidance, batch_size, generator, progress):
+        for part, z_T in prior_batches(model, shape_or_n, c, batch_size, generator, progress, guidance=guidance):
             z, _ = solve_latent(part, z_T, sampler, steps, last_denoising, generator=generator, progress=progress)
             parts.append(part.decode(temperature * z))
     return torch.cat(parts)
@@ -115,7 +111,7 @@ def sample_with_log_prob(
     Example: the normalising constant of a density from samples of a model near it.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> x, log_prob = sample_with_log_prob(indm.build_model(tables, (2,)), 1000)
         >>> weights = (-x.square().sum(1) - log_prob).exp()  # exp(−‖x‖²) integrates to π
         >>> abs(weights.mean().item() - math.pi) < 0.3
@@ -123,28 +119,22 @@ def sample_with_log_prob(
     """
     model, parts = model.truncated(eps), []
     with evaluation_mode(model):
-        for _, part, z_T in prior_batches(model, shape_or_n, c, 1.0, batch_size, generator, progress):
+        for part, z_T in prior_batches(model, shape_or_n, c, batch_size, generator, progress):
             parts.append(decode_with_log_prob(part, z_T, generator=generator, **solver)[:2])
     samples, log_probs = zip(*parts, strict=True)
     return torch.cat(samples), torch.cat(log_probs)
 
 
 def prior_batches(
-    model,
-    shape_or_n: int | tuple[int, ...],
-    c: Any,
-    guidance: float,
-    batch_size: int,
-    generator: torch.Generator | None,
-    progress: bool,
-) -> Iterator[tuple[Tensor, Any, Batch]]:
-    """Batches of z_T ~ π: the numbers of its samples, the model at their conditions, and z_T."""
+    model, shape_or_n: int | tuple[int, ...], c: Any, batch_size: int, generator, progress: bool, *, guidance: float = 1
+) -> Iterator[tuple[Any, Batch]]:
+    """Batches of z_T ~ π: the model at the conditions of its samples, and z_T."""
     shape = (shape_or_n, *model.shape) if isinstance(shape_or_n, int) else tuple(shape_or_n)
     check_counts(shape_or_n=shape[0], batch_size=batch_size)
-    c, batches = all_rows(model, c, shape[0]), torch.arange(shape[0]).split(batch_size)
+    c, batches = model.rows(c, shape[0]), torch.arange(shape[0]).split(batch_size)
     for rows in tqdm(batches, desc="batches", disable=not progress or len(batches) == 1):
-        part, size = at_rows(model, c, rows, guidance=guidance), (len(rows), *shape[1:])
-        yield rows, part, model.sde.prior_sample(size, generator=generator, dtype=model.scaling.scale.dtype)
+        part, size = model.given(c, rows=rows, guidance=guidance), (len(rows), *shape[1:])
+        yield part, model.sde.prior_sample(size, generator=generator, dtype=model.scaling.scale.dtype)
 
 
 def solve_latent(
@@ -161,35 +151,13 @@ def solve_latent(
 
     A model that has a condition, and was not given any, samples p(x), if it knows that.
     """
-    model = at_rows(model, None, torch.arange(len(z_T)))
+    model = model.given(None, len(z_T))
     with evaluation_mode(model):
-        options: Any = {"steps": steps, "generator": generator, "progress": progress}
-        z, nfe = sampler.solve(model.score, z_T, **options)
+        z, nfe = sampler.solve(model.score, z_T, steps=steps, generator=generator, progress=progress)  # type: ignore[arg-type]
         eps = model.sde.endpoints(z)[0]
         if not last_denoising:
             return z / expand_like(model.sde.alpha(eps), z), nfe
         return denoise(model.score, z, eps), nfe + 1
-
-
-def change_in_twice_the_steps(
-    model, x: Batch, z_T: Batch, sampler: Sampler, steps: int, *, temperature: float = 1.0, last_denoising: bool = True
-) -> PerSample:
-    """RMS distance of samples ``x``, made from z_T in ``steps`` without noise, from those in twice the steps, (B,).
-
-    For a method of order p it is the error of the samples times 1 − 2⁻ᵖ, so 25 % too small at order 2. The unit is a
-    grey level (values beyond the first and the last count as these), or of continuous data a unit of the model.
-
-    Raises:
-        ValueError: a stochastic or adaptive sampler.
-    """
-    if sampler.stochastic or sampler.adaptive:
-        raise ValueError(f"sampler must take fixed steps without noise, got {sampler}")
-    with evaluation_mode(model):
-        finer = model.decode(temperature * solve_latent(model, z_T, sampler, 2 * steps, last_denoising)[0])
-    scale, shift, levels = model.scaling.scale, model.scaling.shift, model.scaling.levels
-    if levels is not None:
-        x, finer = ((part * scale + shift).clamp(0, levels) for part in (x, finer))
-    return (x - finer).flatten(1).square().mean(1).sqrt()
 
 
 def centre_prior(

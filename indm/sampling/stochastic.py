@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from indm.objective import ancestral_step
-from indm.rng import randn_like
 from indm.sampling.base import Sampler, check_positive, intervals, uniform_grid
 from indm.score import denoise
 from indm.sde.linear import LinearSDE
-from indm.tensors import Batch, PerSample, expand_like
+from indm.tensors import Batch, PerSample, expand_like, randn_like
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.rng import strata
-from indm.tensors import Batch, M, PerSample, double, event_size, expand_like, squared_norm, with_parts
+from indm.checks import require
+from indm.tensors import (
+    Batch,
+    M,
+    PerSample,
+    double,
+    event_size,
+    expand_like,
+    float64_device,
+    squared_norm,
+    strata,
+    with_parts,
+)
 
 Times = Float[Tensor, "..."]
 
@@ -148,11 +159,7 @@ class LinearSDE(nn.Module, ABC):
 
         .. math:: r = \alpha_s/\alpha_t, \qquad v = \sqrt{\sigma_s^2 - r^2\sigma_t^2}
 
-        Args:
-            t, s: (B,).
-
-        Returns:
-            The ratio r and the standard deviation v, each of the shape of :meth:`sigma`.
+        The ratio r and the standard deviation v have the shape of :meth:`sigma`.
         """
         ratio, variance = self.transition_moments(t, s)
         return ratio, variance.sqrt()
@@ -399,8 +406,7 @@ class LogLinearSDE(LinearSDE):
         super().__init__(eps)
         if not log_snr_min < log_snr_max:
             raise ValueError(f"log_snr_max must be above log_snr_min, got {log_snr_max} and {log_snr_min}")
-        if not prior_std > 0:
-            raise ValueError(f"prior_std must be positive, got {prior_std}; 1 is usual")
+        require(prior_std > 0, "prior_std", prior_std, "positive", "1 is usual")
         self.log_snr_max, self.log_snr_min, self.prior_std = log_snr_max, log_snr_min, prior_std
         self.rate = log_snr_max - log_snr_min
 
@@ -421,3 +427,67 @@ class LogLinearSDE(LinearSDE):
 
     def time(self, log_snr: Times) -> Times:
         return (self.log_snr_max - log_snr) / self.rate
+
+
+TIMES, PRECISION = 24, 1e-4
+
+
+def check_sde(sde: LinearSDE) -> None:
+    r"""Compare what an SDE says of itself with the derivatives by autograd, in double precision, at 24 times.
+
+    .. math:: f = \frac{d\log\alpha}{dt}, \qquad g^2 = \frac{d\sigma^2}{dt} - 2 f \sigma^2
+
+    Its :meth:`~LinearSDE.time` must invert its log SNR, and :meth:`~LinearSDE.clock_rate` be (g²/σ²)/(−d log SNR/dt).
+
+    Raises:
+        ValueError: one of its methods does not fit the others; it says which, where, and by how much.
+
+    Example:
+
+        >>> from indm.sde import VPSDE
+        >>> class Slow(VPSDE):
+        ...     def drift(self, t):
+        ...         return 0.5 * super().drift(t)
+        >>> check_sde(VPSDE())
+        >>> try:
+        ...     check_sde(Slow())
+        ... except ValueError as error:
+        ...     print(str(error).split(",")[0])
+        drift of Slow must be d log α/dt
+    """
+    twin = copy.deepcopy(sde).to(float64_device(sde.prior_mean.device), torch.float64)
+    t = torch.linspace(twin.eps, twin.T, TIMES + 2, dtype=torch.float64, device=twin.prior_mean.device)[1:-1]
+    t.requires_grad_()
+    with torch.enable_grad():
+        f, g, sigma = (_entries(v) for v in (twin.drift(t), twin.diffusion(t), twin.sigma(t)))
+        rate = (g / sigma) ** 2 / _slope(_entries(-twin.log_snr(t)), t)
+        expected = {
+            "drift": (f, _slope(_entries(twin.log_alpha(t)), t), "d log α/dt"),
+            "diffusion": (g**2, _slope(sigma**2, t) - 2 * f * sigma**2, "the root of dσ²/dt − 2 f σ²"),
+            "time": (_entries(twin.time(twin.log_snr(t))), _entries(t), "the inverse of log_snr"),
+            "clock_rate": (_entries(twin.clock_rate(t)), rate, "(g²/σ²)/(−d log SNR/dt)"),
+        }
+    for name, (value, wanted, words) in expected.items():
+        value, wanted = torch.broadcast_tensors(value.detach(), wanted.detach())
+        excess = (value - wanted).abs() - PRECISION * (1e-2 + wanted.abs())
+        worst = int(excess.nan_to_num(torch.inf).amax(1).argmax())
+        if not bool((excess[worst] <= 0).all()):
+            square = "² " if name == "diffusion" else " "
+            entry = int(excess[worst].nan_to_num(torch.inf).argmax())
+            raise ValueError(
+                f"{name} of {type(sde).__name__} must be {words}, got {name}{square}= {value[worst, entry]:.6g} in "
+                f"place of {wanted[worst, entry]:.6g} at t = {t[worst]:.3g}"
+            )
+
+
+def _entries(value: Tensor) -> Tensor:
+    """A coefficient as (times, entries), with one entry where all share it."""
+    return value.reshape(len(value), -1)
+
+
+def _slope(value: Tensor, t: Tensor) -> Tensor:
+    """d/dt of each entry, (times, entries)."""
+    if not value.requires_grad:
+        return torch.zeros_like(value)
+    slopes = [torch.autograd.grad(v.sum(), t, retain_graph=True, allow_unused=True)[0] for v in value.T]
+    return torch.stack([torch.zeros_like(t) if slope is None else slope for slope in slopes], 1)

@@ -86,6 +86,12 @@ class Calibration:
         """Of the hypothesis that the expected coverage is right at all levels."""
         return self._p_value(self.tarp)
 
+    @property
+    def p_value(self) -> float:
+        """Of the hypothesis that all ranks are uniform and the coverage is right, by Bonferroni's correction."""
+        each = [*self.p_values, self.tarp_p_value]
+        return min(1.0, len(each) * min(each))
+
     def coverage(self, level: Any) -> Array:
         """The expected coverage by TARP at levels from 0 to 1, which should be ``level``."""
         return self._below(self.tarp, level)
@@ -104,8 +110,9 @@ class Calibration:
         return float(chisquare(np.bincount(bin_of[ranks], minlength=bins), expected).pvalue)
 
     def __str__(self) -> str:
-        """The p-values, and the coverage at three levels."""
-        lines = [f"θ{i}: p = {p:.2g} that its ranks are uniform" for i, p in enumerate(self.p_values)]
+        """The p-values, first that of all tests together, and the coverage at three levels."""
+        lines = [f"p = {self.p_value:.2g} that all of the following is right"]
+        lines += [f"θ{i}: p = {p:.2g} that its ranks are uniform" for i, p in enumerate(self.p_values)]
         levels = ", ".join(f"{self.coverage(level):.3f} at {level}" for level in (0.5, 0.8, 0.95))
         lines += [f"expected coverage {levels}: p = {self.tarp_p_value:.2g} that it is right"]
         return "\n".join([*lines, f"{len(self.ranks)} pairs, {self.draws} draws each"])

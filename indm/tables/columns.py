@@ -4,13 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import boxcox1p, inv_boxcox1p, ndtr, ndtri
+from scipy.special import boxcox1p, expit, inv_boxcox1p, ndtr, ndtri
 from sklearn.covariance import OAS
 
 LEAST_REST = 1e-6  # of a column's deviation, what c leaves of it at least
 POWER_ROWS = 5_000  # on which powers are fitted, at most
 FAR = 10.0  # deviation of a column in units of that of most rows, above which a few rows decide it
 BEND = 3.0  # deviations of most rows beyond which far values are brought near
+EDGES = (0.3, 0.03)  # weights of the logit that are tried beside the quantile
+NEWTON_STEPS = 20  # from below, of a concave function; eight are enough for these weights
 ROUNDING = 8 * np.finfo(np.float64).eps  # by which the values of a constant column may differ, relative
 SHARES = {0.05: 3.290, 0.01: 4.653}  # of the rows on either side of most, and the width of most of N(0, 1)
 
@@ -21,8 +23,9 @@ Array = np.ndarray
 class Columns:
     r"""The invertible map z = (ψ(a((b(x) − centre)/scale)) − mean − c @ slope) @ whitening of rows x at conditions c.
 
-    b maps the interval of a column onto the line: log(x − low), −log(high − x), or the normal quantile of
-    (x − low)/(high − low), which makes a uniform column a normal one; without bounds b(x) = x.
+    b maps the interval of a column onto the line: log(x − low) or −log(high − x); without bounds b(x) = x. Between two
+    bounds, with u = (x − low)/(high − low), it is the normal quantile of u, which makes a uniform column a normal one,
+    or 2u − 1 + e logit(u), which keeps what is linear in the middle: :func:`best_edges` chooses.
     a(u) = 3 asinh(u/3) in columns where a few values are far from all others, which it brings near; else a(u) = u. ψ is
     the power of Yeo and Johnson (2000), one λ a column:
 
@@ -38,6 +41,7 @@ class Columns:
         slope: what ψ takes on with each standardised condition, (k, columns).
         whitening: (columns, columns).
         interval: low and high of each column, (2, columns), infinite where there is no bound.
+        edge: e of each column, (columns,), NaN for the quantile.
 
     Example:
 
@@ -59,10 +63,17 @@ class Columns:
     slope: Array
     whitening: Array
     interval: Array
+    edge: Array
 
     @classmethod
     def fitted(
-        cls, X: Array, c: Array, skewed: Array, far: Array | None = None, interval: Array | None = None
+        cls,
+        X: Array,
+        c: Array,
+        skewed: Array,
+        far: Array | None = None,
+        interval: Array | None = None,
+        edge: Array | None = None,
     ) -> "Columns":
         """The map for rows ``X`` (n, columns) at conditions ``c`` (n, k).
 
@@ -72,7 +83,8 @@ class Columns:
         """
         far = np.zeros(X.shape[1], dtype=bool) if far is None else far
         interval = np.array([[-np.inf], [np.inf]]).repeat(X.shape[1], 1) if interval is None else interval
-        X = to_line(X, interval)
+        edge = best_edges(X, c, interval) if edge is None else edge
+        X = to_line(X, interval, edge)
         centre, scale = np.where(far, moments_of_most(X), moments(X)) if far.any() else moments(X)
         u = _near((X - centre) / scale, far)
         power = np.ones(X.shape[1])
@@ -85,27 +97,28 @@ class Columns:
         spread = np.maximum(rest.std(0), LEAST_REST * y.std(0))
         correlation = OAS(assume_centered=True).fit(rest / spread).covariance_
         whitening = np.linalg.inv(np.linalg.cholesky(correlation)).T / spread[:, None]
-        return cls(centre, scale, power, far, mean, slope, whitening, interval)
+        return cls(centre, scale, power, far, mean, slope, whitening, interval, edge)
 
     def latents(self, X: Array, c: Array) -> Array:
-        u = _near((to_line(X, self.interval) - self.centre) / self.scale, self.far)
-        return (_psi(u, self.power) - self.mean - c @ self.slope) @ self.whitening
+        """z of rows; what is missing of c adds nothing."""
+        u = _near((to_line(X, self.interval, self.edge) - self.centre) / self.scale, self.far)
+        return (_psi(u, self.power) - self.mean - np.nan_to_num(c) @ self.slope) @ self.whitening
 
     def rows(self, z: Array, c: Array) -> Array:
         """The inverse of :meth:`latents`."""
-        y = z @ np.linalg.inv(self.whitening) + self.mean + c @ self.slope
+        y = z @ np.linalg.inv(self.whitening) + self.mean + np.nan_to_num(c) @ self.slope
         v = _psi_inverse(y, self.power)
         u = np.where(self.far, BEND * np.sinh(np.where(self.far, v, 0) / BEND), v)
-        return from_line(u * self.scale + self.centre, self.interval)
+        return from_line(u * self.scale + self.centre, self.interval, self.edge)
 
     def log_volume(self, X: Array) -> Array:
         """log|det ∂z/∂x| at rows of x: (n,)."""
-        line = to_line(X, self.interval)
+        line = to_line(X, self.interval, self.edge)
         u = (line - self.centre) / self.scale
         v = _near(u, self.far)
         slopes = (_exponent(v, self.power) - 1) * np.log1p(np.abs(v)) - np.log(self.scale)
         slopes -= np.where(self.far, np.log(np.hypot(1, u / BEND)), 0)
-        slopes += _log_slope(line, self.interval)
+        slopes += log_slope(X, self.interval, self.edge)
         return slopes.sum(1) + np.linalg.slogdet(self.whitening)[1]
 
 
@@ -120,35 +133,86 @@ def is_inside(X: Array, interval: Array, is_whole: Array | bool = False) -> Arra
     return (high > X) & ((low < X) | (low == X) & is_whole)
 
 
-def to_line(X: Array, interval: Array) -> Array:
+def to_line(X: Array, interval: Array, edge: Array | float = np.nan) -> Array:
     """b(x) of :class:`Columns`: rows whose columns are in ``interval``, as numbers of the whole line."""
     low, high = interval
+    u, rest = _shares(X, interval)
     with np.errstate(all="ignore"):  # in columns of another kind
-        share, rest = (X - low) / (high - low), (high - X) / (high - low)
-        quantile = np.where(share < 0.5, ndtri(share), -ndtri(rest))
-        return np.select(_kinds(interval), [quantile, np.log(X - low), -np.log(high - X)], X)
+        quantile = np.where(u < 0.5, ndtri(u), -ndtri(rest))
+        logit = u - rest + edge * (np.log(u) - np.log(rest))
+        return np.select(_kinds(interval, edge), [quantile, logit, np.log(X - low), -np.log(high - X)], X)
 
 
-def from_line(line: Array, interval: Array) -> Array:
-    """The inverse of :func:`to_line`."""
+def from_line(line: Array, interval: Array, edge: Array | float = np.nan) -> Array:
+    """The inverse of :func:`to_line`; between two bounds it is inside of them, also where that takes rounding."""
     low, high = interval
     with np.errstate(all="ignore"):
-        within = np.clip(low + (high - low) * ndtr(line), low, high)
-        return np.select(_kinds(interval), [within, low + np.exp(line), high - np.exp(-line)], line)
+        inner = np.nextafter(low, high), np.nextafter(high, low)
+        share = np.stack([ndtr(line), expit(_logit_of(line, edge))])
+        rest = np.stack([ndtr(-line), expit(-_logit_of(line, edge))])
+        quantile, logit = np.where(share < 0.5, low + (high - low) * share, high - (high - low) * rest).clip(*inner)
+        return np.select(_kinds(interval, edge), [quantile, logit, low + np.exp(line), high - np.exp(-line)], line)
 
 
-def _log_slope(line: Array, interval: Array) -> Array:
-    """log db/dx where b(x) is ``line``, (n, columns)."""
+def log_slope(X: Array, interval: Array, edge: Array | float = np.nan) -> Array:
+    """log db/dx, (n, columns)."""
+    low, high = interval
+    u, rest = _shares(X, interval)
+    with np.errstate(all="ignore"):
+        quantile = 0.5 * (to_line(X, interval) ** 2 + np.log(2 * np.pi)) - np.log(high - low)
+        logit = np.log(2 + edge / (u * rest)) - np.log(high - low)
+        return np.select(_kinds(interval, edge), [quantile, logit, -np.log(X - low), -np.log(high - X)], 0.0)
+
+
+def best_edges(X: Array, c: Array, interval: Array) -> Array:
+    """e of each column with two bounds, NaN where the quantile is best and of the others: (columns,).
+
+    One row in five says how likely a column is that is Gaussian after b, with a mean that is linear in c; the quantile
+    is left where the gain is above its standard error.
+    """
+    is_valid, found = np.arange(len(X)) % 5 == 0, np.full(X.shape[1], np.nan)
+    log_prob = _gaussian_log_prob(X, c, interval, found, is_valid)
+    for edge in EDGES:
+        other = _gaussian_log_prob(X, c, interval, np.full(X.shape[1], edge), is_valid)
+        gain = other - log_prob
+        better = gain.mean(0) > gain.std(0) / np.sqrt(len(gain))
+        found, log_prob = np.where(better, edge, found), np.where(better, other, log_prob)
+    return found
+
+
+def _gaussian_log_prob(X: Array, c: Array, interval: Array, edge: Array, is_valid: Array) -> Array:
+    """Log p of each column in the rows of validation, fitted to the others, up to a constant: (n, columns)."""
+    c, line = np.column_stack([np.ones(len(X)), c]), to_line(X, interval, edge)
+    gram = c[~is_valid].T @ c[~is_valid] + np.eye(c.shape[1])  # with a penalty of one row more
+    rest = line - c @ np.linalg.solve(gram, c[~is_valid].T @ line[~is_valid])
+    spread = rest[~is_valid].std(0)
+    return (-0.5 * (rest / spread) ** 2 - np.log(spread) + log_slope(X, interval, edge))[is_valid]
+
+
+def _shares(X: Array, interval: Array) -> tuple[Array, Array]:
+    """u and 1 − u, each to its own last digit."""
     low, high = interval
     with np.errstate(all="ignore"):
-        within = 0.5 * (line**2 + np.log(2 * np.pi)) - np.log(high - low)
-    return np.select(_kinds(interval), [within, -line, line], 0.0)
+        return (X - low) / (high - low), (high - X) / (high - low)
 
 
-def _kinds(interval: Array) -> list[Array]:
-    """Which columns have two bounds, only a lower one, only an upper one."""
-    low, high = np.isfinite(interval)
-    return [low & high, low & ~high, high & ~low]
+def _logit_of(line: Array, edge: Array | float) -> Array:
+    """v of tanh(v/2) + e v = line, by Newton's method.
+
+    For v above 0 the function is concave and below 1 + e v and (1/2 + e) v, so that steps from these bounds rise to v.
+    """
+    y = np.abs(line)
+    v = np.maximum((y - 1) / edge, y / (0.5 + edge))
+    for _ in range(NEWTON_STEPS):
+        part = np.tanh(v / 2)
+        v = v + (y - part - edge * v) / (0.5 * (1 - part**2) + edge)
+    return np.copysign(v, line)
+
+
+def _kinds(interval: Array, edge: Array | float) -> list[Array]:
+    """Which columns have two bounds, with the quantile and with a logit, only a lower one, only an upper one."""
+    (low, high), quantile = np.isfinite(interval), np.isnan(edge)
+    return [low & high & quantile, low & high & ~quantile, low & ~high, high & ~low]
 
 
 def moments(X: Array) -> tuple[Array, Array]:

@@ -1,12 +1,12 @@
 """Tables of numbers, strings and missing entries as numbers and codes: what each column is, and back."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 
-from indm.tables.columns import Columns, are_near, far_columns, is_inside
+from indm.tables.columns import Columns, are_near, best_edges, far_columns, is_inside
 
 Array = np.ndarray
 NONE = np.zeros((1, 0))  # conditions, of which there are none
@@ -126,6 +126,22 @@ class Encoding:
         """log|dz/dx| of each number, (n, d)."""
         return self._mapped(lambda columns, part: columns.log_volume(part), x)
 
+    def given_others(self, x: Array, codes: Array) -> "Encoding":
+        """The encoding whose columns with two bounds are mapped to the line as suits them best at the other columns."""
+        z, one_hot = np.nan_to_num(self.latents(x)), self.one_hot(codes)
+        columns = list(self.columns)
+        for j, i in enumerate(self.numbers):
+            column = self.map_of(i)
+            if np.isfinite(column.interval).all():
+                there = ~np.isnan(x[:, j])
+                own, others = x[there, j : j + 1], np.concatenate([np.delete(z, j, 1), one_hot], 1)[there]
+                edge, skewed = best_edges(own, others, column.interval), np.flatnonzero(column.power != 1)
+                if edge != column.edge and not np.isnan(edge):
+                    none = np.zeros((len(own), 0))
+                    column = Columns.fitted(own, none, skewed, column.far, column.interval, edge)
+                    columns[i] = replace(columns[i], map=column)
+        return Encoding(tuple(columns))
+
     def _mapped(self, function: Callable[[Columns, Array], Array], x: Array) -> Array:
         found = np.full(x.shape, np.nan)
         for j, i in enumerate(self.numbers):
@@ -244,11 +260,7 @@ def best_map(x: Array, interval: Array, numbers: np.random.RandomState, may_bend
 
 
 def as_numbers(entries: Array, name: str) -> Array:
-    """Entries as numbers.
-
-    Raises:
-        ValueError: one is not a finite number.
-    """
+    """Entries as numbers; ValueError where one is not a finite number."""
     try:
         found = entries.astype(float)
     except (TypeError, ValueError, OverflowError) as error:

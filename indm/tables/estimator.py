@@ -5,7 +5,7 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,20 +18,20 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from indm.checks import counted
 from indm.conditions import Vector
 from indm.flows.base import Identity
 from indm.gaussian import GaussianReference
-from indm.likelihood import START, WhitenedFlow
-from indm.messages import counted
+from indm.likelihood import START, WhitenedFlow, log_prob
 from indm.model import INDM
-from indm.nets.mixture import MixtureMLP
 from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, rademacher
 from indm.sampling import sample
 from indm.score import ScoreModel, context_of, with_context
 from indm.sde.linear import VPSDE
 from indm.tables.columns import Columns, are_near, far_columns, is_inside, moments, moments_of_most
-from indm.tables.fit import VALIDATION_ROWS, Training, at, race, train
+from indm.tables.fit import MARKS, VALIDATION_ROWS, Training, at, race, train
 from indm.tables.mixture import COMPONENTS, Mixture, best_mixture
+from indm.tables.networks import MixtureMLP
 from indm.tensors import evaluation_mode, event_sum, expand_like
 
 FEWEST_ROWS = 10  # of a table
@@ -40,7 +40,7 @@ MODELS, SECONDS_OF_A_MODEL = 4, 15.0  # at most; of each where rows are more tha
 MIXTURE_ROWS, MIXTURE_SHARE = 5_000, 0.2  # to fit a mixture on; the share of the budget that may go to it
 DRAWS_OF_MIXTURE = 8  # of the noise of discrete columns, to validate it
 EPS = 1e-4  # truncation of the diffusion
-MOST_EXACT, PROBES = 64, 8  # columns up to which the divergence is exact; probes above
+MOST_EXACT, MOST_EXACT_SLOPE, PROBES = 64, 40, 8  # columns up to which a divergence, and a gradient of one, is exact
 ROWS_AT_ONCE = 2_048
 DRAWING: dict[str, Any] = {"sampler": "unipc", "last_denoising": False, "batch_size": ROWS_AT_ONCE}
 SAMPLING_STEPS, SAMPLING_ERROR, DRAWN = (12, 24, 48, 96, 192), 0.01, 256  # steps that are tried; of a latent; draws
@@ -48,6 +48,7 @@ ROUNDED = 0.02  # share of the error that may be rounding in single precision
 SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
 POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # of Gauss and Legendre in each of none, one or two discrete columns
 CHANGE = 5e-3  # of a probability, relative, by twice as many points; its error is then mostly below 1e-3
+LATE_GAIN = 0.05  # nats a row, above which a fit that time ended has stopped too early
 FEW_VALUES, REPEATS = 64, 10  # of a column, at most; rows of each, at least
 
 Array = np.ndarray
@@ -82,11 +83,7 @@ class NamedColumns:
         return f"column {i}" if named is None else f"column {i} ({named[i]})"
 
     def _interval_of(self, i: int, pair: Any) -> tuple[float, float]:
-        """The bounds of a column, infinite where they are None.
-
-        Raises:
-            ValueError: they are not two, or not in order.
-        """
+        """The bounds of a column, infinite where they are None; ValueError where they are not two, or not in order."""
         if np.shape(pair) == (2,):
             low, high = (inf if end is None else end for end, inf in zip(pair, (-np.inf, np.inf), strict=True))
             if low < high:
@@ -99,12 +96,12 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     Columns are standardised and decorrelated, and made symmetric before, by a power of each, where validation says that
     it helps (the Jacobian is part of the density). A Gaussian mixture, chosen by validation, gives the score of the
-    diffusion in closed form (:class:`~indm.nets.MixtureMLP`), and a network learns the rest by maximum likelihood
-    (:mod:`indm.tables.fit`) until validation no longer improves. Where the best mixture has several components, a fit
-    from one Gaussian is trained, too, and the better of both goes on. The density is that of the probability flow: it
-    integrates to 1, and its ODE is solved for each row to 0.05 nats, by an estimate that is some ten times the true
-    error; where the network adds nothing, it is the mixture's in closed form. Of a small table several models are
-    trained, each validated on other rows, and their densities averaged.
+    diffusion in closed form (:class:`~indm.tables.networks.MixtureMLP`), and a network learns the rest by maximum
+    likelihood (:mod:`indm.tables.fit`) until validation no longer improves. Where the best mixture has several
+    components, a fit from one Gaussian is trained, too, and the better of both goes on. The density is that of the
+    probability flow: it integrates to 1, and its ODE is solved for each row to 0.05 nats, by an estimate that is some
+    ten times the true error; where the network adds nothing, it is the mixture's in closed form. Of a small table
+    several models are trained, each validated on other rows, and their densities averaged.
 
     With conditions c, numbers of each row that are given to ``fit`` and the other methods, the density is p(x|c): the
     mixture is one of rows and conditions together, whose law at c has a closed form, and the network sees c. By default
@@ -233,6 +230,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             order, size = numbers.permutation(len(X)), max(1, round(self.validation_fraction * len(X)))
             order = order if self._order is None else self._order
             self.models_, self.n_steps_, self.ended_, self.gains_ = [], [], [], []
+            late = []
             for i in range(n_models):
                 is_valid = np.zeros(len(X), dtype=bool)
                 is_valid[order[np.arange(i * size, (i + 1) * size) % len(X)]] = True
@@ -244,7 +242,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 self.n_steps_.append(fitting.best_step)
                 self.ended_.append((fitting.step, fitting.ended))
                 self.gains_.append(gain)
-        self._note_gain()
+                late.append(fitting.late_gain())
+        self._note_gain(late)
         self._choose_steps(c, numbers.randint(2**31 - 1))
         return self
 
@@ -269,9 +268,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         check_is_fitted(self)
         X = self._numbers(X, reset=False)
         self._check_whole(X)
-        c = self._conditions(c, len(X))
-        found, rows = np.full(len(X), -np.inf), self._possible(X)
-        X, c = X[rows][:, self._varies], c[rows]
+        c = self.conditions(c, len(X))
+        found, rows = np.full(len(X), -np.inf), self.possible(X)
+        X, c = X[rows][:, self.varies_], c[rows]
 
         def log_density(chosen: np.ndarray, points: np.ndarray) -> np.ndarray:
             many = np.repeat(X[chosen], len(points), axis=0)
@@ -293,10 +292,10 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """
         check_is_fitted(self)
         check_count(n_samples, "n_samples")
-        c = self._conditions(c, n_samples)
+        c = self.conditions(c, n_samples)
         latents = self._latents(c, self.sampling_steps_ if steps is None else steps, check_random_state(random_state))
         rows = np.tile(self.constant_, (n_samples, 1))
-        rows[:, self._varies] = self.columns_.rows(latents, c)
+        rows[:, self.varies_] = self.columns_.rows(latents, c)
         rows[:, self.discrete_] = np.floor(rows[:, self.discrete_])
         return rows
 
@@ -318,11 +317,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             raise
 
     def _checked(self, rows: int) -> int:
-        """The number of models.
-
-        Raises:
-            ValueError: an argument out of range.
-        """
+        """The number of models; ValueError where an argument is out of range."""
         check_options(self)
         n_models = self._models_of(rows) if self.n_models is None else self.n_models
         if n_models < 1:
@@ -353,7 +348,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """
         same = are_near(X.min(0), X.max(0))
         same[self.discrete_] = False
-        self.constant_, self._varies = np.where(same, X[0], np.nan), ~same
+        self.constant_, self.varies_ = np.where(same, X[0], np.nan), ~same
         self._whole = np.flatnonzero(np.isin(np.flatnonzero(~same), self.discrete_))
         named = ", ".join(f"{self._name(i)}, {X[0, i]:g}" for i in np.flatnonzero(same))
         if same.all():
@@ -375,12 +370,12 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             i = self._index(column, "bounds")
             low, high = self._interval_of(i, pair)
             interval[:, i] = low, high + (i in self.discrete_)
-        self._interval = interval[:, self._varies]
+        self._interval = interval[:, self.varies_]
         low, high = self._interval
         broken = np.argwhere((low > X) | (high < X) | ~self._inside(X))
         if len(broken):
             row, i = broken[0]
-            named = self._name(np.flatnonzero(self._varies)[i])
+            named = self._name(np.flatnonzero(self.varies_)[i])
             raise ValueError(
                 f"X must be inside of its bounds, got {X[row, i]:g} in row {row} of {named}, whose bounds are "
                 f"{low[i]:g} and {high[i]:g}; widen them, or declare a column of whole numbers in discrete"
@@ -390,15 +385,21 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """Which entries of varying columns are inside of their interval; whole numbers may be on its lower end."""
         return is_inside(X, self._interval, np.isin(np.arange(X.shape[1]), self._whole))
 
-    def _possible(self, X: np.ndarray) -> np.ndarray:
+    def possible(self, X: np.ndarray) -> np.ndarray:
         """The indices of rows inside of the bounds whose constant columns have their values."""
-        near = are_near(X, self.constant_) | self._varies
-        return np.flatnonzero(near.all(1) & self._inside(X[:, self._varies]).all(1))
+        near = are_near(X, self.constant_) | self.varies_
+        return np.flatnonzero(near.all(1) & self._inside(X[:, self.varies_]).all(1))
 
-    def _note_gain(self) -> None:
-        """A warning where no network gained more over its mixture than the error of that."""
-        if self.max_steps and not any(gain > error for gain, error in self.gains_):
+    @property
+    def ended_by_(self) -> str:
+        """What ended the fit: "time" where ``max_seconds`` ended a model, "steps" for ``max_steps``, else "plateau"."""
+        return ended_by([ended for _, ended in self.ended_])
+
+    def _note_gain(self, late: list[tuple[float, float]]) -> None:
+        """A warning where no network gained over its mixture, or where time ended one that still gained."""
+        if self.max_steps and not any(is_gain(*gain) for gain in self.gains_):
             warnings.warn(no_gain(*self.gains_[0], *self.ended_[0]), stacklevel=3)
+        warn_of_time(max(late), stacklevel=4)
 
     def _far(self, X: np.ndarray, noisy: np.ndarray) -> list[np.ndarray]:
         """Which columns have values far from all others, if any does; a warning names the farthest."""
@@ -408,7 +409,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         centre, scale = moments_of_most(noisy)
         off = np.where(far, np.abs(noisy - centre) / scale, 0)
         row, i = divmod(int(off.argmax()), off.shape[1])
-        named = self._name(np.flatnonzero(self._varies)[i])
+        named = self._name(np.flatnonzero(self.varies_)[i])
         warnings.warn(
             f"row {row} of X is far from the others: {X[row, i]:g} in {named}, where most rows are within "
             f"{2 * scale[i]:.4g} of {centre[i]:.4g}; where it is an error, correct or drop the row",
@@ -431,7 +432,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         self._c_std = np.where(std > 1e-12 * np.abs(self._c_mean), std, 1.0)
         return (table - self._c_mean) / self._c_std
 
-    def _conditions(self, c, rows: int) -> np.ndarray:
+    def conditions(self, c, rows: int) -> np.ndarray:
         """Standardised conditions (rows, k), of one for all rows or one for each; without any, k is 0.
 
         Raises:
@@ -497,10 +498,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         parts = held, torch.from_numpy(c_held).float()
         trainings = []
         for mixture in mixtures:
-            model = self._build(len(mixture.weight))
-            law = mixture.weight, mixture.mean, mixture.covariance
-            model.score.backbone.set_mixture(*map(torch.from_numpy, law))
-            trainings.append(Training(model, *parts, self.learning_rate, self.weight_decay, repeats))
+            trainings.append(Training(self._build(mixture), *parts, self.learning_rate, self.weight_decay, repeats))
 
         def batch(i: Tensor) -> tuple[Tensor, Tensor]:
             if len(self._whole):
@@ -550,19 +548,30 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         noisy[:, self._whole] += 1 - torch.rand(len(X), len(self._whole), dtype=torch.float64).numpy()
         return torch.from_numpy(self.columns_.latents(noisy, c)).float()
 
-    def _build(self, components: int) -> INDM:
-        shape = (int(self._varies.sum()),)
+    def _build(self, mixture: Mixture) -> INDM:
+        """An untrained model whose network has the mixture and the map of the columns."""
+        shape = (int(self.varies_.sum()),)
         condition = Vector(self.n_conditions_) if self.n_conditions_ else None
         seen = condition.seen_shape if condition else ()
-        size = components, self.width, self.depth
+        size = len(mixture.weight), self.width, self.depth
         backbone = MixtureMLP(shape, *size, dropout=self.dropout, condition=seen)
+        backbone.set_mixture(*map(torch.from_numpy, (mixture.weight, mixture.mean, mixture.covariance)))
+        columns = np.linalg.inv(self.columns_.whitening), self.columns_.mean, self.columns_.slope
+        backbone.set_columns(*map(torch.from_numpy, columns))
         return INDM(Identity(), ScoreModel(backbone, VPSDE(eps=EPS)), shape=shape, condition=condition)
+
+    def log_densities(self, z: Tensor, c: np.ndarray, steps: int) -> Iterator[Tensor]:
+        """log p of latents z (n, d) at standardised c, nats (n,), by each model, with gradients, in so many steps."""
+        options: dict[str, Any] = {"exact": True} if z.shape[1] <= MOST_EXACT_SLOPE else {"probes": PROBES}
+        for model in self.models_:
+            generator = torch.Generator().manual_seed(0)
+            yield log_prob(at(model, torch.from_numpy(c)), z, steps=steps, generator=generator, **options)
 
     def _latents(self, c: np.ndarray, steps: int, numbers: np.random.RandomState) -> np.ndarray:
         """A draw at each row of ``c``, from one of the models."""
         chosen = numbers.randint(len(self.models_), size=len(c))
         generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
-        latents = np.zeros((len(c), self._varies.sum()))
+        latents = np.zeros((len(c), self.varies_.sum()))
         for i, model in enumerate(self.models_):
             own = np.flatnonzero(chosen == i)
             if len(own):
@@ -701,14 +710,36 @@ def warn_of_few_values(columns: dict[str, np.ndarray], stacklevel: int) -> None:
         )
 
 
+def ended_by(each: Sequence[str]) -> str:
+    """ "time", "steps" or "plateau" of what ended trainings."""
+    names = {"max_seconds": "time", "max_steps": "steps"}
+    return next((short for name, short in names.items() if name in each), "plateau")
+
+
+def is_gain(gain: float, error: float) -> bool:
+    """Whether a gain counts: it is above two standard errors."""
+    return gain > 2 * error
+
+
+def warn_of_time(late_gain: tuple[float, float], stacklevel: int) -> None:
+    """UserWarning where a fit that time ended still gained, by :meth:`indm.tables.fit.Training.late_gain`."""
+    gain, error = late_gain
+    if gain > LATE_GAIN and is_gain(gain, error):
+        warnings.warn(
+            f"max_seconds ended the fit while it still gained, {gain:.2g} ± {error:.2g} nats a row of validation "
+            f"between {MARKS[0]:.0%} and {MARKS[1]:.0%} of the time: raise it",
+            stacklevel=stacklevel,
+        )
+
+
 def no_gain(gain: float, error: float, steps: int, ended: str) -> str:
     """The words of a warning that the network gained nothing in so many steps, ended by ``ended``."""
     if not steps:
         return f"{ended} ended the fit before its first step: the density is its mixture of Gaussians; raise {ended}"
     return (
-        f"the network found nothing that its mixture of Gaussians lacks ({gain:.2g} ± {error:.2g} nats a row of "
-        f"validation, {counted(steps, 'step')}, ended by {ended}); if the table is not such a mixture, give it more "
-        "rows, max_seconds or max_steps, or another learning_rate"
+        f"the network found nothing that its mixture of Gaussians lacks ({gain:.2g} nats a row of validation, within "
+        f"two errors of {error:.2g}; {counted(steps, 'step')}, ended by {ended}); if the table is not such a mixture, "
+        "give it more rows, max_seconds or max_steps, or another learning_rate"
     )
 
 

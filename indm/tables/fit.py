@@ -1,16 +1,16 @@
 r"""How the network of a table is trained: until validation no longer improves, then at a falling rate.
 
-The loss is the NELBO of latents that start as a mixture (:class:`~indm.nets.MixtureMLP`). Each row is noised twice, by
-n and by −n: at small noise the two gradients are nearly of opposite signs, so that their mean has little noise. Noise
-levels are drawn in proportion to the root mean square of the gradients there, which is measured as training goes, and
-weighted so that the mean stays that of the NELBO.
+The loss is the NELBO of latents that start as a mixture (:class:`~indm.tables.networks.MixtureMLP`). Each row is noised
+twice, by n and by −n: at small noise the two gradients are nearly of opposite signs, so that their mean has little
+noise. Noise levels are drawn in proportion to the root mean square of the gradients there, which is measured as
+training goes, and weighted so that the mean stays that of the NELBO.
 """
 
 import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from indm.model import INDM
 from indm.objective import noise_error, time_at
-from indm.rng import strata
 from indm.sde.linear import LinearSDE
-from indm.tensors import squared_norm
+from indm.tensors import squared_norm, strata
 from indm.training import EMA, learning_rate_factor, optimizer_step
 
 CELLS = 24  # of the clock, in which gradients are measured
@@ -32,6 +31,7 @@ PATIENCE, LEAST = 15, 500  # epochs and steps without a better check, until the 
 GROWTH, LARGEST_SHARE, LARGEST = 4, 0.25, 2_048  # of the batch, at the first plateau; of the rows; rows at most
 ANNEAL = 0.3  # steps of the falling rate, as a share of those before; its share of the seconds
 WARMUP = 50  # steps
+MARKS = 0.35, 0.7  # shares of the seconds between which a fit that time ends should have stopped to gain
 RACE_STEPS, RACE_SHARE = 1_000, 0.5  # of each training in a race, and its share of the seconds, at most
 EMA_DECAY, BETAS, CLIP = 0.9995, (0.9, 0.99), 1.0
 
@@ -88,7 +88,7 @@ class Training:
     """A model in training, its average, and its best validated state.
 
     Args:
-        model: what is trained, an INDM whose network is a :class:`~indm.nets.MixtureMLP`.
+        model: what is trained, an INDM whose network is a :class:`~indm.tables.networks.MixtureMLP`.
         held, c_held: latents (m, d) on which it is validated, and their conditions (m, k).
         learning_rate, weight_decay: of AdamW.
         groups: rows of ``held`` that are one row of the table in other noise stand together, this many.
@@ -103,6 +103,7 @@ class Training:
     step: int = 0
     best_step: int = 0
     ended: str = ""  # by "plateau", "max_steps" or "max_seconds"
+    marks: list[Tensor] = field(default_factory=list)  # the lowest errors at the shares MARKS of the seconds
 
     def __post_init__(self):
         parameters = [{"name": "model", "params": list(self.model.parameters())}]
@@ -159,10 +160,15 @@ class Training:
         self.lowest, self.best_step, self.best = errors, self.step, copy.deepcopy(self.ema.model)
         return True
 
-    def gain(self, start: Tensor | None = None) -> tuple[float, float]:
+    def gain(self, start: Tensor | None = None, end: Tensor | None = None) -> tuple[float, float]:
         """Gain of the best state over a start, by default its own, and the standard error of the gain, nats."""
-        gains = ((self.start if start is None else start) - self.lowest).unflatten(0, (-1, self.groups)).mean(1)
+        gains = (self.start if start is None else start) - (self.lowest if end is None else end)
+        gains = gains.unflatten(0, (-1, self.groups)).mean(1)
         return gains.mean().item(), (gains.std() / math.sqrt(len(gains))).item() if len(gains) > 1 else math.inf
+
+    def late_gain(self) -> tuple[float, float]:
+        """What it gained between the :data:`MARKS`, as :meth:`gain`; 0 where time did not end it."""
+        return self.gain(*self.marks) if self.ended == "max_seconds" and len(self.marks) == 2 else (0.0, 0.0)
 
     def back(self) -> None:
         """Go on from the best state."""
@@ -210,6 +216,8 @@ def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: in
         if spent >= 1:
             training.ended = "max_seconds"
             break
+        if spent >= (*MARKS, math.inf)[len(training.marks)]:
+            training.marks.append(training.lowest)
         factor = learning_rate_factor(training.step, 0.0, WARMUP, 0.0)
         factor *= min(1.0, (1 - spent) / ANNEAL, (max_steps - training.step) / (ANNEAL * max_steps))
         if fall is not None:

@@ -18,7 +18,6 @@ from torch import Tensor
 from indm.conditions import Vector
 from indm.flows.base import Identity
 from indm.model import INDM
-from indm.nets.masked import MaskedMixtureMLP
 from indm.sampling import sample
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
@@ -35,16 +34,20 @@ from indm.tables.estimator import (
     NamedColumns,
     check_count,
     check_options,
+    ended_by,
     integrated,
     is_frame,
+    is_gain,
     latent_log_prob,
     no_gain,
     steps_for_draws,
     warn_above,
     warn_of_few_values,
+    warn_of_time,
 )
 from indm.tables.fit import VALIDATION_ROWS, Training, race, train
-from indm.tables.joint_mixture import LAW_ENTRIES, JointMixture, best_joint_mixture
+from indm.tables.mixture import LAW_ENTRIES, JointMixture, best_joint_mixture
+from indm.tables.networks import MaskedMixtureMLP
 
 MIXTURE_ROWS = 5_000, 2_000  # on which a mixture is fitted, without and with missing entries
 QUESTIONS = 8  # of a batch in training
@@ -84,7 +87,7 @@ class Questions:
 
 @dataclass(eq=False)
 class JointTraining(Training):
-    """A :class:`~indm.tables.fit.Training` of a :class:`~indm.nets.masked.MaskedMixtureMLP` on questions of all kinds.
+    """A :class:`~indm.tables.fit.Training` of a :class:`MaskedMixtureMLP` on questions of all kinds.
 
     Args:
         questions, one_hot: of the rows ``held``, whose conditions are made of them.
@@ -188,7 +191,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         >>> x = numbers.normal(size=300)
         >>> X = np.stack([x, x + 0.5 * numbers.normal(size=300)], 1)
         >>> X[::5, 1] = np.nan
-        >>> estimator = JointDensityEstimator(max_steps=20, random_state=0).fit(X)
+        >>> estimator = JointDensityEstimator(max_steps=20, max_components=1, random_state=0).fit(X)
         >>> at_two = estimator.conditional({0: 2.0}).sample(200, random_state=0)
         >>> bool(abs(at_two[:, 1].mean() - 2) < 0.2)
         True
@@ -264,6 +267,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         numbers = check_random_state(self.random_state)
         self.encoding_ = self._encoding(X, categorical, numbers)
         x, codes = self.encoding_.encoded(X)
+        self.encoding_ = self.encoding_.given_others(x + self._noise(x, np.ones(x.shape, bool), numbers), codes)
         self._warn_of_far_rows(x)
         order, held = numbers.permutation(len(x)), max(1, round(self.validation_fraction * len(x)))
         with torch.random.fork_rng(devices=[]):
@@ -285,8 +289,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         self.gain_ = gain, error = best.gain(trainings[0].start)
         if self.verbose:
             print(f"{gain:+.4f} ± {error:.4f} nats of a question by the network, ended by {best.ended}")
-        if self.max_steps and not gain > error:
+        if self.max_steps and not is_gain(gain, error):
             warnings.warn(no_gain(gain, error, *self.ended_), stacklevel=2)
+        warn_of_time(best.late_gain(), stacklevel=3)
         seed = numbers.randint(2**31 - 1)
         everything = self._questions(np.ones((DRAWN, len(self.encoding_.columns)), bool), None, None)
 
@@ -295,6 +300,11 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
         self.sampling_steps_, self.sampling_error_ = steps_for_draws(draws)
         return self
+
+    @property
+    def ended_by_(self) -> str:
+        """What ended the fit, see :attr:`DensityEstimator.ended_by_`."""
+        return ended_by([self.ended_[1]])
 
     def _validated(self, X, **options: Any) -> Array:
         """Rows as an array, in which columns of a frame keep their kinds."""

@@ -1,20 +1,25 @@
-"""Gaussian mixtures of rows and their conditions, whose law of rows at c has a closed form: where a fit starts."""
+"""Gaussian mixtures where a fit starts: of rows at conditions, and of rows with categories and gaps, by EM."""
 
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.special import logsumexp
+from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 COMPONENTS = (1, 2, 3, 5, 8, 12, 20, 32, 50)  # that are tried
 FLOORS, EM_STEPS = (1e-2, 1e-3, 1e-1), 50  # of the covariances; of a fit, at most
 PER_COMPONENT = 5  # rows, at least
+JOINT_COMPONENTS, JOINT_FLOORS = COMPONENTS[:7], FLOORS[:2]  # with categories or gaps a fit takes longer
+LAW_ENTRIES = 2e7  # numbers of the laws of a batch, at most
+CHANGE = 1e-3  # nats of a row between two steps, below which a fit ends
+COUNT = 1.0  # of each category in each component before any row is seen
 
 Array = np.ndarray
 Law = TypeVar("Law", bound=Any)  # it has log_prob
@@ -98,3 +103,166 @@ def best_of(
             law = fit(components, floor)
             found.append((law.log_prob(*validation).mean(), law))
     return max(found, key=lambda pair: pair[0])[1]
+
+
+@dataclass(frozen=True)
+class JointMixture:
+    r"""A mixture of K components: numbers are N(mean_k, covariance_k), categories independent of them and each other.
+
+    Args:
+        weight: (K,).
+        mean: (K, d).
+        covariance: (K, d, d).
+        log_share: (K, m), log of the probability of each value of each column of categories, one column after another.
+
+    Example: the density of the first number alone is that of its own marginal.
+
+        >>> law = JointMixture(np.ones(1), np.zeros((1, 2)), np.array([[[1.0, 0.9], [0.9, 1.0]]]), np.zeros((1, 0)))
+        >>> law.log_prob(np.array([[0.0, np.nan]]), np.zeros((1, 0))).round(4)  # −½ log 2π
+        array([-0.9189])
+    """
+
+    weight: Array
+    mean: Array
+    covariance: Array
+    log_share: Array
+
+    @classmethod
+    def fitted(
+        cls,
+        z: Array,
+        categories: Array,
+        sizes: tuple[int, ...],
+        components: int,
+        floor: float,
+        seed: int,
+        until: float = np.inf,
+    ) -> "JointMixture":
+        """The mixture for numbers ``z`` (n, d) with NaN where they are missing, and one-hot ``categories`` (n, m).
+
+        A row of ``categories`` has zeros for a missing one. ``sizes`` are the numbers of values of the columns of
+        categories. ``floor`` is added to the variances. It ends at ``until`` of the clock, at the latest.
+        """
+        share = _clusters(z, categories, components, seed)
+        filled = np.where(np.isnan(z), 0.0, z)[None].repeat(components, 0)
+        rest = np.zeros((components, z.shape[1], z.shape[1]))
+        law, before = cls._most_likely(share, filled, rest, categories, sizes, floor), -np.inf
+        parts = patterns(z, components)
+        for _ in range(EM_STEPS):
+            share, filled, rest, value = law._expected(z, categories, parts)
+            if value - before < CHANGE or time.perf_counter() > until:
+                break
+            before, law = value, cls._most_likely(share, filled, rest, categories, sizes, floor)
+        return law
+
+    @classmethod
+    def _most_likely(
+        cls, share: Array, filled: Array, rest: Array, categories: Array, sizes: tuple[int, ...], floor: float
+    ) -> "JointMixture":
+        """The mixture whose rows have the ``share`` (n, K) of components and the expected values ``filled`` (K, n, d).
+
+        ``rest`` (K, d, d) is what the missing entries add to the scatter of each component.
+        """
+        count = share.sum(0) + 1e-9
+        mean = np.einsum("nk,knd->kd", share, filled) / count[:, None]
+        offset = filled - mean[:, None]
+        scatter = np.matmul((offset * share.T[:, :, None]).swapaxes(1, 2), offset)
+        covariance = (scatter + rest) / count[:, None, None] + floor * np.eye(filled.shape[2])
+        found, seen = np.zeros((len(count), categories.shape[1])), share.T @ categories
+        for part in _blocks(sizes):
+            total = seen[:, part] + COUNT * categories[:, part].mean(0) + 1e-3
+            found[:, part] = np.log(total / total.sum(1, keepdims=True))
+        return cls(count / count.sum(), mean, covariance, found)
+
+    def _expected(self, z: Array, categories: Array, parts: list["Patterns"]) -> tuple[Array, Array, Array, float]:
+        """Shares, expected values and scatter of :meth:`_most_likely`, and the mean log p of the rows."""
+        share, filled = np.empty((len(z), len(self.weight))), np.empty((len(self.weight), *z.shape))
+        rest, total = np.zeros_like(self.covariance), np.empty(len(z))
+        for rows, known, sizes in parts:
+            log_prob, filled[:, rows], left = self._completed(z[rows], known, sizes)
+            log_prob += np.log(self.weight) + categories[rows] @ self.log_share.T
+            total[rows] = logsumexp(log_prob, axis=1)
+            share[rows] = np.exp(log_prob - total[rows, None])
+            of_patterns = np.add.reduceat(share[rows], np.cumsum(sizes) - sizes)
+            rest += np.einsum("uk,kuij->kij", of_patterns, left)
+        return share, filled, rest, total.mean()
+
+    def _completed(self, z: Array, known: Array, sizes: Array) -> tuple[Array, Array, Array]:
+        """Log density and expected missing numbers of rows ``z`` (n, d) of :class:`Patterns`, for each component.
+
+        Returns log p of the numbers that rows have (n, K), rows with expected values of the missing ones (K, n, d), and
+        the covariance of the latter for each set of missing columns (K, U, d, d).
+        """
+        (n, d), components, ends = z.shape, len(self.weight), np.cumsum(sizes)[:-1]
+        both, one = known[:, :, None] & known[:, None], known[:, :, None] & ~known[:, None]
+        none = ~(known[:, :, None] | known[:, None])
+        filled, log_prob = np.empty((components, n, d)), np.empty((n, components))
+        left = np.empty((components, *both.shape))
+        for k, (mean, covariance) in enumerate(zip(self.mean, self.covariance, strict=True)):
+            own, across = np.where(both, covariance, np.eye(d)), np.where(one, covariance, 0.0)
+            inverse = np.linalg.inv(own)
+            slope = inverse @ across
+            left[k] = np.where(none, covariance, 0.0) - across.swapaxes(1, 2) @ slope
+            offset = np.nan_to_num(z - mean)
+            parts = zip(np.split(offset, ends), np.concatenate([inverse, slope], 2), strict=True)
+            scaled, shift = np.split(np.concatenate([rows @ maps for rows, maps in parts]), 2, axis=1)
+            filled[k] = np.where(np.isnan(z), mean + shift, z)
+            constant = np.linalg.slogdet(own)[1] + known.sum(1) * np.log(2 * np.pi)
+            log_prob[:, k] = -0.5 * ((scaled * offset).sum(1) + np.repeat(constant, sizes))
+        return log_prob, filled, left
+
+    def log_prob(self, z: Array, categories: Array) -> Array:
+        """log p of what each row has, nats (n,): missing numbers are NaN, and missing categories zeros."""
+        log_prob = np.empty((len(z), len(self.weight)))
+        for rows, known, sizes in patterns(z, len(self.weight)):
+            log_prob[rows] = self._completed(z[rows], known, sizes)[0]
+        return logsumexp(log_prob + np.log(self.weight) + categories @ self.log_share.T, axis=1)
+
+
+class Patterns(NamedTuple):
+    """Rows of few sets of missing columns, in the order of these sets."""
+
+    rows: Array  # indices (n,)
+    known: Array  # the columns that are not missing, of each set, (U, d)
+    sizes: Array  # numbers of rows of each set, (U,)
+
+
+def patterns(z: Array, components: int) -> list[Patterns]:
+    """All rows of ``z``, in parts for which the covariances of all sets and ``components`` fit into memory."""
+    known, index, count = np.unique(~np.isnan(z), axis=0, return_inverse=True, return_counts=True)
+    most = int(max(1, LAW_ENTRIES / (components * z.shape[1] ** 2)))
+    cuts = np.arange(most, len(count), most)
+    rows = np.split(np.argsort(index.reshape(-1), kind="stable"), np.cumsum(count)[cuts - 1])
+    return [Patterns(*part) for part in zip(rows, np.split(known, cuts), np.split(count, cuts), strict=True)]
+
+
+def best_joint_mixture(
+    training: tuple[Array, Array],
+    validation: tuple[Array, Array],
+    sizes: tuple[int, ...],
+    most: int,
+    seed: int,
+    until: float,
+) -> JointMixture:
+    """The mixture of the best validation among those that can be fitted before ``until``, of ``most`` components."""
+    most = min(most, len(training[0]) // PER_COMPONENT)
+    ladder = [(k, floor) for k in JOINT_COMPONENTS if k == 1 or k <= most for floor in JOINT_FLOORS]
+
+    def fit(components: int, floor: float) -> JointMixture:
+        is_first = (components, floor) == ladder[0]
+        return JointMixture.fitted(*training, sizes, components, floor, seed, np.inf if is_first else until)
+
+    return best_of(ladder, fit, validation, until)
+
+
+def _clusters(z: Array, categories: Array, components: int, seed: int) -> Array:
+    """The rows' first shares of the components (n, K), by clusters of rows whose missing numbers are 0."""
+    rows = np.concatenate([np.where(np.isnan(z), 0.0, z), categories], 1)
+    labels = KMeans(components, n_init=1, random_state=seed).fit(rows).labels_ if components > 1 else np.zeros(len(z))
+    return np.equal.outer(labels, np.arange(components)).astype(float)
+
+
+def _blocks(sizes: tuple[int, ...]) -> list[slice]:
+    """Where the values of each column of categories stand."""
+    ends = np.cumsum(sizes, dtype=int)
+    return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]

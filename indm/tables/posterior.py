@@ -13,15 +13,14 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
-from indm.likelihood import log_prob
 from indm.tables import importance, summaries
 from indm.tables.calibration import Calibration
 from indm.tables.columns import moments_of_most, to_line
-from indm.tables.estimator import PROBES, ROWS_AT_ONCE, DensityEstimator, check_count
-from indm.tables.fit import at
+from indm.tables.estimator import ROWS_AT_ONCE, DensityEstimator, check_count
+from indm.tables.joint import JointDensityEstimator
+from indm.tables.joint_conditional import JointConditional
 from indm.tables.prior import Prior, array, finite
 
-MOST_EXACT = 40  # parameters up to which the divergence is exact
 NUDGE = 1e-3  # of a latent, by which derivatives of the columns are taken
 MODE_DRAWS, MODE_ODE_STEPS = 200, 24  # draws of which the best begins the ascent
 MODE_STEPS, MODE_GAIN = 20, 1e-4  # of the ascent, at most; nats of a step, relative above 1, below which it ends
@@ -40,13 +39,16 @@ class PosteriorEstimator:
 
     Args:
         prior: of θ. A pair (low, high) of numbers or of arrays (d,) is the uniform law in that box (ends may be
-            infinite). A ``torch.distributions.Distribution`` must have a box as its support, too; its density matters
-            for several observations alone. None: all of the line. No draw is outside of the box.
+            infinite). Of a ``torch.distributions.Distribution`` it is the support; where that is no box, as of a
+            Dirichlet law, torch's map from all vectors to it is used. Its density matters for several observations
+            alone. None: all of the line. No draw is outside of the support.
         embedding: a module (n, *event) → (n, …) that turns observations of any shape into numbers. A copy of it is
             trained with a first posterior, which sees x through it alone; the estimator is then fitted to its output.
             Each of the two has half of ``max_seconds``, and ``n_models`` is 1. x is standardised before, along the
             first axis of an event.
-        estimator: a :class:`~indm.DensityEstimator`, or give its options:
+        estimator: a :class:`~indm.DensityEstimator`, for which you may give its options; or a
+            :class:`~indm.JointDensityEstimator`: one model of (θ, x), for x in which entries are missing (NaN), at
+            random, in simulations or at the observation, and for p(x|θ), by :meth:`log_likelihood`.
         options: of :class:`~indm.DensityEstimator`, such as ``max_seconds`` and ``random_state``.
 
     Attributes:
@@ -71,7 +73,7 @@ class PosteriorEstimator:
         prior: Any = None,
         embedding: nn.Module | None = None,
         *,
-        estimator: DensityEstimator | None = None,
+        estimator: DensityEstimator | JointDensityEstimator | None = None,
         **options: Any,
     ):
         if estimator is not None and options:
@@ -80,24 +82,29 @@ class PosteriorEstimator:
         self.estimator = DensityEstimator(**options) if estimator is None else estimator
         if prior is not None and self.estimator.bounds is not None:
             raise ValueError("bounds must be left out where there is a prior, whose box they are")
+        if embedding is not None and self._is_joint:
+            raise ValueError("embedding must be left out where the estimator is of θ and x together")
 
     # ── Fit ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def fit(self, theta: Any, x: Any) -> "PosteriorEstimator":
         """Fit to ``theta`` (n, d), drawn from the prior, and ``x`` (n, *event), simulated at each; arrays or tensors.
 
+        Simulations that are NaN throughout have failed: they are left out, and a warning counts them.
+
         Raises:
-            ValueError: a prior whose support is not a box; theta outside of it; x that is not a vector, without an
+            ValueError: theta outside of the prior's box; x that is not a vector, without an
                 embedding, or not finite; what :meth:`indm.DensityEstimator.fit` raises.
         """
-        theta, x = array(theta), finite(x, "x")
-        theta, x = (part[:, None] if part.ndim == 1 else part for part in (theta, x))
+        theta, x = (part[:, None] if part.ndim == 1 else part for part in (array(theta), array(x, None)))
         if len(x) != len(theta):
             raise ValueError(f"x must have a row for each of theta, {len(theta)}, got {len(x)}")
+        theta, x = without_failed(theta, x)
+        x = self._checked(x)
         if x.ndim > 2 and self.embedding is None:
             raise ValueError(f"x must be vectors where there is no embedding, got events of shape {x.shape[1:]}")
         self._event, self.prior_ = x.shape[1:], Prior(self.prior, theta.shape[1], self.estimator.discrete)
-        theta = self.prior_.within(theta)
+        theta = self.prior_.within(self.prior_.numbers(theta))
         outside = np.argwhere((theta < self.prior_.low) | (theta > self.prior_.high))
         if len(outside):
             row, i = outside[0]
@@ -105,7 +112,8 @@ class PosteriorEstimator:
                 f"theta must be drawn from the prior, got {theta[row, i]:g} in row {row} of parameter {i}, where the "
                 f"prior is from {self.prior_.low[i]:g} to {self.prior_.high[i]:g}"
             )
-        self.estimator_ = clone(self.estimator)
+        options = self.estimator.get_params()
+        self.estimator_ = JointConditional(**options) if self._is_joint else clone(self.estimator)
         self.estimator_.bounds = self.estimator_.bounds if self.prior is None else self.prior_.bounds
         self.embedding_ = None if self.embedding is None else self._embed(self.embedding, theta, x)
         c = self._numbers(x)
@@ -115,6 +123,19 @@ class PosteriorEstimator:
         u = self._latents(theta)
         self._prior_moments = u.mean(0), np.cov(u.T).reshape(u.shape[1], -1)
         return self
+
+    @property
+    def _is_joint(self) -> bool:
+        return isinstance(self.estimator, JointDensityEstimator)
+
+    def _checked(self, x: Any) -> Array:
+        """x as numbers, which may be missing where the estimator is of θ and x together."""
+        x = finite(x, "x", may_miss=True)
+        if np.isnan(x).any() and not self._is_joint:
+            raise ValueError(
+                "x must be finite numbers, got NaN: where entries are missing, give estimator=JointDensityEstimator()"
+            )
+        return x
 
     def _embed(self, embedding: nn.Module, theta: Array, x: Array) -> summaries.Embedded:
         """The trained embedding; the estimator then validates on the rows that it did not see, in the time left."""
@@ -130,12 +151,12 @@ class PosteriorEstimator:
     # ── One observation ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def sample(self, n: int, x: Any, *, random_state: Any = None) -> Array:
-        """``n`` draws of p(θ|x): (n, d) for one x, (m, n, d) for m of them.
+        """``n`` draws of p(θ|x): (n, d) for one x, also of shape (1, *event), and (m, n, d) for m of them.
 
         The same ``random_state`` gives the same draws.
         """
         rows, is_one = self._observed(x)
-        draws = self._sample(n, self._familiar(rows), random_state)
+        draws = self.prior_.parameters(self._sample(n, self._familiar(rows), random_state))
         return draws[0] if is_one else draws
 
     def log_prob(self, theta: Any, x: Any) -> Array:
@@ -145,7 +166,7 @@ class PosteriorEstimator:
             ConvergenceWarning: as :meth:`indm.DensityEstimator.score_samples`.
         """
         theta, (rows, _) = self._parameters(theta), self._observed(x)
-        return self.estimator_.score_samples(theta, self._familiar(rows))
+        return self.estimator_.score_samples(theta, self._familiar(rows)) - self.prior_.log_volume(theta)
 
     def grad_log_prob(self, theta: Any, x: Any, *, steps: int = 64) -> Array:
         """∂ log p(θ|x)/∂θ, (n, d), of ``theta`` (n, d) at one x or at one for each; NaN outside of the prior.
@@ -155,11 +176,12 @@ class PosteriorEstimator:
         at the smallest noise is not used: it was off by as much as its own size.)
 
         Raises:
-            ValueError: a discrete parameter.
+            ValueError: a discrete parameter; a prior whose support is no box.
 
         Warns:
             RuntimeWarning: where log p in so many steps is off by more than 1e-3 bits a parameter.
         """
+        self._check_box()
         theta, (rows, _) = self._parameters(theta), self._observed(x)
         return self._slope(theta, self._familiar(rows), steps)[1]
 
@@ -171,8 +193,9 @@ class PosteriorEstimator:
         An ascent takes some twenty gradients, each of half a second on one core.
 
         Raises:
-            ValueError: several x; a discrete parameter.
+            ValueError: several x; a discrete parameter; a prior whose support is no box.
         """
+        self._check_box()
         c = self._familiar(self._single(x))
         draws = self._sample(MODE_DRAWS, c, random_state)[0]
         start = draws[self.estimator_.score_samples(draws, c).argmax()]
@@ -182,27 +205,38 @@ class PosteriorEstimator:
 
     def _ascended(self, start: Array, c: Array) -> Array:
         """θ (d,) of a local maximum."""
-        columns, at_c = self.estimator_.columns_, self.estimator_._conditions(c, 1)
+        columns, at_c = self.estimator_.columns_, self.estimator_.conditions(c, 1)
         unwhitening = np.linalg.inv(columns.whitening)
 
         def theta_of(z: Array) -> Array:
             theta = start[None].copy()
-            theta[:, self._varies] = columns.rows(z[None], at_c)
+            theta[:, self.estimator_.varies_] = columns.rows(z[None], at_c)
             return self.prior_.within(theta)
 
         def loss(z: Array) -> tuple[float, Array]:
             theta = theta_of(z)
             value, slope = self._slope(theta, c, MODE_ODE_STEPS)
-            stretch, _ = self._derivatives(theta[:, self._varies], at_c)
-            gradient = (slope[:, self._varies] / stretch) @ unwhitening.T
+            stretch, _ = self._derivatives(theta[:, self.estimator_.varies_], at_c)
+            gradient = (slope[:, self.estimator_.varies_] / stretch) @ unwhitening.T
             return -value[0], -gradient[0]
 
-        z = columns.latents(start[None, self._varies], at_c)[0]
+        z = columns.latents(start[None, self.estimator_.varies_], at_c)[0]
         box, options = [(-FARTHEST, FARTHEST)] * len(z), {"maxiter": MODE_STEPS, "ftol": MODE_GAIN}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of few steps: what is found is compared with the start
             found = minimize(loss, z, jac=True, method="L-BFGS-B", bounds=box, options=options)
         return theta_of(found.x)[0]
+
+    def log_likelihood(self, x: Any, theta: Any) -> Array:
+        """log p(x|θ), nats (n,), of one x or of one for each of ``theta`` (n, d).
+
+        Raises:
+            ValueError: the estimator is not of θ and x together.
+        """
+        if not self._is_joint:
+            raise ValueError("the likelihood of x needs one model of both: give estimator=JointDensityEstimator()")
+        theta, (rows, _) = self._parameters(theta), self._observed(x)
+        return self.estimator_.log_likelihood(np.broadcast_to(rows, (len(theta), rows.shape[1])), theta)
 
     # ── Several observations of one θ ───────────────────────────────────────────────────────────────────────────────
 
@@ -217,7 +251,7 @@ class PosteriorEstimator:
             ValueError: the prior has no density, as it is None or an infinite box.
         """
         theta, (rows, _) = self._parameters(theta), self._observed(xs)
-        return self._log_prob_iid(theta, self._familiar(rows))
+        return self._log_prob_iid(theta, self._familiar(rows)) - self.prior_.log_volume(theta)
 
     def _log_prob_iid(self, theta: Array, c: Array) -> Array:
         n, m = len(theta), len(c)
@@ -254,14 +288,14 @@ class PosteriorEstimator:
                 "where the observations disagree, or each is far from what was simulated, more draws do not help",
                 stacklevel=2,
             )
-        return self._from_latents(draws), effective
+        return self.prior_.parameters(self._from_latents(draws)), effective
 
     def _log_target(self, u: Array, c: Array) -> Array:
         """The log density of latents that :meth:`_log_prob_iid` is of θ; −∞ so far out that θ is rounded to an end."""
         theta = self._from_latents(u)
         found = self._log_prob_iid(theta, c)
         inside = np.isfinite(found)
-        found[inside] -= self.estimator_.columns_.log_volume(theta[np.ix_(inside, self._varies)])
+        found[inside] -= self.estimator_.columns_.log_volume(theta[np.ix_(inside, self.estimator_.varies_)])
         return found
 
     def _product(self, c: Array, numbers: np.random.RandomState) -> importance.Proposal:
@@ -291,8 +325,9 @@ class PosteriorEstimator:
         numbers = check_random_state(random_state)
         c = self._numbers(rows)
         draws = self._sample(n, c, numbers)
-        c, flat = self.estimator_._conditions(c, len(c)), draws.reshape(len(theta) * n, -1)
+        c, flat = self.estimator_.conditions(c, len(c)), draws.reshape(len(theta) * n, -1)
         latents = self._latents(theta, c), self._latents(flat, np.repeat(c, n, axis=0)).reshape(len(theta), n, -1)
+        theta, draws = self.prior_.parameters(theta), self.prior_.parameters(draws)
         return Calibration.of(theta, draws, latents=latents, seed=numbers.randint(2**31 - 1))
 
     def sbi(self, x: Any = None) -> "SbiPosterior":
@@ -311,11 +346,13 @@ class PosteriorEstimator:
     def n_steps_(self) -> list[int]:
         """As of :class:`indm.DensityEstimator`."""
         self._check_fitted()
-        return self.estimator_.n_steps_
+        return np.ravel(self.estimator_.n_steps_).tolist()
 
     @property
-    def _varies(self) -> Array:
-        return self.estimator_._varies
+    def ended_by_(self) -> str:
+        """As of :class:`indm.DensityEstimator`."""
+        self._check_fitted()
+        return self.estimator_.ended_by_
 
     def _check_fitted(self) -> None:
         """scikit-learn's error before :meth:`fit`."""
@@ -323,23 +360,23 @@ class PosteriorEstimator:
             raise NotFittedError("this PosteriorEstimator is not fitted yet: call fit(theta, x) first")
 
     def _parameters(self, theta: Any) -> Array:
-        """Rows of θ, (n, d); one row may stand alone."""
+        """The prior's numbers of rows of θ, (n, k); one row may stand alone."""
         self._check_fitted()
-        theta, d = array(theta), len(self.prior_.low)
+        theta, d = array(theta), self.prior_.d
         theta = theta.reshape(-1, d) if theta.ndim == 1 and (d == 1 or len(theta) == d) else theta
         if theta.ndim != 2 or theta.shape[1] != d:
             raise ValueError(f"theta must have shape (n, {d}), got {theta.shape}")
-        return self.prior_.within(theta)
+        return self.prior_.within(self.prior_.numbers(theta))
 
     def _observed(self, x: Any) -> tuple[Array, bool]:
-        """Rows of x, (m, *event), and whether it is one without an axis of rows."""
+        """Rows of x, (m, *event), and whether it is one, with an axis of rows or without."""
         self._check_fitted()
-        x = finite(x, "x")
-        is_one = x.shape == self._event or (x.ndim == 0 and self._event == (1,))
-        x = x.reshape(-1, *self._event) if is_one or (x.ndim == 1 and self._event == (1,)) else x
+        x = self._checked(x)
+        if x.shape == self._event or (x.ndim < 2 and self._event == (1,)):
+            x = x.reshape(-1, *self._event)
         if x.shape[1:] != self._event:
             raise ValueError(f"x must have shape {self._event}, or one axis more for several, got {x.shape}")
-        return x, is_one
+        return x, len(x) == 1
 
     def _single(self, x: Any) -> Array:
         rows, _ = self._observed(x)
@@ -372,40 +409,44 @@ class PosteriorEstimator:
         c = np.zeros((len(theta), self.estimator_.n_conditions_)) if c is None else c
         theta = self.prior_.within(theta)
         theta[:, self.estimator_.discrete_] += 0.5
-        return self.estimator_.columns_.latents(theta[:, self._varies], c)
+        return self.estimator_.columns_.latents(theta[:, self.estimator_.varies_], c)
 
     def _from_latents(self, u: Array) -> Array:
         theta = np.tile(self.estimator_.constant_, (len(u), 1))
-        theta[:, self._varies] = self.estimator_.columns_.rows(u, np.zeros((len(u), self.estimator_.n_conditions_)))
+        theta[:, self.estimator_.varies_] = self.estimator_.columns_.rows(
+            u, np.zeros((len(u), self.estimator_.n_conditions_))
+        )
         return theta
 
     def _check_continuous(self) -> None:
         if len(self.estimator_.discrete_):
             raise ValueError("theta must have no discrete column for gradients, modes and several observations")
 
+    def _check_box(self) -> None:
+        if self.prior_.map is not None:
+            raise ValueError("the prior must have a box as its support for gradients and modes; draws need none")
+
     def _slope(self, theta: Array, c: Array, steps: int) -> tuple[Array, Array]:
         """log p, (n,), and its gradient in θ, (n, d)."""
         self._check_continuous()
         found = self.estimator_
-        c, gradient = found._conditions(c, len(theta)), np.full(theta.shape, np.nan)
-        value, rows = np.full(len(theta), -np.inf), found._possible(theta)
-        X, c = theta[rows][:, self._varies], c[rows]
+        c, gradient = found.conditions(c, len(theta)), np.full(theta.shape, np.nan)
+        value, rows = np.full(len(theta), -np.inf), found.possible(theta)
+        X, c = theta[rows][:, self.estimator_.varies_], c[rows]
         stretch, bend = self._derivatives(X, c)
         log_p, slope = self._slope_of_latents(found.columns_.latents(X, c), c, steps)
         value[rows] = log_p + found.columns_.log_volume(X)
-        gradient[np.ix_(rows, self._varies)] = stretch * (slope @ found.columns_.whitening.T) + bend
-        gradient[:, ~self._varies] = 0.0
+        gradient[np.ix_(rows, self.estimator_.varies_)] = stretch * (slope @ found.columns_.whitening.T) + bend
+        gradient[:, ~self.estimator_.varies_] = 0.0
         return value, gradient
 
     def _slope_of_latents(self, latents: Array, c: Array, steps: int) -> tuple[Array, Array]:
         """log p of latents at standardised conditions, (n,), and its gradient in them, (n, columns)."""
         values, slopes = [np.zeros(0)], [np.zeros((0, latents.shape[1]))]
-        options: dict[str, Any] = {"exact": True} if latents.shape[1] <= MOST_EXACT else {"probes": PROBES}
-        for z, rows in zip(*(torch.from_numpy(part).split(ROWS_AT_ONCE) for part in (latents, c)), strict=True):
+        parts = (torch.from_numpy(np.array(part)).split(ROWS_AT_ONCE) for part in (latents, c))
+        for z, rows in zip(*parts, strict=True):
             z = z.clone().requires_grad_()
-            generator = torch.Generator().manual_seed(0)
-            models = [at(model, rows) for model in self.estimator_.models_]
-            each = [log_prob(model, z, steps=steps, generator=generator, **options) for model in models]
+            each = list(self.estimator_.log_densities(z, rows.numpy(), steps))
             value = torch.stack(each).logsumexp(0) - math.log(len(each))
             (slope,) = torch.autograd.grad(value.sum(), z)
             values.append(value.detach().numpy())
@@ -427,6 +468,15 @@ class PosteriorEstimator:
         return 2 * spread / width, bend
 
 
+def without_failed(theta: Array, x: Array) -> tuple[Array, Array]:
+    """The pairs whose x is not NaN throughout; a warning counts the others."""
+    failed = (x != x).reshape(len(x), -1).all(1)
+    if failed.any() and not failed.all():
+        warnings.warn(f"left out {failed.sum()} of {len(x)} simulations, whose x is NaN throughout", stacklevel=3)
+        theta, x = theta[~failed], x[~failed]
+    return theta, x
+
+
 class Familiar:
     """The farthest that simulated observations are from their centre, and a warning for what is farther.
 
@@ -434,13 +484,14 @@ class Familiar:
     """
 
     def __init__(self, c: Array):
-        self.centre, scale = moments_of_most(c)
+        self.centre = np.nanmedian(c, axis=0)
+        self.centre, scale = moments_of_most(np.where(np.isnan(c), self.centre, c))
         self.scale, self.rows = np.where(scale > 0, scale, 1.0), len(c)
         self.law = OAS(assume_centered=True).fit(self._near(c))
         self.limit = self.distance(c).max()
 
     def _near(self, c: Array) -> Array:
-        return np.arcsinh((c - self.centre) / self.scale)
+        return np.nan_to_num(np.arcsinh((c - self.centre) / self.scale))  # what is missing is at the centre
 
     def distance(self, c: Array) -> Array:
         """Of each row, (m,)."""
@@ -514,4 +565,5 @@ class SbiPosterior:
 
     def _sample(self, n: int, rows: Array) -> Tensor:
         seed = int(torch.randint(2**31 - 1, ()))
-        return torch.from_numpy(self.posterior.sample(n, rows, random_state=seed)).float()
+        draws = self.posterior.sample(n, rows, random_state=seed)
+        return torch.from_numpy(draws).float().reshape(len(rows), n, -1)

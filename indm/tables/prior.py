@@ -1,11 +1,11 @@
-"""Priors of simulators: the box of their support, and their density."""
+"""Priors of simulators: the box of their support, or its map to the line, and their density."""
 
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, Transform, biject_to, constraints
 
 ROUNDING = 1e-6  # of a box's width: a parameter that far outside of it is inside, but for the rounding of single floats
 CLEARANCE = 1e-7  # of a box's width: how far inside it is then put
@@ -14,15 +14,22 @@ Array = np.ndarray
 
 
 class Prior:
-    """A law of d parameters whose support is a box.
+    """A law of d parameters θ, whose support is a box or the image of all vectors under a map.
+
+    Below, *numbers* are θ where the support is a box. Else they are the vectors that the support's map of torch takes
+    to θ, such as stick-breaking for a simplex; and where torch has none, θ without bounds.
 
     Args:
         law: None, for all of the line; low and high of a box, numbers or arrays (d,); or a torch distribution.
         d: parameters.
         whole: indices of those that are whole numbers, which may be on an end of the box.
 
+    Attributes:
+        low, high: of the numbers, (k,), infinite where there is no box.
+        map: of numbers to θ; None where they are the same.
+
     Raises:
-        ValueError: the support is not a box of d parameters, or low is above high.
+        ValueError: the box has other than d parameters, or low above high.
 
     Example:
 
@@ -32,20 +39,24 @@ class Prior:
     """
 
     def __init__(self, law: Any, d: int, whole: Any = ()):
-        self.law, self.is_none, self.is_whole = law, law is None, np.isin(np.arange(d), list(whole))
+        self.law, self.is_none = law, law is None
         if isinstance(law, Distribution):
             with torch.random.fork_rng(range(torch.cuda.device_count())):
                 self._like = law.sample()  # of its dtype and device
-        ends: Any = (-np.inf, np.inf) if law is None else _ends(law.support) if isinstance(law, Distribution) else law
+        self.d, self.map, ends = d, None, (-np.inf, np.inf) if law is None else law
+        if isinstance(law, Distribution):
+            ends, self.map = _support(law)
         if not hasattr(ends, "__len__") or len(ends) != 2:
             raise ValueError(f"prior must be a pair (low, high), or a torch distribution, got {ends!r}")
         try:
-            self.low, self.high = (np.broadcast_to(array(end), (d,)) for end in ends)
+            k = d if self.map is None else self.map.inverse_shape((d,))[0]
+            self.low, self.high = (np.broadcast_to(array(end), (k,)) for end in ends)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"prior must have as ends numbers, or arrays of {d}, one for each column of theta, got shapes "
                 f"{[np.shape(end) for end in ends]}; theta comes first in fit(theta, x)"
             ) from error
+        self.is_whole = np.isin(np.arange(len(self.low)), list(whole))
         for i in np.flatnonzero(self.low > self.high)[:1]:
             raise ValueError(
                 f"prior must have low below high, got {self.low[i]:g} and {self.high[i]:g} for parameter {i}"
@@ -61,6 +72,22 @@ class Prior:
         """Low and high, (2, d)."""
         return np.stack([self.low, self.high])
 
+    def numbers(self, theta: Array) -> Array:
+        """The numbers (n, k) of θ (n, d)."""
+        return theta if self.map is None else self.map.inv(torch.from_numpy(theta)).numpy()
+
+    def parameters(self, numbers: Array) -> Array:
+        """θ (…, d) of numbers (…, k)."""
+        return numbers if self.map is None else self.map(torch.from_numpy(numbers)).numpy()
+
+    def log_volume(self, numbers: Array) -> Array:
+        """log|det ∂θ/∂numbers|, (n,)."""
+        if self.map is None:
+            return np.zeros(len(numbers))
+        u = torch.from_numpy(numbers)
+        found = self.map.log_abs_det_jacobian(u, self.map(u)).numpy()
+        return found.reshape(len(found), -1).sum(1)
+
     def within(self, theta: Array) -> Array:
         """``theta`` (n, d) with what rounding put on an end of the box, or just outside of it, inside."""
         with np.errstate(invalid="ignore"):
@@ -69,7 +96,7 @@ class Prior:
         return np.where(near, theta.clip(self.low + CLEARANCE * width, self.high - CLEARANCE * width), theta)
 
     def log_prob(self, theta: Array) -> Array:
-        """Nats, (n,), of ``theta`` (n, d); −∞ outside of the box.
+        """Nats, (n,), of numbers ``theta`` (n, k); −∞ outside of the box.
 
         Raises:
             ValueError: it has no density, being None or an infinite box.
@@ -83,6 +110,8 @@ class Prior:
 
     def _log_prob(self, theta: Array) -> Array:
         """By a law of vectors, or by d independent laws of numbers, in its own precision and inside its support."""
+        if self.map is not None:
+            return array(self.law.log_prob(self.map(torch.from_numpy(theta)).to(self._like))) + self.log_volume(theta)
         rounded, low, high = (torch.tensor(part, dtype=self._like.dtype) for part in (theta, *self.interval))
         inner = rounded.clamp(low.nextafter(high), high.nextafter(low))
         values = torch.where(torch.from_numpy(self.is_whole), rounded, inner)
@@ -95,8 +124,8 @@ def array(rows: Any, dtype: Any = np.float64) -> Array:
     return np.asarray(rows.detach().cpu() if isinstance(rows, Tensor) else rows, dtype=dtype)
 
 
-def finite(rows: Any, name: str) -> Array:
-    """:func:`array`, or ValueError where an entry is not a real number, is missing or infinite."""
+def finite(rows: Any, name: str, may_miss: bool = False) -> Array:
+    """:func:`array`, or ValueError where an entry is not a real number, is infinite, or missing unless it may be."""
     given = array(rows, None)
     try:
         casting: Any = "unsafe" if given.dtype == object else "same_kind"  # not complex numbers, nor dates
@@ -104,20 +133,37 @@ def finite(rows: Any, name: str) -> Array:
     except (TypeError, ValueError) as error:
         what = f"{name} must be real numbers, got {given.dtype}"
         raise ValueError(f"{what}; turn dates into numbers, such as days") from error
-    if not np.isfinite(found).all():
-        raise ValueError(f"{name} must be finite numbers, got NaN or infinity; leave out such rows")
+    if not (np.isfinite(found) | (may_miss & np.isnan(found))).all():
+        raise ValueError(f"{name} must be finite numbers, got {'infinity' if may_miss else 'NaN or infinity'}")
     return found
 
 
-def _ends(support: Any) -> tuple[Any, Any]:
-    """Low and high of a support that is a box."""
+def _support(law: Distribution) -> tuple[tuple[Any, Any], Transform | None]:
+    """Low and high of the numbers of a law, and the map of numbers to θ where its support is no box."""
+    line = -np.inf, np.inf
+    try:
+        ends = _ends(law.support)
+    except NotImplementedError:  # a law that does not say it
+        return line, None
+    if ends is not None:
+        return ends, None
+    try:
+        return line, biject_to(law.support)
+    except NotImplementedError:
+        return line, None
+
+
+def _ends(support: Any) -> tuple[Any, Any] | None:
+    """Low and high of a support that is a box, else None."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     if isinstance(support, constraints.cat):
-        parts = zip(support.cseq, support.lengths, strict=True)
-        low, high = np.concatenate([[np.broadcast_to(array(end), n) for end in _ends(part)] for part, n in parts], 1)
+        parts = [(_ends(part), n) for part, n in zip(support.cseq, support.lengths, strict=True)]
+        if any(ends is None for ends, _ in parts):
+            return None
+        low, high = np.concatenate([[np.broadcast_to(array(end), n) for end in ends] for ends, n in parts if ends], 1)
         return low, high
     bounded = hasattr(support, "lower_bound"), hasattr(support, "upper_bound")
     if support is not constraints.real and not any(bounded):
-        raise ValueError(f"prior must have a box as its support, got {support}")
+        return None
     return (support.lower_bound if bounded[0] else -np.inf), (support.upper_bound if bounded[1] else np.inf)

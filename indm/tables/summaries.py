@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from indm.conditions import Numbers
 from indm.flows.base import Identity
 from indm.model import INDM
-from indm.nets.mixture import MixtureMLP
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
 from indm.tables.columns import Columns
 from indm.tables.estimator import EPS, DensityEstimator
 from indm.tables.fit import Training, train
+from indm.tables.networks import MixtureMLP
 
 HELD = 512  # rows of validation, at least, of which some are one row in other noise
 ROWS_AT_ONCE = 1_024

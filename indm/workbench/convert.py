@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import torch
 
+from indm.checks import brief
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow, Identity
-from indm.messages import brief
 from indm.model import INDM, build, count_parameters
 from indm.published.checkpoint import Checkpoint, State, Weights, read_checkpoint
 from indm.published.flow import flow_from_state
@@ -22,15 +22,14 @@ from indm.published.ncsnpp import PublishedScore
 from indm.published.network import Architecture, architecture, load_published
 from indm.scaling import Scaling
 from indm.sde.linear import LinearSDE
-from indm.workbench.data.base import flags_of_data
-from indm.workbench.data.registry import check_data
+from indm.workbench.data.base import check_data, flags_of_data
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.recipe import Recipe, Tables
+from indm.workbench.recipes.recipe import Tables
 from indm.workbench.runs.folder import CONVERSION, check_empty
 from indm.workbench.runs.provenance import describe, provenance
 
 TABLES = ("data", "sde", "net", "flow", "evaluate")  # of a recipe, those that may be changed
-PUBLISHED_SIDES = {"cifar10": 32, "celeba": 64}  # of images, in pixels
+PUBLISHED: dict[tuple[int, ...], dict] = {(3, 32, 32): {"name": "cifar10"}, (3, 64, 64): {"name": "celeba"}}
 LEVELS = 256  # grey levels of the released models' data
 
 
@@ -62,7 +61,7 @@ def convert(
     Returns:
         What is also written to ``conversion.json``, there with its provenance: the files with their weights and what
         of them is passed over, and where each setting is from (``from_the_tensors``; ``assumed``: from the recipe, or
-        as published; ``overruled``: of the recipe, otherwise by the tensors).
+        as published).
 
     Raises:
         ValueError: files that cannot be read, settings that are missing, unknown or contradicted, tensors that do not
@@ -70,17 +69,23 @@ def convert(
     """
     out = Path(out)
     check_empty(out)
-    given = _given_tables(changes or {})
+    for name in {key.partition(".")[0] for key in changes or {}} - set(TABLES):
+        raise ValueError(f"--{name} is not for converting; {', '.join(TABLES)} can be changed")
+    given = recipes.override({}, changes or {})
     if "flow" in given and flow_checkpoint is None:
         raise ValueError("--flow must be left out where there is no flow checkpoint: the flow is the identity")
     fallback = recipes.load(recipe) if recipe is not None else {}
-    data = _named_data(given, fallback)
-    size = _side_of_images(image_size, given)
-
+    data = given.get("data", {})
+    data = data if "name" in data else fallback.get("data", {}) | data
+    if "name" in data:
+        check_data(**data)
+    said = _side_of_images(image_size, given)
+    size = _side_of(data) if said is None else said
     source = read_checkpoint(checkpoint)
-    likely = _side_of(data)
-    layout = architecture(source.state, given, fallback, size, likely if isinstance(likely, int) else None)
-    data = data if "name" in data else _likely_data(layout.shape) | data
+    layout = architecture(source.state, given, fallback, size if isinstance(size, int) else None)
+    if "name" not in data:
+        folder = {"name": "folder", "path": "images", "size": layout.shape[1], "channels": layout.shape[0]}
+        data = PUBLISHED.get(layout.shape, folder) | data
     data = _checked_data(data, layout, given.get("data", {}))
     files = [_file(source, weights or "ema")]
     score = score_of_checkpoint(source.weights(weights or "ema"), layout.sde, layout.net, layout.shape)
@@ -92,7 +97,7 @@ def convert(
         flow = flow_from_state(state, given.get("flow", {}), layout.shape, initial_inverses)
     model = INDM(flow, score, Scaling.images(LEVELS, score.backbone.centered), layout.shape).eval()
 
-    assumed = layout.assumed | ({"image_size": layout.shape[1]} if size is None else {})
+    assumed = layout.assumed | ({"image_size": size} if said is None else {})
     result = {
         "files": files,
         "step": source.step,
@@ -101,13 +106,14 @@ def convert(
         "recipe": None if recipe is None else str(recipe),
         "from_the_tensors": layout.inferred,
         "assumed": assumed | _assumed(model.description()["sde"], data, layout, given),
-        "overruled": layout.overruled,
         "data": data,
     }
     made_by = provenance(None, {file["name"]: file["sha256"] for file in files})
     conversion = atomic.json_into(result | {"provenance": made_by})  # what has no JSON is an error before all writing
     notes = [f"converted from {file['name']}" for file in files]
-    describe(out, _recipe(model, data, given, fallback), torch.device("cpu"), notes)
+    parts = {kind: {k: v for k, v in table.items() if k != "shape"} for kind, table in model.description().items()}
+    tables = {table: fallback.get(table, {}) | given.get(table, {}) for table in ("train", "evaluate")}
+    describe(out, recipes.resolve({"data": data} | parts | tables), torch.device("cpu"), notes)
     model.save(out)
     atomic.whole(out / CONVERSION, conversion)
     return result
@@ -119,22 +125,6 @@ def score_of_checkpoint(state: State, sde: dict, net: dict, shape: tuple[int, ..
     network: Any = untrusted.build_described(make, {**net, "shape": shape}, state)
     load_published(network, state)
     return PublishedScore(network, cast(LinearSDE, build(sde, "sde", shape))).eval()
-
-
-def _given_tables(changes: Mapping[str, str]) -> Tables:
-    """The changes as tables; ValueError for a table that may not be changed."""
-    for name in {key.partition(".")[0] for key in changes} - set(TABLES):
-        raise ValueError(f"--{name} is not for converting; {', '.join(TABLES)} can be changed")
-    return recipes.override({}, changes)
-
-
-def _named_data(given: Tables, fallback: Tables) -> dict:
-    """The data that are given, else the recipe's with what is given of them; without a name where neither has one."""
-    data = given.get("data", {})
-    data = data if "name" in data else fallback.get("data", {}) | data
-    if "name" in data:
-        check_data(**data)
-    return data
 
 
 def _side_of_images(image_size: int | None, given: Tables) -> int | None:
@@ -154,7 +144,8 @@ def _side_of_images(image_size: int | None, given: Tables) -> int | None:
 
 def _side_of(data: dict) -> Any:
     """The side of the images of ``data``, None where it is not known."""
-    return data.get("size", PUBLISHED_SIDES.get(data.get("name", "")))
+    sides = {published["name"]: shape[1] for shape, published in PUBLISHED.items()}
+    return data.get("size", sides.get(data.get("name", "")))
 
 
 def _checked_data(data: dict, layout: Architecture, given: dict) -> dict:
@@ -171,22 +162,9 @@ def _checked_data(data: dict, layout: Architecture, given: dict) -> dict:
     return data | {"centered": centered}
 
 
-def _likely_data(shape: tuple[int, int, int]) -> dict:
-    """The published data set of that shape; else a folder of images that is yet to be named."""
-    published = {(3, 32, 32): {"name": "cifar10"}, (3, 64, 64): {"name": "celeba"}}
-    return published.get(shape, {"name": "folder", "path": "images", "size": shape[1], "channels": shape[0]})
-
-
 def _file(source: Checkpoint, weights: Weights) -> dict[str, Any]:
     digest = sha256(source.path.read_bytes()).hexdigest()
     return {"name": source.path.name, "sha256": digest, "weights": weights, "passed_over": source.passed_over}
-
-
-def _recipe(model: INDM, data: dict, given: Tables, fallback: Tables) -> Recipe:
-    """The recipe of the run folder: the model as it describes itself, with the options that are known."""
-    parts = {kind: {k: v for k, v in table.items() if k != "shape"} for kind, table in model.description().items()}
-    options = {table: fallback.get(table, {}) | given.get(table, {}) for table in ("train", "evaluate")}
-    return recipes.resolve({"data": data} | parts | options)
 
 
 def _assumed(sde: dict, data: dict, layout: Architecture, given: Tables) -> dict:

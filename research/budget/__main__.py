@@ -171,11 +171,11 @@ def translated(home: Home, job: Job, out: Path) -> dict[str, Any]:
     report, runs = json.loads((results / "translation.json").read_text()), open_runs([out])
     names = [row["name"] for row in report["examples"]]
 
-    def images(folder: Path, data: dict, grey: bool) -> torch.Tensor:
-        items = {item.name: item for item in find([folder], runs.models[-1], data, grey=grey)}
+    def images(folder: Path, data: dict) -> torch.Tensor:
+        items = {item.name: item for item in find([folder], runs.models[-1], data)}
         return torch.stack([items[name].read().pixels for name in names])
 
-    ends = (source, runs.data, runs.grey[0]), (results, runs.data_b, runs.grey[1]), (truth, runs.data_b, runs.grey[1])
+    ends = (source, runs.data), (results, runs.data_b), (truth, runs.data_b)
     features = general_features(levels := runs.models[-1].scaling.levels or 256).features
     return {"translation": report | {"truth": against_truth(*(images(*end) for end in ends), features, levels)}}
 

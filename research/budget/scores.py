@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from indm.workbench.data.base import Data, as_data, stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import Data, as_data, load_data, stack
 from indm.workbench.runs.folder import recipe_of
 from indm.workbench.runs.samples import SAMPLES, read_samples
 from research.lab.distances import frechet_distance

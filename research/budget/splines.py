@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from indm.model import INDM
-from indm.workbench.data.base import stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data, stack
 from indm.workbench.runs.folder import recipe_of
 
 GROUPS = (range(1), range(1, 16), range(16, 240), range(240, 255), range(255, 256))  # of levels

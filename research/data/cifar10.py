@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 from tyro.conf import Positional, arg
 
+from indm.checks import brief, reason
 from indm.files import atomic, untrusted
 from indm.files.plain import check_plain
-from indm.messages import brief, reason
 from indm.workbench.cli.common import DONE, Common
 from research.command import main
 

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indm.messages import brief
-from indm.workbench.data.base import Data
+from indm.checks import brief
+from indm.workbench.data.base import Data, describe_split, limited
 from indm.workbench.data.folder import find_images
-from indm.workbench.data.image_files import ImageFiles, data_of_images
-from indm.workbench.data.splits import describe_split, limited
+from indm.workbench.data.images import ImageFiles, data_of_images
 
 SIDE = 64  # pixels of the files
 VALID, TEST = 0.1, 0.2  # shares of the concepts

@@ -8,19 +8,17 @@ from PIL import Image
 from torch import Tensor
 
 from indm.files.memory import check_memory
-from indm.workbench.data.base import Data
+from indm.workbench.data.base import Data, describe_split
+from indm.workbench.data.examples import words_of
 from indm.workbench.data.folder import Files, find_images
-from indm.workbench.data.image_files import ImageFiles, ImageOptions, data_of_images
-from indm.workbench.data.images import RESIZE_MODES, pixels_of
-from indm.workbench.data.raw import words_of
-from indm.workbench.data.splits import describe_split
+from indm.workbench.data.images import RESIZE_MODES, ImageFiles, ImageOptions, data_of_images, pixels_of
 
 
 class Patches(ImageFiles):
     """The same number of patches of each photograph, uint8 of ``shape``: the first of each, then the second of each, ….
 
     A photograph is decoded when one of its patches is first asked for, and all its patches stay in memory. One that
-    cannot be read is replaced by the next, as in :class:`~indm.workbench.data.image_files.ImageFiles`.
+    cannot be read is replaced by the next, as in :class:`~indm.workbench.data.images.ImageFiles`.
 
     Args:
         files: the photographs.
@@ -54,7 +52,7 @@ class Patches(ImageFiles):
     ):
         super().__init__(files, shape, resize, background=background)
         self.corners, self.short = corners, short
-        self.keeps, self.made_shape = True, (corners.shape[1], *shape)
+        self.keeps = True
 
     def __len__(self) -> int:
         return self.corners.shape[0] * self.corners.shape[1]
@@ -129,7 +127,7 @@ def load_patches(
         raise ValueError(
             f"patches of {len(files)} photographs must fit in memory, lower data.patches: {error}"
         ) from error
-    parts = options.split(len(files))
+    parts = options.divided(len(files))
     corners = torch.rand(len(files), count, 2, generator=torch.Generator().manual_seed(seed))
     sets = {
         part: Patches(files.select(chosen.numpy()), shape, corners[chosen], short, resize, background)

@@ -18,8 +18,7 @@ import torch
 import indm
 from indm.model import count_parameters
 from indm.training import EMA
-from indm.workbench.data.base import Data, stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import Data, load_data, stack
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.devices import make_accelerator

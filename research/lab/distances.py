@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from indm.conditions import all_rows, at_rows
 from indm.sampling import Sampler, make_sampler, solve_latent
 from indm.tensors import Batch, double, evaluation_mode
 
@@ -71,10 +70,10 @@ def solve(
         x, and the evaluations of the score for one sample (the most that one took), that of the denoising included.
     """
     sampler, parts, nfe = make_sampler(sampler), [], 0
-    c = all_rows(model, c, len(z_T))
+    c = model.rows(c, len(z_T))
     with evaluation_mode(model):
         for rows, start in zip(torch.arange(len(z_T)).split(batch_size), z_T.split(batch_size), strict=True):
-            here = at_rows(model, c, rows)
+            here = model.given(c, rows=rows)
             z, count = solve_latent(here, start, sampler, steps, generator=generator, progress=progress)
             parts.append(here.decode(z))
             nfe = max(nfe, count)

@@ -28,8 +28,7 @@ from tqdm.auto import tqdm
 from indm.files import atomic, untrusted
 from indm.tensors import evaluation_mode
 from indm.workbench.data.base import Data, InMemory, stack
-from indm.workbench.data.batches import loader
-from indm.workbench.data.raw import MIN_SIZE
+from indm.workbench.data.examples import MIN_SIZE, loader
 from research.lab.statistics import share_error
 
 WEIGHTS, DESCRIPTION = "extractor.safetensors", "extractor.json"

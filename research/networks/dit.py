@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.nets.attention import attend
 from indm.nets.embedding import ConditionOfImages, LevelEmbedding, seen, with_waves
+from indm.nets.unet import attend
 from indm.tensors import PerSample, zeroed
 
 MIXING = ("attention", "mlp")

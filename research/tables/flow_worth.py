@@ -25,6 +25,7 @@ from indm.flows import CouplingFlow, ElementwiseFlow, Flow
 from indm.tables import estimator
 from indm.tables.columns import Columns
 from indm.tables.fit import Training, paired_error
+from indm.tables.mixture import Mixture
 from indm.workbench.evaluation.statistics import mean_and_error
 from research.any_question import rows_of
 from research.markdown import in_table
@@ -82,8 +83,8 @@ class FlowEstimator(DensityEstimator):
 
     variant = "coupling"
 
-    def _build(self, components: int) -> INDM:
-        linear = super()._build(components)
+    def _build(self, mixture: Mixture) -> INDM:
+        linear = super()._build(mixture)
         return INDM(flow_of(self.variant, linear.shape[0]), linear.score, shape=linear.shape)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data
 from research.command import main
 from research.data.cifar10 import Cifar10, convert
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from indm.workbench.data.base import stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data, stack
 from research.lab.distances import frechet_distance
 from research.lab.extractor import Extractor, load_or_train, shifted, train_extractor
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from indm.workbench.data.base import stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data, stack
 from research.lab.distances import kernel_distance
 from research.lab.extractor import train_extractor
 from research.translation.metrics import (

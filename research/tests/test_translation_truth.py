@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from indm.translation import two_models
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data
 from research.translation.truth import covariances, distances, drawn, exact_models, maps
 
 

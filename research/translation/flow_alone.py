@@ -25,11 +25,9 @@ import indm
 from indm.dequantization import from_data
 from indm.model import INDM, count_parameters
 from indm.objective import Losses, Objective, as_objective, flow_loss, flow_nll, objective_of
-from indm.rng import noisy
-from indm.tensors import evaluation_mode
+from indm.tensors import evaluation_mode, noisy
 from indm.translation import without_noise
-from indm.workbench.data.base import Data, stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import Data, load_data, stack
 from indm.workbench.figures.plots import save_pixels
 from indm.workbench.figures.sheets import Panel, sheet
 from indm.workbench.recipes import recipe as recipes

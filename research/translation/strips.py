@@ -14,12 +14,12 @@ from torch import Tensor
 
 from indm.flows import Identity
 from indm.translation import Route
+from indm.workbench.figures import plots, sheets
 from indm.workbench.recipes.options import TranslationOptions
-from indm.workbench.translation.pictures import FrameStrip, write_strips
 from indm.workbench.translation.routes import BatchTranslator, TranslationRuns, find, open_runs
 
 
-def strips_of(folders: list[Path], image: Path, o: argparse.Namespace) -> list[FrameStrip]:
+def strips_of(folders: list[Path], image: Path, o: argparse.Namespace) -> list[sheets.Panel]:
     """The routes of ``image`` by the runs or pairs in ``folders``; the options are those of the program."""
     strips = []
     for folder in folders:
@@ -32,12 +32,11 @@ def strips_of(folders: list[Path], image: Path, o: argparse.Namespace) -> list[F
     return strips
 
 
-def _strip(title: str, runs: TranslationRuns, route: Route, image: Path, o: argparse.Namespace) -> FrameStrip:
-    model = route.models[0]
-    (item,) = find([image], model, runs.data, grey=runs.grey[0])
+def _strip(title: str, runs: TranslationRuns, route: Route, image: Path, o: argparse.Namespace) -> sheets.Panel:
+    (item,) = find([image], route.models[0], runs.data)
     translate = BatchTranslator(route, TranslationOptions(strip=o.frames // len(route.legs), seed=o.seed))
     (translated,) = translate(item.read().pixels[None])
-    return FrameStrip(title, translate.times, cast(Tensor, translated.frames), cast(int, model.scaling.levels))
+    return sheets.strip(cast(Tensor, translated.frames), translate.times, title)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,7 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=120, help="evaluations of the networks for each row")
     parser.add_argument("--seed", type=int, default=0)
     o = parser.parse_args(arguments)
-    write_strips(strips_of(o.runs, o.image, o), o.out)
+    levels = cast(int, open_runs(o.runs[:1]).models[0].scaling.levels)
+    plots.save_pixels(sheets.sheet(strips_of(o.runs, o.image, o), levels, across=1), o.out)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,7 @@ from torch import Tensor
 import indm
 from indm.model import INDM, count_parameters
 from indm.translation import Route, sdedit, two_models
-from indm.workbench.data.base import Data, stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import Data, load_data, stack
 from indm.workbench.evaluation.statistics import over_seeds, paired
 from indm.workbench.figures.plots import save_pixels
 from indm.workbench.figures.sheets import Panel, sheet

@@ -29,8 +29,7 @@ from indm.scaling import Scaling
 from indm.sde.linear import VPSDE, LinearSDE
 from indm.tensors import expand_like
 from indm.translation import two_models
-from indm.workbench.data.base import as_data, stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import as_data, load_data, stack
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.training.pairs import train_pair
 from indm.workbench.translation.routes import open_runs

@@ -26,10 +26,9 @@ from indm.flows import CouplingFlow, ElementwiseFlow, Flow, Identity
 from indm.gaussian import GaussianReference
 from indm.nets import MLP, Zero
 from indm.objective import denoising_error, extended_clock, flow_nll
-from indm.rng import randn_like
 from indm.score import ScoreModel
 from indm.sde import VPSDE
-from indm.tensors import event_size
+from indm.tensors import event_size, randn_like
 from indm.training import EMA, learning_rate_factor, optimizer_step
 from indm.workbench.cli.common import DONE, Common
 from indm.workbench.evaluation.statistics import mean_and_error

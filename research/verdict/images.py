@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from indm.workbench.data.base import stack
-from indm.workbench.data.standard import load_cifar10, load_fashion_mnist
+from indm.workbench.data.base import load_data, stack
 
 VALID, TEST = 2_000, 1_000  # images of these splits, the first ones
 
@@ -55,7 +54,9 @@ def load(name: str, root: Path | None = None) -> Images:
     """
     if name not in ("cifar10-16", "cifar10-32", "clothes-16"):
         raise ValueError(f'name must be "cifar10-16", "cifar10-32" or "clothes-16", got {name!r}')
-    data = load_fashion_mnist(size=16) if name == "clothes-16" else load_cifar10(root=root, download=False)
+    data = (
+        load_data("fashion-mnist", size=16) if name == "clothes-16" else load_data("cifar10", root=root, download=False)
+    )
     counts = {"train": None, "valid": VALID, "test": TEST}
     parts = {split: stack(getattr(data, split), n) for split, n in counts.items()}
     if name == "cifar10-16":

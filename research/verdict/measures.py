@@ -23,13 +23,12 @@ from indm import NLL, Bound, NonlinearDiffusion, evaluate, forward_path
 from indm.likelihood import latents_of
 from indm.objective import prior_term
 from indm.ode import rademacher
-from indm.rng import randn_like
 from indm.sampling import default_sampler
 from indm.scaling import Scaling
 from indm.sde.linear import LinearSDE
-from indm.tensors import Batch, double, evaluation_mode, event_sum, expand_like
+from indm.tensors import Batch, double, evaluation_mode, event_sum, expand_like, randn_like
 from indm.workbench.data.base import Data
-from indm.workbench.data.raw import InMemory
+from indm.workbench.data.examples import InMemory
 from indm.workbench.evaluation.statistics import in_both_units, mean_and_error
 from research.lab.distances import frechet_distance, make_generator, prior_draws, solve
 from research.lab.extractor import Extractor, train_extractor

@@ -8,9 +8,8 @@ from contract_parts import OPTIONS
 from PIL import Image
 
 from indm.names import BUILT_IN
-from indm.workbench.data.base import PARTS, Data, stack
-from indm.workbench.data.batches import loader
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import PARTS, Data, load_data, stack
+from indm.workbench.data.examples import loader
 
 FILES = {
     "fashion-mnist",

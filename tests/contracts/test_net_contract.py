@@ -10,9 +10,9 @@ from torch import nn
 import indm
 from indm import names
 from indm.model import INDM, build
-from indm.nets import MixtureMLP
 from indm.score import score_for
 from indm.sde.linear import VPSDE
+from indm.tables.networks import MixtureMLP
 
 NETS = constructions("net")
 trainable = [name for name, case in NETS.items() if list(build(*case[:1], "net", case[1]).parameters())]

@@ -26,11 +26,11 @@ from indm.published.checkpoint import read_checkpoint
 from indm.scaling import Scaling
 from indm.workbench.cli.main import main
 from indm.workbench.data import images
-from indm.workbench.data.image_files import ImageFiles
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data
+from indm.workbench.data.images import ImageFiles
 from indm.workbench.data.standard import read_idx
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import Training
+from indm.workbench.recipes.options import TrainOptions
 from indm.workbench.training import loop
 
 HOME = Path(tempfile.mkdtemp(prefix="indm-fuzz-"))
@@ -154,7 +154,7 @@ def test_recipes_with_changed_values(name, place, new, key):
 
 
 @fuzzed(10_000, table=st.sampled_from([*recipes.TABLES, "trian", ""]),
-    key=st.sampled_from([*vars(Training()), "name", "", "a.b"]), value=st.text(max_size=20) | VALUES.map(str),
+    key=st.sampled_from([*vars(TrainOptions()), "name", "", "a.b"]), value=st.text(max_size=20) | VALUES.map(str),
 )  # fmt: skip
 def test_changes_on_the_command_line(table, key, value):
     try:

@@ -29,14 +29,14 @@ from safetensors.torch import load_file, save_file
 
 import indm
 from indm import names
+from indm.checks import one_line
 from indm.files import memory, plain, untrusted
 from indm.flows import ActNorm
-from indm.messages import one_line
 from indm.model import INDM, build_model
 from indm.scaling import Scaling
-from indm.workbench.data import tables
+from indm.workbench.data import arrays
+from indm.workbench.data.base import load_data
 from indm.workbench.data.images import read_image
-from indm.workbench.data.registry import load_data
 from indm.workbench.data.standard import read_idx
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.devices import peak_memory_mib
@@ -163,9 +163,9 @@ def test_a_parquet_file_is_counted_by_its_cells_and_read_without_lists(tmp_path,
     with monkeypatch.context() as patch, pytest.raises(ValueError, match="claims 72,000,000 bytes"):
         patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=71_000_000))
         patch.setattr(pandas, "read_parquet", lambda *_, **__: pytest.fail("it was read"))
-        tables.read_columns(path, (), ("c",))
+        arrays.read_columns(path, (), ("c",))
     tracemalloc.start()
-    x, c = tables.read_columns(path, ("a", "b"), ("c",))
+    x, c = arrays.read_columns(path, ("a", "b"), ("c",))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert x.shape == (n, 2) and x.dtype == np.float32 and c.dtype == np.int64

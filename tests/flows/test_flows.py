@@ -23,7 +23,6 @@ from indm.flows import (
     Unsqueeze,
     check_flow,
 )
-from indm.published import ConditionalResidualFlow
 
 
 class Outside(Flow):
@@ -61,36 +60,6 @@ def test_a_flow_checks_its_parts_and_names_the_one_that_fails(wrap, name):
         flow.check()
 
 
-def test_a_conditional_flow_checks_its_blocks():
-    flow = ConditionalResidualFlow((4,), (1,), 8, code_dim=2)
-    with torch.no_grad():
-        flow.chain[0].maps[0].weight.fill_(math.nan)
-    for part, name in ((flow, "chain.0"), (flow.at(torch.zeros(2)), "flows.0")):
-        with pytest.raises(RuntimeError, match=rf"^{name}\.maps\.0\.weight has norm nan"):
-            part.check()
-
-
-@pytest.mark.parametrize("base, missing", [(Flow, "forward"), (Flow, "solve_inverse"), (ExactFlow, "inverse_step")])
-def test_a_flow_that_lacks_a_method_cannot_be_made(base, missing):
-    methods = {name: getattr(Identity, name) for name in ("forward", "solve_inverse", "inverse_step")}
-    del methods[missing]
-    with pytest.raises(TypeError, match=f"abstract method '?{missing}'?"):
-        type("Partial", (base,), methods)()
-
-
-def test_squeeze_gathers_each_two_by_two_square():
-    x = torch.arange(2 * 3 * 4 * 6.0).reshape(2, 3, 4, 6)
-    z, log_det = Squeeze()(x)
-    assert z.shape == (2, 12, 2, 3) and log_det.tolist() == [0.0, 0.0]
-    for c in range(3):
-        for i in range(2):
-            for j in range(3):
-                square = x[:, c, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].flatten(1)
-                assert torch.equal(z[:, 4 * c : 4 * c + 4, i, j], square)
-    assert torch.equal(Squeeze().inverse(z), x)
-    assert torch.equal(Unsqueeze()(z)[0], x) and torch.equal(Unsqueeze().inverse(x), z)
-
-
 def test_what_cannot_be_squeezed():
     for flow, x in [
         (Squeeze(), torch.zeros(2, 3, 5, 4)),
@@ -102,20 +71,6 @@ def test_what_cannot_be_squeezed():
             flow(x)
     with pytest.raises(ValueError, match="multiple of 4"):
         Unsqueeze()(torch.zeros(2, 6, 3, 3))
-
-
-@pytest.mark.parametrize("shape", [(4,), (4, 3, 5)])
-def test_actnorm_initializes_to_zero_mean_and_unit_variance(shape):
-    x = torch.randn(500, *shape) * torch.tensor([0.01, 1.0, 3.0, 50.0]).reshape(4, *[1] * (len(shape) - 1)) + 7
-    flow = ActNorm(4)
-    flow.initialize(x)
-    z, log_det = flow(x)
-    per_channel = z.detach().transpose(0, 1).flatten(1)
-    torch.testing.assert_close(per_channel.mean(1), torch.zeros(4), rtol=0, atol=1e-3)
-    torch.testing.assert_close(per_channel.std(1), torch.ones(4), rtol=1e-3, atol=0)
-    stds = x.transpose(0, 1).flatten(1).std(1)
-    expected = -stds.log().sum() * math.prod(shape[1:])
-    torch.testing.assert_close(log_det.detach(), expected.expand(500), rtol=1e-4, atol=1e-4)
 
 
 def test_compose_meets_the_data_in_the_order_given():

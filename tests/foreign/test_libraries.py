@@ -355,26 +355,6 @@ def test_one_network_in_two_descriptions_has_one_score(ddpm):
     torch.testing.assert_close(*scores, rtol=1e-9, atol=1e-9)
 
 
-def test_samples_missing_pixels_and_translation(ddpm, digits):
-    """Missing halves follow the visible ones: nearer to the truth than other digits."""
-    one = indm.from_diffusers(*ddpm, shape=(1, SIDE, SIDE), scaling=SCALING).double()
-    with pytest.warns(RuntimeWarning, match="the network may have ripples"):
-        drawn = one.scaling.to_data(indm.sample(one, 64, steps=20, generator=seeded()))
-    assert drawn.shape == (64, 1, SIDE, SIDE) and drawn.max() <= 16
-    assert (drawn.double().mean() - digits.double().mean()).abs() < 1.5
-    truth, hidden = digits[1500:1516], torch.zeros(SIDE, SIDE, dtype=torch.bool)
-    hidden[SIDE // 2 :] = True
-    filled = indm.inpaint(one, truth, hidden, 16, steps=20, generator=seeded())
-    assert torch.equal(filled[..., ~hidden].long(), truth[..., ~hidden])
-    away = [(filled.double() - rows).square()[..., hidden].mean() for rows in (truth, truth.roll(1, 0))]
-    assert away[0] < away[1]
-    inverted = indm.from_diffusers(*train_ddpm(16 - digits, 200), shape=(1, SIDE, SIDE), scaling=SCALING).double()
-    x = one.scaling.centre(truth).double()
-    there = indm.translate(one, inverted, x, steps=40)
-    assert there.mean() > 0.2 > -0.2 > x.mean()
-    assert (indm.translate(inverted, one, there, steps=40) - x).abs().mean() < 0.05
-
-
 SCHEDULERS = {
     "ddpm-epsilon": ("DDPMScheduler", {"prediction_type": "epsilon"}),
     "ddim-sample": ("DDIMScheduler", {"prediction_type": "sample"}),
@@ -509,13 +489,6 @@ def test_classes_of_torchcfm_and_names_of_the_others():
 
     indm.from_flow_matching(by_name, shape=(2,), condition=condition).score.backbone.noise(x, level, c)
     assert torch.equal(seen["c"], c)
-
-
-def test_a_schedule_without_signal_at_its_end_is_cut_with_a_warning(unet):
-    scheduler = library("diffusers").DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
-    with pytest.warns(RuntimeWarning, match="the last 1 of 1000 steps has no signal"):
-        model = indm.from_diffusers(unet, scheduler, condition=indm.Classes("abcd"))
-    assert model.score.backbone.noises.range == (0.0, 998.0)
 
 
 def test_what_no_adapter_can_do_is_refused(unet):

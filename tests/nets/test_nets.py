@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from indm.nets import MLP, UNet, Zero
-from indm.nets.attention import attend
+from indm.nets import MLP, UNet
 from indm.nets.embedding import LevelEmbedding
-from indm.nets.unet import Attention, ResBlock, group_norm
+from indm.nets.unet import Attention, ResBlock, attend, group_norm
 
 
 def perturbed(net, scale=0.1, seed=0):
@@ -53,13 +52,6 @@ def test_fourier_features_are_waves_of_each_channel():
         sin4, cos4, sin8, cos8 = net.stem.weight[:, 2:].clone().split(2, dim=1)
         net.stem.weight[:, 2:] = torch.cat([-cos4, sin4, -sin8, -cos8], 1)  # by a quarter of the longer period, 1/8
         torch.testing.assert_close(net(z - 1 / 8, level), seen)
-
-
-@pytest.mark.parametrize("shape", [(3,), (2, 8, 8)])
-def test_zero_has_no_parameters_and_predicts_nothing(shape):
-    net, (z, level) = Zero(), draw(shape, dtype=torch.float64)
-    assert not list(net.parameters()) and not net.state_dict()
-    assert torch.equal(net(z, level), 0 * z)
 
 
 class TestLevelEmbedding:
@@ -248,11 +240,3 @@ def test_any_image_size_and_channel_count(images, height, width, channels, level
     z, level = draw(net.shape, 2)
     output = net(z, level)
     assert output.shape == z.shape and output.isfinite().all() and output.std() > 0
-
-
-@pytest.mark.parametrize("blocks", [1, 2, 3])
-def test_a_level_may_have_several_blocks(blocks):
-    """Every block of the way up takes what its counterpart on the way down gave, so that its width must fit."""
-    net = UNet((1, 8, 8), channels=4, multipliers=(1, 2), blocks=blocks, attention=())
-    assert net(torch.randn(2, 1, 8, 8), torch.randn(2)).shape == (2, 1, 8, 8)
-    assert [len(stages) for stages in net.encoder] == [blocks, blocks]

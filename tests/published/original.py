@@ -34,9 +34,7 @@ def tables_of(settings):
     if "fir" in s:
         net["fir"] = s["fir_kernel"] if s["fir"] else []
     if "progressive" in s:
-        net["output_pyramid"] = {"none": "none", "output_skip": "sum"}[s["progressive"]]
-        pyramids = {"none": "none", "residual": "residual", "input_skip": s["progressive_combine"]}
-        net["input_pyramid"] = pyramids[s["progressive_input"]]
+        net["input_pyramid"] = s["progressive_input"]
         net["attention"] = net["attention"] if s["attention"] else []
     return tables
 
@@ -193,27 +191,17 @@ def published_network(x, label, s, layers):
         h = block(h, h.shape[1], halved)
         if s["progressive_input"] == "residual":
             h = pyramid = (done(strided(pyramid, h.shape[1], layers, s)) + h) * scale
-        elif s["progressive_input"] == "input_skip":
-            pyramid = halved(pyramid, s)
-            entering = done(layers.conv(pyramid, h.shape[1], "Conv.", 1))
-            h = entering + h if s["progressive_combine"] == "sum" else torch.cat((entering, h), 1)
         hs.append(h)
     h = block(attention(block(hs[-1], hs[-1].shape[1])), hs[-1].shape[1])
-    image = None
     for i in reversed(range(len(widths))):
         for _ in range(s["num_res_blocks"] + 1):
             h = block(torch.cat((h, hs.pop()), 1), widths[i])
         h = attended(h)
-        if s["progressive"] == "output_skip":
-            normed = done(silu(layers.norm(h)))
-            read = done(layers.conv(normed, x.shape[1], padding=1))
-            image = read if image is None else doubled(image, s) + read
         if i > 0:
             h = block(h, h.shape[1], doubled)
     assert not hs and resolutions[0] == h.shape[2]
-    if image is None:
-        normed = done(silu(layers.norm(h)))
-        image = done(layers.conv(normed, x.shape[1], padding=1))
+    normed = done(silu(layers.norm(h)))
+    image = done(layers.conv(normed, x.shape[1], padding=1))
     if s["scale_by_sigma"]:
         image = image / label.double()[:, None, None, None]
     return image

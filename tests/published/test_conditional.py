@@ -25,7 +25,6 @@ from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
 from indm.training import EMA
 from indm.workbench.cli.main import main
-from indm.workbench.training import checkpoints
 
 DEFAULTS = {"blocks": (1, 1), "width": 8, "code_dim": 4, "encoder_planes": (6, 8), "prior_width": 8}
 CASES = {
@@ -325,21 +324,6 @@ def test_train_evaluate_and_sample_from_the_command_line(run, capsys):
             drawn.append(arrays["samples"])
     assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
     assert "change in twice the steps: " not in capsys.readouterr().out  # the codes would differ
-
-
-@pytest.mark.long
-def test_resumed_training_goes_on_exactly(run, tmp_path):
-    part = tmp_path / "part"
-    short = [option.replace("steps=5", "steps=3") for option in TRAINING.split()]
-    assert main(["train", "digits", *short, "--out", str(part), "--quiet"]) == 0
-    assert main(["train", str(part), "--resume", "--train.steps=5", "--quiet"]) == 0
-    whole, gone_on = (checkpoints.newest(folder)[1] for folder in (run, part))
-    for key in ("model", "ema"):
-        for name, value in whole[key].items():
-            assert torch.equal(value, gone_on[key][name]), (key, name)
-
-
-# ── What makes no sense for it ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_what_needs_one_map_says_so():

@@ -20,7 +20,6 @@ from indm.workbench.convert import convert, score_of_checkpoint
 from indm.workbench.recipes import recipe as recipes
 
 SMALL = ["ddpmpp_vp", "ncsnpp_ve"]
-UNTOLD = ("fir", "centered", "scale_by_sigma", "rescale", "dropout")  # by the tensors
 
 
 def relative_error(score, reference):
@@ -58,9 +57,7 @@ VE = {"sde": "vesde", "embedding_type": "fourier", "scale_by_sigma": True, "cent
         VE | {"fir": True, "progressive_input": "residual", "sigma_max": 90, "num_channels": 1},
         VE | {"progressive_input": "residual", "skip_rescale": False, "scale_by_sigma": False, "num_res_blocks": 2},
         {"fir": True, "fir_kernel": [1, 2, 4], "beta_min": 0.2, "beta_max": 12.0},
-        VE | {"fir": True, "progressive_input": "input_skip", "progressive": "output_skip", "ch_mult": [1, 2, 2]},
-        {"progressive_input": "input_skip", "progressive_combine": "cat", "ch_mult": [1, 2, 2], "attention": False},
-        {"progressive_input": "residual", "progressive": "output_skip"},
+        {"progressive_input": "residual", "ch_mult": [1, 2, 2], "attention": False},
         {"sde": "vesde"},
         {"embedding_type": "fourier", "scale_by_sigma": True},
     ],
@@ -80,8 +77,7 @@ def test_what_the_tensors_tell():
     _, state, *_ = drawn(ch_mult=[1, 2, 2], num_res_blocks=3, attn_resolutions=[8, 2], num_channels=2)
     found, attends, channels = infer(state)
     assert found == {
-        "channels": 8, "multipliers": (1, 2, 2), "blocks": 3, "embedding": "positional",
-        "input_pyramid": "none", "output_pyramid": "none",
+        "channels": 8, "multipliers": (1, 2, 2), "blocks": 3, "embedding": "positional", "input_pyramid": "none"
     }  # fmt: skip
     assert attends == [True, False, True] and channels == 2
 
@@ -93,10 +89,12 @@ def test_the_rest_is_as_published_or_a_recipe_s():
         "fir": (1, 3, 3, 1), "rescale": True, "centered": False, "scale_by_sigma": True, "dropout": 0.1
     }  # fmt: skip
     assert found.sde == {"name": "ve", "sigma_min": 0.01, "sigma_max": 50.0}
-    recipe = {"sde": {"name": "ve", "sigma_max": 90.0, "eps": 1e-4}, "net": {"centered": True, "blocks": 7}}
+    recipe = {"sde": {"name": "ve", "eps": 1e-4}, "net": {"centered": True, "blocks": 1}}
     found = architecture(state, {"net": {"dropout": 0.0}}, recipe, 8)
     assert found.net["centered"] and found.net["dropout"] == 0.0 and found.net["blocks"] == 1
     assert found.sde == {"name": "ve", "sigma_max": 50.0, "eps": 1e-4, "sigma_min": 0.01}  # the tensors say 50
+    with pytest.raises(ValueError, match=r"the recipe: blocks is 1, not 7.*sde\.sigma_max is 50\.0, not 90\.0"):
+        architecture(state, {"sde": {"sigma_max": 90.0}}, recipe | {"net": {"blocks": 7}}, 8)
     other = architecture(state, {"sde": {"name": "vp"}}, recipe, 8)
     assert other.sde == {"name": "vp"} and other.assumed["fir"] == (1, 3, 3, 1)  # the tensors are a filter's
 
@@ -351,7 +349,8 @@ def test_last_weights(released, tmp_path):
 def test_a_recipe_says_what_the_tensors_do_not(tmp_path):
     _, state, *_ = drawn(**VE | {"fir": True, "progressive_input": "residual", "image_size": 16, "sigma_max": 90.0})
     path = checkpoint(state, tmp_path / "a.pth")
-    changes = {"data.size": "16", "evaluate.examples": "7"}
+    changes = {"data.size": "16", "evaluate.examples": "7", "net.channels": "8", "net.multipliers": "[1, 2]"}
+    changes |= {"net.blocks": "1", "net.attention": "[]"}
     convert(path, tmp_path / "run", recipe="celeba64-ve-fid", changes=changes)
     model, recipe = INDM.load(tmp_path / "run"), recipes.load(tmp_path / "run")
     assert isinstance(model.sde, VESDE) and model.sde.sigma_max == 90.0 and type(model.score) is PublishedScore
@@ -361,19 +360,15 @@ def test_a_recipe_says_what_the_tensors_do_not(tmp_path):
     assert model.scaling.to_model(torch.zeros(1, 3, 16, 16)).min() >= 0
 
 
-AT_16 = "--image-size must be given: the tensors are of another network than the recipe's (channels is 16, not 128; "
+OTHER = "the tensors contradict what is given or the recipe: channels is 16, not 128; "
 
 
 @pytest.mark.parametrize(
     "options, complaint",
     [
-        ("--recipe cifar10-vp-nll", AT_16),
-        ("--recipe cifar10-vp-nll --data.flip false", AT_16),
-        ("--recipe cifar10-vp-nll --image-size 16", "as the checkpoint has, got 'cifar10' of side 32; "),
-        (
-            "--recipe celeba64-vp-nll --image-size 32",
-            "(3, 32, 32), as the checkpoint has, got 'celeba' of side 64",
-        ),
+        ("--recipe cifar10-vp-nll", OTHER),
+        ("--recipe cifar10-vp-nll --image-size 16", OTHER),
+        ("--sde vp --image-size 16 --data.name cifar10", "--image-size is 16, the side of data 'cifar10' is 32"),
         ("--recipe digits --image-size 8", "net.name must be ncsnpp, whose checkpoint this is, got 'unet'"),
         ("--sde vp --image-size 16 --data cifar10", "--image-size is 16, the side of data 'cifar10' is 32"),
         ("--sde vp --image-size 16 --data.size 32", "--image-size is 16, data.size is 32"),
@@ -390,47 +385,18 @@ def test_data_and_recipes_of_other_images(options, complaint, released, tmp_path
         assert "--data folder --data.path IMAGES --data.size" in error and "--data.channels 3" in error
 
 
-def test_a_folder_of_channels_that_only_its_files_tell(released, tmp_path, capsys):
-    """Nobody looks at the files before they are evaluated: one-channel images are refused there."""
-    (tmp_path / "grey").mkdir()
-    for i in range(20):
-        Image.fromarray(np.full((16, 16), i, dtype=np.uint8)).save(tmp_path / "grey" / f"{i}.png")
-    data, run = ("--data", "folder", "--data.path", tmp_path / "grey", "--data.size", 16), tmp_path / "run"
-    assert run_cli("convert", released / "checkpoint_1.pth", "--sde", "vp", *data, "--out", run) == 0
-    few = ("--examples", 2, "--nll-examples", 0, "--times", 1)
-    for command, *options in (("evaluate", *few), ("sample", "-n", 1, "--latent-mean")):
-        capsys.readouterr()
-        assert run_cli(command, run, *options, "--quiet") == 2
-        error = capsys.readouterr().err
-        assert "data must have events of shape (3, 16, 16), as the model has, got (1, 16, 16) of 'folder'; " in error
-        assert "--data.channels 3" in error
-    assert run_cli("evaluate", run, "--data.channels", 3, *few, "--quiet") == 0
-    assert run_cli("evaluate", run, "--data", "checkerboard", "--overwrite", *few) == 2
-
-
-def test_the_tensors_overrule_a_recipe_and_it_is_said(released, tmp_path, capsys):
-    """Attention is where it is in the tensors: at 8 of 16×16, whatever the recipe says."""
-    run, data = tmp_path / "run", ("--data", "folder", "--data.path", "x", "--data.size", 16)
-    assert run_cli("convert", released / "checkpoint_1.pth", "--recipe", "cifar10-vp-nll", *data, "--out", run) == 0
-    shown, made = capsys.readouterr().out, json.loads((run / "conversion.json").read_text())
-    assert "the tensors overrule the recipe: channels is 16, not 128; " in shown
-    assert made["overruled"][-1] == "attention is (8,), not (16,)" and made["recipe"] == "cifar10-vp-nll"
-    assert INDM.load(run).score.backbone.attention == (8,) and INDM.load(run).shape == (3, 16, 16)
-    assert recipes.load(run)["net"]["attention"] == [8]
-
-
 def test_a_recipe_of_this_network_tells_the_side_of_the_images(tmp_path):
-    """The recipe's images are of the published side where its network is that of the tensors."""
+    """The recipe's images are of the published side, at which its attention is that of the tensors."""
     settings, state, *_ = drawn(ch_mult=[1, 2, 2, 2], num_res_blocks=1, attn_resolutions=[16], image_size=32)
     path, recipe = checkpoint(state, tmp_path / "a.pth"), recipes.load("cifar10-vp-nll")
     recipe["net"] |= {"channels": settings["nf"], "blocks": 1}
     (tmp_path / "small.toml").write_text(recipes.to_toml(recipe))
     made = convert(path, tmp_path / "run", recipe=tmp_path / "small.toml")
-    assert made["shape"] == [3, 32, 32] and made["assumed"]["image_size"] == 32 and made["overruled"] == []
+    assert made["shape"] == [3, 32, 32] and made["assumed"]["image_size"] == 32
     assert made["assumed"]["data.name"] == "cifar10" and made["data"]["centered"]
     recipe["net"]["attention"] = [8]
     (tmp_path / "other.toml").write_text(recipes.to_toml(recipe))
-    with pytest.raises(ValueError, match=r"--image-size must be given: .*\(attention is \(16,\), not \(8,\)\)"):
+    with pytest.raises(ValueError, match=r"the recipe: attention is \(16,\), not \(8,\)"):
         convert(path, tmp_path / "other", recipe=tmp_path / "other.toml")
 
 

@@ -15,7 +15,7 @@ from indm.scaling import Scaling
 from indm.sde.linear import VESDE, VPSDE
 from indm.workbench.data.base import Data, InMemory
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.training import resolving
+from indm.workbench.training import parts
 from indm.workbench.training.loop import train
 
 PUBLISHED = [
@@ -164,7 +164,7 @@ def test_parameters_of_the_flow_at_full_size(name, channels):
 def test_two_steps(name, linear, tmp_path, monkeypatch):
     recipe = recipes.load(name)
     data = generated(recipe)
-    monkeypatch.setattr(resolving, "load_data", lambda name, **options: data)
+    monkeypatch.setattr(parts, "load_data", lambda name, **options: data)
     changes = REDUCED | SHORT
     if linear:
         changes = {k: v for k, v in changes.items() if not k.startswith("flow.")} | {"flow": "identity"}
@@ -173,4 +173,4 @@ def test_two_steps(name, linear, tmp_path, monkeypatch):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(v) for line in lines for v in line.values() if isinstance(v, float))
     model = INDM.load(tmp_path / "run")
-    assert type(model.score) is PublishedScore and model.score.backbone.readouts[-1].conv.weight.any()
+    assert type(model.score) is PublishedScore and model.score.backbone.output.weight.any()

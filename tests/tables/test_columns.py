@@ -4,11 +4,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
+from scipy.special import expit
 from scipy.stats import multivariate_normal, yeojohnson_llf
 
 from indm import DensityEstimator
-from indm.tables.columns import Columns, far_columns, moments, moments_of_most, most_likely_power
+from indm.tables.columns import (
+    Columns,
+    best_edges,
+    far_columns,
+    from_line,
+    log_slope,
+    moments,
+    moments_of_most,
+    most_likely_power,
+    to_line,
+)
 
 POWERS = np.array([0.0, 0.3, 1.0, 1.7, 2.0])
 
@@ -122,3 +133,51 @@ def test_a_uniform_column_becomes_a_normal_one():
     z = Columns.fitted(X, np.zeros((20_000, 0)), np.array([], dtype=int), interval=np.array([[-1.0], [1.0]]))
     latents = z.latents(X, np.zeros((20_000, 0)))
     assert (latents**4).mean() == pytest.approx(3.0, abs=0.15)
+
+
+EDGES = [np.nan, 0.3, 0.03]
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_a_box_is_mapped_to_the_line_and_back_up_to_its_ends(edge):
+    interval = np.array([[-2.0], [3.0]])
+    share = np.concatenate([10.0 ** -np.arange(1.0, 16), np.linspace(0.01, 0.5, 50)])[:, None]
+    X = np.concatenate([-2 + 5 * share, 3 - 5 * share])
+    line = to_line(X, interval, edge)
+    back = from_line(line, interval, edge)
+    assert np.isfinite(line).all()
+    np.testing.assert_allclose(np.minimum(back + 2, 3 - back), np.minimum(X + 2, 3 - X), rtol=1e-10, atol=1e-15)
+    X = X[np.minimum(X + 2, 3 - X) > 1e-6][:, None]
+    step = 1e-4 * np.minimum(X + 2, 3 - X)
+    rise = np.log((to_line(X + step, interval, edge) - to_line(X - step, interval, edge)) / (2 * step))
+    np.testing.assert_allclose(log_slope(X, interval, edge), rise, atol=1e-5)
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_what_comes_from_the_line_is_inside_of_the_box_and_has_a_density(edge):
+    interval = np.array([[5.0], [6.0]])
+    X = from_line(np.array([[-1e3], [-40.0], [-8.5], [8.5], [40.0], [1e3]]), interval, edge)
+    assert ((X > 5) & (X < 6)).all() and np.isfinite(log_slope(X, interval, edge)).all()
+
+
+@pytest.mark.parametrize("edge", EDGES[1:])
+def test_the_logit_is_solved_for_as_by_bisection(edge):
+    y = np.array([[-3.0], [-1.0], [-0.4], [0.0], [1e-9], [0.97], [1.0], [1.03], [2.0]])
+    roots = [brentq(lambda v, y=y: np.tanh(v / 2) + edge * v - y, -200, 200, xtol=1e-14) for y in y[:, 0]]
+    found = from_line(y, np.array([[0.0], [1.0]]), edge)[:, 0]
+    np.testing.assert_allclose(found, expit(np.array(roots)), atol=1e-15, rtol=1e-10)
+
+
+def test_a_box_is_linear_inside_where_that_is_more_likely():
+    numbers = np.random.default_rng(9)
+    c = numbers.uniform(-1, 1, (2_000, 1))
+    follows = np.clip(0.9 * c[:, 0] + 0.05 * numbers.normal(size=2_000), -0.999, 0.999)
+    X = np.stack([numbers.uniform(-1, 1, 2_000), follows, numbers.normal(size=2_000)], 1)
+    interval = np.array([[-1.0, -1.0, -np.inf], [1.0, 1.0, np.inf]])
+    edges = best_edges(X, c, interval)
+    assert np.isnan(edges[[0, 2]]).all() and edges[1] in (0.3, 0.03)
+    columns = Columns.fitted(X, c, np.array([], dtype=int), interval=interval)
+    np.testing.assert_array_equal(columns.edge, edges)
+    jacobian = np.stack([(columns.latents(X + d, c) - columns.latents(X - d, c)) / 2e-6 for d in 1e-6 * np.eye(3)], 1)
+    inside = (np.abs(X[:, :2]) < 0.99).all(1)
+    np.testing.assert_allclose(columns.log_volume(X)[inside], np.linalg.slogdet(jacobian)[1][inside], atol=1e-4)

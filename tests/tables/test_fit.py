@@ -10,12 +10,12 @@ import torch
 from indm.conditions import Vector
 from indm.flows.base import Identity
 from indm.model import INDM
-from indm.nets.mixture import MixtureMLP
 from indm.objective import mle_loss
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
 from indm.tables import fit
 from indm.tables.fit import CELLS, Clock, Training, gradient_square, paired_error, train
+from indm.tables.networks import MixtureMLP
 
 
 def model_of(k: int = 0, width: int = 8) -> INDM:
@@ -156,3 +156,22 @@ def test_the_better_of_two_trainings_goes_on_after_the_race(steps, monkeypatch):
     assert behind.step == 100 and ahead.step == min(steps, 200)
     gain, error = ahead.gain(behind.start)
     assert gain == pytest.approx(2 * np.log(2) - 0.75, abs=3 * error + 0.05)
+
+
+def test_what_time_ended_says_what_it_gained_late(monkeypatch):
+    """After 35 % of the time the errors are 4, after 70 % they are 2.5; what the falling rate gains does not count."""
+    training = training_of(torch.zeros(8, 2))
+    clock = iter([0.0, 0.1, 0.4, 0.5, 0.75, 0.9, 1.1])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    lowest = iter([4.0, 3.0, 2.5, 2.0, 1.0, 0.0])
+
+    def update(*_):
+        training.lowest = torch.full((8,), next(lowest))
+
+    training.lowest = torch.full((8,), 4.0)
+    monkeypatch.setattr(training, "update", update)
+    for _ in train(training, lambda i: (i,), 8, 4, 100, 1.0):
+        pass
+    assert training.ended == "max_seconds" and training.late_gain() == (1.5, 0.0)
+    training.ended = "plateau"
+    assert training.late_gain() == (0.0, 0.0)

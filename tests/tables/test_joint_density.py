@@ -16,11 +16,11 @@ from indm import INDM, VPSDE, JointDensityEstimator
 from indm.conditions import Vector
 from indm.flows import Identity
 from indm.likelihood import WhitenedFlow
-from indm.nets.masked import MaskedMixtureMLP
 from indm.score import ScoreModel
-from indm.tables import estimator, joint, joint_mixture
+from indm.tables import estimator, joint, mixture
 from indm.tables.joint import JointTraining, Questions
-from indm.tables.joint_mixture import JointMixture, best_joint_mixture
+from indm.tables.mixture import JointMixture, best_joint_mixture
+from indm.tables.networks import MaskedMixtureMLP
 
 SMALL = {"max_components": 2, "width": 8, "depth": 1, "max_steps": 5, "random_state": 0}
 NAMES = ["height", "weight", "smoker", "rain"]
@@ -65,10 +65,10 @@ def test_expectation_maximisation_climbs_with_missing_entries_and_categories(mon
     z[numbers.uniform(size=z.shape) < 0.3], hot[::5] = np.nan, 0
     expected = JointMixture._expected
     monkeypatch.setattr(JointMixture, "_expected", lambda law, *rows: _kept(values, expected(law, *rows)))
-    monkeypatch.setattr(joint_mixture, "CHANGE", -np.inf)
-    monkeypatch.setattr(joint_mixture, "COUNT", 0.0)
+    monkeypatch.setattr(mixture, "CHANGE", -np.inf)
+    monkeypatch.setattr(mixture, "COUNT", 0.0)
     law = JointMixture.fitted(z, hot, (3,), 3, 0.0, 0)
-    assert len(values) == joint_mixture.EM_STEPS and np.diff(values).min() > -1e-5
+    assert len(values) == mixture.EM_STEPS and np.diff(values).min() > -1e-5
     assert values[-1] <= law.log_prob(z, hot).mean() + 1e-9 < values[-1] + 0.01
 
 
@@ -87,7 +87,7 @@ def test_shares_of_categories_are_shrunk_towards_those_of_all_rows(monkeypatch):
 
 def test_a_gaussian_is_found_where_missing_depends_on_what_is_there(monkeypatch):
     """The second number is missing where the first is above 0: the mean of the others is off by half a deviation."""
-    monkeypatch.setattr(joint_mixture, "CHANGE", 0.0)
+    monkeypatch.setattr(mixture, "CHANGE", 0.0)
     numbers = np.random.default_rng(0)
     x = numbers.normal(size=(4_000, 1))
     z = np.concatenate([x, x + 0.5 * numbers.normal(size=x.shape)], 1)
@@ -97,7 +97,7 @@ def test_a_gaussian_is_found_where_missing_depends_on_what_is_there(monkeypatch)
     assert law.covariance[0] == pytest.approx(np.array([[1, 1], [1, 1.25]]), abs=0.1)
 
 
-@pytest.mark.parametrize("entries", [joint_mixture.LAW_ENTRIES, 40], ids=["one part", "parts of two sets"])
+@pytest.mark.parametrize("entries", [mixture.LAW_ENTRIES, 40], ids=["one part", "parts of two sets"])
 def test_expected_values_are_those_of_each_component_alone(entries, monkeypatch):
     """Row by row, by the conditional law of the missing numbers, a row without any and one with all among them."""
     numbers = np.random.default_rng(0)
@@ -106,8 +106,8 @@ def test_expected_values_are_those_of_each_component_alone(entries, monkeypatch)
     law = JointMixture(np.array([0.3, 0.7]), numbers.normal(size=(2, 3)), covariance, np.zeros((2, 0)))
     z = numbers.normal(size=(9, 3))
     z[:8][~np.array(list(itertools.product([False, True], repeat=3)))] = np.nan
-    monkeypatch.setattr(joint_mixture, "LAW_ENTRIES", entries)
-    parts = joint_mixture.patterns(z, 2)
+    monkeypatch.setattr(mixture, "LAW_ENTRIES", entries)
+    parts = mixture.patterns(z, 2)
     assert len(parts) == (4 if entries == 40 else 1)
     share, filled, rest, value = law._expected(z, np.zeros((9, 0)), parts)
     expected, scatter = np.zeros((9, 2)), np.zeros((2, 3, 3))

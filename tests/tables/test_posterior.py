@@ -10,7 +10,7 @@ from scipy.stats import gamma, multivariate_normal, norm
 from torch import distributions as td
 from torch import nn
 
-from indm import DensityEstimator, PosteriorEstimator
+from indm import DensityEstimator, JointDensityEstimator, PosteriorEstimator
 from indm.likelihood import WhitenedFlow
 from indm.tables import posterior as module
 from indm.tables.calibration import Calibration
@@ -77,6 +77,7 @@ def test_draws_and_densities_of_a_linear_gaussian_simulator(gaussian):
         assert np.cov(own.T) == pytest.approx(law(row[None]).cov, abs=0.05)
     one = gaussian.sample(5, x[0], random_state=3)
     assert one.shape == (5, 2) and (one == gaussian.sample(5, torch.tensor(x[0]), random_state=3)).all()
+    assert (one == gaussian.sample(5, x[:1], random_state=3)).all()  # as sbi has one observation
 
 
 def test_gradients_are_those_of_the_closed_form(gaussian):
@@ -244,6 +245,37 @@ def test_the_box_of_laws_side_by_side():
     assert Prior(prior, 3).interval.tolist() == [[-np.inf, 0, 0], [np.inf, 2, 2]]
 
 
+def test_a_law_that_is_on_no_box_is_on_the_line_by_its_map():
+    law = td.Dirichlet(torch.tensor([2.0, 1.0, 3.0]))
+    prior = Prior(law, 3)
+    theta = law.sample((50,)).double().numpy()
+    numbers = prior.numbers(theta)
+    assert numbers.shape == (50, 2) and np.isinf(prior.interval).all() and prior.interval.shape == (2, 2)
+    assert prior.parameters(numbers) == pytest.approx(theta, abs=1e-6)
+    side = np.linspace(-12, 12, 400)
+    grid = np.stack(np.meshgrid(side, side), 2).reshape(-1, 2)
+    assert np.exp(prior.log_prob(grid)).sum() * (side[1] - side[0]) ** 2 == pytest.approx(1.0, abs=1e-4)
+    step = 1e-5 * np.eye(2)
+    jacobian = [(prior.parameters(numbers + d) - prior.parameters(numbers - d))[:, :2] / 2e-5 for d in step]
+    assert prior.log_volume(numbers) == pytest.approx(np.linalg.slogdet(np.stack(jacobian, 1))[1], abs=1e-5)
+
+
+def test_a_posterior_on_a_simplex(coarse):
+    """Counts of 30 throws: draws are on the simplex, and log p is one of its first two coordinates."""
+    numbers, law = np.random.default_rng(0), td.Dirichlet(torch.ones(3))
+    theta = numbers.dirichlet(np.ones(3), 2000)
+    x = np.stack([numbers.multinomial(30, p) for p in theta])[:, :2]
+    posterior = PosteriorEstimator(law, **SMALL).fit(theta, x)
+    draws = posterior.sample(2000, x[0], random_state=0)
+    assert draws.shape == (2000, 3) and draws.sum(1) == pytest.approx(np.ones(2000)) and (draws > 0).all()
+    counts = 1 + np.append(x[0], 30 - x[0].sum())
+    assert draws.mean(0) == pytest.approx(counts / counts.sum(), abs=0.1)
+    assert np.exp(posterior.log_prob(theta, x[0])).mean() == pytest.approx(2.0, abs=0.3)  # the prior's density is 2
+    assert np.isfinite(posterior.log_prob_iid(theta[:3], x[:2])).all()
+    with pytest.raises(ValueError, match="the prior must have a box"):
+        posterior.mode(x[0])
+
+
 def test_log_densities_of_priors():
     theta = np.array([[0.5, 1.0], [2.0, -1.0]])
     assert Prior(STANDARD, 2).log_prob(theta) == pytest.approx(norm.logpdf(theta).sum(1), rel=1e-6)
@@ -299,7 +331,6 @@ def test_where_a_prior_is_zero_inside_its_box_so_is_the_posterior(gaussian, coar
         (lambda: PosteriorEstimator().sample(3, [1.0]), "this PosteriorEstimator is not fitted yet: call fit"),
         (lambda: PosteriorEstimator().log_prob([[1.0]], [1.0]), "this PosteriorEstimator is not fitted yet"),
         (lambda: PosteriorEstimator().gains_, "this PosteriorEstimator is not fitted yet"),
-        (lambda: Prior(td.Dirichlet(torch.ones(2)), 2), "prior must have a box as its support"),
         (lambda: PosteriorEstimator(**SMALL).fit(np.ones((20, 2)), np.ones((19, 2))), "x must have a row for each"),
         (lambda: PosteriorEstimator(**SMALL).fit(np.ones((20, 2)), np.ones((20, 2, 2))), "there is no embedding"),
     ],
@@ -310,7 +341,7 @@ def test_errors(make, message):
 
 
 def test_gains_and_steps_are_those_of_its_estimator(gaussian):
-    assert gaussian.gains_ is gaussian.estimator_.gains_ and gaussian.n_steps_ is gaussian.estimator_.n_steps_
+    assert gaussian.gains_ == gaussian.estimator_.gains_ and gaussian.n_steps_ == gaussian.estimator_.n_steps_
 
 
 def test_errors_of_shapes(gaussian):
@@ -344,6 +375,7 @@ def test_calibrated_posteriors_pass_and_others_fail_in_both_measures(stretch, pa
     found = Calibration.of(theta, draws)
     worst = max(*found.p_values, found.tarp_p_value), min(*found.p_values, found.tarp_p_value)
     assert worst[1] > 0.01 if passes else worst[0] < 1e-3
+    assert found.p_value == pytest.approx(min(1.0, 3 * worst[1]))
 
 
 def test_ranks_and_coverage_of_wide_draws_have_their_closed_forms():
@@ -395,7 +427,7 @@ def test_the_calibration_of_an_estimator(gaussian, tmp_path):
     theta, x = simulated(300, seed=5)
     found = gaussian.calibration(theta, x, 30)
     assert found.ranks.shape == (300, 2) and min(*found.p_values, found.tarp_p_value) > 0.01
-    assert str(found).startswith("θ0: p = ") and "300 pairs, 30 draws each" in str(found)
+    assert str(found).startswith("p = ") and "θ0: p = " in str(found) and "300 pairs, 30 draws each" in str(found)
     found.plot(tmp_path / "calibration.png", ["mass", "charge"])
     assert (tmp_path / "calibration.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -524,3 +556,63 @@ def test_whole_parameters_may_be_on_the_box_and_have_no_gradient(coarse):
     assert counts.calibration(theta, x, 5).ranks.shape == (60, 2)
     with pytest.raises(ValueError, match="theta must have no discrete column"):
         counts.grad_log_prob(theta[:1], x[0])
+
+
+# ── one model of parameters and observations ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def joint():
+    """Of a linear Gaussian simulator, where 30 % of the entries of x are missing, and some simulations failed."""
+    theta, x = simulated(4000)
+    x[np.random.default_rng(1).uniform(size=x.shape) < 0.3] = np.nan
+    x[:5] = np.nan
+    options = {"max_components": 1, "width": 8, "depth": 1, "max_steps": 0, "random_state": 0}
+    with pytest.warns(UserWarning, match=r"left out \d+ of 4000 simulations, whose x is NaN throughout"):
+        return PosteriorEstimator(STANDARD, estimator=JointDensityEstimator(**options)).fit(theta, x)
+
+
+def law_of_some(x):
+    """p(θ|x) in closed form where entries of x are missing."""
+    there = ~np.isnan(x)
+    covariance = np.linalg.inv(np.eye(2) + A[there].T @ A[there] / NOISE**2)
+    return multivariate_normal(covariance @ A[there].T @ x[there] / NOISE**2, covariance)
+
+
+def test_a_posterior_at_missing_entries_is_that_of_the_closed_form(joint):
+    x = np.array([[0.5, np.nan, -1.0], [np.nan, np.nan, 2.0], [1.0, 0.0, 0.3]])
+    theta = np.array([[0.3, -0.2]])
+    for row, draws in zip(x, joint.sample(4000, x, random_state=0), strict=True):
+        exact = law_of_some(row)
+        assert draws.mean(0) == pytest.approx(exact.mean, abs=0.08)
+        assert np.cov(draws.T) == pytest.approx(exact.cov, abs=0.08)
+        assert joint.log_prob(theta, row)[0] == pytest.approx(exact.logpdf(theta[0]), abs=0.08)
+        assert joint.grad_log_prob(theta, row)[0] == pytest.approx(
+            -np.linalg.solve(exact.cov, theta[0] - exact.mean), abs=0.15
+        )
+    mode, _ = joint.mode(x[1])
+    assert mode == pytest.approx(law_of_some(x[1]).mean, abs=0.1)
+
+
+def test_ranks_are_uniform_where_entries_are_missing(joint):
+    theta, x = simulated(400, seed=2)
+    x[np.random.default_rng(3).uniform(size=x.shape) < 0.3] = np.nan
+    assert joint.calibration(theta, x, n=99).p_value > 0.01
+
+
+def test_one_model_has_the_likelihood_too(joint):
+    theta, x = simulated(50, seed=4)
+    exact = norm(theta @ A.T, NOISE).logpdf(x).sum(1)
+    assert np.abs(joint.log_likelihood(x, theta) - exact).mean() < 0.1
+    x[:, 1] = np.nan
+    exact = norm((theta @ A.T)[:, [0, 2]], NOISE).logpdf(x[:, [0, 2]]).sum(1)
+    assert np.abs(joint.log_likelihood(x, theta) - exact).mean() < 0.1
+
+
+def test_missing_entries_and_likelihoods_need_one_model_of_both(gaussian):
+    with pytest.raises(ValueError, match=r"x must be finite numbers, got NaN: .* estimator=JointDensityEstimator"):
+        gaussian.sample(5, [0.0, np.nan, 0.0])
+    with pytest.raises(ValueError, match="the likelihood of x needs one model of both"):
+        gaussian.log_likelihood(np.zeros(3), np.zeros((1, 2)))
+    with pytest.raises(ValueError, match="embedding must be left out"):
+        PosteriorEstimator(STANDARD, nn.Flatten(), estimator=JointDensityEstimator())

@@ -9,7 +9,6 @@ import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read where Gradio is imported
@@ -22,16 +21,14 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from indm.messages import one_line
-from indm.sampling import SAMPLERS, able_samplers, default_sampler
+from indm.checks import one_line
+from indm.sampling import able_samplers, default_sampler
 from indm.workbench.app import requests
 from indm.workbench.app.requests import WAYS, Ends, Side, Source
 from indm.workbench.data.images import SUFFIXES
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 LARGEST_UPLOAD, MOST_WAITING, KEPT = 10 * 2**20, 4, 3600  # bytes of a file; requests; seconds of an upload
-LARGEST_BODY, MOST_STORED = 2**20, 500_000_000  # bytes of a request beside its file; of all uploads and pictures
-BLOCK = 4096  # bytes that the smallest file takes
 THEME = gr.themes.Base(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 STYLE = """
 img { image-rendering: pixelated; } .picture .image-container { padding-top: 2rem; }
@@ -40,49 +37,18 @@ img { image-rendering: pixelated; } .picture .image-container { padding-top: 2re
 
 
 class Guard:
-    """Refuses what pages of other sites send, and more than the disk is to hold."""
+    """Refuses what pages of other sites send."""
 
-    def __init__(self, app: ASGIApp, folder: Path):
-        self.app, self.folder, self.arriving = app, folder, 0
+    def __init__(self, app: ASGIApp):
+        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
-            return await self.app(scope, receive, send)
-        headers = Headers(scope=scope)
-        if refusal := self.refusal(scope["path"], headers):
-            return await PlainTextResponse(refusal[1], refusal[0])(scope, receive, send)
-        size = int(headers["content-length"])
-        self.arriving += size
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            self.arriving -= size
-
-    def refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:
-        """Status and reason of a request whose body is not read; None where it is."""
-        origin, size = headers.get("origin"), headers.get("content-length")
+        headers = Headers(scope=scope) if scope["type"] == "http" and scope["method"] == "POST" else Headers()
+        origin = headers.get("origin")
         other_site = origin is not None and origin.partition("://")[2] != headers.get("host")
         if other_site or headers.get("sec-fetch-site") == "cross-site":
-            return 403, "Origin must be that of this page"
-        if size is None:
-            return 411, "a request must say how long it is"
-        has_file = path.endswith("/upload")
-        if not has_file and headers.get("content-type", "").startswith("multipart/"):
-            return 403, "files go to upload"
-        if int(size) > (most := LARGEST_BODY + has_file * LARGEST_UPLOAD):
-            return 413, f"a request must be at most {most:,} bytes"
-        if has_file and stored_in(self.folder) + self.arriving + int(size) > MOST_STORED:
-            return 413, f"no more than {MOST_STORED:,} bytes are stored; uploads go after an hour"
-        return None
-
-
-def stored_in(folder: Path) -> int:
-    """Bytes of the files below a folder, approximately."""
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # just taken away
-            total += path.stat().st_size + BLOCK
-    return total
+            return await PlainTextResponse("Origin must be that of this page", 403)(scope, receive, send)
+        await self.app(scope, receive, send)
 
 
 class Builder:
@@ -121,7 +87,7 @@ class Builder:
             with gr.Column(scale=1, min_width=260):
                 n = gr.Slider(1, 64, 16, step=1, label="Number")
                 steps = gr.Slider(1, 200, 25, step=1, label="Steps", info="“ode” takes as many as its error needs.")
-                able = able_samplers(side.model, SAMPLERS)
+                able = able_samplers(side.model.sde)
                 sampler = gr.Dropdown(able, value=default_sampler(side.model), label="Sampler")
                 seed = seed_field()
                 temperature = gr.Slider(0.1, 1.5, 1.0, step=0.05, label="Temperature",
@@ -183,13 +149,10 @@ def seed_field() -> gr.Number:
     return gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
 
 
-def condition_field(side: Side, label: str = "Condition") -> Any:
-    """Classes to choose from, or numbers; hidden for a model without a condition."""
-    if side.labels:
-        choices = [("none: p(x)", "")] * side.knows_marginal + [(name, name) for name in side.labels]
-        return gr.Dropdown(choices, value=side.labels[0], label=label)
-    is_conditional = side.model.condition is not None
-    return gr.Textbox("", label=label, placeholder="[0.5, 1.2]", max_length=1000, visible=is_conditional)
+def condition_field(side: Side, label: str = "Condition") -> gr.Dropdown:
+    """Classes to choose from; hidden for a model without them."""
+    choices = [("none: p(x)", "")] * side.knows_marginal + [(name, name) for name in side.labels]
+    return gr.Dropdown(choices, value=next(iter(side.labels), None), label=label, visible=bool(side.labels))
 
 
 def build(sides: Sequence[Side], seconds: float) -> gr.Blocks:
@@ -216,7 +179,7 @@ def serving(sides: Sequence[Side], host: str, port: int | None, seconds: float) 
         options: Any = {"prevent_thread_lock": True, "quiet": True, "share": False, "ssr_mode": False}
         options |= {"footer_links": [], "run_history": False, "enable_monitoring": False, "pwa": False}
         options |= {"server_name": host, "server_port": port, "max_file_size": LARGEST_UPLOAD}
-        guards = [Middleware(Guard, folder=Path(folder))]
+        guards = [Middleware(Guard)]
         if host in LOCAL:  # a page of somebody else is refused, also by a name that he lets point here
             guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, "[::1]"]))
         options["app_kwargs"] = {"middleware": guards}

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from indm.conditions import Classes, Vector, sees_condition
+from indm.conditions import Classes, sees_condition
 from indm.gaussian import GaussianReference
 from indm.likelihood import latent_reference, log_likelihood
 from indm.model import INDM
@@ -30,7 +30,6 @@ from indm.translation import check_pair
 from indm.workbench.data.base import Examples, stack
 from indm.workbench.evaluation.statistics import mean_and_error
 from indm.workbench.figures import sheets
-from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import data_of, open_run, recipe_of
 from indm.workbench.training.pairs import SIDES, is_bridge, is_pair, noise_of
 from indm.workbench.translation.routes import TranslationRuns, image_reader
@@ -70,12 +69,8 @@ class Side:
                 f"indm app needs a model of images in grey levels, {run} has events of shape {shape}; "
                 f"'indm sample {run}' and 'indm evaluate {run}' would do"
             )
-        condition = model.condition
-        if not (condition is None or condition.is_class or isinstance(condition, Vector)):
-            raise ValueError(
-                f"indm app needs a model of p(x), p(x|class) or p(x|numbers), {run} is one of p(x|image); "
-                f"'indm sample {run}' would do"
-            )
+        if not (model.condition.is_none or model.condition.is_class):
+            raise ValueError(f"indm app needs a model of p(x) or p(x|class), got {run}; 'indm sample {run}' would do")
         return cls(run, model, recipe.data.table(), None).with_data(recipe.data.table())
 
     def with_data(self, table: dict) -> "Side":
@@ -94,35 +89,18 @@ class Side:
     def read(self, source: Source) -> tuple[Tensor, str]:
         """An image as this model sees it, (C, H, W) in its grey levels, and what was done to it."""
         if source.file is None:
-            return self._test_image(source.number)
+            if self.test is None or source.number is None:
+                why = f"; there are no test images: {self.absent}" if self.absent else ""
+                raise ValueError(f"upload an image first{why}")
+            if not 0 <= source.number < len(self.test):
+                raise ValueError(f"the test image must be 0 to {len(self.test) - 1}, got {source.number:g}")
+            return self.test[int(source.number)], f"test image {source.number:g}"
         file = Path(source.file)
         try:
-            example = image_reader(file, self.model, self.data, self.data.get("grey") is True)()
+            example = image_reader(file, self.model, self.data)()
         except (ValueError, OSError) as error:  # of the file by its own name, not by where uploads are kept
             raise ValueError(str(error).replace(f"{file.parent}{os.sep}", "")) from error
         return example.pixels, example.note
-
-    def _test_image(self, number: float | None) -> tuple[Tensor, str]:
-        if self.test is None or number is None:
-            raise ValueError(
-                "upload an image first" + (f"; there are no test images: {self.absent}" * bool(self.absent))
-            )
-        if not 0 <= number < len(self.test):
-            raise ValueError(f"the test image must be 0 to {len(self.test) - 1}, got {number:g}")
-        return self.test[int(number)], f"test image {number:g}"
-
-    def given(self, c: str | None) -> Any:
-        """The condition that a text field holds: the name of a class, or numbers as [0.5, 1.2]; None for p(x)."""
-        condition = self.model.condition
-        if condition is None or not c:
-            return None
-        if condition.is_class:
-            return c
-        numbers = recipes.value_of(c)
-        numbers = numbers if isinstance(numbers, list) else [numbers]
-        if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
-            raise ValueError(f"the condition must be numbers such as [0.5, 1.2], got {c}")
-        return numbers
 
     def generator(self, seed: float) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(int(seed))
@@ -133,9 +111,7 @@ class Side:
 
     @property
     def levels(self) -> int:
-        levels = self.model.scaling.levels
-        assert levels is not None  # see opened
-        return levels
+        return cast(int, self.model.scaling.levels)
 
     @functools.cached_property
     def reference(self) -> GaussianReference | None:
@@ -153,8 +129,7 @@ class Side:
     @property
     def knows_marginal(self) -> bool:
         """Whether a model of p(x|c) is one of p(x), too, and can be guided."""
-        condition = self.model.condition
-        return condition is not None and condition.drop > 0
+        return self.model.condition.drop > 0
 
 
 def open_sides(folders: Sequence[Path]) -> list[Side]:
@@ -192,7 +167,7 @@ def samples(
 ) -> Picture:
     """A grid of samples; the arguments are those of :func:`indm.sample`."""
     options: Any = {"sampler": sampler, "steps": steps, "temperature": temperature, "guidance": guidance}
-    x = sample(side.model, n, c=side.given(c), generator=side.generator(seed), **options)
+    x = sample(side.model, n, c=c or None, generator=side.generator(seed), **options)
     return sheets.grid(side.model.scaling.to_data(x).cpu(), side.levels)
 
 
@@ -202,7 +177,7 @@ def likelihood(side: Side, source: Source, draws: int, seed: float, c: str | Non
     raw, generator = torch.stack([image] * draws).to(side.device), side.generator(seed)
     with evaluation_mode(model):
         x, log_q = model.from_data(raw, generator=generator)
-        more: dict[str, Any] = {"c": side.given(c), "log_q": log_q, "reference": side.reference, "generator": generator}
+        more: dict[str, Any] = {"c": c or None, "log_q": log_q, "reference": side.reference, "generator": generator}
         bound = nelbo(model, x, times=NELBO_TIMES, **more).nats()
         report = log_likelihood(model, x, **more)
     unit = math.log(2) * image.numel()
@@ -246,7 +221,7 @@ class Ends:
     ) -> tuple[Picture, Picture]:
         """Source and result side by side, and the way between them, a row a leg; guidance is of one model alone."""
         a, b = self.sides
-        runs = replace(self.runs, classes=(a.given(c[0]), b.given(c[1])))
+        runs = replace(self.runs, classes=(c[0] or None, c[1] or None))
         first, last = (a, b) if way == WAYS[0] else (b, a)
         runs = runs if way == WAYS[0] else runs.backward()
         route = runs.route(strength=strength, steps=steps, guidance=guidance if self.guides else 1.0)
@@ -255,8 +230,8 @@ class Ends:
         shown = torch.cat([raw.cpu(), last.model.scaling.to_data(arrival.x).cpu()])
         rows = []
         for i, (leg, frames) in enumerate(zip(route.legs, arrival.frames[0].split(FRAMES), strict=True)):
-            tops = sheets.time_words(route.times(FRAMES)[i * FRAMES : (i + 1) * FRAMES])
-            rows.append(sheets.Panel(leg.model.scaling.to_data(frames).cpu(), FRAMES, tops=tops))
+            times = route.times(FRAMES)[i * FRAMES : (i + 1) * FRAMES]
+            rows.append(sheets.strip(leg.model.scaling.to_data(frames).cpu(), times))
         pair = sheets.Panel(shown, 2, tops=("source", "result"))
         return sheets.sheet([pair], first.levels), sheets.sheet(rows, first.levels, 1)
 
@@ -273,5 +248,5 @@ def ends_of(sides: Sequence[Side]) -> Ends | None:
         if recipe.data_b is None or not is_bridge(recipe):
             return None
         b = a.with_data(recipe.data_b.table())
-        return Ends((a, b), TranslationRuns((a.run,), (a.model,), "forward", a.data, b.data, noise=noise_of(recipe)))
-    return Ends((a, b), TranslationRuns((a.run, b.run), (a.model, b.model), "forward", a.data, b.data))
+        return Ends((a, b), TranslationRuns((a.run,), (a.model,), a.data, b.data, noise=noise_of(recipe)))
+    return Ends((a, b), TranslationRuns((a.run, b.run), (a.model, b.model), a.data, b.data))

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from tyro.conf import Suppress, UseAppendAction, arg
+from tyro.conf import Positional, Suppress, UseAppendAction, arg
 
 from indm import names
 
+RunFolder = Annotated[
+    Positional[Path], arg(metavar="RUN", help="The run folder, or a model of the hub by its name there, user/name.")
+]
 DONE, SOME_FAILED, MISTAKE, DEFECT, INTERRUPTED, NOBODY_READS = 0, 1, 2, 3, 130, 141  # see docs/reliability.md
 
 
@@ -19,8 +22,8 @@ class Common:
 
     tables: ClassVar[tuple[str, ...]] = ()
     """Tables whose keys are given as ``--table.key value``, see
-    :func:`indm.workbench.cli.commands.take_tables`; of those that
-    name a part of the recipe, ``--table name`` is taken, too."""
+    :func:`indm.workbench.cli.main.take_tables`; of those that name a part of
+    the recipe, ``--table name`` is taken, too."""
 
     table_values: Annotated[dict[str, str], Suppress] = field(default_factory=dict)
     """What was given so, as TOML texts."""

@@ -4,7 +4,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -84,18 +84,24 @@ def of_table(table: str) -> str:
 
 
 def explained(part: Callable[..., Any], name: str) -> str:
-    """The arguments of a part with their defaults, less the shape, which the data have, and its docstring."""
+    """The arguments of a part with their defaults, less the shape, which the data have, its docstring and theirs."""
     given = [str(p).split(":")[0] + (f"={p.default!r}" if p.default is not p.empty else "")
              for p in arguments_of(part).values() if p.name != "shape"]  # fmt: skip
     text = inspect.getdoc(getattr(part, "func", part)) or "No description."  # of a functools.partial, its function's
+    said = sentences_of(part).items() if is_dataclass(part) else ()
+    text += "".join("\n" + wrapped(f"{key}: {sentence}", 4) for key, sentence in said if f"{key}:" not in text)
     return f"{name}({', '.join(given)})\n\n" + MARKUP.sub(r"\1", text)
 
 
-def sentences_of(declared: Callable[..., Any]) -> dict[str, str]:
-    """What a docstring says of each argument of a class or a function, or the one below each field of a dataclass."""
+def sentences_of(declared: Any) -> dict[str, str]:
+    """What docstrings say of the arguments of a class or function, or below the fields of a dataclass and its bases."""
     function = getattr(declared, "func", declared)  # of a functools.partial
-    arguments = docstring_parser.parse_from_object(function, docstring_parser.DocstringStyle.GOOGLE).params
-    return {name.strip(): str(line.description) for line in arguments for name in line.arg_name.split(",")}
+    bases = [base for base in getattr(function, "__mro__", ())[::-1] if is_dataclass(base)]
+    found: dict[str, str] = {}
+    for kind in bases or [function]:
+        arguments = docstring_parser.parse_from_object(kind, docstring_parser.DocstringStyle.GOOGLE).params
+        found |= {name.strip(): str(line.description) for line in arguments for name in line.arg_name.split(",")}
+    return found
 
 
 def flags_of(options: type, default_of_all: str) -> type:

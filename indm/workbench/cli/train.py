@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from indm.messages import counted, one_line
+from indm.checks import counted, one_line
 from indm.workbench.cli.common import DONE, INTERRUPTED, ShowsProgress, name_of, say
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import default
@@ -29,7 +29,7 @@ class TrainsRecipe(ShowsProgress):
     resume: bool = False
     """Continue from the last checkpoint in the run folder."""
     dry_run: bool = False
-    """Show the whole recipe, the sizes, memory, and the time of a step and of the run; write nothing."""
+    """Show the whole recipe, the sizes, and the time of a step and of the run; write nothing."""
 
     def named(self) -> list[str]:
         if self.resume:  # a run that somebody else may have written
@@ -220,11 +220,9 @@ def recipe_of_two(
 ) -> tuple[recipes.Tables, str]:
     """The recipe that two image folders or one recipe with two data sets stand for, and the name of its run.
 
-    With two folders, changes of ``data`` also hold for ``data_b``; see also
-    :func:`indm.workbench.training.pairs.on_one_canvas`. What the user changes is changed in the ``prepared`` recipe.
+    With two folders, changes of ``data`` also hold for ``data_b``. What the user changes is changed in the ``prepared``
+    recipe.
     """
-    from indm.workbench.training.pairs import on_one_canvas
-
     is_alone = len(sources) == 1 and Path(sources[0]).is_dir() and not (Path(sources[0]) / "recipe.toml").is_file()
     if is_alone or len(sources) not in (1, 2):
         got = f"the folder {sources[0]} alone" if is_alone else f"{len(sources)} sources"
@@ -237,4 +235,4 @@ def recipe_of_two(
         recipe = recipes.override(prepared(recipes.load("translate-folders")), paths | both | changes)
     if "data_b" not in recipe:
         raise ValueError(f"{sources[0]} has no [data_b]: give two image folders, or a recipe with two data sets")
-    return on_one_canvas(recipe), "-".join(map(name_of, sources))
+    return recipe, "-".join(map(name_of, sources))

@@ -1,72 +1,66 @@
-"""Arrays in .npy and .npz files, and tables of numbers in text files."""
+"""Arrays in .npy and .npz files, and tables of numbers in text files and in Parquet, as pandas reads them."""
 
-from dataclasses import replace
+import csv
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from indm.checks import brief, nearest, reason
 from indm.files import untrusted
+from indm.files.memory import COPIES, check_memory
 from indm.files.plain import check_plain
-from indm.messages import brief, nearest, reason
-from indm.workbench.data import tables
-from indm.workbench.data.base import Data, as_data
-from indm.workbench.data.raw import Mapped, grey_levels
+from indm.workbench.data.base import Data, DividedLoader
+from indm.workbench.data.examples import OnDemand, grey_levels
+
+if TYPE_CHECKING:
+    import pandas
+
+SUFFIXES, PARQUET = {".csv", ".tsv", ".txt"}, {".parquet", ".pq"}
+SEPARATORS = ("\t", ";", ",")  # the first of these in the first line; where there is none, blanks
 
 
-def load_array(
-    *,
-    path: str | Path,
-    key: str | None = None,
-    levels: int | None = None,
-    valid: float = 0.1,
-    test: float = 0.1,
-    seed: int = 0,
-    limit: int | None = None,
-    centered: bool = True,
-    flip: bool = False,
-    x: str | tuple[str, ...] = (),
-    c: str | tuple[str, ...] = (),
-    mmap: bool = False,
-) -> Data:
-    """An array of a .npy or .npz file, or a table of a .csv, .tsv or .txt file.
+@dataclass(frozen=True, kw_only=True)
+class ArrayFile(DividedLoader):
+    """An array of a .npy or .npz file, or a table of a .csv, .tsv, .txt or .parquet file.
 
     Floats (N, D) are vectors, standardised by the training split. Integers are grey levels 0 … ``levels`` − 1:
-    images (N, H, W), (N, H, W, C) or (N, C, H, W), or vectors (N, D). For tables see
-    :func:`indm.workbench.data.tables.read_columns`; they are floats without ``levels``, and integers with them.
-
-    Args:
-        path: the file.
-        key: name of the array in an .npz; by default ``samples``, ``x`` or the only one.
-        levels: number of grey levels of integers; by default 256 if they are uint8.
-        valid: fraction of the examples for validation.
-        test: fraction of the examples for the test.
-        seed: of the split.
-        limit: training examples to keep, the first ones; all by default.
-        centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
-        flip: whether training flips images horizontally at random.
-        x: columns of a table by name; by default all but ``c``.
-        c: what the condition of each example is: columns of a table by name, the key of another array of an .npz, or
-            another .npy file by its path from the same folder. One column of words or whole numbers is one of class
-            labels.
-        mmap: leave the numbers of a .npy file on disk, and read rows as training asks for them: for more than memory
-            holds.
+    images (N, H, W), (N, H, W, C) or (N, C, H, W), or vectors (N, D). For tables see :func:`read_columns`; they are
+    floats without ``levels``, and integers with them.
     """
-    place, columns = Path(path).expanduser(), (c,) if isinstance(c, str) and c else tuple(c)
-    if mmap:
-        beside = untrusted.array(place.parent / columns[0]) if c else None
-        arrays: list[Any] = [Mapped(_mapped_array(place), levels, place), beside]
-    else:
-        arrays = _with_conditions(place, key, levels, (x,) if isinstance(x, str) else tuple(x), columns)
-    conditions = arrays.pop()
-    data = as_data(
-        arrays.pop(),  # so that nobody else holds it
-        name="array", levels=levels, valid=valid, test=test, seed=seed, limit=limit, centered=centered, flip=flip,
-        where=path, c=False if conditions is None else conditions,
-    )  # fmt: skip
-    return replace(data, notes=[f"read from {path}" + (f", key {key}" if key else ""), *data.notes])
+
+    path: str | Path
+    """The file."""
+    key: str | None = None
+    """Name of the array in an .npz; by default ``samples``, ``x`` or the only one."""
+    levels: int | None = None
+    """Number of grey levels of integers; by default 256 if they are uint8."""
+    x: str | tuple[str, ...] = ()
+    """Columns of a table by name; by default all but ``c``."""
+    c: str | tuple[str, ...] = ()
+    """What the condition of each example is: columns of a table by name, the key of another array of an .npz, or
+    another .npy file by its path from the same folder. One column of words or whole numbers is one of class labels."""
+    mmap: bool = False
+    """Leave a .npy file on disk, and read rows as training asks for them: for more than memory holds."""
+
+    def data(self) -> Data:
+        place = Path(self.path).expanduser()
+        x, c = ((part,) if isinstance(part, str) else tuple(part) for part in (self.x, self.c))
+        if self.mmap:
+            array: Any = OnDemand(_mapped_array(place), self.levels, place)
+            conditions = untrusted.array(place.parent / c[0]) if c else None
+        else:
+            array, conditions = _with_conditions(place, self.key, self.levels, x, c)
+        given = False if conditions is None else conditions
+        data = self.as_data(array, name="array", levels=self.levels, where=self.path, c=given)
+        note = f"read from {self.path}" + (f", key {self.key}" if self.key else "")
+        return replace(data, notes=[note, *data.notes])
 
 
 def _mapped_array(path: Path) -> np.ndarray:
@@ -81,23 +75,23 @@ def _mapped_array(path: Path) -> np.ndarray:
 
 def _with_conditions(
     path: Path, key: str | None, levels: int | None, x: tuple[str, ...], c: tuple[str, ...]
-) -> list[Any]:
+) -> tuple[np.ndarray, np.ndarray | None]:
     """The array of a file, and the conditions that ``c`` names in it or beside it, None without."""
-    if path.suffix.lower() in tables.SUFFIXES | tables.PARQUET:
+    if path.suffix.lower() in SUFFIXES | PARQUET:
         if key is not None:
             raise ValueError(f"{path}: key {key!r} was given, but a table is one array without a name")
-        values, conditions = tables.read_columns(path, x, c)
+        values, conditions = read_columns(path, x, c)
         is_whole = levels is not None and np.array_equal(values, np.floor(values))
-        return [values.astype(np.int64) if is_whole else values, conditions]
+        return values.astype(np.int64) if is_whole else values, conditions
     if x or len(c) > 1:
         raise ValueError(f"{path} has no named columns: data.x and several data.c are for tables, got {(*x, *c)}")
     array = _read_array(path, key)
     if array.dtype.kind == "f" and array.ndim > 2:  # grey levels that were most likely lost
         raise ValueError(f"{path} holds {array.dtype} of shape {array.shape}; float vectors or uint8 images would do")
     if not c:
-        return [array, None]
+        return array, None
     is_beside = untrusted.array_names(path) is None
-    return [array, untrusted.array(path.parent / c[0]) if is_beside else _read_array(path, c[0])]
+    return array, untrusted.array(path.parent / c[0]) if is_beside else _read_array(path, c[0])
 
 
 def read_events(path: Path, levels: int | None) -> Tensor:
@@ -132,3 +126,132 @@ def _read_array(path: Path, key: str | None) -> np.ndarray:
     if key not in names:
         raise ValueError(f"{path} has no array {key!r}{nearest(key, map(brief, names))}")
     return untrusted.array(path, key)
+
+
+# ── Tables ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:
+    """The columns ``x`` as float32 (n, D), and ``c`` as labels (n,) or numbers (n, size); None without any.
+
+    Without ``x`` they are all but ``c`` and a first column without a name. A single column c of words or whole numbers
+    is one of labels.
+
+    Raises:
+        ValueError: no such column, or a cell of ``x`` that is not a finite number.
+    """
+    table = read_frame(path)
+    for name in (*x, *c):
+        if name not in table:
+            raise ValueError(f"{path} has columns {brief(', '.join(table))}, and none {name!r}{nearest(name, table)}")
+    if both := set(x) & set(c):
+        raise ValueError(f"{path}: column {min(both)!r} cannot be both x and c")
+    if not x and len(table.columns) > 1 and table.columns[0] == "Unnamed: 0":  # as pandas writes the index
+        warnings.warn(f"{path}: the first column, which has no name, is left out", stacklevel=2)
+        table = table.iloc[:, 1:]
+    values = _numbers(path, table, x or [name for name in table if name not in c])
+    if not c:
+        return values, None
+    labels = table[c[0]]
+    if len(c) > 1 or labels.dtype.kind == "f":
+        return values, _numbers(path, table, c)
+    if labels.isna().any():
+        raise ValueError(f"{path}: column {c[0]!r} is empty in row {labels.isna().argmax() + 1}")
+    return values, labels.to_numpy() if labels.dtype.kind in "iub" else labels.to_numpy().astype(str)
+
+
+def names_of(path: Path, x: str | Sequence[str] = (), c: str | Sequence[str] = ()) -> list[str]:
+    """The names of the columns of a file that a model has: ``x``, or all of a table but ``c``; none of other files.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    x, c = ([part] if isinstance(part, str) else list(part) for part in (x, c))
+    if x or path.suffix.lower() not in SUFFIXES:
+        return x
+    return [name for name in read_frame(path, rows=0) if name not in c]
+
+
+def read_frame(path: Path, rows: int | None = None) -> "pandas.DataFrame":
+    """The table in a file, or its first ``rows``; columns without names are x1, x2, ….
+
+    In text files tabs, semicolons, commas or blanks separate cells; between semicolons a comma is the decimal point.
+    The first line may name the columns. Lines before it that are empty or begin with # are passed over.
+
+    Raises:
+        ValueError: it cannot be read, or memory cannot hold it.
+    """
+    try:
+        check_plain(path)
+        check_memory(2 * path.stat().st_size)  # a number takes two characters or more, and four bytes in memory
+        table = _parquet(path) if path.suffix.lower() in PARQUET else _text(path, rows)
+    except ImportError as error:  # by pandas, of pyarrow
+        raise ValueError(f"{path}: Parquet needs pyarrow: pip install pyarrow") from error
+    except Exception as error:  # pandas and pyarrow raise of every kind
+        raise ValueError(f"{path} cannot be read as a table: {reason(error)}") from error
+    return table.set_axis([str(name).strip() for name in table.columns], axis=1)
+
+
+def _text(path: Path, rows: int | None) -> "pandas.DataFrame":
+    import pandas
+
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        passed_over, line = next(((i, s) for i, s in enumerate(file) if s.strip() and not s.startswith("#")), (0, ""))
+    bare = re.sub(r'"[^"]*"', "", line)
+    separator = next((mark for mark in SEPARATORS if mark in bare), None)
+    cells = [cell.strip() for cell in next(csv.reader([line], delimiter=separator))] if separator else line.split()
+    table = pandas.read_csv(
+        path, sep=separator or r"\s+", decimal="," if separator == ";" else ".", nrows=rows, skiprows=passed_over,
+        header=0 if _are_names(cells) else None, skipinitialspace=True, float_precision="round_trip",
+        encoding="utf-8-sig", encoding_errors="replace", low_memory=False,
+    )  # fmt: skip
+    if not isinstance(table.index, pandas.RangeIndex):
+        raise ValueError(f"its lines have more cells than its first, which has {len(cells)}")
+    return table if _are_names(cells) else table.set_axis([f"x{i + 1}" for i in range(len(cells))], axis=1)
+
+
+def _are_names(cells: list[str]) -> bool:
+    """Whether a first line names columns: no cell is a number, or they count the columns, as pandas names them."""
+    count = [str(i) for i in range(len(cells))]
+    counted = len(cells) > 1 and cells in (count, ["", *count[:-1]])
+    return counted or not any(_is_number(cell.replace(",", ".")) for cell in cells)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return np.isfinite(float(text)).item()
+    except ValueError:
+        return False
+
+
+def _parquet(path: Path) -> "pandas.DataFrame":
+    """The table of a Parquet file, counted before it is read: zeros take next to nothing in the file."""
+    import pandas
+    from pyarrow import parquet
+
+    claims = parquet.read_metadata(path)
+    groups = [claims.row_group(i) for i in range(claims.num_row_groups)]
+    cells = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
+    check_memory(COPIES * 8 * cells)
+    return pandas.read_parquet(path)
+
+
+def _numbers(path: Path, table: "pandas.DataFrame", names: Sequence[str]) -> np.ndarray:
+    """Columns as finite float32 numbers, (rows, columns)."""
+    import pandas
+
+    if table.empty or not names:
+        raise ValueError(f"{path} holds no rows of numbers")
+    values = np.empty((len(table), len(names)), np.float32)
+    with np.errstate(over="ignore"):
+        for i, name in enumerate(names):
+            values[:, i] = pandas.to_numeric(table[name], errors="coerce")
+    wrong = np.argwhere(~np.isfinite(values))
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        got, name = brief(repr(table[names[column]].iloc[row : row + 1].tolist()[0])), names[column]
+        raise ValueError(
+            f"{path}: column {name!r} must hold finite numbers, got {got} in row {row + 1} (of {len(wrong)} such); "
+            "data.x names the columns that are to be used"
+        )
+    return values

@@ -1,38 +1,30 @@
-"""What every loader returns: three splits of raw data with their scaling. Any data set can be made into one.
+"""Data sets by name, and what each becomes: three splits of raw data with their scaling.
 
-A loader is a function or a class with keyword options that returns a :class:`Data`, or anything that :func:`as_data`
-takes.
+A data set is a :class:`Loader`, or a function or class with keyword options that returns a :class:`Data` or anything
+that :func:`as_data` takes.
 """
 
 import hashlib
+import inspect
 import itertools
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset
 
-from indm.messages import brief
+from indm.checks import arguments_of, brief, check_arguments, takes_any_name
+from indm.names import find
 from indm.scaling import Scaling
-from indm.workbench.data.raw import FirstEntries, InMemory, Mapped, Source, events, words_of
-from indm.workbench.data.splits import condition_fields, counts, describe_split, limited, split
+from indm.workbench.data.examples import Examples, InMemory, OnDemand, events, words_of
 
 PARTS = ("train", "valid", "test")
-FAR = 50.0  # deviations of the training rows from their mean, beyond which a held-out row decides its split
-
-
-@runtime_checkable
-class Examples(Protocol):
-    """A map-style data set whose items are tensors of one shape, in data units."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Tensor: ...
+Items = TypeVar("Items", Tensor, list)
+Source = InMemory | OnDemand
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +126,120 @@ def stack(dataset: Examples, n: int | None = None) -> Tensor:
     return torch.stack([dataset[i] for i in range(len(dataset))[:n]])
 
 
+# ── Options and splits ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """A data set by its options: those that all have in common, and those that a subclass adds."""
+
+    limit: int | None = None
+    """Training examples to keep, the first ones; all by default."""
+    centered: bool = True
+    """Whether the model sees grey levels in [−1, 1]; else in [0, 1]."""
+    flip: bool = False
+    """Whether training flips images horizontally at random."""
+
+    def data(self) -> Data:
+        """Read it.
+
+        Raises:
+            ValueError: an option out of range, or files that cannot be used.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DividedLoader(Loader):
+    """A data set that is divided here, into fractions."""
+
+    valid: float = 0.1
+    """Fraction of the examples for validation."""
+    test: float = 0.1
+    """Fraction of the examples for the test."""
+    seed: int = 0
+    """Of the split."""
+
+    def divided(self, n: int) -> dict[str, Tensor]:
+        """Which of ``n`` examples are in which split, see :func:`split`."""
+        return split(n, **counts(n, self.valid, self.test), seed=self.seed, limit=self.limit)
+
+    def as_data(self, source: Any, **more: Any) -> Data:
+        """:func:`as_data` with these options."""
+        shared = ("valid", "test", "seed", "limit", "centered", "flip")
+        return as_data(source, **{name: getattr(self, name) for name in shared}, **more)
+
+
+def split(n: int, *, valid: int, test: int = 0, seed: int = 0, limit: int | None = None) -> dict[str, Tensor]:
+    """Shuffle 0 … n−1 by ``seed`` into disjoint index tensors: ``test``, ``valid``, and the rest as ``train``.
+
+    ``limit`` keeps the first ``limit`` of the shuffled training indices. Without ``test`` there is no such key.
+    """
+    if valid < 1 or test < 0 or valid + test >= n:
+        raise ValueError(f"{n} items cannot be split into {valid} for validation, {test} for testing and some to train")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    parts = {"train": limited(order[valid + test :], limit), "valid": order[test : test + valid]}
+    return parts | ({"test": order[:test]} if test else {})
+
+
+def limited(items: Items, limit: int | None) -> Items:
+    """The first ``limit`` of the training items; all where it is None."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1 training item, or None for all, got {limit}")
+    return items[:limit]
+
+
+def counts(n: int, valid: float, test: float) -> dict[str, int]:
+    """Fractions of ``n`` as counts of at least one."""
+    for name, fraction in (("valid", valid), ("test", test)):
+        if not 0 < fraction < 1:
+            raise ValueError(f"{name} must be a fraction between 0 and 1 of the data, got {fraction}; 0.1 is usual")
+    return {"valid": max(1, round(valid * n)), "test": max(1, round(test * n))}
+
+
+def describe_split(parts: Mapping[str, Tensor], seed: int, how: str = "") -> str:
+    """One sentence for the notes of a data set."""
+    counts = ", ".join(f"{part} {len(index)}" for part, index in parts.items())
+    return f"split {how}by seed {seed}: {counts}"
+
+
+def condition_fields(
+    c: Any, parts: Mapping[str, Tensor], where: str | Path, classes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The fields of :class:`Data` that follow from conditions of all examples and index tensors into them.
+
+    Whole numbers and words (n,) are labels; whole numbers are numbers (n, 1), too. Other numbers (n, size) and images
+    (n, C, H, W), or (n, H, W, C) of 1 or 3 channels, are numbers. Labels are counted in the order of ``classes``, or in
+    that of the alphabet.
+    """
+    c = np.asarray(c)
+    n = 1 + max(int(index.max()) for index in parts.values() if len(index))
+    if len(c) < n or c.ndim == 3 or c.ndim > 4 or c.dtype.kind not in "biufUSO":
+        raise ValueError(
+            f"the conditions of {where} must be a row for each example: labels (n,), numbers (n, size) or images "
+            f"(n, C, H, W), got {c.dtype} of shape {c.shape} for {n} examples"
+        )
+    fields: dict[str, Any] = {}
+    if c.ndim == 1 and c.dtype.kind not in "f":
+        values, numbers = np.unique(c.astype(str) if c.dtype.kind == "O" else c, return_inverse=True)
+        names = tuple(classes or map(str, values))
+        labels = torch.tensor([names.index(str(value)) for value in values])[torch.from_numpy(numbers)]
+        fields |= {"classes": names, "labels": {p: labels[index] for p, index in parts.items()}}
+    if c.dtype.kind in "biuf":
+        wrong = np.flatnonzero(~np.isfinite(c.reshape(len(c), -1)).all(1))
+        if len(wrong):
+            raise ValueError(f"the conditions of {where} must be finite: row {wrong[0]} is not")
+        rows = torch.from_numpy(c.astype(np.float32))
+        if rows.ndim == 4 and rows.shape[3] in (1, 3) and rows.shape[1] not in (1, 3):
+            rows = rows.permute(0, 3, 1, 2)
+        rows = rows[:, None] if rows.ndim == 1 else rows
+        fields["conditions"] = {part: rows[index] for part, index in parts.items()}
+    return fields
+
+
+# ── Anything as data ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
 def as_data(
     source: Any,
     *,
@@ -180,42 +286,24 @@ def as_data(
     rows = second_entries(source, where) if c is True else None if c is False else c
     if isinstance(source, tuple):
         sets, levels, fingerprint = _divided_before(source, levels, limit, where)
-        parts, total = _one_after_the_other(source, sets), sum(map(len, source))
+        starts, total = itertools.accumulate(map(len, source), initial=0), sum(map(len, source))
+        parts = {part: start + torch.arange(len(sets[part])) for part, start in zip(PARTS, starts, strict=False)}
         note = "divided before: " + ", ".join(f"{part} {len(examples)}" for part, examples in sets.items())
     else:
         examples, levels = _examples(source, levels, where)
-        del source  # an array that nobody else holds is freed once it is split
         parts = split(len(examples), **counts(len(examples), valid, test), seed=seed, limit=limit)
         sets = {part: examples.select(index) for part, index in parts.items()}
         fingerprint, note, total = examples.fingerprint(), describe_split(parts, seed), len(examples)
-        del examples
     shape = sets["train"].shape
     if flip and len(shape) != 3:
         raise ValueError(f"flip must be false for vectors: {where} holds no images but events of shape {shape}")
     scaling = Scaling.images(levels, centered) if levels else sets["train"].standardised()
-    if len(shape) == 1 and not levels:
-        warn_of_far_rows({part: sets[part] for part in PARTS[1:]}, scaling)
     about: dict[str, Any] = {"shape": shape, "flip": flip, "notes": [note], "fingerprint": fingerprint}
     if rows is not None:
         if len(rows) != total:
             raise ValueError(f"the conditions of {where} must be {total}, one for each example, got {len(rows)}")
         about |= condition_fields(rows, parts, where)
     return Data(name=name, scaling=scaling, **about | sets)
-
-
-def warn_of_far_rows(held: Mapping[str, Any], scaling: Scaling) -> None:
-    """A warning for each held-out part with a number far from all training rows: it decides the mean likelihood."""
-    for part, rows in held.items():
-        if isinstance(rows, InMemory) and len(rows):
-            off = scaling.to_model(rows.tensor).abs()
-            row, column = divmod(int(off.argmax()), off.shape[1])
-            if off[row, column] > FAR:
-                warnings.warn(
-                    f"{rows.tensor[row, column]:g} in column {column + 1} is {off[row, column]:.0f} deviations off the "
-                    f"mean of the training rows and decides the likelihood of the {part} split; where it is an error, "
-                    "correct or drop the row",
-                    stacklevel=2,
-                )
 
 
 def second_entries(source: Any, where: str | Path) -> Any:
@@ -241,7 +329,7 @@ def _examples(source: Any, levels: int | None, where: str | Path) -> tuple[Sourc
         source = source.tensors[0]
     if isinstance(source, InMemory):
         source = source.tensor
-    if isinstance(source, Mapped):
+    if isinstance(source, OnDemand):
         return source, source.levels
     if hasattr(source, "dtype"):
         array, levels = events(source, levels, where)
@@ -254,14 +342,8 @@ def _examples(source: Any, levels: int | None, where: str | Path) -> tuple[Sourc
         raise ValueError(f"{where} must have a length, {type(source).__name__} has none: {wanted}")
     if not len(source):
         raise ValueError(f"{where} must have items, got an empty {type(source).__name__}")
-    examples = FirstEntries(source, levels, where)
+    examples = OnDemand(source, levels, where)
     return examples, examples.levels
-
-
-def _one_after_the_other(source: tuple, sets: Mapping[str, Source]) -> dict[str, Tensor]:
-    """The positions of splits that were divided before in what follows from putting them one after the other."""
-    starts = itertools.accumulate((len(part) for part in source), initial=0)
-    return {part: start + torch.arange(len(sets[part])) for part, start in zip(PARTS, starts, strict=False)}
 
 
 def _divided_before(
@@ -280,3 +362,62 @@ def _divided_before(
     prints = [examples.fingerprint() for examples in sets.values()]
     sets["train"] = sets["train"].select(limited(torch.arange(len(sets["train"])), limit))
     return sets, found, hashlib.sha256("".join(prints).encode()).hexdigest()
+
+
+# ── By name ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SHARED = {  # options of as_data, which data sets have that are no Data yet
+    name: parameter.annotation
+    for name, parameter in inspect.signature(as_data).parameters.items()
+    if name not in ("source", "name", "where")
+}
+
+
+def load_data(name: str, **options: object) -> Data:
+    """Load the data set ``name``.
+
+    Args:
+        name: a built-in name (a row of ``indm.names.BUILT_IN["data"]``), or ``package.module:Name``, a function
+            or class that returns a :class:`Data` or anything that :func:`as_data` takes.
+        options: keyword arguments of what is called; those that it does not have go to :func:`as_data`.
+
+    Raises:
+        Untrusted: code outside this package that is not trusted, see :func:`indm.names.trust`.
+        ValueError: what :func:`check_data` raises, and for data that cannot be used.
+
+    Example: samples of a density of known entropy, uniform on 8 of the 16 squares of a board.
+
+        >>> data = load_data("checkerboard", samples=1000, test_samples=100)
+        >>> len(data.train), len(data.test), data.shape, round(data.entropy, 4)  # the area is 2, the entropy log 2
+        (1000, 100, (2,), 0.6931)
+    """
+    check_data(name, **options)
+    loader = find("data", name)
+    taken = set(arguments_of(loader))
+    if takes_any_name(loader):
+        taken |= set(options) - (set(SHARED) if _needs_as_data(loader) else set())
+    rest: dict[str, Any] = {option: value for option, value in options.items() if option not in taken}
+    source = loader(**{option: value for option, value in options.items() if option in taken})
+    source = source.data() if isinstance(source, Loader) else source
+    if isinstance(source, Data) and rest:
+        raise ValueError(f"data {name!r} has no option {min(rest)!r}: it returns a Data, which is divided and scaled")
+    return as_data(source, name=name, where=f"data {name!r}", **rest)
+
+
+def without_download(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``[data]`` table of a run for :func:`load_data`, such that nothing is downloaded."""
+    own = arguments_of(find("data", table["name"]))
+    return {**table, "download": False} if "download" in own else dict(table)
+
+
+def check_data(name: str, **options: object) -> None:
+    """See that there is such a data set with such options, without looking for its files."""
+    loader = find("data", name)
+    more = SHARED if _needs_as_data(loader) else {}
+    check_arguments(loader, options, table="data", what=f"data {name!r}", more=more)
+
+
+def _needs_as_data(loader: Callable[..., Any]) -> bool:
+    """Whether the result may be no :class:`Data`, by the class or the annotation of ``loader``."""
+    is_loader = isinstance(loader, type) and issubclass(loader, Loader)
+    return not is_loader and inspect.signature(loader).return_annotation not in (Data, "Data")

@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from indm.scaling import Scaling
-from indm.workbench.data.base import Data, InMemory
+from indm.workbench.data.base import Data
+from indm.workbench.data.examples import InMemory
 
 Points = Float[Tensor, "batch 2"]
 Values = Float[Tensor, " batch"]
@@ -33,7 +34,7 @@ class Density:
         raise NotImplementedError
 
     def entropy(self) -> float:
-        """Differential entropy −E log p(x) in nats: 2-D trapezoidal quadrature (see :func:`quadrature_entropy`)."""
+        """Differential entropy −E log p(x) in nats: by :func:`quadrature_entropy`, unless it has a closed form."""
         return quadrature_entropy(self)
 
 
@@ -84,13 +85,12 @@ class Checkerboard(Density):
         return torch.where(inside, -math.log(2), -math.inf).to(x.dtype)
 
     def entropy(self) -> float:
-        """log 2 nats, in closed form."""
         return math.log(2)
 
 
 @dataclass(frozen=True)
 class EightGaussians(Density):
-    """Equal mixture of eight isotropic Gaussians on a circle. Density in closed form, entropy by 2-D quadrature."""
+    """Equal mixture of eight isotropic Gaussians on a circle."""
 
     radius: float = 1.0
     std: float = 0.1
@@ -113,7 +113,7 @@ class TwoSpirals(Density):
 
     Plus Gaussian noise of ``std``; Θ = 2π ``turns``; √u spreads the points almost evenly along the arms. The
     density is the 1-D integral of the noise along the curve, by Gauss–Legendre quadrature in θ = √u (du = 2θ dθ)
-    with ``nodes`` nodes an arm: relative error below 1e-9. Entropy by 2-D quadrature.
+    with ``nodes`` nodes an arm: relative error below 1e-9.
     """
 
     turns: float = 1.5
@@ -136,11 +136,7 @@ class TwoSpirals(Density):
         return log_gaussian_mixture(x, torch.cat([arm, -arm]), torch.cat([mass, mass]), self.std)
 
 
-DENSITIES: dict[str, Density] = {
-    "checkerboard": Checkerboard(),
-    "eight-gaussians": EightGaussians(),
-    "two-spirals": TwoSpirals(),
-}
+DENSITIES = {"checkerboard": Checkerboard(), "eight-gaussians": EightGaussians(), "two-spirals": TwoSpirals()}
 
 
 def load_density(

@@ -1,62 +1,65 @@
-"""Folders of images, whose paths are listed in little memory."""
+"""Image files as data: folders, whose paths are listed in little memory, and what the library ``datasets`` reads."""
 
+import contextlib
+import copy
 import hashlib
+import importlib.util
 import os
-import threading
 import warnings
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from indm.messages import brief, counted, reason
+from indm.checks import counted, nearest, reason
+from indm.files.plain import check_plain
 from indm.workbench.data.base import Data
-from indm.workbench.data.image_files import ImageOptions
-from indm.workbench.data.images import SUFFIXES, read_image, read_kind
+from indm.workbench.data.images import SUFFIXES, ImageOptions, Stored, read_image, read_kind
 
 KINDS = (None, "L", "RGB")  # of a file: no image that can be used, grey, colour
 AT_ONCE = 4096  # files whose headers are read side by side
-DECODING = threading.BoundedSemaphore(os.cpu_count() or 1)  # one image may take a gigabyte to decode
+LOOKED_AT = 32  # images of a data set of the hub whose headers decide on colour
 
 
-class Files(Sequence[Path]):
-    """Paths below ``folder`` in as many bytes as the longest has: a million need some 30 MB, not a gigabyte.
+class Chosen(Sequence[Any]):
+    """What a subclass has :meth:`at` the positions ``chosen``, by default all of ``n``."""
 
-    Args:
-        folder: which it is.
-        names: the paths below it, as the file system encodes them, an array of bytes.
-        chosen: positions in ``names``; all by default.
-    """
-
-    def __init__(self, folder: Path, names: np.ndarray, chosen: np.ndarray | None = None):
-        self.folder, self.names = folder, names
-        self.chosen = np.arange(len(names)) if chosen is None else chosen
-
-    @classmethod
-    def joined(cls, folder: Path, parts: Mapping[str, "Files"]) -> "Files":
-        """The files of several folders, which lie at these paths below ``folder``."""
-        names = [os.fsencode(place) + b"/" + files.name(i) for place, files in parts.items() for i in range(len(files))]
-        return cls(folder, np.array(names, dtype="S"))
+    def __init__(self, n: int):
+        self.chosen = np.arange(n)
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def __getitem__(self, index):
-        if isinstance(index, slice):
-            return self.select(np.arange(len(self))[index])
-        return self.folder / os.fsdecode(self.name(index))
+        return self.select(index) if isinstance(index, slice) else self.at(int(self.chosen[index]))
 
-    def name(self, index: int) -> bytes:
-        """The path below the folder, as the file system encodes it."""
-        return self.names[self.chosen[index]]
+    def at(self, position: int) -> Any:
+        raise NotImplementedError
 
-    def select(self, index: np.ndarray) -> "Files":
+    def select(self, index: slice | np.ndarray) -> Self:
         """Those at the positions ``index``."""
-        return Files(self.folder, self.names, self.chosen[index])
+        some = copy.copy(self)
+        some.chosen = self.chosen[index]
+        return some
+
+
+class Files(Chosen):
+    """Paths below ``folder`` in as many bytes as the longest has: a million need some 30 MB, not a gigabyte.
+
+    ``names`` are the paths below it, as the file system encodes them, an array of bytes.
+    """
+
+    def __init__(self, folder: Path, names: np.ndarray):
+        super().__init__(len(names))
+        self.folder, self.names = folder, names
+
+    def at(self, position: int) -> Path:
+        return self.folder / os.fsdecode(self.names[position])
 
     def fingerprint(self) -> str:
         """SHA-256 of the paths below the folder, in the order of ``names`` whatever that of ``chosen``."""
@@ -65,26 +68,36 @@ class Files(Sequence[Path]):
         return hashlib.sha256(lengths.tobytes() + b"".join(names)).hexdigest()
 
 
-def list_files(folder: Path) -> Files:
-    """All files below ``folder`` in sorted order, hidden ones apart. Links to files are followed, to folders not."""
+def list_files(folder: Path, below: Sequence[str] = ("",)) -> Files:
+    """All files in the folders ``below`` one, each in sorted order, hidden ones apart; links to folders not followed.
+
+    Raises:
+        ValueError: one of them is not a folder.
+    """
     start, names = len(os.path.join(os.fsencode(folder), b"")), list[bytes]()
-    for place, folders, files in os.walk(os.fsencode(folder)):
-        folders[:] = [name for name in folders if not name.startswith(b".")]
-        paths = [os.path.join(place, name) for name in files if not name.startswith(b".")]
-        names += [path[start:].replace(os.fsencode(os.sep), b"/") for path in paths if os.path.isfile(path)]
-    return Files(folder, np.array(sorted(names, key=lambda name: name.split(b"/")), dtype="S"))
+    for part in below:
+        top, found = folder / part, list[bytes]()
+        if not top.is_dir():
+            what = f"a file; its folder is '{top.parent}'" if top.exists() else "not there"
+            raise ValueError(f"path '{top}' must be a folder, and it is {what}")
+        for place, folders, files in os.walk(os.fsencode(top)):
+            folders[:] = [name for name in folders if not name.startswith(b".")]
+            paths = [os.path.join(place, name) for name in files if not name.startswith(b".")]
+            found += [path[start:].replace(os.fsencode(os.sep), b"/") for path in paths if os.path.isfile(path)]
+        names += sorted(found, key=lambda name: name.split(b"/"))
+    return Files(folder, np.array(names, dtype="S"))
 
 
 def kinds_of(files: Files, whole: bool = False) -> np.ndarray:
     """The positions in :data:`KINDS` of files, by their headers or, with ``whole``, from all of each."""
     kinds = array("B")
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(os.cpu_count() if whole else None) as pool:  # one image may take a gigabyte to decode
         for first in range(0, len(files), AT_ONCE):
-            kinds.extend(pool.map(_decoded_kind if whole else _kind, files[first : first + AT_ONCE]))
+            kinds.extend(pool.map(partial(_kind, whole=whole), files[first : first + AT_ONCE]))
     return np.frombuffer(kinds, np.uint8)
 
 
-def _kind(path: Path, whole: bool = False) -> int:
+def _kind(path: Path, whole: bool) -> int:
     if path.suffix.lower() not in SUFFIXES:
         return 0
     try:
@@ -93,123 +106,14 @@ def _kind(path: Path, whole: bool = False) -> int:
         return 0
 
 
-def _decoded_kind(path: Path) -> int:
-    with DECODING:
-        return _kind(path, whole=True)
-
-
-# ── Folders as data ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def load_folder(
-    *,
-    path: str | Path,
-    size: int | str | list[int],
-    channels: int | None = None,
-    resize: str = "bilinear",
-    background: str = "white",
-    crop: bool | int = True,
-    valid: float = 0.1,
-    test: float = 0.1,
-    seed: int = 0,
-    limit: int | None = None,
-    centered: bool = True,
-    flip: bool = False,
-    grey: bool | list[str] = False,
-    classes: bool | list[str] = False,
-) -> Data:
-    """All images under a folder (recursive, hidden files apart), in sorted order, split by ``seed``; read from disk.
-
-    The header of every file is read here. What is no image is skipped and counted. An image whose damage shows only
-    when it is decoded is replaced by the next, see :class:`ImageFiles`.
-
-    Images are turned upright as their EXIF data say.
-
-    Args:
-        path: the folder.
-        size: side in pixels of the square to which all images are brought, or height x width: "24x48" or [24, 48].
-        channels: 1 (grey) or 3 (RGB), by default 3 where any image is in colour.
-        resize: how: "bilinear", "bicubic", "lanczos", …; antialiased.
-        background: behind transparent pixels: "white", "black", "#rrggbb" or a colour that Pillow's ImageColor knows.
-        crop: true cuts out the largest rectangle in the middle with the aspect ratio of ``size``, a number the one with
-            that shorter side; false squeezes.
-        valid: fraction of the images for validation.
-        test: fraction of the images for the test.
-        seed: of the split.
-        limit: training examples to keep, the first ones; all by default.
-        centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
-        flip: whether training flips images horizontally at random.
-        grey: whether images are made grey whatever the channels, or those of which classes. What is translated into
-            them is written in grey.
-        classes: whether each folder in it is a class, called like that folder; or those folders in it that are, and
-            then no other is read.
-
-    Raises:
-        ValueError: an option out of range, an image that memory cannot hold, or a folder without images.
-    """
-    options = ImageOptions(
-        size=size, channels=channels, resize=resize, background=background, crop=crop, valid=valid, test=test,
-        seed=seed, limit=limit, centered=centered, flip=flip,
-    )  # fmt: skip
-    folder = Path(path).expanduser()
-    if isinstance(classes, bool):
-        files, (n_grey, n_colour), notes = find_images(folder)
-        names, labels = [], classes_of(files) if classes else []
-    else:
-        names = classes
-        files, (n_grey, n_colour), notes, labels = find_classes(folder, names)
-    notes.append(options.note)
-    if options.channels is None and n_grey and n_colour:
-        notes.append(f"RGB, as {n_colour} images are in colour and {n_grey} are grey; data.channels 1 makes all grey")
-    made_grey = _made_grey(grey, labels, len(files))
-    return options.data_of("folder", folder, files, n_colour > 0, notes, labels, names, made_grey)
-
-
-def classes_of(files: Files) -> list[str]:
-    """The folder of the main one in which each file is."""
-    names = [os.fsdecode(files.name(i)) for i in range(len(files))]
-    for name in names:
-        if "/" not in name:
-            raise ValueError(
-                f"data.classes must be false, or each image in the folder of its class: {name!r} is in none"
-            )
-    return [name.split("/")[0] for name in names]
-
-
-def find_classes(folder: Path, names: Sequence[str]) -> tuple[Files, tuple[int, int], list[str], list[str]]:
-    """What :func:`find_images` finds in the folders ``names`` below ``folder``, and the name for each file."""
-    if len(set(names)) < 2:
-        raise ValueError(f"data.classes must be true, false or two different folders or more, got {list(names)}")
-    parts, kinds, notes = {}, np.zeros(2, int), []
-    for name in names:
-        parts[name], found, more = find_images(folder / name)
-        kinds += found
-        notes += more
-    labels = [name for name, files in parts.items() for _ in files]
-    grey, colour = kinds.tolist()
-    return Files.joined(folder, parts), (grey, colour), notes, labels
-
-
-def _made_grey(grey: bool | Sequence[str], labels: Sequence[str], n: int) -> Tensor:
-    """Which of ``n`` files are made grey, as ``grey`` says."""
-    if isinstance(grey, bool):
-        return torch.full((n,), grey)
-    unknown = sorted(set(grey) - set(labels))
-    if unknown:
-        classes = ", ".join(sorted(set(labels))) or "none: data.classes is false"
-        raise ValueError(f"grey must be true, false or names of classes ({classes}), got {brief(unknown[0])!r}")
-    return torch.tensor([label in grey for label in labels])
-
-
-def find_images(folder: Path, *, whole: bool = False) -> tuple[Files, tuple[int, int], list[str]]:
-    """The images under a folder in sorted order, hidden files apart, how many are grey and in colour, and notes.
+def find_images(
+    folder: Path, below: Sequence[str] = ("",), *, whole: bool = False
+) -> tuple[Files, tuple[int, int], list[str]]:
+    """The images of :func:`list_files`, how many are grey and in colour, and notes.
 
     ``whole`` decodes every file in place of reading its header.
     """
-    if not folder.is_dir():
-        what = f"a file; its folder is '{folder.parent}'" if folder.exists() else "not there"
-        raise ValueError(f"path '{folder}' must be a folder, and it is {what}")
-    files = list_files(folder)
+    files = list_files(folder, below)
     kinds = kinds_of(files, whole)
     bad, grey, colour = np.bincount(kinds, minlength=3).tolist()
     notes = [f"read from {folder}, listed by {'decoding each' if whole else 'the header of each'}"]
@@ -232,3 +136,166 @@ def _first_bad(path: Path) -> str:
     except (ValueError, OSError) as error:
         return f"{path}: {reason(error)}"
     return f"{path}: it has changed since it was looked at"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder(ImageOptions):
+    """All images under a folder (recursive, hidden files apart), in sorted order, split by ``seed``; read from disk.
+
+    Images are turned upright as their EXIF data say. What is no image by its header is skipped and counted. An image
+    whose damage shows only when it is decoded is replaced by the next.
+    """
+
+    path: str | Path
+    """The folder."""
+    classes: bool | list[str] = False
+    """Whether each folder in it is a class, called like that folder; or those folders in it that are, and then no
+    other is read."""
+
+    def data(self) -> Data:
+        folder, names = Path(self.path).expanduser(), [] if isinstance(self.classes, bool) else self.classes
+        if names and len(set(names)) < 2:
+            raise ValueError(f"data.classes must be true, false or two different folders or more, got {names}")
+        files, (n_grey, n_colour), notes = find_images(folder, names or ("",))
+        if self.channels is None and n_grey and n_colour:
+            count = f"{n_colour} images are in colour and {n_grey} are grey"
+            notes.append(f"RGB, as {count}; data.channels 1 makes all grey")
+        labels = [class_of(file, folder, names) for file in files] if self.classes else ()
+        return self.data_of("folder", folder, files, n_colour > 0, notes, labels, names)
+
+
+def class_of(file: Path, folder: Path, names: Sequence[str]) -> str:
+    """The one of the folders ``names`` below ``folder`` in which a file is; without names, the first one below it."""
+    below = file.relative_to(folder)
+    if len(below.parts) == 1:
+        raise ValueError(f"data.classes must be false, or each image in the folder of its class: '{below}' is in none")
+    return next((name for name in names if below.is_relative_to(name)), below.parts[0])
+
+
+# ── The library ``datasets`` ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, kw_only=True)
+class Datasets(ImageOptions):
+    """A split of a data set as ``datasets.load_dataset`` finds it, divided by ``seed``; no code from the hub is run.
+
+    Images stay in the library's files, so they may be larger than memory; columns of numbers are read.
+    """
+
+    path: str | Path
+    """A name on the hub, "user/name", or a folder: of images, tables or tar files of webdataset (where x is "png" and c
+    "cls"), or what ``save_to_disk`` wrote."""
+    size: int | str | list[int] | None = None  # type: ignore[assignment]
+    """Side in pixels of the square to which all images are brought, or height x width. Columns of numbers need none."""
+    config: str | None = None
+    """Which of its configurations, where there are several."""
+    split: str = "train"
+    """Which of its splits; "train+test" takes both."""
+    download: bool = True
+    """Whether to ask the hub for what is not on this machine."""
+    x: str | tuple[str, ...] = "image"
+    """The column of images; or columns of numbers, which make vectors."""
+    c: str = ""
+    """The column of the condition: class labels, numbers or words; none by default."""
+    levels: int | None = None
+    """Of columns of whole numbers that are grey levels: how many."""
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            super().__post_init__()
+
+    def data(self) -> Data:
+        rows = self.rows()
+        names = (self.x,) if isinstance(self.x, str) else tuple(self.x)
+        for name in (*names, *([self.c] if self.c else [])):
+            if name not in rows.column_names:
+                raise ValueError(f"{self.path} has no column {name!r}{nearest(name, rows.column_names)}")
+        c = self.conditions(rows) if self.c else None
+        if type(rows.features[names[0]]).__name__ == "Image":
+            if len(names) > 1 or self.size is None:
+                raise ValueError(f"the images in {names[0]!r} of {self.path} stand alone in data.x and need data.size")
+            images, notes = StoredImages(rows, names[0]), [f"{len(rows)} images of {self.path}"]
+            return self.data_of("datasets", self.path, images, images.in_colour(), notes, () if c is None else c)
+        if self.size is not None:
+            raise ValueError(f"size is for images, and {names[0]!r} of {self.path} holds {rows.features[names[0]]}")
+        table = np.column_stack([np.asarray(rows.with_format("numpy")[name][:]) for name in names])
+        return self.as_data(table, name="datasets", levels=self.levels, where=self.path, c=False if c is None else c)
+
+    def rows(self) -> Any:
+        """Those of the split, as the library has them."""
+        if importlib.util.find_spec("datasets") is None:
+            raise ValueError("the data set 'datasets' needs the library datasets: pip install datasets")
+        import datasets
+
+        folder = Path(self.path).expanduser()
+        try:
+            if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+                found = datasets.load_from_disk(str(folder))
+                return found[self.split] if isinstance(found, dict) else found
+            name = str(folder.resolve()) if folder.exists() else str(self.path)
+            with contextlib.nullcontext() if self.download else _offline():
+                return datasets.load_dataset(name, self.config, split=self.split)
+        except (OSError, ValueError, KeyError, ConnectionError, datasets.exceptions.DatasetsError) as error:
+            cause = reason(error.__cause__ or error)
+            raise ValueError(f"{self.path}, split {self.split!r}, cannot be read as a data set: {cause}") from error
+
+    def conditions(self, rows: Any) -> np.ndarray:
+        """The column of conditions; labels by the names that the data set has for them."""
+        values = np.asarray(rows.with_format("numpy")[self.c][:])
+        names = getattr(rows.features[self.c], "names", None)
+        if names is not None and (values < 0).any():
+            row = int((values < 0).argmax())
+            raise ValueError(f"the column {self.c!r} has no label in row {row}; leave such rows out")
+        return values if names is None else np.array(names)[values]
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Inside, the library takes from its cache what is there, and does not ask the hub."""
+    from datasets import config
+
+    before, config.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
+
+
+class StoredImages(Chosen):
+    """The images in the column ``name`` of ``rows``: bytes, or files."""
+
+    def __init__(self, rows: Any, name: str):
+        import datasets
+
+        super().__init__(len(rows))
+        self.rows, self.name = rows.select_columns([name]).cast_column(name, datasets.Image(decode=False)), name
+
+    def at(self, position: int) -> Stored:
+        stored = self.rows[position][self.name]
+
+        def read() -> bytes:
+            if stored["bytes"] is not None:
+                return stored["bytes"]
+            check_plain(Path(stored["path"]))
+            return Path(stored["path"]).read_bytes()
+
+        return Stored(f"row {position} of the column {self.name!r}", read)
+
+    def in_colour(self) -> bool:
+        """Whether any of some images is in colour, by their headers."""
+        kinds = set()
+        for index in np.linspace(0, len(self) - 1, min(len(self), LOOKED_AT)).astype(int).tolist():
+            with contextlib.suppress(ValueError, OSError):  # when it is decoded, the next image takes its place
+                kinds.add(read_kind(self[index]))
+        return "RGB" in kinds
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the number of bytes of each image, or of its path where its bytes are in a file of its own."""
+        import pyarrow.compute
+
+        sizes: list[int | str] = []
+        for chunk in self.rows.with_format("arrow")[:].column(self.name).chunks:
+            stored, path = (pyarrow.compute.struct_field(chunk, part) for part in ("bytes", "path"))
+            both = zip(pyarrow.compute.binary_length(stored).to_pylist(), path.to_pylist(), strict=True)
+            sizes += [name if size is None else size for size, name in both]
+        return hashlib.sha256(repr(sizes).encode()).hexdigest()

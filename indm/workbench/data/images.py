@@ -1,4 +1,4 @@
-"""One image file: its header, its pixels, and the part of it that a model is given.
+"""Images: their files, the part of each that a model is given, and image files as a data set.
 
 Only the formats of :data:`FORMATS` are opened, whatever a file is called: none of their decoders runs another program,
 as that of PostScript would. An image of more pixels than PIL's limit is refused by its header.
@@ -7,21 +7,29 @@ as that of PostScript would. An image of more pixels than PIL's limit is refused
 import contextlib
 import io
 import math
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageChops, ImageColor, ImageOps
+from PIL import ExifTags, Image, ImageColor, ImageOps
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from indm.checks import brief, nearest, reason
 from indm.files.plain import check_plain
-from indm.messages import brief, reason
+from indm.scaling import Scaling
+from indm.workbench.data.base import Data, DividedLoader, condition_fields, describe_split
+from indm.workbench.data.examples import check_size, height_and_width, words_of
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 RESIZE_MODES = {mode.name.lower(): mode for mode in Image.Resampling}
+MOST_IN_A_ROW = 100  # unreadable images one after the other, before that is an error
+MOST_KEPT = 512 * 2**20  # bytes of decoded images that stay in memory
 
 
 @dataclass(frozen=True)
@@ -99,29 +107,14 @@ def read_image(source: Source, background: str = "white") -> Image.Image:
         image.load()  # every pixel, so that truncation shows
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):
-            return _first_byte(image)
+            levels = np.asarray(image)
+            if levels.min() < 0 or levels.max() > 65535:
+                raise ValueError("integer pixels outside 0 … 65535")
+            return Image.fromarray((levels >> 8).astype(np.uint8))
         if image.has_transparency_data:
-            return _composited(image, kind if len(set(colour)) == 1 else "RGB", colour)
+            kind = kind if len(set(colour)) == 1 else "RGB"
+            image = Image.alpha_composite(Image.new("RGBA", image.size, colour), image.convert("RGBA"))
         return image.convert(kind)
-
-
-def _first_byte(image: Image.Image) -> Image.Image:
-    """The first byte of 16-bit levels, made in their own precision: images may be as large as PIL's limit."""
-    levels = np.asarray(image)
-    if levels.min() < 0 or levels.max() > 65535:
-        raise ValueError("integer pixels outside 0 … 65535")
-    return Image.fromarray((levels >> 8).astype(np.uint8))
-
-
-def _composited(image: Image.Image, kind: str, colour: tuple[int, int, int]) -> Image.Image:
-    """An image with transparency as it looks on a background of that colour, by as few copies."""
-    with_alpha = "LA" if kind == "L" else "RGBA"
-    if image.mode != with_alpha:
-        image = image.convert(with_alpha)
-    clear = ImageChops.invert(image.getchannel("A"))
-    image = image.convert(kind)
-    image.paste(colour[0] if kind == "L" else colour, mask=clear)
-    return image
 
 
 def read_alpha(path: Path) -> Image.Image | None:
@@ -160,3 +153,165 @@ def fitted(
 def pixels_of(image: Image.Image) -> Tensor:
     """The bytes of an image in grey or RGB, (channels, height, width)."""
     return torch.from_numpy(np.array(image)).view(image.height, image.width, -1).permute(2, 0, 1)
+
+
+# ── As data ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(DividedLoader):
+    """What is made of each image of a data set."""
+
+    size: int | str | list[int]
+    """Side in pixels of the square to which all images are brought, or height x width: "24x48" or [24, 48]."""
+    channels: int | None = None
+    """1 (grey) or 3 (RGB), by default 3 where any image is in colour."""
+    resize: str = "bilinear"
+    """How: "bilinear", "bicubic", "lanczos", …; antialiased."""
+    background: str = "white"
+    """Behind transparent pixels: "white", "black", "#rrggbb" or a colour that Pillow's ImageColor knows."""
+    crop: bool | int = True
+    """True cuts out the largest rectangle in the middle with the aspect ratio of ``size``, a number the one with that
+    shorter side; false squeezes."""
+
+    def __post_init__(self) -> None:
+        height_and_width(self.size)
+        if self.channels not in (None, 1, 3):
+            raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {self.channels}")
+        if self.resize not in RESIZE_MODES:
+            raise ValueError(f"unknown resize {self.resize!r}{nearest(self.resize, RESIZE_MODES)}")
+        colour_of(self.background)
+        if self.crop is not True and self.crop is not False:
+            check_size(self.crop)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width."""
+        return height_and_width(self.size)
+
+    def data_of(
+        self,
+        name: str,
+        where: str | Path,
+        images: Any,
+        colour: bool,
+        notes: list[str],
+        labels: Any = (),
+        classes: Sequence[str] = (),
+    ) -> Data:
+        """The data set ``name`` of the ``images`` in ``where``.
+
+        Args:
+            images: a sequence of paths or :class:`Stored` with ``select`` and ``fingerprint``.
+            colour: whether any of them is in colour.
+            labels: the class of each, in the order of ``classes`` or of the alphabet; none by default.
+        """
+        shape = (self.channels or (3 if colour else 1), *self.sides)
+        parts = self.divided(len(images))
+        sets = {
+            part: ImageFiles(images.select(index.numpy()), shape, self.resize, self.crop, self.background)
+            for part, index in parts.items()
+        }
+        how = "squashed" if self.crop is False else "centre-cropped"
+        how += f", resized to {words_of(self.sides)} ({self.resize}), on {self.background}"
+        about = condition_fields(labels, parts, where, classes) if len(labels) else {}
+        about |= {"notes": [*notes, how, describe_split(parts, self.seed)], "fingerprint": images.fingerprint()}
+        return data_of_images(name, sets, self.centered, self.flip, **about)
+
+
+def data_of_images(name: str, sets: dict[str, Any], centered: bool, flip: bool, **about: Any) -> Data:
+    """The splits ``sets`` of :class:`ImageFiles` as a :class:`Data`, with what else is known ``about`` them."""
+    scaling, shape = Scaling.images(256, centered), sets["train"].shape
+    return Data(name=name, scaling=scaling, shape=shape, flip=flip, **sets, **about)
+
+
+class ImageFiles(Dataset):
+    """Images decoded from ``files`` when asked for: uint8 of ``shape``.
+
+    An image that cannot be read is replaced by the next one that can, always the same. The first is warned of. Where
+    all images together are at most :data:`MOST_KEPT`, each is decoded once in each process: decoding a photograph takes
+    longer than a step of training.
+
+    Args:
+        files: paths, a list or :class:`~indm.workbench.data.folder.Files`; or images inside of other files.
+        shape: (channels, height, width) of the result.
+        resize: Pillow's interpolation, antialiased.
+        crop: True takes the largest centred rectangle with the aspect ratio of the result, an integer the one whose
+            shorter side it is (at most the largest), False the whole image without keeping its aspect ratio.
+        background: the colour on which transparency is composited, see :func:`colour_of`.
+
+    Attributes:
+        unreadable: bool, one an image, shared by all worker processes: which ones were replaced.
+
+    Raises:
+        ValueError: the background is no colour; on reading where a hundred images in a row cannot be read.
+
+    Example: a white picture of 20 × 10 pixels in colour, as 2 × 2 in grey.
+
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "white.png"
+        ...     Image.new("RGB", (20, 10), "white").save(path)
+        ...     ImageFiles([path], (1, 2, 2))[0].tolist()
+        [[[255, 255], [255, 255]]]
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path] | Sequence[Stored],
+        shape: tuple[int, int, int],
+        resize: str = "bilinear",
+        crop: bool | int = True,
+        background: str = "white",
+    ):
+        colour_of(background)
+        self.files, self.shape = files, shape
+        self.resize, self.crop, self.background = resize, crop, background
+        self.unreadable = torch.zeros(len(files), dtype=torch.bool).share_memory_()
+        self.keeps, self.kept = len(files) * math.prod(shape) <= MOST_KEPT, dict[int, Tensor]()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._of_file(range(len(self))[index]).clone()
+
+    def _of_file(self, index: int) -> Tensor:
+        """What is made of a file: kept, or read now."""
+        if index in self.kept:
+            return self.kept[index]
+        made = self._read(index)
+        if self.keeps:
+            self.kept[index] = made
+        return made
+
+    def _read(self, index: int) -> Tensor:
+        """What is made of a file, or of the first one after it that can be read."""
+        tries = min(len(self.files), MOST_IN_A_ROW)
+        for position in ((index + further) % len(self.files) for further in range(tries)):
+            try:
+                image = read_image(self.files[position], self.background)
+            except (ValueError, OSError) as error:
+                self._skip(position, error)
+                continue
+            return self._made_of(image, position)
+        raise ValueError(f"{tries} images in a row cannot be read, beginning with {self.files[index]}")
+
+    def _made_of(self, image: Image.Image, position: int) -> Tensor:
+        """What the data set has of the decoded file at ``position``."""
+        return fitted(image, self.shape, self.resize, self.crop)
+
+    def _skip(self, position: int, error: Exception) -> None:
+        if not bool(self.unreadable.any()):
+            warnings.warn(
+                f"{self.files[position]} cannot be read ({reason(error)}): the image after it takes its place, "
+                "here and wherever that happens again",
+                stacklevel=3,
+            )
+        self.unreadable[position] = True
+
+
+def count_unreadable(dataset: object, add_up: Callable[[Tensor], Tensor] = lambda unreadable: unreadable) -> int:
+    """How many images of a data set could not be read when they were asked for, since this process began."""
+    return int((add_up(dataset.unreadable.int()) > 0).sum()) if isinstance(dataset, ImageFiles) else 0

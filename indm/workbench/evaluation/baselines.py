@@ -1,8 +1,8 @@
-"""Likelihoods that need no training, on the examples of an evaluation: what a model must beat to have learned anything.
+"""Likelihoods that need no training: what a model must beat on the same examples to have learned anything.
 
-Each is what the NELBO with its reconstruction term is: nats of the raw data, with dequantized grey levels. Uniform
-noise gives each of L levels the probability 1/L; vectors of floats have no such baseline. A Gaussian is fitted to the
-training split. PNG is the size of the file that Pillow writes, its 50 to 60 bytes around the pixels included.
+Each is nats of the raw data, with dequantized grey levels. Uniform noise gives each of L levels the probability 1/L;
+vectors of floats have no such baseline. A Gaussian is fitted to the training split. PNG is the size of the file that
+Pillow writes, its 50 to 60 bytes around the pixels included.
 """
 
 import io
@@ -54,9 +54,8 @@ def fit_gaussian(
 ) -> tuple[Gaussian, float]:
     """The Gaussian fitted to ``train`` whose shrinkage makes ``valid`` likeliest, and the weight of that.
 
-    With fewer examples than dimensions a sample covariance is singular. Its correlations are shrunk towards 0, with the
-    best of the :data:`WEIGHTS`, and no variance is below the best of the :data:`FLOORS` times the mean variance.
-    ``train`` has the noise of dequantization, ``valid`` has none, and ``noise`` is its variance.
+    With fewer examples than dimensions a sample covariance is singular. So its correlations are shrunk towards 0, and
+    variances have a floor. ``train`` has the noise of dequantization, ``valid`` has none; ``noise`` is its variance.
     """
     var, mean = (moment.double() for moment in torch.var_mean(train, dim=0, correction=0))
     basis, values = None, torch.ones_like(var)
@@ -75,9 +74,7 @@ def fit_gaussian(
 
 
 def gaussian_nats(data: Data, raw: Tensor, seed: int = 0) -> tuple[Tensor, dict]:
-    """Nats of each of ``raw`` (N, *event) under a Gaussian fitted to the training split, in single precision, and how
-    it was fitted. Flips count as examples.
-    """
+    """Nats of each of ``raw`` under a Gaussian fitted to the training split and its flips, and how it was fitted."""
     scaling, full = data.scaling, math.prod(data.shape) <= LARGEST_DENSE
     most = MOST_TRAINING if full else MOST_TRAINING_DIAGONAL
     train = evenly_spaced(data.train, most // 2 if data.flip else most)
@@ -96,16 +93,12 @@ def gaussian_nats(data: Data, raw: Tensor, seed: int = 0) -> tuple[Tensor, dict]
 
 
 def evenly_spaced(dataset: Examples, most: int) -> Tensor:
-    """Examples at equal distances over a data set, at most ``most``."""
+    """At most so many examples."""
     return torch.stack([dataset[i] for i in range(0, len(dataset), math.ceil(len(dataset) / most))])
 
 
 def png_nats(raw: Tensor, levels: int | None) -> Tensor | None:
-    """Nats of the PNG file of each of ``raw`` (N, C, H, W), header included; None where PNG cannot hold them.
-
-    Up to 256 levels take a byte each before they are compressed, 2 levels of one channel a bit, more than 256 of one
-    channel two bytes.
-    """
+    """Nats of the PNG file of each of ``raw`` (N, C, H, W), header included; None where PNG cannot hold them."""
     if levels is None or raw.ndim != 4 or raw.shape[1] not in (1, 3) or levels > (2**16 if raw.shape[1] == 1 else 256):
         return None
     kind = bool if levels == 2 and raw.shape[1] == 1 else "uint8" if levels <= 256 else "uint16"
@@ -121,15 +114,8 @@ def baselines(
 ) -> tuple[dict[str, dict], dict[str, Tensor]]:
     """The baselines of the examples ``raw`` (N, *event): a JSON-able row for each, and its nats (N,), by name.
 
-    Args:
-        data: whose training split they are fitted to.
-        nelbo: (N,), nats of the model's NELBO of these examples, in the convention of :func:`indm.evaluate`.
-        seed: of the dequantization of the training split.
-        groups: the group of each example, as in :func:`indm.evaluate`.
-
-    Returns:
-        Rows have a ``name`` (and a ``detail``), mean and standard error in nats and bits/dim, and ``nelbo_difference``,
-        the NELBO less the baseline, paired over examples.
+    ``nelbo`` (N,) are nats of the model's NELBO of these examples, of ``groups`` as in :func:`indm.evaluate`. Rows have
+    a ``name`` (and a ``detail``), mean and error, and ``nelbo_difference``, the NELBO less the baseline, paired.
     """
     by_name: dict[str, tuple[Tensor, dict]] = {}
     dims, levels = math.prod(data.shape), data.scaling.levels

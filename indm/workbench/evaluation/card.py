@@ -5,12 +5,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from indm.checks import one_line
 from indm.files import atomic, untrusted
-from indm.messages import one_line
 from indm.model import DESCRIPTION, WEIGHTS
 from indm.names import KINDS, OPTIONAL_KINDS
 from indm.workbench.evaluation.results import likelihood_table, read_evaluation
-from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.folder import RECIPE, end_of, recipe_of
@@ -43,7 +42,9 @@ def write(run: Path, folder: Path, name: str, license: str | None = None, more: 
         each = " and ".join(f"'indm push {run / side} {name}-{side}'" for side in SIDES)
         raise ValueError(f"{run} is a pair of runs, and each is a model of its own: {each}")
     recipe, weights = recipe_of(run), weights_hash(run)
-    pictures = [PICTURE] if _is_picture_of(run, weights) else []
+    drawn = untrusted.json_object(run / SAMPLE_FILES[0]) if (run / SAMPLE_FILES[0]).exists() else {}
+    is_of_model = weights in dict(drawn.get("provenance", {}).get("weights_sha256", {})).values()
+    pictures = [PICTURE] if (run / PICTURE).exists() and is_of_model else []
     fields = ["library_name: indm", "tags:", *(f"- {tag}" for tag in TAGS)]
     fields += [] if license is None else [f"license: {license}"]
     sections = [
@@ -58,7 +59,7 @@ def write(run: Path, folder: Path, name: str, license: str | None = None, more: 
     folder.mkdir(parents=True, exist_ok=True)
     for file in (DESCRIPTION, WEIGHTS, *pictures):
         shutil.copyfile(run / file, folder / file)
-    atomic.text(folder / RECIPE, recipes.to_toml(paths.without_places(recipe)))
+    atomic.text(folder / RECIPE, recipes.to_toml(recipes.without_places(recipe)))
     atomic.text(folder / CARD, "\n\n".join(sections) + "\n")
 
 
@@ -70,14 +71,6 @@ def _about(recipe: Recipe, steps: int) -> str:
     classes = f" of the classes {one_line(', '.join(recipe.labels))}" if recipe.labels else ""
     data = f"`{recipe.data.name}`{classes}, {steps} steps of training"
     return f"{kind} on the latent of a normalizing flow, by indm: {parts}. Data: {data}."
-
-
-def _is_picture_of(run: Path, weights: str) -> bool:
-    """Whether the run has a picture of samples, and it is of these weights."""
-    if not (run / PICTURE).exists() or not (run / SAMPLE_FILES[0]).exists():
-        return False
-    made_by = untrusted.json_object(run / SAMPLE_FILES[0]).get("provenance", {})
-    return weights in dict(made_by.get("weights_sha256", {})).values()
 
 
 def _likelihood(run: Path, weights: str) -> str:

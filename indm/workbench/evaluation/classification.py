@@ -21,8 +21,6 @@ from indm.objective import nelbo
 from indm.tensors import evaluation_mode
 from indm.workbench.evaluation.likelihood import SEED_STRIDE
 
-BINS = 10  # of confidence
-
 
 @dataclass(frozen=True)
 class Classification:
@@ -80,21 +78,23 @@ def classify(
     Example: for a network that has learned nothing all classes are alike, and p(class|x) is the prior.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": {"name": "mlp", "width": 8}}
         >>> tables["condition"] = {"name": "classes", "labels": ["left", "right"]}
         >>> model, prior = indm.build_model(tables, (2,)), torch.tensor([0.25, 0.75])
         >>> found = classify(model, torch.randn(3, 2), prior=prior, progress=False)
         >>> found.predicted.tolist(), [round(p, 4) for p in found.confidence.tolist()]
         ([1, 1, 1], [0.75, 0.75, 0.75])
     """
-    condition = getattr(model, "condition", None)
-    if condition is None or not condition.is_class:
+    condition = model.condition
+    if not condition.is_class:
         raise ValueError("model must be one of p(x|class) to classify; train one with --condition classes")
     check_raw(model, raw)
     if draws < 2 or times < 1:
         raise ValueError(f"draws must be at least 2 and times at least 1, got {draws} and {times}")
     classes = len(condition.labels)
-    log_prior = _log_prior(prior, classes)
+    prior = torch.full((classes,), 1 / classes) if prior is None else torch.as_tensor(prior)
+    if tuple(prior.shape) != (classes,) or not bool((prior > 0).all()) or abs(float(prior.sum()) - 1) > 1e-4:
+        raise ValueError(f"prior must be {classes} positive probabilities that sum to 1, got {prior.tolist()}")
     device = model.scaling.scale.device
     generator, values = torch.Generator(device), torch.empty(draws, len(raw), classes, dtype=torch.float64)
     batches = torch.arange(len(raw)).split(batch_size)
@@ -109,32 +109,5 @@ def classify(
                     values[draw, rows, number] = -bound.nats().cpu().double()
                 bar.update()
     mean = values.mean(0)
-    relative = values - values.mean(2, keepdim=True)
-    noise = relative.std(0) / math.sqrt(draws)
-    return Classification(mean, noise, (mean + log_prior).log_softmax(1), classes * draws * (times + 1))
-
-
-def _log_prior(prior: Tensor | None, classes: int) -> Tensor:
-    prior = torch.full((classes,), 1 / classes) if prior is None else torch.as_tensor(prior)
-    if tuple(prior.shape) != (classes,) or not bool((prior > 0).all()) or abs(float(prior.sum()) - 1) > 1e-4:
-        raise ValueError(f"prior must be {classes} positive probabilities that sum to 1, got {prior.tolist()}")
-    return prior.double().log()
-
-
-def scores(classification: Classification, labels: Int[Tensor, " n"]) -> dict[str, float]:
-    """Accuracy with its standard error, the mean nats of −log p(label|x), and the expected calibration error.
-
-    The last is the mean of |accuracy − confidence| over :data:`BINS` equal bins of confidence, by their examples.
-
-    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599.
-    """
-    right, n = (classification.predicted == labels).double(), len(labels)
-    over = right - classification.confidence.double()
-    bins = (classification.confidence.double() * BINS).long().clamp(0, BINS - 1)
-    gaps = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, over)  # of each bin, times its examples
-    return {
-        "accuracy": right.mean().item(),
-        "accuracy_standard_error": (right.var(correction=0) / n).sqrt().item(),
-        "nats": -classification.log_posterior.gather(1, labels[:, None]).mean().item(),
-        "calibration_error": gaps.abs().sum().item() / n,
-    }
+    noise = (values - values.mean(2, keepdim=True)).std(0) / math.sqrt(draws)
+    return Classification(mean, noise, (mean + prior.double().log()).log_softmax(1), classes * draws * (times + 1))

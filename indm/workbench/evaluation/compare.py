@@ -1,53 +1,49 @@
-"""``indm compare``: evaluated runs side by side, as text and as a page."""
+"""``indm compare``: evaluated runs side by side, and methods less the first one, as text and as a page.
+
+Wall-clock time also depends on other processes. So what a method spent is the steps of its runs times what a step
+costs, as ``--like`` measured it, in units of a step of the first method.
+"""
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from indm.files import atomic, untrusted
-from indm.workbench.evaluation.diagnosis import conclusion
-from indm.workbench.evaluation.methods import (
-    MARGIN,
-    NOT_COMPARABLE,
-    Costs,
-    check_distinct,
-    costs_of,
-    differences,
-    named_methods,
-)
 from indm.workbench.evaluation.results import (
     KINDS,
     Row,
     baseline_name,
     check_same_examples,
+    conclusion,
+    difference,
     number_key,
     read_evaluation,
     table,
     unconverged,
 )
-from indm.workbench.evaluation.statistics import LEVEL, over_seeds
+from indm.workbench.evaluation.statistics import LEVEL, Difference, judged, over_seeds
 from indm.workbench.figures import plots, sheets
 from indm.workbench.figures.page import Page
+from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import Equal
-from indm.workbench.runs.folder import read_metrics, recipe_of
+from indm.workbench.recipes.recipe import Recipe
+from indm.workbench.runs.folder import FREE_ON_RESUME, read_metrics, recipe_of
 from indm.workbench.runs.provenance import provenance
 from indm.workbench.runs.samples import SAMPLES, read_samples
+from indm.workbench.training.costs import key_of, ratio_in
 
 FILES = ("comparison.html", "comparison.json", "comparison.png")
-Rows = list[Row]
-Differences = Mapping[str, Mapping[str, Mapping]]  # by method and kind, see indm.workbench.evaluation.methods
-VERDICTS = {
-    "better": "the difference is larger than chance explains",
-    "worse": "the difference is larger than chance explains",
-    "undecided": "undecided, since the difference may be chance",
-    "untested": "no verdict on methods, since that needs several seeds of each",
-    NOT_COMPARABLE: "no verdict, since their budgets are not known to be equal",
-}
+# How a run is watched and evaluated makes no difference, but its budget does. The place of its data makes none, since
+# runs that are compared were evaluated on the same examples.
+ALIKE = {"train.seed", *FREE_ON_RESUME, *(f"data.{key}" for key in recipes.PATH_KEYS)}
+ALIKE -= {"train.steps", "train.seconds"}
+MARGIN = 0.10  # by which budgets that are called equal differ at most
+NO_SEED, NOT_COMPARABLE = "untested: no seed in common", "not comparable"  # verdicts without a test
 ONE_TRAINING = (
     "An error over the examples of one training says which of two models is better, not which method: a verdict on "
     "methods needs more seeds (--train.seed)."
@@ -58,34 +54,39 @@ OF_DIFFERENCES = (
     f"over all rows of this table; a verdict needs one of at most {LEVEL:.0%}, and budgets that differ by at most "
     f"{MARGIN:.0%}."
 )
-OF_LIKELIHOODS = (
-    "With the reconstruction term. NELBO bounds the likelihood of the generative SDE, NLL is that of the "
-    "probability-flow ODE. Of a model of p(x|c) they are log p(x|c) at the c of each example, which the baselines do "
-    "not use."
-)
+OF_LIKELIHOODS = "± one standard error, with the reconstruction term; log p(x|c) of a model of p(x|c)"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of one run: its folder, ``evaluation.json``, and the parameters of its model (None: not known)."""
+    """What is known of one run; a converted checkpoint has no lines in its log, and nobody knows its parameters."""
 
     folder: Path
     evaluation: dict
+    recipe: Recipe
+    log: list[dict]
     parameters: int | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
-        """Parameters are those of ``summary.json``, which a converted checkpoint does not have."""
-        recipe_of(folder)  # an error where this is not a run
-        file = folder / "summary.json"
+        recipe, file = recipe_of(folder), folder / "summary.json"
         summary = untrusted.json_object(file) if file.exists() else {}
         count = sum(count for name, count in summary.items() if name.endswith("_parameters"))
-        return cls(folder, read_evaluation(folder), count or None)
+        return cls(folder, read_evaluation(folder), recipe, read_metrics(folder), count or None)
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.train.seed
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps; None where there is no log."""
+        return self.log[-1]["step"] if self.log else None
 
     @property
     def curve(self) -> list[dict]:
         """Validations along training: ``step``, ``seconds`` and ``valid_nelbo``."""
-        return [line for line in read_metrics(self.folder) if "valid_nelbo" in line]
+        return [line for line in self.log if "valid_nelbo" in line]
 
     def bound(self, kind: str = "nelbo") -> tuple[float, float] | None:
         """A likelihood with its standard error over examples, in the run's unit; None where it was not evaluated."""
@@ -94,30 +95,23 @@ class Run:
         values, key = self.evaluation[kind]["with_reconstruction"], number_key(self.evaluation)
         return values[key], values[f"{key}_standard_error"]
 
-    @property
-    def solver_error(self) -> float:
-        """Of the NLL, the mean over examples in the run's unit; 0 where it is not known."""
-        error = self.evaluation.get("nll", {}).get("solver_error")
-        return error[number_key(self.evaluation)] if error else 0.0
+
+Methods = Mapping[str, Sequence[Run]]  # runs that differ in the seed alone, by name; the first is the baseline
+Differences = Mapping[str, Mapping[str, Mapping]]  # by method and kind, see differences
 
 
-Methods = Mapping[str, Sequence[Run]]  # runs that differ in the seed alone, by name
-
-
-def compare(folders: list[Path], out: Path, *, equal: Equal = "cost", progress: bool = True) -> str:
+def compare(folders: Sequence[Path], out: Path, *, equal: Equal = "cost") -> str:
     """Evaluated runs side by side: tables, and differences of methods from that of the first run.
 
     Runs whose recipes differ in the seed alone are one method; where all are of one, each stands for itself. Methods
     are compared in pairs of equal seeds, on the same examples. With two pairs or more a difference has a p and a
     verdict, adjusted by Holm's method over all differences that are shown; with one, its error is over examples, and it
-    has no verdict. Nor has it one where the two have not spent the same, see
-    :mod:`indm.workbench.evaluation.methods`.
+    has no verdict. Nor has it one where the two are not known to have spent the same.
 
     Args:
         folders: of runs, one or more.
         out: where ``comparison.html`` is written, a page, its picture ``comparison.png`` and ``comparison.json``.
-        equal: what methods must have spent alike: "cost" is steps times their cost, "steps" is steps alone.
-        progress: show a bar while costs are measured.
+        equal: what methods must have spent alike: steps times their "cost", or "steps".
 
     Returns:
         The tables as text.
@@ -128,26 +122,156 @@ def compare(folders: list[Path], out: Path, *, equal: Equal = "cost", progress: 
     """
     if not folders:
         raise ValueError("compare needs a run folder, got none")
-    check_distinct(folders)
-    runs = {folder: Run.read(folder) for folder in folders}
-    evaluations = {folder: run.evaluation for folder, run in runs.items()}
-    check_same_examples(evaluations)
-    named = named_methods(folders)
-    methods = {name: [runs[folder] for folder in trainings] for name, trainings in named.items()}
-    costs = costs_of(named, equal, progress)
-    by_method = differences(named, evaluations, costs)
+    places = [folder.resolve() for folder in folders]
+    for i, folder in enumerate(folders):
+        if places[i] in places[:i]:
+            raise ValueError(f"run folders must differ, got {folder} twice; name each once")
+    runs = [Run.read(folder) for folder in folders]
+    check_same_examples({run.folder: run.evaluation for run in runs})
+    methods = methods_of(runs)
+    by_method = differences(methods, equal)
     content = {
-        "baseline": next(iter(named)),
+        "baseline": next(iter(methods)),
         "unit": unit_of(methods),
-        "methods": {name: list(map(str, trainings)) for name, trainings in named.items()},
-        "costs": asdict(costs),
+        "equal": equal,
+        "methods": {name: [str(run.folder) for run in trainings] for name, trainings in methods.items()},
         "differences": by_method,
-        "provenance": provenance(None, {str(run): result["weights_sha256"] for run, result in evaluations.items()}),
+        "provenance": provenance(None, {str(run.folder): run.evaluation["weights_sha256"] for run in runs}),
     }
-    writes = {out / "comparison.png": plots.pixels_into(picture(methods, costs))}
+    writes = {out / "comparison.png": plots.pixels_into(picture(methods))}
     atomic.together(writes | {out / "comparison.json": atomic.json_into(content)})
-    write_page(out, methods, by_method, costs)
-    return "\n".join(text_of(methods, by_method, costs))
+    said = [best_model(methods), *learned(methods)]
+    page = Page("Runs compared")
+    page.conclude(said)
+    lines: list[str] = []
+    for heading, rows, notes in sections(methods, by_method, equal):
+        lines += [heading, table(rows), *notes, ""]
+        page.heading(heading)
+        page.table(rows)
+        for note in notes:
+            page.text(note)
+    page.heading("Learning curves and samples")
+    caption = f"Validation NELBO of each run in {unit_of(methods)}, and samples of the first run of each method."
+    page.picture(out / "comparison.png", caption)
+    page.write(out / "comparison.html")
+    return "\n".join([*lines, *said])
+
+
+# ── Methods and their differences ───────────────────────────────────────────────────────────────────────────────────
+
+
+def methods_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs by method: their recipes differ in the seed alone. A second run of one seed begins another method.
+
+    Numbers of steps within the margin of equal budgets are one. A method is called as the folder that holds its runs
+    and none of another method, or as its first run. Where all runs are of one method, each stands for itself.
+    """
+    methods: list[list[Run]] = []
+    for run in runs:
+        for others in methods:
+            if run.seed not in [other.seed for other in others] and _is_one_method(others[0], run):
+                others.append(run)
+                break
+        else:
+            methods.append([run])
+    if len(methods) == 1:
+        return {str(run.folder): [run] for run in runs}
+    named: dict[str, list[Run]] = {}
+    for trainings in methods:
+        place = trainings[0].folder.resolve()
+        beside = [run for run in runs if run.folder.resolve().parent == place.parent]
+        name = place.parent.name if len(trainings) > 1 and beside == trainings else place.name
+        named[str(trainings[0].folder) if name in named else name] = trainings
+    return named
+
+
+def _is_one_method(one: Run, other: Run) -> bool:
+    differing = recipes.differences(one.recipe, other.recipe)
+    changed = {key for key in differing if not key.startswith("evaluate.")} - ALIKE
+    if are_equal([one.recipe.train.steps, other.recipe.train.steps]):
+        changed -= {"train.steps"}
+    return not changed
+
+
+def pairs_of(runs: Sequence[Run], first: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Runs of two methods in pairs of equal seeds, none where no seed is in both; two single runs are always a pair."""
+    if len(runs) == len(first) == 1:
+        return [(runs[0], first[0])]
+    by_seed = {run.seed: run for run in first}
+    return [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed]
+
+
+def are_equal(budgets: Sequence[float]) -> bool:
+    """Whether the largest is within :data:`MARGIN` of the smallest."""
+    return max(budgets) <= (1 + MARGIN) * min(budgets)
+
+
+def differences(methods: Methods, equal: Equal = "cost") -> dict[str, dict[str, dict]]:
+    """Every method less the first one, by its name and the kind of likelihood that both have, judged as one family.
+
+    Returns:
+        Rows of :func:`indm.workbench.evaluation.statistics.judged`, each with the seeds that were ``left_out`` for want
+        of a partner, and what :func:`budget_of` says. Without any pair the verdict is :data:`NO_SEED`. Where budgets
+        differ or are not known it is :data:`NOT_COMPARABLE`, and the difference is not in the family.
+    """
+    (_, first), *following = methods.items()
+    family: dict[tuple[str, str], Difference] = {}
+    about: dict[str, dict] = {}
+    for name, runs in following:
+        pairs = pairs_of(runs, first)
+        paired = [run for pair in pairs for run in pair]
+        left_out = sorted(run.seed for run in (*runs, *first) if run not in paired)
+        about[name] = {"left_out": left_out} | budget_of(pairs, cost_of(runs, first, equal))
+        for kind in KINDS:
+            if all(kind in run.evaluation for run in paired or (*runs, *first)):
+                folders = [(run.folder, other.folder) for run, other in pairs]
+                family[name, kind] = difference(folders, kind) if pairs else Difference(math.nan, 0, math.nan)
+    found: dict[str, dict[str, dict]] = {name: {} for name, _ in following}
+    rows = judged(list(family.values()), [not about[name]["why"] for name, _ in family])
+    for (name, kind), row in zip(family, rows, strict=True):
+        verdict = NO_SEED if not row["seeds"] else NOT_COMPARABLE if about[name]["why"] else row["verdict"]
+        found[name][kind] = row | {"verdict": verdict} | about[name]
+    return found
+
+
+def cost_of(runs: Sequence[Run], first: Sequence[Run], equal: Equal) -> float | None:
+    """The cost of a step in units of the first method's, as the record of one of the runs has it; None: not known.
+
+    With ``equal`` "steps" every step counts alike.
+    """
+    keys = key_of(runs[0].recipe), key_of(first[0].recipe)
+    if equal == "steps" or keys[0] == keys[1]:
+        return 1.0
+    return ratio_in([run.folder for run in (*runs, *first)], *keys)
+
+
+def budget_of(pairs: Sequence[tuple[Run, Run]], cost: float | None) -> dict:
+    """What runs of a method and of the first one spent, in pairs: ``steps`` of the runs of both, the ``cost`` of a
+    step, ``budgets`` in words, and ``why`` they cannot be compared, "" where they can."""
+    steps, first = ([pair[i].steps for pair in pairs] for i in (0, 1))
+    budget = {"steps": (steps, first), "cost": cost, "budgets": "–", "why": ""}
+    if not pairs:
+        return budget
+    known, of_first = ([n for n in values if n is not None] for values in (steps, first))
+    spent = [n * (cost or math.nan) for n in known]
+    product = "" if cost == 1 else f" × {cost:.3g} = {_span(spent)}" if cost else " × –"
+    words = f"{_span(steps)} steps{product} against {_span(first)}"
+    if len(known) + len(of_first) < 2 * len(pairs):
+        why = f"as the steps of a run are not known ({words})"
+    elif cost is None:
+        why = f"as the cost of a step is not known ({words}): train one with --like the other, or take --equal steps"
+    else:
+        why = f"as the budgets differ by more than {MARGIN:.0%}: {words}; --like RUN trains with the budget of RUN"
+        why = "" if are_equal([*spent, *of_first]) else why
+    return budget | {"budgets": words, "why": why}
+
+
+def _span(values: Sequence[float | None]) -> str:
+    """The least and the largest number of steps, "–" where one is not known."""
+    known = [round(value) for value in values if value is not None]
+    if len(known) < len(values):
+        return "–"
+    return f"{min(known):,}" + (f"–{max(known):,}" if max(known) > min(known) else "")
 
 
 def unit_of(methods: Methods) -> str:
@@ -158,50 +282,27 @@ def unit_of(methods: Methods) -> str:
 # ── Text, page and picture ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def text_of(methods: Methods, by_method: Differences, costs: Costs) -> list[str]:
-    """What the command prints: a row for each run, the differences of methods, and what they mean."""
-    unit, runs = unit_of(methods), [run for trainings in methods.values() for run in trainings]
-    lines = [
-        f"{name}: {', '.join(str(run.folder) for run in trainings)}"
-        for name, trainings in methods.items()
-        if len(trainings) > 1
-    ]
-    lines.append(table(likelihood_rows({str(run.folder): [run] for run in runs})))
-    if by_method:
-        lines += ["", table(difference_rows(by_method, next(iter(methods)), unit)), str(costs)]
-        lines += incomparable(by_method, next(iter(methods)))
+def sections(methods: Methods, by_method: Differences, equal: Equal) -> list[tuple[str, list[Row], list[str]]]:
+    """What is said as text and on the page: headings, their tables, and the lines below."""
+    runs = [run for trainings in methods.values() for run in trainings]
+    names = {name: ", ".join(str(run.folder) for run in trainings) for name, trainings in methods.items()}
+    notes = [f"{name}: {folders}" for name, folders in names.items() if name != folders]
+    notes += [f"{unit_of(methods)}, {OF_LIKELIHOODS}, {runs[0].evaluation['split']} split"]
+    notes += [f"{run.folder}: {line}" for run in runs for line in unconverged(run.evaluation)]
+    if len({run.evaluation["dequantization"] for run in runs}) > 1:
+        notes += [f"dequantization: {run.evaluation['dequantization']}: {run.folder}" for run in runs]
+    likelihoods = "Likelihood and budget", likelihood_rows(methods), notes
+    if not by_method:
+        return [likelihoods]
+    first = next(iter(methods))
+    lines = [OF_DIFFERENCES, *of_budgets(by_method, first, equal)]
     if any(row["verdict"] == "untested" for by_kind in by_method.values() for row in by_kind.values()):
         lines.append(ONE_TRAINING)
-    lines.append(f"{unit}, ± one standard error, with the reconstruction term, {runs[0].evaluation['split']} split")
-    lines += [f"{run.folder}: {line}" for run in runs for line in unconverged(run.evaluation)]
-    if len({run.evaluation["dequantization"] for run in runs}) > 1:
-        lines += [f"dequantization: {run.evaluation['dequantization']}: {run.folder}" for run in runs]
-    return [*lines, best_model(methods, by_method)]
+    return [likelihoods, ("Differences between methods", difference_rows(by_method, first, unit_of(methods)), lines)]
 
 
-def write_page(out: Path, methods: Methods, by_method: Differences, costs: Costs) -> None:
-    """Write ``comparison.html``: conclusions, differences, likelihoods, and ``comparison.png``."""
-    page, first = Page("Runs compared"), next(iter(methods))
-    page.conclude([best_model(methods, by_method), *conclusions(methods)])
-    if by_method:
-        page.heading("Differences between methods")
-        page.table(difference_rows(by_method, first, unit_of(methods)))
-        for line in (f"{OF_DIFFERENCES} {costs} {ONE_TRAINING}", *incomparable(by_method, first)):
-            page.text(line)
-    page.heading("Likelihood and budget")
-    page.table(likelihood_rows(methods))
-    page.text(OF_LIKELIHOODS)
-    for run in (run for trainings in methods.values() for run in trainings):
-        for line in unconverged(run.evaluation):
-            page.text(f"{run.folder}: {line}")
-    page.heading("Learning curves and samples")
-    caption = f"Validation NELBO of each run in {unit_of(methods)}, and samples of the first run of each method."
-    page.picture(out / "comparison.png", caption)
-    page.write(out / "comparison.html")
-
-
-def picture(methods: Methods, costs: Costs) -> plots.Pixels:
-    """Learning curves over steps and over steps × cost, and below them samples of each method's first run."""
+def picture(methods: Methods) -> plots.Pixels:
+    """Learning curves, and below them samples of each method's first run."""
     colours = plots.colours_of(methods)
     panels: dict[str, Tensor | str] = {}
     levels = 0
@@ -212,26 +313,21 @@ def picture(methods: Methods, costs: Costs) -> plots.Pixels:
             if samples.ndim not in (2, 4):
                 raise ValueError(f"{file} must hold samples (N, C, H, W) or (N, D), got {tuple(samples.shape)}")
             panels[name] = samples
-    curves = plots.pixels_of(curves_figure(methods, costs, colours))
+    curves = plots.pixels_of(curves_figure(methods, colours))
     return sheets.stacked(curves, sheets.samples_picture(panels, levels, colours))
 
 
 @plots.styled
-def curves_figure(methods: Methods, costs: Costs, colours: plots.Colours) -> Figure:
-    """Validation NELBO of each run over optimizer steps, and over steps times the method's cost where it is known."""
-    figure = Figure(figsize=(10.0, 4.2))
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, over in zip(panels, ("optimizer step", "optimizer steps × cost of a step"), strict=True):
-        for name, trainings in methods.items():
-            cost = 1.0 if over == "optimizer step" else costs.by_method.get(name)
-            label = name if any(run.curve for run in trainings) else f"{name} (nothing was validated)"
-            for run in trainings:
-                points = [(row["step"] * cost, row["valid_nelbo"]) for row in run.curve] if cost else []
-                axes.plot(*zip(*points, strict=True) if points else ([], []), ".-", color=colours[name], label=label)
-        axes.set(xlabel=over)
-        if not any(len(line.get_xdata()) for line in axes.lines):
-            plots.say_empty(axes, "no validation was logged in training")
-    panels[0].set(ylabel=f"validation NELBO ({unit_of(methods)})")
+def curves_figure(methods: Methods, colours: plots.Colours) -> Figure:
+    """Validation NELBO of each run over optimizer steps."""
+    figure = Figure(figsize=(7.0, 4.2))
+    axes = figure.subplots()
+    for name, trainings in methods.items():
+        label = name if any(run.curve for run in trainings) else f"{name} (nothing was validated)"
+        for run in trainings:
+            steps, values = ([row[key] for row in run.curve] for key in ("step", "valid_nelbo"))
+            axes.plot(steps, values, ".-", color=colours[name], label=label)
+    axes.set(xlabel="optimizer step", ylabel=f"validation NELBO ({unit_of(methods)})")
     return figure
 
 
@@ -251,39 +347,34 @@ def bound_of(runs: Sequence[Run], kind: str = "nelbo") -> tuple[float, float] | 
     return over_seeds([mean for mean, _ in bounds], bounds[0][1]) if bounds else None
 
 
-def likelihood_rows(methods: Methods) -> Rows:
+def likelihood_rows(methods: Methods) -> list[Row]:
     """A row for each method: its seeds, size, budget and likelihoods; the baselines; the entropy where it is known.
 
-    The error of a method is over its seeds, that of a single run or a baseline over the examples. That of the solver is
-    the largest of the method. Baselines are of the examples of the NELBO.
+    The error of a method is over its seeds, that of a single run or a baseline over the examples. Baselines are of the
+    examples of the NELBO.
     """
     unit, runs = unit_of(methods), [run for trainings in methods.values() for run in trainings]
-    result = runs[0].evaluation
     kinds = [kind for kind in KINDS if any(run.bound(kind) for run in runs)]
-    solved = any(run.solver_error for run in runs)
-    names = [f"{KINDS[kind]}, {unit}" for kind in kinds] + ["solver error of the NLL"] * solved
-    rows = [("", "seeds", "± over", "parameters", "steps", "seconds", *names)]
+    rows = [("", "seeds", "± over", "parameters", "steps", "seconds", *(f"{KINDS[kind]}, {unit}" for kind in kinds))]
     for name, trainings in methods.items():
         ends = [run.curve[-1] for run in trainings if run.curve]
         budget = [f"{statistics.mean(end[key] for end in ends):.0f}" if ends else "–" for key in ("step", "seconds")]
         bounds = [with_error(*(bound_of(trainings, kind) or (None, None))) for kind in kinds]
         over = "seeds" if len(trainings) > 1 else "examples"
         parameters = "–" if trainings[0].parameters is None else f"{trainings[0].parameters:,}"
-        error = max(run.solver_error for run in trainings)
-        errors = [f"{error:.1g}" if error else "–"] * solved
-        rows.append((name, str(len(trainings)), over, parameters, *budget, *bounds, *errors))
-    key, blank = number_key(result), [""] * (len(kinds) - 1 + solved)
+        rows.append((name, str(len(trainings)), over, parameters, *budget, *bounds))
+    key, blank = number_key(runs[0].evaluation), [""] * (len(kinds) - 1)
     for row in next((run.evaluation["baselines"] for run in runs if "baselines" in run.evaluation), {}).values():
         value = with_error(row[key], row[f"{key}_standard_error"])
         rows.append((f"baseline: {baseline_name(row)}", "", "examples", "", "", "", value, *blank))
-    if (entropy := result.get("entropy_nats")) is not None:
-        rows.append(("entropy of the data", *[""] * 5, *[f"{entropy:.3f}"] * len(kinds), *[""] * solved))
+    if (entropy := runs[0].evaluation.get("entropy_nats")) is not None:
+        rows.append(("entropy of the data", *[""] * 5, *[f"{entropy:.3f}"] * len(kinds)))
     return rows
 
 
-def difference_rows(by_method: Differences, first: str, unit: str) -> Rows:
+def difference_rows(by_method: Differences, first: str, unit: str) -> list[Row]:
     """The differences of methods from the ``first``."""
-    rows: Rows = [
+    rows: list[Row] = [
         ("", "likelihood", f"difference from {first}, {unit}", "seeds", "steps × cost", "p", "Holm's p", "verdict")
     ]
     for name, by_kind in by_method.items():
@@ -300,46 +391,34 @@ def difference_rows(by_method: Differences, first: str, unit: str) -> Rows:
 # ── Sentences ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def incomparable(by_method: Differences, first: str) -> list[str]:
-    """Why methods cannot be compared with the ``first``, a line for each."""
+def of_budgets(by_method: Differences, first: str, equal: Equal) -> list[str]:
+    """What budgets are, and why methods cannot be compared with the ``first``, a line for each."""
+    budgets = f"steps × cost of a step, measured interleaved, that of {first} being 1"
     reasons = {name: row["why"] for name, by_kind in by_method.items() for row in by_kind.values()}
-    return [f"{name} and {first} are not comparable, {why}." for name, why in reasons.items() if why]
+    return [
+        f"Budgets are {budgets if equal == 'cost' else 'steps, whatever a step costs'}.",
+        *(f"{name} and {first} are not comparable, {why}." for name, why in reasons.items() if why),
+    ]
 
 
-def best_model(methods: Methods, by_method: Differences) -> str:
-    """The method of the lowest NELBO, by how much it is below the first method, or the first below the next, and the
-    verdict on that difference."""
+def best_model(methods: Methods) -> str:
+    """The method of the lowest NELBO."""
     bounds = {name: bound_of(trainings) or (math.nan, math.nan) for name, trainings in methods.items()}
-    unit, (first, *_) = unit_of(methods), bounds
-    bounds = {name: bound for name, bound in bounds.items() if math.isfinite(bound[0])}
-    if not bounds:
+    finite = {name: bound for name, bound in bounds.items() if math.isfinite(bound[0])}
+    if not finite:
         return "No model has a finite NELBO."
-    best, *following = sorted(bounds, key=lambda name: bounds[name][0])
-    split = methods[first][0].evaluation["split"]
-    sentence = f"{best} has the lowest {KINDS['nelbo']} on the {split} data, {with_error(*bounds[best])} {unit}"
-    if not following:
-        return f"{sentence}; there is no other model to compare it with."
-    rival = first if best != first and first in bounds else following[0]
-    # Differences are from the first method.
-    row = by_method.get(best if rival == first else rival, {}).get("nelbo") if first in (best, rival) else None
-    if row is None or row["difference"] is None:
-        return f"{sentence}. {rival} has {with_error(*bounds[rival])}; the two cannot be compared in pairs."
-    more = -row["difference"] if rival == first else row["difference"]
-    size = with_error(abs(more), row["standard_error"], digits=4)
-    words = f"{size} more" if more >= 0 else f"{size} less over pairs of equal seeds"
-    tested = "" if row["p_holm"] is None else f" (Holm's p = {row['p_holm']:.2g}, {row['seeds']} seeds)"
-    return f"{sentence}. {rival} has {words}: {VERDICTS.get(row['verdict'], row['verdict'])}{tested}."
+    best = min(finite, key=lambda name: finite[name][0])
+    split = methods[best][0].evaluation["split"]
+    return f"{best} has the lowest NELBO on the {split} data: {with_error(*finite[best])} {unit_of(methods)}."
 
 
-def conclusions(methods: Methods) -> list[str]:
-    """Whether each method's models learned the data, a line for each; see ``diagnosis.conclusion``.
-
-    Of several seeds the worst is reported. Methods whose evaluations have no baselines have no line.
-    """
+def learned(methods: Methods) -> list[str]:
+    """Whether each method's models learned the data, a line for each, see
+    :func:`indm.workbench.evaluation.results.conclusion`; of several seeds the worst is reported."""
     lines = []
     for name, trainings in methods.items():
         worst = max(trainings, key=lambda run: run.evaluation["nelbo"]["with_reconstruction"]["nats"])
-        sentence = conclusion(worst.folder, worst.evaluation)
         seeds = f", the worst of {len(trainings)} seeds" if len(trainings) > 1 else ""
+        sentence = conclusion(worst.folder, worst.evaluation)
         lines += [f"{name}{seeds}: {sentence}"] if sentence else []
     return lines

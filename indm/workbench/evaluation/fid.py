@@ -1,29 +1,26 @@
 """Scores of images against reference images by torch-fidelity: FID, Inception score, KID, precision and recall.
 
-Rounding, the resizing, the split and the number of images all change such scores, so none is returned or kept without
-its provenance: which pixels, how they were made, and which features saw them.
+Rounding, the resizing, the split and the number of images all change such scores, so each is kept with its provenance.
 
 Source: Obukhov et al. 2020, "torch-fidelity", https://github.com/toshas/torch-fidelity.
 """
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from indm.messages import nearest
+from indm.checks import nearest
 from indm.names import BUILT_IN
 from indm.tensors import double
-from indm.workbench.data.base import InMemory, stack
+from indm.workbench.data.base import InMemory, load_data, stack, without_download
+from indm.workbench.data.examples import Size, height_and_width
 from indm.workbench.data.folder import find_images
-from indm.workbench.data.image_files import ImageFiles
-from indm.workbench.data.images import RESIZE_MODES, read_size
-from indm.workbench.data.raw import Size, height_and_width
-from indm.workbench.data.registry import load_data, without_download
+from indm.workbench.data.images import RESIZE_MODES, ImageFiles, read_size
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.devices import device
 from indm.workbench.runs.folder import is_run
@@ -34,19 +31,13 @@ INCEPTION = "inception-v3-compat"  # torch-fidelity's name of the network of the
 USERS = "users"  # the name under which it knows a function of the user
 SETTINGS = {"isc_splits": 10, "kid_subsets": 100, "prc_neighborhood": 3, "rng_seed": 2020}
 FEWEST = 20  # images, at least, whose scores mean something
-MOST = 50_000  # samples drawn of a run by default, as published scores have them; fewer where the reference has fewer
+MOST = 50_000  # samples drawn of a run by default, as published scores have them
 ToFeatures = Callable[[Num[Tensor, "n c h w"]], Float[Tensor, "n k"]]
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images to be scored, or scored against.
-
-    Attributes:
-        raw: (n, C, H, W), grey levels 0 … ``levels`` − 1.
-        levels: number of grey levels.
-        provenance: where they are from and what was done to them, as JSON can hold it.
-    """
+    """``raw`` (n, C, H, W) in grey levels 0 … ``levels`` − 1, and its ``provenance``, as JSON can hold it."""
 
     raw: Num[Tensor, "n c h w"]
     levels: int
@@ -56,12 +47,6 @@ class Images:
         if self.raw.ndim != 4 or not self.levels:
             shape = tuple(self.raw.shape[1:])
             raise ValueError(f"only images with grey levels can be scored, got events of shape {shape}")
-
-    def first(self, n: int | None) -> "Images":
-        """The first ``n``, all for None; a ValueError where there are fewer."""
-        if n is not None and n > len(self.raw):
-            raise ValueError(f"n must be at most the {len(self.raw)} images that there are, got {n}")
-        return replace(self, raw=self.raw[:n])
 
 
 def check_number(name: str, n: int) -> None:
@@ -79,8 +64,8 @@ def open_images(
         source: a recipe by name or TOML file, a run folder (both stand for their data), the name of a data set, a
             folder of images (searched recursively), or a ``samples.npz``.
         split: of a data set; "train+valid" is all that is not for testing, as published scores have it.
-        size, resize: side of a square, or height x width as "24x48", to which the largest centred part of that aspect
-            ratio of each image of a folder is resized, and how; without a size the files must be of one size.
+        size, resize: of a folder: side of a square, or height x width as "24x48", to which the largest centred part of
+            each image is resized, and how; without a size the files must be of one size.
 
     Raises:
         ValueError: a source that is unknown or holds no images.
@@ -91,18 +76,16 @@ def open_images(
         return Images(samples, levels, {"file": name, "drawn": made_by})
     if name in recipes.bundled() or is_run(path) or path.suffix == ".toml":
         table = recipes.resolve(recipes.load(source)).data.table()
-        return _of_data(without_download(table) if is_run(path) else table, split)
-    if path.is_dir():
+        table = without_download(table) if is_run(path) else table
+    elif path.is_dir():
         return _of_folder(path, size, resize)
-    if name in BUILT_IN["data"]:
-        return _of_data({"name": name}, split)
-    raise ValueError(
-        f"no images are found by the name {name!r}{nearest(name, [*recipes.bundled(), *BUILT_IN['data']])}; a run or "
-        "image folder, a samples.npz, a recipe or a data set would do"
-    )
-
-
-def _of_data(table: dict, split: str) -> Images:
+    elif name in BUILT_IN["data"]:
+        table = {"name": name}
+    else:
+        raise ValueError(
+            f"no images are found by the name {name!r}{nearest(name, [*recipes.bundled(), *BUILT_IN['data']])}; a run "
+            "or image folder, a samples.npz, a recipe or a data set would do"
+        )
     data = load_data(**table)
     raw = torch.cat([stack(getattr(data, part)) for part in split.split("+")])
     return Images(raw, data.scaling.levels or 0, {"data": table, "split": split, "notes": data.notes})
@@ -123,9 +106,6 @@ def _of_folder(folder: Path, size: Size | None, resize: str) -> Images:
     return Images(raw, 256, {"folder": str(folder), "resize": how, "notes": notes})
 
 
-# ── Scores ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def as_inception_takes(images: Images) -> Num[Tensor, "n 3 h w"]:
     """RGB of 256 levels: grey levels to the nearest of these, one channel three times."""
     raw = (images.raw.float() * 255 / (images.levels - 1)).round().to(torch.uint8)
@@ -142,38 +122,29 @@ class Listed(InMemory):
 
 
 def score(samples: Images, reference: Images, features: ToFeatures | None = None, *, progress: bool = True) -> dict:
-    """The scores of samples against a reference, with their provenance.
+    """The scores of samples against a reference, at least 20 images of one shape each.
 
-    Args:
-        samples, reference: at least 20 images each, of one shape.
-        features: from (n, C, H, W) in the grey levels of the images to (n, K); None: those of Inception, whose weights
-            torch-fidelity fetches.
-        progress: show a bar.
+    ``features`` maps (n, C, H, W) in the grey levels of the images to (n, K); None: those of Inception, whose weights
+    torch-fidelity fetches.
 
     Returns:
-        ``scores``: by torch-fidelity's names, squared units of the features: the Fréchet distance (an FID by Inception
-        alone), the Inception score (mean and std over 10 parts; by Inception alone), the kernel distance (KID, mean and
-        std over 100 subsets), precision and recall (3 nearest neighbours). ``samples``, ``reference``: their
-        provenance, ``images``, ``shape`` and the SHA-256 of the pixels. ``features``, ``settings``,
-        ``torch_fidelity``, its version, and ``provenance``.
+        ``scores``, by torch-fidelity's names: the Fréchet distance (an FID by Inception alone), the Inception score (by
+        Inception alone), the kernel distance (KID), precision and recall. ``samples``, ``reference``: their provenance,
+        ``images``, ``shape`` and the SHA-256 of the pixels. ``features``, ``settings``, ``torch_fidelity``, its
+        version, and ``provenance``.
 
     Raises:
         ValueError: fewer than 20 images, or images of different shapes.
-
-    Source: Heusel et al. 2017, https://arxiv.org/abs/1706.08500; Salimans et al. 2016,
-    https://arxiv.org/abs/1606.03498; Bińkowski et al. 2018, https://arxiv.org/abs/1801.01401; Kynkäänniemi et al. 2019,
-    https://arxiv.org/abs/1904.06991.
     """
     import torch_fidelity
 
-    sets = {"samples": samples, "reference": reference}
-    about = {}
-    for name, images in sets.items():
+    about, pixels = {}, []
+    for name, images in {"samples": samples, "reference": reference}.items():
         check_number(name, len(images.raw))
         sha256 = hashlib.sha256(images.raw.contiguous().numpy().data).hexdigest()
         shape = {"images": len(images.raw), "shape": list(images.raw.shape[1:]), "levels": images.levels}
         about[name] = images.provenance | shape | {"pixels_sha256": sha256}
-    pixels = [as_inception_takes(images) if features is None else images.raw for images in sets.values()]
+        pixels.append(as_inception_takes(images) if features is None else images.raw)
     if pixels[0].shape[1:] != pixels[1].shape[1:]:
         shapes = " and ".join(str(tuple(raw.shape[1:])) for raw in pixels)
         raise ValueError(f"samples and reference must be of one shape, got {shapes}; resize a folder")
@@ -189,7 +160,10 @@ def score(samples: Images, reference: Images, features: ToFeatures | None = None
     )  # fmt: skip
     by = INCEPTION if features is None else f"{features.__module__}:{features.__qualname__}"
     how = {"features": by, "settings": settings, "torch_fidelity": torch_fidelity.__version__}
-    return {"scores": scores, **about, **how, "provenance": _provenance(about)}
+    drawn = {str(one.get("run") or one.get("file")): one["drawn"] for one in about.values() if one.get("drawn")}
+    weights = {source: made_by["weights_sha256"] for source, made_by in drawn.items()}
+    made_by = provenance((about["samples"].get("drawn") or {}).get("seed"), weights)
+    return {"scores": scores, **about, **how, "provenance": made_by}
 
 
 def _register(compute: ToFeatures) -> None:
@@ -215,13 +189,6 @@ def _register(compute: ToFeatures) -> None:
             return "features"
 
     FEATURE_EXTRACTORS_REGISTRY[USERS] = Users
-
-
-def _provenance(about: dict[str, dict]) -> dict:
-    """The seed of the samples, and the weights of all that was drawn of a run."""
-    drawn = {source.get("run") or source.get("file"): source.get("drawn") for source in about.values()}
-    weights = {str(source): made_by["weights_sha256"] for source, made_by in drawn.items() if made_by}
-    return provenance((about["samples"].get("drawn") or {}).get("seed"), weights)
 
 
 def score_table(record: dict) -> str:

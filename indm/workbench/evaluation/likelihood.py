@@ -12,9 +12,8 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.conditions import all_rows, at_rows
 from indm.dequantization import check_raw, in_words
-from indm.foreign.checks import check_denoiser, is_foreign
+from indm.foreign.denoiser import check_denoiser, is_foreign
 from indm.likelihood import latent_reference
 from indm.ode import OUT_OF_REACH
 from indm.tensors import evaluation_mode, outside_inference, squared_norm
@@ -31,11 +30,10 @@ class Likelihoods:
     """What :func:`evaluate` has estimated.
 
     Attributes:
-        report: what JSON can hold: ``images``, how many examples by the kind of a measure; ``dims``,
-            ``dequantization``, ``eps``, ``repeats``, ``seed``; and by kind its numbers, of which
-            ``with_reconstruction`` and ``without_reconstruction`` have means, standard errors and the estimator's noise
-            in nats and bits/dim. That of "nelbo" has ``terms``, which sum to the bound, and ``by_level``, the score
-            term in equal parts of the log-SNR clock.
+        report: what JSON can hold: ``images``, how many examples by the kind of a measure; the settings; and by kind
+            its numbers, of which ``with_reconstruction`` and ``without_reconstruction`` have means, standard errors and
+            the estimator's noise in nats and bits/dim. That of "nelbo" has ``terms``, which sum to the bound, and
+            ``by_level``, the score term in equal parts of the log-SNR clock.
         nats: of each example, means over repeats: by kind, and all but "iw" with the suffix
             ``_without_reconstruction``; "nll" and "iw" also with ``_solver_error``, the largest over repeats. Where the
             mean NLL was corrected, "nll" is "nll_coarse", in few steps, and for each level l "nll_level_l" are the
@@ -101,7 +99,7 @@ def evaluate(
     Example: N(0, I) and its exact score.
 
         >>> import indm
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
         >>> found = evaluate(indm.build_model(tables, (2,)), x, [indm.NLL(each=True)], progress=False)
         >>> exact = -torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
@@ -113,19 +111,22 @@ def evaluate(
     """
     check_raw(model, raw)
     _check(model, raw, measures, repeats, batch_size)
-    c, n, device = all_rows(model, c, len(raw)), len(raw), model.scaling.scale.device
+    c, n, device = model.rows(c, len(raw)), len(raw), model.scaling.scale.device
     model.flow.check()
-    _warn_of_foreign(model, raw, c, batch_size, seed)
+    generator = torch.Generator(device)
+    if is_foreign(model):  # a network of other people
+        checked = check_denoiser(model, raw, c=c, batch_size=batch_size, generator=generator.manual_seed(seed))
+        for finding in checked.findings:
+            warnings.warn(finding, RuntimeWarning, stacklevel=3)
     model = model.truncated(eps)
     reference = latent_reference(model, raw, c=c, batch_size=batch_size, seed=seed)
     drawn = {m.kind: m.coarse(model, m.count(n) * repeats) for m in measures}
     jobs = [(m.kind, rows) for m in measures for rows in torch.arange(m.count(n)).split(batch_size)]
-    generator = torch.Generator(device)
 
     def draw(job: int, number: int) -> Estimate:
         kind, rows = jobs[job]
         generator.manual_seed(seed + SEED_STRIDE * number)
-        return drawn[kind].estimate(at_rows(model, c, rows), raw[rows].to(device), reference, generator)
+        return drawn[kind].estimate(model.given(c, rows=rows), raw[rows].to(device), reference, generator)
 
     def solver_of(measure: Measure) -> Solve:
         """What makes the draws of ``measure`` again, and solves them in other numbers of steps."""
@@ -166,14 +167,6 @@ def _check(model, raw: Tensor, measures: Sequence[Measure], repeats: int, batch_
             raise ValueError(
                 f"raw must be finite, also when squared, got {largest:g} in row {int(rows[0])}; leave it out"
             )
-
-
-def _warn_of_foreign(model, raw: Tensor, c: Tensor | None, batch_size: int, seed: int) -> None:
-    """What :func:`indm.check_denoiser` finds of a network of other people, as warnings."""
-    if is_foreign(model):
-        drawn = torch.Generator(model.scaling.scale.device).manual_seed(seed)
-        for finding in check_denoiser(model, raw, c=c, batch_size=batch_size, generator=drawn).findings:
-            warnings.warn(finding, RuntimeWarning, stacklevel=4)
 
 
 # ── Draws, and their share of each process ──────────────────────────────────────────────────────────────────────────

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from indm.conditions import at_rows
 from indm.dequantization import from_data
 from indm.gaussian import GaussianReference
 from indm.likelihood import NLL_ERROR, Start, WhitenedFlow, start_of
@@ -21,6 +20,7 @@ FIRST_SMOOTH, FIRST = 12, 16  # steps of the coarsest level, for networks known 
 DOUBLINGS = 3  # of the coarsest level's steps that levels between may have
 UNUSUAL = 2.0  # an estimate whose stated error is above this many times the median is solved finely for certain
 MOST_UNUSUAL = 20  # one in so many estimates can be
+PARTS = ("estimates", "differences", "error")  # of a level, with an entry for each estimate
 SHARE = 0.2  # of the standard error over examples, that the corrections may add by default
 
 Steps = int | None  # None: as many as the error that is asked for needs
@@ -37,8 +37,7 @@ class RepeatableDraws:
         raw: (N, *event), data units.
         c: rows of its condition, or None.
         reference: the Gaussian law of the latents.
-        batch_size: examples that were drawn together.
-        repeats: draws of each batch.
+        batch_size, repeats: examples that were drawn together, and draws of each batch.
         seeds: of the draws, in the order batch · repeats + repeat.
         solver: options of :func:`indm.log_likelihood`.
     """
@@ -74,7 +73,7 @@ class RepeatableDraws:
                 rows.append(chosen)
                 log_q.append(own[chosen - first])
             start = Start(*(torch.cat(parts) for parts in zip(*(vars(s).values() for s in starts), strict=True)))
-            flow = replace(flow, score=at_rows(self.model, self.c, torch.cat(rows)).score)
+            flow = replace(flow, score=self.model.given(self.c, rows=torch.cat(rows)).score)
             found = [start.solved(flow, self.solver.get("nll_error", NLL_ERROR), steps) for steps in ladder]
         nats = torch.stack([torch.cat(log_q).cpu().double() - log_prob.cpu().double() for log_prob, _, _ in found])
         return nats, found[-1][1].cpu().double(), sum(int(nfe.sum()) for _, _, nfe in found)
@@ -82,7 +81,7 @@ class RepeatableDraws:
     def _drawn(self, first: int, number: int) -> tuple[WhitenedFlow, Start, Tensor]:
         """The flow of a batch's latents, its start and log q(x|raw), drawn as :func:`indm.log_likelihood` does."""
         rows = torch.arange(first, min(first + self.batch_size, len(self.raw)))
-        model, device = at_rows(self.model, self.c, rows), self.model.scaling.scale.device
+        model, device = self.model.given(self.c, rows=rows), self.model.scaling.scale.device
         generator = torch.Generator(device).manual_seed(self.seeds[number])
         x, log_q = from_data(model, self.raw[rows].to(device), generator=generator)
         probes, exact = self.solver.get("probes", 1), self.solver.get("exact")
@@ -91,14 +90,10 @@ class RepeatableDraws:
 
 @dataclass(frozen=True)
 class Level:
-    """A correction: the NLL in ``steps`` less that in the steps of the level below, of some estimates.
+    """A correction: the NLL in ``steps`` less that in the steps of the level below, of M estimates by their numbers.
 
-    Attributes:
-        steps: None: as many as the error that is asked for needs.
-        estimates: their numbers, (M,).
-        differences: nats, (M,).
-        error: what the solver states of the finer of both, nats, (M,).
-        evaluations: of one difference.
+    ``differences`` are (M,) in nats, as is ``error``, what the solver states of the finer of both; ``evaluations`` are
+    those of one difference.
     """
 
     steps: Steps
@@ -106,6 +101,13 @@ class Level:
     differences: Tensor
     error: Tensor
     evaluations: float
+
+    def joined(self, other: "Level") -> "Level":
+        """With the estimates of another correction of this level."""
+        estimates, differences, error = (torch.cat([getattr(part, name) for part in (self, other)]) for name in PARTS)
+        m, n = len(self.estimates), len(other.estimates)
+        evaluations = (m * self.evaluations + n * other.evaluations) / (m + n)
+        return Level(self.steps, estimates, differences, error, evaluations)
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def corrected(
         steps = [first, *(between[k] for k in chosen), None]
         spent = looked
     if len(steps) == 2:
-        levels = [joined(pilot, level(1, steps, subset(1)[LEAST : wanted[0]]))]
+        levels = [pilot.joined(level(1, steps, subset(1)[LEAST : wanted[0]]))]
     else:  # of subsets that had no part in the choice of the levels
         spent += pilot.evaluations * len(pilot.estimates)
         levels = [level(k, steps, subset(k + 1)[:size]) for k, size in enumerate(wanted, 1)]
@@ -199,12 +201,11 @@ def corrected(
 
 
 def cheapest(values: Tensor, costs: Sequence[float], n: int, added_error: float) -> tuple[list[int], list[int]]:
-    """Which levels between the first and the last to correct at, and in how many of n estimates each.
+    """Which levels between the first and the last to correct at, and in how many of n estimates each, such that the
+    corrections add at most ``added_error``.
 
-    Args:
-        values: of the same estimates at every level, (levels, m).
-        costs: evaluations of one estimate at each level but the first, whose values are known.
-        added_error: the standard error that the corrections may add.
+    ``values`` are of the same estimates at every level, (levels, m), and ``costs`` the evaluations of one at each level
+    but the first, whose values are known.
     """
     best: tuple[float, list[int], list[int]] = (math.inf, [], [])
     last = len(costs) - 1
@@ -217,13 +218,3 @@ def cheapest(values: Tensor, costs: Sequence[float], n: int, added_error: float)
         if cost < best[0]:
             best = cost, list(chosen), wanted
     return best[1:]
-
-
-def joined(first: Level, second: Level) -> Level:
-    """Two corrections of one level."""
-    estimates, differences, error = (
-        torch.cat([getattr(part, name) for part in (first, second)]) for name in ("estimates", "differences", "error")
-    )
-    m, n = len(first.estimates), len(second.estimates)
-    evaluations = (m * first.evaluations + n * second.evaluations) / (m + n)
-    return Level(first.steps, estimates, differences, error, evaluations)

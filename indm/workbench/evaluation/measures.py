@@ -17,7 +17,7 @@ from indm.multilevel import LEAST
 from indm.objective import LEVELS, nelbo
 from indm.sde.linear import LinearSDE
 from indm.workbench.evaluation.mean_nll import SHARE, Corrected, Steps, corrected, first_steps
-from indm.workbench.evaluation.statistics import in_both_units, mean_and_error, mean_error_and_noise
+from indm.workbench.evaluation.statistics import in_both_units, in_units, mean_and_error
 
 TERMS = ("reconstruction", "prior", "flow", "constant", "log_q")  # of the NELBO beside its score term
 Solve = Callable[[Tensor, Sequence[Steps]], tuple[Tensor, Tensor, int]]  # see indm.workbench.evaluation.mean_nll
@@ -33,7 +33,7 @@ class Estimate:
         without_reconstruction: (B,), the same without the reconstruction term.
         solver_error: (B,), of ``total``, nats; 0 where no ODE was solved.
         settings: how it was made.
-        nfe: evaluations of the network by the solver of an ODE; 0: none was solved.
+        nfe: evaluations of the network by the solver of an ODE.
         terms: (B, LEVELS + 5), nats: the score term by level, and the terms of :data:`TERMS`; None where not known.
     """
 
@@ -59,14 +59,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all measures of an evaluation share.
-
-    Attributes:
-        dims: entries of an event.
-        groups: of the examples, or None.
-        seed: of every draw.
-        sde: of the model, truncated.
-    """
+    """What all measures share: entries of an event, groups of examples, the seed, the truncated SDE of the model."""
 
     dims: int
     groups: Int[Tensor, " n"] | None
@@ -108,8 +101,7 @@ class Measure:
         return self
 
     def numbers(self, estimates: list[list[Estimate]], setting: Setting, solve: Solve) -> Numbers:
-        """Of estimates, batch by batch and repeat by repeat: means over repeats with and without reconstruction, and
-        the solver's error, the largest of them."""
+        """Of estimates, batch by batch and repeat by repeat, see :func:`summary`."""
         return summary(estimates, setting)
 
 
@@ -250,16 +242,13 @@ class WeightedNLL(Solved):
         return report, nats
 
 
-# ── Numbers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def stacked(estimates: list[list[Estimate]], part: str) -> Float[Tensor, "repeats n"]:
     """A part of estimates, batch by batch and repeat by repeat."""
     return torch.cat([torch.stack([getattr(e, part) for e in batch]) for batch in estimates], 1)
 
 
 def summary(estimates: list[list[Estimate]], setting: Setting) -> Numbers:
-    """See :meth:`Measure.numbers`."""
+    """Means over repeats with and without reconstruction, and the solver's error, the largest of them."""
     total, without = stacked(estimates, "total"), stacked(estimates, "without_reconstruction")
     evaluations = [e.nfe for batch in estimates for e in batch]
     groups = None if setting.groups is None else setting.groups[: total.shape[1]]
@@ -277,8 +266,7 @@ def summary(estimates: list[list[Estimate]], setting: Setting) -> Numbers:
 def of_levels(
     numbers: Mapping[str, Any], coarse: Mapping[str, Tensor], result: Corrected, few: int, estimates: int, bits: float
 ) -> Numbers:
-    """The report and nats of an NLL in ``few`` steps, with the mean of the finest level; ``bits`` are nats of a bit/dim
-    of an event."""
+    """Those of an NLL in ``few`` steps, with the mean of the finest level; ``bits`` are the nats of a bit/dim."""
     report = {key: value for key, value in numbers.items() if key not in ("steps", "solver_error", "unconverged")}
     report |= solver_error(result.levels[-1].error, round(bits / math.log(2)), numbers["nll_error"])
     report["nfe"] = numbers["nfe"] + result.evaluations / estimates
@@ -309,8 +297,7 @@ def of_levels(
 def by_level(
     terms: Float[Tensor, "n terms"], sde: LinearSDE, dims: int, groups: Int[Tensor, " n"] | None = None
 ) -> dict[str, Any]:
-    """The ``terms`` of the NELBO, which sum to it, and the parts of its score term ``by_level``, each with the
-    ``noise`` σ/α at its ends; means with standard errors."""
+    """The ``terms`` of the NELBO and the parts of its score term ``by_level``, with the ``noise`` σ/α at their ends."""
 
     def row(values: Float[Tensor, " n"]) -> dict[str, Any]:
         mean, error = mean_and_error(values, None if groups is None else groups[: len(values)])
@@ -326,17 +313,8 @@ def by_level(
 
 
 def solver_error(errors: Float[Tensor, " n"], dims: int, nll_error: float) -> dict[str, Any]:
-    """What a report says of the solver: its mean ``solver_error``, the largest, and in how many examples it is above
-    ``nll_error`` bits/dim."""
+    """Mean and largest error of the solver, and in how many examples it is above ``nll_error`` bits/dim."""
     bits = errors / (dims * math.log(2))
-    mean = {"nats": errors.mean().item(), "bits_per_dim": bits.mean().item()}
-    largest = {"largest_bits_per_dim": bits.max().item()}
-    return {"solver_error": mean | largest, "unconverged": int((bits > nll_error).sum())}
-
-
-def in_units(
-    draws: Float[Tensor, "repeats n"], dims: int, groups: Int[Tensor, " n"] | None = None
-) -> dict[str, float | None]:
-    """Mean, standard error and estimator noise of ``draws`` (see :func:`mean_error_and_noise`) in nats and bits/dim."""
-    mean, error, noise = mean_error_and_noise(draws, groups)
-    return in_both_units({"": mean, "_standard_error": error, "_estimator_noise": noise}, dims)
+    sizes = {"nats": errors.mean(), "bits_per_dim": bits.mean(), "largest_bits_per_dim": bits.max()}
+    found = {name: size.item() for name, size in sizes.items()}
+    return {"solver_error": found, "unconverged": int((bits > nll_error).sum())}

@@ -1,9 +1,7 @@
 """Means with standard errors, of samples and over seeds; and the test of a difference over seeds.
 
-A standard error is that of a mean: s/√n, s the sample standard deviation. Over the examples of one training it says
-which of two models is better; which *method* is better is a question to several trainings of each (seeds). So a verdict
-on methods needs seeds (:class:`Difference`), and where there are several verdicts at once, Holm's adjustment over all
-of them (:func:`holm`).
+Over the examples of one training a standard error says which of two models is better; which *method* is better is a
+question to several trainings of each (seeds). Several verdicts at once need Holm's adjustment (:func:`holm`).
 """
 
 import math
@@ -22,12 +20,7 @@ LEVEL = 0.05  # chance of one wrong verdict or more in a family of true null hyp
 
 
 def mean_and_error(values: Float[Tensor, " n"], groups: Int[Tensor, " n"] | None = None) -> tuple[float, float]:
-    """Mean and its standard error.
-
-    Args:
-        values: of each example.
-        groups: which group each example is of, where examples of one group are alike and groups are independent. The
-            error is then that of a mean over groups; NaN for a single group.
+    """Mean and its standard error, s/√n; over independent ``groups`` of examples that are alike, NaN for a single one.
 
     Source: Liang & Zeger 1986, "Longitudinal data analysis using generalized linear models", Biometrika 73, 13–22: the
     variance of a mean of clusters, Σ over groups of (Σ of deviations)² · G/(G − 1) / n².
@@ -50,34 +43,31 @@ def mean_and_error(values: Float[Tensor, " n"], groups: Int[Tensor, " n"] | None
     return mean.item(), math.sqrt(deviations.square().sum().item() * len(names) / (len(names) - 1)) / n
 
 
-def mean_error_and_noise(
-    draws: Float[Tensor, "repeats n"], groups: Int[Tensor, " n"] | None = None
-) -> tuple[float, float, float]:
-    """Mean over samples, its standard error (see :func:`mean_and_error`), and the part of it that is estimator noise.
-
-    The noise would remain if the samples themselves were fixed: √(mean variance within a sample / (repeats · n)). Where
-    draws are stratified over the batch (the times of the NELBO) the mean is sharper than that.
-    """
-    repeats, n = draws.shape
-    noise = math.sqrt(draws.var(0).mean().item() / (repeats * n))
-    return *mean_and_error(draws.mean(0), groups), noise
-
-
 def in_both_units(nats: Mapping[str, float], dims: int) -> dict[str, float | None]:
     """Numbers in nats, by the suffix of their key, in nats and in bits/dim of events of so many entries.
 
-    A standard error that is NaN, as of a single group, is None, which JSON can hold.
+    A standard error that is NaN, as of a single group, is None.
 
     >>> in_both_units({"": 0.0, "_standard_error": math.nan}, 4)["bits_per_dim_standard_error"] is None
     True
     """
     units = {"nats": 1.0, "bits_per_dim": dims * math.log(2)}
-    unknown = {end for end, value in nats.items() if end == "_standard_error" and math.isnan(value)}
-    return {
-        f"{unit}{end}": None if end in unknown else value / size
-        for unit, size in units.items()
-        for end, value in nats.items()
-    }
+    numbers = {f"{unit}{end}": value / size for unit, size in units.items() for end, value in nats.items()}
+    return {key: None if key.endswith("_standard_error") and math.isnan(v) else v for key, v in numbers.items()}
+
+
+def in_units(
+    draws: Float[Tensor, "repeats n"], dims: int, groups: Int[Tensor, " n"] | None = None
+) -> dict[str, float | None]:
+    """Mean over samples, its standard error (see :func:`mean_and_error`), and the part of it that is estimator noise,
+    of draws in nats, in nats and bits/dim.
+
+    The noise would remain if the samples themselves were fixed: √(mean variance within a sample / (repeats · n)). Where
+    draws are stratified over the batch (the times of the NELBO) the mean is sharper than that.
+    """
+    noise = math.sqrt(draws.var(0).mean().item() / draws.numel())
+    mean, error = mean_and_error(draws.mean(0), groups)
+    return in_both_units({"": mean, "_standard_error": error, "_estimator_noise": noise}, dims)
 
 
 def over_seeds(values: Sequence[float], alone: float = math.nan) -> tuple[float, float]:
@@ -90,13 +80,9 @@ def over_seeds(values: Sequence[float], alone: float = math.nan) -> tuple[float,
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference in pairs over seeds, its errors, and Student's test of it.
+    """A mean difference of so many pairs of seeds, and Student's test of it.
 
-    Attributes:
-        difference: mean over seeds.
-        seeds: pairs.
-        standard_error_over_seeds: NaN for one seed.
-        standard_error_shared: of what all seeds share, such as the test examples; NaN where that is nothing.
+    Its errors are over seeds (NaN for one), and over what all seeds share, such as test examples (NaN: nothing).
     """
 
     difference: float
@@ -138,10 +124,7 @@ def paired_by_examples(
     groups: Int[np.ndarray, " n"] | None = None,
     added: float = 0.0,
 ) -> Difference:
-    """a − b over seeds, whose runs share the ``n`` examples, of ``groups`` as in :func:`mean_and_error`.
-
-    ``added`` is an error of the mean beside that over examples.
-    """
+    """a − b over seeds, whose runs share the examples; ``added`` is an error of the mean beside that over examples."""
     of_groups = None if groups is None else torch.from_numpy(groups)
     _, error = mean_and_error(torch.from_numpy((a - b).mean(0)), of_groups)
     return paired(a.mean(1).tolist(), b.mean(1).tolist(), math.hypot(error, added))
@@ -165,21 +148,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def verdict(difference: float, p_holm: float) -> str:
-    """Of a loss: "better" (less) or "worse" where the adjusted p is at most 5 %, else "undecided"; "untested" without
-    p."""
-    if math.isnan(p_holm):
-        return "untested"
-    if p_holm > LEVEL:
-        return "undecided"
-    return "better" if difference < 0 else "worse"
-
-
 def judged(differences: Sequence[Difference], tested: Sequence[bool] | None = None) -> list[dict]:
     """The differences of a loss as one family, each as JSON can hold it: errors, p, Holm's p, and the verdict.
 
-    A verdict is "better" (less), "worse", "undecided", or "untested": for one seed, and where ``tested`` is False,
-    which leaves a difference out of the family.
+    A verdict is "better" (less) or "worse" where Holm's p is at most 5 %, else "undecided"; and "untested" for one
+    seed, and where ``tested`` is False, which leaves a difference out of the family.
     """
     ps = [d.p if t else math.nan for d, t in zip(differences, tested or [True] * len(differences), strict=True)]
     rows = []
@@ -194,5 +167,7 @@ def judged(differences: Sequence[Difference], tested: Sequence[bool] | None = No
             "p_holm": p_holm,
         }
         row = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        rows.append(row | {"verdict": verdict(d.difference, p_holm)})
+        decided = "better" if d.difference < 0 else "worse"
+        verdict = "untested" if math.isnan(p_holm) else decided if p_holm <= LEVEL else "undecided"
+        rows.append(row | {"verdict": verdict})
     return rows

@@ -1,8 +1,7 @@
-"""A self-contained HTML page: a conclusion and contents on top, then headings, paragraphs, tables and pictures in the
-order in which they are added.
+"""A self-contained HTML page: a conclusion on top, then what is added.
 
-Tables are sorted and copied, and pictures enlarged, by pointer or keyboard. It can be read
-on a screen of 400 pixels, in the light or the dark as the reader's system has it, and without its scripts.
+Tables are sorted and copied, and pictures enlarged, by pointer or keyboard. It can be read on a screen of 400 pixels,
+in the light or the dark as the reader's system has it, and without its scripts.
 """
 
 import base64
@@ -22,33 +21,17 @@ OPTION = re.compile(r"(?<!\w)--[a-z][\w-]*(?:\.\w+)*(?: [\d.e-]*\d)?")  # of the
 
 
 class Page:
-    """Collects what is added and writes it as one file, pictures included.
+    """Collects what is added and writes it as one file, pictures included."""
 
-    Args:
-        title: of the page.
-        parts: paths whose styles (.css) and scripts (.js) it needs after its own, whatever their suffix.
-    """
-
-    def __init__(self, title: str, parts: Sequence[Path] = ()):
-        self.title = title
-        self.files = {Path(__file__): None} | dict.fromkeys(parts)  # an ordered set
-        self.conclusion: list[str] = []
-        self.contents: dict[str, tuple[str, int]] = {}
-        self.parts: list[str] = []
+    def __init__(self, title: str):
+        self.title, self.conclusion, self.parts = title, list[str](), list[str]()
 
     def conclude(self, paragraphs: Sequence[str]) -> None:
         """Add paragraphs to the conclusion, which stands on top."""
         self.conclusion += paragraphs
 
-    def heading(self, text: str, level: int = 2) -> None:
-        """Also a line of the contents, which leads here."""
-        anchor = base = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "section"
-        number = 1
-        while anchor in self.contents:
-            number += 1
-            anchor = f"{base}-{number}"
-        self.contents[anchor] = text, level
-        self.parts.append(f'<h{level} id="{anchor}">{html.escape(text)}</h{level}>')
+    def heading(self, text: str) -> None:
+        self.parts.append(f"<h2>{html.escape(text)}</h2>")
 
     def text(self, text: str) -> None:
         self.parts.append(_paragraph(text))
@@ -66,33 +49,24 @@ class Page:
 
     def picture(self, path: Path, caption: str) -> None:
         """The PNG at ``path``, embedded."""
-        self.parts.append(f"<figure>{_embedded(path, caption)}{_caption(caption)}</figure>")
+        words = html.escape(caption)
+        shown = f'<img class="zoomable" src="{_uri(path.read_bytes())}" alt="{words}">'
+        self.parts.append(f"<figure>{shown}<figcaption>{words}</figcaption></figure>")
 
     def add(self, fragment: str) -> None:
         """HTML as it is."""
         self.parts.append(fragment)
 
     def write(self, path: Path) -> None:
-        meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        head = f"{meta}<title>{html.escape(self.title)}</title><style>{self._of_files('.css')}</style>"
-        body = "\n".join([*self._top(), *self.parts, f"<script>{self._of_files('.js')}</script>"])
-        atomic.text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n')
-
-    def _top(self) -> list[str]:
-        """Title, conclusion and contents."""
+        """Title, conclusion, and what was added."""
         lines = "".join(map(_paragraph, self.conclusion))
-        entries = "".join(
-            f'<li class="level{level}"><a href="#{anchor}">{html.escape(text)}</a></li>'
-            for anchor, (text, level) in self.contents.items()
-        )
-        top = [f"<h1>{html.escape(self.title)}</h1>"]
-        top += [f'<section class="conclusion">{lines}</section>'] if lines else []
-        return top + ([f"<nav><ul>{entries}</ul></nav>"] if entries else [])
-
-    def _of_files(self, suffix: str) -> str:
-        """All styles or scripts."""
-        files = [path.with_suffix(suffix) for path in self.files]
-        return "".join(file.read_text("utf-8") for file in files if file.is_file())
+        parts = [f"<h1>{html.escape(self.title)}</h1>"]
+        parts += [f'<section class="conclusion">{lines}</section>'] if lines else []
+        meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        style, script = (Path(__file__).with_suffix(suffix).read_text("utf-8") for suffix in (".css", ".js"))
+        head = f"{meta}<title>{html.escape(self.title)}</title><style>{style}</style>"
+        body = "\n".join([*parts, *self.parts, f"<script>{script}</script>"])
+        atomic.text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n')
 
 
 def slider(name: str, label: str, words: Sequence[str], at: int) -> str:
@@ -109,25 +83,15 @@ def short(value: float) -> str:
     return f"{float(f'{value:.2g}'):g}"
 
 
-def image(picture: Image.Image, alt: str, kind: str = "", hidden: bool = False) -> str:
+def image(picture: Image.Image, alt: str, hidden: bool = False) -> str:
     """A picture in the page itself."""
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
-    kind, end = f' class="{kind}"' if kind else "", " hidden" if hidden else ""
-    return f'<img{kind} src="{_uri(file.getvalue())}" alt="{html.escape(alt)}"{end}>'
+    picture.save(file := io.BytesIO(), format="PNG")
+    return f'<img src="{_uri(file.getvalue())}" alt="{html.escape(alt)}"{" hidden" if hidden else ""}>'
 
 
 def _paragraph(text: str) -> str:
     """A paragraph, of which no line ends within an option."""
     return "<p>" + OPTION.sub(r"<code>\g<0></code>", html.escape(text)) + "</p>"
-
-
-def _embedded(path: Path, caption: str) -> str:
-    return f'<img class="zoomable" src="{_uri(path.read_bytes())}" alt="{html.escape(caption)}">'
-
-
-def _caption(caption: str) -> str:
-    return f"<figcaption>{html.escape(caption)}</figcaption>"
 
 
 def _uri(png: bytes) -> str:

@@ -1,7 +1,4 @@
-"""Figures in one style, as PNG.
-
-Fonts, a colour for each model, one legend, and labels in lines.
-"""
+"""Figures in one style, as PNG: fonts, a colour for each model, one legend, and labels in lines."""
 
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -21,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 from indm.files import atomic
-from indm.workbench.data.densities import Density
 
 DPI = 120  # of figures
 FONT_SIZE = 10  # points
@@ -32,7 +28,6 @@ DATA_COLOUR = "black"
 CHARACTER = 0.65 * FONT_SIZE / 72  # inches, about
 Pixels = UInt8[np.ndarray, "height width 3"]
 Colours = Mapping[str, str]  # by model, the same in all figures of a page; what has none is black
-Limits = tuple[tuple[float, float], tuple[float, float]] | None  # of both axes
 
 styled = matplotlib.rc_context(
     {
@@ -54,7 +49,9 @@ def colours_of(models: Iterable[str]) -> dict[str, str]:
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(models))}
 
 
-# ── Files ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+def pixels_into(pixels: Pixels) -> atomic.Write:
+    """What writes bytes as PNG."""
+    return lambda path: Image.fromarray(pixels).save(path, format="PNG")
 
 
 def save_pixels(pixels: Pixels, path: Path) -> None:
@@ -62,20 +59,11 @@ def save_pixels(pixels: Pixels, path: Path) -> None:
     atomic.whole(path, pixels_into(pixels))
 
 
-def pixels_into(pixels: Pixels) -> atomic.Write:
-    """What writes bytes as PNG."""
-    return lambda path: Image.fromarray(pixels).save(path, format="PNG")
-
-
+@styled
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
-    atomic.whole(path, figure_into(figure))
-
-
-def figure_into(figure: Figure) -> atomic.Write:
-    """What writes ``figure`` as PNG, after :func:`finish`."""
+    """Write ``figure`` as PNG, after :func:`finish`."""
     finish(figure)
-    return styled(lambda path: figure.savefig(path, format="png", dpi=DPI))
+    atomic.whole(path, lambda beside: figure.savefig(beside, format="png", dpi=DPI))
 
 
 @styled
@@ -86,15 +74,6 @@ def pixels_of(figure: Figure) -> Pixels:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]
-
-
-# ── Style ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def say_empty(axes: Axes, why: str) -> None:
-    """Write in a panel why there is nothing in it."""
-    axes.text(0.5, 0.5, textwrap.fill(why, 32), ha="center", va="center", transform=axes.transAxes, color="0.35")
-    axes.set(xticks=[], yticks=[])
 
 
 @styled
@@ -127,40 +106,22 @@ def in_lines(text: str, inches: float) -> str:
     return "\n".join(textwrap.fill(line, max(1, int(inches / CHARACTER))) for line in text.split("\n"))
 
 
-# ── Panels ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @styled
-def scatter(samples: Tensor, reference: Tensor | None, density: Density | None, path: Path) -> None:
-    """Samples (N, 2 or more) beside the density, or beside ``reference`` data; alone where there are none."""
-    if reference is None:
-        figure = Figure(figsize=(4, 4))
-        dots(figure.subplots(), samples, "samples")
-        return save_figure(figure, path)
-    figure = Figure(figsize=(8, 4))
-    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    low, high = (torch.quantile(reference[:, :2], q, dim=0) for q in (0.001, 0.999))
-    (x0, y0), (x1, y1) = (low - 0.1 * (high - low)).tolist(), (high + 0.1 * (high - low)).tolist()
-    if density is not None:
-        background(left, density, (x0, x1, y0, y1))
-    else:
-        dots(left, reference, "data", DATA_COLOUR)
-    dots(right, samples, "samples")
-    right.set(xlim=(x0, x1), ylim=(y0, y1))
+def scatter(samples: Tensor, reference: Tensor | None, path: Path) -> None:
+    """Samples (N, 2 or more) beside ``reference`` data; alone where there are none."""
+    panels = {"samples": samples} if reference is None else {"data": reference, "samples": samples}
+    figure = Figure(figsize=(4 * len(panels), 4))
+    drawn = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (title, points) in zip(drawn, panels.items(), strict=True):
+        dots(axes, points, title, DATA_COLOUR if title == "data" else COLOURS[0])
+    if reference is not None:
+        low, high = (torch.quantile(reference[:, :2], q, dim=0) for q in (0.001, 0.999))
+        (x0, y0), (x1, y1) = (low - 0.1 * (high - low)).tolist(), (high + 0.1 * (high - low)).tolist()
+        drawn[-1].set(xlim=(x0, x1), ylim=(y0, y1))
     save_figure(figure, path)
 
 
-def background(axes: Axes, density: Density, extent: tuple[float, float, float, float], scaling=None) -> None:
-    """A density of the plane as colours; ``extent`` in units of ``scaling`` where there is one."""
-    x0, x1, y0, y1 = extent
-    grid = torch.cartesian_prod(torch.linspace(x0, x1, 300), torch.linspace(y0, y1, 300))
-    values = density.log_prob(grid if scaling is None else scaling.to_data(grid)).exp().reshape(300, 300).T
-    axes.imshow(values.numpy(), origin="lower", extent=extent, cmap="viridis")
-    axes.set(title="density", xlabel="x₁", ylabel="x₂")
-
-
-def dots(axes: Axes, points: Tensor, title: str, colour: str = COLOURS[0], limits: Limits = None) -> None:
+def dots(axes: Axes, points: Tensor, title: str, colour: str = COLOURS[0]) -> None:
     """The first two entries of points (N, 2 or more)."""
     axes.plot(*points[:, :2].numpy().T, ".", markersize=2, alpha=0.5, color=colour)
     axes.set(title=title, aspect="equal", xlabel="x₁", ylabel="x₂")
-    axes.set(**({} if limits is None else {"xlim": limits[0], "ylim": limits[1]}))

@@ -1,6 +1,7 @@
 """Sheets of images: every image enlarged by one whole number, so that its pixels show, with words at its edges."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from indm.workbench.figures import plots
-from indm.workbench.figures.plots import DATA_COLOUR, Colours, Limits, Pixels
+from indm.workbench.figures.plots import DATA_COLOUR, Colours, Pixels
 
 SMALLEST = 64  # pixels of an image's shorter side, at least
 WIDTH = 1100  # pixels of a sheet, about
@@ -50,10 +51,10 @@ class Panel:
     tops: Sequence[str] = ()
 
 
-def time_words(times: Iterable[float]) -> list[str]:
-    """What is written above the frames of a path."""
+def strip(frames: Num[Tensor, "n c h w"], times: Iterable[float], title: str = "") -> Panel:
+    """The frames of a path in grey levels, with their times above them."""
     first, *others = (f"{t:.2g}" for t in times)
-    return [f"t = {first}", *others]
+    return Panel(frames, len(frames), title, tops=[f"t = {first}", *others])
 
 
 def enlargement(shape: torch.Size, room: int = 0) -> int:
@@ -80,8 +81,8 @@ def grid(images: Tensor, levels: int, columns: int | None = None, factor: int | 
 
 def sheet(panels: Sequence[Panel], levels: int, across: int | None = None) -> Pixels:
     """Panels of images of one size, at least one, as bytes, on white; as many ``across`` as fit into :data:`WIDTH`."""
-    room = max((_width(word) + 4 for panel in panels for word in panel.tops), default=0)
-    left = max((_width(word) + GAP for panel in panels for word in panel.rows), default=0)
+    room = max((math.ceil(FONT.getlength(word)) + 4 for panel in panels for word in panel.tops), default=0)
+    left = max((math.ceil(FONT.getlength(word)) + GAP for panel in panels for word in panel.rows), default=0)
     factor = next(enlargement(p.images.shape, room) for p in panels if isinstance(p.images, Tensor))
     grids = [
         None if isinstance(panel.images, str) else grid(panel.images, levels, panel.columns, factor) for panel in panels
@@ -121,10 +122,6 @@ def _band(
     return np.array(paper)
 
 
-def _width(word: str) -> int:
-    return math.ceil(FONT.getlength(word))
-
-
 def interleaved(rows: Mapping[str, Tensor], levels: int) -> Pixels:
     """Images (N, C, H, W) of equal N, by the word on their left, below one another in as many bands as it takes."""
     first = next(iter(rows.values()))
@@ -152,7 +149,7 @@ def save_classes(images: Num[Tensor, "n c h w"], levels: int, labels: Sequence[s
 
 
 @plots.styled
-def samples_picture(panels: Mapping[str, Tensor | str], levels: int, colours: Colours, limits: Limits = None) -> Pixels:
+def samples_picture(panels: Mapping[str, Tensor | str], levels: int, colours: Colours) -> Pixels:
     """Samples side by side, as bytes: images, or points of which the first two entries are shown.
 
     ``panels`` has by title samples (N, C, H, W) in grey levels or (N, D), or words that say why there are none.
@@ -160,26 +157,23 @@ def samples_picture(panels: Mapping[str, Tensor | str], levels: int, colours: Co
     if any(isinstance(samples, Tensor) and samples.ndim == 4 for samples in panels.values()):
         shown = {name: s if isinstance(s, str) else s[: SIDE**2] for name, s in panels.items()}
         return sheet([Panel(images, SIDE, name) for name, images in shown.items()], levels)
-    columns = min(len(panels), 3)
-    figure = Figure(figsize=(3.4 * columns, 3.6 * -(-len(panels) // columns)))
-    drawn = list(figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat)
-    for axes, (name, samples) in zip(drawn, panels.items(), strict=False):
+    columns, rows = min(len(panels), 3), math.ceil(len(panels) / 3)
+    figure = Figure(figsize=(3.4 * columns, 3.6 * rows))
+    for place, (name, samples) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, columns, place)
         if isinstance(samples, Tensor) and samples.shape[1] > 1:
-            plots.dots(axes, samples, name, colours.get(name, DATA_COLOUR), limits)
-        else:
-            axes.set_title(name)
-            plots.say_empty(axes, samples if isinstance(samples, str) else "single numbers: no picture of points")
-    for axes in drawn[len(panels) :]:
-        axes.remove()
+            plots.dots(axes, samples, name, colours.get(name, DATA_COLOUR))
+            continue
+        why = samples if isinstance(samples, str) else "single numbers: no picture of points"
+        axes.text(0.5, 0.5, textwrap.fill(why, 32), ha="center", va="center", transform=axes.transAxes, color="0.35")
+        axes.set(title=name, xticks=[], yticks=[])
     return plots.pixels_of(figure)
 
 
 def stacked(*pictures: Pixels) -> Pixels:
     """Pictures below one another, in the middle of white paper."""
-    width = max(picture.shape[1] for picture in pictures)
-    rows = []
+    width, rows = max(picture.shape[1] for picture in pictures), []
     for picture in pictures:
-        left = (width - picture.shape[1]) // 2
-        sides = (left, width - picture.shape[1] - left)
-        rows.append(np.pad(picture, ((0, 0), sides, (0, 0)), constant_values=255))
+        left, surplus = divmod(width - picture.shape[1], 2)
+        rows.append(np.pad(picture, ((0, 0), (left, left + surplus), (0, 0)), constant_values=255))
     return np.concatenate(rows)

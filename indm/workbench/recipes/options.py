@@ -69,7 +69,7 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class Training(Checked):
+class TrainOptions(Checked):
     """Keys of the recipe's [train] table. A run ends after ``steps`` or ``seconds``, whichever comes first.
 
     Warm-up and the intervals between lines, validations and checkpoints are numbers of steps, or shares of the run
@@ -228,7 +228,7 @@ class Drawing(Checked):
     """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
     in training."""
     sampler: Annotated[str | None, default("unipc; heun where each entry has an SDE of its own")] = None
-    """ode, euler-maruyama, ancestral, sde-dpm++2m, pc, heun, dpm++2m, dpm++3m, unipc, or package.module:Class. "ode"
+    """ode, euler-maruyama, ancestral, sde-dpm++2m, pc, heun, dpm++2m, unipc, or package.module:Class. "ode"
     takes as many steps as its tolerance needs. Options of a sampler: --sampler.tol 1e-5 with "ode"; with "pc"
     --sampler.snr 0.16 or, from first to last step, [0.16,0.14]."""
     sampler_options: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
@@ -339,10 +339,6 @@ class TranslationOptions(Checked):
     size: Literal["model", "source"] = "model"
     """Size of the results: the model's, or that of what the model saw of the source, which is all of it where data.crop
     is false, else the largest part in the middle with the model's aspect ratio."""
-    keep_alpha: bool = False
-    """Results are as transparent as their sources. Without it they are opaque, on data.background."""
-    strict: bool = False
-    """An image of another size than the model's, or a file that is no image, is an error."""
     batch_size: Count = 64
     """Images at a time."""
 

@@ -1,7 +1,7 @@
 """Recipes: TOML files that say everything about a run. Read, changed key by key, parsed once, and written back.
 
 A file holds :data:`Tables`. ``[data]``, ``[flow]``, ``[sde]`` and ``[net]`` each have a ``name`` and the arguments of
-what it names (checked where that is built); ``[train]`` and ``[evaluate]`` are :class:`Training` and
+what it names (checked where that is built); ``[train]`` and ``[evaluate]`` are :class:`TrainOptions` and
 :class:`Evaluation`. :func:`resolve` makes a :class:`Recipe` of them.
 
 A file with a second data set may hold what changes where a bridge between both is trained: ``[bridge.train]`` holds
@@ -11,27 +11,26 @@ keys of ``[train]`` for that, see :func:`indm.workbench.training.pairs.as_bridge
 import itertools
 import json
 import math
+import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from indm.checks import check_name, check_types
+from indm.checks import check_name, check_types, nearest
 from indm.files import plain
-from indm.messages import nearest
 from indm.names import BUILT_IN, GIVEN, KINDS, OPTIONAL_KINDS
-from indm.workbench.recipes import paths
-from indm.workbench.recipes.options import Evaluation, Training
+from indm.workbench.recipes.options import Evaluation, TrainOptions
 
 NAMED_TABLES = ("data", *KINDS)
 BUNDLED = Path(__file__).parent / "bundled"
-TEXT_KEYS = paths.KEYS  # also where a folder is called by a number
+DATA_TABLES, PATH_KEYS = ("data", "data_b"), ("path", "root")  # of data sets, and in those that are built in
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 Tables = dict[str, dict[str, Any]]  # keys by table, as a file has them
 AnyTables = Mapping[str, Mapping[str, Any]]  # these, or a Recipe
-OPTION_TABLES = {"train": Training, "evaluate": Evaluation}
+OPTION_TABLES = {"train": TrainOptions, "evaluate": Evaluation}
 GROUPS = {  # what a bundled recipe is for → the command that trains it
     "own images": "indm train folder --data.path FOLDER",
     "own numbers": "indm train array --data.path FILE",
@@ -73,7 +72,7 @@ class Recipe(Mapping[str, dict[str, Any]]):
     dequantization: Part | None = None
     condition: Part | None = None
     data_b: Part | None = None
-    train: Training
+    train: TrainOptions
     evaluate: Evaluation
 
     @property
@@ -153,7 +152,7 @@ def load(source: str | Path) -> Tables:
     for table, content in recipe.items():
         if not isinstance(content, dict):
             raise ValueError(f"{path}: {table} must be a table, [{table}], got {content!r}")
-    return paths.absolute(recipe) if Path(source).is_dir() else recipe
+    return absolute(recipe) if Path(source).is_dir() else recipe
 
 
 def _of_saved_model(description: Path) -> Tables:
@@ -202,14 +201,14 @@ def override(recipe: AnyTables, changes: Mapping[str, str]) -> Tables:
         table, key = dotted.split(".", 1)
         check_name(table, TABLES, "table", f"--{dotted}")
         value = value_of(changes[dotted])
-        is_text = key in TEXT_KEYS and not isinstance(value, str)
+        is_text = key in PATH_KEYS and not isinstance(value, str)
         changed.setdefault(table, {})[key] = changes[dotted] if is_text else value
     if "train.steps" in changes and "train.seconds" not in changes and recipe.get("train", {}).get("steps") == math.inf:
         changed["train"]["seconds"] = math.inf
     own, other = recipe.get("flow", {}).get("name"), changed.get("flow", {}).get("name")
     if own == "elementwise" and other not in (own, "identity") and "train.flow_lr" not in changes:
         train = changed["train"]  # an elementwise flow bears rates at which others diverge
-        train |= {"flow_lr": train.get("lr", Training.lr)} if "flow_lr" in train else {}
+        train |= {"flow_lr": train.get("lr", TrainOptions.lr)} if "flow_lr" in train else {}
     return changed
 
 
@@ -238,7 +237,8 @@ def resolve(tables: AnyTables) -> Recipe:
     return Recipe(**parts, **options)
 
 
-def _part(table: str, content: Mapping[str, Any]) -> Part:
+def _part(table: str, content: Mapping[str, Any] | str) -> Part:
+    content = {"name": content} if isinstance(content, str) else content
     name = content.get("name")
     if not isinstance(name, str):
         raise ValueError(f'[{table}] needs a name = "…" that says which {table} is meant')
@@ -301,3 +301,41 @@ def value_of(text: str):
     except (ValueError, RecursionError):
         return text
     return value if isinstance(value, bool | int | float | str | list | dict) else text
+
+
+# ── Where the files of a data set are: the recipe of a run holds absolute paths, whatever the current folder ─────────
+
+
+def absolute(recipe: AnyTables) -> Tables:
+    """``recipe`` with absolute paths of its data. What code from outside calls a path stays as it is."""
+    return _with_paths(recipe, lambda path: os.path.abspath(os.path.expanduser(path)))
+
+
+def without_places(recipe: AnyTables) -> Tables:
+    """``recipe`` with only the names of what its data are in, not where that is."""
+    return _with_paths(recipe, lambda path: Path(path).name)
+
+
+def _with_paths(recipe: AnyTables, changed: Callable[[str], str]) -> Tables:
+    tables = {table: dict(content) for table, content in recipe.items()}
+    for table, key in _paths_in(tables):
+        tables[table][key] = changed(tables[table][key])
+    return tables
+
+
+def missing_paths(recipe: AnyTables) -> set[str]:
+    """The dotted keys of paths of the data at which nothing is."""
+    return {f"{t}.{k}" for t, k in _paths_in(recipe) if not os.path.exists(os.path.expanduser(recipe[t][k]))}
+
+
+def without_paths(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of a data set without the places of its files, which may be moved."""
+    places = {key for _, key in _paths_in({"data": table})}
+    return {key: value for key, value in table.items() if key not in places}
+
+
+def _paths_in(recipe: AnyTables) -> Iterator[tuple[str, str]]:
+    for table in DATA_TABLES:
+        content = recipe.get(table, {})
+        if str(content.get("name")) in BUILT_IN["data"]:
+            yield from ((table, key) for key in PATH_KEYS if isinstance(content.get(key), str))

@@ -1,11 +1,14 @@
 """The device on which everything is computed, its precision, and processes.
 
-One process at a time is in a run folder; decisions of the main one of a training are shared with all.
+One process at a time is in a run folder; decisions of the main one of a training are shared with all. Ctrl-C and
+SIGTERM wait for the step.
 """
 
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,11 +21,12 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from filelock import FileLock, Timeout
 
-from indm.workbench.recipes.options import Training
+from indm.workbench.recipes.options import TrainOptions
 
 T = TypeVar("T")
 LOCK = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system that has none
+ENDING = (signal.SIGINT, signal.SIGTERM)  # a training, which saves first
 CHOSEN = "ACCELERATE_TORCH_DEVICE"  # the environment variable of accelerate, which child processes inherit
 
 
@@ -65,7 +69,7 @@ def names() -> list[str]:
     return ["cpu", kind.type, *(f"{kind.type}:{index}" for index in range(torch.accelerator.device_count()))]
 
 
-def make_accelerator(options: Training, out: Path | None = None) -> Accelerator:
+def make_accelerator(options: TrainOptions, out: Path | None = None) -> Accelerator:
     """The devices and processes to train on; without accelerator the processes share the CPU."""
     AcceleratorState._reset_state()  # runs of one Python process may differ in precision
     return Accelerator(
@@ -137,3 +141,46 @@ def run_lock(run: Path) -> Iterator[None]:
             if error.errno not in NO_LOCKS:
                 raise
         yield
+
+
+# ── Signals ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def end_at_once(number: int, frame: object) -> None:
+    """A signal handler that ends the process without any clean-up."""
+    os._exit(128 + number)
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """An event that SIGINT or SIGTERM sets; the second signal ends the process at once.
+
+    A signal that is ignored stays ignored: a shell script starts ``indm train … &`` with SIGINT ignored, so that the
+    Ctrl-C that ends the script does not end the training. SIGTERM does.
+
+    torchrun passes on a signal that the terminal has sent to its processes already, so there the second does nothing:
+    they end with the second signal to the launcher.
+    """
+    import torch.distributed  # which takes seconds to load
+
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    handlers = {number: signal.getsignal(number) for number in ENDING}
+    before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
+    launched = torch.distributed.is_torchelastic_launched()
+
+    def stop(number, frame) -> None:
+        event.set()
+        if not launched:
+            for each in before:
+                signal.signal(each, end_at_once)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

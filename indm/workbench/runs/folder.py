@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from indm.checks import brief, did_you_mean
 from indm.files import atomic, untrusted
-from indm.messages import brief, did_you_mean
 from indm.model import DESCRIPTION, INDM, WEIGHTS
 from indm.workbench import hub
-from indm.workbench.data.base import Data, check_kind, flags_of_data
-from indm.workbench.data.registry import load_data, without_download
-from indm.workbench.recipes import paths
+from indm.workbench.data.base import Data, check_kind, flags_of_data, load_data, without_download
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.devices import LOCK, device
@@ -50,9 +48,8 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
     if not is_run(run):
         raise FileNotFoundError(f"{run} holds no run to resume (no {RECIPE} in it); leave out --resume to start one")
     before = recipe_of(run)
-    others = (
-        set(recipes.differences(before, paths.absolute(recipe))) - FREE_ON_RESUME - RATES - paths.gone(before).keys()
-    )
+    free = FREE_ON_RESUME | RATES | recipes.missing_paths(before)
+    others = set(recipes.differences(before, recipes.absolute(recipe))) - free
     differing = sorted(key for key in others if not key.startswith("evaluate."))
     if differing:
         raise ValueError(f"{run} is a run of another recipe: it differs in {', '.join(differing)}; use another --out")
@@ -60,12 +57,9 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
 
 def check_empty(folder: Path, cure: str = CONTINUE) -> None:
     """ValueError where ``folder`` holds more than a process leaves that is killed at once."""
-    if folder.exists() and (not folder.is_dir() or any(not _is_debris(path) for path in folder.iterdir())):
+    debris = (atomic.HALF_WRITTEN, LOCK)
+    if folder.exists() and (not folder.is_dir() or any(not any(map(p.match, debris)) for p in folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty: {cure}")
-
-
-def _is_debris(path: Path) -> bool:
-    return path.match(atomic.HALF_WRITTEN) or path.name == LOCK
 
 
 def finished(run: Path, recipe: Recipe) -> dict | None:
@@ -230,7 +224,7 @@ def data_of(run: Path, model: Any, table: dict | None = None) -> Data:
     try:
         data = load_data(**(table if table != own and table.get("download") else without_download(table)))
     except ValueError as error:
-        if table == own and paths.gone({"data": own}):
+        if table == own and recipes.missing_paths({"data": own}):
             raise ValueError(f'{error}; "indm evaluate" takes --data.path, where they are now') from error
         raise
     try:

@@ -15,10 +15,11 @@ import indm
 from indm.files import atomic, untrusted
 from indm.model import WEIGHTS
 from indm.workbench.data.base import Data
-from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.devices import device
+
+RECORD = "versions.json"  # file in the run folder
 
 
 def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device | None = None) -> dict:
@@ -55,27 +56,17 @@ def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[s
     The recipe gets absolute paths of its data. For a resumed run that is the provenance of its last part; its key
     ``before`` has those of the earlier parts.
     """
-    text, made_by = recipes.to_toml(paths.absolute(recipe)), provenance(recipe.train.seed, {}, device)
+    text, made_by = recipes.to_toml(recipes.absolute(recipe)), provenance(recipe.train.seed, {}, device)
     run.mkdir(parents=True, exist_ok=True)
     atomic.text(run / "recipe.toml", text)
-    before = _parts(run / paths.RECORD)
+    before = parts_of_record(run)
     made_by |= {"data": data_notes} | (more or {})
-    atomic.json_object(run / paths.RECORD, made_by | ({"before": before} if before else {}))
+    atomic.json_object(run / RECORD, made_by | ({"before": before} if before else {}))
 
 
-def threads_of(run: Path) -> int | None:
-    """The threads of PyTorch that the last part of ``run`` had; None where nothing says it."""
-    threads = _last(run).get("threads")
-    return threads if type(threads) is int and threads >= 1 else None
-
-
-def device_of(run: Path) -> str | None:
-    """The :func:`device_name` of the last part of ``run``; None where nothing says it."""
-    return _last(run).get("device")
-
-
-def _last(run: Path) -> dict:
-    return (_parts(run / paths.RECORD) or [{}])[-1]
+def last_part(run: Path) -> dict:
+    """The provenance of the last part of a run: ``device``, ``threads``, …; {} where nothing says it."""
+    return (parts_of_record(run) or [{}])[-1]
 
 
 def split_record(data: Data) -> dict:
@@ -85,26 +76,12 @@ def split_record(data: Data) -> dict:
 
 def other_splits(run: Path, data: Data) -> dict | None:
     """The record in ``versions.json`` of a part of ``run`` whose data were not ``data``; None where there is none."""
-    parts = _parts(run / paths.RECORD)
+    parts = parts_of_record(run)
     return next((part for part in parts if part.get("data_sha256", data.fingerprint) != data.fingerprint), None)
 
 
-def same_data(one: Path, other: Path) -> bool:
-    """Whether two runs are of the same data: of the same options, and from one place, however it is spelled.
-
-    Where the place of one is gone, its files may have been moved to the other's: the fingerprint tells. Where both are
-    there it does not, as two folders may hold other images of the same names.
-    """
-    tables = [recipes.load(run)["data"] for run in (one, other)]
-    places = [paths.places(table) for table in tables]
-    prints = [{part.get("data_sha256") or None for part in _parts(run / paths.RECORD)} - {None} for run in (one, other)]
-    were_moved = any(paths.gone({"data": table}) for table in tables) and prints[0] & prints[1]
-    same_options = paths.without_paths(tables[0]) == paths.without_paths(tables[1])
-    return same_options and (places[0] == places[1] or bool(were_moved))
-
-
-def warn_of_other_splits(run: Path, data: Data) -> None:
-    """Warn where a part of ``run`` was trained on other data than ``data``."""
+def warn_of_other_splits(run: Path, data: Data) -> bool:
+    """Whether a part of ``run`` was trained on other data than ``data``, with a warning."""
     then = other_splits(run, data)
     if then is not None:
         warnings.warn(
@@ -113,12 +90,13 @@ def warn_of_other_splits(run: Path, data: Data) -> None:
             "and results on them are then too good",
             stacklevel=3,
         )
+    return then is not None
 
 
-def _parts(file: Path) -> list[dict]:
+def parts_of_record(run: Path) -> list[dict]:
     """The provenance of each part of a run, from ``versions.json``; none where that is missing or damaged."""
     try:
-        last = untrusted.json_object(file)
+        last = untrusted.json_object(run / RECORD)
         return [part for part in (*last.pop("before", []), last) if isinstance(part, dict)]
     except (ValueError, TypeError):
         return []

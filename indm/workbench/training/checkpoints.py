@@ -11,11 +11,10 @@ from pathlib import Path
 
 import torch
 
-from indm import messages
+from indm import checks
 from indm.files import atomic, untrusted
 from indm.files.memory import causes, raise_if_out_of_memory
 from indm.files.plain import check_plain
-from indm.model import WEIGHTS
 
 FOLDER = "checkpoints"
 DAMAGED = ".damaged"  # suffix of states that are set aside
@@ -26,18 +25,10 @@ def has_state(run: Path) -> bool:
     return bool(numbered(run))
 
 
-def nothing_saved(run: Path) -> bool:
-    """Whether ``run`` ended before it saved anything."""
-    return not has_state(run) and not (run / WEIGHTS).exists()
-
-
 def numbered(run: Path) -> list[Path]:
     """``checkpoints/STEP.pt``, the newest first."""
     steps = [path for path in (run / FOLDER).glob("*.pt") if path.stem.isdecimal()]
     return sorted(steps, key=lambda path: int(path.stem), reverse=True)
-
-
-# ── Writing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def write(run: Path, state: dict, keep: int) -> None:
@@ -52,9 +43,6 @@ def write(run: Path, state: dict, keep: int) -> None:
     atomic.whole(path, lambda beside: torch.save(state, beside))
     for old in numbered(run)[keep:]:
         old.unlink()
-
-
-# ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def newest(run: Path) -> tuple[Path, dict]:
@@ -74,7 +62,7 @@ def newest(run: Path) -> tuple[Path, dict]:
             for cause in causes(error):  # zipfile has one answer to all that goes wrong at the end of a file
                 if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):
                     raise OSError(cause.errno, cause.strerror, str(path)) from error
-            complaints[path] = messages.reason(error)
+            complaints[path] = checks.reason(error)
             continue
         for damaged, reason in complaints.items():
             warnings.warn(f"{damaged} is damaged ({reason}); going on from {path}, the newest intact one", stacklevel=2)
@@ -110,8 +98,3 @@ def reached(run: Path) -> int:
     """The largest step among the names of the damaged states in ``run``; 0 where there is none."""
     names = [path.name.removesuffix(f".pt{DAMAGED}") for path in (run / FOLDER).glob(f"*.pt{DAMAGED}")]
     return max((int(name) for name in names if name.isdecimal()), default=0)
-
-
-def mebibytes(run: Path) -> float:
-    """The size on disk of the states in ``run``, with those set aside."""
-    return sum(path.stat().st_size for path in (run / FOLDER).rglob("*") if path.is_file()) / 2**20

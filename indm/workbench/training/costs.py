@@ -1,8 +1,8 @@
 """What a training step costs: how it is timed, and the budgets that follow from it.
 
 Wall-clock time also depends on other processes. So trainings that are compared get steps: the cost of a step of each
-is measured interleaved, in one process, and each makes as many as cost the same. The measurements are kept in
-``costs.json`` of the run folders, so that a comparison that is repeated has the same outcome.
+is measured interleaved, in one process, and each makes as many as cost the same. The record of the run that was
+measured keeps it, so that a comparison has the same outcome.
 """
 
 import contextlib
@@ -13,27 +13,24 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from indm.files import atomic, untrusted
-from indm.messages import reason
-from indm.workbench.data.registry import without_download
-from indm.workbench.recipes import paths
+from indm.workbench.data.base import without_download
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import Training
+from indm.workbench.recipes.options import TrainOptions
 from indm.workbench.recipes.recipe import AnyTables, Recipe
-from indm.workbench.runs.devices import by_main_process, device, make_accelerator
+from indm.workbench.runs.devices import by_main_process, make_accelerator
 from indm.workbench.runs.folder import FREE_ON_RESUME, end_of, recipe_of
-from indm.workbench.runs.provenance import device_name, device_of, threads_of
-from indm.workbench.training.resolving import parts_of
+from indm.workbench.runs.provenance import last_part, parts_of_record
+from indm.workbench.training.parts import parts_of
 from indm.workbench.training.trainer import Trainer
 
-COSTS = "costs.json"
+STEP_COSTS = "step_costs"  # in the record of a run: seconds by recipe
 ROUNDS = 6
 TURN = 0.4  # seconds of a round that each trainer has, about; one cycle of steps at least
 
@@ -81,7 +78,7 @@ def interleaved_seconds(
         with on_threads(threads[name]):
             for share, pretraining in ((pretrain, True), (1 - pretrain, False)):
                 if share:
-                    trainer.set_pretraining(pretraining)
+                    trainer.pretraining = pretraining
                     started = time.perf_counter()
                     for _ in range(count):
                         terms = trainer.train_step(batches[name])
@@ -116,66 +113,15 @@ def medians(seconds: Mapping[Any, Sequence[float]]) -> dict[Any, float]:
 # ── Budgets ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class Cost:
-    """The cost of a step of one run, measured beside others.
-
-    Attributes:
-        recipe: :func:`key_of` its recipe.
-        seconds: of a step, the median over rounds.
-        threads: with which it was measured.
-        afterwards: measured for a comparison, and not for a budget before a training.
-    """
-
-    recipe: str
-    seconds: float
-    threads: int
-    afterwards: bool = False
-
-
 def key_of(recipe: Recipe) -> str:
     """A hash of a recipe without seed, budget and how a run is watched; runs whose steps cost the same have one key."""
     free = {key.removeprefix("train.") for key in FREE_ON_RESUME} | {"seed"}
-    usual = asdict(Training(steps=1))
+    usual = asdict(TrainOptions(steps=1))
     train = {key: value for key, value in recipe["train"].items() if key not in free and value != usual.get(key)}
     tables = {table: content for table, content in recipe.items() if table not in ("train", "evaluate")}
-    tables |= {table: paths.without_paths(tables[table]) for table in paths.TABLES if table in tables}
+    tables |= {table: recipes.without_paths(tables[table]) for table in recipes.DATA_TABLES if table in tables}
     text = json.dumps(tables | {"train": train}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def measure_runs(runs: Sequence[Path], progress: bool = True) -> tuple[dict[Path, float], dict[Path, str]]:
-    """Seconds of a step of each run's recipe on this machine, kept in their folders, and why some cannot be measured.
-
-    Where the first run cannot be measured, none is.
-    """
-    trainers: dict[Path, Trainer] = {}
-    threads: dict[Path, int] = {}
-    unknown: dict[Path, str] = {}
-    with torch.random.fork_rng(devices=[]):
-        for run in runs:
-            try:
-                there, here = device_of(run), device_name(torch.device(device()))
-                if there not in (None, here):  # on which the costs may be others
-                    raise ValueError(f"{run} was trained on {there}, and this is {here}")
-                trainers[run] = trainer_of(_kept(recipe_of(run)))
-                threads[run] = threads_for(run)
-            except (ValueError, OSError, RuntimeError, MemoryError) as error:
-                unknown[run] = reason(error)
-        if runs[0] in unknown:
-            return {}, dict.fromkeys(runs, unknown[runs[0]])
-        if len(trainers) < 2:
-            return {}, unknown
-        seconds = medians(interleaved_seconds(trainers, threads, rounds=ROUNDS, progress=progress))
-    for run in trainers:
-        with contextlib.suppress(OSError):  # of others, or read-only: measured again the next time
-            keep(run, [Cost(key_of(recipe_of(of)), seconds[of], threads[of], True) for of in trainers])
-    return seconds, unknown
-
-
-def _kept(recipe: Recipe) -> Recipe:
-    """The recipe of a run, such that nothing is downloaded."""
-    return recipe | {table: without_download(recipe[table]) for table in paths.TABLES if table in recipe}
 
 
 def trainer_of(recipe: Recipe, trainer: type[Trainer] = Trainer, **parts: Any) -> Trainer:
@@ -187,8 +133,8 @@ def trainer_of(recipe: Recipe, trainer: type[Trainer] = Trainer, **parts: Any) -
 
 def threads_for(run: Path) -> int:
     """The threads that ``run`` had, at most those that there are."""
-    own = torch.get_num_threads()
-    return min(threads_of(run) or own, own)
+    threads, own = last_part(run).get("threads"), torch.get_num_threads()
+    return min(threads, own) if type(threads) is int and threads >= 1 else own
 
 
 def budget_like(
@@ -201,58 +147,41 @@ def budget_like(
     objective: Any = None,
     trainer: type[Trainer] = Trainer,
     progress: bool = True,
-) -> tuple[Recipe, list[Cost], str]:
+) -> tuple[Recipe, dict[str, float], str]:
     """The full ``recipe`` of the run ``out`` with as many steps as cost what ``like`` has spent, on as many threads.
 
     Both costs are measured interleaved, unless the recipes say that they are the same. Collective.
 
     Returns:
-        The recipe, what was measured, and a sentence that says so.
+        The recipe, the seconds of a step by :func:`key_of` recipes that were measured, and a sentence that says so.
 
     Raises:
         ValueError: ``like`` has not come to an end.
     """
     other, steps = recipe_of(like), end_of(like)["steps"]
+    kept = other | {table: without_download(other[table]) for table in recipes.DATA_TABLES if table in other}
     whole = recipes.resolve(recipes.as_continued(recipe, like))
-    recipe_of_each = {like: other, out: whole}
     own, other_threads = whole.train.threads, threads_for(like)
     threads = {like: other_threads, out: own or other_threads}
-    ratio, measured = 1.0, []
+    ratio, measured = 1.0, dict[str, float]()
     if key_of(whole) != key_of(other):
         a = make_accelerator(whole.train)
         parts = parts_of(whole, a, copy.deepcopy(model), data, objective)
         with torch.random.fork_rng(devices=[]):
-            trainers = {like: trainer_of(_kept(other)), out: trainer_of(whole, trainer, **parts)}
+            trainers = {like: trainer_of(kept), out: trainer_of(whole, trainer, **parts)}
             seconds = medians(interleaved_seconds(trainers, threads, rounds=ROUNDS, progress=progress))
         ratio = seconds[out] / seconds[like]
-        measured = [Cost(key_of(recipe_of_each[run]), seconds[run], threads[run]) for run in (out, like)]
+        measured = {key_of(whole): seconds[out], key_of(other): seconds[like]}
     budget = {"steps": max(1, round(steps / ratio)), "seconds": math.inf, "threads": threads[out]}
     note = f"{budget['steps']:,} steps, which cost the {steps:,} of {like}: a step costs {ratio:.3g} of one there"
     return replace(whole, train=replace(whole.train, **budget)), measured, note
 
 
-def keep(run: Path, measured: Sequence[Cost]) -> None:
-    """Add to ``costs.json`` of a run what was measured together."""
-    rows = [list(map(asdict, costs)) for costs in recorded(run)]
-    atomic.json_object(run / COSTS, {"measured": [*rows, list(map(asdict, measured))]})
-
-
-def recorded(run: Path) -> list[list[Cost]]:
-    """What ``costs.json`` of a run holds: costs that were measured together, the newest last. Damage is left out."""
-    try:
-        stored = untrusted.json_object(run / COSTS)
-        groups = [[Cost(**row) for row in rows] for rows in stored["measured"]]
-        return [costs for costs in groups if all(0 < cost.seconds < math.inf for cost in costs)]
-    except (OSError, ValueError, TypeError, KeyError):
-        return []
-
-
-def ratio_in(runs: Sequence[Path], key: str, other: str) -> tuple[float, bool] | None:
-    """The cost of a step of recipe ``key`` over that of ``other`` as ``costs.json`` of one of the runs has it, and
-    whether it was measured after the trainings; None where none has it."""
+def ratio_in(runs: Sequence[Path], key: str, other: str) -> float | None:
+    """The cost of a step of recipe ``key`` over that of ``other``, as measured for a budget of one of the runs."""
     for run in runs:
-        for costs in reversed(recorded(run)):
-            by_recipe = {cost.recipe: cost for cost in costs}
-            if {key, other} <= by_recipe.keys():
-                return by_recipe[key].seconds / by_recipe[other].seconds, by_recipe[key].afterwards
+        for part in reversed(parts_of_record(run)):
+            costs = part.get(STEP_COSTS)
+            if isinstance(costs, dict) and all(isinstance(costs.get(k), float) and costs[k] > 0 for k in (key, other)):
+                return costs[key] / costs[other]
     return None

@@ -1,27 +1,22 @@
-"""What watches a run: its log, metrics.jsonl, and the bar or the lines on a terminal.
+"""The log of a run, metrics.jsonl, and the line that its bar shows.
 
 The log has means of the loss terms, validations, and the steps that were left out, with the cause. It looks for these
 before a line is written, and every 50 steps: the device leaves a step out by itself, and only :meth:`MetricsLog.look`
 makes the host wait for it.
 """
 
-import io
 import json
 import math
-import sys
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from tqdm import tqdm
 
+from indm.checks import reason
 from indm.files import atomic, untrusted
-from indm.messages import reason
 from indm.workbench.runs.devices import by_main_process
 from indm.workbench.runs.folder import read_metrics
 from indm.workbench.training.trainer import Trainer
@@ -30,9 +25,6 @@ PENALTIES = ("terminal",)  # terms beside the NELBO that are shown
 BEST = "best"  # the folder of the averaged model with the best validation, in that of the run
 TOTALS = ("loss", "nelbo")  # sums of other terms: not the cause where one of those is not finite either
 LOOK_EVERY = 50  # steps
-BAR = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}, {desc}"  # on a terminal
-LINE = "{percentage:3.0f}% {desc}, {remaining} left"  # elsewhere
-BAR_INTERVAL, LINE_INTERVAL = 2.0, 5.0  # seconds between two texts of the bar, and between two lines
 
 
 class MetricsLog:
@@ -126,7 +118,7 @@ class MetricsLog:
                 self.skipped, self.in_row = self.skipped + 1, self.in_row + 1
                 self.terms_in_row |= terms.keys()
                 cause = self._cause(terms)
-                self._write({"skipped": self.skipped, "not_finite": cause} | trainer.place_of(step), step)
+                self._write({"skipped": self.skipped, "not_finite": cause}, step)
                 if self.in_row == trainer.options.max_skipped_steps:
                     raise self._diverged(cause, step)
             elif self.terms_in_row <= terms.keys():
@@ -135,8 +127,8 @@ class MetricsLog:
     def _diverged(self, cause: str, step: int) -> RuntimeError:
         run = self.path.parent
         return RuntimeError(
-            f"{cause} became infinite or NaN by step {step}, and {self.path} says in which batches; {run} keeps its "
-            f"last checkpoint: continue it with a lower train.lr, train.flow_lr or train.clip"
+            f"{cause} became infinite or NaN by step {step}; {run} keeps its last checkpoint: continue it with a lower "
+            "train.lr, train.flow_lr or train.clip"
         )
 
     def _cause(self, terms: dict[str, Tensor]) -> str:
@@ -208,36 +200,3 @@ class MetricsLog:
         if self.trainer.options.trackers:
             numbers = {name: value for name, value in values.items() if isinstance(value, float)}
             self.trainer.accelerator.log(numbers, step=step)
-
-
-class Progress:
-    """A bar on a terminal, else a line every few seconds, with the share of a run that is done and a text about it.
-
-    Args:
-        share: of the run that is done at the start, in [0, 1].
-        text: what to show now. It is asked for only when it is shown, as making it may wait for the device.
-        disabled: show nothing.
-    """
-
-    def __init__(self, share: float, text: Callable[[], str], disabled: bool = False):
-        on_terminal = sys.stderr is not None and sys.stderr.isatty()
-        self.text, self.shown = text, -math.inf
-        self.lines, self.every = not on_terminal, BAR_INTERVAL if on_terminal else LINE_INTERVAL
-        file, form = (sys.stderr, BAR) if on_terminal else (io.StringIO(), LINE)
-        self.bar = tqdm(total=1, initial=share, bar_format=form, disable=disabled, file=file, mininterval=math.inf)
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def update(self, share: float) -> None:
-        """Note how far the run is; show it if the last text is old, after the first step, and at the end."""
-        now = time.monotonic()
-        self.bar.update(min(share, 1.0) - self.bar.n)
-        if not self.bar.disable and (share >= 1 or now - self.shown >= self.every):
-            self.shown = now
-            self.bar.set_description_str(self.text(), refresh=not self.lines)
-            if self.lines:
-                print(self.bar, file=sys.stderr, flush=True)

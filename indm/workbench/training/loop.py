@@ -14,7 +14,7 @@ import math
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -24,28 +24,35 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
+from indm.checks import counted
 from indm.files import atomic
-from indm.files.memory import gib
-from indm.messages import counted
-from indm.model import reading
+from indm.model import WEIGHTS, reading
 from indm.objective import Losses, Objective
 from indm.sampling import centre_prior
 from indm.workbench.data.base import Data, stack
-from indm.workbench.data.image_files import count_unreadable
+from indm.workbench.data.images import count_unreadable
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import FEW_STEPS, Training
+from indm.workbench.recipes.options import FEW_STEPS, TrainOptions
 from indm.workbench.recipes.recipe import AnyTables, Recipe
-from indm.workbench.runs.devices import by_main_process, make_accelerator, on_cpu, peak_memory_mib, run_lock
+from indm.workbench.runs.devices import (
+    by_main_process,
+    interruptible,
+    make_accelerator,
+    on_cpu,
+    peak_memory_mib,
+    run_lock,
+)
 from indm.workbench.runs.folder import check_folder, is_run, read_metrics
 from indm.workbench.runs.provenance import describe, split_record, warn_of_other_splits
-from indm.workbench.runs.signals import interruptible
-from indm.workbench.training import checkpoints, checks, costs
-from indm.workbench.training.log import BEST, LOOK_EVERY, MetricsLog, Progress
-from indm.workbench.training.resolving import parts_of, recipe_of
+from indm.workbench.training import checkpoints, costs
+from indm.workbench.training.log import BEST, LOOK_EVERY, MetricsLog
+from indm.workbench.training.parts import parts_of, recipe_of
 from indm.workbench.training.trainer import Trainer
 
 TIMED = 3  # steps at least, of a plan
+BAR, BAR_INTERVAL = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}, {desc}", 2.0  # seconds
 ROUNDING = 1e-9  # of a share, in intervals: three tenths of ten steps are three
 Callback = Callable[[Trainer, dict[str, Tensor]], bool | None]
 
@@ -61,7 +68,7 @@ class Summary(dict):
 
 
 def train(
-    recipe: str | Path | AnyTables | Training,
+    recipe: str | Path | AnyTables | TrainOptions,
     out: str | Path,
     *,
     model: nn.Module | None = None,
@@ -82,7 +89,7 @@ def train(
     Args:
         recipe: the name of a bundled recipe, a TOML file, a run folder, or tables as in
         :mod:`indm.workbench.recipes.recipe`;
-            with ``model`` and ``data``, a :class:`~indm.workbench.recipes.options.Training` is enough.
+            with ``model`` and ``data``, a :class:`~indm.workbench.recipes.options.TrainOptions` is enough.
         out: the run folder; must not hold a run already, unless ``resume``.
         model: an :class:`~indm.model.INDM`, or a network, (z, level) ↦ a tensor like z, for the recipe's flow and SDE.
             It is trained in place; the run folder gets the average of its weights.
@@ -112,7 +119,7 @@ def train(
     Example: a run that a callback ends after 4 steps, and that then goes on to step 6.
 
         >>> import tempfile
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+        >>> tables = {"flow": "identity", "sde": "vp", "net": {"name": "mlp", "width": 8}}
         >>> tables["train"], data = {"steps": 1000, "batch_size": 32}, torch.randn(100, 2)
         >>> def until(step):
         ...     return [lambda trainer, terms: trainer.step == step]
@@ -128,7 +135,7 @@ def train(
     check_trackers(wanted.train.trackers)
     shows = PartialState(cpu=on_cpu()).is_main_process and progress
     by_main_process(lambda: check_folder(out, wanted, resume))  # before anything slow
-    measured: list[costs.Cost] = []
+    measured: dict[str, float] = {}
     if like is not None:
         if resume:
             raise ValueError(f"like must be left out to resume {out}, whose recipe has the steps; got {like}")
@@ -146,7 +153,7 @@ def train(
             """Whether there is a state to continue from, now that no other process can change that."""
             held.enter_context(run_lock(out))
             check_folder(out, made.recipe, resume)
-            return resume and not checkpoints.nothing_saved(out)
+            return resume and (checkpoints.has_state(out) or (out / WEIGHTS).exists())
 
         return run_in(out, made, by_main_process(lock), callbacks, progress, measured)
 
@@ -157,7 +164,7 @@ def run_in(
     resumes: bool,
     callbacks: Sequence[Callback],
     progress: bool,
-    measured: Sequence[costs.Cost] = (),
+    measured: Mapping[str, float],
 ) -> Summary:
     """Train in a folder that no other process uses, from the start or from the state in it; see :func:`train`."""
     main, state = trainer.accelerator.is_main_process, None
@@ -165,13 +172,10 @@ def run_in(
         state = trainer.load(out)
         if main:
             warn_of_other_splits(out, trainer.data)
-            warn_of_spent_budget(trainer, out)
     n_threads = trainer.options.threads or torch.get_num_threads()
     if main:
-        record = split_record(trainer.data) | {"threads": n_threads}
+        record = split_record(trainer.data) | {"threads": n_threads, costs.STEP_COSTS: dict(measured)}
         describe(out, trainer.recipe, trainer.accelerator.device, trainer.data.remarks, record)
-        if measured:
-            costs.keep(out, measured)
         warn_of_lost_steps(out, trainer.step)
     tell(*trainer.data.remarks, shown=progress and main)
 
@@ -234,7 +238,8 @@ def loop(
         RuntimeError: too many steps in a row, or a validation, were infinite or NaN.
     """
     o, stops = trainer.options, False
-    with Progress(min(trainer.progress, 1.0), log.line, disabled=not progress) as shown:
+    done = min(trainer.progress, 1.0)
+    with tqdm(total=1, initial=done, bar_format=BAR, mininterval=BAR_INTERVAL, disable=not progress) as bar:
         for terms, before in trainer.steps():
             log.add(terms)
             answers = [callback(trainer, terms) for callback in callbacks]
@@ -251,7 +256,8 @@ def loop(
                 log.log_validation()
             if saves and not over:
                 save(trainer, out, log)
-            shown.update(trainer.progress)
+            if bar.update(min(trainer.progress, 1.0) - bar.n) or (over and progress):  # the text waits for the device
+                bar.set_description_str(log.line())
             if stops:
                 break
         log.look()
@@ -276,14 +282,12 @@ def plan(recipe: AnyTables) -> tuple[Recipe, dict]:
     o, n_threads = trainer.options, trainer.options.threads or torch.get_num_threads()
     (seconds,) = costs.interleaved_seconds({"": trainer}, {"": n_threads}, rounds=1, steps=TIMED, progress=False)[""]
     steps = min(o.steps, o.seconds / seconds)
-    needed = gib(sum(checks.memory_of_step(trainer.model, trainer.micro_batch_size, accelerator)))
     return trainer.recipe, {
         **{name.replace("_", " "): count for name, count in sizes(trainer).items()},
         "event shape": tuple(trainer.data.shape),
         "examples": {split: len(getattr(trainer.data, split)) for split in ("train", "valid", "test")},
         "device": str(accelerator.device),
         "threads": n_threads,
-        "memory beside the libraries": f"{needed} at least",
         "seconds per step": seconds,
         "steps": round(steps),
         "seconds": round(steps * seconds),
@@ -315,18 +319,6 @@ def save_final(trainer: Trainer, best: dict[str, Any], out: Path) -> None:
     model.save(out)
 
 
-def warn_of_spent_budget(trainer: Trainer, out: Path) -> None:
-    """Warn where there is nothing left to do: the budget is that of the whole run, not of its continuation."""
-    o = trainer.options
-    key, spent = ("steps", trainer.step) if trainer.step >= o.steps else ("seconds", trainer.seconds)
-    if trainer.progress >= 1:
-        warnings.warn(
-            f"{out} is not trained on, as it has spent its budget, {spent:.0f} {key} of {getattr(o, key):.0f}: "
-            f"train.{key} counts from its beginning; give --train.{key} {2 * getattr(o, key):.0f} or so",
-            stacklevel=3,
-        )
-
-
 def warn_of_short_run(trainer: Trainer, interrupted: bool) -> None:
     """Warn where a run has spent its budget before it could learn much."""
     o, step = trainer.options, trainer.step
@@ -354,7 +346,7 @@ def check_trackers(trackers: tuple[str, ...]) -> None:
 
 
 def summarise(trainer: Trainer, log: MetricsLog, out: Path, interrupted: bool) -> dict:
-    """Steps, seconds, validation, memory and disk of a run. Collective.
+    """Steps, seconds, validation and memory of a run. Collective.
 
     ``unreadable_images`` are those of the training data that any process met since the run was last started.
     """
@@ -366,7 +358,6 @@ def summarise(trainer: Trainer, log: MetricsLog, out: Path, interrupted: bool) -
         **({"best": log.best} if log.best else {}),
         "skipped_steps": log.skipped,
         **sizes(trainer),
-        "checkpoints_mib": by_main_process(lambda: round(checkpoints.mebibytes(out), 1)),
         "peak_memory_mib": round(peak_memory_mib()),
         "unreadable_images": count_unreadable(
             trainer.data.train, lambda met: trainer.accelerator.reduce(met.to(trainer.accelerator.device))

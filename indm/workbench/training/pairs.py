@@ -7,10 +7,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from indm.files import atomic
-from indm.workbench.data.base import check_kind
-from indm.workbench.data.folder import find_images
-from indm.workbench.data.registry import load_data
-from indm.workbench.recipes import paths
+from indm.workbench.data.base import check_kind, load_data
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import BRIDGE, AnyTables, Recipe, Tables
 from indm.workbench.runs.devices import by_main_process, on_cpu
@@ -50,29 +47,6 @@ def sides_of(recipe: AnyTables) -> dict[str, Tables]:
     return {"a": shared, "b": shared | {"data": dict(recipe["data_b"])}}
 
 
-def on_one_canvas(recipe: Tables) -> Tables:
-    """``recipe``, in which a folder of grey images beside one in colour has three equal channels.
-
-    Both get ``channels = 3``, the grey one also ``grey = true``, so that what is translated into it is written in grey.
-    A recipe that says the channels of either, and one whose folders are not there, stay as they are.
-    """
-    tables = {table: recipe[table] for table in ("data", "data_b") if table in recipe}
-    if not all(
-        data.get("name") == "folder" and "channels" not in data and Path(data.get("path", "")).expanduser().is_dir()
-        for data in tables.values()
-    ):
-        return recipe
-    is_grey = {}
-    for table, data in tables.items():
-        _, (_, colour), _ = find_images(Path(data["path"]).expanduser())
-        is_grey[table] = not colour
-    if len(set(is_grey.values())) < 2:
-        return recipe
-    return recipe | {
-        table: data | {"channels": 3} | ({"grey": True} if is_grey[table] else {}) for table, data in tables.items()
-    }
-
-
 def as_one(recipe: AnyTables) -> Tables:
     """The recipe of one model of both data sets, which is told which of them an image is of, as a class.
 
@@ -81,15 +55,14 @@ def as_one(recipe: AnyTables) -> Tables:
     """
     shared = sides_of(recipe)["a"]
     a, b = shared["data"], recipe["data_b"]
-    other = {key for key in {*a, *b} - {"grey"} if a.get(key) != b.get(key)}
+    other = {key for key in {*a, *b} if a.get(key) != b.get(key)}
     if other == {"label"}:
         data = a | {"label": [a["label"], b["label"]]}
     elif other == {"path"} and a["name"] == "folder":
         folders = [os.path.abspath(os.path.expanduser(table["path"])) for table in (a, b)]
         parent = os.path.commonpath(folders)
         classes = [os.path.relpath(folder, parent) for folder in folders]
-        grey = [name for name, table in zip(classes, (a, b), strict=True) if table.get("grey")]
-        data = a | {"path": parent, "classes": classes} | ({"grey": grey} if grey else {})
+        data = a | {"path": parent, "classes": classes}
     else:
         raise ValueError(
             "[data] and [data_b] must be two folders or two labels of one data set for one model of both, and differ "
@@ -130,7 +103,7 @@ def train_pair(recipe: AnyTables, out: Path, *, resume: bool = False, progress: 
     check_kind(both[1], both[0], "data have", "data_b")
     if processes.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
-        atomic.text(out / PAIR, recipes.to_toml(paths.absolute(recipe)))
+        atomic.text(out / PAIR, recipes.to_toml(recipes.absolute(recipe)))
     summaries: dict[str, dict] = {}
     for side, content in sides.items():
         done = by_main_process(functools.partial(finished, out / side, content))

@@ -20,43 +20,36 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from indm import names
-from indm.conditions import Condition, rows_of_data, sees_condition
+from indm.checks import reason
+from indm.conditions import Condition, NoCondition, sees_condition
 from indm.dequantization import check_raw, from_data
 from indm.files.memory import raise_if_out_of_memory
-from indm.flows.base import Flow
-from indm.flows.check import check_flow
+from indm.flows.base import Flow, check_flow
 from indm.likelihood import latent_reference
-from indm.messages import reason
 from indm.model import build_model, count_parameters
 from indm.objective import Objective, flow_nll, nelbo, objective_of, soft_truncation
-from indm.rng import noisy, random_states, restore_random_states
-from indm.sde.check import check_sde
-from indm.tensors import widest
+from indm.sde.linear import check_sde
+from indm.tensors import noisy, random_states, restore_random_states, widest
 from indm.training import EMA, FlowUse, TrainingStep, learning_rate_factor, optimizer_step
-from indm.workbench.data.base import Data, check_kind, stack
-from indm.workbench.data.batches import Paired, flip_horizontally, loader
-from indm.workbench.data.raw import InMemory
-from indm.workbench.data.registry import load_data
-from indm.workbench.recipes.options import Training
+from indm.workbench.data.base import Data, check_kind, load_data, stack
+from indm.workbench.data.examples import InMemory, Paired, flip_horizontally, loader
+from indm.workbench.recipes.options import TrainOptions
 from indm.workbench.recipes.recipe import Recipe, model_of
 from indm.workbench.runs.devices import by_main_process
 from indm.workbench.training import checkpoints
-from indm.workbench.training.checks import (
+from indm.workbench.training.parts import (
     check_condition,
-    check_fits,
     check_loss,
     check_parts,
     check_shapes,
-    within_memory,
+    penalties_of,
+    with_condition,
 )
-from indm.workbench.training.penalties import penalties_of
-from indm.workbench.training.resolving import with_condition
 
 Draw = Callable[..., Tensor]  # (x, generator) or, of a model with a condition, (x, generator, c) ↦ nats, (B,)
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
 SEED_STRIDE = 1_000_003  # between the seeds of processes and of batches
-# Attributes of a trainer that a checkpoint holds, beside weights, moments and random states.
-KEPT = ("step", "seconds", "pretraining")
+KEPT = ("step", "seconds", "pretraining")  # by a checkpoint, beside weights, moments and random states
 
 
 class Trainer:
@@ -82,15 +75,16 @@ class Trainer:
         model: nn.Module | None = None,
         objective: Objective | None = None,
     ):
-        self.options: Training = recipe.train
+        self.options: TrainOptions = recipe.train
         self.objective = objective or objective_of(names.find("objective", self.options.objective))
         self.data, self.accelerator = data, accelerator
         self.data_b = self._second_data(recipe)
         self.micro_batch_size = self._batch_size_of_a_pass()
         self.recipe = recipe = with_condition(recipe, data)
         torch.manual_seed(self.options.seed)
-        self.model = self._on_device(self._checked(model, recipe))
-        self.condition: Condition | None = getattr(self.model, "condition", None)
+        layout = torch.channels_last if accelerator.device.type == "cuda" else torch.preserve_format
+        self.model = self._checked(model, recipe).to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
+        self.condition: Condition = getattr(self.model, "condition", NoCondition())
         self._try_outside_parts()
         self.ema = EMA(self.model, self.options.ema)
         self.optimizer = self.build_optimizer([group for group in self.parameter_groups() if group["params"]])
@@ -104,24 +98,13 @@ class Trainer:
 
     def _checked(self, model: nn.Module | None, recipe: Recipe) -> nn.Module:
         """``model``, or that of ``recipe``, on the CPU, with its condition fitted to the data; ValueError if unfit."""
-        if model is None:
-            with within_memory(self.accelerator):
-                model = self.build_model(recipe)
+        model = self.build_model(recipe) if model is None else model
         check_parts(model, self.options, self.objective)
         train = self.data.train  # what is read on demand is checked as it is read
         check_raw(model, stack(train, None if isinstance(train, InMemory) else 2))
-        if model.condition is not None:
+        if not model.condition.is_none:
             check_condition(model.condition, self.data)
             model.condition.fit(model.condition.rows_of(self.data, "train"))
-        return model
-
-    def _on_device(self, model: nn.Module) -> nn.Module:
-        """``model`` on the device, if a step fits into its memory."""
-        device = self.accelerator.device
-        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
-        model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
-        if device.type == "cpu":
-            check_fits(model, self.micro_batch_size, self.accelerator)
         return model
 
     def _second_data(self, recipe: Recipe) -> Data | None:
@@ -154,7 +137,7 @@ class Trainer:
         loss_package = getattr(self.objective.loss, "__module__", "").split(".")[0]
         if {*packages, loss_package} <= {"torch", "indm"}:
             return
-        model = self.model if self.condition is None else self.model.given(self.c_of("train", 2))
+        model = self.model if self.condition.is_none else self.model.given(self.c_of("train", 2))
         x, _ = from_data(model, stack(self.data.train, 2).to(next(model.parameters()).device))
         check_shapes(model, x)
         if package_of(model.sde) != "indm":
@@ -166,17 +149,14 @@ class Trainer:
 
     def c_of(self, split: str, n: int | None = None) -> Tensor | None:
         """The conditions of the first ``n`` examples of a split (all by default); None for a model without one."""
-        return rows_of_data(self.model, self.data, split, n)
+        return None if self.condition.is_none else self.condition.rows_of(self.data, split)[:n]
 
     def parameter_groups(self) -> list[dict]:
         """The parts of the model, each with its own learning rate (before the schedule) and weight decay."""
+        rates = {"base_lr": "lr", "weight_decay": "weight_decay"}
         return [
-            {
-                "name": name,
-                "params": list(part.parameters()),
-                "base_lr": self._option_of(name, "lr"),
-                "weight_decay": self._option_of(name, "weight_decay"),
-            }
+            {"name": name, "params": list(part.parameters())}
+            | {key: self._option_of(name, option) for key, option in rates.items()}
             for name, part in self.model.trained_parts.items()
         ]
 
@@ -209,10 +189,6 @@ class Trainer:
             return FlowUse.LEFT_OUT
         between = self.step % self.options.flow_update_every
         return FlowUse.FROZEN if between and count_parameters(self.model.score) else FlowUse.TRAINED
-
-    def set_pretraining(self, pretraining: bool) -> None:
-        """Leave the flow out of the next steps, while ``train.pretrain`` lasts, or train it from now on."""
-        self.pretraining = pretraining
 
     @property
     def progress(self) -> float:
@@ -333,11 +309,6 @@ class Trainer:
                 second, lambda x, generator: flow_nll(model, x, generator=generator), o.terminal_noise
             )
         return validation
-
-    def place_of(self, step: int) -> dict[str, int]:
-        """Which batch ``step`` (from 1) took: its epoch, and its place in the epoch's order, both from 0."""
-        epoch, batch = divmod(step - 1, len(self.data.train) // self.options.batch_size)
-        return {"epoch": epoch, "batch": batch}
 
     def save(self, run: Path, log: dict[str, Any] | None = None) -> None:
         """Write the checkpoint, with the state of the ``log``, and the averaged model into ``run``. Collective.

@@ -9,22 +9,20 @@ import functools
 import glob
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Float, Num
-from PIL import Image
+from jaxtyping import Num
 from torch import Tensor
 
-from indm.conditions import condition_of
 from indm.model import INDM
 from indm.tensors import double
 from indm.translation import DIRECTIONS, Route, bridge, sdedit, two_models
-from indm.workbench.data import tables
+from indm.workbench.data import arrays
 from indm.workbench.data.arrays import read_events
-from indm.workbench.data.images import SUFFIXES, fitted, read_alpha, read_image, shown_part
+from indm.workbench.data.images import SUFFIXES, fitted, read_image, shown_part
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import TranslationOptions
 from indm.workbench.runs.folder import is_run, open_run
@@ -36,19 +34,12 @@ SHEET = "sheet"  # a picture beside the results, so that an image of that name k
 
 
 class Example(NamedTuple):
-    """What was read.
-
-    Attributes:
-        pixels: (C, H, W) or (D,) in data units.
-        note: what was done to them; "" for nothing.
-        sides: height and width of what they show in the pixels of its file; None of no image file.
-        alpha: how opaque that is, an image of mode "L"; None where it is opaque, or nobody asked.
-    """
+    """What was read: ``pixels`` (C, H, W) or (D,) in data units; a ``note`` on what was done to them, "" for nothing;
+    ``sides``, height and width of what they show in the pixels of an image file."""
 
     pixels: Num[Tensor, "*event"]
     note: str = ""
     sides: tuple[int, int] | None = None
-    alpha: Image.Image | None = None
 
 
 @dataclass(frozen=True)
@@ -68,39 +59,32 @@ class Item:
     row: int | None = None
 
 
-def find(
-    sources: Sequence[Path], model: INDM, data: dict, *, grey: bool = False, strict: bool = False, alpha: bool = False
-) -> list[Item]:
+def find(sources: Sequence[Path], model: INDM, data: dict) -> list[Item]:
     """The examples in files, folders (searched recursively), glob patterns, ``.npz`` and ``.npy`` arrays, and tables of
     vectors in ``.csv`` files (those of folders apart).
 
     Args:
         model: whose shape and grey levels they must have.
-        data: the ``[data]`` table of a run on a folder: how images of another size are cut and resized, by default by
-            the largest centred part of the model's aspect ratio, and the ``background`` of those with transparency, by
-            default white.
-        grey: make images grey, whatever the channels of the model.
-        strict: an image of another size, or a file that is not an image, is an error.
-        alpha: also read how opaque images are.
+        data: the ``[data]`` table of a run on a folder, see :func:`image_reader`.
 
     Raises:
         ValueError: nothing found, an array of another shape, an image where the model has no images, or two results of
             one name.
     """
     items: list[Item] = []
-    as_arrays = ARRAY_SUFFIXES | tables.SUFFIXES if len(model.shape) == 1 else ARRAY_SUFFIXES
+    as_arrays = ARRAY_SUFFIXES | arrays.SUFFIXES if len(model.shape) == 1 else ARRAY_SUFFIXES
     for file, name in found_in(sources):
         if file.suffix.lower() in as_arrays:
-            items += _rows(file, name, model)
+            array = read_events(file, model.scaling.levels)
+            if tuple(array.shape[1:]) != model.shape:
+                raise ValueError(f"{file} must hold events of shape {model.shape}, got {tuple(array.shape[1:])}")
+            rows = enumerate(functools.partial(Example, pixels) for pixels in array)
+            items += [Item(f"{name}-{row:05d}", file, read, row) for row, read in rows]
         elif len(model.shape) != 3 or model.shape[0] not in (1, 3):
             raise ValueError(f"{file}: events of shape {model.shape} are no image files; .npz, .npy or .csv would do")
         else:
-            items.append(Item(name, file, image_reader(file, model, data, grey, strict, alpha)))
-    return _with_names_apart(items)
-
-
-def _with_names_apart(items: list[Item]) -> list[Item]:
-    """The items, where two images of one name keep their suffixes; a ValueError where two results still have one."""
+            items.append(Item(name, file, image_reader(file, model, data)))
+    # Two images of one name keep their suffixes.
     names = Counter(item.name for item in items if item.row is None) + Counter([SHEET])
     items = [
         replace(item, name=f"{item.name}{item.source.suffix}") if item.row is None and names[item.name] > 1 else item
@@ -131,38 +115,26 @@ def files_of(source: Path) -> list[tuple[Path, str]]:
         below = sorted(path.relative_to(source) for path in source.rglob("*") if path.suffix.lower() in known)
         below = [path for path in below if not any(part.startswith(".") for part in path.parts)]
         return [(source / path, str(path.with_suffix(""))) for path in below if (source / path).is_file()]
-    if source.is_file():
-        return [(source, source.stem)]
-    matches = {*map(Path, glob.glob(str(source), recursive=True))}
-    return [(path, path.stem) for path in sorted(matches) if path.is_file()]
+    matches = [source] if source.is_file() else sorted(map(Path, {*glob.glob(str(source), recursive=True)}))
+    return [(path, path.stem) for path in matches if path.is_file()]
 
 
-def _rows(file: Path, name: str, model: INDM) -> list[Item]:
-    array = read_events(file, model.scaling.levels)
-    if tuple(array.shape[1:]) != model.shape:
-        raise ValueError(f"{file} must hold events of shape {model.shape}, got {tuple(array.shape[1:])}")
-    return [
-        Item(f"{name}-{row:05d}", file, functools.partial(Example, pixels), row) for row, pixels in enumerate(array)
-    ]
+def image_reader(file: Path, model: INDM, data: dict) -> Callable[[], Example]:
+    """What reads an image file as an example of ``model``.
 
-
-def image_reader(
-    file: Path, model: INDM, data: dict, grey: bool = False, strict: bool = False, alpha: bool = False
-) -> Callable[[], Example]:
-    """What reads an image file as an example of ``model``; the arguments are those of :func:`find`."""
+    ``data`` is the ``[data]`` table of a run on a folder: how images of another size are cut and resized, by default by
+    the largest centred part of the model's aspect ratio, and the ``background`` of those with transparency, by default
+    white.
+    """
     channels, height, width = model.shape
 
     def read() -> Example:
-        image, crop = read_image(file, data.get("background", "white")), data.get("crop", True)
-        size, is_fitting = f"{image.width}×{image.height}", image.size == (width, height)
-        if strict and not is_fitting:
-            raise ValueError(f"{size} pixels, and the model has {width}×{height}")
-        shown = shown_part(image.convert("L") if grey else image, (height, width), crop)
+        image = read_image(file, data.get("background", "white"))
+        shown = shown_part(image, (height, width), data.get("crop", True))
         pixels = fitted(shown, (channels, height, width), data.get("resize", "bilinear"), crop=False)
         pixels = (pixels.double() * (cast(int, model.scaling.levels) - 1) / 255).round().to(torch.uint8)
-        opaque = read_alpha(file) if alpha else None
-        note = "" if is_fitting else f"resized from {size}"
-        return Example(pixels, note, shown.size[::-1], opaque and shown_part(opaque, (height, width), crop))
+        note = "" if image.size == (width, height) else f"resized from {image.width}×{image.height}"
+        return Example(pixels, note, shown.size[::-1])
 
     return read
 
@@ -177,17 +149,17 @@ class TranslationRuns:
     Attributes:
         folders: the run folders of the models, in the order in which a route meets them.
         models: one for a bridge, else two; of classes, one and the same.
-        direction: of a bridge, and of a pair's folder.
         data, data_b: the ``[data]`` tables of where the route begins and of where it ends.
+        direction: of a bridge, and of a pair's folder.
         classes: of models of p(x|c), c where the route begins and where it ends.
         noise: of a bridge, with which A and B were learned.
     """
 
     folders: tuple[Path, ...]
     models: tuple[INDM, ...]
-    direction: str
     data: dict
     data_b: dict
+    direction: str = "forward"
     classes: tuple[Any, Any] = (None, None)
     noise: tuple[float, float] = (0.0, 0.0)
 
@@ -195,7 +167,7 @@ class TranslationRuns:
     def of_two(cls, source: Path, target: Path) -> "TranslationRuns":
         """The models of A and of B, from the first to the second."""
         (a, of_a), (b, of_b) = open_run(source), open_run(target)
-        return cls((source, target), (a, b), "forward", of_a.data.table(), of_b.data.table())
+        return cls((source, target), (a, b), of_a.data.table(), of_b.data.table())
 
     @classmethod
     def of_bridge(cls, run: Path) -> "TranslationRuns":
@@ -206,18 +178,18 @@ class TranslationRuns:
                 f"{run} is not a bridge (indm train-bridge): give a second run after it, or two classes of a model of "
                 "classes as --condition"
             )
-        tables = recipe.data.table(), recipe.data_b.table()
-        return cls((run,), (model,), "forward", *tables, noise=noise_of(recipe))
+        return cls((run,), (model,), recipe.data.table(), recipe.data_b.table(), noise=noise_of(recipe))
 
     @classmethod
     def of_classes(cls, run: Path, classes: tuple[str, str]) -> "TranslationRuns":
         """One model of classes, from the first of two to the second; a ValueError for other classes."""
         model, recipe = open_run(run)
-        condition = condition_of(model, classes)
+        condition = model.condition
         if not condition.is_class:
-            raise ValueError(f"condition needs a model of classes, got one of p(x|{type(condition).__name__.lower()})")
-        a, b = (condition.labels[condition.typed(name)] for name in classes)
-        return cls((run,), (model, model), "forward", recipe.data.table(), recipe.data.table(), (a, b))
+            of = "p(x)" if condition.is_none else f"p(x|{type(condition).__name__.lower()})"
+            raise ValueError(f"condition needs a model of classes, got one of {of}")
+        a, b = (condition.labels[condition.number(name)] for name in classes)
+        return cls((run,), (model, model), recipe.data.table(), recipe.data.table(), classes=(a, b))
 
     def backward(self) -> "TranslationRuns":
         """From B to A."""
@@ -226,15 +198,6 @@ class TranslationRuns:
             self, folders=self.folders[::-1], models=self.models[::-1], direction="backward",
             data=self.data_b, data_b=self.data, classes=(b, a),
         )  # fmt: skip
-
-    @property
-    def grey(self) -> tuple[bool, bool]:
-        """Whether the images of both ends are made grey, whatever the channels of the model."""
-        a, b = (
-            name in grey if isinstance(grey := data.get("grey", False), list) else grey
-            for data, name in zip((self.data, self.data_b), self.classes, strict=True)
-        )
-        return a, b
 
     @property
     def is_bridge(self) -> bool:
@@ -307,42 +270,22 @@ def open_runs(
     return TranslationRuns.of_bridge(run)
 
 
-def route_of(runs: TranslationRuns, options: TranslationOptions) -> Route:
-    """The route from A to B; a ValueError for a bad option, or a cycle along a route that leads nowhere back."""
-    shared: dict = {"strength": options.strength, "steps": options.steps, "tol": options.tol}
-    if options.method == "sdedit":
-        if options.guidance != 1:
-            raise ValueError(f"guidance must be 1 for method 'sdedit', got {options.guidance:g}: it has no model of A")
-        route = runs.sdedit(**shared)
-    else:
-        route = runs.route(stochastic=options.stochastic, guidance=options.guidance, **shared)
-    if options.cycle:
-        route.back()
-    if options.errors and options.tol is None and options.steps < 2 * len(route.legs):
-        raise ValueError(f"errors needs steps of at least {2 * len(route.legs)}, to halve them, got {options.steps}")
-    return route
-
-
 @dataclass(frozen=True)
 class Translated:
-    """One example translated, in data units; None is what was not asked for.
+    """One example translated, in data units; what was not asked for is None.
 
     Attributes:
         result: the example as one of B.
-        frames: pictures along the route, (frames, C, H, W).
+        frames: pictures along the route.
         returned: the result carried back to A.
-        cycle_error: absolute difference of the end of the way back from the start of the route, before rounding and
-            before a bridge's noise is taken away.
-        cycle_error_rounded: the largest after rounding.
-        solver_error: the largest difference of the result from that of a rougher solution.
+        errors: the largest of the way back less the start of the route ("cycle_error_max", before rounding and before a
+            bridge's noise is taken away; "cycle_error_rounded"), and of a rougher solution ("solver_error_max").
     """
 
     result: Num[Tensor, "*event"]
     frames: Num[Tensor, "frames *event"] | None = None
     returned: Num[Tensor, "*event"] | None = None
-    cycle_error: Float[Tensor, "*event"] | None = None
-    cycle_error_rounded: Float[Tensor, ""] | None = None
-    solver_error: Float[Tensor, ""] | None = None
+    errors: dict[str, float] = field(default_factory=dict)
 
 
 class BatchTranslator:
@@ -379,28 +322,24 @@ class BatchTranslator:
         source, target = self.route.models
         seed, noise = self.options.seed, self.generator.clone_state()
         there = self.route.translate(raw, seed, frames=self.frames, generator=self.generator)
-        columns = {"result": target.scaling.to_data(there.x).cpu()}
+        columns, errors = {"result": target.scaling.to_data(there.x).cpu()}, dict[str, Tensor]()
         if self.options.cycle:
             x, back = self.route.source(raw, seed), self.route.back().follow(there.end)
             columns["returned"] = source.scaling.to_data(back.x).cpu()
-            columns["cycle_error"] = ((back.end - x) * source.scaling.scale).abs().cpu()
-            grey = [double(source.scaling.to_data(end)) for end in (back.end, x)]
-            columns["cycle_error_rounded"] = _largest(grey[0] - grey[1])
+            errors["cycle_error_max"] = (back.end - x) * source.scaling.scale
+            errors["cycle_error_rounded"] = double(source.scaling.to_data(back.end)) - double(source.scaling.to_data(x))
         if self.options.errors:
             rough = self.route.rougher().translate(raw, seed, generator=noise)
-            columns["solver_error"] = _largest((there.x - rough.x) * target.scaling.scale)
-        if self.frames and raw.ndim == 4:
-            columns["frames"] = self._in_grey_levels(there.frames)
+            errors["solver_error_max"] = (there.x - rough.x) * target.scaling.scale
+        if self.frames and raw.ndim == 4:  # of each leg in the data units of its model
+            by_leg = zip(self.route.legs, there.frames.split(self.frames, 1), strict=True)
+            columns["frames"] = torch.cat([leg.model.scaling.to_data(frames) for leg, frames in by_leg], 1).cpu()
         self.nfe = max(self.nfe, there.nfe)
-        return [Translated(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
-
-    def _in_grey_levels(self, frames: Tensor) -> Tensor:
-        """(B, frames, *event), each in data units of its leg's model."""
-        by_leg = frames.split(self.frames, 1)
-        parts = [leg.model.scaling.to_data(f) for leg, f in zip(self.route.legs, by_leg, strict=True)]
-        return torch.cat(parts, 1).cpu()
-
-
-def _largest(difference: Tensor) -> Tensor:
-    """Of each example, (B,)."""
-    return difference.abs().flatten(1).amax(1).cpu()
+        largest = {name: values.abs().flatten(1).amax(1).tolist() for name, values in errors.items()}
+        return [
+            Translated(
+                **{name: column[i] for name, column in columns.items()},
+                errors={name: values[i] for name, values in largest.items()},
+            )
+            for i in range(len(raw))
+        ]

@@ -1,5 +1,7 @@
 """``indm translate``: files of A translated into files of B, with a report of how well."""
 
+import functools
+import html
 import shlex
 import time
 from collections.abc import Sequence
@@ -14,14 +16,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from indm.checks import one_line, reason
 from indm.files import atomic
-from indm.messages import reason
 from indm.tensors import double
 from indm.translation import Route
+from indm.workbench.figures.page import Page, image, short, slider
 from indm.workbench.recipes.options import TranslationOptions
 from indm.workbench.runs.provenance import provenance, weights_hash
-from indm.workbench.translation.pictures import FRAMES, MOST, FrameStrip, Kept, picture, write_page, write_strips
 from indm.workbench.translation.routes import (
+    BRIDGE,
     SHEET,
     BatchTranslator,
     Example,
@@ -29,12 +32,19 @@ from indm.workbench.translation.routes import (
     Translated,
     TranslationRuns,
     find,
-    route_of,
 )
 
 NEAR_SOURCE = 3 / 256  # distance of a result from its source, as a share of the grey levels
 REPORT, PAGE = "translation.json", "index.html"
 IN_SHEET = 64  # results that the sheet shows, at most
+MOST = 48  # images on the page; each has some twenty pictures
+FRAMES = 8  # of each leg of the route, without --strip
+Kept = tuple[dict, Tensor, Translated]  # row of the report, source in grey levels, what was made of it
+ERRORS = {  # of an image, by the key in its row of the report
+    "cycle_error_max": "error of the cycle at most",
+    "cycle_error_rounded": "after rounding",
+    "solver_error_max": "of the solver about",
+}
 
 
 def translate_files(
@@ -61,13 +71,13 @@ def translate_files(
         OSError: a file cannot be written; the report names what was done until then.
     """
     route = route_of(runs, options)
-    model, grey = route.models[0], runs.grey[0]
+    model = route.models[0]
     if options.page and (len(model.shape) != 3 or model.shape[0] not in (1, 3) or model.scaling.levels is None):
         raise ValueError(f"page needs images, got events of shape {model.shape}; leave out --page")
-    items = find(sources, model, runs.data, grey=grey, strict=options.strict, alpha=options.keep_alpha)
+    items = find(sources, model, runs.data)
     check_sources_stay(items, out, options.folders())
     weights = {str(folder): weights_hash(folder) for folder in runs.folders}
-    translation = Translation(BatchTranslator(route, options), out, runs.grey)
+    translation = Translation(BatchTranslator(route, options), out)
     try:
         with tqdm(total=len(items), desc="translating", unit="image", disable=not progress) as bar:
             for first in range(0, len(items), options.batch_size):
@@ -85,18 +95,30 @@ def translate_files(
             "provenance": provenance(options.seed, weights),
         }
         if report["examples"] and options.strength == 1:  # else little is meant to change
-            report["conclusions"] = conclusions(mean_distance(report), model.scaling.levels, runs.folders)
+            report["conclusions"] = conclusions(report, runs.folders)
         atomic.json_object(out / REPORT, report)
     if options.page and report["examples"]:
-        words = _words(route, options.strip or FRAMES)
+        frames = options.strip or FRAMES
+        ways = ["up" if leg.start < leg.end else "down" for leg in route.legs for _ in range(frames)]
+        words = [f"t = {t:.2g}, {way}" for t, way in zip(route.times(frames), ways, strict=True)]
         write_page(out / PAGE, report, sentences(report), words, translation.kept[:MOST])
     return report
 
 
-def _words(route: Route, frames: int) -> list[str]:
-    """The time of each frame, and whether the route goes up there or down."""
-    ways = ["up" if leg.start < leg.end else "down" for leg in route.legs for _ in range(frames)]
-    return [f"t = {t:.2g}, {way}" for t, way in zip(route.times(frames), ways, strict=True)]
+def route_of(runs: TranslationRuns, options: TranslationOptions) -> Route:
+    """The route from A to B; a ValueError for a bad option, or a cycle along a route that leads nowhere back."""
+    shared: dict = {"strength": options.strength, "steps": options.steps, "tol": options.tol}
+    if options.method == "sdedit":
+        if options.guidance != 1:
+            raise ValueError(f"guidance must be 1 for method 'sdedit', got {options.guidance:g}: it has no model of A")
+        route = runs.sdedit(**shared)
+    else:
+        route = runs.route(stochastic=options.stochastic, guidance=options.guidance, **shared)
+    if options.cycle:
+        route.back()
+    if options.errors and options.tol is None and options.steps < 2 * len(route.legs):
+        raise ValueError(f"errors needs steps of at least {2 * len(route.legs)}, to halve them, got {options.steps}")
+    return route
 
 
 class Translation:
@@ -108,8 +130,8 @@ class Translation:
         kept: row, source and translation of the first, which the sheet and the page show.
     """
 
-    def __init__(self, translate: BatchTranslator, out: Path, grey: tuple[bool, bool]):
-        self.translate, self.out, self.grey, self.seconds = translate, out, grey, 0.0
+    def __init__(self, translate: BatchTranslator, out: Path):
+        self.translate, self.out, self.seconds = translate, out, 0.0
         self.options, self.levels = translate.options, cast(int, translate.route.models[0].scaling.levels)
         self.rows: list[dict] = []
         self.failed: dict[str, str] = {}
@@ -131,7 +153,9 @@ class Translation:
                 self.failed[item.name] = reason(translated)
                 continue
             self._write(item, example, translated)
-            self.rows.append(_row(item, example, translated))
+            distance = (double(translated.result) - double(example.pixels)).square().mean().sqrt().item()
+            row = {"name": item.name, "source": str(item.source), "distance_rms": distance}
+            self.rows.append(row | ({"note": example.note} if example.note else {}) | translated.errors)
             if len(self.kept) < IN_SHEET:
                 self.kept.append((self.rows[-1], example.pixels, translated))
 
@@ -139,52 +163,41 @@ class Translation:
         try:
             return item.read()
         except (ValueError, OSError) as error:
-            if self.options.strict:
-                raise ValueError(f"strict: {item.source}: {error}") from error
             self.failed[item.name] = reason(error)
             return None
 
     def _write(self, item: Item, source: Example, translated: Translated) -> None:
-        """Write the pictures of one result, or keep it until its array is complete."""
+        """Write the pictures of one result; that of an array is kept until its rows are complete."""
         if self.options.strip and translated.frames is not None:
-            strip = FrameStrip("", self.translate.times, translated.frames, self.levels)
-            write_strips([strip], self.out / "strips" / f"{item.name}.png")
+            from indm.workbench.figures import plots, sheets  # which load matplotlib
+
+            strip = sheets.strip(translated.frames, self.translate.times)
+            plots.save_pixels(sheets.sheet([strip], self.levels, 1), self.out / "strips" / f"{item.name}.png")
         if item.row is not None:
             self.arrays.setdefault(item.source, []).append((item, translated.result))
             return
-        _save(result_path(self.out, item), self._like(source, translated.result))
+        result = picture(translated.result, self.levels)
+        if self.options.size == "source" and source.sides:
+            result = result.resize(source.sides[::-1], Image.Resampling.BICUBIC)
+        images = {result_path(self.out, item): result}
         if translated.returned is not None:
-            _save(self.out / "cycle" / f"{item.name}.png", self._picture(translated.returned, self.grey[0]))
+            images[self.out / "cycle" / f"{item.name}.png"] = picture(translated.returned, self.levels)
+        for path, shown in images.items():
+            atomic.whole(path, functools.partial(shown.save, format="PNG"))
 
     def finish(self) -> dict:
         """Write arrays and sheet; the rows, what failed, and the evaluations of one example."""
         for pairs in self.arrays.values():
             items, results = zip(*pairs, strict=True)
-            self._save_array(items, torch.stack(results))
+            content = {"samples": torch.stack(results).numpy(), "levels": np.array(self.levels or 0)}
+            content |= {"rows": np.array([item.row for item in items])}
+            atomic.whole(result_path(self.out, items[0]), atomic.arrays_into(content))
         if self.kept:
             self._save_sheet(self.out / f"{SHEET}.png")
         each = self.seconds / max(1, len(self.rows) + len(self.failed))
         return {
             "examples": self.rows, "failed": self.failed, "nfe": self.translate.nfe, "seconds_per_example": each
         }  # fmt: skip
-
-    def _picture(self, pixels: Num[Tensor, "c h w"], grey: bool) -> Image.Image:
-        image = picture(pixels, self.levels)
-        return image.convert("L") if grey else image
-
-    def _like(self, source: Example, result: Tensor) -> Image.Image:
-        """The picture of a result, of the size that was asked for and as opaque as its source."""
-        image = self._picture(result, self.grey[1])
-        if self.options.size == "source" and source.sides:
-            image = image.resize(source.sides[::-1], Image.Resampling.BICUBIC)
-        if source.alpha is not None:
-            image.putalpha(source.alpha.resize(image.size, Image.Resampling.BILINEAR))
-        return image
-
-    def _save_array(self, items: Sequence[Item], results: Tensor) -> None:
-        path = result_path(self.out, items[0])
-        content = {"samples": results.numpy(), "levels": np.array(self.levels or 0)}
-        atomic.whole(path, atomic.arrays_into(content | {"rows": np.array([item.row for item in items])}))
 
     def _save_sheet(self, path: Path) -> None:
         from indm.workbench.figures import plots, sheets  # which load matplotlib
@@ -199,10 +212,6 @@ class Translation:
         elif first.ndim == 2 and first.shape[1] > 1:
             points: dict[str, Any] = {name: column.float() for name, column in columns.items()}
             plots.save_pixels(sheets.samples_picture(points, 0, {}), path)
-
-
-def _save(path: Path, image: Image.Image) -> None:
-    atomic.whole(path, lambda beside: image.save(beside, format="PNG"))
 
 
 def result_path(out: Path, item: Item) -> Path:
@@ -223,30 +232,14 @@ def check_sources_stay(items: Sequence[Item], out: Path, beside: Sequence[str]) 
         raise ValueError(f"{over[0]} is one of the sources, and a result would be written over it; use another --out")
 
 
-def _row(item: Item, example: Example, translated: Translated) -> dict:
-    """What the report says of one example."""
-    raw = example.pixels
-    distance = (double(translated.result) - double(raw)).square().mean().sqrt().item()
-    line = {"name": item.name, "source": str(item.source), "distance_rms": distance}
-    line |= {"note": example.note} if example.note else {}
-    if translated.cycle_error is not None and translated.cycle_error_rounded is not None:
-        line["cycle_error_max"] = translated.cycle_error.max().item()
-        line["cycle_error_rounded"] = translated.cycle_error_rounded.item()
-    if translated.solver_error is not None:
-        line["solver_error_max"] = translated.solver_error.item()
-    return line
-
-
 def mean_distance(report: dict) -> float:
     """Of results from their sources, RMS, mean over examples."""
     return sum(row["distance_rms"] for row in report["examples"]) / len(report["examples"])
 
 
-def conclusions(distance: float, levels: int | None, runs: Sequence[Path]) -> list[str]:
-    """What says that the models in ``runs`` have hardly learned; nothing where all is well.
-
-    ``distance`` is that of results from their sources, RMS; of vectors (``levels`` None) it says nothing.
-    """
+def conclusions(report: dict, runs: Sequence[Path]) -> list[str]:
+    """What says that the models of images in ``runs`` have hardly learned; nothing where all is well."""
+    distance, levels = mean_distance(report), report["levels"]
     if levels is None or distance >= NEAR_SOURCE * levels:
         return []
     commands = " and ".join(f"'{shlex.join(['indm', 'evaluate', str(run)])}'" for run in dict.fromkeys(runs))
@@ -273,3 +266,63 @@ def sentences(report: dict) -> list[str]:
         parts.append(f"of the solver about {max(row['solver_error_max'] for row in rows):.2g}")
     parts.append(f"{report['nfe']} evaluations, {report['seconds_per_example']:.2g} s each")
     return [", ".join(parts), *report.get("conclusions", ())]
+
+
+# ── The page ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def picture(pixels: Num[Tensor, "c h w"], levels: int) -> Image.Image:
+    """An image in grey levels, pixel for pixel, in 256 of them."""
+    pixels = (pixels.double() * 255 / (levels - 1)).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
+
+
+def write_page(
+    path: Path, report: dict, conclusion: Sequence[str], route: Sequence[str], translations: Sequence[Kept]
+) -> None:
+    """Write the page on ``translations``: the row of the report, the source and what was made of it.
+
+    ``route`` has the words of each frame.
+    """
+    page = Page("Translated images")
+    page.conclude(conclusion)
+    page.text(made_by(report))
+    n, total = len(translations), len(report["examples"])
+    page.text(f"{f'The first {n} of {total}' if n < total else f'All {total}'} translated images.")
+    middle = (len(route) - 1) // 2  # where a route of two models turns
+    controls = slider("route", "Along the route", route, middle)
+    page.add(f'<section class="controls" aria-label="Controls">{controls}</section>')
+    cards = "\n".join(_card(*one, route, middle, report["levels"]) for one in translations)
+    page.add(f'<main class="cards">\n{cards}\n</main>')
+    page.write(path)
+
+
+def made_by(report: dict) -> str:
+    """How the results were made, in a line."""
+    options = report["options"]
+    how = "SDEdit" if options["method"] == "sdedit" else report["kind"]
+    parts = [f"Made by {how}: " + ", then ".join(report["models"])]
+    parts += ["from {} to {}".format(*report["classes"])] if "classes" in report else []
+    parts += [f"direction {report['direction']}"]
+    parts += [f"{options['steps']} steps" if options["tol"] is None else f"tolerance {options['tol']:g}"]
+    parts += [f"strength {options['strength']:g}"]
+    parts += [f"guidance {options['guidance']:g}"] if options["guidance"] != 1 else []
+    is_random = options["stochastic"] or options["method"] == "sdedit"
+    parts += [f"up by noise of seed {options['seed']}"] if is_random else []
+    parts += [f"from noise of seed {options['seed']} in the images"] if how == BRIDGE else []
+    parts += [f"{len(report['failed'])} not translated, see translation.json"] if report["failed"] else []
+    return one_line("; ".join(parts) + ".")
+
+
+def _card(row: dict, source: Tensor, translated: Translated, route: Sequence[str], middle: int, levels: int) -> str:
+    notes = [f"{row['distance_rms']:.1f} grey levels from its source"]
+    notes += [row["note"]] if "note" in row else []
+    notes += [f"{words} {short(row[key])}" for key, words in ERRORS.items() if key in row]
+    frames = zip(cast(Tensor, translated.frames), route, strict=True)
+    stack = [image(picture(one, levels), word, hidden=i != middle) for i, (one, word) in enumerate(frames)]
+    name, first, last = html.escape(one_line(row["name"])), picture(source, levels), picture(translated.result, levels)
+    return (
+        f'<figure class="card"><div class="pictures"><div>{image(first, "source")}source</div>'
+        f'<div><div class="route">{"".join(stack)}</div>route</div><div>{image(last, "result")}result</div></div>'
+        f"<figcaption><b>{name}</b><br>{html.escape(', '.join(notes))}</figcaption></figure>"
+    )

@@ -5,7 +5,6 @@ import io
 import json
 import math
 import os
-import queue
 import re
 import signal
 import socket
@@ -23,14 +22,13 @@ from solvers import solve_roughly
 
 import indm
 from indm.model import build_model
-from indm.sampling import default_sampler
 from indm.scaling import Scaling
 from indm.translation import bridge
 from indm.workbench.app import requests
 from indm.workbench.app.requests import WAYS, Side, Source, at_most, ends_of, open_sides
-from indm.workbench.cli import evaluate as commands
+from indm.workbench.cli import runs as commands
 from indm.workbench.cli.main import main
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data
 from indm.workbench.figures import sheets
 from indm.workbench.recipes import recipe as recipes
 
@@ -59,7 +57,6 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("app")
     save(home / "exact")
     save(home / "classes", 0, {"name": "classes", "labels": LABELS})
-    save(home / "numbers", 0, {"name": "vector", "size": 2})
     save(home / "pair" / "a", 1)
     save(home / "pair" / "b", 2)
     grey = (15 * load_data("digits").train[0][0]).numpy().repeat(2, 0).repeat(2, 1)
@@ -98,25 +95,14 @@ def exact(home):
 # ── Requests ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
-    ("name", "said", "c", "more"),
-    [("classes", "7", "7", {"temperature": 0.5, "guidance": 2.0}), ("numbers", "[0.5, -2]", [0.5, -2.0], {})],
-)
-def test_samples_are_those_of_the_library(home, name, said, c, more):
-    side = Side.opened(home / name)
-
+def test_samples_are_those_of_the_library(classes):
     def grid(c, temperature=1.0, guidance=1.0):
-        return requests.samples(side, 4, 5, "heun", 3, temperature, c, guidance)
+        return requests.samples(classes, 4, 5, "heun", 3, temperature, c, guidance)
 
-    x = indm.sample(side.model, 4, c=c, sampler="heun", steps=5, generator=torch.Generator().manual_seed(3), **more)
-    assert np.array_equal(grid(said, **more), sheets.grid(side.model.scaling.to_data(x), 17))
-    assert not np.array_equal(grid(said, **more), grid(""))  # p(x)
-
-
-@pytest.mark.parametrize("wrong", ["cat", "[1,", '["cat", "dog"]', "0.5", "[0.5]"])
-def test_numbers_are_a_condition(home, wrong):
-    with pytest.raises(ValueError, match="must be numbers"):
-        requests.samples(Side.opened(home / "numbers"), 4, 5, "heun", 3, 1.0, wrong, 1.0)
+    model, more = classes.model, {"temperature": 0.5, "guidance": 2.0}
+    x = indm.sample(model, 4, c="7", sampler="heun", steps=5, generator=torch.Generator().manual_seed(3), **more)
+    assert np.array_equal(grid("7", **more), sheets.grid(model.scaling.to_data(x), 17))
+    assert not np.array_equal(grid("7", **more), grid(""))  # p(x)
 
 
 def test_a_likelihood_is_that_of_the_image(home, exact):
@@ -389,32 +375,8 @@ def test_a_page_of_somebody_else_sends_nothing(address, httpx, headers):
     upload = httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers=headers)
     join = httpx.post(f"{address}gradio_api/queue/join", json={"data": [], "fn_index": 0}, headers=headers)
     assert upload.status_code == join.status_code == 403 and sorted(kept.rglob("*")) == before
-
-
-def test_the_page_itself_sends(address, httpx):
-    headers = {"origin": address.rstrip("/"), "sec-fetch-site": "same-origin"}
-    assert httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers=headers).status_code == 200
-
-
-def test_uploads_have_a_limit_in_all(address, httpx, monkeypatch):
-    from indm.workbench.app import page as server
-
-    kept, upload = Path(os.environ["GRADIO_TEMP_DIR"]), f"{address}gradio_api/upload"
-    monkeypatch.setattr(server, "MOST_STORED", server.stored_in(kept) + 100_000)
-    said = [httpx.post(upload, files=upload_of(size)) for size in (41_000, 60_000, 1_000)]
-    assert [reply.status_code for reply in said] == [200, 413, 200] and "are stored" in said[1].text
-    for i in range(20):  # an empty file takes a block, too
-        last = httpx.post(upload, files={"files": (f"{i}.png", str(i).encode())})
-    assert last.status_code == 413
-    monkeypatch.undo()
-
-
-def test_a_request_has_a_length(address, httpx):
-    upload, join = f"{address}gradio_api/upload", f"{address}gradio_api/queue/join"
-    assert httpx.post(upload, content=iter([b"0"] * 3)).status_code == 411
-    assert httpx.post(join, json={"data": "x" * 2**20}).status_code == 413
-    assert httpx.post(f"{address}gradio_api/component_server", files=upload_of(10)).status_code == 403
-    assert httpx.post(upload, files=[("files", upload_of(90_000)["files"])] * 20).status_code == 413
+    own = {"origin": address.rstrip("/"), "sec-fetch-site": "same-origin"}
+    assert httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers=own).status_code == 200
 
 
 # ── The browser ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -477,24 +439,6 @@ class Tab:
         labels = self.page.get_by_test_id("block-label").filter(has_text=re.compile(rf"^\s*{re.escape(label)}\s*$"))
         return self.page.locator(".block").filter(has=labels).filter(visible=True)
 
-    def upload(self, file, label="Image"):
-        """Give a file to a field, and wait until its table names the file."""
-        from playwright.sync_api import expect
-
-        place = self.block(label)
-
-        def attempt():
-            field = place.locator("input[type=file]")
-            if field.count():  # it goes where there is a file
-                field.set_input_files(file)
-            expect(place.get_by_role("cell", name=file.name).first).to_be_visible(timeout=10_000)
-
-        eventually(attempt)
-
-    def number(self, value, place=0):
-        """Choose a test image by its number, in the first field or the one after it."""
-        self.field("or the test image of number").nth(place).fill(str(value))
-
     def shows(self, label, picture, seconds=60):
         """Wait for this very picture."""
 
@@ -505,9 +449,6 @@ class Tab:
             assert np.array_equal(np.asarray(Image.open(io.BytesIO(content)).convert("RGB")), picture), label
 
         eventually(attempt, seconds)
-
-    def sees(self, side, source, label="Image"):
-        self.shows(f"{label}, as the model sees it", requests.preview(side, source))
 
     def makes(self, button, pictures):
         """Press a button until these pictures, by their labels, are there."""
@@ -541,69 +482,18 @@ def test_a_browser_samples(classes, page):
 
 
 @pytest.mark.long
-def test_a_browser_measures_likelihoods(home, classes, page, monkeypatch):
-    made, compute = queue.Queue(), requests.likelihood
-
-    def request(side, *asked):
-        text = compute(side, *asked)
-        made.put((asked, text))
-        return text
-
-    monkeypatch.setattr(requests, "likelihood", request)
+def test_a_browser_measures_likelihoods(classes, page):
     tab = Tab(page, "Likelihood")
     tab.slide(draws=2)
-    tab.field("Seed").fill("4")
     tab.choose("Condition", "3")
-
-    def measured(chosen):
-        def asked_as_chosen():
-            tab.press("Likelihood")
-            (source, *asked), text = made.get(timeout=20)
-            assert chosen(source) and asked == [2, 4, "3"]
-            return text
-
-        found = re.findall(r"\| ([\d.]+)", eventually(asked_as_chosen))
-        assert len(found) == 5  # two means, their errors, and that of the solver
-        for value in found:
-            page.get_by_role("cell", name=value, exact=True).first.wait_for()
-
-    tab.number(3)
-    tab.sees(classes, Source(None, 3))
-    measured(lambda source: source == Source(None, 3))
+    tab.field("or the test image of number").fill("3")
+    tab.shows("Image, as the model sees it", requests.preview(classes, Source(None, 3)))
+    found = re.findall(r"\| ([\d.]+)", requests.likelihood(classes, Source(None, 3), 2, 0, "3"))
+    tab.press("Likelihood")
+    for value in found:  # two means, their errors, and that of the solver
+        page.get_by_role("cell", name=value, exact=True).first.wait_for()
     page.get_by_text("The image given 3: test image 3, 1×8×8.").wait_for()
-    tab.upload(home / "mine.png")
-    tab.sees(classes, Source(str(home / "mine.png")))
-    measured(lambda source: source.file is not None and source.file.endswith("mine.png"))
-    page.get_by_text("The image given 3: resized from 16×16").wait_for()
     keep(page, "app-likelihood")
-
-
-@pytest.mark.long
-def test_a_browser_translates(home, classes, page, tmp_path):
-    mine, ends = Source(str(home / "mine.png")), ends_of([classes])
-    tab = Tab(page, "Translation")
-    tab.slide(strength=0.5, steps=12, guidance=4)
-    tab.choose("Condition of A", "3")
-    tab.choose("Condition of B", "7")
-
-    def translates(source):
-        tab.sees(classes, source)
-        pair, way = ends.translate(source, WAYS[0], ("3", "7"), 0.5, 12, 4)
-        tab.makes("Translate", {"Source and result": pair, "The way": way})
-
-    tab.number(5)
-    translates(Source(None, 5))
-    tab.upload(home / "mine.png")
-    translates(mine)
-    keep(page, "app-translation")
-    tab.block("Image").get_by_label("Clear").click()
-    tab.sees(classes, Source(None, 5))
-
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    tab.upload(tmp_path / "broken.png")
-    page.get_by_text("cannot identify image file 'broken.png'", exact=True).wait_for()
-    page.wait_for_timeout(1000)  # until it has appeared in full
-    keep(page, "app-broken-file", whole=False)
 
 
 @pytest.fixture
@@ -614,20 +504,6 @@ def serving(monkeypatch):
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ.get("GRADIO_TEMP_DIR", ""))
     return lambda sides: serving(sides, "127.0.0.1", None, 60)
-
-
-@pytest.mark.long
-def test_a_browser_gives_numbers_as_a_condition(home, visit, serving):
-    side = Side.opened(home / "numbers")
-    with serving([side]) as address:
-        tab = Tab(visit(address), "Sample")
-        tab.slide(number=4, steps=3)
-        tab.field("Condition").fill("[0.5, -2]")
-        picture = requests.samples(side, 4, 3, default_sampler(side.model), 0, 1.0, "[0.5, -2]", 1.0)
-        tab.makes("Sample", {"Samples": picture})
-        tab.field("Condition").fill("cat")
-        tab.press("Sample")
-        tab.page.get_by_text("the condition must be numbers such as [0.5, 1.2], got cat", exact=True).wait_for()
 
 
 @pytest.mark.long

@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import inspect
 import pickle
-import subprocess
 import sys
 
 import numpy as np
@@ -19,30 +18,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from indm.names import BUILT_IN, Untrusted, find, trust
 from indm.workbench.data import ImageFiles
-from indm.workbench.data.arrays import load_array
-from indm.workbench.data.base import InMemory, as_data, stack
-from indm.workbench.data.batches import flip_horizontally, loader
+from indm.workbench.data.base import InMemory, as_data, check_data, load_data, split, stack
 from indm.workbench.data.densities import DENSITIES
+from indm.workbench.data.examples import flip_horizontally, loader
 from indm.workbench.data.images import read_image
-from indm.workbench.data.registry import check_data, load_data
-from indm.workbench.data.splits import split
 from indm.workbench.data.standard import DEBIAN_FASHION_MNIST
 
 PARTS = ("train", "valid", "test")
-PEAK = """
-import os, resource, sys
-from indm.workbench.data.arrays import load_array
-
-taken = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-for path in sys.argv[1:]:
-    if os.fork() == 0:  # each in a process that has read no large one yet
-        load_array(path=path + ".few.npy")  # the libraries' own pages are counted before
-        before = taken()
-        load_array(path=path)
-        print(taken() - before, flush=True)
-        os._exit(0)
-    assert os.wait()[1] == 0
-"""
 
 
 def rows(dataset):
@@ -158,7 +140,7 @@ def test_flips_mirror_about_half_of_the_images():
         ("digit", {}, r"data.name must be one of .*got 'digit'; did you mean 'digits'\?"),
         ("zzzzz", {}, r"must be one of .*checkerboard"),
         ("digits", {"sead": 3}, r"no option 'sead'; did you mean 'seed'\?"),
-        ("folder", {}, "needs the option path, size"),
+        ("folder", {}, "needs the option size, path"),
         ("digits", {"seed": "0"}, r"data\.seed must be a whole number, got"),
         ("digits", {"seed": True}, r"data\.seed must be a whole number, got"),
         ("digits", {"centered": 1}, r"data\.centered must be true or false, got"),
@@ -237,9 +219,8 @@ def test_real_fashion_mnist():
     assert abs(mean[0].mean() - mean[1].mean()) < 0.5
 
 
-def write_idx(path, array):
-    header = np.array([2048 + array.ndim, *array.shape], dtype=">u4").tobytes()
-    path.write_bytes(gzip.compress(header + array.tobytes()))
+def idx(array):
+    return gzip.compress(np.array([2048 + array.ndim, *array.shape], dtype=">u4").tobytes() + array.tobytes())
 
 
 def write_fashion_mnist(folder, rng):
@@ -247,25 +228,21 @@ def write_fashion_mnist(folder, rng):
     arrays = {}
     for part, n in (("train", 40), ("t10k", 12)):
         arrays[part] = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
-        write_idx(folder / f"{part}-images-idx3-ubyte.gz", arrays[part])
-        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", np.arange(n, dtype=np.uint8) % 10)
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(idx(arrays[part]))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(idx(np.arange(n, dtype=np.uint8) % 10))
     return arrays
 
 
-@pytest.mark.parametrize("place", ["", "FashionMNIST/raw"])
-def test_fashion_mnist_files_under_root(tmp_path, place):
+@pytest.mark.parametrize("place", ["", "FashionMNIST/raw", "from the environment"])
+def test_fashion_mnist_files_are_found(tmp_path, monkeypatch, place):
     arrays = write_fashion_mnist(tmp_path / place, np.random.default_rng(0))
-    fashion = load_data("fashion-mnist", root=tmp_path, valid=10, download=False)
+    monkeypatch.setenv("INDM_DATA", str(tmp_path / "from the environment"))
+    root = None if place == "from the environment" else tmp_path
+    fashion = load_data("fashion-mnist", root=root, valid=10, download=False)
     assert [len(getattr(fashion, part)) for part in PARTS] == [30, 10, 12]
     assert np.array_equal(fashion.test.tensor[:, 0].numpy(), arrays["t10k"])
     held = rows(fashion.train) + rows(fashion.valid)
     assert sorted(held) == sorted(x.tobytes() for x in arrays["train"])
-
-
-def test_fashion_mnist_from_the_environment(tmp_path, monkeypatch):
-    arrays = write_fashion_mnist(tmp_path, np.random.default_rng(0))
-    monkeypatch.setenv("INDM_DATA", str(tmp_path))
-    assert np.array_equal(load_data("fashion-mnist", valid=1).test.tensor[:, 0].numpy(), arrays["t10k"])
 
 
 def test_fashion_mnist_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
@@ -298,38 +275,27 @@ def test_resize_is_an_antialiased_average(tmp_path):
     assert np.abs(small - expected).max() <= 0.5 + 1e-3
 
 
-def test_damaged_fashion_mnist(tmp_path):
-    def fresh():
-        write_fashion_mnist(tmp_path, np.random.default_rng(0))
-        return tmp_path / "train-images-idx3-ubyte.gz"
+IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 
-    path = fresh()
-    path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(ValueError, match=r"train-images.*cannot be read as gzip"):
-        load_data("fashion-mnist", root=tmp_path)
-    fresh().write_bytes(gzip.compress(b"abc"))
-    with pytest.raises(ValueError, match="is damaged"):
-        load_data("fashion-mnist", root=tmp_path)
-    fresh().write_bytes((tmp_path / "train-labels-idx1-ubyte.gz").read_bytes())
-    with pytest.raises(ValueError, match=r"magic number 2051 .*, got 2049"):
-        load_data("fashion-mnist", root=tmp_path)
-    path = fresh()
-    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-5]))
-    with pytest.raises(ValueError, match="damaged"):
-        load_data("fashion-mnist", root=tmp_path)
-    write_idx(fresh(), np.zeros((39, 28, 28), np.uint8))
-    with pytest.raises(ValueError, match="one label each"):
-        load_data("fashion-mnist", root=tmp_path)
-    fresh()
-    with pytest.raises(ValueError, match="cannot be split"):
-        load_data("fashion-mnist", root=tmp_path, valid=40)
-    with pytest.raises(ValueError, match="at least 8"):
-        load_data("fashion-mnist", root=tmp_path, size=7)
-    with pytest.raises(ValueError, match="at most the 28"):
-        load_data("fashion-mnist", root=tmp_path, size=32)
-    (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(ValueError, match="t10k-labels"):
-        load_data("fashion-mnist", root=tmp_path)
+
+@pytest.mark.parametrize(
+    ("damage", "options", "said"),
+    [
+        (lambda folder, content: content[:2000], {}, r"train-images.*cannot be read as gzip"),
+        (lambda folder, content: gzip.compress(b"abc"), {}, "is damaged"),
+        (lambda folder, content: gzip.compress(gzip.decompress(content)[:-5]), {}, "is damaged"),
+        (lambda folder, content: (folder / LABELS).read_bytes(), {}, r"magic number 2051 .*, got 2049"),
+        (lambda folder, content: idx(np.zeros((39, 28, 28), np.uint8)), {}, "one label each"),
+        (lambda folder, content: content, {"valid": 40}, "cannot be split"),
+        (lambda folder, content: content, {"size": 7}, "at least 8"),
+        (lambda folder, content: content, {"size": 32}, "at most the 28"),
+    ],
+)
+def test_fashion_mnist_that_cannot_be_used(tmp_path, damage, options, said):
+    write_fashion_mnist(tmp_path, np.random.default_rng(0))
+    (tmp_path / IMAGES).write_bytes(damage(tmp_path, (tmp_path / IMAGES).read_bytes()))
+    with pytest.raises(ValueError, match=said):
+        load_data("fashion-mnist", root=tmp_path, **options)
 
 
 # ── CIFAR-10 and CelebA in torchvision's layout on disk
@@ -389,29 +355,13 @@ def write_packed_cifar10(path, **changed):
     [
         {"x": np.zeros((54, 32, 32, 3), np.uint8)},
         {"x": np.zeros((54, 3, 32, 32), np.float32)},
-        {"x": np.array(0, np.uint8)},
         {"labels": np.zeros(53, np.uint8)},
-        {"labels": np.full(54, -1)},
-        {"sizes": np.array([50, 5])},
-        {"sizes": np.array([54, 0])},
         {"sizes": np.array([60, -6])},
-        {"sizes": np.array([50.0, 4.0])},
-        {"sizes": np.array([2**63, 2**63 + 54], np.uint64)},  # whose sum in 64 bits is 54
-        {"sizes": np.array(54)},
     ],
 )
 def test_a_packed_cifar10_that_does_not_fit(tmp_path, changed):
     write_packed_cifar10(tmp_path / "cifar10.npz", **changed)
     with pytest.raises(ValueError, match=r"cifar10\.npz must hold x, uint8 \(N, 3, 32, 32\), .*, got (uint8|float32) "):
-        load_data("cifar10", root=tmp_path)
-
-
-def test_a_packed_cifar10_that_cannot_be_read(tmp_path):
-    (tmp_path / "cifar10.npz").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"cifar10\.npz cannot be read as \.npy or \.npz"):
-        load_data("cifar10", root=tmp_path)
-    np.savez(tmp_path / "cifar10.npz", x=np.zeros((54, 3, 32, 32), np.uint8))
-    with pytest.raises(ValueError, match=r"cifar10\.npz cannot be read as .*labels"):
         load_data("cifar10", root=tmp_path)
 
 
@@ -479,12 +429,6 @@ def test_folder_partitions_its_images(folder):
     assert sets.shape == (3, 8, 8) and sets.scaling.levels == 256
     batch = next(iter(loader(sets.train, 4, shuffle=False)))
     assert batch.shape == (4, 3, 8, 8) and batch.dtype == torch.uint8 and torch.equal(batch, stack(sets.train, 4))
-
-
-def test_workers_give_the_same_batches(folder):
-    sets = load_data("folder", path=folder, size=8)
-    serial, parallel = (list(loader(sets.train, 4, shuffle=True, seed=1, workers=w)) for w in (0, 1))
-    assert all(torch.equal(a, b) for a, b in zip(serial, parallel, strict=True))
 
 
 def test_folder_pixels_crop_and_resize(tmp_path):
@@ -608,14 +552,6 @@ def test_folders_and_options_that_cannot_be_used(folder, tmp_path):
 # ── Arrays
 
 
-def test_a_held_out_row_that_decides_its_split_is_named():
-    rows = torch.randn(90, 2, generator=torch.Generator().manual_seed(0))
-    train, valid, test = rows.split(30)
-    valid[3, 1] = -1e4
-    with pytest.warns(UserWarning, match=r"^-10000 in column 2 is \d+ deviations off .* likelihood of the valid split"):
-        as_data((train, valid, test))
-
-
 def test_vectors_are_standardised_by_the_training_split(tmp_path):
     rng = np.random.default_rng(0)
     vectors = rng.normal([3.0, -5.0, 7.0], [2.0, 0.1, 0.0], (400, 3))
@@ -646,32 +582,6 @@ def test_integer_arrays_and_levels(tmp_path):
     assert array.scaling.levels == 1000 and array.train.tensor.dtype == torch.int32
     x = array.scaling.to_model(array.train.tensor)
     assert x.min() >= 0 and x.max() <= 1 and torch.equal(array.scaling.to_data(x), array.train.tensor)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "levels"), [(np.int64, 2_000_000_000_000), (np.uint64, 10**23), (np.int64, 2**21), (np.uint8, 2**32)]
-)
-def test_more_grey_levels_than_can_be_dequantized_are_refused(tmp_path, dtype, levels):
-    """Above 2³¹ they became negative numbers."""
-    most = min(levels, np.iinfo(dtype).max, 2**63)
-    np.save(tmp_path / "i.npy", np.random.default_rng(0).integers(0, most, (30, 4), dtype=dtype))
-    for refuse in (load_data, lambda _, **options: load_array(**options)):
-        with pytest.raises(ValueError, match=r"levels must be (at most 1,048,576|within ±2,147,483,647)"):
-            refuse("array", path=tmp_path / "i.npy", levels=levels)
-
-
-@pytest.mark.long
-def test_an_array_is_not_held_more_often_than_it_is_split(tmp_path):
-    """Beside the array and the splits made of it there is no third copy, whatever the layout of the file."""
-    arrays = [np.zeros((2**21, 8), np.float32), np.zeros((2**18, 1, 16, 16), np.uint8)]
-    arrays[0][::2] = 1
-    for i, array in enumerate(arrays):
-        np.save(tmp_path / f"{i}.npy", array)
-        np.save(tmp_path / f"{i}.npy.few.npy", array[:100])
-    command = [sys.executable, "-c", PEAK, *(str(tmp_path / f"{i}.npy") for i in range(len(arrays)))]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    peaks = [int(line) / array.nbytes for line, array in zip(done.stdout.split(), arrays, strict=True)]
-    assert all(1.9 < peak < 2.9 for peak in peaks), peaks
 
 
 # ── Whatever a user has
@@ -710,7 +620,7 @@ def test_data_in_memory_are_as_if_read_from_a_file(tmp_path, kind, made):
     }[kind]
     np.save(tmp_path / "a.npy", array)
     options |= {"seed": 5, "valid": 0.2, "test": 0.15, "limit": 30}
-    read, given = load_array(path=tmp_path / "a.npy", **options), as_data(made(array), **options)
+    read, given = load_data("array", path=tmp_path / "a.npy", **options), as_data(made(array), **options)
     assert_same_data(read, given)
     assert read.fingerprint == given.fingerprint and given.name == "given" and read.notes[1:] == given.notes
     assert as_data(given) is given
@@ -850,7 +760,7 @@ def outside(tmp_path, monkeypatch):
 
 
 def test_data_of_another_package(outside):
-    with pytest.raises(Untrusted, match="add --trust outside_data"):
+    with pytest.raises(Untrusted, match=r"trust\('outside_data'\)"):
         load_data("outside_data:Moons", n=50)
     assert "outside_data" not in sys.modules
     with trust("outside_data"):
@@ -939,16 +849,10 @@ def test_arrays_that_cannot_be_used(tmp_path):
     grey = rng.integers(0, 256, (30, 8, 8), dtype=np.uint8)
     stored = {
         "nan": broken,
-        "huge": np.full((30, 2), 1e300),
-        "flat": np.zeros(30),
-        "none": np.zeros((0, 2)),
-        "few": np.zeros((2, 2)),
         "objects": np.array([{}] * 30, dtype=object),
         "complex": np.zeros((30, 2), complex),
-        "bool": np.zeros((30, 2), bool),
         "floats": np.zeros((30, 8, 8)),
         "integers": np.zeros((30, 2), int),
-        "wide": np.zeros((30, 8, 8), np.int64),
         "small": grey[:, :7],
         "grey": grey,
         "vectors": rng.normal(size=(30, 2)),
@@ -958,21 +862,13 @@ def test_arrays_that_cannot_be_used(tmp_path):
     np.savez(tmp_path / "two.npz", images=grey, labels=np.zeros(30))
     np.savez(tmp_path / "bare.npz")
     (tmp_path / "text.npy").write_text("1 2 3")
-    (tmp_path / "text.npz").write_text("1 2 3")
     (tmp_path / "cut.npy").write_bytes((tmp_path / "grey.npy").read_bytes()[:500])
-    (tmp_path / "cut.npz").write_bytes((tmp_path / "two.npz").read_bytes()[:500])
     cases = [
         ("nan.npy", {}, "2 of 30 rows hold NaN or inf, first row 3"),
-        ("huge.npy", {}, "30 of 30 rows"),
-        ("flat.npy", {}, r"has shape \(30,\)"),
-        ("none.npy", {}, r"has shape \(0, 2\)"),
-        ("few.npy", {}, "cannot be split"),
         ("objects.npy", {}, "cannot be read as .npy or .npz: Object arrays"),
         ("complex.npy", {}, "complex128"),
-        ("bool.npy", {}, "bool"),
         ("floats.npy", {}, "uint8 images would do"),
         ("integers.npy", {}, "give levels"),
-        ("wide.npy", {}, "give levels"),
         ("small.npy", {}, "at least 8 pixels"),
         ("grey.npy", {"levels": 16}, "not 0 … 15"),
         ("grey.npy", {"levels": 0}, "levels must be at least 2"),
@@ -981,29 +877,17 @@ def test_arrays_that_cannot_be_used(tmp_path):
         ("vectors.npy", {"flip": True}, "flip must be false for vectors: .*vectors.npy"),
         ("integers.npy", {"levels": 9, "flip": True}, "flip must be false for vectors"),
         ("bare.npz", {}, "bare.npz holds no arrays"),
-        ("bare.npz", {"key": "images"}, "bare.npz holds no arrays"),
         ("two.npz", {}, "pass key= one of images, labels"),
         ("two.npz", {"key": "image"}, "did you mean 'images'"),
         ("missing.npy", {}, "missing.npy cannot be read"),
         ("text.npy", {}, "cannot be read"),
-        ("text.npz", {}, "cannot be read"),
         ("cut.npy", {}, "cannot be read"),
-        ("cut.npz", {}, "cannot be read"),
         ("", {}, 'is a folder: .* "--data folder" reads images'),
     ]
     for name, options, message in cases:
         with pytest.raises(ValueError, match=message):
             load_data("array", path=tmp_path / name, **options)
     assert load_data("array", path=tmp_path / "two.npz", key="images").shape == (1, 8, 8)
-
-
-def test_names_of_arrays_are_quoted_on_one_line(tmp_path):
-    path = str(tmp_path / "a.npz")
-    np.savez(path, **{"x\n\x1by": np.zeros(2), "z" * 1000: np.zeros(2)})
-    for options in ({}, {"key": "rows"}):
-        with pytest.raises(ValueError, match=r"x \\x1by, z{100}") as caught:
-            load_data("array", path=path, **options)
-        assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
 
 
 def test_options_of_every_loader_are_keywords():

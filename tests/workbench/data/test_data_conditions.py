@@ -9,11 +9,9 @@ from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
 from indm.conditions import Classes, Vector
-from indm.workbench.data.arrays import load_array
-from indm.workbench.data.base import PARTS, as_data, stack
-from indm.workbench.data.batches import Paired, loader
-from indm.workbench.data.folder import load_folder
-from indm.workbench.data.standard import CLASSES, load_digits
+from indm.workbench.data.base import PARTS, as_data, load_data, stack
+from indm.workbench.data.examples import Paired, loader
+from indm.workbench.data.standard import CLASSES
 
 N = 50
 
@@ -32,7 +30,7 @@ def assert_together(data, labels=False):
 
 
 def test_labels_that_data_sets_bring():
-    data = load_digits()
+    data = load_data("digits")
     assert data.classes == tuple("0123456789") and data.c("test", labels=True).shape == (360,)
     assert len(CLASSES) == 10
     with pytest.raises(ValueError, match="have no numbers for a condition"):
@@ -42,17 +40,17 @@ def test_labels_that_data_sets_bring():
 def test_two_arrays_of_one_file(tmp_path):
     x, c = rows()
     np.savez(tmp_path / "both.npz", x=x, c=c)
-    data = load_array(path=tmp_path / "both.npz", c="c")
+    data = load_data("array", path=tmp_path / "both.npz", c="c")
     assert_together(data)
     with pytest.raises(ValueError, match="has no array 'd'"):
-        load_array(path=tmp_path / "both.npz", c="d")
+        load_data("array", path=tmp_path / "both.npz", c="d")
 
 
 def test_two_files(tmp_path):
     x, c = rows()
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "c.npy", c.astype(np.int64))
-    data = load_array(path=tmp_path / "x.npy", c="c.npy")
+    data = load_data("array", path=tmp_path / "x.npy", c="c.npy")
     assert_together(data)
     assert_together(data, labels=True)
     assert data.classes[:2] == ("0", "1")
@@ -66,12 +64,12 @@ def test_columns_of_a_table(tmp_path, suffix):
     table = pandas.DataFrame({"a": x[:, 0], "b": x[:, 1], "c": c, "name": [f"n{int(k):02}" for k in c]})
     path = tmp_path / f"table.{suffix}"
     table.to_csv(path, index=False) if suffix == "csv" else table.to_parquet(path)
-    data = load_array(path=path, x=("a", "b"), c="c")
+    data = load_data("array", path=path, x=("a", "b"), c="c")
     assert_together(data) if suffix == "parquet" else assert_together(data, labels=False)
-    words = load_array(path=path, x=("a", "b"), c=("name",))
+    words = load_data("array", path=path, x=("a", "b"), c=("name",))
     assert_together(words, labels=True)
     assert words.classes[3] == "n03" and words.shape == (2,)
-    both = load_array(path=path, x="a", c=("b", "c"))
+    both = load_data("array", path=path, x="a", c=("b", "c"))
     assert torch.equal(
         both.c("train", labels=False), torch.stack([-stack(both.train)[:, 0], stack(both.train)[:, 0]], 1)
     )
@@ -81,7 +79,7 @@ def test_without_what_reads_parquet_one_line_says_how_to_get_it(tmp_path, monkey
     (tmp_path / "table.parquet").write_text("PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ValueError, match=r"Parquet needs pyarrow: pip install pyarrow$"):
-        load_array(path=tmp_path / "table.parquet", x="a", c="c")
+        load_data("array", path=tmp_path / "table.parquet", x="a", c="c")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +104,7 @@ def test_columns_that_cannot_be(tmp_path, options, message):
     }
     pandas.DataFrame(table).to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(ValueError, match=message):
-        load_array(path=tmp_path / "t.csv", **options)
+        load_data("array", path=tmp_path / "t.csv", **options)
 
 
 def test_a_folder_for_each_class(tmp_path):
@@ -114,14 +112,14 @@ def test_a_folder_for_each_class(tmp_path):
         (tmp_path / name / "deep").mkdir(parents=True)
         for i in range(10):
             Image.fromarray(np.full((8, 8), 100 * k + i, np.uint8)).save(tmp_path / name / "deep" / f"{i}.png")
-    data = load_folder(path=tmp_path, size=8, classes=True)
+    data = load_data("folder", path=tmp_path, size=8, classes=True)
     assert data.classes == ("cat", "dog")
     for split in PARTS:
         grey = stack(getattr(data, split)).float().mean((1, 2, 3))
         assert torch.equal((grey >= 100).long(), data.c(split, labels=True))
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "stray.png")
     with pytest.raises(ValueError, match=r"'stray\.png' is in none"):
-        load_folder(path=tmp_path, size=8, classes=True)
+        load_data("folder", path=tmp_path, size=8, classes=True)
 
 
 def test_some_folders_are_the_classes_in_the_order_they_are_named(tmp_path):
@@ -130,21 +128,21 @@ def test_some_folders_are_the_classes_in_the_order_they_are_named(tmp_path):
         for i in range(8):
             Image.new("L", (8, 8), 10 * number + i).save(tmp_path / name / f"{i}.png")
     (tmp_path / "dog" / "notes.txt").write_text("no image")
-    with pytest.warns(UserWarning, match="1 of 9 files"):
-        data = load_folder(path=tmp_path, size=8, classes=["far/bird", "dog"])
+    with pytest.warns(UserWarning, match="1 of 17 files"):
+        data = load_data("folder", path=tmp_path, size=8, classes=["far/bird", "dog"])
     assert data.classes == ("far/bird", "dog")
     grey = torch.cat([stack(getattr(data, part)) for part in PARTS])[:, 0, 0, 0]
     labels = torch.cat([data.labels[part] for part in PARTS])
     assert labels[grey.argsort()].tolist() == [1] * 8 + [0] * 8  # dogs are darker
-    assert data.fingerprint != load_folder(path=tmp_path, size=8, classes=["far/bird", "cat"]).fingerprint
+    assert data.fingerprint != load_data("folder", path=tmp_path, size=8, classes=["far/bird", "cat"]).fingerprint
     with pytest.raises(ValueError, match="cow' must be a folder, and it is not there"):
-        load_folder(path=tmp_path, size=8, classes=["dog", "cow"])
+        load_data("folder", path=tmp_path, size=8, classes=["dog", "cow"])
     with pytest.raises(ValueError, match=r"true, false or two different folders or more, got \['dog'\]"):
-        load_folder(path=tmp_path, size=8, classes=["dog"])
+        load_data("folder", path=tmp_path, size=8, classes=["dog"])
 
 
 def test_some_labels_are_counted_in_the_order_they_are_named():
-    whole, some = load_digits(), load_digits(label=[8, 3])
+    whole, some = load_data("digits"), load_data("digits", label=[8, 3])
     assert some.classes == ("8", "3")
     for part in PARTS:
         of = whole.labels[part]
@@ -152,7 +150,7 @@ def test_some_labels_are_counted_in_the_order_they_are_named():
         assert torch.equal(stack(getattr(some, part)), stack(getattr(whole, part))[kept])
         assert torch.equal(some.labels[part], (of[kept] == 3).long())
     with pytest.raises(ValueError, match=r"label must be of \[0, .*, 9\], one or a list, or None .*, got \[3, 10\]"):
-        load_digits(label=[3, 10])
+        load_data("digits", label=[3, 10])
 
 
 class Pairs(Dataset):

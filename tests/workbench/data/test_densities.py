@@ -8,10 +8,9 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from indm.workbench.data.densities import DENSITIES, Checkerboard, EightGaussians, TwoSpirals, quadrature_entropy
+from indm.workbench.data.densities import DENSITIES, Checkerboard, EightGaussians, TwoSpirals
 
 N = 50_000
-SMOOTH = [name for name in DENSITIES if name != "checkerboard"]
 
 
 @pytest.fixture(scope="module", params=DENSITIES)
@@ -56,20 +55,6 @@ def test_histogram_of_samples_follows_the_density(drawn):
     assert stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("name", SMOOTH)
-def test_entropy_quadrature_has_converged(name):
-    density = DENSITIES[name]
-    assert quadrature_entropy(density, 1.7, 0.0125) == pytest.approx(density.entropy(), abs=1e-6)
-
-
-def test_same_seed_same_samples_and_precision_of_the_input(drawn):
-    density, x = drawn
-    assert torch.equal(x, density.sample(N, generator=torch.Generator().manual_seed(1)))
-    assert density.log_prob(x[:10]).dtype == torch.float32
-    assert density.log_prob(x[:10].double()).dtype == torch.float64
-    torch.testing.assert_close(density.log_prob(x[:10]), density.log_prob(x[:10].double()).float())
-
-
 def test_checkerboard_support_and_border():
     board = Checkerboard()
     x = board.sample(N)
@@ -106,13 +91,3 @@ def test_spiral_density_against_adaptive_quadrature():
             for a, b in itertools.pairwise(cuts)
         )
         assert log_p == pytest.approx(math.log(value), abs=1e-7)
-
-
-@pytest.mark.parametrize("name, turn", [("eight-gaussians", 1 / 8), ("two-spirals", 1 / 2)])
-def test_rotational_symmetry(name, turn):
-    density, angle = DENSITIES[name], 2 * math.pi * turn
-    rotation = torch.tensor(
-        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float64
-    )
-    x = density.sample(500).double()
-    torch.testing.assert_close(density.log_prob(x @ rotation.T), density.log_prob(x), rtol=1e-9, atol=1e-9)

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 import warnings
 
@@ -13,14 +11,11 @@ import torch
 from PIL import Image
 
 from indm.workbench.cli.main import main
-from indm.workbench.data import folder as folders
-from indm.workbench.data import image_files
-from indm.workbench.data.base import stack
-from indm.workbench.data.batches import loader
+from indm.workbench.data import images
+from indm.workbench.data.base import load_data, stack
+from indm.workbench.data.examples import loader
 from indm.workbench.data.folder import Files, kinds_of, list_files
-from indm.workbench.data.image_files import ImageFiles, count_unreadable
-from indm.workbench.data.images import read_image
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.images import ImageFiles, count_unreadable, read_image
 from indm.workbench.runs.devices import peak_memory_mib
 
 
@@ -69,39 +64,6 @@ def test_files_are_a_sequence_of_few_bytes(tmp_path):
         files[100]
 
 
-# ── Large images
-
-MEASURED = """
-import os, resource, sys
-from pathlib import Path
-from indm.workbench.data.images import read_image
-taken = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-for mode in sys.argv[1:]:
-    if os.fork() == 0:  # each in a process that has decoded nothing large
-        read_image(Path(f"{mode}-8.png"))
-        before = taken()
-        read_image(Path(f"{mode}-4000.png"))
-        print(mode, taken() - before, flush=True)
-        os._exit(0)
-    assert os.wait()[1] == 0
-"""
-
-
-@pytest.mark.long
-def test_a_large_image_is_decoded_in_few_bytes_a_pixel(tmp_path):
-    most = {"I;16": 14, "LA": 8, "RGBA": 11}  # the first is 9 from Pillow 11 on; it was 20 and more
-    for mode in most:
-        for side in (8, 4000):
-            pixels = np.zeros((side, side), np.uint16)
-            image = Image.fromarray(pixels) if mode == "I;16" else Image.new(mode, (side, side))
-            image.save(tmp_path / f"{mode}-{side}.png", compress_level=1)
-    command = [sys.executable, "-c", MEASURED, *most]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    taken = dict(line.split() for line in done.stdout.splitlines())
-    assert list(taken) == list(most)
-    assert all(1 < int(taken[mode]) / 4000**2 < most[mode] for mode in most), taken
-
-
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_transparent_pixels_are_those_of_the_composite(tmp_path, mode):
     value, alpha = np.meshgrid(np.arange(256), np.arange(256))
@@ -112,24 +74,10 @@ def test_transparent_pixels_are_those_of_the_composite(tmp_path, mode):
     assert np.abs(found - (255 * (1 - a) + pixels[..., :-1] * a)).max() <= 0.5 + 1e-9
 
 
-def test_no_more_images_than_cores_are_decoded_at_once(tmp_path, monkeypatch):
-    inside, most = [], []
-
-    def slow(path):
-        inside.append(path)
-        most.append(len(inside))
-        time.sleep(0.01)
-        inside.remove(path)
-        return read_image(path)
-
-    monkeypatch.setattr(folders, "read_image", slow)
-    assert (kinds_of(list_files(many(tmp_path / "f", 60)), whole=True) == 2).all()
-    assert len(most) == 60 and max(most) <= os.cpu_count()
-
-
 def test_the_fingerprint_of_files_tells_which_they_are_and_where_their_names_end(tmp_path):
     def fingerprint(names, chosen=None):
-        return Files(tmp_path, np.array(names, dtype="S"), None if chosen is None else np.array(chosen)).fingerprint()
+        files = Files(tmp_path, np.array(names, dtype="S"))
+        return (files if chosen is None else files.select(np.array(chosen))).fingerprint()
 
     assert fingerprint(["a", "bc", "d"], [0, 2]) == fingerprint(["a", "d"]) == fingerprint(["a", "d", "xy"], [0, 1])
     different = (["ab", "c"], ["a", "bc"], ["abc"], ["a", "b", "c"], ["ab", "c", "c"])
@@ -164,7 +112,7 @@ def test_a_damaged_image_is_replaced_by_the_next_warned_of_once_and_counted(tmp_
 def test_images_are_decoded_once_where_memory_holds_them_all(tmp_path, monkeypatch):
     folder = many(tmp_path / "f", 5)
     files = list_files(folder)
-    monkeypatch.setattr(image_files, "MOST_KEPT", 5 * 3 * 8 * 8)
+    monkeypatch.setattr(images, "MOST_KEPT", 5 * 3 * 8 * 8)
     kept, again = ImageFiles(files, (3, 8, 8)), ImageFiles(files, (3, 9, 9))
     first, other = stack(kept), stack(again)
     kept[2].zero_()  # a copy
@@ -229,21 +177,6 @@ def test_an_image_that_several_processes_met_counts_once(tmp_path):
     data.unreadable[1:3] = True
     assert count_unreadable(data) == 2
     assert count_unreadable(data, lambda met: met + torch.tensor([0, 0, 1, 1, 0, 0])) == 3
-
-
-@pytest.mark.long
-@pytest.mark.filterwarnings("ignore:.*cannot be read")
-def test_two_processes_count_the_damaged_images_of_both(tmp_path):
-    """Each reads its half of one epoch, and the main one writes what one process would."""
-    folder = many(tmp_path / "f", 60)
-    damaged(folder, *range(0, 60, 2))
-    line = [*SMALL, f"--data.path={folder}", "--train.steps=4", "--out"]
-    assert main([*line, str(tmp_path / "one")]) == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "indm"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, *line, str(tmp_path / "two")], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert unreadable(tmp_path / "one") == unreadable(tmp_path / "two") > 20
 
 
 @pytest.mark.long

@@ -1,10 +1,8 @@
 """Images in data sets of the hub and in tar files, against the same images in a folder; arrays that are mapped."""
 
 import io
-import os
 import sys
 import tarfile
-import warnings
 
 import numpy as np
 import pytest
@@ -16,8 +14,7 @@ from indm.workbench.data import load_data
 from indm.workbench.data.base import PARTS, as_data, stack
 
 datasets = pytest.importorskip("datasets")
-pyarrow = pytest.importorskip("pyarrow")
-parquet = pytest.importorskip("pyarrow.parquet")
+pytest.importorskip("pyarrow")
 CLASSES = ("circle", "square")
 SIZES = [(12, 9), (8, 8), (20, 30)]  # width and height
 HALF = 14  # members of the first tar file
@@ -96,41 +93,6 @@ def test_a_data_set_of_images_holds_what_a_folder_holds(tmp_path, folder, monkey
         load_data("datasets", path=tmp_path / "without", c="label", **OPTIONS)
 
 
-def naming(folder, column):
-    """A data set whose rows name files in place of holding their bytes, as a table from elsewhere can."""
-    folder.mkdir(exist_ok=True)
-    features = datasets.Features({"image": datasets.Image(), "n": datasets.Value("int64")})
-    rows = {"image": [{"bytes": None, "path": str(name)} for name in column], "n": list(range(len(column)))}
-    parquet.write_table(pyarrow.table(rows, schema=features.arrow_schema), folder / "train.parquet")
-    return folder
-
-
-@pytest.mark.timeout(60)
-def test_only_files_inside_a_data_set_are_read(tmp_path, monkeypatch):
-    """A path in a table was opened as it stands: a device filled the memory, a pipe was waited for."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    place = tmp_path / "set"
-    (place / "pictures").mkdir(parents=True)
-    os.mkfifo(tmp_path / "pipe")
-    for i, image in enumerate(pictures()):
-        image.save(place / "pictures" / f"{i:02d}.png")
-        image.save(tmp_path / f"{i:02d}.png")
-    inside = [place / "pictures" / f"{i:02d}.png" for i in range(len(pictures()))]
-    data = load_data("datasets", path=naming(place, inside), **OPTIONS)
-    folder = load_data("folder", path=place / "pictures", **OPTIONS)
-    assert torch.equal(stack(data.train), stack(folder.train))
-    for outside in ("/dev/zero", tmp_path / "pipe", tmp_path / "00.png", place / ".." / "00.png", "../00.png"):
-        naming(place, [outside] * len(inside))
-        with (
-            pytest.raises(ValueError, match=r"outside of the data set|images in a row cannot be read"),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            stack(load_data("datasets", path=place, **OPTIONS).train)
-    with pytest.raises(ValueError, match=r"x must be images or numbers, and c labels or numbers; 'image' of .* holds"):
-        load_data("datasets", path=naming(place, inside), x="n", c="image")
-
-
 def test_a_data_set_of_the_hub_is_asked_for_by_its_name(folder, tmp_path, monkeypatch):
     """In place of the hub stands what its library would find there."""
     monkeypatch.chdir(tmp_path)
@@ -192,20 +154,16 @@ def test_without_the_library_one_line_says_how_to_get_it(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("kind", ["floats", "images"])
-def test_a_mapped_array_is_the_array(tmp_path, monkeypatch, kind):
+def test_a_mapped_array_is_the_array(tmp_path, kind):
     numbers = np.random.default_rng(0)
     array = numbers.normal(5, 3, (200, 4)) if kind == "floats" else numbers.integers(0, 256, (50, 8, 9, 3), np.uint8)
     np.save(tmp_path / "x.npy", array)
     np.save(tmp_path / "c.npy", numbers.normal(size=(len(array), 2)))
-    options = {"path": tmp_path / "x.npy", "c": "c.npy", "seed": 2}
-    read = load_data("array", **options)
-    monkeypatch.setattr("indm.workbench.data.raw.AT_ONCE", 20)  # a few rows at a time
-    mapped = load_data("array", mmap=True, **options)
+    read, mapped = (load_data("array", path=tmp_path / "x.npy", c="c.npy", seed=2, mmap=mmap) for mmap in (False, True))
     assert isinstance(mapped.train.source, np.memmap)
-    for part in ("train", "valid", "test"):
+    for part in PARTS:
         assert torch.equal(stack(getattr(mapped, part)), stack(getattr(read, part)))
         assert torch.equal(mapped.conditions[part], read.conditions[part])
-    assert torch.equal(mapped.train.__getitems__([3, 1]), read.train.__getitems__([3, 1]))
     torch.testing.assert_close(mapped.scaling.scale, read.scaling.scale, rtol=1e-6, atol=0)
     torch.testing.assert_close(mapped.scaling.shift, read.scaling.shift, rtol=1e-6, atol=1e-7)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from indm.workbench import hub
 from indm.workbench.cli.main import main
 from indm.workbench.evaluation import card
 from indm.workbench.recipes import recipe as recipes
+from indm.workbench.runs.provenance import weights_hash
 
 # A process of its own, as the hub's library reads the environment when it is loaded.
 SHARED = """
@@ -111,15 +113,22 @@ def test_a_name_of_the_hub_is_user_and_name(text):
     assert hub.is_name("user-1/name_2.b") and not hub.is_name(text)
 
 
-def test_a_card_shows_a_likelihood_of_these_weights_alone(tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    assert card._likelihood(run, "abc") == "It has not been evaluated."
+def test_a_card_shows_what_is_of_these_weights_alone(tmp_path):
+    """The likelihood is required to be, a picture of other weights is left out."""
+    run = shutil.copytree(Path(__file__).parents[1] / "fixtures" / "runs" / "indm", tmp_path / "run")
     (run / "samples.png").write_bytes(b"")
-    for made_by in ("abc", "other"):
-        content = {"provenance": {"weights_sha256": {"run": made_by}}}
-        (run / "samples.json").write_text(json.dumps(content))
-        assert card._is_picture_of(run, "abc") == (made_by == "abc")
+    for weights, shown in ((weights_hash(run), True), ("other", False)):
+        (run / "samples.json").write_text(json.dumps({"provenance": {"weights_sha256": {"run": weights}}}))
+        card.write(run, tmp_path / weights, "ann/tiny")
+        assert (tmp_path / weights / "samples.png").exists() == shown
+        assert ("## Samples" in (tmp_path / weights / "README.md").read_text("utf-8")) == shown
+    result = json.loads((run / "evaluation.json").read_text())
+    (run / "evaluation.json").write_text(json.dumps(result | {"weights_sha256": "other"}))
+    with pytest.raises(ValueError, match="was evaluated with other weights"):
+        card.write(run, tmp_path / "again", "ann/tiny")
+    (run / "evaluation.json").unlink()
+    card.write(run, tmp_path / "again", "ann/tiny")
+    assert "It has not been evaluated." in (tmp_path / "again" / "README.md").read_text("utf-8")
 
 
 def test_a_card_has_the_sections_that_it_is_given(tmp_path):

@@ -12,8 +12,7 @@ import torch_fidelity
 from PIL import Image
 
 from indm.workbench.cli.main import main
-from indm.workbench.data.base import stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data, stack
 from indm.workbench.evaluation.fid import Images, as_inception_takes, open_images, score, score_table
 from indm.workbench.runs.provenance import weights_hash
 from indm.workbench.runs.samples import read_samples
@@ -46,43 +45,16 @@ def save_images(folder, raw, mode="L"):
 # ── Scores ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture(scope="module")
-def scored(digits):
-    """A record of 65 images, which are a batch of 64 and one more, and the features that it was made of."""
+def test_the_distance_is_that_of_frechet(digits):
+    """Of 65 images, which are a batch of 64 and one more."""
     samples, reference = stack(digits.test, 65).clone(), stack(digits.train, 65)
     samples[64:] = 16
     record = score(images(samples), images(reference), features, progress=False)
-    return record, *(features(raw).numpy() for raw in (samples, reference))
-
-
-def test_the_distance_is_that_of_frechet(scored):
-    record, a, b = scored
+    a, b = (features(raw).numpy() for raw in (samples, reference))
     covariances = [np.cov(x.T) for x in (a, b)]
     cross = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
     wanted = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(covariances[0] + covariances[1] - 2 * cross)
     assert record["scores"]["frechet_inception_distance"] == pytest.approx(wanted, rel=1e-5)
-
-
-def test_the_kernel_distance_is_the_unbiased_discrepancy(scored):
-    """Every subset is all images."""
-    record, a, b = scored
-    n = record["settings"]["kid_subset_size"]
-    within = sum(((x @ x.T / 6 + 1) ** 3).sum() - ((x * x).sum(1) / 6 + 1).__pow__(3).sum() for x in (a, b))
-    wanted = within / (n * (n - 1)) - 2 * ((a @ b.T / 6 + 1) ** 3).mean()
-    assert n == len(a) and record["scores"]["kernel_inception_distance_mean"] == pytest.approx(wanted, rel=1e-6)
-
-
-def test_precision_and_recall_are_shares_within_the_third_neighbour(scored):
-    record, a, b = scored
-
-    def share(points, others):
-        """Of the points that lie in a ball of the others, each as large as the distance of its third neighbour."""
-        radii = [sorted(np.linalg.norm(others - x, axis=1))[3] for x in others]
-        inside = [(np.linalg.norm(others - x, axis=1) <= radii).any() for x in points]
-        return np.mean(inside)
-
-    assert record["scores"]["precision"] == pytest.approx(share(a, b), abs=1e-6)
-    assert record["scores"]["recall"] == pytest.approx(share(b, a), abs=1e-6)
     assert "isc" not in " ".join(record["scores"]) and "which make no FID" in score_table(record)
 
 
@@ -119,9 +91,6 @@ def test_a_folder_is_resized_only_when_told(digits, tmp_path):
     assert read.provenance["resize"]["size"] == [9, 9] and read.provenance["resize"]["mode"] == "bicubic"
     with pytest.raises(ValueError, match="unknown resize 'bicubik'; did you mean 'bicubic'"):
         open_images(folder, size=9, resize="bicubik")
-    with pytest.raises(ValueError, match="n must be at most the 31 images"):
-        read.first(32)
-    assert len(read.first(20).raw) == 20 and len(read.first(None).raw) == 31
     whole = (folder / "0000.png").read_bytes()
     (folder / "0000.png").write_bytes(whole[: len(whole) - 30])  # its header is whole
     with pytest.warns(UserWarning, match="skipped 1 of 31 files"):

@@ -12,7 +12,7 @@ from indm.likelihood import latent_reference
 from indm.multilevel import LEAST
 from indm.workbench.evaluation.likelihood import SEED_STRIDE
 from indm.workbench.evaluation.mean_nll import RepeatableDraws, cheapest, corrected
-from indm.workbench.evaluation.results import _added_error, _evaluated, difference, per_example
+from indm.workbench.evaluation.results import added_error, difference, per_example, read_both
 
 N, REPEATS, BATCH = 100, 2, 64
 
@@ -229,8 +229,8 @@ def test_a_difference_is_corrected_by_the_same_estimates(model, raw, mean, each,
         (tmp_path / name).mkdir()
         (tmp_path / name / "evaluation.json").write_text(json.dumps(report | {"unit": "nats"}))
         np.savez(tmp_path / name / "evaluation.npz", **{key: values.numpy() for key, values in nats.items()})
-    error = _added_error(_evaluated(tmp_path / "one"), _evaluated(tmp_path / "other"), "nll")
-    apart = per_example(tmp_path / "one", "nll") - per_example(tmp_path / "other", "nll")
+    error = added_error(read_both(tmp_path / "one"), read_both(tmp_path / "other"), "nll")
+    apart = per_example(read_both(tmp_path / "one"), "nll") - per_example(read_both(tmp_path / "other"), "nll")
     fine = (each[1]["nll"] - evaluated(other, raw, each=True)[1]["nll"]).numpy()
     assert apart.mean() == pytest.approx(fine.mean(), abs=4 * error + 1e-6)
     assert error < 0.5 * math.hypot(*(report["nll"]["added_error"]["nats"] for report, _ in runs.values()))

@@ -7,34 +7,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch.distributions import MultivariateNormal
 
-from indm.scaling import Scaling
-from indm.workbench.data.densities import Density
 from indm.workbench.figures import plots, sheets
-
-
-class OneGaussian(Density):
-    mean = torch.tensor([0.3, -0.6])
-
-    def log_prob(self, x):
-        return MultivariateNormal(self.mean, 0.01 * torch.eye(2)).log_prob(x)
-
-
-@pytest.mark.parametrize("scaling", [None, Scaling(torch.tensor([0.5, -0.5]), torch.tensor([0.5, 0.25]))])
-def test_background_has_the_density_where_it_is(scaling):
-    axes, extent = Figure().subplots(), (-1.5, 2.0, -2.5, 2.0)
-    plots.background(axes, OneGaussian(), extent, scaling)
-    (image,) = axes.images
-    values, (x0, x1, y0, y1) = np.asarray(image.get_array()), extent
-    assert tuple(image.get_extent()) == extent and image.origin == "lower"
-    row, column = np.unravel_index(values.argmax(), values.shape)
-    size = np.array(values.shape[::-1])
-    found = np.array([x0, y0]) + (np.array([column, row]) + 0.5) * np.array([x1 - x0, y1 - y0]) / size
-    shift, scale = (0, np.ones(2)) if scaling is None else (scaling.shift.numpy(), scaling.scale.numpy())
-    assert found == pytest.approx((OneGaussian.mean.numpy() - shift) / scale, abs=0.025)
-    mass = values.mean() * (x1 - x0) * (y1 - y0) * scale.prod()
-    assert mass == pytest.approx(1, rel=0.01)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
@@ -50,7 +24,7 @@ def test_a_grid_places_enlarged_images_by_rows(channels):
         assert np.abs(picture[top : top + 64, left : left + 96] - 255 * shown.repeat(8, 0).repeat(8, 1)).max() <= 0.5
     outside = picture[~inside]
     assert set(np.unique(outside)) <= {0, 153}  # the sixth image is missing
-    assert sheets.time_words([1e-5, 0.5, 1.0, 0.25]) == ["t = 1e-05", "0.5", "1", "0.25"]
+    assert sheets.strip(torch.zeros(2, 1, 8, 8), [1e-5, 0.5]).tops == ["t = 1e-05", "0.5"]
     assert sheets.grid(torch.zeros(4, 1, 64, 64), 2).shape == (146, 146, 3)  # large enough as they are
 
 

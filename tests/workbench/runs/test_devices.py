@@ -7,7 +7,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from indm.model import INDM
-from indm.workbench.recipes.options import Training
+from indm.workbench.recipes.options import TrainOptions
 from indm.workbench.runs.devices import CHOSEN, computing_on, device, fast_precision, make_accelerator, names, on_cpu
 from indm.workbench.runs.folder import open_model
 
@@ -59,7 +59,7 @@ def test_models_are_trained_and_evaluated_on_it(name, tmp_path, monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         with computing_on(name):
-            assert make_accelerator(Training(mixed_precision="no")).device.type == name
+            assert make_accelerator(TrainOptions(mixed_precision="no")).device.type == name
             assert open_model(tmp_path) == name
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)

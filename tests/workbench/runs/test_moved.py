@@ -10,10 +10,8 @@ import pytest
 
 from indm.workbench.cli.main import main
 from indm.workbench.data import standard
-from indm.workbench.recipes import paths
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import end_of, recipe_of
-from indm.workbench.runs.provenance import same_data
 
 FEW = ["--examples=4", "--nll-examples=0", "--overwrite", "--quiet"]
 
@@ -27,26 +25,6 @@ def test_a_run_is_evaluated_and_resumed_from_any_folder(project, tmp_path, monke
     (tmp_path / "mine.npy").write_text("another file of that name")
     assert main(["evaluate", "project/runs/a", *FEW]) == 0
     assert main(["train", "project/runs/a", "--resume", "--quiet", "--train.steps=3"]) == 0
-
-
-def test_a_report_takes_runs_of_the_same_data_wherever_each_found_them(project, tmp_path):
-    """A place spelled otherwise, or one from which the files have gone; not another place, nor other examples."""
-    link, copy = tmp_path / "link", tmp_path / "copy"
-    link.symlink_to(project)
-    shutil.copytree(project, copy)
-    np.save(copy / "third.npy", np.random.default_rng(1).normal(size=(40, 2)))
-    for name, path in (("linked", link / "mine.npy"), ("copied", copy / "mine.npy"), ("third", copy / "third.npy")):
-        run = shutil.copytree(project / "runs/a", project / "runs" / name)
-        if name == "third":
-            (run / "versions.json").write_text(json.dumps({"data_sha256": "of others"}))
-        text = (run / "recipe.toml").read_text()
-        (run / "recipe.toml").write_text(text.replace(str(project / "mine.npy"), str(path)))
-    runs = {name: project / "runs" / name for name in ("a", "linked", "copied", "third")}
-    (runs["linked"] / "versions.json").unlink()  # its place says it
-    assert same_data(runs["a"], runs["linked"])
-    assert not same_data(runs["a"], runs["copied"]) and not same_data(runs["a"], runs["third"])
-    shutil.rmtree(copy)
-    assert same_data(runs["a"], runs["copied"]) and not same_data(runs["a"], runs["third"])
 
 
 def test_data_that_were_moved_alone_are_named_on_the_command_line(project, capsys):
@@ -120,8 +98,8 @@ def test_a_folder_of_a_run_that_is_a_link_is_refused(project, name, capsys):
 
 def test_what_code_from_outside_calls_a_path_stays():
     recipe = {"data": {"name": "my.data:Set", "path": "s3://x"}, "data_b": {"name": "folder", "path": "~/x"}}
-    assert paths.absolute(recipe)["data"]["path"] == "s3://x"
-    assert paths.absolute(recipe)["data_b"]["path"] == os.path.expanduser("~/x")
+    assert recipes.absolute(recipe)["data"]["path"] == "s3://x"
+    assert recipes.absolute(recipe)["data_b"]["path"] == os.path.expanduser("~/x")
 
 
 def test_the_end_of_a_run_is_known_or_that_is_said(tmp_path):

@@ -15,18 +15,24 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from closed_form import GaussianScore
 from PIL import Image
 from processes import fork
 
+from indm.flows import Identity
+from indm.model import INDM
+from indm.sampling import make_sampler, solve_latent
+from indm.scaling import Scaling
+from indm.sde import VPSDE
 from indm.workbench.cli.main import main
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data
 from indm.workbench.recipes.options import Drawing
 from indm.workbench.recipes.recipe import recipe
 from indm.workbench.runs import samples
 from indm.workbench.runs.devices import run_lock
 from indm.workbench.runs.folder import read_metrics
 from indm.workbench.runs.provenance import describe, other_splits
-from indm.workbench.runs.samples import draw
+from indm.workbench.runs.samples import change_in_twice_the_steps, draw
 
 SMALL = [
     "--flow=coupling", "--flow.depth=1", "--flow.width=4", "--dequantization=uniform",
@@ -90,28 +96,6 @@ def test_two_processes_do_not_train_in_one_folder(held, capsys):
     assert content(folder) == before
     end()
     assert trained(folder) == folder
-
-
-def test_a_forked_worker_does_not_keep_a_folder(tmp_path):
-    """As one of a data loader, which outlives a process that is killed by seconds."""
-    reads, writes = os.pipe()
-    holder = os.fork()
-    if not holder:
-        with run_lock(tmp_path):
-            worker = os.fork()
-            if worker:
-                os.write(writes, str(worker).encode())
-            time.sleep(100)
-    worker = int(os.read(reads, 20))
-    try:
-        with pytest.raises(ValueError, match="another process"), run_lock(tmp_path):
-            pass
-        os.kill(holder, signal.SIGKILL)
-        os.waitpid(holder, 0)
-        with run_lock(tmp_path):
-            pass
-    finally:
-        os.kill(worker, signal.SIGKILL)
 
 
 def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
@@ -284,3 +268,23 @@ def test_a_run_that_does_not_tell_its_data_is_not_said_to_have_others(run, tmp_p
     found = other_splits(tmp_path, load_data("digits"))
     assert found == ({"data_sha256": "x"} if "sha256" in told else None)
     assert other_splits(run, load_data("digits")) is None
+
+
+@pytest.mark.parametrize("levels", [None, 256])
+def test_the_change_in_twice_the_steps_is_the_error_of_the_steps(levels):
+    """Against samples in hundreds of steps, for a law whose score is known."""
+    scaling = Scaling() if levels is None else Scaling.images(levels)
+    score = GaussianScore(VPSDE(), torch.full((6,), 0.3), torch.full((6,), 0.05))
+    model = INDM(Identity(), score, scaling, (6,)).double()
+    z_T = model.sde.prior_sample((50, 6), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def solved(steps):
+        return solve_latent(model, z_T, make_sampler("heun"), steps)[0]
+
+    x = solved(12)
+    change = change_in_twice_the_steps(model, x, z_T, make_sampler("heun"), 12)
+    unit = 1.0 if levels is None else levels / 2
+    true = unit * (x - solved(800)).square().mean(1).sqrt()
+    assert bool((change > 0.5 * true).all()) and bool((change < 1.2 * true).all())
+    with pytest.raises(ValueError, match="without noise"):
+        change_in_twice_the_steps(model, x, z_T, make_sampler("euler-maruyama"), 12)

@@ -10,16 +10,7 @@ from indm.training import FlowUse
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import read_metrics, recipe_of
 from indm.workbench.training import costs
-from indm.workbench.training.costs import (
-    Cost,
-    interleaved_seconds,
-    keep,
-    key_of,
-    measure_runs,
-    medians,
-    ratio_in,
-    recorded,
-)
+from indm.workbench.training.costs import interleaved_seconds, key_of, medians, ratio_in
 from indm.workbench.training.loop import train
 from indm.workbench.training.trainer import Trainer
 
@@ -107,7 +98,7 @@ def times(monkeypatch, like, own):
 
 
 def test_a_run_like_another_makes_the_steps_that_cost_the_same(indm_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(costs, "threads_of", lambda run: 1)
+    monkeypatch.setattr(costs, "threads_for", lambda run: 1)
     asked = times(monkeypatch, like=0.3, own=0.2)
     torch.manual_seed(5)
     train(changed(LINEAR, steps=math.inf, seconds=1000), tmp_path / "linear", like=indm_run)
@@ -115,10 +106,8 @@ def test_a_run_like_another_makes_the_steps_that_cost_the_same(indm_run, tmp_pat
     trained = recipe_of(tmp_path / "linear")["train"]
     assert (trained["steps"], trained["seconds"], trained["threads"]) == (18, math.inf, 1)
     assert f"18 steps, which cost the 12 of {indm_run}: a step costs 0.667 of one there" in capsys.readouterr().err
-    (pair,) = recorded(tmp_path / "linear")
     keys = [key_of(recipe_of(run)) for run in (tmp_path / "linear", indm_run)]
-    assert [(cost.recipe, cost.seconds, cost.threads) for cost in pair] == [(keys[0], 0.2, 1), (keys[1], 0.3, 1)]
-    assert ratio_in([indm_run, tmp_path / "linear"], *keys) == (pytest.approx(2 / 3), False)
+    assert ratio_in([indm_run, tmp_path / "linear"], *keys) == pytest.approx(2 / 3)
 
     train(changed(LINEAR, steps=18), tmp_path / "same", progress=False)  # what was measured changes nothing
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("linear", "same")]
@@ -126,7 +115,6 @@ def test_a_run_like_another_makes_the_steps_that_cost_the_same(indm_run, tmp_pat
 
     train(changed(TINY, seed=1, steps=500), tmp_path / "seed", like=indm_run, progress=False)
     assert len(asked) == 1 and recipe_of(tmp_path / "seed")["train"]["steps"] == 12  # a step costs the same
-    assert not (tmp_path / "seed" / "costs.json").exists()
 
 
 def test_what_cannot_be_had_like_another_is_refused(indm_run, tmp_path):
@@ -139,35 +127,10 @@ def test_what_cannot_be_had_like_another_is_refused(indm_run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_runs_are_measured_once_and_those_that_cannot_be_are_named(indm_run, tmp_path, monkeypatch):
-    """A network of one's own that nobody trusts, and a run of another device."""
-    runs = [indm_run, *(tmp_path / name for name in ("linear", "own", "elsewhere"))]
-    for run, recipe in zip(runs[1:], (LINEAR, TINY | {"net": {"name": "my_net:Net"}}, TINY), strict=True):
-        run.mkdir()
-        (run / "recipe.toml").write_text(recipes.to_toml(recipes.resolve(recipe)))
-    (runs[3] / "versions.json").write_text(json.dumps({"device": "NVIDIA H100"}))
-    times(monkeypatch, 0.3, 0.2)
-    seconds, unknown = measure_runs(runs, progress=False)
-    assert seconds == {runs[0]: 0.3, runs[1]: pytest.approx(0.2)} and unknown.keys() == {*runs[2:]}
-    assert "my_net" in unknown[runs[2]] and unknown[runs[3]] == f"{runs[3]} was trained on NVIDIA H100, and this is cpu"
-    keys = [key_of(recipe_of(run)) for run in runs]
-    for run in runs[:2]:
-        assert ratio_in([run], keys[1], keys[0]) == (pytest.approx(2 / 3), True)
-    assert ratio_in(runs, keys[2], keys[0]) is None
-    (tmp_path / "linear" / "costs.json").unlink()
-    (tmp_path / "linear" / "costs.json").mkdir()  # nothing can be written there
-    assert measure_runs(runs[:2], progress=False)[0] == seconds
-    assert measure_runs(runs[2:3] + runs[:1]) == ({}, dict.fromkeys([runs[2], runs[0]], unknown[runs[2]]))
-
-
-def test_costs_are_kept_beside_earlier_ones_the_newest_counts_and_damage_is_none(tmp_path):
-    assert recorded(tmp_path) == []
-    for seconds in (1.0, 3.0):
-        keep(tmp_path, [Cost("a", seconds, 1), Cost("b", 2.0, 2)])
-    assert [costs[0].seconds for costs in recorded(tmp_path)] == [1.0, 3.0]
-    assert ratio_in([tmp_path], "a", "b") == (1.5, False)
-    for text in ("", "[]", "{}", '{"measured": 3}', '{"measured": [[{"run": 1}]]}', '{"measured": [[3]]}'):
-        (tmp_path / "costs.json").write_text(text)
-        assert recorded(tmp_path) == []
-    (tmp_path / "costs.json").write_text(json.dumps({"measured": [[vars(Cost("a", 0.0, 1))]]}))
-    assert recorded(tmp_path) == []
+@pytest.mark.parametrize("found", [None, 3, {}, {"a": 1.0}, {"a": 1.0, "b": 0.0}, {"a": "1", "b": 1.0}])
+def test_a_record_without_both_costs_says_nothing(tmp_path, found):
+    for run, costs_found in (("good", {"a": 3.0, "b": 2.0}), ("bad", found)):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "versions.json").write_text(json.dumps({"step_costs": costs_found}))
+    assert ratio_in([tmp_path / "bad"], "a", "b") is None
+    assert ratio_in([tmp_path / "bad", tmp_path / "good"], "a", "b") == 1.5

@@ -6,7 +6,6 @@ import tomllib
 
 import pytest
 from PIL import Image
-from small_runs import launch
 from toys import SMALL, error_of, toy_folder
 
 from indm.workbench.cli.main import main
@@ -103,29 +102,6 @@ def test_a_pair_is_resumed_only_where_it_is_one_and_the_same(toys, tmp_path, cap
     said = error_of(capsys, *arguments, str(pair), "--resume", "--train.steps", "4")
     assert "pair/a is a link to a folder outside" in said
     assert {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()} == kept
-
-
-LATE = """
-import os, sys, time
-from indm.workbench.cli import main
-
-time.sleep(3 * int(os.environ["RANK"]))  # the second process comes when the first would long have begun
-sys.exit(main())
-"""
-
-
-@pytest.mark.long
-def test_two_processes_train_one_pair(toys, tmp_path):
-    out, late = tmp_path / "pair", tmp_path / "late.py"
-    late.write_text(LATE)
-    arguments = [late, "train-pair", *toys, "--out", out, "--data.size", 8, "--train.steps", 4, *SMALL]
-    arguments += ["--train.batch_size", 8, "--quiet", "--train.trackers", '["tensorboard"]']
-    said = launch(2, *arguments).stdout.splitlines()
-    assert [line.partition(": ")[0] for line in said] == [str(out / "a"), str(out / "b")]
-    assert all(json.loads(line.partition(": ")[2])["steps"] == 4 for line in said)
-    assert pairs.is_pair(out) and (out / "pair.toml").is_file()
-    assert "exists and is not empty" in launch(2, *arguments, fails=True).stderr
-    assert launch(2, *arguments, "--resume").stdout.count('"steps": 4') == 2
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.bundled() if "data_b" in recipes.load(name)])

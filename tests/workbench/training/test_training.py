@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from processes import exit_code, fork
 from scipy import stats
-from small_runs import DIGITS, GAUSSIAN, assert_same, change, checkpoint, interrupt_at, log_of
+from small_runs import DIGITS, GAUSSIAN, assert_same, change, checkpoint
 from torch import nn
 from torch.nn import functional as F
 
@@ -26,14 +25,12 @@ from indm.objective import Objective
 from indm.scaling import Scaling
 from indm.training import EMA, FlowUse, learning_rate_factor
 from indm.workbench.cli.main import main
-from indm.workbench.data.base import stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data, stack
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.runs.devices import fast_precision
+from indm.workbench.runs.devices import interruptible
 from indm.workbench.runs.folder import read_metrics
-from indm.workbench.runs.signals import interruptible
 from indm.workbench.training.loop import train
-from indm.workbench.training.penalties import normal_law
+from indm.workbench.training.parts import normal_law
 from indm.workbench.training.trainer import Trainer, drawn
 
 
@@ -112,23 +109,6 @@ def test_learning_rate_rises_rests_and_falls():
 
 
 LEARNED_NOISE = {"dequantization": {"name": "variational", "width": 4}}
-ALL_OPTIONS = change(DIGITS, steps=6, batch_size=256, accumulate=2, pretrain=0.6, soft_truncation=1.2, decay=0.5)
-ALL_OPTIONS |= LEARNED_NOISE
-
-
-@pytest.mark.long
-def test_resuming_equals_never_stopping_with_learned_noise(tmp_path, monkeypatch):
-    """Stopped in the middle of an epoch of four steps."""
-    train(ALL_OPTIONS, tmp_path / "whole", progress=False)
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 3)
-        assert train(ALL_OPTIONS, tmp_path / "halved", progress=False)["interrupted"]
-    assert checkpoint(tmp_path / "halved")["step"] == 3
-    assert not train(ALL_OPTIONS, tmp_path / "halved", resume=True, progress=False)["interrupted"]
-    undisturbed, halved = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "halved")
-    assert undisturbed.pop("seconds") > 0 and halved.pop("seconds") > 0
-    assert_same(undisturbed, halved)
-    assert log_of(tmp_path / "whole") == log_of(tmp_path / "halved")
 
 
 @pytest.mark.parametrize("clip", [math.inf, 0.5])
@@ -214,18 +194,6 @@ def test_a_step_is_that_of_adam_with_the_betas_of_the_recipe():
     trainer.train_step(batches)
     m, v = (0.5 * 0.5 - 0.5 * 3) / (1 - 0.5**2), (0.8 * 0.2 + 0.2 * 9) / (1 - 0.8**2)
     torch.testing.assert_close(weight, start - 0.1 - 0.1 * m / math.sqrt(v))
-
-
-def test_the_average_follows_fast_at_first():
-    """θ̄ ← d_n θ̄ + (1 − d_n) θ with d_n = (1 + n)/(10 + n) in the first steps, n the step of the run."""
-    trainer = pushed(1.0, 1.0, lr=0.1)
-    batches = trainer.batches()
-    weight, averaged = (next(model.score.parameters()) for model in (trainer.model, trainer.ema.model))
-    expected = averaged.clone()
-    for n in (1, 2):
-        trainer.train_step(batches)
-        expected = (1 + n) / (10 + n) * expected + 9 / (10 + n) * weight.detach()
-        torch.testing.assert_close(averaged, expected)
 
 
 def test_truncations_are_drawn_with_the_exponent_of_the_recipe():
@@ -471,14 +439,6 @@ def test_a_run_in_bf16_keeps_its_weights_in_float32_and_leaves_the_next_run_its_
     assert {p.dtype for p in indm.INDM.load(tmp_path / "1").parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("avx512, amx, expected", [(False, False, "no"), (True, False, "bf16"), (False, True, "bf16")])
-def test_precision_is_chosen_by_what_the_processor_computes_in(monkeypatch, avx512, amx, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
-    assert fast_precision() == expected
-
-
 def test_trackers_get_the_metrics(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -568,10 +528,3 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capfd):
     step = checkpoint(run)["step"]
     assert step > 0
     assert train(change(DIGITS, steps=step + 2, batch_size=32), run, resume=True, progress=False)["steps"] == step + 2
-
-
-@pytest.mark.parametrize("step, epoch, batch", [(1, 0, 0), (3, 0, 2), (4, 1, 0), (9, 2, 2)])
-def test_the_place_of_a_step(step, epoch, batch):
-    """Ten examples are three batches of three in an epoch; the rest is left out."""
-    trainer = SimpleNamespace(data=SimpleNamespace(train=range(10)), options=SimpleNamespace(batch_size=3))
-    assert Trainer.place_of(trainer, step) == {"epoch": epoch, "batch": batch}

@@ -1,5 +1,4 @@
-"""Images that are no squares, of other sizes than the model's, grey beside colour, and transparent, through all
-commands as a user goes."""
+"""Images that are no squares, and of other sizes than the model's, through all commands as a user goes."""
 
 import json
 import tomllib
@@ -11,8 +10,7 @@ from PIL import Image
 from toys import BY_COUPLING, SMALL, error_of, framed, pixels
 
 from indm.workbench.cli.main import main
-from indm.workbench.data.base import stack
-from indm.workbench.data.registry import load_data
+from indm.workbench.data.base import load_data, stack
 from indm.workbench.evaluation.fid import open_images
 from indm.workbench.runs.folder import open_run
 from indm.workbench.translation.routes import find, open_runs
@@ -44,7 +42,15 @@ def folders(tmp_path_factory):
 def trained(folders, tmp_path_factory):
     """A pair, a bridge and one model of both, of a grey and a coloured folder of other sizes, of a few steps."""
     home = tmp_path_factory.mktemp("runs")
-    options = ["--data.size=8x12", "--data.test=0.4", "--train.steps=2", "--train.batch_size=8", *SMALL, "--quiet"]
+    options = [
+        "--data.size=8x12",
+        "--data.channels=3",
+        "--data.test=0.4",
+        "--train.steps=2",
+        "--train.batch_size=8",
+        *SMALL,
+        "--quiet",
+    ]
     for name, command in {"pair": ["train-pair"], "bridge": ["train-bridge", *BY_COUPLING]}.items():
         assert main([*command, *map(str, folders), "--out", str(home / name), *options]) == 0
     assert main(["train-bridge", *map(str, folders), "--out", str(home / "one"), *options]) == 0
@@ -55,18 +61,13 @@ def recipe_in(run):
     return tomllib.loads((run / "recipe.toml").read_text())
 
 
-def test_grey_beside_colour_and_sizes_of_their_own_are_brought_to_one_canvas(trained, folders):
+def test_sizes_of_their_own_are_brought_to_one_canvas(trained):
     a, b = (recipe_in(trained / "pair" / side)["data"] for side in "ab")
-    assert a["size"] == b["size"] == "8x12" and a["channels"] == b["channels"] == 3
-    assert a["grey"] is True and "grey" not in b
-    assert recipe_in(trained / "one")["data"]["grey"] == ["grey"]
-    for run, sides in {"pair": (True, False), "bridge": (True, False), "one": (True, False)}.items():
-        opened = open_runs([trained / run])
-        assert opened.models[0].shape == (3, *SIDES) and opened.grey == sides
-        assert open_runs([trained / run], "backward").grey == sides[::-1]
+    assert a["size"] == b["size"] == "8x12"
+    assert all(open_runs([trained / run]).models[0].shape == (3, *SIDES) for run in ("pair", "bridge", "one"))
 
 
-def test_a_photograph_becomes_grey_and_keeps_its_size_where_that_is_asked_for(trained, tmp_path):
+def test_a_photograph_keeps_its_size_where_that_is_asked_for(trained, tmp_path):
     rng = np.random.default_rng(0)
     array = rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)
     Image.fromarray(array).save(tmp_path / "photo.png")
@@ -74,43 +75,13 @@ def test_a_photograph_becomes_grey_and_keeps_its_size_where_that_is_asked_for(tr
     for size in ("model", "source"):
         assert main([*common, "--size", size, "--out", str(tmp_path / size), "--cycle", "--steps", "20"]) == 0
     small, large = (Image.open(tmp_path / size / "photo.png") for size in ("model", "source"))
-    assert small.mode == large.mode == "L" and small.size == (12, 8)
+    assert small.mode == large.mode == "RGB" and small.size == (12, 8)
     # The largest rectangle of 8:12 in 30×40 is 27×40, in the middle.
     assert large.size == (40, 27) and large.tobytes() == small.resize((40, 27), Image.Resampling.BICUBIC).tobytes()
     model, recipe = open_run(trained / "pair" / "b")
     (item,) = find([tmp_path / "photo.png"], model, recipe["data"])
     cut = Image.fromarray(array[2:29]).resize((12, 8), Image.Resampling.BILINEAR)
     assert np.array_equal(item.read().pixels.permute(1, 2, 0).numpy(), np.asarray(cut))
-    assert Image.open(tmp_path / "model" / "cycle" / "photo.png").mode == "RGB"
-
-
-def test_grey_sources_of_a_model_in_colour(trained, folders, tmp_path):
-    """The source is seen as grey in three channels, whatever colours it has; the way back is written in grey."""
-    names = sorted(file.name for file in folders[0].iterdir())[:3]
-    for name in names:
-        shade = pixels(folders[0] / name)
-        Image.fromarray(np.stack([shade, shade, shade], -1).astype(np.uint8)).save(tmp_path / name)
-    common = ["translate", str(trained / "one"), *(str(tmp_path / name) for name in names), "--quiet", "--cycle"]
-    assert main([*common, "--out", str(tmp_path / "out"), "--strip", "2"]) == 0
-    for name in names:
-        back = Image.open(tmp_path / "out" / "cycle" / name)
-        assert back.mode == "L" and abs(np.asarray(back).astype(int) - pixels(folders[0] / name)).max() <= 1
-        assert Image.open(tmp_path / "out" / name).mode == "RGB"
-    sheet = framed(pixels(tmp_path / "out" / "sheet.png"), side=SIDES)
-    assert np.array_equal(sheet[0][0][..., 0], pixels(folders[0] / names[0]))
-
-
-def test_results_are_as_transparent_as_their_sources_on_request(trained, tmp_path):
-    array = np.random.default_rng(1).integers(0, 255, (16, 24, 4), dtype=np.uint8)
-    Image.fromarray(array).save(tmp_path / "clear.png")
-    Image.fromarray(array[..., :3]).save(tmp_path / "solid.png")
-    common = ["translate", str(trained / "pair"), str(tmp_path / "*.png"), "--direction", "backward", "--quiet"]
-    assert main([*common, "--out", str(tmp_path / "kept"), "--keep-alpha", "--size", "source"]) == 0
-    assert main([*common, "--out", str(tmp_path / "dropped"), "--size", "source"]) == 0
-    kept, dropped = (Image.open(tmp_path / name / "clear.png") for name in ("kept", "dropped"))
-    assert kept.mode == "LA" and dropped.mode == "L" == Image.open(tmp_path / "kept" / "solid.png").mode
-    assert np.array_equal(np.asarray(kept)[..., 1], array[..., 3])
-    assert np.array_equal(np.asarray(kept)[..., 0], np.asarray(dropped))
 
 
 @pytest.mark.long

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from indm.nets import MixtureMLP
 from indm.score import ScoreModel
 from indm.sde import VESDE, VPSDE
+from indm.tables.networks import MixtureMLP
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=["vp", "ve"])

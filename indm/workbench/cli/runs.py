@@ -1,8 +1,9 @@
-"""``indm evaluate``, ``indm compare`` and ``indm app``."""
+"""Commands on runs: ``indm evaluate``, ``compare``, ``app``, ``convert`` and ``push``."""
 
 import importlib.util
 import signal
 import sys
+import tempfile
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,10 +12,10 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from indm.workbench.cli.common import DONE, Computes, ShowsProgress
+from indm.workbench.cli.common import DONE, Common, Computes, RunFolder, ShowsProgress
 from indm.workbench.cli.listing import flags_of
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import Equal, Evaluation, default
+from indm.workbench.recipes.options import ConversionOptions, Equal, Evaluation, default
 
 EvaluationFlags = flags_of(Evaluation, "the recipe's")
 
@@ -31,8 +32,7 @@ class Evaluate(ShowsProgress):
 
     tables = ("data",)
 
-    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder, or a model of the hub by its name there, user/name."""
+    run_folder: RunFolder
     options: Annotated[EvaluationFlags, arg(name="")] = field(default_factory=EvaluationFlags)
     overwrite: bool = False
     """Overwrite an existing evaluation."""
@@ -43,8 +43,7 @@ class Evaluate(ShowsProgress):
     def run(self) -> int:
         from accelerate import PartialState
 
-        from indm.workbench.evaluation.diagnosis import conclusion
-        from indm.workbench.evaluation.results import evaluate_run, level_table, likelihood_table
+        from indm.workbench.evaluation.results import conclusion, evaluate_run, level_table, likelihood_table
         from indm.workbench.runs.folder import check_absent, recipe_of, run_folder
 
         texts = {key: text for key, text in vars(self.options).items() if text is not None}
@@ -66,7 +65,7 @@ class Compare(ShowsProgress):
     Runs whose recipes differ in the seed alone are one method. Methods are compared in pairs of equal seeds; a verdict
     needs two seeds or more of each, and Holm's adjusted p over all differences shown to be at most 5 %. Methods whose
     budgets differ by more than 10 % are not comparable and get none. A budget is steps times what a step costs, as
-    measured side by side: when a run was trained with --like the other, else now. Of one run it is a page of that run.
+    measured side by side where a run was trained with --like the other. Of one run it is a page of that run.
     """
 
     run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN…]", help_behavior_hint="(required)")]
@@ -83,7 +82,7 @@ class Compare(ShowsProgress):
         from indm.workbench.runs.folder import check_absent
 
         check_absent(self.out, FILES, self.overwrite)
-        print(compare(list(self.run_folders), self.out, equal=self.equal, progress=self.progress))
+        print(compare(self.run_folders, self.out, equal=self.equal))
         print(f"{self.out / 'comparison.html'}")
         return DONE
 
@@ -95,7 +94,7 @@ class App(Computes):
     With "indm app RUN RUN_B" it also translates between two models, with "indm app PAIR" between those of a pair, and
     with one model of classes between classes. Ctrl-C ends it. It needs Gradio, and no network. Images of up to 10 MB
     are read as "indm translate" reads them, one request is computed at a time, and no file of this machine is served.
-    Uploads are kept for an hour, 500 MB of them at most, and go when it ends.
+    Uploads are kept for an hour, and go when it ends.
     """
 
     run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN]", help_behavior_hint="(required)")]
@@ -123,4 +122,87 @@ class App(Computes):
                 print(f"indm: warning: everybody who reaches {self.host} may use this", file=sys.stderr)
             with suppress(KeyboardInterrupt):
                 threading.Event().wait()
+        return DONE
+
+
+@dataclass
+class Convert(Common):
+    """Make a run of a checkpoint that the paper's authors or score_sde_pytorch released.
+
+    Those of score_sde_pytorch have no flow. Channels, levels, blocks, attention, pyramids and embedding are read from
+    the tensors. The rest must be given:
+
+    by --recipe cifar10-vp-nll, which has all of it for that setting of the paper;
+
+    or by --sde vp, subvp or ve and --image-size. The remaining settings are then those published for DDPM++ (vp, subvp)
+    or NCSN++ (ve); they are listed, and --net.centered false, --net.fir "[1, 3, 3, 1]", --net.scale_by_sigma,
+    --net.rescale, --sde.beta_max and so on change them.
+
+    Of a flow the activations and the Lipschitz coefficient are those published; --flow.activation, --flow.coeff,
+    --flow.encoder_activation and --flow.prior_activation change them.
+
+    What "indm evaluate" loads is named by --data: --data folder --data.path my-images --data.size 32. Its images must
+    have the shape of the checkpoint's. Without --data they are the recipe's, or else assumed by the shape, and listed
+    so. A tensor that does not fit is an error that lists it. Nothing pickled in the files is run.
+    """
+
+    tables = ("data", "sde", "net", "flow", "evaluate")
+
+    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
+    """The score's file, for example checkpoint_26.pth."""
+    flow_checkpoint: Annotated[Positional[Path | None], arg(metavar="FLOW_CHECKPOINT")] = None
+    """The flow's file, for example flow_checkpoint_26.pth; without one the flow is the identity."""
+    out: Annotated[Path, arg(metavar="RUN")] = Path("runs/converted")
+    """The run folder."""
+    options: Annotated[ConversionOptions, arg(name="")] = field(default_factory=ConversionOptions)
+
+    def run(self) -> int:
+        from indm.workbench.convert import convert
+
+        flow, options = self.flow_checkpoint, vars(self.options)
+        made = convert(self.checkpoint, self.out, flow_checkpoint=flow, changes=self.table_values, **options)
+        for name in ("from_the_tensors", "assumed", "data"):
+            settings = ", ".join(f"{key} = {recipes.literal(value)}" for key, value in made[name].items())
+            print(f"{name.replace('_', ' ')}: {settings or 'nothing'}")
+        for file in made["files"]:
+            print(f"passed over in {file['name']}: {', '.join(file['passed_over']) or 'nothing'}")
+        files = " and ".join(f"{file['name']} ({file['weights']})" for file in made["files"])
+        print(f"{self.out}: {files}, step {made['step']}, {made['parameters']['score']:,} parameters of the score")
+        return DONE
+
+
+@dataclass
+class Push(Common):
+    """Share a run on the Hugging Face hub: model, recipe, samples.png and a model card.
+
+    The card says what the model is, and has the last evaluation, the samples and how to load the model.
+    Neither checkpoints nor the places of your data are shared. It needs a token: "hf auth login", or HF_TOKEN. Another
+    server of that interface: HF_ENDPOINT.
+    """
+
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder."""
+    name: Annotated[Positional[str], arg(metavar="USER/NAME")]
+    """What the hub shall call it."""
+    license: Annotated[str | None, arg(metavar="ID"), default("the card names none")] = None
+    """Under which licence, as the hub calls it: apache-2.0, cc-by-4.0, …"""
+    private: bool = False
+    """Let only yourself see it, where it is new."""
+    out: Annotated[Path | None, arg(metavar="FOLDER"), default("push")] = None
+    """Only write what would be pushed, into this folder."""
+
+    def run(self) -> int:
+        from indm.workbench import hub
+        from indm.workbench.evaluation import card
+        from indm.workbench.runs.folder import check_empty
+
+        hub.check_name(self.name)
+        if self.out is not None:
+            check_empty(self.out, "give another --out")
+            card.write(self.run_folder, self.out, self.name, self.license)
+            print(self.out / card.CARD)
+            return DONE
+        with tempfile.TemporaryDirectory() as folder:
+            card.write(self.run_folder, Path(folder), self.name, self.license)
+            print(hub.push(Path(folder), self.name, private=self.private))
         return DONE

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from indm.nets.masked import MaskedMixtureMLP
-from indm.nets.mixture import MixtureMLP
+from indm.tables.networks import MaskedMixtureMLP, MixtureMLP
 
 ROWS = 5
 
@@ -12,8 +11,9 @@ ROWS = 5
 def trained(net):
     """``net`` with weights and a mixture that are not those of its start, in double precision."""
     net = net.double().eval().requires_grad_(False)
-    for value in net.mlp.state_dict().values():
-        value += 0.3 * torch.randn_like(value)
+    for part in net.children():
+        for value in part.state_dict().values():
+            value += 0.3 * torch.randn_like(value)
     return net
 
 

@@ -1,23 +1,21 @@
-"""Raw values as users have them, arrays, tensors or images: checked, brought to one layout, and held as data sets."""
+"""Raw values as users have them: checked, brought to one layout, held as data sets, and put into batches."""
 
 import hashlib
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Num, Shaped
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from indm.messages import brief
+from indm.checks import brief
 from indm.scaling import Scaling, check_levels
 
-AT_ONCE = 2**24  # numbers that are read at once for a mean
 MIN_SIZE = 8  # pixels
 Size = int | str | Sequence[int]  # of images: a side of squares, "24x48" or (24, 48), height before width
 
@@ -116,6 +114,18 @@ def grey_levels(array: np.ndarray, levels: int | None, where: str | Path) -> tup
     return np.ascontiguousarray(array, dtype=np.uint8 if levels <= 256 else np.int32), levels
 
 
+# ── Data sets ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """A map-style data set whose items are tensors of one shape, in data units."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Tensor: ...
+
+
 class InMemory(Dataset):
     """The rows of ``tensor`` (N, *event). A training loop may index ``.tensor`` directly.
 
@@ -160,7 +170,10 @@ class InMemory(Dataset):
 
 
 class OnDemand(Dataset):
-    """Items of ``source``, each read, checked and brought to the layout of all others when it is asked for."""
+    """Items of ``source``, each read, checked and brought to the layout of all others when it is asked for.
+
+    Of items that are tuples or lists the first entry counts.
+    """
 
     def __init__(self, source: Any, levels: int | None, where: str | Path, chosen: Tensor | None = None):
         self.source, self.where = source, where
@@ -183,20 +196,13 @@ class OnDemand(Dataset):
 
     def _row(self, position: int, levels: int | None) -> tuple[np.ndarray, int | None]:
         """An item as :func:`events` lays it out, and the number of its levels."""
-        raise NotImplementedError
-
-    def select(self, index: Tensor) -> Self:
-        """The items at the positions ``index``."""
-        return type(self)(self.source, self.levels, self.where, self.chosen[index])
-
-
-class FirstEntries(OnDemand):
-    """The items of a map-style data set; the first entry of those that are tuples or lists."""
-
-    def _row(self, position: int, levels: int | None) -> tuple[np.ndarray, int | None]:
         item, where = self.source[position], f"item {position} of {self.where}"
         rows, levels = events(to_array(item[0] if isinstance(item, tuple | list) else item, where)[None], levels, where)
         return rows[0], levels
+
+    def select(self, index: Tensor) -> "OnDemand":
+        """The items at the positions ``index``."""
+        return OnDemand(self.source, self.levels, self.where, self.chosen[index])
 
     def fingerprint(self) -> str:
         """SHA-256 of the number of items: their contents would all have to be read."""
@@ -207,28 +213,74 @@ class FirstEntries(OnDemand):
         return Scaling.standardise_parts(self[i][None] for i in range(len(self)))
 
 
-class Mapped(OnDemand):
-    """Rows of a NumPy array in a file that may be larger than memory."""
+class Paired(Dataset):
+    """Pairs (x, c) of the examples of a data set and the rows of a tensor."""
 
-    def __getitems__(self, indices: list[int]) -> Tensor:
+    def __init__(self, examples: Examples, c: Tensor):
+        self.examples, self.c = examples, c
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.examples[index], self.c[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """A whole batch at once; ``DataLoader`` calls it."""
-        return self._read(self.chosen[indices])
-
-    def _read(self, positions: Tensor) -> Tensor:
-        return torch.from_numpy(events(self.source[positions.numpy()], self.levels, self.where)[0])
-
-    def _row(self, position: int, levels: int | None) -> tuple[np.ndarray, int | None]:
-        rows, levels = events(self.source[position : position + 1], levels, self.where)
-        return rows[0], levels
-
-    def fingerprint(self) -> str:
-        """SHA-256 of shape and type: the numbers would all have to be read."""
-        return hashlib.sha256(f"{self.source.shape} {self.source.dtype}".encode()).hexdigest()
-
-    def standardised(self) -> Scaling:
-        """The scaling to zero mean and unit variance in each dimension; reads every row once, in the file's order."""
-        parts = self.chosen.sort().values.split(max(1, AT_ONCE // math.prod(self.shape)))
-        return Scaling.standardise_parts(self._read(part) for part in parts)
+        at_once = getattr(self.examples, "__getitems__", None)
+        return collate(at_once(indices) if at_once else [self.examples[i] for i in indices]), self.c[indices]
 
 
-Source = InMemory | FirstEntries | Mapped
+# ── Batches ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def flip_horizontally(raw: Num[Tensor, "batch c h w"], generator: torch.Generator | None = None) -> Tensor:
+    """Mirror each image left to right with probability 1/2."""
+    device = raw.device if generator is None else generator.device
+    u = torch.rand(len(raw), 1, 1, 1, generator=generator, device=device)
+    flipped = u.to(raw.device) < 0.5
+    return torch.where(flipped, raw.flip(-1), raw)
+
+
+def collate(items: Any) -> Any:
+    """A batch from what a data set returned: already one (or a pair of them), or a list of items."""
+    return torch.stack(items) if isinstance(items, list) else items
+
+
+def loader(
+    dataset: Examples | Paired,
+    batch_size: int,
+    *,
+    shuffle: bool,
+    seed: int = 0,
+    epoch: int = 0,
+    workers: int = 0,
+    drop_last: bool = False,
+) -> DataLoader:
+    """One epoch of batches (B, *event), in an order that depends on ``seed`` and ``epoch`` alone.
+
+    A run that stopped in the middle of an epoch resumes by asking for the same epoch and skipping the batches
+    it has seen (``accelerate.skip_first_batches`` skips them unread).
+
+    Example: an epoch has each example once, in an order that can be repeated.
+
+        >>> examples = InMemory(torch.arange(10)[:, None])
+        >>> epoch = [torch.cat(list(loader(examples, 4, shuffle=True, epoch=3))).flatten().tolist() for _ in range(2)]
+        >>> sorted(epoch[0]) == list(range(10)), epoch[0] == epoch[1]
+        (True, True)
+        >>> [len(batch) for batch in loader(examples, 4, shuffle=False)]
+        [4, 4, 2]
+    """
+    order: Sequence[int] = range(len(dataset))
+    if shuffle:
+        state = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(state)).tolist()
+    return DataLoader(
+        cast(Dataset, dataset),
+        batch_size,
+        sampler=order,
+        num_workers=workers,
+        drop_last=drop_last,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal, norm
 
-from indm.nets.masked import MaskedMixtureMLP
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
+from indm.tables.networks import MaskedMixtureMLP
 
 D, K, SIZES = 4, 3, (2, 3)
 

@@ -1,0 +1,340 @@
+"""The commands that draw: ``indm sample``, ``fid``, ``inpaint`` and ``translate``."""
+
+import importlib.util
+import itertools
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from indm.checks import counted, one_line, reason
+from indm.workbench.cli.common import DONE, SOME_FAILED, RunFolder, ShowsProgress
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.options import (
+    Drawing,
+    FidDrawing,
+    InpaintingOptions,
+    ScoringOptions,
+    TranslationOptions,
+    default,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from indm.model import INDM
+
+
+@dataclass(kw_only=True)
+class DrawsSamples(ShowsProgress):
+    """What the commands that draw samples of a run share."""
+
+    tables = ("sampler",)
+
+    drawing: Annotated[Drawing, arg(name="")]
+    overwrite: bool = False
+    """Overwrite existing samples that were drawn otherwise."""
+
+    def sampler_options(self) -> dict[str, object]:
+        """The values of --sampler.tol and so on."""
+        return {name.removeprefix("sampler."): recipes.value_of(text) for name, text in self.table_values.items()}
+
+    def named(self) -> list[str]:
+        return [self.drawing.sampler or ""]
+
+
+@dataclass
+class Sample(DrawsSamples):
+    """Draw samples of a run: samples.png and samples.npz.
+
+    samples.png is a grid of 256 images at most, or points beside the data; samples.csv has the rows of a table.
+    samples.json says how they were drawn. Samples that were drawn with the same options are kept, not drawn again. A
+    model of classes draws one by --condition 3, or a row of each by --condition all -n 8.
+    """
+
+    run_folder: RunFolder
+    drawing: Annotated[Drawing, arg(name="")] = field(default_factory=Drawing, kw_only=True)
+    out: Annotated[Path | None, arg(metavar="FOLDER"), default("the run folder")] = None
+    """Where to write."""
+
+    def run(self) -> int:
+        from indm.workbench.figures import plots, sheets
+        from indm.workbench.runs.folder import recipe_of, run_folder
+        from indm.workbench.runs.samples import SAMPLES, change_line, draw
+
+        run = run_folder(self.run_folder)
+        out, drawing = self.out or run, replace(self.drawing, sampler_options=self.sampler_options())
+        options = {"overwrite": self.overwrite, "progress": self.progress}
+        samples, levels, drawn = draw(run, drawing, out, **options)
+        made_by: Any = drawn
+        if (out / "samples.png").exists():
+            pass  # of the same samples
+        elif samples.ndim == 4 and drawing.condition == "all":
+            sheets.save_classes(samples, levels or 256, recipe_of(run).labels, out / "samples.png")
+        elif samples.ndim == 4:
+            sheets.save_grid(samples, levels or 256, out / "samples.png")
+        elif samples.shape[1] > 1:
+            plots.scatter(samples, test_data(made_by["data"], len(samples)), out / "samples.png")
+        by = made_by["sampler"] + (f", {counted(made_by['steps'], 'step')}" if made_by["steps"] else "")
+        shown = "samples.png" if (out / "samples.png").exists() else SAMPLES  # single numbers have no picture
+        print(f"{out / shown}: {counted(len(samples), 'sample')} by {by}")
+        if line := change_line(out, levels):
+            print(line)
+        return DONE
+
+
+def test_data(table: dict[str, Any], n: int) -> Any:
+    """The first ``n`` test examples; None, and a warning, where the data of a run cannot be loaded."""
+    from indm.workbench.data.base import load_data, stack, without_download
+
+    try:
+        return stack(load_data(**without_download(table)).test, n).float()
+    except ValueError as error:
+        warnings.warn(f"the picture shows no data beside the samples: {error}", stacklevel=2)
+        return None
+
+
+@dataclass
+class Fid(DrawsSamples):
+    """Score samples by torch-fidelity: FID, Inception score, KID, precision, recall.
+
+    indm fid runs/cifar10 draws samples as "indm sample" does, keeps them in samples.npz and uses them again. Writes the
+    scores into fid.json with their provenance: pixels, sampler, split, features. Needs torch-fidelity, which fetches
+    Inception's weights.
+    """
+
+    source: Annotated[Positional[str], arg(metavar="RUN|FOLDER")]
+    """What to score: a run folder, a folder of images, a samples.npz, or a data set (its test split)."""
+    scoring: Annotated[ScoringOptions, arg(name="")] = field(default_factory=ScoringOptions, kw_only=True)
+    drawing: Annotated[FidDrawing, arg(name="")] = field(default_factory=FidDrawing, kw_only=True)
+    out: Annotated[Path | None, arg(metavar="FOLDER"), default("the run folder, or .")] = None
+    """Where to write."""
+
+    def named(self) -> list[str]:
+        return [*super().named(), self.scoring.features]
+
+    def run(self) -> int:
+        if importlib.util.find_spec("torch_fidelity") is None:
+            raise ValueError("indm fid needs the library torch-fidelity: pip install torch-fidelity")
+        from indm.files import atomic
+        from indm.names import find, is_outside
+        from indm.workbench.evaluation import fid
+        from indm.workbench.runs.folder import check_absent, is_run
+        from indm.workbench.runs.samples import draw
+
+        scoring = self.scoring
+        of_run, progress = is_run(Path(self.source)), self.progress
+        if not of_run:
+            self.check_nothing_is_drawn()
+        if scoring.reference is None and not of_run:
+            raise ValueError(f"--reference must be given for {self.source}, which is no run folder")
+        out = self.out or (Path(self.source) if of_run else Path("."))
+        check_absent(out, ["fid.json"], self.overwrite)
+        n = self.drawing.n
+        if n is not None:
+            fid.check_number("n", n)
+        if scoring.features != "inception" and not is_outside(scoring.features):
+            raise ValueError(f"features must be inception or package.module:function, got {scoring.features!r}")
+        features = None if scoring.features == "inception" else find("features", scoring.features)
+        size: Any = scoring.size
+        reading = {"size": size, "resize": scoring.resize}
+        reference = fid.open_images(scoring.reference or self.source, split=scoring.split, **reading)
+        fid.check_number("reference", len(reference.raw))
+        if of_run:
+            n = min(len(reference.raw), fid.MOST) if n is None else n
+            drawing = Drawing(**vars(self.drawing) | {"n": n, "sampler_options": self.sampler_options()})
+            run = Path(self.source)
+            raw, levels, drawn = draw(run, drawing, out, overwrite=self.overwrite, progress=progress)
+            samples = fid.Images(raw, levels, {"run": str(run), "drawn": drawn})
+        else:
+            samples = fid.open_images(self.source, split="test", **reading)
+            if n is not None and n > len(samples.raw):
+                raise ValueError(f"n must be at most the {len(samples.raw)} images that there are, got {n}")
+            samples = replace(samples, raw=samples.raw[:n])
+        record = fid.score(samples, reference, features, progress=progress)
+        print(fid.score_table(record))
+        atomic.json_object(out / "fid.json", record)
+        print(out / "fid.json")
+        return DONE
+
+    def check_nothing_is_drawn(self) -> None:
+        """ValueError where an option says how to draw samples from a run, and the source is not a run."""
+        defaults = vars(FidDrawing()) | dict.fromkeys(self.table_values)
+        for name, value in (vars(self.drawing) | {"n": None} | self.table_values).items():
+            if value != defaults[name]:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is for samples that are drawn from a run, and {self.source} is no run"
+                )
+
+
+@dataclass
+class Inpaint(ShowsProgress):
+    """Draw the missing pixels of an image given the others, by a run.
+
+    "indm inpaint RUN image.png --mask mask.png --out filled" draws the pixels that are white in mask.png. Without a
+    mask, the missing pixels are the transparent ones of image.png. Both files have one size. If it is not that of the
+    model's images, both are cut and resized as the model's data were, and the draws have the size of the model's
+    images. The model's flow must be elementwise, the default for images, or the identity.
+
+    Writes 1.png, 2.png, … with the other pixels as they were, in the model's grey levels; sheet.png with the image, its
+    missing pixels grey, before the draws; and inpainting.json, which says how they were drawn.
+    """
+
+    run_folder: RunFolder
+    image: Annotated[Positional[Path], arg(metavar="IMAGE")]
+    """The image, of which some pixels are missing."""
+    out: Annotated[Path, arg(metavar="FOLDER")]
+    """Where to write; a folder that is not empty is an error without --overwrite."""
+    mask: Annotated[Path | None, arg(metavar="IMAGE"), default("what is transparent")] = None
+    """An image that is white where pixels are missing, and black elsewhere."""
+    options: Annotated[InpaintingOptions, arg(name="")] = field(default_factory=InpaintingOptions)
+    overwrite: bool = False
+    """Write into a folder that is not empty."""
+
+    def run(self) -> int:
+        import torch
+
+        from indm.files import atomic
+        from indm.inpainting import inpaint
+        from indm.workbench.figures import sheets
+        from indm.workbench.runs.folder import check_absent, check_empty, open_run, run_folder
+        from indm.workbench.runs.provenance import provenance, weights_hash
+        from indm.workbench.runs.samples import conditions
+        from indm.workbench.translation.translate import picture
+
+        if not self.overwrite:
+            check_empty(self.out, "name another --out, or add --overwrite")
+        check_absent(self.out, (), self.overwrite)
+        run, options = run_folder(self.run_folder), self.options
+        model, recipe = open_run(run)
+        levels = model.scaling.levels
+        if len(model.shape) != 3 or model.shape[0] not in (1, 3) or levels is None:
+            raise ValueError(f"{run} must be a run of grey or RGB images, got one of events of shape {model.shape}")
+        raw, missing = self.read(model, recipe["data"])
+        if options.condition is None and options.guidance != 1:
+            raise ValueError(f"--guidance {options.guidance:g} needs --condition, as in --guidance 2 --condition 3")
+        c = None if options.condition is None else conditions(run, model, options)
+        self.out.mkdir(parents=True, exist_ok=True)
+        generator = torch.Generator(model.scaling.scale.device).manual_seed(options.seed)
+        shared: dict[str, Any] = {name: getattr(options, name) for name in ("guidance", "steps", "batch_size")}
+        n = options.n if c is None else len(c)
+        draws = inpaint(model, raw, missing, n, c=c, generator=generator, progress=self.progress, **shared).cpu()
+        pictures = (partial(picture(pixels, levels).save, format="PNG") for pixels in draws)
+        atomic.together({self.out / f"{number}.png": save for number, save in enumerate(pictures, start=1)})
+        seen = raw.masked_fill(missing, levels // 2)
+        sheets.save_grid(torch.cat([seen[None], draws]), levels, self.out / "sheet.png")
+        sources = {"image": str(self.image), "mask": None if self.mask is None else str(self.mask)}
+        made_by = provenance(options.seed, {str(run): weights_hash(run)})
+        atomic.json_object(self.out / "inpainting.json", sources | {"options": asdict(options), "provenance": made_by})
+        pixels = f"{int(missing[0].sum())} of {missing[0].numel()} pixels"
+        print(f"{self.out / 'sheet.png'}: {pixels}, {counted(len(draws), 'draw')}")
+        return DONE
+
+    def read(self, model: "INDM", data: dict[str, Any]) -> "tuple[Tensor, Tensor]":
+        """The image in grey levels and its missing pixels, of the model's shape; cut and resized as ``data`` says.
+
+        A pixel of a resized image is missing if a missing one has any weight in it.
+
+        Raises:
+            ValueError: no mask, one of another size than the image, or one in which no pixel or every pixel is missing.
+        """
+        from PIL import Image, ImageChops
+
+        from indm.workbench.data.images import pixels_of, read_alpha, read_image, read_size, shown_part
+        from indm.workbench.translation.routes import image_reader
+
+        with naming(self.image):
+            (height, width), opaque = read_size(self.image), read_alpha(self.image)
+            pixels = image_reader(self.image, model, data)().pixels.long()
+        if self.mask is not None:
+            with naming(self.mask):
+                mask = read_image(self.mask).convert("L")
+        elif opaque is not None:
+            mask = ImageChops.invert(opaque)
+        else:
+            raise ValueError(f"--mask must be given for {self.image}, which has no transparent pixels")
+        if mask.size != (width, height):
+            raise ValueError(
+                f"{self.mask} must have {width}×{height} pixels, as {self.image}, got {mask.width}×{mask.height}"
+            )
+        sides = model.shape[1], model.shape[2]
+        holes = shown_part(mask.point(lambda level: 255 * (level >= 128)), sides, data.get("crop", True))
+        missing = pixels_of(holes.resize(sides[::-1], Image.Resampling.BILINEAR)) > 0
+        if missing.all() or not missing.any():
+            raise ValueError(f"{self.mask or self.image} must say which pixels are missing, some and not all of them")
+        return pixels, missing.expand(model.shape)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Every failure to read an image inside is a ValueError that names ``path``."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {reason(error)}") from error
+
+
+@dataclass
+class Translate(ShowsProgress):
+    """Translate images of A into images of B by trained runs.
+
+    "indm translate RUN_A RUN_B photos --out results" takes two models: to T along A's probability flow, back along B's.
+
+    "indm translate PAIR photos --out results" does the same, with the folder of "indm train-pair".
+
+    "indm translate BRIDGE photos --out results" takes one model of "indm train-bridge".
+
+    "indm translate RUN photos --condition cat dog --out results" takes one model of classes: up as cat, down as dog.
+
+    With --method sdedit --strength 0.5 all of these take the model of B alone: noise up, then down along its flow. Then
+    "indm translate RUN_B photos" does, too.
+
+    Writes NAME.png for each image (NAME.npz for an array), sheet.png with sources and results interleaved, and
+    translation.json with the distance of each result from its source and the reason for each that failed.
+    """
+
+    paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN] IMAGES…", help_behavior_hint="(required)")]
+    """One or two run folders or models of the hub, user/name; then images: files, folders, patterns like "x/*.png",
+    arrays as .npz or .npy."""
+    out: Annotated[Path, arg(metavar="FOLDER")]
+    """Where to write; a folder that is not empty is an error without --overwrite."""
+    direction: Literal["forward", "backward"] = "forward"
+    """From A to B, or from B to A."""
+    condition: Annotated[tuple[str, str] | None, arg(metavar="CLASS CLASS"), default("two data sets")] = None
+    """Of one model of classes: the class of the images, and the one that they become, by name, or by number (from 0)
+    where no name has a digit."""
+    options: Annotated[TranslationOptions, arg(name="")] = field(default_factory=TranslationOptions)
+    overwrite: bool = False
+    """Write into a folder that is not empty."""
+
+    def run(self) -> int:
+        from indm.workbench.runs.folder import check_empty, is_run, run_folder
+        from indm.workbench.training.pairs import is_pair
+        from indm.workbench.translation.routes import found_in, open_runs
+        from indm.workbench.translation.translate import sentences, translate_files
+
+        if not self.overwrite:
+            check_empty(self.out, "name another --out, or add --overwrite")
+        first, *others = self.paths
+        second = [path if path.suffix else run_folder(path) for path in others[:1]]  # with a suffix it is an image
+        given = (run_folder(first), *second, *others[1:])
+        count = len([*itertools.takewhile(lambda path: is_run(path) or is_pair(path), given)])
+        if not count or count == len(given):
+            what = "a run folder (with a recipe.toml in it) first" if not count else "images after the run folders"
+            raise ValueError(f"translate needs {what}, got {' '.join(map(str, self.paths))}")
+        sources = given[count:]
+        found_in(sources)
+        opened = open_runs(given[:count], self.direction, self.condition, method=self.options.method)
+        report = translate_files(opened, sources, self.out, self.options, progress=self.progress)
+        print("\n".join(sentences(report)))
+        for name, why in report["failed"].items():
+            print(f"indm: not translated: {one_line(name)}: {why}", file=sys.stderr)
+        written = ["sheet.png", "index.html"] if self.options.page else ["sheet.png"]
+        print("\n".join(str(self.out / name) for name in written) if report["examples"] else "nothing was translated")
+        return SOME_FAILED if report["failed"] else DONE
