@@ -102,6 +102,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "conditional": lambda: conditional.summary(of("conditional")),
     "cell": lambda *arguments: cell(*arguments),
     "verdict-search": lambda: search.markdown(of("verdict-search")),
+    "verdict-final": lambda: final.markdown(of("verdict-final")),
     "verdict-levels": lambda: final.level_table(of("verdict-search")),
     "verdict-costs": lambda data: costs.markdown(of("verdict-costs", data=data)),
     "verdict-dial": lambda name: dial.markdown(of("verdict-dial"), name),

@@ -92,3 +92,15 @@ def level_table(table: Records) -> str:
         for parts in zip(*found, strict=True)
     ]
     return in_table("σ/α", *CHOSEN, rows=rows)
+
+
+def markdown(table: Records) -> str:
+    """The trainings so far: the bound of validation and test images, and what NELBO − NLL of the test images is."""
+    rows = []
+    for row in sorted(table.rows(), key=lambda row: (row["data"], row["seed"], [*CHOSEN].index(row["variant"]))):
+        test, gap = row["bound"]["with_reconstruction"]["bits_per_dim"], row["gap"]
+        between = f"{gap['bits_per_dim']:.3f} ± {gap['bits_per_dim_standard_error']:.3f}"
+        cells = row["data"], row["seed"], row["variant"], f"{row['steps']:,}", f"{row['cpu_seconds']:.0f}"
+        rows.append((*cells, f"{row['valid']:.4f}", f"{test:.4f}", between))
+    titles = "data", "seed", "model", "steps", "CPU s", "NELBO of validation", "of test, bits/dim", "NELBO − NLL"
+    return in_table(*titles, rows=rows)
