@@ -148,8 +148,8 @@ def from_line(line: Array, interval: Array, edge: Array | float = np.nan) -> Arr
     low, high = interval
     with np.errstate(all="ignore"):
         inner = np.nextafter(low, high), np.nextafter(high, low)
-        share = np.stack([ndtr(line), expit(_logit_of(line, edge))])
-        rest = np.stack([ndtr(-line), expit(-_logit_of(line, edge))])
+        v = _logit_of(line, edge)
+        share, rest = np.stack([ndtr(line), expit(v)]), np.stack([ndtr(-line), expit(-v)])
         quantile, logit = np.where(share < 0.5, low + (high - low) * share, high - (high - low) * rest).clip(*inner)
         return np.select(_kinds(interval, edge), [quantile, logit, low + np.exp(line), high - np.exp(-line)], line)
 

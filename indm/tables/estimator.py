@@ -28,7 +28,7 @@ from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, rademacher
 from indm.sampling import sample
 from indm.score import ScoreModel, context_of, with_context
 from indm.sde.linear import VPSDE
-from indm.tables.columns import Columns, are_near, far_columns, is_inside, moments, moments_of_most
+from indm.tables.columns import Columns, are_near, best_edges, far_columns, is_inside, moments, moments_of_most
 from indm.tables.fit import MARKS, VALIDATION_ROWS, Training, at, race, train
 from indm.tables.mixture import COMPONENTS, Mixture, best_mixture
 from indm.tables.networks import MixtureMLP
@@ -226,7 +226,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             choices = [continuous[:0], continuous] if len(continuous) else [continuous]
             noisy = self._noisy(X, numbers)
             tails = [np.zeros(X.shape[1], dtype=bool), *self._far(X, noisy)]
-            maps = [Columns.fitted(noisy, c, skewed, far, self._interval) for far in tails for skewed in choices]
+            box = self._interval, best_edges(noisy, c, self._interval)
+            maps = [Columns.fitted(noisy, c, skewed, far, *box) for far in tails for skewed in choices]
             order, size = numbers.permutation(len(X)), max(1, round(self.validation_fraction * len(X)))
             order = order if self._order is None else self._order
             self.models_, self.n_steps_, self.ended_, self.gains_ = [], [], [], []
