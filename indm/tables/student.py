@@ -1,0 +1,130 @@
+"""A student of a density estimator: log p by one pass of a network, which is fitted to that of the ODE."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from indm.training import learning_rate_factor
+
+LABELLED, LABEL_SHARE = 1_024, 0.5  # latents at once; share of the seconds that may go to their log p
+SPREAD, SPREAD_SHARE = 0.5, 0.2  # deviation of the noise on a share of the draws, so that rare rows are seen, too
+HELD = 0.2  # share of the other draws, which are compared and not fitted
+WIDTH, HIDDEN = 128, 3
+PERIODS = 8.0, 4.0, 2.0  # of the sines and cosines of each number, whose deviation is 1
+BATCH, RATE, DECAY = 512, 2e-3, 0.7
+KINK = 0.3  # nats, above which an error counts linearly
+
+Array = np.ndarray
+LogDensity = Callable[[Array, Array], Array]  # latents (n, d) and conditions (n, k) ↦ nats (n,)
+
+
+class Student(nn.Module):
+    r"""log p of latents, from that of a base: a network learns what the teacher has beyond the base.
+
+    It is fitted by regression to the teacher's log p at draws of the teacher, some with noise. Draws that were held out
+    give its difference from the teacher, and its normaliser :math:`Z = E_p[\tilde p/p]`, by which it is divided.
+
+    Args:
+        d: numbers of a latent.
+        k: numbers of a condition.
+
+    Attributes:
+        difference: mean and 95 % quantile of \|student − teacher\| at held-out draws, nats.
+        log_normaliser: log Z, which is subtracted.
+        pairs: latents at which the teacher's log p was computed.
+        lowest: log p of the base at the least likely of them. Below it the student knows nothing.
+    """
+
+    difference = (math.nan, math.nan)
+    log_normaliser, pairs, lowest = 0.0, 0, -math.inf
+
+    def __init__(self, d: int, k: int):
+        super().__init__()
+        self.register_buffer("omega", 2 * math.pi / torch.tensor(PERIODS))
+        self.register_buffer("centre", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+        sizes = [(1 + 2 * len(PERIODS)) * (d + k), *[WIDTH] * HIDDEN, 1]
+        layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.SiLU())]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, v: Tensor) -> Tensor:
+        """What the teacher has beyond the base, nats (B,), at latents beside their conditions (B, d + k)."""
+        angle = v[..., None] * self.omega
+        waves = torch.cat([v[..., None], angle.sin(), angle.cos()], 2)
+        return self.centre + self.scale * self.layers(waves.flatten(1))[:, 0]
+
+    @torch.no_grad()
+    def log_prob(self, z: Array, c: Array, base: Array) -> Array:
+        """log p of latents (n, d) at conditions (n, k), where the base has ``base`` (n,)."""
+        parts = torch.from_numpy(np.concatenate([z, c], 1)).float().split(2**16)
+        return base + np.concatenate([self(part).double().numpy() for part in parts]) - self.log_normaliser
+
+    @classmethod
+    def taught(
+        cls,
+        draw: Callable[[Array, np.random.RandomState], Array],
+        teacher: LogDensity,
+        base: LogDensity,
+        c: Array,
+        numbers: np.random.RandomState,
+        *,
+        max_pairs: int,
+        max_steps: int,
+        max_seconds: float,
+    ) -> "Student":
+        """A student of ``teacher``, from draws by ``draw`` at rows of ``c`` (n, k), with the limits of ``distill``.
+
+        Example: the teacher is N(0, 4), the base N(0, 1).
+
+            >>> def normal(std):
+            ...     return lambda z, c: -0.5 * (z[:, 0] / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
+            >>> def draw(c, numbers):
+            ...     return 2 * numbers.normal(size=(len(c), 1))
+            >>> laws, limits = (draw, normal(2), normal(1)), dict(max_pairs=5_000, max_steps=500, max_seconds=60)
+            >>> student = Student.taught(*laws, np.zeros((1, 0)), np.random.RandomState(0), **limits)
+            >>> student.difference[0] < 0.05
+            True
+        """
+        started = time.perf_counter()
+        parts: list[tuple[Array, ...]] = []
+        until = started + LABEL_SHARE * max_seconds
+        while not parts or (len(parts) * LABELLED < max_pairs and time.perf_counter() < until):
+            at = c[numbers.randint(len(c), size=LABELLED)]
+            z, chance = draw(at, numbers), numbers.uniform(size=LABELLED)
+            z += SPREAD * (chance < SPREAD_SHARE)[:, None] * numbers.normal(size=z.shape)
+            parts.append((z, at, base(z, at), teacher(z, at), chance > 1 - HELD * (1 - SPREAD_SHARE)))
+        z, at, start, target, is_held = map(np.concatenate, zip(*parts, strict=True))
+        found = cls(z.shape[1], at.shape[1])
+        inputs, beyond = torch.from_numpy(np.concatenate([z, at], 1)).float(), torch.from_numpy(target - start).float()
+        is_fitted = torch.from_numpy(~is_held)
+        found.fit(inputs[is_fitted], beyond[is_fitted], max_steps, started + max_seconds, numbers)
+        off = found.log_prob(z[is_held], at[is_held], start[is_held]) - target[is_held]
+        found.log_normaliser = float(np.log(np.exp(off).mean()))
+        away = np.abs(off - found.log_normaliser)
+        found.difference, found.pairs = (float(away.mean()), float(np.quantile(away, 0.95))), len(z)
+        found.lowest = float(start[~is_held].min())
+        return found
+
+    def fit(self, v: Tensor, beyond: Tensor, steps: int, deadline: float, numbers: np.random.RandomState) -> None:
+        """Regression of ``beyond`` (n,) on inputs ``v`` (n, d + k), until ``deadline`` at the latest."""
+        self.centre.copy_(beyond.median())
+        self.scale.copy_(beyond.std())
+        optimizer = torch.optim.AdamW(self.parameters(), RATE)
+        started, generator = time.perf_counter(), torch.Generator().manual_seed(numbers.randint(2**31 - 1))
+        for step in range(steps):
+            progress = max(step / steps, (time.perf_counter() - started) / max(deadline - started, 1e-9))
+            if progress >= 1:
+                break
+            for group in optimizer.param_groups:
+                group["lr"] = RATE * learning_rate_factor(step, progress, 0, DECAY)
+            i = torch.randint(len(v), (BATCH,), generator=generator)
+            loss = F.smooth_l1_loss(self(v[i]), beyond[i], beta=KINK)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()

@@ -1,0 +1,96 @@
+"""The student of a density: near its teacher by as much as it says, normalised, and silent where it knows nothing."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from indm import DensityEstimator
+from indm.tables.student import Student
+
+
+def ring(n: int, seed: int) -> np.ndarray:
+    """A noisy circle."""
+    numbers = np.random.default_rng(seed)
+    angle, radius = numbers.uniform(0, 2 * np.pi, n), numbers.normal(3.0, 0.3, n)
+    return radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[DensityEstimator, DensityEstimator]:
+    """A density of the ring, from one Gaussian, and the same with a student."""
+    teacher = DensityEstimator(max_components=1, n_models=1, max_steps=400, random_state=0).fit(ring(1500, 0))
+    return teacher, teacher.distill(max_pairs=3_000, max_steps=800, max_seconds=500, random_state=0)
+
+
+def normal(std):
+    return lambda z, c: -0.5 * ((z[:, 0] - c[:, 0]) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
+
+
+def test_a_student_of_a_closed_form_learns_it_at_all_conditions() -> None:
+    """The teacher is N(c, 1/4), the base N(c, 1): what is learned depends on z and c."""
+    numbers, c = np.random.RandomState(0), np.linspace(-2, 2, 101)[:, None]
+
+    def draw(c, numbers):
+        return c + 0.5 * numbers.normal(size=c.shape)
+
+    limits = {"max_pairs": 10_000, "max_steps": 600, "max_seconds": 500}
+    student = Student.taught(draw, normal(0.5), normal(1.0), c, numbers, **limits)
+    z = draw(c, numbers)
+    assert np.abs(student.log_prob(z, c, normal(1.0)(z, c)) - normal(0.5)(z, c)).mean() < 0.03
+    assert student.difference[0] < 0.03
+
+
+def test_the_difference_is_what_it_says(pair) -> None:
+    teacher, fast = pair
+    X = teacher.sample(800, random_state=5)
+    off = np.abs(fast.score_samples(X) - teacher.score_samples(X))
+    mean, most = fast.student_.difference
+    assert off.mean() == pytest.approx(mean, rel=0.3)
+    assert 0.9 < (off < most).mean() < 0.99
+    start = teacher._mixture_log_density(teacher.columns_.latents(X, np.zeros((len(X), 0))), np.zeros((len(X), 0)))
+    assert mean < 0.2 * np.abs(start + teacher.columns_.log_volume(X) - teacher.score_samples(X)).mean()
+
+
+def test_the_student_is_a_density(pair) -> None:
+    axis = np.linspace(-5, 5, 121)
+    grid = np.stack(np.meshgrid(axis, axis), 2).reshape(-1, 2)
+    assert np.exp(pair[1].score_samples(grid)).sum() * (axis[1] - axis[0]) ** 2 == pytest.approx(1, abs=0.02)
+
+
+def test_what_the_student_has_not_seen_is_left_to_the_teacher(pair) -> None:
+    teacher, fast = pair
+    X = np.array([[9.0, 0.0], [3.0, 0.0]])
+    slow = teacher.score_samples(X)
+    assert fast.score_samples(X)[0] == slow[0] and fast.score_samples(X)[1] != slow[1]
+    assert np.array_equal(fast.score_samples(X, tol=0.05), slow)
+    assert np.array_equal(fast.sample(5, random_state=0), teacher.sample(5, random_state=0))
+
+
+def test_a_student_is_pickled_and_a_new_fit_forgets_it(pair) -> None:
+    X = ring(50, 3)
+    copied = pickle.loads(pickle.dumps(pair[1]))
+    assert np.array_equal(copied.score_samples(X), pair[1].score_samples(X))
+    assert copied.set_params(max_steps=0).fit(ring(100, 1)).student_ is None and pair[0].student_ is None
+
+
+def test_a_student_of_conditions_and_whole_numbers() -> None:
+    """Probabilities of whole numbers at c sum to 1, and follow c."""
+    numbers = np.random.default_rng(0)
+    c = numbers.uniform(-1, 1, (1500, 1))
+    X = numbers.poisson(np.exp(1 + c)).astype(float)
+    options = {"n_models": 1, "max_steps": 150, "random_state": 0}
+    teacher = DensityEstimator(discrete=[0], bounds={0: (0, None)}, **options).fit(X, c=c)
+    fast = teacher.distill(c, max_pairs=2_000, max_steps=500, max_seconds=500, random_state=0)
+    counts = np.arange(40.0)[:, None]
+    slow, quick = (np.exp(density.score_samples(counts, np.full((40, 1), 0.7))) for density in (teacher, fast))
+    assert quick.sum() == pytest.approx(1, abs=0.03)
+    assert np.abs(quick - slow).sum() < 0.1
+    assert abs(quick @ counts[:, 0] - np.exp(1.7)) < 0.5
+
+
+def test_bad_arguments_are_named(pair) -> None:
+    with pytest.raises(ValueError, match="max_seconds must be positive, got 0"):
+        pair[0].distill(max_seconds=0)
+    with pytest.raises(ValueError, match="c must be left out"):
+        pair[0].distill(np.zeros((5, 1)))
