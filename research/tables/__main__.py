@@ -2,7 +2,7 @@
 
 import sys
 
-from research.tables import flow_worth, flows, imputation, laws, outliers, regression
+from research.tables import flow_worth, flows, imputation, laws, outliers, regression, student
 
 COMMANDS = {
     "flow_worth": flow_worth.main,
@@ -11,6 +11,7 @@ COMMANDS = {
     "laws": laws.main,
     "outliers": outliers.main,
     "regression": regression.main,
+    "student": student.main,
 }
 
 if sys.argv[1:2] == [] or sys.argv[1] not in COMMANDS:
