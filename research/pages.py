@@ -28,7 +28,7 @@ from research.markdown import in_table, with_tables
 from research.posteriors import boxes, sbibm
 from research.posteriors import study as posteriors
 from research.records import RECORDS, Records
-from research.tables import flow_worth, flows, imputation, laws, outliers, regression
+from research.tables import flow_worth, flows, imputation, laws, outliers, regression, student
 from research.translation import flow_alone, truth
 from research.translation import study as translation
 from research.verdict import costs, dial, final, search
@@ -95,6 +95,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "outliers": lambda: outliers.means(of("outliers", seconds=60.0)),
     "outliers-parts": lambda: outliers.parts(of("outliers", seconds=60.0)),
     "outliers-tables": lambda: outliers.of_tables(of("outliers", seconds=60.0)),
+    "students": lambda: student.markdown(of("students")),
     "posteriors-boxes": lambda: boxes.markdown(of("posteriors-boxes")),
     "posteriors": lambda: posteriors.markdown(of("posteriors")),
     "sbibm": lambda: sbibm.markdown(of("sbibm", simulations=10_000, draws=10_000)),

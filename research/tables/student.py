@@ -42,7 +42,8 @@ def measured(name: str, seed: int, seconds: float) -> dict[str, Any]:
     return {
         "columns": test.shape[1], "mean": round(off.mean(), 4), "most": round(np.quantile(off, 0.95), 4),
         "stated": [round(part, 4) for part in fast.student_.difference], "shift": round((quick - slow).mean(), 4),
-        "left": round(float((off == 0).mean()), 4), "pairs": fast.student_.pairs, "teaching_cpu_seconds": round(taught, 1),
+        "left": round(float((off == 0).mean()), 4), "pairs": fast.student_.pairs,
+        "teaching_cpu_seconds": round(taught, 1),
         "teacher_ms": round(teacher_ms, 4), "student_ms": round(student_ms, 4), "seconds": seconds,
     } | made_by(seed)  # fmt: skip
 
