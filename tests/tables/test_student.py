@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from indm import DensityEstimator
+from indm import DensityEstimator, PosteriorEstimator
 from indm.tables.student import Student
 
 
@@ -87,6 +87,19 @@ def test_a_student_of_conditions_and_whole_numbers() -> None:
     assert quick.sum() == pytest.approx(1, abs=0.03)
     assert np.abs(quick - slow).sum() < 0.1
     assert abs(quick @ counts[:, 0] - np.exp(1.7)) < 0.5
+
+
+def test_a_posterior_with_a_student() -> None:
+    numbers = np.random.default_rng(0)
+    theta = numbers.uniform(-1, 1, (800, 1))
+    x = np.abs(theta) + 0.2 * numbers.normal(size=theta.shape)
+    options = {"n_models": 1, "max_steps": 300, "random_state": 0}
+    posterior = PosteriorEstimator(([-1.0], [1.0]), **options).fit(theta, x)
+    fast = posterior.distill(x, max_pairs=4_000, max_steps=800, max_seconds=500, random_state=0)
+    draws = posterior.sample(1, x, random_state=0)[:, 0]
+    off = np.abs(fast.log_prob(draws, x) - posterior.log_prob(draws, x))
+    assert 0 < off.mean() < 0.15 and fast.estimator_.student_.difference[0] == pytest.approx(off.mean(), rel=0.5)
+    assert posterior.estimator_.student_ is None
 
 
 def test_bad_arguments_are_named(pair) -> None:
