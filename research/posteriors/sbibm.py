@@ -35,7 +35,13 @@ from research.posteriors import study
 from research.records import Records, made_by
 
 Array = np.ndarray
-METHODS = {"indm": study.indm, "npe": functools.partial(study.npe, flow="nsf")}
+METHODS = {
+    "indm": study.indm,
+    "npe": functools.partial(study.npe, flow="nsf"),
+    "fmpe": functools.partial(study.vector_field, kind="FMPE"),
+    "npse": functools.partial(study.vector_field, kind="NPSE"),
+}
+BOTH = ("indm", "npe")  # of the table
 FRESH = 1_000  # pairs, not fitted, for the validation log p
 TOLERANCE, MOST_STEPS = 1e-8, 100_000  # of the ODEs; between two of their save points
 PUBLISHED = {  # C2ST at 10,000 simulations of NPE and of the best sequential method, over observations 1–10 and 1–3
@@ -168,10 +174,10 @@ def summary(rows: Sequence[dict[str, Any]], key: str, digits: int) -> str:
 def markdown(table: Records) -> str:
     """All tasks with both methods and what was published."""
     measured = {"C2ST": ("c2st", 3), "outside": ("outside", 2), "CPU s": ("fit_cpu_seconds", 0), "log p": ("log_p", 2)}
-    first, *others = [[f"{what} {method}" for method in METHODS] for what in measured]
+    first, *others = [[f"{what} {method}" for method in BOTH] for what in measured]
     lines = []
     for name, published in PUBLISHED.items():
-        found = [table.at(task=name, method=method).rows() for method in METHODS]
+        found = [table.at(task=name, method=method).rows() for method in BOTH]
         cells = [summary(rows, *what) for what in measured.values() for rows in found]
         known = [f"{ten:.3f} ({three:.3f})" for ten, three in published]
         ended = f"{sum(row['ended_itself'] for row in found[0])} of {len(found[0])}" if found[0] else "–"
@@ -180,13 +186,23 @@ def markdown(table: Records) -> str:
     return in_table("task", *columns, rows=lines)
 
 
+def others(table: Records) -> str:
+    """C2ST of all methods on the tasks on which sbi's FMPE and NPSE were trained, too."""
+    lines = []
+    for name in PUBLISHED:
+        found = {method: table.at(task=name, method=method).rows() for method in METHODS}
+        if found["fmpe"]:
+            lines.append([name, *(summary(rows, "c2st", 3) for rows in found.values())])
+    return in_table("task", *METHODS, rows=lines)
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         "research.posteriors sbibm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--home", type=Path, required=True, help="folder of the simulations and the table")
     parser.add_argument("--tasks", nargs="+", choices=PUBLISHED, default=list(PUBLISHED))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=BOTH)
     parser.add_argument("--simulations", type=int, default=10_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--observations", type=int, nargs="+", default=[1, 2, 3])

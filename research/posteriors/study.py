@@ -90,6 +90,24 @@ def npe(theta: Array, x: Array, seed: int, seconds: float, flow: str = "maf") ->
     return Fitted(draw, log_prob, {"epochs": trainer.summary["epochs_trained"]})
 
 
+def vector_field(theta: Array, x: Array, seed: int, seconds: float, kind: str) -> Fitted:
+    """FMPE or NPSE of sbi with their defaults, until they stop by themselves; their log p is not computed."""
+    from sbi import inference
+
+    torch.manual_seed(seed)
+    pairs = (torch.from_numpy(part).float() for part in (theta, x))
+    quiet = {"show_progress_bars": False, "tracker": mock.MagicMock(), "logging_level": logging.ERROR}
+    trainer = getattr(inference, kind)(**quiet)
+    posterior = trainer.build_posterior(trainer.append_simulations(*pairs).train())
+
+    def draw(x: Array, n: int, seed: int) -> Array:
+        torch.manual_seed(seed)
+        return posterior.sample((n,), torch.from_numpy(x[None]).float(), show_progress_bars=False).double().numpy()
+
+    unknown = np.full(len(theta), math.nan)
+    return Fitted(draw, lambda theta, x: unknown[: len(theta)], {"epochs": trainer.summary["epochs_trained"]})
+
+
 METHODS = {"indm": indm, "npe": npe}
 
 
