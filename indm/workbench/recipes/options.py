@@ -264,7 +264,7 @@ class Drawing(Checked):
 class SampleDrawing(Drawing):
     """The samples of a run, with defaults that depend on its recipe."""
 
-    n: Annotated[int | None, AT_LEAST_1, arg(aliases=["-n"], metavar="N"), default("64, or up to 8 of each class")] = None  # type: ignore[assignment]
+    n: Annotated[int | None, AT_LEAST_1, arg(aliases=["-n"], metavar="N"), default("64, or up to 8 a class")] = None  # type: ignore[assignment]
     """How many samples. Without -n and --condition, a model of up to 40 classes draws a row of each."""
     guidance: Annotated[float | None, default("sample.guidance of the recipe")] = None  # type: ignore[assignment]
     """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
