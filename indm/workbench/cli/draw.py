@@ -20,11 +20,13 @@ from indm.workbench.recipes.options import (
     Drawing,
     FidDrawing,
     InpaintingOptions,
+    SampleDrawing,
     ScoringOptions,
     TranslationOptions,
     default,
 )
 
+IN_ROW, IN_ALL, MOST_ROWS = 8, 80, 40  # samples of a class and together, and classes, that are drawn by default
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -55,11 +57,11 @@ class Sample(DrawsSamples):
 
     samples.png is a grid of 256 images at most, or points beside the data; samples.csv has the rows of a table.
     samples.json says how they were drawn. Samples that were drawn with the same options are kept, not drawn again. A
-    model of classes draws one by --condition 3, or a row of each by --condition all -n 8.
+    model of classes draws a row of each; one class by --condition 3, and classes as often as the data have them by -n.
     """
 
     run_folder: RunFolder
-    drawing: Annotated[Drawing, arg(name="")] = field(default_factory=Drawing, kw_only=True)
+    drawing: Annotated[SampleDrawing, arg(name="")] = field(default_factory=SampleDrawing, kw_only=True)
     out: Annotated[Path | None, arg(metavar="FOLDER"), default("the run folder")] = None
     """Where to write."""
 
@@ -69,14 +71,15 @@ class Sample(DrawsSamples):
         from indm.workbench.runs.samples import SAMPLES, change_line, draw
 
         run = run_folder(self.run_folder)
-        out, drawing = self.out or run, replace(self.drawing, sampler_options=self.sampler_options())
+        out, recipe = self.out or run, recipe_of(run)
+        drawing = replace(with_defaults(self.drawing, recipe), sampler_options=self.sampler_options())
         options = {"overwrite": self.overwrite, "progress": self.progress}
         samples, levels, drawn = draw(run, drawing, out, **options)
         made_by: Any = drawn
         if (out / "samples.png").exists():
             pass  # of the same samples
         elif samples.ndim == 4 and drawing.condition == "all":
-            sheets.save_classes(samples, levels or 256, recipe_of(run).labels, out / "samples.png")
+            sheets.save_classes(samples, levels or 256, recipe.labels, out / "samples.png")
         elif samples.ndim == 4:
             sheets.save_grid(samples, levels or 256, out / "samples.png")
         elif samples.shape[1] > 1:
@@ -87,6 +90,20 @@ class Sample(DrawsSamples):
         if line := change_line(out, levels):
             print(line)
         return DONE
+
+
+def with_defaults(drawing: SampleDrawing, recipe: recipes.Recipe) -> Drawing:
+    """The drawing with what it leaves to a run's recipe: how many samples, of which classes, at which guidance."""
+    chosen = vars(drawing)
+    if drawing.n is None and drawing.condition is None and 0 < len(recipe.labels) <= MOST_ROWS:
+        chosen = chosen | {"condition": "all"}
+    if drawing.n is None:
+        row = min(IN_ROW, max(2, IN_ALL // max(1, len(recipe.labels))))
+        chosen = chosen | {"n": row if chosen["condition"] == "all" else 64}
+    if drawing.guidance is None:
+        is_guided = recipe.condition is not None and drawing.condition != "none"
+        chosen = chosen | {"guidance": recipe.sample.guidance if is_guided else 1.0}
+    return Drawing(**chosen)
 
 
 def test_data(table: dict[str, Any], n: int) -> Any:

@@ -35,7 +35,7 @@ class List(Common):
     """
 
     what: Annotated[Positional[str | None], arg(metavar="KIND"), default("all")] = None
-    """recipes, train, evaluate, or a kind of parts: flow, sde, net, data, sampler, …"""
+    """recipes, train, evaluate, sample, or a kind of parts: flow, sde, net, data, sampler, …"""
     name: Annotated[Positional[str | None], arg(metavar="NAME"), default("all")] = None
     """A part of that kind."""
 
@@ -73,7 +73,7 @@ def row(name: str, two_cores: str, gpu: str, description: str) -> str:
 
 
 def of_table(table: str) -> str:
-    """The keys of [train] or [evaluate], each with its sentence and its default."""
+    """The keys of [train], [evaluate] or [sample], each with its sentence and its default."""
     options = OPTION_TABLES[table]
     sentences = sentences_of(options)
     lines = [wrapped(options.__doc__ or "")]

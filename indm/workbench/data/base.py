@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset
 
-from indm.checks import arguments_of, brief, check_arguments, takes_any_name
+from indm.checks import arguments_of, brief, check_arguments, counted, takes_any_name
 from indm.names import find
 from indm.scaling import Scaling
 from indm.workbench.data.examples import Examples, InMemory, OnDemand, events, words_of
@@ -41,7 +41,7 @@ class Data:
         classes: names of the labels 0, 1, …
         conditions: numbers c for p(x|c), (n, size) or images (n, C, H, W), of each split, in its order.
         groups: which group each example is of, (n,) int64 of each split, in its order, where examples of one group are
-            alike (patches of one photograph): standard errors are then over groups.
+            alike (frames of one film): no group is in two splits, and standard errors are over groups.
         notes: where the data came from and what was done to them, one sentence each.
         fingerprint: SHA-256 of what decides, beside the options, which example is in which split; "" where that never
             changes.
@@ -160,9 +160,12 @@ class DividedLoader(Loader):
     seed: int = 0
     """Of the split."""
 
-    def divided(self, n: int) -> dict[str, Tensor]:
-        """Which of ``n`` examples are in which split, see :func:`split`."""
-        return split(n, **counts(n, self.valid, self.test), seed=self.seed, limit=self.limit)
+    def divided(self, n: int, groups: Sequence[str] = (), labels: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Which of ``n`` examples are in which split, see :func:`split`, or with groups :func:`split_groups`."""
+        sizes = counts(n, self.valid, self.test)
+        if len(groups):
+            return split_groups(groups, labels, **sizes, seed=self.seed, limit=self.limit)
+        return split(n, **sizes, seed=self.seed, limit=self.limit)
 
     def as_data(self, source: Any, **more: Any) -> Data:
         """:func:`as_data` with these options."""
@@ -180,6 +183,51 @@ def split(n: int, *, valid: int, test: int = 0, seed: int = 0, limit: int | None
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     parts = {"train": limited(order[valid + test :], limit), "valid": order[test : test + valid]}
     return parts | ({"test": order[:test]} if test else {})
+
+
+def split_groups(
+    groups: Sequence[str], labels: Sequence[str] = (), *, valid: int, test: int, seed: int = 0, limit: int | None = None
+) -> dict[str, Tensor]:
+    """As :func:`split`, with all examples of a group in one split, and ``valid`` and ``test`` up to a group.
+
+    Groups of the same class or classes are divided together. Of two or more at least one is held out; a single one is
+    in ``train``.
+
+    Args:
+        groups: of each example.
+        labels: the class of each example, where there are classes.
+
+    Raises:
+        ValueError: too few groups.
+
+    >>> parts = split_groups(["a", "a", "b", "b", "c", "c"], valid=1, test=1)
+    >>> {part: len(examples) for part, examples in parts.items()}
+    {'train': 2, 'valid': 2, 'test': 2}
+    """
+    names, group, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    classes = [set[str]() for _ in names]
+    for number, label in zip(group.tolist(), labels if len(labels) else itertools.repeat(""), strict=False):
+        classes[number].add(label)
+    generator, alike = torch.Generator().manual_seed(seed), dict[frozenset[str], list[int]]()
+    for number in torch.randperm(len(names), generator=generator).tolist():
+        alike.setdefault(frozenset(classes[number]), []).append(number)
+    divisible = [numbers for numbers in alike.values() if len(numbers) > 1]
+    least = 2 if len(divisible) == 1 else 1  # so that test and valid have one each
+    wanted, held = {"test": test, "valid": valid}, {"test": list[int](), "valid": list[int]()}
+    for numbers in divisible:
+        count = max(least, round((test + valid) / len(group) * len(numbers)))
+        for number in numbers[: min(count, len(numbers) - 1)]:
+            filled = {part: sizes[held[part]].sum() / wanted[part] for part in held}
+            held[min(filled, key=filled.__getitem__)].append(number)
+    if not held["valid"]:
+        raise ValueError(
+            "groups must be three or more, or in two classes two or more each, to be in three splits; got "
+            f"{counted(len(names), 'group')}, as {brief(', '.join(names.tolist()))}"
+        )
+    order = torch.randperm(len(group), generator=generator)
+    chosen = {part: torch.from_numpy(np.isin(group, held[part]))[order] for part in ("valid", "test")}
+    train = order[~(chosen["valid"] | chosen["test"])]
+    return {"train": limited(train, limit)} | {part: order[where] for part, where in chosen.items()}
 
 
 def limited(items: Items, limit: int | None) -> Items:

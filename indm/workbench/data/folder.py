@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -151,6 +151,9 @@ class Folder(ImageOptions):
     classes: bool | list[str] = False
     """Whether each folder in it is a class, called like that folder; or those folders in it that are, and then no
     other is read."""
+    groups: Literal["subfolder", "prefix", None] = None
+    """Which images are alike, as frames of one film: those of one "subfolder" of the folder or of its class; or those
+    with one "prefix", their names up to the first "_". They stay in one split, and standard errors are over groups."""
 
     def data(self) -> Data:
         folder, names = Path(self.path).expanduser(), [] if isinstance(self.classes, bool) else self.classes
@@ -161,7 +164,23 @@ class Folder(ImageOptions):
             count = f"{n_colour} images are in colour and {n_grey} are grey"
             notes.append(f"RGB, as {count}; data.channels 1 makes all grey")
         labels = [class_of(file, folder, names) for file in files] if self.classes else ()
-        return self.data_of("folder", folder, files, n_colour > 0, notes, labels, names)
+        return self.data_of(
+            "folder", folder, files, n_colour > 0, notes, labels, names, self.grouped(files, folder, labels)
+        )
+
+    def grouped(self, files: Files, folder: Path, labels: Sequence[str]) -> list[str]:
+        """The group of each file; [] without groups."""
+        if self.groups is None:
+            return []
+        if self.groups == "prefix":
+            return [file.stem.split("_")[0] for file in files]
+        below = [file.relative_to(folder) for file in files]
+        depths = [1 + len(Path(label).parts) for label in labels or [""] * len(below)]
+        for path, depth in zip(below, depths, strict=True):
+            if len(path.parts) <= depth:
+                what = "a folder of its group" + (" in that of its class" if labels else "")
+                raise ValueError(f"data.groups must be prefix, or each image in {what}: '{path}' is in none")
+        return [Path(*path.parts[:depth]).as_posix() for path, depth in zip(below, depths, strict=True)]
 
 
 def class_of(file: Path, folder: Path, names: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageColor, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from indm.checks import brief, nearest, reason
+from indm.checks import brief, counted, nearest, reason
 from indm.files.plain import check_plain
 from indm.scaling import Scaling
 from indm.workbench.data.base import Data, DividedLoader, condition_fields, describe_split
@@ -198,6 +198,7 @@ class ImageOptions(DividedLoader):
         notes: list[str],
         labels: Any = (),
         classes: Sequence[str] = (),
+        groups: Sequence[str] = (),
     ) -> Data:
         """The data set ``name`` of the ``images`` in ``where``.
 
@@ -205,9 +206,10 @@ class ImageOptions(DividedLoader):
             images: a sequence of paths or :class:`Stored` with ``select`` and ``fingerprint``.
             colour: whether any of them is in colour.
             labels: the class of each, in the order of ``classes`` or of the alphabet; none by default.
+            groups: of each, where some are alike, see :func:`~indm.workbench.data.base.split_groups`.
         """
         shape = (self.channels or (3 if colour else 1), *self.sides)
-        parts = self.divided(len(images))
+        parts = self.divided(len(images), groups, labels)
         sets = {
             part: ImageFiles(images.select(index.numpy()), shape, self.resize, self.crop, self.background)
             for part, index in parts.items()
@@ -215,7 +217,10 @@ class ImageOptions(DividedLoader):
         how = "squashed" if self.crop is False else "centre-cropped"
         how += f", resized to {words_of(self.sides)} ({self.resize}), on {self.background}"
         about = condition_fields(labels, parts, where, classes) if len(labels) else {}
-        about |= {"notes": [*notes, how, describe_split(parts, self.seed)], "fingerprint": images.fingerprint()}
+        names, group = np.unique(np.asarray(groups), return_inverse=True)
+        by = f"of {counted(len(names), 'group')} " if groups else ""
+        about |= {"notes": [*notes, how, describe_split(parts, self.seed, by)], "fingerprint": images.fingerprint()}
+        about |= {"groups": {part: torch.from_numpy(group)[index] for part, index in parts.items()}} if groups else {}
         return data_of_images(name, sets, self.centered, self.flip, **about)
 
 

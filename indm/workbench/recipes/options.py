@@ -214,6 +214,17 @@ class Evaluation(Checked):
     """Seed of dequantization, noise, times and probes."""
 
 
+@dataclass(frozen=True)
+class SampleOptions(Checked):
+    """Keys of the recipe's [sample] table: how "indm sample" draws by default. In Python, indm.sample has its own."""
+
+    table = "sample."
+
+    guidance: float = 1.0
+    """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
+    in training."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Drawing(Checked):
     """What decides the samples of a run. The values go to :func:`indm.sample`."""
@@ -247,6 +258,17 @@ class Drawing(Checked):
     """Samples at a time. Other sizes give other samples."""
     seed: int = 0
     """Seed of the noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleDrawing(Drawing):
+    """The samples of a run, with defaults that depend on its recipe."""
+
+    n: Annotated[int | None, AT_LEAST_1, arg(aliases=["-n"], metavar="N"), default("64, or up to 8 a class")] = None  # type: ignore[assignment]
+    """How many samples. Without -n and --condition, a model of up to 40 classes draws a row of each."""
+    guidance: Annotated[float | None, default("sample.guidance of the recipe")] = None  # type: ignore[assignment]
+    """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
+    in training."""
 
 
 @dataclass(frozen=True, kw_only=True)

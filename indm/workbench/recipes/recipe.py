@@ -1,8 +1,8 @@
 """Recipes: TOML files that say everything about a run. Read, changed key by key, parsed once, and written back.
 
 A file holds :data:`Tables`. ``[data]``, ``[flow]``, ``[sde]`` and ``[net]`` each have a ``name`` and the arguments of
-what it names (checked where that is built); ``[train]`` and ``[evaluate]`` are :class:`TrainOptions` and
-:class:`Evaluation`. :func:`resolve` makes a :class:`Recipe` of them.
+what it names (checked where that is built); ``[train]``, ``[evaluate]`` and ``[sample]`` are :class:`TrainOptions`,
+:class:`Evaluation` and :class:`SampleOptions`. :func:`resolve` makes a :class:`Recipe` of them.
 
 A file with a second data set may hold what changes where a bridge between both is trained: ``[bridge.train]`` holds
 keys of ``[train]`` for that, see :func:`indm.workbench.training.pairs.as_bridge`.
@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from indm.checks import check_name, check_types, nearest
+from indm.checks import check_name, check_types, nearest, require
 from indm.files import plain
 from indm.names import BUILT_IN, GIVEN, KINDS, OPTIONAL_KINDS
-from indm.workbench.recipes.options import Evaluation, TrainOptions
+from indm.workbench.recipes.options import Evaluation, SampleOptions, TrainOptions
 
 NAMED_TABLES = ("data", *KINDS)
 BUNDLED = Path(__file__).parent / "bundled"
@@ -30,7 +30,7 @@ DATA_TABLES, PATH_KEYS = ("data", "data_b"), ("path", "root")  # of data sets, a
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 Tables = dict[str, dict[str, Any]]  # keys by table, as a file has them
 AnyTables = Mapping[str, Mapping[str, Any]]  # these, or a Recipe
-OPTION_TABLES = {"train": TrainOptions, "evaluate": Evaluation}
+OPTION_TABLES = {"train": TrainOptions, "evaluate": Evaluation, "sample": SampleOptions}
 GROUPS = {  # what a bundled recipe is for → the command that trains it
     "own images": "indm train folder --data.path FOLDER",
     "own numbers": "indm train array --data.path FILE",
@@ -74,6 +74,7 @@ class Recipe(Mapping[str, dict[str, Any]]):
     data_b: Part | None = None
     train: TrainOptions
     evaluate: Evaluation
+    sample: SampleOptions
 
     @property
     def labels(self) -> Sequence[str]:
@@ -223,7 +224,7 @@ def as_continued(recipe: AnyTables, run: str | Path) -> Tables:
 
 
 def resolve(tables: AnyTables) -> Recipe:
-    """The recipe of these tables, checked, with the defaults of ``[train]`` and ``[evaluate]``.
+    """The recipe of these tables, checked, with the defaults of ``[train]``, ``[evaluate]`` and ``[sample]``.
 
     Raises:
         ValueError: an unknown table or key (with the nearest that exists), a value of the wrong type, a missing name.
@@ -234,6 +235,9 @@ def resolve(tables: AnyTables) -> Recipe:
         check_name(table, (*TABLES, BRIDGE), "table", f"[{table}]")
     parts: Any = {t: _part(t, tables.get(t, {})) for t in PART_TABLES if t in {*NAMED_TABLES, *tables}}
     options: Any = {name: kind(**checked(name, tables.get(name, {}))) for name, kind in OPTION_TABLES.items()}
+    guidance, condition = options["sample"].guidance, parts.get("condition")
+    is_known = condition is not None and condition.options.get("drop", 0) != 0
+    require(guidance == 1 or is_known, "sample.guidance", guidance, "1 without condition.drop")
     return Recipe(**parts, **options)
 
 
@@ -251,7 +255,7 @@ def model_of(recipe: AnyTables) -> dict[str, Mapping[str, Any]]:
 
 
 def checked(table: str, content: Mapping[str, object]) -> dict[str, Any]:
-    """The options ``content`` of [train] or [evaluate], names and types checked, with lists as tuples."""
+    """The options ``content`` of [train], [evaluate] or [sample], names and types checked, with lists as tuples."""
     hints = get_type_hints(OPTION_TABLES[table])
     for key in content:
         check_name(key, hints, "key", f"{table}.{key}")

@@ -50,7 +50,7 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
     before = recipe_of(run)
     free = FREE_ON_RESUME | RATES | recipes.missing_paths(before)
     others = set(recipes.differences(before, recipes.absolute(recipe))) - free
-    differing = sorted(key for key in others if not key.startswith("evaluate."))
+    differing = sorted(key for key in others if not key.startswith(("evaluate.", "sample.")))
     if differing:
         raise ValueError(f"{run} is a run of another recipe: it differs in {', '.join(differing)}; use another --out")
 

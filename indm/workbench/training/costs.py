@@ -118,7 +118,7 @@ def key_of(recipe: Recipe) -> str:
     free = {key.removeprefix("train.") for key in FREE_ON_RESUME} | {"seed"}
     usual = asdict(TrainOptions(steps=1))
     train = {key: value for key, value in recipe["train"].items() if key not in free and value != usual.get(key)}
-    tables = {table: content for table, content in recipe.items() if table not in ("train", "evaluate")}
+    tables = {table: content for table, content in recipe.items() if table not in recipes.OPTION_TABLES}
     tables |= {table: recipes.without_paths(tables[table]) for table in recipes.DATA_TABLES if table in tables}
     text = json.dumps(tables | {"train": train}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

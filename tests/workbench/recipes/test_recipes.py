@@ -20,7 +20,9 @@ def test_a_recipe_is_parsed_once_and_is_the_mapping_of_its_tables():
     recipe = recipes.recipe("digits", {"train.steps": 7, "flow": "coupling", "flow.width": 4})
     assert (recipe.train.steps, recipe.flow) == (7, recipes.Part("coupling", {"width": 4}))
     assert recipe["flow"] == {"name": "coupling", "width": 4} and recipe["train"] == dataclasses.asdict(recipe.train)
-    assert recipe.condition is None and "condition" not in recipe and list(recipe)[-2:] == ["train", "evaluate"]
+    assert (
+        recipe.condition is None and "condition" not in recipe and list(recipe)[-3:] == ["train", "evaluate", "sample"]
+    )
     changed = recipe | {"sde": recipe["sde"] | {"name": "ve"}}
     assert changed.sde.name == "ve" and recipe.sde.name == "vp" and recipes.differences(recipe, changed) == ["sde.name"]
     assert recipes.resolve(recipe) is recipe and recipes.resolve(dict(recipe)) == recipe

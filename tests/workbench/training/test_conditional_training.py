@@ -1,17 +1,22 @@
 """Training of p(x|c): it resumes to the last bit, processes make the run of one, and what it learns depends on c."""
 
+import inspect
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from own_net import OwnNet
+from PIL import Image
 from small_runs import TINY, change, compare_runs
 from torch.utils.data import TensorDataset
 
 import indm
+from indm.workbench.cli.draw import with_defaults
 from indm.workbench.cli.main import main
 from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.options import SampleDrawing
 from indm.workbench.runs.samples import read_samples
 from indm.workbench.training.loop import train
 
@@ -113,6 +118,55 @@ def test_samples_of_one_class_of_all_and_of_the_datas(run, tmp_path, capsys):
     ):
         assert main(["sample", str(run), "--out", str(tmp_path), "--overwrite", "--quiet", *flags]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_by_default_a_row_of_each_class_is_drawn_at_the_recipes_guidance(run, tmp_path, capsys):
+    guided = shutil.copytree(run, tmp_path / "guided")
+    recipe = (run / "recipe.toml").read_text("utf-8")
+    assert "[sample]\nguidance = 1.0" in recipe
+    (guided / "recipe.toml").write_text(recipe.replace("[sample]\nguidance = 1.0", "[sample]\nguidance = 3.0"), "utf-8")
+
+    def drawn(*flags):
+        assert main(["sample", str(guided), "--overwrite", "--steps", "2", "--quiet", *flags]) == 0
+        with np.load(guided / "samples.npz") as file:
+            return file["samples"], file.get("c"), json.loads((guided / "samples.json").read_text("utf-8"))["options"]
+
+    samples, c, options = drawn()
+    assert c.tolist() == [k for k in range(10) for _ in range(8)]
+    assert (options["condition"], options["n"], options["guidance"]) == ("all", 8, 3.0)
+    assert f"{guided / 'samples.png'}: 80 samples" in capsys.readouterr().out
+    with Image.open(guided / "samples.png") as picture:
+        height, width = picture.size[::-1]
+    assert height > 10 * 64 and 8 * 64 < width < 10 * 64, "ten rows of eight, and their names on the left"
+    assert not np.array_equal(samples, drawn("--guidance", "1")[0])
+    for flags, n, guidance in (
+        (["-n", "12"], 12, 3.0),
+        (["--condition", "none"], 64, 1.0),
+        (["--condition", "3"], 64, 3.0),
+    ):
+        samples, _, options = drawn(*flags)
+        assert (len(samples), options["guidance"]) == (n, guidance)
+    assert inspect.signature(indm.sample).parameters["guidance"].default == 1
+
+
+def test_many_classes_are_drawn_as_the_data_have_them():
+    many = recipes.recipe("digits", {"condition": "classes", "condition.labels": [f"c{k}" for k in range(41)]})
+    assert with_defaults(SampleDrawing(), many).condition is None and with_defaults(SampleDrawing(), many).n == 64
+    forty = recipes.recipe("digits", {"condition": "classes", "condition.labels": [f"c{k}" for k in range(40)]})
+    assert with_defaults(SampleDrawing(), forty).condition == "all" and with_defaults(SampleDrawing(), forty).n == 2
+    plain = with_defaults(SampleDrawing(), recipes.recipe("digits"))
+    assert (plain.condition, plain.n, plain.guidance) == (None, 64, 1.0)
+
+
+def test_a_recipes_guidance_needs_a_network_that_knows_both():
+    with pytest.raises(ValueError, match=r"sample.guidance must be 1 without condition.drop, got 2"):
+        recipes.recipe("digits", {"condition": "classes", "sample.guidance": 2.0})
+    assert (
+        recipes.recipe(
+            "digits", {"condition": "classes", "condition.drop": 0.1, "sample.guidance": 2.0}
+        ).sample.guidance
+        == 2
+    )
 
 
 def test_what_needs_classes_says_so(tmp_path, capsys):
