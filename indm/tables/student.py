@@ -28,7 +28,7 @@ class Student(nn.Module):
     r"""log p of latents, from that of a base: a network learns what the teacher has beyond the base.
 
     It is fitted by regression to the teacher's log p at draws of the teacher, some with noise. Draws that were held out
-    give its difference from the teacher, and its normaliser :math:`Z = E_p[\tilde p/p]`, by which it is divided.
+    give its difference from the teacher, and its mass :math:`E_p[\tilde p/p]`, which is near 1.
 
     Args:
         d: numbers of a latent.
@@ -36,13 +36,13 @@ class Student(nn.Module):
 
     Attributes:
         difference: mean and 95 % quantile of \|student − teacher\| at held-out draws, nats.
-        log_normaliser: log Z, which is subtracted.
+        mass: the integral of its density.
         pairs: latents at which the teacher's log p was computed.
         lowest: log p of the base at the least likely of them. Below it the student knows nothing.
     """
 
     difference = (math.nan, math.nan)
-    log_normaliser, pairs, lowest = 0.0, 0, -math.inf
+    mass, pairs, lowest = math.nan, 0, -math.inf
 
     def __init__(self, d: int, k: int):
         super().__init__()
@@ -63,7 +63,7 @@ class Student(nn.Module):
     def log_prob(self, z: Array, c: Array, base: Array) -> Array:
         """log p of latents (n, d) at conditions (n, k), where the base has ``base`` (n,)."""
         parts = torch.from_numpy(np.concatenate([z, c], 1)).float().split(2**16)
-        return base + np.concatenate([self(part).double().numpy() for part in parts]) - self.log_normaliser
+        return base + np.concatenate([self(part).double().numpy() for part in parts])
 
     @classmethod
     def taught(
@@ -105,9 +105,8 @@ class Student(nn.Module):
         is_fitted = torch.from_numpy(~is_held)
         found.fit(inputs[is_fitted], beyond[is_fitted], max_steps, started + max_seconds, numbers)
         off = found.log_prob(z[is_held], at[is_held], start[is_held]) - target[is_held]
-        found.log_normaliser = float(np.log(np.exp(off).mean()))
-        away = np.abs(off - found.log_normaliser)
-        found.difference, found.pairs = (float(away.mean()), float(np.quantile(away, 0.95))), len(z)
+        found.difference = float(np.abs(off).mean()), float(np.quantile(np.abs(off), 0.95))
+        found.mass, found.pairs = float(np.exp(off).mean()), len(z)
         found.lowest = float(start[~is_held].min())
         return found
 

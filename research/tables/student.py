@@ -42,6 +42,7 @@ def measured(name: str, seed: int, seconds: float) -> dict[str, Any]:
     return {
         "columns": test.shape[1], "mean": round(off.mean(), 4), "most": round(np.quantile(off, 0.95), 4),
         "stated": [round(part, 4) for part in fast.student_.difference], "shift": round((quick - slow).mean(), 4),
+        "mass": round(fast.student_.mass, 4),
         "left": round(float((off == 0).mean()), 4), "pairs": fast.student_.pairs,
         "teaching_cpu_seconds": round(taught, 1),
         "teacher_ms": round(teacher_ms, 4), "student_ms": round(student_ms, 4), "seconds": seconds,
@@ -61,13 +62,18 @@ def markdown(table: Records) -> str:
 
         stated = "{:.3f}, {:.2f}".format(*np.mean([row["stated"] for row in found], 0))
         ratio = np.mean([row["teacher_ms"] / row["student_ms"] for row in found])
-        cells = over("mean", ".3f"), over("most", ".2f"), stated, over("shift", "+.3f"), over("left", ".3f")
+        cells = (
+            over("mean", ".3f"),
+            over("most", ".2f"),
+            stated,
+            over("shift", "+.3f"),
+            over("mass", ".3f"),
+            over("left", ".3f"),
+        )
         times = [f"{np.mean([row[key] for row in found]):.3g}" for key in ("teacher_ms", "student_ms")]
         rows.append((name, found[0]["columns"], len(found), *cells, *times, f"{ratio:.0f}"))
-    return in_table(
-        "table", "columns", "seeds", "mean difference", "95 %", "stated", "shift", "rows left", "ms a row", "student's",
-        "ratio", rows=rows,
-    )  # fmt: skip
+    heads = "table", "columns", "seeds", "mean difference", "95 %", "stated", "shift", "mass", "rows left"
+    return in_table(*heads, "ms a row", "student's", "ratio", rows=rows)
 
 
 def main(arguments: list[str] | None = None) -> None:
