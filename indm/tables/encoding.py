@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from indm.tables.columns import Columns, are_near, best_edges, far_columns, is_inside
+from indm.tables.columns import LARGEST, Columns, are_near, best_edges, far_columns, is_inside
 
 Array = np.ndarray
 NONE = np.zeros((1, 0))  # conditions, of which there are none
@@ -189,7 +189,7 @@ def fitted_column(
     is_category: bool,
     is_whole: bool,
     interval: tuple[float, float],
-    spikes: Sequence[float],
+    spikes: Sequence[Any],
 ) -> Column:
     """The kind and the map of a column whose rows are ``entries`` (n,).
 
@@ -200,7 +200,8 @@ def fitted_column(
     present = entries[~are_missing(entries)]
     if len(present) < 2:
         raise ValueError(f"{name} must have at least 2 entries, got {len(present)} beside missing ones; leave it out")
-    if not np.isfinite(spikes).all() or len(set(spikes)) < len(spikes):
+    are_numbers = all(isinstance(spike, int | float | np.number) for spike in spikes)
+    if not are_numbers or not np.isfinite(spikes).all() or len(set(spikes)) < len(spikes):
         raise ValueError(f"{name} must have different finite numbers as spikes, such as 0, got {spikes}")
     if is_category or any(isinstance(entry, str | bool | np.bool_) for entry in present.flat):
         try:
@@ -215,6 +216,7 @@ def fitted_column(
         if np.isfinite(interval).any() or spikes or is_whole:
             raise ValueError(f"{name} has categories, so it cannot have bounds, spikes or whole numbers")
         return Column(name, constant=values[0]) if len(values) == 1 else Column(name, values)
+    spikes = [float(spike) for spike in spikes]
     plain = Column(name, tuple(spikes), True, is_whole)
     x, _ = plain.encoded(present)
     x = x[~np.isnan(x)]
@@ -268,8 +270,8 @@ def as_numbers(entries: Array, name: str) -> Array:
         raise ValueError(
             f"{name} must hold numbers (of dates, such as days), or be among the categories, got {kinds}"
         ) from error
-    if not np.isfinite(found).all():
-        raise ValueError(f"{name} must hold finite numbers, got infinity")
+    if not (np.abs(found) <= LARGEST).all():
+        raise ValueError(f"{name} must hold numbers of at most {LARGEST:g}, got {found[np.abs(found).argmax()]:g}")
     return found
 
 

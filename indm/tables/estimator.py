@@ -28,7 +28,16 @@ from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, rademacher
 from indm.sampling import sample
 from indm.score import ScoreModel, context_of, with_context
 from indm.sde.linear import VPSDE
-from indm.tables.columns import Columns, are_near, best_edges, far_columns, is_inside, moments, moments_of_most
+from indm.tables.columns import (
+    LARGEST,
+    Columns,
+    are_near,
+    best_edges,
+    far_columns,
+    is_inside,
+    moments,
+    moments_of_most,
+)
 from indm.tables.fit import MARKS, VALIDATION_ROWS, Training, at, race, train
 from indm.tables.mixture import COMPONENTS, Mixture, best_mixture
 from indm.tables.networks import MixtureMLP
@@ -304,8 +313,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _numbers(self, X: Any, **options: Any) -> np.ndarray:
         """Rows as numbers; where scikit-learn finds others in a data frame, an error names the first such column."""
+        check_names(X)
         try:
-            return validate_data(self, X, dtype=np.float64, **options)
+            found = validate_data(self, X, dtype=np.float64, **options)
         except (TypeError, ValueError) as error:
             for i, kind in enumerate(X.dtypes if is_frame(X) else ()):
                 entries = X.iloc[:, i]
@@ -316,6 +326,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                         "categories and missing entries (NaN); turn dates into numbers, such as days"
                     ) from error
             raise
+        if np.abs(found).max() > LARGEST:
+            raise ValueError(f"X must hold numbers of at most {LARGEST:g}, got {np.abs(found).max():g}")
+        return found
 
     def _checked(self, rows: int) -> int:
         """The number of models; ValueError where an argument is out of range."""
@@ -631,6 +644,13 @@ def check_count(n: Any, name: str) -> None:
 def is_frame(table: Any) -> bool:
     """Whether it is a data frame of pandas."""
     return hasattr(table, "iloc") and table.ndim == 2
+
+
+def check_names(table: Any) -> None:
+    """ValueError for a data frame in which two columns have one name."""
+    names = names_of(table)
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ValueError(f"columns of X must have different names, got {twice[0]!r} twice; rename one")
 
 
 def names_of(table: Any) -> list[Any]:

@@ -33,6 +33,7 @@ from indm.tables.estimator import (
     SOLVER_ERROR,
     NamedColumns,
     check_count,
+    check_names,
     check_options,
     ended_by,
     integrated,
@@ -308,6 +309,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _validated(self, X, **options: Any) -> Array:
         """Rows as an array, in which columns of a frame keep their kinds."""
+        check_names(X)
         X = X.astype(object) if hasattr(X, "iloc") else X
         return validate_data(self, X, dtype=None, ensure_all_finite="allow-nan", **options)
 
@@ -327,7 +329,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                     is_category=i in categories,
                     is_whole=i in whole,
                     interval=self._interval_of(i, bounds.get(i, (None, None))),
-                    spikes=np.atleast_1d(spikes.get(i, ())).astype(float).tolist(),
+                    spikes=np.atleast_1d(spikes.get(i, ())).tolist(),
                 )
             )
         constant = [column for column in columns if column.constant is not None]

@@ -1,5 +1,7 @@
 """Columns of numbers, strings, spikes and missing entries, and back."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -83,7 +85,12 @@ def test_a_skewed_column_is_bent_and_a_normal_one_is_not():
 
 
 ERRORS = {
-    "infinite": ([1.0, 2.0, np.inf], {}, r"column 0 \(age\) must hold finite numbers, got infinity"),
+    "infinite": ([1.0, 2.0, np.inf], {}, r"column 0 \(age\) must hold numbers of at most 1e\+300, got inf"),
+    "too large to subtract": (
+        [1e308, -1e308],
+        {},
+        r"column 0 \(age\) must hold numbers of at most 1e\+300, got 1e",
+    ),
     "missing": ([None, np.nan], {}, "must have at least 2 entries, got 0 beside missing ones"),
     "one entry": ([None, 3.0, np.nan], {}, "must have at least 2 entries, got 1 beside missing ones; leave it out"),
     "no spike": (
@@ -91,6 +98,7 @@ ERRORS = {
         {"spikes": (np.nan,)},
         r"different finite numbers as spikes, such as 0, got \(nan,\)",
     ),
+    "words as spikes": ([1.0, 2.0], {"spikes": ("none",)}, "different finite numbers as spikes, .* got .'none'"),
     "equal spikes": ([1.0, 2.0, 3.0], {"spikes": (0.0, 0.0)}, "must have different finite numbers as spikes"),
     "fractions": ([1.0, 2.5], {"is_whole": True}, "must hold whole numbers, got 2.5 in row 1"),
     "outside": ([1.0, -2.0], {"interval": (0, np.inf)}, "must be above 0 and below inf, its bounds, got -2"),
@@ -108,6 +116,13 @@ def test_errors_say_what_was_got(case):
     entries, options, message = ERRORS[case]
     with pytest.raises(ValueError, match=message):
         column_of(entries, **options)
+
+
+def test_a_column_of_two_entries_has_a_map():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        column = column_of([None] * 9 + [1.0, 2.0])
+    assert column.is_number and np.isfinite(column.map.latents(np.array([[1.5]]), np.zeros((1, 0)))).all()
 
 
 def test_many_categories_are_no_error():

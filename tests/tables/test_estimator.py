@@ -305,6 +305,7 @@ ROWS = np.random.default_rng(0).normal(size=(30, 2))
 ERRORS = {
     "constant": (ROWS * 0 + 7, {}, "X must vary in a column, got the same value in all rows of column 0, 7, column 1"),
     "missing": (np.where(ROWS > 1, np.nan, ROWS), {}, "contains NaN"),
+    "too large": (ROWS * 1e307, {}, r"X must hold numbers of at most 1e\+300, got"),
     "few": (ROWS[:5], {}, r"5 sample\(s\).*minimum of 10"),
     "discrete": (ROWS, {"discrete": (5,)}, r"discrete must hold columns of X \(indices 0 … 1\), got 5"),
     "fractions": (ROWS, {"discrete": (1,)}, "whole numbers, got .* in column 1"),
@@ -328,6 +329,13 @@ def test_errors_say_what_was_got_and_what_would_do(case):
     X, options, message = ERRORS[case]
     with pytest.raises(ValueError, match=message):
         DensityEstimator(**SMALL | options).fit(X)
+
+
+@pytest.mark.parametrize("fitted", [DensityEstimator, JointDensityEstimator])
+def test_columns_of_one_name_are_refused(fitted):
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(ValueError, match="columns of X must have different names, got 'a' twice"):
+        fitted(max_steps=0).fit(pandas.DataFrame(ROWS, columns=["a", "a"]))
 
 
 @pytest.mark.parametrize(
