@@ -38,6 +38,7 @@ from indm.tables.columns import (
     moments,
     moments_of_most,
 )
+from indm.tables.encoding import DATES
 from indm.tables.fit import MARKS, VALIDATION_ROWS, Training, at, race, train
 from indm.tables.mixture import COMPONENTS, Mixture, best_mixture
 from indm.tables.networks import MixtureMLP
@@ -91,13 +92,13 @@ class NamedColumns:
         named = getattr(self, "feature_names_in_", None)
         return f"column {i}" if named is None else f"column {i} ({named[i]})"
 
-    def _interval_of(self, i: int, pair: Any) -> tuple[float, float]:
-        """The bounds of a column, infinite where they are None; ValueError where they are not two, or not in order."""
+    def _interval_of(self, i: int, pair: Any, argument: str = "bounds") -> tuple[float, float]:
+        """The ends of a column's interval, infinite where they are None; ValueError where they are not two in order."""
         if np.shape(pair) == (2,):
             low, high = (inf if end is None else end for end, inf in zip(pair, (-np.inf, np.inf), strict=True))
             if low < high:
                 return low, high
-        raise ValueError(f"bounds must be a lower and a higher number or None, got {pair} of {self._name(i)}")
+        raise ValueError(f"{argument} must be a lower and a higher number or None, got {pair} of {self._name(i)}")
 
 
 class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
@@ -323,7 +324,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                     got = "missing entries" if entries.isna().any() else f"entries of type {kind}"
                     raise ValueError(
                         f"X must hold numbers, got {got} in column {i} ({X.columns[i]}): JointDensityEstimator takes "
-                        "categories and missing entries (NaN); turn dates into numbers, such as days"
+                        "categories and missing entries (NaN); " + DATES
                     ) from error
             raise
         if np.abs(found).max() > LARGEST:

@@ -230,7 +230,7 @@ class Patterns(NamedTuple):
 def patterns(z: Array, components: int) -> list[Patterns]:
     """All rows of ``z``, in parts for which the covariances of all sets and ``components`` fit into memory."""
     known, index, count = np.unique(~np.isnan(z), axis=0, return_inverse=True, return_counts=True)
-    most = int(max(1, LAW_ENTRIES / (components * z.shape[1] ** 2)))
+    most = int(max(1, LAW_ENTRIES / (components * max(1, z.shape[1]) ** 2)))
     cuts = np.arange(most, len(count), most)
     rows = np.split(np.argsort(index.reshape(-1), kind="stable"), np.cumsum(count)[cuts - 1])
     return [Patterns(*part) for part in zip(rows, np.split(known, cuts), np.split(count, cuts), strict=True)]
@@ -258,7 +258,11 @@ def best_joint_mixture(
 def _clusters(z: Array, categories: Array, components: int, seed: int) -> Array:
     """The rows' first shares of the components (n, K), by clusters of rows whose missing numbers are 0."""
     rows = np.concatenate([np.where(np.isnan(z), 0.0, z), categories], 1)
-    labels = KMeans(components, n_init=1, random_state=seed).fit(rows).labels_ if components > 1 else np.zeros(len(z))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer different rows than components
+        labels = (
+            KMeans(components, n_init=1, random_state=seed).fit(rows).labels_ if components > 1 else np.zeros(len(z))
+        )
     return np.equal.outer(labels, np.arange(components)).astype(float)
 
 

@@ -1,5 +1,6 @@
 """Columns of numbers, strings, spikes and missing entries, and back."""
 
+import datetime
 import warnings
 
 import numpy as np
@@ -91,8 +92,6 @@ ERRORS = {
         {},
         r"column 0 \(age\) must hold numbers of at most 1e\+300, got 1e",
     ),
-    "missing": ([None, np.nan], {}, "must have at least 2 entries, got 0 beside missing ones"),
-    "one entry": ([None, 3.0, np.nan], {}, "must have at least 2 entries, got 1 beside missing ones; leave it out"),
     "no spike": (
         [1.0, 2.0, 3.0],
         {"spikes": (np.nan,)},
@@ -103,7 +102,14 @@ ERRORS = {
     "fractions": ([1.0, 2.5], {"is_whole": True}, "must hold whole numbers, got 2.5 in row 1"),
     "outside": ([1.0, -2.0], {"interval": (0, np.inf)}, "must be above 0 and below inf, its bounds, got -2"),
     "on a bound": ([1.0, 0.0], {"interval": (0, np.inf)}, "got 0; widen them, or declare a value .* in spikes"),
-    "identifiers": ([f"row {i}" for i in range(1001)], {}, "must have at most 1,000 categories, got 1,001: leave out"),
+    "categories": ([f"row {i // 2}" for i in range(2002)], {}, "at most 1,000 categories.* got 1,001 in 2,002 rows"),
+    "identifiers": (
+        [f"row {i // 1.05:.0f}" for i in range(40)],
+        {},
+        "in several rows each, got 38 .*: drop a column of ident",
+    ),
+    "dates": ([datetime.date(2024, 1, i) for i in range(1, 9)], {}, r"got date; turn dates .*pd.to_datetime\(dates\)"),
+    "words of dates": ([f"2024-01-{i}" for i in range(10, 31)], {}, "got 21 in 21 rows: turn dates into numbers, such"),
     "no order": (["a", 1j, 2j], {"is_category": True}, r"column 0 \(age\) must hold strings, numbers or truth values"),
     "sets": (["a", {1}], {}, r"column 0 \(age\) must hold strings, numbers or truth values as categories"),
     "too large": ([1.0, 10**400], {}, r"column 0 \(age\) must hold numbers"),
@@ -126,11 +132,20 @@ def test_a_column_of_two_entries_has_a_map():
 
 
 def test_many_categories_are_no_error():
-    assert column_of([f"row {i}" for i in range(1000)]).size == 1000
+    assert column_of([f"row {i // 2}" for i in range(2000)]).size == 1000
+    assert column_of(list("abcdefghi")).size == 9
+
+
+@pytest.mark.parametrize("entries", [[None, np.nan], [None, 3.0, np.nan], ["a", None]])
+def test_a_column_of_fewer_than_two_entries_is_left_out(entries):
+    column = column_of(entries)
+    assert column.is_out and column.constant is None and column.size == 0
+    numbers, codes = column.encoded(np.array(["any", 1.0, None], dtype=object))
+    assert np.isnan(numbers).all() and codes.tolist() == [0, 0, -1]
 
 
 def test_unknown_categories_and_words_among_numbers_are_errors():
     with pytest.raises(ValueError, match="must hold one of a, b, got 'c' in row 1"):
         column_of(["a", "b"]).encoded(np.array(["a", "c"], dtype=object))
-    with pytest.raises(ValueError, match=r"must hold numbers .*, or be among the categories, got str"):
+    with pytest.raises(ValueError, match=r"must hold numbers, or be among the categories, got str; turn"):
         column_of(NORMAL).encoded(np.array([1.0, "tall"], dtype=object))
