@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from indm.tables.columns import LARGEST, Columns, are_near, best_edges, far_columns, is_inside
+from indm.tables.mixture import bounded
 
 Array = np.ndarray
 NONE = np.zeros((1, 0))  # conditions, of which there are none
@@ -288,7 +289,7 @@ def best_map(x: Array, interval: Array, numbers: np.random.RandomState, may_bend
         found.append((-0.5 * z[:, 0] ** 2 + columns.log_volume(x[valid]), options))
     best = found[0]
     for other in found[1:]:
-        gain = other[0] - best[0]
+        gain = bounded(other[0] - best[0])
         best = other if len(valid) > 1 and gain.mean() > gain.std() / np.sqrt(len(gain)) else best
     return Columns.fitted(x, none, *best[1])
 

@@ -5,6 +5,7 @@ import itertools
 import pickle
 import time
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -75,6 +76,22 @@ def test_expectation_maximisation_climbs_with_missing_entries_and_categories(mon
 def _kept(values, found):
     values.append(found[3])
     return found
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_a_row_far_from_all_others_does_not_choose_a_mixture(draws):
+    """The second law is better in all rows but one, which stands ``draws`` times; the third is worse in all."""
+    numbers = np.random.default_rng(0)
+    values = numbers.normal(size=(3, 60 * draws)) * 0.1 + [[0.0], [0.2], [-0.2]]
+    values[1, : 1 * draws] = -1e9
+    laws = [SimpleNamespace(log_prob=lambda value=value: value) for value in values]
+    ladder = [(k, 0.0) for k in range(3)]
+    assert mixture.best_of(ladder, lambda k, floor: laws[k], (), np.inf, draws) is laws[1]
+
+
+def test_tails_count_in_a_choice_up_to_ten_nats_a_row():
+    gains = np.array([0.5, 1.5, -40.0, 10.0, 99.0, 99.0])
+    assert mixture.bounded(gains, 2).tolist() == [1.0, -10.0, 10.0]
 
 
 def test_shares_of_categories_are_shrunk_towards_those_of_all_rows(monkeypatch):
