@@ -18,7 +18,7 @@ def write_messy(path: Path, n: int = 2000) -> None:
     age = numbers.integers(18, 80, n)
     plan = np.where(age > 50, "family", numbers.choice(["basic", "family"], n))
     plan[::400] = "trial"
-    income = np.exp(10 + 0.01 * age + 0.4 * numbers.standard_t(3, n))
+    income = np.exp(10 + 0.01 * age + 0.3 * numbers.standard_t(5, n))
     table = pd.DataFrame({"customer": [f"C{i:05}" for i in numbers.permutation(n)], "age": age, "plan": plan})
     table["joined"] = pd.Timestamp("2015-01-01") + pd.to_timedelta(numbers.integers(0, 3000, n), "D")
     table["income"], table["active"] = income.round(2), numbers.uniform(size=n) < 1 / (1 + np.exp((age - 50) / 10))
@@ -30,7 +30,7 @@ def write_messy(path: Path, n: int = 2000) -> None:
 
 
 def fitted(table: pd.DataFrame, steps: int) -> indm.JointDensityEstimator:
-    limits = {"age": (18, 100), "income": (0, None), "spent": (0, None)}
+    limits = {"age": (18, 100), "joined": (-1, None), "income": (0, None), "spent": (0, None)}
     options = {"bounds": limits, "discrete": ["age"], "spikes": {"spent": 0}}
     return indm.JointDensityEstimator(**options, max_seconds=20, max_steps=steps, random_state=0).fit(table)
 

@@ -545,7 +545,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         return best, (gain, error)
 
     def _start(
-        self, training: Rows, validation: Rows, maps: list[Columns], seed: int, seconds: float, draws: int
+        self, training: Rows, validation: Rows, maps: list[Columns], seed: int, seconds: float, draws: int = 1
     ) -> tuple[Columns, list[Mixture], float]:
         """The best mixture that can be fitted in that time, with one Gaussian; its map and its validation log p.
 

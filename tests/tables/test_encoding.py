@@ -144,6 +144,16 @@ def test_a_column_of_fewer_than_two_entries_is_left_out(entries):
     assert np.isnan(numbers).all() and codes.tolist() == [0, 0, -1]
 
 
+def test_a_range_is_possible_where_a_number_of_the_column_is_in_it():
+    counts = column_of([0.0, 1.0, 4.0, 4.0], is_whole=True, interval=(0.0, 4.0))
+    rates = column_of(np.abs(NORMAL), interval=(0.0, np.inf), spikes=(-1.0,))
+    for column, low, high in ((counts, -3, 0), (counts, 4, 9), (rates, -1, -0.5), (rates, 0, 0.1), (rates, -0.5, 9)):
+        column.check_range(low, high)
+    for column, low, high in ((counts, -3, -1), (counts, 5, 9), (rates, -0.5, 0), (rates, -9, -2)):
+        with pytest.raises(ValueError, match=f"given has a range of probability 0, {low} to {high} of column 0"):
+            column.check_range(low, high)
+
+
 def test_unknown_categories_and_words_among_numbers_are_errors():
     with pytest.raises(ValueError, match="must hold one of a, b, got 'c' in row 1"):
         column_of(["a", "b"]).encoded(np.array(["a", "c"], dtype=object))

@@ -630,17 +630,19 @@ def test_the_tolerance_of_a_row_is_asked_for(moons):
         model.score_samples(X, tol=1e-12)
 
 
-def mixture_of_two(d):
-    """A model of two Gaussians, one of which is narrow, whose network adds a little."""
+def mixture_of_two(d, variance=1.0):
+    """A model of a Gaussian of that variance and a narrow one, whose network adds a little."""
     torch.manual_seed(0)
     net, mean = MixtureMLP((d,), 2, width=8, depth=1), torch.stack([torch.zeros(d), torch.ones(d)]).double()
-    net.set_mixture(torch.tensor([0.7, 0.3]).double(), mean, torch.eye(d).double() * torch.tensor([[[1.0]], [[0.01]]]))
+    net.set_mixture(
+        torch.tensor([0.7, 0.3]).double(), mean, torch.eye(d).double() * torch.tensor([[[variance]], [[0.01]]])
+    )
     torch.nn.init.normal_(net.mlp.output.weight, std=0.02)
     return INDM(Identity(), ScoreModel(net.double(), VPSDE(eps=estimator.EPS)), shape=(d,))
 
 
 def test_rows_beyond_all_that_was_trained_have_the_mixtures_density(monkeypatch):
-    """A typo of a thousand deviations needs no ODE; what is at the narrow component's side is not beyond."""
+    """A typo of a thousand deviations needs no ODE."""
     model, solved, solve = mixture_of_two(3), [], WhitenedFlow.solve
     monkeypatch.setattr(WhitenedFlow, "solve", lambda flow, z, *rest: solved.append(len(z)) or solve(flow, z, *rest))
     z = torch.tensor([[0.0, 1000.0, 0.5], [1.0, 1.0, 2.5], [-14.0, 0.0, 0.0]], dtype=torch.float64)
@@ -650,6 +652,16 @@ def test_rows_beyond_all_that_was_trained_have_the_mixtures_density(monkeypatch)
     assert sum(solved) == 1 and error[[0, 2]].tolist() == [0.0, 0.0] and 0 < error[1] < 0.05
     assert found[[0, 2]].numpy() == pytest.approx(expected[[0, 2]], rel=1e-3)
     assert abs(found[1] - expected[1]) > 1e-3
+
+
+@pytest.mark.parametrize("variance, solved", [(1.0, [2]), (1e-2, [1])])
+def test_what_noise_takes_to_a_narrow_component_is_not_beyond(variance, solved, monkeypatch):
+    """6 and 9 are 1 + 10 deviations of a Gaussian of variance v + 1/4 from 0 or not; 6 is 50 of a narrow one."""
+    found, solve = [], WhitenedFlow.solve
+    monkeypatch.setattr(WhitenedFlow, "solve", lambda flow, z, *rest: found.append(len(z)) or solve(flow, z, *rest))
+    z = torch.tensor([[6.0], [9.0]], dtype=torch.float64)
+    estimator.latent_log_prob(mixture_of_two(1, variance), z, 1e9)
+    assert found[0] == solved[0]
 
 
 def test_no_mass_is_beyond_and_the_density_has_mass_one_with_it():
