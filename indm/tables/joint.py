@@ -111,8 +111,7 @@ class JointTraining(Training):
     def _errors(self) -> Tensor:
         """The bound of −log p of the average's answers at the validation rows, up to a constant."""
         net = self.ema.model.score.backbone
-        bound = super()._errors() if net.d else 0.0
-        return bound - chain_log_prob(net, self.held, self.one_hot, self.questions, self.index)
+        return super()._errors() - chain_log_prob(net, self.held, self.one_hot, self.questions, self.index)
 
     def _gradients(self, z: Tensor, one_hot: Tensor, questions: Questions) -> dict[str, Tensor]:
         net = self.model.score.backbone

@@ -187,3 +187,4 @@ def test_a_row_far_from_all_others_does_not_choose_a_state():
     errors[8:10] += 1e6
     assert training.is_lower(errors, others) and not training.is_lower(others, errors)
     assert not training.is_lower(errors, errors)
+    assert training.is_lower(torch.tensor([0.0, 15.0]), torch.tensor([30.0, 0.0]))  # a row's draws are averaged before
