@@ -677,7 +677,7 @@ def test_a_typo_among_the_conditions_does_not_decide_the_slope():
     numbers = np.random.default_rng(0)
     c = numbers.normal(size=(600, 1))
     X = c + 0.5 * numbers.normal(size=c.shape)
-    c[17] = 500.0
+    c[3] = 500.0
     fitted = DensityEstimator(**SMALL | {"max_steps": 0, "max_components": 1}).fit(X, c=c)
     assert fitted.sample(500, 0, c=[1.5]).mean() == pytest.approx(1.5, abs=0.2)
 
