@@ -53,9 +53,9 @@ def main(steps: int = 5000, out: Path = Path("runs/example-messy-table")) -> Non
     surprise = 1 - cells.rank(pct=True)
     row, column = np.unravel_index(np.nanargmin((cells - cells.median()).to_numpy()), cells.shape)
     print(f"the oddest cell is {table.columns[column]} of row {row}, {few.iloc[row, column]}")
-    plt.imshow(surprise, aspect="auto", cmap="magma")
+    plt.imshow(surprise, aspect="auto", cmap="magma", vmin=0.9)
     plt.xticks(range(table.shape[1]), table.columns)
-    plt.colorbar(label="surprise")
+    plt.colorbar(label="share of the column that is less odd")
     plt.savefig(out / "cells.png")
 
     table.iloc[row, column] = np.nan
