@@ -9,6 +9,7 @@ from sklearn.covariance import OAS
 
 LEAST_REST = 1e-6  # of a column's deviation, what c leaves of it at least
 POWER_ROWS = 5_000  # on which powers are fitted, at most
+LARGEST = 1e300  # of numbers, whose differences must not overflow
 FAR = 10.0  # deviation of a column in units of that of most rows, above which a few rows decide it
 BEND = 3.0  # deviations of most rows beyond which far values are brought near
 EDGES = (0.3, 0.03)  # weights of the logit that are tried beside the quantile
@@ -170,6 +171,8 @@ def best_edges(X: Array, c: Array, interval: Array) -> Array:
     One row in five says how likely a column is that is Gaussian after b, with a mean that is linear in c; the quantile
     is left where the gain is above its standard error.
     """
+    if not np.isfinite(interval).all(0).any():
+        return np.full(X.shape[1], np.nan)
     is_valid, found = np.arange(len(X)) % 5 == 0, np.full(X.shape[1], np.nan)
     log_prob = _gaussian_log_prob(X, c, interval, found, is_valid)
     for edge in EDGES:

@@ -2,15 +2,24 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, cast
 
 import numpy as np
 
-from indm.tables.columns import Columns, are_near, best_edges, far_columns, is_inside
+from indm.tables.columns import LARGEST, Columns, are_near, best_edges, far_columns, is_inside
+from indm.tables.mixture import bounded
 
 Array = np.ndarray
 NONE = np.zeros((1, 0))  # conditions, of which there are none
 MOST_CATEGORIES = 1000  # of a column: each row has a number for each of them
+IDENTIFIERS = 0.9  # share of the entries that are different, above which categories are names of rows
+FEWEST_IDENTIFIERS = 10  # different entries
+DATES = (
+    "turn dates into numbers, such as days: (pd.to_datetime(dates) - pd.Timestamp('2000-01-01')).dt.days, or into "
+    "columns of .dt.year and .dt.month"
+)
+NAMES = "drop a column of identifiers, turn strings of numbers into numbers, or give rare values one name"
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,8 @@ class Column:
             begin at 1; else empty. Spikes beside one other value alone are categories.
         is_number: whether there are numbers beside the spikes.
         is_whole: whether these are whole numbers, which get noise.
-        constant: the value of a column that never varies, which is left out; else None.
+        constant: the value of a column that never varies, which is left out; else None. A column of fewer than two
+            entries is left out, too, and has none.
         map: numbers to latents, without conditions; of a column with numbers.
     """
 
@@ -33,6 +43,16 @@ class Column:
     is_whole: bool = False
     constant: Any = None
     map: Columns | None = None
+
+    @property
+    def is_out(self) -> bool:
+        """Whether it is left out of the density."""
+        return not self.is_number and not self.values
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether it is left out for want of entries, so that draws lack them."""
+        return self.is_out and self.constant is None
 
     @property
     def size(self) -> int:
@@ -47,8 +67,8 @@ class Column:
         """
         missing = are_missing(entries)
         numbers, codes = np.full(len(entries), np.nan), np.where(missing, -1, 0)
-        if self.constant is not None and not isinstance(self.constant, float):
-            return numbers, codes  # a category
+        if self.is_out and not isinstance(self.constant, float):
+            return numbers, codes
         if not self.is_number and self.values:
             known = {value: i for i, value in enumerate(self.values)}
             for i in np.flatnonzero(~missing):
@@ -67,6 +87,16 @@ class Column:
             if len(broken):
                 raise ValueError(f"{self.name} must hold whole numbers, got {numbers[broken[0]]:g} in row {broken[0]}")
         return numbers, codes
+
+    def check_range(self, low: float, high: float) -> None:
+        """ValueError where no number of the column is from ``low`` to ``high``."""
+        values = [*self.values] if self.constant is None else [self.constant]
+        if not self.is_number and not (values and all(isinstance(value, float) for value in values)):
+            raise ValueError(f"given must have a range of a column of numbers, got {low} to {high} of {self.name}")
+        if not any(low <= value <= high for value in values):
+            lowest, highest = (np.inf, -np.inf) if self.map is None else self.map.interval[:, 0]
+            if not (low < highest and (lowest <= high if self.is_whole else lowest < high)):
+                raise ValueError(f"given has a range of probability 0, {low} to {high} of {self.name}")
 
 
 @dataclass(frozen=True)
@@ -109,9 +139,11 @@ class Encoding:
     def encoded(self, table: Array) -> tuple[Array, Array]:
         """``x`` and ``codes`` of rows (n, columns)."""
         parts = [column.encoded(entries) for column, entries in zip(self.columns, table.T, strict=True)]
-        x = np.stack([parts[i][0] for i in self.numbers], 1)
-        codes = [parts[i][1] for i in self.categories]
-        return x, np.stack(codes, 1) if codes else np.zeros((len(table), 0), dtype=int)
+        x, codes = np.zeros((len(table), len(self.numbers))), np.zeros((len(table), len(self.categories)), dtype=int)
+        for which, k, into in ((self.numbers, 0, x), (self.categories, 1, codes)):
+            for j, i in enumerate(which):
+                into[:, j] = parts[i][k]
+        return x, codes
 
     def one_hot(self, codes: Array) -> Array:
         """The codes as numbers 0 and 1, (n, m); zeros where they are missing."""
@@ -189,32 +221,35 @@ def fitted_column(
     is_category: bool,
     is_whole: bool,
     interval: tuple[float, float],
-    spikes: Sequence[float],
+    spikes: Sequence[Any],
 ) -> Column:
     """The kind and the map of a column whose rows are ``entries`` (n,).
 
     Raises:
-        ValueError: fewer than two entries; more than :data:`MOST_CATEGORIES`, or categories that have no order; it has
+        ValueError: more than :data:`MOST_CATEGORIES`, nearly as many as entries, or without an order; it has
             categories and bounds or spikes; spikes that are equal or not finite; what :meth:`Column.encoded` raises.
     """
     present = entries[~are_missing(entries)]
     if len(present) < 2:
-        raise ValueError(f"{name} must have at least 2 entries, got {len(present)} beside missing ones; leave it out")
-    if not np.isfinite(spikes).all() or len(set(spikes)) < len(spikes):
+        return Column(name)
+    are_numbers = all(isinstance(spike, int | float | np.number) for spike in spikes)
+    if not are_numbers or not np.isfinite(spikes).all() or len(set(spikes)) < len(spikes):
         raise ValueError(f"{name} must have different finite numbers as spikes, such as 0, got {spikes}")
     if is_category or any(isinstance(entry, str | bool | np.bool_) for entry in present.flat):
         try:
             values = tuple(sorted(set(present), key=lambda value: (str(type(value)), value)))
         except TypeError as error:
             raise ValueError(f"{name} must hold strings, numbers or truth values as categories: {error}") from error
-        if len(values) > MOST_CATEGORIES:
+        few = max(FEWEST_IDENTIFIERS, IDENTIFIERS * len(present))
+        if len(values) > min(few, MOST_CATEGORIES):
             raise ValueError(
-                f"{name} must have at most {MOST_CATEGORIES:,} categories, got {len(values):,}: leave out a column of "
-                "names, turn strings of numbers into numbers, or give rare values one name"
+                f"{name} must have at most {MOST_CATEGORIES:,} categories, in several rows each, got {len(values):,} "
+                f"in {len(present):,} rows: " + (DATES if is_date(values[0]) else NAMES)
             )
         if np.isfinite(interval).any() or spikes or is_whole:
             raise ValueError(f"{name} has categories, so it cannot have bounds, spikes or whole numbers")
         return Column(name, constant=values[0]) if len(values) == 1 else Column(name, values)
+    spikes = [float(spike) for spike in spikes]
     plain = Column(name, tuple(spikes), True, is_whole)
     x, _ = plain.encoded(present)
     x = x[~np.isnan(x)]
@@ -254,7 +289,7 @@ def best_map(x: Array, interval: Array, numbers: np.random.RandomState, may_bend
         found.append((-0.5 * z[:, 0] ** 2 + columns.log_volume(x[valid]), options))
     best = found[0]
     for other in found[1:]:
-        gain = other[0] - best[0]
+        gain = bounded(other[0] - best[0])
         best = other if len(valid) > 1 and gain.mean() > gain.std() / np.sqrt(len(gain)) else best
     return Columns.fitted(x, none, *best[1])
 
@@ -265,12 +300,18 @@ def as_numbers(entries: Array, name: str) -> Array:
         found = entries.astype(float)
     except (TypeError, ValueError, OverflowError) as error:
         kinds = ", ".join(sorted({type(entry).__name__ for entry in entries.flat} - {"int", "float"})) or "huge numbers"
-        raise ValueError(
-            f"{name} must hold numbers (of dates, such as days), or be among the categories, got {kinds}"
-        ) from error
-    if not np.isfinite(found).all():
-        raise ValueError(f"{name} must hold finite numbers, got infinity")
+        raise ValueError(f"{name} must hold numbers, or be among the categories, got {kinds}; {DATES}") from error
+    if not (np.abs(found) <= LARGEST).all():
+        raise ValueError(f"{name} must hold numbers of at most {LARGEST:g}, got {found[np.abs(found).argmax()]:g}")
     return found
+
+
+def is_date(entry: Any) -> bool:
+    """Whether an entry is a string such as "2024-05-31"."""
+    try:
+        return bool(datetime.fromisoformat(entry))
+    except (TypeError, ValueError):
+        return False
 
 
 def are_missing(entries: Array) -> Array:

@@ -28,10 +28,21 @@ from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, rademacher
 from indm.sampling import sample
 from indm.score import ScoreModel, context_of, with_context
 from indm.sde.linear import VPSDE
-from indm.tables.columns import Columns, are_near, best_edges, far_columns, is_inside, moments, moments_of_most
+from indm.tables.columns import (
+    FAR,
+    LARGEST,
+    Columns,
+    are_near,
+    best_edges,
+    far_columns,
+    is_inside,
+    moments,
+    moments_of_most,
+)
+from indm.tables.encoding import DATES
 from indm.tables.fit import MARKS, VALIDATION_ROWS, Training, at, race, train
-from indm.tables.mixture import COMPONENTS, Mixture, best_mixture
-from indm.tables.networks import MixtureMLP
+from indm.tables.mixture import COMPONENTS, Mixture, best_mixture, bounded
+from indm.tables.networks import Components, MixtureMLP
 from indm.tables.student import Student
 from indm.tensors import evaluation_mode, event_sum, expand_like
 
@@ -45,6 +56,7 @@ MOST_EXACT, MOST_EXACT_SLOPE, PROBES = 64, 40, 8  # columns up to which a diverg
 ROWS_AT_ONCE = 2_048
 DRAWING: dict[str, Any] = {"sampler": "unipc", "last_denoising": False, "batch_size": ROWS_AT_ONCE}
 SAMPLING_STEPS, SAMPLING_ERROR, DRAWN = (12, 24, 48, 96, 192), 0.01, 256  # steps that are tried; of a latent; draws
+BLUR = 0.25  # variance of the noise in which a row is compared with the mixture: narrow components are no wall
 ROUNDED = 0.02  # share of the error that may be rounding in single precision
 SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
 POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # of Gauss and Legendre in each of none, one or two discrete columns
@@ -83,13 +95,13 @@ class NamedColumns:
         named = getattr(self, "feature_names_in_", None)
         return f"column {i}" if named is None else f"column {i} ({named[i]})"
 
-    def _interval_of(self, i: int, pair: Any) -> tuple[float, float]:
-        """The bounds of a column, infinite where they are None; ValueError where they are not two, or not in order."""
+    def _interval_of(self, i: int, pair: Any, argument: str = "bounds") -> tuple[float, float]:
+        """The ends of a column's interval, infinite where they are None; ValueError where they are not two in order."""
         if np.shape(pair) == (2,):
             low, high = (inf if end is None else end for end, inf in zip(pair, (-np.inf, np.inf), strict=True))
             if low < high:
                 return low, high
-        raise ValueError(f"bounds must be a lower and a higher number or None, got {pair} of {self._name(i)}")
+        raise ValueError(f"{argument} must be a lower and a higher number or None, got {pair} of {self._name(i)}")
 
 
 class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
@@ -353,8 +365,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _numbers(self, X: Any, **options: Any) -> np.ndarray:
         """Rows as numbers; where scikit-learn finds others in a data frame, an error names the first such column."""
+        check_names(X)
         try:
-            return validate_data(self, X, dtype=np.float64, **options)
+            found = validate_data(self, X, dtype=np.float64, **options)
         except (TypeError, ValueError) as error:
             for i, kind in enumerate(X.dtypes if is_frame(X) else ()):
                 entries = X.iloc[:, i]
@@ -362,9 +375,12 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                     got = "missing entries" if entries.isna().any() else f"entries of type {kind}"
                     raise ValueError(
                         f"X must hold numbers, got {got} in column {i} ({X.columns[i]}): JointDensityEstimator takes "
-                        "categories and missing entries (NaN); turn dates into numbers, such as days"
+                        "categories and missing entries (NaN); " + DATES
                     ) from error
             raise
+        if np.abs(found).max() > LARGEST:
+            raise ValueError(f"X must hold numbers of at most {LARGEST:g}, got {np.abs(found).max():g}")
+        return found
 
     def _checked(self, rows: int) -> int:
         """The number of models; ValueError where an argument is out of range."""
@@ -478,9 +494,11 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         if len(table) != rows:
             raise ValueError(f"c must have {rows} rows, one for each of X, got {len(table)}")
         self.n_conditions_, self._c_names = table.shape[1], names_of(c)
-        self._c_mean, std = moments(table)
+        centre, scale = moments_of_most(table)
+        self._c_far = (np.abs(table - centre) > scale * max(FAR, math.sqrt(rows))).any(0)
+        self._c_mean, std = np.where(self._c_far, (centre, scale), moments(table))
         self._c_std = np.where(std > 1e-12 * np.abs(self._c_mean), std, 1.0)
-        return (table - self._c_mean) / self._c_std
+        return self._standardised(table)
 
     def conditions(self, c, rows: int) -> np.ndarray:
         """Standardised conditions (rows, k), of one for all rows or one for each; without any, k is 0.
@@ -506,7 +524,12 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             raise ValueError(f"c must have {k} columns, as in fit, got {table.shape[1]}")
         if len(table) not in (1, rows):
             raise ValueError(f"c must have {rows} rows, one for each of X, or one for all, got {len(table)}")
-        return np.broadcast_to((table - self._c_mean) / self._c_std, (rows, k))
+        return np.broadcast_to(self._standardised(table), (rows, k))
+
+    def _standardised(self, c: np.ndarray) -> np.ndarray:
+        """Conditions of unit scale, and asinh of those where one row has the leverage of all others."""
+        u = (c - self._c_mean) / self._c_std
+        return np.where(self._c_far, np.arcsinh(u), u)
 
     def _noisy(self, X: np.ndarray, numbers: np.random.RandomState) -> np.ndarray:
         """``X`` with uniform noise in its discrete columns."""
@@ -533,13 +556,15 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         repeats = max(1, VALIDATION_ROWS // len(valid))
         many, c_held = (np.repeat(part[:VALIDATION_ROWS], repeats, axis=0) for part in (valid, c_valid))
         held_rows = self._noisy(many, numbers)
-        thinned = slice(None, None, max(1, repeats // DRAWS_OF_MIXTURE))
+        draws = min(repeats, DRAWS_OF_MIXTURE)
+        thinned = np.arange(len(many)) % repeats < draws
         self.columns_, mixtures, value = self._start(
             (self._noisy(rows[:MIXTURE_ROWS], numbers), c[:MIXTURE_ROWS]),
             (held_rows[thinned], c_held[thinned]),
             maps,
             numbers.randint(2**31 - 1),
             MIXTURE_SHARE * (deadline - time.perf_counter()),
+            draws,
         )
         c_train = torch.from_numpy(c).float()
         if not len(self._whole):  # otherwise a batch has noise of its own
@@ -569,28 +594,29 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         return best, (gain, error)
 
     def _start(
-        self, training: Rows, validation: Rows, maps: list[Columns], seed: int, seconds: float
+        self, training: Rows, validation: Rows, maps: list[Columns], seed: int, seconds: float, draws: int = 1
     ) -> tuple[Columns, list[Mixture], float]:
         """The best mixture that can be fitted in that time, with one Gaussian; its map and its validation log p.
 
         The map is the first, but where the gain of another on the validation rows is more than its standard error.
+        Each of these rows is there in ``draws`` of the noise.
         """
         started, found = time.perf_counter(), []
         most = (1 if self.n_conditions_ else max(COMPONENTS)) if self.max_components is None else self.max_components
         for i, columns in enumerate(maps, 1):
             (train, c), (valid, c_valid) = ((columns.latents(*rows), rows[1]) for rows in (training, validation))
             until = started + seconds * i / len(maps)
-            mixture = best_mixture((train, c), (valid, c_valid), most, seed, until)
+            mixture = best_mixture((train, c), (valid, c_valid), most, seed, until, draws)
             found.append((columns, mixture, mixture.log_prob(valid, c_valid) + columns.log_volume(validation[0])))
         best = found[0]
         for other in found[1:]:
-            gain = other[2] - best[2]
-            best = other if gain.mean() > gain.std() / math.sqrt(len(gain)) else best
+            gain = bounded(other[2] - best[2], draws)
+            best = other if gain.mean() > gain.std() / math.sqrt(draws * len(gain)) else best
         columns, mixture, value = best
         if len(mixture.weight) == 1:
             return columns, [mixture], value.mean()
         parts, held = ((columns.latents(*rows), rows[1]) for rows in (training, validation))
-        return columns, [mixture, best_mixture(parts, held, 1, seed, math.inf)], value.mean()
+        return columns, [mixture, best_mixture(parts, held, 1, seed, math.inf, draws)], value.mean()
 
     def _redrawn(self, X: np.ndarray, c: np.ndarray) -> Tensor:
         """Latents of rows with new noise in their discrete columns."""
@@ -667,7 +693,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def _mixture_log_density(self, latents: np.ndarray, c: np.ndarray) -> np.ndarray:
         """log of the mean density of the mixtures from which the models started, nats (n,)."""
         z, conditions = torch.from_numpy(latents), torch.from_numpy(c)
-        found = torch.stack([mixture_log_prob(at(model, conditions), z) for model in self.models_])
+        found = torch.stack([mixture_of(at(model, conditions), z).log_prob() for model in self.models_])
         return (found.logsumexp(0) - math.log(len(found))).numpy()
 
 
@@ -699,6 +725,13 @@ def check_count(n: Any, name: str) -> None:
 def is_frame(table: Any) -> bool:
     """Whether it is a data frame of pandas."""
     return hasattr(table, "iloc") and table.ndim == 2
+
+
+def check_names(table: Any) -> None:
+    """ValueError for a data frame in which two columns have one name."""
+    names = names_of(table)
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ValueError(f"columns of X must have different names, got {twice[0]!r} twice; rename one")
 
 
 def names_of(table: Any) -> list[Any]:
@@ -818,13 +851,17 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
     It is solved in single precision, whose rounding is a part of the estimate, but in double where |log p| is so large
     that rounding counts. Where the network adds nothing, it is the mixture's in closed form. The ODE's differs from
     that by what is left of the mixture at T: some 0.01 nats for usual rows.
+
+    Rows more than √d + :data:`FAR` deviations from each Gaussian of the mixture, with noise of variance :data:`BLUR`
+    added to it, have the mixture's density, too. It has a mass below exp(−FAR²/2) = 2e-22 there. The network is not
+    trained on such states: what it would add is an extrapolation, and its ODE takes 15 times the evaluations.
     """
     if not tol > 0:
         raise ValueError(f"tol must be positive, got {tol!r}")
-    if model.score.backbone.is_mixture:
-        return mixture_log_prob(model, z), z.new_zeros(len(z))
+    law, blurred = mixture_of(model, z), mixture_at(model, z, z.new_full((len(z),), BLUR))
+    is_beyond = (blurred.distance() > math.sqrt(z.shape[1]) + FAR) | model.score.backbone.is_mixture
+    found, error = law.log_prob(), torch.where(is_beyond, 0.0, z.new_full((len(z),), math.inf))
     most = ROUNDED * tol / (ROUNDING_OF_RATES * torch.finfo(torch.float32).eps)  # nats
-    found, error = z.new_zeros(len(z)), z.new_full((len(z),), math.inf)
 
     def solve(rows: Tensor, dtype: torch.dtype) -> None:
         if bool(rows.any()):
@@ -834,17 +871,20 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
             found[rows], error[rows] = value.to(z), estimate.to(z)
 
     is_far = 0.5 * (z.square() + math.log(2 * math.pi)).sum(1) > most
-    solve(~is_far, torch.float32)
-    solve(is_far | (found.abs() > most), torch.float64)
+    solve(~(is_far | is_beyond), torch.float32)
+    solve((is_far | (found.abs() > most)) & ~is_beyond, torch.float64)
     return found, error
 
 
-def mixture_log_prob(model: nn.Module, z: Tensor) -> Tensor:
-    """log of the density of the mixture and the noise of ε at rows of latents, nats (B,)."""
+def mixture_of(model: nn.Module, z: Tensor) -> Components:
+    """The components of the mixture plus the noise of ε at rows of latents."""
     sde = model.score.sde
-    t = sde.endpoints(z)[START]
-    w = expand_like(sde.alpha(t) / sde.marginal_std(t), z) * z
-    return model.score.backbone.mixture_log_prob(w, -0.5 * sde.log_snr(t), *context_of(model.score))
+    return mixture_at(model, z, (-sde.log_snr(sde.endpoints(z)[START])).exp())
+
+
+def mixture_at(model: nn.Module, z: Tensor, r: Tensor) -> Components:
+    """The components of the mixture plus noise of variance r (B,) at rows of latents."""
+    return model.score.backbone.mixture_at(z / (1 + r).sqrt()[:, None], 0.5 * r.log(), *context_of(model.score))
 
 
 def _solved(score: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from indm.model import INDM
 from indm.objective import noise_error, time_at
 from indm.sde.linear import LinearSDE
+from indm.tables.mixture import bounded
 from indm.tensors import squared_norm, strata
 from indm.training import EMA, learning_rate_factor, optimizer_step
 
@@ -155,10 +156,14 @@ class Training:
     def check(self) -> bool:
         """Validate the average; whether it is the best so far."""
         errors = self._errors()
-        if not errors.mean() < self.lowest.mean():
+        if not self.is_lower(errors, self.lowest):
             return False
         self.lowest, self.best_step, self.best = errors, self.step, copy.deepcopy(self.ema.model)
         return True
+
+    def is_lower(self, errors: Tensor, others: Tensor) -> bool:
+        """Whether errors at the validation rows are lower than others; a row far from the rest does not decide it."""
+        return bool(bounded((others - errors).numpy(), self.groups).mean() > 0)
 
     def gain(self, start: Tensor | None = None, end: Tensor | None = None) -> tuple[float, float]:
         """Gain of the best state over a start, by default its own, and the standard error of the gain, nats."""
@@ -196,7 +201,9 @@ def race(trainings: Sequence[Training], run: Callable[[Training], Iterator[None]
     going = list(range(len(runs))) if len(runs) > 1 else []
     while going and time.perf_counter() < until:
         going = [i for i in going if trainings[i].step < RACE_STEPS and next(runs[i], "ended") is None]
-    best = min(range(len(runs)), key=lambda i: trainings[i].lowest.mean().item())
+    best = 0
+    for i, training in enumerate(trainings):
+        best = i if training.is_lower(training.lowest, trainings[best].lowest) else best
     for _ in runs[best]:
         pass
     return trainings[best]

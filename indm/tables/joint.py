@@ -33,6 +33,7 @@ from indm.tables.estimator import (
     SOLVER_ERROR,
     NamedColumns,
     check_count,
+    check_names,
     check_options,
     ended_by,
     integrated,
@@ -51,6 +52,7 @@ from indm.tables.networks import MaskedMixtureMLP
 
 MIXTURE_ROWS = 5_000, 2_000  # on which a mixture is fitted, without and with missing entries
 QUESTIONS = 8  # of a batch in training
+MOST_DRAWN, DRAWN_AGAIN = 50_000, 10_000  # rows for a range, at least; of them at once, at most
 HELD_QUESTIONS = 64  # of the validation
 ALL_ASKED, NONE_ABSENT = 0.25, 0.5  # shares of the questions that ask for all columns, and that leave none out
 
@@ -118,7 +120,7 @@ class JointTraining(Training):
         which = torch.from_numpy(index)
         known = questions.asked_codes | questions.given_codes
         c = net.condition(z, hidden(one_hot, net, known), which)
-        loss = self._denoising(z, c, torch.from_numpy(questions.asked))
+        loss = self._denoising(z, c, torch.from_numpy(questions.asked)) if net.d else z.new_zeros(())
         if net.m:
             rank = np.cumsum(questions.asked_codes, 1)
             before = rank <= np.floor(torch.rand(len(z), 1).numpy() * rank[:, -1:])
@@ -177,6 +179,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     Attributes:
         encoding_: what each column is, :class:`~indm.tables.encoding.Encoding`.
+        gaps_: the masks of missing entries that rows had, (u, columns), and in how many rows each was, (u,).
         model_: the fitted :class:`~indm.INDM` of the latents of numbers.
         gain_: what the network gained over the mixture, nats of a question, and its standard error.
         n_steps_: optimizer steps until it was best.
@@ -252,11 +255,12 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         missing does not depend on what it would have been.
 
         Raises:
-            ValueError: an argument out of range; an infinite value; fewer than 10 rows; no column of numbers that
-                varies; a column of missing entries alone; a value outside of its bounds, or on one.
+            ValueError: an argument out of range; an infinite value; fewer than 10 rows; no column that varies; dates or
+                identifiers as a column; a value outside of its bounds, or on one.
 
         Warns:
-            UserWarning: a column is constant and left out; a number is far from all others of its column; the network
+            UserWarning: a column is left out, as it is constant or has fewer than two entries (its missing entries
+                stay missing in draws); a number is far from all others of its column; the network
                 found nothing that the mixture lacks.
         """
         check_options(self)
@@ -265,6 +269,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         categorical = {i for i, kind in enumerate(() if self._kinds is None else self._kinds) if kind == "category"}
         X = self._validated(X, ensure_min_samples=FEWEST_ROWS)
         numbers = check_random_state(self.random_state)
+        self.gaps_ = np.unique(are_missing(X), axis=0, return_counts=True)
         self.encoding_ = self._encoding(X, categorical, numbers)
         x, codes = self.encoding_.encoded(X)
         self.encoding_ = self.encoding_.given_others(x + self._noise(x, np.ones(x.shape, bool), numbers), codes)
@@ -298,7 +303,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         def draws(steps: int) -> Array:
             return self._drawn(self._nothing(DRAWN), everything, steps, np.random.RandomState(seed))[0]
 
-        self.sampling_steps_, self.sampling_error_ = steps_for_draws(draws)
+        self.sampling_steps_, self.sampling_error_ = steps_for_draws(draws) if x.shape[1] else (1, 0.0)
         return self
 
     @property
@@ -308,6 +313,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _validated(self, X, **options: Any) -> Array:
         """Rows as an array, in which columns of a frame keep their kinds."""
+        check_names(X)
         X = X.astype(object) if hasattr(X, "iloc") else X
         return validate_data(self, X, dtype=None, ensure_all_finite="allow-nan", **options)
 
@@ -327,15 +333,16 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                     is_category=i in categories,
                     is_whole=i in whole,
                     interval=self._interval_of(i, bounds.get(i, (None, None))),
-                    spikes=np.atleast_1d(spikes.get(i, ())).astype(float).tolist(),
+                    spikes=np.atleast_1d(spikes.get(i, ())).tolist(),
                 )
             )
-        constant = [column for column in columns if column.constant is not None]
-        if not any(column.is_number for column in columns):
-            raise ValueError("X must have a column of numbers that vary")
-        if constant:
-            named = ", ".join(f"{column.name}, {column.constant}" for column in constant)
-            warnings.warn(f"left out of the density, as all rows have the same value: {named}", stacklevel=3)
+        if all(column.is_out for column in columns):
+            raise ValueError("X must vary in a column, got one value or none in each")
+        constant = ", ".join(f"{column.name}, {column.constant}" for column in columns if column.constant is not None)
+        absent = ", ".join(column.name for column in columns if column.is_absent)
+        for named, why in ((constant, "all rows have the same value"), (absent, "fewer than two rows have an entry")):
+            if named:
+                warnings.warn(f"left out of the density, as {why}: {named}", stacklevel=3)
         plain = [i for i, c in enumerate(columns) if c.is_number and not (c.is_whole or c.values)]
         warn_of_few_values({columns[i].name: X[~are_missing(X[:, i]), i].astype(float) for i in plain}, stacklevel=4)
         for column in columns:
@@ -359,8 +366,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             there = np.flatnonzero(~np.isnan(x[:, j]))
             centre, scale = moments_of_most(values[there, j : j + 1])
             off[there, j] = np.abs(values[there, j] - centre) / np.where(scale > 0, scale, np.inf)
-        row, farthest = np.unravel_index(off.argmax(), off.shape)
-        if off[row, farthest] > FAR:
+        if (off > FAR).any():
+            row, farthest = np.unravel_index(off.argmax(), off.shape)
             named = self._name(self.encoding_.numbers[farthest])
             warnings.warn(
                 f"row {row} of X is far from the others: {x[row, farthest]:g} in {named}; where it is an error, "
@@ -406,7 +413,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """An untrained model whose network has the mixture."""
         sizes = self.encoding_.sizes
         shape, options = (law.mean.shape[1],), {"dropout": self.dropout}
-        net = MaskedMixtureMLP(shape, sizes, len(law.weight), self.width, self.depth, **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # of a table without numbers
+            net = MaskedMixtureMLP(shape, sizes, len(law.weight), self.width, self.depth, **options)
         net.set_mixture(*map(torch.from_numpy, (law.weight, law.mean, law.covariance, law.log_share)))
         return INDM(Identity(), ScoreModel(net, VPSDE(eps=EPS)), shape=shape, condition=Vector(net.size))
 
@@ -512,28 +521,73 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """The mean of :meth:`score_samples`; ``y`` is ignored."""
         return float(self.score_samples(X).mean())
 
-    def sample(self, n_samples: int = 1, random_state: Any = None, *, steps: int | None = None):
+    def log_prob_cells(self, X, *, tol: float = SOLVER_ERROR) -> np.ndarray:
+        """log p of each entry of ``X`` given the others of its row, nats, (n, columns); NaN where there is none.
+
+        It tells which entry of a row is odd. Densities have the units of their columns, so an entry should be compared
+        with those of its own column, such as by the share of fitted rows below it. An entry that is impossible, or more
+        than :data:`FAR` deviations from most of its column, is not given to the others: it would make them odd, too.
+
+        Raises, warns: as :meth:`score_samples`.
+        """
+        check_is_fitted(self)
+        X = self._validated(X, reset=False)
+        there, found = ~are_missing(X), np.full(X.shape, np.nan)
+        known = there & self._is_near(X)
+        for i, column in enumerate(self.encoding_.columns):
+            rows, asked = np.flatnonzero(there[:, i]), np.zeros_like(there)
+            asked[:, i] = True
+            if len(rows) and not column.is_absent:
+                found[rows, i] = self._score(X[rows], asked[rows], (known & ~asked)[rows], tol)
+        return found
+
+    def _is_near(self, X: Array) -> Array:
+        """Mask of the entries but numbers out of bounds, or farther than :data:`FAR` from most, (n, columns)."""
+        x, _ = self.encoding_.encoded(X)
+        found, i = np.ones(X.shape, dtype=bool), self.encoding_.numbers
+        with np.errstate(all="ignore"):
+            z = self.encoding_.latents(x + 0.5 * self.encoding_.whole)
+        found[:, i] = np.isnan(x) | self.encoding_.is_possible(x) & (np.abs(z) <= FAR)
+        return found
+
+    def sample(
+        self, n_samples: int = 1, random_state: Any = None, *, steps: int | None = None, gaps: bool = False
+    ) -> Any:
         """Rows drawn from the density, (n_samples, columns): a data frame where ``fit`` got one.
 
-        ``steps`` of the sampler are by default ``sampling_steps_``.
+        ``steps`` of the sampler are by default ``sampling_steps_``. With ``gaps`` each row lacks the entries that a row
+        of the fitted table lacked, drawn at random. That is the table's law of gaps where they do not depend on values.
         """
-        return self.conditional({}).sample(n_samples, random_state, steps=steps)
+        return self.conditional({}).sample(n_samples, random_state, steps=steps, gaps=gaps)
 
     def conditional(self, given: Mapping[Any, Any]) -> "Conditional":
-        """The density of all other columns at the values ``given``, by index or name: ``{"age": 30}``."""
+        """The density of all other columns at what is ``given``, by index or name: ``{"age": 30}``.
+
+        A pair is a range of numbers, ends included: ``{"age": (30, 40), "income": (None, 1e5)}``. It takes draws only.
+
+        Raises:
+            ValueError: an unknown column or category; a value, or all of a range, outside of the bounds; a range of a
+                column of other than numbers.
+        """
         check_is_fitted(self)
         if not hasattr(given, "items"):
             raise ValueError(f'given must be values of columns, such as {{"age": 30}}, got {given!r}')
-        row = np.full((1, self.n_features_in_), np.nan, dtype=object)
+        row, ranges = np.full((1, self.n_features_in_), np.nan, dtype=object), {}
         for column, value in given.items():
-            row[0, self._index(column, "given")] = value
+            i = self._index(column, "given")
+            if np.shape(value):
+                ranges[i] = self._interval_of(i, value, "a range in given")
+                self.encoding_.columns[i].check_range(*ranges[i])
+            else:
+                row[0, i] = value
         self._check_possible(row)
-        return Conditional(self, row[0])
+        return Conditional(self, row[0], ranges)
 
     def impute(self, X, n: int | None = None, random_state: Any = None):
         """``X`` with draws given the rest of its row in place of missing entries: one table, or a list of ``n``.
 
-        A data frame keeps its index.
+        A data frame keeps its index. A number more than :data:`FAR` deviations from most of its column, which may be a
+        typo, is kept, but says nothing of the missing entries.
 
         Raises:
             ValueError: as :meth:`score_samples`; a value outside of its bounds.
@@ -544,7 +598,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         X = self._validated(X, reset=False)
         self._check_possible(X)
         numbers = check_random_state(random_state)
-        tables = [self._as_fitted(self._filled(X, numbers, None), index) for _ in range(n or 1)]
+        known = self._is_near(X)
+        tables = [self._as_fitted(self._filled(X, numbers, None, known), index) for _ in range(n or 1)]
         return tables[0] if n is None else tables
 
     def _check_possible(self, X: Array) -> None:
@@ -626,7 +681,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def _parts(self, net: MaskedMixtureMLP, questions: Questions) -> Iterator[tuple[Array, Tensor]]:
         """Parts of the rows with few questions each, which the network then has: their indices, and their questions."""
         asked, given, index = questions.masks()
-        most = int(max(1, min(ROWS_AT_ONCE, LAW_ENTRIES / (net.components * net.d**2))))
+        most = int(max(1, min(ROWS_AT_ONCE, LAW_ENTRIES / (net.components * max(1, net.d) ** 2))))
         order = np.argsort(index, kind="stable")
         for begin in range(0, len(order), most):
             rows = order[begin : begin + most]
@@ -634,15 +689,17 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             net.set_questions(asked[needed], given[needed])
             yield rows, torch.from_numpy(local.reshape(-1))
 
-    def _filled(self, X: Array, numbers: np.random.RandomState, steps: int | None) -> Array:
-        """Rows (n, columns) with draws in place of missing entries."""
+    def _filled(self, X: Array, numbers: np.random.RandomState, steps: int | None, known: Array | bool = True) -> Array:
+        """Rows (n, columns) with draws in place of missing entries, given the others that are ``known``."""
         x, codes = self.encoding_.encoded(X)
         is_there = ~are_missing(X)
-        asked, known = self._questions(~is_there, None, None), self._questions(is_there, None, (x, codes))
-        questions = Questions(asked.asked, known.asked, asked.asked_codes, known.asked_codes)
+        asked, given = self._questions(~is_there, None, None), self._questions(is_there & known, None, (x, codes))
+        questions = Questions(asked.asked, given.asked, asked.asked_codes, given.asked_codes)
         z, drawn = self._drawn((x, codes), questions, self.sampling_steps_ if steps is None else steps, numbers)
         table = self.encoding_.table(np.where(questions.asked, z, np.nan), np.where(questions.asked_codes, drawn, -1))
-        return np.where(is_there, X, table).astype(table.dtype)
+        absent = [column.is_absent for column in self.encoding_.columns]
+        found = np.where(is_there, X.astype(object), table)
+        return found if is_there[:, absent].any() else found.astype(table.dtype)  # it may have entries of any kind
 
     def _drawn(
         self, rows: tuple[Array, Array], questions: Questions, steps: int, numbers: np.random.RandomState
@@ -669,7 +726,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         )
         generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
         one_hot, found = torch.from_numpy(self.encoding_.one_hot(codes)).float(), np.full(z.shape, np.nan)
-        for part, index in self._parts(net, questions):
+        with_numbers = np.flatnonzero(questions.asked.any(1))
+        for local, index in self._parts(net, questions[with_numbers]):
+            part = with_numbers[local]
             c = net.condition(z[part], hidden(one_hot[part], net, known[part]), index)
             drawn = sample(model, len(part), c=c, steps=steps, generator=generator, **DRAWING).numpy()
             found[part] = np.where(questions.asked[part], drawn, np.nan)
@@ -704,27 +763,67 @@ class Conditional:
     Args:
         estimator: of the joint density.
         row: the given values, and NaN in all other columns.
+        ranges: low and high of other columns by index.
     """
 
     estimator: JointDensityEstimator
     row: Array
+    ranges: Mapping[int, tuple[float, float]]
 
     @property
     def _is_given(self) -> Array:
         return ~are_missing(self.row)
 
     def score_samples(self, X) -> np.ndarray:
-        """log p of rows ``X`` (n, columns), nats (n,); what they have in the given columns is replaced."""
+        """log p of rows ``X`` (n, columns), nats (n,); what they have in the given columns is replaced.
+
+        Raises:
+            ValueError: a range is given.
+        """
+        if self.ranges:
+            raise ValueError("score_samples needs values in given, not ranges, which draws alone take")
         X = self.estimator._validated(X, reset=False).astype(object)
         given = np.tile(self._is_given, (len(X), 1))
         X[:, self._is_given] = self.row[self._is_given]
         return self.estimator._score(X, ~given, given, SOLVER_ERROR)
 
-    def sample(self, n_samples: int = 1, random_state: Any = None, *, steps: int | None = None):
-        """Whole rows, (n_samples, columns), with the given values in their columns."""
+    def sample(
+        self, n_samples: int = 1, random_state: Any = None, *, steps: int | None = None, gaps: bool = False
+    ) -> Any:
+        """Whole rows, (n_samples, columns), with the given values in their columns; ``gaps`` are only in others.
+
+        Where ranges are given, rows are drawn without, and those outside are rejected: what remains follows the density
+        given the ranges exactly. It takes as many draws as the ranges are rare.
+
+        Raises:
+            ValueError: too few of 50,000 draws, or of 100 for each row, are in the ranges.
+        """
         check_count(n_samples, "n_samples")
-        rows = np.tile(self.row, (n_samples, 1))
-        return self.estimator._as_fitted(self.estimator._filled(rows, check_random_state(random_state), steps))
+        numbers, n = check_random_state(random_state), n_samples
+        found, drawn = self._drawn(n, numbers, steps), n
+        while len(found) < n:
+            if drawn >= max(MOST_DRAWN, 100 * n):
+                raise ValueError(
+                    f"given has ranges with {len(found)} of {drawn:,} draws in them, too few for n_samples={n}; widen "
+                    "them, or draw fewer rows"
+                )
+            more = min(DRAWN_AGAIN, math.ceil(1.2 * drawn * (n - len(found)) / max(len(found), 0.1)))
+            found, drawn = np.concatenate([found, self._drawn(more, numbers, steps)]), drawn + more
+        found = found[:n]
+        if gaps:
+            masks, counts = self.estimator.gaps_
+            hidden = masks[numbers.choice(len(masks), n, p=counts / counts.sum())]
+            found[hidden & ~self._is_given] = np.nan
+        return self.estimator._as_fitted(found)
+
+    def _drawn(self, n: int, numbers: np.random.RandomState, steps: int | None) -> Array:
+        """Those of n draws that are in the ranges."""
+        rows = self.estimator._filled(np.tile(self.row, (n, 1)), numbers, steps)
+        inside = np.ones(n, dtype=bool)
+        for i, (low, high) in self.ranges.items():
+            entries = rows[:, i].astype(float)
+            inside &= (low <= entries) & (entries <= high)
+        return rows[inside]
 
 
 def unasked_log_prob(sde: VPSDE, unasked: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ PER_COMPONENT = 5  # rows, at least
 JOINT_COMPONENTS, JOINT_FLOORS = COMPONENTS[:7], FLOORS[:2]  # with categories or gaps a fit takes longer
 LAW_ENTRIES = 2e7  # numbers of the laws of a batch, at most
 CHANGE = 1e-3  # nats of a row between two steps, below which a fit ends
+MOST_GAIN = 10.0  # nats by which a row counts in a choice between models
 COUNT = 1.0  # of each category in each component before any row is seen
 
 Array = np.ndarray
@@ -76,33 +77,50 @@ def log_gaussians(rows: Array, mean: Array, covariance: Array) -> Array:
 
 
 def best_mixture(
-    training: tuple[Array, Array], validation: tuple[Array, Array], most: int, seed: int, until: float
+    training: tuple[Array, Array], validation: tuple[Array, Array], most: int, seed: int, until: float, draws: int = 1
 ) -> Mixture:
     """The :class:`Mixture` of the best validation among those that can be fitted before ``until``.
 
-    Numbers of components rise up to ``most``, each with several floors.
+    Numbers of components rise up to ``most``, each with several floors. Each validation row stands there ``draws``
+    times.
     """
     most = min(most, len(training[0]) // PER_COMPONENT)
     ladder = [(k, floor) for k in COMPONENTS if k == 1 or k <= most for floor in FLOORS]
-    return best_of(ladder, lambda k, floor: Mixture.fitted(*training, k, floor, seed), validation, until)
+    return best_of(ladder, lambda k, floor: Mixture.fitted(*training, k, floor, seed), validation, until, draws)
 
 
 def best_of(
-    ladder: Sequence[tuple[int, float]], fit: Callable[[int, float], Law], validation: tuple[Array, Array], until: float
+    ladder: Sequence[tuple[int, float]],
+    fit: Callable[[int, float], Law],
+    validation: tuple[Array, Array],
+    until: float,
+    draws: int = 1,
 ) -> Law:
     """The law of the best validation among those that can be fitted before ``until``; the first one in any case.
 
     Args:
         ladder: numbers of components and floors of the covariances.
         fit: makes the law of each.
-        validation: the arguments of its ``log_prob``.
+        validation: the arguments of its ``log_prob``; each row of the table stands there ``draws`` times.
     """
-    found: list[tuple[float, Law]] = []
-    for components, floor in ladder:
-        if not found or time.perf_counter() < until:
+    best = fit(*ladder[0])
+    value = best.log_prob(*validation)
+    for components, floor in ladder[1:]:
+        if time.perf_counter() < until:
             law = fit(components, floor)
-            found.append((law.log_prob(*validation).mean(), law))
-    return max(found, key=lambda pair: pair[0])[1]
+            other = law.log_prob(*validation)
+            if bounded(other - value, draws).mean() > 0:
+                best, value = law, other
+    return best
+
+
+def bounded(gains: Array, draws: int = 1) -> Array:
+    """The gains of rows, nats, each as if it were at most :data:`MOST_GAIN` up or down.
+
+    So a row far from all others decides next to nothing, but the tails count. Each row has ``draws`` gains, of which
+    the mean is taken.
+    """
+    return gains.reshape(-1, draws).mean(1).clip(-MOST_GAIN, MOST_GAIN)
 
 
 @dataclass(frozen=True)
@@ -230,7 +248,7 @@ class Patterns(NamedTuple):
 def patterns(z: Array, components: int) -> list[Patterns]:
     """All rows of ``z``, in parts for which the covariances of all sets and ``components`` fit into memory."""
     known, index, count = np.unique(~np.isnan(z), axis=0, return_inverse=True, return_counts=True)
-    most = int(max(1, LAW_ENTRIES / (components * z.shape[1] ** 2)))
+    most = int(max(1, LAW_ENTRIES / (components * max(1, z.shape[1]) ** 2)))
     cuts = np.arange(most, len(count), most)
     rows = np.split(np.argsort(index.reshape(-1), kind="stable"), np.cumsum(count)[cuts - 1])
     return [Patterns(*part) for part in zip(rows, np.split(known, cuts), np.split(count, cuts), strict=True)]
@@ -258,7 +276,11 @@ def best_joint_mixture(
 def _clusters(z: Array, categories: Array, components: int, seed: int) -> Array:
     """The rows' first shares of the components (n, K), by clusters of rows whose missing numbers are 0."""
     rows = np.concatenate([np.where(np.isnan(z), 0.0, z), categories], 1)
-    labels = KMeans(components, n_init=1, random_state=seed).fit(rows).labels_ if components > 1 else np.zeros(len(z))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer different rows than components
+        labels = (
+            KMeans(components, n_init=1, random_state=seed).fit(rows).labels_ if components > 1 else np.zeros(len(z))
+        )
     return np.equal.outer(labels, np.arange(components)).astype(float)
 
 

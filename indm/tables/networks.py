@@ -251,9 +251,9 @@ class MixtureMLP(nn.Module):
         """Whether the MLPs add nothing, as before any training, so that the density is the mixture's."""
         return adds_nothing(self.mlp) and adds_nothing(self.columns)
 
-    def mixture_log_prob(self, z: Batch, level: PerSample, c: Tensor | None = None) -> PerSample:
-        """log of the mixture's density of z_t/α_t, nats, in closed form."""
-        return self._components(z, level, c)[3].log_prob()
+    def mixture_at(self, z: Batch, level: PerSample, c: Tensor | None = None) -> "Components":
+        """The mixture's noised components at z_t/α_t, whose law is known in closed form."""
+        return self._components(z, level, c)[3]
 
     def _components(
         self, z: Batch, level: PerSample, c: Tensor | None
@@ -291,6 +291,10 @@ class Components(NamedTuple):
         """log of the density of y, nats."""
         constant = 0.5 * self.offset.shape[2] * math.log(2 * math.pi)
         return self.log_joint().logsumexp(1) - self.log_weight.logsumexp(1) - constant
+
+    def distance(self) -> PerSample:
+        """How far y is from the nearest component, in its own deviations (Mahalanobis)."""
+        return (self.offset.square() / self.total).sum(2).amin(1).sqrt()
 
     def noise(self, y: Float[Tensor, "batch d"], r: Float[Tensor, "batch 1"]) -> tuple[Tensor, Tensor]:
         """The noise beyond that of N(0, I) at rows y, (B, d), and its Jacobian in y/√(1 + r), (B, d, d)."""
@@ -450,9 +454,9 @@ class MaskedMixtureMLP(nn.Module):
         means = law.mean + self._along(c[:, : self.d], law.slope)
         return torch.einsum("bk,bkd->bd", self._log_weight(c, law).softmax(1), means)
 
-    def mixture_log_prob(self, z: Tensor, level: PerSample, c: Tensor) -> PerSample:
-        """log of the mixture's density of z_t/α_t, in which columns that are not asked are N(0, 1), in closed form."""
-        return self._components(z, level, c)[3].log_prob()
+    def mixture_at(self, z: Tensor, level: PerSample, c: Tensor) -> Components:
+        """The mixture's noised components at z_t/α_t, in which columns that are not asked are N(0, 1)."""
+        return self._components(z, level, c)[3]
 
     def _components(self, z: Tensor, level: PerSample, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Components]:
         """z_t/α_t (B, d), (σ/α)² (B, 1), which columns are asked (B, d), and the components there."""

@@ -1,5 +1,8 @@
 """Columns of numbers, strings, spikes and missing entries, and back."""
 
+import datetime
+import warnings
+
 import numpy as np
 import pytest
 
@@ -83,19 +86,30 @@ def test_a_skewed_column_is_bent_and_a_normal_one_is_not():
 
 
 ERRORS = {
-    "infinite": ([1.0, 2.0, np.inf], {}, r"column 0 \(age\) must hold finite numbers, got infinity"),
-    "missing": ([None, np.nan], {}, "must have at least 2 entries, got 0 beside missing ones"),
-    "one entry": ([None, 3.0, np.nan], {}, "must have at least 2 entries, got 1 beside missing ones; leave it out"),
+    "infinite": ([1.0, 2.0, np.inf], {}, r"column 0 \(age\) must hold numbers of at most 1e\+300, got inf"),
+    "too large to subtract": (
+        [1e308, -1e308],
+        {},
+        r"column 0 \(age\) must hold numbers of at most 1e\+300, got 1e",
+    ),
     "no spike": (
         [1.0, 2.0, 3.0],
         {"spikes": (np.nan,)},
         r"different finite numbers as spikes, such as 0, got \(nan,\)",
     ),
+    "words as spikes": ([1.0, 2.0], {"spikes": ("none",)}, "different finite numbers as spikes, .* got .'none'"),
     "equal spikes": ([1.0, 2.0, 3.0], {"spikes": (0.0, 0.0)}, "must have different finite numbers as spikes"),
     "fractions": ([1.0, 2.5], {"is_whole": True}, "must hold whole numbers, got 2.5 in row 1"),
     "outside": ([1.0, -2.0], {"interval": (0, np.inf)}, "must be above 0 and below inf, its bounds, got -2"),
     "on a bound": ([1.0, 0.0], {"interval": (0, np.inf)}, "got 0; widen them, or declare a value .* in spikes"),
-    "identifiers": ([f"row {i}" for i in range(1001)], {}, "must have at most 1,000 categories, got 1,001: leave out"),
+    "categories": ([f"row {i // 2}" for i in range(2002)], {}, "at most 1,000 categories.* got 1,001 in 2,002 rows"),
+    "identifiers": (
+        [f"row {i // 1.05:.0f}" for i in range(40)],
+        {},
+        "in several rows each, got 38 .*: drop a column of ident",
+    ),
+    "dates": ([datetime.date(2024, 1, i) for i in range(1, 9)], {}, r"got date; turn dates .*pd.to_datetime\(dates\)"),
+    "words of dates": ([f"2024-01-{i}" for i in range(10, 31)], {}, "got 21 in 21 rows: turn dates into numbers, such"),
     "no order": (["a", 1j, 2j], {"is_category": True}, r"column 0 \(age\) must hold strings, numbers or truth values"),
     "sets": (["a", {1}], {}, r"column 0 \(age\) must hold strings, numbers or truth values as categories"),
     "too large": ([1.0, 10**400], {}, r"column 0 \(age\) must hold numbers"),
@@ -110,12 +124,38 @@ def test_errors_say_what_was_got(case):
         column_of(entries, **options)
 
 
+def test_a_column_of_two_entries_has_a_map():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        column = column_of([None] * 9 + [1.0, 2.0])
+    assert column.is_number and np.isfinite(column.map.latents(np.array([[1.5]]), np.zeros((1, 0)))).all()
+
+
 def test_many_categories_are_no_error():
-    assert column_of([f"row {i}" for i in range(1000)]).size == 1000
+    assert column_of([f"row {i // 2}" for i in range(2000)]).size == 1000
+    assert column_of(list("abcdefghi")).size == 9
+
+
+@pytest.mark.parametrize("entries", [[None, np.nan], [None, 3.0, np.nan], ["a", None]])
+def test_a_column_of_fewer_than_two_entries_is_left_out(entries):
+    column = column_of(entries)
+    assert column.is_out and column.constant is None and column.size == 0
+    numbers, codes = column.encoded(np.array(["any", 1.0, None], dtype=object))
+    assert np.isnan(numbers).all() and codes.tolist() == [0, 0, -1]
+
+
+def test_a_range_is_possible_where_a_number_of_the_column_is_in_it():
+    counts = column_of([0.0, 1.0, 4.0, 4.0], is_whole=True, interval=(0.0, 4.0))
+    rates = column_of(np.abs(NORMAL), interval=(0.0, np.inf), spikes=(-1.0,))
+    for column, low, high in ((counts, -3, 0), (counts, 4, 9), (rates, -1, -0.5), (rates, 0, 0.1), (rates, -0.5, 9)):
+        column.check_range(low, high)
+    for column, low, high in ((counts, -3, -1), (counts, 5, 9), (rates, -0.5, 0), (rates, -9, -2)):
+        with pytest.raises(ValueError, match=f"given has a range of probability 0, {low} to {high} of column 0"):
+            column.check_range(low, high)
 
 
 def test_unknown_categories_and_words_among_numbers_are_errors():
     with pytest.raises(ValueError, match="must hold one of a, b, got 'c' in row 1"):
         column_of(["a", "b"]).encoded(np.array(["a", "c"], dtype=object))
-    with pytest.raises(ValueError, match=r"must hold numbers .*, or be among the categories, got str"):
+    with pytest.raises(ValueError, match=r"must hold numbers, or be among the categories, got str; turn"):
         column_of(NORMAL).encoded(np.array([1.0, "tall"], dtype=object))

@@ -170,8 +170,21 @@ def test_what_time_ended_says_what_it_gained_late(monkeypatch):
 
     training.lowest = torch.full((8,), 4.0)
     monkeypatch.setattr(training, "update", update)
+    monkeypatch.setattr(training, "check", lambda: False)
     for _ in train(training, lambda i: (i,), 8, 4, 100, 1.0):
         pass
     assert training.ended == "max_seconds" and training.late_gain() == (1.5, 0.0)
     training.ended = "plateau"
     assert training.late_gain() == (0.0, 0.0)
+
+
+def test_a_row_far_from_all_others_does_not_choose_a_state():
+    """Errors are lower in most rows and a million nats higher in one, which stands twice in the validation."""
+    training, generator = training_of(torch.randn(400, 2), groups=2), torch.Generator().manual_seed(0)
+    errors = 3 + torch.randn(400, generator=generator)
+    others = errors + 0.1 + 0.1 * torch.randn(400, generator=generator)
+    assert training.is_lower(errors, others) and not training.is_lower(others, errors)
+    errors[8:10] += 1e6
+    assert training.is_lower(errors, others) and not training.is_lower(others, errors)
+    assert not training.is_lower(errors, errors)
+    assert training.is_lower(torch.tensor([0.0, 15.0]), torch.tensor([30.0, 0.0]))  # a row's draws are averaged before

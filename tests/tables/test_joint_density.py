@@ -5,11 +5,12 @@ import itertools
 import pickle
 import time
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import multivariate_normal
+from scipy.stats import kstest, multivariate_normal, truncnorm
 from sklearn.utils.estimator_checks import check_estimator
 
 from indm import INDM, VPSDE, JointDensityEstimator
@@ -75,6 +76,22 @@ def test_expectation_maximisation_climbs_with_missing_entries_and_categories(mon
 def _kept(values, found):
     values.append(found[3])
     return found
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_a_row_far_from_all_others_does_not_choose_a_mixture(draws):
+    """The second law is better in all rows but one, which stands ``draws`` times; the third is worse in all."""
+    numbers = np.random.default_rng(0)
+    values = numbers.normal(size=(3, 60 * draws)) * 0.1 + [[0.0], [0.2], [-0.2]]
+    values[1, : 1 * draws] = -1e9
+    laws = [SimpleNamespace(log_prob=lambda value=value: value) for value in values]
+    ladder = [(k, 0.0) for k in range(3)]
+    assert mixture.best_of(ladder, lambda k, floor: laws[k], (), np.inf, draws) is laws[1]
+
+
+def test_tails_count_in_a_choice_up_to_ten_nats_a_row():
+    gains = np.array([0.5, 1.5, -40.0, 10.0, 99.0, 99.0])
+    assert mixture.bounded(gains, 2).tolist() == [1.0, -10.0, 10.0]
 
 
 def test_shares_of_categories_are_shrunk_towards_those_of_all_rows(monkeypatch):
@@ -222,6 +239,101 @@ def test_dependent_categories_have_their_joint_law():
     assert (x[is_left].mean(), x[~is_left].mean()) == pytest.approx((-3, 3), abs=0.4)
 
 
+@pytest.fixture(scope="module")
+def gaussian():
+    """Three dependent numbers, a category that is "high" where the first is above 0, and gaps: in closed form."""
+    numbers = np.random.default_rng(0)
+    x = numbers.normal(size=(1500, 3)) @ np.array([[1.0, 0.8, 0.5], [0.0, 0.6, -0.4], [0.0, 0.0, 0.7]]) + [5, 0, 0]
+    X = np.empty((1500, 4), dtype=object)
+    X[:, :3], X[:, 3] = x, np.where(x[:, 1] > 0, "high", "low")
+    X[::3, 2], X[::6, 3] = None, None
+    options = SMALL | {"max_steps": 0, "max_components": 1}
+    return JointDensityEstimator(**options).fit(X[:, :3].astype(float)), JointDensityEstimator(**options).fit(X)
+
+
+def test_each_cell_has_the_law_that_the_rest_of_its_row_leaves(gaussian):
+    """Of a Gaussian with precision P that is N(m_i − Σ P_ij (x_j − m_j)/P_ii, 1/P_ii); without the third, of two."""
+    fitted, net = gaussian[0], gaussian[0].model_.score.backbone
+    X = np.array([[5.5, 1.0, 0.2], [4.0, 1.5, np.nan], [np.nan, -1.0, -1.0]])
+    z, expected = fitted.encoding_.latents(X), fitted.encoding_.log_volume(X)
+    for row, there in enumerate(~np.isnan(X)):
+        P = np.linalg.inv(net.covariance[0].numpy()[np.ix_(there, there)])
+        pull = P @ (z[row] - net.mean[0].numpy())[there]  # P_ii times the distance of each from its conditional mean
+        expected[row, there] += 0.5 * (np.log(np.diag(P) / (2 * np.pi)) - pull**2 / np.diag(P))
+    np.testing.assert_allclose(fitted.log_prob_cells(X), expected, atol=2e-3)
+    truth = (
+        0.5 * np.log(1 / 0.36 / (2 * np.pi)) - 0.5 * (1.5 + 0.8) ** 2 / 0.36
+    )  # the second given the first: N(−0.8, 0.36)
+    assert fitted.log_prob_cells(X)[1, 1] == pytest.approx(truth, rel=0.1)
+
+
+def test_an_odd_cell_does_not_make_the_others_odd(gaussian):
+    X = np.array([[5.5, 0.4, 0.2]] * 2)
+    X[1, 1] = 400.0
+    usual, odd = gaussian[0].log_prob_cells(X)
+    alone = gaussian[0].log_prob_cells(np.where([True, False, True], X[:1], np.nan))[0]
+    assert odd[1] < usual[1] - 1000
+    np.testing.assert_allclose(odd[[0, 2]], alone[[0, 2]], atol=1e-3)
+    X[1, 2] = np.nan
+    filled = [gaussian[0].impute(X[1:], random_state=seed)[0] for seed in range(20)]
+    assert np.mean([row[2] for row in filled]) == pytest.approx(0.25, abs=0.6) and filled[0][1] == 400
+
+
+def test_cells_of_categories_have_probabilities(gaussian):
+    X = np.array([[5.0, 0.1, None, "high"], [5.0, 0.1, None, "low"]], dtype=object)
+    found = gaussian[1].log_prob_cells(X)
+    assert np.exp(found[:, 3]).sum() == pytest.approx(1, abs=1e-6) and np.isnan(found[:, 2]).all()
+    np.testing.assert_allclose(found[:, 3], gaussian[1].score_samples(X, given=[0, 1, 2]), atol=1e-6)
+
+
+def test_draws_given_a_range_follow_the_truncated_law(gaussian):
+    """x in (5.5, 6.5) is a truncated normal number; the second number is 0.8 (x − 5) and noise of deviation 0.6."""
+    drawn = gaussian[0].conditional({0: (5.5, 6.5)}).sample(800, 0)
+    x, law = drawn[:, 0], truncnorm(0.5, 1.5, 5.0, 1.0)
+    assert drawn.shape == (800, 3) and (x > 5.5).all() and (x < 6.5).all()
+    assert kstest(x, law.cdf).pvalue > 1e-3
+    assert drawn[:, 1].mean() == pytest.approx(0.8 * (law.mean() - 5), abs=0.12)
+    assert (drawn[:, 1] - 0.8 * (x - 5)).std() == pytest.approx(0.6, abs=0.08)
+    both = gaussian[1].conditional({1: (0.5, None), 3: "high", 2: (None, 0)}).sample(30, 0)
+    assert (both[:, 1] >= 0.5).all() and (both[:, 2] <= 0).all() and (both[:, 3] == "high").all()
+
+
+def test_draws_with_gaps_have_those_of_the_table(gaussian):
+    """A third of the rows lacks the third number, half of these the category, too, and no other row does."""
+    missing = joint.are_missing(gaussian[1].sample(900, 0, gaps=True))
+    assert not missing[:, :2].any() and not (missing[:, 3] & ~missing[:, 2]).any()
+    assert missing[:, 2].mean() == pytest.approx(1 / 3, abs=0.06)
+    assert missing[:, 3].mean() == pytest.approx(1 / 6, abs=0.05)
+    given = gaussian[1].conditional({3: "low"}).sample(200, 0, gaps=True)
+    assert (given[:, 3] == "low").all() and joint.are_missing(given[:, 2]).any()
+
+
+RANGES = {
+    "order": ({0: (6, 5)}, r"a range in given must be a lower and a higher number or None, got \(6, 5\) of column 0"),
+    "three": ({0: (1, 2, 3)}, "a range in given must be a lower and a higher number"),
+    "category": ({3: ("a", "b")}, "given must have a range of a column of numbers, got a to b of column 3"),
+    "numbers of a category": ({3: (0, 1)}, "given must have a range of a column of numbers, got 0 to 1 of column 3"),
+    "rare": ({0: (1000, None)}, r"0 of \d\d,\d{3} draws in them, too few for n_samples=5; widen them"),
+}
+
+
+@pytest.mark.parametrize("case", RANGES)
+def test_ranges_without_draws_are_refused(case, gaussian, monkeypatch):
+    monkeypatch.setattr(joint, "MOST_DRAWN", 20_000)
+    given, message = RANGES[case]
+    with pytest.raises(ValueError, match=message):
+        gaussian[1].conditional(given).sample(5, 0)
+
+
+def test_a_range_outside_of_the_bounds_has_probability_zero(model):
+    with pytest.raises(ValueError, match="given has a range of probability 0, -3 to -1 of column 3"):
+        model.conditional({3: (-3, -1)})
+    spikes = model.conditional({3: (-1, 1e-9)}).sample(5, 0)
+    assert (spikes[:, 3] == 0).all()
+    with pytest.raises(ValueError, match="score_samples needs values in given, not ranges"):
+        model.conditional({3: (0, 1)}).score_samples(people(2))
+
+
 def test_the_mixture_has_its_share_of_the_time(monkeypatch, coarse):
     left, fit = [], joint.best_joint_mixture
 
@@ -334,6 +446,26 @@ def test_frames_keep_the_kinds_of_their_columns():
     assert fitted.fit(filled).encoding_.sizes == (2, 3)
 
 
+@pytest.mark.parametrize("steps", [0, 60], ids=["closed form", "trained"])
+def test_a_table_of_categories_alone_has_their_joint_law(steps):
+    """a is either of two, b is the same in 90 % of the rows, and c is missing throughout."""
+    numbers = np.random.default_rng(0)
+    rows = np.full((1000, 3), None, dtype=object)
+    left, same = numbers.uniform(size=(2, 1000)) < [[0.5], [0.9]]
+    rows[:, 0], rows[:, 1] = np.where(left, "l", "r"), np.where(left == same, "L", "R")
+    rows[::9, 1] = None
+    with pytest.warns(UserWarning, match="left out of the density, as fewer than two rows have an entry: column 2"):
+        fitted = JointDensityEstimator(**SMALL | {"max_steps": steps}).fit(rows)
+    pairs = np.array([[a, b, None] for a in "lr" for b in "LR"], dtype=object)
+    assert np.exp(fitted.score_samples(pairs)) == pytest.approx([0.45, 0.05, 0.05, 0.45], abs=0.04)
+    assert np.exp(fitted.score_samples(pairs)).sum() == pytest.approx(1, abs=1e-6)
+    assert np.exp(fitted.score_samples(pairs, given=[0])) == pytest.approx([0.9, 0.1, 0.1, 0.9], abs=0.04)
+    drawn, filled = fitted.sample(800, 0), fitted.impute(rows, random_state=0)
+    for table in (drawn, filled[::9]):
+        assert np.mean((table[:, 0] == "l") == (table[:, 1] == "L")) == pytest.approx(0.9, abs=0.09)
+        assert joint.are_missing(table).tolist() == [[False, False, True]] * len(table)
+
+
 @pytest.mark.parametrize("bounds", [{}, {"height": (0, None)}])
 def test_a_number_far_from_all_others_is_named(bounds, coarse):
     pandas = pytest.importorskip("pandas")
@@ -351,8 +483,8 @@ def test_a_number_far_from_all_others_is_named(bounds, coarse):
 
 def test_a_column_of_names_is_named():
     rows = ROWS.astype(object)
-    rows[:, 1] = [f"row {i}" for i in range(30)]
-    with pytest.warns(UserWarning, match="column 1 has 30 categories in 30 rows: leave out a column of names"):
+    rows[:, 1] = [f"row {i // 1.5:.0f}" for i in range(30)]
+    with pytest.warns(UserWarning, match="column 1 has 20 categories in 30 rows: leave out a column of names"):
         JointDensityEstimator(**SMALL).fit(rows)
 
 
@@ -433,8 +565,11 @@ def test_a_pickle_is_the_same_density(coarse):
 
 ROWS = np.random.default_rng(0).normal(size=(30, 2))
 ERRORS = {
-    "numbers": (np.where(ROWS > 0, "a", "b"), {}, "X must have a column of numbers that vary"),
-    "missing": (np.where([True, False], ROWS, np.nan), {}, "column 1 must have at least 2 entries, got 0"),
+    "constant": (
+        np.stack([ROWS[:, 0] * 0, ROWS[:, 1] * np.nan], 1),
+        {},
+        "X must vary in a column, got one value or none",
+    ),
     "few": (ROWS[:5], {}, r"5 sample\(s\).*minimum of 10"),
     "spikes": (ROWS, {"spikes": {4: 0}}, r"spikes must hold columns of X \(indices 0 … 1\), got 4"),
     "bounds": (ROWS, {"bounds": {1: (1, 1)}}, r"bounds must be a lower and a higher number or None, got \(1, 1\)"),

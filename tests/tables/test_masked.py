@@ -79,7 +79,7 @@ def test_an_untrained_network_has_the_density_of_the_mixture(law, net, question)
     z = torch.from_numpy(values)[None]
     c = net.condition(z, torch.from_numpy(categories)[None], torch.tensor([0]))
     level = torch.tensor([0.5 * math.log(r)]).double()
-    found = net.mixture_log_prob(z / math.sqrt(1 + r), level, torch.cat([c, torch.ones(1, 1)], 1))
+    found = net.mixture_at(z / math.sqrt(1 + r), level, torch.cat([c, torch.ones(1, 1)], 1)).log_prob()
     both = joint(law, values, [*asked, *given], categories, r * np.isin(np.arange(D), asked))
     others = norm.logpdf(values[~np.isin(np.arange(D), asked)], scale=math.sqrt(1 + r)).sum()
     expected = np.log(both / joint(law, values, given, categories)) + others

@@ -1,5 +1,7 @@
 """The mixture's denoiser against autograd of the noised mixture's log-density, written out by torch.distributions."""
 
+import math
+
 import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
@@ -25,6 +27,18 @@ def test_its_score_is_that_of_the_noised_mixture(sde):
         log_prob = MixtureSameFamily(Categorical(weight), noised).log_prob(z)
         (score,) = torch.autograd.grad(log_prob.sum(), z)
         torch.testing.assert_close(ScoreModel(net, sde)(z, times), score, rtol=1e-6, atol=1e-6)
+
+
+def test_the_distance_is_that_of_mahalanobis_to_the_nearest_component():
+    torch.manual_seed(0)
+    root, mean = torch.randn(2, 2, 3, 3, dtype=torch.float64)[0], torch.randn(2, 3, dtype=torch.float64)
+    covariance, z, r = root @ root.mT + 0.1 * torch.eye(3), torch.randn(5, 3, dtype=torch.float64), 0.3
+    net = MixtureMLP((3,), components=2, width=8, depth=1).double()
+    net.set_mixture(torch.tensor([0.2, 0.8]).double(), mean, covariance)
+    level = torch.full((5,), 0.5 * math.log(r), dtype=torch.float64)
+    offset, noised = z[:, None] - mean, covariance + r * torch.eye(3)
+    expected = torch.einsum("bki,kij,bkj->bk", offset, noised.inverse(), offset).sqrt().amin(1)
+    torch.testing.assert_close(net.mixture_at(z / math.sqrt(1 + r), level).distance(), expected)
 
 
 def test_the_mlp_is_added():
