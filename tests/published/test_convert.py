@@ -283,7 +283,7 @@ def run_cli(*arguments):
     return main([str(argument) for argument in arguments])
 
 
-@pytest.mark.filterwarnings("ignore:the network may have ripples")
+@pytest.mark.filterwarnings("ignore:the network may have ripples", "ignore:the run ended")
 def test_a_converted_run_is_evaluated_and_sampled(released, tmp_path, capsys):
     run, (_, _, arrays) = tmp_path / "run", fixture("ddpmpp_vp")
     data = ("--data", "folder", "--data.path", released / "images", "--data.size", 16)
