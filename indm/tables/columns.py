@@ -164,6 +164,7 @@ def log_slope(X: Array, interval: Array, edge: Array | float = np.nan) -> Array:
         return np.select(_kinds(interval, edge), [quantile, logit, -np.log(X - low), -np.log(high - X)], 0.0)
 
 
+@np.errstate(all="ignore")  # a gain that is not a number is none
 def best_edges(X: Array, c: Array, interval: Array) -> Array:
     """e of each column with two bounds, NaN where the quantile is best and of the others: (columns,).
 
@@ -188,9 +189,8 @@ def _gaussian_log_prob(X: Array, c: Array, interval: Array, edge: Array, is_vali
     c, line = np.column_stack([np.ones(len(X)), c]), to_line(X, interval, edge)
     gram = c[~is_valid].T @ c[~is_valid] + np.eye(c.shape[1])  # with a penalty of one row more
     rest = line - c @ np.linalg.solve(gram, c[~is_valid].T @ line[~is_valid])
-    with np.errstate(all="ignore"):
-        spread = rest[~is_valid].std(0)
-        return (-0.5 * (rest / spread) ** 2 - np.log(spread) + log_slope(X, interval, edge))[is_valid]
+    spread = rest[~is_valid].std(0)
+    return (-0.5 * (rest / spread) ** 2 - np.log(spread) + log_slope(X, interval, edge))[is_valid]
 
 
 def _shares(X: Array, interval: Array) -> tuple[Array, Array]:
