@@ -27,7 +27,8 @@ from indm.tables import estimator
 from indm.tables.columns import Columns
 from indm.tables.networks import MixtureMLP
 
-pytestmark = pytest.mark.filterwarnings("ignore:the network found nothing")  # in the few steps of SMALL
+# In the few steps of SMALL; and where the machine is busy.
+pytestmark = pytest.mark.filterwarnings("ignore:the network found nothing", "ignore:max_seconds ended")
 
 SMALL = {"n_models": 1, "max_components": 2, "width": 8, "depth": 1, "max_steps": 5, "random_state": 0}
 SHIFT, SCALE = np.array([3.0, -1.0]), np.array([10.0, 0.5])
@@ -249,7 +250,6 @@ def test_a_table_has_as_many_models_as_rows_and_time_suit(rows, seconds, models)
     assert DensityEstimator(max_seconds=seconds, n_models=2)._checked(rows) == 2
 
 
-@pytest.mark.filterwarnings("ignore:max_seconds ended")
 def test_models_share_the_time(moons, monkeypatch):
     _, X = moons
     ticks = itertools.count()

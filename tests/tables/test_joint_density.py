@@ -21,7 +21,8 @@ from indm.tables.joint import JointTraining, Questions
 from indm.tables.mixture import JointMixture, best_joint_mixture
 from indm.tables.networks import MaskedMixtureMLP
 
-pytestmark = pytest.mark.filterwarnings("ignore:the network found nothing")  # in the few steps of SMALL
+# In the few steps of SMALL; and where the machine is busy.
+pytestmark = pytest.mark.filterwarnings("ignore:the network found nothing", "ignore:max_seconds ended")
 
 SMALL = {"max_components": 2, "width": 8, "depth": 1, "max_steps": 5, "random_state": 0}
 NAMES = ["height", "weight", "smoker", "rain"]
