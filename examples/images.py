@@ -10,7 +10,8 @@ import tyro
 import indm
 from indm.workbench.evaluation.compare import compare
 from indm.workbench.evaluation.results import evaluate_run
-from indm.workbench.runs.samples import Drawing, draw
+from indm.workbench.recipes.options import Drawing
+from indm.workbench.runs.samples import draw
 
 VARIANTS = {"spline": {}, "linear": {"flow": "identity"}}  # the recipe's flow is one spline of grey levels
 

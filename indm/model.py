@@ -439,4 +439,5 @@ def _plain(value: Any) -> Any:
 
 
 def count_parameters(module: nn.Module) -> int:
+    """How many numbers the parameters of ``module`` are."""
     return sum(p.numel() for p in module.parameters())

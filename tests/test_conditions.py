@@ -279,6 +279,7 @@ def test_a_view_shares_weights_and_leaves_the_flow_as_it_was():
     assert any(parameter.grad is not None for parameter in flow.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:the error of log_prob")
 @pytest.mark.parametrize("flow_sees", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_the_density_at_each_condition_is_normalised(flow_sees):
     """By quadrature, of a model whose flow and network are moved at random."""

@@ -29,6 +29,8 @@ from indm.published import ConditionalResidualFlow
 from indm.scaling import Scaling
 from indm.sde import truncated
 
+pytestmark = pytest.mark.filterwarnings("ignore:the error of log_prob")  # of few steps
+
 FLOWS = constructions("flow")
 
 

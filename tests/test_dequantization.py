@@ -31,6 +31,8 @@ from indm.training import FlowUse, TrainingStep
 from indm.workbench.cli.main import main
 from indm.workbench.data.examples import InMemory
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
+
 OPTIONS = {"variational": {"width": 8}}
 LARGEST_BELOW_ONE = 1 - 2.0**-24
 

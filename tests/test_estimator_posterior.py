@@ -72,7 +72,7 @@ def told_apart(first, second):
 CASES = [(LinearGaussian(), 50, 0.6, 0.1), (TwoMoons(), 250, 0.7, 1.0)]
 
 
-@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")  # the classifier need not converge
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer", "ignore:the network found nothing")  # nor does it matter
 @pytest.mark.parametrize("simulator, steps, share, nats", CASES, ids=["linear-gaussian", "two-moons"])
 def test_draws_and_densities_are_those_of_the_true_posterior(simulator, steps, share, nats):
     """Draws are hardly told apart from true ones, and E log p(θ|x)/q(θ|x) over true ones is small."""

@@ -22,6 +22,8 @@ import indm
 from indm.workbench.cli.main import main, parse
 from indm.workbench.runs.folder import read_metrics
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # What is of other libraries may be longer.

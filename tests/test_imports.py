@@ -99,9 +99,9 @@ def test_no_class_name_twice():
     assert {name for name, count in names.items() if count > 1} == set()
 
 
-@pytest.mark.parametrize("folder", ["indm/workbench", "indm/tables", "indm/published", "research", "examples"])
+@pytest.mark.parametrize("folder", ["indm/workbench", "indm/tables", "indm/published"])
 def test_a_customer_of_the_method_uses_no_private_name(folder):
-    """Names with an underscore stay in their room; tests of a study may look into the study."""
+    """Names with an underscore stay in their room; research and examples: ``test_site.py``."""
     for path in sorted((rooms.ROOT.parent / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("indm"):

@@ -122,6 +122,7 @@ def test_steps_converge_and_the_stated_error_covers_the_true_one(name):
     assert errors[1] < errors[0] / 8 and errors[1] < 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:the ODE")
 def test_samples_are_solved_until_their_error_is_small():
     """By their own numbers of steps: alone, each has the result that it has in the batch."""
     score = mixture()

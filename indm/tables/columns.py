@@ -165,6 +165,7 @@ def log_slope(X: Array, interval: Array, edge: Array | float = np.nan) -> Array:
         return np.select(_kinds(interval, edge), [quantile, logit, -np.log(X - low), -np.log(high - X)], 0.0)
 
 
+@np.errstate(all="ignore")  # a gain that is not a number is none
 def best_edges(X: Array, c: Array, interval: Array) -> Array:
     """e of each column with two bounds, NaN where the quantile is best and of the others: (columns,).
 
@@ -184,7 +185,10 @@ def best_edges(X: Array, c: Array, interval: Array) -> Array:
 
 
 def _gaussian_log_prob(X: Array, c: Array, interval: Array, edge: Array, is_valid: Array) -> Array:
-    """Log p of each column in the rows of validation, fitted to the others, up to a constant: (n, columns)."""
+    """Log p of each column in the rows of validation, fitted to the others, up to a constant: (n, columns).
+
+    It is not finite in a column that is linear in c, or whose numbers are too large for squares.
+    """
     c, line = np.column_stack([np.ones(len(X)), c]), to_line(X, interval, edge)
     gram = c[~is_valid].T @ c[~is_valid] + np.eye(c.shape[1])  # with a penalty of one row more
     rest = line - c @ np.linalg.solve(gram, c[~is_valid].T @ line[~is_valid])

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from indm.files import atomic, untrusted
 from indm.tensors import evaluation_mode
-from indm.workbench.data.base import Data, InMemory, stack
+from indm.workbench.data import Data, InMemory, stack
 from indm.workbench.data.examples import MIN_SIZE, loader
 from research.lab.statistics import share_error
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from indm.workbench.data.base import PARTS, stack
+from indm.workbench.data import stack
 from research.data.emoji import concept, is_flag, load_emoji, split_by_concept
 
+SPLITS = ("train", "valid", "test")
 TONES = ("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff")
 RUNNERS = ["1f3c3", *(f"1f3c3-{tone}-200d-2640-fe0f-200d-27a1-fe0f" for tone in TONES), "1f3c3-200d-2642-fe0f"]
 SHOWN = {  # what is drawn → names of its drawings, written down by hand
@@ -60,7 +61,7 @@ def test_what_is_shown_is_in_one_split_and_once_to_validate_and_test(seed):
     names = sorted(OWNER)
     parts = split_by_concept(names, seed)
     shown = {part: [OWNER[names[i]] for i in positions] for part, positions in parts.items()}
-    train, valid, test = (set(shown[part]) for part in PARTS)
+    train, valid, test = (set(shown[part]) for part in SPLITS)
     assert not (train & valid or train & test or valid & test) and train | valid | test == set(SHOWN)
     assert len(shown["valid"]) == len(valid) and len(shown["test"]) == len(test), "one image of each"
     assert sorted(names[i] for i in parts["train"]) == sorted(name for what in train for name in SHOWN[what])
@@ -83,7 +84,7 @@ def test_things_are_told_apart_and_flags_of_one_pattern_are_not():
 def test_packages_have_the_same_splits_of_their_own_images(packages):
     google, twitter = (load_emoji(path=packages / name) for name in ("google", "twitter"))
     assert google.fingerprint == twitter.fingerprint and google.shape == twitter.shape == (3, 32, 32)
-    for part in PARTS:
+    for part in SPLITS:
         one, other = getattr(google, part), getattr(twitter, part)
         assert [file.name for file in one.files] == [file.name for file in other.files]
         assert (stack(one) != stack(other)).any()
@@ -109,7 +110,7 @@ def test_flags_are_apart(packages):
     found = {}
     for flags in ("without", "only", "with"):
         data = load_emoji(path=packages / "twitter", flags=flags, size=64)
-        found[flags] = {file.stem for part in PARTS for file in getattr(data, part).files}
+        found[flags] = {file.stem for part in SPLITS for file in getattr(data, part).files}
     assert found["only"] <= set(FLAGS) and found["without"] <= set(OWNER)
     assert found["only"] <= found["with"] and found["without"] <= found["with"] == found["only"] | found["without"]
     assert len(found["only"]) > 20

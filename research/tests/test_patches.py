@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import indm
-from indm.workbench.data.base import PARTS, stack
+from indm.workbench.data import stack
 from indm.workbench.evaluation.statistics import mean_and_error
 from research.data.patches import Patches, load_patches
 
@@ -25,7 +25,7 @@ def photographs(tmp_path):
 
 def test_no_photograph_has_patches_in_two_splits(photographs):
     data = load_patches(path=str(photographs), size=8, patches=5, short=24)
-    levels = {part: stack(getattr(data, part)).flatten(1) for part in PARTS}
+    levels = {part: stack(getattr(data, part)).flatten(1) for part in ("train", "valid", "test")}
     assert all(bool((values == values[:, :1]).all()) for values in levels.values())
     photos = {part: set(values[:, 0].tolist()) for part, values in levels.items()}
     assert sum(map(len, photos.values())) == len(set.union(*photos.values())) == 20

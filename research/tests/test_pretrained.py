@@ -19,6 +19,8 @@ from indm.workbench.evaluation import fid
 from research import copies, pretrained
 from research.lab.extractor import Extractor, FeatureNetwork
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
+
 TINY = {
     "net.channels": 8, "net.multipliers": [1], "net.attention": [], "train.steps": 2, "train.seconds": float("inf"),
     "train.batch_size": 8, "train.validate_examples": 8, "condition": "classes", "condition.drop": 0.1,

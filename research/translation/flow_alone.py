@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 
 import indm
-from indm.dequantization import from_data
 from indm.model import INDM, count_parameters
-from indm.objective import Losses, Objective, as_objective, flow_loss, flow_nll, objective_of
+from indm.objective import Objective, as_objective, flow_loss, flow_nll, objective_of
 from indm.tensors import evaluation_mode, noisy
 from indm.translation import without_noise
 from indm.workbench.data.base import Data, load_data, stack
@@ -62,7 +61,7 @@ def augmented(sigma: float) -> Objective:
     """The flow's likelihood of x + σn."""
 
     @as_objective(trains_score=False, truncates=False, standard_prior=True)
-    def loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
+    def loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None):
         return flow_loss(model, noisy(x, sigma, generator), eps=eps, generator=generator)
 
     return objective_of(loss)
@@ -81,7 +80,7 @@ def measured(
 ) -> tuple[dict[str, float], Tensor]:
     """Distance to B, the share that is taken for its class, bits/dim of validation images; and the samples."""
     with evaluation_mode(model):
-        raw, x = samples(model, IMAGES, sigma), from_data(model, stack(data.valid))[0]
+        raw, x = samples(model, IMAGES, sigma), model.from_data(stack(data.valid))[0]
         nats = flow_nll(model, x).mean().item()
     features = extractor.features(raw)
     taken = (extractor.head(features).argmax(1) == label).double().mean().item()

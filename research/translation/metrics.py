@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from indm.tensors import double
-from indm.workbench.data.base import Data, InMemory, stack
+from indm.workbench.data import Data, InMemory, stack
 from indm.workbench.evaluation.statistics import mean_and_error
 from research.lab.distances import frechet_distance, kernel_distance
 from research.lab.extractor import Extractor

@@ -29,6 +29,7 @@ FLOWS = {  # how to make one, its event shape, and what its inverse and its log-
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:torch.lu is deprecated")
 @pytest.mark.parametrize("name", FLOWS)
 def test_log_det_and_inverse_are_those_of_the_map(name):
     build, shape, off, tol = FLOWS[name]

@@ -121,7 +121,7 @@ def test_what_an_array_claims_is_checked(tmp_path, content, complaint):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npy", "a.npz"] and not (tmp_path.parent / "a.npy").exists()
 
 
-def test_bombs_and_pipes(tmp_path, monkeypatch):
+def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     """A hundred MB of zeros in a hundred kB are no more than the header says, and read only where they fit."""
     with (
         zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive,
@@ -137,10 +137,6 @@ def test_bombs_and_pipes(tmp_path, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=23_999_000))
     with pytest.raises(ValueError, match=r"claims 24,000,384 bytes, and this process can have 23,999,000 bytes"):
         load_data("array", path=tmp_path / "large.npz")
-    monkeypatch.undo()
-    os.mkfifo(tmp_path / "pipe.npy")
-    with pytest.raises(ValueError, match="it is no file"):  # rather than wait for a writer
-        load_data("array", path=tmp_path / "pipe.npy")
 
 
 def test_a_packed_array_is_in_memory_once(tmp_path):
@@ -176,6 +172,7 @@ PIPES = {
     "versions.json": lambda run: untrusted.json_object(run / "versions.json"),
     "metrics.jsonl": read_metrics,
     "a.npy": lambda folder: load_data("array", path=folder / "a.npy", mmap=True),
+    "b.npy": lambda folder: load_data("array", path=folder / "b.npy"),
     "a.parquet": lambda folder: load_data("array", path=folder / "a.parquet"),
     "a.csv": lambda folder: load_data("array", path=folder / "a.csv", c="b"),
     "a.gz": lambda folder: read_idx(folder / "a.gz", 2051),

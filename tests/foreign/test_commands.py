@@ -2,12 +2,14 @@
 
 import json
 
+import pytest
 import torch
 
 import indm
 from indm.workbench.cli.main import main
 
 
+@pytest.mark.filterwarnings("ignore:the denoising error")
 def test_a_saved_model_is_evaluated_and_sampled_without_a_recipe(tmp_path, capsys):
     """Its score is that of N(0, I): v = 0."""
     options = {"factory": "zero", "predicts": "v", "path": "linear", "shape": (1, 8, 8), "eps": 0.1}

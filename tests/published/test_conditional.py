@@ -26,6 +26,8 @@ from indm.sde.linear import VPSDE
 from indm.training import EMA
 from indm.workbench.cli.main import main
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
+
 DEFAULTS = {"blocks": (1, 1), "width": 8, "code_dim": 4, "encoder_planes": (6, 8), "prior_width": 8}
 CASES = {
     "vector": ((3,), {}),

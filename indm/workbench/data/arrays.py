@@ -200,9 +200,11 @@ def _text(path: Path, rows: int | None) -> "pandas.DataFrame":
     bare = re.sub(r'"[^"]*"', "", line)
     separator = next((mark for mark in SEPARATORS if mark in bare), None)
     cells = [cell.strip() for cell in next(csv.reader([line], delimiter=separator))] if separator else line.split()
+    is_exact = tuple(map(int, pandas.__version__.split(".")[:2])) >= (3, 1)  # by itself; then the option is deprecated
     table = pandas.read_csv(
         path, sep=separator or r"\s+", decimal="," if separator == ";" else ".", nrows=rows, skiprows=passed_over,
-        header=0 if _are_names(cells) else None, skipinitialspace=True, float_precision="round_trip",
+        header=0 if _are_names(cells) else None, skipinitialspace=True,
+        float_precision=None if is_exact else "round_trip",
         encoding="utf-8-sig", encoding_errors="replace", low_memory=False,
     )  # fmt: skip
     if not isinstance(table.index, pandas.RangeIndex):

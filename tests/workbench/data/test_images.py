@@ -3,7 +3,6 @@
 import json
 import os
 import time
-import warnings
 
 import numpy as np
 import pytest
@@ -109,6 +108,7 @@ def test_a_damaged_image_is_replaced_by_the_next_warned_of_once_and_counted(tmp_
     assert torch.equal(found, expected) and torch.equal(stack(data), found) and count_unreadable(data) == 4
 
 
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
 def test_images_are_decoded_once_where_memory_holds_them_all(tmp_path, monkeypatch):
     folder = many(tmp_path / "f", 5)
     files = list_files(folder)
@@ -119,22 +119,21 @@ def test_images_are_decoded_once_where_memory_holds_them_all(tmp_path, monkeypat
     for file in files:
         file.unlink()
     assert torch.equal(stack(kept), first) and torch.equal(kept[-1], first[-1]) and len(other) == 5
-    with pytest.raises(ValueError, match="5 images in a row cannot be read"), warnings.catch_warnings(action="ignore"):
+    with pytest.raises(ValueError, match="5 images in a row cannot be read"):
         again[0]
 
 
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
 def test_a_folder_that_has_gone_is_an_error_after_a_hundred(tmp_path):
     folder = many(tmp_path / "f", 200)
     data = ImageFiles(list_files(folder), (3, 8, 8))
     for file in data.files:
         file.unlink()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(ValueError, match=r"100 images in a row cannot be read, beginning with .*0000150.png"):
-            data[150]
+    with pytest.raises(ValueError, match=r"100 images in a row cannot be read, beginning with .*0000150.png"):
+        data[150]
 
 
-@pytest.mark.filterwarnings("ignore:.*cannot be read")
+@pytest.mark.filterwarnings("ignore:.*cannot be read", "ignore:This DataLoader will create")
 def test_workers_change_neither_the_order_nor_what_stands_for_a_damaged_image(tmp_path):
     folder = many(tmp_path / "f", 60)
     damaged(folder, 3, 30, 31)
@@ -159,7 +158,7 @@ def unreadable(run):
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings("ignore:.*cannot be read")
+@pytest.mark.filterwarnings("ignore:.*cannot be read", "ignore:This DataLoader will create", "ignore:the run ended")
 def test_a_training_outlives_a_damaged_image(tmp_path):
     folder = many(tmp_path / "f", 60)
     damaged(folder, *range(0, 60, 7))

@@ -19,6 +19,8 @@ from indm.workbench.evaluation import card
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.provenance import weights_hash
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
+
 # A process of its own, as the hub's library reads the environment when it is loaded.
 SHARED = """
 import pathlib, sys, warnings

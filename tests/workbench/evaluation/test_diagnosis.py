@@ -11,6 +11,8 @@ from indm.workbench.evaluation.results import advice, conclusion
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import read_metrics
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
+
 BITS = 64 * math.log(2)
 BASELINES = {"uniform": ("uniform noise", 8.0), "gaussian": ("a Gaussian", 5.0), "png": ("PNG", 4.0)}
 

@@ -17,6 +17,8 @@ from indm.workbench.evaluation.fid import Images, as_inception_takes, open_image
 from indm.workbench.runs.provenance import weights_hash
 from indm.workbench.runs.samples import read_samples
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
+
 PROJECTION = torch.randn(64, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 

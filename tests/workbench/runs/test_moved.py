@@ -13,6 +13,8 @@ from indm.workbench.data import standard
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import end_of, recipe_of
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
+
 FEW = ["--examples=4", "--nll-examples=0", "--overwrite", "--quiet"]
 
 

@@ -15,6 +15,8 @@ from indm.workbench.data import as_data, load_data
 from indm.workbench.data.base import stack
 from indm.workbench.runs.folder import open_run, run_folder
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
+
 NAMES = hub.shipped_names()
 
 
@@ -36,6 +38,7 @@ def test_each_is_below_four_megabytes_and_all_are_below_fifteen():
     assert max(sizes) < 4e6 and sum(sizes) < 15e6
 
 
+@pytest.mark.filterwarnings("ignore:the picture shows no data")
 def test_a_model_of_classes_is_sampled_by_its_name_without_data(tmp_path, monkeypatch, capsys):
     c = torch.arange(60) % 3
     data = as_data(torch.randn(60, 2), c=[("left", "middle", "right")[k] for k in c])

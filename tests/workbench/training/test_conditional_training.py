@@ -20,6 +20,8 @@ from indm.workbench.recipes.options import SampleDrawing
 from indm.workbench.runs.samples import read_samples
 from indm.workbench.training.loop import train
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
+
 CLASSES = change(TINY, steps=8) | {"condition": {"name": "classes", "drop": 0.2}}
 SEEN = CLASSES | {"condition": {"name": "classes", "flow": True}}
 VECTORS = {
@@ -60,6 +62,7 @@ def test_it_learns_the_law_at_each_condition(tmp_path):
     assert torch.allclose(y.mean(0), torch.tensor([0.5, -0.5]), atol=0.08)
 
 
+@pytest.mark.filterwarnings("ignore:the error of log_prob")
 def test_a_network_of_ones_own_is_tried_and_trained_with_its_condition(tmp_path):
     x = torch.randn(200, 2)
     recipe = VECTORS | {"flow": {"name": "identity"}, "condition": {"name": "vector"}}

@@ -14,6 +14,8 @@ from indm.workbench.training.costs import interleaved_seconds, key_of, medians, 
 from indm.workbench.training.loop import train
 from indm.workbench.training.trainer import Trainer
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
+
 TINY = {
     "data": {"name": "eight-gaussians", "samples": 500},
     "flow": {"name": "coupling", "depth": 1, "width": 4},

@@ -14,6 +14,8 @@ from indm.workbench.runs.provenance import weights_hash
 from indm.workbench.training import pairs
 from indm.workbench.training.pairs import as_bridge, is_bridge, sides_of
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
+
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):

@@ -24,6 +24,8 @@ from indm.workbench.runs.folder import read_metrics
 from indm.workbench.training import checkpoints
 from indm.workbench.training.loop import train
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
+
 LAUNCH = str(Path(__file__).with_name("launch.py"))
 # 8 samples for each of 4 processes, of which 2 in 32 have a log-determinant; 50 examples in batches of 20, the last of
 # them uneven, and one of four processes without any.

@@ -28,6 +28,8 @@ from indm.workbench.training import checkpoints
 from indm.workbench.training.loop import train
 from indm.workbench.training.trainer import Trainer
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
+
 
 def summary_of(run):
     return json.loads((run / "summary.json").read_text())
@@ -95,6 +97,7 @@ def test_the_best_validation_is_kept(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "best" / "validation.json").read_text()) == summary["best"]
 
 
+@pytest.mark.filterwarnings("ignore:.* had come to step 12 at least")
 @pytest.mark.parametrize("left", [[], ["recipe.toml", "versions.json", "metrics.jsonl"]])
 def test_a_run_that_had_saved_nothing_yet_begins_anew(tmp_path, whole, left):
     """With --resume where there is a recipe; without it there is nothing but what was half written."""

@@ -33,6 +33,8 @@ from indm.workbench.training.loop import train
 from indm.workbench.training.parts import normal_law
 from indm.workbench.training.trainer import Trainer, drawn
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
+
 
 def test_learns_a_gaussian_to_its_entropy(tmp_path):
     generator = torch.Generator().manual_seed(1)

@@ -31,6 +31,8 @@ from indm.workbench.training.parts import (
     with_noise,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
+
 OPTIONS = TrainOptions(steps=6, batch_size=40, validate_examples=20, log_every=2, validate_every=3)
 TABLES = {"flow": {"name": "coupling", "width": 8}, "sde": {"name": "vp"}, "train": asdict(OPTIONS)}
 

@@ -15,6 +15,8 @@ from indm.workbench.evaluation.fid import open_images
 from indm.workbench.runs.folder import open_run
 from indm.workbench.translation.routes import find, open_runs
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
+
 SIDES = (8, 12)
 
 

@@ -31,6 +31,8 @@ from indm.workbench.translation import translate
 from indm.workbench.translation.routes import TranslationRuns, files_of, find, open_runs
 from indm.workbench.translation.translate import sentences, translate_files
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
+
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
