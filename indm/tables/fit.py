@@ -30,6 +30,7 @@ VALIDATION_ROWS = 2_048  # noised at every validation, at most
 CHECK_EVERY = 50  # steps, at least
 PATIENCE, LEAST = 15, 500  # epochs and steps without a better check, until the batch grows and then the rate falls
 GROWTH, LARGEST_SHARE, LARGEST = 4, 0.25, 2_048  # of the batch, at the first plateau; of the rows; rows at most
+ALONE = 0.5  # share of the seconds, at most, in which the MLP of all columns trains alone
 ANNEAL = 0.3  # steps of the falling rate, as a share of those before; its share of the seconds
 WARMUP = 50  # steps
 MARKS = 0.35, 0.7  # shares of the seconds between which a fit that time ends should have stopped to gain
@@ -112,6 +113,7 @@ class Training:
             parameters, self.learning_rate, betas=BETAS, weight_decay=self.weight_decay, fused=True
         )
         self.ema, self.clock = EMA(self.model, EMA_DECAY), Clock(self.model.sde)
+        self._switch_columns(is_off=True)
         self.model.score.backbone.mlp.output.register_forward_pre_hook(self._keep)
         self.fixed = self._fixed()
         self.start = self.lowest = self._errors()
@@ -171,6 +173,20 @@ class Training:
         gains = gains.unflatten(0, (-1, self.groups)).mean(1)
         return gains.mean().item(), (gains.std() / math.sqrt(len(gains))).item() if len(gains) > 1 else math.inf
 
+    def _switch_columns(self, is_off: bool) -> None:
+        for model in (self.model, self.ema.model):
+            model.score.backbone.columns.is_off = is_off
+
+    def start_columns(self) -> bool:
+        """Train the MLP of single columns from here on, too; whether it was off.
+
+        It soon learns what a column adds by itself. The MLP of all columns, which learns from the same errors, may then
+        stay where it starts, at zero; so it has some time alone.
+        """
+        was_off = self.model.score.backbone.columns.is_off
+        self._switch_columns(is_off=False)
+        return was_off
+
     def late_gain(self) -> tuple[float, float]:
         """What it gained between the :data:`MARKS`, as :meth:`gain`; 0 where time did not end it."""
         return self.gain(*self.marks) if self.ended == "max_seconds" and len(self.marks) == 2 else (0.0, 0.0)
@@ -212,8 +228,9 @@ def race(trainings: Sequence[Training], run: Callable[[Training], Iterator[None]
 def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: int, deadline: float) -> Iterator[None]:
     """Train on ``rows`` of n until validation no longer improves; stop at each validation, to go on when asked.
 
-    Where a check has not been better for some epochs, the batch grows; at the next plateau, after half as many epochs,
-    or when the seconds are nearly over, the rate falls to 0. ``training.ended`` says what ended it.
+    Where a check has not been better for some epochs, the MLP of single columns starts, and the batch grows; at the
+    next plateau, after half as many epochs, or when the seconds are nearly over, the rate falls to 0.
+    ``training.ended`` says what ended it.
     """
     started, first = time.perf_counter(), min(batch_size, n)
     grown = min(GROWTH * first, max(first, min(LARGEST, int(LARGEST_SHARE * n))))
@@ -223,6 +240,8 @@ def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: in
         if spent >= 1:
             training.ended = "max_seconds"
             break
+        if spent >= ALONE:
+            training.start_columns()
         if spent >= (*MARKS, math.inf)[len(training.marks)]:
             training.marks.append(training.lowest)
         factor = learning_rate_factor(training.step, 0.0, WARMUP, 0.0)
@@ -242,9 +261,10 @@ def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: in
             if fall is None and training.step - since >= patience:
                 training.back()
                 since = training.step
+                is_new = training.start_columns()
                 if batch < grown:
                     batch, loader = grown, batches(n, grown)
-                else:
+                elif not is_new:
                     fall = training.step, max(CHECK_EVERY, int(ANNEAL * training.step))
             yield
     training.ended = training.ended or "max_steps"

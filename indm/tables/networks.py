@@ -97,6 +97,7 @@ class ColumnMLP(nn.Module):
     """
 
     CODE = 8  # numbers for each column
+    is_off = False  # then it adds 0, at no cost
 
     def __init__(self, d: int, width: int = 32, fourier: int = 2):
         super().__init__()
@@ -111,10 +112,14 @@ class ColumnMLP(nn.Module):
 
     def forward(self, u: Tensor, centre: Tensor, level: PerSample) -> Tensor:
         """The noise that is added, (B, d), at noised columns of unit scale and their centres, (B, d) each."""
+        if self.is_off:
+            return torch.zeros_like(u)
         return self.output(self.layers(self._first(u, centre, level)))[..., 0]
 
     def with_slope(self, u: Tensor, centre: Tensor, level: PerSample) -> tuple[Tensor, Tensor]:
         """:meth:`forward`, and its derivative in u, (B, d); without gradients."""
+        if self.is_off:
+            return torch.zeros_like(u), torch.zeros_like(u)
         angle = u[..., None] * self.omega
         d_waves = torch.cat([torch.ones_like(u)[..., None], self.omega * angle.cos(), -self.omega * angle.sin()], 2)
         h, d_h = self._first(u, centre, level), d_waves @ self.input.weight[:, : d_waves.shape[2]].mT

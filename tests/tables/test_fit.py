@@ -1,6 +1,7 @@
 """How a table's network is trained: the loss against the NELBO, levels by their gradients, and when it ends."""
 
 import itertools
+import math
 import time
 
 import numpy as np
@@ -188,3 +189,25 @@ def test_a_row_far_from_all_others_does_not_choose_a_state():
     assert training.is_lower(errors, others) and not training.is_lower(others, errors)
     assert not training.is_lower(errors, errors)
     assert training.is_lower(torch.tensor([0.0, 15.0]), torch.tensor([30.0, 0.0]))  # a row's draws are averaged before
+
+
+@pytest.mark.parametrize("n", [40, 4000])
+def test_the_columns_start_at_the_first_plateau_and_the_rate_falls_at_a_later_one(n, monkeypatch):
+    """With few rows the batch cannot grow: the first plateau starts the columns alone."""
+    monkeypatch.setattr(fit, "LEAST", 150)
+    training = training_of(torch.randn(64, 2), rate=0.0)
+    columns, started = training.model.score.backbone.columns, []
+    for _ in train(training, lambda i: (torch.randn(len(i), 2), torch.zeros(len(i), 0)), n, 40, 10_000, math.inf):
+        started.append(not columns.is_off)
+    assert not started[0] and started[-1] and training.ended == "plateau"
+    assert columns.is_off is training.ema.model.score.backbone.columns.is_off is False
+    assert training.best.score.backbone.columns.is_off
+
+
+def test_the_columns_start_at_half_of_the_seconds(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    training = training_of(torch.randn(64, 2))
+    steps = train(training, lambda i: (torch.randn(len(i), 2), torch.zeros(len(i), 0)), 400, 40, 10_000, 400.0)
+    off_at = [training.step for _ in steps if training.model.score.backbone.columns.is_off]
+    assert 0.3 < off_at[-1] / training.step < 0.6
