@@ -40,7 +40,7 @@ from indm.tables.columns import (
     moments_of_most,
 )
 from indm.tables.encoding import DATES
-from indm.tables.fit import MARKS, VALIDATION_ROWS, Training, at, race, train
+from indm.tables.fit import MARKS, VALIDATION_ROWS, Training, at, is_gain, race, train
 from indm.tables.mixture import COMPONENTS, Mixture, best_mixture, bounded
 from indm.tables.networks import Components, MixtureMLP
 from indm.tables.student import Student
@@ -334,7 +334,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         Example:
 
             >>> X = np.random.default_rng(0).normal(5.0, 2.0, (300, 2))
-            >>> density = DensityEstimator(max_steps=20, n_models=1, random_state=0).fit(X)
+            >>> density = DensityEstimator(max_steps=0, n_models=1, random_state=0).fit(X)
             >>> fast = density.distill(max_pairs=2_000, max_steps=200, random_state=0)
             >>> bool(abs(fast.score(X) - density.score(X)) < 0.05)
             True
@@ -816,11 +816,6 @@ def ended_by(each: Sequence[str]) -> str:
     """ "time", "steps" or "plateau" of what ended trainings."""
     names = {"max_seconds": "time", "max_steps": "steps"}
     return next((short for name, short in names.items() if name in each), "plateau")
-
-
-def is_gain(gain: float, error: float) -> bool:
-    """Whether a gain counts: it is above two standard errors."""
-    return gain > 2 * error
 
 
 def warn_of_time(late_gain: tuple[float, float], stacklevel: int) -> None:

@@ -29,6 +29,7 @@ MEMORY = 0.98  # of a cell's measurements
 VALIDATION_ROWS = 2_048  # noised at every validation, at most
 CHECK_EVERY = 50  # steps, at least
 PATIENCE, LEAST = 15, 500  # epochs and steps without a better check, until the batch grows and then the rate falls
+# It is twice as many where nothing has been gained: a network may stand at zero for a thousand steps, and then learn.
 GROWTH, LARGEST_SHARE, LARGEST = 4, 0.25, 2_048  # of the batch, at the first plateau; of the rows; rows at most
 ALONE = 0.5  # share of the seconds, at most, in which the MLP of all columns trains alone
 ANNEAL = 0.3  # steps of the falling rate, as a share of those before; its share of the seconds
@@ -197,6 +198,11 @@ class Training:
         self.ema.model.load_state_dict(self.best.state_dict())
 
 
+def is_gain(gain: float, error: float) -> bool:
+    """Whether a gain counts: it is above two standard errors."""
+    return gain > 2 * error
+
+
 def gradient_square(difference: Tensor, hidden: Tensor) -> Tensor:
     """‖Σ d ⊗ h‖² over both noises, (B,), for errors d (2, B, d) and the last layer's inputs h (2, B, width).
 
@@ -257,7 +263,8 @@ def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: in
         if training.step % max(CHECK_EVERY, min(epoch, 10 * CHECK_EVERY)) == 0:
             if training.check():
                 since = training.step
-            patience = max(PATIENCE * epoch, LEAST) // (2 if batch > first else 1)
+            patience = max(PATIENCE * epoch, LEAST) * (1 if is_gain(*training.gain()) else 2)
+            patience //= 2 if batch > first else 1
             if fall is None and training.step - since >= patience:
                 training.back()
                 since = training.step

@@ -38,7 +38,6 @@ from indm.tables.estimator import (
     ended_by,
     integrated,
     is_frame,
-    is_gain,
     latent_log_prob,
     no_gain,
     steps_for_draws,
@@ -46,7 +45,7 @@ from indm.tables.estimator import (
     warn_of_few_values,
     warn_of_time,
 )
-from indm.tables.fit import VALIDATION_ROWS, Training, race, train
+from indm.tables.fit import VALIDATION_ROWS, Training, is_gain, race, train
 from indm.tables.mixture import LAW_ENTRIES, JointMixture, best_joint_mixture
 from indm.tables.networks import MaskedMixtureMLP
 

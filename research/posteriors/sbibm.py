@@ -159,7 +159,7 @@ def trained(name: str, seed: int, method: str, o: argparse.Namespace) -> dict[st
     return {
         "setting": fitted.setting, "fit_cpu_seconds": round(spent, 1), "ended_itself": spent < limit,
         **{key: [round(one[key], 4) for one in each] for key in each[0]},
-        "log_p": round(float(log_prob.mean()), 4),
+        "log_p": None if np.isnan(log_prob).any() else round(float(log_prob.mean()), 4),
         "sbi": importlib.metadata.version("sbi"), "sbibm": importlib.metadata.version("sbibm"),
     } | made_by(seed)  # fmt: skip
 
