@@ -146,11 +146,6 @@ def run_lock(run: Path) -> Iterator[None]:
 # ── Signals ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def end_at_once(number: int, frame: object) -> None:
-    """A signal handler that ends the process without any clean-up."""
-    os._exit(128 + number)
-
-
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
     """An event that SIGINT or SIGTERM sets; the second signal ends the process at once.
@@ -175,7 +170,7 @@ def interruptible() -> Iterator[threading.Event]:
         event.set()
         if not launched:
             for each in before:
-                signal.signal(each, end_at_once)
+                signal.signal(each, lambda number, frame: os._exit(128 + number))  # without any clean-up
 
     for number in before:
         signal.signal(number, stop)

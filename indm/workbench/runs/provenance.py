@@ -39,14 +39,9 @@ def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device
         "command": sys.argv,
         "seed": seed,
         "weights_sha256": dict(weights),
-        "device": device_name(where),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
         "threads": torch.get_num_threads(),
     }
-
-
-def device_name(where: torch.device) -> str:
-    """The name of a GPU, the type of another device."""
-    return torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
 
 
 def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[str], more: dict | None = None) -> None:
