@@ -240,10 +240,7 @@ class ImageFiles(Dataset):
     Args:
         files: paths, a list or :class:`~indm.workbench.data.folder.Files`; or images inside of other files.
         shape: (channels, height, width) of the result.
-        resize: Pillow's interpolation, antialiased.
-        crop: True takes the largest centred rectangle with the aspect ratio of the result, an integer the one whose
-            shorter side it is (at most the largest), False the whole image without keeping its aspect ratio.
-        background: the colour on which transparency is composited, see :func:`colour_of`.
+        resize, crop, background: as in :class:`ImageOptions`; an integer ``crop`` is at most the largest rectangle's.
 
     Attributes:
         unreadable: bool, one an image, shared by all worker processes: which ones were replaced.
@@ -283,16 +280,9 @@ class ImageFiles(Dataset):
         return self._of_file(range(len(self))[index]).clone()
 
     def _of_file(self, index: int) -> Tensor:
-        """What is made of a file: kept, or read now."""
+        """What is made of a file, or of the first one after it that can be read: kept, or read now."""
         if index in self.kept:
             return self.kept[index]
-        made = self._read(index)
-        if self.keeps:
-            self.kept[index] = made
-        return made
-
-    def _read(self, index: int) -> Tensor:
-        """What is made of a file, or of the first one after it that can be read."""
         tries = min(len(self.files), MOST_IN_A_ROW)
         for position in ((index + further) % len(self.files) for further in range(tries)):
             try:
@@ -300,7 +290,10 @@ class ImageFiles(Dataset):
             except (ValueError, OSError) as error:
                 self._skip(position, error)
                 continue
-            return self._made_of(image, position)
+            made = self._made_of(image, position)
+            if self.keeps:
+                self.kept[index] = made
+            return made
         raise ValueError(f"{tries} images in a row cannot be read, beginning with {self.files[index]}")
 
     def _made_of(self, image: Image.Image, position: int) -> Tensor:
