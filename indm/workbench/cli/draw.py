@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from indm.checks import counted, one_line, reason
+from indm.checks import counted, one_line, reason, require
 from indm.workbench.cli.common import DONE, SOME_FAILED, RunFolder, ShowsProgress
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import (
@@ -155,9 +155,9 @@ class Fid(DrawsSamples):
         check_absent(out, ["fid.json"], self.overwrite)
         if self.drawing.n is not None:
             fid.check_number("n", self.drawing.n)
-        if scoring.features != "inception" and not is_outside(scoring.features):
-            raise ValueError(f"features must be inception or package.module:function, got {scoring.features!r}")
-        features = None if scoring.features == "inception" else find("features", scoring.features)
+        name = scoring.features
+        require(name == "inception" or is_outside(name), "features", name, "inception or package.module:function")
+        features = None if name == "inception" else find("features", name)
         reference = fid.open_images(scoring.reference or self.source, split=scoring.split, size=scoring.size)
         fid.check_number("reference", len(reference.raw))
         if of_run:

@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageColor, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from indm.checks import brief, counted, nearest, reason
+from indm.checks import counted, nearest, reason, require
 from indm.files.plain import check_plain
 from indm.scaling import Scaling
 from indm.workbench.data.base import Data, DividedLoader, condition_fields, describe_split
@@ -89,10 +89,7 @@ def colour_of(background: str) -> tuple[int, int, int]:
         red, green, blue, *alpha = ImageColor.getrgb(background)
     except ValueError:
         alpha = [0]
-    if alpha:
-        raise ValueError(
-            f'background must be an opaque colour, such as "white", "black" or "#rrggbb", got {brief(repr(background))}'
-        )
+    require(not alpha, "background", background, 'an opaque colour, such as "white", "black" or "#rrggbb"')
     return red, green, blue
 
 
@@ -176,8 +173,7 @@ class ImageOptions(DividedLoader):
 
     def __post_init__(self) -> None:
         height_and_width(self.size)
-        if self.channels not in (None, 1, 3):
-            raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {self.channels}")
+        require(self.channels in (None, 1, 3), "channels", self.channels, "1 (grey) or 3 (RGB)")
         if self.resize not in RESIZE_MODES:
             raise ValueError(f"unknown resize {self.resize!r}{nearest(self.resize, RESIZE_MODES)}")
         colour_of(self.background)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from indm.checks import reason
+from indm.checks import reason, require
 from indm.files.plain import cache_folder, check_plain
 from indm.scaling import Scaling
 from indm.workbench.data.base import PARTS, Data, Loader, describe_split, limited, split
@@ -29,9 +29,8 @@ def select(parts: Mapping[str, Tensor], labels: Tensor, label: int | list[int] |
     if label is None:
         return dict(parts)
     wanted = torch.as_tensor(label)
-    if not bool(torch.isin(wanted, labels).all()) or not wanted.numel():
-        known = labels.unique().tolist()
-        raise ValueError(f"label must be of {known}, one or a list, or None for all classes, got {label}")
+    fits = bool(torch.isin(wanted, labels).all()) and wanted.numel() > 0
+    require(fits, "label", label, f"of {labels.unique().tolist()}, one or a list, or None for all classes")
     return {part: index[torch.isin(labels[index], wanted)] for part, index in parts.items()}
 
 

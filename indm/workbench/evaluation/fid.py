@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from indm.checks import nearest
+from indm.checks import nearest, require
 from indm.names import BUILT_IN
 from indm.tensors import double
 from indm.workbench.data.base import InMemory, load_data, stack, without_download
@@ -51,8 +51,7 @@ class Images:
 
 def check_number(name: str, n: int) -> None:
     """ValueError where ``n`` images are too few to be scored."""
-    if n < FEWEST:
-        raise ValueError(f"{name} must be at least {FEWEST} images, of which scores can be made, got {n}")
+    require(n >= FEWEST, name, n, f"at least {FEWEST} images, of which scores can be made")
 
 
 def open_images(source: str | Path, *, split: str = "train+valid", size: Size | None = None) -> Images:
@@ -105,8 +104,7 @@ def _of_folder(folder: Path, size: Size | None) -> Images:
 def as_inception_takes(images: Images) -> Num[Tensor, "n 3 h w"]:
     """RGB of 256 levels: grey levels to the nearest of these, one channel three times."""
     raw = (images.raw.float() * 255 / (images.levels - 1)).round().to(torch.uint8)
-    if raw.shape[1] not in (1, 3):
-        raise ValueError(f"images must have 1 or 3 channels for Inception, got {raw.shape[1]}")
+    require(raw.shape[1] in (1, 3), "images", raw.shape[1], "of 1 or 3 channels for Inception")
     return raw.expand(-1, 3, -1, -1).contiguous()
 
 

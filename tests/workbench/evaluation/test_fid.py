@@ -76,7 +76,7 @@ def test_scores_check_their_images(samples, reference, complaint):
 def test_inception_sees_colours_of_256_levels():
     seen = as_inception_takes(images(torch.tensor([0, 1, 16]).reshape(3, 1, 1, 1)))
     assert seen.dtype == torch.uint8 and seen.tolist() == [[[[v]]] * 3 for v in (0, 16, 255)]
-    with pytest.raises(ValueError, match="1 or 3 channels for Inception, got 2"):
+    with pytest.raises(ValueError, match="of 1 or 3 channels for Inception, got 2"):
         as_inception_takes(images(torch.zeros(3, 2, 1, 1)))
 
 
