@@ -566,7 +566,7 @@ def test_evaluate_checks_its_arguments():
     model, raw, _ = grey_model(True)
     with pytest.raises(ValueError, match="repeats must be at least 2"):
         evaluate(model, raw, repeats=1)
-    with pytest.raises(ValueError, match="raw must hold at least 2"):
+    with pytest.raises(ValueError, match="raw must be at least 2"):
         evaluate(model, raw[:1])
     for error in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"nll_error must be positive and finite, got {error}"):
@@ -580,5 +580,5 @@ def test_evaluate_needs_two_images_for_a_standard_error_of_the_nll(examples):
     model, raw, _ = grey_model(True)
     with pytest.raises(ValueError, match=f"examples of NLL must be at least 2 for a standard error, got {examples}"):
         evaluate(model, raw[:10], [Bound(), NLL(examples=examples)], progress=False)
-    with pytest.raises(ValueError, match=r"measures must be one or more, each kind once, got \['NLL', 'NLL'\]"):
+    with pytest.raises(ValueError, match=r"measures must be one or more, each kind once, got \['nll', 'nll'\]"):
         evaluate(model, raw, [NLL(), NLL(each=True)])

@@ -105,7 +105,7 @@ UNDOCUMENTED = {
         "indm.workbench.convert": "score_of_checkpoint",
     },
     "commands that read and fail as those of the workbench": {
-        "indm.checks": "brief one_line reason",
+        "indm.checks": "brief counted one_line reason require",
         "indm.files.plain": "check_plain",
         "indm.workbench.cli.common": "Common DONE MISTAKE",
         "indm.workbench.cli.main": "main",
@@ -113,10 +113,11 @@ UNDOCUMENTED = {
     },
     "loaders of images beside those of the workbench": {
         "indm.files.memory": "check_memory",
-        "indm.workbench.data.base": "describe_split limited",
+        "indm.workbench.data.base": "PARTS describe_split limited",
         "indm.workbench.data.examples": "MIN_SIZE words_of",
         "indm.workbench.data.folder": "Files find_images",
-        "indm.workbench.data.images": "ImageOptions RESIZE_MODES data_of_images pixels_of",
+        "indm.workbench.data.images": "ImageOptions RESIZE_MODES data_of_images pixels_of read_image",
+        "indm.workbench.data.standard": "CIFAR10",
     },
     "the making of the models that come with the package": {
         "indm.model": "DESCRIPTION WEIGHTS",

@@ -1,4 +1,4 @@
-"""CIFAR-10 without loss from PNG files: ``python -m research.data.cifar10 FOLDER OUT``.
+"""CIFAR-10 without loss from PNG files: ``python -m research.data.cifar10 FOLDER OUT``, then :class:`Packed`.
 
 The files are in ``demos/datasets/cifar`` of the repository ml4a/ml4a.github.io. Each ``cifar10_batch_N.png`` holds
 1,000 images, one a row: 32×32 RGB pixels, row by row. Batches 0 to 49 are the training images in their original order,
@@ -11,17 +11,31 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 from tyro.conf import Positional, arg
 
 from indm.checks import brief, reason
 from indm.files import atomic, untrusted
 from indm.files.plain import check_plain
 from indm.workbench.cli.common import DONE, Common
+from indm.workbench.data.standard import CIFAR10
 from research.command import main
 
 CLASSES = range(10)
 SIDE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed(CIFAR10):
+    """CIFAR-10 of the file ``cifar10.npz`` in ``root``, which :func:`convert` writes; it may have fewer test images."""
+
+    def read(self) -> tuple[Tensor, Tensor, int, str]:
+        path = self.home / "cifar10.npz"
+        x, labels, sizes = (torch.from_numpy(untrusted.array(path, name)) for name in ("x", "labels", "sizes"))
+        n, of_test = sizes.tolist()
+        return x, labels.long(), n, f"CIFAR-10 read from {path}, first {of_test:,} test images"
 
 
 def read_batch(path: Path, rows: int = 1000) -> np.ndarray:
@@ -58,7 +72,7 @@ def read_labels(path: Path, count: int) -> np.ndarray:
 
 
 def convert(folder: Path, out: Path, *, training: int = 50, rows: int = 1000) -> Path:
-    """Write ``out/cifar10.npz``, which ``--data cifar10 --data.root OUT`` reads, from the files in ``folder``.
+    """Write ``out/cifar10.npz``, which :class:`Packed` reads, from the files in ``folder``.
 
     Its arrays are ``x``, uint8 (N, 3, 32, 32), ``labels`` (N,), and ``sizes``, the numbers of training and test images;
     the training images come first.

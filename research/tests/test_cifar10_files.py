@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from indm.workbench.data.base import load_data
 from research.command import main
-from research.data.cifar10 import Cifar10, convert
+from research.data.cifar10 import Cifar10, Packed, convert
 
 SMALL = {"training": 2, "rows": 10}
 
@@ -39,7 +38,7 @@ def test_every_pixel_and_label_arrives(folder, tmp_path):
     made, images = np.load(path), np.load(folder / "images.npy")
     assert made["x"].dtype == np.uint8 and np.array_equal(made["x"], images)
     assert made["labels"].tolist() == [i % 10 for i in range(30)] and made["sizes"].tolist() == [20, 10]
-    data = load_data("cifar10", root=path.parent, valid=5)
+    data = Packed(root=path.parent, valid=5).data()
     assert (len(data.train), len(data.valid)) == (15, 5) and np.array_equal(data.test.tensor.numpy(), images[20:])
     assert data.labels["test"].tolist() == list(range(10)) and data.notes[0].endswith("first 10 test images")
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from indm.workbench.data.base import load_data, stack
+from research.data.cifar10 import Packed
 
 VALID, TEST = 2_000, 1_000  # images of these splits, the first ones
 
@@ -54,9 +55,7 @@ def load(name: str, root: Path | None = None) -> Images:
     """
     if name not in ("cifar10-16", "cifar10-32", "clothes-16"):
         raise ValueError(f'name must be "cifar10-16", "cifar10-32" or "clothes-16", got {name!r}')
-    data = (
-        load_data("fashion-mnist", size=16) if name == "clothes-16" else load_data("cifar10", root=root, download=False)
-    )
+    data = load_data("fashion-mnist", size=16) if name == "clothes-16" else Packed(root=root).data()
     counts = {"train": None, "valid": VALID, "test": TEST}
     parts = {split: stack(getattr(data, split), n) for split, n in counts.items()}
     if name == "cifar10-16":

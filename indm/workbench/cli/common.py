@@ -21,9 +21,8 @@ class Common:
     """What every command takes. A command is a dataclass of its options with ``run() -> exit status``."""
 
     tables: ClassVar[tuple[str, ...]] = ()
-    """Tables whose keys are given as ``--table.key value``, see
-    :func:`indm.workbench.cli.main.take_tables`; of those that name a part of
-    the recipe, ``--table name`` is taken, too."""
+    """Tables whose keys are given as ``--table.key value``, and parts of the recipe as ``--table name``, see
+    :func:`indm.workbench.cli.main.take_tables`."""
 
     table_values: Annotated[dict[str, str], Suppress] = field(default_factory=dict)
     """What was given so, as TOML texts."""

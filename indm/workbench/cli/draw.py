@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from indm.checks import counted, one_line, reason
+from indm.checks import counted, one_line, reason, require
 from indm.workbench.cli.common import DONE, SOME_FAILED, RunFolder, ShowsProgress
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import (
@@ -145,36 +145,29 @@ class Fid(DrawsSamples):
         from indm.workbench.runs.folder import check_absent, is_run
         from indm.workbench.runs.samples import draw
 
-        scoring = self.scoring
-        of_run, progress = is_run(Path(self.source)), self.progress
+        scoring, run = self.scoring, Path(self.source)
+        of_run = is_run(run)
         if not of_run:
             self.check_nothing_is_drawn()
         if scoring.reference is None and not of_run:
             raise ValueError(f"--reference must be given for {self.source}, which is no run folder")
-        out = self.out or (Path(self.source) if of_run else Path("."))
+        out = self.out or (run if of_run else Path("."))
         check_absent(out, ["fid.json"], self.overwrite)
-        n = self.drawing.n
-        if n is not None:
-            fid.check_number("n", n)
-        if scoring.features != "inception" and not is_outside(scoring.features):
-            raise ValueError(f"features must be inception or package.module:function, got {scoring.features!r}")
-        features = None if scoring.features == "inception" else find("features", scoring.features)
-        size: Any = scoring.size
-        reading = {"size": size, "resize": scoring.resize}
-        reference = fid.open_images(scoring.reference or self.source, split=scoring.split, **reading)
+        if self.drawing.n is not None:
+            fid.check_number("n", self.drawing.n)
+        name = scoring.features
+        require(name == "inception" or is_outside(name), "features", name, "inception or package.module:function")
+        features = None if name == "inception" else find("features", name)
+        reference = fid.open_images(scoring.reference or self.source, split=scoring.split, size=scoring.size)
         fid.check_number("reference", len(reference.raw))
         if of_run:
-            n = min(len(reference.raw), fid.MOST) if n is None else n
+            n = self.drawing.n or min(len(reference.raw), fid.MOST)
             drawing = Drawing(**vars(self.drawing) | {"n": n, "sampler_options": self.sampler_options()})
-            run = Path(self.source)
-            raw, levels, drawn = draw(run, drawing, out, overwrite=self.overwrite, progress=progress)
+            raw, levels, drawn = draw(run, drawing, out, overwrite=self.overwrite, progress=self.progress)
             samples = fid.Images(raw, levels, {"run": str(run), "drawn": drawn})
         else:
-            samples = fid.open_images(self.source, split="test", **reading)
-            if n is not None and n > len(samples.raw):
-                raise ValueError(f"n must be at most the {len(samples.raw)} images that there are, got {n}")
-            samples = replace(samples, raw=samples.raw[:n])
-        record = fid.score(samples, reference, features, progress=progress)
+            samples = fid.open_images(self.source, split="test", size=scoring.size)
+        record = fid.score(samples, reference, features, progress=self.progress)
         print(fid.score_table(record))
         atomic.json_object(out / "fid.json", record)
         print(out / "fid.json")
@@ -183,7 +176,7 @@ class Fid(DrawsSamples):
     def check_nothing_is_drawn(self) -> None:
         """ValueError where an option says how to draw samples from a run, and the source is not a run."""
         defaults = vars(FidDrawing()) | dict.fromkeys(self.table_values)
-        for name, value in (vars(self.drawing) | {"n": None} | self.table_values).items():
+        for name, value in (vars(self.drawing) | self.table_values).items():
             if value != defaults[name]:
                 raise ValueError(
                     f"--{name.replace('_', '-')} is for samples that are drawn from a run, and {self.source} is no run"

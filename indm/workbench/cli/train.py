@@ -17,7 +17,8 @@ from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import default
 
 TRANSLATES, EVALUATES = "pictures of A as pictures of B", "the likelihood of the test split, beside simple baselines"
-Sources = Annotated[Positional[tuple[str, ...]], arg(metavar="A B | RECIPE", help_behavior_hint="(required)")]
+TWO = arg(metavar="A B | RECIPE", help_behavior_hint="(required)", help="Two image folders, or one recipe.")
+Sources = Annotated[Positional[tuple[str, ...]], TWO]
 
 
 @dataclass(kw_only=True)
@@ -113,7 +114,6 @@ class TrainPair(TrainsRecipe):
     """
 
     sources: Sources
-    """Two image folders, or one recipe."""
     out: Annotated[Path | None, arg(metavar="FOLDER"), default("runs/RECIPE or runs/A-B")] = None
     """The run folder."""
 
@@ -155,7 +155,6 @@ class TrainBridge(TrainsRecipe):
     """
 
     sources: Sources
-    """Two image folders, or one recipe."""
     out: Annotated[Path | None, arg(metavar="FOLDER"), default("runs/RECIPE-bridge")] = None
     """The run folder."""
     form: Literal["classes", "terminal"] = "classes"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset
 
-from indm.checks import arguments_of, brief, check_arguments, counted, takes_any_name
+from indm.checks import arguments_of, brief, check_arguments, counted, require, takes_any_name
 from indm.names import find
 from indm.scaling import Scaling
 from indm.workbench.data.examples import Examples, InMemory, OnDemand, events, words_of
@@ -232,16 +232,14 @@ def split_groups(
 
 def limited(items: Items, limit: int | None) -> Items:
     """The first ``limit`` of the training items; all where it is None."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1 training item, or None for all, got {limit}")
+    require(limit is None or limit >= 1, "limit", limit, "at least 1 training item, or None for all")
     return items[:limit]
 
 
 def counts(n: int, valid: float, test: float) -> dict[str, int]:
     """Fractions of ``n`` as counts of at least one."""
     for name, fraction in (("valid", valid), ("test", test)):
-        if not 0 < fraction < 1:
-            raise ValueError(f"{name} must be a fraction between 0 and 1 of the data, got {fraction}; 0.1 is usual")
+        require(0 < fraction < 1, name, fraction, "a fraction between 0 and 1 of the data", "0.1 is usual")
     return {"valid": max(1, round(valid * n)), "test": max(1, round(test * n))}
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from indm.checks import brief
+from indm.checks import brief, require
 from indm.scaling import Scaling, check_levels
 
 MIN_SIZE = 8  # pixels
@@ -32,10 +32,8 @@ def height_and_width(size: Size) -> tuple[int, int]:
     words = re.fullmatch(r"(\d{1,9})(?:[x×](\d{1,9}))?", size.strip()) if isinstance(size, str) else None
     sides = [size] if isinstance(size, int) else [int(w) for w in words.groups() if w] if words else size
     whole = not isinstance(sides, str) and all(isinstance(side, int) for side in sides)
-    if not whole or len(sides) not in (1, 2):
-        raise ValueError(
-            f'size must be a side of squares, or height x width as "24x48" or [24, 48], got {brief(repr(size))}'
-        )
+    wanted = 'a side of squares, or height x width as "24x48" or [24, 48]'
+    require(whole and len(sides) in (1, 2), "size", size, wanted)
     height, width = (*sides, *sides)[:2]
     check_size(height, width)
     return height, width
@@ -234,11 +232,9 @@ class Paired(Dataset):
 # ── Batches ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def flip_horizontally(raw: Num[Tensor, "batch c h w"], generator: torch.Generator | None = None) -> Tensor:
+def flip_horizontally(raw: Num[Tensor, "batch c h w"]) -> Tensor:
     """Mirror each image left to right with probability 1/2."""
-    device = raw.device if generator is None else generator.device
-    u = torch.rand(len(raw), 1, 1, 1, generator=generator, device=device)
-    flipped = u.to(raw.device) < 0.5
+    flipped = torch.rand(len(raw), 1, 1, 1, device=raw.device) < 0.5
     return torch.where(flipped, raw.flip(-1), raw)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from indm.checks import counted, nearest, reason
+from indm.checks import counted, nearest, reason, require
 from indm.files.plain import check_plain
 from indm.workbench.data.base import Data
 from indm.workbench.data.images import SUFFIXES, ImageOptions, Stored, read_image, read_kind
@@ -157,8 +157,7 @@ class Folder(ImageOptions):
 
     def data(self) -> Data:
         folder, names = Path(self.path).expanduser(), [] if isinstance(self.classes, bool) else self.classes
-        if names and len(set(names)) < 2:
-            raise ValueError(f"data.classes must be true, false or two different folders or more, got {names}")
+        require(len(set(names)) != 1, "data.classes", names, "true, false or two different folders or more")
         files, (n_grey, n_colour), notes = find_images(folder, names or ("",))
         if self.channels is None and n_grey and n_colour:
             count = f"{n_colour} images are in colour and {n_grey} are grey"

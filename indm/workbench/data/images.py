@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageColor, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from indm.checks import brief, counted, nearest, reason
+from indm.checks import counted, nearest, reason, require
 from indm.files.plain import check_plain
 from indm.scaling import Scaling
 from indm.workbench.data.base import Data, DividedLoader, condition_fields, describe_split
@@ -89,10 +89,7 @@ def colour_of(background: str) -> tuple[int, int, int]:
         red, green, blue, *alpha = ImageColor.getrgb(background)
     except ValueError:
         alpha = [0]
-    if alpha:
-        raise ValueError(
-            f'background must be an opaque colour, such as "white", "black" or "#rrggbb", got {brief(repr(background))}'
-        )
+    require(not alpha, "background", background, 'an opaque colour, such as "white", "black" or "#rrggbb"')
     return red, green, blue
 
 
@@ -176,8 +173,7 @@ class ImageOptions(DividedLoader):
 
     def __post_init__(self) -> None:
         height_and_width(self.size)
-        if self.channels not in (None, 1, 3):
-            raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {self.channels}")
+        require(self.channels in (None, 1, 3), "channels", self.channels, "1 (grey) or 3 (RGB)")
         if self.resize not in RESIZE_MODES:
             raise ValueError(f"unknown resize {self.resize!r}{nearest(self.resize, RESIZE_MODES)}")
         colour_of(self.background)
@@ -240,10 +236,7 @@ class ImageFiles(Dataset):
     Args:
         files: paths, a list or :class:`~indm.workbench.data.folder.Files`; or images inside of other files.
         shape: (channels, height, width) of the result.
-        resize: Pillow's interpolation, antialiased.
-        crop: True takes the largest centred rectangle with the aspect ratio of the result, an integer the one whose
-            shorter side it is (at most the largest), False the whole image without keeping its aspect ratio.
-        background: the colour on which transparency is composited, see :func:`colour_of`.
+        resize, crop, background: as in :class:`ImageOptions`; an integer ``crop`` is at most the largest rectangle's.
 
     Attributes:
         unreadable: bool, one an image, shared by all worker processes: which ones were replaced.
@@ -283,16 +276,9 @@ class ImageFiles(Dataset):
         return self._of_file(range(len(self))[index]).clone()
 
     def _of_file(self, index: int) -> Tensor:
-        """What is made of a file: kept, or read now."""
+        """What is made of a file, or of the first one after it that can be read: kept, or read now."""
         if index in self.kept:
             return self.kept[index]
-        made = self._read(index)
-        if self.keeps:
-            self.kept[index] = made
-        return made
-
-    def _read(self, index: int) -> Tensor:
-        """What is made of a file, or of the first one after it that can be read."""
         tries = min(len(self.files), MOST_IN_A_ROW)
         for position in ((index + further) % len(self.files) for further in range(tries)):
             try:
@@ -300,7 +286,10 @@ class ImageFiles(Dataset):
             except (ValueError, OSError) as error:
                 self._skip(position, error)
                 continue
-            return self._made_of(image, position)
+            made = self._made_of(image, position)
+            if self.keeps:
+                self.kept[index] = made
+            return made
         raise ValueError(f"{tries} images in a row cannot be read, beginning with {self.files[index]}")
 
     def _made_of(self, image: Image.Image, position: int) -> Tensor:

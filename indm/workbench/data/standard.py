@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from indm.checks import reason
-from indm.files import untrusted
+from indm.checks import reason, require
 from indm.files.plain import cache_folder, check_plain
 from indm.scaling import Scaling
 from indm.workbench.data.base import PARTS, Data, Loader, describe_split, limited, split
@@ -30,9 +29,8 @@ def select(parts: Mapping[str, Tensor], labels: Tensor, label: int | list[int] |
     if label is None:
         return dict(parts)
     wanted = torch.as_tensor(label)
-    if not bool(torch.isin(wanted, labels).all()) or not wanted.numel():
-        known = labels.unique().tolist()
-        raise ValueError(f"label must be of {known}, one or a list, or None for all classes, got {label}")
+    fits = bool(torch.isin(wanted, labels).all()) and wanted.numel() > 0
+    require(fits, "label", label, f"of {labels.unique().tolist()}, one or a list, or None for all classes")
     return {part: index[torch.isin(labels[index], wanted)] for part, index in parts.items()}
 
 
@@ -101,10 +99,7 @@ class Downloaded(Loader):
 
 @dataclass(frozen=True, kw_only=True)
 class CIFAR10(Downloaded):
-    """CIFAR-10: 3×32×32, 256 levels; ``valid`` of the 50,000 training images are held out.
-
-    It is read from ``cifar10.npz``, which may hold fewer test images, where ``root`` has one, else by torchvision.
-    """
+    """CIFAR-10 by torchvision: 3×32×32, 256 levels; ``valid`` of the 50,000 training images are held out."""
 
     valid: int = 5000
     """Images of the validation split."""
@@ -113,33 +108,17 @@ class CIFAR10(Downloaded):
     flip: bool = True
 
     def data(self) -> Data:
-        packed = self.home / "cifar10.npz"
-        if packed.is_file():
-            pool, labels, n = _packed_cifar10(packed)
-            source = f"CIFAR-10 read from {packed}, first {len(pool) - n:,} test images"
-        else:
-            home, source = str(self.home), "torchvision's CIFAR-10"
-            train, test = (
-                from_torchvision("cifar10", "CIFAR10", home, train=t, download=self.download) for t in (True, False)
-            )
-            pool = torch.from_numpy(np.concatenate([train.data, test.data])).permute(0, 3, 1, 2).contiguous()
-            labels, n = torch.tensor(train.targets + test.targets), len(train.data)
+        pool, labels, n, source = self.read()
         parts = split(n, valid=self.valid, seed=self.seed, limit=self.limit) | {"test": torch.arange(n, len(pool))}
         notes, scaling = [source, describe_split(parts, self.seed)], Scaling.images(256, self.centered)
         return Data(name="cifar10", scaling=scaling, flip=self.flip, notes=notes, **pooled(pool, parts, labels))
 
-
-def _packed_cifar10(path: Path) -> tuple[Tensor, Tensor, int]:
-    """Images (N, 3, 32, 32), their labels, and how many of them, the first ones, are for training."""
-    x, labels, sizes = (untrusted.array(path, name) for name in ("x", "labels", "sizes"))
-    fits = x.shape[1:] == (3, 32, 32) and labels.shape == x.shape[:1] and x.dtype == labels.dtype == np.uint8
-    if not fits or sizes.shape != (2,) or sizes.dtype.kind not in "iu" or not 0 < (n := int(sizes[0])) < len(x):
-        got = ", ".join(f"{array.dtype} {array.shape}" for array in (x, labels, sizes))
-        raise ValueError(
-            f"{path} must hold x, uint8 (N, 3, 32, 32), labels, uint8 (N,), and sizes, two numbers of training and "
-            f"test images, got {got}"
-        )
-    return torch.from_numpy(x), torch.from_numpy(labels).long(), n
+    def read(self) -> tuple[Tensor, Tensor, int, str]:
+        """Images (N, 3, 32, 32), labels (N,), how many of them, the first ones, are for training, and their source."""
+        home, parts = str(self.home), (True, False)
+        train, test = (from_torchvision("cifar10", "CIFAR10", home, train=t, download=self.download) for t in parts)
+        pool = torch.from_numpy(np.concatenate([train.data, test.data])).permute(0, 3, 1, 2).contiguous()
+        return pool, torch.tensor(train.targets + test.targets), len(train.data), "torchvision's CIFAR-10"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from indm.checks import one_line
+from indm.checks import one_line, require
 from indm.files import atomic, untrusted
 from indm.model import DESCRIPTION, WEIGHTS
 from indm.names import KINDS, OPTIONAL_KINDS
@@ -36,8 +36,8 @@ def write(run: Path, folder: Path, name: str, license: str | None = None, more: 
         ValueError: the run has no model or no end yet, its evaluation is of other weights, the licence is unknown, or
             it is a pair of runs, which is two models.
     """
-    if license is not None and not LICENSE.fullmatch(license):
-        raise ValueError(f"license must be an identifier as the hub has them, got {license!r}; apache-2.0 is one")
+    known = license is None or bool(LICENSE.fullmatch(license))
+    require(known, "license", license, "an identifier as the hub has them", "apache-2.0 is one")
     if is_pair(run):
         each = " and ".join(f"'indm push {run / side} {name}-{side}'" for side in SIDES)
         raise ValueError(f"{run} is a pair of runs, and each is a model of its own: {each}")

@@ -221,7 +221,7 @@ def differences(methods: Methods, equal: Equal = "cost") -> dict[str, dict[str, 
         pairs = pairs_of(runs, first)
         paired = [run for pair in pairs for run in pair]
         left_out = sorted(run.seed for run in (*runs, *first) if run not in paired)
-        about[name] = {"left_out": left_out} | budget_of(pairs, cost_of(runs, first, equal))
+        about[name] = {"left_out": left_out} | budget_of(pairs, runs, first, equal)
         for kind in KINDS:
             if all(kind in run.evaluation for run in paired or (*runs, *first)):
                 folders = [(run.folder, other.folder) for run, other in pairs]
@@ -234,28 +234,21 @@ def differences(methods: Methods, equal: Equal = "cost") -> dict[str, dict[str, 
     return found
 
 
-def cost_of(runs: Sequence[Run], first: Sequence[Run], equal: Equal) -> float | None:
-    """The cost of a step in units of the first method's, as the record of one of the runs has it; None: not known.
-
-    With ``equal`` "steps" every step counts alike.
-    """
+def budget_of(pairs: Sequence[tuple[Run, Run]], runs: Sequence[Run], first: Sequence[Run], equal: Equal) -> dict:
+    """What ``runs`` of a method and of the first one spent, in pairs: ``steps`` of the runs of both, the ``cost`` of a
+    step in units of the first method's (as the record of a run has it; None: not known), ``budgets`` in words, and
+    ``why`` they cannot be compared, "" where they can. With ``equal`` "steps" every step counts alike."""
     keys = key_of(runs[0].recipe), key_of(first[0].recipe)
-    if equal == "steps" or keys[0] == keys[1]:
-        return 1.0
-    return ratio_in([run.folder for run in (*runs, *first)], *keys)
-
-
-def budget_of(pairs: Sequence[tuple[Run, Run]], cost: float | None) -> dict:
-    """What runs of a method and of the first one spent, in pairs: ``steps`` of the runs of both, the ``cost`` of a
-    step, ``budgets`` in words, and ``why`` they cannot be compared, "" where they can."""
-    steps, first = ([pair[i].steps for pair in pairs] for i in (0, 1))
-    budget = {"steps": (steps, first), "cost": cost, "budgets": "–", "why": ""}
+    is_alike = equal == "steps" or keys[0] == keys[1]
+    cost = 1.0 if is_alike else ratio_in([run.folder for run in (*runs, *first)], *keys)
+    steps, steps_of_first = ([pair[i].steps for pair in pairs] for i in (0, 1))
+    budget = {"steps": (steps, steps_of_first), "cost": cost, "budgets": "–", "why": ""}
     if not pairs:
         return budget
-    known, of_first = ([n for n in values if n is not None] for values in (steps, first))
+    known, of_first = ([n for n in values if n is not None] for values in (steps, steps_of_first))
     spent = [n * (cost or math.nan) for n in known]
     product = "" if cost == 1 else f" × {cost:.3g} = {_span(spent)}" if cost else " × –"
-    words = f"{_span(steps)} steps{product} against {_span(first)}"
+    words = f"{_span(steps)} steps{product} against {_span(steps_of_first)}"
     if len(known) + len(of_first) < 2 * len(pairs):
         why = f"as the steps of a run are not known ({words})"
     elif cost is None:
@@ -295,7 +288,10 @@ def sections(methods: Methods, by_method: Differences, equal: Equal) -> list[tup
     if not by_method:
         return [likelihoods]
     first = next(iter(methods))
-    lines = [OF_DIFFERENCES, *of_budgets(by_method, first, equal)]
+    costs = f"steps × cost of a step, measured interleaved, that of {first} being 1"
+    lines = [OF_DIFFERENCES, f"Budgets are {costs if equal == 'cost' else 'steps, whatever a step costs'}."]
+    reasons = {name: row["why"] for name, by_kind in by_method.items() for row in by_kind.values()}
+    lines += [f"{name} and {first} are not comparable, {why}." for name, why in reasons.items() if why]
     if any(row["verdict"] == "untested" for by_kind in by_method.values() for row in by_kind.values()):
         lines.append(ONE_TRAINING)
     return [likelihoods, ("Differences between methods", difference_rows(by_method, first, unit_of(methods)), lines)]
@@ -389,16 +385,6 @@ def difference_rows(by_method: Differences, first: str, unit: str) -> list[Row]:
 
 
 # ── Sentences ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def of_budgets(by_method: Differences, first: str, equal: Equal) -> list[str]:
-    """What budgets are, and why methods cannot be compared with the ``first``, a line for each."""
-    budgets = f"steps × cost of a step, measured interleaved, that of {first} being 1"
-    reasons = {name: row["why"] for name, by_kind in by_method.items() for row in by_kind.values()}
-    return [
-        f"Budgets are {budgets if equal == 'cost' else 'steps, whatever a step costs'}.",
-        *(f"{name} and {first} are not comparable, {why}." for name, why in reasons.items() if why),
-    ]
 
 
 def best_model(methods: Methods) -> str:

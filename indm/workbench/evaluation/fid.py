@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from indm.checks import nearest
+from indm.checks import nearest, require
 from indm.names import BUILT_IN
 from indm.tensors import double
 from indm.workbench.data.base import InMemory, load_data, stack, without_download
 from indm.workbench.data.examples import Size, height_and_width
 from indm.workbench.data.folder import find_images
-from indm.workbench.data.images import RESIZE_MODES, ImageFiles, read_size
+from indm.workbench.data.images import ImageFiles, read_size
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.devices import device
 from indm.workbench.runs.folder import is_run
@@ -51,21 +51,18 @@ class Images:
 
 def check_number(name: str, n: int) -> None:
     """ValueError where ``n`` images are too few to be scored."""
-    if n < FEWEST:
-        raise ValueError(f"{name} must be at least {FEWEST} images, of which scores can be made, got {n}")
+    require(n >= FEWEST, name, n, f"at least {FEWEST} images, of which scores can be made")
 
 
-def open_images(
-    source: str | Path, *, split: str = "train+valid", size: Size | None = None, resize: str = "bilinear"
-) -> Images:
+def open_images(source: str | Path, *, split: str = "train+valid", size: Size | None = None) -> Images:
     """Images that exist: of a data set, a folder, or a file of samples.
 
     Args:
         source: a recipe by name or TOML file, a run folder (both stand for their data), the name of a data set, a
             folder of images (searched recursively), or a ``samples.npz``.
         split: of a data set; "train+valid" is all that is not for testing, as published scores have it.
-        size, resize: of a folder: side of a square, or height x width as "24x48", to which the largest centred part of
-            each image is resized, and how; without a size the files must be of one size.
+        size: of a folder: side of a square, or height x width as "24x48", to which the largest centred part of each
+            image is resized (bilinear, antialiased); without a size the files must be of one size.
 
     Raises:
         ValueError: a source that is unknown or holds no images.
@@ -78,7 +75,7 @@ def open_images(
         table = recipes.resolve(recipes.load(source)).data.table()
         table = without_download(table) if is_run(path) else table
     elif path.is_dir():
-        return _of_folder(path, size, resize)
+        return _of_folder(path, size)
     elif name in BUILT_IN["data"]:
         table = {"name": name}
     else:
@@ -91,26 +88,23 @@ def open_images(
     return Images(raw, data.scaling.levels or 0, {"data": table, "split": split, "notes": data.notes})
 
 
-def _of_folder(folder: Path, size: Size | None, resize: str) -> Images:
+def _of_folder(folder: Path, size: Size | None) -> Images:
     """All images of a folder, in sorted order; RGB where one of them is. Damaged ones are left out."""
-    if resize not in RESIZE_MODES:
-        raise ValueError(f"unknown resize {resize!r}{nearest(resize, RESIZE_MODES)}")
     files, (_, colour), notes = find_images(folder, whole=True)
     sizes = {read_size(file) for file in files} if size is None else {height_and_width(size)}
     if len(sizes) > 1:
         sides = [side for pair in sizes for side in pair]
         raise ValueError(f"size must be given for {folder}: its images have sides of {min(sides)} to {max(sides)}")
     ((height, width),) = sizes
-    raw = stack(ImageFiles(files, (3 if colour else 1, height, width), resize))
-    how = None if size is None else {"size": [height, width], "mode": resize}
-    return Images(raw, 256, {"folder": str(folder), "resize": how, "notes": notes})
+    raw = stack(ImageFiles(files, (3 if colour else 1, height, width)))
+    resized = None if size is None else [height, width]
+    return Images(raw, 256, {"folder": str(folder), "resized": resized, "notes": notes})
 
 
 def as_inception_takes(images: Images) -> Num[Tensor, "n 3 h w"]:
     """RGB of 256 levels: grey levels to the nearest of these, one channel three times."""
     raw = (images.raw.float() * 255 / (images.levels - 1)).round().to(torch.uint8)
-    if raw.shape[1] not in (1, 3):
-        raise ValueError(f"images must have 1 or 3 channels for Inception, got {raw.shape[1]}")
+    require(raw.shape[1] in (1, 3), "images", raw.shape[1], "of 1 or 3 channels for Inception")
     return raw.expand(-1, 3, -1, -1).contiguous()
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from indm.checks import require
 from indm.dequantization import check_raw, in_words
 from indm.foreign.denoiser import check_denoiser, is_foreign
 from indm.likelihood import latent_reference
@@ -152,12 +153,10 @@ def evaluate(
 
 
 def _check(model, raw: Tensor, measures: Sequence[Measure], repeats: int, batch_size: int) -> None:
-    if repeats < 2:
-        raise ValueError(f"repeats must be at least 2, got {repeats}: one draw cannot show its own noise")
-    if len(raw) < 2:
-        raise ValueError(f"raw must hold at least 2 samples for a standard error, got {len(raw)}")
-    if not measures or len({measure.kind for measure in measures}) < len(measures):
-        raise ValueError(f"measures must be one or more, each kind once, got {[type(m).__name__ for m in measures]}")
+    kinds = [measure.kind for measure in measures]
+    require(repeats >= 2, "repeats", repeats, "at least 2", "one draw cannot show its own noise")
+    require(len(raw) >= 2, "raw", len(raw), "at least 2 samples for a standard error")
+    require(0 < len(kinds) == len(set(kinds)), "measures", kinds, "one or more, each kind once")
     for measure in measures:
         measure.check(len(raw))
     if model.scaling.levels is None:

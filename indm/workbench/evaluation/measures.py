@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from indm.checks import require
 from indm.dequantization import from_data
 from indm.gaussian import GaussianReference
 from indm.likelihood import NLL_ERROR, LikelihoodReport, check_nll_error, log_likelihood, log_probability
@@ -80,10 +81,8 @@ class Measure:
 
     def check(self, n: int) -> None:
         """ValueError for an option that is out of range, where there are n examples."""
-        if self.count(n) < 2:
-            raise ValueError(
-                f"examples of {type(self).__name__} must be at least 2 for a standard error, got {self.count(n)}"
-            )
+        count, name = self.count(n), f"examples of {type(self).__name__}"
+        require(count >= 2, name, count, "at least 2 for a standard error")
 
     @property
     def solver(self) -> dict[str, Any]:
@@ -191,8 +190,8 @@ class NLL(Solved):
 
     def check(self, n):
         super().check(n)
-        if self.mean_error is not None and not 0 < self.mean_error < math.inf:
-            raise ValueError(f"mean_error must be positive and finite, got {self.mean_error}; 1e-3 bits/dim is usual")
+        fits = self.mean_error is None or 0 < self.mean_error < math.inf
+        require(fits, "mean_error", self.mean_error, "positive and finite", "1e-3 bits/dim is usual")
 
     def estimate(self, model, raw, reference, generator):
         x, log_q = from_data(model, raw, generator=generator)

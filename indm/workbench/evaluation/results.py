@@ -28,7 +28,7 @@ from indm.workbench.recipes.options import ENOUGH_STEPS, Evaluation
 from indm.workbench.recipes.recipe import Recipe, literal
 from indm.workbench.runs.devices import on_cpu
 from indm.workbench.runs.folder import data_of, open_model, read_metrics, recipe_of
-from indm.workbench.runs.provenance import other_splits, provenance, warn_of_other_splits, weights_hash
+from indm.workbench.runs.provenance import provenance, warn_of_other_splits, weights_hash
 
 KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)", "iw": "IW-NLL", "ancestral": "NELBO of few steps"}
 NUMBERS = {"iw": ("draws", "K = "), "ancestral": ("steps", "N = ")}  # that belong to a kind's name
@@ -60,8 +60,8 @@ def evaluate_run(
     model = open_model(run)
     options = replace(recipe.evaluate, **(changes or {}))
     data = data_of(run, model, tables["data"])
-    if processes.is_main_process:
-        warn_of_other_splits(run, data)
+    distributed, main = processes.num_processes > 1, processes.is_main_process
+    changed = main and warn_of_other_splits(run, data)
     held_out, split = getattr(data, options.split), options.split
     if len(held_out) < 2:
         raise ValueError(
@@ -69,7 +69,6 @@ def evaluate_run(
             "another --split would do, or a run on more data"
         )
     raw = stack(held_out, options.examples)
-    distributed, main = processes.num_processes > 1, processes.is_main_process
     c = None if model.condition.is_none else model.condition.rows_of(data, split)[: len(raw)]
     groups = data.groups[split][: len(raw)] if data.groups else None
     found = evaluate(
@@ -94,7 +93,7 @@ def evaluate_run(
         "unended": is_unended(run),
         "data": tables["data"],
         "split": split,
-        "data_changed": other_splits(run, data) is not None,
+        "data_changed": changed,
         "unreadable_images": count_unreadable(held_out),
         "weights_sha256": weights,
         "provenance": provenance(options.seed, {str(run): weights}),

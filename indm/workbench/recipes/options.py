@@ -309,8 +309,6 @@ class ScoringOptions:
     """Features of images: inception, or a function from their grey levels, (n, C, H, W), to (n, K)."""
     size: Annotated[str | None, arg(metavar="PIXELS"), default("as they are")] = None
     """Resize the images of a folder to squares of this side, or to a height x width such as 24x48."""
-    resize: Annotated[str, arg(metavar="MODE")] = "bilinear"
-    """How to resize: bilinear, bicubic, lanczos, …; antialiased."""
 
 
 @dataclass(frozen=True)

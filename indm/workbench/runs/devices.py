@@ -21,6 +21,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from filelock import FileLock, Timeout
 
+from indm.checks import require
 from indm.workbench.recipes.options import TrainOptions
 
 T = TypeVar("T")
@@ -48,10 +49,9 @@ def computing_on(name: str) -> Iterator[None]:
     Raises:
         ValueError: this machine has no such device, or each process has one of its own.
     """
-    if name not in (there := names()):
-        raise ValueError(f"device must be auto or one that this machine has ({', '.join(there)}), got {name!r}")
-    if name != "cpu" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(f"device must be auto or cpu where each process has a device of its own, got {name!r}")
+    known, shares = names(), int(os.environ.get("WORLD_SIZE", "1")) > 1
+    require(name in known, "device", name, f"auto or one that this machine has ({', '.join(known)})")
+    require(name == "cpu" or not shares, "device", name, "auto or cpu where each process has a device of its own")
     before = os.environ.get(CHOSEN)
     os.environ[CHOSEN] = name
     try:
@@ -146,11 +146,6 @@ def run_lock(run: Path) -> Iterator[None]:
 # ── Signals ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def end_at_once(number: int, frame: object) -> None:
-    """A signal handler that ends the process without any clean-up."""
-    os._exit(128 + number)
-
-
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
     """An event that SIGINT or SIGTERM sets; the second signal ends the process at once.
@@ -175,7 +170,7 @@ def interruptible() -> Iterator[threading.Event]:
         event.set()
         if not launched:
             for each in before:
-                signal.signal(each, end_at_once)
+                signal.signal(each, lambda number, frame: os._exit(128 + number))  # without any clean-up
 
     for number in before:
         signal.signal(number, stop)

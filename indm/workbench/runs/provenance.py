@@ -39,14 +39,9 @@ def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device
         "command": sys.argv,
         "seed": seed,
         "weights_sha256": dict(weights),
-        "device": device_name(where),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
         "threads": torch.get_num_threads(),
     }
-
-
-def device_name(where: torch.device) -> str:
-    """The name of a GPU, the type of another device."""
-    return torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
 
 
 def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[str], more: dict | None = None) -> None:
@@ -74,23 +69,18 @@ def split_record(data: Data) -> dict:
     return {"data_sha256": data.fingerprint, "data_examples": sum(map(len, (data.train, data.valid, data.test)))}
 
 
-def other_splits(run: Path, data: Data) -> dict | None:
-    """The record in ``versions.json`` of a part of ``run`` whose data were not ``data``; None where there is none."""
-    parts = parts_of_record(run)
-    return next((part for part in parts if part.get("data_sha256", data.fingerprint) != data.fingerprint), None)
-
-
 def warn_of_other_splits(run: Path, data: Data) -> bool:
     """Whether a part of ``run`` was trained on other data than ``data``, with a warning."""
-    then = other_splits(run, data)
-    if then is not None:
+    now, parts = split_record(data), parts_of_record(run)
+    others = [part for part in parts if part.get("data_sha256", data.fingerprint) != data.fingerprint]
+    if others:
         warnings.warn(
-            f"the data of {run} have changed since it was trained, {then.get('data_examples')} examples then, "
-            f"{split_record(data)['data_examples']} now: some may have moved from the training to the test split, "
-            "and results on them are then too good",
+            f"the data of {run} have changed since it was trained, {others[0].get('data_examples')} examples then, "
+            f"{now['data_examples']} now: some may have moved from the training to the test split, and results on them "
+            "are then too good",
             stacklevel=3,
         )
-    return then is not None
+    return bool(others)
 
 
 def parts_of_record(run: Path) -> list[dict]:

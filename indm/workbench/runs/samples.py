@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indm.checks import brief, counted, reason
+from indm.checks import brief, counted, reason, require
 from indm.files import atomic, untrusted
 from indm.files.memory import COPIES, check_memory
 from indm.model import INDM
@@ -144,8 +144,7 @@ def change_in_twice_the_steps(
     Raises:
         ValueError: a stochastic or adaptive sampler.
     """
-    if sampler.stochastic or sampler.adaptive:
-        raise ValueError(f"sampler must take fixed steps without noise, got {sampler}")
+    require(not (sampler.stochastic or sampler.adaptive), "sampler", sampler, "one of fixed steps without noise")
     with evaluation_mode(model):
         finer = model.decode(temperature * solve_latent(model, z_T, sampler, 2 * steps, last_denoising)[0])
     scale, shift, levels = model.scaling.scale, model.scaling.shift, model.scaling.levels

@@ -92,9 +92,3 @@ def read(path: Path) -> dict:
     if not (isinstance(state, dict) and isinstance(state.get("step"), int) and state["step"] >= 0):
         raise ValueError("it is not the state of a run")
     return state
-
-
-def reached(run: Path) -> int:
-    """The largest step among the names of the damaged states in ``run``; 0 where there is none."""
-    names = [path.name.removesuffix(f".pt{DAMAGED}") for path in (run / FOLDER).glob(f"*.pt{DAMAGED}")]
-    return max((int(name) for name in names if name.isdecimal()), default=0)

@@ -7,7 +7,6 @@ makes the host wait for it.
 
 import json
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from indm.checks import reason
 from indm.files import atomic, untrusted
 from indm.workbench.runs.devices import by_main_process
 from indm.workbench.runs.folder import read_metrics
@@ -44,7 +42,8 @@ class MetricsLog:
     def __init__(self, trainer: Trainer, run: Path, state: dict[str, Any] | None):
         self.trainer, self.path = trainer, run / "metrics.jsonl"
         self.best_file = run / BEST / "validation.json"
-        self.best: dict[str, Any] = by_main_process(self._read_best)
+        best = self.best_file
+        self.best: dict[str, Any] = by_main_process(lambda: untrusted.json_object(best) if best.exists() else {})
         self.totals: dict[str, Tensor] = {}  # sum and number of each term since the last line, of this process
         self.skipped, self.validation = 0, dict[str, Any]()
         self.in_row, self.terms_in_row = 0, set[str]()  # steps left out in a row, and the terms that they had
@@ -79,16 +78,6 @@ class MetricsLog:
         if a.is_main_process:
             lines = [line for line in read_metrics(self.path.parent) if line["step"] <= self.trainer.step]
             atomic.text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
-
-    def _read_best(self) -> dict:
-        if not self.best_file.exists():
-            return {}
-        try:
-            best = untrusted.json_object(self.best_file)
-            return {"step": int(best["step"]), "valid_nelbo": float(best["valid_nelbo"])}
-        except (ValueError, TypeError, KeyError, OverflowError) as error:
-            warnings.warn(f"{self.best_file} is damaged ({reason(error)}); the next model is best", stacklevel=3)
-            return {}
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Take in the terms of one step, see :meth:`indm.workbench.training.trainer.Trainer.train_step`."""

@@ -1,11 +1,8 @@
 """The training loop: from a recipe, or from parts given in Python, to a run folder, on the devices accelerate finds.
 
-A run folder holds ``recipe.toml`` (resolved), ``versions.json``, ``metrics.jsonl``, ``checkpoints/`` (the newest
-is all that ``resume`` needs), ``model.safetensors`` with ``model.json`` (the averaged
-model), ``best/`` (that of the best validation) and, at the end, ``summary.json``.
-
-A step whose loss or gradient is not finite is left out, on all processes alike. After ``train.max_skipped_steps`` in a
-row the run stops and says what was not finite; its last checkpoint can be continued at lower learning rates.
+A run folder holds ``recipe.toml`` (resolved), ``versions.json``, ``metrics.jsonl``, ``checkpoints/`` (the newest is all
+that ``resume`` needs), ``model.safetensors`` with ``model.json`` (the averaged model), ``best/`` (that of the best
+validation) and, at the end, ``summary.json``.
 """
 
 import copy
@@ -44,7 +41,7 @@ from indm.workbench.runs.devices import (
     peak_memory_mib,
     run_lock,
 )
-from indm.workbench.runs.folder import check_folder, is_run, read_metrics
+from indm.workbench.runs.folder import check_folder, is_run
 from indm.workbench.runs.provenance import describe, split_record, warn_of_other_splits
 from indm.workbench.training import checkpoints, costs
 from indm.workbench.training.log import BEST, LOOK_EVERY, MetricsLog
@@ -88,8 +85,8 @@ def train(
 
     Args:
         recipe: the name of a bundled recipe, a TOML file, a run folder, or tables as in
-        :mod:`indm.workbench.recipes.recipe`;
-            with ``model`` and ``data``, a :class:`~indm.workbench.recipes.options.TrainOptions` is enough.
+            :mod:`indm.workbench.recipes.recipe`; with ``model`` and ``data``, a
+            :class:`~indm.workbench.recipes.options.TrainOptions` is enough.
         out: the run folder; must not hold a run already, unless ``resume``.
         model: an :class:`~indm.model.INDM`, or a network, (z, level) ↦ a tensor like z, for the recipe's flow and SDE.
             It is trained in place; the run folder gets the average of its weights.
@@ -132,7 +129,8 @@ def train(
     wanted, out = recipe_of(recipe, model, data, objective), Path(out)
     if resume and is_run(out):
         wanted = recipes.resolve(recipes.as_continued(wanted, out))
-    check_trackers(wanted.train.trackers)
+    if missing := [name for name in wanted.train.trackers if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"train.trackers needs {', '.join(missing)}: pip install {' '.join(missing)}")
     shows = PartialState(cpu=on_cpu()).is_main_process and progress
     by_main_process(lambda: check_folder(out, wanted, resume))  # before anything slow
     measured: dict[str, float] = {}
@@ -176,7 +174,6 @@ def run_in(
     if main:
         record = split_record(trainer.data) | {"threads": n_threads, costs.STEP_COSTS: dict(measured)}
         describe(out, trainer.recipe, trainer.accelerator.device, trainer.data.remarks, record)
-        warn_of_lost_steps(out, trainer.step)
     tell(*trainer.data.remarks, shown=progress and main)
 
     log = MetricsLog(trainer, out, state)
@@ -198,17 +195,6 @@ def tell(*notes: str, shown: bool = True) -> None:
     """Print what was decided for a run on standard error, if it shall be ``shown``."""
     for note in notes if shown else ():
         print(note, file=sys.stderr)
-
-
-def warn_of_lost_steps(run: Path, step: int) -> None:
-    """Warn where the run had come further than the state from which it continues."""
-    reached = max([checkpoints.reached(run), *(line["step"] for line in read_metrics(run))])
-    if reached > step:
-        warnings.warn(
-            f"{run} had come to step {reached} at least; it continues from its checkpoint of step {step}, and does the "
-            f"{reached - step} steps in between again",
-            stacklevel=3,
-        )
 
 
 def is_due(step: int, before: float, progress: float, every: float) -> bool:
@@ -298,16 +284,12 @@ def plan(recipe: AnyTables) -> tuple[Recipe, dict]:
 def save_final(trainer: Trainer, best: dict[str, Any], out: Path) -> None:
     """Save the model that ``train.final`` and ``train.latent_mean`` ask for, if that is not the last average.
 
-    ``best`` is the best validation, see :class:`~indm.workbench.training.log.MetricsLog`.
-
-    With ``latent_mean`` its prior sits at the mean latent of (up to 10,000) training examples. Checkpoints stay as
-    they are. The main process does it.
+    ``best`` is the best validation. With ``latent_mean`` the prior sits at the mean latent of (up to 10,000) training
+    examples. The main process does it.
     """
     o = trainer.options
     is_earlier = o.final == "best" and best.get("step", trainer.step) != trainer.step
-    if not is_earlier and not o.latent_mean:
-        return
-    if not trainer.accelerator.is_main_process:
+    if not (is_earlier or o.latent_mean) or not trainer.accelerator.is_main_process:
         return
     model = copy.deepcopy(trainer.ema.model)
     if is_earlier:
@@ -337,12 +319,6 @@ def warn_of_short_run(trainer: Trainer, interrupted: bool) -> None:
 def sizes(trainer: Trainer) -> dict[str, int]:
     """The parameters of each part of the model."""
     return {f"{g['name']}_parameters": sum(p.numel() for p in g["params"]) for g in trainer.parameter_groups()}
-
-
-def check_trackers(trackers: tuple[str, ...]) -> None:
-    missing = [name for name in trackers if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f"train.trackers needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def summarise(trainer: Trainer, log: MetricsLog, out: Path, interrupted: bool) -> dict:

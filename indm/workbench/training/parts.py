@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from indm import names
-from indm.checks import arguments_of
+from indm.checks import arguments_of, require
 from indm.conditions import Condition
 from indm.dequantization import from_data
 from indm.model import INDM, build, build_dequantization, count_parameters, describe
@@ -166,12 +166,8 @@ def check_parts(model: nn.Module, options: TrainOptions, objective: Objective) -
         raise ValueError(
             "flow.name and net.name must leave something to train, got a flow and a score without parameters"
         )
-    _check_objective(model, options, objective, sizes)
-    if not sizes["score"] and options.pretrain:
-        raise ValueError(f"train.pretrain must be 0 where the score has nothing to train, got {options.pretrain:g}")
-
-
-def _check_objective(model: nn.Module, options: TrainOptions, objective: Objective, sizes: dict[str, int]) -> None:
+    fits = sizes["score"] > 0 or not options.pretrain
+    require(fits, "train.pretrain", options.pretrain, "0 where the score has nothing to train")
     name, cure = f'train.objective "{options.objective}"', '"mle" and "fid" train flow and score'
     for part, is_trained, needed in (
         ("score", objective.trains_score, 'net.name "zero" and an sde.name without parameters'),
@@ -184,23 +180,19 @@ def _check_objective(model: nn.Module, options: TrainOptions, objective: Objecti
             f"{name} needs an SDE whose prior is N(0, I), got one of deviation {model.sde.prior_std:g}; use sde.name "
             '"vp" or "subvp"'
         )
-    if objective.standard_prior and options.latent_mean:
-        raise ValueError(f"train.latent_mean must be false for {name}, whose prior is N(0, I)")
-    if options.soft_truncation and not (objective.truncates and objective.takes("eps")):
-        raise ValueError(
-            f"train.soft_truncation must be 0 with {name}, which is not an objective at every truncation, got "
-            f"{options.soft_truncation:g}"
-        )
+    fits = not (objective.standard_prior and options.latent_mean)
+    require(fits, "train.latent_mean", options.latent_mean, f"false for {name}, whose prior is N(0, I)")
+    fits = not options.soft_truncation or (objective.truncates and objective.takes("eps"))
+    wanted = f"0 with {name}, which is not an objective at every truncation"
+    require(fits, "train.soft_truncation", options.soft_truncation, wanted)
 
 
 def check_condition(condition: Condition, data: Data) -> None:
     """ValueError where data have no conditions of this kind in one of their splits, or cannot be flipped with them."""
     for split in PARTS:
         condition.rows_of(data, split)
-    if data.flip and len(condition.seen_shape) > 1:
-        raise ValueError(
-            "data.flip must be false for a condition of images, which would not be flipped with x, got true"
-        )
+    wanted = "false for a condition of images, which would not be flipped with x"
+    require(not (data.flip and len(condition.seen_shape) > 1), "data.flip", data.flip, wanted)
 
 
 def check_shapes(model: nn.Module, x: Tensor) -> None:

@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from indm import names
-from indm.checks import reason
+from indm.checks import reason, require
 from indm.conditions import Condition, NoCondition, sees_condition
 from indm.dequantization import check_raw, from_data
 from indm.files.memory import raise_if_out_of_memory
@@ -118,14 +118,11 @@ class Trainer:
 
     def _batch_size_of_a_pass(self) -> int:
         """The examples of one forward pass of one process."""
-        parts = self.options.accumulate * self.accelerator.num_processes
-        if self.options.batch_size % parts or self.options.batch_size > len(self.data.train):
-            multiple = f"a multiple of {parts} (accumulated batches × processes) and " if parts > 1 else ""
-            raise ValueError(
-                f"train.batch_size must be {multiple}at most the {len(self.data.train)} training examples, "
-                f"got {self.options.batch_size}"
-            )
-        return self.options.batch_size // parts
+        size, parts = self.options.batch_size, self.options.accumulate * self.accelerator.num_processes
+        multiple = f"a multiple of {parts} (accumulated batches × processes) and " if parts > 1 else ""
+        wanted = f"{multiple}at most the {len(self.data.train)} training examples"
+        require(not size % parts and size <= len(self.data.train), "train.batch_size", size, wanted)
+        return size // parts
 
     def build_model(self, recipe: Recipe) -> nn.Module:
         """What is trained, on the CPU: a module with ``scaling``, ``shape``, ``trained_parts`` and ``save(folder)``."""

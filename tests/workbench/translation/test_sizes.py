@@ -99,7 +99,7 @@ def test_runs_of_images_that_are_no_squares(trained, folders, tmp_path, capsys):
     assert main(["compare", str(run), "--out", str(tmp_path / "page"), "--quiet"]) == 0
     capsys.readouterr()
     fitted = open_images(folders[1], size="8x12")
-    assert fitted.raw.shape == (56, 3, *SIDES) and fitted.provenance["resize"]["size"] == [8, 12]
+    assert fitted.raw.shape == (56, 3, *SIDES) and fitted.provenance["resized"] == [8, 12]
     data = load_data("folder", path=str(folders[1]), size=[8, 12])
     seen = {image.numpy().tobytes() for part in (data.train, data.valid, data.test) for image in stack(part)}
     assert {image.numpy().tobytes() for image in fitted.raw} == seen
