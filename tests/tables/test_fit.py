@@ -191,7 +191,7 @@ def test_a_row_far_from_all_others_does_not_choose_a_state():
     assert training.is_lower(torch.tensor([0.0, 15.0]), torch.tensor([30.0, 0.0]))  # a row's draws are averaged before
 
 
-@pytest.mark.parametrize("n", [40, 4000])
+@pytest.mark.parametrize("n", [40, 400])
 def test_the_columns_start_at_the_first_plateau_and_the_rate_falls_at_a_later_one(n, monkeypatch):
     """With few rows the batch cannot grow: the first plateau starts the columns alone."""
     monkeypatch.setattr(fit, "LEAST", 150)
