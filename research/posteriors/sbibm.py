@@ -186,16 +186,6 @@ def markdown(table: Records) -> str:
     return in_table("task", *columns, rows=lines)
 
 
-def others(table: Records) -> str:
-    """C2ST of all methods on the tasks on which sbi's FMPE and NPSE were trained, too."""
-    lines = []
-    for name in PUBLISHED:
-        found = {method: table.at(task=name, method=method).rows() for method in METHODS}
-        if found["fmpe"]:
-            lines.append([name, *(summary(rows, "c2st", 3) for rows in found.values())])
-    return in_table("task", *METHODS, rows=lines)
-
-
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         "research.posteriors sbibm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
