@@ -95,7 +95,6 @@ UNDOCUMENTED = {
         "indm.tables.estimator": "Training latent_log_prob",
         "indm.tables.fit": "Training paired_error",
         "indm.tables.mixture": "Mixture",
-        "indm.tables.networks": "ColumnMLP",
     },
     "the inside of the bound and of the published networks, which a study measures": {
         "indm.gaussian": "GaussianReference",

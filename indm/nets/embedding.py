@@ -42,7 +42,7 @@ class LevelEmbedding(nn.Module):
 
 
 def with_waves(z: Tensor, frequencies: Sequence[float]) -> Tensor:
-    """z (B, C, H, W) and sin(πkz), cos(πkz) for each of ``frequencies``, (B, C (1 + 2 · frequencies), H, W)."""
+    """z (B, C, …) and sin(πkz), cos(πkz) for each of ``frequencies``, (B, C (1 + 2 · frequencies), …)."""
     angles = [math.pi * k * z for k in frequencies]
     return torch.cat([z, *(wave for angle in angles for wave in (angle.sin(), angle.cos()))], 1)
 

@@ -18,7 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from indm.checks import counted
+from indm.checks import counted, require
 from indm.conditions import Vector
 from indm.flows.base import Identity
 from indm.gaussian import GaussianReference
@@ -342,8 +342,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         check_is_fitted(self)
         check_count(max_pairs, "max_pairs")
         check_count(max_steps, "max_steps")
-        if not max_seconds > 0:
-            raise ValueError(f"max_seconds must be positive, got {max_seconds!r}")
+        require(max_seconds > 0, "max_seconds", max_seconds, "positive")
         table = self.conditions(c, 1 if c is None else len(c))
         numbers = check_random_state(random_state)
         found = copy.copy(self)
@@ -729,9 +728,9 @@ def is_frame(table: Any) -> bool:
 
 def check_names(table: Any) -> None:
     """ValueError for a data frame in which two columns have one name."""
-    names = names_of(table)
-    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        raise ValueError(f"columns of X must have different names, got {twice[0]!r} twice; rename one")
+    if is_frame(table) and not table.columns.is_unique:
+        twice = table.columns[table.columns.duplicated()][0]
+        raise ValueError(f"columns of X must have different names, got {twice!r} twice; rename one")
 
 
 def names_of(table: Any) -> list[Any]:
@@ -853,9 +852,12 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
     """
     if not tol > 0:
         raise ValueError(f"tol must be positive, got {tol!r}")
-    law, blurred = mixture_of(model, z), mixture_at(model, z, z.new_full((len(z),), BLUR))
-    is_beyond = (blurred.distance() > math.sqrt(z.shape[1]) + FAR) | model.score.backbone.is_mixture
-    found, error = law.log_prob(), torch.where(is_beyond, 0.0, z.new_full((len(z),), math.inf))
+    found = mixture_of(model, z).log_prob()
+    if model.score.backbone.is_mixture:
+        return found, z.new_zeros(len(z))
+    blurred = mixture_at(model, z, z.new_full((len(z),), BLUR))
+    is_beyond = blurred.distance() > math.sqrt(z.shape[1]) + FAR
+    error = torch.where(is_beyond, 0.0, z.new_full((len(z),), math.inf))
     most = ROUNDED * tol / (ROUNDING_OF_RATES * torch.finfo(torch.float32).eps)  # nats
 
     def solve(rows: Tensor, dtype: torch.dtype) -> None:

@@ -811,12 +811,12 @@ class Conditional:
         found = found[:n]
         if gaps:
             masks, counts = self.estimator.gaps_
-            hidden = masks[numbers.choice(len(masks), n, p=counts / counts.sum())]
-            found[hidden & ~self._is_given] = np.nan
+            missing = masks[numbers.choice(len(masks), n, p=counts / counts.sum())]
+            found[missing & ~self._is_given] = np.nan
         return self.estimator._as_fitted(found)
 
     def _drawn(self, n: int, numbers: np.random.RandomState, steps: int | None) -> Array:
-        """Those of n draws that are in the ranges."""
+        """Of ``n`` draws, the rows that are in all ranges."""
         rows = self.estimator._filled(np.tile(self.row, (n, 1)), numbers, steps)
         inside = np.ones(n, dtype=bool)
         for i, (low, high) in self.ranges.items():

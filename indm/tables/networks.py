@@ -298,7 +298,7 @@ class Components(NamedTuple):
         return self.log_joint().logsumexp(1) - self.log_weight.logsumexp(1) - constant
 
     def distance(self) -> PerSample:
-        """How far y is from the nearest component, in its own deviations (Mahalanobis)."""
+        """The Mahalanobis distance of y from the nearest component, (B,)."""
         return (self.offset.square() / self.total).sum(2).amin(1).sqrt()
 
     def noise(self, y: Float[Tensor, "batch d"], r: Float[Tensor, "batch 1"]) -> tuple[Tensor, Tensor]:

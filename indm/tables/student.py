@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm.nets.embedding import with_waves
 from indm.training import learning_rate_factor
 
 LABELLED, LABEL_SHARE = 1_024, 0.5  # latents at once; share of the seconds that may go to their log p
 SPREAD, SPREAD_SHARE = 0.5, 0.2  # deviation of the noise on a share of the draws, so that rare rows are seen, too
 HELD = 0.2  # share of the other draws, which are compared and not fitted
 WIDTH, HIDDEN = 128, 3
-PERIODS = 8.0, 4.0, 2.0  # of the sines and cosines of each number, whose deviation is 1
+FREQUENCIES = 0.25, 0.5, 1.0  # of the sines and cosines of each number, in half turns; its deviation is 1
 BATCH, RATE, DECAY = 512, 2e-3, 0.7
 KINK = 0.3  # nats, above which an error counts linearly
 
@@ -46,18 +47,15 @@ class Student(nn.Module):
 
     def __init__(self, d: int, k: int):
         super().__init__()
-        self.register_buffer("omega", 2 * math.pi / torch.tensor(PERIODS))
         self.register_buffer("centre", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
-        sizes = [(1 + 2 * len(PERIODS)) * (d + k), *[WIDTH] * HIDDEN, 1]
+        sizes = [(1 + 2 * len(FREQUENCIES)) * (d + k), *[WIDTH] * HIDDEN, 1]
         layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.SiLU())]
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, v: Tensor) -> Tensor:
-        """What the teacher has beyond the base, nats (B,), at latents beside their conditions (B, d + k)."""
-        angle = v[..., None] * self.omega
-        waves = torch.cat([v[..., None], angle.sin(), angle.cos()], 2)
-        return self.centre + self.scale * self.layers(waves.flatten(1))[:, 0]
+        """log p of the teacher minus that of the base, nats (B,), at rows of latents and conditions (B, d + k)."""
+        return self.centre + self.scale * self.layers(with_waves(v, FREQUENCIES))[:, 0]
 
     @torch.no_grad()
     def log_prob(self, z: Array, c: Array, base: Array) -> Array:

@@ -132,7 +132,7 @@ class Fruits(Common):
     folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
     """The folder fruits-360, with Training and Test."""
     out: Annotated[Positional[Path], arg(metavar="OUT")]
-    """Where to write the folders of the classes."""
+    """The folder to write, with one subfolder for each class."""
     most: int = MOST
     """Frames of a class, at most."""
 

@@ -84,7 +84,7 @@ class Vendors(Common):
     module: ClassVar[str] = "research.data.vendors"
 
     out: Annotated[Positional[Path], arg(metavar="OUT")]
-    """Where to write a folder for each vendor."""
+    """The folder to write, with one subfolder for each vendor."""
     vendors: Annotated[dict[str, Path], arg(metavar="NAME FOLDER …")] = field(default_factory=dict)
     """Names of vendors, each with its folder of SVGs."""
 

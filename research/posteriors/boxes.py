@@ -1,31 +1,26 @@
-"""What the map of a box and the columns' MLP are worth, on laws that are in no benchmark; see boxes.md.
+"""What the curve of a box and the columns' MLP gain, on laws that no benchmark has; see boxes.md.
 
 python -m research.posteriors boxes      # trains what has no record yet; then `make records`
 """
 
-import argparse
 import itertools
 import math
-import time
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
 import numpy as np
-import torch
 from scipy.special import ndtr
-from threadpoolctl import threadpool_limits
 
 from indm import DensityEstimator
-from indm.tables import columns, networks
+from indm.tables import columns, fit
 from indm.workbench.evaluation.statistics import over_seeds
 from research.markdown import in_table, with_error
-from research.records import RECORDS, Records, made_by
+from research.records import Records, made_by
+from research.tables import command
 
 Array = np.ndarray
-TABLE = Records(RECORDS / "posteriors-boxes.csv")
 PAIRS, FRESH = 10_000, 2_000
 VARIANTS = ("quantile", "curve", "curve + columns")
 MIX = np.array([[1, 0.5, 0, 0], [0, 1, -0.5, 0], [0.3, 0, 1, 0.5], [0, 0.2, 0, 1]])
@@ -81,16 +76,6 @@ def exact_of_walls(theta: Array, x: Array) -> Array:
     return (-0.5 * ((theta - x) / WIDTH) ** 2 - 0.5 * math.log(2 * math.pi) - np.log(WIDTH * inside)).sum(1)
 
 
-def nothing(network: Any, u: torch.Tensor, *_: Any) -> torch.Tensor:
-    """In place of the columns' MLP."""
-    return torch.zeros_like(u)
-
-
-def nothing_twice(network: Any, u: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """In place of its slope, too."""
-    return torch.zeros_like(u), torch.zeros_like(u)
-
-
 def trained(law: str, variant: str, seed: int, seconds: float) -> dict[str, Any]:
     """The record of one fit: mean log p of fresh pairs, and how far it is below the exact one of "walls"."""
     make, low, high = LAWS[law]
@@ -98,12 +83,11 @@ def trained(law: str, variant: str, seed: int, seconds: float) -> dict[str, Any]
     theta, x = make(PAIRS, numbers)
     fresh = make(FRESH, numbers)
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(time, "perf_counter", time.process_time))
+        stack.enter_context(command.cpu_clock())
         if variant == "quantile":
             stack.enter_context(mock.patch.object(columns, "EDGES", ()))
         if variant != "curve + columns":
-            stack.enter_context(mock.patch.object(networks.ColumnMLP, "forward", nothing))
-            stack.enter_context(mock.patch.object(networks.ColumnMLP, "with_slope", nothing_twice))
+            stack.enter_context(mock.patch.object(fit.Training, "start_columns", lambda training: False))
         bounds = dict.fromkeys(range(theta.shape[1]), (low, high))
         fitted = DensityEstimator(bounds=bounds, max_seconds=seconds, random_state=seed).fit(theta, c=x)
         log_p = fitted.score_samples(fresh[0], fresh[1])
@@ -126,16 +110,12 @@ def markdown(table: Records) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser("research.posteriors boxes", description=__doc__)
+    parser = command.parser("posteriors boxes", __doc__, 60.0, seeds=(0, 1))
     parser.add_argument("--laws", nargs="+", choices=LAWS, default=list(LAWS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--seconds", type=float, default=60.0, help="CPU seconds of a fit")
-    o = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    threadpool_limits(1)
-    warnings.simplefilter("ignore")
+    o = command.parsed(parser, arguments)
+    made = Records(o.records / "posteriors-boxes.csv")
     for seed, law, variant in itertools.product(o.seeds, o.laws, VARIANTS):
-        table = TABLE.at(law=law, variant=variant, seed=seed)
+        table = made.at(law=law, variant=variant, seed=seed)
         if not table.rows():
             print(table.kept(lambda c=(law, variant, seed): trained(*c, o.seconds)), flush=True)
-    print(markdown(TABLE))
+    print(markdown(made))

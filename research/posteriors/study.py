@@ -42,6 +42,9 @@ from research.records import RECORDS, Records, made_by
 Array = np.ndarray
 OBSERVATIONS, DRAWS = 5, 1_000  # and draws of each of two laws that are told apart
 MOST_TRIES = 20  # draws of an estimator for each one that is kept
+QUIET: dict[str, Any] = {  # options of sbi's trainers
+    "show_progress_bars": False, "tracker": mock.MagicMock(), "logging_level": logging.ERROR,
+}  # fmt: skip
 CLASSIFIER = {"early_stopping": True, "n_iter_no_change": 30, "learning_rate_init": 1e-2, "max_iter": 400}
 
 
@@ -61,6 +64,11 @@ def indm(theta: Array, x: Array, seed: int, seconds: float, **options: Any) -> F
     return Fitted(lambda x, n, seed: found.sample(n, seed, c=x), found.score_samples, setting)
 
 
+def as_floats(*parts: Array) -> list[torch.Tensor]:
+    """Arrays as tensors of sbi's precision."""
+    return [torch.from_numpy(part).float() for part in parts]
+
+
 def npe(theta: Array, x: Array, seed: int, seconds: float, flow: str = "maf") -> Fitted:
     """Neural posterior estimation as sbi has it by default; it ends when time does, and keeps its best epoch."""
     from sbi.inference import NPE
@@ -72,10 +80,8 @@ def npe(theta: Array, x: Array, seed: int, seconds: float, flow: str = "maf") ->
             return super()._converged(epoch, stop_after_epochs if time.process_time() < deadline else 0)
 
     torch.manual_seed(seed)
-    pairs = (torch.from_numpy(part).float() for part in (theta, x))
-    quiet = {"show_progress_bars": False, "tracker": mock.MagicMock(), "logging_level": logging.ERROR}
-    trainer = Timed(density_estimator=flow, **quiet)
-    net = trainer.append_simulations(*pairs).train()
+    trainer = Timed(density_estimator=flow, **QUIET)
+    net = trainer.append_simulations(*as_floats(theta, x)).train()
 
     @torch.no_grad()
     def draw(x: Array, n: int, seed: int) -> Array:
@@ -84,7 +90,7 @@ def npe(theta: Array, x: Array, seed: int, seconds: float, flow: str = "maf") ->
 
     @torch.no_grad()
     def log_prob(theta: Array, x: Array) -> Array:
-        inputs, at = (torch.from_numpy(part).float() for part in (theta, np.broadcast_to(x, (len(theta), x.shape[-1]))))
+        inputs, at = as_floats(theta, np.broadcast_to(x, (len(theta), x.shape[-1])))
         return net.log_prob(inputs[None], condition=at)[0].double().numpy()
 
     return Fitted(draw, log_prob, {"epochs": trainer.summary["epochs_trained"]})
@@ -95,10 +101,8 @@ def vector_field(theta: Array, x: Array, seed: int, seconds: float, kind: str) -
     from sbi import inference
 
     torch.manual_seed(seed)
-    pairs = (torch.from_numpy(part).float() for part in (theta, x))
-    quiet = {"show_progress_bars": False, "tracker": mock.MagicMock(), "logging_level": logging.ERROR}
-    trainer = getattr(inference, kind)(**quiet)
-    posterior = trainer.build_posterior(trainer.append_simulations(*pairs).train())
+    trainer = getattr(inference, kind)(**QUIET)
+    posterior = trainer.build_posterior(trainer.append_simulations(*as_floats(theta, x)).train())
 
     def draw(x: Array, n: int, seed: int) -> Array:
         torch.manual_seed(seed)

@@ -12,11 +12,10 @@ import numpy as np
 from indm import DensityEstimator
 from indm.workbench.evaluation.statistics import over_seeds
 from research.markdown import in_table, with_error
-from research.records import RECORDS, Records, made_by
+from research.records import Records, made_by
 from research.tables import command
 from research.tables.flows import split
 
-TABLE = Records(RECORDS / "students.csv")
 TABLES = ("moons", "circles", "swiss-roll", "blobs", "diabetes", "wine", "breast-cancer")
 TEACHING = 60.0  # CPU seconds, at most
 
@@ -80,8 +79,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = command.parser("tables student", __doc__, 20.0, seeds=(0, 1))
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     o = command.parsed(parser, arguments)
+    made = Records(o.records / "students.csv")
     for seed, name in itertools.product(o.seeds, o.tables):
-        table = TABLE.at(table=name, seed=seed)
+        table = made.at(table=name, seed=seed)
         if not table.rows():
             print(table.kept(lambda c=(name, seed): measured(*c, o.seconds)), flush=True)
-    print(markdown(TABLE))
+    print(markdown(made))

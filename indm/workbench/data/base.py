@@ -161,7 +161,7 @@ class DividedLoader(Loader):
     """Of the split."""
 
     def divided(self, n: int, groups: Sequence[str] = (), labels: Sequence[str] = ()) -> dict[str, Tensor]:
-        """Which of ``n`` examples are in which split, see :func:`split`, or with groups :func:`split_groups`."""
+        """Which of ``n`` examples are in each split: :func:`split`, or :func:`split_groups` where there are groups."""
         sizes = counts(n, self.valid, self.test)
         if len(groups):
             return split_groups(groups, labels, **sizes, seed=self.seed, limit=self.limit)

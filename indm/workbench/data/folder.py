@@ -152,8 +152,8 @@ class Folder(ImageOptions):
     """Whether each folder in it is a class, called like that folder; or those folders in it that are, and then no
     other is read."""
     groups: Literal["subfolder", "prefix", None] = None
-    """Which images are alike, as frames of one film: those of one "subfolder" of the folder or of its class; or those
-    with one "prefix", their names up to the first "_". They stay in one split, and standard errors are over groups."""
+    """Which images stay in one split, as frames of one film do: those in one "subfolder" (of the folder, or of its
+    class), or those with one "prefix", the name up to the first "_". Standard errors are then over groups."""
 
     def data(self) -> Data:
         folder, names = Path(self.path).expanduser(), [] if isinstance(self.classes, bool) else self.classes

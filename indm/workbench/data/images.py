@@ -276,7 +276,7 @@ class ImageFiles(Dataset):
         return self._of_file(range(len(self))[index]).clone()
 
     def _of_file(self, index: int) -> Tensor:
-        """What is made of a file, or of the first one after it that can be read: kept, or read now."""
+        """The pixels of a file, or of the first one after it that can be read; kept ones are not read again."""
         if index in self.kept:
             return self.kept[index]
         tries = min(len(self.files), MOST_IN_A_ROW)

@@ -235,9 +235,12 @@ def differences(methods: Methods, equal: Equal = "cost") -> dict[str, dict[str, 
 
 
 def budget_of(pairs: Sequence[tuple[Run, Run]], runs: Sequence[Run], first: Sequence[Run], equal: Equal) -> dict:
-    """What ``runs`` of a method and of the first one spent, in pairs: ``steps`` of the runs of both, the ``cost`` of a
-    step in units of the first method's (as the record of a run has it; None: not known), ``budgets`` in words, and
-    ``why`` they cannot be compared, "" where they can. With ``equal`` "steps" every step counts alike."""
+    """The budgets of a method's ``runs`` and of the ``first`` method's, in ``pairs``, for a comparison.
+
+    ``steps`` are those of both. ``cost`` is that of a step in units of the first method's, from the record of a run;
+    None where no run has it, and 1 with ``equal`` "steps". ``budgets`` are words. ``why`` says why they cannot be
+    compared; it is "" where they can.
+    """
     keys = key_of(runs[0].recipe), key_of(first[0].recipe)
     is_alike = equal == "steps" or keys[0] == keys[1]
     cost = 1.0 if is_alike else ratio_in([run.folder for run in (*runs, *first)], *keys)
