@@ -2,12 +2,17 @@
 
     python -m research.pretrained runs/digits                                              # a minute of one core
     python -m research.pretrained HOME/runs/models/fashion-mnist --extractors HOME/extractors  # an hour
+    python -m research.pretrained runs/fruits --unseen FOLDER                       # python -m research.data.fruits
 
 The name of the run's folder is that of a row of :data:`MODELS`, which has the command that trains it and the licence of
 its data. The weights of the network are rounded to bfloat16; those of the flow and of the noise of grey levels stay in
 single precision. Rounded, the model is evaluated, sampled and checked for copies of training images in a folder
-beside the run, where a command that was stopped goes on. A model that fails the check of copies is not put there.
-Samples of a model of p(x|class) are also classified, at several weights of guidance.
+beside the run, where a command that was stopped goes on. Pictures and the check of copies are of samples at the
+guidance of the recipe. A model that fails the check is not put there. Samples of a model of p(x|class) are also
+classified, at several weights of guidance.
+
+Samples are compared with images that the model has not seen: test images, or those of ``--unseen``. Where each class is
+a few films, test images are of other films, and frames between the training ones say more.
 """
 
 import argparse
@@ -26,6 +31,7 @@ from indm.files import atomic, untrusted
 from indm.model import DESCRIPTION, WEIGHTS
 from indm.workbench import hub
 from indm.workbench.data.base import Data, stack
+from indm.workbench.data.images import ImageFiles
 from indm.workbench.evaluation import card, fid
 from indm.workbench.evaluation.results import evaluate_run, read_evaluation
 from indm.workbench.figures import plots, sheets
@@ -42,7 +48,7 @@ NUMBERS = "numbers.json"  # of a shipped model, for the gallery
 NEIGHBOURS = "neighbours.png"
 EVALUATED, SOLVED = 2000, 100  # test images for the NELBO and for the NLL, at most
 DRAWN, COLUMNS = 1000, 8  # samples; of a row of a picture
-REFERENCE = 5000  # test images, at most, from which the distances of classified samples are
+REFERENCE = 5000  # unseen images, at most, from which the distances of classified samples are
 GUIDANCE = (1.0, 2.0, 3.0)
 BUDGET = "python -m research.budget job models/{} --data DATA --home HOME"
 
@@ -54,10 +60,12 @@ class Origin:
     Args:
         command: that trains it.
         data: what it was trained on, by whom, and under which licence.
+        unseen: what the images are called with which samples are compared.
     """
 
     command: str
     data: str
+    unseen: str = "test images"
 
 
 MODELS = {
@@ -68,6 +76,11 @@ MODELS = {
     ),
     "fashion-mnist": Origin(
         BUDGET.format("fashion-mnist"), "Fashion-MNIST by H. Xiao, K. Rasul and R. Vollgraf, Zalando Research, MIT."
+    ),
+    "fruits": Origin(
+        "indm train research/data/recipes/fruits.toml --data.path FOLDER --train.steps 12500",
+        "Fruits-360 by H. Muresan and M. Oltean, MIT: frames of 56 films of single fruits, in 20 classes.",
+        "frames between the training ones",
     ),
 }
 
@@ -97,42 +110,54 @@ def evaluated(run: Path) -> dict[str, Any]:
     return read_evaluation(run)
 
 
+def unseen(data: Data, folder: Path | None) -> Tensor:
+    """Test images; or images of a ``folder`` that are in a subfolder as training images are."""
+    if folder is None:
+        return stack(data.test, REFERENCE)
+    trained = {file.parent.name for file in data.train.files}
+    files = [file for file in sorted(folder.rglob("*.png")) if file.parent.name in trained]
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))[:REFERENCE]
+    return stack(ImageFiles([files[i] for i in order], data.shape))
+
+
 # ── Copies ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_of_copies(raw: Tensor, data: Data, picture: Path) -> dict[str, Any]:
-    """The numbers of :mod:`research.copies` for samples; and a picture of some of them above their nearest training
-    images: the first ones, and the most similar ones.
+def check_of_copies(raw: Tensor, data: Data, others: Tensor, picture: Path) -> dict[str, Any]:
+    """The numbers of :mod:`research.copies` for samples; and a picture of images above their nearest training images:
+    the first samples, the most similar ones, and the first of ``others``, which are unseen.
 
     Raises:
         ValueError: too many are near a training image.
     """
-    train = stack(data.train)
-    found, of_test = (copies.nearest(images, train) for images in (raw, stack(data.test, DRAWN)))
-    numbers = copies.check(found, of_test) | {"images": len(raw), "test_images": len(of_test.number)}
+    train, others = stack(data.train), others[:DRAWN]
+    found, of_others = (copies.nearest(images, train) for images in (raw, others))
+    numbers = copies.check(found, of_others) | {"images": len(raw), "test_images": len(others)}
+    most = found.similarity.argsort(descending=True)
     panels = []
-    for title, rows in {
-        "The first samples": torch.arange(len(raw)),
-        f"The nearest of {len(raw)} samples": found.similarity.argsort(descending=True),
-    }.items():
+    for title, word, images, nearest, rows in (
+        ("The first samples", "sample", raw, found, torch.arange(len(raw))),
+        (f"The nearest of {len(raw)} samples", "sample", raw, found, most),
+        ("Images that were not trained on", "unseen", others, of_others, torch.arange(len(others))),
+    ):
         chosen = rows[: 2 * COLUMNS]
-        pair = torch.cat([raw[chosen], train[found.number[chosen]].to(raw.dtype)])
-        panels.append(sheets.Panel(pair, len(chosen), title, rows=("sample", "nearest training image")))
+        pair = torch.cat([images[chosen].to(raw.dtype), train[nearest.number[chosen]].to(raw.dtype)])
+        panels.append(sheets.Panel(pair, len(chosen), title, rows=(word, "nearest training image")))
     plots.save_pixels(sheets.sheet(panels, int(data.scaling.levels or 0), across=1), picture)
     if numbers["near"] > copies.MOST:
         raise ValueError(f"{100 * numbers['near']:.1f} % of the samples are near a training image: look at {picture}")
     return numbers
 
 
-def about_copies(numbers: dict[str, Any]) -> str:
+def about_copies(numbers: dict[str, Any], others: str) -> str:
     rows = [
         (name, *(f"{numbers[f'{of}_{what}']:.3f}" for what in copies.SHOWN))
-        for name, of in (("samples", "samples"), ("test images", "test"))
+        for name, of in (("samples", "samples"), (others, "test"))
     ]
     return f"""## Copies of training images
 
 {100 * numbers["near"]:.1f} % of {numbers["images"]} samples are as similar to a training image as the most similar 1 %
-of {numbers["test_images"]} test images are. Similarity is the correlation of the differences of neighbouring pixels,
+of {numbers["test_images"]} {others} are. Similarity is the correlation of the differences of neighbouring pixels,
 the largest over mirror images and shifts by a pixel; a copy has 1.
 
 {in_table("similarity to the nearest training image", "median", "most similar 1 %", "largest", rows=rows)}
@@ -154,9 +179,9 @@ def agreement(raw: Tensor, c: Tensor, extractor: Extractor, reference: fid.Image
 
 
 @torch.no_grad()
-def classes(run: Path, data: Data, extractor: Extractor) -> dict[str, Any]:
+def classes(run: Path, data: Data, others: Tensor, extractor: Extractor) -> dict[str, Any]:
     """:func:`agreement` of samples at each guidance and of training images, with the classifier's test accuracy."""
-    reference = fid.Images(stack(data.test, REFERENCE), int(data.scaling.levels or 0), {})
+    reference = fid.Images(others, int(data.scaling.levels or 0), {})
     train = stack(data.train, DRAWN)
     rows = {"training images": agreement(train, data.labels["train"][: len(train)], extractor, reference)}
     for guidance in GUIDANCE:
@@ -166,7 +191,7 @@ def classes(run: Path, data: Data, extractor: Extractor) -> dict[str, Any]:
     return {"rows": rows, "images": len(train), "test_images": len(reference.raw)} | accuracy
 
 
-def about_classes(numbers: dict[str, Any]) -> str:
+def about_classes(numbers: dict[str, Any], others: str) -> str:
     rows = [
         (
             name,
@@ -181,19 +206,17 @@ def about_classes(numbers: dict[str, Any]) -> str:
 
 A small classifier, which is right on {accuracy} % of the test images, says which class each image has. w is the weight
 of guidance; 1 is the model. Fréchet distance, precision and recall are of the classifier's features, against
-{numbers["test_images"]} test images; the distance is not an FID.
+{numbers["test_images"]} {others}; the distance is not an FID.
 
-{in_table(*columns, rows=rows)}
-
-![Samples at w = {GUIDANCE[1]:g}, a row for each class](guided.png)"""
+{in_table(*columns, rows=rows)}"""
 
 
 # ── Samples and what ships ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def drawn(run: Path, guidance: float = 1.0) -> tuple[Tensor, Tensor | None]:
+def drawn(run: Path, guidance: float) -> tuple[Tensor, Tensor | None]:
     """Samples and their classes; those of a model without classes have None."""
-    out = run if guidance == 1 else run / f"guidance-{guidance:g}"
+    out = run if guidance == recipe_of(run).sample.guidance else run / f"guidance-{guidance:g}"
     raw, _, _ = draw(run, Drawing(n=DRAWN, guidance=guidance), out)
     c = torch.from_numpy(untrusted.array(out / SAMPLES, "c")) if recipe_of(run).labels else None
     return raw, c
@@ -215,7 +238,7 @@ def in_few_colours(path: Path) -> None:
         full.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def ship(finished: Path, extractors: Path, home: Path = hub.SHIPPED) -> Path:
+def ship(finished: Path, extractors: Path, home: Path = hub.SHIPPED, folder_of_unseen: Path | None = None) -> Path:
     """Write what others get of a finished run into a folder below ``home``.
 
     Raises:
@@ -225,23 +248,20 @@ def ship(finished: Path, extractors: Path, home: Path = hub.SHIPPED) -> Path:
     if origin is None:
         raise ValueError(f"the folder of the run must be called {', '.join(MODELS)}, got {finished.name}")
     run = rounded(finished)
-    result, data, (raw, c) = evaluated(run), data_of(run, indm.INDM.load(run)), drawn(run)
-    numbers: dict[str, Any] = {"copies": check_of_copies(raw, data, run / NEIGHBOURS)}
+    result, data = evaluated(run), data_of(run, indm.INDM.load(run))
+    others, (raw, c) = unseen(data, folder_of_unseen), drawn(run, recipe_of(run).sample.guidance)
+    numbers: dict[str, Any] = {"copies": check_of_copies(raw, data, others, run / NEIGHBOURS)}
     sections = [f"Made by `{origin.command}`.", f"## Licence of the data\n\n{origin.data}"]
-    pictures = [NEIGHBOURS]
     picture(raw, c, data, run / card.PICTURE)
     if c is not None:
         extractor = load_or_train(extractors / f"{data.name}-{'x'.join(map(str, data.shape))}", data)
-        numbers["classes"] = classes(run, data, extractor)
-        picture(*drawn(run, GUIDANCE[1]), data, run / "guided.png")
-        sections.append(about_classes(numbers["classes"]))
-        pictures.append("guided.png")
-    sections.append(about_copies(numbers["copies"]))
+        numbers["classes"] = classes(run, data, others, extractor)
+        sections.append(about_classes(numbers["classes"], origin.unseen))
+    sections.append(about_copies(numbers["copies"], origin.unseen))
     folder = home / f"{finished.name}{END}"
     card.write(run, folder, folder.name, LICENSE, sections)
-    for name in pictures:
-        shutil.copyfile(run / name, folder / name)
-    for name in (card.PICTURE, *pictures):
+    shutil.copyfile(run / NEIGHBOURS, folder / NEIGHBOURS)
+    for name in (card.PICTURE, NEIGHBOURS):
         in_few_colours(folder / name)
     bits = {kind: result[kind]["with_reconstruction"] for kind in ("nelbo", "nll")}
     numbers |= {key: value for key, value in end_of(run).items() if key in ("steps", "seconds")}
@@ -269,8 +289,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the folder of a finished run")
     parser.add_argument("--extractors", type=Path, default=Path("runs/extractors"), help="folder of classifiers")
+    parser.add_argument("--unseen", type=Path, help="folder of images to compare samples with; test images by default")
     o = parser.parse_args()
-    print(ship(o.run, o.extractors))
+    print(ship(o.run, o.extractors, folder_of_unseen=o.unseen))
 
 
 if __name__ == "__main__":

@@ -95,28 +95,35 @@ def thinned(frames: Sequence[Path], most: int) -> list[Path]:
     return [frames[i * len(frames) // count] for i in range(count)]
 
 
+def left_out(frames: Sequence[Path], most: int) -> list[Path]:
+    """What :func:`thinned` leaves out, thinned to the same."""
+    return thinned(sorted({*frames} - {*thinned(frames, most)}, key=_turn), most)
+
+
 def shrink(source: Path, out: Path) -> None:
     """Write a photograph as a PNG of 32×32 pixels."""
     small = read_image(source).convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     atomic.whole(out, partial(small.save, format="PNG"))
 
 
-def convert(folder: Path, out: Path, most: int = MOST) -> dict[str, int]:
+def convert(folder: Path, out: Path, most: int = MOST, between: bool = False) -> dict[str, int]:
     """Write ``out/NAME/KIND/FRAME.png``, and return how many there are of each name.
 
     Args:
         folder: ``fruits-360``.
         out: where to write; made if need be.
         most: frames of a name, shared equally by its kinds; their turns are thinned to that.
+        between: write frames that are left out otherwise.
 
     Raises:
         ValueError: naming a kind that is missing.
     """
+    choose = left_out if between else thinned
     chosen = {
         out / name / kind / f"{path.stem}.png": path
         for name, kinds in NAMES.items()
         for kind in kinds
-        for path in thinned(frames_of(folder, kind), most // len(kinds))
+        for path in choose(frames_of(folder, kind), most // len(kinds))
     }
     with ThreadPoolExecutor() as pool:
         list(pool.map(shrink, chosen.values(), chosen))
@@ -135,9 +142,11 @@ class Fruits(Common):
     """The folder to write, with one subfolder for each class."""
     most: int = MOST
     """Frames of a class, at most."""
+    between: bool = False
+    """Write frames that are left out otherwise: of the same fruits, and never trained on."""
 
     def run(self) -> int:
-        for name, count in convert(self.folder, self.out, self.most).items():
+        for name, count in convert(self.folder, self.out, self.most, self.between).items():
             print(f"{name}: {counted(count, 'frame')}, {counted(len(NAMES[name]), 'kind')}")
         return DONE
 

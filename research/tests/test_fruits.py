@@ -40,6 +40,9 @@ def test_frames_are_thinned_and_shrunk_by_the_mean_of_their_pixels(films, tmp_pa
     assert frames == ["0_100.png", "10_100.png", "2_100.png"], "three of four, in the order of the turns"
     with Image.open(out / "avocado" / "Avocado" / "0_100.png") as image:
         pixels = np.asarray(image).astype(float)
+    assert main(fruits.Fruits, [str(films), str(tmp_path / "between"), "--most", "6", "--between"]) == 0
+    others = sorted(path.name for path in (tmp_path / "between" / "avocado" / "Avocado").iterdir())
+    assert others == ["r_1_100.png"] and "coconut: 0 frames" in capsys.readouterr().out, "what is left"
     level = 3 * KINDS.index("Avocado")
     assert pixels.shape == (32, 32, 3)
     np.testing.assert_allclose(pixels[10:22, 10:22], level, atol=3)

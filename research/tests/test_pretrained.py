@@ -14,7 +14,7 @@ import indm
 from indm.files import untrusted
 from indm.workbench import hub
 from indm.workbench.cli.main import main
-from indm.workbench.data.base import as_data, stack
+from indm.workbench.data.base import as_data, load_data, stack
 from indm.workbench.evaluation import fid
 from research import copies, pretrained
 from research.lab.extractor import Extractor, FeatureNetwork
@@ -81,12 +81,26 @@ def test_the_nearest_training_image_is_found_mirrored_and_shifted():
 
 def test_planted_copies_stop_a_model(tmp_path):
     data = as_data((smooth(200, 0), smooth(2, 1), smooth(100, 2)))
-    samples = smooth(100, 3)
-    numbers = pretrained.check_of_copies(samples, data, tmp_path / "neighbours.png")
+    samples, others = smooth(100, 3), stack(data.test)
+    numbers = pretrained.check_of_copies(samples, data, others, tmp_path / "neighbours.png")
     assert numbers["near"] <= copies.MOST and numbers["images"] == numbers["test_images"] == 100
     samples[:6] = stack(data.train)[:6]
     with pytest.raises(ValueError, match=r"of the samples are near a training image: look at .*neighbours\.png"):
-        pretrained.check_of_copies(samples, data, tmp_path / "neighbours.png")
+        pretrained.check_of_copies(samples, data, others, tmp_path / "neighbours.png")
+
+
+def test_unseen_images_are_of_films_that_were_trained_on(tmp_path):
+    for part, shades in (("data", range(0, 40, 2)), ("between", range(1, 40, 2))):
+        for kind in range(6):
+            for shade in shades:
+                file = tmp_path / part / "ab"[kind % 2] / f"kind{kind}" / f"{shade}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8), 40 * kind + shade).save(file)
+    data = load_data("folder", path=tmp_path / "data", size=8, classes=True, groups="subfolder")
+    found, train = pretrained.unseen(data, tmp_path / "between"), stack(data.train)
+    assert len(found) == len(train) and not torch.isin(found, train).any()
+    assert set((found // 40).unique().tolist()) == set((train // 40).unique().tolist())
+    assert torch.equal(pretrained.unseen(data, None), stack(data.test))
 
 
 class Brightness(FeatureNetwork):
@@ -122,7 +136,7 @@ def test_a_run_is_shipped_and_its_samples_are_drawn_by_name(run, small, tmp_path
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INDM_DATA", str(tmp_path / "cache"))
     folder = pretrained.ship(run, tmp_path, tmp_path / "shipped")
-    pictures = {"samples.png", "guided.png", "neighbours.png"}
+    pictures = {"samples.png", "neighbours.png"}
     assert {file.name for file in folder.iterdir()} == pictures | {
         "README.md", "model.json", "model.safetensors", "numbers.json", "recipe.toml"
     }  # fmt: skip
@@ -149,7 +163,7 @@ def test_a_run_is_shipped_and_its_samples_are_drawn_by_name(run, small, tmp_path
 
 
 def test_a_run_without_a_licence_does_not_ship(run, tmp_path):
-    with pytest.raises(ValueError, match="must be called digits, fashion-mnist, got other"):
+    with pytest.raises(ValueError, match="must be called digits, fashion-mnist, fruits, got other"):
         pretrained.ship(shutil.copytree(run, tmp_path / "other"), tmp_path, tmp_path)
 
 
