@@ -11,8 +11,8 @@ beside the run, where a command that was stopped goes on. Pictures and the check
 guidance of the recipe. A model that fails the check is not put there. Samples of a model of p(x|class) are also
 classified, at several weights of guidance.
 
-Samples are compared with images that the model has not seen: test images, or those of ``--unseen``. Where each class is
-a few films, test images are of other films, and frames between the training ones say more.
+A sample may be as near to a training image as an unseen image is: a test image, or one of ``--unseen``. Where each
+class is a few films, test images are of other films, and frames between the training ones say more.
 """
 
 import argparse
@@ -48,7 +48,7 @@ NUMBERS = "numbers.json"  # of a shipped model, for the gallery
 NEIGHBOURS = "neighbours.png"
 EVALUATED, SOLVED = 2000, 100  # test images for the NELBO and for the NLL, at most
 DRAWN, COLUMNS = 1000, 8  # samples; of a row of a picture
-REFERENCE = 5000  # unseen images, at most, from which the distances of classified samples are
+REFERENCE = 5000  # training images, at most, from which the distances of classified samples are
 GUIDANCE = (1.0, 2.0, 3.0)
 BUDGET = "python -m research.budget job models/{} --data DATA --home HOME"
 
@@ -60,7 +60,7 @@ class Origin:
     Args:
         command: that trains it.
         data: what it was trained on, by whom, and under which licence.
-        unseen: what the images are called with which samples are compared.
+        unseen: what the images are called whose nearest training images measure those of samples.
     """
 
     command: str
@@ -80,7 +80,7 @@ MODELS = {
     "fruits": Origin(
         "indm train research/data/recipes/fruits.toml --data.path FOLDER --train.steps 12500",
         "Fruits-360 by H. Muresan and M. Oltean, MIT: frames of 56 films of single fruits, in 20 classes.",
-        "frames between the training ones",
+        "frames between the training ones, of the six classes that have some,",
     ),
 }
 
@@ -110,14 +110,16 @@ def evaluated(run: Path) -> dict[str, Any]:
     return read_evaluation(run)
 
 
-def unseen(data: Data, folder: Path | None) -> Tensor:
-    """Test images; or images of a ``folder`` that are in a subfolder as training images are."""
+def unseen(data: Data, folder: Path | None) -> tuple[Tensor, Tensor]:
+    """Test images; or images ``folder/CLASS/GROUP/FILE`` of groups that were trained on. And the classes of each."""
     if folder is None:
-        return stack(data.test, REFERENCE)
+        images = stack(data.test, DRAWN)
+        return images, data.labels.get("test", torch.zeros(len(images)))[: len(images)]
     trained = {file.parent.name for file in data.train.files}
     files = [file for file in sorted(folder.rglob("*.png")) if file.parent.name in trained]
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))[:REFERENCE]
-    return stack(ImageFiles([files[i] for i in order], data.shape))
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))[:DRAWN].tolist()
+    classes = [data.classes.index(files[i].parent.parent.name) for i in order]
+    return stack(ImageFiles([files[i] for i in order], data.shape)), torch.tensor(classes)
 
 
 # ── Copies ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -130,7 +132,7 @@ def check_of_copies(raw: Tensor, data: Data, others: Tensor, picture: Path) -> d
     Raises:
         ValueError: too many are near a training image.
     """
-    train, others = stack(data.train), others[:DRAWN]
+    train = stack(data.train)
     found, of_others = (copies.nearest(images, train) for images in (raw, others))
     numbers = copies.check(found, of_others) | {"images": len(raw), "test_images": len(others)}
     most = found.similarity.argsort(descending=True)
@@ -179,19 +181,19 @@ def agreement(raw: Tensor, c: Tensor, extractor: Extractor, reference: fid.Image
 
 
 @torch.no_grad()
-def classes(run: Path, data: Data, others: Tensor, extractor: Extractor) -> dict[str, Any]:
-    """:func:`agreement` of samples at each guidance and of training images, with the classifier's test accuracy."""
-    reference = fid.Images(others, int(data.scaling.levels or 0), {})
-    train = stack(data.train, DRAWN)
-    rows = {"training images": agreement(train, data.labels["train"][: len(train)], extractor, reference)}
+def classes(run: Path, data: Data, extractor: Extractor) -> dict[str, Any]:
+    """:func:`agreement` of samples at each guidance and of test images, with the classifier's test accuracy."""
+    reference = fid.Images(stack(data.train, REFERENCE), int(data.scaling.levels or 0), {})
+    test = stack(data.test, DRAWN)
+    rows = {"test images": agreement(test, data.labels["test"][: len(test)], extractor, reference)}
     for guidance in GUIDANCE:
         raw, c = drawn(run, guidance)
         rows[f"samples, w = {guidance:g}"] = agreement(raw, c, extractor, reference)
     accuracy = {key: extractor.provenance[key] for key in ("test_accuracy", "test_accuracy_standard_error")}
-    return {"rows": rows, "images": len(train), "test_images": len(reference.raw)} | accuracy
+    return {"rows": rows, "images": len(test), "training_images": len(reference.raw)} | accuracy
 
 
-def about_classes(numbers: dict[str, Any], others: str) -> str:
+def about_classes(numbers: dict[str, Any]) -> str:
     rows = [
         (
             name,
@@ -206,7 +208,7 @@ def about_classes(numbers: dict[str, Any], others: str) -> str:
 
 A small classifier, which is right on {accuracy} % of the test images, says which class each image has. w is the weight
 of guidance; 1 is the model. Fréchet distance, precision and recall are of the classifier's features, against
-{numbers["test_images"]} {others}; the distance is not an FID.
+{numbers["training_images"]} training images; the distance is not an FID.
 
 {in_table(*columns, rows=rows)}"""
 
@@ -249,14 +251,15 @@ def ship(finished: Path, extractors: Path, home: Path = hub.SHIPPED, folder_of_u
         raise ValueError(f"the folder of the run must be called {', '.join(MODELS)}, got {finished.name}")
     run = rounded(finished)
     result, data = evaluated(run), data_of(run, indm.INDM.load(run))
-    others, (raw, c) = unseen(data, folder_of_unseen), drawn(run, recipe_of(run).sample.guidance)
-    numbers: dict[str, Any] = {"copies": check_of_copies(raw, data, others, run / NEIGHBOURS)}
+    (others, of), (raw, c) = unseen(data, folder_of_unseen), drawn(run, recipe_of(run).sample.guidance)
+    compared = raw if c is None else raw[torch.isin(c, of)]
+    numbers: dict[str, Any] = {"copies": check_of_copies(compared, data, others, run / NEIGHBOURS)}
     sections = [f"Made by `{origin.command}`.", f"## Licence of the data\n\n{origin.data}"]
     picture(raw, c, data, run / card.PICTURE)
     if c is not None:
         extractor = load_or_train(extractors / f"{data.name}-{'x'.join(map(str, data.shape))}", data)
-        numbers["classes"] = classes(run, data, others, extractor)
-        sections.append(about_classes(numbers["classes"], origin.unseen))
+        numbers["classes"] = classes(run, data, extractor)
+        sections.append(about_classes(numbers["classes"]))
     sections.append(about_copies(numbers["copies"], origin.unseen))
     folder = home / f"{finished.name}{END}"
     card.write(run, folder, folder.name, LICENSE, sections)

@@ -97,10 +97,12 @@ def test_unseen_images_are_of_films_that_were_trained_on(tmp_path):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("L", (8, 8), 40 * kind + shade).save(file)
     data = load_data("folder", path=tmp_path / "data", size=8, classes=True, groups="subfolder")
-    found, train = pretrained.unseen(data, tmp_path / "between"), stack(data.train)
+    (found, c), train = pretrained.unseen(data, tmp_path / "between"), stack(data.train)
+    kinds = found[:, 0, 0, 0] // 40
     assert len(found) == len(train) and not torch.isin(found, train).any()
-    assert set((found // 40).unique().tolist()) == set((train // 40).unique().tolist())
-    assert torch.equal(pretrained.unseen(data, None), stack(data.test))
+    assert set(kinds.tolist()) == set((train // 40).unique().tolist()) and torch.equal(c, kinds.long() % 2)
+    test, c = pretrained.unseen(data, None)
+    assert torch.equal(test, stack(data.test)) and torch.equal(c, data.labels["test"])
 
 
 class Brightness(FeatureNetwork):
@@ -144,7 +146,7 @@ def test_a_run_is_shipped_and_its_samples_are_drawn_by_name(run, small, tmp_path
         with Image.open(folder / name) as picture:
             assert picture.mode == "P" and f"]({name})" in (folder / "README.md").read_text("utf-8")
     numbers = json.loads((folder / "numbers.json").read_text())
-    assert numbers["classes"]["rows"].keys() == {"training images", "samples, w = 1", "samples, w = 2"}
+    assert numbers["classes"]["rows"].keys() == {"test images", "samples, w = 1", "samples, w = 2"}
     assert numbers["steps"] == 2 and numbers["copies"]["images"] == 60 and numbers["nelbo"]["bits_per_dim"] > 0
     before = (folder / "model.safetensors").read_bytes()
     shutil.rmtree(folder)
