@@ -93,7 +93,8 @@ class Builder:
                 temperature = gr.Slider(0.1, 1.5, 1.0, step=0.05, label="Temperature",
                                         info="Factor on the latent; 1 samples the model.")  # fmt: skip
                 c = condition_field(side)
-                guidance = gr.Slider(1, 5, 1, step=0.1, label="Guidance", visible=side.knows_marginal)
+                guidance = gr.Slider(1, 5, side.guidance, step=0.1, label="Guidance",
+                                     visible=side.knows_marginal)  # fmt: skip
                 button = gr.Button("Sample", variant="primary")
             with gr.Column(scale=2, min_width=300):
                 grid = picture("Samples")

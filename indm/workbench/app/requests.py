@@ -58,6 +58,7 @@ class Side:
     data: dict  # the [data] table, which says how images are cut and resized
     test: Examples | None  # None where they cannot be had, as of a model from the hub
     absent: str = ""  # why there are none
+    guidance: float = 1.0  # of samples, at first
 
     @classmethod
     def opened(cls, run: Path) -> "Side":
@@ -71,7 +72,8 @@ class Side:
             )
         if not (model.condition.is_none or model.condition.is_class):
             raise ValueError(f"indm app needs a model of p(x) or p(x|class), got {run}; 'indm sample {run}' would do")
-        return cls(run, model, recipe.data.table(), None).with_data(recipe.data.table())
+        table = recipe.data.table()
+        return cls(run, model, table, None, guidance=recipe.sample.guidance).with_data(table)
 
     def with_data(self, table: dict) -> "Side":
         """The same model with the images of another ``[data]`` table."""

@@ -40,6 +40,7 @@ def save(folder, seed=None, condition=None):
     """A run on digits: latents N(0, I) and their exact score, or weights at random of that seed."""
     tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"} if seed is None else NET}
     tables |= {"condition": condition | {"drop": 0.1}} if condition else {}
+    more = {"data": {"name": "digits"}} | ({"sample": {"guidance": 2.0}} if condition else {})
     torch.manual_seed(seed or 0)
     model = build_model(tables, (1, 8, 8), Scaling.images(17)).eval()
     with torch.no_grad():
@@ -47,7 +48,7 @@ def save(folder, seed=None, condition=None):
             parameter += 0.04 * torch.randn_like(parameter)
     folder.mkdir(parents=True)
     model.save(folder)
-    (folder / "recipe.toml").write_text(recipes.to_toml(recipes.resolve(tables | {"data": {"name": "digits"}})))
+    (folder / "recipe.toml").write_text(recipes.to_toml(recipes.resolve(tables | more)))
     return folder
 
 
@@ -473,6 +474,7 @@ def test_a_browser_samples(classes, page):
     page.get_by_text(str(classes.run), exact=True).wait_for()
     assert page.title() == "indm: classes"
     tab = Tab(page, "Sample")
+    assert float(tab.field("range slider for Guidance").input_value()) == 2, "that of the recipe"
     tab.slide(number=4, steps=3, temperature=0.9, guidance=1.5)
     tab.field("Seed").fill("5")
     tab.choose("Sampler", "heun")
