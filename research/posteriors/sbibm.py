@@ -28,6 +28,7 @@ from filelock import FileLock
 from scipy.integrate import odeint
 from threadpoolctl import threadpool_limits
 
+from indm import PosteriorEstimator
 from indm.files import atomic
 from indm.workbench.evaluation.statistics import over_seeds
 from research.markdown import in_table, with_error
@@ -42,7 +43,8 @@ METHODS = {
     "npse": functools.partial(study.vector_field, kind="NPSE"),
 }
 BOTH = ("indm", "npe")  # of the table
-FRESH = 1_000  # pairs, not fitted, for the validation log p
+FRESH = 1_000  # pairs, not fitted, for the mean log p
+CHECKED = 300  # of them, for a picture of the calibration
 TOLERANCE, MOST_STEPS = 1e-8, 100_000  # of the ODEs; between two of their save points
 PUBLISHED = {  # C2ST at 10,000 simulations of NPE and of the best sequential method, over observations 1–10 and 1–3
     "two_moons": ((0.606, 0.586), (0.554, 0.537)),
@@ -186,6 +188,26 @@ def markdown(table: Records) -> str:
     return in_table("task", *columns, rows=lines)
 
 
+def others(table: Records) -> str:
+    """The C2ST of all methods on the tasks on which flow matching or score models of sbi were trained."""
+    tasks = [name for name in PUBLISHED if any(table.at(task=name, method=kind).rows() for kind in ("fmpe", "npse"))]
+    lines = [
+        [name, *(summary(table.at(task=name, method=kind).rows(), "c2st", 3) for kind in METHODS)] for name in tasks
+    ]
+    return in_table("task", *METHODS, rows=lines)
+
+
+def calibrated(name: str, o: argparse.Namespace) -> str:
+    """Draw the calibration of a posterior of a task whose prior is a box, on pairs that were not fitted."""
+    task = task_of(name)
+    theta, x = pairs(task, o.simulations + FRESH, 0, o.home)
+    box = tuple(zip(*bounds(task).values(), strict=True))
+    posterior = PosteriorEstimator(box, max_seconds=o.seconds, random_state=0).fit(theta[:-FRESH], x[:-FRESH])
+    found = posterior.calibration(theta[-CHECKED:], x[-CHECKED:], 100)
+    found.plot(o.calibrate / f"calibration-{name}.png")
+    return f"{name}\n{found}"
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         "research.posteriors sbibm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -198,6 +220,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--observations", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--draws", type=int, default=10_000, help="of the reference and of the estimate")
     parser.add_argument("--seconds", type=float, default=120.0, help="CPU seconds of indm's fit, at most")
+    parser.add_argument(
+        "--calibrate", type=Path, help="draw pictures of the calibration on tasks into this folder instead"
+    )
     o = parser.parse_args(arguments)
     for package in ("sbibm", "sbi"):
         if importlib.util.find_spec(package) is None:
@@ -205,6 +230,8 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     threadpool_limits(1)
     warnings.simplefilter("ignore")
+    if o.calibrate:
+        return print(*(calibrated(name, o) for name in o.tasks), sep="\n\n")
     table = Records(o.home / "sbibm.csv").at(simulations=o.simulations, draws=o.draws, observations=o.observations)
     for seed, name, method in itertools.product(o.seeds, o.tasks, o.methods):
         study.record(table.at(task=name, seed=seed, method=method), lambda c=(name, seed, method): trained(*c, o))
