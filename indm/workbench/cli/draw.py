@@ -150,7 +150,7 @@ class Fid(DrawsSamples):
         if not of_run:
             self.check_nothing_is_drawn()
         if scoring.reference is None and not of_run:
-            raise ValueError(f"--reference must be given for {self.source}, which is no run folder")
+            raise ValueError(f"--reference must be given for {self.source}, which is not a run folder")
         out = self.out or (run if of_run else Path("."))
         check_absent(out, ["fid.json"], self.overwrite)
         if self.drawing.n is not None:
@@ -179,7 +179,7 @@ class Fid(DrawsSamples):
         for name, value in (vars(self.drawing) | self.table_values).items():
             if value != defaults[name]:
                 raise ValueError(
-                    f"--{name.replace('_', '-')} is for samples that are drawn from a run, and {self.source} is no run"
+                    f"--{name.replace('_', '-')} is for samples drawn from a run, and {self.source} is not a run"
                 )
 
 

@@ -64,10 +64,10 @@ def loaded(source: str) -> recipes.Tables:
     if path.is_dir() and not (path / "recipe.toml").is_file() and source not in recipes.bundled():
         images = f"to train on its images: indm train folder --data.path {shlex.quote(source)}"
         meant = images if any(path.iterdir()) else "it is empty: give the command that made it, without --resume"
-        raise ValueError(f"{source} is no run folder, there is no recipe.toml in it; {meant}")
+        raise ValueError(f"{source} is not a run folder, there is no recipe.toml in it; {meant}")
     if path.is_file() and not source.endswith(".toml"):
         meant = f"to train on an array or a table: indm train array --data.path {shlex.quote(source)}"
-        raise ValueError(f"{source} is no recipe, whose name would end in .toml; {meant}")
+        raise ValueError(f"{source} is not a recipe, whose name would end in .toml; {meant}")
     return recipes.load(source)
 
 
