@@ -23,10 +23,10 @@ $(READY): pyproject.toml
 DEMO = digits --train.objective fid
 demo: OUT ?= runs/demo
 demo: env
-	$(BIN)/indm train $(DEMO) --train.seconds 120 --out $(OUT)/indm
-	$(BIN)/indm train $(DEMO) --flow identity --like $(OUT)/indm --out $(OUT)/linear
-	for run in indm linear; do $(BIN)/indm evaluate $(OUT)/$$run && $(BIN)/indm sample $(OUT)/$$run || exit; done
-	$(BIN)/indm compare $(OUT)/indm $(OUT)/linear --out $(OUT)
+	$(BIN)/indm train $(DEMO) --train.seconds 120 --out $(OUT)/spline
+	$(BIN)/indm train $(DEMO) --flow identity --like $(OUT)/spline --out $(OUT)/linear
+	for run in spline linear; do $(BIN)/indm evaluate $(OUT)/$$run && $(BIN)/indm sample $(OUT)/$$run || exit; done
+	$(BIN)/indm compare $(OUT)/spline $(OUT)/linear --out $(OUT)
 
 test: env
 	$(BIN)/pytest -n 2 --dist loadfile --durations 20

@@ -1,4 +1,8 @@
-"""What the documentation site needs beside Markdown: docstrings in it, formulas, and links that leave docs/."""
+"""What the documentation site needs beside Markdown: docstrings in it, formulas, and pages from outside docs/.
+
+The pages of research/ stand in the site under the same paths, so that links to them work. Generated pages are those of
+.ci/docs_pages.py.
+"""
 
 import posixpath
 import re
@@ -16,8 +20,8 @@ MODELS = "indm/pretrained"
 ROLE = re.compile(r":(?:class|func|meth|attr|data|mod):`(~?)([\w.]+)`")
 DISPLAY = re.compile(r"^( *)\.\. math:: (.*(?:\n\1  +\S.*)*)", re.MULTILINE)
 EXAMPLE = re.compile(r"^( *)>>> .*(?:\n\1\S.*)*", re.MULTILINE)
-PICTURE = re.compile(rf"(!\[[^\]]*\]\()\.\./{MODELS}/")
-LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#:]+)\)")
+EVIDENCE = "Evidence"  # the entry of the menu that gets the pages of research/
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#:\s]+)(#[^)]*)?\)")
 
 
 class Docstrings(griffe.Extension):
@@ -66,32 +70,63 @@ def reference(name: str, short: bool, obj: griffe.Object) -> str:
 
 
 def on_config(config):
-    """The repository's address, from the one place where it stands."""
+    """The repository's address, from the one place where it stands; the menu gets the pages that it does not name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     config.repo_url = project.get("urls", {}).get("Repository")
+    for entry in config.nav or []:
+        if EVIDENCE in entry:
+            entry[EVIDENCE] += studies(repr(entry))
     return config
 
 
+def studies(named: str) -> list:
+    """Menu entries of the pages of research/ that ``named`` does not have: pages, then a group for each folder."""
+    groups: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "research").rglob("*.md")):
+        place = path.relative_to(ROOT).as_posix()
+        if f"{place!r}" not in named:
+            groups.setdefault(path.parent.name, []).append(place)
+    single = groups.pop("research", [])
+    return single + [{name.replace("_", " ").capitalize(): pages} for name, pages in groups.items()]
+
+
 def on_files(files, config, **_):
-    """The pictures of the models in the package are files of the site."""
-    for path in (ROOT / MODELS).rglob("*.png"):
-        place = path.relative_to(ROOT / "indm").as_posix()
+    """The pages and figures of research/, and the pictures of the models in the package, are files of the site."""
+    research = [*(ROOT / "research").rglob("*.md"), *(ROOT / "research").rglob("*.png")]
+    for path in [*research, *(ROOT / MODELS).rglob("*.png")]:
+        place = place_of(path.relative_to(ROOT).as_posix())
         files.append(File.generated(config, place, abs_src_path=str(path)))
     return files
 
 
+def place_of(path: str) -> str | None:
+    """Where a file of the repository is in the site; None if it is not there."""
+    first, _, rest = path.partition("/")
+    if first == "docs":
+        return rest
+    if path == "README.md":
+        return "index.md"
+    if first == "research" and path.endswith((".md", ".png")):
+        return path
+    return path.removeprefix("indm/") if path.startswith(MODELS) and path.endswith(".png") else None
+
+
 def on_page_markdown(text: str, page, config, **_) -> str:
-    """Pictures of models are those of the site, see :func:`on_files`. Links to files that are not pages lead to the
+    """Links and pictures lead to the files of the site, see :func:`place_of`. Links to other files lead to the
     repository; while it has no address, words and the path in it stand in their place."""
-    text = PICTURE.sub(r"\g<1>pretrained/", text)
+    here = page.file.src_uri
+    source = posixpath.dirname(here if here.startswith("research/") else f"docs/{here}")
 
     def link(match: re.Match) -> str:
-        path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page.file.src_uri), match[2]))
-        if path.startswith("docs/"):
+        shows, words, target, anchor = match[1], match[2], match[3], match[4] or ""
+        path = posixpath.normpath(posixpath.join(source, target))
+        if place := place_of(path):
+            return f"{shows}[{words}]({posixpath.relpath(place, posixpath.dirname(here) or '.')}{anchor})"
+        if shows:
             return match[0]
         if config.repo_url:
-            return f"[{match[1]}]({config.repo_url.rstrip('/')}/tree/HEAD/{path})"
-        return f"`{path}`" if match[1] == path else f"{match[1]} (`{path}`)"
+            return f"[{words}]({config.repo_url.rstrip('/')}/tree/HEAD/{path}{anchor})"
+        return f"`{path}`" if words == path else f"{words} (`{path}`)"
 
     return LINK.sub(link, text)
 

@@ -1,6 +1,6 @@
 """How many samples of runs on labelled images a classifier is sure of, beside the test images.
 
-    python -m research.legible runs/demo/indm runs/demo/linear --overwrite    # rows of legible.csv
+    python -m research.legible runs/demo/spline runs/demo/linear --overwrite    # rows of legible.csv
     python -m research.legible                                                # the table of the records
 
 A row is named after the last two folders of its run.

@@ -192,9 +192,18 @@ def test_the_index_of_the_reference_links_every_name():
 
 
 def test_every_page_is_in_the_menu():
-    pages = re.findall(r"[\w/-]+\.(?:md|ipynb)", repr(MENU))
-    files = [path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*") if path.suffix in (".md", ".ipynb")]
-    assert set(pages) == set(files)
+    """Of docs/ and the made ones by mkdocs.yml, of research/ also by the hook."""
+    pages = set(re.findall(r"[\w/-]+\.(?:md|ipynb)", repr(MENU)))
+    files = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*") if path.suffix in (".md", ".ipynb")}
+    assert {page for page in pages if not page.startswith("research/")} == files | {
+        "commands.md", "examples.md", "recipes.md"
+    }  # fmt: skip
+
+
+def test_pages_of_the_manual_are_short():
+    """Words of docs/ as it is written, without the reference."""
+    words = {path.name: len(path.read_text("utf-8").split()) for path in DOCS.glob("*.md")}
+    assert sum(words.values()) <= 17_000 and max(words.values()) <= 1_500, words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
@@ -276,12 +285,54 @@ def test_links_that_leave_the_pages(tools):
     class Unknown:
         repo_url = None
 
+    class Study:
+        class file:
+            src_uri = "research/tables/x.md"
+
     text = "[a](../method.md) [b](../../bench/a.py) ![c](../../d.png)"
     assert tools.on_page_markdown(text, Page, Unknown) == "[a](../method.md) b (`bench/a.py`) ![c](../../d.png)"
+    text_of_study = "[a](../../docs/faq.md#data) [b](../y.md) [c](../../README.md) ![d](../figures/e.png)"
+    shown = "[a](../../faq.md#data) [b](../y.md) [c](../../index.md) ![d](../figures/e.png)"
+    assert tools.on_page_markdown(text_of_study, Study, Unknown) == shown
+    assert tools.on_page_markdown("[a](../../research/y.md#z)", Page, Unknown) == "[a](../research/y.md#z)"
     assert tools.on_page_markdown("[bench/a.py](../../bench/a.py)", Page, Unknown) == "`bench/a.py`"
-    shown = tools.on_page_markdown("![a](../indm/pretrained/digits-pretrained/samples.png)", Page, Unknown)
-    assert shown == "![a](pretrained/digits-pretrained/samples.png)"
+    shown = tools.on_page_markdown("![a](../../indm/pretrained/digits-pretrained/samples.png)", Page, Unknown)
+    assert shown == "![a](../pretrained/digits-pretrained/samples.png)"
     assert "[b](https://example.org/indm/tree/HEAD/bench/a.py)" in tools.on_page_markdown(text, Page, Known)
+
+
+def test_the_pages_of_studies_are_in_the_menu_once(tools):
+    added = repr(tools.studies("'research/README.md', 'research/speed.md'"))
+    assert "research/README.md" not in added and "research/speed.md" not in added
+    assert (
+        added.count("'research/tables/flows.md'") == added.count("'Tables'") == added.count("'research/talk.md'") == 1
+    )
+
+
+@pytest.fixture(scope="module")
+def made():
+    """.ci/docs_pages.py."""
+    pytest.importorskip("mkdocs", reason="needs pip install -e '.[docs]'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / ".ci")
+        yield importlib.import_module("docs_pages")
+
+
+def test_the_made_pages_have_every_option_key_and_example(made):
+    from indm.workbench.cli.main import COMMANDS, find, flags
+
+    commands, recipes, examples = made.commands_page(), made.recipes_page(), made.examples_page()
+    for name in COMMANDS:
+        section = commands.partition(f"### indm {name}\n")[2].partition("\n### ")[0]
+        shown = section.replace("--no-", "--")
+        positional = {flag for flag, *_, is_place in made.options(find(name)) if is_place}
+        hidden = {"--table-values", "--sampler-options"}
+        missing = [flag for flag in flags(find(name)) if f"`{flag}" not in shown and flag not in hidden]
+        assert section and len(missing) == len(positional), (name, missing)
+    assert "| `train.lr` | `0.001` | Learning rate of the score. |" in recipes
+    assert "### coupling\n" in recipes and "| `digits` |" in recipes
+    assert "## Zuko flow\n" in examples and examples.count("```python") == len(list((ROOT / "examples").glob("*.py")))
+    assert all((DOCS / "figures" / f"{name}.png").is_file() for name in made.PICTURES.values())
 
 
 @pytest.fixture(scope="module")

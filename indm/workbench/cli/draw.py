@@ -150,7 +150,7 @@ class Fid(DrawsSamples):
         if not of_run:
             self.check_nothing_is_drawn()
         if scoring.reference is None and not of_run:
-            raise ValueError(f"--reference must be given for {self.source}, which is no run folder")
+            raise ValueError(f"--reference must be given for {self.source}, which is not a run folder")
         out = self.out or (run if of_run else Path("."))
         check_absent(out, ["fid.json"], self.overwrite)
         if self.drawing.n is not None:
@@ -179,7 +179,7 @@ class Fid(DrawsSamples):
         for name, value in (vars(self.drawing) | self.table_values).items():
             if value != defaults[name]:
                 raise ValueError(
-                    f"--{name.replace('_', '-')} is for samples that are drawn from a run, and {self.source} is no run"
+                    f"--{name.replace('_', '-')} is for samples drawn from a run, and {self.source} is not a run"
                 )
 
 
@@ -294,16 +294,18 @@ def naming(path: Path) -> Iterator[None]:
 class Translate(ShowsProgress):
     """Translate images of A into images of B by trained runs.
 
-    "indm translate RUN_A RUN_B photos --out results" takes two models: to T along A's probability flow, back along B's.
+    "indm translate RUN_A RUN_B photos --out results" takes two models: to noise along A's probability flow, back along
+    B's.
 
     "indm translate PAIR photos --out results" does the same, with the folder of "indm train-pair".
 
     "indm translate BRIDGE photos --out results" takes one model of "indm train-bridge".
 
-    "indm translate RUN photos --condition cat dog --out results" takes one model of classes: up as cat, down as dog.
+    "indm translate RUN photos --condition cat dog --out results" takes one model of classes: to noise as cat, back
+    as dog.
 
-    With --method sdedit --strength 0.5 all of these take the model of B alone: noise up, then down along its flow. Then
-    "indm translate RUN_B photos" does, too.
+    With --method sdedit --strength 0.5 all of these use the model of B alone: they add noise, then follow B's flow
+    back. "indm translate RUN_B photos" is then enough.
 
     Writes NAME.png for each image (NAME.npz for an array), sheet.png with sources and results interleaved, and
     translation.json with the distance of each result from its source and the reason for each that failed.
@@ -317,8 +319,8 @@ class Translate(ShowsProgress):
     direction: Literal["forward", "backward"] = "forward"
     """From A to B, or from B to A."""
     condition: Annotated[tuple[str, str] | None, arg(metavar="CLASS CLASS"), default("two data sets")] = None
-    """Of one model of classes: the class of the images, and the one that they become, by name, or by number (from 0)
-    where no name has a digit."""
+    """For one model of classes: the class of the images, and the class that they become. Give names, or indices from 0
+    unless a class name contains a digit."""
     options: Annotated[TranslationOptions, arg(name="")] = field(default_factory=TranslationOptions)
     overwrite: bool = False
     """Write into a folder that is not empty."""

@@ -59,7 +59,7 @@ def find(name: str) -> type[Common]:
         ValueError: there is none; names the nearest.
     """
     if name not in COMMANDS:
-        raise ValueError(f"{one_line(name)} is no command of indm{nearest(name, COMMANDS)}")
+        raise ValueError(f"{one_line(name)} is not a command of indm{nearest(name, COMMANDS)}")
     module, _, kind = COMMANDS[name].partition(":")
     return getattr(importlib.import_module(f"indm.workbench.cli.{module}"), kind)
 
@@ -129,7 +129,7 @@ def complaint(name: str, kind: type[Common], unknown: str) -> str:
     keys = [f"--{table}.{f.name}" for table in kind.tables if table in OPTION_TABLES
             for f in dataclasses.fields(OPTION_TABLES[table])]  # fmt: skip
     near = did_you_mean(unknown.partition("=")[0], [*flags(kind), *keys])
-    return f"{unknown} is no option of indm {name}" + (near or f'; "indm {name} --help" lists its options')
+    return f"{unknown} is not an option of indm {name}" + (near or f'; "indm {name} --help" lists its options')
 
 
 def flags(options: type) -> Iterator[str]:

@@ -24,10 +24,10 @@ EvaluationFlags = flags_of(Evaluation, "the recipe's")
 class Evaluate(ShowsProgress):
     """Report the likelihood of held-out data under a run, in bits/dim or nats.
 
-    Prints a table of NELBO and NLL, with and without reconstruction, beside what a model must beat on the same
-    examples: uniform noise, a Gaussian, PNG; and the NELBO by noise level. Writes evaluation.json, and per-example
-    nats to evaluation.npz. An option that is not given here is that of the recipe's [evaluate] table. Other data than
-    the recipe's: --data NAME, --data.path my-images.
+    Prints a table of NELBO and NLL, with and without reconstruction, beside baselines on the same examples: uniform
+    noise, a Gaussian, PNG. Also prints the NELBO by noise level. Writes evaluation.json, and per-example nats to
+    evaluation.npz. Options that are not given come from the recipe's [evaluate] table. Use --data NAME or
+    --data.path my-images to evaluate on data that differ from the recipe's.
     """
 
     tables = ("data",)
@@ -62,10 +62,11 @@ class Evaluate(ShowsProgress):
 class Compare(ShowsProgress):
     """Compare evaluated runs: a table, paired differences from the first, a page.
 
-    Runs whose recipes differ in the seed alone are one method. Methods are compared in pairs of equal seeds; a verdict
-    needs two seeds or more of each, and Holm's adjusted p over all differences shown to be at most 5 %. Methods whose
-    budgets differ by more than 10 % are not comparable and get none. A budget is steps times what a step costs, as
-    measured side by side where a run was trained with --like the other. Of one run it is a page of that run.
+    Runs whose recipes differ in the seed alone are one method. Methods are compared in pairs of equal seeds. A verdict
+    needs two seeds or more of each method, and an adjusted p of at most 5 % (Holm, over all differences shown). If the
+    total training cost of two methods differs by more than 10 %, they are not comparable and get no verdict. The cost
+    is steps times the cost of a step, measured side by side if a run was trained with --like the other. With one run,
+    the page shows that run.
     """
 
     run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN…]", help_behavior_hint="(required)")]
@@ -75,7 +76,7 @@ class Compare(ShowsProgress):
     overwrite: bool = False
     """Overwrite an existing comparison."""
     equal: Equal = "cost"
-    """Budgets that must be equal: cost is steps times their cost, steps is steps whatever they cost."""
+    """What must be equal: "cost" is steps times the cost of a step, "steps" is the number of steps alone."""
 
     def run(self) -> int:
         from indm.workbench.evaluation.compare import FILES, compare
@@ -94,7 +95,7 @@ class App(Computes):
     With "indm app RUN RUN_B" it also translates between two models, with "indm app PAIR" between those of a pair, and
     with one model of classes between classes. Ctrl-C ends it. It needs Gradio, and no network. Images of up to 10 MB
     are read as "indm translate" reads them, one request is computed at a time, and no file of this machine is served.
-    Uploads are kept for an hour, and go when it ends.
+    Uploads are deleted after an hour, or when the app ends.
     """
 
     run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN]", help_behavior_hint="(required)")]

@@ -64,10 +64,10 @@ def loaded(source: str) -> recipes.Tables:
     if path.is_dir() and not (path / "recipe.toml").is_file() and source not in recipes.bundled():
         images = f"to train on its images: indm train folder --data.path {shlex.quote(source)}"
         meant = images if any(path.iterdir()) else "it is empty: give the command that made it, without --resume"
-        raise ValueError(f"{source} is no run folder, there is no recipe.toml in it; {meant}")
+        raise ValueError(f"{source} is not a run folder, there is no recipe.toml in it; {meant}")
     if path.is_file() and not source.endswith(".toml"):
         meant = f"to train on an array or a table: indm train array --data.path {shlex.quote(source)}"
-        raise ValueError(f"{source} is no recipe, whose name would end in .toml; {meant}")
+        raise ValueError(f"{source} is not a recipe, whose name would end in .toml; {meant}")
     return recipes.load(source)
 
 
@@ -75,10 +75,10 @@ def loaded(source: str) -> recipes.Tables:
 class Train(TrainsRecipe):
     """Train a model by a recipe, in a run folder.
 
-    Any key of the recipe can be changed: --train.steps 500 --flow.width 32 --data.path my-images. A table's name alone
-    puts another part in its place: --flow identity is the linear baseline, --sde ve, --net mlp. A part can also be code
-    of yours: --net my_package.nets:Mine --net.width 64. Values are TOML (--net.multipliers "[1, 2]"); what is not TOML
-    is a string. "indm list train" explains the keys of [train], "indm list flow coupling" those of a part.
+    Change any key of the recipe by an option: --train.steps 500 --flow.width 32 --data.path my-images. A table's name
+    alone chooses a part: --flow identity (a linear diffusion), --sde ve, --net mlp. A part can also be code of yours:
+    --net my_package.nets:Mine --net.width 64. Values are TOML (--net.multipliers "[1, 2]"); what is not TOML is a
+    string. "indm list train" explains the keys of [train], "indm list flow coupling" those of a part.
 
     Ctrl-C finishes the step, saves, and prints the command that continues: "indm train runs/digits --resume", with the
     recipe saved there. "indm train digits --dry-run > mine.toml" writes a recipe to start your own from.
@@ -89,8 +89,8 @@ class Train(TrainsRecipe):
     out: Annotated[Path | None, arg(metavar="FOLDER"), default("runs/RECIPE")] = None
     """The run folder."""
     like: Annotated[Path | None, arg(metavar="RUN"), default("the recipe's budget")] = None
-    """A run to compare with, whose budget this one gets: as many steps as cost what those of that run did. The costs of
-    a step of both are measured first, interleaved."""
+    """Choose the number of steps so that this run costs the same as RUN. First, the cost of a step of both is measured,
+    in turn."""
 
     def run(self) -> int:
         budget = [f"--{key}" for key in ("train.steps", "train.seconds") if key in self.table_values]
@@ -108,7 +108,7 @@ class TrainPair(TrainsRecipe):
 
     Give two image folders, or a recipe with [data] and [data_b] (sneaker-boot, pullover-dress, digits-3-8, …). Both
     models have the recipe's settings, and its budget each. Any key can be changed as in "indm train":
-    --data.size 32 (with two folders: for both), --train.seconds 600; --flow identity is DDIB, the linear baseline.
+    --data.size 32 (with two folders: for both), --train.seconds 600; --flow identity trains linear diffusions (DDIB).
 
     The run folder holds a run for each side, a and b. Ctrl-C saves; the same command with --resume continues.
     """
@@ -144,12 +144,12 @@ class TrainPair(TrainsRecipe):
 class TrainBridge(TrainsRecipe):
     """Train one model of the images of A and of B, for "indm translate".
 
-    It is class-conditional: A and B are its classes, and a translation goes up as A and down as B.
+    It is class-conditional: A and B are its classes. A translation goes to noise as class A and back as class B.
 
     With --form terminal its diffusion leads from A at t = 0 to B at t = T: it minimises the NELBO of A plus
     train.terminal times −log p of B's images under the flow and the prior, both per dimension and logged as nelbo and
-    terminal. B is then only as good as what the flow alone makes of it, so recipes have a flow that models images, and
-    a large weight of B, for this form.
+    terminal. Only the flow models B. For this form recipes therefore have a flow that can model images, and a large
+    weight of B.
 
     Sources and changes as in "indm train-pair".
     """

@@ -72,15 +72,15 @@ class Checked:
 class TrainOptions(Checked):
     """Keys of the recipe's [train] table. A run ends after ``steps`` or ``seconds``, whichever comes first.
 
-    Warm-up and the intervals between lines, validations and checkpoints are numbers of steps, or shares of the run
-    where they are below 1.
+    Warm-up and the intervals between lines, validations and checkpoints are numbers of steps. Values below 1 are
+    fractions of the run.
     """
 
     table = "train."
 
     objective: str = "mle"
-    """What is minimised: "mle" is the NELBO; with "fid" the score minimises the variance-weighted loss; "flow" trains
-    the flow alone; or a loss of yours as package.module:name, see indm.objective.Objective."""
+    """Loss to minimise: "mle" is the NELBO; "fid" is for samples, the score minimises the variance-weighted loss;
+    "flow" trains the flow alone; or a loss of yours as package.module:name, see indm.objective.Objective."""
     steps: Steps = 10_000
     """Optimizer steps; inf is no limit."""
     seconds: Positive = math.inf
@@ -92,11 +92,11 @@ class TrainOptions(Checked):
     lr: Positive = 1e-3
     """Learning rate of the score."""
     flow_lr: Positive = 1e-3
-    """Learning rate of the flow; that of the score if --flow NAME replaces a recipe's elementwise flow."""
+    """Learning rate of the flow. If --flow NAME replaces a recipe's elementwise flow, it is that of the score."""
     dequantization_lr: Positive = 1e-3
     """Learning rate of the noise of grey levels, where that is learned."""
     flow_update_every: Count = 1
-    """The flow is trained in every n-th step. In the steps between, the score alone is trained."""
+    """Train the flow in every n-th step, and only the score in the others."""
     betas: Annotated[tuple[float, float], Decays] = (0.9, 0.99)
     """Decay rates of Adam's averages of the gradient and of its square."""
     weight_decay: Amount = 0.01
@@ -106,9 +106,9 @@ class TrainOptions(Checked):
     clip: Positive = 1.0
     """Largest norm of the gradient; score and flow are clipped separately."""
     warmup: Warmup = 0
-    """Steps in which the learning rates rise linearly; below 1, a share of the run."""
+    """Steps in which the learning rates rise linearly; a value below 1 is a fraction of the run."""
     flow_warmup: Warmup = 0
-    """The same for the flow, if that is longer, so that the score gets a head start."""
+    """The same for the flow. Takes effect if it is longer than train.warmup: the score then has a head start."""
     decay: Annotated[float, Must("in [0, 1]", lambda v: 0 <= v <= 1)] = 0.0
     """Last fraction of the run, in which the learning rates fall linearly to 0."""
     ema: Share = 0.999
@@ -117,43 +117,44 @@ class TrainOptions(Checked):
     pretrain: Share = 0.0
     """First fraction of the run, in which the score is trained without the flow."""
     soft_truncation: Amount = 0.0
-    """Exponent k of the law of the random truncation (1.2 is usual); 0 always truncates at ε."""
+    """Exponent k of the density τ⁻ᵏ of the random truncation τ (1.2 is usual); 0 always truncates at ε."""
     terminal: Amount = 0.0
     """Weight of −log p(x_T), with x_T drawn from [data_b], or from a Gaussian with the data's mean and covariance."""
     terminal_noise: Amount = 0.0
-    """Deviation of normal noise that is added to these draws, in model units, where images reach from −1 to 1 (0.1 is
-    usual). A flow learns them so much sooner; a translation to them ends with one step that takes the noise away."""
+    """Standard deviation of normal noise on these draws, in model units, where images reach from −1 to 1 (0.1 is
+    usual). The flow then learns them much sooner; a translation to them ends with a step that removes the noise."""
     initial_noise: Amount = 0.0
-    """Deviation of normal noise on the data of a bridge (train.terminal), in training and validation: where its flow
-    has learned x_T with noise, its score learns such data much sooner. Translations from them begin with the noise,
-    those to them end with a step that takes it away. Samples have it, and the likelihood of clean data is poor."""
+    """Standard deviation of normal noise on the data of a bridge (train.terminal), in training and validation. If its
+    flow has learned x_T with noise, its score learns such data much sooner. Translations from these data begin with the
+    noise; translations to them end with a step that removes it. Samples contain it, and the likelihood of clean data is
+    poor."""
     latent_mean: bool = False
     """Centre the final model's prior on the mean latent (useful for VE); best/ stays as it is."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
-    """Precision of the networks; "auto" is bf16 where the machine is fast in it."""
+    """Precision of the networks; "auto" takes bf16 if this machine computes it fast."""
     threads: Annotated[int, NOT_NEGATIVE, at_most(MOST_PROCESSES)] = 0
-    """Threads of the CPU; 0 is PyTorch's number: OMP_NUM_THREADS, or one for each core. The last bits depend on it. On
-    a machine that others use, 1 is often faster."""
+    """CPU threads; 0 takes PyTorch's number: OMP_NUM_THREADS, or one for each core. Take 1 if other processes use the
+    cores. The number changes the last bits of the result."""
     workers: Annotated[int, NOT_NEGATIVE, at_most(MOST_PROCESSES)] = 0
     """Processes that load data; 0 loads them in the process that trains."""
     log_every: Interval = 50
-    """Steps between two lines of the metrics log; below 1, a share of the run."""
+    """Steps between two lines of the metrics log; a value below 1 is a fraction of the run."""
     validate_every: Interval = 0.05
-    """Steps between two validations; below 1, a share of the run."""
+    """Steps between two validations; a value below 1 is a fraction of the run: 0.1 validates ten times."""
     validate_examples: Count = 1000
-    """Examples of the validation split that a validation uses, at most."""
+    """Largest number of validation examples that a validation uses."""
     checkpoint_every: Interval = 1000
-    """Steps between two checkpoints; below 1, a share of the run."""
+    """Steps between two checkpoints; a value below 1 is a fraction of the run."""
     keep_last: Count = 2
-    """Checkpoints that are kept, each about four times the size of the model; best/ is the averaged model alone."""
+    """Checkpoints to keep; each is about four times the size of the model. best/ has the averaged model alone."""
     max_skipped_steps: Count = 20
     """Steps in a row that may be skipped because a loss or gradient is not finite; then the run stops with an error."""
     final: Literal["last", "best"] = "last"
-    """Which averaged model is the run's in the end: the last one, or that of the best validation."""
+    """Averaged model that the run ends with: the last one, or the one with the best validation."""
     seed: Number = 0
     """Seed of the weights, the batches and the noise."""
     trackers: tuple[str, ...] = ()
-    """Where metrics are also sent: "tensorboard", "wandb", "mlflow", or another that accelerate knows."""
+    """Also send metrics to "tensorboard", "wandb", "mlflow", or another tracker of accelerate."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -179,11 +180,11 @@ class Evaluation(Checked):
     table = "evaluate."
 
     split: Literal["test", "valid", "train"] = "test"
-    """Which examples: test, valid or train."""
+    """Split to evaluate: test, valid or train."""
     examples: Two = 10_000
     """Examples for the NELBO, at most."""
     nll_examples: Number = 1000
-    """How many of these, from the first, for the NLL of the probability-flow ODE; 0 skips the NLL."""
+    """How many of these, from the first, to use for the NLL of the probability-flow ODE; 0 skips the NLL."""
     each: bool = False
     """Solve the NLL of every example to --nll-error. Otherwise all are solved in few steps, and some of them to
     --nll-error, which corrects the mean."""
@@ -193,9 +194,9 @@ class Evaluation(Checked):
     """Draws of noise in the importance-weighted bound of that NLL (IW-NLL; 8 is usual), whose divergence is exact; 0
     skips it. It takes the time of draws × dimensions estimates of the NLL."""
     iw_examples: Two = 100
-    """How many examples, from the first, for the IW-NLL."""
+    """How many examples, from the first, to use for the IW-NLL."""
     ancestral: Number = 0
-    """Also the bound of samples by "--sampler ancestral" in this many steps, of the NELBO's examples; 0 skips it."""
+    """Also bound the likelihood of "--sampler ancestral" with this many steps, on the NELBO's examples; 0 skips it."""
     repeats: Annotated[int, AT_LEAST_2, at_most(MOST_ESTIMATES)] = 2
     """Independent estimates for each example (2 or more), which show the estimator's noise."""
     times: Annotated[int, AT_LEAST_1, at_most(MOST_ESTIMATES)] = 4
@@ -205,7 +206,7 @@ class Evaluation(Checked):
     nll_error: Annotated[float, FINITE] = 1e-3
     """Largest stated error of the ODE solver, bits/dim of an example: those above it are solved again in more steps."""
     steps: Annotated[int, Must("0, or 8 or more", lambda v: v == 0 or v >= 8)] = 0
-    """Steps of the ODE solver, whatever their error, which is printed; 0: as many as nll_error needs, up to 256."""
+    """Steps of the ODE solver; its error is then only printed. 0 takes as many as nll_error needs, up to 256."""
     eps: Amount = 0.0
     """Truncation of bound and ODE, at or above the model's own; 0 is the model's own."""
     batch_size: Count = 250
@@ -232,9 +233,8 @@ class Drawing(Checked):
     n: Annotated[int, AT_LEAST_1, arg(aliases=["-n"])] = 64
     """How many samples."""
     condition: Annotated[str | None, arg(metavar="C"), default("drawn from the training data")] = None
-    """The c of a model of p(x|c): a class by its name, or by its number (from 0) where no name has a digit; or numbers
-    as [0.5,1.2]. "all" draws n of every class, "none" samples p(x), which a model knows that was trained with
-    condition.drop."""
+    """The c of a model of p(x|c): a class by its name, or by its index from 0 unless a class name contains a digit; or
+    numbers as [0.5,1.2]. "all" draws n of every class, "none" samples p(x) of a model trained with condition.drop."""
     guidance: float = 1.0
     """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
     in training."""
@@ -255,7 +255,7 @@ class Drawing(Checked):
     last_denoising: bool = True
     """Leave out the last step, from z at the truncation to the mean of z_0 given it."""
     batch_size: Count = 256
-    """Samples at a time. Other sizes give other samples."""
+    """Samples at a time. A different size gives different samples."""
     seed: int = 0
     """Seed of the noise."""
 
@@ -331,31 +331,33 @@ class TranslationOptions(Checked):
     """How images are translated, and what is written beside the results."""
 
     method: Literal["flow", "sdedit"] = "flow"
-    """Up along the flow of A and down along that of B; or "sdedit": noise up to --strength, which must be below 1, then
-    down along the flow of B, without a model of A, and not invertible."""
+    """With "flow", follow the probability flow of A to noise and that of B back. "sdedit" adds noise up to --strength,
+    which must be below 1, and follows the flow of B back; it needs no model of A and has no inverse."""
     strength: float = 1.0
-    """How far up the diffusion to go, as a share of T; less than 1 keeps more of the source."""
+    """How far to go towards noise, as a fraction of T; below 1, more of the source is kept."""
     stochastic: bool = False
-    """Go up by random noise in place of the probability flow; the results then depend on --seed."""
+    """Add random noise in place of following the probability flow of A; the results then depend on --seed."""
     seed: int = 0
     """Seed of that noise, and of the noise with which a bridge begins."""
     guidance: float = 1.0
-    """Of one class-conditional model: above 1 the way down leads farther away from A, and pictures lose detail; 2 to 4
-    where both sides look much alike. Each evaluation on the way down then costs two."""
+    """For one class-conditional model: above 1, results are farther from A and lose detail. Take 2 to 4 if A and B look
+    alike. Each step from noise to B then costs two evaluations."""
     steps: int = 120
     """Evaluations of the networks: 75 takes less time, and cycles are off by some tenths of a grey level. A bridge that
-    begins with noise takes as many for each of its signs."""
+    begins with noise takes them twice, for +n and −n."""
     tol: Annotated[float | None, default("equal steps")] = None
-    """Take as many steps as an error of this size takes, in deviations of the latent; 1e-4 is usual."""
+    """Take as many steps as an error of this size needs, in standard deviations of the latent; 1e-4 is usual."""
     strip: Annotated[int, Must("0 for none or at least 2 frames", lambda v: v == 0 or v >= 2)] = 0
-    """Also write strips/NAME.png with this many pictures up and as many down; 0 for none."""
+    """Also write strips/NAME.png, with this many pictures on the way to noise and as many on the way back; 0 for
+    none."""
     cycle: bool = False
-    """Also go back to A: cycle/NAME.png, and the largest error of each image, grey levels before and after rounding."""
+    """Also translate back to A: write cycle/NAME.png, and print the largest error of each image in grey levels, before
+    and after rounding."""
     errors: bool = False
-    """Also state the solver's error of each image, its largest difference from that of half as many evaluations (or
-    eight times --tol)."""
+    """Also print an upper estimate of each image's solver error: the largest difference from the result of half as many
+    evaluations (or eight times --tol)."""
     page: bool = False
-    """Also write index.html, a page with the routes of the first images, to look at in a browser."""
+    """Also write index.html, which shows the routes of the first images in a browser."""
     size: Literal["model", "source"] = "model"
     """Size of the results: the model's, or that of what the model saw of the source, which is all of it where data.crop
     is false, else the largest part in the middle with the model's aspect ratio."""

@@ -142,7 +142,7 @@ def load(source: str | Path) -> Tables:
         if not path.is_file():
             below = sorted(str(file.parent) for file in path.parent.glob("*/recipe.toml"))
             hint = f", but in {', '.join(below[:3])}" if below else ""
-            raise FileNotFoundError(f"{source} is no run folder: there is no recipe.toml in it{hint}")
+            raise FileNotFoundError(f"{source} is not a run folder: there is no recipe.toml in it{hint}")
     if not path.is_file():
         near = "" if len(path.parts) > 1 else nearest(str(source), bundled())
         raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{near}")

@@ -162,7 +162,7 @@ def recipe_of(run: Path) -> Recipe:
         runs = [path.parent.as_posix() for path in sorted(Path("runs").glob("*/recipe.toml"))]
         known = [*hub.shipped_names(), *runs]
         near = did_you_mean(run.as_posix(), known) or f"; there are {brief(', '.join(known))}"
-        raise FileNotFoundError(f"{run} is no run folder{near}")
+        raise FileNotFoundError(f"{run} is not a run folder{near}")
     check_no_links(run)
     return recipes.resolve(recipes.load(run))
 
@@ -199,7 +199,7 @@ def run_folder(source: Path) -> Path:
     try:
         hub.fetch(name, FETCHED, folder)
     except (ValueError, OSError) as error:
-        raise type(error)(f"{source} is no run folder; {error}") from error
+        raise type(error)(f"{source} is not a run folder; {error}") from error
     print(f"{folder}: fetched from the hub", file=sys.stderr)
     return folder
 

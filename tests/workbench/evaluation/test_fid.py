@@ -219,9 +219,9 @@ def test_mistakes_are_one_line(run, tmp_path, monkeypatch, capsys):
         assert main(["fid", *map(str, arguments), "--quiet"]) == 2
         return capsys.readouterr().err
 
-    assert "--steps is for samples that are drawn from a run, and digits is no run" in fails("digits", "--steps", 3)
-    assert "--reference must be given for digits, which is no run folder" in fails("digits")
-    assert "--n is for samples that are drawn from a run" in fails("digits", "--reference", "digits", "-n", 300)
+    assert "--steps is for samples drawn from a run, and digits is not a run" in fails("digits", "--steps", 3)
+    assert "--reference must be given for digits, which is not a run folder" in fails("digits")
+    assert "--n is for samples drawn from a run" in fails("digits", "--reference", "digits", "-n", 300)
     assert "n must be at least 20 images" in fails(run, "-n", 19) and not (run / "samples.npz").exists()
     assert "features must be inception or package.module:function" in fails(run, "--features", "incepsion")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
