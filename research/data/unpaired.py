@@ -1,4 +1,4 @@
-"""Folders of drawings that exist in several styles: training images without pairs, and test pairs that none has seen."""
+"""Folders of drawings that exist in several styles: training images without pairs, and test pairs."""
 
 import random
 from collections import Counter
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-TEST = 512  # pairs
+TEST = 200  # pairs
 
 
 def unrepeated(*styles: Sequence[bytes]) -> list[int]:
