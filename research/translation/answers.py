@@ -107,8 +107,15 @@ class Lab:
     out: Path
     records: Path
 
-    def table(self, name: str = "") -> Records:
-        return Records(self.records / f"translation-answers{name}.csv").at(data=self.task.b)
+    @property
+    def table(self) -> Records:
+        """The rows of the task, one for each method and seed."""
+        return Records(self.records / "translation-answers.csv").at(data=self.task.b)
+
+    @property
+    def costs(self) -> Records:
+        """What steps cost; tasks of one A share it, as they share models of A."""
+        return Records(self.records / "translation-answers-costs.csv").at(data=self.task.a)
 
     def recipe(self, kind: str, style: str, seed: int = 0, steps: int = 1000) -> recipes.Recipe:
         """Of a model of one style ("indm" or "linear"), or of a "bridge" from ``style`` to the task's B."""
@@ -124,7 +131,7 @@ class Lab:
         if kind == "linear":
             return self.task.steps
         unit, own = (self.recipe(name, self.task.a) for name in ("linear", kind))
-        cost = self.table("-costs").at(kind=kind).kept(lambda: cost_in_turns(unit, own))["cost"]
+        cost = self.costs.at(kind=kind).kept(lambda: cost_in_turns(unit, own))["cost"]
         return max(1, round(self.task.steps * (2 if kind == "bridge" else 1) / cost))
 
     def trained(self, kind: str, style: str, seed: int) -> Path:
@@ -320,7 +327,7 @@ def study(lab: Lab) -> None:
     exam = exam_of(lab)
     for seed in range(lab.task.seeds):
         for method in METHODS if seed == 0 else TRAINED:
-            row = lab.table().at(method=method, seed=seed).kept(functools.partial(job, lab, exam, method, seed))
+            row = lab.table.at(method=method, seed=seed).kept(functools.partial(job, lab, exam, method, seed))
             marks = (f"{key} {row[key]:.3g}" for key in COLUMNS if key in row)
             print(lab.task.b, seed, METHODS[method], *marks, flush=True)
     picture(lab, exam)
@@ -369,11 +376,8 @@ def family_table(made: Records) -> str:
     found = {}
     for data, method, other in FAMILY:
         here = made.at(data=data)
-        if (
-            len(here.at(method=method).rows()) > 1
-            and here.at(method="linear").rows()
-            and here.at(method="source").rows()
-        ):
+        trainings = [len(here.at(method=name).rows()) for name in (method, "linear")]
+        if min(trainings) == max(trainings) > 1:
             own, baseline = errors(here, method), errors(here, other)
             found[data, method, other] = own, np.broadcast_to(baseline, own.shape)
     rows = [
@@ -406,4 +410,4 @@ def main() -> None:
         task = Task(task.a, task.b, o.seeds or task.seeds, o.steps or task.steps)
         lab = Lab(task, o.folder, o.out / o.data, o.records)
         study(lab)
-        print(table(lab.table()))
+        print(table(lab.table))
