@@ -119,6 +119,7 @@ def drawings(tmp_path):
     return tmp_path / "faces"
 
 
+@pytest.mark.filterwarnings("ignore:the run ended after")
 def test_a_study_goes_on_where_it_stopped(drawings, tmp_path, monkeypatch, capsys):
     small = {"net.channels": 8, "net.multipliers": [1], "net.attention": [], "flow.width": 8, "train.batch_size": 4}
     monkeypatch.setattr(answers, "ALIKE", answers.ALIKE | small)
