@@ -29,8 +29,7 @@ from research.posteriors import boxes, sbibm
 from research.posteriors import study as posteriors
 from research.records import RECORDS, Records
 from research.tables import flow_worth, flows, imputation, laws, outliers, regression, student
-from research.translation import flow_alone, truth
-from research.translation import study as translation
+from research.translation import answers
 from research.verdict import costs, dial, final, search
 
 ROOT = Path(__file__).parents[1]
@@ -64,12 +63,8 @@ SHOWN: dict[str, Callable[..., str]] = {
     "flow_gain-beyond": lambda: flow_gain.beyond_table(of("flow_gain-beyond"), of("flow_gain-chosen")),
     "flow_gain-costs": lambda: flow_gain.cost_table(of("flow_gain-costs")),
     "flow_gain-others": lambda: others.table(of("flow_gain-others"), of("flow_gain-final")),
-    "translation": lambda data: translation.table(of("translation", data=data)),
-    "translation-paired": lambda: translation.paired_table(of("translation")),
-    "translation-truth": lambda data: translation.truth_table(of("translation", data=data)),
-    "translation-longer": lambda: translation.truth_table(of("translation-longer")),
-    "translation-flow_alone": lambda data: flow_alone.table(data, of("flow_alone", data=data)),
-    "translation-known": lambda: truth.table(of("translation-truth")),
+    "answers": lambda data: answers.table(of("translation-answers", data=data)),
+    "answers-family": lambda: answers.family_table(of("translation-answers")),
     "quality": lambda *names: quality.summary(RECORDS, names),
     "peers": lambda *names: peers.table(RECORDS, names),
     "legible": lambda: legible.table(of("legible")),

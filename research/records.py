@@ -6,8 +6,8 @@
     table.at(data="digits").rows()
 
 A cell is JSON, or text as it is; one that is empty has no value. Numbers of single examples, those whose names end in
-``_nats`` or ``_bits``, are in the ``.npz`` beside the file, in single precision, under the text in the column
-``arrays``. Several processes may write into one table.
+``_nats``, ``_bits`` or ``_levels``, are in the ``.npz`` beside the file, in single precision, under the text in the
+column ``arrays``. Several processes may write into one table.
 """
 
 import csv
@@ -26,7 +26,7 @@ from indm.files import atomic
 from indm.workbench.runs.provenance import provenance
 
 RECORDS = Path(__file__).with_name("records")
-ARRAYS, OF_EXAMPLES = "arrays", ("_nats", "_bits")
+ARRAYS, OF_EXAMPLES = "arrays", ("_nats", "_bits", "_levels")
 VERSIONS = ("indm", "torch", "python", "git", "device", "threads")
 Row = dict[str, Any]
 

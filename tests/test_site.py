@@ -127,8 +127,8 @@ UNDOCUMENTED = {
         "indm.workbench.runs.samples": "SAMPLES",
     },
     "trainings of a study, made and continued as those of the trainer": {
+        "indm.workbench.recipes.recipe": "resolve",
         "indm.workbench.runs.devices": "make_accelerator",
-        "indm.workbench.training.checkpoints": "has_state",
     },
     "the look of the workbench's figures": {"indm.workbench.figures.plots": "DATA_COLOUR styled"},
 }

@@ -25,20 +25,18 @@ import indm
 from indm.files import atomic
 from indm.workbench.cli.main import main as command
 from indm.workbench.evaluation.results import read_evaluation
-from indm.workbench.recipes.recipe import Recipe, literal
+from indm.workbench.recipes.recipe import literal
 from indm.workbench.runs.provenance import weights_hash
-from indm.workbench.training.costs import trainer_of
 from indm.workbench.translation.routes import find, open_runs
 from research.budget import family, splines
 from research.budget.design import ALIKE, SEARCH_SEED, STUDIES, TENTH, Job, Planner, Setting, merged, steps_of
 from research.budget.scores import scores
 from research.data import recipe_file
-from research.lab.costs import relative_cost, seconds_a_step
+from research.lab.costs import cost_in_turns
 from research.lab.extractor import general_features
 from research.translation.metrics import against_truth
 
 RECORDS = Path(__file__).parents[1] / "records"
-ROUNDS, STEPS_A_ROUND = 7, 3  # of a cost; the first round warms up, and steps hold a whole cycle of flow_update_every
 SAMPLES, CERTIFIED = 5_000, 256
 WAIT = 5.0  # seconds between two looks at what runs
 
@@ -89,18 +87,6 @@ class Home:
 
     def path(self, folder: str | None) -> Setting:
         return {"data.path": str(self.data / folder)} if folder else {}
-
-
-def cost_in_turns(unit: Recipe, recipe: Recipe) -> dict[str, Any]:
-    """CPU seconds of a step of ``recipe`` over those of ``unit``, step beside step on one thread: median and error."""
-    torch.set_num_threads(1)
-    trainers = [(trainer, trainer.batches()) for trainer in (trainer_of(unit), trainer_of(recipe))]
-    steps = [lambda _, pair=pair: pair[0].train_step(pair[1]) for pair in trainers]
-    rounds = [[seconds_a_step(step, STEPS_A_ROUND) for step in steps] for _ in range(ROUNDS)][1:]
-    return relative_cost([own / of_unit for of_unit, own in rounds]) | {
-        "seconds": round(min(own for _, own in rounds), 4),
-        "parameters": sum(p.numel() for p in trainers[1][0].model.parameters()),
-    }
 
 
 def flags(setting: Setting) -> list[str]:

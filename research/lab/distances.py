@@ -10,20 +10,6 @@ from indm.sampling import Sampler, make_sampler, solve_latent
 from indm.tensors import Batch, double, evaluation_mode
 
 
-def kernel_distance(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> float:
-    """Unbiased squared maximum mean discrepancy of features with the kernel (x·y/k + 1)³; zero in the mean for one law.
-
-    Source: Bińkowski et al. 2018, "Demystifying MMD GANs", §4, https://arxiv.org/abs/1801.01401.
-    """
-    a, b = double(a), double(b)
-
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / x.shape[1] + 1) ** 3
-
-    within = sum((k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (kernel(a, a), kernel(b, b)))
-    return (within - 2 * kernel(a, b).mean()).item()
-
-
 def frechet_distance(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> float:
     r"""Squared Fréchet (Wasserstein-2) distance of the Gaussians with the moments of two sets of features.
 

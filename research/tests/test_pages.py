@@ -8,9 +8,7 @@ import pytest
 
 from research.markdown import ERROR, MARKED, errors_outside, in_table, with_tables, words
 from research.pages import PAGES, ROOT, SHOWN, shown
-from research.records import Records
 from research.tables import flows
-from research.translation import study as translation
 
 STUDIES = [page for page in PAGES if page.is_relative_to(ROOT / "research")]
 
@@ -66,42 +64,10 @@ def test_pictures_of_studies_are_shown_on_a_page():
     assert pictures == set(re.findall(r"\]\([^)]*figures/([^)/]+)\)", pages)) - {"translation-bridge.png"}
 
 
-def test_a_table_has_means_over_trainings_and_the_largest_cycle(tmp_path):
-    made = Records(tmp_path / "translation.csv")
-    one = {"frechet": 3.0, "frechet_standard_error": 0.5, "frechet_floor": 1.0, "nfe": 10, "seconds_per_image": 0.5}
-    for seed, frechet in enumerate((2.0, 4.0)):
-        more = {"frechet": frechet, "cycle_error_max": 0.1 + seed, "cycle_error_median": 0.02, "parameters": 1234}
-        made.at(seed=seed, method="indm").add(one | more)
-    made.at(seed=0, method="copy").add(one | {"nfe": 0})
-    rows = [line.strip("| ").split(" | ") for line in translation.table(made).splitlines()]
-    assert rows[0][:3] == ["method", "trainings", "Fréchet distance to B"]
-    assert rows[2] == ["two INDMs", "2", "3 ± 1", "0.02, 1.1", "1,234", "10"]
-    assert rows[3] == ["copy of the source", "1", "3 ± 0.5", "–", "–", "–"]
-    assert rows[4][2] == "1"
-
-
-def test_an_error_of_images_that_trainings_share_is_added(tmp_path):
-    made = Records(tmp_path / "translation.csv")
-    for seed, frechet in enumerate((2.0, 4.0)):
-        made.at(seed=seed).add({"frechet": frechet, "frechet_standard_error": 3.0})
-    assert translation.columns(made.rows(), ["frechet"]) == [f"3 ± {math.hypot(1, 3):.1g}"]
-    assert translation.columns(made.rows()[:1], ["frechet"]) == ["2 ± 3"]
-    assert translation.columns(made.rows(), ["ssim"]) == ["–"]
-
-
 def test_the_error_of_a_table_of_numbers_is_over_splits_and_rows():
     nats = np.array([[1.0, 3.0], [5.0, 7.0]])
     assert flows.over_splits(nats) == (4.0, pytest.approx(math.hypot(2, nats.std(ddof=1) / 2)))
     assert flows.over_splits(nats[:1]) == (2.0, pytest.approx(1.0))
-
-
-def test_a_table_of_cycles_has_the_steps_across(tmp_path):
-    made = Records(tmp_path / "cycles.csv")
-    error = {"median": 0.1, "largest": 2.0}
-    lines = [{"steps": steps, "nfe": steps, "cycle": error, "distance": error} for steps in translation.STEPS]
-    made.at(data="digits-3-8", method="ddib").add({"cycles": lines})
-    rows = [line.strip("| ").split(" | ") for line in translation.cycle_table(made).splitlines()]
-    assert rows[2] == ["digits-3-8, DDIB (linear)", *["0.1 / 2"] * len(translation.STEPS)]
 
 
 def test_a_sentence_has_a_cell_of_a_table(monkeypatch):
@@ -110,14 +76,3 @@ def test_a_sentence_has_a_cell_of_a_table(monkeypatch):
     assert shown("cell:made:a:x/y_z:d_e") == "−1 ± 2" and shown("cell:made:a:x/w:d") == "3"
     with pytest.raises(ValueError, match="unpack"):
         shown("cell:made:a:x:d")  # two rows
-
-
-def test_flows_are_compared_with_linear_models_in_pairs_of_trainings(tmp_path):
-    made = Records(tmp_path / "translation.csv")
-    for seed, (flow, linear) in enumerate(((2.0, 1.0), (7.0, 4.0))):
-        for method, frechet in (("indm", flow), ("ddib", linear)):
-            made.at(data="digits-3-8", method=method, seed=seed).add({"frechet": frechet})
-    made.at(data="digits-3-8", method="ddib", seed=2).add({"frechet": 100.0})  # without a partner
-    assert translation.paired_table(made).splitlines()[2:] == [
-        "| digits-3-8 | two INDMs − DDIB (linear) | 2 | +2.0 ± 1.0 |"
-    ]

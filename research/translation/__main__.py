@@ -1,3 +1,3 @@
-from research.translation.study import main
+from research.translation.answers import main
 
 main()
