@@ -230,7 +230,7 @@ def published() -> list[Row]:
 
 
 def parts(made: Records) -> str:
-    """AUC of indm, and its lead over others, by the drawing of tables and whether their test rows repeat fitted ones."""
+    """AUC of indm, and its lead over others, by the drawing of tables and whether test rows repeat fitted ones."""
     rows, lines = made.rows(), []
     known = {row["table"]: row["dte_np"] for row in published()}
     copied = {(row["table"], row["drawing"]) for row in rows if row["method"] == "look-up" and row["auc"] > FEW_COPIES}

@@ -119,7 +119,8 @@ def test_means_are_of_complete_seeds_and_differences_of_the_same_tables(tmp_path
     known = {row["table"]: row["ddpm"] for row in outliers.published() if row["table"] in ("wine", "yeast")}
     assert found["published", "DDPM, as published"][1] == f"{np.mean(list(known.values())):.1f}"
     (wine, yeast) = outliers.of_tables(made).splitlines()[2:]
-    assert wine == "| wine | repeated | 60 × 13 | 59 + 10 | 60.0 | – | 50.0 | – | – | 60 | 4 | 1 + 2 |" and "file" in yeast
+    assert wine == "| wine | repeated | 60 × 13 | 59 + 10 | 60.0 | – | 50.0 | – | – | 60 | 4 | 1 + 2 |"
+    assert "file" in yeast
 
 
 def test_a_look_up_knows_only_the_fitted_rows():
