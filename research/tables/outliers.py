@@ -36,6 +36,7 @@ from research.tables.flows import chosen_from
 MOST_ROWS, FEW_ROWS = 50_000, 1_000  # of a table, of the published protocol
 DRAWINGS = ("repeated", "permuted", "file")
 MOST_SCORED = 300  # rows of each class
+FEW_COPIES = 0.55  # AUC of the look-up where a tenth of the normal test rows, and no outlier, are fitted rows
 TOL = 0.5  # nats of a row's density
 PUBLISHED = {"DTE-NP": "dte_np", "nearest neighbours": "knn", "DTE-C": "dte_c", "DDPM": "ddpm", "forest": "iforest"}
 Array = np.ndarray
@@ -135,7 +136,13 @@ def mixture(X: Array, seed: int, seconds: float) -> Fitted:
     return lambda rows: -log_prob(rows), setting
 
 
-METHODS = {"indm": indm, "nearest neighbours": neighbours, "forest": forest, "mixture": mixture}
+def look_up(X: Array, seed: int, seconds: float) -> Fitted:
+    """1 for a row that is not among the fitted ones: a control, which knows nothing but repeats."""
+    fitted = {row.tobytes() for row in X}
+    return lambda rows: np.array([float(row.tobytes() not in fitted) for row in rows]), {}
+
+
+METHODS = {"indm": indm, "nearest neighbours": neighbours, "forest": forest, "mixture": mixture, "look-up": look_up}
 
 
 def judged(score: Array, is_outlier: Array, weight: Array) -> dict[str, float]:
@@ -223,17 +230,20 @@ def published() -> list[Row]:
 
 
 def parts(made: Records) -> str:
-    """AUC of indm, and what it has beyond others, of tables as in the file and of small ones by their drawing."""
+    """AUC of indm, and its lead over others, by the drawing of tables and whether test rows repeat fitted ones."""
     rows, lines = made.rows(), []
     known = {row["table"]: row["dte_np"] for row in published()}
-    for drawing in reversed(DRAWINGS):
-        own = [row for row in rows if row["drawing"] == drawing]
+    copied = {(row["table"], row["drawing"]) for row in rows if row["method"] == "look-up" and row["auc"] > FEW_COPIES}
+    for drawing, repeats in itertools.product(reversed(DRAWINGS), ("no", "yes")):
+        own = [r for r in rows if r["drawing"] == drawing and ((r["table"], drawing) in copied) == (repeats == "yes")]
         ours, *others = (cells(own, method, drawing, "auc") for method in METHODS)
-        on_page = {(seed, name): known[name] for seed, name in ours if drawing != "permuted"}
-        tables, auc, _ = against(ours, ours)
-        lines.append([drawing, tables, auc, *(against(ours, other)[2] for other in (*others, on_page))])
+        if ours:
+            on_page = {(seed, name): known[name] for seed, name in ours if drawing != "permuted"}
+            tables, auc, _ = against(ours, ours)
+            gains = (against(ours, other)[2] for other in (*others, on_page))
+            lines.append([drawing, repeats, tables, auc, *gains])
     rivals = (*list(METHODS)[1:], "DTE-NP, as published")
-    return in_table("rows", "tables", "indm", *(f"− {name}" for name in rivals), rows=lines)
+    return in_table("rows", "repeats", "tables", "indm", *(f"− {name}" for name in rivals), rows=lines)
 
 
 def of_tables(made: Records) -> str:

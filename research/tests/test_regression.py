@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
-from sklearn.model_selection import GridSearchCV
-from sklearn.neighbors import KernelDensity
 
 from research.records import Records
 from research.tables import regression
@@ -67,33 +65,55 @@ def test_a_command_makes_each_row_once_and_goes_on(data, capsys):
     made = Records(data / "regression.csv")
     rows = {row["method"]: row for row in made.rows()}
     assert rows.keys() == {"mc-dropout", "indm-cells", "linear"} and rows["mc-dropout"]["log_p"] == -1.5
+    assert sum(rows["linear"]["pit"]) == 30 and "crps" not in rows["indm-cells"]
     assert rows["linear"]["cell_log_p"] - 0.25 < rows["indm-cells"]["log_p"] < 0 and rows["linear"]["above"] == 0
     before = made.path.read_bytes()
     regression.main(run)
     assert made.path.read_bytes() == before
 
 
-def test_a_kernel_density_has_the_width_that_cross_validation_of_scikit_learn_chooses():
-    draws = np.random.default_rng(0).normal(size=(20, 3)) * [0.1, 1.0, 30.0]
-    y = np.array([0.05, 2.0, -10.0])
-    for i, found in enumerate(regression.kernel_log_prob(draws, y)):
-        widths = {"bandwidth": draws[:, i].std() * np.logspace(-3, 3, 10)}
-        chosen = GridSearchCV(KernelDensity(), widths, cv=3).fit(draws[:, [i]]).best_estimator_
-        assert found == pytest.approx(chosen.score_samples([[y[i]]])[0])
+def test_crps_is_that_of_a_normal_law_and_ranks_are_its_distribution_function():
+    y, draws = np.array([-1.5, 0.2, 3.0]), 0.3 + 0.7 * np.random.default_rng(0).normal(size=(40_000, 3))
+    z = (y - 0.3) / 0.7
+    exact = 0.7 * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi))  # Gneiting & Raftery 2007
+    np.testing.assert_allclose(regression.crps(draws, y), exact, atol=0.01)
+    few = [regression.crps(part, y) for part in draws.reshape(-1, 4, 3)]  # four draws are without bias, too
+    np.testing.assert_allclose(np.mean(few, axis=0), exact, atol=0.01)
+    np.testing.assert_allclose(regression.ranks(draws, y, 0), norm.cdf(z), atol=0.01)
 
 
-def test_gains_are_those_of_splits_that_both_methods_have(tmp_path):
+def test_right_laws_cover_nine_of_ten_rows_and_have_even_ranks():
+    draws = np.random.default_rng(0).normal(size=(100, 5_000)).round(1)  # ties are broken at random
+    found = regression.judged(draws[1:], draws[0], 0)
+    assert found["covered"] == pytest.approx(0.9, abs=0.015) and found["rmse"] == pytest.approx(1, abs=0.03)
+    assert sum(found["pit"]) == 5_000 and np.ptp(found["pit"]) < 0.3 * 500
+    assert np.ptp(regression.ranks(np.zeros((1, 1000)), np.ones(1000), 0)) == pytest.approx(0.5, abs=0.01)
+    narrow = regression.judged(0.5 * draws[1:], draws[0], 0)
+    assert narrow["covered"] < 0.7 and narrow["pit"][0] > 2 * narrow["pit"][4]
+
+
+def test_a_gaussian_process_finds_a_curve_and_its_noise():
+    numbers = np.random.default_rng(0)
+    X, noise = numbers.uniform(-3, 3, (250, 2)), 0.3 * numbers.normal(size=250)
+    curve = 5 * np.sin(X[:, 0]) + X[:, 1]
+    fitted = regression.gaussian_process(X[:200], (curve + noise)[:200], 0, 1.0, 1.0)
+    truth = norm.logpdf(noise[200:], 0, 0.3).mean()
+    assert fitted.log_prob(X[200:], (curve + noise)[200:]).mean() == pytest.approx(truth, abs=0.1)
+    assert fitted.drawn(X[200:]).mean(0) == pytest.approx(curve[200:], abs=0.4)
+
+
+def test_laws_are_beside_indm_by_pairs_of_splits(tmp_path):
     made = Records(tmp_path / "regression.csv")
     for split in range(3):
-        cell = made.at(table="yacht", split=split)
-        cell.at(method="indm").add({"rows": [277, 6], "above": 0.5, "fit_cpu_seconds": 9.0, "log_p": float(split)})
-        cell.at(method="mc-dropout").add({"log_p": 0.0})
-        cell.at(method="linear").add({"log_p": split - 1.0})
-        if split < 2:
-            cell.at(method="ngboost").add({"log_p": split + 0.25 - 0.5 * split})
-    header, _, line = [[cell.strip() for cell in row.split("|")[1:-1]] for row in regression.summary(made).splitlines()]
-    row = dict(zip(header, line, strict=True))
-    assert row["splits"] == "3" and row["indm"] == "1.00 ± 0.58" and row["indm − linear"] == "+1.00 ± 0.00"
-    assert row["indm − ngboost"] == "+0.00 ± 0.25 (2)" and row["ngboost"] == "0.50 ± 0.25 (2)"
-    assert row["indm − treeffuser"] == "–" and row["level or best"] == "yes" and row["above the grid"] == "50%"
-    assert regression.is_level(np.array([-1.0, 0.9])) and not regression.is_level(np.array([-1.0, -0.9]))
+        for method, more in {"indm": 0.0, "ngboost": 1.0}.items():
+            found = {"log_p": split - more, "rmse": 2.0, "crps": more + 0.5, "covered": 0.9, "pit": [split, *[1] * 9]}
+            if method == "indm" or split:
+                made.at(table="wine", split=split, method=method).add(found)
+    made.at(table="wine", split=1, method="mc-dropout").add({"log_p": 3.0})
+    lines = [[cell.strip() for cell in row.split("|")[1:-1]] for row in regression.summary(made).splitlines()]
+    titles, _, ours, dropout, theirs, paper = lines
+    row = dict(zip(titles, theirs, strict=True))
+    assert ours[1:7] == ["indm", "3", "1 ± 0.58", "2 ± 0", "0.5 ± 0", "0.9 ± 0"]
+    assert row["splits"] == "2" and row["log p"] == "0.5 ± 0.5" and row["log p − indm's"] == "-1 ± 0"
+    assert row["CRPS − indm's"] == "+1 ± 0" and row["rows by tenths of F(y), %"] == "14" + 9 * " 10"
+    assert dropout[3:5] == ["3", "–"] and "+2" in dropout and paper[1:5] == ["its paper", "20", "-0.91", "0.63"]
