@@ -2,9 +2,10 @@
 
 indm train two-spirals --flow coupling --flow.depth 6 --flow.width 64 --train.flow_lr 3e-3 --train.flow_update_every 1 \
   --train.batch_size 512 --train.steps 3000 --train.seconds inf --out runs/idea
-indm train checkerboard && indm evaluate runs/checkerboard
+indm train eight-gaussians --train.steps 4000 --train.seconds inf
+indm evaluate runs/eight-gaussians --examples 5000 --nll-examples 5000
 python -m research.idea_figure runs/idea --out docs/figures/idea.png
-python -m research.idea_figure runs/idea --density runs/checkerboard --out docs/figures/first.png
+python -m research.idea_figure runs/idea --density runs/eight-gaussians --out docs/figures/first.png
 """
 
 import argparse
@@ -22,7 +23,7 @@ from indm.workbench.evaluation.results import read_evaluation
 from indm.workbench.figures.plots import DATA_COLOUR, save_figure, styled
 from indm.workbench.runs.folder import open_run
 
-POINTS, CIRCLES, RADIUS, SIDE = 2000, 50, 0.1, 120
+POINTS, CIRCLES, RADIUS, SIDE, REACH, DRAWS = 2000, 50, 0.1, 100, 1.5, 4
 TIMES = (0.0, 0.05, 0.2, 1.0)
 
 
@@ -77,33 +78,35 @@ def idea(run: Path, out: Path) -> None:
 
 @styled
 @torch.no_grad()
-def first(spirals: Path, checkerboard: Path, out: Path) -> None:
-    """Data with noise that follows them and their latent; a checkerboard and the density of an evaluated model."""
+def first(spirals: Path, gaussians: Path, out: Path) -> None:
+    """Data with noise that follows them and their latent; data of known entropy and the density of a model of them."""
     model, x, chosen, circles, curves = noise_of(spirals)
     figure = Figure(figsize=(10, 2.5))
     data, latent, truth, learned = figure.subplots(1, 4)
     radius = x.norm(dim=1)[chosen]
     for axes, points, noise, reach, title in (
-        (data, x, curves, 1.5, "data, and noise that follows them"),
-        (latent, model.flow.latent(x), circles, 3.0, "latent: the same noise is round"),
+        (data, x, curves, 1.5, "data x,\nnoise follows them"),
+        (latent, model.flow.latent(x), circles, 3.0, "latent z = h(x),\nthe same noise is round"),
     ):
         around(axes, points, noise, radius)
         within(axes, reach)
         axes.set_title(title)
-    model, recipe = open_run(checkerboard)
+    model, recipe = open_run(gaussians)
     law = load_data(**recipe["data"])
     truth.plot(*stack(law.test, POINTS).T.numpy(), ".", color=DATA_COLOUR, markersize=1)
-    truth.set_title(f"data of entropy {law.entropy:.3f} nats")
-    side = torch.linspace(-1.2, 1.2, SIDE)
+    truth.set_title(f"data,\nentropy {law.entropy:.3f} nats")
+    side = torch.linspace(-REACH, REACH, SIDE)
     points, log_q = model.from_data(torch.cartesian_prod(side, side))
-    log_p = -log_likelihood(model, points, log_q=log_q).nats().reshape(SIDE, SIDE)
-    learned.pcolormesh(side, side, log_p.exp().T.numpy(), vmin=0)
-    nll = read_evaluation(checkerboard)["nll"]["with_reconstruction"]
-    learned.set_title(f"its model: −log p is {nll['nats']:.3f} ± {nll['nats_standard_error']:.3f} nats")
+    draws = [-log_likelihood(model, points, log_q=log_q, steps=48).nats() for _ in range(DRAWS)]
+    density = torch.stack(draws).exp().mean(0).reshape(SIDE, SIDE)
+    learned.pcolormesh(side, side, density.T.numpy(), vmin=0)
+    nll = read_evaluation(gaussians)["nll"]["with_reconstruction"]
+    learned.set_title(f"its model,\n−log p = {nll['nats']:.3f} ± {nll['nats_standard_error']:.3f} nats")
     for axes in (truth, learned):
-        within(axes, 1.2)
+        within(axes, REACH)
     for axes in (data, latent, truth, learned):
         axes.set(xticks=(), yticks=())
+        axes.spines[:].set_visible(False)
     save_figure(figure, out)
 
 
@@ -111,7 +114,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--density", type=Path, help="an evaluated run of the checkerboard: draw README's picture")
+    parser.add_argument(
+        "--density", type=Path, help="an evaluated run, of data of known entropy: draw README's picture"
+    )
     o = parser.parse_args()
     first(o.run, o.density, o.out) if o.density else idea(o.run, o.out)
 
