@@ -79,7 +79,7 @@ def test_a_tutorial_runs_and_its_outputs_are_kept(tutorials, short, name):
     )
 
 
-@pytest.mark.parametrize("name", ["diffusion"])
+@pytest.mark.parametrize("name", ["classes", "diffusion"])
 def test_a_tutorial_begins_with_the_picture_of_its_end_and_its_time(tutorials, name):
     kept = tutorials.read(name)
     first, shown = kept.cells[0], kept.cells[0].attachments
@@ -115,6 +115,7 @@ def check_images(text):
 
 def check_classes(text):
     assert number("accuracy", text) > 0.8
+    assert 1.5 < number("information gain", text) < number("at most log 10 =", text)
 
 
 def check_translation(text):
