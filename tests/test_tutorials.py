@@ -79,7 +79,7 @@ def test_a_tutorial_runs_and_its_outputs_are_kept(tutorials, short, name):
     )
 
 
-@pytest.mark.parametrize("name", ["density", "classes", "diffusion"])
+@pytest.mark.parametrize("name", ["density", "tables", "images", "classes", "translation", "diffusion"])
 def test_a_tutorial_begins_with_the_picture_of_its_end_and_its_time(tutorials, name):
     kept = tutorials.read(name)
     first, shown = kept.cells[0], kept.cells[0].attachments
