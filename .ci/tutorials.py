@@ -32,8 +32,16 @@ def execute(notebooks: Sequence[nbformat.NotebookNode]) -> None:
                 output.get("data", {}).pop("image/jpeg", None)  # of what is a PNG, too
 
 
+def show_end(notebook: nbformat.NotebookNode) -> None:
+    """The first cell shows, as its attachment end.png, the picture that the cell with the tag "end" made."""
+    (end,) = (cell for cell in notebook.cells if "end" in cell.metadata.get("tags", ()))
+    (picture,) = (output.data["image/png"] for output in end.outputs if "image/png" in output.get("data", {}))
+    notebook.cells[0].attachments = {"end.png": {"image/png": picture}}
+
+
 if __name__ == "__main__":
     for name in sys.argv[1:] or NAMES:
         notebook = read(name)
         execute([notebook])
+        show_end(notebook)
         nbformat.write(notebook, FOLDER / f"{name}.ipynb")
