@@ -234,10 +234,18 @@ def picture(raw: Tensor, c: Tensor | None, data: Data, path: Path) -> None:
     sheets.save_classes(rows, levels, data.classes, path)
 
 
+def banner(run: Path, out: Path, each: int = 3) -> None:
+    """The first samples of each class, a column for each, at the guidance of the recipe."""
+    (raw, c), levels = drawn(run, recipe_of(run).sample.guidance), indm.INDM.load(run).scaling.levels
+    count = len(recipe_of(run).labels)
+    columns = torch.stack([raw[c == number][:each] for number in range(count)], 1)
+    plots.save_pixels(sheets.grid(columns.flatten(0, 1), int(levels or 0), columns=count, factor=2), out)
+
+
 def in_few_colours(path: Path) -> None:
     """Write a picture again, in 256 colours, as the package is to stay small."""
     with Image.open(path) as full:
-        full.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+        full.convert("RGB").quantize(256, kmeans=3, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def ship(finished: Path, extractors: Path, home: Path = hub.SHIPPED, folder_of_unseen: Path | None = None) -> Path:
@@ -293,7 +301,10 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="the folder of a finished run")
     parser.add_argument("--extractors", type=Path, default=Path("runs/extractors"), help="folder of classifiers")
     parser.add_argument("--unseen", type=Path, help="folder of images to compare samples with; test images by default")
+    parser.add_argument("--banner", type=Path, help="draw samples of each class side by side into this file instead")
     o = parser.parse_args()
+    if o.banner:
+        return banner(rounded(o.run), o.banner)
     print(ship(o.run, o.extractors, folder_of_unseen=o.unseen))
 
 
