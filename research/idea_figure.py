@@ -23,7 +23,7 @@ from indm.workbench.evaluation.results import read_evaluation
 from indm.workbench.figures.plots import DATA_COLOUR, save_figure, styled
 from indm.workbench.runs.folder import open_run
 
-POINTS, CIRCLES, RADIUS, SIDE, REACH, DRAWS = 2000, 50, 0.1, 100, 1.5, 4
+POINTS, CIRCLES, RADIUS, SIDE, REACH, DRAWS = 2000, 50, 0.1, 80, 1.5, 4
 TIMES = (0.0, 0.05, 0.2, 1.0)
 
 
@@ -85,8 +85,8 @@ def first(spirals: Path, gaussians: Path, out: Path) -> None:
     data, latent, truth, learned = figure.subplots(1, 4)
     radius = x.norm(dim=1)[chosen]
     for axes, points, noise, reach, title in (
-        (data, x, curves, 1.5, "data x,\nnoise follows them"),
-        (latent, model.flow.latent(x), circles, 3.0, "latent z = h(x),\nthe same noise is round"),
+        (data, x, curves, 1.5, "data x: noise\nfollows the arms"),
+        (latent, model.flow.latent(x), circles, 3.0, "latent z: noise\nis round"),
     ):
         around(axes, points, noise, radius)
         within(axes, reach)
@@ -94,14 +94,14 @@ def first(spirals: Path, gaussians: Path, out: Path) -> None:
     model, recipe = open_run(gaussians)
     law = load_data(**recipe["data"])
     truth.plot(*stack(law.test, POINTS).T.numpy(), ".", color=DATA_COLOUR, markersize=1)
-    truth.set_title(f"data,\nentropy {law.entropy:.3f} nats")
+    truth.set_title(f"data, entropy\n{law.entropy:.3f} nats")
     side = torch.linspace(-REACH, REACH, SIDE)
     points, log_q = model.from_data(torch.cartesian_prod(side, side))
     draws = [-log_likelihood(model, points, log_q=log_q, steps=48).nats() for _ in range(DRAWS)]
     density = torch.stack(draws).exp().mean(0).reshape(SIDE, SIDE)
-    learned.pcolormesh(side, side, density.T.numpy(), vmin=0)
+    learned.pcolormesh(side, side, density.T.numpy(), vmin=0, vmax=density.quantile(0.995))
     nll = read_evaluation(gaussians)["nll"]["with_reconstruction"]
-    learned.set_title(f"its model,\n−log p = {nll['nats']:.3f} ± {nll['nats_standard_error']:.3f} nats")
+    learned.set_title(f"model, −log p\n{nll['nats']:.3f} ± {nll['nats_standard_error']:.3f}")
     for axes in (truth, learned):
         within(axes, REACH)
     for axes in (data, latent, truth, learned):

@@ -73,7 +73,7 @@ def test_the_readme_of_the_package_index_has_the_address_where_there_is_one(tmp_
         return
     links = re.findall(r"(!?)\[[^\]]*\]\(([^)]*)\)", text)
     assert len(links) == len(re.findall(r"\]\(", source)) and all(link.startswith("https://") for _, link in links)
-    assert ("!", "https://example.org/a/indm/raw/HEAD/indm/pretrained/fashion-mnist-pretrained/samples.png") in links
+    assert ("!", "https://example.org/a/indm/raw/HEAD/docs/figures/fruits.png") in links
     assert ("", "https://example.org/a/indm/blob/HEAD/docs/images.md") in links
 
 
