@@ -99,7 +99,7 @@ def first(spirals: Path, gaussians: Path, out: Path) -> None:
     points, log_q = model.from_data(torch.cartesian_prod(side, side))
     draws = [-log_likelihood(model, points, log_q=log_q, steps=48).nats() for _ in range(DRAWS)]
     density = torch.stack(draws).exp().mean(0).reshape(SIDE, SIDE)
-    learned.pcolormesh(side, side, density.T.numpy(), vmin=0, vmax=density.quantile(0.995))
+    learned.pcolormesh(side, side, density.T.numpy(), vmin=0, vmax=density.quantile(0.995).item())
     nll = read_evaluation(gaussians)["nll"]["with_reconstruction"]
     learned.set_title(f"model, −log p\n{nll['nats']:.3f} ± {nll['nats_standard_error']:.3f}")
     for axes in (truth, learned):
