@@ -81,7 +81,7 @@ MODELS = {
     "fruits": Origin(
         "indm train research/data/recipes/fruits.toml --data.path FOLDER --train.steps 12500",
         "Fruits-360 by H. Muresan and M. Oltean, MIT: frames of 55 films of single fruits, in 20 classes.",
-        "frames between the training ones, of the six classes that have some,",
+        "frames between training frames (six classes)",
     ),
 }
 
