@@ -94,7 +94,6 @@ SHOWN: dict[str, Callable[..., str]] = {
     "posteriors-boxes": lambda: boxes.markdown(of("posteriors-boxes")),
     "posteriors": lambda: posteriors.markdown(of("posteriors")),
     "sbibm": lambda: sbibm.markdown(of("sbibm", simulations=10_000, draws=10_000)),
-    "sbibm-others": lambda: sbibm.others(of("sbibm", simulations=10_000, draws=10_000)),
     "gallery": pretrained.gallery,
     "conditional": lambda: conditional.summary(of("conditional")),
     "cell": lambda *arguments: cell(*arguments),

@@ -188,15 +188,6 @@ def markdown(table: Records) -> str:
     return in_table("task", *columns, rows=lines)
 
 
-def others(table: Records) -> str:
-    """The C2ST of all methods on the tasks on which flow matching or score models of sbi were trained."""
-    tasks = [name for name in PUBLISHED if any(table.at(task=name, method=kind).rows() for kind in ("fmpe", "npse"))]
-    lines = [
-        [name, *(summary(table.at(task=name, method=kind).rows(), "c2st", 3) for kind in METHODS)] for name in tasks
-    ]
-    return in_table("task", *METHODS, rows=lines)
-
-
 def calibrated(name: str, o: argparse.Namespace) -> str:
     """Draw the calibration of a posterior of a task whose prior is a box, on pairs that were not fitted."""
     task = task_of(name)
