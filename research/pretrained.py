@@ -47,6 +47,7 @@ from research.markdown import in_table, with_error
 LICENSE, END = "apache-2.0", "-pretrained"
 NUMBERS = "numbers.json"  # of a shipped model, for the gallery
 NEIGHBOURS = "neighbours.png"
+TEST = "test images"
 EVALUATED, SOLVED = 2000, 100  # test images for the NELBO and for the NLL, at most
 DRAWN, COLUMNS = 1000, 8  # samples; of a row of a picture
 REFERENCE = 5000  # training images, at most, from which the distances of classified samples are
@@ -61,12 +62,12 @@ class Origin:
     Args:
         command: that trains it.
         data: what it was trained on, by whom, and under which licence.
-        unseen: what the images are called whose nearest training images measure those of samples.
+        unseen: what the images of ``--unseen`` are called.
     """
 
     command: str
     data: str
-    unseen: str = "test images"
+    unseen: str = TEST
 
 
 MODELS = {
@@ -182,10 +183,10 @@ def agreement(raw: Tensor, c: Tensor, extractor: Extractor, reference: fid.Image
 
 
 @torch.no_grad()
-def classes(run: Path, data: Data, unseen: Mapping[str, tuple[Tensor, Tensor]], extractor: Extractor) -> dict[str, Any]:
-    """:func:`agreement` of unseen images of known classes and of samples at each guidance."""
+def classes(run: Path, data: Data, known: Mapping[str, tuple[Tensor, Tensor]], extractor: Extractor) -> dict[str, Any]:
+    """:func:`agreement` of images whose classes are ``known``, and of samples at each guidance."""
     reference = fid.Images(stack(data.train, REFERENCE), int(data.scaling.levels or 0), {})
-    rows = {name: agreement(*images, extractor, reference) for name, images in unseen.items()}
+    rows = {name: agreement(*images, extractor, reference) for name, images in known.items()}
     for guidance in GUIDANCE:
         raw, c = drawn(run, guidance)
         rows[f"samples, w = {guidance:g}"] = agreement(raw, c, extractor, reference)
@@ -214,12 +215,20 @@ images; the distance is not an FID.
 # ── Samples and what ships ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def drawn(run: Path, guidance: float) -> tuple[Tensor, Tensor | None]:
-    """Samples and their classes; those of a model without classes have None."""
-    out = run if guidance == recipe_of(run).sample.guidance else run / f"guidance-{guidance:g}"
-    raw, _, _ = draw(run, Drawing(n=DRAWN, guidance=guidance), out)
-    c = torch.from_numpy(untrusted.array(out / SAMPLES, "c")) if recipe_of(run).labels else None
+def drawn(run: Path, guidance: float | None = None) -> tuple[Tensor, Tensor | None]:
+    """Samples, by default at the guidance of the recipe, and their classes; those of a model without classes have
+    None."""
+    recipe = recipe_of(run)
+    own = guidance in (None, recipe.sample.guidance)
+    out = run if own else run / f"guidance-{guidance:g}"
+    raw, _, _ = draw(run, Drawing(n=DRAWN, guidance=recipe.sample.guidance if own else guidance), out)
+    c = torch.from_numpy(untrusted.array(out / SAMPLES, "c")) if recipe.labels else None
     return raw, c
+
+
+def of_each(raw: Tensor, c: Tensor, classes: int, count: int) -> Tensor:
+    """The first ``count`` samples of each class, (classes, count, C, H, W)."""
+    return torch.stack([raw[c == number][:count] for number in range(classes)])
 
 
 def picture(raw: Tensor, c: Tensor | None, data: Data, path: Path) -> None:
@@ -228,16 +237,15 @@ def picture(raw: Tensor, c: Tensor | None, data: Data, path: Path) -> None:
     if c is None:
         return sheets.save_grid(raw[: 4 * COLUMNS], levels, path, COLUMNS)
     count = min(COLUMNS, int(c.bincount(minlength=len(data.classes)).min()))
-    rows = torch.cat([raw[c == number][:count] for number in range(len(data.classes))])
-    sheets.save_classes(rows, levels, data.classes, path)
+    rows = of_each(raw, c, len(data.classes), count)
+    sheets.save_classes(rows.flatten(0, 1), levels, data.classes, path)
 
 
 def banner(run: Path, out: Path, each: int = 3) -> None:
     """The first samples of each class, a column for each, at the guidance of the recipe."""
-    (raw, c), levels = drawn(run, recipe_of(run).sample.guidance), indm.INDM.load(run).scaling.levels
-    count = len(recipe_of(run).labels)
-    columns = torch.stack([raw[c == number][:each] for number in range(count)], 1)
-    plots.save_pixels(sheets.grid(columns.flatten(0, 1), int(levels or 0), columns=count, factor=2), out)
+    (raw, c), levels, count = drawn(run), indm.INDM.load(run).scaling.levels, len(recipe_of(run).labels)
+    rows = of_each(raw, c, count, each).transpose(0, 1)
+    plots.save_pixels(sheets.grid(rows.flatten(0, 1), int(levels or 0), columns=count, factor=2), out)
 
 
 def in_few_colours(path: Path) -> None:
@@ -257,17 +265,17 @@ def ship(finished: Path, extractors: Path, home: Path = hub.SHIPPED, folder_of_u
         raise ValueError(f"the folder of the run must be called {', '.join(MODELS)}, got {finished.name}")
     run = rounded(finished)
     result, data = evaluated(run), data_of(run, indm.INDM.load(run))
-    (others, of), (raw, c) = unseen(data, folder_of_unseen), drawn(run, recipe_of(run).sample.guidance)
+    (others, of), (raw, c) = unseen(data, folder_of_unseen), drawn(run)
+    name = origin.unseen if folder_of_unseen else TEST
     compared = raw if c is None else raw[torch.isin(c, of)]
     numbers: dict[str, Any] = {"copies": check_of_copies(compared, data, others, run / NEIGHBOURS)}
     sections = [f"Made by `{origin.command}`.", f"## Licence of the data\n\n{origin.data}"]
     picture(raw, c, data, run / card.PICTURE)
     if c is not None:
         extractor = load_or_train(extractors / f"{data.name}-{'x'.join(map(str, data.shape))}", data)
-        rows = {"test images": unseen(data, None)} | ({origin.unseen: (others, of)} if folder_of_unseen else {})
-        numbers["classes"] = classes(run, data, rows, extractor)
+        numbers["classes"] = classes(run, data, {TEST: unseen(data, None), name: (others, of)}, extractor)
         sections.append(about_classes(numbers["classes"]))
-    sections.append(about_copies(numbers["copies"], origin.unseen))
+    sections.append(about_copies(numbers["copies"], name))
     folder = home / f"{finished.name}{END}"
     card.write(run, folder, folder.name, LICENSE, sections)
     shutil.copyfile(run / NEIGHBOURS, folder / NEIGHBOURS)

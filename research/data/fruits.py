@@ -96,8 +96,9 @@ def thinned(frames: Sequence[Path], most: int) -> list[Path]:
 
 
 def left_out(frames: Sequence[Path], most: int) -> list[Path]:
-    """What :func:`thinned` leaves out, thinned to the same."""
-    return thinned(sorted({*frames} - {*thinned(frames, most)}, key=_turn), most)
+    """Of the frames that :func:`thinned` leaves out at most ``most``, equally far apart."""
+    used = {*thinned(frames, most)}
+    return thinned([frame for frame in frames if frame not in used], most)
 
 
 def shrink(source: Path, out: Path) -> None:

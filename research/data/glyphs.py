@@ -25,7 +25,7 @@ SIDE, BASELINE = 24, 21  # pixels; in these fonts a square character ends 0.12 o
 
 
 def code_points(font: Path) -> set[int]:
-    """What the first font in a file has characters for.
+    """The characters that the first font in a file has, as code points.
 
     Raises:
         ValueError: the file is missing.

@@ -222,7 +222,9 @@ def main(arguments: list[str]) -> None:
     threadpool_limits(1)
     warnings.simplefilter("ignore")
     if o.calibrate:
-        return print(*(calibrated(name, o) for name in o.tasks), sep="\n\n")
+        for name in o.tasks:
+            print(calibrated(name, o))
+        return
     table = Records(o.home / "sbibm.csv").at(simulations=o.simulations, draws=o.draws, observations=o.observations)
     for seed, name, method in itertools.product(o.seeds, o.tasks, o.methods):
         study.record(table.at(task=name, seed=seed, method=method), lambda c=(name, seed, method): trained(*c, o))

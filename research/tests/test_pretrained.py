@@ -176,7 +176,7 @@ def test_a_run_without_a_licence_does_not_ship(run, tmp_path):
 def test_a_card_names_the_command_and_the_licence_of_the_data(name):
     text = (hub.shipped(name) / "README.md").read_text("utf-8")
     origin = pretrained.MODELS[name.removesuffix(pretrained.END)]
-    (command,) = re.findall(r"^(?:- m|M)ade by:? `(.+)`\.?$", text, re.MULTILINE)
+    (command,) = re.findall(r"^Made by `(.+)`\.$", text, re.MULTILINE)
     assert command == origin.command and origin.data in text
     near = json.loads((hub.shipped(name) / pretrained.NUMBERS).read_text("utf-8"))["copies"]["near"]
     assert near <= copies.MOST and f"{100 * near:.1f} % of" in text
