@@ -30,7 +30,7 @@ from research.posteriors import study as posteriors
 from research.records import RECORDS, Records
 from research.tables import flow_worth, flows, imputation, laws, outliers, regression, student
 from research.translation import answers
-from research.verdict import costs, dial, final, search
+from research.verdict import costs, dial, final, results, search
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT / "research", ROOT / "docs")
@@ -99,6 +99,10 @@ SHOWN: dict[str, Callable[..., str]] = {
     "cell": lambda *arguments: cell(*arguments),
     "verdict-search": lambda: search.markdown(of("verdict-search")),
     "verdict-final": lambda: final.markdown(of("verdict-final")),
+    "verdict-family": lambda: results.family_table(of("verdict-final")),
+    "verdict-measures": lambda data: results.measure_table(of("verdict-final"), data),
+    "verdict-parts": lambda data: results.level_table(of("verdict-final"), data),
+    "verdict-curve": lambda data: results.curve_table(of("verdict-final"), data),
     "verdict-levels": lambda: final.level_table(of("verdict-search")),
     "verdict-costs": lambda data: costs.markdown(of("verdict-costs", data=data)),
     "verdict-dial": lambda name: dial.markdown(of("verdict-dial"), name),

@@ -6,6 +6,8 @@
     python -m research.verdict final --root ROOT --models FOLDER    # trainings and measures that have no row yet; it
                                                                     # begins with costs, while nothing else runs
 
+    python -m research.verdict figure   # of the described measures
+
 ``DATA`` is cifar10-16 or clothes-16; ``ROOT`` is the folder of ``cifar10.npz``. The tables are in research/records. A
 final training keeps its model in ``FOLDER``, and is measured again, not trained again, where it was stopped between.
 """
@@ -17,7 +19,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from research.verdict import final, search
+from research.verdict import final, results, search
 from research.verdict.costs import measure
 from research.verdict.images import load
 from research.verdict.variants import FAMILIES, Variant
@@ -32,12 +34,15 @@ def of_search() -> list[Variant]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m research.verdict")
-    parser.add_argument("command", choices=["costs", "search", "final"])
+    parser.add_argument("command", choices=["costs", "search", "final", "figure"])
     parser.add_argument("--data", default="cifar10-16")
     parser.add_argument("--root", type=Path, default=None)
     parser.add_argument("--models", type=Path, default=Path("runs/verdict"))
     parser.add_argument("--jobs", type=int, default=1)
     asked = parser.parse_args()
+    if asked.command == "figure":
+        results.figure()
+        return
     if asked.command == "costs":
         measure(asked.data, load(asked.data, asked.root), of_search())
     if asked.command == "final":

@@ -12,6 +12,7 @@ from research.markdown import in_table
 from research.records import RECORDS, Records, made_by
 from research.verdict.costs import costs
 from research.verdict.images import Images, load
+from research.verdict.measures import bound as bound_of_test
 from research.verdict.measures import measure
 from research.verdict.search import bound
 from research.verdict.training import FALL, steps_of, train
@@ -19,6 +20,7 @@ from research.verdict.variants import Variant
 
 TABLE = Records(RECORDS / "verdict-final.csv")
 BUDGET = 6_000  # steps of linear diffusion, some 15 minutes of a core
+DESCRIBED = (1, 2, 3)  # seeds with all measures; the others have the bound alone
 SEEDS, STUDIES = (1, 2, 3, 4, 5), ("cifar10-16", "clothes-16")
 CURVE, CURVE_IMAGES = 600, 500  # every so many steps while the rate is constant; validation images
 FAMILY = tuple((data, "indm", other) for data in STUDIES for other in ("linear", "spline"))  # Holm has these four
@@ -66,7 +68,11 @@ def run(job: Job, root: Path | None, models: Path) -> None:
         torch.save(trained(job, images), place)
     model, row = torch.load(place, weights_only=False)
     labels = images.classes["train"], images.classes["test"]
-    measured, nats = measure(model, images.train, images.test, labels, job.seed)
+    if job.seed in DESCRIBED:
+        measured, nats = measure(model, images.train, images.test, labels, job.seed)
+    else:
+        report, nats = bound_of_test(model, images.test, job.seed)
+        measured = {"bound": report}
     job.table.add(row | measured | {name: values.tolist() for name, values in nats.items()})
 
 
@@ -98,8 +104,8 @@ def markdown(table: Records) -> str:
     """The trainings so far: the bound of validation and test images, and what NELBO − NLL of the test images is."""
     rows = []
     for row in sorted(table.rows(), key=lambda row: (row["data"], row["seed"], [*CHOSEN].index(row["variant"]))):
-        test, gap = row["bound"]["with_reconstruction"]["bits_per_dim"], row["gap"]
-        between = f"{gap['bits_per_dim']:.3f} ± {gap['bits_per_dim_standard_error']:.3f}"
+        test, gap = row["bound"]["with_reconstruction"]["bits_per_dim"], row.get("gap")
+        between = f"{gap['bits_per_dim']:.3f} ± {gap['bits_per_dim_standard_error']:.3f}" if gap else ""
         cells = row["data"], row["seed"], row["variant"], f"{row['steps']:,}", f"{row['cpu_seconds']:.0f}"
         rows.append((*cells, f"{row['valid']:.4f}", f"{test:.4f}", between))
     titles = "data", "seed", "model", "steps", "CPU s", "NELBO of validation", "of test, bits/dim", "NELBO − NLL"

@@ -89,6 +89,7 @@ def measure(model, train: Images, test: Images, labels: tuple[Labels, Labels], s
     row["behaviour"] = timed("behaviour", behaviour, model, test, seed)
     row["displacement"] = timed("displacement", displacement, model, test, seed)
     row["class_probe"] = timed("class_probe", class_probe, model, train, test, labels, seed)
+    row["class_control"] = timed("class_control", class_control, model, train, test, labels, seed)
     return row, bound_nats | gap_nats
 
 
@@ -328,23 +329,41 @@ def by_frequency(v: Float[Tensor, "n c h w"]) -> Float[Tensor, "c bands"]:
 # ── The class ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def class_probe(model, train: Images, test: Images, labels: tuple[Labels, Labels], seed: int) -> list[dict[str, float]]:
+def class_probe(
+    model, train: Images, test: Images, labels: tuple[Labels, Labels], seed: int, unit: float = 1.0
+) -> list[dict[str, float]]:
     """The test accuracy of a linear classifier of the class from z_t = α_t h(x) + σ_t n.
 
     Returns:
-        For each of :data:`NOISES`: ``noise``, ``accuracy`` and its ``standard_error`` over test images.
+        For each of :data:`NOISES`, in ``unit`` of σ/α: ``noise``, ``accuracy`` and its ``standard_error`` over test
+        images.
     """
     generator = make_generator(model.scaling.scale, seed, 5)
     z = [latents_of(model, raw, generator=generator) for raw in (train[:PROBE_IMAGES], test)]
     of_train, of_test = labels[0][:PROBE_IMAGES].numpy(), labels[1].numpy()
     rows = []
-    for noise, t in zip(NOISES, times_at(model.sde, NOISES), strict=True):
+    for noise, t in zip(NOISES, times_at(model.sde, tuple(unit * n for n in NOISES)), strict=True):
         z_t = [model.sde.perturb(v, t.to(v).expand(len(v)), randn_like(v, generator)).flatten(1) for v in z]
         of_scale = [(v / z_t[0].std()).numpy() for v in z_t]
         probe = LogisticRegression(C=PROBE_PENALTY, max_iter=PROBE_ITERATIONS).fit(of_scale[0], of_train)
         accuracy = float(probe.score(of_scale[1], of_test))
         rows.append({"noise": noise, "accuracy": accuracy, "standard_error": share_error(accuracy, len(of_test))})
     return rows
+
+
+def class_control(
+    model, train: Images, test: Images, labels: tuple[Labels, Labels], seed: int
+) -> list[dict[str, float]]:
+    """The :func:`class_probe` with noise in units of the latent's deviation over that of x: scale cannot win it."""
+    x = model_units(model, train[:PROBE_IMAGES], make_generator(model.scaling.scale, seed, 6))
+    with evaluation_mode(model):
+        z = torch.cat([model.flow.latent(part) for part in x.split(BATCH)])
+    return class_probe(model, train, test, labels, seed, deviation(z) / deviation(x))
+
+
+def deviation(v: Batch) -> float:
+    """The root mean square of entries less their means over images."""
+    return (double(v) - double(v).mean(0)).square().mean().sqrt().item()
 
 
 def model_units(model, raw: Images, generator: torch.Generator) -> Batch:

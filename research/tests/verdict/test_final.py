@@ -22,6 +22,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(final, "load", lambda name, root: images)
     monkeypatch.setattr(final, "costs", lambda data: {"8 channels": 1.0, "spline + 8 channels": 1.25})
     monkeypatch.setattr(final, "measure", lambda model, *parts: ({"dims": 64}, {"nelbo_nats": torch.arange(3.0)}))
+    monkeypatch.setattr(final, "bound_of_test", lambda model, *parts: ({"times": 8}, {"nelbo_nats": torch.arange(2.0)}))
     return tmp_path
 
 
@@ -39,3 +40,10 @@ def test_a_job_writes_its_row_and_is_not_trained_twice(small, monkeypatch):
     monkeypatch.setattr(final, "trained", None)
     final.run(job, None, small / "models")
     assert job.table.rows() == [row]
+
+
+def test_later_seeds_have_the_bound_alone(small):
+    job = final.Job("cifar10-16", "linear", max(final.DESCRIBED) + 1)
+    final.run(job, None, small / "models")
+    (row,) = job.table.rows()
+    assert row["bound"] == {"times": 8} and row["nelbo_nats"] == [0.0, 1.0] and "dims" not in row

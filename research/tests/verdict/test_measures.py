@@ -351,6 +351,19 @@ def test_the_class_is_known_at_the_start_and_forgotten(scale):
         assert row["standard_error"] == pytest.approx(math.sqrt(p * (1 - p) / 2000))
 
 
+def test_the_control_takes_the_scale_of_the_latent_away():
+    """Scaled by 3 the latent keeps its class three times as long, and as long as before in units of its deviation."""
+    (train, of_train), (test, of_test) = two_classes(2000, 0), two_classes(2000, 1)
+    sets = train, test, (of_train, of_test), 0
+    model = gaussian_model(1.0, (3, 1, 1), flow=scales(3.0, 3.0, 3.0))
+    plain, control = measures.class_probe(model, *sets), measures.class_control(model, *sets)
+    for row in control:
+        expected = torch.special.ndtr(torch.tensor(3 / (0.04 + row["noise"] ** 2)).sqrt()).item()
+        assert abs(row["accuracy"] - expected) < 4.5 * math.sqrt(expected * (1 - expected) / 2000) + 0.01
+    assert [row["noise"] for row in control] == [row["noise"] for row in plain]
+    assert control[3]["accuracy"] < plain[3]["accuracy"] - 0.05
+
+
 def test_a_probe_that_learned_swapped_labels_is_always_wrong():
     (train, of_train), (test, of_test) = two_classes(200, 0), two_classes(200, 1)
     found = measures.class_probe(gaussian_model(1.0, (3, 1, 1)), train, test, (1 - of_train, of_test), 0)
@@ -373,7 +386,7 @@ def test_measure_gives_what_json_can_hold_and_repeats():
     assert json.loads(json.dumps(row, allow_nan=False)) == row
     assert set(row) - {"seconds"} == {
         "extractor", "bound", "gap", "few_steps", "theorem", "prior_distance", "behaviour", "displacement",
-        "class_probe",
+        "class_probe", "class_control",
     }  # fmt: skip
     assert {name: tuple(values.shape) for name, values in arrays.items()} == {
         "nelbo_nats": (500,), "nelbo_without_reconstruction_nats": (500,), "nelbo_levels_nats": (500, 8),
