@@ -27,7 +27,7 @@ from indm.training import EMA
 from indm.workbench.data.base import Data
 from indm.workbench.data.examples import loader
 from indm.workbench.training.costs import trainer_of
-from research.flow_gain.cells import STUDIES, Training, data_of
+from research.lab.trainings import BUDGETS, Training, data_of
 from research.markdown import in_table
 from research.quality import SAMPLES, from_training
 from research.records import RECORDS, Records, made_by
@@ -126,7 +126,7 @@ def training(peer: Peer, data: Data, rate: float) -> Iterator[nn.Module]:
 
 def costs(data_name: str) -> dict[str, float]:
     """The cost of a step of each over that of the linear diffusion, which is 1 in ``research.quality``, too."""
-    data, unit = data_of(data_name, None), trainer_of(Training(data_name, "uniform", "linear", {}, 1).recipe())
+    data, unit = data_of(data_name, None), trainer_of(Training(data_name, "uniform", "identity", {}, 1).recipe())
     batches = unit.batches()
     going = {name: training(peer_of(name, data_name), data, rate) for name, (_, rate) in PEERS.items()}
     turns = {name: lambda steps=steps: [next(steps) for _ in range(A_TURN)] for name, steps in going.items()}
@@ -155,7 +155,7 @@ def compare(o: argparse.Namespace, data_name: str) -> None:
     """Make the records that there are not yet."""
     of_a_step = table_of(o, "peers-costs").at(data=data_name).kept(lambda: costs(data_name))
     for name, (_, own) in PEERS.items():
-        steps = round(STUDIES[data_name].budget / of_a_step[name])
+        steps = round(BUDGETS[data_name] / of_a_step[name])
         for rate in dict.fromkeys((own, 1e-3)):
             cell = table_of(o, "peers").at(data=data_name, peer=name, rate=rate)
             cell.kept(lambda job=(name, data_name, rate, steps): trained(*job, o.extractor / data_name))

@@ -6,8 +6,8 @@
     python -m research.quality table digits
 
 Everything but the setting is the recipe's. Seconds are steps × the measured milliseconds of a step, of one thread, and
-each training has as many of them as that study of ``research/flow_gain``, times ``--budget``. Each is a row of
-``quality.csv``; a command goes on from there.
+each training has as many of them as :data:`research.lab.trainings.BUDGETS` steps of linear diffusion take, times
+``--budget``. Each is a row of ``quality.csv``; a command goes on from there.
 """
 
 import argparse
@@ -24,19 +24,20 @@ import indm
 from indm.workbench.data.base import Data
 from indm.workbench.recipes import recipe as recipes
 from research.data import recipe_file
-from research.flow_gain.cells import (
-    STUDIES,
+from research.lab.trainings import (
+    BUDGETS,
     Averages,
     Setting,
     Training,
+    affordable,
     costs,
     data_of,
     frechet,
     reader,
+    run,
     train,
     valid_bits,
 )
-from research.flow_gain.study import affordable, named, run
 from research.markdown import in_table
 from research.records import RECORDS, Records
 
@@ -82,7 +83,8 @@ def candidates(o: argparse.Namespace, data: str, best: tuple[str, Setting] | Non
 
 
 def trainings(o: argparse.Namespace, data: str) -> Records:
-    return Records(o.records / "quality.csv").at(data=named(o, data))
+    """The table of the data, with the budget in their name where it is not 1."""
+    return Records(o.records / "quality.csv").at(data=data if o.budget == 1 else f"{data}-x{o.budget:g}")
 
 
 def costs_of(o: argparse.Namespace, data: str) -> Records:
@@ -93,7 +95,7 @@ def measured(o: argparse.Namespace, data: str, jobs: Iterable[Training]) -> list
     """Each training in as many steps as cost the budget."""
     jobs = list(jobs)
     of_a_step = costs(costs_of(o, data), jobs)
-    return [affordable(job, of_a_step, o.budget * STUDIES[data].budget) for job in jobs]
+    return [affordable(job, of_a_step, o.budget * BUDGETS[data]) for job in jobs]
 
 
 @indm.trust("research")
@@ -127,7 +129,7 @@ def finite(bits: float | None) -> float:
 
 def from_training(raw: torch.Tensor, data: Data, extractor: Path) -> dict[str, float]:
     """The Fréchet distance of images from those that are trained on, by the :func:`reader` in ``extractor``."""
-    return frechet(raw, data, "train", 10 * SAMPLES, extractor)
+    return frechet(raw, data, 10 * SAMPLES, extractor)
 
 
 def search(o: argparse.Namespace, data: str) -> None:
@@ -212,9 +214,9 @@ def seconds_of_a_step(costs: dict[str, dict[str, float]]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("costs", "networks", "search", "table"))
-    parser.add_argument("data", nargs="+", choices=list(STUDIES))
+    parser.add_argument("data", nargs="+", choices=list(BUDGETS))
     parser.add_argument("--nets", nargs="+", choices=list(NETS), default=list(NETS))
-    parser.add_argument("--budget", type=float, default=1, help="times the study's")
+    parser.add_argument("--budget", type=float, default=1, help="times the usual")
     parser.add_argument("--path", help="of the images, for emoji-32")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--extractor", type=Path, default=Path("runs/extractor"), help="folder of classifiers")

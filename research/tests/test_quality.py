@@ -6,7 +6,7 @@ import math
 import pytest
 
 from research import quality
-from research.flow_gain.cells import STUDIES
+from research.lab.trainings import BUDGETS
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def options(tmp_path):
     )
 
 
-@pytest.mark.parametrize("data", STUDIES)
+@pytest.mark.parametrize("data", BUDGETS)
 def test_every_candidate_is_a_recipe(options, data):
     options.path = "emoji" if data == "emoji-32" else None
     jobs = quality.candidates(options, data)
@@ -44,7 +44,7 @@ def test_a_budget_is_shared_by_costs_and_has_records_of_its_own(options):
     jobs = quality.candidates(options, "digits").values()
     for job in jobs:
         quality.costs_of(options, "digits").at(step=job.cost_key).add({"cost": 0.8})
-    assert {job.steps for job in quality.measured(options, "digits", jobs)} == {4 * STUDIES["digits"].budget / 0.8}
+    assert {job.steps for job in quality.measured(options, "digits", jobs)} == {4 * BUDGETS["digits"] / 0.8}
     assert dict(quality.trainings(options, "digits").key) == {"data": "digits-x4"}
 
 

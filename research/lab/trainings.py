@@ -1,0 +1,205 @@
+"""Trainings of a recipe's model that are planned to cost the same, and what is measured of them."""
+
+import functools
+import math
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import indm
+from indm.model import count_parameters
+from indm.training import EMA
+from indm.workbench.data.base import Data, load_data, stack
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.recipe import Recipe
+from indm.workbench.runs.devices import make_accelerator
+from indm.workbench.training.costs import interleaved_seconds, trainer_of
+from indm.workbench.training.trainer import Trainer
+from research.data import recipe_file
+from research.lab.distances import frechet_distance
+from research.lab.extractor import Extractor, GeneralFeatures, general_features, load_or_train
+from research.lab.statistics import jackknife
+from research.records import Records, made_by
+
+BUDGETS = {"digits": 600, "fashion-mnist-16": 300, "fashion-mnist": 150, "emoji-32": 300}  # steps of linear diffusion
+Setting = dict[str, Any]
+Averages = dict[float, torch.nn.Module]  # by their decay
+# Averages that one training keeps. After n steps a decay is at most (1 + n)/(10 + n): 0.971 after 300, 0.985 after 600.
+EMA_DECAYS = (0.9, 0.97, 0.999)
+RATES = ("train.lr", "train.flow_lr", "train.dequantization_lr")  # which leave the cost of a step as it is
+VALID_EXAMPLES = 500
+LARGEST_ERROR = 0.05  # of a cost: above, something else is running
+ROUNDS, STEPS_A_ROUND = 8, 6  # of the measured costs
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training.
+
+    Args:
+        data: name of the recipe.
+        dequantization, flow: names of the parts.
+        setting: changes of the recipe.
+        steps: optimizer steps.
+        seed: of weights, batches and noise.
+        path: of the data, where the recipe leaves it open.
+    """
+
+    data: str
+    dequantization: str
+    flow: str
+    setting: Setting
+    steps: int
+    seed: int = 0
+    path: str | None = None
+
+    def recipe(self) -> Recipe:
+        changes: Setting = {"train.steps": self.steps, "train.seconds": math.inf, "train.seed": self.seed}
+        changes |= {} if self.path is None else {"data.path": self.path}
+        changes |= {"dequantization": self.dequantization, "flow": self.flow, "train.flow_update_every": 1}
+        return recipes.recipe(recipe_file(self.data), changes | self.setting)
+
+    def trainer(self) -> Trainer:
+        """What trains it."""
+        recipe = self.recipe()
+        with indm.trust("research"):
+            return Trainer(recipe, data_of(self.data, self.path), make_accelerator(recipe.train))
+
+    @property
+    def cost_key(self) -> str:
+        """The parts, and what of the setting decides about the cost of a step."""
+        structure = {key: value for key, value in self.setting.items() if key not in RATES}
+        changed = ",".join(f"{key.split('.')[-1]}={value}" for key, value in structure.items())
+        return f"{self.dequantization} {self.flow} {changed or 'recipe'}"
+
+
+@functools.cache
+def data_of(name: str, path: str | None) -> Data:
+    """The data of a recipe, those in ``path`` where the recipe leaves it open."""
+    with indm.trust("research"):
+        return load_data(**recipes.recipe(recipe_file(name), {} if path is None else {"data.path": path})["data"])
+
+
+def train(job: Training, at: Mapping[int, Callable[[Averages], None]]) -> tuple[Averages, dict]:
+    """The averaged models by their decay, and what a record says of the training.
+
+    Args:
+        job: the training.
+        at: what is done with the averages after a step; its seconds are not counted.
+    """
+    trainer = job.trainer()
+    averages = {decay: EMA(trainer.model, decay) for decay in EMA_DECAYS}
+    models = {decay: average.model for decay, average in averages.items()}
+    batches, spent = trainer.batches(), 0.0
+    while trainer.step < job.steps:
+        started = time.process_time()
+        trainer.train_step(batches)
+        for average in averages.values():
+            average.update(trainer.model, trainer.step)
+        spent += time.process_time() - started
+        if trainer.step in at:
+            at[trainer.step](models)
+    return models, {
+        "setting": job.setting,
+        "steps": job.steps,
+        "cpu_seconds": round(spent, 1),  # of one thread: they count no neighbours
+        "parameters": {name: count_parameters(part) for name, part in trainer.model.trained_parts.items()},
+        "seed": job.seed,
+        **made_by(job.seed),
+    }
+
+
+def valid_bits(job: Training, averages: Averages) -> dict[str, float | None]:
+    """Bits/dim of validation examples, the NELBO of each average; None where it is not finite."""
+    raw = stack(data_of(job.data, job.path).valid, VALID_EXAMPLES)
+    found = {}
+    for decay, model in averages.items():
+        report = indm.evaluate(model, raw, [indm.Bound()], progress=False).report
+        bits = report["nelbo"]["with_reconstruction"]["bits_per_dim"]
+        found[str(decay)] = round(bits, 6) if math.isfinite(bits) else None
+    return found
+
+
+@functools.cache
+def reader(folder: Path, data: Data) -> Extractor | GeneralFeatures:
+    """What tells images apart: the classifier of these data in ``folder``; of data without labels, general features."""
+    return load_or_train(folder, data, progress=False) if data.labels else general_features(data.scaling.levels)
+
+
+@functools.cache
+def _features_of_training(folder: Path, data: Data, most: int) -> torch.Tensor:
+    return reader(folder, data).features(stack(data.train, most))
+
+
+def frechet(raw: torch.Tensor, data: Data, most: int, folder: Path) -> dict[str, float]:
+    """The Fréchet distance of images ``raw`` from the first ``most`` training images, and its standard error."""
+
+    def distance(*sets: torch.Tensor) -> dict[str, float]:
+        return {"frechet": frechet_distance(*sets)}
+
+    return jackknife(distance, reader(folder, data).features(raw), _features_of_training(folder, data, most))
+
+
+def median_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The median and its standard error, from the median distance to it: one disturbed round counts for little."""
+    middle = statistics.median(values)
+    spread = 1.4826 * statistics.median(abs(value - middle) for value in values)  # σ of a normal law
+    return middle, math.sqrt(math.pi / 2) * spread / math.sqrt(len(values))
+
+
+def costs(table: Records, jobs: Sequence[Training]) -> dict[str, float]:
+    """Cost of a step of each job, by its key, over that of linear diffusion under uniform noise.
+
+    Those that the ``table`` has not are measured, all in turns in this process.
+
+    Raises:
+        RuntimeError: the rounds disagree: the machine has more to do.
+    """
+    known = {row["step"]: row["cost"] for row in table.rows()}
+    missing = {job.cost_key: job.recipe() for job in jobs if job.cost_key not in known}
+    if missing:
+        unit = replace(jobs[0], dequantization="uniform", flow="identity", setting={})
+        trainers = {key: trainer_of(recipe) for key, recipe in ({unit.cost_key: unit.recipe()} | missing).items()}
+        threads = dict.fromkeys(trainers, torch.get_num_threads())
+        seconds = interleaved_seconds(trainers, threads, rounds=ROUNDS, steps=STEPS_A_ROUND, progress=False)
+        noisy = {}
+        for key in missing:
+            ratios = [a / b for a, b in zip(seconds[key], seconds[unit.cost_key], strict=True)]
+            cost, error = median_and_error(ratios)
+            milliseconds = round(1e3 * statistics.median(seconds[key]), 1)
+            row = {"cost": round(cost, 4), "error": round(error, 4), "milliseconds": milliseconds}
+            if error > LARGEST_ERROR * cost:
+                noisy[key] = row
+            else:
+                table.at(step=key).add(row)
+                known[key] = row["cost"]
+        if noisy:
+            raise RuntimeError(
+                f"{len(noisy)} of {len(missing)} costs are uncertain by more than {LARGEST_ERROR:.0%}: {noisy}; "
+                "measure them while nothing else runs"
+            )
+    return {job.cost_key: known[job.cost_key] for job in jobs}
+
+
+def affordable(job: Training, costs: Mapping[str, float], budget: float) -> Training:
+    """The training in as many steps as cost what ``budget`` steps of linear diffusion do."""
+    return replace(job, steps=max(1, round(budget / costs[job.cost_key])))
+
+
+def run(tasks: Sequence[tuple], jobs: int) -> None:
+    """Call the tasks, each a function and its arguments, in processes of one thread each."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (1,)) as pool:
+        try:
+            for done in as_completed([pool.submit(*task) for task in tasks]):
+                print(done.result(), flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
