@@ -39,9 +39,9 @@ test-shapes: env
 test-research: env
 	$(BIN)/python -m pytest research -n 2 --dist loadfile --durations 10
 
-# Those of them that take a minute: records and pages, the plan of long trainings.
+# Those of them that take a minute: records and pages.
 test-research-quick: env
-	$(BIN)/python -m pytest research/tests/test_budget.py research/tests/test_records.py research/tests/test_pages.py -n 2 -q
+	$(BIN)/python -m pytest research/tests/test_records.py research/tests/test_pages.py -n 2 -q
 
 test-all: test test-shapes test-research test-long
 

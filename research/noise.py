@@ -1,4 +1,4 @@
-"""Truncated normal noise of grey levels, a part outside the package: it lowers no bound (research/flow_gain/noise.md).
+"""Truncated normal noise of grey levels, a part outside the package: it lowers no bound (research/flow_gain/README.md).
 
 indm train digits --dequantization research.noise:TruncatedNormal --trust research
 """

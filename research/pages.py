@@ -2,7 +2,7 @@
 
     make records                 # or python -m research.pages
 
-A marker names a row of :data:`SHOWN` and its arguments, with colons between: ``<!-- table flow_gain:digits -->``. Every
+A marker names a row of :data:`SHOWN` and its arguments, with colons between: ``<!-- table quality:digits -->``. Every
 page of ``research/`` and ``docs/`` and ``README.md`` may have some.
 """
 
@@ -21,9 +21,6 @@ from research import (
     quality,
     speed,
 )
-from research.budget import tables as budget
-from research.flow_gain import others
-from research.flow_gain import tables as flow_gain
 from research.markdown import in_table, with_tables
 from research.posteriors import boxes, sbibm
 from research.posteriors import study as posteriors
@@ -51,18 +48,6 @@ def as_it_was(path: Path) -> str:
 
 SHOWN: dict[str, Callable[..., str]] = {
     "closed": lambda name: as_it_was(RECORDS / "closed" / f"{name}.csv"),
-    "flow_gain": lambda *names: flow_gain.main_table(of("flow_gain-final"), names),
-    "flow_gain-family": lambda: flow_gain.family_table(of("flow_gain-final"), ("digits", "fashion-mnist-16")),
-    "flow_gain-noise": lambda *names: flow_gain.noise_table(of("flow_gain-final"), names),
-    "flow_gain-less": lambda *cells: flow_gain.across(of("flow_gain-final"), *cells),
-    "flow_gain-cpu": lambda data: flow_gain.cpu_range(of("flow_gain-final"), data),
-    "flow_gain-gap": lambda *names: flow_gain.gap_table(of("flow_gain-final"), names),
-    "flow_gain-flags": lambda: flow_gain.flags_table(of("flow_gain-flags")),
-    "flow_gain-emoji-64": lambda: flow_gain.emoji_64_table(of("flow_gain-emoji-64")),
-    "flow_gain-capacity": lambda: flow_gain.capacity_table(of("flow_gain-capacity"), ("digits",)),
-    "flow_gain-beyond": lambda: flow_gain.beyond_table(of("flow_gain-beyond"), of("flow_gain-chosen")),
-    "flow_gain-costs": lambda: flow_gain.cost_table(of("flow_gain-costs")),
-    "flow_gain-others": lambda: others.table(of("flow_gain-others"), of("flow_gain-final")),
     "answers": lambda data: answers.table(of("translation-answers", data=data)),
     "answers-family": lambda: answers.family_table(of("translation-answers")),
     "quality": lambda *names: quality.summary(RECORDS, names),
@@ -73,12 +58,6 @@ SHOWN: dict[str, Callable[..., str]] = {
     "ripples": speed.ripples,
     "solver_error": speed.solver_error,
     "multilevel": speed.multilevel,
-    "budget_searches": lambda: budget.searches(of("budget-runs")),
-    "budget_splines": lambda: budget.splines(of("budget-splines")),
-    "budget_curve": lambda: budget.curve(of("budget-runs")),
-    "budget_finals": lambda: budget.finals(of("budget-runs")),
-    "budget_family": lambda: budget.family(of("budget-family")),
-    "budget_spent": lambda: budget.spent(of("budget-runs")),
     "inpainting": lambda: inpainting.table(of("inpainting")),
     "any_question": lambda: any_question.summary(of("any_question", seconds=30.0)),
     "tables": lambda: flows.markdown(of("tables", seconds=10.0)),
@@ -121,7 +100,7 @@ def shown(name: str) -> str:
 def cell(*arguments: str) -> str:
     """A cell of a table, for a sentence: the table, the beginning of a row, and that of a column's title.
 
-    "_" stands for a space, and "/" is between the cells of a row: ``cell:budget_family:fashion/spline:test``.
+    "_" stands for a space, and "/" is between the cells of a row: ``cell:closed:budget-curve:fashion/spline:a_third``.
     """
     *table, row, column = arguments
     rows = (line.strip("| ") for line in shown(":".join(table)).splitlines() if line.startswith("|"))

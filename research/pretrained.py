@@ -1,7 +1,7 @@
 """The models that come with the package: puts what others get of a finished run into ``indm/pretrained``.
 
     python -m research.pretrained runs/digits                                              # a minute of one core
-    python -m research.pretrained HOME/runs/models/fashion-mnist --extractors HOME/extractors  # an hour
+    python -m research.pretrained runs/fashion-mnist                                       # an hour
     python -m research.pretrained runs/fruits --unseen FOLDER                       # python -m research.data.fruits
 
 The name of the run's folder is that of a row of :data:`MODELS`, which has the command that trains it and the licence of
@@ -52,7 +52,6 @@ EVALUATED, SOLVED = 2000, 100  # test images for the NELBO and for the NLL, at m
 DRAWN, COLUMNS = 1000, 8  # samples; of a row of a picture
 REFERENCE = 5000  # training images, at most, from which the distances of classified samples are
 GUIDANCE = (1.0, 2.0)
-BUDGET = "python -m research.budget job models/{} --data DATA --home HOME"
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,10 @@ MODELS = {
         "CC-BY-4.0, as scikit-learn has them.",
     ),
     "fashion-mnist": Origin(
-        BUDGET.format("fashion-mnist"), "Fashion-MNIST by H. Xiao, K. Rasul and R. Vollgraf, Zalando Research, MIT."
+        "indm train fashion-mnist --train.objective fid --train.steps 12000 --train.seconds inf --train.threads 1 "
+        "--train.mixed_precision no --train.final last --train.seed 1 --condition classes --condition.drop 0.1 "
+        "--sample.guidance 2",
+        "Fashion-MNIST by H. Xiao, K. Rasul and R. Vollgraf, Zalando Research, MIT.",
     ),
     "fruits": Origin(
         "indm train research/data/recipes/fruits.toml --data.path FOLDER --train.steps 12500",

@@ -173,7 +173,7 @@ def flow(
 
 
 def of_zuko(kind: str) -> Callable[..., Fitted]:
-    """As in research/flow_gain/others.py."""
+    """A flow of zuko: three transforms, two hidden layers of 64."""
 
     def make(z: torch.Tensor) -> Flow:
         return getattr(zuko.flows, kind)(z.shape[1], transforms=3, hidden_features=(64, 64))

@@ -1,1 +1,0 @@
-"""Does a flow pay at a budget that counts? See README.md."""

@@ -1,3 +1,0 @@
-from research.flow_gain.study import main
-
-main()
