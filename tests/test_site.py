@@ -108,7 +108,6 @@ UNDOCUMENTED = {
         "indm.files.plain": "check_plain",
         "indm.workbench.cli.common": "Common DONE MISTAKE",
         "indm.workbench.cli.main": "main",
-        "indm.workbench.recipes.recipe": "literal",
     },
     "loaders of images beside those of the workbench": {
         "indm.files.memory": "check_memory",

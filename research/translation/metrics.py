@@ -1,8 +1,6 @@
 """How close translations come to their true counterparts."""
 
-import importlib.util
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -10,12 +8,9 @@ from torch import Tensor
 
 from indm.tensors import double
 from indm.workbench.data import Data, InMemory, stack
-from indm.workbench.evaluation.statistics import mean_and_error
 from research.lab.statistics import share_error
 
 Images = Num[Tensor, "n *event"]
-ToFeatures = Callable[[Images], Float[Tensor, "n features"]]
-WINDOW = 7  # of SSIM, pixels
 RECALL = (1, 5, 10)  # how many of the nearest may be the counterpart
 
 
@@ -37,49 +32,6 @@ def two_classes(a: Data, b: Data) -> Data:
 def rms_distance(a: Images, b: Images) -> Float[Tensor, " n"]:
     """Root mean square of the difference of each pair of images."""
     return (double(a) - double(b)).flatten(1).square().mean(1).sqrt()
-
-
-def structural_similarity(a: Images, b: Images, levels: int) -> Float[Tensor, " n"] | None:
-    """SSIM of each pair of images, (n,), in windows of 7×7 pixels, borders reflected; None without torchmetrics.
-
-    Source: Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861.
-    """
-    if importlib.util.find_spec("torchmetrics") is None:
-        return None
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    options: dict[str, Any] = {"gaussian_kernel": False, "kernel_size": WINDOW, "reduction": "none"}
-    options["data_range"] = float(levels - 1)
-    return cast(Tensor, structural_similarity_index_measure(double(a), double(b), **options))
-
-
-def against_truth(
-    source: Images, result: Images, truth: Images, features: ToFeatures, levels: int
-) -> dict[str, dict[str, float]]:
-    """Results, and their sources as they are, against the true counterparts, row by row.
-
-    Args:
-        source, result, truth: grey levels.
-        features: of images, which say how alike two are.
-        levels: number of grey levels.
-
-    Returns:
-        For "result" and "source": means over images, each with its ``…_standard_error``. ``distance``: root mean square
-        in grey levels; ``ssim`` (with torchmetrics); ``features``: distance of features; ``recall_K``: the share whose
-        counterpart is among the K of all n that are nearest by features; ``chance_K`` = K/n is that of guessing.
-    """
-    of_truth = double(features(truth))
-    found: dict[str, dict[str, float]] = {}
-    for name, images in (("result", result), ("source", source)):
-        apart = torch.cdist(double(features(images)), of_truth)
-        values = {"distance": rms_distance(images, truth), "features": apart.diagonal()}
-        values |= {} if (similar := structural_similarity(images, truth, levels)) is None else {"ssim": similar}
-        found[name] = line = {}
-        for key, of_images in values.items():
-            line[key], line[f"{key}_standard_error"] = mean_and_error(of_images)
-        line |= found_again(apart)
-        line |= {f"chance_{k}": min(1.0, k / len(apart)) for k in RECALL}
-    return found
 
 
 def recall(result: Float[Tensor, "n features"], truth: Float[Tensor, "n features"]) -> dict[str, float]:

