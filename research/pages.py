@@ -107,7 +107,7 @@ def cell(*arguments: str) -> str:
     titles, _, *lines = ([part.strip() for part in line.split("|")] for line in rows)
     place = next(i for i, title in enumerate(titles) if spaced(title).startswith(column))
     (found,) = (line[place] for line in lines if "/".join(map(spaced, line)).startswith(row))
-    return found.replace("-", "−")
+    return found.replace("-", "−").strip("*")
 
 
 def spaced(words: str) -> str:
