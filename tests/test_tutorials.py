@@ -98,7 +98,7 @@ def check_density(text):
     assert number("NELBO", text) == pytest.approx(truth, abs=0.03)
     assert number("NLL", text) == pytest.approx(truth, abs=0.15)
     assert 0 < number("NELBO  − truth:", text) < 0.03
-    assert number("INDM is", text) > 1 and number("integral of the density", text) == pytest.approx(1, abs=0.03)
+    assert number("INDM is", text) > 1 and number("integral of the density", text) == pytest.approx(1, abs=0.02)
     assert number("less likely than a normal wine in", text) > 90
 
 
