@@ -77,6 +77,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "conditional": lambda: conditional.summary(of("conditional")),
     "cell": lambda *arguments: cell(*arguments),
     "verdict-search": lambda: search.markdown(of("verdict-search")),
+    "verdict-inserted": lambda data: search.inserted_table(of("verdict-inserted", data=data)),
     "verdict-final": lambda: final.markdown(of("verdict-final")),
     "verdict-family": lambda: results.family_table(of("verdict-final")),
     "verdict-measures": lambda data: results.measure_table(of("verdict-final"), data),

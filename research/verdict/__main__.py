@@ -6,6 +6,7 @@
     python -m research.verdict final --root ROOT --models FOLDER    # trainings and measures that have no row yet; it
                                                                     # begins with costs, while nothing else runs
 
+    python -m research.verdict inserted --data DATA --root ROOT --jobs 2    # a flow from the start, or later
     python -m research.verdict figure   # of the described measures
 
 ``DATA`` is cifar10-16 or clothes-16; ``ROOT`` is the folder of ``cifar10.npz``. The tables are in research/records. A
@@ -34,7 +35,7 @@ def of_search() -> list[Variant]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m research.verdict")
-    parser.add_argument("command", choices=["costs", "search", "final", "figure"])
+    parser.add_argument("command", choices=["costs", "search", "inserted", "final", "figure"])
     parser.add_argument("--data", default="cifar10-16")
     parser.add_argument("--root", type=Path, default=None)
     parser.add_argument("--models", type=Path, default=Path("runs/verdict"))
@@ -52,6 +53,12 @@ def main() -> None:
         if asked.command == "search":
             best = search.run(search.in_processes(asked.data, pool, partial(search.keep, asked.root)))
             print(*(f"{name}: {variant}" for name, variant in best.items()), sep="\n")
+        if asked.command == "inserted":
+            tried = [(when, seed) for seed in search.SEEDS for when in search.WHEN]
+            left = [
+                (w, s) for w, s in tried if not search.INSERTED.at(data=asked.data, enters=round(w, 3), seed=s).rows()
+            ]
+            list(pool.map(partial(search.insert, asked.root, asked.data), *zip(*left, strict=True)))
         if asked.command == "final":
             missing = [job for job in final.jobs() if not job.table.rows()]
             list(pool.map(partial(final.run, root=asked.root, models=asked.models), missing))

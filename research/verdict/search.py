@@ -10,7 +10,8 @@ import torch
 
 import indm
 from indm.model import INDM
-from research.markdown import in_table
+from indm.workbench.evaluation.statistics import over_seeds, paired
+from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
 from research.verdict.costs import costs, measure
 from research.verdict.images import Images, load
@@ -19,6 +20,8 @@ from research.verdict.variants import Variant
 
 TABLE = Records(RECORDS / "verdict-search.csv")
 BUDGET, SEED = 2_000, 0  # steps of linear diffusion: a third of a final run
+INSERTED = Records(RECORDS / "verdict-inserted.csv")
+WHEN, SEEDS = (0.0, 2 / 3), (0, 1, 2)  # a coupling flow from the start, or into a trained score
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,13 @@ def bound(model: INDM, images: Any) -> dict[str, Any]:
     }
 
 
-def trial(variant: Variant, images: Images, costs: Costs) -> dict[str, Any]:
+def trial(variant: Variant, images: Images, costs: Costs, seed: int = SEED) -> dict[str, Any]:
     """The record of one training of the search."""
-    averaged, last, row = train(variant, images.train, steps_of(variant, BUDGET, costs), SEED)
+    averaged, last, row = train(variant, images.train, steps_of(variant, BUDGET, costs), seed)
     row |= bound(averaged, images.valid)
     if variant.spline or variant.family:
         row["flow_not_averaged"] = bound(last, images.valid)["bits"]
-    return row | made_by(SEED)
+    return row | made_by(seed)
 
 
 def keep(root: Path | None, data: str, variant: Variant) -> None:
@@ -93,6 +96,25 @@ def keep(root: Path | None, data: str, variant: Variant) -> None:
     images = load(data, root)
     measure(data, images, [variant])
     TABLE.at(data=data, variant=str(variant)).add(trial(variant, images, costs(data)))
+
+
+def insert(root: Path | None, data: str, enters: float, seed: int) -> None:
+    """Train the coupling flow of the search that enters then, and write its row."""
+    torch.set_num_threads(1)
+    variant = Variant(spline=True, family="coupling", enters=enters, lr=8e-3, spline_lr=3e-3, flow_share=1 / 20)
+    row = trial(variant, load(data, root), costs(data), seed)
+    INSERTED.at(data=data, enters=round(enters, 3), seed=seed).add({k: v for k, v in row.items() if k != "nelbo_nats"})
+
+
+def inserted_table(table: Records) -> str:
+    """The bound of validation images where the flow enters late, and where it is there from the start."""
+    bits = {when: [row["bits"] for row in table.at(enters=round(when, 3)).rows()] for when in WHEN}
+    late = paired(bits[WHEN[1]], bits[WHEN[0]])
+    means = [with_error(*over_seeds(values), ".4f") for values in bits.values()]
+    difference = with_error(late.difference, late.standard_error, "+.4f")
+    return in_table(
+        "from the start", "after two thirds", "difference", "seeds", rows=[(*means, difference, late.seeds)]
+    )
 
 
 def start_of(search: Search, best: dict[str, Variant]) -> Variant:

@@ -326,6 +326,27 @@ def test_a_displacement_of_all_images_alike_is_constant():
     assert none["size"] == none["constant"] == 0.0
 
 
+@pytest.mark.parametrize("factor", [0.7, 2.0])
+def test_a_shrunken_latent_has_the_score_of_its_law(factor):
+    """Of N(m, v) in the latent at ``factor``: N(factor m, factor² v)."""
+    mean, variance = torch.tensor([0.5, -1.0]), torch.tensor([0.3, 2.0])
+    known = GaussianScore(VPSDE(), mean, variance)
+    expected = GaussianScore(VPSDE(), factor * mean, factor**2 * variance)
+    z_t, t = (
+        torch.randn(6, 2, generator=torch.Generator().manual_seed(0)).double(),
+        torch.linspace(0.1, 0.9, 6).double(),
+    )
+    torch.testing.assert_close(measures.Shrunk(known, factor)(z_t, t), expected(z_t, t), rtol=1e-5, atol=1e-5)
+
+
+def test_a_shrunken_model_has_the_same_density():
+    mean, variance = torch.zeros(2, 4, 4), torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)) + 0.2
+    model = INDM(Identity(), GaussianScore(VPSDE(), mean, variance), shape=(2, 4, 4))
+    z_T = prior_draws(model, 200, 0)
+    own, other = (solve(m, z_T, "unipc", 24)[0] for m in (model, measures.shrunken(model, 0.7)))
+    torch.testing.assert_close(own, other, rtol=0.02, atol=0.05)
+
+
 # ── The class ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
