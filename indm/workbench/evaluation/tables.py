@@ -84,7 +84,8 @@ def of_classes(result: Mapping) -> list[str]:
     for label, row in result["classes"].items():
         numbers = (row[key] / nats_of_unit(result) for key in ("nats", "nats_standard_error"))
         rows.append((label, str(row["images"]), *map(_shown, numbers)))
-    return ["", table(rows), ""]
+    left_out = ["classes of one group have no standard error and are left out"] if "groups" in result else []
+    return ["", table(rows), *left_out, ""]
 
 
 def unconverged(result: Mapping) -> list[str]:

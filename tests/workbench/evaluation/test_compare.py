@@ -340,6 +340,12 @@ def test_classes_of_one_example_each_are_no_empty_table():
     assert of_classes({"classes": {}, "unit": "nats", "dims": 2}) == of_classes({"unit": "nats"}) == []
 
 
+def test_a_table_of_classes_says_that_those_of_one_group_are_left_out():
+    row = {"images": 4, "nats": 1.0, "nats_standard_error": 0.1}
+    result = {"classes": {"apple": row}, "unit": "nats", "dims": 2}
+    assert len(of_classes(result)) == 3 and "left out" in of_classes(result | {"groups": 3})[2]
+
+
 def test_the_page_says_what_the_text_says(tmp_path):
     """Of several methods, one with baselines, whose worst seed says whether it learned; of one run alone."""
     runs = [run for name in ("linear", "indm") for run in trained(tmp_path, name, (0, 1))]
