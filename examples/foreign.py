@@ -37,10 +37,7 @@ def main(steps: int = 500, out: Path = Path("runs/example-foreign")) -> None:
     model = indm.from_denoising_diffusion(diffusion, scaling=indm.Scaling.between(-1, 1, levels=17))
     print(indm.check_denoiser(model, test))
     found = indm.evaluate(model, test, [indm.Bound(), indm.NLL(examples=8)], progress=False)
-    for name in ("nelbo", "nll"):
-        mean, error = found.mean(name)
-        print(f"{name} {mean:.3f} bits/dim, standard error {error:.3f}")
-    print(f"error of the solver {found.report['nll']['solver_error']['bits_per_dim']:.4f} bits/dim")
+    print(found)
     x, log_q = model.from_data(test)
     with torch.no_grad():
         for variance in ("small", "large"):

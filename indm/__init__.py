@@ -1,4 +1,8 @@
-"""Implicit nonlinear diffusion models: likelihood-based generative modelling with learned diffusions."""
+"""Log p of diffusion models, with error bars: yours, or one trained here on images, tables and simulators.
+
+The models trained here are implicit nonlinear diffusion models (INDM): a normalizing flow takes data to a latent, and a
+linear diffusion runs there.
+"""
 
 import importlib
 import importlib.metadata

@@ -62,11 +62,13 @@ class Origin:
         command: that trains it.
         data: what it was trained on, by whom, and under which licence.
         unseen: what the images of ``--unseen`` are called.
+        of_test: what the card says about the row of test images.
     """
 
     command: str
     data: str
     unseen: str = TEST
+    of_test: str = ""
 
 
 MODELS = {
@@ -85,6 +87,8 @@ MODELS = {
         "indm train research/data/recipes/fruits.toml --data.path FOLDER --train.steps 12500",
         "Fruits-360 by H. Muresan and M. Oltean, MIT: frames of 55 films of single fruits, in 20 classes.",
         "frames between training frames (six classes)",
+        "Test images come from other films. Neither the model nor the classifier has seen these fruits, so the row of\n"
+        "test images shows how much the films differ. It does not judge the samples.",
     ),
 }
 
@@ -131,7 +135,8 @@ def unseen(data: Data, folder: Path | None) -> tuple[Tensor, Tensor]:
 
 def check_of_copies(raw: Tensor, data: Data, others: Tensor, picture: Path) -> dict[str, Any]:
     """The numbers of :mod:`research.copies` for samples; and a picture of images above their nearest training images:
-    the first samples, the most similar ones, and the first of ``others``, which are unseen.
+    the first samples, the most similar ones, and the first of ``others``, which are unseen. Pairs are sorted by their
+    similarity, which is above each.
 
     Raises:
         ValueError: too many are near a training image.
@@ -147,8 +152,10 @@ def check_of_copies(raw: Tensor, data: Data, others: Tensor, picture: Path) -> d
         ("Images that were not trained on", "unseen", others, of_others, torch.arange(len(others))),
     ):
         chosen = rows[: 2 * COLUMNS]
+        chosen = chosen[nearest.similarity[chosen].argsort(descending=True)]
+        similarity = [f"{value:.3f}" for value in nearest.similarity[chosen].tolist()]
         pair = torch.cat([images[chosen].to(raw.dtype), train[nearest.number[chosen]].to(raw.dtype)])
-        panels.append(sheets.Panel(pair, len(chosen), title, rows=(word, "nearest training image")))
+        panels.append(sheets.Panel(pair, len(chosen), title, (word, "nearest training image"), similarity))
     plots.save_pixels(sheets.sheet(panels, int(data.scaling.levels or 0), across=1), picture)
     if numbers["near"] > copies.MOST:
         raise ValueError(f"{100 * numbers['near']:.1f} % of the samples are near a training image: look at {picture}")
@@ -168,6 +175,8 @@ the largest over mirror images and shifts by a pixel; a copy has 1.
 
 {in_table("similarity to the nearest training image", "median", "most similar 1 %", "largest", rows=rows)}
 
+The number above each pair is its similarity.
+
 ![Samples above their nearest training images]({NEIGHBOURS})"""
 
 
@@ -186,16 +195,14 @@ def agreement(raw: Tensor, c: Tensor, extractor: Extractor, reference: fid.Image
 
 @torch.no_grad()
 def classes(run: Path, data: Data, known: Mapping[str, tuple[Tensor, Tensor]], extractor: Extractor) -> dict[str, Any]:
-    """:func:`agreement` of images whose classes are ``known``, and of samples at each guidance."""
+    """:func:`agreement` of samples at each guidance, and of images whose classes are ``known``."""
     reference = fid.Images(stack(data.train, REFERENCE), int(data.scaling.levels or 0), {})
-    rows = {name: agreement(*images, extractor, reference) for name, images in known.items()}
-    for guidance in GUIDANCE:
-        raw, c = drawn(run, guidance)
-        rows[f"samples, w = {guidance:g}"] = agreement(raw, c, extractor, reference)
+    images = {f"samples, w = {guidance:g}": drawn(run, guidance) for guidance in GUIDANCE} | known
+    rows = {name: agreement(*of, extractor, reference) for name, of in images.items()}
     return {"rows": rows, "images": DRAWN, "training_images": len(reference.raw)}
 
 
-def about_classes(numbers: dict[str, Any]) -> str:
+def about_classes(numbers: dict[str, Any], of_test: str) -> str:
     rows = [
         (
             name,
@@ -211,7 +218,9 @@ A small classifier of the training images says which class each image has. w is 
 Fréchet distance, precision and recall are of the classifier's features, against {numbers["training_images"]} training
 images; the distance is not an FID.
 
-{in_table(*columns, rows=rows)}"""
+{in_table(*columns, rows=rows)}
+
+{of_test}""".rstrip()
 
 
 # ── Samples and what ships ────────────────────────────────────────────────────────────────────────────────────────────
@@ -276,7 +285,7 @@ def ship(finished: Path, extractors: Path, home: Path = hub.SHIPPED, folder_of_u
     if c is not None:
         extractor = load_or_train(extractors / f"{data.name}-{'x'.join(map(str, data.shape))}", data)
         numbers["classes"] = classes(run, data, {TEST: unseen(data, None), name: (others, of)}, extractor)
-        sections.append(about_classes(numbers["classes"]))
+        sections.append(about_classes(numbers["classes"], origin.of_test))
     sections.append(about_copies(numbers["copies"], name))
     folder = home / f"{finished.name}{END}"
     card.write(run, folder, folder.name, LICENSE, sections)

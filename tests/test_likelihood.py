@@ -25,8 +25,8 @@ from indm.sde.linear import VPSDE
 from indm.workbench.data.base import load_data, stack
 from indm.workbench.evaluation.likelihood import draw_all, evaluate
 from indm.workbench.evaluation.measures import NLL, Bound, Estimate, SamplerBound
-from indm.workbench.evaluation.results import level_table, likelihood_table
 from indm.workbench.evaluation.statistics import in_units
+from indm.workbench.evaluation.tables import level_table
 
 NUMBERS = {
     "nats",
@@ -374,10 +374,21 @@ def test_the_bound_of_few_steps_is_a_row_beside_that_of_the_sde():
     row, noise = report["ancestral"]["with_reconstruction"], terms.total.std().item() / 20
     assert row["nats"] == pytest.approx(terms.total.mean().item(), abs=4 * row["nats_estimator_noise"] + noise / 4)
     assert row["nats"] > report["nelbo"]["with_reconstruction"]["nats"] + 1 and nats["ancestral"].shape == (400,)
-    report |= {"unit": "nats", "entropy_nats": None, "split": "test"}
-    lines = likelihood_table(report).splitlines()
-    assert sum(line.startswith("NELBO of few steps, N = 8") for line in lines) == 2
-    assert "test split: 400 for the NELBO; ε = 1e-05" in lines
+    lines = str(found).splitlines()
+    assert sum(line.startswith("NELBO of few steps, N = 8") for line in lines) == 2 and "ε = 1e-05" in lines
+
+
+@pytest.mark.parametrize("groups", [None, torch.arange(10).repeat(20)])
+def test_print_shows_each_number_with_its_error_and_how_many_examples_it_is_of(groups):
+    model, raw, _ = grey_model(True)
+    found = evaluate(model, raw, [Bound(), NLL(examples=20, steps=32)], groups=groups, progress=False)
+    head, *lines = str(found).splitlines()
+    assert head.split() == ["examples", "bits/dim", "±", "standard", "error", "estimator", "noise", "solver", "error"]
+    for name, kind, n in (("NELBO", "nelbo", 200), ("NLL (ODE)", "nll", 20)):
+        (row,) = (line for line in lines if re.match(rf"{re.escape(name)} +\d", line))
+        mean, error = found.mean(kind)
+        assert row.removeprefix(name).split()[:3] == [str(n), f"{mean:.4f}", f"{error:.4f}"]
+    assert any("over 10 groups" in line for line in lines) == (groups is not None)
 
 
 def test_a_tolerance_out_of_reach_is_said_once():

@@ -26,6 +26,11 @@ def run(*command: object, folder: Path = ROOT) -> str:
     return done.stdout
 
 
+@pytest.mark.parametrize("file", ["mkdocs.yml", "CITATION.cff", "indm/__init__.py", "indm/workbench/cli/main.py"])
+def test_one_sentence_says_what_it_is(file):
+    assert PROJECT["description"] in (ROOT / file).read_text("utf-8")
+
+
 def test_every_package_that_an_error_names_is_in_an_extra():
     extras = PROJECT["optional-dependencies"]
     declared = {canonicalize_name(Requirement(text).name) for extra in EXTRAS for text in extras[extra]}

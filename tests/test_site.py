@@ -28,7 +28,12 @@ MEMBERS = {f"{module}.{name}" for _, module, names in ENTRIES for name in re.fin
 MODULES = {name for _, name, names in ENTRIES if names}
 PACKAGES = ("indm", "indm.workbench.data", "indm.flows", "indm.nets", "indm.published", "indm.sde")
 WITHOUT_EXAMPLE: set[str] = set()  # names of the reference that still have none
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *sorted((ROOT / "research").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "examples" / "README.md",
+    *sorted(DOCS.rglob("*.md")),
+    *sorted((ROOT / "research").rglob("*.md")),
+]
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
 
 
@@ -330,7 +335,10 @@ def test_the_made_pages_have_every_option_key_and_example(made):
         assert section and len(missing) == len(positional), (name, missing)
     assert "| `train.lr` | `0.001` | Learning rate of the score. |" in recipes
     assert "### coupling\n" in recipes and "| `digits` |" in recipes
-    assert "## Zuko flow\n" in examples and examples.count("```python") == len(list((ROOT / "examples").glob("*.py")))
+    files = [path.name for path in (ROOT / "examples").glob("*.py")]
+    assert "## Zuko flow\n" in examples and examples.count("```python") == len(files)
+    index = (ROOT / "examples" / "README.md").read_text("utf-8")
+    assert not [name for name in files if f"| [{name}]({name}) |" not in index]
     assert all((DOCS / "figures" / f"{name}.png").is_file() for name in made.PICTURES.values())
 
 

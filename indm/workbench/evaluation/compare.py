@@ -15,18 +15,13 @@ from torch import Tensor
 
 from indm.files import atomic, untrusted
 from indm.workbench.evaluation.results import (
-    KINDS,
-    Row,
-    baseline_name,
     check_same_examples,
     conclusion,
     difference,
-    number_key,
     read_evaluation,
-    table,
-    unconverged,
 )
 from indm.workbench.evaluation.statistics import LEVEL, Difference, judged, over_seeds
+from indm.workbench.evaluation.tables import KINDS, Row, baseline_name, number_key, table, unconverged
 from indm.workbench.figures import plots, sheets
 from indm.workbench.figures.page import Page
 from indm.workbench.recipes import recipe as recipes

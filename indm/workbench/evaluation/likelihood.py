@@ -20,6 +20,7 @@ from indm.ode import OUT_OF_REACH
 from indm.tensors import evaluation_mode, outside_inference, squared_norm
 from indm.workbench.evaluation.mean_nll import RepeatableDraws, Steps
 from indm.workbench.evaluation.measures import NLL, Bound, Estimate, Measure, Setting, Solve
+from indm.workbench.evaluation.tables import likelihood_table
 
 T = TypeVar("T")
 SEED_STRIDE = 1_000_003  # between the seeds of successive draws
@@ -28,13 +29,13 @@ MEASURES = (Bound(), NLL())
 
 @dataclass(frozen=True)
 class Likelihoods:
-    """What :func:`evaluate` has estimated.
+    """What :func:`evaluate` has estimated; ``print`` shows it as the table of ``indm evaluate``.
 
     Attributes:
-        report: what JSON can hold: ``images``, how many examples by the kind of a measure; the settings; and by kind
-            its numbers, of which ``with_reconstruction`` and ``without_reconstruction`` have means, standard errors and
-            the estimator's noise in nats and bits/dim. That of "nelbo" has ``terms``, which sum to the bound, and
-            ``by_level``, the score term in equal parts of the log-SNR clock.
+        report: what JSON can hold: ``images``, how many examples by the kind of a measure; the settings; ``unit``, that
+            of the table; and by kind its numbers, of which ``with_reconstruction`` and ``without_reconstruction`` have
+            means, standard errors and the estimator's noise in nats and bits/dim. That of "nelbo" has ``terms``, which
+            sum to the bound, and ``by_level``, the score term in equal parts of the log-SNR clock.
         nats: of each example, means over repeats: by kind, and all but "iw" with the suffix
             ``_without_reconstruction``; "nll" and "iw" also with ``_solver_error``, the largest over repeats. Where the
             mean NLL was corrected, "nll" is "nll_coarse", in few steps, and for each level l "nll_level_l" are the
@@ -54,6 +55,9 @@ class Likelihoods:
         """A likelihood of raw data in bits/dim or nats, and its standard error; None of a single group."""
         row = self.report[kind]["with_reconstruction"]
         return row[unit], row[f"{unit}_standard_error"]
+
+    def __str__(self) -> str:
+        return likelihood_table(self.report)
 
 
 @outside_inference
@@ -109,6 +113,9 @@ def evaluate(
         >>> mean, error = found.mean("nll", "nats")
         >>> abs(mean - math.log(2 * math.pi * math.e)) < 4 * error  # of the entropy
         True
+        >>> print(found)  # doctest: +ELLIPSIS
+                                                          examples  nats    ± standard error  estimator noise ...
+        NLL (ODE)                                         500       2.89...
     """
     check_raw(model, raw)
     _check(model, raw, measures, repeats, batch_size)
@@ -141,10 +148,13 @@ def evaluate(
         estimates = draw_all(draw, [kind for kind, _ in jobs], repeats, progress, distributed)
     dims = math.prod(raw.shape[1:])
     setting = Setting(dims, groups, seed, model.sde)
-    about = {"dims": dims, "dequantization": in_words(model), "eps": model.sde.eps}
+    unit = "nats" if model.scaling.levels is None else "bits/dim"
+    about = {"unit": unit, "dims": dims, "dequantization": in_words(model), "eps": model.sde.eps}
     report = {"images": {m.kind: m.count(n) for m in measures}} | about | {"repeats": repeats, "seed": seed}
     if not model.flow.has_log_det:
         report["codes"] = "one draw for each estimate: the NLL is a bound, too"
+    if groups is not None:
+        report["groups"] = len(groups.unique())
     nats: dict[str, Tensor] = {}
     for measure in measures:
         report[measure.kind], by_suffix = measure.numbers(estimates[measure.kind], setting, solver_of(measure))

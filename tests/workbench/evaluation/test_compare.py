@@ -11,8 +11,9 @@ from PIL import Image
 from scipy.stats import ttest_rel
 
 from indm.workbench.evaluation.compare import Run, compare, differences, methods_of, pairs_of
-from indm.workbench.evaluation.results import check_same_examples, of_classes, read_evaluation
+from indm.workbench.evaluation.results import check_same_examples, read_evaluation
 from indm.workbench.evaluation.statistics import holm
+from indm.workbench.evaluation.tables import of_classes
 from indm.workbench.figures import plots
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import recipe_of
@@ -337,6 +338,12 @@ def test_bounds_of_other_numbers_of_steps_are_not_compared(tmp_path):
 
 def test_classes_of_one_example_each_are_no_empty_table():
     assert of_classes({"classes": {}, "unit": "nats", "dims": 2}) == of_classes({"unit": "nats"}) == []
+
+
+def test_a_table_of_classes_says_that_those_of_one_group_are_left_out():
+    row = {"images": 4, "nats": 1.0, "nats_standard_error": 0.1}
+    result = {"classes": {"apple": row}, "unit": "nats", "dims": 2}
+    assert len(of_classes(result)) == 3 and "left out" in of_classes(result | {"groups": 3})[2]
 
 
 def test_the_page_says_what_the_text_says(tmp_path):
