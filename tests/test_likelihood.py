@@ -23,10 +23,9 @@ from indm.scaling import Scaling
 from indm.score import is_smooth
 from indm.sde.linear import VPSDE
 from indm.workbench.data.base import load_data, stack
-from indm.workbench.evaluation.likelihood import draw_all, evaluate
+from indm.workbench.evaluation.likelihood import draw_all, evaluate, level_table
 from indm.workbench.evaluation.measures import NLL, Bound, Estimate, SamplerBound
 from indm.workbench.evaluation.statistics import in_units
-from indm.workbench.evaluation.tables import level_table
 
 NUMBERS = {
     "nats",

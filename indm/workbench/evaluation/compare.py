@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from indm.files import atomic, untrusted
+from indm.workbench.evaluation.likelihood import KINDS, Row, baseline_name, number_key, table, unconverged
 from indm.workbench.evaluation.results import (
     check_same_examples,
     conclusion,
@@ -21,7 +22,6 @@ from indm.workbench.evaluation.results import (
     read_evaluation,
 )
 from indm.workbench.evaluation.statistics import LEVEL, Difference, judged, over_seeds
-from indm.workbench.evaluation.tables import KINDS, Row, baseline_name, number_key, table, unconverged
 from indm.workbench.figures import plots, sheets
 from indm.workbench.figures.page import Page
 from indm.workbench.recipes import recipe as recipes

@@ -19,10 +19,9 @@ from indm.names import GIVEN, name_of
 from indm.workbench.data.base import stack
 from indm.workbench.data.images import count_unreadable
 from indm.workbench.evaluation.baselines import baselines
-from indm.workbench.evaluation.likelihood import evaluate
+from indm.workbench.evaluation.likelihood import KINDS, NUMBERS, evaluate, nats_of_unit, number_key
 from indm.workbench.evaluation.measures import NLL, Bound, Measure, SamplerBound, WeightedNLL
 from indm.workbench.evaluation.statistics import Difference, mean_and_error, paired_by_examples
-from indm.workbench.evaluation.tables import KINDS, NUMBERS, nats_of_unit, number_key
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import ENOUGH_STEPS, Evaluation
 from indm.workbench.recipes.recipe import Recipe, literal
