@@ -271,12 +271,18 @@ def prior_distance(model, seed: int) -> Numbers:
     Returns:
         ``mean``: root mean square of the entries of the mean. ``variance``: the mean over entries, less 1. ``kl``: of
         the Gaussian with the moments of x_T from N(0, I), nats a dimension. ``kurtosis``: the mean excess kurtosis of
-        an entry. Each has a jackknife error.
+        an entry. Each has a jackknife error. ``exact_kl``: of x_T itself, E[log q(x_T) − log N(x_T)], nats a dimension.
     """
     z = prior_draws(model, PRIOR_SAMPLES, seed)
     with evaluation_mode(model):
         x = torch.cat([model.decode(part) for part in z.split(BATCH)])
-    return jackknife(_distance_from_normal, double(x).flatten(1), double(z).flatten(1))
+        mapped = [model.flow(part) for part in x.split(BATCH)]
+    nats = torch.cat([log_det - 0.5 * event_sum(y.square(), y) for y, log_det in mapped]) + 0.5 * event_sum(
+        x.square(), x
+    )
+    kl, error = mean_and_error(double(nats) / x[0].numel())
+    numbers = jackknife(_distance_from_normal, double(x).flatten(1), double(z).flatten(1))
+    return numbers | {"exact_kl": kl, "exact_kl_standard_error": error}
 
 
 def _distance_from_normal(x: Float[Tensor, "n d"], z: Float[Tensor, "n d"]) -> dict[str, float]:

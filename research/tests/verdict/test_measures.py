@@ -208,7 +208,7 @@ def test_theorem_of_gaussian_data():
 
 def test_prior_distance_of_the_identity_is_zero():
     found = measures.prior_distance(gaussian_model(1.0, (1, 4, 4)), 0)
-    assert len(found) == 8 and set(found.values()) == {0.0}
+    assert len(found) == 10 and set(found.values()) == {0.0}
 
 
 def test_prior_distance_of_affine_flows():
@@ -220,6 +220,7 @@ def test_prior_distance_of_affine_flows():
         torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3)),
     )
     near(found, kl.item() / 3, "kl")
+    near(found, kl.item() / 3, "exact_kl")
     near(found, covariance.diagonal().mean().item() - 1, "variance")
     near(found, 0.0, "kurtosis")
 
@@ -245,6 +246,10 @@ def test_kurtosis_of_the_law_at_the_prior():
     second, fourth = (math.exp(0.5) - 1) / 2, (math.exp(2) - 4 * math.exp(0.5) + 3) / 8
     near(found, second - 1, "variance")
     near(found, fourth / second**2 - 3, "kurtosis")
+    z = torch.linspace(-8, 8, 4001).double()
+    normal, x = torch.distributions.Normal(0.0, 1.0), (0.5 * z).sinh()
+    gain = normal.log_prob(z) + math.log(2) - (0.5 * z).cosh().log() - normal.log_prob(x)
+    near(found, torch.trapezoid(normal.log_prob(z).exp() * gain, z).item(), "exact_kl")
 
 
 def coefficients(flow, shape, t=0.4, n=40):

@@ -28,7 +28,7 @@ def row(shift, seed, rng):
         "gap": {"bits_per_dim": of, "nll_bits_per_dim": of},
         "few_steps": [{"sampler": s, "evaluations": n, "frechet": of, "squared": of} for s, n in samplers],
         "theorem": {"prior_kl": of, "discretization_squared": of, "estimation_frechet": of},
-        "prior_distance": {"kl": of, "kurtosis": of},
+        "prior_distance": {"kl": of, "exact_kl": of, "kurtosis": of},
         "displacement": {
             "size": of, "constant": of, "frequency": [0.0, 0.25, 0.5], "x": [[2.0, 1.0, 1.0]] * 3,
             "moved": [[shift, shift, 2 * shift]] * 3,
