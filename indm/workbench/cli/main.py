@@ -46,7 +46,7 @@ GROUPS = {
     },
 }
 COMMANDS = {name: place for group in GROUPS.values() for name, place in group.items()}
-TITLE = "Log p of diffusion models, with error bars: yours, or one trained here on images, tables and simulators."
+TITLE = "Log p of diffusion models, with error bars: yours, or one trained on images, tables and simulators."
 MORE = """To begin:      indm list recipes     indm train digits     indm sample runs/digits
 To know more:  indm COMMAND --help     indm list"""
 CONFIG = (tyro.conf.FlagCreatePairsOff,)
