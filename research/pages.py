@@ -81,7 +81,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "verdict-final": lambda: final.markdown(of("verdict-final")),
     "verdict-family": lambda: results.family_table(of("verdict-final")),
     "verdict-measures": lambda data: results.measure_table(of("verdict-final"), data),
-    "verdict-parts": lambda data: results.level_table(of("verdict-final"), data),
+    "verdict-parts": lambda data: results.part_table(of("verdict-final"), data),
     "verdict-curve": lambda data: results.curve_table(of("verdict-final"), data),
     "verdict-levels": lambda: final.level_table(of("verdict-search")),
     "verdict-costs": lambda data: costs.markdown(of("verdict-costs", data=data)),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from indm.sampling import Sampler, make_sampler, solve_latent
 from indm.tensors import Batch, double, evaluation_mode
+from research.lab.statistics import jackknife
 
 
 def frechet_distance(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> float:
@@ -35,6 +36,11 @@ def frechet_distance(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> float:
     cross = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp_min(0).sqrt().sum()
     traces = covariances[0].trace() + covariances[1].trace()
     return ((a.mean(0) - b.mean(0)).square().sum() + traces - 2 * cross).clamp_min(0).item()
+
+
+def frechet(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> dict[str, float]:
+    """The :func:`frechet_distance` of two sets of features as ``frechet``, with its jackknife error."""
+    return jackknife(lambda *sets: {"frechet": frechet_distance(*sets)}, a, b)
 
 
 def solve(

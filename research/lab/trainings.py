@@ -23,9 +23,8 @@ from indm.workbench.runs.devices import make_accelerator
 from indm.workbench.training.costs import interleaved_seconds, trainer_of
 from indm.workbench.training.trainer import Trainer
 from research.data import recipe_file
-from research.lab.distances import frechet_distance
+from research.lab import distances
 from research.lab.extractor import Extractor, GeneralFeatures, general_features, load_or_train
-from research.lab.statistics import jackknife
 from research.records import Records, made_by
 
 BUDGETS = {"digits": 600, "fashion-mnist-16": 300, "fashion-mnist": 150, "emoji-32": 300}  # steps of linear diffusion
@@ -67,7 +66,7 @@ class Training:
         return recipes.recipe(recipe_file(self.data), changes | self.setting)
 
     def trainer(self) -> Trainer:
-        """What trains it."""
+        """The trainer of its recipe."""
         recipe = self.recipe()
         with indm.trust("research"):
             return Trainer(recipe, data_of(self.data, self.path), make_accelerator(recipe.train))
@@ -129,7 +128,7 @@ def valid_bits(job: Training, averages: Averages) -> dict[str, float | None]:
 
 @functools.cache
 def reader(folder: Path, data: Data) -> Extractor | GeneralFeatures:
-    """What tells images apart: the classifier of these data in ``folder``; of data without labels, general features."""
+    """The features that compare images: of a classifier of these data in ``folder``, or general ones without labels."""
     return load_or_train(folder, data, progress=False) if data.labels else general_features(data.scaling.levels)
 
 
@@ -140,11 +139,7 @@ def _features_of_training(folder: Path, data: Data, most: int) -> torch.Tensor:
 
 def frechet(raw: torch.Tensor, data: Data, most: int, folder: Path) -> dict[str, float]:
     """The Fréchet distance of images ``raw`` from the first ``most`` training images, and its standard error."""
-
-    def distance(*sets: torch.Tensor) -> dict[str, float]:
-        return {"frechet": frechet_distance(*sets)}
-
-    return jackknife(distance, reader(folder, data).features(raw), _features_of_training(folder, data, most))
+    return distances.frechet(reader(folder, data).features(raw), _features_of_training(folder, data, most))
 
 
 def median_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -55,9 +55,7 @@ def main() -> None:
             print(*(f"{name}: {variant}" for name, variant in best.items()), sep="\n")
         if asked.command == "inserted":
             tried = [(when, seed) for seed in search.SEEDS for when in search.WHEN]
-            left = [
-                (w, s) for w, s in tried if not search.INSERTED.at(data=asked.data, enters=round(w, 3), seed=s).rows()
-            ]
+            left = [(when, seed) for when, seed in tried if not search.insertion(asked.data, when, seed).rows()]
             list(pool.map(partial(search.insert, asked.root, asked.data), *zip(*left, strict=True)))
         if asked.command == "final":
             missing = [job for job in final.jobs() if not job.table.rows()]

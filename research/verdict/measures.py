@@ -32,7 +32,7 @@ from indm.tensors import Batch, double, evaluation_mode, event_sum, expand_like,
 from indm.workbench.data.base import Data
 from indm.workbench.data.examples import InMemory
 from indm.workbench.evaluation.statistics import in_both_units, mean_and_error
-from research.lab.distances import frechet_distance, make_generator, prior_draws, solve
+from research.lab.distances import frechet, make_generator, prior_draws, solve
 from research.lab.extractor import Extractor, train_extractor
 from research.lab.statistics import jackknife, share_error
 
@@ -172,23 +172,23 @@ def few_steps(model, z_T: Batch, x: Batch, test: Images, features: Features, see
     reference, default, rows = features(test[: len(z_T)]), default_sampler(model), []
     for sampler in (default, "euler-maruyama"):
         for evaluations in EVALUATIONS:
-            generator = make_generator(z_T, seed, 1)
-            y, spent = solve(model, z_T, sampler, evaluations - 1, generator=generator)
-            row: Numbers = {"sampler": sampler, "evaluations": spent}
-            row |= frechet(features(model.scaling.to_data(y)), reference)
+            row, y = sampled(model, z_T, sampler, evaluations, reference, features, seed)
             rows.append(row | squared("squared", y[: len(x)] - x) if sampler == default else row)
     return rows
 
 
 def few_steps_shrunk(model, z_T: Batch, test: Images, features: Features, seed: int) -> list[Numbers]:
-    """What a latent of :data:`SHRUNK` times the size alone does: the rows of Euler–Maruyama of :func:`few_steps`."""
-    reference, shrunk, rows = features(test[: len(z_T)]), shrunken(model, SHRUNK), []
-    for evaluations in EVALUATIONS:
-        generator = make_generator(z_T, seed, 1)
-        y, spent = solve(shrunk, z_T, "euler-maruyama", evaluations - 1, generator=generator)
-        row: Numbers = {"sampler": "euler-maruyama", "evaluations": spent}
-        rows.append(row | frechet(features(model.scaling.to_data(y)), reference))
-    return rows
+    """The rows of Euler–Maruyama of :func:`few_steps`, of the model with a latent of :data:`SHRUNK` times the size."""
+    reference, model = features(test[: len(z_T)]), shrunken(model, SHRUNK)
+    return [sampled(model, z_T, "euler-maruyama", n, reference, features, seed)[0] for n in EVALUATIONS]
+
+
+def sampled(
+    model, z_T: Batch, sampler: str, evaluations: int, reference: Float[Tensor, "m k"], features: Features, seed: int
+) -> tuple[Numbers, Batch]:
+    """A row of :func:`few_steps` without its squared distance, and the samples in model units."""
+    y, spent = solve(model, z_T, sampler, evaluations - 1, generator=make_generator(z_T, seed, 1))
+    return {"sampler": sampler, "evaluations": spent} | frechet(features(model.scaling.to_data(y)), reference), y
 
 
 def shrunken(model, factor: float) -> INDM:
@@ -212,11 +212,6 @@ class Shrunk(nn.Module):
         z = z_t * a / (alpha * self.factor)
         denoised = self.factor * (z + s.square() * self.score(z, own)) / a
         return (alpha * denoised - z_t) / sigma.square()
-
-
-def frechet(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> Numbers:
-    """The Fréchet distance of two sets of features, with its jackknife error."""
-    return jackknife(lambda *sets: {"frechet": frechet_distance(*sets)}, a, b)
 
 
 def squared(name: str, difference: Batch) -> Numbers:

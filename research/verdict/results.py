@@ -1,4 +1,4 @@
-"""What the final trainings say: the tested family, and differences of the described measures in pairs of one seed."""
+"""Tables of the final trainings: the tested family, and differences of the described measures in pairs of one seed."""
 
 import math
 from collections.abc import Callable
@@ -44,7 +44,8 @@ def judged(table: Records) -> list[Row]:
         runs = runs_of(table, data)
         if runs[variant]:
             made[data, variant, other] = bits(runs[variant]), bits(runs[other])
-    return [row | interval(row) | {"word": word(row | interval(row))} for row in family(FAMILY, made)]
+    rows = [row | interval(row) for row in family(FAMILY, made)]
+    return [row | {"word": word(row)} for row in rows]
 
 
 def interval(row: Row) -> Row:
@@ -53,7 +54,7 @@ def interval(row: Row) -> Row:
 
 
 def word(row: Row) -> str:
-    """What the design calls a difference of INDM."""
+    """The name that the design gives to a difference of INDM."""
     if row["p_holm"] is None:
         return "untested"
     if row["p_holm"] <= LEVEL and abs(row["difference"]) >= MARGIN:
@@ -99,16 +100,14 @@ def at_noise(measure: str, noise: float, part: str) -> Callable[[Row], float]:
     return found
 
 
-def displaced(row: Row) -> float:
-    """The share of the displacement's energy above a quarter cycle a pixel, NaN without displacement."""
-    frequency, moved = np.array(row["displacement"]["frequency"]), np.array(row["displacement"]["moved"])
-    return moved[:, frequency > 0.25].sum() / moved.sum() if moved.sum() else math.nan
+def above(part: str) -> Callable[[Row], float]:
+    """The share of the energy of ``moved`` or ``x`` above a quarter cycle a pixel, NaN where there is none."""
 
+    def found(row: Row) -> float:
+        frequency, energy = (np.array(row["displacement"][key]) for key in ("frequency", part))
+        return energy[:, frequency > 0.25].sum() / energy.sum() if energy.sum() else math.nan
 
-def energy(row: Row) -> float:
-    """The same share of the images themselves."""
-    frequency, x = np.array(row["displacement"]["frequency"]), np.array(row["displacement"]["x"])
-    return x[:, frequency > 0.25].sum() / x.sum()
+    return found
 
 
 def beyond(noise: float) -> Callable[[Row], float]:
@@ -138,8 +137,8 @@ MEASURES: dict[str, tuple[str, Callable[[Row], float]]] = {
     **{f"drift beyond linear at σ/α = {n:g}, share": (".2f", beyond(n)) for n in (0.1, 1.0, 5.0)},
     "displacement, share of ‖x‖": (".3f", lambda row: row["displacement"]["size"]),
     "displacement that all images share": (".3f", lambda row: row["displacement"]["constant"]),
-    "displacement above a quarter cycle": (".3f", displaced),
-    "images above a quarter cycle": (".3f", energy),
+    "displacement above a quarter cycle": (".3f", above("moved")),
+    "images above a quarter cycle": (".3f", above("x")),
     **{f"class probe at σ/α = {n:g}": (".3f", at_noise("class_probe", n, "accuracy")) for n in (0.1, 0.5, 1.0, 2.0)},
     **{
         f"class probe at σ/α = {n:g} of the latent's deviation": (".3f", at_noise("class_control", n, "accuracy"))
@@ -187,22 +186,21 @@ def curve_table(table: Records, data: str) -> str:
     return in_table("steps", *OTHERS, "spline − linear", rows=rows)
 
 
-def level_table(table: Records, data: str) -> str:
-    """Where the bounds of the test images differ: the score's term by level of noise, and the flow's, bits/dim."""
+def part_table(table: Records, data: str) -> str:
+    """The bound of the test images by part, bits/dim: the score's term by level of noise, and the log-determinant."""
     runs = runs_of(table, data)
-    levels = [(part["noise"], part["bits_per_dim"]) for part in runs["linear"][0]["bound"]["by_level"]]
-    titles = [f"score, σ/α {low:.3g} to {high:.3g}" for (low, high), _ in levels]
+    levels = [part["noise"] for part in runs["linear"][0]["bound"]["by_level"]]
+    titles = [f"score, σ/α {low:.3g} to {high:.3g}" for low, high in levels]
     parts: dict[str, Callable[[Row], float]] = {
         title: lambda row, place=place: row["bound"]["by_level"][place]["bits_per_dim"]
         for place, title in enumerate(titles)
     }
     parts |= {"log-determinant": lambda row: row["bound"]["terms"]["flow"]["bits_per_dim"]}
     parts |= {"NELBO": lambda row: row["bound"]["with_reconstruction"]["bits_per_dim"]}
-    rows = []
+    rows, pairs = [], (("spline", "linear"), ("indm", "linear"), ("indm", "spline"))
     for title, function in parts.items():
         values = {name: [function(row) for row in own] for name, own in runs.items()}
         means = [f"{over_seeds(own)[0]:.4f}" for own in values.values()]
-        pairs = (("spline", "linear"), ("indm", "linear"), ("indm", "spline"))
         rows.append((title, *means, *(cell(values[one], values[other], ".4f") for one, other in pairs)))
     titles = "part", "linear", "spline", "INDM", "spline − linear", "INDM − linear", "INDM − spline"
     return in_table(*titles, rows=rows)

@@ -98,12 +98,17 @@ def keep(root: Path | None, data: str, variant: Variant) -> None:
     TABLE.at(data=data, variant=str(variant)).add(trial(variant, images, costs(data)))
 
 
+def insertion(data: str, enters: float, seed: int) -> Records:
+    """The row of a flow that enters then."""
+    return INSERTED.at(data=data, enters=round(enters, 3), seed=seed)
+
+
 def insert(root: Path | None, data: str, enters: float, seed: int) -> None:
     """Train the coupling flow of the search that enters then, and write its row."""
     torch.set_num_threads(1)
     variant = Variant(spline=True, family="coupling", enters=enters, lr=8e-3, spline_lr=3e-3, flow_share=1 / 20)
     row = trial(variant, load(data, root), costs(data), seed)
-    INSERTED.at(data=data, enters=round(enters, 3), seed=seed).add({k: v for k, v in row.items() if k != "nelbo_nats"})
+    insertion(data, enters, seed).add({k: v for k, v in row.items() if k != "nelbo_nats"})
 
 
 def inserted_table(table: Records) -> str:

@@ -33,7 +33,7 @@ Row = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Likelihoods:
-    """What :func:`evaluate` has estimated; ``print`` shows it as the table of ``indm evaluate``.
+    """The estimates of :func:`evaluate`; ``print`` shows them as the table of ``indm evaluate``.
 
     Attributes:
         report: what JSON can hold: ``images``, how many examples by the kind of a measure; the settings; ``unit``, that
@@ -337,7 +337,7 @@ def unconverged(result: Mapping) -> list[str]:
 
 
 def baseline_name(row: Mapping) -> str:
-    """What a table calls a baseline, see :func:`indm.workbench.evaluation.baselines.baselines`."""
+    """The name of a baseline in a table, see :func:`indm.workbench.evaluation.baselines.baselines`."""
     return f"{row['name']}, {row['detail']}" if "detail" in row else row["name"]
 
 

@@ -121,7 +121,7 @@ def test_measures_are_compared_in_pairs(table):
 
 
 def test_levels_and_curves_have_a_row_for_each(table):
-    rows = rows_of(results.level_table(table, "cifar10-16"))
+    rows = rows_of(results.part_table(table, "cifar10-16"))
     assert [*rows][2:] == ["score, σ/α 0 to 0.1", "score, σ/α 0.1 to 0.2", "log-determinant", "NELBO"]
     assert [part.startswith(f"**{sign}0.0") for part, sign in zip(rows["NELBO"][3:], "++-", strict=True)] == [True] * 3
     curve = rows_of(results.curve_table(table, "cifar10-16"))
