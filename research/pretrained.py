@@ -230,9 +230,10 @@ def drawn(run: Path, guidance: float | None = None) -> tuple[Tensor, Tensor | No
     """Samples, by default at the guidance of the recipe, and their classes; those of a model without classes have
     None."""
     recipe = recipe_of(run)
-    own = guidance in (None, recipe.sample.guidance)
-    out = run if own else run / f"guidance-{guidance:g}"
-    raw, _, _ = draw(run, Drawing(n=DRAWN, guidance=recipe.sample.guidance if own else guidance), out)
+    own = recipe.sample.guidance
+    guidance = own if guidance is None else guidance
+    out = run if guidance == own else run / f"guidance-{guidance:g}"
+    raw, _, _ = draw(run, Drawing(n=DRAWN, guidance=guidance), out)
     c = torch.from_numpy(untrusted.array(out / SAMPLES, "c")) if recipe.labels else None
     return raw, c
 
