@@ -1,0 +1,62 @@
+"""The picture of stated and true errors in docs/likelihood.md, from records.
+
+    python -m research.errors_figure
+
+Left: the solver's errors of :mod:`research.solver_error`'s table. Right: bounds above the entropy, learned noise, of
+the flow whose bound of most draws is lowest.
+"""
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from indm.workbench.figures.plots import COLOURS, save_figure, styled
+from research.discrete_laws import DRAWS, LAWS, read
+from research.records import RECORDS, Records
+from research.speed import BENCH
+
+FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "errors.png"
+LIMITS = (5e-6, 0.6)
+KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)", f"iw-{DRAWS[-1]}": f"IW-NLL, {DRAWS[-1]} draws"}
+
+
+def solver(axes: Axes) -> None:
+    """Stated over true errors, a point for each trained model."""
+    rows = Records(BENCH / "solver_error.csv").rows()
+    for solve, style in (("default", {"color": COLOURS[0]}), ("24 steps", {"mfc": "none", "mec": COLOURS[0]})):
+        found = [row for row in rows if row["solve"] == solve]
+        axes.loglog([row["error"] for row in found], [row["stated"] for row in found], "o", label=solve, **style)
+    axes.fill_between(LIMITS, LIMITS, LIMITS[1], color="0.93", linewidth=0)
+    axes.text(7e-6, 0.25, "stated error covers the true one", fontsize="small")
+    axes.set(xlim=LIMITS, ylim=LIMITS, xlabel="true error, bits/dim", ylabel="stated error, bits/dim")
+    axes.set_title("error of the ODE solver")
+
+
+def bounds(axes: Axes) -> None:
+    """Bounds less the entropy with two standard errors, for each law."""
+    made = read(Records(RECORDS / "discrete_laws.csv"))
+    for place, law in enumerate(LAWS):
+        found = [r["bound_minus_entropy_bits_per_dim"] for cell, r in made.items() if cell[::2] == (law, "variational")]
+        best = min(found, key=lambda bound: bound[f"iw-{DRAWS[-1]}"][0])
+        for shift, (kind, name) in enumerate(KINDS.items()):
+            mean, error = best[kind]
+            at = place + 0.2 * (shift - 1)
+            axes.errorbar(mean, at, xerr=2 * error, fmt="o", markersize=4, color=COLOURS[shift], label=name)
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    axes.set_yticks(range(len(LAWS)), [law.replace("-", ", ") + " levels" for law in LAWS])
+    axes.set(xlabel="bits/dim, ± 2 errors", title="bound − entropy of the data")
+    axes.invert_yaxis()
+
+
+@styled
+def main() -> None:
+    figure = Figure(figsize=(9, 3.6))
+    left, right = figure.subplots(1, 2)
+    solver(left)
+    bounds(right)
+    save_figure(figure, FIGURE)
+
+
+if __name__ == "__main__":
+    main()
