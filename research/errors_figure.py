@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from indm.workbench.figures.plots import COLOURS, save_figure, styled
+from indm.workbench.figures.plots import save_figure, styled
 from research.discrete_laws import DRAWS, LAWS, read
 from research.records import RECORDS, Records
 from research.speed import BENCH
@@ -24,7 +24,7 @@ KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)", f"iw-{DRAWS[-1]}": f"IW-NLL, {DRA
 def solver(axes: Axes) -> None:
     """Stated over true errors, a point for each trained model."""
     rows = Records(BENCH / "solver_error.csv").rows()
-    for solve, style in (("default", {"color": COLOURS[0]}), ("24 steps", {"mfc": "none", "mec": COLOURS[0]})):
+    for solve, style in (("default", {"color": "C0"}), ("24 steps", {"mfc": "none", "mec": "C0"})):
         found = [row for row in rows if row["solve"] == solve]
         axes.loglog([row["error"] for row in found], [row["stated"] for row in found], "o", label=solve, **style)
     axes.fill_between(LIMITS, LIMITS, LIMITS[1], color="0.93", linewidth=0)
@@ -42,7 +42,7 @@ def bounds(axes: Axes) -> None:
         for shift, (kind, name) in enumerate(KINDS.items()):
             mean, error = best[kind]
             at = place + 0.2 * (shift - 1)
-            axes.errorbar(mean, at, xerr=2 * error, fmt="o", markersize=4, color=COLOURS[shift], label=name)
+            axes.errorbar(mean, at, xerr=2 * error, fmt="o", markersize=4, color=f"C{shift}", label=name)
     axes.axvline(0, color="0.4", linewidth=0.8)
     axes.set_yticks(range(len(LAWS)), [law.replace("-", ", ") + " levels" for law in LAWS])
     axes.set(xlabel="bits/dim, ± 2 errors", title="bound − entropy of the data")

@@ -191,7 +191,7 @@ def test_the_index_of_the_reference_links_every_name():
     text = (DOCS / "reference" / "index.md").read_text("utf-8")
     linked = {}
     for page, names in re.findall(r"^\| \[.*?\]\((.*?)\) \| (.*) \|$", text, re.MULTILINE):
-        linked |= dict.fromkeys(re.findall(r"\]\[(.*?)\]", names), page)
+        linked |= dict.fromkeys(re.findall(rf"\]\({re.escape(page)}#(.*?)\)", names), page)
     assert linked == {name: page.name for name, page in REFERENCE.items() if name != "indm.flows"}
 
 
