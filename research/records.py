@@ -14,7 +14,7 @@ import csv
 import functools
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,16 @@ class Records:
         found = [row for row in self._lines() if self._has(row)]
         arrays = self._arrays() if any(ARRAYS in row for row in found) else {}
         return [with_arrays({name: value(cell) for name, cell in row.items()}, arrays) for row in found]
+
+    def of_common_seeds(self, column: str, names: Iterable[str], having: str = "seed") -> dict[str, list[Row]]:
+        """The rows with each of ``names`` in a column, in order of the seeds that all of them have.
+
+        Rows without the column ``having`` do not count.
+        """
+        rows = [row for row in self.rows() if having in row]
+        found = {name: {row["seed"]: row for row in rows if row[column] == name} for name in names}
+        seeds = sorted(set.intersection(*map(set, found.values())))
+        return {name: [by_seed[seed] for seed in seeds] for name, by_seed in found.items()}
 
     def kept(self, make: Callable[[], Mapping[str, Any]]) -> Row:
         """The only row, which is made where there is none."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import Annotated, ClassVar
 
 import torch
@@ -31,7 +31,7 @@ from indm.sde import VPSDE
 from indm.tensors import event_size, randn_like
 from indm.training import EMA, learning_rate_factor, optimizer_step
 from indm.workbench.cli.common import DONE, Common
-from indm.workbench.evaluation.statistics import mean_and_error
+from indm.workbench.evaluation.statistics import mean_and_error, over_seeds
 from research.command import main
 from research.lab.costs import seconds_in_turns
 from research.markdown import in_table, with_error
@@ -319,9 +319,7 @@ def counted(table: Records, dial: str) -> dict[float, dict[str, list[float]]]:
 
 def with_spread(values: Sequence[float]) -> str:
     """Mean over seeds and its standard error."""
-    if not values:
-        return ""
-    return with_error(fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan, ".3f")
+    return with_error(*over_seeds(values), ".3f") if values else ""
 
 
 def markdown(table: Records, dial: str) -> str:
