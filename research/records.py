@@ -72,7 +72,8 @@ class Records:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_suffix(".lock")):
             if own:
-                self._write_arrays(self._arrays() | own)
+                arrays = dict(sorted((self._arrays() | own).items()))
+                atomic.whole(self.path.with_suffix(".npz"), atomic.arrays_into(arrays))
             others = [row for row in self._lines() if not self._has(row)]
             lines = [*others, line | ({ARRAYS: name} if own else {})]
             self._write(sorted(lines, key=lambda row: [place(value(row[column])) for column, _ in self.key]))
@@ -96,9 +97,6 @@ class Records:
     def _arrays(self) -> dict[str, np.ndarray]:
         path = self.path.with_suffix(".npz")
         return loaded(path, path.stat().st_mtime_ns) if path.exists() else {}
-
-    def _write_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
-        atomic.whole(self.path.with_suffix(".npz"), atomic.arrays_into(dict(sorted(arrays.items()))))
 
 
 @functools.lru_cache(maxsize=4)
