@@ -14,6 +14,7 @@ from tyro.conf import Positional, Suppress
 from indm import names
 from indm.workbench.cli import listing, main
 from indm.workbench.recipes.recipe import GROUPS, OPTION_TABLES, bundled, literal
+from research.markdown import in_table
 
 ROOT = Path(__file__).parents[1]
 POSITIONAL, HIDDEN = (get_args(marker[int])[1] for marker in (Positional, Suppress))
@@ -31,11 +32,6 @@ def cell(text: object) -> str:
     """A text as the cell of a table. In code, bars stay as they are."""
     line = " ".join(str(text).split())
     return re.sub(r"([|<*])", r"\\\1", line).replace("\\<", "&lt;")
-
-
-def table(heads: str, rows: list[tuple[str, ...]]) -> str:
-    lines = [heads, " | ".join("---" for _ in heads.split("|")), *(" | ".join(row) for row in rows)]
-    return "\n".join(f"| {line} |" for line in lines)
 
 
 def prose(documented: object) -> str:
@@ -83,7 +79,7 @@ def commands_page() -> str:
             if kind.tables:
                 keys = ", ".join(f"`--{key}…`" for key in kind.tables)
                 parts.append(f"[Keys of recipes](recipes.md) are options, too: {keys}.")
-            parts.append(table("option | what it does", [
+            parts.append(in_table("option", "what it does", rows=[
                 (f"`{flag}`", cell(f"{sentence} {default}")) for flag, sentence, default, _ in rows
             ]))  # fmt: skip
     return "\n\n".join(parts)
@@ -101,14 +97,15 @@ def recipes_page() -> str:
     for group, command in GROUPS.items():
         known = [(name, about) for name, about in bundled().items() if about.group == group]
         rows = [(f"`{name}`", cell(about.two_cores), cell(about.gpu), cell(about.description)) for name, about in known]
-        parts += [f"### {group.capitalize()}", f"`{command}`", table("recipe | two cores | GPU | what it is", rows)]
+        table = in_table("recipe", "two cores", "GPU", "what it is", rows=rows)
+        parts += [f"### {group.capitalize()}", f"`{command}`", table]
     for name, kind in OPTION_TABLES.items():
         said = listing.sentences_of(kind)
         rows = [
             (f"`{name}.{option.name}`", f"`{literal(option.default)}`", cell(said[option.name]))
             for option in dataclasses.fields(kind)
         ]
-        parts += [f"## [{name}]", prose(kind), table("key | default | meaning", rows)]
+        parts += [f"## [{name}]", prose(kind), in_table("key", "default", "meaning", rows=rows)]
     for kind, known in names.BUILT_IN.items():
         parts.append(f"## {kind.capitalize()}")
         for name in known:

@@ -24,6 +24,7 @@ from research.tables import command
 from research.tables.flows import SEEDS, beside, split
 
 NAMES = ("bent", "moons", "swiss-roll", "mixture-8d", "wine", "breast-cancer")
+METHODS = ("fixed", "joint", "start")
 MOST = 200  # test rows
 QUESTIONS = {"all": "all columns", "half": "half given half"}
 Array = np.ndarray
@@ -80,16 +81,11 @@ def summary(made: Records) -> str:
     """Mean test log p of ``fixed``, and what each row of the others has beyond it, ± over seeds and rows."""
     lines = []
     for name, (key, question) in itertools.product(NAMES, QUESTIONS.items()):
-        found = {
-            method: {record["seed"]: record for record in made.at(table=name, method=method).rows()}
-            for method in ("fixed", "joint", "start")
-        }
-        seeds = [seed for seed in found["fixed"] if all(seed in records for records in found.values())]
-        if not seeds:
-            continue
-        nats = {m: np.array([found[m][seed][f"{key}_nats"] for seed in seeds]) for m in found}
-        rows, columns = found["fixed"][seeds[0]]["rows"]
-        lines.append((name, f"{rows} × {columns}", question, len(seeds), *beside(nats, "fixed")))
+        runs = made.at(table=name).of_common_seeds("method", METHODS)
+        if runs["fixed"]:
+            nats = {method: np.array([row[f"{key}_nats"] for row in rows]) for method, rows in runs.items()}
+            rows, columns = runs["fixed"][0]["rows"]
+            lines.append((name, f"{rows} × {columns}", question, len(runs["fixed"]), *beside(nats, "fixed")))
     return in_table("table", "rows × columns", "question", "seeds", "fixed", "joint", "its start", rows=lines)
 
 
@@ -99,7 +95,7 @@ def main() -> None:
     o = command.parsed(parser, None)
     made = Records(o.records / "any_question.csv").at(seconds=o.seconds)
     names = NAMES if o.tables == ["all"] else o.tables
-    for seed, name, method in itertools.product(o.seeds, names, ("fixed", "joint", "start")):
+    for seed, name, method in itertools.product(o.seeds, names, METHODS):
         cell = made.at(table=name, method=method, seed=seed)
         record = cell.kept(lambda job=(name, method, seed): trained(*job, o.seconds))
         print(name, method, seed, record["all"], record["half"], flush=True)

@@ -133,16 +133,14 @@ def read(made: Records) -> dict[tuple[str, str, str], dict]:
 def table(records: dict[tuple[str, str, str], dict]) -> str:
     """Markdown: a row for each cell, and under it whether the claims hold."""
     columns = ["NELBO", "NLL", *(f"IW {draws}" for draws in DRAWS)]
-    lines = [
-        "| law (entropy) | flow | dequantization | " + " | ".join(columns) + " |",
-        "|---" * (3 + len(columns)) + "|",
-    ]
+    rows = []
     for law in LAWS:
         for cell, record in sorted((c, r) for c, r in records.items() if c[0] == law):
             bounds = record["bound_minus_entropy_bits_per_dim"].values()
-            numbers = " | ".join(f"{value:.4f} ± {error:.4f}" for value, error in bounds)
-            lines.append(f"| {law} ({record['entropy_bits_per_dim']:.3f}) | {cell[1]} | {cell[2]} | {numbers} |")
-    return "\n".join([*lines, "", *claims(records), "", *(f"- {law}: {SAYS[law]}" for law in LAWS)]) + "\n"
+            numbers = (f"{value:.4f} ± {error:.4f}" for value, error in bounds)
+            rows.append((f"{law} ({record['entropy_bits_per_dim']:.3f})", *cell[1:], *numbers))
+    made = in_table("law (entropy)", "flow", "dequantization", *columns, rows=rows)
+    return "\n".join([made, "", *claims(records), "", *(f"- {law}: {SAYS[law]}" for law in LAWS)]) + "\n"
 
 
 def claims(records: dict[tuple[str, str, str], dict]) -> list[str]:

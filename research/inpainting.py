@@ -19,9 +19,9 @@ from indm.workbench.data.base import Data, load_data, stack
 from indm.workbench.evaluation.statistics import mean_and_error
 from indm.workbench.figures import plots, sheets
 from indm.workbench.runs.folder import recipe_of, run_folder
+from research.lab import statistics
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, Row, made_by
-from research.tables import imputation
 
 IMAGES, DRAWS, SEED = 24, 8, 0  # of the test split; of each image
 SHOWN = 6  # images of a picture, and draws of each
@@ -71,8 +71,8 @@ METHODS: dict[str, Callable[..., Tensor]] = {"indm": by_model, "neighbours": by_
 
 
 def crps(draws: Num[Tensor, "n draws k"], truth: Num[Tensor, "n k"]) -> Float[Tensor, " n"]:
-    """The mean over pixels of :func:`research.tables.imputation.crps`, in grey levels."""
-    of_pixels = imputation.crps(draws.double().transpose(0, 1).flatten(1).numpy(), truth.flatten().numpy())
+    """The mean over pixels of :func:`research.lab.statistics.crps`, in grey levels."""
+    of_pixels = statistics.crps(draws.double().transpose(0, 1).flatten(1).numpy(), truth.flatten().numpy())
     return torch.from_numpy(of_pixels).view(truth.shape).mean(1)
 
 

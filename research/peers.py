@@ -13,9 +13,8 @@ likelihood.
 
 import argparse
 import itertools
-import statistics
-import timeit
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,14 +25,13 @@ from indm.model import count_parameters
 from indm.training import EMA
 from indm.workbench.data.base import Data
 from indm.workbench.data.examples import loader
-from indm.workbench.training.costs import trainer_of
+from research.lab.costs import relative_cost, seconds_in_turns, step_of
 from research.lab.trainings import BUDGETS, Training, data_of
 from research.markdown import in_table
 from research.quality import SAMPLES, from_training
 from research.records import RECORDS, Records, made_by
 
 BATCH, EVALUATIONS, DECAY = 128, 50, 0.99
-ROUNDS, A_TURN = 9, 6  # of the measured costs
 LEVELS = {"digits": (1, 2), "fashion-mnist-16": (1, 2, 2)}
 OURS = ("unet, the recipe's", "the score trained for samples")
 
@@ -126,13 +124,10 @@ def training(peer: Peer, data: Data, rate: float) -> Iterator[nn.Module]:
 
 def costs(data_name: str) -> dict[str, float]:
     """The cost of a step of each over that of the linear diffusion, which is 1 in ``research.quality``, too."""
-    data, unit = data_of(data_name, None), trainer_of(Training(data_name, "uniform", "identity", {}, 1).recipe())
-    batches = unit.batches()
-    going = {name: training(peer_of(name, data_name), data, rate) for name, (_, rate) in PEERS.items()}
-    turns = {name: lambda steps=steps: [next(steps) for _ in range(A_TURN)] for name, steps in going.items()}
-    turns[""] = lambda: [unit.train_step(batches) for _ in range(A_TURN)]
-    rounds = [{name: timeit.timeit(turn, number=1) for name, turn in turns.items()} for _ in range(1 + ROUNDS)][1:]
-    return {name: round(statistics.median(row[name] / row[""] for row in rounds), 4) for name in PEERS}
+    data, unit = data_of(data_name, None), Training(data_name, "uniform", "identity", {}, 1)
+    steps = {name: partial(next, training(peer_of(name, data_name), data, rate)) for name, (_, rate) in PEERS.items()}
+    seconds = seconds_in_turns(steps | {"": step_of(unit.recipe())})
+    return {name: relative_cost(seconds[name], seconds[""])["cost"] for name in PEERS}
 
 
 def trained(name: str, data_name: str, rate: float, steps: int, extractor: Path) -> dict:

@@ -14,7 +14,7 @@ import csv
 import functools
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,16 @@ class Records:
         arrays = self._arrays() if any(ARRAYS in row for row in found) else {}
         return [with_arrays({name: value(cell) for name, cell in row.items()}, arrays) for row in found]
 
+    def of_common_seeds(self, column: str, names: Iterable[str], having: str = "seed") -> dict[str, list[Row]]:
+        """The rows with each of ``names`` in a column, in order of the seeds that all of them have.
+
+        Rows without the column ``having`` do not count.
+        """
+        rows = [row for row in self.rows() if having in row]
+        found = {name: {row["seed"]: row for row in rows if row[column] == name} for name in names}
+        seeds = sorted(set.intersection(*map(set, found.values())))
+        return {name: [by_seed[seed] for seed in seeds] for name, by_seed in found.items()}
+
     def kept(self, make: Callable[[], Mapping[str, Any]]) -> Row:
         """The only row, which is made where there is none."""
         if not self.rows():
@@ -62,7 +72,8 @@ class Records:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_suffix(".lock")):
             if own:
-                self._write_arrays(self._arrays() | own)
+                arrays = dict(sorted((self._arrays() | own).items()))
+                atomic.whole(self.path.with_suffix(".npz"), atomic.arrays_into(arrays))
             others = [row for row in self._lines() if not self._has(row)]
             lines = [*others, line | ({ARRAYS: name} if own else {})]
             self._write(sorted(lines, key=lambda row: [place(value(row[column])) for column, _ in self.key]))
@@ -86,9 +97,6 @@ class Records:
     def _arrays(self) -> dict[str, np.ndarray]:
         path = self.path.with_suffix(".npz")
         return loaded(path, path.stat().st_mtime_ns) if path.exists() else {}
-
-    def _write_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
-        atomic.whole(self.path.with_suffix(".npz"), atomic.arrays_into(dict(sorted(arrays.items()))))
 
 
 @functools.lru_cache(maxsize=4)

@@ -11,6 +11,12 @@ SPREAD = re.compile(r" \([\d.]+ to [^)]*\)")  # over rounds, and CPU seconds
 RUNS = {"whole": "first", "training-again": "second"}
 
 
+def as_written(name: str) -> list[dict[str, str]]:
+    """The rows of a table, every cell with the digits that it has in the file."""
+    with (BENCH / f"{name}.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def table() -> str:
     """What was measured, the baseline, this package, and their ratio with its range over rounds."""
     keys = ("what", "baseline", "ours", "ratio", "target")
@@ -33,7 +39,7 @@ def solver_error() -> str:
 
 def multilevel() -> str:
     """Intervals of multilevel means over random choices of their subsets."""
-    rows = [tuple(row.values()) for row in csv.DictReader((BENCH / "multilevel.csv").open())]
+    rows = [tuple(row.values()) for row in as_written("multilevel")]
     counts = ("in 90 %", "in 99 %", "largest error", "evaluations", "each solve", "of 1,000, to 0.001")
     return in_table("model", "examples", "standard error", *counts, rows=rows)
 
@@ -41,8 +47,7 @@ def multilevel() -> str:
 def ripples() -> str:
     """Samples of a network with ripples in t."""
     keys = ("sampler", "evaluations", "error", "largest", "cpu_seconds")
-    with (BENCH / "ripples.csv").open() as file:
-        rows = [[row[key] for key in keys] for row in csv.DictReader(file)]
+    rows = [[row[key] for key in keys] for row in as_written("ripples")]
     return in_table(*keys[:4], "CPU seconds", rows=rows)
 
 

@@ -26,6 +26,7 @@ from indm.files import atomic
 from indm.workbench.cli.common import DONE, Common
 from indm.workbench.data.images import read_image
 from research.command import main
+from research.data import thinned
 
 SIDE = 32
 MOST = 2000  # frames of a class
@@ -89,14 +90,8 @@ def _turn(path: Path) -> list[str | int]:
     return [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", path.stem)]
 
 
-def thinned(frames: Sequence[Path], most: int) -> list[Path]:
-    """At most ``most`` of them, equally far apart."""
-    count = min(most, len(frames))
-    return [frames[i * len(frames) // count] for i in range(count)]
-
-
 def left_out(frames: Sequence[Path], most: int) -> list[Path]:
-    """Of the frames that :func:`thinned` leaves out at most ``most``, equally far apart."""
+    """At most ``most`` of the frames that :func:`thinned` leaves out, equally far apart."""
     used = {*thinned(frames, most)}
     return thinned([frame for frame in frames if frame not in used], most)
 

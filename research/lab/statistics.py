@@ -1,8 +1,9 @@
-"""Standard errors of a share and by the jackknife, and tests of a family of planned size."""
+"""Standard errors of a share and by the jackknife, a score of draws, and tests of a family of planned size."""
 
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,18 @@ def judged_as_planned(differences: Sequence[Difference], planned: int) -> list[d
 def share_error(share: float, n: int) -> float:
     """The standard error of a share of ``n`` independent trials, √(p(1 − p)/n)."""
     return math.sqrt(share * (1 - share) / n)
+
+
+def crps(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The continuous ranked probability score of the draws (k, entries), for each entry: E|x − y| − ½ E|x − x'|.
+
+    The latter is over pairs of different draws; for k = 1 the score is |x − y|.
+
+    Source: Gneiting & Raftery 2007, "Strictly Proper Scoring Rules, Prediction, and Estimation", eq. 21.
+    """
+    k = len(draws)
+    pairs = (np.sort(draws, 0) * (2 * np.arange(1, k + 1) - k - 1)[:, None]).sum(0) / max(1, k * (k - 1))
+    return np.abs(draws - truth).mean(0) - pairs
 
 
 def jackknife(statistic: Callable[..., dict[str, float]], *sets: Tensor) -> dict[str, float]:

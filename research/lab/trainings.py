@@ -3,7 +3,6 @@
 import functools
 import math
 import multiprocessing
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,10 +19,10 @@ from indm.workbench.data.base import Data, load_data, stack
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.devices import make_accelerator
-from indm.workbench.training.costs import interleaved_seconds, trainer_of
 from indm.workbench.training.trainer import Trainer
 from research.data import recipe_file
 from research.lab import distances
+from research.lab.costs import cost_in_turns
 from research.lab.extractor import Extractor, GeneralFeatures, general_features, load_or_train
 from research.records import Records, made_by
 
@@ -35,7 +34,6 @@ EMA_DECAYS = (0.9, 0.97, 0.999)
 RATES = ("train.lr", "train.flow_lr", "train.dequantization_lr")  # which leave the cost of a step as it is
 VALID_EXAMPLES = 500
 LARGEST_ERROR = 0.05  # of a cost: above, something else is running
-ROUNDS, STEPS_A_ROUND = 8, 6  # of the measured costs
 
 
 @dataclass(frozen=True)
@@ -142,44 +140,27 @@ def frechet(raw: torch.Tensor, data: Data, most: int, folder: Path) -> dict[str,
     return distances.frechet(reader(folder, data).features(raw), _features_of_training(folder, data, most))
 
 
-def median_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """The median and its standard error, from the median distance to it: one disturbed round counts for little."""
-    middle = statistics.median(values)
-    spread = 1.4826 * statistics.median(abs(value - middle) for value in values)  # σ of a normal law
-    return middle, math.sqrt(math.pi / 2) * spread / math.sqrt(len(values))
-
-
 def costs(table: Records, jobs: Sequence[Training]) -> dict[str, float]:
     """Cost of a step of each job, by its key, over that of linear diffusion under uniform noise.
 
-    Those that the ``table`` has not are measured, all in turns in this process.
+    Those that the ``table`` has not are measured.
 
     Raises:
         RuntimeError: the rounds disagree: the machine has more to do.
     """
     known = {row["step"]: row["cost"] for row in table.rows()}
-    missing = {job.cost_key: job.recipe() for job in jobs if job.cost_key not in known}
-    if missing:
-        unit = replace(jobs[0], dequantization="uniform", flow="identity", setting={})
-        trainers = {key: trainer_of(recipe) for key, recipe in ({unit.cost_key: unit.recipe()} | missing).items()}
-        threads = dict.fromkeys(trainers, torch.get_num_threads())
-        seconds = interleaved_seconds(trainers, threads, rounds=ROUNDS, steps=STEPS_A_ROUND, progress=False)
-        noisy = {}
-        for key in missing:
-            ratios = [a / b for a, b in zip(seconds[key], seconds[unit.cost_key], strict=True)]
-            cost, error = median_and_error(ratios)
-            milliseconds = round(1e3 * statistics.median(seconds[key]), 1)
-            row = {"cost": round(cost, 4), "error": round(error, 4), "milliseconds": milliseconds}
-            if error > LARGEST_ERROR * cost:
-                noisy[key] = row
-            else:
-                table.at(step=key).add(row)
-                known[key] = row["cost"]
-        if noisy:
+    unit = replace(jobs[0], dequantization="uniform", flow="identity", setting={}).recipe()
+    for job in jobs:
+        if job.cost_key in known:
+            continue
+        row = cost_in_turns(unit, job.recipe())
+        if row["error"] > LARGEST_ERROR * row["cost"]:
             raise RuntimeError(
-                f"{len(noisy)} of {len(missing)} costs are uncertain by more than {LARGEST_ERROR:.0%}: {noisy}; "
-                "measure them while nothing else runs"
+                f"the cost of {job.cost_key} is uncertain by more than {LARGEST_ERROR:.0%}: {row}; "
+                "measure it while nothing else runs"
             )
+        table.at(step=job.cost_key).add(row)
+        known[job.cost_key] = row["cost"]
     return {job.cost_key: known[job.cost_key] for job in jobs}
 
 

@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from filelock import FileLock
 from scipy.integrate import odeint
-from threadpoolctl import threadpool_limits
 
 from indm import PosteriorEstimator
 from indm.files import atomic
@@ -34,6 +33,7 @@ from indm.workbench.evaluation.statistics import over_seeds
 from research.markdown import in_table, with_error
 from research.posteriors import study
 from research.records import Records, made_by
+from research.tables import command
 
 Array = np.ndarray
 METHODS = {
@@ -214,12 +214,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--calibrate", type=Path, help="draw pictures of the calibration on tasks into this folder instead"
     )
-    o = parser.parse_args(arguments)
+    o = command.parsed(parser, arguments)
     for package in ("sbibm", "sbi"):
         if importlib.util.find_spec(package) is None:
             parser.error(f"{package} is not installed: research/posteriors/sbibm.md says how")
-    torch.set_num_threads(1)
-    threadpool_limits(1)
     warnings.simplefilter("ignore")
     if o.calibrate:
         for name in o.tasks:

@@ -13,7 +13,6 @@ Markov chains that start apart. Every training is a row of ``posteriors.csv``. W
 its trainings are left out.
 """
 
-import argparse
 import functools
 import importlib.metadata
 import importlib.util
@@ -24,7 +23,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -32,12 +30,13 @@ import numpy as np
 import torch
 from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neural_network import MLPClassifier
-from threadpoolctl import threadpool_limits
 
 from indm import DensityEstimator
-from indm.workbench.evaluation.statistics import mean_and_error
+from indm.workbench.evaluation.statistics import mean_and_error, over_seeds
+from research.markdown import in_table, with_error
 from research.posteriors.simulators import SIMULATORS
-from research.records import RECORDS, Records, made_by
+from research.records import Records, made_by
+from research.tables import command
 
 Array = np.ndarray
 OBSERVATIONS, DRAWS = 5, 1_000  # and draws of each of two laws that are told apart
@@ -176,22 +175,19 @@ def trained(name: str, pairs: int, method: str, seed: int, seconds: float) -> di
 def markdown(table: Records) -> str:
     """Means over observations and seeds ± the standard error over seeds, in Markdown."""
     columns = ["C2ST of true", *(f"{what} {m}" for what in ("C2ST", "divergence", "seconds") for m in METHODS)]
-    lines = ["| simulator | pairs | seeds | " + " | ".join(columns) + " |", "|---" * (3 + len(columns)) + "|"]
+    lines = []
     for name in SIMULATORS:
         of_it = table.at(simulator=name)
         for pairs in sorted({row["pairs"] for row in of_it.rows()} - {0}, reverse=True):
-            found = {m: {r["seed"]: r for r in of_it.at(pairs=pairs, method=m).rows()} for m in METHODS}
-            seeds = [seed for seed in found["indm"] if all(seed in records for records in found.values())]
-            if len(seeds) < 2:
-                continue
-            cells = [f"{np.mean(of_it.at(pairs=0).rows()[0]['c2st']):.3f}"]
-            for key, digits in ("c2st", 3), ("divergence", 2), ("fit_cpu_seconds", 0):
-                for records in found.values():
-                    values = torch.tensor([np.mean(records[seed][key] or [np.nan]) for seed in seeds])
-                    mean, error = mean_and_error(values)
-                    cells.append("–" if math.isnan(mean) else f"{mean:.{digits}f} ± {error:.{digits}f}")
-            lines.append(f"| {name} | {pairs} | {len(seeds)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            runs = of_it.at(pairs=pairs).of_common_seeds("method", METHODS)
+            if len(runs["indm"]) > 1:
+                cells = [f"{np.mean(of_it.at(pairs=0).rows()[0]['c2st']):.3f}"]
+                for key, form in ("c2st", ".3f"), ("divergence", ".2f"), ("fit_cpu_seconds", ".0f"):
+                    for rows in runs.values():
+                        mean, error = over_seeds([float(np.mean(row[key] or [np.nan])) for row in rows])
+                        cells.append("–" if math.isnan(mean) else with_error(mean, error, form))
+                lines.append((name, pairs, len(runs["indm"]), *cells))
+    return in_table("simulator", "pairs", "seeds", *columns, rows=lines)
 
 
 def record(cell: Records, make: Callable[[], dict[str, Any]]) -> None:
@@ -201,24 +197,18 @@ def record(cell: Records, make: Callable[[], dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser("posteriors", __doc__, 60.0, pairs=[10_000], seeds=range(3))
     parser.add_argument("simulators", nargs="*", default=list(SIMULATORS), help=f"of {', '.join(SIMULATORS)}")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--pairs", type=int, nargs="+", default=[10_000])
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the table")
-    o = parser.parse_args()
+    o = command.parsed(parser, None)
     if "npe" in o.methods and importlib.util.find_spec("sbi") is None:
         print("npe is left out because sbi is not installed: pip install sbi")
         o.methods.remove("npe")
-    torch.set_num_threads(1)
-    threadpool_limits(1)
     warnings.simplefilter("ignore")
     table = Records(o.records / "posteriors.csv")
     for name in o.simulators:
         record(table.at(simulator=name, pairs=0, method="true", seed=0), lambda name=name: true(name))
-    for seed, pairs, name, method in itertools.product(range(o.seeds), o.pairs, o.simulators, o.methods):
+    for seed, pairs, name, method in itertools.product(o.seeds, o.pairs, o.simulators, o.methods):
         cell = table.at(simulator=name, pairs=pairs, method=method, seed=seed)
         record(cell, lambda case=(name, pairs, method, seed): trained(*case, o.seconds))
     print(markdown(table))

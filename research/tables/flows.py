@@ -18,10 +18,8 @@ import importlib.util
 import itertools
 import math
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -33,7 +31,7 @@ from sklearn.neighbors import KernelDensity
 
 from indm import DensityEstimator
 from indm.workbench.evaluation.statistics import mean_and_error, over_seeds
-from research.markdown import with_error
+from research.markdown import in_table, with_error
 from research.records import Records, made_by
 from research.tables import command
 
@@ -119,8 +117,7 @@ class Diverged(Exception):
 
 def indm(train: Array, valid: Array, discrete: list[int], seed: int, seconds: float) -> Fitted:
     X = np.concatenate([train, valid])
-    with mock.patch.object(time, "perf_counter", time.process_time):
-        found = DensityEstimator(discrete=discrete, max_seconds=seconds, random_state=seed).fit(X)
+    found = DensityEstimator(discrete=discrete, max_seconds=seconds, random_state=seed).fit(X)
 
     def log_density(rows: Array) -> Array:
         return found._log_density(rows, np.zeros((len(rows), 0)))
@@ -210,6 +207,10 @@ def chosen_from(grid: list[dict[str, Any]], make: Callable[..., Any]) -> Callabl
     return fit
 
 
+def gaussian_mixture(setting: dict[str, Any], seed: int) -> GaussianMixture:
+    return GaussianMixture(random_state=seed, **setting)
+
+
 MIXTURES = [
     {"covariance_type": kind, "n_components": k, "reg_covar": floor}
     for kind in ("full", "diag")
@@ -222,7 +223,7 @@ METHODS: dict[str, Callable[..., Fitted]] = {
     "maf": of_zuko("MAF"),
     "sbi-nsf": of_sbi("nsf"),
     "sbi-maf": of_sbi("maf"),
-    "mixture": chosen_from(MIXTURES, lambda setting, seed: GaussianMixture(random_state=seed, **setting)),
+    "mixture": chosen_from(MIXTURES, gaussian_mixture),
     "kde": chosen_from(
         [{"bandwidth": float(h)} for h in np.geomspace(0.03, 2, 20)], lambda setting, seed: KernelDensity(**setting)
     ),
@@ -238,8 +239,7 @@ def trained(name: str, method: str, seed: int, seconds: float) -> dict[str, Any]
     X, test, discrete = split(name, seed)
     valid, train = np.split(X, [max(1, len(X) // 10)])
     start = time.process_time()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with command.cpu_clock():
         log_prob, setting = METHODS[method](train, valid, discrete, seed, seconds)
         fitted = time.process_time()
         each = torch.from_numpy(log_prob(test))
@@ -257,31 +257,20 @@ def markdown(table: Records) -> str:
 
     A table's seeds are those that all of its methods have; "–" is a method without records of it.
     """
-    lines = ["| table | rows × columns | seeds | " + " | ".join(METHODS) + " |", "|---" * (3 + len(METHODS)) + "|"]
+    lines = []
     for name in TABLES:
-        found = {
-            method: {record["seed"]: record for record in table.at(table=name, method=method).rows()}
-            for method in METHODS
-        }
-        there = {method: records for method, records in found.items() if records}
-        seeds = [seed for seed in found["indm"] if all(seed in of for of in there.values())]
-        if not seeds:
+        made = table.at(table=name)
+        there = {row["method"] for row in made.rows()}
+        if "indm" not in there:
             continue
-        nats = {method: [records[seed]["test_nats"] for seed in seeds] for method, records in there.items()}
-        cells = []
-        for method in METHODS:
-            if method not in nats:
-                cells.append("–")
-                continue
-            base = np.zeros_like(nats["indm"]) if method == "indm" else nats["indm"]
-            mean, error = over_splits(np.array(nats[method]) - base)
-            if abs(mean) > DIVERGED:
-                cells.append("diverged")
-                continue
-            cells.append(f"{mean:.2f} ± {error:.2f}" if method == "indm" else f"{mean:+.2f} ± {error:.2f}")
-        rows, columns = found["indm"][seeds[0]]["rows"]
-        lines.append(f"| {name} | {rows} × {columns} | {len(seeds)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        runs = made.of_common_seeds("method", [method for method in METHODS if method in there])
+        if runs["indm"]:
+            nats = {method: np.array([row["test_nats"] for row in rows]) for method, rows in runs.items()}
+            cells = dict(zip(runs, beside(nats, "indm"), strict=True))
+            rows, columns = runs["indm"][0]["rows"]
+            shown = (cells.get(method, "–") for method in METHODS)
+            lines.append((name, f"{rows} × {columns}", len(runs["indm"]), *shown))
+    return in_table("table", "rows × columns", "seeds", *METHODS, rows=lines)
 
 
 def over_splits(nats: Array) -> tuple[float, float]:
@@ -294,7 +283,8 @@ def over_splits(nats: Array) -> tuple[float, float]:
 def beside(nats: dict[str, Array], base: str) -> list[str]:
     """Mean log p of ``base``, and what rows of the others have beyond it, ± over both: (seeds, rows) of each."""
     others = [over_splits(nats[name] - nats[base]) for name in nats if name != base]
-    return [with_error(*over_splits(nats[base]), ".2f"), *(with_error(*other, "+.2f") for other in others)]
+    shown = (with_error(*other, "+.2f") if abs(other[0]) <= DIVERGED else "diverged" for other in others)
+    return [with_error(*over_splits(nats[base]), ".2f"), *shown]
 
 
 def main(arguments: list[str] | None = None) -> None:

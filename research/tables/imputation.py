@@ -26,6 +26,7 @@ from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 
 from indm import JointDensityEstimator
 from indm.workbench.evaluation.statistics import over_seeds
+from research.lab.statistics import crps
 from research.markdown import in_table, with_error
 from research.records import Records, made_by
 from research.tables import command
@@ -119,18 +120,6 @@ METHODS: dict[str, Callable[..., Fitted]] = {
 # ── Measures ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def crps(draws: Array, truth: Array) -> Array:
-    """The continuous ranked probability score of the draws (k, entries), for each entry: E|x − y| − ½ E|x − x'|.
-
-    The latter is over pairs of different draws; for k = 1 the score is |x − y|.
-
-    Source: Gneiting & Raftery 2007, "Strictly Proper Scoring Rules, Prediction, and Estimation", eq. 21.
-    """
-    k = len(draws)
-    pairs = (np.sort(draws, 0) * (2 * np.arange(1, k + 1) - k - 1)[:, None]).sum(0) / max(1, k * (k - 1))
-    return np.abs(draws - truth).mean(0) - pairs
-
-
 def errors(draws: Array, truth: Array) -> dict[str, float]:
     """Errors of the draws (k, entries): of their mean, of their median, and their :func:`crps`."""
     return {
@@ -167,19 +156,16 @@ def summary(made: Records, measure: str) -> str:
     """The measure of indm, and what each of the others has beyond it, ± over seeds: those that all methods have."""
     lines = []
     for mechanism, name in itertools.product(MECHANISMS, NAMES):
-        rows = made.at(table=name, mechanism=mechanism).rows()
-        found = {method: {row["seed"]: row for row in rows if row["method"] == method} for method in METHODS}
-        seeds = [seed for seed in found["indm"] if all(seed in of for of in found.values())]
-        if not seeds:
+        runs = made.at(table=name, mechanism=mechanism).of_common_seeds("method", METHODS)
+        if not runs["indm"]:
             continue
-        own = np.array([found["indm"][seed][measure] for seed in seeds])
+        own, *others = (np.array([row.get(measure, np.nan) for row in rows]) for rows in runs.values())
         cells = [with_error(*over_seeds(own.tolist()), ".3f")]
-        for method in list(METHODS)[1:]:
-            values = np.array([found[method][seed].get(measure, np.nan) for seed in seeds])
+        for values in others:
             beyond = with_error(*over_seeds((values - own).tolist()), "+.3f")
             cells.append("–" if np.isnan(values).any() else beyond)
-        count, columns = found["indm"][seeds[0]]["rows"]
-        lines.append((mechanism, name, f"{count} × {columns}", len(seeds), *cells))
+        count, columns = runs["indm"][0]["rows"]
+        lines.append((mechanism, name, f"{count} × {columns}", len(own), *cells))
     return in_table("missing", "table", "rows × columns", "seeds", *METHODS, rows=lines)
 
 

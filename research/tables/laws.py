@@ -11,7 +11,6 @@ import argparse
 import itertools
 import math
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ import numpy as np
 import torch
 import zuko
 from scipy.special import logsumexp
-from sklearn.mixture import GaussianMixture
 
 from indm.workbench.evaluation.statistics import mean_and_error, over_seeds
 from research.markdown import in_table, with_error
@@ -99,14 +97,10 @@ def rows_of(name: str, seed: int, data: Path) -> tuple[Array, Array]:
 MIXTURES = [{"n_components": k, "reg_covar": 1e-3} for k in (1, 2, 3, 5, 8, 12, 20, 30)]
 
 
-def gaussian_mixture(setting: dict[str, Any], seed: int) -> GaussianMixture:
-    return GaussianMixture(random_state=seed, **setting)
-
-
 METHODS = {
     **{name: flows.METHODS[name] for name in ("indm", "nsf", "maf")},
-    "mixture": flows.chosen_from(MIXTURES, gaussian_mixture),
-    "gaussian": flows.chosen_from(MIXTURES[:1], gaussian_mixture),
+    "mixture": flows.chosen_from(MIXTURES, flows.gaussian_mixture),
+    "gaussian": flows.chosen_from(MIXTURES[:1], flows.gaussian_mixture),
 }
 
 
@@ -115,8 +109,7 @@ def trained(name: str, method: str, seed: int, o: argparse.Namespace) -> dict[st
     X, test = rows_of(name, seed, o.data)
     valid, train = np.split(X, [len(X) // 10])
     start = time.process_time()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with command.cpu_clock():
         log_prob, setting = METHODS[method](train, valid, [], seed, o.seconds)
         fitted = time.process_time()
         below = LAWS[name].log_prob(test) - log_prob(test)
@@ -139,11 +132,10 @@ def summary(made: Records) -> str:
     """Nats below the truth, ± over seeds and rows, of the seeds that all methods have."""
     lines = []
     for name in LAWS:
-        found = {method: {row["seed"]: row for row in made.at(law=name, method=method).rows()} for method in METHODS}
-        seeds = sorted(set.intersection(*(set(rows) for rows in found.values())))
-        if seeds:
-            cells = (with_error(*over_both([found[m][seed] for seed in seeds]), ".3f") for m in METHODS)
-            lines.append((name, len(seeds), *cells))
+        runs = made.at(law=name).of_common_seeds("method", METHODS)
+        if runs["indm"]:
+            cells = (with_error(*over_both(rows), ".3f") for rows in runs.values())
+            lines.append((name, len(runs["indm"]), *cells))
     return in_table("law", "seeds", *METHODS, rows=lines)
 
 

@@ -22,7 +22,6 @@ from scipy.stats import rankdata
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import average_precision_score, roc_auc_score
-from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
@@ -31,7 +30,7 @@ from indm.workbench.evaluation.statistics import over_seeds
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, Row, made_by
 from research.tables import command
-from research.tables.flows import chosen_from
+from research.tables.flows import chosen_from, gaussian_mixture
 
 MOST_ROWS, FEW_ROWS = 50_000, 1_000  # of a table, of the published protocol
 DRAWINGS = ("repeated", "permuted", "file")
@@ -131,7 +130,7 @@ def mixture(X: Array, seed: int, seconds: float) -> Fitted:
         if kind == "diag" or k == 1 or k * X.shape[1] <= len(X)
     ]
     valid, train = np.split(X, [len(X) // 10])
-    make = chosen_from(grid, lambda setting, seed: GaussianMixture(random_state=seed, **setting))
+    make = chosen_from(grid, gaussian_mixture)
     log_prob, setting = make(train, valid, [], seed, seconds)
     return lambda rows: -log_prob(rows), setting
 

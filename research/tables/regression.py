@@ -28,6 +28,7 @@ from sklearn.preprocessing import StandardScaler
 
 from indm import DensityEstimator, JointDensityEstimator
 from indm.workbench.evaluation.statistics import over_seeds
+from research.lab.statistics import crps
 from research.markdown import in_table, with_error
 from research.records import Records, made_by
 from research.tables import command
@@ -178,12 +179,6 @@ MEASURES = {
     "log_p": "log p", "rmse": "RMSE", "crps": "CRPS", "covered": "in the central 90 %", "above": "above the grid",
     "fit_cpu_seconds": "CPU s",
 }  # fmt: skip
-
-
-def crps(draws: Array, y: Array) -> Array:
-    """∫(F(u) − 1[y ≤ u])² du of laws F with ``draws`` (m, n), at ``y`` (n,), without bias: E|x − y| − ½E|x − x'|."""
-    m = len(draws)
-    return np.abs(draws - y).mean(0) - (2 * np.arange(m) + 1 - m) @ np.sort(draws, axis=0) / (m * (m - 1))
 
 
 def ranks(draws: Array, y: Array, seed: int) -> Array:

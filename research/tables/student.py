@@ -17,6 +17,7 @@ from research.tables import command
 from research.tables.flows import split
 
 TABLES = ("moons", "circles", "swiss-roll", "blobs", "diabetes", "wine", "breast-cancer")
+DIFFERENCES = {"mean": ".3f", "most": ".2f", "shift": "+.3f", "mass": ".3f", "left": ".3f"}
 TEACHING = 60.0  # CPU seconds, at most
 
 
@@ -52,25 +53,14 @@ def markdown(table: Records) -> str:
     """Differences and times over seeds, by table."""
     rows = []
     for name in TABLES:
-        found = table.at(table=name).rows()
-        if not found:
-            continue
-
-        def over(key: str, digits: str, found: list[dict[str, Any]] = found) -> str:
-            return with_error(*over_seeds([row[key] for row in found]), digits)
-
-        stated = "{:.3f}, {:.2f}".format(*np.mean([row["stated"] for row in found], 0))
-        ratio = np.mean([row["teacher_ms"] / row["student_ms"] for row in found])
-        cells = (
-            over("mean", ".3f"),
-            over("most", ".2f"),
-            stated,
-            over("shift", "+.3f"),
-            over("mass", ".3f"),
-            over("left", ".3f"),
-        )
-        times = [f"{np.mean([row[key] for row in found]):.3g}" for key in ("teacher_ms", "student_ms")]
-        rows.append((name, found[0]["columns"], len(found), *cells, *times, f"{ratio:.0f}"))
+        if found := table.at(table=name).rows():
+            mean, most, *rest = (
+                with_error(*over_seeds([row[key] for row in found]), form) for key, form in DIFFERENCES.items()
+            )
+            stated = "{:.3f}, {:.2f}".format(*np.mean([row["stated"] for row in found], 0))
+            ratio = np.mean([row["teacher_ms"] / row["student_ms"] for row in found])
+            times = [f"{np.mean([row[key] for row in found]):.3g}" for key in ("teacher_ms", "student_ms")]
+            rows.append((name, found[0]["columns"], len(found), mean, most, stated, *rest, *times, f"{ratio:.0f}"))
     heads = "table", "columns", "seeds", "mean difference", "95 %", "stated", "shift", "mass", "rows left"
     return in_table(*heads, "ms a row", "student's", "ratio", rows=rows)
 

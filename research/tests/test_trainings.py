@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from research.lab.trainings import Training, affordable, median_and_error
+from research.lab import costs
+from research.lab.costs import median_and_error
+from research.lab.trainings import Training, affordable
 
 
 def test_the_error_of_a_median_is_that_of_normal_values_and_bears_one_disturbed():
@@ -19,3 +21,21 @@ def test_a_training_has_the_steps_that_its_budget_affords_and_rates_cost_nothing
     assert job.cost_key == "uniform elementwise channels=16"
     assert affordable(job, {job.cost_key: 0.8}, 600).steps == 750
     assert affordable(job, {job.cost_key: 0.8}, 0.1).steps == 1
+
+
+def test_costs_are_ratios_within_a_round_and_the_first_round_warms_up(monkeypatch):
+    rounds, clock = iter([50.0, 1.0, 7.0, 1.0]), [0.0]  # how much slower a round is
+    monkeypatch.setattr(costs, "ROUNDS", 4)
+    monkeypatch.setattr(costs, "STEPS_A_ROUND", 1)
+    monkeypatch.setattr(costs.time, "process_time", lambda: clock[0])
+
+    def unit():
+        unit.slow = next(rounds)
+        clock[0] += unit.slow
+
+    def own():
+        clock[0] += 1.5 * unit.slow
+
+    seconds = costs.seconds_in_turns({"unit": unit, "own": own})
+    assert seconds["unit"] == [1.0, 7.0, 1.0]
+    assert costs.relative_cost(seconds["own"], seconds["unit"]) == {"cost": 1.5, "error": 0.0, "milliseconds": 1500.0}

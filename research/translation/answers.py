@@ -35,7 +35,7 @@ from indm.workbench.figures.sheets import Panel, sheet
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.training.pairs import as_bridge, sides_of
 from indm.workbench.translation.routes import open_runs
-from research.data.fruits import thinned
+from research.data import thinned
 from research.lab.costs import cost_in_turns
 from research.lab.extractor import Extractor, FeatureNetwork, general_features, load_or_train
 from research.markdown import in_table, with_error

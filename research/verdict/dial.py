@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import Annotated, ClassVar
 
 import torch
@@ -31,9 +31,9 @@ from indm.sde import VPSDE
 from indm.tensors import event_size, randn_like
 from indm.training import EMA, learning_rate_factor, optimizer_step
 from indm.workbench.cli.common import DONE, Common
-from indm.workbench.evaluation.statistics import mean_and_error
+from indm.workbench.evaluation.statistics import mean_and_error, over_seeds
 from research.command import main
-from research.lab.costs import seconds_a_step
+from research.lab.costs import seconds_in_turns
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
 
@@ -256,20 +256,16 @@ def trained(variant: Variant, rates: tuple[float, float], x: Tensor, costs: dict
     return INDM(model.flow, behind.score, shape=model.shape).eval()
 
 
-def measured_costs(d: int, rounds: int = 7, steps: int = 10) -> dict[str, float]:
+def measured_costs(d: int) -> dict[str, float]:
     """Processor seconds of a step by variant: medians over rounds in turns."""
     x, generator = torch.randn(TRAIN, d), torch.Generator().manual_seed(0)
-    names = [name for name, variant in VARIANTS.items() if variant.first in (0, 1)]
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    made = {}
-    for name in names:
-        variant = VARIANTS[name]
-        model, rows = model_of(variant, d), BATCH if variant.first else variant.rows
-        made[name], _ = step_of(model, variant.loss, variant.rates[0], x, rows, generator)
-    for _ in range(rounds):
-        for name in names:
-            seconds[name].append(seconds_a_step(partial(made[name], progress=0.0), steps))
-    return {name: median(values) for name, values in seconds.items()}
+    steps = {}
+    for name, variant in VARIANTS.items():
+        if variant.first in (0, 1):
+            rows = BATCH if variant.first else variant.rows
+            step, _ = step_of(model_of(variant, d), variant.loss, variant.rates[0], x, rows, generator)
+            steps[name] = partial(step, 0, 0.0)
+    return {name: median(values) for name, values in seconds_in_turns(steps).items()}
 
 
 @torch.no_grad()
@@ -323,9 +319,7 @@ def counted(table: Records, dial: str) -> dict[float, dict[str, list[float]]]:
 
 def with_spread(values: Sequence[float]) -> str:
     """Mean over seeds and its standard error."""
-    if not values:
-        return ""
-    return with_error(fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan, ".3f")
+    return with_error(*over_seeds(values), ".3f") if values else ""
 
 
 def markdown(table: Records, dial: str) -> str:

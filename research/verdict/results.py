@@ -22,10 +22,7 @@ Runs = dict[str, list[Row]]
 
 def runs_of(table: Records, data: str, measure: str = "bound") -> Runs:
     """The rows of each variant that have the measure, those of one seed in one place; whole seeds alone."""
-    of_data = [row for row in table.at(data=data).rows() if measure in row]
-    rows = {name: {row["seed"]: row for row in of_data if row["variant"] == name} for name in CHOSEN}
-    seeds = sorted(set.intersection(*map(set, rows.values())))
-    return {name: [by_seed[seed] for seed in seeds] for name, by_seed in rows.items()}
+    return table.at(data=data).of_common_seeds("variant", CHOSEN, measure)
 
 
 # ── The family ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -122,12 +122,6 @@ def inserted_table(table: Records) -> str:
     )
 
 
-def start_of(search: Search, best: dict[str, Variant]) -> Variant:
-    """Where a search begins, with what the methods before it have found."""
-    found = {key: getattr(best[name], key) for name, keys in search.after for key in keys}
-    return replace(search.start, **found)
-
-
 def run(tried: Callable[[Sequence[Variant]], list[float]]) -> dict[str, Variant]:
     """The best variant of each method; at last, the controls: a linear map, and the best ones with learned noise.
 
@@ -136,7 +130,8 @@ def run(tried: Callable[[Sequence[Variant]], list[float]]) -> dict[str, Variant]
     """
     best: dict[str, Variant] = {}
     for search in SEARCHES:
-        chosen = start_of(search, best)
+        found = {key: getattr(best[name], key) for name, keys in search.after for key in keys}
+        chosen = replace(search.start, **found)
         for axis in search.axes:
             candidates = [chosen, *(replace(chosen, **change) for change in axis)]
             bits = tried(candidates)

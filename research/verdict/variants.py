@@ -83,7 +83,8 @@ def without_flow(variant: Variant, shape: tuple[int, ...]) -> INDM:
 
 def with_flow(model: INDM, variant: Variant) -> INDM:
     """The model with the variant's flow, which starts at the identity, behind the flow that it has."""
-    entering = whole_batch(build(table_of(variant, model.shape), "flow", model.shape))
+    entering = build(table_of(variant, model.shape), "flow", model.shape)
+    use_log_det(entering, training=PowerSeries(1, 1.0))  # of residual blocks: of every image, not of one in sixteen
     limit_mixing(entering, variant.mixing)
     flows = [entering] if isinstance(model.flow, Identity) else [model.flow, entering]
     return INDM(Compose(flows), model.score, model.scaling, model.shape, model.dequantization)
@@ -98,12 +99,6 @@ def table_of(variant: Variant, shape: tuple[int, ...]) -> Table:
         squeeze, mix, unsqueeze = table["flows"]
         table = table | {"flows": [squeeze, mix | {"channels": 4 * shape[0]}, unsqueeze]}
     return table
-
-
-def whole_batch(flow: nn.Module) -> nn.Module:
-    """The flow, whose residual blocks estimate the log-determinant of every image, not of one in sixteen."""
-    use_log_det(flow, training=PowerSeries(1, 1.0))
-    return flow
 
 
 def limit_mixing(flow: nn.Module, mixing: str) -> None:
