@@ -578,6 +578,9 @@ def test_evaluate_checks_its_arguments():
         evaluate(model, raw, repeats=1)
     with pytest.raises(ValueError, match="raw must be at least 2"):
         evaluate(model, raw[:1])
+    for measures in (Bound(), [Bound], ["nll"]):  # as one may write them
+        with pytest.raises(ValueError, match=r"measures must be a list of measures, got .*; \[indm\.Bound\(\), "):
+            evaluate(model, raw, measures)
     for error in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"nll_error must be positive and finite, got {error}"):
             evaluate(model, raw, [NLL(nll_error=error)])

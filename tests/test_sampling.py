@@ -474,6 +474,13 @@ def test_bad_arguments_are_named():
         sample(INDM(Identity(), gaussian("vp")), 4)
 
 
+def test_a_number_of_samples_is_a_whole_number_of_any_library():
+    model = INDM(Identity(), gaussian("vp"), shape=(2,))
+    assert sample(model, np.int64(3), steps=2).shape == sample(model, [3, 2], steps=2).shape == (3, 2)
+    with pytest.raises(ValueError, match=r"shape_or_n must be a whole number of samples, or a whole shape, got 3\.0"):
+        sample(model, 3.0)
+
+
 @pytest.mark.parametrize("arguments", [{"shape_or_n": 0}, {"shape_or_n": 4, "batch_size": 0}])
 def test_counts_below_one_are_value_errors(arguments):
     with pytest.raises(ValueError, match="at least 1"):

@@ -1,5 +1,6 @@
 """Arrays in .npy and .npz files, and tables of numbers in text files and in Parquet, as pandas reads them."""
 
+import codecs
 import csv
 import re
 import warnings
@@ -17,7 +18,7 @@ from indm.files import untrusted
 from indm.files.memory import COPIES, check_memory
 from indm.files.plain import check_plain
 from indm.workbench.data.base import Data, DividedLoader
-from indm.workbench.data.examples import OnDemand, grey_levels
+from indm.workbench.data.examples import OnDemand, are_lost, grey_levels, in_words_lost
 
 if TYPE_CHECKING:
     import pandas
@@ -156,7 +157,8 @@ def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.nda
     if len(c) > 1 or labels.dtype.kind == "f":
         return values, _numbers(path, table, c)
     if labels.isna().any():
-        raise ValueError(f"{path}: column {c[0]!r} is empty in row {labels.isna().argmax() + 1}")
+        row = labels.isna().argmax() + 1
+        raise ValueError(f"{path}: column {c[0]!r} is empty in row {row}, or has a word that stands for that, as NA")
     return values, labels.to_numpy() if labels.dtype.kind in "iub" else labels.to_numpy().astype(str)
 
 
@@ -176,7 +178,8 @@ def read_frame(path: Path, rows: int | None = None) -> "pandas.DataFrame":
     """The table in a file, or its first ``rows``; columns without names are x1, x2, ….
 
     In text files tabs, semicolons, commas or blanks separate cells; between semicolons a comma is the decimal point.
-    The first line may name the columns. Lines before it that are empty or begin with # are passed over.
+    The first line may name the columns. Lines before it that are empty or begin with # are passed over. The encoding is
+    UTF-8, or UTF-16 where the file begins with its mark.
 
     Raises:
         ValueError: it cannot be read, or memory cannot hold it.
@@ -195,17 +198,21 @@ def read_frame(path: Path, rows: int | None = None) -> "pandas.DataFrame":
 def _text(path: Path, rows: int | None) -> "pandas.DataFrame":
     import pandas
 
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        passed_over, line = next(((i, s) for i, s in enumerate(file) if s.strip() and not s.startswith("#")), (0, ""))
+    with path.open("rb") as start:
+        encoding = "utf-16" if start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    with path.open(encoding=encoding, errors="replace") as file:
+        lines = ((i, s) for i, s in enumerate(file) if s.strip() and not s.startswith("#"))
+        (passed_over, line), (_, second) = next(lines, (0, "")), next(lines, (0, ""))
     bare = re.sub(r'"[^"]*"', "", line)
-    separator = next((mark for mark in SEPARATORS if mark in bare), None)
+    is_one = len(second.split()) == 1 and _are_names(line.split())  # a column, whose name may have blanks
+    separator = next((mark for mark in SEPARATORS if mark in bare), "," if is_one else None)
     cells = [cell.strip() for cell in next(csv.reader([line], delimiter=separator))] if separator else line.split()
     is_exact = tuple(map(int, pandas.__version__.split(".")[:2])) >= (3, 1)  # by itself; then the option is deprecated
     table = pandas.read_csv(
         path, sep=separator or r"\s+", decimal="," if separator == ";" else ".", nrows=rows, skiprows=passed_over,
         header=0 if _are_names(cells) else None, skipinitialspace=True,
         float_precision=None if is_exact else "round_trip",
-        encoding="utf-8-sig", encoding_errors="replace", low_memory=False,
+        encoding=encoding, encoding_errors="replace", low_memory=False,
     )  # fmt: skip
     if not isinstance(table.index, pandas.RangeIndex):
         raise ValueError(f"its lines have more cells than its first, which has {len(cells)}")
@@ -244,10 +251,12 @@ def _numbers(path: Path, table: "pandas.DataFrame", names: Sequence[str]) -> np.
 
     if table.empty or not names:
         raise ValueError(f"{path} holds no rows of numbers")
-    values = np.empty((len(table), len(names)), np.float32)
-    with np.errstate(over="ignore"):
+    values, lost = np.empty((len(table), len(names)), np.float32), ""
+    with np.errstate(all="ignore"):
         for i, name in enumerate(names):
-            values[:, i] = pandas.to_numeric(table[name], errors="coerce")
+            column = pandas.to_numeric(table[name], errors="coerce").to_numpy(np.float64, na_value=np.nan)
+            values[:, i] = column
+            lost = lost or (f"column {name!r} has {in_words_lost(column)}" if are_lost(column) else "")
     wrong = np.argwhere(~np.isfinite(values))
     if len(wrong):
         row, column = wrong[0].tolist()
@@ -256,4 +265,6 @@ def _numbers(path: Path, table: "pandas.DataFrame", names: Sequence[str]) -> np.
             f"{path}: column {name!r} must hold finite numbers, got {got} in row {row + 1} (of {len(wrong)} such); "
             "data.x names the columns that are to be used"
         )
+    if lost:
+        raise ValueError(f"{path}: {lost}")
     return values

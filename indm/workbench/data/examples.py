@@ -17,6 +17,8 @@ from indm.checks import brief, require
 from indm.scaling import Scaling, check_levels
 
 MIN_SIZE = 8  # pixels
+STEPS = 100  # of single precision, at least, in the deviation of a column: fewer make a density of its rounding
+ROUNDING = 1e-12  # by which the values of a constant column may differ, relative
 Size = int | str | Sequence[int]  # of images: a side of squares, "24x48" or (24, 48), height before width
 
 
@@ -84,11 +86,31 @@ def events(values: object, levels: int | None, where: str | Path) -> tuple[np.nd
     if levels is not None:
         raise ValueError(f"levels are for integer data; {where} holds {array.dtype}")
     with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(array, np.float32)
-    broken = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+        single = np.ascontiguousarray(array, np.float32)
+    broken = np.flatnonzero(~np.isfinite(single).reshape(len(array), -1).all(axis=1))
     if len(broken):
         raise ValueError(f"{where}: {len(broken)} of {len(array)} rows hold NaN or inf, first row {broken[0]}")
-    return array, None
+    lost = np.flatnonzero(are_lost(array))
+    if len(lost):
+        raise ValueError(f"{where}: {in_words_lost(array.reshape(len(array), -1)[:, lost[0]])}, in column {lost[0]}")
+    return single, None
+
+
+def are_lost(array: np.ndarray) -> np.ndarray:
+    """Which entries of an event vary by too few steps of single precision: a mask of ``array`` (N, …) without N."""
+    if array.dtype.itemsize <= 4:
+        return np.zeros(array.shape[1:], dtype=bool)
+    most, width = np.abs(array).max(0), np.ptp(array, axis=0)
+    step = np.spacing(most.astype(np.float32))
+    return (width > ROUNDING * most) & (array.std(0) < STEPS * step)
+
+
+def in_words_lost(column: np.ndarray) -> str:
+    """The cause of an error about a column of :func:`are_lost`, and the remedy."""
+    return (
+        f"numbers near {np.abs(column).max():.6g} that vary by {column.std():.2g} need more digits than single "
+        "precision has; subtract a constant from them, such as the first one"
+    )
 
 
 def grey_levels(array: np.ndarray, levels: int | None, where: str | Path) -> tuple[np.ndarray, int]:

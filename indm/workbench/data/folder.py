@@ -119,7 +119,8 @@ def find_images(
     notes = [f"read from {folder}, listed by {'decoding each' if whole else 'the header of each'}"]
     count = counted(len(files), "file")
     if not grey + colour:
-        raise ValueError(f"no readable images in '{folder}' ({count}); png, jpeg, webp, bmp, … would do")
+        first = f"; the first is {_first_bad(files[0])}" if bad else ""
+        raise ValueError(f"no readable images in '{folder}' ({count}); png, jpeg, webp, bmp, … would do{first}")
     if bad:
         first = f"the first is {_first_bad(files[int(np.argmin(kinds))])}"
         notes.append(f"skipped {bad} of {count}, unreadable as images; {first}")

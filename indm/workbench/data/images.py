@@ -107,6 +107,8 @@ def read_image(source: Source, background: str = "white") -> Image.Image:
             levels = np.asarray(image)
             if levels.min() < 0 or levels.max() > 65535:
                 raise ValueError("integer pixels outside 0 … 65535")
+            if image.mode == "I" and image.format == "TIFF" and levels.max() < 256:
+                raise ValueError("32-bit pixels that are all below 256, which may be 8-bit levels; save them as 8 bits")
             return Image.fromarray((levels >> 8).astype(np.uint8))
         if image.has_transparency_data:
             kind = kind if len(set(colour)) == 1 else "RGB"

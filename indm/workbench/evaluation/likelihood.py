@@ -167,6 +167,8 @@ def evaluate(
 
 
 def _check(model, raw: Tensor, measures: Sequence[Measure], repeats: int, batch_size: int) -> None:
+    are_measures = isinstance(measures, Sequence) and all(isinstance(measure, Measure) for measure in measures)
+    require(are_measures, "measures", measures, "a list of measures", "[indm.Bound(), indm.NLL()] would do")
     kinds = [measure.kind for measure in measures]
     require(repeats >= 2, "repeats", repeats, "at least 2", "one draw cannot show its own noise")
     require(len(raw) >= 2, "raw", len(raw), "at least 2 samples for a standard error")

@@ -495,14 +495,24 @@ def test_colour_modes_and_orientation(tmp_path):
     Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(ValueError, match="floating-point"):
         read_image(tmp_path / "float.tif")
+    for level in (255, 512):  # of 32 bits, whose range is not known: 255 would be black as one of 16
+        Image.fromarray(np.full((8, 8), level, np.int32)).save(tmp_path / f"{level}.tif")
+    with pytest.raises(ValueError, match="32-bit pixels that are all below 256"):
+        read_image(tmp_path / "255.tif")
+    assert np.asarray(read_image(tmp_path / "512.tif")).max() == 2
 
 
 def test_folders_and_options_that_cannot_be_used(folder, tmp_path):
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "floats", "photos"):
+        (tmp_path / name).mkdir()
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "floats" / "a.tif")
+    (tmp_path / "photos" / "a.heic").write_bytes(b"ftypheic")
     cases = [
         ({"path": tmp_path / "missing", "size": 8}, "must be a folder, and it is not there"),
         ({"path": folder / "a.png", "size": 8}, "must be a folder, and it is a file; its folder is"),
         ({"path": tmp_path / "empty", "size": 8}, "no readable images in .*0 files"),
+        ({"path": tmp_path / "floats", "size": 8}, "no readable images in .* the first is .*: floating-point pixels"),
+        ({"path": tmp_path / "photos", "size": 8}, "no readable images in .*1 file.*heic: not an image by its name"),
         ({"path": folder, "size": 7}, "at least 8 pixels"),
         ({"path": folder, "size": 8, "crop": 0}, "at least 8 pixels"),
         ({"path": folder, "size": 8, "channels": 2}, "channels must be 1"),

@@ -89,7 +89,7 @@ def test_without_what_reads_parquet_one_line_says_how_to_get_it(tmp_path, monkey
         ({"x": "c", "c": "c"}, "column 'c' cannot be both x and c"),
         ({"x": ("a", "word"), "c": "c"}, "column 'word' must hold finite numbers, got 'w' in row 1"),
         ({"x": "hole", "c": "c"}, "column 'hole' must hold finite numbers, got nan in row 3"),
-        ({"x": "a", "c": "gap"}, "column 'gap' is empty in row 2"),
+        ({"x": "a", "c": "gap"}, "column 'gap' is empty in row 2, or has a word that stands for that"),
     ],
 )
 def test_columns_that_cannot_be(tmp_path, options, message):

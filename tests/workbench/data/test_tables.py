@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from indm.workbench.data.arrays import read_columns, read_events
-from indm.workbench.data.base import load_data, stack
+from indm.workbench.data.base import as_data, load_data, stack
 
 
 def read_table(path):
@@ -39,8 +39,24 @@ def test_tables_of_other_programs(tmp_path):
         assert np.allclose(read_table(tmp_path / name), NUMBERS, rtol=1e-6), name
     written(tmp_path / "marks.csv", [["a;b", "c\td", "e"], *NUMBERS.tolist()], quoting=csv.QUOTE_ALL)
     assert np.array_equal(read_table(tmp_path / "marks.csv"), NUMBERS)
-    (tmp_path / "one.csv").write_text("0\n2\n4\n")
-    assert read_table(tmp_path / "one.csv").tolist() == [[0], [2], [4]]
+    for text in ("0\n2\n4\n", "height (cm)\n0\n2\n4\n"):  # a single column, whose name has blanks
+        (tmp_path / "one.csv").write_text(text)
+        assert read_table(tmp_path / "one.csv").tolist() == [[0], [2], [4]]
+    (tmp_path / "excel.txt").write_text("a\tb\n0\t2\n4\t6\n", encoding="utf-16")  # Excel's "Unicode text"
+    assert read_table(tmp_path / "excel.txt").tolist() == [[0, 2], [4, 6]]
+
+
+def test_numbers_that_single_precision_rounds_away_are_refused(tmp_path):
+    """Seconds since 1970: single precision holds every 128th, so that a density of them is one of its rounding."""
+    seconds, tenth = 1.7e9 + np.arange(200.0), 0.1 + 1e-17 * np.arange(200.0)  # a constant, but for rounding
+    table = written(tmp_path / "t.csv", [["time", "tenth"], *zip(seconds, tenth, strict=True)])
+    with pytest.raises(ValueError, match=r"t\.csv: column 'time' has numbers near 1\.7e\+09 .* subtract a constant"):
+        load_data("array", path=table)
+    rows = np.stack([tenth, seconds], 1)
+    with pytest.raises(ValueError, match=r"numbers near 1\.7e\+09 .* in column 1"):
+        as_data(rows)
+    for wide in (rows - [0, 1.7e9], rows + [[0, 1e5 * i] for i in range(200)]):  # days apart
+        assert as_data(wide).shape == (2,)
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", " "])
