@@ -1,19 +1,51 @@
-"""Runs tutorials and keeps their outputs: python .ci/tutorials.py [NAME …]. INDM_TUTORIAL_STEPS makes short runs."""
+"""Runs tutorials and keeps their outputs: python .ci/tutorials.py [NAME …]."""
 
+import base64
+import copy
+import io
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
 NAMES = ("density", "tables", "images", "classes", "translation", "diffusion")
+SHORT = {  # the constants of a short run
+    "STEPS": 2,
+    "TABLE_STEPS": 2,
+    "POSTERIOR_STEPS": 10,
+    "PICTURES": 100,
+    "POINTS": 20,
+    "NLL_POINTS": 2,
+    "NLL_PICTURES": 2,
+    "SIDE": 5,
+    "DIGITS": 8,
+    "TRANSLATED": 4,
+    "TIMES": 10,
+    "PAIRS": 20,
+}
+CONSTANT = re.compile(rf"^({'|'.join(SHORT)}) = [\d_]+", re.MULTILINE)
 
 
 def read(name: str) -> nbformat.NotebookNode:
     """The notebook."""
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def shortened(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A copy whose constants are those of ``SHORT``. ValueError if the notebook has none of them."""
+    short, replaced = copy.deepcopy(notebook), 0
+    for cell in short.cells:
+        if cell.cell_type == "code":
+            cell.source, found = CONSTANT.subn(lambda match: f"{match[1]} = {SHORT[match[1]]}", cell.source)
+            replaced += found
+    if not replaced:
+        raise ValueError(f"the notebook sets none of {', '.join(SHORT)}")
+    return short
 
 
 def execute(notebooks: Sequence[nbformat.NotebookNode]) -> None:
@@ -29,7 +61,18 @@ def execute(notebooks: Sequence[nbformat.NotebookNode]) -> None:
             cell.execution_count = number
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             for output in cell.outputs:
-                output.get("data", {}).pop("image/jpeg", None)  # of what is a PNG, too
+                shown = output.get("data", {})
+                shown.pop("image/jpeg", None)  # of what is a PNG, too
+                if shown.get("text/plain", "").startswith("<Figure"):
+                    shown["image/png"] = in_256_colours(shown["image/png"])
+
+
+def in_256_colours(picture: str) -> str:
+    """A PNG in base64, as a figure of matplotlib takes a third of the bytes."""
+    small = io.BytesIO()
+    full = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
+    full.quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()
 
 
 def show_end(notebook: nbformat.NotebookNode) -> None:

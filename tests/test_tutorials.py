@@ -1,10 +1,11 @@
-"""The tutorials run: all of them in a few steps, and, among the long tests, in full, as they are kept."""
+"""The tutorials run: all of them with the constants of a short run, and in full, as they are kept."""
 
 import importlib
 import os
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
 
 pytestmark = pytest.mark.long
@@ -30,21 +31,20 @@ def seconds_of_children():
 
 @pytest.fixture(scope="module")
 def timed(tutorials):
-    """All, by name, after a run of two steps in one kernel, and the seconds of processors that it took."""
-    notebooks, before = {name: tutorials.read(name) for name in tutorials.NAMES}, seconds_of_children()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("INDM_TUTORIAL_STEPS", "2")
-        tutorials.execute(list(notebooks.values()))
+    """All, by name, after a short run in one kernel, and the seconds of processors that it took."""
+    notebooks = {name: tutorials.shortened(tutorials.read(name)) for name in tutorials.NAMES}
+    before = seconds_of_children()
+    tutorials.execute(list(notebooks.values()))
     return notebooks, seconds_of_children() - before
 
 
 @pytest.fixture(scope="module")
 def short(timed):
-    """All, by name, after a run of two steps."""
+    """All, by name, after a short run."""
     return timed[0]
 
 
-def test_tutorials_in_two_steps_are_quick_enough_for_ci(timed):
+def test_short_runs_of_tutorials_are_quick_enough_for_ci(timed):
     """On two cores 40 seconds of processors are usual."""
     assert timed[1] < 120
 
@@ -73,18 +73,34 @@ def test_a_tutorial_runs_and_its_outputs_are_kept(tutorials, short, name):
     assert [kinds(cell) for cell in code_of(kept)] == [kinds(cell) for cell in code_of(short[name])]
     assert [cell.execution_count for cell in code_of(kept)] == list(range(1, len(code_of(kept)) + 1))
     assert (FOLDER / f"{name}.ipynb").stat().st_size < 400_000
-    assert re.fullmatch(
-        r"try:\n    import indm\nexcept ImportError:\n    # .*git\+REPOSITORY.*\n    %pip .*\n    import indm",
-        code_of(kept)[0].source,
-    )
 
 
 @pytest.mark.parametrize("name", ["density", "tables", "images", "classes", "translation", "diffusion"])
-def test_a_tutorial_begins_with_the_picture_of_its_end_and_its_time(tutorials, name):
+def test_no_cell_of_a_tutorial_installs_the_package_or_serves_a_short_run(tutorials, name):
+    code = "\n".join(cell.source for cell in code_of(tutorials.read(name)))
+    assert not re.search(r"%pip|environ|\bif\b.*STEPS|STEPS.*\bif\b|\b(min|max)\(.*STEPS", code)
+
+
+def test_a_short_run_changes_constants_alone_and_each_is_one_of_a_tutorial(tutorials):
+    def notebook(code):
+        return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+
+    kept = notebook("STEPS = 8_000  # of all\nOTHER_STEPS = 8_000\nn = 2 * STEPS")
+    assert code_of(tutorials.shortened(kept))[0].source == "STEPS = 2  # of all\nOTHER_STEPS = 8_000\nn = 2 * STEPS"
+    assert code_of(kept)[0].source.startswith("STEPS = 8_000")
+    with pytest.raises(ValueError, match="the notebook sets none of STEPS, "):
+        tutorials.shortened(notebook("OTHER_STEPS = 8_000"))
+    code = "\n".join(cell.source for name in tutorials.NAMES for cell in code_of(tutorials.read(name)))
+    assert {match[1] for match in tutorials.CONSTANT.finditer(code)} == tutorials.SHORT.keys()
+
+
+@pytest.mark.parametrize("name", ["density", "tables", "images", "classes", "translation", "diffusion"])
+def test_a_tutorial_begins_with_the_picture_of_its_end_how_to_install_and_its_time(tutorials, name):
     kept = tutorials.read(name)
     first, shown = kept.cells[0], kept.cells[0].attachments
     tutorials.show_end(kept)
     assert shown == first.attachments and "](attachment:end.png)" in first.source
+    assert "Install indm first ([how](../install.md))" in first.source
     assert re.search(r"The tutorial takes \d\sminutes?\son\stwo\scores", first.source)
 
 
@@ -109,9 +125,10 @@ def check_tables(text):
 
 
 def check_images(text):
-    assert (
-        number("NELBO", text) < number("a Gaussian with full covariance", text) < number("PNG, header included", text)
-    )
+    """Of each row the number after that of its examples."""
+    rows = ("NELBO", "a Gaussian with full covariance", "PNG, header included")
+    nelbo, gaussian, png = (number(rf"{row}\s+\d+\s", text) for row in rows)
+    assert 0 < nelbo < gaussian < png < 8
 
 
 def check_classes(text):
