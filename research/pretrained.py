@@ -78,8 +78,9 @@ MODELS = {
         "CC-BY-4.0, as scikit-learn has them.",
     ),
     "fashion-mnist": Origin(
-        "indm train fashion-mnist --train.objective fid --train.steps 12000 --train.seconds inf --train.threads 1 "
-        "--train.mixed_precision no --train.final last --train.seed 1 --condition classes --condition.drop 0.1 "
+        "indm train fashion-mnist --net.channels 48 --condition classes --condition.drop 0.1 --train.objective fid "
+        "--train.steps 10500 --train.seconds inf --train.ema 0.9995 --train.mixed_precision no --train.threads 1 "
+        "--train.validate_every 0.1 --train.validate_examples 1600 --train.final last --train.seed 1 "
         "--sample.guidance 2",
         "Fashion-MNIST by H. Xiao, K. Rasul and R. Vollgraf, Zalando Research, MIT.",
     ),
