@@ -5,14 +5,14 @@
 
 FOLDER is what ``research.data.glyphs`` or ``research.data.punks`` has written. Each method of each seed is a job: it
 trains what it needs, translates the test images of A and adds a row to ``translation-answers.csv``. Models and
-results stay in ``--out``, with a picture of the results of the first seed.
+results stay in ``--out``, with pictures of the results of the first seed.
 """
 
 import argparse
 import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -323,23 +323,24 @@ def results(lab: Lab, method: str, seed: int) -> Path:
 
 
 def study(lab: Lab) -> None:
-    """All jobs that have no row yet, whole seeds first; and the picture."""
+    """All jobs that have no row yet, whole seeds first; and the pictures."""
     exam = exam_of(lab)
     for seed in range(lab.task.seeds):
         for method in METHODS if seed == 0 else TRAINED:
             row = lab.table.at(method=method, seed=seed).kept(functools.partial(job, lab, exam, method, seed))
             marks = (f"{key} {row[key]:.3g}" for key in COLUMNS if key in row)
             print(lab.task.b, seed, METHODS[method], *marks, flush=True)
-    picture(lab, exam)
+    picture(lab, exam, METHODS, lab.out / f"{lab.task.b}.png")
+    picture(lab, exam, ["indm"], lab.out / f"{lab.task.b}-indm.png")
 
 
-def picture(lab: Lab, exam: Exam) -> None:
+def picture(lab: Lab, exam: Exam, methods: Iterable[str], path: Path) -> None:
     """Some sources, what each method makes of them in the first seed, and the truth, a row each."""
     some = thinned(range(len(exam.truth)), SHOWN)
-    made = {METHODS[method]: torch.load(results(lab, method, 0))[some] for method in ("source", *TRAINED, *CONTROLS)}
-    rows = made | {"truth": exam.truth[some]}
+    made = {METHODS[method]: torch.load(results(lab, method, 0))[some] for method in methods if method != "source"}
+    rows = {"source": exam.source[some], **made, "truth": exam.truth[some]}
     panel = Panel(torch.cat([*rows.values()]), len(some), rows=[*rows])
-    save_pixels(sheet([panel], LEVELS), lab.out / f"{lab.task.b}.png")
+    save_pixels(sheet([panel], LEVELS), path)
 
 
 # ── Tables ────────────────────────────────────────────────────────────────────────────────────────────────────────────
