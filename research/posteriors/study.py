@@ -197,9 +197,10 @@ def record(cell: Records, make: Callable[[], dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = command.parser("posteriors", __doc__, 60.0, pairs=[10_000], seeds=range(3))
+    parser = command.parser("posteriors", __doc__, 60.0, pairs=[10_000])
     parser.add_argument("simulators", nargs="*", default=list(SIMULATORS), help=f"of {', '.join(SIMULATORS)}")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each method")
     o = command.parsed(parser, None)
     if "npe" in o.methods and importlib.util.find_spec("sbi") is None:
         print("npe is left out because sbi is not installed: pip install sbi")
@@ -208,7 +209,7 @@ def main() -> None:
     table = Records(o.records / "posteriors.csv")
     for name in o.simulators:
         record(table.at(simulator=name, pairs=0, method="true", seed=0), lambda name=name: true(name))
-    for seed, pairs, name, method in itertools.product(o.seeds, o.pairs, o.simulators, o.methods):
+    for seed, pairs, name, method in itertools.product(range(o.seeds), o.pairs, o.simulators, o.methods):
         cell = table.at(simulator=name, pairs=pairs, method=method, seed=seed)
         record(cell, lambda case=(name, pairs, method, seed): trained(*case, o.seconds))
     print(markdown(table))
