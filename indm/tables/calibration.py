@@ -111,10 +111,10 @@ class Calibration:
 
     def __str__(self) -> str:
         """The p-values, first that of all tests together, and the coverage at three levels."""
-        lines = [f"p = {self.p_value:.2g} that all of the following is right"]
-        lines += [f"θ{i}: p = {p:.2g} that its ranks are uniform" for i, p in enumerate(self.p_values)]
+        lines = [f"p = {self.p_value:.2g} of all tests together; below 0.05 the posterior is not calibrated"]
+        lines += [f"θ{i}: p = {p:.2g} of uniform ranks" for i, p in enumerate(self.p_values)]
         levels = ", ".join(f"{self.coverage(level):.3f} at {level}" for level in (0.5, 0.8, 0.95))
-        lines += [f"expected coverage {levels}: p = {self.tarp_p_value:.2g} that it is right"]
+        lines += [f"expected coverage {levels}: p = {self.tarp_p_value:.2g}"]
         return "\n".join([*lines, f"{len(self.ranks)} pairs, {self.draws} draws each"])
 
     def plot(self, path: str | Path, names: Sequence[str] | None = None) -> None:
