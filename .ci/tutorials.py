@@ -2,7 +2,6 @@
 
 import base64
 import copy
-import io
 import re
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from PIL import Image
+
+from research.pretrained import in_few_colours
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
 NAMES = ("density", "tables", "images", "classes", "translation", "diffusion")
@@ -64,15 +64,8 @@ def execute(notebooks: Sequence[nbformat.NotebookNode]) -> None:
                 shown = output.get("data", {})
                 shown.pop("image/jpeg", None)  # of what is a PNG, too
                 if shown.get("text/plain", "").startswith("<Figure"):
-                    shown["image/png"] = in_256_colours(shown["image/png"])
-
-
-def in_256_colours(picture: str) -> str:
-    """A PNG in base64, as a figure of matplotlib takes a third of the bytes."""
-    small = io.BytesIO()
-    full = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
-    full.quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
-    return base64.b64encode(small.getvalue()).decode()
+                    small = in_few_colours(base64.b64decode(shown["image/png"]))
+                    shown["image/png"] = base64.b64encode(small).decode()
 
 
 def show_end(notebook: nbformat.NotebookNode) -> None:

@@ -2,8 +2,8 @@
 
     python -m research.errors_figure
 
-Left: the solver's errors of :mod:`research.solver_error`'s table. Right: bounds above the entropy, learned noise, of
-the flow whose bound of most draws is lowest.
+Left: the table of :func:`research.speed.solver_error`. Right: bounds above the entropy under learned noise, of the
+flow that :func:`research.discrete_laws.best_cell` takes.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from indm.workbench.figures.plots import save_figure, styled
-from research.discrete_laws import DRAWS, LAWS, read
+from research.discrete_laws import DRAWS, LAWS, best_cell, read
 from research.records import RECORDS, Records
 from research.speed import BENCH
 
@@ -37,8 +37,7 @@ def bounds(axes: Axes) -> None:
     """Bounds less the entropy with two standard errors, for each law."""
     made = read(Records(RECORDS / "discrete_laws.csv"))
     for place, law in enumerate(LAWS):
-        found = [r["bound_minus_entropy_bits_per_dim"] for cell, r in made.items() if cell[::2] == (law, "variational")]
-        best = min(found, key=lambda bound: bound[f"iw-{DRAWS[-1]}"][0])
+        best = made[best_cell(made, law, "variational")]["bound_minus_entropy_bits_per_dim"]
         for shift, (kind, name) in enumerate(KINDS.items()):
             mean, error = best[kind]
             at = place + 0.2 * (shift - 1)

@@ -25,7 +25,7 @@ from indm.model import count_parameters
 from indm.training import EMA
 from indm.workbench.data.base import Data
 from indm.workbench.data.examples import loader
-from research.lab.costs import relative_cost, seconds_in_turns, step_of
+from research.lab.costs import costs_in_turns, step_of
 from research.lab.trainings import BUDGETS, Training, data_of
 from research.markdown import in_table
 from research.quality import SAMPLES, from_training
@@ -126,8 +126,8 @@ def costs(data_name: str) -> dict[str, float]:
     """The cost of a step of each over that of the linear diffusion, which is 1 in ``research.quality``, too."""
     data, unit = data_of(data_name, None), Training(data_name, "uniform", "identity", {}, 1)
     steps = {name: partial(next, training(peer_of(name, data_name), data, rate)) for name, (_, rate) in PEERS.items()}
-    seconds = seconds_in_turns(steps | {"": step_of(unit.recipe())})
-    return {name: relative_cost(seconds[name], seconds[""])["cost"] for name in PEERS}
+    rows = costs_in_turns(steps | {"unit": step_of(unit.recipe())}, "unit")
+    return {name: rows[name]["cost"] for name in PEERS}
 
 
 def trained(name: str, data_name: str, rate: float, steps: int, extractor: Path) -> dict:

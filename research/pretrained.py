@@ -16,6 +16,7 @@ class is a few films, test images are of other films, and frames between the tra
 """
 
 import argparse
+import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -261,10 +262,12 @@ def banner(run: Path, out: Path, each: int = 3) -> None:
     plots.save_pixels(sheets.grid(rows.flatten(0, 1), int(levels or 0), columns=count, factor=2), out)
 
 
-def in_few_colours(path: Path) -> None:
-    """Write a picture again, in 256 colours, as the package is to stay small."""
-    with Image.open(path) as full:
-        full.convert("RGB").quantize(256, kmeans=3, dither=Image.Dither.NONE).save(path, optimize=True)
+def in_few_colours(picture: bytes) -> bytes:
+    """A PNG of 256 colours, which takes a third of the bytes."""
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(picture)) as full:
+        full.convert("RGB").quantize(256, kmeans=3, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return small.getvalue()
 
 
 def ship(finished: Path, extractors: Path, home: Path = hub.SHIPPED, folder_of_unseen: Path | None = None) -> Path:
@@ -293,7 +296,7 @@ def ship(finished: Path, extractors: Path, home: Path = hub.SHIPPED, folder_of_u
     card.write(run, folder, folder.name, LICENSE, sections)
     shutil.copyfile(run / NEIGHBOURS, folder / NEIGHBOURS)
     for name in (card.PICTURE, NEIGHBOURS):
-        in_few_colours(folder / name)
+        (folder / name).write_bytes(in_few_colours((folder / name).read_bytes()))
     bits = {kind: result[kind]["with_reconstruction"] for kind in ("nelbo", "nll")}
     numbers |= {key: value for key, value in end_of(run).items() if key in ("steps", "seconds")}
     atomic.json_object(folder / NUMBERS, numbers | bits)

@@ -1,4 +1,4 @@
-"""What a training step costs beside another one: processor seconds of one thread, measured in turns."""
+"""The cost of a training step beside another one, in processor seconds of one thread, measured in turns."""
 
 import math
 import statistics
@@ -48,6 +48,7 @@ def median_and_error(values: Sequence[float]) -> tuple[float, float]:
     return middle, math.sqrt(math.pi / 2) * spread / math.sqrt(len(values))
 
 
-def cost_in_turns(unit: Recipe, recipe: Recipe) -> dict[str, float]:
-    """What a step of ``recipe`` costs, in steps of ``unit``."""
-    return relative_cost(*seconds_in_turns({"own": step_of(recipe), "unit": step_of(unit)}).values())
+def costs_in_turns(steps: Mapping[str, Step], unit: str) -> dict[str, dict[str, float]]:
+    """The cost of each step in those of ``unit``, which is one of them; see :func:`relative_cost`."""
+    seconds = seconds_in_turns(steps)
+    return {name: relative_cost(own, seconds[unit]) for name, own in seconds.items()}

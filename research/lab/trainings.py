@@ -22,7 +22,7 @@ from indm.workbench.runs.devices import make_accelerator
 from indm.workbench.training.trainer import Trainer
 from research.data import recipe_file
 from research.lab import distances
-from research.lab.costs import cost_in_turns
+from research.lab.costs import costs_in_turns, step_of
 from research.lab.extractor import Extractor, GeneralFeatures, general_features, load_or_train
 from research.records import Records, made_by
 
@@ -143,24 +143,25 @@ def frechet(raw: torch.Tensor, data: Data, most: int, folder: Path) -> dict[str,
 def costs(table: Records, jobs: Sequence[Training]) -> dict[str, float]:
     """Cost of a step of each job, by its key, over that of linear diffusion under uniform noise.
 
-    Those that the ``table`` has not are measured.
+    Those that the ``table`` has not are measured, all in turns.
 
     Raises:
         RuntimeError: the rounds disagree: the machine has more to do.
     """
     known = {row["step"]: row["cost"] for row in table.rows()}
-    unit = replace(jobs[0], dequantization="uniform", flow="identity", setting={}).recipe()
-    for job in jobs:
-        if job.cost_key in known:
-            continue
-        row = cost_in_turns(unit, job.recipe())
-        if row["error"] > LARGEST_ERROR * row["cost"]:
+    missing = {job.cost_key: step_of(job.recipe()) for job in jobs if job.cost_key not in known}
+    if missing:
+        unit = replace(jobs[0], dequantization="uniform", flow="identity", setting={})
+        rows = costs_in_turns({unit.cost_key: step_of(unit.recipe())} | missing, unit.cost_key)
+        noisy = {key: rows[key] for key in missing if rows[key]["error"] > LARGEST_ERROR * rows[key]["cost"]}
+        for key in missing.keys() - noisy.keys():
+            table.at(step=key).add(rows[key])
+            known[key] = rows[key]["cost"]
+        if noisy:
             raise RuntimeError(
-                f"the cost of {job.cost_key} is uncertain by more than {LARGEST_ERROR:.0%}: {row}; "
-                "measure it while nothing else runs"
+                f"{len(noisy)} of {len(missing)} costs are uncertain by more than {LARGEST_ERROR:.0%}: {noisy}; "
+                "measure them while nothing else runs"
             )
-        table.at(step=job.cost_key).add(row)
-        known[job.cost_key] = row["cost"]
     return {job.cost_key: known[job.cost_key] for job in jobs}
 
 

@@ -36,7 +36,7 @@ from indm.workbench.recipes import recipe as recipes
 from indm.workbench.training.pairs import as_bridge, sides_of
 from indm.workbench.translation.routes import open_runs
 from research.data import thinned
-from research.lab.costs import cost_in_turns
+from research.lab.costs import costs_in_turns, step_of
 from research.lab.extractor import Extractor, FeatureNetwork, general_features, load_or_train
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
@@ -130,8 +130,12 @@ class Lab:
         """As many as cost what one linear model costs, or two for a bridge; costs are measured once."""
         if kind == "linear":
             return self.task.steps
-        unit, own = (self.recipe(name, self.task.a) for name in ("linear", kind))
-        cost = self.costs.at(kind=kind).kept(lambda: cost_in_turns(unit, own))["cost"]
+
+        def measured() -> dict[str, float]:
+            steps = {name: step_of(self.recipe(name, self.task.a)) for name in ("linear", kind)}
+            return costs_in_turns(steps, "linear")[kind]
+
+        cost = self.costs.at(kind=kind).kept(measured)["cost"]
         return max(1, round(self.task.steps * (2 if kind == "bridge" else 1) / cost))
 
     def trained(self, kind: str, style: str, seed: int) -> Path:
@@ -330,15 +334,15 @@ def study(lab: Lab) -> None:
             row = lab.table.at(method=method, seed=seed).kept(functools.partial(job, lab, exam, method, seed))
             marks = (f"{key} {row[key]:.3g}" for key in COLUMNS if key in row)
             print(lab.task.b, seed, METHODS[method], *marks, flush=True)
-    picture(lab, exam, METHODS, lab.out / f"{lab.task.b}.png")
-    picture(lab, exam, ["indm"], lab.out / f"{lab.task.b}-indm.png")
+    picture(lab, exam, ("source", *TRAINED, *CONTROLS), lab.out / f"{lab.task.b}.png")
+    picture(lab, exam, ("source", "indm"), lab.out / f"{lab.task.b}-indm.png")
 
 
 def picture(lab: Lab, exam: Exam, methods: Iterable[str], path: Path) -> None:
-    """Some sources, what each method makes of them in the first seed, and the truth, a row each."""
+    """What each method makes of some sources in the first seed, and the truth, a row each."""
     some = thinned(range(len(exam.truth)), SHOWN)
-    made = {METHODS[method]: torch.load(results(lab, method, 0))[some] for method in methods if method != "source"}
-    rows = {"source": exam.source[some], **made, "truth": exam.truth[some]}
+    made = {METHODS[method]: torch.load(results(lab, method, 0))[some] for method in methods}
+    rows = made | {"truth": exam.truth[some]}
     panel = Panel(torch.cat([*rows.values()]), len(some), rows=[*rows])
     save_pixels(sheet([panel], LEVELS), path)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from research.lab.costs import relative_cost, seconds_in_turns
+from research.lab.costs import costs_in_turns
 from research.markdown import in_table
 from research.records import RECORDS, Records
 from research.verdict.images import Images
@@ -35,9 +35,9 @@ def measure(data: str, images: Images, variants: Sequence[Variant]) -> None:
         return
     phases = {"linear": phase_of(Variant(), "without", images.shape)} | missing
     steps = {key: lambda phase=phase: phase.step(next(source), 0.1) for key, phase in phases.items()}
-    seconds = seconds_in_turns(steps)
+    rows = costs_in_turns(steps, "linear")
     for key in missing:
-        TABLE.at(data=data, step=key).add(relative_cost(seconds[key], seconds["linear"]))
+        TABLE.at(data=data, step=key).add(rows[key])
 
 
 def markdown(table: Records) -> str:

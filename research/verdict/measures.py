@@ -272,10 +272,8 @@ def prior_distance(model, seed: int) -> Numbers:
     with evaluation_mode(model):
         x = torch.cat([model.decode(part) for part in z.split(BATCH)])
         mapped = [model.flow(part) for part in x.split(BATCH)]
-    nats = torch.cat([log_det - 0.5 * event_sum(y.square(), y) for y, log_det in mapped]) + 0.5 * event_sum(
-        x.square(), x
-    )
-    kl, error = mean_and_error(double(nats) / x[0].numel())
+    nats = torch.cat([log_det - 0.5 * event_sum(y.square(), y) for y, log_det in mapped])
+    kl, error = mean_and_error(double(nats + 0.5 * event_sum(x.square(), x)) / x[0].numel())
     numbers = jackknife(_distance_from_normal, double(x).flatten(1), double(z).flatten(1))
     return numbers | {"exact_kl": kl, "exact_kl_standard_error": error}
 

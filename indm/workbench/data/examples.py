@@ -97,7 +97,7 @@ def events(values: object, levels: int | None, where: str | Path) -> tuple[np.nd
 
 
 def are_lost(array: np.ndarray) -> np.ndarray:
-    """Which entries of an event vary by too few steps of single precision: a mask of ``array`` (N, …) without N."""
+    """A mask of the entries of an event in which ``array`` (N, …) varies by too few steps of single precision."""
     if array.dtype.itemsize <= 4:
         return np.zeros(array.shape[1:], dtype=bool)
     most, width = np.abs(array).max(0), np.ptp(array, axis=0)

@@ -118,12 +118,11 @@ def find_images(
     bad, grey, colour = np.bincount(kinds, minlength=3).tolist()
     notes = [f"read from {folder}, listed by {'decoding each' if whole else 'the header of each'}"]
     count = counted(len(files), "file")
+    first = f"; the first is {_first_bad(files[int(np.argmin(kinds))])}" if bad else ""
     if not grey + colour:
-        first = f"; the first is {_first_bad(files[0])}" if bad else ""
         raise ValueError(f"no readable images in '{folder}' ({count}); png, jpeg, webp, bmp, … would do{first}")
     if bad:
-        first = f"the first is {_first_bad(files[int(np.argmin(kinds))])}"
-        notes.append(f"skipped {bad} of {count}, unreadable as images; {first}")
+        notes.append(f"skipped {bad} of {count}, unreadable as images{first}")
         warnings.warn(notes[-1], stacklevel=3)
     return files.select(np.flatnonzero(kinds)), (grey, colour), notes
 
