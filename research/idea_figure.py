@@ -23,7 +23,7 @@ from indm.workbench.evaluation.results import read_evaluation
 from indm.workbench.figures.plots import DATA_COLOUR, save_figure, styled
 from indm.workbench.runs.folder import open_run
 
-POINTS, CIRCLES, RADIUS, SIDE, REACH, DRAWS = 2000, 50, 0.1, 80, 1.5, 4
+POINTS, CIRCLES, RADIUS, SIDE, REACH, DRAWS = 2000, 50, 0.1, 200, 1.4, 8
 TIMES = (0.0, 0.05, 0.2, 1.0)
 
 
@@ -85,8 +85,8 @@ def first(spirals: Path, gaussians: Path, out: Path) -> None:
     data, latent, truth, learned = figure.subplots(1, 4)
     radius = x.norm(dim=1)[chosen]
     for axes, points, noise, reach, title in (
-        (data, x, curves, 1.5, "data x: noise\nfollows the arms"),
-        (latent, model.flow.latent(x), circles, 3.0, "latent z: noise\nis round"),
+        (data, x, curves, 1.1, "data x: noise\nfollows the arms"),
+        (latent, model.flow.latent(x), circles, 2.7, "latent z: noise\nis round"),
     ):
         around(axes, points, noise, radius)
         within(axes, reach)
