@@ -12,8 +12,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 LONGEST_VALUE = 200  # characters of a value that a message quotes
 MOST_LISTED = 40  # problems that one message lists
+FEW_VALUES, REPEATS = 64, 10  # of a column, at most; rows of each, at least
 
 
 def one_line(text: object) -> str:
@@ -55,6 +58,14 @@ def nearest(word: str, known: Iterable[object]) -> str:
     """:func:`did_you_mean`, or the list of what there is."""
     names = [str(k) for k in known]
     return did_you_mean(word, names) or f" (there are: {', '.join(names)})"
+
+
+def few_values(columns: Mapping[str, np.ndarray]) -> str:
+    """A sentence that names the columns of numbers of few values, each of which stands in many rows; "" of none."""
+    few = [name for name, values in columns.items() if len(np.unique(values)) <= min(FEW_VALUES, len(values) / REPEATS)]
+    more = f" and {len(few) - 3} others" if len(few) > 3 else ""
+    named = f"few values, each in many rows, in {', '.join(few[:3])}{more}: the density there is arbitrarily high"
+    return named if few else ""
 
 
 LARGEST, LARGEST_SEED = 2**31 - 1, 2**63 - 1  # whole numbers that torch takes for a size, and for a seed

@@ -113,7 +113,8 @@ class Denoiser(nn.Module):
         """x_τ, τ, and what the network says there, as it is: twice the channels where it has learned variances."""
         tau = self.noises.time(double(level)).clamp(min(self.noises.range), max(self.noises.range))
         x = expand_like(torch.hypot(self.noises.alpha(tau), self.noises.sigma(tau)).to(y), y) * y
-        f = self.network(x, tau.to(x)) if c is None else self.network(x, tau.to(x), c)
+        rest = (tau.to(x),) if c is None else (tau.to(x), c)
+        f = self.network(x, *rest)
         if not isinstance(f, Tensor):
             raise ValueError(
                 f"network must return a tensor, got {type(f).__name__}; a function can take it out: "
@@ -121,6 +122,11 @@ class Denoiser(nn.Module):
             )
         if f.shape not in (x.shape, (len(x), 2 * x.shape[1], *x.shape[2:])):
             raise ValueError(f"network must return {tuple(x.shape)}, or twice the channels, got {tuple(f.shape)}")
+        if x.requires_grad and not f.requires_grad and not torch.equal(f, self.network(x + 1, *rest)):
+            raise ValueError(
+                "network must return a tensor with a gradient in x, got one without, whose divergence would be 0: call "
+                "it without torch.no_grad, torch.inference_mode, detach and NumPy"
+            )
         return x, tau, f.to(y.dtype)
 
 
@@ -147,8 +153,8 @@ def from_denoiser(
     Args:
         network: network(x, τ) or, with a condition, network(x, τ, c): x (B, *shape), τ (B,) in the path's own units.
             Twice the channels mean a learned variance. A module is used in evaluation mode, and the model is put where
-            it is and has its precision. A function hides what it calls: do both for that yourself. Where whole k are
-            needed, ``lambda x, k: net(x, k.round().long())`` gives the nearest.
+            it is and has its precision. A function hides what it calls: do both for that yourself, and leave gradients
+            on. Where whole k are needed, ``lambda x, k: net(x, k.round().long())`` gives the nearest.
         predicts: "noise", "data", "v" = α n − σ x_0, "score", or "velocity" = dx_τ/dτ.
         path: "edm" (σ from 0.002 to 80), "linear" (flow matching with noise at τ = 1), "linear-reversed" (data at 1),
             "trigonometric", "trigonometric-reversed", ``{"sigmas": (low, high)}``, ``{"betas": …}`` or

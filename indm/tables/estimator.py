@@ -18,7 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from indm.checks import counted, require
+from indm.checks import counted, few_values, require
 from indm.conditions import Vector
 from indm.flows.base import Identity
 from indm.gaussian import GaussianReference
@@ -62,7 +62,6 @@ SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true er
 POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # of Gauss and Legendre in each of none, one or two discrete columns
 CHANGE = 5e-3  # of a probability, relative, by twice as many points; its error is then mostly below 1e-3
 LATE_GAIN = 0.05  # nats a row, above which a fit that time ended has stopped too early
-FEW_VALUES, REPEATS = 64, 10  # of a column, at most; rows of each, at least
 
 Array = np.ndarray
 Rows = tuple[np.ndarray, np.ndarray]  # of a table, and their conditions
@@ -801,13 +800,10 @@ def warn_above(tol: float, errors: Tensor, stacklevel: int) -> None:
 
 def warn_of_few_values(columns: dict[str, np.ndarray], stacklevel: int) -> None:
     """UserWarning that names the columns of numbers of few values, each of which stands in many rows."""
-    few = [name for name, values in columns.items() if len(np.unique(values)) <= min(FEW_VALUES, len(values) / REPEATS)]
-    if few:
-        more = f" and {len(few) - 3} others" if len(few) > 3 else ""
+    if few := few_values(columns):
+        outside = "any other value looks like an outlier"
         warnings.warn(
-            f"few values, each in many rows, in {', '.join(few[:3])}{more}: the density there is arbitrarily high, and "
-            "any other value looks like an outlier. Name whole numbers in discrete; a factor makes others whole",
-            stacklevel=stacklevel,
+            f"{few}, and {outside}. Name whole numbers in discrete; a factor makes others whole", stacklevel=stacklevel
         )
 
 

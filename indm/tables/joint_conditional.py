@@ -29,7 +29,7 @@ class JointConditional(JointDensityEstimator):
     def fit(self, X: Array, y: Any = None, *, c: Array) -> "JointConditional":
         self._d, self.n_conditions_ = X.shape[1], c.shape[1]
         super().fit(np.concatenate([X, c], 1))
-        maps = [self.encoding_.map_of(i) for i in self._asked]
+        maps = [self.encoding_.map_of(i) for i, varies in enumerate(self.varies_) if varies]
         stacked = {
             name: np.concatenate([getattr(part, name) for part in maps])
             for name in ("centre", "scale", "power", "far", "mean", "edge")
@@ -63,11 +63,6 @@ class JointConditional(JointDensityEstimator):
     @property
     def varies_(self) -> Array:
         return np.isnan(self.constant_)
-
-    @property
-    def _asked(self) -> Array:
-        """The varying columns of X."""
-        return np.flatnonzero(self.varies_)
 
     def score_samples(self, X: Array, c: Array, *, tol: float = SOLVER_ERROR) -> Array:
         rows = self._joined(X, c)

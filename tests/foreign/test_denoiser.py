@@ -155,6 +155,15 @@ class Scale(torch.nn.Module):
         return self.weight * (tau / ((1 - tau) ** 2 + tau**2))[:, None] * x
 
 
+@pytest.mark.parametrize("hidden", [lambda x: torch.no_grad()(torch.sin)(x), lambda x: x.sin().detach()])
+def test_a_network_without_gradients_is_refused_where_a_divergence_is_asked(hidden):
+    """Its divergence would be 0, and log p wrong."""
+    model = indm.from_denoiser(lambda x, tau: hidden(x), predicts="velocity", path="linear", shape=(2,))
+    with pytest.raises(ValueError, match="network must return a tensor with a gradient in x"):
+        model.log_prob(torch.randn(3, 2), steps=4)
+    assert indm.sample(model, 2, steps=400).shape == (2, 2)  # needs none
+
+
 def test_the_model_has_the_precision_of_its_network():
     scaling = indm.Scaling(0.5, 2.0)
     options = {"predicts": "noise", "path": "linear", "shape": (2,), "scaling": scaling}

@@ -609,6 +609,17 @@ def test_one_model_has_the_likelihood_too(joint):
     assert np.abs(joint.log_likelihood(x, theta) - exact).mean() < 0.1
 
 
+@pytest.mark.filterwarnings("ignore:the network found nothing", "ignore:max_seconds ended")
+def test_one_model_of_both_is_trained():
+    theta, x = simulated(300)
+    x[:100, 1] = np.nan
+    options = {"max_components": 1, "width": 8, "depth": 1, "max_steps": 20, "random_state": 0}
+    model = PosteriorEstimator(STANDARD, estimator=JointDensityEstimator(**options)).fit(theta, x)
+    assert model.estimator_.ended_[0] == 20
+    row = np.array([0.5, np.nan, -1.0])
+    assert model.sample(2000, row, random_state=0).mean(0) == pytest.approx(law_of_some(row).mean, abs=0.3)
+
+
 def test_missing_entries_and_likelihoods_need_one_model_of_both(gaussian):
     with pytest.raises(ValueError, match=r"x must be finite numbers, got NaN: .* estimator=JointDensityEstimator"):
         gaussian.sample(5, [0.0, np.nan, 0.0])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indm.checks import brief, nearest, reason
+from indm.checks import brief, few_values, nearest, reason
 from indm.files import untrusted
 from indm.files.memory import COPIES, check_memory
 from indm.files.plain import check_plain
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas
 
 SUFFIXES, PARQUET = {".csv", ".tsv", ".txt"}, {".parquet", ".pq"}
+ROWS_LOOKED_AT = 5_000  # for columns of few values
 SEPARATORS = ("\t", ";", ",")  # the first of these in the first line; where there is none, blanks
 
 
@@ -58,10 +59,23 @@ class ArrayFile(DividedLoader):
             conditions = untrusted.array(place.parent / c[0]) if c else None
         else:
             array, conditions = _with_conditions(place, self.key, self.levels, x, c)
+            _warn_of_few_values(place, array, x, c)
         given = False if conditions is None else conditions
         data = self.as_data(array, name="array", levels=self.levels, where=self.path, c=given)
         note = f"read from {self.path}" + (f", key {self.key}" if self.key else "")
         return replace(data, notes=[note, *data.notes])
+
+
+def _warn_of_few_values(path: Path, array: np.ndarray, x: tuple[str, ...], c: tuple[str, ...]) -> None:
+    """UserWarning that names the columns of floats (N, D) whose few values have no density."""
+    if array.dtype.kind == "f" and array.ndim == 2:
+        names = names_of(path, x, c)[-array.shape[1] :] or [f"column {i}" for i in range(array.shape[1])]
+        rows = array[:: max(1, len(array) // ROWS_LOOKED_AT)]
+        if few := few_values(dict(zip(names, rows.T, strict=True))):
+            remedy = (
+                "whole numbers are for DensityEstimator(discrete=…), or for data.levels where all columns are whole"
+            )
+            warnings.warn(f"{path}: {few}. Name the other columns in data.x; {remedy}", stacklevel=2)
 
 
 def _mapped_array(path: Path) -> np.ndarray:

@@ -532,6 +532,7 @@ def test_folders_and_options_that_cannot_be_used(folder, tmp_path):
 # ── Arrays
 
 
+@pytest.mark.filterwarnings("ignore:.* few values, each in many rows, in column 2:UserWarning")
 def test_vectors_are_standardised_by_the_training_split(tmp_path):
     rng = np.random.default_rng(0)
     vectors = rng.normal([3.0, -5.0, 7.0], [2.0, 0.1, 0.0], (400, 3))

@@ -115,6 +115,21 @@ def test_a_table_is_data(tmp_path):
         load_data("array", path=table, key="a")
 
 
+def test_columns_of_few_values_are_named(tmp_path):
+    """Their density is arbitrarily high. A first column without a name is left out."""
+    rows = [[i, x, i % 3, 7] for i, x in enumerate(np.random.default_rng(0).normal(size=60).tolist())]
+    table = written(tmp_path / "t.csv", [["", "a", "count", "same"], *rows])
+    with (
+        pytest.warns(UserWarning, match="first column"),
+        pytest.warns(UserWarning, match="few values, .* in count, same:"),
+    ):
+        load_data("array", path=table)
+    np.save(tmp_path / "t.npy", np.array(rows)[:, 1:])
+    with pytest.warns(UserWarning, match="few values, each in many rows, in column 1, column 2: the density there"):
+        load_data("array", path=tmp_path / "t.npy")
+    assert load_data("array", path=table, x="a").shape == (1,)
+
+
 def test_a_table_larger_than_memory_is_refused_before_it_is_read(tmp_path):
     with (tmp_path / "t.csv").open("wb") as file:
         file.truncate(2**42)
