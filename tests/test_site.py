@@ -134,7 +134,7 @@ UNDOCUMENTED = {
         "indm.workbench.recipes.recipe": "resolve",
         "indm.workbench.runs.devices": "make_accelerator",
     },
-    "the look of the workbench's figures": {"indm.workbench.figures.plots": "DATA_COLOUR styled"},
+    "the look of the workbench's figures": {"indm.workbench.figures.plots": "DATA_COLOUR STYLE styled"},
 }
 
 

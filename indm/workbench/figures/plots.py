@@ -29,18 +29,19 @@ CHARACTER = 0.65 * FONT_SIZE / 72  # inches, about
 Pixels = UInt8[np.ndarray, "height width 3"]
 Colours = Mapping[str, str]  # by model, the same in all figures of a page; what has none is black
 
-styled = matplotlib.rc_context(
-    {
-        "font.size": FONT_SIZE,
-        "axes.titlesize": FONT_SIZE,
-        "legend.frameon": False,
-        "axes.prop_cycle": cycler(color=COLOURS),
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "lines.markersize": 5,
-        "errorbar.capsize": 2,
-    }
-)
+STYLE: dict[Any, Any] = {
+    "font.size": FONT_SIZE,
+    "axes.titlesize": FONT_SIZE,
+    "legend.frameon": False,
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.markersize": 5,
+    "errorbar.capsize": 2,
+}
+"""Settings of matplotlib with which all figures are drawn, also those of the tutorials."""
+
+styled = matplotlib.rc_context(STYLE)
 """Decorates whatever makes figures."""
 
 
