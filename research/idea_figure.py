@@ -23,7 +23,7 @@ from indm.workbench.evaluation.results import read_evaluation
 from indm.workbench.figures.plots import DATA_COLOUR, save_figure, styled
 from indm.workbench.runs.folder import open_run
 
-POINTS, CIRCLES, RADIUS, SIDE, REACH, DRAWS = 2000, 50, 0.1, 200, 1.4, 8
+POINTS, CIRCLES, RADIUS, SIDE, REACH, DRAWS = 2000, 50, 0.1, 160, 1.4, 4
 TIMES = (0.0, 0.05, 0.2, 1.0)
 
 
