@@ -120,7 +120,7 @@ def check_density(text):
 
 def check_tables(text):
     assert "sum of probabilities: [1. 1. 1.]" in text
-    assert number("right for", text) > 80 and number("'rms'", text) < 1
+    assert number("right for", text) > 80 and number("the two differ by", text) < 1
     assert number("p =", text) > 0.01  # of the calibration
 
 
