@@ -10,9 +10,10 @@ import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 LONGEST_VALUE = 200  # characters of a value that a message quotes
 MOST_LISTED = 40  # problems that one message lists
@@ -60,8 +61,10 @@ def nearest(word: str, known: Iterable[object]) -> str:
     return did_you_mean(word, names) or f" (there are: {', '.join(names)})"
 
 
-def few_values(columns: Mapping[str, np.ndarray]) -> str:
+def few_values(columns: Mapping[str, "np.ndarray"]) -> str:
     """A sentence that names the columns of numbers of few values, each of which stands in many rows; "" of none."""
+    import numpy as np  # which `indm list` does without
+
     few = [name for name, values in columns.items() if len(np.unique(values)) <= min(FEW_VALUES, len(values) / REPEATS)]
     more = f" and {len(few) - 3} others" if len(few) > 3 else ""
     named = f"few values, each in many rows, in {', '.join(few[:3])}{more}: the density there is arbitrarily high"
