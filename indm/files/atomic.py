@@ -60,7 +60,7 @@ def _write_beside(path: Path, beside: Path, write: Write) -> None:
             error.filename = error.filename or str(path)
         raise
     except (RuntimeError, SafetensorError) as error:
-        why = "perhaps as the disk is full"
+        why = "perhaps because the disk is full"
         raise OSError(f"{path} cannot be written, {why}, and what was there before is unchanged: {error}") from error
     with beside.open("r+b") as file:  # Windows forces out only what is open for writing
         os.fsync(file.fileno())

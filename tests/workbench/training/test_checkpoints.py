@@ -112,7 +112,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, call):
 
 def test_a_full_disk_leaves_what_was_there(tmp_path, small_disk):
     written(small_disk, 10, 20)
-    with pytest.raises(OSError, match=r"30\.pt cannot be written, perhaps as the disk is full|No space left"):
+    with pytest.raises(OSError, match=r"30\.pt cannot be written, perhaps because the disk is full|No space left"):
         checkpoints.write(small_disk, state(30) | {"large": torch.zeros(2**19)}, 2)
     with pytest.raises(OSError, match=r"large\.safetensors cannot be written|No space left"):
         atomic.whole(small_disk / "large.safetensors", lambda p: save_file({"large": torch.zeros(2**19)}, p))
