@@ -10,10 +10,7 @@ import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
-
-if TYPE_CHECKING:
-    import numpy as np
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 LONGEST_VALUE = 200  # characters of a value that a message quotes
 MOST_LISTED = 40  # problems that one message lists
@@ -61,8 +58,8 @@ def nearest(word: str, known: Iterable[object]) -> str:
     return did_you_mean(word, names) or f" (there are: {', '.join(names)})"
 
 
-def few_values(columns: Mapping[str, "np.ndarray"]) -> str:
-    """A sentence that names the columns of numbers of few values, each of which stands in many rows; "" of none."""
+def few_values(columns: Mapping[str, Any]) -> str:
+    """Words that name the columns, arrays of numbers, of few values that each stand in many rows; "" of none."""
     import numpy as np  # which `indm list` does without
 
     few = [name for name, values in columns.items() if len(np.unique(values)) <= min(FEW_VALUES, len(values) / REPEATS)]

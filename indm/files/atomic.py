@@ -60,8 +60,10 @@ def _write_beside(path: Path, beside: Path, write: Write) -> None:
             error.filename = error.filename or str(path)
         raise
     except (RuntimeError, SafetensorError) as error:
-        why = "perhaps because the disk is full"
-        raise OSError(f"{path} cannot be written, {why}, and what was there before is unchanged: {error}") from error
+        raise OSError(
+            f"{path} cannot be written, perhaps because the disk is full, and what was there before is unchanged: "
+            f"{error}"
+        ) from error
     with beside.open("r+b") as file:  # Windows forces out only what is open for writing
         os.fsync(file.fileno())
 

@@ -801,9 +801,10 @@ def warn_above(tol: float, errors: Tensor, stacklevel: int) -> None:
 def warn_of_few_values(columns: dict[str, np.ndarray], stacklevel: int) -> None:
     """UserWarning that names the columns of numbers of few values, each of which stands in many rows."""
     if few := few_values(columns):
-        outside = "any other value looks like an outlier"
         warnings.warn(
-            f"{few}, and {outside}. Name whole numbers in discrete; a factor makes others whole", stacklevel=stacklevel
+            f"{few}, and any other value looks like an outlier. Name whole numbers in discrete; a factor makes others "
+            "whole",
+            stacklevel=stacklevel,
         )
 
 

@@ -1,4 +1,4 @@
-"""The cost of a training step beside another one, in processor seconds of one thread, measured in turns."""
+"""How many steps of one training a step of another costs, by processor seconds of one thread, measured in turns."""
 
 import math
 import statistics

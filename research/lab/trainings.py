@@ -143,7 +143,7 @@ def frechet(raw: torch.Tensor, data: Data, most: int, folder: Path) -> dict[str,
 def costs(table: Records, jobs: Sequence[Training]) -> dict[str, float]:
     """Cost of a step of each job, by its key, over that of linear diffusion under uniform noise.
 
-    Those that the ``table`` has not are measured, all in turns.
+    Costs that are not in ``table`` yet are measured in turns.
 
     Raises:
         RuntimeError: the rounds disagree: the machine has more to do.

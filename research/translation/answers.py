@@ -339,7 +339,7 @@ def study(lab: Lab) -> None:
 
 
 def picture(lab: Lab, exam: Exam, methods: Iterable[str], path: Path) -> None:
-    """What each method makes of some sources in the first seed, and the truth, a row each."""
+    """Write to ``path`` a row of each method's results for some sources in the first seed, and a row of the truth."""
     some = thinned(range(len(exam.truth)), SHOWN)
     made = {METHODS[method]: torch.load(results(lab, method, 0))[some] for method in methods}
     rows = made | {"truth": exam.truth[some]}

@@ -69,13 +69,14 @@ class ArrayFile(DividedLoader):
 def _warn_of_few_values(path: Path, array: np.ndarray, x: tuple[str, ...], c: tuple[str, ...]) -> None:
     """UserWarning that names the columns of floats (N, D) whose few values have no density."""
     if array.dtype.kind == "f" and array.ndim == 2:
-        names = names_of(path, x, c)[-array.shape[1] :] or [f"column {i}" for i in range(array.shape[1])]
+        names = names_of(path, x, c) or [f"column {i}" for i in range(array.shape[1])]
         rows = array[:: max(1, len(array) // ROWS_LOOKED_AT)]
         if few := few_values(dict(zip(names, rows.T, strict=True))):
-            remedy = (
-                "whole numbers are for DensityEstimator(discrete=…), or for data.levels where all columns are whole"
+            warnings.warn(
+                f"{path}: {few}. Name the other columns in data.x; whole numbers are for DensityEstimator(discrete=…), "
+                "or for data.levels where all columns are whole",
+                stacklevel=2,
             )
-            warnings.warn(f"{path}: {few}. Name the other columns in data.x; {remedy}", stacklevel=2)
 
 
 def _mapped_array(path: Path) -> np.ndarray:
@@ -161,10 +162,9 @@ def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.nda
             raise ValueError(f"{path} has columns {brief(', '.join(table))}, and none {name!r}{nearest(name, table)}")
     if both := set(x) & set(c):
         raise ValueError(f"{path}: column {min(both)!r} cannot be both x and c")
-    if not x and len(table.columns) > 1 and table.columns[0] == "Unnamed: 0":  # as pandas writes the index
+    if not x and _has_index(table):
         warnings.warn(f"{path}: the first column, which has no name, is left out", stacklevel=2)
-        table = table.iloc[:, 1:]
-    values = _numbers(path, table, x or [name for name in table if name not in c])
+    values = _numbers(path, table, x or _all_but(c, table))
     if not c:
         return values, None
     labels = table[c[0]]
@@ -177,7 +177,7 @@ def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.nda
 
 
 def names_of(path: Path, x: str | Sequence[str] = (), c: str | Sequence[str] = ()) -> list[str]:
-    """The names of the columns of a file that a model has: ``x``, or all of a table but ``c``; none of other files.
+    """The names of the columns of a file that a model has, as :func:`read_columns` takes them; none of other files.
 
     Raises:
         ValueError: it cannot be read.
@@ -185,7 +185,17 @@ def names_of(path: Path, x: str | Sequence[str] = (), c: str | Sequence[str] = (
     x, c = ([part] if isinstance(part, str) else list(part) for part in (x, c))
     if x or path.suffix.lower() not in SUFFIXES:
         return x
-    return [name for name in read_frame(path, rows=0) if name not in c]
+    return _all_but(c, read_frame(path, rows=0))
+
+
+def _all_but(c: Sequence[str], table: "pandas.DataFrame") -> list[str]:
+    """The columns without ``c`` and without a first one that has no name."""
+    return [name for name in [*table][_has_index(table) :] if name not in c]
+
+
+def _has_index(table: "pandas.DataFrame") -> bool:
+    """Whether the first column is the index, as pandas writes it, without a name."""
+    return len(table.columns) > 1 and table.columns[0] == "Unnamed: 0"
 
 
 def read_frame(path: Path, rows: int | None = None) -> "pandas.DataFrame":

@@ -156,7 +156,7 @@ def change_in_twice_the_steps(
 def column_names(data: dict, columns: int) -> list[str]:
     """The names of the columns of vectors: those in the file of ``data``, or x1, x2, …"""
     with contextlib.suppress(KeyError, ValueError):
-        names = names_of(Path(data["path"]), data.get("x") or (), data.get("c") or ())[-columns:]
+        names = names_of(Path(data["path"]), data.get("x") or (), data.get("c") or ())
         if len(names) == columns:
             return names
     return [f"x{i}" for i in range(1, columns + 1)]
