@@ -7,6 +7,7 @@
                                                                     # begins with costs, while nothing else runs
 
     python -m research.verdict inserted --data DATA --root ROOT --jobs 2    # a flow from the start, or later
+    python -m research.verdict glow --root ROOT --jobs 2    # rotations of 1×1 convolutions
     python -m research.verdict figure   # of the described measures
 
 ``DATA`` is cifar10-16 or clothes-16; ``ROOT`` is the folder of ``cifar10.npz``. The tables are in research/records. A
@@ -20,7 +21,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from research.verdict import final, results, search
+from research.verdict import final, glow, results, search
 from research.verdict.costs import measure
 from research.verdict.images import load
 from research.verdict.variants import FAMILIES, Variant
@@ -35,7 +36,7 @@ def of_search() -> list[Variant]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m research.verdict")
-    parser.add_argument("command", choices=["costs", "search", "inserted", "final", "figure"])
+    parser.add_argument("command", choices=["costs", "search", "inserted", "final", "glow", "figure"])
     parser.add_argument("--data", default="cifar10-16")
     parser.add_argument("--root", type=Path, default=None)
     parser.add_argument("--models", type=Path, default=Path("runs/verdict"))
@@ -60,6 +61,8 @@ def main() -> None:
         if asked.command == "final":
             missing = [job for job in final.jobs() if not job.table.rows()]
             list(pool.map(partial(final.run, root=asked.root, models=asked.models), missing))
+        if asked.command == "glow":
+            list(pool.map(partial(glow.run, root=asked.root), glow.jobs()))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ FAMILIES: dict[str, Table] = {
     "affine": COUPLING | {"transform": "affine"},
     "thin": COUPLING | {"depth": 2, "width": 16},
     "linear map": {"name": "compose", "flows": [{"name": "squeeze"}, {"name": "linear"}, {"name": "unsqueeze"}]},
+    "colour map": {"name": "linear"},
     "residual": {"name": "residual", "blocks": [2, 2], "width": 32},
 }
 MIXING = ("trained", "frozen", "colours")
@@ -37,6 +38,7 @@ class Variant:
         frozen: share of the steps at the end in which the flow is not trained.
         mixing: what is trained of the 1×1 convolutions: all, nothing ("frozen"), or what mixes the colours of one
             pixel ("colours", of a flow at one scale).
+        start: of the 1×1 convolutions, "identity" or a random "rotation" as in Glow.
         noise: of grey levels, "uniform" or "variational".
         lr: rate of the score network.
         spline_lr: rate of the spline.
@@ -49,6 +51,7 @@ class Variant:
     enters: float = 0.0
     frozen: float = 0.0
     mixing: str = "trained"
+    start: str = "identity"
     noise: str = "uniform"
     lr: float = 2e-3
     spline_lr: float = 1e-2
@@ -82,7 +85,7 @@ def without_flow(variant: Variant, shape: tuple[int, ...]) -> INDM:
 
 
 def with_flow(model: INDM, variant: Variant) -> INDM:
-    """The model with the variant's flow, which starts at the identity, behind the flow that it has."""
+    """The model with the variant's flow, which starts at the identity or at rotations, behind the flow that it has."""
     entering = build(table_of(variant, model.shape), "flow", model.shape)
     use_log_det(entering, training=PowerSeries(1, 1.0))  # of residual blocks: of every image, not of one in sixteen
     limit_mixing(entering, variant.mixing)
@@ -94,11 +97,13 @@ def table_of(variant: Variant, shape: tuple[int, ...]) -> Table:
     """The table of the flow that enters."""
     if variant.family not in FAMILIES:
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {variant.family!r}")
-    table = FAMILIES[variant.family]
+    table, mix = FAMILIES[variant.family], {"start": variant.start}
     if variant.family == "linear map":
-        squeeze, mix, unsqueeze = table["flows"]
-        table = table | {"flows": [squeeze, mix | {"channels": 4 * shape[0]}, unsqueeze]}
-    return table
+        squeeze, linear, unsqueeze = table["flows"]
+        return table | {"flows": [squeeze, linear | mix | {"channels": 4 * shape[0]}, unsqueeze]}
+    if variant.family == "colour map":
+        return table | mix | {"channels": shape[0]}
+    return table if variant.family == "residual" else table | mix
 
 
 def limit_mixing(flow: nn.Module, mixing: str) -> None:

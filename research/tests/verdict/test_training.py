@@ -38,6 +38,20 @@ def test_a_flow_enters_at_the_identity(family):
     assert bits(with_flow(model, replace(SMALL, family=family))) == pytest.approx(bits(model), abs=1e-4)
 
 
+@pytest.mark.parametrize("family", ["affine", "linear map", "colour map"])
+def test_a_fixed_rotation_turns_the_latent_and_stays(family):
+    variant = replace(SMALL, spline=False, family=family, start="rotation", mixing="frozen")
+    model = with_flow(without_flow(variant, SHAPE), variant)
+    x = torch.randn(4, *SHAPE)
+    z, log_det = model.flow(x)
+    assert not torch.allclose(z, x, atol=0.1) and torch.allclose(log_det, torch.zeros(4), atol=1e-3)
+    assert torch.allclose(z.flatten(1).norm(dim=1), x.flatten(1).norm(dim=1), rtol=1e-4)
+    mixes = [layer for layer in model.flow.modules() if isinstance(layer, InvertibleLinear)]
+    channels = {"affine": 12, "linear map": 12, "colour map": 3}[family]
+    assert {mix.channels for mix in mixes} == {channels}
+    assert not any(p.requires_grad for mix in mixes for p in mix.parameters())
+
+
 def test_an_unknown_family_or_mixing_is_named():
     for wrong in ({"family": "glow"}, {"mixing": "some"}):
         (key,) = wrong
