@@ -115,6 +115,25 @@ def test_the_walk_through(title, workplace):
             assert main([*command[1:], "--quiet", *small]) == 0, command
 
 
+@pytest.mark.long
+def test_the_commands_and_the_python_of_conditions(workplace):
+    """In their order, on one run; each command finds what an earlier one wrote, and replaces nothing."""
+    page = (ROOT / "docs" / "conditional.md").read_text("utf-8")
+    few = {
+        "train": ["--train.steps", "2", "--train.seconds", "inf"],
+        "evaluate": ["--examples", "20", "--nll-examples", "2", "--times", "1"],
+    }
+    for command in lines_of(page.replace("-n 1000", "-n 4")):
+        quiet = [] if command[1] == "compare" else ["--quiet"]
+        assert main([*command[1:], *quiet, *few.get(command[1], [])]) == 0, command
+    assert len(list(Path("eights").glob("*.npz"))) == 1 and Path("many/samples.png").is_file()
+    (code,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    raw = torch.arange(128).reshape(2, 1, 8, 8) % 17
+    given = {"indm": indm, "model": indm.INDM.load("runs/classes"), "raw": raw, "labels": ["3", "8"]}
+    exec(code.replace("(model, x, c=labels)  #", "(model, x, c=labels, steps=4)  #"), given)
+    assert given["samples"].shape == (16, 1, 8, 8)
+
+
 METHOD = (ROOT / "docs" / "method.md").read_text("utf-8")
 README = (ROOT / "README.md").read_text("utf-8")
 MANUAL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
