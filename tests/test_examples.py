@@ -186,7 +186,7 @@ def test_the_python_of_a_network_runs(workplace, monkeypatch):
     write_files(SECTIONS["A network"], workplace)
     (code,) = re.findall(r"```py\n(.*?)```", SECTIONS["A network"], re.DOTALL)
     monkeypatch.syspath_prepend(workplace)
-    given = {"torch": torch, "indm": indm, "Net": importlib.import_module("my_net").Net}
+    given = {"torch": torch, "indm": indm}
     exec(code.replace('"train.steps": 500', '"train.steps": 2'), given)
     assert type(given["model"].score.backbone).__name__ == "Net"
 
