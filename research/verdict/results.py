@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from indm.workbench.evaluation.statistics import Difference, over_seeds, paired
+from indm.workbench.figures.plots import styled
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, Row
 from research.verdict.family import Member, family
@@ -82,7 +83,8 @@ def few(sampler: str, evaluations: int, measure: str, control: bool = False) -> 
     """In few steps; as a ``control``, of linear diffusion with a latent as small as that of the spline."""
 
     def found(row: Row) -> float:
-        rows = row.get("few_steps_shrunk", row["few_steps"]) if control else row["few_steps"]
+        shrunk = control and row["variant"] == "linear"
+        rows = row["few_steps_shrunk" if shrunk else "few_steps"]
         (of,) = (r for r in rows if (r["sampler"], r["evaluations"]) == (sampler, evaluations))
         return of[measure]
 
@@ -151,10 +153,16 @@ def described(difference: Difference, values: list[float]) -> bool:
 
 
 def measure_table(table: Records, data: str) -> str:
-    """Means over seeds, and differences in pairs; bold ones are called a difference."""
+    """Means over seeds, and differences in pairs; bold ones are called a difference.
+
+    A measure that a row lacks, as one that was made before it was designed, is left out.
+    """
     runs, rows = runs_of(table, data, "class_probe"), []
     for name, (form, function) in MEASURES.items():
-        values = {variant: [float(function(row)) for row in own] for variant, own in runs.items()}
+        try:
+            values = {variant: [float(function(row)) for row in own] for variant, own in runs.items()}
+        except KeyError:
+            continue
         means = [shown(*over_seeds(own), form) for own in values.values()]
         rows.append((name, *means, *(cell(values["indm"], values[other], form) for other in OTHERS)))
     return in_table("measure", "linear", "spline", "INDM", "INDM − linear", "INDM − spline", rows=rows)
@@ -203,6 +211,7 @@ def part_table(table: Records, data: str) -> str:
     return in_table(*titles, rows=rows)
 
 
+@styled
 def figure(table: Records = TABLE, data: str = "cifar10-16", path: Path = FIGURE) -> None:
     """Fréchet distance by evaluations, displacement by frequency, and the class probe by noise; one curve a variant."""
     from matplotlib.figure import Figure
@@ -228,5 +237,5 @@ def figure(table: Records = TABLE, data: str = "cifar10-16", path: Path = FIGURE
     probe.set(xlabel="σ/α of z_t", ylabel="accuracy of a linear probe", xscale="log")
     for axes in (few_steps, frequency, probe):
         axes.minorticks_off()
-        axes.legend(fontsize=6)
+        axes.legend(fontsize=6, handlelength=3, loc="lower left" if axes is few_steps else "upper right")
     drawing.savefig(path, dpi=110)

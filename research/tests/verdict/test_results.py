@@ -27,6 +27,7 @@ def row(shift, seed, rng):
         "bound": {"with_reconstruction": bits, "by_level": levels, "terms": {"flow": bits}},
         "gap": {"bits_per_dim": of, "nll_bits_per_dim": of},
         "few_steps": [{"sampler": s, "evaluations": n, "frechet": of, "squared": of} for s, n in samplers],
+        "few_steps_shrunk": [{"sampler": s, "evaluations": n, "frechet": of + 1} for s, n in samplers],
         "theorem": {"prior_kl": of, "discretization_squared": of, "estimation_frechet": of},
         "prior_distance": {"kl": of, "exact_kl": of, "kurtosis": of},
         "displacement": {
@@ -118,6 +119,17 @@ def test_measures_are_compared_in_pairs(table):
     moved = rows["displacement above a quarter cycle"]
     assert moved[0] == "" and moved[2] == "0.500 ± 0.000" and moved[3] == ""
     assert rows["images above a quarter cycle"][0] == "0.250 ± 0.000"
+    control, plain = (rows[f"Fréchet, 16 of Euler–Maruyama{end}"] for end in (", linear's latent at 0.7", ""))
+    assert control[0].startswith("2.0") and plain[0].startswith("1.0") and control[1:3] == plain[1:3]
+
+
+def test_a_measure_that_a_row_lacks_is_left_out(table):
+    """Of linear diffusion the control is never the measure without it."""
+    (old,) = table.at(data="cifar10-16", variant="linear", seed=1).rows()
+    del old["few_steps_shrunk"]
+    table.at(data="cifar10-16", variant="linear", seed=1).add(old)
+    rows = rows_of(results.measure_table(table, "cifar10-16"))
+    assert len(rows) == len(results.MEASURES) + 2 - 3 and not [name for name in rows if "latent at 0.7" in name]
 
 
 def test_levels_and_curves_have_a_row_for_each(table):
