@@ -1,4 +1,4 @@
-"""How many steps of one training a step of another costs, by processor seconds of one thread, measured in turns."""
+"""The cost of a training step, in steps of another training: CPU seconds of one thread, measured in turns."""
 
 import math
 import statistics

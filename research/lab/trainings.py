@@ -143,7 +143,7 @@ def frechet(raw: torch.Tensor, data: Data, most: int, folder: Path) -> dict[str,
 def costs(table: Records, jobs: Sequence[Training]) -> dict[str, float]:
     """Cost of a step of each job, by its key, over that of linear diffusion under uniform noise.
 
-    Costs that are not in ``table`` yet are measured in turns.
+    Costs missing from ``table`` are measured in turns and added to it.
 
     Raises:
         RuntimeError: the rounds disagree: the machine has more to do.

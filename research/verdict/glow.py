@@ -11,7 +11,7 @@ from indm.workbench.evaluation.statistics import over_seeds, paired_by_examples
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
 from research.verdict.images import load
-from research.verdict.results import described
+from research.verdict.results import called
 from research.verdict.search import bound
 from research.verdict.training import train
 from research.verdict.variants import Variant
@@ -31,6 +31,11 @@ VARIANTS = {
     "linear behind a fixed rotation of 2×2 pixels": Variant(family="linear map", **TURNED, **RATES),
     "linear behind a fixed rotation of colours": Variant(family="colour map", **TURNED, **RATES),
 }
+UNROTATED = {  # the same without rotations
+    name: COUPLING if variant.family == "affine" else LINEAR
+    for name, variant in VARIANTS.items()
+    if variant.start == "rotation"
+}
 Job = tuple[str, int]
 
 
@@ -40,7 +45,7 @@ def at(job: Job) -> Records:
 
 
 def jobs() -> Iterator[Job]:
-    """What has no row yet: whole seeds first."""
+    """The trainings that have no row yet, all variants of one seed before the next seed."""
     return ((name, seed) for seed in SEEDS for name in VARIANTS if not at((name, seed)).rows())
 
 
@@ -65,15 +70,12 @@ def markdown(table: Records) -> str:
     for name, own in runs.items():
         half, whole = np.mean([row["curve"] for row in own], axis=0)
         cells = name, len(own), f"{half:.3f}", f"{whole:.3f}", with_error(*over_seeds(bits[name].mean(1)), ".4f")
-        plain = LINEAR if "linear" in name else COUPLING
-        others = LINEAR, plain if VARIANTS[name].start == "rotation" else name
-        rows.append((*cells, *("" if other == name else less(bits[name], bits[other]) for other in others)))
+        others = LINEAR if name != LINEAR else None, UNROTATED.get(name)
+        rows.append((*cells, *(less(bits[name], bits[other]) if other else "" for other in others)))
     titles = "flow", "seeds", "validation, 500 steps", "1,000 steps", "test, bits/dim", "less linear", "less unrotated"
     return in_table(*titles, rows=rows)
 
 
 def less(a: np.ndarray, b: np.ndarray) -> str:
     """a − b, (seeds, images) each, with its error over both; bold where it is called a difference."""
-    difference = paired_by_examples(a, b)
-    shown = with_error(difference.difference, difference.standard_error, "+.4f")
-    return f"**{shown}**" if described(difference, [*(a - b).mean(1)]) else shown
+    return called(paired_by_examples(a, b), [*(a - b).mean(1)], ".4f")

@@ -170,7 +170,11 @@ def measure_table(table: Records, data: str) -> str:
 
 def cell(a: list[float], b: list[float], form: str) -> str:
     """The mean difference in pairs, bold where it is called one; nothing where it is not defined."""
-    difference, values = paired(a, b), [x - y for x, y in zip(a, b, strict=True)]
+    return called(paired(a, b), [x - y for x, y in zip(a, b, strict=True)], form)
+
+
+def called(difference: Difference, values: list[float], form: str) -> str:
+    """The difference with its error, bold where :func:`described` by its ``values`` in several seeds."""
     found = shown(difference.difference, difference.standard_error, f"+{form}")
     return f"**{found}**" if len(values) > 1 and described(difference, values) else found
 
