@@ -91,9 +91,9 @@ def studies(named: str) -> list:
 
 
 def on_files(files, config, **_):
-    """The pages and figures of research/, and the pictures of the models in the package, are files of the site."""
+    """README, research/'s pages and figures, and the pictures of the models in the package are files of the site."""
     research = [*(ROOT / "research").rglob("*.md"), *(ROOT / "research").rglob("*.png")]
-    for path in [*research, *(ROOT / MODELS).rglob("*.png")]:
+    for path in [ROOT / "README.md", *research, *(ROOT / MODELS).rglob("*.png")]:
         place = place_of(path.relative_to(ROOT).as_posix())
         files.append(File.generated(config, place, abs_src_path=str(path)))
     return files
@@ -115,7 +115,7 @@ def on_page_markdown(text: str, page, config, **_) -> str:
     """Links and pictures lead to the files of the site, see :func:`place_of`. Links to other files lead to the
     repository; while it has no address, words and the path in it stand in their place."""
     here = page.file.src_uri
-    source = posixpath.dirname(here if here.startswith("research/") else f"docs/{here}")
+    source = "" if here == "index.md" else posixpath.dirname(here if here.startswith("research/") else f"docs/{here}")
 
     def link(match: re.Match) -> str:
         shows, words, target, anchor = match[1], match[2], match[3], match[4] or ""
