@@ -9,12 +9,14 @@ the noise in one coordinate of the basis Q)
 and on the same noise, the error of a score network is close to that of the Gaussian score.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from indm.sde.linear import LinearSDE
-from indm.tensors import Batch, PerSample, double, event_size, expand_like
+from indm.tensors import Batch, PerSample, double, event_size, expand_like, float64_device
 
 LARGEST_DENSE = 4096  # dimensions up to which the covariance is dense; above, only its diagonal is used
 
@@ -27,6 +29,10 @@ class GaussianReference:
         self, mean: Float[Tensor, " d"], variance: Float[Tensor, " d"], basis: Float[Tensor, "d d"] | None = None
     ):
         self.mean, self.variance, self.basis = mean, variance, basis
+
+    def given(self, c: Tensor) -> "GaussianReference":
+        """This law, which does not depend on a condition."""
+        return self
 
     @classmethod
     def standard(cls, z: Batch) -> "GaussianReference":
@@ -112,3 +118,33 @@ class GaussianReference:
         error = ((self.variance * self.coordinates(noise) - r.sqrt() * offset) / total).square()
         mean = (self.variance**2 + r * offset.square()) / total.square()
         return 0.5 * (error - mean).sum(1)
+
+    def log_prob(self, z: Batch) -> PerSample:
+        """The log-density of latents, nats, (B,)."""
+        offset = self.offset(z)
+        terms = offset.square() / self.variance.to(z) + (2 * math.pi * self.variance.to(z)).log()
+        return -0.5 * terms.expand_as(offset).sum(1)
+
+    def denoising(self, sde: LinearSDE, z: Batch, eps: float) -> PerSample | None:
+        r"""Score and reconstruction terms of this law on average over the noise, nats, (B,): ∫ E[D_G] dΛ + E[D_G(ε)].
+
+        .. math:: \tfrac12 \sum \Big[\log\frac{r}{\lambda+r}
+            + \frac{\lambda-\delta^2}{\lambda+r}\Big]_{r_\epsilon}^{r_T}
+            + \tfrac12 \sum \frac{\lambda^2 + r_\epsilon\delta^2}{(\lambda+r_\epsilon)^2}
+
+        None where the entries of a latent have SDEs of their own.
+        """
+        if not sde.is_scalar:
+            return None
+        ends = torch.tensor([eps, sde.T], dtype=torch.float64, device=float64_device(z.device))
+        start, end = (-sde.log_snr(ends)).exp()
+        offset = self.offset(z)
+        variance = double(self.variance).expand(offset.shape[1])
+        total = variance + start, variance + end
+        mean = (end / total[1]).log() - (start / total[0]).log() + variance / total[1] - variance / total[0]
+        mean = mean + (variance / total[0]).square()
+        of_square = 1 / total[0] - 1 / total[1] + start / total[0].square()
+        return 0.5 * (mean.sum().to(z) + (of_square.to(z) * offset.square()).sum(1))
+
+
+STANDARD = GaussianReference(torch.tensor(0.0), torch.tensor(1.0))  # N(0, I), for latents of any size

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from indm.checks import require
 from indm.dequantization import constant_log_q, decoder_of
-from indm.gaussian import GaussianReference
-from indm.score import unguided
+from indm.gaussian import STANDARD, GaussianReference
+from indm.score import base_of, context_of, unguided, with_context
 from indm.sde.linear import Kernel, LinearSDE
 from indm.tensors import (
     Batch,
@@ -356,14 +356,19 @@ def time_at(sde: LinearSDE, position: Float[Tensor, "..."], eps: float) -> Float
     return sde.time(start - position.clamp_min(0.0)).clamp(eps, sde.T)
 
 
+def constant_part(sde: LinearSDE, z: Tensor, eps: float) -> Tensor:
+    """The constant term, and from the reconstruction term −d log α and the mean −d/2 of −½‖noise‖², (B,) or (1,)."""
+    start = z.new_full((1,), eps)
+    return constant_term(sde, z, start) - event_sum(sde.log_alpha(start) + 0.5, z)
+
+
 def _constants(model, z: Tensor, eps: float) -> Tensor:
-    """The part of the bound that does not depend on parameters, (B,): the constant term, and from the reconstruction
-    term −d log α and the mean −d/2 of −½‖noise‖², or all of it where grey levels are decoded."""
+    """The part of the bound that does not depend on parameters: :func:`constant_part`, or where grey levels are
+    decoded the constant term and all of the reconstruction."""
     sde, decoder, start = model.score.sde, decoder_of(model), z.new_full((1,), eps)
-    constant = constant_term(sde, z, start)
-    if decoder is not None:
-        return constant + decoder.mean_reconstruction(model.scaling, sde.kernel(start), z)
-    return constant - event_sum(sde.log_alpha(start) + 0.5, z)
+    if decoder is None:
+        return constant_part(sde, z, eps)
+    return constant_term(sde, z, start) + decoder.mean_reconstruction(model.scaling, sde.kernel(start), z)
 
 
 def _unit(model) -> float:
@@ -382,7 +387,6 @@ class Objective:
         trains_score: whether parameters of score and SDE get a gradient; if not, they must have none.
         trains_flow: the same for the flow.
         truncates: whether ``loss`` stays an objective at any truncation ``eps``, as soft truncation needs.
-        standard_prior: whether the prior must be N(0, I).
         shown: names of the terms beside the progress bar.
         frozen_terms: names of the terms that still mean the same behind a frozen flow, where there is no
             log-determinant.
@@ -406,7 +410,6 @@ class Objective:
     trains_score: bool = True
     trains_flow: bool = True
     truncates: bool = True
-    standard_prior: bool = False
     shown: tuple[str, ...] = ("flow", "denoising", "prior")
     frozen_terms: tuple[str, ...] = ("denoising",)
 
@@ -446,37 +449,95 @@ def objective_of(part: Any) -> Objective:
     return getattr(part, "objective", None) or Objective(part)
 
 
-def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
-    """Flow and score both minimise the NELBO (with reconstruction, at truncation ``eps``).
+def mle_loss(
+    model,
+    x: Tensor,
+    *,
+    eps: float | None = None,
+    pairs: bool = False,
+    levels: Any = None,
+    generator: torch.Generator | None = None,
+) -> Losses:
+    r"""Flow and score both minimise the NELBO (with reconstruction, at truncation ``eps``).
+
+    Most networks add to the score of a law that is known, such as N(0, I) (:attr:`indm.ScoreModel.base`). The bound of
+    the flow with this law has a closed form, and noise is drawn only for what the network adds, f:
+
+    .. math:: E[\tfrac12\|f\|^2 - \langle f, a\rangle], \qquad a = n - E[n|z_t] \text{ under the law},
+
+    integrated over the extended clock. So the flow follows the gradient of its own exact likelihood, plus one that
+    vanishes with f, and where f = 0 the bound has no noise.
+
+    Args:
+        model: an INDM.
+        x: (B, *event), data in model units.
+        eps: a truncation above the SDE's own, for soft truncation.
+        pairs: use the noises n and −n of each row. At small noise their gradients nearly cancel, so that the mean has
+            less noise; the network is evaluated twice a row.
+        levels: :class:`indm.training.NoiseLevels`, which draws times where gradients are large; by default times are
+            even on the clock.
+        generator: of times, noise and the flow's own draws.
 
     Returns:
         The loss in nats per dimension, and the mean terms in nats per sample by name: ``nelbo``, ``flow``,
-        ``denoising`` (score and reconstruction), ``prior``.
+        ``denoising`` (score and reconstruction), ``prior``. Where the network adds to a known law there is also
+        ``correction``: what the network changes of the bound that the flow has with this law alone; below 0 it is a
+        gain.
 
-    Example: N(0, I) and its exact score, for which it is the entropy, on average over the noise.
+    Example: N(0, I) and its exact score, for which it is the entropy.
 
         >>> import indm
         >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.randn(20_000, 2, generator=generator)
         >>> loss, terms = mle_loss(indm.build_model(tables, (2,)), x, generator=generator)
-        >>> abs(loss.item() - 0.5 * math.log(2 * math.pi * math.e)) < 0.3  # nats per dimension
+        >>> abs(loss.item() - 0.5 * math.log(2 * math.pi * math.e)) < 0.02  # nats per dimension
         True
         >>> sorted(terms)
-        ['denoising', 'flow', 'nelbo', 'prior']
+        ['correction', 'denoising', 'flow', 'nelbo', 'prior']
     """
     sde = model.score.sde
     eps = sde.truncation(eps)
     z, log_det = model.encode(x, generator=generator)
-    t, length = extended_clock(sde, len(z), eps, unit=_unit(model), generator=generator, device=z.device)
-    noise = randn_like(z, generator)
-    at_end, t = t <= eps, t.to(z.dtype)  # the reconstruction: each entry once
-    kernel = sde.kernel(t)
-    rate = torch.where(expand_like(at_end, kernel.rate), 1.0, kernel.rate)
-    denoising = length * _error_at(model.score, kernel, z, t, noise, rate)
-    prior = prior_term(sde, z)
+    base = None if decoder_of(model) else base_of(model.score)
+    start = None if base is None else base.denoising(sde, z, eps)
+    if levels is None:
+        t, length = extended_clock(sde, len(z), eps, unit=_unit(model), generator=generator, device=z.device)
+        weight, cell = t.new_full((len(z),), length), t
+    else:
+        require(eps == sde.eps and _unit(model) == 1, "levels", levels, "None where the bound is truncated or decoded")
+        t, weight, cell = (part.to(z.device) for part in levels.draw(len(z), generator))
+    at_end, noise, t, weight = t <= eps, randn_like(z, generator), t.to(z.dtype), weight.to(z.dtype)
+    drawn, error = _drawn(model.score, start is not None, z, t, at_end, noise, pairs)
+    if levels is not None:
+        levels.measure(cell, error.detach())
+    change = weight * drawn
+    denoising, prior = change if start is None else start + change, prior_term(sde, z)
     bound = (denoising - log_det + prior + _constants(model, z, eps)).mean()
-    return bound / event_size(z), _means(nelbo=bound, flow=-log_det, denoising=denoising, prior=prior)
+    terms = {} if start is None else {"correction": change}
+    return bound / event_size(z), _means(nelbo=bound, flow=-log_det, denoising=denoising, prior=prior, **terms)
+
+
+def _drawn(
+    score, is_known: bool, z: Batch, t: PerSample, at_end: Tensor, noise: Batch, pairs: bool
+) -> tuple[PerSample, PerSample]:
+    """The denoising error at times t, above that of the score's base where that ``is_known``, (B,), by the noise or by
+    ``pairs`` of it; and ‖n − ε̂‖², of pairs that of the mean, whose root is the size of a gradient."""
+    if pairs:
+        score = with_context(score, tuple(torch.cat([c, c]) for c in context_of(score)))
+        z, t, at_end, noise = (torch.cat(both) for both in ((z, z), (t, t), (at_end, at_end), (noise, -noise)))
+    kernel = score.sde.kernel(t)
+    if is_known:
+        known, added = score.noise_parts(kernel.perturb(z, noise), t)
+        error = noise - known
+        value, error = event_sum(added * (0.5 * added - error), z), error - added
+    else:
+        rate = torch.where(expand_like(at_end, kernel.rate), 1.0, kernel.rate)  # the reconstruction: each entry once
+        error = noise_error(score, kernel, z, t, noise)
+        value = 0.5 * squared_norm(expand_like(rate, error).sqrt() * error)
+    if pairs:
+        value, error = value.unflatten(0, (2, -1)).mean(0), error.unflatten(0, (2, -1)).mean(0)
+    return value, squared_norm(error)
 
 
 def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
@@ -533,26 +594,21 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
 
 
 def flow_nll(model, x: Tensor, *, generator: torch.Generator | None = None) -> PerSample:
-    """−log π(h(x)) − log|det ∂h/∂x| in nats, (B,): the likelihood of ``x`` where only the flow models it.
+    """−log π(h(x)) − log|det ∂h/∂x| in nats, (B,): minus the log-density of x_T ~ h⁻¹#π, π the prior of the SDE.
 
-    It is also minus the log-density of x_T ~ h⁻¹#π, whose mean over a law is least where x_T has that law.
+    Its mean over a law is least where x_T has that law.
     """
-    prior, flow = _flow_terms(model, x, generator)
-    return prior + flow
-
-
-def _flow_terms(model, x: Tensor, generator: torch.Generator | None) -> tuple[PerSample, PerSample]:
-    """−log π(h(x)) and −log|det ∂h/∂x|."""
     z, log_det = model.encode(x, generator=generator)
-    return -model.sde.prior_log_prob(z), -log_det
+    return -model.sde.prior_log_prob(z) - log_det
 
 
-@as_objective(trains_score=False, truncates=False, standard_prior=True)
+@as_objective(trains_score=False, truncates=False)
 def flow_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
-    """The flow alone maximises its exact likelihood under the prior: E[−log π(h(x)) − log|det ∂h/∂x|].
+    """The flow alone maximises its exact likelihood: E[−log B(h(x)) − log|det ∂h/∂x|].
 
-    No score is evaluated or trained. With :class:`~indm.nets.Zero`, the score of latents N(0, I), this is the NELBO.
-    ``eps`` is checked as in the other losses, but changes nothing. Returns as :func:`mle_loss`, with ``denoising`` 0.
+    B is the law to whose score the network adds, :attr:`indm.ScoreModel.base`, N(0, I) where none is known: what
+    :func:`mle_loss` is without the network. No score is evaluated or trained. ``eps`` is checked as in the other
+    losses, but changes nothing. Returns as :func:`mle_loss`, with ``denoising`` 0 and −log B as ``prior``.
 
     Example: z = 2x, whose x has the law N(0, I/4).
 
@@ -565,7 +621,8 @@ def flow_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Ge
         True
     """
     model.sde.truncation(eps)
-    prior, flow = _flow_terms(model, x, generator)
+    z, log_det = model.encode(x, generator=generator)
+    prior, flow = -(base_of(model.score) or STANDARD).log_prob(z), -log_det
     nll = (prior + flow).mean()
     return nll / event_size(x), _means(nelbo=nll, flow=flow, denoising=torch.zeros_like(flow), prior=prior)
 

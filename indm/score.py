@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from indm.gaussian import STANDARD
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, double, expand_like
 
@@ -41,17 +42,39 @@ class ScoreModel(nn.Module):
         """Whether the backbone says that it varies slowly along its level, without ripples of an embedding."""
         return getattr(self.backbone, "is_smooth", False)
 
+    @property
+    def base(self) -> Any:
+        """The law of latents whose exact score the backbone adds to: its attribute ``base``, by default N(0, I)."""
+        return getattr(self.backbone, "base", STANDARD)
+
     def forward(self, z_t: Batch, t: PerSample, c: Tensor | None = None) -> Batch:
+        standard, y, level = self._standard(z_t, t)
+        noise = standard + called(self.backbone, y, level, c).to(z_t.dtype)
+        return -noise / expand_like(self.sde.sigma(t), z_t)
+
+    def _standard(self, z_t: Batch, t: PerSample) -> tuple[Batch, Batch, PerSample]:
+        """The noise that N(0, I) expects at z_t, and what the backbone sees: z_t of unit variance, and its level."""
         sigma, std = self.sde.sigma(t), self.sde.marginal_std(t)
         y = z_t / expand_like(std, z_t)
-        output = called(self.backbone, y, -0.5 * self.sde.log_snr(t), c)
-        noise = expand_like(sigma / std, z_t) * y + output.to(z_t.dtype)
-        return -noise / expand_like(sigma, z_t)
+        return expand_like(sigma / std, z_t) * y, y, -0.5 * self.sde.log_snr(t)
+
+    def noise_parts(self, z_t: Batch, t: PerSample, c: Tensor | None = None) -> tuple[Batch, Batch]:
+        """ε̂ = −σ_t s_θ in two parts: the noise that :attr:`base` expects at z_t, and what the backbone adds to it."""
+        standard, y, level = self._standard(z_t, t)
+        if self.base is STANDARD:
+            return standard, called(self.backbone, y, level, c).to(z_t.dtype)
+        beyond, added = self.backbone.noise_parts(y, level, c)
+        return standard + beyond.to(z_t.dtype), added.to(z_t.dtype)
 
 
 def called(network: nn.Module, z: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
     """The output of a score or its backbone, which gets no c where there is none."""
     return network(z, t) if c is None else network(z, t, c)
+
+
+def base_of(score: nn.Module) -> Any:
+    """The law whose exact score a network adds to, see :attr:`ScoreModel.base`; None where none is known."""
+    return score.base if isinstance(score, ScoreModel | GivenScore) else None
 
 
 def is_smooth(score: nn.Module) -> bool:
@@ -94,6 +117,16 @@ class GivenScore(nn.Module):
     def backbone(self) -> nn.Module:
         """The network of the score."""
         return self.score.backbone
+
+    @property
+    def base(self) -> Any:
+        """That of the score, at these rows; None where the score is guided."""
+        base = self.score.base
+        return base if base is None else base.given(self.c) if self.guidance == 1 else None
+
+    def noise_parts(self, z_t: Batch, t: PerSample) -> tuple[Batch, Batch]:
+        """See :meth:`ScoreModel.noise_parts`."""
+        return self.score.noise_parts(z_t, t, self.c)
 
     @property
     def context(self) -> tuple[Tensor, ...]:

@@ -12,8 +12,13 @@ from torch import Tensor, nn
 from indm.dequantization import from_data
 from indm.flows.base import Frozen, Identity
 from indm.model import INDM
-from indm.objective import Objective
-from indm.tensors import event_size, noisy
+from indm.objective import Objective, time_at
+from indm.sde.linear import LinearSDE
+from indm.tensors import event_size, noisy, strata
+
+CELLS = 24  # of the clock, in which gradients are measured
+FLOOR = 0.3  # share of the draws that are uniform on the clock
+MEMORY = 0.98  # of a cell's measurements
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,55 @@ class TrainingStep(nn.Module):
             terms[penalty.name] = penalty.value(model, x)
             loss = loss + penalty.weight * terms[penalty.name] / (event_size(x) if penalty.in_nats else 1)
         return loss, {name: term.detach() for name, term in {"loss": loss, **terms}.items()}
+
+
+class NoiseLevels:
+    """Draws the times of a training where its gradients are large.
+
+    The extended clock of the bound (:func:`indm.objective.extended_clock`) is cut into cells, of which the first is the
+    reconstruction. A cell is drawn in proportion to the root mean square of the gradients there, which is measured as
+    training goes, and weighted so that the mean stays that of the bound.
+
+    Args:
+        sde: the linear SDE.
+
+    Example: gradients that are all alike are drawn evenly.
+
+        >>> from indm.sde import VPSDE
+        >>> levels = NoiseLevels(VPSDE())
+        >>> t, weight, cell = levels.draw(1000)
+        >>> torch.allclose(weight, torch.tensor(levels.length), rtol=1e-4)
+        True
+    """
+
+    def __init__(self, sde: LinearSDE):
+        self.sde, self.length = sde, sde.log_snr_range() + 1.0
+        edges = torch.cat([torch.zeros(1), torch.linspace(1.0, self.length, CELLS)])
+        self.edges, self.widths = edges, edges.diff()
+        self.squares = torch.ones(CELLS)  # mean square of the gradients in a cell
+
+    @property
+    def share(self) -> Tensor:
+        """The probability of each cell."""
+        mass = self.widths * self.squares.sqrt()
+        return FLOOR * self.widths / self.length + (1 - FLOOR) * mass / mass.sum()
+
+    def draw(self, n: int, generator: torch.Generator | None = None, uniform: bool = False) -> tuple[Tensor, ...]:
+        """Stratified times, the weights that make their mean an integral over the clock, and their cells, each (n,)."""
+        share = self.widths / self.length if uniform else self.share
+        ends = share.cumsum(0).clamp_max(1.0)
+        u = strata(n, generator=generator)
+        cell = torch.searchsorted(ends, u).clamp_max(CELLS - 1)
+        place = self.edges[cell] + self.widths[cell] * ((u - ends[cell] + share[cell]) / share[cell]).clamp(0, 1)
+        t = time_at(self.sde, place - 1, self.sde.eps).float()
+        return torch.where(cell == 0, self.sde.eps, t), (self.widths / share)[cell].float(), cell
+
+    def measure(self, cell: Tensor, square: Tensor) -> None:
+        """Take in the squared ``square`` gradients of draws in their ``cell``, each (n,)."""
+        counts = torch.bincount(cell, minlength=CELLS)
+        means = torch.bincount(cell, square, minlength=CELLS) / counts.clamp_min(1)
+        weight = torch.where(counts > 0, 1 - MEMORY, 0.0)
+        self.squares = torch.lerp(self.squares, means, weight)
 
 
 class EMA:

@@ -57,6 +57,8 @@ class PublishedScore(ScoreModel):
         if not self.published_sigma(eps) > 0:
             raise ValueError(f"sde.eps must leave noise in single precision, got {sde.eps}; 1e-5 is usual")
 
+    base = None  # the network gives the noise itself
+
     def published_sigma(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """σ_t as the original computes it."""
         if isinstance(self.sde, VESDE):

@@ -17,15 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from indm.model import INDM
-from indm.objective import noise_error, time_at
-from indm.sde.linear import LinearSDE
+from indm.objective import noise_error
 from indm.tables.mixture import bounded
-from indm.tensors import squared_norm, strata
-from indm.training import EMA, learning_rate_factor, optimizer_step
+from indm.tensors import squared_norm
+from indm.training import EMA, NoiseLevels, learning_rate_factor, optimizer_step
 
-CELLS = 24  # of the clock, in which gradients are measured
-FLOOR = 0.3  # share of the draws that are uniform on the clock
-MEMORY = 0.98  # of a cell's measurements
 VALIDATION_ROWS = 2_048  # noised at every validation, at most
 CHECK_EVERY = 50  # steps, at least
 PATIENCE, LEAST = 15, 500  # epochs and steps without a better check, until the batch grows and then the rate falls
@@ -39,44 +35,6 @@ RACE_STEPS, RACE_SHARE = 1_000, 0.5  # of each training in a race, and its share
 EMA_DECAY, BETAS, CLIP = 0.9995, (0.9, 0.99), 1.0
 
 Rows = Callable[[Tensor], tuple[Any, ...]]  # indices ↦ a batch of Training.update
-
-
-class Clock:
-    """Noise levels for a training, drawn where its gradients are large.
-
-    Args:
-        sde: the linear SDE. Its clock is that of :func:`indm.objective.extended_clock`, cut into cells of which the
-            first is the reconstruction.
-    """
-
-    def __init__(self, sde: LinearSDE):
-        self.sde, self.length = sde, sde.log_snr_range() + 1.0
-        edges = torch.cat([torch.zeros(1), torch.linspace(1.0, self.length, CELLS)])
-        self.edges, self.widths = edges, edges.diff()
-        self.squares = torch.ones(CELLS)  # mean square of the gradients in a cell
-
-    @property
-    def share(self) -> Tensor:
-        """The probability of each cell."""
-        mass = self.widths * self.squares.sqrt()
-        return FLOOR * self.widths / self.length + (1 - FLOOR) * mass / mass.sum()
-
-    def draw(self, n: int, generator: torch.Generator | None = None, uniform: bool = False) -> tuple[Tensor, ...]:
-        """Stratified times, the weights that make their mean an integral over the clock, and their cells, each (n,)."""
-        share = self.widths / self.length if uniform else self.share
-        ends = share.cumsum(0).clamp_max(1.0)
-        u = strata(n, generator=generator)
-        cell = torch.searchsorted(ends, u).clamp_max(CELLS - 1)
-        place = self.edges[cell] + self.widths[cell] * ((u - ends[cell] + share[cell]) / share[cell]).clamp(0, 1)
-        t = time_at(self.sde, place - 1, self.sde.eps).float()
-        return torch.where(cell == 0, self.sde.eps, t), (self.widths / share)[cell].float(), cell
-
-    def measure(self, cell: Tensor, square: Tensor) -> None:
-        """Take in the squared ``square`` gradients of draws in their ``cell``, each (n,)."""
-        counts = torch.bincount(cell, minlength=CELLS)
-        means = torch.bincount(cell, square, minlength=CELLS) / counts.clamp_min(1)
-        weight = torch.where(counts > 0, 1 - MEMORY, 0.0)
-        self.squares = torch.lerp(self.squares, means, weight)
 
 
 def paired_error(model: Any, c: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +71,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(
             parameters, self.learning_rate, betas=BETAS, weight_decay=self.weight_decay, fused=True
         )
-        self.ema, self.clock = EMA(self.model, EMA_DECAY), Clock(self.model.sde)
+        self.ema, self.clock = EMA(self.model, EMA_DECAY), NoiseLevels(self.model.sde)
         self._switch_columns(is_off=True)
         self.model.score.backbone.mlp.output.register_forward_pre_hook(self._keep)
         self.fixed = self._fixed()

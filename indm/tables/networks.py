@@ -10,11 +10,16 @@ from torch import Tensor, nn
 
 from indm.nets.embedding import EmbeddingBlock, seen
 from indm.nets.mlp import MLP
+from indm.objective import constant_part, prior_term
+from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, zeroed
 
 Pushed = tuple[Tensor, Tensor]  # a value (B, width), and its tangents (B, directions, width)
 
 CONDITION_BLOCKS = 2  # of the embedding of c
+NARROWEST = (
+    10  # deviations of the noise at ε, below which a component's density differs from its bound by over 0.01 nats
+)
 
 
 class SmoothMLP(MLP):
@@ -229,12 +234,22 @@ class MixtureMLP(nn.Module):
 
     def forward(self, z: Batch, level: PerSample, c: Tensor | None = None) -> Batch:
         """The output for inputs ``z`` at log noise levels ``level`` = log(σ/α), (B,), and conditions ``c``."""
+        beyond, added = self.noise_parts(z, level, c)
+        return beyond + added
+
+    def noise_parts(self, z: Batch, level: PerSample, c: Tensor | None = None) -> tuple[Batch, Batch]:
+        """The output in two parts: what the mixture expects beyond N(0, I), and what the MLPs add."""
         y, r, at, components = self._components(z, level, c)
         slope = torch.einsum("bk,bke,kde->bd", components.share(), components.offset / components.total, self.basis)
         noise = r.sqrt() * (slope - y / (1 + r))  # beyond that of N(0, I)
         context = noise if at is None else torch.cat([at, noise], 1)
-        noise = noise + self.columns(*self._columns(z, level, at), level) @ self.unwhitening.mT
-        return noise.reshape(z.shape) + self.mlp(z, level, context)
+        of_columns = self.columns(*self._columns(z, level, at), level) @ self.unwhitening.mT
+        return noise.reshape(z.shape), of_columns.reshape(z.shape) + self.mlp(z, level, context)
+
+    @property
+    def base(self) -> "MixtureLaw":
+        """The mixture, to whose score the MLPs add."""
+        return MixtureLaw(self)
 
     def with_divergence(self, z: Batch, level: PerSample, c: Tensor | None = None) -> tuple[Batch, PerSample]:
         """The output without dropout, and its exact divergence in ``z`` (B,), in closed form; without gradients."""
@@ -274,6 +289,41 @@ class MixtureMLP(nn.Module):
         offset = torch.einsum("bd,kde->bke", y, self.basis) - centre
         total = self.variance + r[:, :, None]
         return y, r, at, Components(log_weight.expand(len(y), -1), offset, total, self.basis[None])
+
+
+class MixtureLaw(NamedTuple):
+    """The mixture of a network as the law of latents at conditions ``c``: see :attr:`indm.ScoreModel.base`."""
+
+    network: MixtureMLP
+    c: Tensor | None = None
+
+    def given(self, c: Tensor) -> "MixtureLaw":
+        """This law at a condition."""
+        return self._replace(c=c)
+
+    def log_prob(self, z: Batch) -> PerSample:
+        """The log-density of latents, nats, (B,)."""
+        clean = z.new_full((len(z),), -math.inf)  # r = 0
+        return self.network.mixture_at(z, clean, self.c).log_prob()
+
+    def denoising(self, sde: LinearSDE, z: Batch, eps: float) -> PerSample | None:
+        """Score and reconstruction terms of the exact score on average over the noise, (B,): those of −log p(z).
+
+        They are known at the SDE's own truncation alone; at another ``eps`` it is None.
+
+        Raises:
+            ValueError: a component is so narrow that the noise at ε is not small beside it.
+        """
+        if eps != sde.eps or not sde.is_scalar:
+            return None
+        limit = NARROWEST * math.exp(0.5 * sde.clock_span()[0])  # σ/α at ε is the root of e^clock
+        narrow = self.network.variance.sqrt().amin(1)
+        if (deviation := narrow.min().item()) < limit:
+            raise ValueError(
+                f"components of the mixture must have deviations above {NARROWEST} σ/α at ε, {limit:.2g}, "
+                f"got a deviation of {deviation:.2g} in component {int(narrow.argmin())}; take a smaller eps"
+            )
+        return -self.log_prob(z) - prior_term(sde, z) - constant_part(sde, z, eps)
 
 
 class Components(NamedTuple):

@@ -15,8 +15,9 @@ from indm.objective import mle_loss
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
 from indm.tables import fit
-from indm.tables.fit import CELLS, Clock, Training, gradient_square, paired_error, train
+from indm.tables.fit import Training, gradient_square, paired_error, train
 from indm.tables.networks import MixtureMLP
+from indm.training import CELLS, FLOOR, NoiseLevels
 
 
 def model_of(k: int = 0, width: int = 8) -> INDM:
@@ -34,7 +35,7 @@ def training_of(rows: torch.Tensor, c: torch.Tensor | None = None, rate: float =
 
 
 def test_weighted_draws_of_any_law_integrate_over_the_clock():
-    clock, generator = Clock(VPSDE(eps=1e-4)), torch.Generator().manual_seed(0)
+    clock, generator = NoiseLevels(VPSDE(eps=1e-4)), torch.Generator().manual_seed(0)
     clock.squares = torch.rand(CELLS, generator=generator) + 0.01
     t, weight, cell = clock.draw(20_000, generator)
     log_snr = clock.sde.log_snr(t.double())
@@ -48,7 +49,7 @@ def test_weighted_draws_of_any_law_integrate_over_the_clock():
 
 def test_the_paired_error_is_that_of_the_bound():
     z = torch.randn(40_000, 2, generator=torch.Generator().manual_seed(0))
-    model, clock = model_of(), Clock(VPSDE(eps=1e-4))
+    model, clock = model_of(), NoiseLevels(VPSDE(eps=1e-4))
     t, weight, _ = clock.draw(len(z), torch.Generator().manual_seed(1))
     order = torch.randperm(len(z), generator=torch.Generator().manual_seed(2))
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(3))
@@ -70,19 +71,19 @@ def test_the_gradient_of_a_level_is_that_of_the_last_layer():
 
 
 def test_levels_are_drawn_where_gradients_are_large():
-    clock = Clock(VPSDE(eps=1e-4))
+    clock = NoiseLevels(VPSDE(eps=1e-4))
     cells = torch.arange(CELLS).repeat(4)
     for _ in range(300):
         clock.measure(cells, torch.where(cells == 7, 100.0, 1.0))
     share, roots = clock.share, torch.where(torch.arange(CELLS) == 7, 10.0, 1.0)
     mass = clock.widths * roots
-    expected = fit.FLOOR * clock.widths / clock.length + (1 - fit.FLOOR) * mass / mass.sum()
+    expected = FLOOR * clock.widths / clock.length + (1 - FLOOR) * mass / mass.sum()
     torch.testing.assert_close(share, expected, rtol=0.02, atol=0)
     assert share.sum().item() == pytest.approx(1)
 
 
 def test_levels_without_a_draw_keep_what_was_measured():
-    clock = Clock(VPSDE(eps=1e-4))
+    clock = NoiseLevels(VPSDE(eps=1e-4))
     for _ in range(10):
         clock.measure(torch.arange(3), torch.full((3,), 5.0))
     assert (clock.squares[:3] > 1).all() and (clock.squares[3:] == 1).all()

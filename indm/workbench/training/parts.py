@@ -175,13 +175,6 @@ def check_parts(model: nn.Module, options: TrainOptions, objective: Objective) -
     ):
         if not is_trained and sizes[part]:
             raise ValueError(f"{name} needs {needed}, got {sizes[part]} parameters that it would not train; {cure}")
-    if objective.standard_prior and model.sde.prior_std != 1:
-        raise ValueError(
-            f"{name} needs an SDE whose prior is N(0, I), got one of deviation {model.sde.prior_std:g}; use sde.name "
-            '"vp" or "subvp"'
-        )
-    fits = not (objective.standard_prior and options.latent_mean)
-    require(fits, "train.latent_mean", options.latent_mean, f"false for {name}, whose prior is N(0, I)")
     fits = not options.soft_truncation or (objective.truncates and objective.takes("eps"))
     wanted = f"0 with {name}, which is not an objective at every truncation"
     require(fits, "train.soft_truncation", options.soft_truncation, wanted)
