@@ -9,7 +9,7 @@ from indm.flows import CouplingFlow, Identity
 from indm.gaussian import STANDARD, GaussianReference
 from indm.model import INDM
 from indm.nets import MLP, Zero
-from indm.objective import constant_part, flow_loss, mle_loss, prior_term
+from indm.objective import constant_part, flow_loss, mle_loss, nelbo, prior_term
 from indm.score import ScoreModel
 from indm.sde.linear import VESDE, VPSDE
 from indm.tables.networks import MixtureMLP
@@ -157,6 +157,17 @@ def test_both_estimators_have_one_mean_and_the_flow_one_gradient(case, pairs, pl
     assert within(torch.stack(drawn["values"]), 0.0, errors=4, floor=1e-4) and within(
         differences, 0.0, errors=5, floor=1e-3
     )
+
+
+@pytest.mark.parametrize("case", ["vp", "mixture"])
+def test_the_loss_is_the_mean_of_the_bound_term_by_term(case):
+    """Whose score and reconstruction terms are drawn apart from each other."""
+    model = CASES[case](3)
+    x = torch.randn(2000, 2, dtype=torch.float64, generator=seeded(1))
+    with torch.no_grad():
+        losses = torch.stack([mle_loss(model, x, generator=seeded(seed))[1]["nelbo"] for seed in range(20)])
+        bounds = torch.stack([nelbo(model, x, times=4, generator=seeded(seed)).total.mean() for seed in range(20)])
+    assert within(losses - bounds, 0.0)
 
 
 @pytest.mark.parametrize("sde", SDES)
