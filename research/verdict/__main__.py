@@ -8,6 +8,7 @@
 
     python -m research.verdict inserted --data DATA --root ROOT --jobs 2    # a flow from the start, or later
     python -m research.verdict glow --root ROOT --jobs 2    # rotations of 1×1 convolutions
+    python -m research.verdict losses --root ROOT   # estimators of the bound; costs first, while nothing else runs
     python -m research.verdict figure   # of the described measures
 
 ``DATA`` is cifar10-16 or clothes-16; ``ROOT`` is the folder of ``cifar10.npz``. The tables are in research/records. A
@@ -21,7 +22,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from research.verdict import final, glow, results, search
+from research.verdict import final, glow, losses, results, search
 from research.verdict.costs import measure
 from research.verdict.images import load
 from research.verdict.variants import FAMILIES, Variant
@@ -36,7 +37,7 @@ def of_search() -> list[Variant]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m research.verdict")
-    parser.add_argument("command", choices=["costs", "search", "inserted", "final", "glow", "figure"])
+    parser.add_argument("command", choices=["costs", "search", "inserted", "final", "glow", "losses", "figure"])
     parser.add_argument("--data", default="cifar10-16")
     parser.add_argument("--root", type=Path, default=None)
     parser.add_argument("--models", type=Path, default=Path("runs/verdict"))
@@ -50,6 +51,9 @@ def main() -> None:
     if asked.command == "final":
         for data in final.STUDIES:
             measure(data, load(data, asked.root), [*final.CHOSEN.values()])
+    if asked.command == "losses":
+        for data in losses.STUDIES:
+            losses.measure_costs(data, load(data, asked.root))
     with ProcessPoolExecutor(asked.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         if asked.command == "search":
             best = search.run(search.in_processes(asked.data, pool, partial(search.keep, asked.root)))
@@ -63,6 +67,8 @@ def main() -> None:
             list(pool.map(partial(final.run, root=asked.root, models=asked.models), missing))
         if asked.command == "glow":
             list(pool.map(partial(glow.run, root=asked.root), glow.jobs()))
+        if asked.command == "losses":
+            list(pool.map(partial(losses.run, root=asked.root), losses.jobs()))
 
 
 if __name__ == "__main__":

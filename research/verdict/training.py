@@ -27,11 +27,12 @@ class Phase:
     Args:
         model: the model.
         variant: with its rates.
+        loss: of the model and a batch.
     """
 
-    def __init__(self, model: INDM, variant: Variant):
+    def __init__(self, model: INDM, variant: Variant, loss: Callable = indm.mle_loss):
         self.model, self.use = model.train(), FlowUse.TRAINED
-        self.loss = TrainingStep(model, indm.Objective(indm.mle_loss))
+        self.loss = TrainingStep(model, indm.Objective(loss))
         self.optimizer = torch.optim.AdamW(groups_of(model, variant), betas=BETAS, weight_decay=0.0)
         self.average, self.steps = EMA(model, DECAY), 0
 
@@ -92,12 +93,12 @@ def steps_of(variant: Variant, budget: int, costs: Costs) -> int:
     return round(budget / mean)
 
 
-def batches(images: Tensor, seed: int) -> Iterator[Tensor]:
+def batches(images: Tensor, seed: int, size: int = BATCH) -> Iterator[Tensor]:
     """Batches of random images without end: every image once before any comes again."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        for rows in torch.randperm(len(images), generator=generator).split(BATCH):
-            if len(rows) == BATCH:
+        for rows in torch.randperm(len(images), generator=generator).split(size):
+            if len(rows) == size:
                 yield images[rows]
 
 

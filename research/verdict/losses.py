@@ -1,0 +1,162 @@
+"""Which estimator of the bound trains best, at equal cost: ``python -m research.verdict losses``; see losses.md."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from indm import INDM, mle_loss
+from indm.objective import Objective, constant_part, denoising_error, extended_clock, prior_term
+from indm.tensors import event_size, randn_like
+from indm.training import NoiseLevels, TrainingStep, learning_rate_factor
+from indm.workbench.evaluation.statistics import over_seeds, paired_by_examples
+from research.lab.costs import costs_in_turns
+from research.markdown import in_table, with_error
+from research.records import RECORDS, Records, made_by
+from research.verdict.images import Images, load
+from research.verdict.results import called
+from research.verdict.search import bound
+from research.verdict.training import BATCH, FALL, Phase, batches
+from research.verdict.variants import Variant, with_flow, without_flow
+
+TABLE, COSTS = Records(RECORDS / "verdict-losses.csv"), Records(RECORDS / "verdict-losses-costs.csv")
+STUDIES, STEPS, SEEDS = ("clothes-16", "cifar10-16"), 1_000, (1, 2)  # steps of linear diffusion by the plain loss
+GRADIENTS = 40  # draws, of which the deviation is
+RATES = {"lr": 8e-3, "spline_lr": 3e-3, "flow_share": 1 / 20}
+VARIANTS = {
+    "linear": Variant(lr=8e-3),
+    "spline": Variant(spline=True, lr=8e-3, spline_lr=3e-3),
+    "spline + coupling": Variant(spline=True, family="coupling", **RATES),
+}
+
+
+def plain_loss(model: INDM, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The bound by ½‖n − ε̂‖² with all its noise: what :func:`indm.mle_loss` was, and is where no law is known."""
+    z, log_det = model.encode(x)
+    t, length = extended_clock(model.sde, len(z), model.sde.eps)
+    error = length * denoising_error(model.score, z, t, randn_like(z, None))
+    nats = (error - log_det + prior_term(model.sde, z) + constant_part(model.sde, z, model.sde.eps)).mean()
+    return nats / event_size(x), {"nelbo": nats.detach()}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A loss, and the rows of its batch: pairs take half as many, so that the network sees as many noises."""
+
+    make: Callable[[INDM], Callable]
+    rows: int = BATCH
+
+
+ARMS = {
+    "plain": Arm(lambda model: plain_loss),
+    "exact": Arm(lambda model: mle_loss),
+    "exact, pairs": Arm(lambda model: partial(mle_loss, pairs=True), BATCH // 2),
+    "exact, pairs, levels": Arm(lambda model: partial(mle_loss, pairs=True, levels=NoiseLevels(model.sde)), BATCH // 2),
+}
+Job = tuple[str, str, str, int]
+
+
+def at(job: Job) -> Records:
+    data, variant, arm, seed = job
+    return TABLE.at(data=data, variant=variant, arm=arm, seed=seed)
+
+
+def jobs() -> Iterator[Job]:
+    """The trainings that have no row yet; behind no flow the exact loss has the gradients of the plain one."""
+    for seed in SEEDS:
+        for data in STUDIES:
+            for variant in VARIANTS:
+                for arm in ARMS:
+                    if (variant, arm) != ("linear", "exact") and not at((data, variant, arm, seed)).rows():
+                        yield data, variant, arm, seed
+
+
+def started(variant: str, arm: str, shape: tuple[int, ...]) -> Phase:
+    """A model before its first step."""
+    model = without_flow(VARIANTS[variant], shape)
+    model = with_flow(model, VARIANTS[variant]) if VARIANTS[variant].family else model
+    return Phase(model, VARIANTS[variant], ARMS[arm].make(model))
+
+
+def measure_costs(data: str, images: Images) -> dict[str, float]:
+    """The cost of a step by "variant, arm", in those of linear diffusion by the plain loss; measured once."""
+    if not COSTS.at(data=data).rows():
+        steps = {}
+        for variant in VARIANTS:
+            for arm in ARMS:
+                phase, source = started(variant, arm, images.shape), batches(images.train, 0, ARMS[arm].rows)
+                steps[f"{variant}, {arm}"] = lambda phase=phase, source=source: phase.step(next(source), 0.1)
+        for name, row in costs_in_turns(steps, "linear, plain").items():
+            COSTS.at(data=data, step=name).add(row)
+    return {row["step"]: row["cost"] for row in COSTS.at(data=data).rows()}
+
+
+def run(job: Job, root: Path | None) -> None:
+    """Train one model and write its row; beside the plain loss also the deviation of every loss's gradient there."""
+    torch.set_num_threads(1)
+    data, variant, arm, seed = job
+    images = load(data, root)
+    steps = round(STEPS / measure_costs(data, images)[f"{variant}, {arm}"])
+    torch.manual_seed(seed)
+    phase, source = started(variant, arm, images.shape), batches(images.train, seed, ARMS[arm].rows)
+    for n in range(steps):
+        phase.step(next(source), learning_rate_factor(n, n / steps, 0, FALL))
+    row: dict[str, Any] = {"steps": steps} | bound(phase.average.model, images.test) | made_by(seed)
+    if arm == "plain":
+        row["deviations"] = {name: deviations(phase.model, name, images.train) for name in ARMS}
+    at(job).add(row)
+
+
+def deviations(model: INDM, arm: str, images: Tensor) -> dict[str, float]:
+    """The deviation of the gradient of each part, the root of its summed variances over batches."""
+    step, source = TrainingStep(model, Objective(ARMS[arm].make(model))), batches(images, 0, ARMS[arm].rows)
+    parts: dict[str, nn.Module] = {"score": model.score, "flow": model.flow}
+    drawn: dict[str, list[Tensor]] = {name: [] for name, part in parts.items() if [*part.parameters()]}
+    for _ in range(2 * GRADIENTS):  # the first half lets noise levels see where gradients are large
+        model.zero_grad()
+        step(next(source))[0].backward()
+        for name in drawn:
+            drawn[name].append(torch.cat([p.grad.flatten() for p in parts[name].parameters() if p.grad is not None]))
+    model.zero_grad()
+    later = {name: torch.stack(rows[GRADIENTS:]) for name, rows in drawn.items()}
+    return {name: round(rows.var(0).sum().sqrt().item(), 5) for name, rows in later.items()}
+
+
+def markdown(table: Records) -> str:
+    """Bounds of the test images, and the difference of each arm from the plain loss, in pairs of seeds and images."""
+    rows = []
+    for data in STUDIES:
+        for variant in VARIANTS:
+            own = table.at(data=data, variant=variant)
+            known = [arm for arm in ARMS if own.at(arm=arm).rows()]
+            if not known:
+                continue
+            runs = own.of_common_seeds("arm", known)
+            dims = math.log(2) * (768 if data == "cifar10-16" else 256)
+            bits = {arm: np.array([row["nelbo_nats"] for row in runs[arm]]) / dims for arm in known}
+            for arm in known:
+                differences = bits[arm] - bits["plain"]
+                less = paired_by_examples(bits[arm], bits["plain"]) if arm != "plain" else None
+                cells = (data, variant, arm, len(runs[arm]), runs[arm][0]["steps"])
+                mean = with_error(*over_seeds(bits[arm].mean(1)), ".4f")
+                rows.append((*cells, mean, called(less, [*differences.mean(1)], ".4f") if less else ""))
+    return in_table("data", "model", "loss", "seeds", "steps", "test, bits/dim", "less plain", rows=rows)
+
+
+def deviation_table(table: Records) -> str:
+    """Deviations of the gradients of score and flow at the end of trainings by the plain loss, over those of plain."""
+    rows = []
+    for data in STUDIES:
+        for variant in VARIANTS:
+            found = [row["deviations"] for row in table.at(data=data, variant=variant, arm="plain").rows()]
+            for part in ("score", "flow"):
+                if found and part in found[0]["plain"]:
+                    means = {arm: np.mean([row[arm][part] / row["plain"][part] for row in found]) for arm in ARMS}
+                    rows.append((data, variant, part, *(f"{mean:.2f}" for mean in means.values())))
+    return in_table("data", "model", "gradient of", *ARMS, rows=rows)
