@@ -200,14 +200,14 @@ def test_every_page_is_in_the_menu():
     pages = set(re.findall(r"[\w/-]+\.(?:md|ipynb)", repr(MENU)))
     files = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*") if path.suffix in (".md", ".ipynb")}
     assert {page for page in pages if not page.startswith("research/")} == files | {
-        "commands.md", "examples.md", "recipes.md"
+        "index.md", "commands.md", "examples.md", "recipes.md"
     }  # fmt: skip
 
 
 def test_pages_of_the_manual_are_short():
     """Words of docs/ as it is written, without the reference."""
     words = {path.name: len(path.read_text("utf-8").split()) for path in DOCS.glob("*.md")}
-    assert sum(words.values()) <= 17_000 and max(words.values()) <= 1_500, words
+    assert sum(words.values()) <= 19_000 and max(words.values()) <= 1_500, words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
