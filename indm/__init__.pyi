@@ -1,4 +1,9 @@
 from . import flows as flows
+from . import nets as nets
+from . import objective as objective
+from . import sampling as sampling
+from . import sde as sde
+from . import training as training
 from .conditions import Classes as Classes
 from .conditions import Condition as Condition
 from .conditions import Image as Image

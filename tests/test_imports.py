@@ -45,6 +45,7 @@ def test_no_cycle():
 
 def test_every_public_name_is_found_where_the_stub_says():
     assert {name for name in indm.__all__ if not hasattr(indm, name)} == set()
+    assert {"flows", "nets", "sampling", "sde", "training"} <= {*indm.__all__}  # packages of parts, without an import
 
 
 @pytest.fixture(scope="module")

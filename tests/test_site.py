@@ -78,7 +78,8 @@ def docstring(home: str) -> str | None:
 def test_every_public_name_is_in_the_reference_once_and_has_a_docstring():
     documented = [HOMES.get(name, name) for name in REFERENCE if name not in MODULES] + sorted(MEMBERS)
     assert len(set(documented)) == len(documented)
-    assert not {name for name in public_names() if HOMES.get(name, name) not in documented}
+    homes = {HOMES.get(name, name) for name in public_names()}
+    assert not homes - {*documented} - rooms.MODULES.keys()  # a package has its parts there, in place of itself
     assert not [name for name in documented if not docstring(name)]
 
 
