@@ -27,7 +27,7 @@ from research.posteriors import study as posteriors
 from research.records import RECORDS, Records
 from research.tables import flow_worth, flows, imputation, laws, outliers, regression, student
 from research.translation import answers
-from research.verdict import costs, dial, final, glow, losses, results, search
+from research.verdict import costs, dial, final, glow, joint, losses, results, search
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT / "research", ROOT / "docs")
@@ -86,6 +86,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "verdict-levels": lambda: final.level_table(of("verdict-search")),
     "verdict-costs": lambda data: costs.markdown(of("verdict-costs", data=data)),
     "verdict-glow": lambda: glow.markdown(of("verdict-glow")),
+    "verdict-joint": lambda: joint.markdown(of("verdict-joint")),
     "verdict-losses": lambda: losses.markdown(of("verdict-losses")),
     "verdict-losses-deviations": lambda: losses.deviation_table(of("verdict-losses")),
     "verdict-dial": lambda name: dial.markdown(of("verdict-dial"), name),

@@ -8,6 +8,7 @@
 
     python -m research.verdict inserted --data DATA --root ROOT --jobs 2    # a flow from the start, or later
     python -m research.verdict glow --root ROOT --jobs 2    # rotations of 1×1 convolutions
+    python -m research.verdict joint    # laws of known density, while nothing else runs
     python -m research.verdict losses --root ROOT   # estimators of the bound; costs first, while nothing else runs
     python -m research.verdict figure   # of the described measures
 
@@ -22,7 +23,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from research.verdict import final, glow, losses, results, search
+from research.verdict import final, glow, joint, losses, results, search
 from research.verdict.costs import measure
 from research.verdict.images import load
 from research.verdict.variants import FAMILIES, Variant
@@ -37,7 +38,9 @@ def of_search() -> list[Variant]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m research.verdict")
-    parser.add_argument("command", choices=["costs", "search", "inserted", "final", "glow", "losses", "figure"])
+    parser.add_argument(
+        "command", choices=["costs", "search", "inserted", "final", "glow", "losses", "joint", "figure"]
+    )
     parser.add_argument("--data", default="cifar10-16")
     parser.add_argument("--root", type=Path, default=None)
     parser.add_argument("--models", type=Path, default=Path("runs/verdict"))
@@ -51,6 +54,9 @@ def main() -> None:
     if asked.command == "final":
         for data in final.STUDIES:
             measure(data, load(data, asked.root), [*final.CHOSEN.values()])
+    if asked.command == "joint":
+        for job in joint.jobs():
+            joint.run(job)
     if asked.command == "losses":
         for data in losses.STUDIES:
             losses.measure_costs(data, load(data, asked.root))

@@ -36,11 +36,11 @@ VARIANTS = {
 }
 
 
-def plain_loss(model: INDM, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def plain_loss(model: INDM, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """The bound by ½‖n − ε̂‖² with all its noise: what :func:`indm.mle_loss` was, and is where no law is known."""
-    z, log_det = model.encode(x)
-    t, length = extended_clock(model.sde, len(z), model.sde.eps)
-    error = length * denoising_error(model.score, z, t, randn_like(z, None))
+    z, log_det = model.encode(x, generator=generator)
+    t, length = extended_clock(model.sde, len(z), model.sde.eps, generator=generator)
+    error = length * denoising_error(model.score, z, t, randn_like(z, generator))
     nats = (error - log_det + prior_term(model.sde, z) + constant_part(model.sde, z, model.sde.eps)).mean()
     return nats / event_size(x), {"nelbo": nats.detach()}
 

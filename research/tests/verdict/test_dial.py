@@ -1,4 +1,4 @@
-"""The laws of the dials against closed forms, the exact loss against the flow's own likelihood, and the table."""
+"""The laws of the dials against closed forms, and the table."""
 
 import itertools
 import math
@@ -7,15 +7,14 @@ import pytest
 import torch
 from numpy.polynomial.hermite_e import hermegauss
 
-from indm import INDM, mle_loss
-from indm.flows import ActNorm, Identity
-from indm.nets import MLP, Zero
-from indm.objective import flow_nll
+from indm import INDM
+from indm.flows import Identity
+from indm.nets import Zero
 from indm.score import ScoreModel
 from indm.sde import VPSDE
 from research.records import Records
 from research.verdict import dial
-from research.verdict.dial import Atom, Ridge, Rows, Variant, exact_loss, gaps
+from research.verdict.dial import Atom, Ridge, Rows, Variant, gaps
 
 
 def seeded(seed=0):
@@ -62,46 +61,6 @@ def model_with(network, flow=None):
     return INDM(Identity() if flow is None else flow, ScoreModel(network, VPSDE()), shape=(2,))
 
 
-def test_at_the_score_of_a_gaussian_the_exact_loss_is_the_flows_likelihood_without_noise():
-    model, x = model_with(Zero(), ActNorm(2)), torch.randn(64, 2, generator=seeded()) ** 3
-    model.flow.log_scale.data.fill_(0.3)
-    exact = 2 * exact_loss(model, x, generator=seeded())[0]
-    assert exact.item() == pytest.approx(flow_nll(model, x).mean().item(), abs=1e-5)
-    noisy = 2 * mle_loss(model, x, generator=seeded())[0]
-    assert abs((noisy - exact).item()) > 0.1
-
-
-def test_the_exact_loss_is_the_nelbo_on_average_and_so_is_its_gradient():
-    torch.manual_seed(0)
-    model = model_with(MLP((2,), width=8, depth=1), ActNorm(2))
-    torch.nn.init.normal_(model.score.backbone.output.weight, std=0.3)
-    x = torch.randn(1000, 2, generator=seeded()) ** 3
-    scale = model.flow.log_scale
-    means = []
-    for loss in (exact_loss, mle_loss):
-        generator, values = seeded(1), []
-        for _ in range(60):
-            value, _ = loss(model, x, generator=generator)
-            values.append(torch.cat([value[None], torch.autograd.grad(value, scale)[0].flatten()]).detach())
-        means.append((torch.stack(values).mean(0), torch.stack(values).std(0) / 60**0.5))
-    (exact, error), (noisy, more) = means
-    assert bool(((exact - noisy).abs() < 4 * (error**2 + more**2).sqrt()).all())
-
-
-def test_each_row_is_seen_with_a_noise_and_its_negative():
-    class Recorder(Zero):
-        def forward(self, z, level):
-            self.seen = z, level
-            return super().forward(z, level)
-
-    network, x = Recorder(), torch.randn(5, 2, generator=seeded())
-    exact_loss(model_with(network), x)
-    z, level = network.seen
-    alpha = (1 + (2 * level).exp()).rsqrt()[:5, None]  # level is log(σ/α), and z is z_t under VP
-    torch.testing.assert_close(0.5 * (z[:5] + z[5:]), alpha * x)
-    assert torch.equal(level[:5], level[5:]) and not torch.equal(z[:5], z[5:])
-
-
 def test_gaps_of_the_exact_model_are_zero_and_of_another_its_divergence():
     rows = torch.randn(dial.TEST, 2, generator=seeded())
     log_prob = torch.distributions.Normal(0.0, 1.0).log_prob(rows).sum(1)
@@ -127,7 +86,7 @@ def test_a_flow_that_comes_first_stays_and_the_score_behind_it_learns(monkeypatc
     monkeypatch.setattr(dial, "STEPS", 20)
     costs, x = {"linear": 1.0, "flow alone": 1.0}, torch.randn(200, 2, generator=seeded())
     alone = dial.trained(Variant("coupling", dial.flow_loss, [], 1.0), (1e-2, 0.0), x, {**costs, "linear": 0.75}, 0)
-    first = dial.trained(Variant("coupling", exact_loss, [], 0.75), (1e-2, 1e-2), x, costs, 0)
+    first = dial.trained(Variant("coupling", dial.PAIRED, [], 0.75), (1e-2, 1e-2), x, costs, 0)
     assert len(first.state_dict()) > len(alone.state_dict())
     assert bool(first.score.backbone.output.weight.any()) and not torch.equal(first.flow(x)[0], x)
 

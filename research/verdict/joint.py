@@ -1,0 +1,184 @@
+"""Does an INDM beat its flow and linear diffusion on laws of known density? ``python -m research.verdict joint``.
+
+joint.md has the design.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from indm import INDM, flow_loss, mle_loss
+from indm.nets import MLP, Zero
+from indm.score import ScoreModel
+from indm.sde import VPSDE
+from indm.training import EMA, NoiseLevels, learning_rate_factor, optimizer_step
+from indm.workbench.evaluation.statistics import over_seeds
+from research.markdown import in_table, with_error
+from research.records import RECORDS, Records, made_by
+from research.verdict.dial import Atom, Law, Ridge, Rows, flow_of, gaps
+from research.verdict.losses import plain_loss
+
+TABLE = Records(RECORDS / "verdict-joint.csv")
+SECONDS, SEEDS = 25.0, (3, 4)  # of one thread's processor, for each training
+ROWS, WARMUP, FALL, DECAY = 256, 100, 0.5, 0.999
+ARC = 2_000  # points of a moon, of which its density is the mean
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Independent pairs r (cos a, sin a), r ~ N(1, σ²) and a uniform."""
+
+    sigma: float
+    pairs: int
+
+    @property
+    def columns(self) -> int:
+        return 2 * self.pairs
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Rows (n, 2 · pairs), float64."""
+        r = 1 + self.sigma * torch.randn(n, self.pairs, generator=generator, dtype=torch.float64)
+        a = 2 * math.pi * torch.rand(n, self.pairs, generator=generator, dtype=torch.float64)
+        return torch.stack([r * a.cos(), r * a.sin()], 2).flatten(1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Nats of rows, (B,); radii below 0, ten deviations away, are left out."""
+        r = x.unflatten(1, (-1, 2)).norm(dim=2)
+        normal = -0.5 * ((r - 1) / self.sigma) ** 2 - math.log(self.sigma * math.sqrt(2 * math.pi))
+        return (normal - (2 * math.pi * r).log()).sum(1)
+
+
+@dataclass(frozen=True)
+class Moons:
+    """scikit-learn's two moons: half circles with normal noise of deviation ``sigma``."""
+
+    sigma: float = 0.1
+    columns = 2
+
+    def _arcs(self, a: Tensor) -> Tensor:
+        """Points (2, n, 2) of both arcs at angles a (n,)."""
+        return torch.stack([torch.stack([a.cos(), a.sin()], 1), torch.stack([1 - a.cos(), 0.5 - a.sin()], 1)])
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Rows (n, 2), float64."""
+        a = math.pi * torch.rand(n, generator=generator, dtype=torch.float64)
+        upper = torch.rand(n, generator=generator, dtype=torch.float64) < 0.5
+        both = self._arcs(a)
+        noise = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+        return torch.where(upper[:, None], both[0], both[1]) + self.sigma * noise
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Nats of rows, (B,): the mean over the arcs, by the rule of midpoints."""
+        a = math.pi * (torch.arange(ARC, dtype=torch.float64) + 0.5) / ARC
+        square = torch.cdist(x, self._arcs(a).flatten(0, 1)).square() / self.sigma**2
+        return (-0.5 * square).logsumexp(1) - math.log(2 * ARC) - math.log(2 * math.pi * self.sigma**2)
+
+
+LAWS: dict[str, Law | Ring | Moons] = {
+    "ridges": Ridge(0.1, 4),
+    "rings": Ring(0.1, 4),
+    "atoms": Atom(0.3),
+    "moons": Moons(),
+}
+Loss = Callable[[INDM], Callable]  # a loss for a model
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A share of the processor seconds in which flow and score are trained at their rates; 0 leaves a part as it is."""
+
+    share: float
+    loss: Loss
+    rates: tuple[float, float]
+    rows: int = ROWS
+
+
+def paired(model: INDM) -> Callable:
+    """The exact loss with pairs of noises and levels drawn where gradients are large."""
+    return partial(mle_loss, pairs=True, levels=NoiseLevels(model.sde))
+
+
+VARIANTS: dict[str, tuple[str, tuple[Stage, ...]]] = {
+    "linear, plain loss": ("identity", (Stage(1.0, lambda model: plain_loss, (0.0, 2e-3)),)),
+    "linear": ("identity", (Stage(1.0, paired, (0.0, 2e-3), ROWS // 2),)),
+    "flow alone": ("coupling", (Stage(1.0, lambda model: flow_loss, (2e-2, 0.0)),)),
+    "INDM, plain loss, rates of the manual": ("coupling", (Stage(1.0, lambda model: plain_loss, (4e-3, 4e-3)),)),
+    "INDM, plain loss": ("coupling", (Stage(1.0, lambda model: plain_loss, (2e-2, 2e-3)),)),
+    "INDM": ("coupling", (Stage(1.0, lambda model: mle_loss, (2e-2, 2e-3)),)),
+    "INDM, pairs and levels": ("coupling", (Stage(1.0, paired, (2e-2, 2e-3), ROWS // 2),)),
+    "INDM, flow first": (
+        "coupling",
+        (Stage(0.5, lambda model: flow_loss, (2e-2, 0.0)), Stage(0.5, lambda model: mle_loss, (2e-3, 2e-3))),
+    ),
+}
+
+
+def trained(law: Law | Ring | Moons, variant: str, seed: int) -> tuple[INDM, int]:
+    """The averaged model and its steps."""
+    torch.manual_seed(seed)
+    x, generator = Rows.of(law, seed).train, torch.Generator().manual_seed(seed)
+    flow, stages = VARIANTS[variant]
+    d, steps = law.columns, 0
+    network = MLP((d,), width=128) if any(stage.rates[1] for stage in stages) else Zero()
+    model = INDM(flow_of(flow, d), ScoreModel(network, VPSDE()), shape=(d,))
+    for stage in stages:
+        averaged, n = descended(model, stage, x, generator)
+        steps += n
+        model.load_state_dict(averaged.state_dict())
+    return averaged, steps
+
+
+def descended(model: INDM, stage: Stage, x: Tensor, generator: torch.Generator) -> tuple[INDM, int]:
+    """The average of ``model`` over a stage, and its steps."""
+    parts = zip(("flow", "score"), (model.flow, model.score), stage.rates, strict=True)
+    groups = [{"name": name, "params": list(part.parameters()), "rate": rate} for name, part, rate in parts if rate]
+    optimizer, ema = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True), EMA(model, DECAY)
+    loss, n, started = stage.loss(model), 0, time.process_time()
+    while (progress := (time.process_time() - started) / (stage.share * SECONDS)) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * learning_rate_factor(n, progress, WARMUP, FALL)
+
+        def forward_backward() -> dict[str, Tensor]:
+            rows = torch.randint(len(x), (stage.rows,), generator=generator)
+            value, terms = loss(model, x[rows], generator=generator)
+            value.backward()
+            return terms
+
+        n += 1
+        optimizer_step(model, ema, optimizer, n, forward_backward, clip=1.0)
+    return copy.deepcopy(ema.model), n
+
+
+def jobs() -> Iterator[tuple[str, str, int]]:
+    """The trainings that have no row yet, a law of one seed after another."""
+    for seed in SEEDS:
+        for law in LAWS:
+            for variant in VARIANTS:
+                if not TABLE.at(law=law, variant=variant, seed=seed).rows():
+                    yield law, variant, seed
+
+
+def run(job: tuple[str, str, int]) -> None:
+    """Train one model and write its row: its gap to the true density, by the bound and by the flow alone."""
+    torch.set_num_threads(1)
+    law, variant, seed = job
+    model, steps = trained(LAWS[law], variant, seed)
+    measured = gaps(model, Rows.of(LAWS[law], seed))
+    gap, error = measured["nelbo"]
+    row = {"gap": gap, "error": error, "flow_gap": measured["flow"][0], "steps": steps, "seconds": SECONDS}
+    TABLE.at(law=law, variant=variant, seed=seed).add(row | made_by(seed))
+
+
+def markdown(table: Records) -> str:
+    """Gaps in nats by law: mean and error over seeds."""
+    rows = []
+    for variant in VARIANTS:
+        found = [[row["gap"] for row in table.at(law=law, variant=variant).rows()] for law in LAWS]
+        rows.append((variant, *(with_error(*over_seeds(gaps), ".3f") if gaps else "" for gaps in found)))
+    return in_table("model", *LAWS, rows=rows)
