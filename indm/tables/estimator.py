@@ -56,7 +56,6 @@ MOST_EXACT, MOST_EXACT_SLOPE, PROBES = 64, 40, 8  # columns up to which a diverg
 ROWS_AT_ONCE = 2_048
 DRAWING: dict[str, Any] = {"sampler": "unipc", "last_denoising": False, "batch_size": ROWS_AT_ONCE}
 SAMPLING_STEPS, SAMPLING_ERROR, DRAWN = (12, 24, 48, 96, 192), 0.01, 256  # steps that are tried; of a latent; draws
-BLUR = 0.25  # variance of the noise in which a row is compared with the mixture: narrow components are no wall
 ROUNDED = 0.02  # share of the error that may be rounding in single precision
 SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
 POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # of Gauss and Legendre in each of none, one or two discrete columns
@@ -843,17 +842,15 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
     that rounding counts. Where the network adds nothing, it is the mixture's in closed form. The ODE's differs from
     that by what is left of the mixture at T: some 0.01 nats for usual rows.
 
-    Rows more than √d + :data:`FAR` deviations from each Gaussian of the mixture, with noise of variance :data:`BLUR`
-    added to it, have the mixture's density, too. It has a mass below exp(−FAR²/2) = 2e-22 there. The network is not
-    trained on such states: what it would add is an extrapolation, and its ODE takes 15 times the evaluations.
+    Rows so far from the mixture that nothing learned counts (:meth:`~indm.tables.networks.Components.gate`) have its
+    density, too. It has a mass below exp(−FAR²/2) = 2e-22 there.
     """
     if not tol > 0:
         raise ValueError(f"tol must be positive, got {tol!r}")
-    found = mixture_of(model, z).log_prob()
+    mixture = mixture_of(model, z)
+    found, is_beyond = mixture.log_prob(), mixture.gate() == 0
     if model.score.backbone.is_mixture:
         return found, z.new_zeros(len(z))
-    blurred = mixture_at(model, z, z.new_full((len(z),), BLUR))
-    is_beyond = blurred.distance() > math.sqrt(z.shape[1]) + FAR
     error = torch.where(is_beyond, 0.0, z.new_full((len(z),), math.inf))
     most = ROUNDED * tol / (ROUNDING_OF_RATES * torch.finfo(torch.float32).eps)  # nats
 
@@ -873,11 +870,7 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
 def mixture_of(model: nn.Module, z: Tensor) -> Components:
     """The components of the mixture plus the noise of ε at rows of latents."""
     sde = model.score.sde
-    return mixture_at(model, z, (-sde.log_snr(sde.endpoints(z)[START])).exp())
-
-
-def mixture_at(model: nn.Module, z: Tensor, r: Tensor) -> Components:
-    """The components of the mixture plus noise of variance r (B,) at rows of latents."""
+    r = (-sde.log_snr(sde.endpoints(z)[START])).exp()
     return model.score.backbone.mixture_at(z / (1 + r).sqrt()[:, None], 0.5 * r.log(), *context_of(model.score))
 
 

@@ -657,6 +657,17 @@ def test_rows_beyond_all_that_was_trained_have_the_mixtures_density(monkeypatch)
     assert abs(found[1] - expected[1]) > 1e-3
 
 
+def test_what_a_network_extrapolates_does_not_drive_rows_away():
+    """Its output grows with the distance, so that without a limit the ODE grows exponentially."""
+    model = mixture_of_two(1)
+    for parameter in model.score.backbone.mlp.parameters():
+        torch.nn.init.normal_(parameter, std=0.35)
+    z = torch.linspace(-15, 15, 6001, dtype=torch.float64)[:, None]
+    found, _ = estimator.latent_log_prob(model, z, 0.05)
+    assert found.min() > -0.5 * (15**2) - 10
+    assert found.exp().sum().item() * 0.005 == pytest.approx(1, abs=1e-2)
+
+
 @pytest.mark.parametrize("variance, solved", [(1.0, [2]), (1e-2, [1])])
 def test_what_noise_takes_to_a_narrow_component_is_not_beyond(variance, solved, monkeypatch):
     """6 and 9 are 1 + 10 deviations of a Gaussian of variance v + 1/4 from 0 or not; 6 is 50 of a narrow one."""
