@@ -24,7 +24,7 @@ from indm.flows.base import Identity
 from indm.gaussian import GaussianReference
 from indm.likelihood import START, WhitenedFlow, log_prob
 from indm.model import INDM
-from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, rademacher
+from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, NotFinite, rademacher
 from indm.sampling import sample
 from indm.score import ScoreModel, context_of, with_context
 from indm.sde.linear import VPSDE
@@ -277,7 +277,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 columns, or of rows of ``c``.
 
         Warns:
-            ConvergenceWarning: where the ODE's error is above ``tol`` on average.
+            ConvergenceWarning: where the ODE's error is above ``tol`` on average, or the ODE of a row has no solution.
         """
         check_is_fitted(self)
         X = self._numbers(X, reset=False)
@@ -787,7 +787,17 @@ def steps_for_draws(draws: Callable[[int], Array]) -> tuple[int, float]:
 
 
 def warn_above(tol: float, errors: Tensor, stacklevel: int) -> None:
-    """ConvergenceWarning where the mean of the ODE's errors, nats, is above ``tol``."""
+    """ConvergenceWarning where the ODE's errors, nats (…, n), are above ``tol`` on average, or a row's is infinite."""
+    is_solved = errors.isfinite()
+    if not is_solved.all():
+        failed = (~is_solved).reshape(-1, errors.shape[-1]).any(0)
+        warnings.warn(
+            f"the ODE has no finite solution for {int(failed.sum())} of {counted(len(failed), 'row')}, whose log p is "
+            "that of the mixture of Gaussians from which the fit started",
+            ConvergenceWarning,
+            stacklevel=stacklevel,
+        )
+    errors = errors[is_solved]
     if errors.numel() and errors.mean() > tol:
         warnings.warn(
             f"log p is off by about {errors.mean():.2g} nats on average, and {errors.max():.2g} at most, where the "
@@ -843,7 +853,8 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
     that by what is left of the mixture at T: some 0.01 nats for usual rows.
 
     Rows so far from the mixture that nothing learned counts (:meth:`~indm.tables.networks.Components.gate`) have its
-    density, too. It has a mass below exp(−FAR²/2) = 2e-22 there.
+    density, too. It has a mass below exp(−FAR²/2) = 2e-22 there. A row that cannot be solved in double precision either
+    has the mixture's density, and an infinite error.
     """
     if not tol > 0:
         raise ValueError(f"tol must be positive, got {tol!r}")
@@ -855,15 +866,19 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
     most = ROUNDED * tol / (ROUNDING_OF_RATES * torch.finfo(torch.float32).eps)  # nats
 
     def solve(rows: Tensor, dtype: torch.dtype) -> None:
-        if bool(rows.any()):
-            score = copy.deepcopy(model.score).to(dtype)
-            score = with_context(score, tuple(part[rows].to(dtype) for part in context_of(score)))
+        if not bool(rows.any()):
+            return
+        score = copy.deepcopy(model.score).to(dtype)
+        score = with_context(score, tuple(part[rows].to(dtype) for part in context_of(score)))
+        try:
             value, estimate = _solved(score, z[rows].to(dtype), tol)
-            found[rows], error[rows] = value.to(z), estimate.to(z)
+        except NotFinite as failure:
+            return solve(rows.masked_scatter(rows, ~failure.failed), dtype)
+        found[rows], error[rows] = value.to(z), estimate.to(z)
 
     is_far = 0.5 * (z.square() + math.log(2 * math.pi)).sum(1) > most
     solve(~(is_far | is_beyond), torch.float32)
-    solve((is_far | (found.abs() > most)) & ~is_beyond, torch.float64)
+    solve((is_far | ~error.isfinite() | (found.abs() > most)) & ~is_beyond, torch.float64)
     return found, error
 
 
