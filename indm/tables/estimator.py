@@ -43,7 +43,7 @@ from indm.tables.encoding import DATES
 from indm.tables.fit import MARKS, VALIDATION_ROWS, Training, at, is_gain, race, train
 from indm.tables.mixture import COMPONENTS, Mixture, best_mixture, bounded
 from indm.tables.networks import Components, MixtureMLP
-from indm.tables.student import Student
+from indm.tables.student import USUALLY_UNKNOWN, Student
 from indm.tensors import evaluation_mode, event_sum, expand_like
 
 FEWEST_ROWS = 10  # of a table
@@ -320,7 +320,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
         The student is a network of what log p has beyond the mixture, fitted to log p at draws. Its
         ``student_.difference`` has the mean and the 95 % quantile of its distance from log p at other draws, nats.
-        Rows that are less likely than all it has seen, and any with ``tol``, are scored as before; draws are as before.
+        Rows that are unlike these draws, also by their condition, are scored as before, and so are any with ``tol``;
+        a warning counts the former if they are more than 5 %. Draws are as before.
 
         Args:
             c: conditions that the student shall know (n, k), such as those that were fitted; none without conditions.
@@ -668,9 +669,15 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         latents, found = self.columns_.latents(X, c), np.zeros(len(X))
         left = np.ones(len(X), dtype=bool)
         if self.student_ is not None and tol is None:
-            start = self._mixture_log_density(latents, c)
-            left = start < self.student_.lowest
-            found[~left] = self.student_.log_prob(latents[~left], c[~left], start[~left])
+            left = ~self.student_.knows(latents, c)
+            known = latents[~left], c[~left]
+            found[~left] = self.student_.log_prob(*known, self._mixture_log_density(*known))
+            if left.mean() > USUALLY_UNKNOWN:
+                warnings.warn(
+                    f"{left.sum()} of {counted(len(left), 'row')} are unlike those that the student was taught, so "
+                    "that their ODE is solved",
+                    stacklevel=5,
+                )
         if left.any():
             found[left] = self._latent_log_density(latents[left], c[left], SOLVER_ERROR if tol is None else tol)
         return found + self.columns_.log_volume(X)
