@@ -40,7 +40,7 @@ from indm.tables.columns import (
     moments_of_most,
 )
 from indm.tables.encoding import DATES
-from indm.tables.fit import MARKS, VALIDATION_ROWS, Training, at, is_gain, race, train
+from indm.tables.fit import INTERRUPT, MARKS, VALIDATION_ROWS, Training, at, is_gain, race, train
 from indm.tables.mixture import COMPONENTS, Mixture, best_mixture, bounded
 from indm.tables.networks import Components, MixtureMLP
 from indm.tables.student import USUALLY_UNKNOWN, Student
@@ -60,6 +60,8 @@ ROUNDED = 0.02  # share of the error that may be rounding in single precision
 SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
 POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # of Gauss and Legendre in each of none, one or two discrete columns
 CHANGE = 5e-3  # of a probability, relative, by twice as many points; its error is then mostly below 1e-3
+INTERRUPTED = "the fit was interrupted: the best density so far is kept"
+REPEATED = 0.2  # share of a column's rows with one value, above which there is a warning
 LATE_GAIN = 0.05  # nats a row, above which a fit that time ended has stopped too early
 
 Array = np.ndarray
@@ -97,7 +99,7 @@ class NamedColumns:
         """The ends of a column's interval, infinite where they are None; ValueError where they are not two in order."""
         if np.shape(pair) == (2,):
             low, high = (inf if end is None else end for end, inf in zip(pair, (-np.inf, np.inf), strict=True))
-            if low < high:
+            if all(isinstance(end, int | float | np.number) for end in (low, high)) and low < high:
                 return low, high
         raise ValueError(f"{argument} must be a lower and a higher number or None, got {pair} of {self._name(i)}")
 
@@ -257,6 +259,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 self.ended_.append((fitting.step, fitting.ended))
                 self.gains_.append(gain)
                 late.append(fitting.late_gain())
+                if fitting.ended == INTERRUPT:
+                    break
         self._note_gain(late)
         self._choose_steps(c, numbers.randint(2**31 - 1))
         return self
@@ -362,19 +366,17 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     # ── The table ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _numbers(self, X: Any, **options: Any) -> np.ndarray:
-        """Rows as numbers; where scikit-learn finds others in a data frame, an error names the first such column."""
-        check_names(X)
+        """Rows as numbers; where scikit-learn finds others in a data frame, an error names all such columns."""
+        X = checked_table(X)
         try:
             found = validate_data(self, X, dtype=np.float64, **options)
         except (TypeError, ValueError) as error:
-            for i, kind in enumerate(X.dtypes if is_frame(X) else ()):
-                entries = X.iloc[:, i]
-                if kind.kind in "mM" or _is_text(entries) or entries.isna().any():
-                    got = "missing entries" if entries.isna().any() else f"entries of type {kind}"
-                    raise ValueError(
-                        f"X must hold numbers, got {got} in column {i} ({X.columns[i]}): JointDensityEstimator takes "
-                        "categories and missing entries (NaN); " + DATES
-                    ) from error
+            wrong = [f"{kind} in column {i} ({X.columns[i]})" for i, kind in enumerate(problems_of(X)) if kind]
+            if wrong:
+                raise ValueError(
+                    f"X must hold numbers, got {', '.join(wrong)}: JointDensityEstimator takes categories and missing "
+                    "entries (NaN); " + DATES
+                ) from error
             raise
         if np.abs(found).max() > LARGEST:
             raise ValueError(f"X must hold numbers of at most {LARGEST:g}, got {np.abs(found).max():g}")
@@ -461,7 +463,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _note_gain(self, late: list[tuple[float, float]]) -> None:
         """A warning where no network gained over its mixture, or where time ended one that still gained."""
-        if self.max_steps and not any(is_gain(*gain) for gain in self.gains_):
+        if self.ended_[-1][1] == INTERRUPT:
+            warnings.warn(INTERRUPTED, stacklevel=3)
+        elif self.max_steps and not any(is_gain(*gain) for gain in self.gains_):
             warnings.warn(no_gain(*self.gains_[0], *self.ended_[0]), stacklevel=3)
         warn_of_time(max(late), stacklevel=4)
 
@@ -731,11 +735,12 @@ def is_frame(table: Any) -> bool:
     return hasattr(table, "iloc") and table.ndim == 2
 
 
-def check_names(table: Any) -> None:
-    """ValueError for a data frame in which two columns have one name."""
+def checked_table(table: Any) -> Any:
+    """A table in which masked entries are NaN; ValueError for a data frame in which two columns have one name."""
     if is_frame(table) and not table.columns.is_unique:
         twice = table.columns[table.columns.duplicated()][0]
         raise ValueError(f"columns of X must have different names, got {twice!r} twice; rename one")
+    return np.ma.filled(table.astype(object), np.nan) if isinstance(table, np.ma.MaskedArray) else table
 
 
 def names_of(table: Any) -> list[Any]:
@@ -743,13 +748,19 @@ def names_of(table: Any) -> list[Any]:
     return list(table.columns) if is_frame(table) else []
 
 
-def _is_text(entries: Any) -> bool:
-    """Whether entries of a data frame cannot be read as numbers."""
-    try:
-        entries.to_numpy(dtype=float, na_value=np.nan)
-    except (TypeError, ValueError):
-        return True
-    return False
+def problems_of(table: Any) -> Iterator[str]:
+    """What makes each column of a data frame other than finite numbers, "" where nothing does."""
+    for i, kind in enumerate(table.dtypes if is_frame(table) else ()):
+        try:
+            numbers = table.iloc[:, i].to_numpy(dtype=float, na_value=np.nan)
+        except (TypeError, ValueError):
+            numbers = np.zeros(0)
+        found = {
+            "missing entries": table.iloc[:, i].isna().any(),
+            f"entries of type {kind}": kind.kind in "mM" or not len(numbers),
+            "infinite values": np.isinf(numbers).any(),
+        }
+        yield " and ".join(name for name, there in found.items() if there)
 
 
 def integrated(log_density: Callable[[Array, Array], Array], n: int, k: int, draws: int) -> Array:
@@ -815,18 +826,26 @@ def warn_above(tol: float, errors: Tensor, stacklevel: int) -> None:
 
 
 def warn_of_few_values(columns: dict[str, np.ndarray], stacklevel: int) -> None:
-    """UserWarning that names the columns of numbers of few values, each of which stands in many rows."""
+    """UserWarnings that name columns of numbers of few values, and of one value in many rows."""
     if few := few_values(columns):
         warnings.warn(
             f"{few}, and any other value looks like an outlier. Name whole numbers in discrete; a factor makes others "
             "whole",
             stacklevel=stacklevel,
         )
+    for name, entries in columns.items():
+        values, counts = np.unique(entries, return_counts=True)
+        if counts.max() > REPEATED * len(entries) and not few_values({name: entries}):
+            warnings.warn(
+                f"{name} is {values[counts.argmax()]:g} in {counts.max() / len(entries):.0%} of its rows, where the "
+                "density is arbitrarily high: declare this value in spikes of JointDensityEstimator",
+                stacklevel=stacklevel,
+            )
 
 
 def ended_by(each: Sequence[str]) -> str:
-    """ "time", "steps" or "plateau" of what ended trainings."""
-    names = {"max_seconds": "time", "max_steps": "steps"}
+    """ "interrupt", "time", "steps" or "plateau" of what ended trainings."""
+    names = {INTERRUPT: INTERRUPT, "max_seconds": "time", "max_steps": "steps"}
     return next((short for name, short in names.items() if name in each), "plateau")
 
 
