@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from indm import DensityEstimator, JointDensityEstimator
+from indm import DensityEstimator, JointDensityEstimator, PosteriorEstimator
 from indm.tables.fit import Training
 
 FAST = {"max_steps": 0, "max_components": 1, "random_state": 0}
@@ -89,3 +89,11 @@ def test_an_interrupted_fit_keeps_the_best_so_far(kind, monkeypatch):
     with pytest.warns(UserWarning, match="the fit was interrupted: the best density so far is kept"):
         model.fit(X)
     assert model.ended_by_ == "interrupt" and np.isfinite(model.score_samples(X[:5])).all()
+
+
+def test_a_posterior_of_constant_observations_is_a_guess_elsewhere():
+    theta = np.random.default_rng(0).normal(size=(100, 1))
+    posterior = PosteriorEstimator(n_models=1, max_steps=0, random_state=0).fit(theta, np.ones((100, 1)))
+    posterior.log_prob([[0.0]], [1.0])
+    with pytest.warns(UserWarning, match="x is unlike the simulated ones"):
+        posterior.log_prob([[0.0]], [3.0])
