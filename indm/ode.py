@@ -304,6 +304,14 @@ def converge(
     return _in_doubled_steps(attempt, state, tol, first, most)
 
 
+class NotFinite(RuntimeError):
+    """An ODE has no finite solution in the samples that ``failed`` masks, (B,)."""
+
+    def __init__(self, message: str, failed: Tensor):
+        super().__init__(message)
+        self.failed = failed
+
+
 def _in_doubled_steps(
     attempt: Callable[[Tensor, int, State, int], Attempt], state: State, tol: float, steps: int, most: int
 ) -> Solution:
@@ -325,8 +333,10 @@ def _in_doubled_steps(
         rows = rows[error[rows] > tol] if 2 * steps <= most else rows[:0]
         steps *= 2
     if not bool(error.isfinite().all()):
-        i = int((~error.isfinite()).nonzero()[0])
-        raise RuntimeError(f"the ODE's field or state became non-finite in sample {i}, in {int(taken[i])} steps")
+        failed = ~error.isfinite()
+        i = int(failed.nonzero()[0])
+        message = f"the ODE's field or state became non-finite in sample {i}, in {int(taken[i])} steps"
+        raise NotFinite(message, failed)
     device = state[0].device
     return Solution(result, error.to(device, widest(device)), taken.to(device), nfe.to(device))
 

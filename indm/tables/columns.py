@@ -34,7 +34,7 @@ class Columns:
               \psi_\lambda(u) = -\frac{(1-u)^{2-\lambda} - 1}{2-\lambda}\ (u < 0)
 
     It makes skewed columns symmetric and long tails shorter. For λ in [0, 2] it maps the line onto the line, and λ = 1
-    is the identity.
+    is the identity. Where it is convex away from 0, it goes on as its tangent beyond the fitted rows.
 
     Args:
         centre, scale, power, far: of each column, (columns,); ``power`` is λ, and ``far`` says where a is asinh.
@@ -42,6 +42,7 @@ class Columns:
         slope: what ψ takes on with each standardised condition, (k, columns).
         whitening: (columns, columns).
         interval: low and high of each column, (2, columns), infinite where there is no bound.
+        reach: the least and the largest argument of ψ that was fitted, (2, columns).
         edge: e of each column, (columns,), NaN for the quantile.
 
     Example:
@@ -65,6 +66,7 @@ class Columns:
     whitening: Array
     interval: Array
     edge: Array
+    reach: Array
 
     @classmethod
     def fitted(
@@ -90,7 +92,7 @@ class Columns:
         u = _near((X - centre) / scale, far)
         power = np.ones(X.shape[1])
         power[skewed] = [most_likely_power(v) for v in u[:: max(1, len(X) // POWER_ROWS)].T[skewed]]
-        y = _psi(u, power)
+        y, reach = _psi(u, power), np.stack([u.min(0), u.max(0)])
         mean = y.mean(0)
         penalty = np.eye(c.shape[1])  # that of one row more
         slope = np.linalg.solve(c.T @ c + penalty, c.T @ (y - mean))
@@ -98,17 +100,23 @@ class Columns:
         spread = np.maximum(rest.std(0), LEAST_REST * y.std(0))
         correlation = OAS(assume_centered=True).fit(rest / spread).covariance_
         whitening = np.linalg.inv(np.linalg.cholesky(correlation)).T / spread[:, None]
-        return cls(centre, scale, power, far, mean, slope, whitening, interval, edge)
+        return cls(centre, scale, power, far, mean, slope, whitening, interval, edge, reach)
 
     def latents(self, X: Array, c: Array) -> Array:
         """z of rows; what is missing of c adds nothing."""
         u = _near((to_line(X, self.interval, self.edge) - self.centre) / self.scale, self.far)
-        return (_psi(u, self.power) - self.mean - np.nan_to_num(c) @ self.slope) @ self.whitening
+        inside = self._inside(u)
+        y = _psi(inside, self.power) + np.exp(_log_rise(inside, self.power)) * (u - inside)
+        return (y - self.mean - np.nan_to_num(c) @ self.slope) @ self.whitening
 
     def rows(self, z: Array, c: Array) -> Array:
         """The inverse of :meth:`latents`."""
         y = z @ np.linalg.inv(self.whitening) + self.mean + np.nan_to_num(c) @ self.slope
         v = _psi_inverse(y, self.power)
+        inside = self._inside(v)
+        with np.errstate(all="ignore"):  # where v is infinite
+            tangent = inside + (y - _psi(inside, self.power)) / np.exp(_log_rise(inside, self.power))
+        v = np.where(v == inside, v, tangent)
         u = np.where(self.far, BEND * np.sinh(np.where(self.far, v, 0) / BEND), v)
         return from_line(u * self.scale + self.centre, self.interval, self.edge)
 
@@ -117,10 +125,14 @@ class Columns:
         line = to_line(X, self.interval, self.edge)
         u = (line - self.centre) / self.scale
         v = _near(u, self.far)
-        slopes = (_exponent(v, self.power) - 1) * np.log1p(np.abs(v)) - np.log(self.scale)
+        slopes = _log_rise(self._inside(v), self.power) - np.log(self.scale)
         slopes -= np.where(self.far, np.log(np.hypot(1, u / BEND)), 0)
         slopes += log_slope(X, self.interval, self.edge)
         return slopes.sum(1) + np.linalg.slogdet(self.whitening)[1]
+
+    def _inside(self, u: Array) -> Array:
+        """The place nearest to u where ψ is itself, not its tangent."""
+        return np.where(_exponent(u, self.power) > 1, u.clip(*self.reach), u)
 
 
 def are_near(X: Array, value: Array | float) -> Array:
@@ -255,6 +267,11 @@ def _exponent(u: Array, power: Array) -> Array:
 
 def _psi(u: Array, power: Array) -> Array:
     return np.sign(u) * boxcox1p(np.abs(u), _exponent(u, power))
+
+
+def _log_rise(u: Array, power: Array) -> Array:
+    """log ∂ψ/∂u."""
+    return (_exponent(u, power) - 1) * np.log1p(np.abs(u))
 
 
 def _psi_inverse(y: Array, power: Array) -> Array:

@@ -1,5 +1,6 @@
 """Tables of numbers, strings and missing entries as numbers and codes: what each column is, and back."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -244,7 +245,7 @@ def fitted_column(
         if len(values) > min(few, MOST_CATEGORIES):
             raise ValueError(
                 f"{name} must have at most {MOST_CATEGORIES:,} categories, in several rows each, got {len(values):,} "
-                f"in {len(present):,} rows: " + (DATES if is_date(values[0]) else NAMES)
+                f"in {len(present):,} rows: {odd_one(values)}" + (DATES if is_date(values[0]) else NAMES)
             )
         if np.isfinite(interval).any() or spikes or is_whole:
             raise ValueError(f"{name} has categories, so it cannot have bounds, spikes or whole numbers")
@@ -304,6 +305,12 @@ def as_numbers(entries: Array, name: str) -> Array:
     if not (np.abs(found) <= LARGEST).all():
         raise ValueError(f"{name} must hold numbers of at most {LARGEST:g}, got {found[np.abs(found).argmax()]:g}")
     return found
+
+
+def odd_one(values: Sequence[Any]) -> str:
+    """Words for the first of values, most of which are numbers, that is not one; "" where most are not."""
+    odd = [value for value in values if not re.fullmatch(r"[-+]?[\d.,]*\d([eE][-+]?\d+)?", str(value).strip())]
+    return f"{odd[0]!r} is not a number; " if 0 < len(odd) < len(values) / 2 else ""
 
 
 def is_date(entry: Any) -> bool:

@@ -24,7 +24,7 @@ from indm.flows.base import Identity
 from indm.gaussian import GaussianReference
 from indm.likelihood import START, WhitenedFlow, log_prob
 from indm.model import INDM
-from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, rademacher
+from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, NotFinite, rademacher
 from indm.sampling import sample
 from indm.score import ScoreModel, context_of, with_context
 from indm.sde.linear import VPSDE
@@ -40,10 +40,10 @@ from indm.tables.columns import (
     moments_of_most,
 )
 from indm.tables.encoding import DATES
-from indm.tables.fit import MARKS, VALIDATION_ROWS, Training, at, is_gain, race, train
+from indm.tables.fit import INTERRUPT, MARKS, VALIDATION_ROWS, Training, at, is_gain, race, train
 from indm.tables.mixture import COMPONENTS, Mixture, best_mixture, bounded
 from indm.tables.networks import Components, MixtureMLP
-from indm.tables.student import Student
+from indm.tables.student import USUALLY_UNKNOWN, Student
 from indm.tensors import evaluation_mode, event_sum, expand_like
 
 FEWEST_ROWS = 10  # of a table
@@ -56,11 +56,12 @@ MOST_EXACT, MOST_EXACT_SLOPE, PROBES = 64, 40, 8  # columns up to which a diverg
 ROWS_AT_ONCE = 2_048
 DRAWING: dict[str, Any] = {"sampler": "unipc", "last_denoising": False, "batch_size": ROWS_AT_ONCE}
 SAMPLING_STEPS, SAMPLING_ERROR, DRAWN = (12, 24, 48, 96, 192), 0.01, 256  # steps that are tried; of a latent; draws
-BLUR = 0.25  # variance of the noise in which a row is compared with the mixture: narrow components are no wall
 ROUNDED = 0.02  # share of the error that may be rounding in single precision
 SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
 POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # of Gauss and Legendre in each of none, one or two discrete columns
 CHANGE = 5e-3  # of a probability, relative, by twice as many points; its error is then mostly below 1e-3
+INTERRUPTED = "the fit was interrupted: the best density so far is kept"
+REPEATED = 0.2  # share of a column's rows with one value, above which there is a warning
 LATE_GAIN = 0.05  # nats a row, above which a fit that time ended has stopped too early
 
 Array = np.ndarray
@@ -98,7 +99,7 @@ class NamedColumns:
         """The ends of a column's interval, infinite where they are None; ValueError where they are not two in order."""
         if np.shape(pair) == (2,):
             low, high = (inf if end is None else end for end, inf in zip(pair, (-np.inf, np.inf), strict=True))
-            if low < high:
+            if all(isinstance(end, int | float | np.number) for end in (low, high)) and low < high:
                 return low, high
         raise ValueError(f"{argument} must be a lower and a higher number or None, got {pair} of {self._name(i)}")
 
@@ -258,6 +259,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 self.ended_.append((fitting.step, fitting.ended))
                 self.gains_.append(gain)
                 late.append(fitting.late_gain())
+                if fitting.ended == INTERRUPT:
+                    break
         self._note_gain(late)
         self._choose_steps(c, numbers.randint(2**31 - 1))
         return self
@@ -278,7 +281,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 columns, or of rows of ``c``.
 
         Warns:
-            ConvergenceWarning: where the ODE's error is above ``tol`` on average.
+            ConvergenceWarning: where the ODE's error is above ``tol`` on average, or the ODE of a row has no solution.
         """
         check_is_fitted(self)
         X = self._numbers(X, reset=False)
@@ -321,7 +324,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
         The student is a network of what log p has beyond the mixture, fitted to log p at draws. Its
         ``student_.difference`` has the mean and the 95 % quantile of its distance from log p at other draws, nats.
-        Rows that are less likely than all it has seen, and any with ``tol``, are scored as before; draws are as before.
+        Rows that are unlike these draws, also by their condition, are scored as before, and so are any with ``tol``;
+        a warning counts the former if they are more than 5 %. Draws are as before.
 
         Args:
             c: conditions that the student shall know (n, k), such as those that were fitted; none without conditions.
@@ -362,19 +366,17 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     # ── The table ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _numbers(self, X: Any, **options: Any) -> np.ndarray:
-        """Rows as numbers; where scikit-learn finds others in a data frame, an error names the first such column."""
-        check_names(X)
+        """Rows as numbers; where scikit-learn finds others in a data frame, an error names all such columns."""
+        X = checked_table(X)
         try:
             found = validate_data(self, X, dtype=np.float64, **options)
         except (TypeError, ValueError) as error:
-            for i, kind in enumerate(X.dtypes if is_frame(X) else ()):
-                entries = X.iloc[:, i]
-                if kind.kind in "mM" or _is_text(entries) or entries.isna().any():
-                    got = "missing entries" if entries.isna().any() else f"entries of type {kind}"
-                    raise ValueError(
-                        f"X must hold numbers, got {got} in column {i} ({X.columns[i]}): JointDensityEstimator takes "
-                        "categories and missing entries (NaN); " + DATES
-                    ) from error
+            wrong = [f"{kind} in column {i} ({X.columns[i]})" for i, kind in enumerate(problems_of(X)) if kind]
+            if wrong:
+                raise ValueError(
+                    f"X must hold numbers, got {', '.join(wrong)}: JointDensityEstimator takes categories and missing "
+                    "entries (NaN); " + DATES
+                ) from error
             raise
         if np.abs(found).max() > LARGEST:
             raise ValueError(f"X must hold numbers of at most {LARGEST:g}, got {np.abs(found).max():g}")
@@ -461,7 +463,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _note_gain(self, late: list[tuple[float, float]]) -> None:
         """A warning where no network gained over its mixture, or where time ended one that still gained."""
-        if self.max_steps and not any(is_gain(*gain) for gain in self.gains_):
+        if self.ended_[-1][1] == INTERRUPT:
+            warnings.warn(INTERRUPTED, stacklevel=3)
+        elif self.max_steps and not any(is_gain(*gain) for gain in self.gains_):
             warnings.warn(no_gain(*self.gains_[0], *self.ended_[0]), stacklevel=3)
         warn_of_time(max(late), stacklevel=4)
 
@@ -669,9 +673,15 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         latents, found = self.columns_.latents(X, c), np.zeros(len(X))
         left = np.ones(len(X), dtype=bool)
         if self.student_ is not None and tol is None:
-            start = self._mixture_log_density(latents, c)
-            left = start < self.student_.lowest
-            found[~left] = self.student_.log_prob(latents[~left], c[~left], start[~left])
+            left = ~self.student_.knows(latents, c)
+            known = latents[~left], c[~left]
+            found[~left] = self.student_.log_prob(*known, self._mixture_log_density(*known))
+            if left.mean() > USUALLY_UNKNOWN:
+                warnings.warn(
+                    f"{left.sum()} of {counted(len(left), 'row')} are unlike those that the student was taught, so "
+                    "that their ODE is solved",
+                    stacklevel=5,
+                )
         if left.any():
             found[left] = self._latent_log_density(latents[left], c[left], SOLVER_ERROR if tol is None else tol)
         return found + self.columns_.log_volume(X)
@@ -725,11 +735,12 @@ def is_frame(table: Any) -> bool:
     return hasattr(table, "iloc") and table.ndim == 2
 
 
-def check_names(table: Any) -> None:
-    """ValueError for a data frame in which two columns have one name."""
+def checked_table(table: Any) -> Any:
+    """A table in which masked entries are NaN; ValueError for a data frame in which two columns have one name."""
     if is_frame(table) and not table.columns.is_unique:
         twice = table.columns[table.columns.duplicated()][0]
         raise ValueError(f"columns of X must have different names, got {twice!r} twice; rename one")
+    return np.ma.filled(table.astype(object), np.nan) if isinstance(table, np.ma.MaskedArray) else table
 
 
 def names_of(table: Any) -> list[Any]:
@@ -737,13 +748,19 @@ def names_of(table: Any) -> list[Any]:
     return list(table.columns) if is_frame(table) else []
 
 
-def _is_text(entries: Any) -> bool:
-    """Whether entries of a data frame cannot be read as numbers."""
-    try:
-        entries.to_numpy(dtype=float, na_value=np.nan)
-    except (TypeError, ValueError):
-        return True
-    return False
+def problems_of(table: Any) -> Iterator[str]:
+    """What makes each column of a data frame other than finite numbers, "" where nothing does."""
+    for i, kind in enumerate(table.dtypes if is_frame(table) else ()):
+        try:
+            numbers = table.iloc[:, i].to_numpy(dtype=float, na_value=np.nan)
+        except (TypeError, ValueError):
+            numbers = np.zeros(0)
+        found = {
+            "missing entries": table.iloc[:, i].isna().any(),
+            f"entries of type {kind}": kind.kind in "mM" or not len(numbers),
+            "infinite values": np.isinf(numbers).any(),
+        }
+        yield " and ".join(name for name, there in found.items() if there)
 
 
 def integrated(log_density: Callable[[Array, Array], Array], n: int, k: int, draws: int) -> Array:
@@ -788,7 +805,17 @@ def steps_for_draws(draws: Callable[[int], Array]) -> tuple[int, float]:
 
 
 def warn_above(tol: float, errors: Tensor, stacklevel: int) -> None:
-    """ConvergenceWarning where the mean of the ODE's errors, nats, is above ``tol``."""
+    """ConvergenceWarning where the ODE's errors, nats (…, n), are above ``tol`` on average, or a row's is infinite."""
+    is_solved = errors.isfinite()
+    if not is_solved.all():
+        failed = (~is_solved).reshape(-1, errors.shape[-1]).any(0)
+        warnings.warn(
+            f"the ODE has no finite solution for {int(failed.sum())} of {counted(len(failed), 'row')}, whose log p is "
+            "that of the mixture of Gaussians from which the fit started",
+            ConvergenceWarning,
+            stacklevel=stacklevel,
+        )
+    errors = errors[is_solved]
     if errors.numel() and errors.mean() > tol:
         warnings.warn(
             f"log p is off by about {errors.mean():.2g} nats on average, and {errors.max():.2g} at most, where the "
@@ -799,18 +826,26 @@ def warn_above(tol: float, errors: Tensor, stacklevel: int) -> None:
 
 
 def warn_of_few_values(columns: dict[str, np.ndarray], stacklevel: int) -> None:
-    """UserWarning that names the columns of numbers of few values, each of which stands in many rows."""
+    """UserWarnings that name columns of numbers of few values, and of one value in many rows."""
     if few := few_values(columns):
         warnings.warn(
             f"{few}, and any other value looks like an outlier. Name whole numbers in discrete; a factor makes others "
             "whole",
             stacklevel=stacklevel,
         )
+    for name, entries in columns.items():
+        values, counts = np.unique(entries, return_counts=True)
+        if counts.max() > REPEATED * len(entries) and not few_values({name: entries}):
+            warnings.warn(
+                f"{name} is {values[counts.argmax()]:g} in {counts.max() / len(entries):.0%} of its rows, where the "
+                "density is arbitrarily high: declare this value in spikes of JointDensityEstimator",
+                stacklevel=stacklevel,
+            )
 
 
 def ended_by(each: Sequence[str]) -> str:
-    """ "time", "steps" or "plateau" of what ended trainings."""
-    names = {"max_seconds": "time", "max_steps": "steps"}
+    """ "interrupt", "time", "steps" or "plateau" of what ended trainings."""
+    names = {INTERRUPT: INTERRUPT, "max_seconds": "time", "max_steps": "steps"}
     return next((short for name, short in names.items() if name in each), "plateau")
 
 
@@ -843,41 +878,40 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
     that rounding counts. Where the network adds nothing, it is the mixture's in closed form. The ODE's differs from
     that by what is left of the mixture at T: some 0.01 nats for usual rows.
 
-    Rows more than √d + :data:`FAR` deviations from each Gaussian of the mixture, with noise of variance :data:`BLUR`
-    added to it, have the mixture's density, too. It has a mass below exp(−FAR²/2) = 2e-22 there. The network is not
-    trained on such states: what it would add is an extrapolation, and its ODE takes 15 times the evaluations.
+    Rows so far from the mixture that nothing learned counts (:meth:`~indm.tables.networks.Components.gate`) have its
+    density, too. It has a mass below exp(−FAR²/2) = 2e-22 there. A row that cannot be solved in double precision either
+    has the mixture's density, and an infinite error.
     """
     if not tol > 0:
         raise ValueError(f"tol must be positive, got {tol!r}")
-    found = mixture_of(model, z).log_prob()
+    mixture = mixture_of(model, z)
+    found, is_beyond = mixture.log_prob(), mixture.gate() == 0
     if model.score.backbone.is_mixture:
         return found, z.new_zeros(len(z))
-    blurred = mixture_at(model, z, z.new_full((len(z),), BLUR))
-    is_beyond = blurred.distance() > math.sqrt(z.shape[1]) + FAR
     error = torch.where(is_beyond, 0.0, z.new_full((len(z),), math.inf))
     most = ROUNDED * tol / (ROUNDING_OF_RATES * torch.finfo(torch.float32).eps)  # nats
 
     def solve(rows: Tensor, dtype: torch.dtype) -> None:
-        if bool(rows.any()):
-            score = copy.deepcopy(model.score).to(dtype)
-            score = with_context(score, tuple(part[rows].to(dtype) for part in context_of(score)))
+        if not bool(rows.any()):
+            return
+        score = copy.deepcopy(model.score).to(dtype)
+        score = with_context(score, tuple(part[rows].to(dtype) for part in context_of(score)))
+        try:
             value, estimate = _solved(score, z[rows].to(dtype), tol)
-            found[rows], error[rows] = value.to(z), estimate.to(z)
+        except NotFinite as failure:
+            return solve(rows.masked_scatter(rows, ~failure.failed), dtype)
+        found[rows], error[rows] = value.to(z), estimate.to(z)
 
     is_far = 0.5 * (z.square() + math.log(2 * math.pi)).sum(1) > most
     solve(~(is_far | is_beyond), torch.float32)
-    solve((is_far | (found.abs() > most)) & ~is_beyond, torch.float64)
+    solve((is_far | ~error.isfinite() | (found.abs() > most)) & ~is_beyond, torch.float64)
     return found, error
 
 
 def mixture_of(model: nn.Module, z: Tensor) -> Components:
     """The components of the mixture plus the noise of ε at rows of latents."""
     sde = model.score.sde
-    return mixture_at(model, z, (-sde.log_snr(sde.endpoints(z)[START])).exp())
-
-
-def mixture_at(model: nn.Module, z: Tensor, r: Tensor) -> Components:
-    """The components of the mixture plus noise of variance r (B,) at rows of latents."""
+    r = (-sde.log_snr(sde.endpoints(z)[START])).exp()
     return model.score.backbone.mixture_at(z / (1 + r).sqrt()[:, None], 0.5 * r.log(), *context_of(model.score))
 
 

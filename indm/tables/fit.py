@@ -7,6 +7,7 @@ training goes, and weighted so that the mean stays that of the NELBO.
 """
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,8 @@ WARMUP = 50  # steps
 MARKS = 0.35, 0.7  # shares of the seconds between which a fit that time ends should have stopped to gain
 RACE_STEPS, RACE_SHARE = 1_000, 0.5  # of each training in a race, and its share of the seconds, at most
 EMA_DECAY, BETAS, CLIP = 0.9995, (0.9, 0.99), 1.0
+
+INTERRUPT = "interrupt"
 
 Rows = Callable[[Tensor], tuple[Any, ...]]  # indices ↦ a batch of Training.update
 
@@ -63,7 +66,7 @@ class Training:
     groups: int = 1
     step: int = 0
     best_step: int = 0
-    ended: str = ""  # by "plateau", "max_steps" or "max_seconds"
+    ended: str = ""  # by "plateau", "max_steps", "max_seconds" or "interrupt"
     marks: list[Tensor] = field(default_factory=list)  # the lowest errors at the shares MARKS of the seconds
 
     def __post_init__(self):
@@ -175,18 +178,25 @@ def at(model: Any, c: Tensor) -> Any:
 
 
 def race(trainings: Sequence[Training], run: Callable[[Training], Iterator[None]], deadline: float) -> Training:
-    """Train several in turn for a while, by ``run``, and the one of the best validation to its end."""
+    """Train several in turn for a while, by ``run``, and the one of the best validation to its end.
+
+    An interrupt ends it, and the best so far is kept.
+    """
     until = time.perf_counter() + RACE_SHARE * (deadline - time.perf_counter())
     runs = [run(training) for training in trainings]
     going = list(range(len(runs))) if len(runs) > 1 else []
-    while going and time.perf_counter() < until:
-        going = [i for i in going if trainings[i].step < RACE_STEPS and next(runs[i], "ended") is None]
-    best = 0
-    for i, training in enumerate(trainings):
-        best = i if training.is_lower(training.lowest, trainings[best].lowest) else best
-    for _ in runs[best]:
-        pass
-    return trainings[best]
+
+    def leader() -> Training:
+        return functools.reduce(lambda a, b: b if b.is_lower(b.lowest, a.lowest) else a, trainings)
+
+    try:
+        while going and time.perf_counter() < until:
+            going = [i for i in going if trainings[i].step < RACE_STEPS and next(runs[i], "ended") is None]
+        for _ in runs[trainings.index(leader())]:
+            pass
+    except KeyboardInterrupt:
+        leader().ended = INTERRUPT
+    return leader()
 
 
 def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: int, deadline: float) -> Iterator[None]:

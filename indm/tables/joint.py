@@ -28,13 +28,14 @@ from indm.tables.estimator import (
     DRAWN,
     EPS,
     FEWEST_ROWS,
+    INTERRUPTED,
     MIXTURE_SHARE,
     ROWS_AT_ONCE,
     SOLVER_ERROR,
     NamedColumns,
     check_count,
-    check_names,
     check_options,
+    checked_table,
     ended_by,
     integrated,
     is_frame,
@@ -45,7 +46,7 @@ from indm.tables.estimator import (
     warn_of_few_values,
     warn_of_time,
 )
-from indm.tables.fit import VALIDATION_ROWS, Training, is_gain, race, train
+from indm.tables.fit import INTERRUPT, VALIDATION_ROWS, Training, is_gain, race, train
 from indm.tables.mixture import LAW_ENTRIES, JointMixture, best_joint_mixture
 from indm.tables.networks import MaskedMixtureMLP
 
@@ -266,7 +267,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         deadline = time.perf_counter() + self.max_seconds
         self._kinds = X.dtypes if is_frame(X) else None
         categorical = {i for i, kind in enumerate(() if self._kinds is None else self._kinds) if kind == "category"}
-        X = self._validated(X, ensure_min_samples=FEWEST_ROWS)
+        X = self._validated(X, ensure_min_samples=FEWEST_ROWS, ensure_all_finite=False)  # columns are named below
         numbers = check_random_state(self.random_state)
         self.gaps_ = np.unique(are_missing(X), axis=0, return_counts=True)
         self.encoding_ = self._encoding(X, categorical, numbers)
@@ -293,7 +294,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         self.gain_ = gain, error = best.gain(trainings[0].start)
         if self.verbose:
             print(f"{gain:+.4f} ± {error:.4f} nats of a question by the network, ended by {best.ended}")
-        if self.max_steps and not is_gain(gain, error):
+        if best.ended == INTERRUPT:
+            warnings.warn(INTERRUPTED, stacklevel=2)
+        elif self.max_steps and not is_gain(gain, error):
             warnings.warn(no_gain(gain, error, *self.ended_), stacklevel=2)
         warn_of_time(best.late_gain(), stacklevel=3)
         seed = numbers.randint(2**31 - 1)
@@ -312,9 +315,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _validated(self, X, **options: Any) -> Array:
         """Rows as an array, in which columns of a frame keep their kinds."""
-        check_names(X)
+        X = checked_table(X)
         X = X.astype(object) if hasattr(X, "iloc") else X
-        return validate_data(self, X, dtype=None, ensure_all_finite="allow-nan", **options)
+        return validate_data(self, X, dtype=None, **{"ensure_all_finite": "allow-nan"} | options)
 
     def _encoding(self, X: Array, categorical: set[int], numbers: np.random.RandomState) -> Encoding:
         """Kind and map of each column; those in ``categorical`` are of categories, too."""
@@ -322,24 +325,26 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         whole = set(self._indices(self.discrete, "discrete"))
         bounds = {self._index(column, "bounds"): pair for column, pair in dict(self.bounds or {}).items()}
         spikes = {self._index(column, "spikes"): value for column, value in dict(self.spikes or {}).items()}
-        columns = []
+        columns, problems = [], []
         for i in range(X.shape[1]):
-            columns.append(
-                fitted_column(
-                    X[:, i],
-                    self._name(i),
-                    numbers,
-                    is_category=i in categories,
-                    is_whole=i in whole,
-                    interval=self._interval_of(i, bounds.get(i, (None, None))),
-                    spikes=np.atleast_1d(spikes.get(i, ())).tolist(),
-                )
-            )
+            interval, own = self._interval_of(i, bounds.get(i, (None, None))), np.atleast_1d(spikes.get(i, ())).tolist()
+            kind = {"is_category": i in categories, "is_whole": i in whole}
+            try:
+                columns.append(fitted_column(X[:, i], self._name(i), numbers, **kind, interval=interval, spikes=own))
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError(".\n".join(problems))
         if all(column.is_out for column in columns):
             raise ValueError("X must vary in a column, got one value or none in each")
-        constant = ", ".join(f"{column.name}, {column.constant}" for column in columns if column.constant is not None)
+        gaps = [f" ({share:.0%} of the rows have none)" if share else "" for share in are_missing(X).mean(0)]
+        values = [f"{column.name}, {column.constant}{gap}" for column, gap in zip(columns, gaps, strict=True)]
+        constant = ", ".join(text for text, column in zip(values, columns, strict=True) if column.constant is not None)
         absent = ", ".join(column.name for column in columns if column.is_absent)
-        for named, why in ((constant, "all rows have the same value"), (absent, "fewer than two rows have an entry")):
+        for named, why in (
+            (constant, "all have the same value"),
+            (absent, "fewer than two rows have an entry"),
+        ):
             if named:
                 warnings.warn(f"left out of the density, as {why}: {named}", stacklevel=3)
         plain = [i for i, c in enumerate(columns) if c.is_number and not (c.is_whole or c.values)]
@@ -562,7 +567,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def conditional(self, given: Mapping[Any, Any]) -> "Conditional":
         """The density of all other columns at what is ``given``, by index or name: ``{"age": 30}``.
 
-        A pair is a range of numbers, ends included: ``{"age": (30, 40), "income": (None, 1e5)}``. It takes draws only.
+        A pair is a range of numbers, ends included: ``{"age": (30, 40), "income": (None, 1e5)}``. Several categories
+        are a set: ``{"city": ["Oslo", "Berlin"]}``. Both take draws only.
 
         Raises:
             ValueError: an unknown column or category; a value, or all of a range, outside of the bounds; a range of a
@@ -571,12 +577,16 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         check_is_fitted(self)
         if not hasattr(given, "items"):
             raise ValueError(f'given must be values of columns, such as {{"age": 30}}, got {given!r}')
-        row, ranges = np.full((1, self.n_features_in_), np.nan, dtype=object), {}
+        row, ranges = np.full((1, self.n_features_in_), np.nan, dtype=object), {}  # type: tuple[Array, dict[int, Any]]
         for column, value in given.items():
             i = self._index(column, "given")
-            if np.shape(value):
+            kind = self.encoding_.columns[i]
+            if np.ndim(value) and not kind.is_number and any(not isinstance(own, float) for own in kind.values):
+                ranges[i] = np.array(value, dtype=object)
+                kind.encoded(ranges[i])
+            elif np.ndim(value):
                 ranges[i] = self._interval_of(i, value, "a range in given")
-                self.encoding_.columns[i].check_range(*ranges[i])
+                kind.check_range(*ranges[i])
             else:
                 row[0, i] = value
         self._check_possible(row)
@@ -762,12 +772,12 @@ class Conditional:
     Args:
         estimator: of the joint density.
         row: the given values, and NaN in all other columns.
-        ranges: low and high of other columns by index.
+        ranges: low and high of other columns by index, or an array of categories.
     """
 
     estimator: JointDensityEstimator
     row: Array
-    ranges: Mapping[int, tuple[float, float]]
+    ranges: Mapping[int, Any]
 
     @property
     def _is_given(self) -> Array:
@@ -819,9 +829,11 @@ class Conditional:
         """Of ``n`` draws, the rows that are in all ranges."""
         rows = self.estimator._filled(np.tile(self.row, (n, 1)), numbers, steps)
         inside = np.ones(n, dtype=bool)
-        for i, (low, high) in self.ranges.items():
-            entries = rows[:, i].astype(float)
-            inside &= (low <= entries) & (entries <= high)
+        for i, allowed in self.ranges.items():
+            if isinstance(allowed, tuple):
+                inside &= (allowed[0] <= rows[:, i].astype(float)) & (rows[:, i].astype(float) <= allowed[1])
+            else:
+                inside &= np.isin(rows[:, i], allowed)
         return rows[inside]
 
 

@@ -34,11 +34,12 @@ class JointConditional(JointDensityEstimator):
             name: np.concatenate([getattr(part, name) for part in maps])
             for name in ("centre", "scale", "power", "far", "mean", "edge")
         }
+        ends = {name: np.concatenate([getattr(part, name) for part in maps], 1) for name in ("interval", "reach")}
         self.columns_ = Columns(
             **stacked,
+            **ends,
             slope=np.zeros((self.n_conditions_, len(maps))),
             whitening=np.diag([part.whitening[0, 0] for part in maps]),
-            interval=np.concatenate([part.interval for part in maps], 1),
         )
         self.gains_ = [self.gain_]
         return self

@@ -12,14 +12,14 @@ from indm.nets.embedding import EmbeddingBlock, seen
 from indm.nets.mlp import MLP
 from indm.objective import constant_part, prior_term
 from indm.sde.linear import LinearSDE
+from indm.tables.columns import FAR
 from indm.tensors import Batch, PerSample, zeroed
 
 Pushed = tuple[Tensor, Tensor]  # a value (B, width), and its tangents (B, directions, width)
 
 CONDITION_BLOCKS = 2  # of the embedding of c
-NARROWEST = (
-    10  # deviations of the noise at ε, below which a component's density differs from its bound by over 0.01 nats
-)
+BLUR = 0.25  # variance of the noise in which a row is compared with the mixture: narrow components are no wall
+NARROWEST = 10  # deviations of the noise at ε; a narrower component's density is over 0.01 nats off its bound
 
 
 class SmoothMLP(MLP):
@@ -243,8 +243,9 @@ class MixtureMLP(nn.Module):
         slope = torch.einsum("bk,bke,kde->bd", components.share(), components.offset / components.total, self.basis)
         noise = r.sqrt() * (slope - y / (1 + r))  # beyond that of N(0, I)
         context = noise if at is None else torch.cat([at, noise], 1)
-        of_columns = self.columns(*self._columns(z, level, at), level) @ self.unwhitening.mT
-        return noise.reshape(z.shape), of_columns.reshape(z.shape) + self.mlp(z, level, context)
+        learned = self.columns(*self._columns(z, level, at), level) @ self.unwhitening.mT
+        learned = learned + self.mlp(z, level, context).flatten(1)
+        return noise.reshape(z.shape), (components.gate()[:, None] * learned).reshape(z.shape)
 
     @property
     def base(self) -> "MixtureLaw":
@@ -258,8 +259,9 @@ class MixtureMLP(nn.Module):
         context = noise if at is None else torch.cat([at, noise], 1)
         output, diagonal = self.mlp.with_diagonal(z, level, context, jacobian)
         of_columns, slope = self.columns.with_slope(*self._columns(z, level, at), level)
-        divergence = (jacobian.diagonal(dim1=1, dim2=2) + diagonal).sum(1) + slope @ self.unwhitening.square().sum(0)
-        return (noise + of_columns @ self.unwhitening.mT).reshape(z.shape) + output, divergence
+        diverging = diagonal.sum(1) + slope @ self.unwhitening.square().sum(0)
+        learned, diverging = components.gated(output.flatten(1) + of_columns @ self.unwhitening.mT, diverging, r)
+        return (noise + learned).reshape(z.shape), jacobian.diagonal(dim1=1, dim2=2).sum(1) + diverging
 
     def _columns(self, z: Batch, level: PerSample, at: Tensor | None) -> tuple[Tensor, Tensor]:
         """Noised columns of unit scale, and their centres at what is seen of a condition, (B, d) each."""
@@ -347,9 +349,35 @@ class Components(NamedTuple):
         constant = 0.5 * self.offset.shape[2] * math.log(2 * math.pi)
         return self.log_joint().logsumexp(1) - self.log_weight.logsumexp(1) - constant
 
-    def distance(self) -> PerSample:
-        """The Mahalanobis distance of y from the nearest component, (B,)."""
-        return (self.offset.square() / self.total).sum(2).amin(1).sqrt()
+    def gate(self) -> PerSample:
+        """The share of what is learned that counts, (B,): 1 near the mixture, and 0 from √d + :data:`FAR` deviations
+        from each component on, with noise of variance :data:`BLUR` added to it.
+
+        Nothing is trained on states so far away. There the slopes of the MLPs would let the ODE grow exponentially.
+        """
+        closed, _, _ = self._closed()
+        return 1 - closed.square() * (3 - 2 * closed)
+
+    def gated(self, learned: Float[Tensor, "batch d"], divergence: PerSample, r: Tensor) -> tuple[Tensor, PerSample]:
+        """:meth:`gate` times a ``learned`` field at y/√(1 + r), and the divergence of that from the field's own."""
+        closed, nearest, span = self._closed()
+        rows, gate = torch.arange(len(closed), device=closed.device), self.gate()
+        scaled = (self.offset / (self.total + BLUR))[rows, nearest]
+        outwards = torch.einsum(
+            "bd,bde,be->b", learned, self.basis.expand(len(rows), -1, -1, -1)[rows, nearest], scaled
+        )
+        fall = 12 * closed * (1 - closed) / span * (1 + r[:, 0]).sqrt()
+        return gate[:, None] * learned, gate * divergence - fall * outwards
+
+    def _closed(self) -> tuple[PerSample, Tensor, float]:
+        """How far the gate is on its way from open to closed, 0 to 1; the nearest component; the way's length.
+
+        The way is one of squared distances, which have a slope everywhere.
+        """
+        root = math.sqrt(self.offset.shape[2])
+        least, most = (root + FAR / 2) ** 2, (root + FAR) ** 2
+        square, nearest = (self.offset.square() / (self.total + BLUR)).sum(2).min(1)
+        return ((square - least) / (most - least)).clamp(0, 1), nearest, most - least
 
     def noise(self, y: Float[Tensor, "batch d"], r: Float[Tensor, "batch 1"]) -> tuple[Tensor, Tensor]:
         """The noise beyond that of N(0, I) at rows y, (B, d), and its Jacobian in y/√(1 + r), (B, d, d)."""
@@ -480,23 +508,27 @@ class MaskedMixtureMLP(nn.Module):
 
     def forward(self, z: Tensor, level: PerSample, c: Tensor) -> Tensor:
         """The output for inputs ``z`` at log noise levels ``level`` = log(σ/α), (B,), and conditions ``c``."""
+        z = c[:, self.d : 2 * self.d] * z
         y, r, asked, components = self._components(z, level, c)
         weighted = components.share()[:, :, None] * components.offset / components.total
         slope = self._along_each(weighted, components.basis.mT).sum(1)  # −∇ log p of y
         noise = asked * r.sqrt() * (slope - y / (1 + r))  # beyond that of N(0, I)
         context = torch.cat([c[:, : 3 * self.d + self.m], noise], 1)
-        return noise + asked * (self.mlp(asked * z, level, context) + self.columns(z, self._centre(c), level))
+        learned = self.mlp(z, level, context) + self.columns(z, self._centre(c), level)
+        return noise + components.gate()[:, None] * asked * learned
 
     def with_divergence(self, z: Tensor, level: PerSample, c: Tensor) -> tuple[Tensor, PerSample]:
         """The output without dropout, and its exact divergence in ``z`` (B,), in closed form; without gradients."""
+        z = c[:, self.d : 2 * self.d] * z
         y, r, asked, components = self._components(z, level, c)
         noise, jacobian = components.noise(y, r)
         noise, jacobian = asked * noise, asked[:, :, None] * jacobian
         context = torch.cat([c[:, : 3 * self.d + self.m], noise], 1)
-        output, diagonal = self.mlp.with_diagonal(asked * z, level, context, jacobian.mT)
+        output, diagonal = self.mlp.with_diagonal(z, level, context, jacobian.mT)
         of_columns, slope = self.columns.with_slope(z, self._centre(c), level)
-        divergence = (jacobian.diagonal(dim1=1, dim2=2) + asked * (diagonal + slope)).sum(1)
-        return noise + asked * (output + of_columns), divergence
+        diverging = (asked * (diagonal + slope)).sum(1)
+        learned, diverging = components.gated(asked * (output + of_columns), diverging, r)
+        return noise + learned, jacobian.diagonal(dim1=1, dim2=2).sum(1) + diverging
 
     @property
     def is_mixture(self) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from indm.tables import importance, summaries
 from indm.tables.calibration import Calibration
-from indm.tables.columns import moments_of_most, to_line
+from indm.tables.columns import are_near, moments_of_most, to_line
 from indm.tables.estimator import ROWS_AT_ONCE, DensityEstimator, check_count
 from indm.tables.joint import JointDensityEstimator
 from indm.tables.joint_conditional import JointConditional
@@ -503,7 +503,7 @@ class Familiar:
     def __init__(self, c: Array):
         self.centre = np.nanmedian(c, axis=0)
         self.centre, scale = moments_of_most(np.where(np.isnan(c), self.centre, c))
-        self.scale, self.rows = np.where(scale > 0, scale, 1.0), len(c)
+        self.scale, self.rows, self.is_same = np.where(scale > 0, scale, 1.0), len(c), scale == 0
         self.law = OAS(assume_centered=True).fit(self._near(c))
         self.limit = self.distance(c).max()
 
@@ -511,8 +511,9 @@ class Familiar:
         return np.nan_to_num(np.arcsinh((c - self.centre) / self.scale))  # what is missing is at the centre
 
     def distance(self, c: Array) -> Array:
-        """Of each row, (m,)."""
-        return np.sqrt(self.law.mahalanobis(self._near(c)))
+        """Of each row, (m,); infinite where an entry that was the same in all simulations differs."""
+        differs = self.is_same & ~are_near(c, self.centre) & ~np.isnan(c)
+        return np.where(differs.any(1), np.inf, np.sqrt(self.law.mahalanobis(self._near(c))))
 
     def check(self, c: Array) -> None:
         """A warning where more rows are beyond the limit than of rows from the simulator by chance."""

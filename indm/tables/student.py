@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from scipy.spatial import KDTree
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +16,8 @@ from indm.training import learning_rate_factor
 
 LABELLED, LABEL_SHARE = 1_024, 0.5  # latents at once; share of the seconds that may go to their log p
 SPREAD, SPREAD_SHARE = 0.5, 0.2  # deviation of the noise on a share of the draws, so that rare rows are seen, too
+KNOWN = 0.99  # share of the pairs that are as near to another one as what the student knows
+USUALLY_UNKNOWN = 0.05  # share of rows that it may not know without a warning
 HELD = 0.2  # share of the other draws, which are compared and not fitted
 WIDTH, HIDDEN = 128, 3
 FREQUENCIES = 0.25, 0.5, 1.0  # of the sines and cosines of each number, in half turns; its deviation is 1
@@ -28,8 +31,10 @@ LogDensity = Callable[[Array, Array], Array]  # latents (n, d) and conditions (n
 class Student(nn.Module):
     r"""log p of latents, from that of a base: a network learns what the teacher has beyond the base.
 
-    It is fitted by regression to the teacher's log p at draws of the teacher, some with noise. Draws that were held out
-    give its difference from the teacher, and its mass :math:`E_p[\tilde p/p]`, which is near 1.
+    It is fitted by regression to the teacher's log p at draws of the teacher, some with noise. It knows what is as near
+    to a draw that it was fitted to as most draws are to each other, in latents and conditions together. The teacher
+    answers elsewhere. Draws that were held out give the difference of these answers from the teacher, and their mass
+    :math:`E_p[\tilde p/p]`, which is near 1.
 
     Args:
         d: numbers of a latent.
@@ -37,13 +42,14 @@ class Student(nn.Module):
 
     Attributes:
         difference: mean and 95 % quantile of \|student − teacher\| at held-out draws, nats.
-        mass: the integral of its density.
+        mass, mass_error: the integral of the density, on average over the conditions, and its standard error.
         pairs: latents at which the teacher's log p was computed.
-        lowest: log p of the base at the least likely of them. Below it the student knows nothing.
+        places, reach: latents and conditions that were fitted, and the distance up to which they make others known.
     """
 
     difference = (math.nan, math.nan)
-    mass, pairs, lowest = math.nan, 0, -math.inf
+    mass, mass_error, pairs, reach = math.nan, math.nan, 0, 0.0
+    places: KDTree
 
     def __init__(self, d: int, k: int):
         super().__init__()
@@ -62,6 +68,10 @@ class Student(nn.Module):
         """log p of latents (n, d) at conditions (n, k), where the base has ``base`` (n,)."""
         parts = torch.from_numpy(np.concatenate([z, c], 1)).float().split(2**16)
         return base + np.concatenate([self(part).double().numpy() for part in parts])
+
+    def knows(self, z: Array, c: Array) -> Array:
+        """Mask of the latents (n, d) at conditions (n, k) that are near those that it was fitted to."""
+        return self.places.query(np.concatenate([z, c], 1))[0] <= self.reach
 
     @classmethod
     def taught(
@@ -102,10 +112,13 @@ class Student(nn.Module):
         inputs, beyond = torch.from_numpy(np.concatenate([z, at], 1)).float(), torch.from_numpy(target - start).float()
         is_fitted = torch.from_numpy(~is_held)
         found.fit(inputs[is_fitted], beyond[is_fitted], max_steps, started + max_seconds, numbers)
+        found.places = KDTree(inputs[is_fitted].numpy())
+        found.reach = float(np.quantile(found.places.query(found.places.data, 2)[0][:, 1], KNOWN))
         off = found.log_prob(z[is_held], at[is_held], start[is_held]) - target[is_held]
+        off, ratio = np.where(found.knows(z[is_held], at[is_held]), [off, np.exp(off)], [[0.0], [1.0]])
         found.difference = float(np.abs(off).mean()), float(np.quantile(np.abs(off), 0.95))
-        found.mass, found.pairs = float(np.exp(off).mean()), len(z)
-        found.lowest = float(start[~is_held].min())
+        found.mass, found.mass_error = float(ratio.mean()), float(ratio.std() / math.sqrt(len(ratio)))
+        found.pairs = len(z)
         return found
 
     def fit(self, v: Tensor, beyond: Tensor, steps: int, deadline: float, numbers: np.random.RandomState) -> None:

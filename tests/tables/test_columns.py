@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import expit
-from scipy.stats import multivariate_normal, yeojohnson_llf
+from scipy.stats import multivariate_normal, norm, yeojohnson_llf
 
 from indm import DensityEstimator
 from indm.tables.columns import (
@@ -24,28 +24,46 @@ from indm.tables.columns import (
 POWERS = np.array([0.0, 0.3, 1.0, 1.7, 2.0])
 
 
-def map_of(rows: int = 400, far: bool = False) -> tuple[Columns, np.ndarray, np.ndarray]:
-    """A map with fixed powers, rows far into both tails and their conditions."""
+def map_of(rows: int = 400, far: bool = False, reach: float = 50.0) -> tuple[Columns, np.ndarray, np.ndarray]:
+    """A map with fixed powers, rows far into both tails and their conditions; convex ones bend up to ``reach``."""
     numbers = np.random.default_rng(0)
     c = numbers.normal(size=(rows, 2))
     X = 3.0 + numbers.standard_t(3, (rows, 5)) * [1e-3, 1.0, 2.0, 50.0, 1.0] + c @ numbers.normal(size=(2, 5))
-    return replace(Columns.fitted(X, c, np.arange(5), np.full(5, far)), power=POWERS), X, c
+    columns = Columns.fitted(X, c, np.arange(5), np.full(5, far))
+    return replace(columns, power=POWERS, reach=np.array([[-reach], [reach]]).repeat(5, 1)), X, c
 
 
+@pytest.mark.parametrize("reach", [50.0, 0.5])
 @pytest.mark.parametrize("far", [False, True])
-def test_rows_come_back_from_their_latents(far):
-    columns, X, c = map_of(far=far)
+def test_rows_come_back_from_their_latents(far, reach):
+    columns, X, c = map_of(far=far, reach=reach)
     np.testing.assert_allclose(columns.rows(columns.latents(X, c), c), X, rtol=1e-9)
 
 
+@pytest.mark.parametrize("reach", [50.0, 0.5])
 @pytest.mark.parametrize("far", [False, True])
-def test_log_volume_is_that_of_finite_differences(far):
-    columns, X, c = map_of(20, far)
+def test_log_volume_is_that_of_finite_differences(far, reach):
+    columns, X, c = map_of(20, far, reach)
     jacobian = np.empty((20, 5, 5))
     for j, step in enumerate(1e-5 * columns.scale):
         shift = step * np.eye(5)[j]
         jacobian[:, j] = (columns.latents(X + shift, c) - columns.latents(X - shift, c)) / (2 * step)
     np.testing.assert_allclose(columns.log_volume(X), np.linalg.slogdet(jacobian)[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("power", POWERS)
+def test_a_power_is_linear_beyond_the_fitted_rows_and_a_density_integrates_to_one(power):
+    numbers, none = np.random.default_rng(0), np.zeros((200_001, 0))
+    columns = Columns.fitted(numbers.normal(size=(50, 1)), none[:50], np.array([0]))
+    columns = replace(columns, power=np.array([power]), reach=np.array([[-1.0], [0.7]]))
+    u = np.sinh(np.linspace(-40, 40, len(none)))  # so that the log-normal tails are there
+    X = columns.centre + columns.scale * u[:, None]
+    density = norm.logpdf(columns.latents(X, none)[:, 0]) + columns.log_volume(X)
+    assert np.trapezoid(np.exp(density), X[:, 0]) == pytest.approx(1, abs=1e-6)
+    far = np.array([[-1e9], [-1e8], [0], [1e8], [1e9]])
+    latents = columns.latents(far, none[:5])[:, 0]
+    assert (np.abs(latents) < 1e10).all()  # a square would be 1e18
+    np.testing.assert_allclose(columns.rows(latents[:, None], none[:5]), far, rtol=1e-6, atol=1e-9)
 
 
 def test_latents_are_white_and_without_what_is_linear_in_c():

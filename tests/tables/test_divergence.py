@@ -6,6 +6,7 @@ import torch
 from indm.tables.networks import MaskedMixtureMLP, MixtureMLP
 
 ROWS = 5
+FAR = torch.logspace(-1, 3, 60, dtype=torch.float64)[:, None]  # times the distance of a row of N(0, I)
 
 
 def trained(net):
@@ -41,8 +42,14 @@ def test_a_mixture_has_its_divergence(fourier, shape, conditions, components):
     condition = (conditions + 1,) if conditions else ()
     net = trained(MixtureMLP(shape, components, width=8, depth=2, fourier=fourier, condition=condition))
     net.set_mixture(*mixture(components, net.mean.shape[1] + conditions))
+    k, d = max(conditions, 1), net.mean.shape[1]
+    net.set_columns(torch.randn(d, d), torch.randn(d), torch.randn(k, d)[:conditions])  # correlated columns
     z, level = torch.randn(ROWS, *shape, dtype=torch.float64), torch.linspace(-4, 3, ROWS, dtype=torch.float64)
     check(net, z, level)
+    far = (FAR * z[0].flatten()).unflatten(1, shape), level[2:3].expand(len(FAR))
+    gate = net.mixture_at(*far).gate()
+    assert ((gate > 0) & (gate < 1)).any()  # where what is learned fades, that is a part of the divergence
+    check(net, *far)
     if conditions:
         check(net, z, level, torch.randn(ROWS, conditions + 1, dtype=torch.float64))
 
@@ -62,3 +69,4 @@ def test_asked_columns_have_their_divergence(d, questions, components):
     c = net.condition(torch.randn(ROWS, d, dtype=torch.float64), one_hot, index)
     z, level = torch.randn(ROWS, d, dtype=torch.float64), torch.linspace(-4, 3, ROWS, dtype=torch.float64)
     check(net, z, level, c)
+    check(net, FAR * z[:1], level[2:3].expand(len(FAR)), c[:1].expand(len(FAR), -1))

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from indm import INDM, DensityEstimator, JointDensityEstimator, ScoreModel
+from indm import INDM, DensityEstimator, JointDensityEstimator, PosteriorEstimator, ScoreModel
 from indm.flows.base import Identity
 from indm.likelihood import WhitenedFlow
 from indm.ode import Solution
@@ -657,6 +657,17 @@ def test_rows_beyond_all_that_was_trained_have_the_mixtures_density(monkeypatch)
     assert abs(found[1] - expected[1]) > 1e-3
 
 
+def test_what_a_network_extrapolates_does_not_drive_rows_away():
+    """Its output grows with the distance, so that without a limit the ODE grows exponentially."""
+    model = mixture_of_two(1)
+    for parameter in model.score.backbone.mlp.parameters():
+        torch.nn.init.normal_(parameter, std=0.35)
+    z = torch.linspace(-15, 15, 6001, dtype=torch.float64)[:, None]
+    found, _ = estimator.latent_log_prob(model, z, 0.05)
+    assert found.min() > -0.5 * (15**2) - 10
+    assert found.exp().sum().item() * 0.005 == pytest.approx(1, abs=1e-2)
+
+
 @pytest.mark.parametrize("variance, solved", [(1.0, [2]), (1e-2, [1])])
 def test_what_noise_takes_to_a_narrow_component_is_not_beyond(variance, solved, monkeypatch):
     """6 and 9 are 1 + 10 deviations of a Gaussian of variance v + 1/4 from 0 or not; 6 is 50 of a narrow one."""
@@ -674,6 +685,51 @@ def test_no_mass_is_beyond_and_the_density_has_mass_one_with_it():
     z = torch.linspace(-30, 30, 1201, dtype=torch.float64)[:, None]
     found, _ = estimator.latent_log_prob(mixture_of_two(1), z, 0.05)
     assert found.exp().sum().item() * 0.05 == pytest.approx(1, abs=3e-3)
+
+
+def without_solution(monkeypatch, net, least, kinds):
+    """Let the field of ``net`` be NaN where a number of z is above ``least`` in one of these precisions."""
+    closed = net.with_divergence
+
+    def broken(self, z, level, *given):
+        value, divergence = closed(self, z, level, *given)
+        fails = ((z > least).any(1) & (level < -5)) if z.dtype in kinds else torch.zeros(len(z), dtype=torch.bool)
+        return value.masked_fill(fails[:, None], torch.nan), divergence
+
+    monkeypatch.setattr(net, "with_divergence", broken)
+
+
+def test_a_row_without_a_solution_costs_no_other(moons, monkeypatch):
+    model, X = moons
+    z, none = model.columns_.latents(X, np.zeros((len(X), 0))), np.zeros((len(X), 0))
+    worst, plain = z.max(1), model.score_samples(X)
+    least = np.sort(worst)[-4] + 1e-3
+    without_solution(monkeypatch, MixtureMLP, least, [torch.float32])
+    assert model.score_samples(X) == pytest.approx(plain, abs=1e-3)  # the three rows are solved in double precision
+    without_solution(monkeypatch, MixtureMLP, least, [torch.float32, torch.float64])
+    with pytest.warns(ConvergenceWarning, match="no finite solution for 3 of 300 rows") as told:
+        found = model.score_samples(X)
+    failed = worst > least
+    mixture = model._mixture_log_density(z, none) + model.columns_.log_volume(X)
+    assert len(told) == 1 and failed.sum() == 3
+    assert found[failed] == pytest.approx(mixture[failed]) and found[~failed] == pytest.approx(plain[~failed], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", [JointDensityEstimator, DensityEstimator])
+def test_a_row_without_a_solution_costs_no_other_posterior(kind, monkeypatch):
+    numbers = np.random.default_rng(0)
+    theta = numbers.normal(size=(300, 1))
+    x = theta + numbers.normal(size=(300, 1))
+    options = {"max_components": 1, "width": 8, "depth": 1, "max_steps": 5, "random_state": 0}
+    posterior = PosteriorEstimator(estimator=kind(**options)).fit(theta, x)
+    model = posterior.estimator_.model_ if kind is JointDensityEstimator else posterior.estimator_.models_[0]
+    torch.nn.init.constant_(model.score.backbone.mlp.output.bias, 1e-3)  # an ODE is solved
+    at = np.linspace(-2, 2, 40)[:, None]
+    plain = posterior.log_prob(at, [0.5])
+    without_solution(monkeypatch, type(model.score.backbone), 1.5, [torch.float32, torch.float64])
+    with pytest.warns(ConvergenceWarning, match="no finite solution for [1-9][0-9]? of 40 rows"):
+        found = posterior.log_prob(at, [0.5])
+    assert found == pytest.approx(plain, abs=0.05) and (found[:20] == plain[:20]).all()
 
 
 def test_a_typo_among_the_conditions_does_not_decide_the_slope():

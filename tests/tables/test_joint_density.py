@@ -23,7 +23,9 @@ from indm.tables.mixture import JointMixture, best_joint_mixture
 from indm.tables.networks import MaskedMixtureMLP
 
 # In the few steps of SMALL; and where the machine is busy.
-pytestmark = pytest.mark.filterwarnings("ignore:the network found nothing", "ignore:max_seconds ended")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:the network found nothing", "ignore:max_seconds ended", "ignore:column .* of its rows, where the density"
+)
 
 SMALL = {"max_components": 2, "width": 8, "depth": 1, "max_steps": 5, "random_state": 0}
 NAMES = ["height", "weight", "smoker", "rain"]
@@ -314,8 +316,8 @@ def test_draws_with_gaps_have_those_of_the_table(gaussian):
 RANGES = {
     "order": ({0: (6, 5)}, r"a range in given must be a lower and a higher number or None, got \(6, 5\) of column 0"),
     "three": ({0: (1, 2, 3)}, "a range in given must be a lower and a higher number"),
-    "category": ({3: ("a", "b")}, "given must have a range of a column of numbers, got a to b of column 3"),
-    "numbers of a category": ({3: (0, 1)}, "given must have a range of a column of numbers, got 0 to 1 of column 3"),
+    "category": ({3: ("a", "b")}, "column 3 must hold one of high, low, got 'a' in row 0"),
+    "numbers of a category": ({3: (0, 1)}, "column 3 must hold one of high, low, got 0 in row 0"),
     "rare": ({0: (1000, None)}, r"0 of \d\d,\d{3} draws in them, too few for n_samples=5; widen them"),
 }
 

@@ -8,6 +8,9 @@ import pytest
 from indm import DensityEstimator, PosteriorEstimator
 from indm.tables.student import Student
 
+# What is unlike the draws of a teacher is on any grid.
+pytestmark = pytest.mark.filterwarnings("ignore:.* are unlike those that the student was taught")
+
 
 def ring(n: int, seed: int) -> np.ndarray:
     """A noisy circle."""
@@ -101,6 +104,26 @@ def test_a_posterior_with_a_student() -> None:
     off = np.abs(fast.log_prob(draws, x) - posterior.log_prob(draws, x))
     assert 0 < off.mean() < 0.15 and fast.estimator_.student_.difference[0] == pytest.approx(off.mean(), rel=0.5)
     assert posterior.estimator_.student_ is None
+
+
+def test_at_conditions_that_were_not_taught_the_teacher_answers() -> None:
+    """The posterior has two peaks at x = 4 and one at 0.2, where the student was taught."""
+    numbers = np.random.default_rng(0)
+    theta = numbers.normal(size=(800, 1))
+    x = theta**2 + 0.3 * numbers.normal(size=theta.shape)
+    posterior = PosteriorEstimator(n_models=1, max_steps=300, random_state=0).fit(theta, x)
+    fast = posterior.distill([[0.2]], max_pairs=3_000, max_steps=600, max_seconds=500, random_state=0)
+    grid = np.linspace(-4, 4, 401)[:, None]
+    with pytest.warns(UserWarning, match="401 of 401 rows are unlike those that the student was taught") as told:
+        found = fast.log_prob(grid, [4.0])
+    assert len(told) == 1 and (found == posterior.log_prob(grid, [4.0])).all()
+    slow, quick = posterior.log_prob(grid, [0.2]), fast.log_prob(grid, [0.2])
+    assert (slow != quick).any()
+    student = fast.estimator_.student_
+    mass, draws = np.exp(quick).sum() * 0.02, posterior.sample(2_000, [0.2], random_state=1)
+    fresh = np.exp(fast.log_prob(draws, [0.2]) - posterior.log_prob(draws, [0.2])).mean()
+    assert mass == pytest.approx(student.mass, abs=4 * student.mass_error)
+    assert fresh == pytest.approx(student.mass, abs=4 * student.mass_error)
 
 
 def test_bad_arguments_are_named(pair) -> None:
