@@ -100,7 +100,7 @@ def from_diffusers(
         call, known = data, {"predicts": "data", "path": {"sigmas": (config["sigma_min"], config["sigma_max"])}}
     elif hasattr(scheduler, "alphas_cumprod") and predicts in OF_DIFFUSERS:
         call, known = output, {"predicts": OF_DIFFUSERS[predicts], "path": {"alphas_bar": scheduler.alphas_cumprod}}
-        check_word("variance_type", variance := config.get("variance_type", "fixed_large"), VARIANCE_TYPES)
+        check_word("variance_type", variance := config.get("variance_type") or "fixed_large", VARIANCE_TYPES)
         known["variance"] = VARIANCE_TYPES[variance]
     else:
         raise ValueError(

@@ -448,12 +448,40 @@ def test_elucidated_diffusion():
 
 
 @pytest.mark.parametrize("kind, expected", [
-    ("fixed_small", "small"), ("fixed_small_log", "small"), ("fixed_large", "large"), ("learned_range", "learned"),
+    ("fixed_small", "small"), ("fixed_small_log", "small"), ("fixed_large", "large"), ("fixed_large_log", "large"),
+    ("learned_range", "learned"),
 ])  # fmt: skip
 def test_the_variance_of_the_steps_is_that_of_the_scheduler(kind, expected, unet):
     scheduler = library("diffusers").DDPMScheduler(variance_type=kind)
     model = indm.from_diffusers(unet, scheduler, condition=indm.Classes("abcd"))
     assert model.score.backbone.variance == expected
+
+
+OF_STEPS = [
+    *("CogVideoXDDIM", "CogVideoXDPM", "DDIMInverse", "DDIMParallel", "DDIM", "DDPMParallel", "DDPM", "DEISMultistep"),
+    *("DPMSolverMultistepInverse", "DPMSolverMultistep", "DPMSolverSinglestep", "EulerAncestralDiscrete"),
+    *("EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LCM", "LMSDiscrete", "PNDM"),
+    *("SASolver", "TCD", "UnCLIP", "UniPCMultistep"),
+]
+OF_SIGMA = ["EDMDPMSolverMultistep", "EDMEuler", "FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "FlowMatchLCM"]
+
+
+@pytest.mark.parametrize("name", [*OF_STEPS, *OF_SIGMA])
+@pytest.mark.filterwarnings("ignore")  # those of diffusers of its own schedulers
+def test_every_scheduler_of_diffusers_gives_its_path(name):
+    """α of the table, or the range of σ, and a variance; what has none gets β_k."""
+    scheduler = getattr(library("diffusers"), f"{name}Scheduler")()
+    denoiser = indm.from_diffusers(lambda x, k: 0 * x, scheduler, shape=(2,)).score.backbone
+    if name in OF_STEPS:
+        expected = scheduler.alphas_cumprod.double()[: len(denoiser.noises.levels)]
+        k = torch.arange(len(expected)).double()
+        torch.testing.assert_close(denoiser.noises.alpha(k).square(), expected, rtol=1e-6, atol=1e-9)
+        assert len(expected) >= 999 and denoiser.predicts == "noise"
+        assert denoiser.variance == ("small" if name in ("DDPM", "DDPMParallel", "UnCLIP") else "large")
+    elif name in ("EDMDPMSolverMultistep", "EDMEuler"):
+        assert denoiser.noises.range == (0.002, 80.0) and denoiser.predicts == "data"
+    else:
+        assert denoiser.given_path == "linear" and denoiser.predicts == "velocity"
 
 
 def test_a_hidden_class_needs_an_embedding(unet):
