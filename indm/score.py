@@ -1,6 +1,5 @@
 """The score s_θ(z_t, t) from a backbone and an SDE, and what follows from it: the probability flow and the denoiser."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +40,11 @@ class ScoreModel(nn.Module):
         """Whether the backbone says that it varies slowly along its level, without ripples of an embedding."""
         return getattr(self.backbone, "is_smooth", False)
 
+    @property
+    def takes_condition(self) -> bool:
+        """Whether the backbone says that it takes a condition, as forward(z, level, c)."""
+        return getattr(self.backbone, "takes_condition", False)
+
     def forward(self, z_t: Batch, t: PerSample, c: Tensor | None = None) -> Batch:
         sigma, std = self.sde.sigma(t), self.sde.marginal_std(t)
         y = z_t / expand_like(std, z_t)
@@ -55,14 +59,12 @@ def called(network: nn.Module, z: Tensor, t: Tensor, c: Tensor | None) -> Tensor
 
 
 def is_smooth(score: nn.Module) -> bool:
-    """Whether a score is known to vary slowly along the log-SNR clock, so that its ODE takes few steps."""
-    parts = [part for part in score.modules() if isinstance(part, ScoreModel)]
-    return bool(parts) and all(part.is_smooth for part in parts)
+    """Whether all parts of a score that have an attribute ``is_smooth``, one at least, say that they vary slowly in t.
 
-
-def may_ripple(score: nn.Module) -> bool:
-    """Whether a score has a network that is not known to be smooth, so that few equal steps may miss its ripples."""
-    return any(isinstance(part, ScoreModel) and not part.is_smooth for part in score.modules())
+    The ODE then takes few steps. Of others it takes more, as few equal steps may miss their ripples.
+    """
+    said = [part.is_smooth for part in score.modules() if hasattr(part, "is_smooth")]
+    return bool(said) and all(said)
 
 
 class GivenScore(nn.Module):
@@ -113,8 +115,8 @@ class GivenScore(nn.Module):
 
 
 def takes_condition(score: nn.Module) -> bool:
-    """Whether a score, or its network, has an argument c."""
-    return "c" in inspect.signature(getattr(score, "backbone", score).forward).parameters
+    """Whether a score says by its attribute ``takes_condition`` that it is called as score(z_t, t, c)."""
+    return getattr(score, "takes_condition", False)
 
 
 def unguided(model: Any) -> Any:

@@ -57,6 +57,8 @@ class Denoiser(nn.Module):
         options: arguments of the factory.
     """
 
+    takes_condition = True
+
     def __init__(
         self, factory: Any, predicts: str, path: Any, options: Mapping[str, Any] | None = None, variance: str = "large"
     ):
