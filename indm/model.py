@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm import likelihood
-from indm.checks import arguments_of, check_arguments, nearest, reason, require
+from indm.checks import arguments_of, check_arguments, check_call, nearest, reason, require
 from indm.conditions import Condition, NoCondition, given, sees_condition
 from indm.dequantization import Dequantization, check_levels_for, check_raw, checked, decoder_of, from_data
 from indm.files import atomic, untrusted
@@ -42,7 +42,8 @@ class INDM(nn.Module):
     A model of p(x|c) is used at given c: :meth:`given`, or an argument ``c`` of what takes a model.
 
     Raises:
-        ValueError: noise for data without grey levels, or a condition that neither network nor flow takes.
+        ValueError: a shape that is not positive, a flow of another signature, noise for data without grey levels, or a
+            condition that neither network nor flow takes.
 
     Source: Kim et al. 2022, "Maximum Likelihood Training of Implicit Nonlinear Diffusion Models",
     https://arxiv.org/abs/2205.13699.
@@ -86,6 +87,10 @@ class INDM(nn.Module):
                 f"identity and the SDE one for all entries, got {type(flow).__name__} and {type(self.sde).__name__}"
             )
         self._shape = None if shape is None else tuple(shape)
+        require(
+            self._shape is None or min(self._shape, default=0) >= 1, "shape", shape, "positive sizes, as (3, 32, 32)"
+        )
+        check_call(flow, "flow", "x")
         self._tables: dict[str, Mapping[str, Any]] = {}  # by which build_model made the parts
 
     @property

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from indm.checks import check_call
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, double, expand_like
 
@@ -34,6 +35,7 @@ class ScoreModel(nn.Module):
     def __init__(self, backbone: nn.Module, sde: LinearSDE):
         super().__init__()
         self.backbone, self.sde = backbone, sde
+        check_call(backbone, "network", "z", "level", *(("c",) if self.takes_condition else ()))
 
     @property
     def is_smooth(self) -> bool:

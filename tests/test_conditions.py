@@ -717,9 +717,14 @@ class Renamed(nn.Module):
 def test_a_network_says_by_an_attribute_that_it_takes_a_condition():
     """Not by the name of an argument: without the attribute the class would not reach it."""
     classes, x = Classes(LETTERS[:2]), torch.ones(1, 2)
-    with pytest.raises(ValueError, match=r"condition must be None where .* got Classes: .* which Renamed has not"):
-        indm.INDM(Identity(), indm.ScoreModel(Renamed(), indm.VPSDE()), shape=(2,), condition=classes)
+    with pytest.raises(
+        ValueError, match=r"network must be callable as network\(z, level\), got Renamed\(z, level, cond"
+    ):
+        indm.ScoreModel(Renamed(), indm.VPSDE())
     network = Renamed()
+    network.forward = lambda z, level, *cond: z * sum(cond)
+    with pytest.raises(ValueError, match=r"condition must be None where .* got Classes: .* which Renamed has not"):
+        indm.INDM(Identity(), indm.ScoreModel(network, indm.VPSDE()), shape=(2,), condition=classes)
     network.takes_condition = True
     model = indm.INDM(Identity(), indm.ScoreModel(network, indm.VPSDE()), shape=(2,), condition=indm.Vector(1))
     found = [model.log_prob(x, c=[[value]], steps=4).item() for value in (0.0, 0.5)]

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from indm.checks import did_you_mean, require
+from indm.checks import check_call, did_you_mean, require
 from indm.conditions import Condition
 from indm.dequantization import Dequantization, Levels, check_raw, from_data
 from indm.flows.base import Identity
@@ -209,6 +209,7 @@ def from_denoiser(
     denoiser = Denoiser(network if factory is None else factory, predicts, path, options, variance)
     noises = denoiser.noises
     scaling, condition, dequantization = copy.deepcopy((scaling or Scaling(), condition, dequantization))
+    check_call(denoiser.network, "network", "x", "τ", *(() if condition is None else ("c",)))
     if dequantization is None and scaling.levels is not None:
         dequantization = Levels()
     model = INDM(Identity(), ScoreModel(denoiser, sde_of(noises, eps)), scaling, shape, dequantization, condition)

@@ -123,6 +123,11 @@ def test_a_schedule_that_ends_in_noise_alone_is_cut_before():
     ({"path": {"gammas": [0.5, 0.7]}}, "path must be one of"),
     ({"path": 3}, "path must be one of"),
     ({"network": None}, "network or factory must be given"),
+    ({"shape": (-2,)}, r"shape must be positive sizes, as \(3, 32, 32\), got \(-2,\)"),
+    ({"shape": (0,)}, r"shape must be positive sizes, .* got \(0,\)"),
+    ({"shape": ()}, r"shape must be positive sizes, .* got \(\)"),
+    ({"network": torch.nn.Identity()}, r"network must be callable as network\(x, τ\), got Identity\(input"),
+    ({"condition": indm.Classes("ab")}, r"network must be callable as network\(x, τ, c\), got <lambda>\(x, tau\): too"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_at_once(options, message):
     arguments = {"network": lambda x, tau: x, "predicts": "noise", "path": "edm", "shape": (2,)} | options
@@ -140,6 +145,14 @@ def test_a_path_must_rise():
 def test_a_network_of_another_shape_is_named():
     model = indm.from_denoiser(lambda x, tau: x[:, :1], predicts="noise", path="edm", shape=(2,))
     with pytest.raises(ValueError, match=r"network must return \(2, 2\), or twice the channels, got \(2, 1\)"):
+        model.log_prob(torch.zeros(1, 2))
+
+
+def test_a_network_of_complex_numbers_is_named():
+    model = indm.from_denoiser(lambda x, tau: x + 1j, predicts="noise", path="edm", shape=(2,))
+    with pytest.raises(
+        ValueError, match=r"network must return real floats, such as torch.float32, got torch.complex64"
+    ):
         model.log_prob(torch.zeros(1, 2))
 
 
