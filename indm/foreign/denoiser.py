@@ -21,7 +21,7 @@ from indm.dequantization import Dequantization, Levels, check_raw, from_data
 from indm.flows.base import Identity
 from indm.foreign.paths import Path, path_of
 from indm.likelihood import check_gradient, latent_reference
-from indm.model import INDM
+from indm.model import INDM, describe
 from indm.names import find
 from indm.scaling import Scaling
 from indm.score import ScoreModel, context_of, unguided
@@ -70,17 +70,31 @@ class Denoiser(nn.Module):
         self.network = find("net", factory)(**(options or {})) if self.made_by else factory
         if not callable(self.network):
             raise ValueError(f"network must be callable as network(x, τ), got {type(self.network).__name__}")
-        self.predicts, self.options, self.variance = predicts, dict(options or {}), variance
+        self.predicts, self.given_options, self.variance = predicts, dict(options or {}), variance
+
+    @property
+    def _made_by(self) -> dict[str, Any]:
+        """The name and the arguments that make the network anew."""
+        if self.made_by is not None:
+            return {"name": self.made_by, **self.given_options}
+        try:
+            return describe(self.network, "net")
+        except (ValueError, AttributeError) as error:
+            raise ValueError(
+                "this model cannot be saved, because its network was given as an object that cannot be made anew: give "
+                "from_denoiser factory='package.module:function', which makes network(x, τ), with its arguments as "
+                f"options={{…}}, and predicts={self.predicts!r}, in place of it"
+            ) from error
 
     @property
     def factory(self) -> str:
-        """What makes the network anew; ValueError where it was given as an object."""
-        if self.made_by is None:
-            raise ValueError(
-                "this model cannot be saved, because its network was given as an object: make it by "
-                'from_denoiser(factory="my_package.module:make", options={…}, …)'
-            )
-        return self.made_by
+        """What makes the network anew; ValueError where nothing does."""
+        return self._made_by["name"]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of :attr:`factory`."""
+        return {key: value for key, value in self._made_by.items() if key != "name"}
 
     @property
     def path(self) -> Any:
@@ -187,7 +201,7 @@ def from_denoiser(
             the model's SDE, from 1e-5 to 1, evenly in log(σ/α).)
         variance: "large", "small" or "learned", of the steps of a K-step model, see :func:`indm.discrete_nelbo`.
         factory: in place of ``network`` ``"package.module:function"``, so that the model can be saved, and read again
-            inside :func:`indm.trust`.
+            inside :func:`indm.trust`. A module that keeps its arguments as attributes can be saved as it is.
         options: arguments of the factory.
 
     Raises:

@@ -10,6 +10,7 @@ import indm
 from indm.foreign.denoiser import Preconditioned
 from indm.foreign.paths import path_of
 from indm.likelihood import check_gradient
+from indm.nets import MLP as MLPNet
 
 GAUSSIAN = ([1.0], [[0.0, 0.0]], [0.7])
 MIXTURE = ([0.4, 0.6], [[-0.5, 0.8], [0.6, -0.3]], [0.3, 0.5])
@@ -410,6 +411,10 @@ def test_a_model_of_a_factory_is_saved_and_read(tmp_path):
     model = indm.from_denoiser(**MLP, predicts="v", path={"sigmas": (0.002, 80.1)}, shape=(2,))
     model.save(tmp_path)
     assert indm.INDM.load(tmp_path).score.backbone.noises.range == (0.002, 80.1)
+    network = MLPNet((2,), width=8, depth=1)  # which keeps its arguments
+    indm.from_denoiser(network, predicts="v", path="linear", shape=(2,)).save(tmp_path / "kept")
+    loaded = indm.INDM.load(tmp_path / "kept").score.backbone.network
+    assert torch.equal(loaded(x, x[:, 0]), network(x, x[:, 0]))
     with pytest.raises(ValueError, match="cannot be saved, because its network was given as an object"):
         model_of("noise", "edm").save(tmp_path / "other")
     with pytest.raises(ValueError, match="cannot be saved, because its path was given as an object"):

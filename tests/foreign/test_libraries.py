@@ -484,6 +484,33 @@ def test_every_scheduler_of_diffusers_gives_its_path(name):
         assert denoiser.given_path == "linear" and denoiser.predicts == "velocity"
 
 
+@pytest.mark.parametrize("name, options", [
+    ("DDPMScheduler", {"prediction_type": "v_prediction"}), ("FlowMatchEulerDiscreteScheduler", {}),
+    ("EDMEulerScheduler", {"prediction_type": "v_prediction", "sigma_data": 0.7}),
+])  # fmt: skip
+def test_a_model_of_diffusers_is_saved_and_read_without_restating_anything(name, options, unet, tmp_path):
+    scheduler = getattr(library("diffusers"), name)(**options)
+    scaling = indm.Scaling.between(-1, 1, 17)
+    model = indm.from_diffusers(unet, scheduler, condition=indm.Classes("abc", drop=0.1), scaling=scaling)
+    model.save(tmp_path)
+    with pytest.raises(ValueError, match=r"indm\.trust\('diffusers'\)"):
+        indm.INDM.load(tmp_path)
+    with indm.trust("diffusers"):
+        loaded = indm.INDM.load(tmp_path)
+    raw = torch.randint(17, (2, 1, 8, 8), generator=seeded())
+    x = model.from_data(raw)[0]
+    assert torch.equal(loaded.from_data(raw)[0], x) and loaded.score.backbone.variance == model.score.backbone.variance
+    for c in (["a", "c"], None):
+        found = [m.log_prob(x, c=c, steps=4, generator=seeded()) for m in (model, loaded)]
+        assert torch.equal(*found)
+
+
+def test_a_network_that_cannot_be_made_anew_says_what_to_pass(tmp_path):
+    model = indm.from_torchcfm(lambda t, x: x, shape=(2,))
+    with pytest.raises(ValueError, match=r"factory='package.module:function', .* and predicts='velocity'"):
+        model.save(tmp_path)
+
+
 def test_a_hidden_class_needs_an_embedding(unet):
     scheduler, x = library("diffusers").DDIMScheduler(), torch.zeros(2, 1, 8, 8)
     level = torch.zeros(2)
