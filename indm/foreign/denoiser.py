@@ -73,12 +73,13 @@ class Denoiser(nn.Module):
         self.predicts, self.given_options, self.variance = predicts, dict(options or {}), variance
 
     @property
-    def _made_by(self) -> dict[str, Any]:
-        """The name and the arguments that make the network anew."""
+    def _made_by(self) -> tuple[str, dict[str, Any]]:
+        """The name and the arguments that make the network anew; ValueError where nothing does."""
         if self.made_by is not None:
-            return {"name": self.made_by, **self.given_options}
+            return self.made_by, self.given_options
         try:
-            return describe(self.network, "net")
+            options = describe(self.network, "net")
+            return options.pop("name"), options
         except (ValueError, AttributeError) as error:
             raise ValueError(
                 "this model cannot be saved, because its network was given as an object that cannot be made anew: give "
@@ -88,13 +89,13 @@ class Denoiser(nn.Module):
 
     @property
     def factory(self) -> str:
-        """What makes the network anew; ValueError where nothing does."""
-        return self._made_by["name"]
+        """The name of what makes the network anew."""
+        return self._made_by[0]
 
     @property
     def options(self) -> dict[str, Any]:
         """The arguments of :attr:`factory`."""
-        return {key: value for key, value in self._made_by.items() if key != "name"}
+        return self._made_by[1]
 
     @property
     def path(self) -> Any:
