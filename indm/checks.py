@@ -76,6 +76,19 @@ WORDS = {
 SEQUENCES = (tuple, list, collections.abc.Sequence)
 
 
+def check_call(part: Any, argument: str, *names: str) -> None:
+    """ValueError unless ``part``, the value of ``argument``, can be called with values for ``names``, in this order."""
+    try:
+        signature = inspect.signature(getattr(part, "forward", part))
+    except (TypeError, ValueError):  # of a function in C, which has none
+        return
+    try:
+        signature.bind(*names)
+    except TypeError as error:
+        got = f"{getattr(part, '__name__', type(part).__name__)}{signature}"
+        raise ValueError(f"{argument} must be callable as {argument}({', '.join(names)}), got {got}: {error}") from None
+
+
 def require(condition: bool, key: str, value: object, wanted: str, hint: str = "") -> None:
     """ValueError unless ``condition``: "key must be wanted, got value; hint"."""
     if not condition:

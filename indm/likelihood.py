@@ -53,6 +53,8 @@ from indm.tensors import (
 )
 
 NLL_ERROR = 1e-3  # bits/dim, of the solver
+NEAR = 1e-3  # step of a finite difference, in σ
+WRONG_SLOPE = 0.03  # error of the divergence of E[z_0|z_t] a dimension: 0.04 bits/dim for each factor of e in σ/α
 FEWEST_WITH_ERROR = 8  # steps that can be given an error
 SMALL = 16  # dimensions of a vector up to which the divergence is exact by default
 START, END = 0, 1  # ε and T
@@ -157,6 +159,54 @@ def whitened_flow(
     return WhitenedFlow(score, law, tuple(z.shape[1:]), exact), probe
 
 
+@outside_inference
+def check_gradient(score: nn.Module, z: Batch) -> float:
+    """Compare products with the Jacobian of a score at noised latents ``z`` with finite differences.
+
+    The Jacobian J is that of E[z_0|z_t], at σ/α of half and of twice the root mean square of ``z``. For directions v of
+    ±1 and up to 4 samples v·Jv by autograd must agree with a central difference. Kinks and half precision are not
+    errors: where a few samples differ, many must differ by more than their noise.
+
+    Returns:
+        An estimate of how far the rounding of the network moves log p, nats, from second differences of its output.
+
+    Raises:
+        ValueError: autograd does not see a part of the network, so that log p would be wrong.
+    """
+    if closed_flow(score, z.new_zeros(1)) is not None:
+        return 0.0
+    off, rounding = _slope_errors(score, z, min(max(len(z) // 2, 1), 4))
+    if bool((off.mean(1).abs() > WRONG_SLOPE).any()):
+        n = max(16, 1024 // event_size(z))
+        off, _ = _slope_errors(score, z, n)
+        if bool((off.mean(1).abs() > (4 * off.std(1) / math.sqrt(n)).clamp_min(WRONG_SLOPE)).any()):
+            raise ValueError(
+                "network must have its whole gradient in x, got one whose divergence by autograd is off by "
+                f"{off.mean(1).abs().max():.2g} a dimension, so that log p would be wrong: call all of it without "
+                "torch.no_grad, torch.inference_mode, detach and NumPy"
+            )
+    return rounding
+
+
+@torch.no_grad()
+def _slope_errors(score: nn.Module, z: Batch, n: int) -> tuple[Float[Tensor, "2 n"], float]:
+    """Errors of v·Jv a dimension, as that of E[z_0|z_t], at two noise levels, and the rounding of log p in nats."""
+    generator, rows = torch.Generator(z.device).manual_seed(0), torch.arange(2 * n, device=z.device) % n % len(z)
+    z_0, score = z[rows], with_context(score, tuple(c[rows] for c in context_of(score)))
+    span, scale = score.sde.clock_span(), z.square().mean().sqrt().item() or 1.0
+    clock = z.new_tensor([0.5 * scale, 2 * scale]).log().mul(2).clamp(min(span), max(span)).repeat_interleave(n)
+    alpha, q = (expand_like((sign * clock).sigmoid().sqrt(), z_0) for sign in (-1, 1))
+    w, v = alpha * z_0 + q * randn_like(z_0, generator), rademacher(z_0, 1, generator)
+    field = probability_flow(score, clock)
+    value, product = value_and_divergence(field, w, v)
+    v = NEAR * q * v[:, 0]
+    above, below = field(w + v), field(w - v)
+    along = ((above - below) * v / (2 * (NEAR * q).square())).flatten(1).sum(1)
+    noise = (above + below - 2 * value).unflatten(0, (2, n)).flatten(1).square().mean(1).amax().sqrt().item()
+    rounding = 0.5 * noise * event_size(z) * abs(span[END] - span[START])  # half of it in every entry at all levels
+    return 2 * (product - along).unflatten(0, (2, n)) / event_size(z), rounding
+
+
 @dataclass(frozen=True)
 class LikelihoodReport:
     """Log-likelihoods of a batch, in nats of model units.
@@ -165,8 +215,8 @@ class LikelihoodReport:
         log_prob: (B,), with the reconstruction term: an estimate of a lower bound of log p(x).
         reconstruction: (B,), that term; ``log_prob + reconstruction`` is the number without it, no likelihood of x.
         log_q: (B,), log q(x|raw), see :func:`indm.dequantization.from_data`: −log_prob + log_q is of the raw data.
-        solver_error: (B,), an estimate of the ODE solver's error of ``log_prob``, nats, which is not a bound
-            (``docs/likelihood.md`` says how often it covers the true error).
+        solver_error: (B,), an estimate of the error of ``log_prob`` by the ODE solver and the rounding of the network,
+            nats, which is not a bound (``docs/likelihood.md`` says how often it covers the true error).
         nfe: evaluations of the network, the mean over samples (each has its own steps) rounded up.
         settings: ε, the steps or the error that was asked for, divergence.
         dims: dimensions of one event.
@@ -259,7 +309,7 @@ def log_likelihood(
             than uniform, of which it is a constant.
 
     Raises:
-        ValueError: an option out of range, or no ``log_q``.
+        ValueError: an option out of range, no ``log_q``, or a network without its whole gradient.
         RuntimeError: the score is not finite.
 
     Example:
@@ -296,15 +346,19 @@ def log_likelihood(
 
 @dataclass(frozen=True)
 class Start:
-    """What the ODE of a likelihood sets out from: z_0, the noise of z_ε, log|det ∂z/∂x|, the divergence's probe."""
+    """What the ODE of a likelihood sets out from: z_0, the noise of z_ε, log|det ∂z/∂x|, the divergence's probe.
+
+    ``rounding`` of log p is that of :func:`check_gradient`.
+    """
 
     z: Batch
     noise: Batch
     log_det: PerSample
     probe: Tensor
+    rounding: PerSample
 
     def rows(self, rows: Tensor) -> "Start":
-        return Start(self.z[rows], self.noise[rows], self.log_det[rows], self.probe[rows])
+        return Start(*(part[rows] for part in vars(self).values()))
 
     def solved(
         self, flow: WhitenedFlow, nll_error: float, steps: int | None = None
@@ -313,7 +367,7 @@ class Start:
         sde = flow.score.sde
         z_eps = sde.perturb(self.z, sde.endpoints(self.z)[START], self.noise)
         solution = flow.solve(z_eps, START, self.probe, nll_error, steps)
-        return self.log_det + flow.log_prob(solution.state), solution.error, solution.nfe
+        return self.log_det + flow.log_prob(solution.state), solution.error + self.rounding, solution.nfe
 
 
 def start_of(
@@ -329,7 +383,7 @@ def start_of(
     noise = randn_like(x, generator)
     flow, probe = whitened_flow(model.score, x, probes, exact, reference, generator)
     z, log_det = model.encode(x, generator=generator)
-    return flow, Start(z, noise, log_det, probe)
+    return flow, Start(z, noise, log_det, probe, torch.full_like(log_det, check_gradient(model.score, z)))
 
 
 @outside_inference
@@ -472,7 +526,7 @@ def log_prob(
             function of x, as a Monte Carlo chain needs.
 
     Raises:
-        ValueError: an option out of range, or a flow without a density.
+        ValueError: an option out of range, a flow without a density, or a network without its whole gradient.
 
     Warns:
         RuntimeWarning: from 8 steps on, where the solver's error, as :func:`indm.log_likelihood` estimates it, is
@@ -510,6 +564,7 @@ def log_prob(
     with _differentiated(model):
         flow, probe = whitened_flow(score, x, probes, exact, reference, generator)
         z, log_det = model.encode(x, generator=generator)
+        check_gradient(score, z.detach())
         log_alpha = sde.log_alpha(sde.endpoints(z)[START])
         begin, span = flow.state(expand_like(log_alpha.exp(), z) * z, START), sde.clock_span()
         field, drift = recomputed(flow), recomputed(flow.drift)
@@ -584,11 +639,12 @@ def decode_with_log_prob(
         solution = flow.solve(z_T, END, probe, nll_error, steps)
         v, excess = solution.state
         z = flow.colour(v, START)
+        error = solution.error + check_gradient(model.score, z)
         log_alpha = sde.log_alpha(sde.endpoints(z)[START])
         x = model.decode(z * expand_like((-log_alpha).exp(), z))
         _, log_det = model.encode(x, generator=generator)
         log_p_eps = sde.prior_log_prob(z_T) + flow.growth((v, -excess))
-    return x, log_det + event_sum(log_alpha, z) + log_p_eps, solution.error
+    return x, log_det + event_sum(log_alpha, z) + log_p_eps, error
 
 
 def check_nll_error(nll_error: float) -> None:

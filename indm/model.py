@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm import likelihood
-from indm.checks import arguments_of, check_arguments, nearest, reason, require
+from indm.checks import arguments_of, check_arguments, check_call, nearest, reason, require
 from indm.conditions import Condition, NoCondition, given, sees_condition
 from indm.dequantization import Dequantization, check_levels_for, check_raw, checked, decoder_of, from_data
 from indm.files import atomic, untrusted
@@ -42,7 +42,8 @@ class INDM(nn.Module):
     A model of p(x|c) is used at given c: :meth:`given`, or an argument ``c`` of what takes a model.
 
     Raises:
-        ValueError: noise for data without grey levels.
+        ValueError: a shape that is not positive, a flow of another signature, noise for data without grey levels, or a
+            condition that neither network nor flow takes.
 
     Source: Kim et al. 2022, "Maximum Likelihood Training of Implicit Nonlinear Diffusion Models",
     https://arxiv.org/abs/2205.13699.
@@ -74,12 +75,22 @@ class INDM(nn.Module):
         self.condition = NoCondition() if condition is None else condition
         self.scaling = Scaling() if scaling is None else scaling
         self.dequantization = checked(dequantization, self.scaling)
+        if not (self.condition.is_none or takes_condition(score) or sees_condition(flow)):
+            raise ValueError(
+                f"condition must be None where neither the network nor the flow takes one, got "
+                f"{type(condition).__name__}: a network that is called as network(z, level, c) says so by an attribute "
+                f"takes_condition = True, which {type(getattr(score, 'backbone', score)).__name__} has not"
+            )
         if decoder_of(self) is not None and not (flow.is_identity and self.sde.is_scalar):
             raise ValueError(
                 f"dequantization {type(dequantization).__name__} decodes each entry by itself: the flow must be the "
                 f"identity and the SDE one for all entries, got {type(flow).__name__} and {type(self.sde).__name__}"
             )
         self._shape = None if shape is None else tuple(shape)
+        require(
+            self._shape is None or min(self._shape, default=0) >= 1, "shape", shape, "positive sizes, as (3, 32, 32)"
+        )
+        check_call(flow, "flow", "x")
         self._tables: dict[str, Mapping[str, Any]] = {}  # by which build_model made the parts
 
     @property
@@ -351,8 +362,6 @@ def build_model(description: Mapping[str, Any], shape: tuple[int, ...], scaling:
     noise = build_dequantization(description, shape, Scaling() if scaling is None else scaling)
     model = INDM(flow, score_for(net)(net, sde), scaling, tuple(shape), noise, condition)
     model._tables = {kind: {"shape": tuple(shape), **table} for kind, table in tables.items()}
-    if not (condition.is_none or takes_condition(model.score) or sees_condition(flow)):
-        raise ValueError(f"net {description['net'].get('name')!r} has no forward(z, level, c), and the flow sees no c")
     return model
 
 

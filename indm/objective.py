@@ -171,7 +171,7 @@ def nelbo(
     """An unbiased draw of the NELBO of each sample, with importance-sampled times, stratified over the batch.
 
     Args:
-        model: an INDM (or anything with ``encode`` and ``score``), used in the mode in which it is.
+        model: an INDM, used in the mode in which it is.
         x: data in model units.
         c: the condition, of a model that has one, see :meth:`indm.INDM.given`: the terms of −log p(x|c).
         times: score evaluations for each sample, one in each of that many equal strata of the log-SNR clock.

@@ -16,7 +16,8 @@ AT_ONCE = 2**22  # numbers held in double precision at a time
 
 def check_levels(levels: int) -> None:
     """ValueError for a number of grey levels that cannot be dequantized."""
-    require(levels >= 2, "levels", levels, "at least 2 grey levels, or None for continuous data")
+    whole = levels % 1 == 0 and levels >= 2
+    require(whole, "levels", levels, "at least 2 grey levels, a whole number, or None for continuous data")
     if levels > MOST_LEVELS:
         raise ValueError(f"levels must be at most {MOST_LEVELS:,} grey levels, got {levels:,}; store floats instead")
 

@@ -1,12 +1,12 @@
 """The score s_θ(z_t, t) from a backbone and an SDE, and what follows from it: the probability flow and the denoiser."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from indm.checks import check_call
 from indm.gaussian import STANDARD
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, double, expand_like
@@ -36,11 +36,17 @@ class ScoreModel(nn.Module):
     def __init__(self, backbone: nn.Module, sde: LinearSDE):
         super().__init__()
         self.backbone, self.sde = backbone, sde
+        check_call(backbone, "network", "z", "level", *(("c",) if self.takes_condition else ()))
 
     @property
     def is_smooth(self) -> bool:
         """Whether the backbone says that it varies slowly along its level, without ripples of an embedding."""
         return getattr(self.backbone, "is_smooth", False)
+
+    @property
+    def takes_condition(self) -> bool:
+        """Whether the backbone says that it takes a condition, as forward(z, level, c)."""
+        return getattr(self.backbone, "takes_condition", False)
 
     @property
     def base(self) -> Any:
@@ -78,14 +84,12 @@ def base_of(score: nn.Module) -> Any:
 
 
 def is_smooth(score: nn.Module) -> bool:
-    """Whether a score is known to vary slowly along the log-SNR clock, so that its ODE takes few steps."""
-    parts = [part for part in score.modules() if isinstance(part, ScoreModel)]
-    return bool(parts) and all(part.is_smooth for part in parts)
+    """Whether all parts of a score that have an attribute ``is_smooth``, one at least, say that they vary slowly in t.
 
-
-def may_ripple(score: nn.Module) -> bool:
-    """Whether a score has a network that is not known to be smooth, so that few equal steps may miss its ripples."""
-    return any(isinstance(part, ScoreModel) and not part.is_smooth for part in score.modules())
+    The ODE then takes few steps. Of others it takes more, as few equal steps may miss their ripples.
+    """
+    said = [part.is_smooth for part in score.modules() if hasattr(part, "is_smooth")]
+    return bool(said) and all(said)
 
 
 class GivenScore(nn.Module):
@@ -146,8 +150,8 @@ class GivenScore(nn.Module):
 
 
 def takes_condition(score: nn.Module) -> bool:
-    """Whether a score, or its network, has an argument c."""
-    return "c" in inspect.signature(getattr(score, "backbone", score).forward).parameters
+    """Whether a score says by its attribute ``takes_condition`` that it is called as score(z_t, t, c)."""
+    return getattr(score, "takes_condition", False)
 
 
 def unguided(model: Any) -> Any:

@@ -26,6 +26,8 @@ def column(value, z):
 class GaussianScore(nn.Module):
     """The exact score of z_t for data N(mean, diag variance); ``mean`` and ``variance`` have the event's shape."""
 
+    is_smooth = True
+
     def __init__(self, sde, mean, variance):
         super().__init__()
         self.sde = sde
@@ -81,6 +83,8 @@ class GaussianScore(nn.Module):
 class MixtureScore(nn.Module):
     """The exact score for data Σ_k weight_k N(mean_k, std_k² I): ``means`` (K, *event), ``stds``, ``weights`` (K,)."""
 
+    is_smooth = True
+
     def __init__(self, sde, means, stds, weights):
         super().__init__()
         self.sde = sde
@@ -114,6 +118,8 @@ class MixtureScore(nn.Module):
 
 class LinearScore(nn.Module):
     """s(z, t) = −(weight · z + bias)/(α² + σ²), entrywise: wrong for most data, with parameters to train."""
+
+    is_smooth = True
 
     def __init__(self, sde, weight, bias):
         super().__init__()

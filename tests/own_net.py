@@ -7,6 +7,8 @@ from torch import nn
 class OwnNet(nn.Module):
     """Linear in z, level and c."""
 
+    takes_condition = True
+
     def __init__(self, shape, condition=()):
         super().__init__()
         self.shape, self.condition = tuple(shape), tuple(condition)

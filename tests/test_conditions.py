@@ -34,6 +34,8 @@ LETTERS = ("a", "b", "c")
 class GaussianScore(nn.Module):
     """The exact score of N(mean_c, std_c² I); of the mixture of all classes where c is hidden."""
 
+    is_smooth = takes_condition = True
+
     def __init__(self, means=MEANS, stds=STDS):
         super().__init__()
         self.sde = indm.VPSDE()
@@ -541,7 +543,10 @@ TWO = {"name": "classes", "labels": ["a", "b"]}
             {"flow": {"name": "elementwise"}, "condition": TWO | {"flow": True}},
             "flow must be one that sees a condition",
         ),
-        ({"net": {"name": "zero"}, "condition": TWO}, "has no forward"),
+        (
+            {"net": {"name": "zero"}, "condition": TWO},
+            "says so by an attribute takes_condition = True, which Zero has not",
+        ),
         ({"condition": {"name": "class", "labels": ["a", "b"]}}, "did you mean 'classes'"),
         ({"condition": {"name": "classes", "label": ["a", "b"]}}, "did you mean 'labels'"),
     ],
@@ -700,3 +705,27 @@ def test_scores_expand_over_rows_of_images():
             free + 2.0 * (own - free),
             atol=1e-4 * float(1 / expand_like(score.sde.sigma(t[i : i + 1]), z[:1]).min()),
         )
+
+
+class Renamed(nn.Module):
+    """A network whose condition has another name than c."""
+
+    def forward(self, z, level, cond):
+        return z * cond.sum(1, keepdim=True)
+
+
+def test_a_network_says_by_an_attribute_that_it_takes_a_condition():
+    """Not by the name of an argument: without the attribute the class would not reach it."""
+    classes, x = Classes(LETTERS[:2]), torch.ones(1, 2)
+    with pytest.raises(
+        ValueError, match=r"network must be callable as network\(z, level\), got Renamed\(z, level, cond"
+    ):
+        indm.ScoreModel(Renamed(), indm.VPSDE())
+    network = Renamed()
+    network.forward = lambda z, level, *cond: z * sum(cond)
+    with pytest.raises(ValueError, match=r"condition must be None where .* got Classes: .* which Renamed has not"):
+        indm.INDM(Identity(), indm.ScoreModel(network, indm.VPSDE()), shape=(2,), condition=classes)
+    network.takes_condition = True
+    model = indm.INDM(Identity(), indm.ScoreModel(network, indm.VPSDE()), shape=(2,), condition=indm.Vector(1))
+    found = [model.log_prob(x, c=[[value]], steps=4).item() for value in (0.0, 0.5)]
+    assert abs(found[0] - found[1]) > 0.1

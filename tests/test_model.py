@@ -103,6 +103,13 @@ def assert_same(one, other):
 # ---------------------------------------------------------------- description and construction
 
 
+def test_a_flow_or_a_network_of_another_signature_is_named_with_the_call():
+    with pytest.raises(ValueError, match=r"flow must be callable as flow\(x\), got Bilinear\(input1"):
+        INDM(nn.Bilinear(2, 2, 2), ScoreModel(MLP((2,)), VPSDE()), shape=(2,))
+    with pytest.raises(ValueError, match=r"network must be callable as network\(z, level\), got Linear\(input"):
+        ScoreModel(nn.Linear(2, 2), VPSDE())
+
+
 def test_description_builds_the_same_model(model):
     table = model.description()
     twin = build_model(json.loads(json.dumps(table, allow_nan=False)), model.shape, model.scaling)

@@ -143,9 +143,9 @@ def test_samples_outside_the_range_are_clamped():
     assert scaling.to_data(torch.tensor([-3.0, 3.0, -1.0, 1.0])).tolist() == [0, 16, 0, 16]
 
 
-@pytest.mark.parametrize("levels", [1, 0, -5])
+@pytest.mark.parametrize("levels", [1, 0, -5, 2.5])
 def test_levels_are_checked(levels):
-    with pytest.raises(ValueError, match="levels must be at least 2"):
+    with pytest.raises(ValueError, match="levels must be at least 2 grey levels, a whole number"):
         Scaling(0.0, 1.0, levels)
 
 

@@ -6,8 +6,12 @@ from closed_form import SDES, LinearScore, gaussian
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import indm
+from indm.flows import Identity
+from indm.nets import MLP
 from indm.ode import adams
-from indm.score import probability_flow
+from indm.sampling.base import default_steps
+from indm.score import is_smooth, probability_flow
 
 ANY_SDE = st.sampled_from(list(SDES))
 
@@ -51,3 +55,25 @@ def test_it_rests_for_standard_normal_latents(name):
     w = torch.randn(5, 2, dtype=torch.float64)
     velocity = probability_flow(score, torch.linspace(*sde.clock_span(), 5, dtype=torch.float64))(w)
     assert velocity.abs().max() < 1e-12
+
+
+class Plain(torch.nn.Module):
+    """A score of somebody's own, which is no ScoreModel, with a network inside."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.sde = network, indm.VPSDE()
+
+    def forward(self, z_t, t):
+        return -z_t + self.network(z_t, t)
+
+
+def test_a_plain_score_gets_the_steps_of_its_network_in_a_score_model():
+    """A network that says nothing may have ripples, wherever it is."""
+    silent = MLP((2,), width=4)
+    silent.is_smooth = False
+    for network in (MLP((2,), width=4), silent, torch.nn.Bilinear(2, 1, 2)):
+        plain, ours = Plain(network), indm.ScoreModel(network, indm.VPSDE())
+        assert is_smooth(plain) == is_smooth(ours) == (network is not silent and isinstance(network, MLP))
+        steps = [default_steps(indm.INDM(Identity(), score, shape=(2,))) for score in (plain, ours)]
+        assert steps[0] == steps[1] == (25 if is_smooth(plain) else 400)

@@ -280,7 +280,7 @@ class Compose(Flow):
 
     def latent(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         for flow in self.flows:
-            x = flow.latent(x)
+            x = flow.latent(x, generator=generator)
         return x
 
     @property

@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from indm.checks import did_you_mean, require
+from indm.checks import check_call, did_you_mean, require
 from indm.conditions import Condition
 from indm.dequantization import Dequantization, Levels, check_raw, from_data
 from indm.flows.base import Identity
 from indm.foreign.paths import Path, path_of
-from indm.likelihood import latent_reference
-from indm.model import INDM
+from indm.likelihood import check_gradient, latent_reference
+from indm.model import INDM, describe
 from indm.names import find
 from indm.scaling import Scaling
 from indm.score import ScoreModel, context_of, unguided
@@ -38,6 +38,7 @@ PREDICTIONS: Mapping[str, Callable[[Tensor, Tensor, Coefficients], Tensor]] = {
     "velocity": lambda f, x, p: (p[0] * f - p[2] * x) / (p[0] * p[3] - p[2] * p[1]),  # u = α′ x_0 + σ′ n
 }
 SDE_EPS = 1e-5  # the time of the SDE at which the path begins
+SCANNED = 64  # noise levels at which a network is tried that was not finite at one
 VARIANCES = ("large", "small", "learned")  # of the steps of a K-step model: β_k, its posterior's, and between both
 
 
@@ -56,6 +57,8 @@ class Denoiser(nn.Module):
         options: arguments of the factory.
     """
 
+    takes_condition = True
+
     def __init__(
         self, factory: Any, predicts: str, path: Any, options: Mapping[str, Any] | None = None, variance: str = "large"
     ):
@@ -67,17 +70,32 @@ class Denoiser(nn.Module):
         self.network = find("net", factory)(**(options or {})) if self.made_by else factory
         if not callable(self.network):
             raise ValueError(f"network must be callable as network(x, τ), got {type(self.network).__name__}")
-        self.predicts, self.options, self.variance = predicts, dict(options or {}), variance
+        self.predicts, self.given_options, self.variance = predicts, dict(options or {}), variance
+
+    @property
+    def _made_by(self) -> tuple[str, dict[str, Any]]:
+        """The name and the arguments that make the network anew; ValueError where nothing does."""
+        if self.made_by is not None:
+            return self.made_by, self.given_options
+        try:
+            options = describe(self.network, "net")
+            return options.pop("name"), options
+        except (ValueError, AttributeError) as error:
+            raise ValueError(
+                "this model cannot be saved, because its network was given as an object that cannot be made anew: give "
+                "from_denoiser factory='package.module:function', which makes network(x, τ), with its arguments as "
+                f"options={{…}}, and predicts={self.predicts!r}, in place of it"
+            ) from error
 
     @property
     def factory(self) -> str:
-        """What makes the network anew; ValueError where it was given as an object."""
-        if self.made_by is None:
-            raise ValueError(
-                "this model cannot be saved, because its network was given as an object: make it by "
-                'from_denoiser(factory="my_package.module:make", options={…}, …)'
-            )
-        return self.made_by
+        """The name of what makes the network anew."""
+        return self._made_by[0]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of :attr:`factory`."""
+        return self._made_by[1]
 
     @property
     def path(self) -> Any:
@@ -111,10 +129,7 @@ class Denoiser(nn.Module):
 
     def output(self, y: Batch, level: PerSample, c: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x_τ, τ, and what the network says there, as it is: twice the channels where it has learned variances."""
-        tau = self.noises.time(double(level)).clamp(min(self.noises.range), max(self.noises.range))
-        x = expand_like(torch.hypot(self.noises.alpha(tau), self.noises.sigma(tau)).to(y), y) * y
-        rest = (tau.to(x),) if c is None else (tau.to(x), c)
-        f = self.network(x, *rest)
+        x, tau, f = self._called(y, level, c)
         if not isinstance(f, Tensor):
             raise ValueError(
                 f"network must return a tensor, got {type(f).__name__}; a function can take it out: "
@@ -122,12 +137,28 @@ class Denoiser(nn.Module):
             )
         if f.shape not in (x.shape, (len(x), 2 * x.shape[1], *x.shape[2:])):
             raise ValueError(f"network must return {tuple(x.shape)}, or twice the channels, got {tuple(f.shape)}")
-        if x.requires_grad and not f.requires_grad and not torch.equal(f, self.network(x + 1, *rest)):
-            raise ValueError(
-                "network must return a tensor with a gradient in x, got one without, whose divergence would be 0: call "
-                "it without torch.no_grad, torch.inference_mode, detach and NumPy"
-            )
+        if not f.is_floating_point():
+            raise ValueError(f"network must return real floats, such as {y.dtype}, got {f.dtype}")
+        if not bool((finite := f.isfinite().flatten(1).all(1)).all()):
+            ordinary = y.flatten(1).abs().amax(1) < LARGE  # at others it may overflow
+            for row in (~finite & ordinary).nonzero()[:1]:
+                found = self._not_finite(y[row], None if c is None else c[row]) or f"{level[row].exp().item():.3g}"
+                raise ValueError(f"network must be finite, got NaN or infinity at σ/α {found}")
         return x, tau, f.to(y.dtype)
+
+    def _called(self, y: Batch, level: PerSample, c: Tensor | None) -> tuple[Tensor, Tensor, Any]:
+        tau = self.noises.time(double(level)).clamp(min(self.noises.range), max(self.noises.range))
+        x = expand_like(torch.hypot(self.noises.alpha(tau), self.noises.sigma(tau)).to(y), y) * y
+        f = self.network(x.clone(), tau.to(x, copy=True), *(() if c is None else (c.clone(),)))  # it may change them
+        return x, tau, f
+
+    @torch.no_grad()
+    def _not_finite(self, y: Batch, c: Tensor | None) -> str:
+        """The σ/α at which the network is not finite for one sample, of some along the path, in words."""
+        first, last = self.noises.level(torch.tensor(self.noises.range, dtype=torch.float64)).tolist()
+        levels = torch.linspace(first, last, SCANNED, dtype=torch.float64, device=y.device)
+        ratios = [level.exp().item() for level in levels if not self._called(y, level[None], c)[2].isfinite().all()]
+        return f"from {min(ratios):.3g} to {max(ratios):.3g} ({len(ratios)} of {SCANNED} tried)" if ratios else ""
 
 
 def from_denoiser(
@@ -171,7 +202,7 @@ def from_denoiser(
             the model's SDE, from 1e-5 to 1, evenly in log(σ/α).)
         variance: "large", "small" or "learned", of the steps of a K-step model, see :func:`indm.discrete_nelbo`.
         factory: in place of ``network`` ``"package.module:function"``, so that the model can be saved, and read again
-            inside :func:`indm.trust`.
+            inside :func:`indm.trust`. A module that keeps its arguments as attributes can be saved as it is.
         options: arguments of the factory.
 
     Raises:
@@ -193,6 +224,7 @@ def from_denoiser(
     denoiser = Denoiser(network if factory is None else factory, predicts, path, options, variance)
     noises = denoiser.noises
     scaling, condition, dequantization = copy.deepcopy((scaling or Scaling(), condition, dequantization))
+    check_call(denoiser.network, "network", "x", "τ", *(() if condition is None else ("c",)))
     if dequantization is None and scaling.levels is not None:
         dequantization = Levels()
     model = INDM(Identity(), ScoreModel(denoiser, sde_of(noises, eps)), scaling, shape, dequantization, condition)
@@ -342,6 +374,7 @@ def check_denoiser(
     levels = 0.5 * (start + (end - start) * (torch.arange(NOISE_LEVELS).double() + 0.5) / NOISE_LEVELS)
     with evaluation_mode(model):
         x = from_data(model, raw, generator=generator)[0]
+        check_gradient(unguided(model).given(c, len(x)).score, x)
         errors, least = _errors(unguided(model).given(c, len(x)), x, levels, batch_size, generator)
     variance = latent_reference(model, raw, c=c).variance.double().cpu()
     linear = (variance / (variance + (2 * levels[:, None]).exp())).mean(1)

@@ -1,7 +1,7 @@
 """Models of other diffusion and flow-matching libraries as INDMs: each library's own objects say what the path is."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from indm.conditions import Classes, Condition
-from indm.foreign.denoiser import check_word, from_denoiser
+from indm.foreign.denoiser import Preconditioned, check_word, from_denoiser
 from indm.foreign.paths import ENDS
 from indm.model import INDM
+from indm.names import find, name_of
 from indm.scaling import Scaling
-from indm.tensors import expand_like
 
 OF_DIFFUSERS = {"epsilon": "noise", "sample": "data", "v_prediction": "v"}
 OF_DENOISING_DIFFUSION = {"pred_noise": "noise", "pred_x0": "data", "pred_v": "v"}
@@ -32,6 +32,47 @@ class Called(nn.Module):
 
     def forward(self, x: Tensor, tau: Tensor, *c: Tensor) -> Tensor:
         return self.call(self.network, x, tau, *c)
+
+
+class OfDiffusers(nn.Module):
+    """A network of diffusers as network(x, τ) or, with classes, network(x, τ, c).
+
+    Args:
+        unet: the network, or a table of its ``name``, as :func:`indm.names.find` takes it, and its config.
+        labels: how many classes c has; the embedding after them, if there is one, stands for a hidden class.
+        times: timesteps in one unit of τ.
+        sigma_data: of EDM's preconditioning, with which the network predicts data.
+        sign: of the network's output there, −1 where it predicts v.
+    """
+
+    def __init__(
+        self, unet: Any, labels: int = 0, times: float = 1.0, sigma_data: float | None = None, sign: float = 1.0
+    ):
+        super().__init__()
+        self.table = dict(unet) if isinstance(unet, Mapping) else {}
+        options = {key: value for key, value in self.table.items() if key != "name"}
+        self.network = find("net", self.table["name"])(**options) if self.table else unet
+        self.labels, self.times, self.sigma_data, self.sign = labels, times, sigma_data, sign
+
+    @property
+    def unet(self) -> dict[str, Any]:
+        """The table of which the network can be made anew."""
+        if self.table:
+            return self.table
+        config = {key: value for key, value in self.network.config.items() if not key.startswith("_")}
+        return {"name": name_of("net", type(self.network)), **config}
+
+    def output(self, x: Tensor, times: Tensor, *c: Tensor) -> Tensor:
+        """What the network gives."""
+        count = self.network.config.num_class_embeds if c else None
+        found = self.network(x, times, class_labels=_numbers(c[0], self.labels, count)) if c else self.network(x, times)
+        return found if isinstance(found, Tensor) else found[0]
+
+    def forward(self, x: Tensor, tau: Tensor, *c: Tensor) -> Tensor:
+        if self.sigma_data is None:
+            return self.output(x, self.times * tau, *c)
+        D = Preconditioned(lambda x, t, *c: self.sign * self.output(x, t, *c), self.sigma_data)
+        return D(x, tau, *c)
 
 
 def from_diffusers(
@@ -78,29 +119,17 @@ def from_diffusers(
         )
     config = scheduler.config
     predicts = config.get("prediction_type")
-    classes = _classes(getattr(getattr(unet, "config", None), "num_class_embeds", None), condition)
-
-    def output(network: Any, x: Tensor, tau: Tensor, *c: Tensor) -> Tensor:
-        found = network(x, tau, class_labels=classes(*c)) if c else network(x, tau)
-        return found if isinstance(found, Tensor) else found[0]
-
-    def data(network: Any, x: Tensor, sigma: Tensor, *c: Tensor) -> Tensor:
-        s = expand_like(sigma, x)
-        f = output(network, scheduler.precondition_inputs(x, s), scheduler.precondition_noise(sigma), *c)
-        return scheduler.precondition_outputs(x, f, s)
-
-    def velocity(network: Any, x: Tensor, tau: Tensor, *c: Tensor) -> Tensor:
-        return output(network, x, config["num_train_timesteps"] * tau, *c)
-
-    call: Callable[..., Tensor]
+    _check_classes(getattr(getattr(unet, "config", None), "num_class_embeds", None), condition)
     known: dict[str, Any]
+    call: dict[str, Any] = {"labels": len(condition.labels) if isinstance(condition, Classes) else 0}
     if type(scheduler).__name__.startswith("FlowMatch"):
-        call, known = velocity, {"predicts": "velocity", "path": "linear"}
+        call["times"], known = config["num_train_timesteps"], {"predicts": "velocity", "path": "linear"}
     elif hasattr(scheduler, "precondition_outputs"):
-        call, known = data, {"predicts": "data", "path": {"sigmas": (config["sigma_min"], config["sigma_max"])}}
+        known = {"predicts": "data", "path": {"sigmas": (config["sigma_min"], config["sigma_max"])}}
+        call |= {"sigma_data": config["sigma_data"], "sign": -1.0 if predicts == "v_prediction" else 1.0}
     elif hasattr(scheduler, "alphas_cumprod") and predicts in OF_DIFFUSERS:
-        call, known = output, {"predicts": OF_DIFFUSERS[predicts], "path": {"alphas_bar": scheduler.alphas_cumprod}}
-        check_word("variance_type", variance := config.get("variance_type", "fixed_large"), VARIANCE_TYPES)
+        known = {"predicts": OF_DIFFUSERS[predicts], "path": {"alphas_bar": scheduler.alphas_cumprod}}
+        check_word("variance_type", variance := config.get("variance_type") or "fixed_large", VARIANCE_TYPES)
         known["variance"] = VARIANCE_TYPES[variance]
     else:
         raise ValueError(
@@ -108,7 +137,7 @@ def from_diffusers(
             f"matching, got {type(scheduler).__name__} of prediction_type {predicts!r}"
         )
     shape = _shape_of(unet.config) if shape is None else shape
-    return _indm(unet, call, shape, scaling, condition=condition, eps=eps, **known)
+    return _indm(OfDiffusers(unet, **call), shape, scaling, condition=condition, eps=eps, **known)
 
 
 def from_denoising_diffusion(diffusion: Any, *, scaling: Scaling | None = None, eps: float | None = None) -> INDM:
@@ -158,7 +187,7 @@ def from_denoising_diffusion(diffusion: Any, *, scaling: Scaling | None = None, 
             "diffusion must be a GaussianDiffusion, a LearnedGaussianDiffusion or an ElucidatedDiffusion, got "
             f"{type(diffusion).__name__}; use from_denoiser for others"
         )
-    return _indm(network, call, (diffusion.channels, *sides), scaling, eps=eps, **known)
+    return _indm(Called(network, call), (diffusion.channels, *sides), scaling, eps=eps, **known)
 
 
 def _of_elucidated(diffusion: Any, x: Tensor, sigma: Tensor) -> Tensor:
@@ -192,16 +221,23 @@ def from_torchcfm(network: Any, *, shape: tuple[int, ...], sigma: float = 0.0, *
     """
     if type(network).__name__ == "torch_wrapper":  # takes one t for all rows
         network = network.model
-    classes = _classes(getattr(network, "num_classes", None), options.get("condition"))
+    count, condition = getattr(network, "num_classes", None), options.get("condition")
+    _check_classes(count, condition)
+    labels = len(condition.labels) if condition else 0
     together = len(inspect.signature(getattr(network, "forward", network)).parameters) == 1
 
     def call(network: Any, x: Tensor, t: Tensor, *c: Tensor) -> Tensor:
-        return network(torch.cat([x, t[:, None]], 1)) if together else network(t, x, *map(classes, c))
+        return (
+            network(torch.cat([x, t[:, None]], 1))
+            if together
+            else network(t, x, *(_numbers(seen, labels, count) for seen in c))
+        )
 
     noisy = SimpleNamespace(
         alpha=lambda t: t, sigma=lambda t: ((1 - t) ** 2 + sigma**2).sqrt(), range=(1.0, ENDS), prior_std=1.0
     )
-    return _indm(network, call, shape, predicts="velocity", path=noisy if sigma else "linear-reversed", **options)
+    path = noisy if sigma else "linear-reversed"
+    return _indm(Called(network, call), shape, predicts="velocity", path=path, **options)
 
 
 def from_flow_matching(model: Any, *, shape: tuple[int, ...], path: Any = "linear-reversed", **options: Any) -> INDM:
@@ -231,7 +267,7 @@ def from_flow_matching(model: Any, *, shape: tuple[int, ...], path: Any = "linea
     def call(model: Any, x: Tensor, t: Tensor, *c: Tensor) -> Tensor:
         return model(x=x, t=t, c=c[0]) if c else model(x=x, t=t)
 
-    return _indm(model, call, shape, predicts="velocity", path=path, **options)
+    return _indm(Called(model, call), shape, predicts="velocity", path=path, **options)
 
 
 def from_azula(denoiser: Any, *, shape: tuple[int, ...], **options: Any) -> INDM:
@@ -262,16 +298,14 @@ def from_azula(denoiser: Any, *, shape: tuple[int, ...], **options: Any) -> INDM
     def call(denoiser: Any, x: Tensor, t: Tensor, *c: Tensor) -> Tensor:
         return (denoiser(x, t, c=c[0]) if c else denoiser(x, t)).mean
 
-    return _indm(denoiser, call, shape, predicts="data", path=path, **options)
+    return _indm(Called(denoiser, call), shape, predicts="data", path=path, **options)
 
 
-def _indm(
-    network: Any, call: Callable[..., Tensor], shape: tuple[int, ...], scaling: Scaling | None = None, **options: Any
-) -> INDM:
-    """The model of a network that is called by ``call``; by default 256 grey levels of images lie in [−1, 1]."""
+def _indm(network: nn.Module, shape: tuple[int, ...], scaling: Scaling | None = None, **options: Any) -> INDM:
+    """The model of a network; by default 256 grey levels of images lie in [−1, 1]."""
     if scaling is None and len(shape) == 3:
         scaling = Scaling.between(-1, 1)
-    return from_denoiser(Called(network, call), shape=shape, scaling=scaling, **options)
+    return from_denoiser(network, shape=shape, scaling=scaling, **options)
 
 
 def _shape_of(config: Any) -> tuple[int, ...]:
@@ -279,23 +313,19 @@ def _shape_of(config: Any) -> tuple[int, ...]:
     return (config.in_channels, *((side, side) if isinstance(side, int) else side))
 
 
-def _classes(count: int | None, condition: Condition | None) -> Callable[[Tensor], Tensor]:
-    """How a network with ``count`` embeddings of classes gets their numbers from what :class:`Classes` shows.
-
-    Raises:
-        ValueError: the condition does not fit the network.
-    """
+def _check_classes(count: int | None, condition: Condition | None) -> None:
+    """ValueError where a condition does not fit a network with ``count`` embeddings of classes."""
     labels = condition.labels if isinstance(condition, Classes) else ()
     if (condition is not None or count is not None) and not 0 < len(labels) <= (count or 0):
         wanted = f"Classes with at most {count} labels" if count else "None, as the network has no classes"
         raise ValueError(f"condition must be {wanted}, got {type(condition).__name__}")
 
-    def numbers(seen: Tensor) -> Tensor:
-        hidden = seen.sum(1) == 0
-        if len(labels) < (count or 0):
-            return torch.where(hidden, len(labels), seen.argmax(1))
-        if bool(hidden.any()):
-            raise ValueError(f"c must be a class for each sample, as none of the network's {count} is for a hidden one")
-        return seen.argmax(1)
 
-    return numbers
+def _numbers(seen: Tensor, labels: int, count: Any) -> Tensor:
+    """The numbers of classes among ``count`` embeddings, from what :class:`Classes` of so many ``labels`` shows."""
+    hidden = seen.sum(1) == 0
+    if labels < count:
+        return torch.where(hidden, labels, seen.argmax(1))
+    if bool(hidden.any()):
+        raise ValueError(f"c must be a class for each sample, as none of the network's {count} is for a hidden one")
+    return seen.argmax(1)

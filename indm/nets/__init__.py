@@ -11,7 +11,8 @@ A backbone that is made by its name is made as ``Class(**options)``, with ``shap
 such a parameter, and keeps every argument as an attribute of the same name. One that takes another level or gives
 another output names the subclass of :class:`~indm.ScoreModel` that goes with it by its attribute ``parameterization``;
 :class:`indm.NCSNpp`, the published network, does so. One that varies slowly along the level, without ripples of an
-embedding, may say so by ``is_smooth = True``: likelihoods then take half as many steps. One whose divergence in z has a
+embedding, says so by ``is_smooth = True``: likelihoods and samples then take fewer steps. One that sees a condition is
+called as forward(z, level, c), and says so by ``takes_condition = True``. One whose divergence in z has a
 closed form may give it by ``with_divergence(z, level)``, which returns the output and its divergence (B,).
 """
 

@@ -77,7 +77,7 @@ class MLP(nn.Module):
         self.input = nn.Linear(d * (1 + 2 * fourier), width)
         self.blocks = nn.ModuleList(MLPBlock(width, dropout) for _ in range(depth))
         self.output = zeroed(nn.Linear(width, d))
-        self.condition = tuple(condition)
+        self.condition, self.takes_condition = tuple(condition), bool(condition)
         if self.condition:
             if condition_blocks is not None:
                 self.condition_embedding = ConditionEmbedding(self.condition, width, condition_blocks, dropout)

@@ -182,7 +182,7 @@ class UNet(nn.Module):
             width = widths[level]
         self.norm = group_norm(width)
         self.output = zeroed(nn.Conv2d(width, self.shape[0], 3, padding=1))
-        self.condition = tuple(condition)
+        self.condition, self.takes_condition = tuple(condition), bool(condition)
         if self.condition:
             self.condition_input = ConditionOfImages(self.condition, embedding, channels)
 

@@ -291,7 +291,7 @@ class NCSNpp(nn.Module):
         self.middle_attention = Attention(h, self.scale)
         self._build_decoder(skips)
         self._initialise()
-        self.condition = tuple(condition)
+        self.condition, self.takes_condition = tuple(condition), bool(condition)
         if self.condition:
             self.condition_input = ConditionOfImages(self.condition, self.width, channels)
 

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from indm.checks import check_arguments
 from indm.names import BUILT_IN, find
 from indm.ode import Points
-from indm.score import may_ripple
+from indm.score import is_smooth
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample
 
@@ -100,7 +100,7 @@ def default_sampler(model) -> str:
 
 def default_steps(model) -> int:
     """25, and 400 where the network may have ripples in t."""
-    return RESOLVING if may_ripple(model.score) else STEPS
+    return STEPS if is_smooth(model.score) else RESOLVING
 
 
 def make_sampler(sampler: str | type[Sampler] | Sampler, **options: Any) -> Sampler:

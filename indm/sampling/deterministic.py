@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from indm.ode import adams, converge, interpolatory_weights
 from indm.sampling.base import Sampler, check_positive, intervals, steps_in_time, time_grid
-from indm.score import context_of, denoise, may_ripple, probability_flow, with_context
+from indm.score import context_of, denoise, is_smooth, probability_flow, with_context
 from indm.tensors import Batch, PerSample, expand_like
 
 FLOW_TOLERANCE = 1e-4  # of the probability flow: of 256 grey levels an eightieth
@@ -67,7 +67,7 @@ class ExponentialAdams(Sampler):
     ) -> tuple[Tensor, int]:
         self.check(score.sde)
         sde, points_kept = score.sde, self.order - self.corrector
-        grid = time_grid(sde, steps) if may_ripple(score) else self.grid(sde, steps)
+        grid = self.grid(sde, steps) if is_smooth(score) else time_grid(sde, steps)
         alpha, sigma, half = (v.tolist() for v in (sde.alpha(grid), sde.sigma(grid), 0.5 * sde.log_snr(grid)))
 
         def advance(z: Tensor, i: int, points: list[tuple[float, Tensor]]) -> Tensor:
@@ -205,14 +205,14 @@ def follow_flow(
     before, after = (expand_like(sde.marginal_std(z.new_full((len(z),), time)), z) for time in (t, s))
     state: tuple[Tensor, ...] = (z / before / coordinate(ends[:1])[0],)
     options: dict[str, Any] = {"context": context_of(score)}
-    if may_ripple(score):
+    if not is_smooth(score):
         options |= {"points": steps_in_time(sde), "order": 2}
     with tqdm(desc="probability flow (evaluations)", leave=False, disable=not progress) as bar:
         if steps is not None:
             (v,), nfe, _, _ = adams(field, state, start, end, steps=steps, **options)
             return after * v, nfe
         first = max(FEWEST_STEPS, math.ceil(abs(end - start) / LONGEST_STEP))
-        if may_ripple(score):
+        if not is_smooth(score):
             first = max(first, math.ceil(FIRST_RESOLVING * abs(t - s) / sde.T))
         solution = converge(field, state, start, end, tol=tol, first=first, **options)
     return after * solution.state[0], int(solution.nfe.max())

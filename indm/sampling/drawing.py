@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from indm.checks import require
 from indm.likelihood import decode_with_log_prob, latents_of
 from indm.sampling.base import FEW, RESOLVING, Sampler, check_counts, default_sampler, default_steps, make_sampler
-from indm.score import denoise, may_ripple
+from indm.score import denoise, is_smooth
 from indm.tensors import Batch, evaluation_mode, expand_like
 
 
@@ -70,7 +70,7 @@ def sample(
     check_counts(steps=steps)
     require(0 < temperature < math.inf, "temperature", temperature, "positive and finite", "1 samples the model")
     sampler = make_sampler(default_sampler(model) if sampler is None else sampler)
-    if steps <= FEW and not sampler.adaptive and may_ripple(model.score):
+    if steps <= FEW and not sampler.adaptive and not is_smooth(model.score):
         warnings.warn(
             f"the network may have ripples in t, and samples in {steps} steps may then be far from converged ones; "
             f"leave steps out to take {RESOLVING}",

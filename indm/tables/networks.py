@@ -194,7 +194,7 @@ class MixtureMLP(nn.Module):
         self.register_buffer("slope", torch.zeros(components, k, d))  # of the mean in c
         self.register_buffer("c_root", torch.zeros(components, k, k))  # c @ c_root − c_mean is N(0, I) in a component
         self.register_buffer("c_mean", torch.zeros(components, k))
-        self.condition = tuple(condition)
+        self.condition, self.takes_condition = tuple(condition), bool(condition)
         self.mlp = SmoothMLP(shape, width, depth, fourier, (d + k,), CONDITION_BLOCKS if condition else None, dropout)
         self.columns = ColumnMLP(d)
         self.register_buffer("unwhitening", torch.eye(d))
@@ -451,6 +451,7 @@ class MaskedMixtureMLP(nn.Module):
     """
 
     is_smooth = True  # in the level, by its embedding
+    takes_condition = True
 
     def __init__(
         self,

@@ -36,6 +36,7 @@ OPTIONS = {
         "mlp": {"width": 16, "depth": 1},
         "mixture": {"components": 2, "width": 16, "depth": 1},
         "unet": {"channels": 4, "multipliers": [1, 2], "blocks": 1, "attention": [4], "fourier": [8.0]},
+        "of-diffusers": {"unet": {"name": "zero"}},
         "denoiser": {"factory": "zero", "predicts": "v", "path": "edm"},
         "ncsnpp": {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]},
     },

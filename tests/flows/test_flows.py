@@ -126,3 +126,20 @@ def test_check_flow_finds_a_wrong_log_det_and_a_wrong_inverse():
 )
 def test_check_flow_passes_right_flows(flow):
     check_flow(perturb(flow), torch.randn(2, *flow.shape))
+
+
+class Noisy(Flow):
+    """x and a draw, as the flow of a code: repeatable with a generator alone."""
+
+    def forward(self, x, *, generator=None):
+        return x + torch.randn(x.shape, generator=generator), x.new_zeros(len(x))
+
+    def solve_inverse(self, z, tol=1e-5):
+        raise NotImplementedError
+
+
+def test_the_latent_of_a_composition_is_repeatable_with_a_generator():
+    flow, x = Compose([Noisy(), Noisy()]), torch.zeros(3, 2)
+    first, again = (flow.latent(x, generator=torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(first, flow(x, generator=torch.Generator().manual_seed(0))[0])

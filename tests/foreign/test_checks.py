@@ -109,7 +109,7 @@ def test_the_network_sees_no_more_samples_than_a_batch():
 
     model = indm.from_denoiser(network, predicts="data", path="edm", shape=(2,))
     found = indm.check_denoiser(model, data(100), batch_size=30)
-    assert max(seen) == 30 and sum(seen) == 8 * 100
+    assert max(seen) == 30 and sum(seen) == 8 * 100 + 3 * 2 * 4
     x, sigma = data(100), found.levels.exp()  # the error of D = 0 is that of n̂ = x_τ/σ
     torch.testing.assert_close(found.errors["data"], x.square().mean() / sigma**2, rtol=1e-3, atol=0)
 

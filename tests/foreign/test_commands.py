@@ -27,9 +27,9 @@ def test_a_saved_model_is_evaluated_and_sampled_without_a_recipe(tmp_path, capsy
 
 def test_code_of_others_runs_only_where_it_is_trusted(tmp_path, capsys):
     with indm.trust("torch"):
-        model = indm.from_denoiser(factory="torch.nn:Identity", predicts="noise", path="edm", shape=(2,))
+        model = indm.from_denoiser(factory="torch.nn:CosineSimilarity", predicts="noise", path="edm", shape=(2,))
     model.save(tmp_path)
     assert main(["sample", str(tmp_path), "-n", "2", "--quiet"]) == 2
     assert "add --trust torch" in capsys.readouterr().err
     with indm.trust("torch"):
-        assert isinstance(indm.INDM.load(tmp_path).score.backbone.network, torch.nn.Identity)
+        assert isinstance(indm.INDM.load(tmp_path).score.backbone.network, torch.nn.CosineSimilarity)

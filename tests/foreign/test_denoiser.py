@@ -9,11 +9,17 @@ from exact import BETAS, PATHS, PREDICTS, Cosine, Exact, pulled_back
 import indm
 from indm.foreign.denoiser import Preconditioned
 from indm.foreign.paths import path_of
+from indm.likelihood import check_gradient
+from indm.nets import MLP as MLPNet
 
 GAUSSIAN = ([1.0], [[0.0, 0.0]], [0.7])
 MIXTURE = ([0.4, 0.6], [[-0.5, 0.8], [0.6, -0.3]], [0.3, 0.5])
 POINTS = torch.tensor([[0.3, -0.4], [-0.6, 0.9]], dtype=torch.float64)
 MLP = {"factory": "mlp", "options": {"shape": [2], "width": 8}}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 def model_of(predicts, path, law=MIXTURE, **options):
@@ -118,6 +124,11 @@ def test_a_schedule_that_ends_in_noise_alone_is_cut_before():
     ({"path": {"gammas": [0.5, 0.7]}}, "path must be one of"),
     ({"path": 3}, "path must be one of"),
     ({"network": None}, "network or factory must be given"),
+    ({"shape": (-2,)}, r"shape must be positive sizes, as \(3, 32, 32\), got \(-2,\)"),
+    ({"shape": (0,)}, r"shape must be positive sizes, .* got \(0,\)"),
+    ({"shape": ()}, r"shape must be positive sizes, .* got \(\)"),
+    ({"network": torch.nn.Identity()}, r"network must be callable as network\(x, τ\), got Identity\(input"),
+    ({"condition": indm.Classes("ab")}, r"network must be callable as network\(x, τ, c\), got <lambda>\(x, tau\): too"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_at_once(options, message):
     arguments = {"network": lambda x, tau: x, "predicts": "noise", "path": "edm", "shape": (2,)} | options
@@ -134,7 +145,15 @@ def test_a_path_must_rise():
 
 def test_a_network_of_another_shape_is_named():
     model = indm.from_denoiser(lambda x, tau: x[:, :1], predicts="noise", path="edm", shape=(2,))
-    with pytest.raises(ValueError, match=r"network must return \(1, 2\), or twice the channels, got \(1, 1\)"):
+    with pytest.raises(ValueError, match=r"network must return \(2, 2\), or twice the channels, got \(2, 1\)"):
+        model.log_prob(torch.zeros(1, 2))
+
+
+def test_a_network_of_complex_numbers_is_named():
+    model = indm.from_denoiser(lambda x, tau: x + 1j, predicts="noise", path="edm", shape=(2,))
+    with pytest.raises(
+        ValueError, match=r"network must return real floats, such as torch.float32, got torch.complex64"
+    ):
         model.log_prob(torch.zeros(1, 2))
 
 
@@ -155,13 +174,189 @@ class Scale(torch.nn.Module):
         return self.weight * (tau / ((1 - tau) ** 2 + tau**2))[:, None] * x
 
 
-@pytest.mark.parametrize("hidden", [lambda x: torch.no_grad()(torch.sin)(x), lambda x: x.sin().detach()])
+@pytest.mark.parametrize("hidden", [torch.no_grad(), torch.inference_mode()])
 def test_a_network_without_gradients_is_refused_where_a_divergence_is_asked(hidden):
     """Its divergence would be 0, and log p wrong."""
-    model = indm.from_denoiser(lambda x, tau: hidden(x), predicts="velocity", path="linear", shape=(2,))
-    with pytest.raises(ValueError, match="network must return a tensor with a gradient in x"):
+    model = indm.from_denoiser(lambda x, tau: hidden(torch.sin)(x), predicts="velocity", path="linear", shape=(2,))
+    with pytest.raises(ValueError, match="network must have its whole gradient in x"):
         model.log_prob(torch.randn(3, 2), steps=4)
     assert indm.sample(model, 2, steps=400).shape == (2, 2)  # needs none
+
+
+def partly(sigma_data):
+    """E[x_0|x] of N(0, 1/4 I) by EDM's preconditioning, whose learned part has no gradient."""
+
+    def network(x, sigma):
+        v = sigma[:, None] ** 2
+        skip = sigma_data**2 / (sigma_data**2 + v) * x
+        return skip + (0.25 / (0.25 + v) * x - skip).detach()
+
+    return indm.from_denoiser(network, predicts="data", path="edm", shape=(2,))
+
+
+ASKED = {
+    "log_prob": lambda model, x: model.log_prob(x),
+    "log_likelihood": lambda model, x: indm.log_likelihood(model, x),
+    "log_probability": lambda model, x: indm.log_probability(model, x, draws=2),
+    "sample_with_log_prob": lambda model, x: indm.sample_with_log_prob(model, 4),
+    "evaluate": lambda model, x: indm.evaluate(model, x, progress=False),
+    "check_denoiser": lambda model, x: indm.check_denoiser(model, x),
+}
+
+
+@pytest.mark.parametrize("sigma_data", [0.25, 1.0])  # log p a bit a dimension too good, and as much too bad
+@pytest.mark.parametrize("asked", ASKED)
+def test_a_learned_part_without_gradients_is_refused(asked, sigma_data):
+    x = 0.5 * torch.randn(40, 2, generator=seeded())
+    for rows in (x, x[:2]):
+        with pytest.raises(ValueError, match="network must have its whole gradient in x, got one whose divergence"):
+            ASKED[asked](partly(sigma_data), rows)
+
+
+def mlp(d, activation, dtype=torch.float32):
+    """Random layers, large enough for many kinks."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(d, 64), activation(), torch.nn.Linear(64, 64), activation(), torch.nn.Linear(64, d)]
+    net = torch.nn.Sequential(*layers).to(dtype)
+    return lambda x, tau: net((3 * x).to(dtype)).to(x.dtype)
+
+
+def autocast(network):
+    def inside(x, tau):
+        with torch.autocast("cpu", torch.bfloat16):
+            return network(x, tau).float()
+
+    return inside
+
+
+def convolutions(dtype):
+    torch.manual_seed(0)
+    layers = [
+        torch.nn.Conv2d(3, 16, 3, padding=1),
+        torch.nn.GroupNorm(4, 16),
+        torch.nn.SiLU(),
+        torch.nn.Conv2d(16, 3, 3),
+    ]
+    net = torch.nn.Sequential(*layers).to(dtype)
+    return lambda x, tau: torch.nn.functional.pad(net(x.to(dtype)), (1, 1, 1, 1)).to(x.dtype)
+
+
+def rounded(predicts, dtype, std):
+    exact = Exact(predicts, "edm", [0.5, 0.5], [[-0.5, -0.5], [0.5, 0.5]], [std, std])
+    return lambda x, tau: exact(x, tau).to(dtype).to(x.dtype)
+
+
+SOUND = {
+    "ReLU, 2": (mlp(2, torch.nn.ReLU), (2,)),
+    "ReLU, 16": (mlp(16, torch.nn.ReLU), (16,)),
+    "Hardtanh": (mlp(2, torch.nn.Hardtanh), (2,)),
+    "SiLU": (mlp(16, torch.nn.SiLU), (16,)),
+    "clamped": (lambda x, tau: (3 * x).clamp(-1, 1), (2,)),
+    "ripples": (lambda x, tau: x + 0.1 * (1000 * x).sin(), (2,)),
+    "double": (mlp(2, torch.nn.Tanh, torch.float64), (2,)),
+    "bfloat16, 2": (mlp(2, torch.nn.SiLU, torch.bfloat16), (2,)),
+    "bfloat16, 16": (mlp(16, torch.nn.SiLU, torch.bfloat16), (16,)),
+    "bfloat16, ReLU": (mlp(2, torch.nn.ReLU, torch.bfloat16), (2,)),
+    "float16": (mlp(2, torch.nn.SiLU, torch.float16), (2,)),
+    "autocast, 2": (autocast(mlp(2, torch.nn.ReLU)), (2,)),
+    "autocast, 16": (autocast(mlp(16, torch.nn.SiLU)), (16,)),
+    "images": (convolutions(torch.float32), (3, 8, 8)),
+    "images in bfloat16": (convolutions(torch.bfloat16), (3, 8, 8)),
+    "rounded data": (rounded("data", torch.bfloat16, 0.2), (2,)),
+    "rounded noise": (rounded("noise", torch.bfloat16, 0.2), (2,)),
+    "two points": (rounded("data", torch.float32, 0.01), (2,)),
+    "two points, rounded": (rounded("data", torch.bfloat16, 0.01), (2,)),
+}
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("name", SOUND)
+def test_kinks_and_half_precision_are_not_missing_gradients(name, rows):
+    network, shape = SOUND[name]
+    model = indm.from_denoiser(network, predicts="data", path="edm", shape=shape)
+    for seed in range(3):
+        check_gradient(model.score, 0.5 * torch.randn(rows, *shape, generator=seeded(seed)))
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize(
+    "name", ["ReLU, 16", "SiLU", "bfloat16, 2", "bfloat16, 16", "float16", "autocast, 16", "images in bfloat16"]
+)
+def test_a_gradient_that_is_missing_in_half_precision_or_beside_kinks_is_found(name, rows):
+    """Of a sum of two parts; the hidden one pulls x to 0 by 0.2 x."""
+    network, shape = SOUND[name]
+    hidden = indm.from_denoiser(
+        lambda x, tau: network(x, tau) + (0.2 * x).detach().bfloat16(), predicts="data", path="edm", shape=shape
+    )
+    for seed in range(3):
+        with pytest.raises(ValueError, match="network must have its whole gradient in x"):
+            check_gradient(hidden.score, 0.5 * torch.randn(rows, *shape, generator=seeded(seed)))
+
+
+def test_the_comparison_costs_at_most_two_percent_of_the_rows_that_the_network_sees():
+    """A row with its gradient counts three times, as a backward pass takes twice as long as a forward pass."""
+    seen = []
+
+    def network(x, sigma):
+        seen.append(len(x) * (3 if x.requires_grad else 1))
+        return 0.25 / (0.25 + sigma[:, None] ** 2) * x
+
+    model = indm.from_denoiser(network, predicts="data", path="edm", shape=(2,))
+    for rows in (2, 64):
+        seen.clear()
+        model.log_prob(0.5 * torch.randn(rows, 2, generator=seeded()))
+        whole = sum(seen)
+        seen.clear()
+        check_gradient(model.score, 0.5 * torch.randn(rows, 2, generator=seeded()))
+        assert 0 < sum(seen) <= 0.02 * whole
+
+
+def test_a_network_may_change_its_arguments():
+    """The exact velocity of N(0, I), made in place."""
+
+    def velocity(x, tau):
+        tau.mul_(2).sub_(1)
+        return x.mul_((tau / (0.5 * (tau**2 + 1)))[:, None])
+
+    model = indm.from_denoiser(velocity, predicts="velocity", path="linear", shape=(2,)).double()
+    expected = torch.distributions.Normal(0.0, 1.0).log_prob(POINTS).sum(1)
+    torch.testing.assert_close(model.log_prob(POINTS), expected, rtol=0, atol=1e-3)
+    level = torch.tensor([-1.0, 2.0], dtype=torch.float64)
+    share = (2 * level).sigmoid().sqrt()[:, None]  # σ/√(α² + σ²), E[n|y] = share y
+    torch.testing.assert_close(model.score.backbone.noise(POINTS, level), share * POINTS)
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("first, last", [(0.0, 100.0), (1.0, 3.0)])
+def test_a_network_that_is_not_finite_is_named_with_its_noise_levels(first, last, asked):
+    def network(x, sigma):
+        s = sigma[:, None]
+        return torch.where((s > first) & (s < last), torch.nan, x / (1 + s**2))
+
+    model = indm.from_denoiser(network, predicts="data", path="edm", shape=(2,))
+    ends = "0.002 to 80" if first == 0 else "1.01 to 2.77"
+    with pytest.raises(ValueError, match=f"network must be finite, got NaN or infinity at σ/α from {ends}"):
+        ASKED[asked](model, torch.randn(40, 2))
+
+
+@pytest.mark.parametrize("predicts", ["noise", "data"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_stated_error_covers_the_rounding_of_the_network(predicts, dtype):
+    """Of log p without reconstruction, for the exact network of a mixture in 16 dimensions, at one z_ε."""
+    means = 0.8 * torch.randn(3, 16, generator=seeded())
+    exact = Exact(predicts, "edm", [0.3, 0.3, 0.4], means.tolist(), [0.3, 0.4, 0.6])
+
+    def solved(network):
+        model = indm.from_denoiser(network, predicts=predicts, path="edm", shape=(16,))
+        report = indm.log_likelihood(model, x, steps=64, generator=seeded(1))
+        return report.log_prob + report.reconstruction, report.solver_error
+
+    x = means.repeat(67, 1) + 0.4 * torch.randn(201, 16, generator=seeded(2))
+    true, least = solved(exact)
+    found, error = solved(lambda x, tau: exact(x, tau).to(dtype).to(x.dtype))
+    off = (found - true).abs()
+    assert (off <= error + least).double().mean() >= 0.95
+    assert (error - least).mean() < 20 * off.mean()
 
 
 def test_the_model_has_the_precision_of_its_network():
@@ -216,6 +411,10 @@ def test_a_model_of_a_factory_is_saved_and_read(tmp_path):
     model = indm.from_denoiser(**MLP, predicts="v", path={"sigmas": (0.002, 80.1)}, shape=(2,))
     model.save(tmp_path)
     assert indm.INDM.load(tmp_path).score.backbone.noises.range == (0.002, 80.1)
+    network = MLPNet((2,), width=8, depth=1)  # which keeps its arguments
+    indm.from_denoiser(network, predicts="v", path="linear", shape=(2,)).save(tmp_path / "kept")
+    loaded = indm.INDM.load(tmp_path / "kept").score.backbone.network
+    assert torch.equal(loaded(x, x[:, 0]), network(x, x[:, 0]))
     with pytest.raises(ValueError, match="cannot be saved, because its network was given as an object"):
         model_of("noise", "edm").save(tmp_path / "other")
     with pytest.raises(ValueError, match="cannot be saved, because its path was given as an object"):

@@ -448,12 +448,67 @@ def test_elucidated_diffusion():
 
 
 @pytest.mark.parametrize("kind, expected", [
-    ("fixed_small", "small"), ("fixed_small_log", "small"), ("fixed_large", "large"), ("learned_range", "learned"),
+    ("fixed_small", "small"), ("fixed_small_log", "small"), ("fixed_large", "large"), ("fixed_large_log", "large"),
+    ("learned_range", "learned"),
 ])  # fmt: skip
 def test_the_variance_of_the_steps_is_that_of_the_scheduler(kind, expected, unet):
     scheduler = library("diffusers").DDPMScheduler(variance_type=kind)
     model = indm.from_diffusers(unet, scheduler, condition=indm.Classes("abcd"))
     assert model.score.backbone.variance == expected
+
+
+OF_STEPS = [
+    *("CogVideoXDDIM", "CogVideoXDPM", "DDIMInverse", "DDIMParallel", "DDIM", "DDPMParallel", "DDPM", "DEISMultistep"),
+    *("DPMSolverMultistepInverse", "DPMSolverMultistep", "DPMSolverSinglestep", "EulerAncestralDiscrete"),
+    *("EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LCM", "LMSDiscrete", "PNDM"),
+    *("SASolver", "TCD", "UnCLIP", "UniPCMultistep"),
+]
+OF_SIGMA = ["EDMDPMSolverMultistep", "EDMEuler", "FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "FlowMatchLCM"]
+
+
+@pytest.mark.parametrize("name", [*OF_STEPS, *OF_SIGMA])
+@pytest.mark.filterwarnings("ignore")  # those of diffusers of its own schedulers
+def test_every_scheduler_of_diffusers_gives_its_path(name):
+    """α of the table, or the range of σ, and a variance; what has none gets β_k."""
+    scheduler = getattr(library("diffusers"), f"{name}Scheduler")()
+    denoiser = indm.from_diffusers(lambda x, k: 0 * x, scheduler, shape=(2,)).score.backbone
+    if name in OF_STEPS:
+        expected = scheduler.alphas_cumprod.double()[: len(denoiser.noises.levels)]
+        k = torch.arange(len(expected)).double()
+        torch.testing.assert_close(denoiser.noises.alpha(k).square(), expected, rtol=1e-6, atol=1e-9)
+        assert len(expected) >= 999 and denoiser.predicts == "noise"
+        assert denoiser.variance == ("small" if name in ("DDPM", "DDPMParallel", "UnCLIP") else "large")
+    elif name in ("EDMDPMSolverMultistep", "EDMEuler"):
+        assert denoiser.noises.range == (0.002, 80.0) and denoiser.predicts == "data"
+    else:
+        assert denoiser.given_path == "linear" and denoiser.predicts == "velocity"
+
+
+@pytest.mark.parametrize("name, options", [
+    ("DDPMScheduler", {"prediction_type": "v_prediction"}), ("FlowMatchEulerDiscreteScheduler", {}),
+    ("EDMEulerScheduler", {"prediction_type": "v_prediction", "sigma_data": 0.7}),
+])  # fmt: skip
+def test_a_model_of_diffusers_is_saved_and_read_without_restating_anything(name, options, unet, tmp_path):
+    scheduler = getattr(library("diffusers"), name)(**options)
+    scaling = indm.Scaling.between(-1, 1, 17)
+    model = indm.from_diffusers(unet, scheduler, condition=indm.Classes("abc", drop=0.1), scaling=scaling)
+    model.save(tmp_path)
+    with pytest.raises(ValueError, match=r"indm\.trust\('diffusers'\)"):
+        indm.INDM.load(tmp_path)
+    with indm.trust("diffusers"):
+        loaded = indm.INDM.load(tmp_path)
+    raw = torch.randint(17, (2, 1, 8, 8), generator=seeded())
+    x = model.from_data(raw)[0]
+    assert torch.equal(loaded.from_data(raw)[0], x) and loaded.score.backbone.variance == model.score.backbone.variance
+    for c in (["a", "c"], None):
+        found = [m.log_prob(x, c=c, steps=4, generator=seeded()) for m in (model, loaded)]
+        assert torch.equal(*found)
+
+
+def test_a_network_that_cannot_be_made_anew_says_what_to_pass(tmp_path):
+    model = indm.from_torchcfm(lambda t, x: x, shape=(2,))
+    with pytest.raises(ValueError, match=r"factory='package.module:function', .* and predicts='velocity'"):
+        model.save(tmp_path)
 
 
 def test_a_hidden_class_needs_an_embedding(unet):
