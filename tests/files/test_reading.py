@@ -13,7 +13,6 @@ import pickle
 import re
 import struct
 import sys
-import tomllib
 import tracemalloc
 import zipfile
 import zlib
@@ -189,20 +188,19 @@ def test_no_pipe_is_waited_for(tmp_path, name):
         PIPES[name](tmp_path)
 
 
-KEYS = ["x" + 30 * ".a", '"x"' + 30 * ".'a b'", "x" + 30 * ' . "a\\"."', "x = {y" + 30 * ".a"]
+KEYS = ["x" + 9000 * ".a", '"x"' + 9000 * ".'a b'", "x" + 9000 * ' . "a\\"."', "x = {y" + 9000 * ".a"]
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", KEYS, ids=range(4))
 def test_keys_of_a_recipe_have_few_parts(tmp_path, key):
     """The library keeps every part of a key: one of 40 kB took 2.3 GB."""
     texts = [f"[data]\n{key} = 1" + "}" * key.count("{")] + ([] if "{" in key else [f"[{key}]", f"[[{key}]]"])
     for text in texts:
-        tomllib.loads(text)
         (tmp_path / "recipe.toml").write_text(text)
-        with pytest.raises(ValueError, match=r"recipe\.toml is not valid TOML: a key must have at most 20 parts"):
+        with pytest.raises(ValueError, match=r"recipe\.toml is not valid TOML: .* a key must have few parts"):
             recipes.load(tmp_path)
     (tmp_path / "recipe.toml").write_text(
-        f"[data]\npath = '{18 * '../'}a.b.c'\nx = [{', '.join(30 * ['0.5'])}]\ny.z = 1"
+        f"[data]\npath = '{18 * '../'}a.b.c'\nx = [{', '.join(5000 * ['0.5'])}]\ny.z = 1"
     )
     assert recipes.load(tmp_path)["data"]["y"] == {"z": 1}
 
@@ -222,34 +220,23 @@ def test_text_has_a_largest_size(tmp_path):
     for name in ("recipe.toml", "versions.json"):
         with (tmp_path / name).open("wb") as file:
             file.truncate(plain.LARGEST_TEXT + 1)
-    complaint = (
-        r"recipe\.toml is not valid TOML: it holds 33,554,433 bytes, and a file of this kind may hold 33,554,432"
-    )
+    complaint = r"recipe\.toml is not valid TOML: it holds 33,554,433 bytes, and a file of this kind may hold 1,048,576"
     with pytest.raises(ValueError, match=complaint):
         recipes.load(tmp_path)
     with pytest.raises(ValueError, match=r"versions\.json cannot be read as JSON: it holds 33,554,433 bytes"):
         untrusted.json_object(tmp_path / "versions.json")
 
 
-LIMITS = {
-    "version 2": ("0::/a/b\n", {"a/b/memory.max": "max\n", "a/memory.max": "7999000\n", "memory.max": "8000001\n"}),
-    "version 2, in a container": ("0::/\n", {"memory.max": "7999000\n"}),
-    "version 1": ("3:cpuset:/c\n4:memory:/a\n", {"memory/a/memory.limit_in_bytes": "7999000\n"}),
-    "version 1, in a container": ("4:memory:/elsewhere\n", {"memory/memory.limit_in_bytes": "7999000\n"}),
-}
-
-
-@pytest.mark.parametrize(("groups", "limits"), LIMITS.values(), ids=LIMITS)
-def test_the_memory_of_a_container_counts(tmp_path, monkeypatch, groups, limits):
-    monkeypatch.setattr(memory, "CONTROL_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own")
+@pytest.mark.parametrize("limit", memory.LIMITS)
+def test_the_memory_of_a_container_counts(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(memory, "CONTROL_GROUP", tmp_path)
     process = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=1_000_000))
     monkeypatch.setattr(psutil, "Process", lambda: process)
     memory.check_memory(8_000_000)  # where there are no such files, the machine's memory does
-    (tmp_path / "own").write_text(groups)
-    for name, limit in limits.items():
-        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "groups" / name).write_text(limit)
+    (tmp_path / limit).parent.mkdir(exist_ok=True)
+    (tmp_path / limit).write_text("max\n")
+    memory.check_memory(8_000_000)
+    (tmp_path / limit).write_text("7999000\n")
     memory.check_memory(6_999_000)  # what is left of it
     with pytest.raises(ValueError, match="claims 7,000,000 bytes, and this process can have 6,999,000 bytes"):
         memory.check_memory(7_000_000)
@@ -390,9 +377,9 @@ def test_what_is_broadcast_over_events_has_their_shape(tmp_path, name):
     saved(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     for value, complaint in (
-        (torch.ones(500, 1, 2), "must broadcast to (2,), got shape (500, 1, 2)"),
-        (torch.ones(3), "must broadcast to (2,), got shape (3,)"),
-        (torch.tensor([1.0, float("inf")]), "must be finite, got inf"),
+        (torch.ones(500, 1, 2), "must be of a shape that fits [2], got [500, 1, 2]"),
+        (torch.ones(3), "must be of a shape that fits [2], got [3]"),
+        (torch.tensor([1.0, float("inf")]), "must be finite, got [inf]"),
         (torch.ones(2, dtype=torch.bfloat16), "must be of float32 or float64, got torch.bfloat16"),
         (torch.ones(2, dtype=torch.complex64), "must be of float32 or float64, got torch.complex64"),
     ):
@@ -495,8 +482,8 @@ def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
     ("tensor", "complaint"),
     [
         (torch.zeros(1).expand(10**12), r"a claims \(1000000000000,\), 4,000,000,000,000 bytes, and 4 are stored"),
-        (torch.zeros(2, 10**11, device="meta"), "a must be a plain tensor of numbers, got a torch.strided on meta one"),
-        (torch.zeros(3).to_sparse(), "a must be a plain tensor of numbers, got a torch.sparse_coo on cpu one"),
+        (torch.zeros(2, 10**11, device="meta"), "a must be a plain tensor of numbers, got 'torch.strided on meta'"),
+        (torch.zeros(3).to_sparse(), "a must be a plain tensor of numbers, got 'torch.sparse_coo on cpu'"),
         (torch.zeros(300), r"a claims \(300,\), 1,200 bytes, and 1,000 are stored"),
         (torch.zeros([1] * 5000).expand([1] * 4999 + [2]), r"a claims \(1, 1, .{0,200}…, 8 bytes"),
     ],

@@ -190,10 +190,10 @@ def test_numbers_of_numpy_in_the_optimizer_are_read(tmp_path):
         ({"ema": torch.ones(2)}, 'must hold a list of tensors as "shadow_params" of its "ema"'),
         ({"model": {3: torch.ones(2)}}, 'must hold a dict whose "model" is a dict of tensors'),
         ({"model": 1, "m" * 10**5: 2}, "it holds optimizer, model, ema, step, extra, m{100,200}…$"),
-        ({"model": {"a": torch.ones(2).to_sparse()}}, "must be a plain tensor of numbers, got a torch.sparse_coo"),
+        ({"model": {"a": torch.ones(2).to_sparse()}}, "must be a plain tensor of numbers, got 'torch.sparse_coo"),
         (
             {"model": {"a": torch.ones(2, device="meta")}},
-            "must be a plain tensor of numbers, got a torch.strided on meta",
+            "must be a plain tensor of numbers, got 'torch.strided on meta",
         ),
     ],
 )

@@ -147,7 +147,7 @@ def load(source: str | Path) -> Tables:
         near = "" if len(path.parts) > 1 else nearest(str(source), bundled())
         raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{near}")
     try:
-        recipe = plain.toml(path)
+        recipe = plain.toml(plain.text(path, largest=plain.LARGEST_TOML))
     except ValueError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     for table, content in recipe.items():
@@ -301,8 +301,8 @@ def literal(value) -> str:
 def value_of(text: str):
     """``text`` as TOML reads a value, or as a string where it is not TOML."""
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
+        value = plain.toml(f"value = {text}")["value"]
+    except ValueError:
         return text
     return value if isinstance(value, bool | int | float | str | list | dict) else text
 
