@@ -151,13 +151,13 @@ def test_a_packed_array_is_in_memory_once(tmp_path):
 def test_a_parquet_file_is_counted_by_its_cells_and_read_without_lists(tmp_path, monkeypatch):
     """Zeros take next to nothing in the file, and a number in a list takes five times as much as in an array."""
     pandas, n = pytest.importorskip("pandas"), 10**6
-    pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "a.parquet"
     pandas.DataFrame({"a": np.zeros(n), "b": np.zeros(n), "c": np.zeros(n, int)}).to_parquet(path)
     assert path.stat().st_size < 50_000
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match="claims 72,000,000 bytes"):
-        patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=71_000_000))
-        patch.setattr(pandas, "read_parquet", lambda *_, **__: pytest.fail("it was read"))
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="claims 96,000,000 bytes"):
+        patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=95_000_000))
+        patch.setattr(parquet.ParquetFile, "read", lambda *_, **__: pytest.fail("it was read"))
         arrays.read_columns(path, (), ("c",))
     tracemalloc.start()
     x, c = arrays.read_columns(path, ("a", "b"), ("c",))
@@ -165,6 +165,21 @@ def test_a_parquet_file_is_counted_by_its_cells_and_read_without_lists(tmp_path,
     tracemalloc.stop()
     assert x.shape == (n, 2) and x.dtype == np.float32 and c.dtype == np.int64
     assert peak < 72e6
+
+
+def test_words_of_a_parquet_file_are_not_read_unless_they_are_classes(tmp_path):
+    """Words of a thousand letters, all alike, take a thousandth of their size in the file."""
+    pyarrow, n = pytest.importorskip("pyarrow"), 10**6
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path, words = tmp_path / "a.parquet", pyarrow.DictionaryArray.from_arrays(np.zeros(n, np.int32), ["w" * 1000])
+    parquet.write_table(pyarrow.table({"a": np.zeros(n), "text": words}), path, store_schema=False)
+    assert path.stat().st_size < 200_000
+    with pytest.raises(ValueError, match=r"column 'text' must hold numbers, got .*string.*; data\.x names the columns"):
+        arrays.read_columns(path, (), ())
+    assert len(arrays.read_columns(path, ("a",), ())[0]) == n
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="claims 16,000,000,000 bytes"):
+        patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=10**10))
+        arrays.read_columns(path, ("a",), ("text",))
 
 
 PIPES = {
@@ -415,7 +430,8 @@ def test_tensors_are_counted_as_their_numbers_are(tmp_path):
 
 def test_a_part_is_imported_with_the_numbers_of_its_module(tmp_path, monkeypatch):
     """A module keeps the tensors that it makes when it is imported, and a model may be built without numbers then."""
-    (tmp_path / "with_numbers.py").write_text("import torch\nHALF = torch.ones(3) / 2\nclass Net: ...\n")
+    source = "import torch\nHALF = torch.ones(3) / 2\nclass Net(torch.nn.Module): ...\n"
+    (tmp_path / "with_numbers.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     with names.trust("with_numbers"), torch.device("meta"):
         part = names.find("net", "with_numbers:Net")

@@ -99,6 +99,18 @@ def test_a_cell_that_is_no_number_is_named(tmp_path, text, message):
         read_table(tmp_path / "t.csv")
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_two_columns_of_one_name_are_an_error(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "csv":
+        path.write_text("a,b,a\n1,2,3\n")
+    else:
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table([[1.0], [2.0], [3.0]], ["a", "b", "a"]), path)
+    with pytest.raises(ValueError, match=r"two columns are called 'a'; each needs a name of its own"):
+        read_columns(path, ("b",), ())
+
+
 def test_a_table_is_data(tmp_path):
     table = written(tmp_path / "t.csv", [["a", "b", "c"], *NUMBERS.tolist()])
     data = load_data("array", path=table)
