@@ -12,6 +12,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from indm.names import GIVEN
 from indm.workbench.cli.common import DONE, Common, Computes, RunFolder, ShowsProgress
 from indm.workbench.cli.listing import flags_of
 from indm.workbench.recipes import recipe as recipes
@@ -51,6 +52,8 @@ class Evaluate(ShowsProgress):
         options = recipes.checked("evaluate", {key: recipes.value_of(text) for key, text in texts.items()})
         run = run_folder(self.run_folder)
         data = recipes.override(recipe_of(run), self.table_values)["data"]
+        if data["name"] == GIVEN and "path" in data:
+            data["name"] = "folder" if Path(data["path"]).is_dir() else "array"
         check_absent(run, ["evaluation.json", "evaluation.npz"], self.overwrite)
         result = evaluate_run(run, options, data_table=data, progress=self.progress)
         if PartialState().is_main_process:  # which alone has the results of all processes

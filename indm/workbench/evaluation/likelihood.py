@@ -268,7 +268,7 @@ def likelihood_table(result: Mapping) -> str:
         rows.append((f"baseline: {baseline_name(row)}", str(result["images"]["nelbo"]), *numbers, "", ""))
     if result.get("entropy_nats") is not None:
         rows.append(("entropy of the data", "", f"{result['entropy_nats']:.4f}", "", "", ""))
-    split = f"{result['split']} split; " if "split" in result else ""
+    split = f"{result['split']} {'examples' if result['split'] == 'all' else 'split'}; " if "split" in result else ""
     lines = [table(rows), f"{split}ε = {result['eps']:g}"]
     if result.get("groups") == 1:
         lines.append("standard errors are unknown: all examples are of one group, such as one photograph")

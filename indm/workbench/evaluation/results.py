@@ -4,19 +4,21 @@ import hashlib
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from indm.checks import brief
+from indm.checks import brief, counted
 from indm.files import atomic, untrusted
 from indm.names import GIVEN, name_of
-from indm.workbench.data.base import stack
+from indm.workbench.data.base import PARTS, Data, stack
 from indm.workbench.data.images import count_unreadable
 from indm.workbench.evaluation.baselines import baselines
 from indm.workbench.evaluation.likelihood import KINDS, NUMBERS, evaluate, nats_of_unit, number_key
@@ -26,10 +28,11 @@ from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import ENOUGH_STEPS, Evaluation
 from indm.workbench.recipes.recipe import Recipe, literal
 from indm.workbench.runs.devices import on_cpu
-from indm.workbench.runs.folder import data_of, open_model, read_metrics, recipe_of
-from indm.workbench.runs.provenance import provenance, warn_of_other_splits, weights_hash
+from indm.workbench.runs.folder import data_of, fitted_to, open_model, read_metrics, recipe_of
+from indm.workbench.runs.provenance import provenance, trained_on_others, warn_of_other_splits, weights_hash
 
 MOST_MORE = 10  # times the seconds of a run, in the command that continues it
+ENOUGH = 20  # examples, or groups of them, from which two standard errors say something
 LOW_RATE = 1e-5  # a learning rate that hardly trains
 REQUIRED_BASELINES = ("uniform", "gaussian")  # a model that is no better than these has not learned its data
 BETTER, LEVEL, WORSE = "better than", "within two standard errors of", "worse than"
@@ -42,30 +45,37 @@ def evaluate_run(
 ) -> dict:
     """The likelihood of held-out data under a run's model, see :func:`indm.evaluate`, beside its baselines.
 
-    ``changes`` override the recipe's ``[evaluate]``, and ``data_table`` replaces its ``[data]``. Writes
-    ``evaluation.json``, which is returned, and per-example nats to ``evaluation.npz``. Where several processes were
-    launched, each does its share; the main one writes.
+    ``changes`` override the recipe's ``[evaluate]``, and ``data_table`` replaces its ``[data]``: files that the model
+    was not trained on are used whole, unless ``changes`` name a split. Writes ``evaluation.json``, which is returned,
+    and per-example nats to ``evaluation.npz``. Where several processes were launched, each does its share; the main
+    one writes.
 
     Raises:
         ValueError: the split holds fewer than two examples, or an option is out of range.
     """
     processes = PartialState(cpu=on_cpu())
     recipe = recipe_of(run)
-    tables = recipes.absolute(recipe | {"data": data_table or recipe.data.table()})
-    model = open_model(run)
+    model, own = open_model(run), recipes.absolute(recipe)["data"]
+    table = own if data_table is None else recipes.absolute({"data": fitted_to(model, data_table)})["data"]
     options = replace(recipe.evaluate, **(changes or {}))
-    data = data_of(run, model, tables["data"])
+    data = data_of(run, model, table)
     distributed, main = processes.num_processes > 1, processes.is_main_process
-    changed = main and warn_of_other_splits(run, data)
-    held_out, split = getattr(data, options.split), options.split
-    if len(held_out) < 2:
+    elsewhere = "path" in table and table["path"] != own.get("path")
+    whole = elsewhere and (table["name"] != own["name"] or bool(trained_on_others(run, data)))
+    whole &= "split" not in (changes or {})
+    changed = main and not whole and warn_of_other_splits(run, data)
+    splits, split = (PARTS, "all") if whole else ((options.split,), options.split)
+    count = sum(len(getattr(data, part)) for part in splits)
+    if count < 2:
         raise ValueError(
-            f"the {split} split of {run} must hold at least 2 examples for standard errors, it holds {len(held_out)}; "
-            "another --split would do, or a run on more data"
+            f"the {split} split of {run} must hold at least 2 examples for standard errors, it holds {count}; "
+            "another split would do, or a run on more data"
         )
-    raw = stack(held_out, options.examples)
-    c = None if model.condition.is_none else model.condition.rows_of(data, split)[: len(raw)]
-    groups = data.groups[split][: len(raw)] if data.groups else None
+    raw = torch.cat([stack(getattr(data, part), options.examples) for part in splits])[: options.examples]
+    c = None
+    if not model.condition.is_none:
+        c = torch.cat([model.condition.rows_of(data, part) for part in splits])[: len(raw)]
+    groups = torch.cat([data.groups[part] for part in splits])[: len(raw)] if data.groups else None
     found = evaluate(
         model, raw, measures_of(options), c=c, groups=groups, eps=options.eps or None, repeats=options.repeats,
         batch_size=options.batch_size, seed=options.seed, progress=progress and main, distributed=distributed,
@@ -77,7 +87,8 @@ def evaluate_run(
         result["condition"] = name_of("condition", type(model.condition))
         if model.condition.is_class:
             result["classes"] = per_class(nats["nelbo"], c, model.condition.labels, groups)
-    result["baselines"], of_baselines = baselines(data, raw, nats["nelbo"], seed=options.seed, groups=groups)
+    fitted = _own_data(run, model) if whole else data
+    result["baselines"], of_baselines = baselines(data, fitted, raw, nats["nelbo"], options.seed, groups)
     nats |= {f"baseline_{name}": values for name, values in of_baselines.items()}
     if groups is not None:
         nats["groups"] = groups
@@ -86,10 +97,10 @@ def evaluate_run(
     weights = weights_hash(run)
     result |= {
         "unended": is_unended(run),
-        "data": tables["data"],
+        "data": table,
         "split": split,
         "data_changed": changed,
-        "unreadable_images": count_unreadable(held_out),
+        "unreadable_images": sum(count_unreadable(getattr(data, part)) for part in splits),
         "weights_sha256": weights,
         "provenance": provenance(options.seed, {str(run): weights}),
         "entropy_nats": data.entropy,
@@ -99,6 +110,13 @@ def evaluate_run(
     # The report is removed first and written last: where it is, the arrays beside it are of the same evaluation.
     atomic.together({arrays: write_arrays, report: atomic.json_into(result)}, [report])
     return result
+
+
+def _own_data(run: Path, model: Any) -> Data | None:
+    """The data of which a run was trained; None where they are not at hand."""
+    with suppress(ValueError, OSError):
+        return data_of(run, model)
+    return None
 
 
 def measures_of(options: Evaluation) -> list[Measure]:
@@ -262,10 +280,15 @@ def conclusion(run: Path, result: Mapping) -> str:
     sentence = f"{model} is {', '.join(first)}{', but ' if first else ''}{last}."
     if recipe is None:
         return sentence
+    if (n := result.get("groups", result["images"]["nelbo"])) < ENOUGH:
+        few = counted(n, "group" if "groups" in result else "example")
+        return f"{few} {'is' if n == 1 else 'are'} too few to tell. {sentence}"
     if result.get("unended"):
         return f"{sentence} Likely cause: its training has not ended."
-    if result["data_changed"] or result["data"]["name"] != recipe.data.name:
-        return f"{sentence} Likely cause: these are not the data that it was trained on."
+    if result["data_changed"] or result["split"] == "all" or result["data"]["name"] != recipe.data.name:
+        is_known = recipe.data.name != GIVEN
+        unlike = "these are not the data that it was trained on" if is_known else "too little training, or unlike data"
+        return f"{sentence} Likely cause: {unlike}."
     return f"{sentence} {advice(run, rows['gaussian'][unit])}".rstrip()
 
 

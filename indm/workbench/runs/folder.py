@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from indm.checks import brief, did_you_mean
+from indm.checks import arguments_of, brief, did_you_mean
 from indm.files import atomic, untrusted
 from indm.model import DESCRIPTION, INDM, WEIGHTS
+from indm.names import find
 from indm.workbench import hub
 from indm.workbench.data.base import Data, check_kind, flags_of_data, load_data, without_download
 from indm.workbench.recipes import recipe as recipes
@@ -220,7 +221,7 @@ def data_of(run: Path, model: Any, table: dict | None = None) -> Data:
         ValueError: they cannot be loaded, or are of other events or grey levels than the ``model``.
     """
     own = recipe_of(run).data.table()
-    table = own if table is None else table
+    table = own if table in (None, own) else fitted_to(model, table)
     try:
         data = load_data(**(table if table != own and table.get("download") else without_download(table)))
     except ValueError as error:
@@ -233,3 +234,15 @@ def data_of(run: Path, model: Any, table: dict | None = None) -> Data:
         others = f'"indm evaluate" and "indm convert" take others, for example {flags_of_data(tuple(model.shape))}'
         raise ValueError(f"{error} of {table['name']!r}; {others}") from error
     return data
+
+
+def fitted_to(model: Any, table: dict) -> dict:
+    """A ``[data]`` table with the size, channels and grey levels of the ``model`` where the data set has such options
+    and the table does not say."""
+    kind: dict[str, Any] = {}
+    if len(model.shape) == 3:
+        channels, height, width = model.shape
+        kind = {"size": height if height == width else [height, width], "channels": channels}
+    kind |= {"levels": model.scaling.levels} if model.scaling.levels else {}
+    own = arguments_of(find("data", table["name"]))
+    return {**{key: value for key, value in kind.items() if key in own}, **table}

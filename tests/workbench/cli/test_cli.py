@@ -138,8 +138,8 @@ def test_evaluate_needs_two_examples(run, tmp_path, capsys):
     np.save(tmp_path / "few.npy", np.zeros((12, 8, 8, 1), np.uint8))
     data = ["--data", "array", "--data.levels=17", f"--data.path={tmp_path / 'few.npy'}"]
     line = ["evaluate", run, "--overwrite", *data]
-    said = f"split of {run} must hold at least 2 examples for standard errors, it holds 1; another --split would do"
-    assert f"the test {said}" in fails(capsys, *line)
+    said = f"split of {run} must hold at least 2 examples for standard errors, it holds 1; another split would do"
+    assert f"the test {said}" in fails(capsys, *line, "--split", "test")
     assert f"the valid {said}" in fails(capsys, *line, "--split", "valid")
 
 

@@ -28,7 +28,8 @@ def result(value, error=0.1, unit="bits/dim", baselines=BASELINES, **changes):
         errors = {f"{k}_standard_error": v for k, v in both(error).items()}
         rows[key] = {"name": name, **both(of_baseline), "nelbo_difference": both(value - of_baseline) | errors}
     evaluation = {"unit": unit, "nelbo": {"with_reconstruction": both(value)}, "baselines": rows}
-    return evaluation | {"data": {"name": "digits"}, "data_changed": False} | changes
+    about = {"data": {"name": "digits"}, "data_changed": False, "split": "test", "images": {"nelbo": 100}}
+    return evaluation | about | changes
 
 
 def folder(home, lines=(), summary=None, **changes):
@@ -146,6 +147,9 @@ def test_causes_that_are_no_training(tmp_path):
     run = folder(tmp_path, [line(100)], FINISHED, **{"train.steps": "100"})
     for changes in ({"data": {"name": "folder"}}, {"data_changed": True}):
         assert conclusion(run, result(9.0, **changes)).endswith("these are not the data that it was trained on.")
+        few = conclusion(run, result(9.0, **changes, images={"nelbo": 3}))
+        assert few.startswith("3 examples are too few to tell. The model") and "cause" not in few
+    assert conclusion(run, result(9.0, groups=1)).startswith("1 group is too few to tell. The model")
     text = (run / "recipe.toml").read_text().replace('name = "digits"', 'name = "given"')
     (run / "recipe.toml").write_text(text)
     assert advice(run).endswith("Go on in Python: indm.train(…, resume=True), with train.steps=2000.")
