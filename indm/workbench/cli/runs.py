@@ -13,7 +13,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from indm.names import GIVEN
-from indm.workbench.cli.common import DONE, Common, Computes, RunFolder, ShowsProgress
+from indm.workbench.cli.common import DONE, INTERRUPTED, Common, Computes, RunFolder, ShowsProgress
 from indm.workbench.cli.listing import flags_of
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import ConversionOptions, Equal, Evaluation, default
@@ -57,9 +57,9 @@ class Evaluate(ShowsProgress):
         check_absent(run, ["evaluation.json", "evaluation.npz"], self.overwrite)
         result = evaluate_run(run, options, data_table=data, progress=self.progress)
         if PartialState().is_main_process:  # which alone has the results of all processes
-            print(likelihood_table(result), *level_table(result), sep="\n")
-            print(conclusion(run, result))
-        return DONE
+            print(likelihood_table(result), *(level_table(result) if "nelbo" in result else []), sep="\n")
+            print("nothing was written" if "interrupted" in result else conclusion(run, result))
+        return INTERRUPTED if "interrupted" in result else DONE
 
 
 @dataclass

@@ -22,6 +22,7 @@ from indm.workbench.evaluation.mean_nll import RepeatableDraws, Steps
 from indm.workbench.evaluation.measures import NLL, Bound, Estimate, Measure, Setting, Solve
 
 T = TypeVar("T")
+BAR = "{desc}: {percentage:3.0f}% {bar:20} {elapsed}<{remaining}"
 SEED_STRIDE = 1_000_003  # between the seeds of successive draws
 MEASURES = (Bound(), NLL())
 
@@ -80,6 +81,8 @@ def evaluate(
     distributed: bool = False,
 ) -> Likelihoods:
     """Likelihoods of raw data, each with and without reconstruction, with standard errors.
+
+    Ctrl-C ends it with the examples and measures that are done, and ``report["interrupted"]`` is then True.
 
     Args:
         model: an INDM.
@@ -148,21 +151,36 @@ def evaluate(
         made = RepeatableDraws(model, raw[:count], c, reference, batch_size, repeats, seeds, measure.solver)
         return shared(made, progress, distributed)
 
-    with evaluation_mode(model):
-        estimates = draw_all(draw, [kind for kind, _ in jobs], repeats, progress, distributed)
     dims = math.prod(raw.shape[1:])
+    costs = {kind: measure.calls(dims) for kind, measure in drawn.items()}
+    work = [(kind, costs[kind] * len(rows)) for kind, rows in jobs]
+    with evaluation_mode(model):
+        estimates, ended = draw_all(draw, work, repeats, progress, distributed)
+    counts = {kind: sum(len(batch[0].total) for batch in batches) for kind, batches in estimates.items()}
+    measures = [measure for measure in measures if counts.get(measure.kind, 0) > 1]
+    if not measures:
+        raise KeyboardInterrupt("before two examples were done")
     setting = Setting(dims, groups, seed, model.sde)
     unit = "nats" if model.scaling.levels is None else "bits/dim"
     about = {"unit": unit, "dims": dims, "dequantization": in_words(model), "eps": model.sde.eps}
-    report = {"images": {m.kind: m.count(n) for m in measures}} | about | {"repeats": repeats, "seed": seed}
+    report = {"images": {m.kind: counts[m.kind] for m in measures}} | about | {"repeats": repeats, "seed": seed}
     if not model.flow.has_log_det:
         report["codes"] = "one draw for each estimate: the NLL is a bound, too"
     if groups is not None:
         report["groups"] = len(groups.unique())
     nats: dict[str, Tensor] = {}
     for measure in measures:
-        report[measure.kind], by_suffix = measure.numbers(estimates[measure.kind], setting, solver_of(measure))
+        own = estimates[measure.kind]
+        try:
+            report[measure.kind], by_suffix = measure.numbers(own, setting, solver_of(measure) if ended else None)
+        except KeyboardInterrupt:
+            if distributed or not ended:
+                raise
+            ended = False
+            report[measure.kind], by_suffix = measure.numbers(own, setting, None)
         nats |= {measure.kind + suffix: values for suffix, values in by_suffix.items()}
+    if not ended:
+        report["interrupted"] = True
     return Likelihoods(report, nats)
 
 
@@ -188,27 +206,42 @@ def _check(model, raw: Tensor, measures: Sequence[Measure], repeats: int, batch_
 
 
 def draw_all(
-    draw: Callable[[int, int], Estimate], kinds: list[str], repeats: int, progress: bool, distributed: bool
-) -> dict[str, list[list[Estimate]]]:
+    draw: Callable[[int, int], Estimate],
+    jobs: list[tuple[str, float]],
+    repeats: int,
+    progress: bool,
+    distributed: bool,
+) -> tuple[dict[str, list[list[Estimate]]], bool]:
     """``draw(job, number)`` for each job and repeat, ``number`` counting all draws: by kind, job by job.
 
-    With ``distributed`` every process draws its share of the jobs and gets those of all.
+    A job is its kind and its cost, by which the bar moves. With ``distributed`` every process draws its share of the
+    jobs and gets those of all. Otherwise Ctrl-C keeps the jobs that are done.
+
+    Returns:
+        The estimates, and whether all jobs are done.
     """
-    share, drawn = _share(len(kinds), distributed), dict[int, list[Estimate]]()
-    with tqdm(total=repeats * len(share), desc="likelihood", disable=not progress) as bar, warnings.catch_warnings():
-        for job in share:
-            bar.set_description(kinds[job].upper())
-            drawn[job] = []
-            for repeat in range(repeats):
-                drawn[job].append(draw(job, job * repeats + repeat))
-                bar.update()
-                if kinds[job] != "nelbo":  # warn once if the tolerance cannot be reached
-                    warnings.filterwarnings("ignore", OUT_OF_REACH, RuntimeWarning)
+    share, drawn = _share(len(jobs), distributed), dict[int, list[Estimate]]()
+    total = repeats * sum(jobs[job][1] for job in share)
+    with tqdm(total=total, bar_format=BAR, disable=not progress) as bar, warnings.catch_warnings():
+        try:
+            for job in share:
+                kind, cost = jobs[job]
+                bar.set_description(kind.upper())
+                estimates = []
+                for repeat in range(repeats):
+                    estimates.append(draw(job, job * repeats + repeat))
+                    bar.update(cost)
+                    if kind != "nelbo":  # warn once if the tolerance cannot be reached
+                        warnings.filterwarnings("ignore", OUT_OF_REACH, RuntimeWarning)
+                drawn[job] = estimates
+        except KeyboardInterrupt:
+            if distributed:
+                raise
     drawn = _gathered(drawn, distributed)
     by_kind: dict[str, list[list[Estimate]]] = {}
-    for job, kind in enumerate(kinds):
-        by_kind.setdefault(kind, []).append(drawn[job])
-    return by_kind
+    for job in sorted(drawn):
+        by_kind.setdefault(jobs[job][0], []).append(drawn[job])
+    return by_kind, len(drawn) == len(jobs)
 
 
 def shared(draws: RepeatableDraws, progress: bool, distributed: bool) -> Solve:
@@ -280,6 +313,8 @@ def likelihood_table(result: Mapping) -> str:
     both = [result[kind]["with_reconstruction"][key] for kind in ("nelbo", "nll") if kind in result]
     if len(both) == 2 and both[1] > both[0]:
         lines.append("The NELBO bounds the law of the SDE; the NLL is of that of the ODE, and may lie above it.")
+    if result.get("interrupted"):
+        lines.append("interrupted: these are the examples and measures that were done")
     if result.get("unended"):
         lines.append("weights of a checkpoint: the training has not ended")
     lines += of_levels(result) + of_classes(result) + unconverged(result)

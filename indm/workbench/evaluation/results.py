@@ -47,8 +47,8 @@ def evaluate_run(
 
     ``changes`` override the recipe's ``[evaluate]``, and ``data_table`` replaces its ``[data]``: files that the model
     was not trained on are used whole, unless ``changes`` name a split. Writes ``evaluation.json``, which is returned,
-    and per-example nats to ``evaluation.npz``. Where several processes were launched, each does its share; the main
-    one writes.
+    and per-example nats to ``evaluation.npz``; after Ctrl-C it writes nothing. Where several processes were launched,
+    each does its share; the main one writes.
 
     Raises:
         ValueError: the split holds fewer than two examples, or an option is out of range.
@@ -80,8 +80,8 @@ def evaluate_run(
         model, raw, measures_of(options), c=c, groups=groups, eps=options.eps or None, repeats=options.repeats,
         batch_size=options.batch_size, seed=options.seed, progress=progress and main, distributed=distributed,
     )  # fmt: skip
-    result, nats = found.report, dict(found.nats)
-    if not main:
+    result, nats = found.report | {"split": split}, dict(found.nats)
+    if not main or "interrupted" in result:
         return result
     if c is not None:
         result["condition"] = name_of("condition", type(model.condition))
@@ -98,7 +98,6 @@ def evaluate_run(
     result |= {
         "unended": is_unended(run),
         "data": table,
-        "split": split,
         "data_changed": changed,
         "unreadable_images": sum(count_unreadable(getattr(data, part)) for part in splits),
         "weights_sha256": weights,

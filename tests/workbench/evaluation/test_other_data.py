@@ -39,6 +39,17 @@ def test_files_are_used_whole_in_the_size_of_the_model(saved, data, capsys):
     assert "not the data" not in verdict
 
 
+def test_ctrl_c_prints_what_is_done_and_writes_nothing(saved, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("indm.workbench.evaluation.measures.NLL.estimate", stop)
+    assert main(["evaluate", "saved", "--data.path", "images", "--quiet"]) == 130
+    said = capsys.readouterr()
+    assert "NELBO" in said.out and "NLL" not in said.out and said.out.endswith("nothing was written\n")
+    assert "Traceback" not in said.err and not (saved / "evaluation.json").exists()
+
+
 def test_a_split_can_be_asked_for(saved, capsys):
     assert main(["evaluate", "saved", "--data.path", "images", "--split", "test", *QUIET]) == 0
     assert json.loads((saved / "evaluation.json").read_text())["images"]["nelbo"] == 3
