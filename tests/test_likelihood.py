@@ -404,6 +404,47 @@ def test_a_tolerance_out_of_reach_is_said_once():
     assert [str(w.message).removeprefix(OUT_OF_REACH) for w in caught] == [" 0", " 1", " 2"]
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_difference_of_evaluations_is_paired_over_examples_or_groups(tmp_path, grouped):
+    """Saved, read again and subtracted, against the formula by hand; pairing takes away most of the spread."""
+    x, groups = 2 * torch.randn(60, 2, generator=seeded(0)), torch.arange(60) // 3 if grouped else None
+    models = [INDM(Identity(), gaussian("vp"), Scaling(0.0, scale), (2,)) for scale in (1.0, 1.1)]
+    for name, model in zip("ab", models, strict=True):
+        found = evaluate(model, x, [Bound(), NLL(each=True)], groups=groups, progress=False)
+        found.save(tmp_path / name)
+        again = indm.Likelihoods.load(tmp_path / name)
+        assert again.report == found.report and str(again) == str(found)
+        assert all(torch.equal(again.nats[key], value) for key, value in found.nats.items())
+    a, b = (indm.Likelihoods.load(tmp_path / name) for name in "ab")
+    paired = a - b
+    assert paired.keys() == {"nelbo", "nll"}
+    for kind, (mean, error) in paired.items():
+        apart = (a.nats[kind] - b.nats[kind]).numpy()
+        sums = (apart - apart.mean()).reshape(20, 3).sum(1) if grouped else apart - apart.mean()
+        by_hand = math.sqrt((sums**2).sum() * len(sums) / (len(sums) - 1)) / 60
+        assert mean == pytest.approx(apart.mean()) and error == pytest.approx(by_hand)
+        assert mean == pytest.approx(a.mean(kind, "nats")[0] - b.mean(kind, "nats")[0])
+        assert error < 0.5 * math.hypot(a.mean(kind, "nats")[1], b.mean(kind, "nats")[1])
+
+
+def test_a_difference_needs_the_same_examples_seed_and_unit():
+    model, x = INDM(Identity(), gaussian("vp"), shape=(2,)), torch.randn(20, 2, generator=seeded(0))
+    of_levels = INDM(Identity(), gaussian("vp"), Scaling.images(4), (2,))
+
+    def found(model=model, x=x, examples=None, **options):
+        return evaluate(model, x, [Bound(examples=examples)], progress=False, **options)
+
+    first = found()
+    for other, said in (
+        (found(x=x + 1), "examples_sha256 of other must be '"),
+        (found(seed=1), "seed of other must be 0, as in the evaluation that it is taken from, got 1"),
+        (found(of_levels, (x > 0).long()), "unit of other must be 'nats', .* got 'bits/dim'"),
+        (found(examples=9), "examples of other, nelbo must be 20, as here, got 9"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            first - other
+
+
 @pytest.fixture
 def interrupted_at(monkeypatch):
     """Ctrl-C when the NLL is drawn that many times, or when its corrections begin."""

@@ -1,25 +1,30 @@
 """The likelihood of held-out data under a model, with error bars."""
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from indm.checks import require
 from indm.dequantization import check_raw, in_words
+from indm.files import atomic, untrusted
 from indm.foreign.denoiser import check_denoiser, is_foreign
 from indm.likelihood import latent_reference
 from indm.ode import MOST, OUT_OF_REACH
 from indm.tensors import evaluation_mode, outside_inference, squared_norm
 from indm.workbench.evaluation.mean_nll import RepeatableDraws, Steps
 from indm.workbench.evaluation.measures import NLL, Bound, Estimate, Measure, Setting, Solve
+from indm.workbench.evaluation.statistics import mean_and_error
 
 T = TypeVar("T")
 BAR = "{desc}: {percentage:3.0f}% {bar:20} {elapsed}<{remaining}"
@@ -46,7 +51,7 @@ class Likelihoods:
             mean NLL was corrected, "nll" is "nll_coarse", in few steps, and for each level l "nll_level_l" are the
             differences of finer and coarser solves, of the estimates "nll_level_l_estimates" (example · repeats +
             repeat); "nll_certain" are those of estimates whose coarse error was unusually large. "nelbo_levels",
-            (N, 8), are the parts of the score term.
+            (N, 8), are the parts of the score term; "groups" are those of the examples, where there are any.
 
     >>> row = {"bits_per_dim": 2.45, "bits_per_dim_standard_error": 0.01}
     >>> Likelihoods({"nelbo": {"with_reconstruction": row}}, {}).mean()
@@ -63,6 +68,70 @@ class Likelihoods:
 
     def __str__(self) -> str:
         return likelihood_table(self.report)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``evaluation.json`` and ``evaluation.npz``, as ``indm evaluate`` does into the folder of a run."""
+        report, arrays = (Path(folder) / f"evaluation.{kind}" for kind in ("json", "npz"))
+        write_arrays = atomic.arrays_into({name: values.cpu().numpy() for name, values in self.nats.items()})
+        # The report is removed first and written last: where it is, the arrays beside it are of the same evaluation.
+        atomic.together({arrays: write_arrays, report: atomic.json_into(self.report)}, [report])
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Likelihoods":
+        """Read what :meth:`save` or ``indm evaluate`` wrote into a folder; ValueError where it cannot be read."""
+        arrays = untrusted.arrays(Path(folder) / "evaluation.npz")
+        nats = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        return cls(untrusted.json_object(Path(folder) / "evaluation.json"), nats)
+
+    def __sub__(self, other: "Likelihoods") -> dict[str, tuple[float, float]]:
+        """Mean difference of each likelihood that both have, and its standard error, paired over the examples, or over
+        groups of them, in the unit of both.
+
+        Raises:
+            ValueError: they are of different examples, seeds or units.
+        """
+        for key in ("unit", "dims", "seed", "repeats", "examples_sha256"):
+            own, others = (one.report.get(key) for one in (self, other))
+            require(own == others, f"{key} of other", others, f"{own!r}, as in the evaluation that it is taken from")
+        kinds = [kind for kind in KINDS if kind in self.report and kind in other.report]
+        return {kind: self.difference(other, kind) for kind in kinds}
+
+    def difference(self, other: "Likelihoods", kind: str) -> tuple[float, float]:
+        """That of one kind."""
+        a, b = (one.per_example(kind) for one in (self, other))
+        require(len(a) == len(b), f"examples of other, {kind}", len(b), f"{len(a)}, as here")
+        groups = self.nats.get("groups")
+        mean, error = mean_and_error(a - b, None if groups is None else groups[: len(a)])
+        return mean, math.hypot(error, self.added_error(other, kind))
+
+    def per_example(self, kind: str = "nelbo") -> Float[Tensor, " n"]:
+        """A likelihood of every example in the unit of the report; a coarse one with the mean of the finest level."""
+        if kind in self.nats:
+            return self.nats[kind] / nats_of_unit(self.report)
+        coarse = self.nats[f"{kind}_coarse"]
+        return (coarse + self.mean(kind, "nats")[0] - coarse.mean()) / nats_of_unit(self.report)
+
+    def added_error(self, other: "Likelihoods", kind: str) -> float:
+        """The error that corrections of coarse solves add to the mean difference of two evaluations, in their unit.
+
+        Both made the same draws. Where they have the same levels, the estimates that both corrected make their
+        corrections depend on each other, so that the error is below that of independent ones.
+        """
+        both = (self, other)
+        numbers, nats = [one.report[kind] for one in both], [one.nats for one in both]
+        variance = sum(number.get("added_error", {}).get("nats", 0.0) ** 2 for number in numbers)
+        steps = [[level["steps"] for level in number.get("levels", ())] for number in numbers]
+        levels = range(1, len(steps[0])) if steps[0] == steps[1] else ()
+        for level in levels:
+            n, name = numbers[0]["levels"][0]["estimates"], f"{kind}_level_{level}"
+            one_of, other_of = (values[f"{name}_estimates"].numpy() for values in nats)
+            of_both = np.intersect1d(one_of, other_of, return_indices=True)[1:]
+            if len(of_both[0]) > 1:
+                usual, sizes = [n - number["certain"] for number in numbers], [len(values[name]) for values in nats]
+                differences = [values[name].numpy()[rows] for values, rows in zip(nats, of_both, strict=True)]
+                each = math.prod(usual) / n**2 * len(of_both[0]) / math.prod(sizes) * (1 - max(sizes) / max(usual))
+                variance -= 2 * each * np.cov(differences[0], differences[1])[0, 1]
+        return math.sqrt(max(variance, 0.0)) / nats_of_unit(self.report)
 
 
 @outside_inference
@@ -179,6 +248,9 @@ def evaluate(
             ended = False
             report[measure.kind], by_suffix = measure.numbers(own, setting, None)
         nats |= {measure.kind + suffix: values for suffix, values in by_suffix.items()}
+    report["examples_sha256"] = hashlib.sha256(raw.detach().cpu().contiguous().numpy().data).hexdigest()
+    if groups is not None:
+        nats["groups"] = groups
     if not ended:
         report["interrupted"] = True
     return Likelihoods(report, nats)

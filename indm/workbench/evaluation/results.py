@@ -1,6 +1,5 @@
 """The evaluation of a run: written into its folder, read, compared by example, and judged."""
 
-import hashlib
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,12 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from indm.checks import brief, counted
-from indm.files import atomic, untrusted
+from indm.files import untrusted
 from indm.names import GIVEN, name_of
 from indm.workbench.data.base import PARTS, Data, stack
 from indm.workbench.data.images import count_unreadable
 from indm.workbench.evaluation.baselines import baselines
-from indm.workbench.evaluation.likelihood import KINDS, NUMBERS, evaluate, nats_of_unit, number_key
+from indm.workbench.evaluation.likelihood import KINDS, NUMBERS, Likelihoods, evaluate, number_key
 from indm.workbench.evaluation.measures import NLL, Bound, Measure, SamplerBound, WeightedNLL
 from indm.workbench.evaluation.statistics import Difference, mean_and_error, paired_by_examples
 from indm.workbench.recipes import recipe as recipes
@@ -37,7 +36,6 @@ LOW_RATE = 1e-5  # a learning rate that hardly trains
 REQUIRED_BASELINES = ("uniform", "gaussian")  # a model that is no better than these has not learned its data
 BETTER, LEVEL, WORSE = "better than", "within two standard errors of", "worse than"
 REQUIRED = ("nelbo", "images", "data", "split", "unit", "dims", "dequantization", "weights_sha256")
-Evaluated = tuple[dict[str, Any], dict[str, np.ndarray]]  # evaluation.json and evaluation.npz
 
 
 def evaluate_run(
@@ -90,10 +88,6 @@ def evaluate_run(
     fitted = _own_data(run, model) if whole else data
     result["baselines"], of_baselines = baselines(data, fitted, raw, nats["nelbo"], options.seed, groups)
     nats |= {f"baseline_{name}": values for name, values in of_baselines.items()}
-    if groups is not None:
-        nats["groups"] = groups
-    if data.fingerprint:  # else its name and options decide the examples
-        result["examples_sha256"] = hashlib.sha256(raw.flatten().numpy().data).hexdigest()
     weights = weights_hash(run)
     result |= {
         "unended": is_unended(run),
@@ -104,10 +98,7 @@ def evaluate_run(
         "provenance": provenance(options.seed, {str(run): weights}),
         "entropy_nats": data.entropy,
     }
-    arrays, report = run / "evaluation.npz", run / "evaluation.json"
-    write_arrays = atomic.arrays_into({name: values.numpy() for name, values in nats.items()})
-    # The report is removed first and written last: where it is, the arrays beside it are of the same evaluation.
-    atomic.together({arrays: write_arrays, report: atomic.json_into(result)}, [report])
+    Likelihoods(result, nats).save(run)
     return result
 
 
@@ -169,49 +160,13 @@ def read_evaluation(folder: Path) -> dict:
     return result
 
 
-def read_both(folder: Path) -> Evaluated:
-    """The report and the nats of an evaluated run."""
-    return untrusted.json_object(folder / "evaluation.json"), untrusted.arrays(folder / "evaluation.npz")
-
-
-def per_example(evaluated: Evaluated, kind: str = "nelbo") -> Float[np.ndarray, " n"]:
-    """A likelihood of every example in the unit of the run; a coarse one with the mean of the finest level."""
-    result, nats = evaluated
-    if kind in nats:
-        return nats[kind] / nats_of_unit(result)
-    coarse = nats[f"{kind}_coarse"]
-    return (coarse + result[kind]["with_reconstruction"]["nats"] - coarse.mean()) / nats_of_unit(result)
-
-
 def difference(pairs: Sequence[tuple[Path, Path]], kind: str = "nelbo") -> Difference:
     """The first less the second of each pair of runs, one pair for each seed, all evaluated on the same examples."""
-    evaluated = [(read_both(one), read_both(other)) for one, other in pairs]
-    first, second = np.stack([[per_example(run, kind) for run in pair] for pair in evaluated], axis=1)
-    added = math.hypot(*(added_error(*pair, kind) for pair in evaluated)) / len(pairs)
-    groups = evaluated[0][0][1].get("groups")
-    return paired_by_examples(first, second, None if groups is None else groups[: first.shape[1]], added)
-
-
-def added_error(one: Evaluated, other: Evaluated, kind: str) -> float:
-    """The error that corrections of coarse solves add to the mean difference of two runs, in their unit.
-
-    Both made the same draws. Where they have the same levels, the estimates that both corrected make their corrections
-    depend on each other, so that the error is below that of independent ones.
-    """
-    numbers, nats = [result[kind] for result, _ in (one, other)], [values for _, values in (one, other)]
-    variance = sum(number.get("added_error", {}).get("nats", 0.0) ** 2 for number in numbers)
-    steps = [[level["steps"] for level in number.get("levels", ())] for number in numbers]
-    levels = range(1, len(steps[0])) if steps[0] == steps[1] else ()
-    for level in levels:
-        n, name = numbers[0]["levels"][0]["estimates"], f"{kind}_level_{level}"
-        one_of, other_of = (values[f"{name}_estimates"] for values in nats)
-        of_both = np.intersect1d(one_of, other_of, return_indices=True)[1:]
-        if len(of_both[0]) > 1:
-            usual, sizes = [n - number["certain"] for number in numbers], [len(values[name]) for values in nats]
-            differences = [values[name][rows] for values, rows in zip(nats, of_both, strict=True)]
-            each = math.prod(usual) / n**2 * len(of_both[0]) / math.prod(sizes) * (1 - max(sizes) / max(usual))
-            variance -= 2 * each * np.cov(differences[0], differences[1])[0, 1]
-    return math.sqrt(max(variance, 0.0)) / nats_of_unit(one[0])
+    evaluated = [(Likelihoods.load(one), Likelihoods.load(other)) for one, other in pairs]
+    first, second = np.stack([[run.per_example(kind).numpy() for run in pair] for pair in evaluated], axis=1)
+    added = math.hypot(*(one.added_error(other, kind) for one, other in evaluated)) / len(pairs)
+    groups = evaluated[0][0].nats.get("groups")
+    return paired_by_examples(first, second, None if groups is None else groups[: first.shape[1]].numpy(), added)
 
 
 def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
