@@ -203,7 +203,7 @@ class Push(Common):
 
         hub.check_name(self.name)
         if self.out is not None:
-            check_empty(self.out, "give another --out")
+            check_empty(self.out, "give another")
             card.write(self.run_folder, self.out, self.name, self.license)
             print(self.out / card.CARD)
             return DONE

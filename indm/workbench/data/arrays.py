@@ -126,7 +126,7 @@ def read_events(path: Path, levels: int | None) -> Tensor:
 
 def _read_array(path: Path, key: str | None) -> np.ndarray:
     if path.is_dir():
-        raise ValueError(f'{path} is a folder: a .npy, .npz or .csv file would do, and "--data folder" reads images')
+        raise ValueError(f"{path} is a folder: a .npy, .npz or .csv file would do; the data set 'folder' reads images")
     if path.is_file() and path.suffix.lower() not in (".npy", ".npz"):
         raise ValueError(f"{path} is not a .npy, .npz, .csv or .parquet file: write it as one of these")
     names = untrusted.array_names(path)

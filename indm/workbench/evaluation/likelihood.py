@@ -412,7 +412,7 @@ def of_levels(result: Mapping) -> list[str]:
     if "levels" not in (nll := result.get("nll", {})):
         return []
     first, *finer = nll["levels"]
-    counts = [f"{level['estimates']} of them in {level['steps'] or 'as many as --nll-error needs'}" for level in finer]
+    counts = [f"{level['estimates']} of them in {level['steps'] or 'as many as nll_error needs'}" for level in finer]
     counts = [f"{first['estimates']} estimates in {first['steps']} steps", *counts]
     return [f"NLL: {', '.join(counts)}, which adds ± {nll['added_error'][number_key(result)]:.1g} to the mean"]
 
@@ -439,8 +439,8 @@ def unconverged(result: Mapping) -> list[str]:
             of = f"{numbers['levels'][-1]['estimates']} estimates" if "levels" in numbers else f"{n} examples"
             lines.append(
                 f"The {name} has not converged: the solver's error may be above {numbers['nll_error']:g} bits/dim in "
-                f"{count} of {of}, up to {numbers['solver_error']['largest_bits_per_dim']:.1g}, in {steps} steps; take "
-                f"more, such as --steps {2 * steps}, or a larger --nll-error."
+                f"{count} of {of}, up to {numbers['solver_error']['largest_bits_per_dim']:.1g} bits/dim, in {steps} "
+                f"steps; take more steps, such as {2 * steps}, or a larger nll_error."
             )
     return lines
 

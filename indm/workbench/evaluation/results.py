@@ -1,7 +1,6 @@
 """The evaluation of a run: written into its folder, read, compared by example, and judged."""
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -24,15 +23,13 @@ from indm.workbench.evaluation.likelihood import KINDS, NUMBERS, Likelihoods, ev
 from indm.workbench.evaluation.measures import NLL, Bound, Measure, SamplerBound, WeightedNLL
 from indm.workbench.evaluation.statistics import Difference, mean_and_error, paired_by_examples
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import ENOUGH_STEPS, Evaluation
-from indm.workbench.recipes.recipe import Recipe, literal
+from indm.workbench.recipes.options import Evaluation
+from indm.workbench.recipes.recipe import literal
 from indm.workbench.runs.devices import on_cpu
 from indm.workbench.runs.folder import data_of, fitted_to, open_model, read_metrics, recipe_of
 from indm.workbench.runs.provenance import provenance, trained_on_others, warn_of_other_splits, weights_hash
 
-MOST_MORE = 10  # times the seconds of a run, in the command that continues it
 ENOUGH = 20  # examples, or groups of them, from which two standard errors say something
-LOW_RATE = 1e-5  # a learning rate that hardly trains
 REQUIRED_BASELINES = ("uniform", "gaussian")  # a model that is no better than these has not learned its data
 BETTER, LEVEL, WORSE = "better than", "within two standard errors of", "worse than"
 REQUIRED = ("nelbo", "images", "data", "split", "unit", "dims", "dequantization", "weights_sha256")
@@ -156,7 +153,7 @@ def read_evaluation(folder: Path) -> dict:
         raise FileNotFoundError(f"{folder} has not been evaluated: run 'indm evaluate {folder}' first")
     result = untrusted.json_object(file)
     if missing := [name for name in REQUIRED if name not in result]:
-        raise ValueError(f"{file} is not an evaluation, without {missing[0]}; run 'indm evaluate {folder} --overwrite'")
+        raise ValueError(f"{file} is not an evaluation, without {missing[0]}; evaluate {folder} anew")
     return result
 
 
@@ -190,7 +187,7 @@ def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
                 option, numbers = "draws" if kind == "iw" else kind, (result[kind][key], first[kind][key])
                 raise ValueError(
                     f"{folder} and {baseline} have the {KINDS[kind]} of {numbers[0]} and {numbers[1]} {key}: evaluate "
-                    f"both with the same --{option}"
+                    f"both with the same {option}"
                 )
 
 
@@ -210,7 +207,7 @@ def _examples(result: dict) -> str:
 def conclusion(run: Path, result: Mapping) -> str:
     """How the model of ``run`` compares with the baselines of its evaluation ``result``, in one line; "" without any.
 
-    Where it is no better than uniform noise and a Gaussian, also the likely cause, and the command that continues.
+    Where it is no better than uniform noise and a Gaussian, also the likely cause.
     """
     unit, rows = number_key(result), result.get("baselines", {})
     verdicts = {}
@@ -243,51 +240,5 @@ def conclusion(run: Path, result: Mapping) -> str:
         is_known = recipe.data.name != GIVEN
         unlike = "these are not the data that it was trained on" if is_known else "too little training, or unlike data"
         return f"{sentence} Likely cause: {unlike}."
-    return f"{sentence} {advice(run, rows['gaussian'][unit])}".rstrip()
-
-
-def advice(run: Path, baseline: float = -math.inf) -> str:
-    """Why the model of ``run`` has hardly learned, and the command that continues, from what the run's folder says.
-
-    ``baseline`` is the likelihood that it should have reached, in the unit of the run. Nothing where the folder has no
-    log of a training, as that of a converted run.
-    """
-    lines, summary = read_metrics(run), run / "summary.json"
-    if not lines:
-        return ""
-    recipe, steps, seconds = recipe_of(run), lines[-1]["step"], lines[-1].get("seconds", 0.0)
-    finished = summary.exists() and not untrusted.json_object(summary)["interrupted"]
-    by_part = [[line[key] for key in line if key.endswith("_lr")] for line in lines]
-    rates = [max(values) for values in by_part if values] or [math.nan]
-    trained, validated = ([line[name] for line in lines if name in line] for name in ("nelbo", "valid_nelbo"))
-    training = trained[-1] if trained else math.nan
-    validation = math.nan if not validated else min(validated) if recipe.train.final == "best" else validated[-1]
-    remedy = _how_to_go_on(run, recipe, steps, seconds, finished)
-    if not finished:
-        cause = f"the run was interrupted at step {steps}, before its budget was spent"
-    elif rates == sorted(rates) and len(rates) > 1 and rates[-1] > rates[-2]:
-        cause = f"the run ended inside its warm-up, at step {steps}, with a learning rate of {rates[-1]:.1e}"
-    elif max(rates) < LOW_RATE:
-        cause = f"the learning rate was never above {max(rates):.1e}"
-        remedy = "Train anew with a larger one, for example --train.lr 1e-3 --train.flow_lr 1e-3."
-    elif training < baseline <= validation:
-        numbers = f"the training NELBO is {training:.2f}, that of validation {validation:.2f}"
-        cause, remedy = f"too few data for this model: {numbers}", "More examples would do, or a smaller network."
-    else:
-        cause = f"the budget of {steps} steps, {seconds:.0f} seconds, is too small"
-    return f"Likely cause: {cause}. {remedy}"
-
-
-def _how_to_go_on(run: Path, recipe: Recipe, steps: int, seconds: float, finished: bool) -> str:
-    """The command that continues, with a larger budget where this one was spent."""
-    budget: dict[str, float] = {}
-    if finished:
-        more = max(4 * steps, ENOUGH_STEPS)
-        longer = math.ceil(seconds * min(more / max(steps, 1), MOST_MORE))
-        budget = {"train.steps": more} if steps >= recipe.train.steps else {}
-        budget |= {"train.seconds": longer} if longer > recipe.train.seconds else {}
-    if any(isinstance(table, Mapping) and table.get("name") == GIVEN for table in recipe.values()):
-        changes = ", ".join(f"{key}={value}" for key, value in budget.items())
-        return f"Go on in Python: indm.train(…, resume=True){changes and f', with {changes}'}."
-    flags = [word for key, value in budget.items() for word in (f"--{key}", str(value))]
-    return f"Go on with: {shlex.join(['indm', 'train', str(run), '--resume', *flags])}"
+    log = read_metrics(run)
+    return f"{sentence} Likely cause: too short a training, {counted(log[-1]['step'], 'step')}." if log else sentence

@@ -195,12 +195,12 @@ def override(recipe: AnyTables, changes: Mapping[str, str]) -> Tables:
     """
     changed = {table: dict(content) for table, content in recipe.items()}
     for table in (key for key in changes if "." not in key):
-        check_name(table, PART_TABLES, "table that can be replaced", f"--{table}")
+        check_name(table, PART_TABLES, "table that can be replaced", table)
         kept = {"eps"} if table == "sde" and changes[table] in BUILT_IN["sde"] else set()
         changed[table] = {"name": changes[table]} | {k: v for k, v in changed.get(table, {}).items() if k in kept}
     for dotted in (key for key in changes if "." in key):
         table, key = dotted.split(".", 1)
-        check_name(table, TABLES, "table", f"--{dotted}")
+        check_name(table, TABLES, "table", dotted)
         value = value_of(changes[dotted])
         is_text = key in PATH_KEYS and not isinstance(value, str)
         changed.setdefault(table, {})[key] = changes[dotted] if is_text else value
