@@ -5,6 +5,7 @@ failure is a ValueError that names the file, except in :func:`checkpoint`.
 """
 
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -43,10 +44,17 @@ def _reading(path: Path, what: str) -> Iterator[None]:
 def json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError where it holds another kind of value or cannot be read."""
     with _reading(path, "JSON"):
-        content = json.loads(text(path))
+        content = json.loads(text(path), parse_float=_finite, parse_constant=_finite)
         if not isinstance(content, dict):
             raise ValueError(f"it holds {type(content).__name__}, where an object must be")
         return content
+
+
+def _finite(word: str) -> float:
+    """The number that ``word`` is; ValueError of NaN, Infinity and 1e400, which nothing here writes."""
+    number = float(word)
+    require(math.isfinite(number), "a number", word, "finite")
+    return number
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:

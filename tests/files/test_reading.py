@@ -231,6 +231,23 @@ def test_a_log_is_read_as_a_stranger_s_file(tmp_path):
         read_metrics(tmp_path)
 
 
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "Infinity", "NaN"])
+def test_numbers_in_json_are_finite(tmp_path, number):
+    (tmp_path / "validation.json").write_text(f'{{"step": [{number}]}}')
+    with pytest.raises(ValueError, match=f"cannot be read as JSON: a number must be finite, .*{number}"):
+        untrusted.json_object(tmp_path / "validation.json")
+
+
+def test_changes_of_a_recipe_have_a_largest_size():
+    """A number of 20 million nines took 2.4 GB, and 2.5 million keys took twelve seconds."""
+    nines, keys = "9" * 2 * 10**7, "{" + ", ".join(f"k{i} = 1" for i in range(200_000)) + "}"
+    with pytest.raises(ValueError, match=r"train\.steps must be a number, got .{0,2}9{100}"):
+        recipes.recipe("digits", {"train.steps": nines})
+    assert recipes.value_of(keys) == keys
+    with pytest.raises(ValueError, match=r"it holds 2,\d+,\d+ characters, and a text of this kind may hold 1,048,576"):
+        plain.toml(keys)
+
+
 def test_text_has_a_largest_size(tmp_path):
     for name in ("recipe.toml", "versions.json"):
         with (tmp_path / name).open("wb") as file:

@@ -383,7 +383,7 @@ def test_assumed_data_are_said_to_be(released, tmp_path, capsys):
     assert kept["data.channels"] == 3 and "sde.name" not in kept and "data.centered" not in kept
     assert run_cli("evaluate", run, *few) == 2
     error = capsys.readouterr().err
-    assert '/images\' must be a folder, and it is not there; give data.path' in error
+    assert "/images' must be a folder, and it is not there; give data.path" in error
     assert run_cli("evaluate", run, "--data.path", released / "images", *few) == 0
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indm.checks import brief, few_values, nearest, reason
+from indm.checks import brief, few_values, listed, nearest, reason
 from indm.files import untrusted
 from indm.files.memory import check_memory
 from indm.files.plain import check_plain
@@ -298,20 +298,18 @@ def _numbers(path: Path, table: "pandas.DataFrame", names: Sequence[str]) -> np.
 
     if table.empty or not names:
         raise ValueError(f"{path} holds no rows of numbers")
-    values, lost = np.empty((len(table), len(names)), np.float32), ""
+    values, problems, has_gaps = np.empty((len(table), len(names)), np.float32), list[str](), False
     with np.errstate(all="ignore"):
         for i, name in enumerate(names):
             column = pandas.to_numeric(table[name], errors="coerce").to_numpy(np.float64, na_value=np.nan)
             values[:, i] = column
-            lost = lost or (f"column {name!r} has {in_words_lost(column)}" if are_lost(column) else "")
-    wrong = np.argwhere(~np.isfinite(values))
-    if len(wrong):
-        row, column = wrong[0].tolist()
-        got, name = brief(repr(table[names[column]].iloc[row : row + 1].tolist()[0])), names[column]
-        raise ValueError(
-            f"{path}: column {name!r} must hold finite numbers, got {got} in row {row + 1} (of {len(wrong)} such); "
-            "data.x names the columns that are to be used"
-        )
-    if lost:
-        raise ValueError(f"{path}: {lost}")
+            if len(rows := np.flatnonzero(~np.isfinite(values[:, i]))):
+                got, has_gaps = table[name].iloc[rows[:1]].tolist()[0], has_gaps or bool(table[name].isna().any())
+                of = f"{brief(repr(got))} in row {rows[0] + 1} (of {len(rows)} such)"
+                problems.append(f"column {name!r} must hold finite numbers, got {of}")
+            elif are_lost(column):
+                problems.append(f"column {name!r} has {in_words_lost(column)}")
+    if problems:
+        joint = "; for gaps and words, in Python, there is indm.JointDensityEstimator" if has_gaps else ""
+        raise ValueError(f"{path}: {listed(problems)}; data.x names the columns that are to be used{joint}")
     return values

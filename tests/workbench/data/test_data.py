@@ -867,7 +867,7 @@ def test_arrays_that_cannot_be_used(tmp_path):
         ("missing.npy", {}, "missing.npy cannot be read"),
         ("text.npy", {}, "cannot be read"),
         ("cut.npy", {}, "cannot be read"),
-        ("", {}, 'is a folder: .* the data set .folder. reads images'),
+        ("", {}, "is a folder: .* the data set .folder. reads images"),
     ]
     for name, options, message in cases:
         with pytest.raises(ValueError, match=message):
