@@ -93,16 +93,13 @@ class Likelihoods:
         for key in ("unit", "dims", "seed", "repeats", "examples_sha256"):
             own, others = (one.report.get(key) for one in (self, other))
             require(own == others, f"{key} of other", others, f"{own!r}, as in the evaluation that it is taken from")
-        kinds = [kind for kind in KINDS if kind in self.report and kind in other.report]
-        return {kind: self.difference(other, kind) for kind in kinds}
-
-    def difference(self, other: "Likelihoods", kind: str) -> tuple[float, float]:
-        """That of one kind."""
-        a, b = (one.per_example(kind) for one in (self, other))
-        require(len(a) == len(b), f"examples of other, {kind}", len(b), f"{len(a)}, as here")
-        groups = self.nats.get("groups")
-        mean, error = mean_and_error(a - b, None if groups is None else groups[: len(a)])
-        return mean, math.hypot(error, self.added_error(other, kind))
+        paired, groups = {}, self.nats.get("groups")
+        for kind in [kind for kind in KINDS if kind in self.report and kind in other.report]:
+            a, b = (one.per_example(kind) for one in (self, other))
+            require(len(a) == len(b), f"examples of other, {kind}", len(b), f"{len(a)}, as here")
+            mean, error = mean_and_error(a - b, None if groups is None else groups[: len(a)])
+            paired[kind] = mean, math.hypot(error, self.added_error(other, kind))
+        return paired
 
     def per_example(self, kind: str = "nelbo") -> Float[Tensor, " n"]:
         """A likelihood of every example in the unit of the report; a coarse one with the mean of the finest level."""
@@ -278,11 +275,7 @@ def _check(model, raw: Tensor, measures: Sequence[Measure], repeats: int, batch_
 
 
 def draw_all(
-    draw: Callable[[int, int], Estimate],
-    jobs: list[tuple[str, float]],
-    repeats: int,
-    progress: bool,
-    distributed: bool,
+    draw: Callable[[int, int], Estimate], jobs: list[tuple[str, float]], repeats: int, progress: bool, distributed: bool
 ) -> tuple[dict[str, list[list[Estimate]]], bool]:
     """``draw(job, number)`` for each job and repeat, ``number`` counting all draws: by kind, job by job.
 

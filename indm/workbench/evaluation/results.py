@@ -16,7 +16,7 @@ from torch import Tensor
 from indm.checks import brief, counted
 from indm.files import untrusted
 from indm.names import GIVEN, name_of
-from indm.workbench.data.base import PARTS, Data, stack
+from indm.workbench.data.base import PARTS, stack
 from indm.workbench.data.images import count_unreadable
 from indm.workbench.evaluation.baselines import baselines
 from indm.workbench.evaluation.likelihood import KINDS, NUMBERS, Likelihoods, evaluate, number_key
@@ -82,7 +82,10 @@ def evaluate_run(
         result["condition"] = name_of("condition", type(model.condition))
         if model.condition.is_class:
             result["classes"] = per_class(nats["nelbo"], c, model.condition.labels, groups)
-    fitted = _own_data(run, model) if whole else data
+    fitted = None if whole else data
+    if whole:
+        with suppress(ValueError, OSError):  # the data of the training may not be at hand
+            fitted = data_of(run, model)
     result["baselines"], of_baselines = baselines(data, fitted, raw, nats["nelbo"], options.seed, groups)
     nats |= {f"baseline_{name}": values for name, values in of_baselines.items()}
     weights = weights_hash(run)
@@ -97,13 +100,6 @@ def evaluate_run(
     }
     Likelihoods(result, nats).save(run)
     return result
-
-
-def _own_data(run: Path, model: Any) -> Data | None:
-    """The data of which a run was trained; None where they are not at hand."""
-    with suppress(ValueError, OSError):
-        return data_of(run, model)
-    return None
 
 
 def measures_of(options: Evaluation) -> list[Measure]:
