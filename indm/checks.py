@@ -183,7 +183,7 @@ def hints_of(target: Callable[..., Any], parameters: Iterable[str]) -> dict[str,
     annotations = {name: p.annotation for name, p in inspect.signature(target).parameters.items()}
     with contextlib.suppress(NameError, TypeError, AttributeError):
         annotations |= get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
-    return {name: annotations[name] for name in parameters}
+    return {name: annotations[name] for name in parameters if name in annotations}
 
 
 def _is_a(value: object, hint: Any) -> bool:

@@ -322,7 +322,7 @@ def reading(folder: str | Path) -> Iterator[Saved]:
         scaling = Scaling(state["scaling.shift"].clone(), state["scaling.scale"].clone(), description["levels"])
         yield Saved(description, state, scaling, tuple(description["shape"]))
     except Untrusted as error:
-        raise Untrusted(f"the model in {folder}: {error}") from None
+        raise Untrusted(f"the model in {folder}: {error}", error.package) from None
     except Exception as error:  # what is damaged, or described by a stranger, surfaces as almost anything
         raise ValueError(f"the model in {folder} cannot be read: {reason(error)}") from error
 

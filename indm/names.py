@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, get_args, get_origin
 
-from indm.checks import brief, did_you_mean, nearest
+from indm.checks import brief, did_you_mean, hints_of, nearest, require
 
 KINDS = ("flow", "sde", "net")  # the parts of which a model is made
 OPTIONAL_KINDS = ("dequantization", "condition")  # those that a model may be without
@@ -25,22 +26,27 @@ BUILT_IN = {  # kind → name → place
     kind: {name: place for room in ROOMS for name, place in room.get(kind, {}).items()}
     for kind in (*KINDS, *OPTIONAL_KINDS, "data", "objective", "sampler")
 }
+MADE = {kind: places.split(", ") for room in ROOMS for kind, places in room.get("made", {}).items()}  # see _check_made
 GIVEN = "given"  # stands for what was given in Python and cannot be named
 OUTSIDE = re.compile(r"(?P<package>\w+)(\.\w+)*:\w+(\.\w+)*")
 _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 
 
 class Untrusted(ValueError):
-    """A name asks for code outside this package that the user has not said to trust."""
+    """A name asks for code of a ``package`` that the user has not said to trust."""
+
+    def __init__(self, message: str, package: str):
+        super().__init__(message)
+        self.package = package
 
 
 @contextmanager
 def trust(*packages: str) -> Iterator[None]:
     """Inside, names may ask for code of these top-level packages: reading a model can then import and run it.
 
-    >>> with trust("textwrap"):
-    ...     find("net", "textwrap:TextWrapper").__name__
-    'TextWrapper'
+    >>> with trust("torch"):
+    ...     find("net", "torch.nn:Identity").__name__
+    'Identity'
     """
     token = _trusted.set(_trusted.get() | {package.split(":")[0].split(".")[0] for package in packages})
     try:
@@ -80,14 +86,38 @@ def find(kind: str, name: Any) -> Any:
             f"{option} must be one of {', '.join(known)}, or package.module:Name, got {brief(repr(name))}"
             f"{did_you_mean(str(name), known)}"
         )
-    package = outside["package"]
+    _check_trusted(outside["package"], f"{kind} {name!r} is code outside indm, and reading it would import and run")
+    part = _imported(kind, name)
+    _check_made(kind, name, part)
+    return part
+
+
+def _check_trusted(package: str, why: str) -> None:
+    """Untrusted where ``package`` is not trusted; ``why`` it must be."""
     if package not in _trusted.get():
-        raise Untrusted(
-            f"{kind} {name!r} is code outside indm, and reading it would import and run {package!r}: if you trust that "
-            f"package, allow it by indm.trust({package!r})"
-            + (f"; trusted so far: {', '.join(sorted(_trusted.get()))}" if _trusted.get() else "")
-        )
-    return _imported(kind, name)
+        so_far = f"; trusted so far: {', '.join(sorted(_trusted.get()))}" if _trusted.get() else ""
+        message = f"{why} {package!r}: if you trust that package, allow it by indm.trust({package!r}){so_far}"
+        raise Untrusted(message, package)
+
+
+def _check_made(kind: str, name: str, part: Any) -> None:
+    """ValueError unless ``part`` is code of a trusted package, and it makes something of its kind.
+
+    To trust a library is not to trust whoever wrote a file: the library may import functions that run any command, and
+    have some of its own. So a class must be one of :data:`MADE`, and a function must say by its annotation that it
+    returns one. Functions that no file gives arguments, as losses, may return anything.
+    """
+    owner = part.__module__ if hasattr(part, "__qualname__") else type(part).__module__
+    if (package := str(owner).partition(".")[0]) != "indm":
+        _check_trusted(package, f"{kind} {name!r} leads to code of")
+    if kind in MADE:
+        made = part if isinstance(part, type) else hints_of(part, ["return"]).get("return")
+        places = MADE[kind]
+        known = tuple(_imported(kind, place) for place in places)
+        each = get_args(made) if get_origin(made) is tuple else [made]
+        fits = all(isinstance(one, type) and issubclass(one, known) for one in each)
+        wanted = f"a class, or a function annotated to return one, of {' or '.join(places)}"
+        require(fits, f"{kind} {name!r}", made, wanted)
 
 
 def name_of(kind: str, part: Any) -> str:
@@ -134,6 +164,8 @@ def _imported(kind: str, place: str) -> Any:
             public = [known for known in dir(part) if not known.startswith("_")]
             raise ValueError(f"{kind} {place!r}: {module} has no {name!r}{nearest(name, public)}")
         part = getattr(part, name)
+        if isinstance(part, ModuleType):  # and from it to whatever it imports
+            break
     if not callable(part):
         raise ValueError(f"{kind} {place!r} must be a class or a function, got {type(part).__name__}")
     return part

@@ -234,7 +234,7 @@ def test_mistakes_of_the_command_are_one_line(files, capsys):
     assert not (files / "a").exists()
     (files / "a").mkdir()
     (files / "a" / "kept.txt").touch()
-    assert "a exists and is not empty: name another --out" in error_of(capsys, *command, "--mask", "mask.png")
+    assert "a exists and is not empty; name another" in error_of(capsys, *command, "--mask", "mask.png")
 
 
 @pytest.mark.parametrize("out", ["digit.png/draws", "/proc/draws"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from closed_form import EACH_SDE, SDES, GaussianScore, MixtureScore, gaussian, normal_log_prob, within
+from tqdm import tqdm
 
 import indm
 from indm.flows import ActNorm, Identity
@@ -24,6 +25,7 @@ from indm.score import is_smooth
 from indm.sde.linear import VPSDE
 from indm.workbench.data.base import load_data, stack
 from indm.workbench.evaluation.likelihood import draw_all, evaluate, level_table
+from indm.workbench.evaluation.mean_nll import RepeatableDraws
 from indm.workbench.evaluation.measures import NLL, Bound, Estimate, SamplerBound
 from indm.workbench.evaluation.statistics import in_units
 
@@ -400,8 +402,107 @@ def test_a_tolerance_out_of_reach_is_said_once():
         return Estimate.of(*torch.zeros(3, 2), {})
 
     with pytest.warns(RuntimeWarning) as caught:
-        draw_all(draw, ["nelbo", "nll", "nll", "iw"], 2, progress=False, distributed=False)
+        draw_all(draw, [(kind, 1.0) for kind in ("nelbo", "nll", "nll", "iw")], 2, progress=False, distributed=False)
     assert [str(w.message).removeprefix(OUT_OF_REACH) for w in caught] == [" 0", " 1", " 2"]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_difference_of_evaluations_is_paired_over_examples_or_groups(tmp_path, grouped):
+    """Saved, read again and subtracted, against the formula by hand; pairing takes away most of the spread."""
+    x, groups = 2 * torch.randn(60, 2, generator=seeded(0)), torch.arange(60) // 3 if grouped else None
+    models = [INDM(Identity(), gaussian("vp"), Scaling(0.0, scale), (2,)) for scale in (1.0, 1.1)]
+    for name, model in zip("ab", models, strict=True):
+        found = evaluate(model, x, [Bound(), NLL(each=True)], groups=groups, progress=False)
+        found.save(tmp_path / name)
+        again = indm.Likelihoods.load(tmp_path / name)
+        assert again.report == found.report and str(again) == str(found)
+        assert all(torch.equal(again.nats[key], value) for key, value in found.nats.items())
+    a, b = (indm.Likelihoods.load(tmp_path / name) for name in "ab")
+    paired = a - b
+    assert paired.keys() == {"nelbo", "nll"}
+    for kind, (mean, error) in paired.items():
+        apart = (a.nats[kind] - b.nats[kind]).numpy()
+        sums = (apart - apart.mean()).reshape(20, 3).sum(1) if grouped else apart - apart.mean()
+        by_hand = math.sqrt((sums**2).sum() * len(sums) / (len(sums) - 1)) / 60
+        assert mean == pytest.approx(apart.mean()) and error == pytest.approx(by_hand)
+        assert mean == pytest.approx(a.mean(kind, "nats")[0] - b.mean(kind, "nats")[0])
+        assert error < 0.5 * math.hypot(a.mean(kind, "nats")[1], b.mean(kind, "nats")[1])
+
+
+def test_a_difference_needs_the_same_examples_seed_and_unit():
+    model, x = INDM(Identity(), gaussian("vp"), shape=(2,)), torch.randn(20, 2, generator=seeded(0))
+    of_levels = INDM(Identity(), gaussian("vp"), Scaling.images(4), (2,))
+
+    def found(model=model, x=x, examples=None, **options):
+        return evaluate(model, x, [Bound(examples=examples)], progress=False, **options)
+
+    first = found()
+    for other, said in (
+        (found(x=x + 1), "examples_sha256 of other must be '"),
+        (found(seed=1), "seed of other must be 0, as in the evaluation that it is taken from, got 1"),
+        (found(of_levels, (x > 0).long()), "unit of other must be 'nats', .* got 'bits/dim'"),
+        (found(examples=9), "examples of other, nelbo must be 20, as here, got 9"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            first - other
+
+
+@pytest.fixture
+def interrupted_at(monkeypatch):
+    """Ctrl-C when the NLL is drawn that many times, or when its corrections begin."""
+
+    def patched(number):
+        calls, estimate = [], NLL.estimate
+
+        def estimate_or_stop(*arguments):
+            calls.append(1)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return estimate(*arguments)
+
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(NLL, "estimate", estimate_or_stop)
+        if number is None:
+            monkeypatch.setattr(RepeatableDraws, "solve", stop)
+
+    return patched
+
+
+@pytest.mark.parametrize("number, rows", [(2, None), (3, 40), (4, 40), (None, 100)])
+def test_ctrl_c_keeps_what_is_done(interrupted_at, number, rows):
+    """Batches of 40, two draws each: of the NLL the batches whose draws are all done, in few steps each."""
+    model, x = INDM(Identity(), gaussian("vp"), shape=(2,)), torch.randn(100, 2, generator=seeded(0))
+    options = {"batch_size": 40, "progress": False}
+    whole = evaluate(model, x, [Bound(), NLL(steps=16)], **options)
+    interrupted_at(number)
+    found = evaluate(model, x, [Bound(), NLL() if number is None else NLL(steps=16)], **options)
+    assert found.report["interrupted"] and "interrupted: these are the examples" in str(found)
+    assert found.report["images"] == {"nelbo": 100} | ({} if rows is None else {"nll": rows})
+    assert torch.equal(found.nats["nelbo"], whole.nats["nelbo"])
+    if rows == 40:
+        assert torch.equal(found.nats["nll"], whole.nats["nll"][:40])
+    assert ("nll" in found.nats) == (rows is not None) and "interrupted" not in whole.report
+
+
+def test_ctrl_c_before_anything_is_done_is_an_interruption(interrupted_at):
+    interrupted_at(1)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(INDM(Identity(), gaussian("vp"), shape=(2,)), torch.randn(9, 2), [NLL()], progress=False)
+
+
+def test_the_bar_moves_by_what_a_draw_costs(monkeypatch):
+    """A NELBO of four evaluations is a few percent of an NLL that is solved finely."""
+    moved = []
+
+    class Bar(tqdm):
+        def update(self, n=1):
+            moved.append(n / self.total)
+
+    monkeypatch.setattr("indm.workbench.evaluation.likelihood.tqdm", Bar)
+    evaluate(INDM(Identity(), gaussian("vp"), shape=(2,)), torch.randn(30, 2), [Bound(), NLL(each=True)])
+    assert sum(moved) == pytest.approx(1) and len(moved) == 4 and sum(moved[:2]) < 0.05
 
 
 def test_evaluate_vectors():

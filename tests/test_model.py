@@ -208,12 +208,47 @@ class Widened(nn.Module):
         return self.head(self.body(torch.cat([z, level[:, None]], 1)).tanh())
 
 
+LIBRARY = """
+import os
+from functools import partial
+from os import system
+from torch.nn import Linear
+
+ran = partial(os.mkdir, "ran")
+
+
+def __getattr__(name):  # it is imported when it is asked for, as large libraries do
+    if name == "Widened":
+        from stranger.nets import Widened
+        return Widened
+    raise AttributeError(name)
+
+
+def run(command: str) -> str:
+    os.mkdir("ran")
+
+
+def unannotated(command):
+    os.mkdir("ran")
+
+
+class Runs:
+    def __init__(self, command):
+        os.mkdir("ran")
+
+
+def make(shape, width=4) -> "Linear":
+    from stranger.nets import Widened
+    return Widened(shape, width)
+"""
+
+
 @pytest.fixture
 def outside(tmp_path, monkeypatch):
     """A folder on the path with a package whose import leaves a mark."""
     package = tmp_path / "site" / "stranger"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
+    (package / "__init__.py").write_text(LIBRARY)
     source = inspect.getsource(Widened)
     (package / "nets.py").write_text(
         f"import torch\nfrom torch import nn\n\nopen({str(tmp_path / 'imported')!r}, 'w').close()\n\n\n{source}"
@@ -276,14 +311,35 @@ def test_what_cannot_be_described_says_why(tmp_path):
         ("stranger.nots:Mine", "no module 'stranger.nots' where Python looks"),
         ("stranger.nets:Widenned", "stranger.nets has no 'Widenned'; did you mean 'Widened'?"),
         ("stranger.nets:torch", "must be a class or a function, got module"),
+        ("stranger.nets:torch.os.system", "must be a class or a function, got module"),
+        ("stranger.nets:torch.nn.Linear", "must be a class or a function, got module"),
+        ("stranger.nets:nn.Linear", "must be a class or a function, got module"),
+        ("stranger:system", r"leads to code of 'posix': .* indm\.trust\('posix'\)"),
+        ("stranger:Linear", r"leads to code of 'torch': .* indm\.trust\('torch'\)"),
+        ("stranger:ran", "leads to code of 'functools'"),
+        ("stranger:run", "a function annotated to return one, of torch.nn:Module, got <class 'str'>"),
+        ("stranger:unannotated", "a function annotated to return one, of torch.nn:Module, got None"),
+        ("stranger:Runs", "must be a class, or .*, of torch.nn:Module, got <class 'stranger.Runs'>"),
         ("stranger.nets:open", "stranger.nets has no 'open'"),
         ("umlp", "net.name must be one of .*mlp, .* or package.module:Name, got 'umlp'; did you mean 'mlp'?"),
         ("a b:c", "net.name must be one of"),
     ],
 )
-def test_names_that_lead_nowhere(outside, name, message):
+def test_names_that_lead_nowhere_or_to_what_makes_no_network(outside, tmp_path, monkeypatch, name, message):
+    """A file that names a trusted library must not reach what the library imports, nor its other functions."""
+    monkeypatch.chdir(tmp_path)
     with indm.trust("stranger", "nowhere"), pytest.raises(ValueError, match=message):
-        indm.build_model(LINEAR | {"net": {"name": name}}, VECTOR)
+        indm.build_model(LINEAR | {"net": {"name": name, "command": "mkdir ran"}}, VECTOR)
+    with indm.trust("stranger", "nowhere"), pytest.raises(ValueError, match=message):
+        indm.from_denoiser(factory=name, options={"command": "mkdir ran"}, predicts="noise", path="edm", shape=VECTOR)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["stranger:Widened", "stranger:make", "stranger.nets:Widened"])
+def test_a_package_s_own_class_is_found_where_the_package_shows_it(outside, name):
+    with indm.trust("stranger"):
+        model = indm.build_model(LINEAR | {"net": {"name": name, "width": 4}}, VECTOR)
+    assert type(model.score.backbone).__module__ == "stranger.nets"
 
 
 def test_every_built_in_name_is_there():

@@ -1,13 +1,13 @@
 """Files that may be opened: regular ones, and text of a sensible size. It is read before PyTorch is loaded."""
 
 import os
-import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 LARGEST_TEXT = 2**25  # bytes of JSON or TOML; what they say takes up to thirty times that in memory
-LONG_KEY = re.compile(r"""(\.[ \t]*([\w-]+|"(\\.|[^"\\\n])*"|'[^'\n]*')[ \t]*){20}""")  # tomllib keeps every part of it
+LARGEST_TOML = 2**20  # bytes of TOML
+MOST_DOTS = 2**25  # Σ over lines of (dots)²: tomllib keeps all beginnings of a key of many parts, 8 bytes a part
 
 
 def check_plain(path: Path) -> None:
@@ -16,18 +16,20 @@ def check_plain(path: Path) -> None:
         raise ValueError("it is no file" if path.exists() else "there is no such file")
 
 
-def text(path: Path, errors: str = "strict") -> str:
-    """The UTF-8 text of a regular file of at most :data:`LARGEST_TEXT` bytes; what is not UTF-8 may be "replace"d."""
+def text(path: Path, errors: str = "strict", largest: int = LARGEST_TEXT) -> str:
+    """The UTF-8 text of a regular file of at most ``largest`` bytes; what is not UTF-8 may be "replace"d."""
     check_plain(path)
-    if (size := path.stat().st_size) > LARGEST_TEXT:
-        raise ValueError(f"it holds {size:,} bytes, and a file of this kind may hold {LARGEST_TEXT:,}")
+    if (size := path.stat().st_size) > largest:
+        raise ValueError(f"it holds {size:,} bytes, and a file of this kind may hold {largest:,}")
     return path.read_text("utf-8", errors)
 
 
-def toml(path: Path) -> dict[str, Any]:
-    """The tables in a TOML file, whose keys have at most twenty parts; ValueError of another file."""
-    if LONG_KEY.search(content := text(path)):
-        raise ValueError("a key must have at most 20 parts between dots")
+def toml(content: str) -> dict[str, Any]:
+    """The tables in a text of TOML, which may have :data:`LARGEST_TOML` characters; ValueError of another text."""
+    if len(content) > LARGEST_TOML:
+        raise ValueError(f"it holds {len(content):,} characters, and a text of this kind may hold {LARGEST_TOML:,}")
+    if sum(line.count(".") ** 2 for line in content.splitlines()) > MOST_DOTS:
+        raise ValueError("it has a line of too many dots, and a key must have few parts")
     try:
         return tomllib.loads(content)
     except RecursionError:

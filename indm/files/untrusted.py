@@ -4,8 +4,8 @@ Nothing in them is run, and what a header or a description claims is checked bef
 failure is a ValueError that names the file, except in :func:`checkpoint`.
 """
 
-import itertools
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules import module as registered
 
-from indm.checks import brief, reason
-from indm.files.memory import COPIES, check_memory, counting
+from indm.checks import brief, reason, require
+from indm.files.memory import COPIES, check_memory
 from indm.files.plain import check_plain, text
 
 LARGEST_COUNT = 2**24  # the largest whole number that a description may hold whatever the size of the weights
-SPARE, SPARE_TENSORS = 2**14, 2**10  # numbers and tensors that a model may have beside its weights
+SPARE, SPARE_PARTS = 2**14, 2**10  # numbers, and tensors and modules, that a model may have beside its weights
 MOST_AXES = 8  # of an event
 LARGEST_HEADER = 2**22  # bytes of the names and shapes of weights, some 40,000 tensors
 AFFINE = ("scaling.shift", "scaling.scale", "score.sde.prior_mean")  # tensors that are broadcast over an event
@@ -43,10 +44,17 @@ def _reading(path: Path, what: str) -> Iterator[None]:
 def json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError where it holds another kind of value or cannot be read."""
     with _reading(path, "JSON"):
-        content = json.loads(text(path))
+        content = json.loads(text(path), parse_float=_finite, parse_constant=_finite)
         if not isinstance(content, dict):
             raise ValueError(f"it holds {type(content).__name__}, where an object must be")
         return content
+
+
+def _finite(word: str) -> float:
+    """The number that ``word`` is; ValueError of NaN, Infinity and 1e400, which nothing here writes."""
+    number = float(word)
+    require(math.isfinite(number), "a number", word, "finite")
+    return number
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
@@ -148,11 +156,9 @@ def check_stored(state: Mapping[str, Tensor], held: int) -> None:
     """
     left = held
     for name, tensor in state.items():
-        if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-            kind = "quantized" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
-            raise ValueError(f"{brief(name)} must be a plain tensor of numbers, got a {kind} one")
-        claimed = tensor.numel() * tensor.element_size()
-        stored = min(left, tensor.untyped_storage().nbytes())
+        kind = "quantized" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
+        require(kind == "torch.strided on cpu", brief(name), kind, "a plain tensor of numbers")
+        claimed, stored = tensor.nbytes, min(left, tensor.untyped_storage().nbytes())
         if claimed > stored:
             shape = brief(tuple(tensor.shape))
             raise ValueError(f"{brief(name)} claims {shape}, {claimed:,} bytes, and {stored:,} are stored for it")
@@ -165,52 +171,65 @@ def check_event(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
     Tensors of :data:`AFFINE` must broadcast to the shape, be finite, and have the precision of a model.
     """
     shape, levels = description["shape"], description["levels"]
-    if not 1 <= len(shape) <= MOST_AXES or any(type(side) is not int or side < 1 for side in shape):
-        raise ValueError(f"shape must be of 1 to {MOST_AXES} whole numbers above 0, got {brief(shape)}")
-    if levels is not None and type(levels) is not int:
-        raise ValueError(f"levels must be a whole number, or null for continuous data, got {brief(levels)}")
+    is_shape = 1 <= len(shape) <= MOST_AXES and all(type(side) is int and side > 0 for side in shape)
+    require(is_shape, "shape", shape, f"1 to {MOST_AXES} whole numbers above 0")
+    require(levels is None or type(levels) is int, "levels", levels, "a whole number, or null for continuous data")
     for name, tensor in state.items():
-        if tensor.is_complex() or (name in AFFINE and tensor.dtype not in (torch.float32, torch.float64)):
-            raise ValueError(f"{brief(name)} must be of float32 or float64, got {tensor.dtype}")
+        is_real = not tensor.is_complex() and (name not in AFFINE or tensor.dtype in (torch.float32, torch.float64))
+        require(is_real, brief(name), tensor.dtype, "of float32 or float64")
         if name in AFFINE:
-            sides = [1] * (len(shape) - tensor.ndim) + list(tensor.shape)
-            if len(sides) != len(shape) or any(side not in (1, s) for side, s in zip(sides, shape, strict=True)):
-                raise ValueError(f"{name} must broadcast to {tuple(shape)}, got shape {brief(tuple(tensor.shape))}")
-            if not tensor.isfinite().all():
-                raise ValueError(f"{name} must be finite, got {brief(tensor[~tensor.isfinite()][0].item())}")
+            fits = all(side in (1, s) for side, s in zip(reversed(tensor.shape), reversed(shape), strict=False))
+            require(fits and tensor.ndim <= len(shape), name, list(tensor.shape), f"of a shape that fits {shape}")
+            require(bool(tensor.isfinite().all()), name, tensor[~tensor.isfinite()][:1].tolist(), "finite")
 
 
 def build_described(make: Callable[[], Module], description: Mapping[str, Any], state: Mapping[str, Tensor]) -> Module:
     """Build what is described, which must be no larger than the weights.
 
-    It is built without numbers first, so that no large tensor is made. Parts that need numbers cannot be built like
-    that, so that all is counted once more while it is built with numbers.
+    It is built without numbers first, so that no large tensor is made. Parts of other packages may need numbers, so
+    that all is counted once more while it is built with numbers.
 
     ``make`` takes its sizes from the ``description``; ``state`` are the weights, already read.
     """
     held = sum(tensor.numel() for tensor in state.values())
     larger = ValueError(f"the description is of a larger model than the weights, which hold {held:,} numbers")
-    numbers = list(itertools.islice(_whole_numbers(description), SPARE))
-    second, largest = sorted([1, 1, *numbers])[-2:]
-    if largest > max(held, LARGEST_COUNT) or len(numbers) == SPARE:
+    if max(_whole_numbers(description), default=0) > max(held, LARGEST_COUNT):
         raise larger
-    most, most_tensors = 2 * held + SPARE, 2 * len(state) + SPARE_TENSORS
-    try:
-        with torch.device("meta"), counting(most, larger, most_tensors):
-            make()
-    except (NotImplementedError, RuntimeError):  # a module that needs values: its masks are largest² × an option bytes
-        if largest**2 * max(64, second) > 64 * (4 * held + LARGEST_COUNT):
-            raise larger from None
-    with counting(most, larger, most_tensors):
+    most, most_parts = 2 * held + SPARE, 4 * len(state) + SPARE_PARTS
+    with suppress(NotImplementedError, RuntimeError), torch.device("meta"), _counting(most, most_parts, larger):
+        make()
+    with _counting(most, most_parts, larger):
         return make()
 
 
 def _whole_numbers(value: object) -> Iterator[int]:
-    """The absolute values of all whole numbers in a description, where a table counts as 1."""
+    """The absolute values of all whole numbers in a description."""
     if isinstance(value, Mapping):
-        value = [1, *value.values()]
+        value = [*value.values()]
     if isinstance(value, list | tuple):
         for part in value:
             yield from _whole_numbers(part)
     elif isinstance(value, int):
         yield abs(value)
+
+
+@contextmanager
+def _counting(numbers: int, parts: int, error: Exception) -> Iterator[None]:
+    """Raise ``error`` as soon as the modules that are built inside hold more ``numbers``, or tensors and modules."""
+    counts = [0, 0]
+
+    def count(module: nn.Module, name: str, part: Any) -> None:
+        counts[:] = counts[0] + (part.numel() if isinstance(part, Tensor) else 0), counts[1] + 1
+        if counts[0] > numbers or counts[1] > parts:
+            raise error
+
+    hooks = [
+        registered.register_module_parameter_registration_hook(count),
+        registered.register_module_buffer_registration_hook(count),
+        registered.register_module_module_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -48,7 +48,7 @@ def architecture(state: State, given: Tables, fallback: Tables, size: int | None
     sde = _sde_table(given, fallback)
     inferred, attends, image_channels = infer(state)
     if size is None:
-        raise ValueError("--image-size must be given, or --recipe: the tensors do not tell the images' side")
+        raise ValueError("image_size must be given, or a recipe: the tensors do not tell the images' side")
     heights = [size // 2**level for level in range(len(attends))]
     inferred["attention"] = tuple(h for h, attention in zip(heights, attends, strict=True) if attention)
     said = default | chosen
@@ -72,7 +72,7 @@ def _sde_table(given: Tables, fallback: Tables) -> dict:
         sde = default | sde
     if sde.get("name") not in tuple(ASSUMED):
         raise ValueError(
-            f"--sde must be given (vp, subvp or ve), or --recipe, got {brief(repr(sde.get('name')))}: "
+            f"sde must be given (vp, subvp or ve), or a recipe, got {brief(repr(sde.get('name')))}: "
             "the tensors do not tell which it was"
         )
     return sde

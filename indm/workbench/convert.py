@@ -22,7 +22,7 @@ from indm.published.ncsnpp import PublishedScore
 from indm.published.network import Architecture, architecture, load_published
 from indm.scaling import Scaling
 from indm.sde.linear import LinearSDE
-from indm.workbench.data.base import check_data, flags_of_data
+from indm.workbench.data.base import check_data
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Tables
 from indm.workbench.runs.folder import CONVERSION, check_empty
@@ -70,10 +70,10 @@ def convert(
     out = Path(out)
     check_empty(out)
     for name in {key.partition(".")[0] for key in changes or {}} - set(TABLES):
-        raise ValueError(f"--{name} is not for converting; {', '.join(TABLES)} can be changed")
+        raise ValueError(f"{name} is not for converting; {', '.join(TABLES)} can be changed")
     given = recipes.override({}, changes or {})
     if "flow" in given and flow_checkpoint is None:
-        raise ValueError("--flow must be left out where there is no flow checkpoint: the flow is the identity")
+        raise ValueError("flow must be left out where there is no flow checkpoint: the flow is the identity")
     fallback = recipes.load(recipe) if recipe is not None else {}
     data = given.get("data", {})
     data = data if "name" in data else fallback.get("data", {}) | data
@@ -131,14 +131,14 @@ def _side_of_images(image_size: int | None, given: Tables) -> int | None:
     """The side of the images in pixels that is given, None where none is."""
     data = given.get("data", {})
     of_data = f"the side of data {data['name']!r}" if "name" in data else "data.size"
-    sides = {"--image-size": image_size, of_data: _side_of(data)}
+    sides = {"image_size": image_size, of_data: _side_of(data)}
     sides = {name: side for name, side in sides.items() if side is not None}
     for name, side in sides.items():
         if type(side) is not int or side < 1:
             raise ValueError(f"{name} must be a whole number of pixels, 1 or more, got {brief(repr(side))}")
     if len(set(sides.values())) > 1:
         said = ", ".join(f"{name} is {side}" for name, side in sides.items())
-        raise ValueError(f"--image-size and the data must agree on the side of the images, got: {said}")
+        raise ValueError(f"image_size and the data must agree on the side of the images, got: {said}")
     return next(iter(sides.values()), None)
 
 
@@ -153,7 +153,7 @@ def _checked_data(data: dict, layout: Architecture, given: dict) -> dict:
     if _side_of(data) not in (None, layout.shape[1]):
         raise ValueError(
             f"data must have events of shape {layout.shape}, as the checkpoint has, got {data['name']!r} of side "
-            f"{_side_of(data)}; others are named by --data, for example {flags_of_data(layout.shape)}"
+            f"{_side_of(data)}; give other data, such as 'folder' with its path"
         )
     centered = layout.net["centered"]
     if given.get("centered", centered) != centered:

@@ -65,7 +65,7 @@ def push(folder: Path, name: str, *, private: bool = False) -> str:
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="indm")
-    otherwise = f"'indm push RUN {name} --out FOLDER' writes a folder to share without it"
+    otherwise = "with out it writes a folder to share instead"
     with _talking(name, otherwise):
         address = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Model of indm")

@@ -30,6 +30,6 @@ def test_code_of_others_runs_only_where_it_is_trusted(tmp_path, capsys):
         model = indm.from_denoiser(factory="torch.nn:CosineSimilarity", predicts="noise", path="edm", shape=(2,))
     model.save(tmp_path)
     assert main(["sample", str(tmp_path), "-n", "2", "--quiet"]) == 2
-    assert "add --trust torch" in capsys.readouterr().err
+    assert "--trust torch" in capsys.readouterr().err
     with indm.trust("torch"):
         assert isinstance(indm.INDM.load(tmp_path).score.backbone.network, torch.nn.CosineSimilarity)

@@ -29,6 +29,7 @@ from indm.workbench.data.images import SUFFIXES
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 LARGEST_UPLOAD, MOST_WAITING, KEPT = 10 * 2**20, 4, 3600  # bytes of a file; requests; seconds of an upload
+AROUND = 2**20  # bytes of a request beside a file
 THEME = gr.themes.Base(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 STYLE = """
 img { image-rendering: pixelated; } .picture .image-container { padding-top: 2rem; }
@@ -37,7 +38,7 @@ img { image-rendering: pixelated; } .picture .image-container { padding-top: 2re
 
 
 class Guard:
-    """Refuses what pages of other sites send."""
+    """Refuses what pages of other sites send, and more than one image at a time."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -48,6 +49,9 @@ class Guard:
         other_site = origin is not None and origin.partition("://")[2] != headers.get("host")
         if other_site or headers.get("sec-fetch-site") == "cross-site":
             return await PlainTextResponse("Origin must be that of this page", 403)(scope, receive, send)
+        length = headers.get("content-length", "") if headers else "0"
+        if not length.isdecimal() or int(length) > LARGEST_UPLOAD + AROUND:
+            return await PlainTextResponse("a request must hold one image at most", 413)(scope, receive, send)
         await self.app(scope, receive, send)
 
 
@@ -188,9 +192,7 @@ def serving(sides: Sequence[Side], host: str, port: int | None, seconds: float) 
             _, address, _ = page.launch(theme=THEME, css=STYLE, **options)
         except OSError as error:
             place = f"port {port}" if port else "any port from 7860 to 7959"
-            raise OSError(
-                f"nothing can listen at {host} and {place}; other values of --host and --port would do"
-            ) from error
+            raise OSError(f"nothing can listen at {host} and {place}; another host or port would do") from error
         try:
             yield address
         finally:

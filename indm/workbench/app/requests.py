@@ -150,7 +150,7 @@ def at_most(seconds: float) -> Iterator[None]:
 
     def check(module: torch.nn.Module, inputs: tuple) -> None:
         if time.monotonic() > end:
-            raise TimeoutError(f"stopped after {seconds:g} seconds; fewer steps or images would do, or --seconds")
+            raise TimeoutError(f"stopped after {seconds:g} seconds; fewer steps or images would do, or more seconds")
 
     hook = register_module_forward_pre_hook(check)
     try:

@@ -219,7 +219,7 @@ class Inpaint(ShowsProgress):
         from indm.workbench.translation.translate import picture
 
         if not self.overwrite:
-            check_empty(self.out, "name another --out, or add --overwrite")
+            check_empty(self.out, "name another, or add --overwrite")
         check_absent(self.out, (), self.overwrite)
         run, options = run_folder(self.run_folder), self.options
         model, recipe = open_run(run)
@@ -332,7 +332,7 @@ class Translate(ShowsProgress):
         from indm.workbench.translation.translate import sentences, translate_files
 
         if not self.overwrite:
-            check_empty(self.out, "name another --out, or add --overwrite")
+            check_empty(self.out, "name another, or add --overwrite")
         first, *others = self.paths
         second = [path if path.suffix else run_folder(path) for path in others[:1]]  # with a suffix it is an image
         given = (run_folder(first), *second, *others[1:])

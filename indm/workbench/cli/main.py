@@ -8,7 +8,6 @@ import dataclasses
 import importlib
 import io
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -142,6 +141,15 @@ def flags(options: type) -> Iterator[str]:
             yield f"--{field.name.replace('_', '-')}"
 
 
+def flag_of(error: Exception, command: Common | None) -> str:
+    """The flag of the argument that an error names first, or of the package that it asks to trust; "" of others."""
+    if isinstance(error, names.Untrusted):
+        return f" (--trust {error.package})"
+    argument = str(error).partition(" ")[0]
+    flag = f"--{argument.replace('_', '-')}"
+    return f" ({flag})" if command is not None and flag in flags(type(command)) else ""
+
+
 @contextlib.contextmanager
 def trusting(packages: list[str]) -> Iterator[None]:
     """Code of these packages may be run; it is found where Python looks, and in the current folder."""
@@ -187,8 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
         kind = type(error)
         known = kind is RuntimeError or kind.__name__ == "OutOfMemoryError"  # PyTorch's
         if known or issubclass(kind, ValueError | OSError | MemoryError):
-            words = re.sub(r"allow it by indm\.trust\('(\w+)'\)", r"add --trust \1", one_line(error))
-            print(f"indm: error: {words or kind.__name__}", file=sys.stderr)
+            print(f"indm: error: {one_line(error) or kind.__name__}{flag_of(error, command)}", file=sys.stderr)
             return MISTAKE
         message = f"unexpected {kind.__name__}: {one_line(error)}"
         print(f"indm: error: {message} (the same command with --debug shows where)", file=sys.stderr)

@@ -12,7 +12,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from indm.workbench.cli.common import DONE, Common, Computes, RunFolder, ShowsProgress
+from indm.names import GIVEN
+from indm.workbench.cli.common import DONE, INTERRUPTED, Common, Computes, RunFolder, ShowsProgress
 from indm.workbench.cli.listing import flags_of
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import ConversionOptions, Equal, Evaluation, default
@@ -51,12 +52,14 @@ class Evaluate(ShowsProgress):
         options = recipes.checked("evaluate", {key: recipes.value_of(text) for key, text in texts.items()})
         run = run_folder(self.run_folder)
         data = recipes.override(recipe_of(run), self.table_values)["data"]
+        if data["name"] == GIVEN and "path" in data:
+            data["name"] = "folder" if Path(data["path"]).is_dir() else "array"
         check_absent(run, ["evaluation.json", "evaluation.npz"], self.overwrite)
         result = evaluate_run(run, options, data_table=data, progress=self.progress)
         if PartialState().is_main_process:  # which alone has the results of all processes
-            print(likelihood_table(result), *level_table(result), sep="\n")
-            print(conclusion(run, result))
-        return DONE
+            print(likelihood_table(result), *(level_table(result) if "nelbo" in result else []), sep="\n")
+            print("nothing was written" if "interrupted" in result else conclusion(run, result))
+        return INTERRUPTED if "interrupted" in result else DONE
 
 
 @dataclass
@@ -200,7 +203,7 @@ class Push(Common):
 
         hub.check_name(self.name)
         if self.out is not None:
-            check_empty(self.out, "give another --out")
+            check_empty(self.out, "give another")
             card.write(self.run_folder, self.out, self.name, self.license)
             print(self.out / card.CARD)
             return DONE

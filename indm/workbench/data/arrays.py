@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import itertools
 import re
 import warnings
 from collections.abc import Sequence
@@ -13,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indm.checks import brief, few_values, nearest, reason
+from indm.checks import brief, few_values, listed, nearest, reason
 from indm.files import untrusted
-from indm.files.memory import COPIES, check_memory
+from indm.files.memory import check_memory
 from indm.files.plain import check_plain
 from indm.workbench.data.base import Data, DividedLoader
 from indm.workbench.data.examples import OnDemand, are_lost, grey_levels, in_words_lost
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import pandas
 
 SUFFIXES, PARQUET = {".csv", ".tsv", ".txt"}, {".parquet", ".pq"}
+CELLS = 4  # of a table in memory at one time, each of 8 bytes: 25 bytes a cell were measured
 ROWS_LOOKED_AT = 5_000  # for columns of few values
 SEPARATORS = ("\t", ";", ",")  # the first of these in the first line; where there is none, blanks
 
@@ -124,7 +126,7 @@ def read_events(path: Path, levels: int | None) -> Tensor:
 
 def _read_array(path: Path, key: str | None) -> np.ndarray:
     if path.is_dir():
-        raise ValueError(f'{path} is a folder: a .npy, .npz or .csv file would do, and "--data folder" reads images')
+        raise ValueError(f"{path} is a folder: a .npy, .npz or .csv file would do; the data set 'folder' reads images")
     if path.is_file() and path.suffix.lower() not in (".npy", ".npz"):
         raise ValueError(f"{path} is not a .npy, .npz, .csv or .parquet file: write it as one of these")
     names = untrusted.array_names(path)
@@ -156,10 +158,7 @@ def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.nda
     Raises:
         ValueError: no such column, or a cell of ``x`` that is not a finite number.
     """
-    table = read_frame(path)
-    for name in (*x, *c):
-        if name not in table:
-            raise ValueError(f"{path} has columns {brief(', '.join(table))}, and none {name!r}{nearest(name, table)}")
+    table = read_frame(path, x, c)
     if both := set(x) & set(c):
         raise ValueError(f"{path}: column {min(both)!r} cannot be both x and c")
     if not x and _has_index(table):
@@ -173,7 +172,10 @@ def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.nda
     if labels.isna().any():
         row = labels.isna().argmax() + 1
         raise ValueError(f"{path}: column {c[0]!r} is empty in row {row}, or has a word that stands for that, as NA")
-    return values, labels.to_numpy() if labels.dtype.kind in "iub" else labels.to_numpy().astype(str)
+    if labels.dtype.kind in "iub":
+        return values, labels.to_numpy()
+    check_memory(CELLS * 4 * len(labels) * max(len(str(label)) for label in labels.unique()))
+    return values, labels.to_numpy().astype(str)
 
 
 def names_of(path: Path, x: str | Sequence[str] = (), c: str | Sequence[str] = ()) -> list[str]:
@@ -198,20 +200,20 @@ def _has_index(table: "pandas.DataFrame") -> bool:
     return len(table.columns) > 1 and table.columns[0] == "Unnamed: 0"
 
 
-def read_frame(path: Path, rows: int | None = None) -> "pandas.DataFrame":
-    """The table in a file, or its first ``rows``; columns without names are x1, x2, ….
+def read_frame(path: Path, x: Sequence[str] = (), c: Sequence[str] = (), rows: int | None = None) -> "pandas.DataFrame":
+    """The table in a file, or the first ``rows`` of a text; columns without names are x1, x2, ….
 
     In text files tabs, semicolons, commas or blanks separate cells; between semicolons a comma is the decimal point.
     The first line may name the columns. Lines before it that are empty or begin with # are passed over. The encoding is
-    UTF-8, or UTF-16 where the file begins with its mark.
+    UTF-8, or UTF-16 where the file begins with its mark. Of Parquet only the columns ``x`` and ``c`` are read.
 
     Raises:
-        ValueError: it cannot be read, or memory cannot hold it.
+        ValueError: it cannot be read, or memory cannot hold it; no such column, or two of one name.
     """
     try:
         check_plain(path)
         check_memory(2 * path.stat().st_size)  # a number takes two characters or more, and four bytes in memory
-        table = _parquet(path) if path.suffix.lower() in PARQUET else _text(path, rows)
+        table = _parquet(path, x, c) if path.suffix.lower() in PARQUET else _text(path, (*x, *c), rows)
     except ImportError as error:  # by pandas, of pyarrow
         raise ValueError(f"{path}: Parquet needs pyarrow: pip install pyarrow") from error
     except Exception as error:  # pandas and pyarrow raise of every kind
@@ -219,7 +221,17 @@ def read_frame(path: Path, rows: int | None = None) -> "pandas.DataFrame":
     return table.set_axis([str(name).strip() for name in table.columns], axis=1)
 
 
-def _text(path: Path, rows: int | None) -> "pandas.DataFrame":
+def _check_names(names: Sequence[str], wanted: Sequence[str]) -> None:
+    """ValueError where two columns have one name, or one that is wanted is not there."""
+    names = [str(name).strip() for name in names]
+    if twice := [name for name, other in itertools.pairwise(sorted(names)) if name == other]:
+        raise ValueError(f"two columns are called {brief(repr(twice[0]))}; each needs a name of its own")
+    for name in wanted:
+        if name not in names:
+            raise ValueError(f"it has columns {brief(', '.join(names))}, and none {name!r}{nearest(name, names)}")
+
+
+def _text(path: Path, wanted: Sequence[str], rows: int | None) -> "pandas.DataFrame":
     import pandas
 
     with path.open("rb") as start:
@@ -231,16 +243,18 @@ def _text(path: Path, rows: int | None) -> "pandas.DataFrame":
     is_one = len(second.split()) == 1 and _are_names(line.split())  # a column, whose name may have blanks
     separator = next((mark for mark in SEPARATORS if mark in bare), "," if is_one else None)
     cells = [cell.strip() for cell in next(csv.reader([line], delimiter=separator))] if separator else line.split()
+    has_names = _are_names(cells)
+    _check_names(cells if has_names else [f"x{i + 1}" for i in range(len(cells))], wanted)
     is_exact = tuple(map(int, pandas.__version__.split(".")[:2])) >= (3, 1)  # by itself; then the option is deprecated
     table = pandas.read_csv(
         path, sep=separator or r"\s+", decimal="," if separator == ";" else ".", nrows=rows, skiprows=passed_over,
-        header=0 if _are_names(cells) else None, skipinitialspace=True,
+        header=0 if has_names else None, skipinitialspace=True,
         float_precision=None if is_exact else "round_trip",
         encoding=encoding, encoding_errors="replace", low_memory=False,
     )  # fmt: skip
     if not isinstance(table.index, pandas.RangeIndex):
         raise ValueError(f"its lines have more cells than its first, which has {len(cells)}")
-    return table if _are_names(cells) else table.set_axis([f"x{i + 1}" for i in range(len(cells))], axis=1)
+    return table if has_names else table.set_axis([f"x{i + 1}" for i in range(len(cells))], axis=1)
 
 
 def _are_names(cells: list[str]) -> bool:
@@ -257,16 +271,25 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _parquet(path: Path) -> "pandas.DataFrame":
-    """The table of a Parquet file, counted before it is read: zeros take next to nothing in the file."""
+def _parquet(path: Path, x: Sequence[str], c: Sequence[str]) -> "pandas.DataFrame":
+    """Columns of a Parquet file, read one by one: zeros and words that repeat take next to nothing in the file."""
     import pandas
-    from pyarrow import parquet
+    from pyarrow import parquet, types
 
-    claims = parquet.read_metadata(path)
+    file = parquet.ParquetFile(path, read_dictionary=[*c])
+    schema, claims = file.schema_arrow, file.metadata
+    _check_names(schema.names, (*x, *c))
+    index = (schema.pandas_metadata or {}).get("index_columns", ())
+    chosen = [name for name in x or schema.names if name not in (*c, *index)]
+    for name in chosen:
+        kind = schema.field(name).type
+        if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
+            raise ValueError(f"column {name!r} must hold numbers, got {kind}; data.x names the columns to be used")
     groups = [claims.row_group(i) for i in range(claims.num_row_groups)]
-    cells = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
-    check_memory(COPIES * 8 * cells)
-    return pandas.read_parquet(path)
+    parts = [group.column(i) for group in groups for i in range(group.num_columns)]
+    used = [part for part in parts if part.path_in_schema.partition(".")[0] in (*chosen, *c)]
+    check_memory(CELLS * sum(max(8 * part.num_values, part.total_uncompressed_size) for part in used))
+    return pandas.DataFrame({name: file.read([name]).column(0).to_pandas() for name in (*chosen, *c)}, copy=False)
 
 
 def _numbers(path: Path, table: "pandas.DataFrame", names: Sequence[str]) -> np.ndarray:
@@ -275,20 +298,18 @@ def _numbers(path: Path, table: "pandas.DataFrame", names: Sequence[str]) -> np.
 
     if table.empty or not names:
         raise ValueError(f"{path} holds no rows of numbers")
-    values, lost = np.empty((len(table), len(names)), np.float32), ""
+    values, problems, has_gaps = np.empty((len(table), len(names)), np.float32), list[str](), False
     with np.errstate(all="ignore"):
         for i, name in enumerate(names):
             column = pandas.to_numeric(table[name], errors="coerce").to_numpy(np.float64, na_value=np.nan)
             values[:, i] = column
-            lost = lost or (f"column {name!r} has {in_words_lost(column)}" if are_lost(column) else "")
-    wrong = np.argwhere(~np.isfinite(values))
-    if len(wrong):
-        row, column = wrong[0].tolist()
-        got, name = brief(repr(table[names[column]].iloc[row : row + 1].tolist()[0])), names[column]
-        raise ValueError(
-            f"{path}: column {name!r} must hold finite numbers, got {got} in row {row + 1} (of {len(wrong)} such); "
-            "data.x names the columns that are to be used"
-        )
-    if lost:
-        raise ValueError(f"{path}: {lost}")
+            if len(rows := np.flatnonzero(~np.isfinite(values[:, i]))):
+                got, has_gaps = table[name].iloc[rows[:1]].tolist()[0], has_gaps or bool(table[name].isna().any())
+                of = f"{brief(repr(got))} in row {rows[0] + 1} (of {len(rows)} such)"
+                problems.append(f"column {name!r} must hold finite numbers, got {of}")
+            elif are_lost(column):
+                problems.append(f"column {name!r} has {in_words_lost(column)}")
+    if problems:
+        joint = "; for gaps and words, in Python, there is indm.JointDensityEstimator" if has_gaps else ""
+        raise ValueError(f"{path}: {listed(problems)}; data.x names the columns that are to be used{joint}")
     return values

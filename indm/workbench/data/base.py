@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 from indm.checks import arguments_of, brief, check_arguments, counted, require, takes_any_name
 from indm.names import find
 from indm.scaling import Scaling
-from indm.workbench.data.examples import Examples, InMemory, OnDemand, events, words_of
+from indm.workbench.data.examples import Examples, InMemory, OnDemand, events
 
 PARTS = ("train", "valid", "test")
 Items = TypeVar("Items", Tensor, list)
@@ -102,13 +102,6 @@ def check_kind(data: Data, like: Any, whose: str, name: str = "data") -> None:
     ):
         if wanted != actual:
             raise ValueError(f"{name} must have {what} {wanted}, as {whose}, got {actual}")
-
-
-def flags_of_data(shape: tuple[int, ...]) -> str:
-    """Options of the command line for data with events of that shape, as an example."""
-    if len(shape) == 3:
-        return f"--data folder --data.path IMAGES --data.size {words_of(shape[1:])} --data.channels {shape[0]}"
-    return "--data array --data.path FILE"
 
 
 def stack(dataset: Examples, n: int | None = None) -> Tensor:

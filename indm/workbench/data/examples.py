@@ -116,9 +116,7 @@ def in_words_lost(column: np.ndarray) -> str:
 def grey_levels(array: np.ndarray, levels: int | None, where: str | Path) -> tuple[np.ndarray, int]:
     """Integers checked against ``levels``, images brought to (N, C, H, W); see :func:`events`."""
     if levels is None and (array.dtype != np.uint8 or array.ndim == 2):
-        raise ValueError(
-            f"{where} holds {array.dtype}: give levels (--data.levels 256: whole values from 0 to 255), or store floats"
-        )
+        raise ValueError(f"{where} holds {array.dtype}: give levels (256: whole values from 0 to 255), or store floats")
     levels = 256 if levels is None else levels
     check_levels(levels)
     if array.min() < 0 or array.max() >= levels:

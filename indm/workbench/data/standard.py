@@ -232,7 +232,6 @@ def from_torchvision(name: str, kind: str, *args: Any, **kwargs: Any) -> Any:
 def where_to_look(root: object) -> str:
     """What to give where the files of a data set were not found in ``root``, or could not be downloaded to it."""
     return (
-        f"they were looked for in {root}: --data.root FOLDER or $INDM_DATA names another; where there is a network, "
-        "indm train downloads them, and so does indm evaluate with --data.download true "
-        '(in Python: root="FOLDER", download=True)'
+        f"they were looked for in {root}: data.root or $INDM_DATA names another folder; where there is a network, a "
+        "training downloads them, and so does data.download = true"
     )

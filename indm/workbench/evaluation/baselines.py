@@ -110,10 +110,11 @@ def png_nats(raw: Tensor, levels: int | None) -> Tensor | None:
 
 
 def baselines(
-    data: Data, raw: Tensor, nelbo: Tensor, seed: int = 0, groups: Tensor | None = None
+    data: Data, fitted: Data | None, raw: Tensor, nelbo: Tensor, seed: int = 0, groups: Tensor | None = None
 ) -> tuple[dict[str, dict], dict[str, Tensor]]:
     """The baselines of the examples ``raw`` (N, *event): a JSON-able row for each, and its nats (N,), by name.
 
+    They are of ``data``. The Gaussian is fitted to the training split of ``fitted``, and left out where that is None.
     ``nelbo`` (N,) are nats of the model's NELBO of these examples, of ``groups`` as in :func:`indm.evaluate`. Rows have
     a ``name`` (and a ``detail``), mean and error, and ``nelbo_difference``, the NELBO less the baseline, paired.
     """
@@ -122,7 +123,8 @@ def baselines(
     if levels is not None:
         uniform = torch.full((len(raw),), dims * math.log(levels), dtype=torch.float64)
         by_name["uniform"] = uniform, {"name": "uniform noise"}
-    by_name["gaussian"] = gaussian_nats(data, raw, seed)
+    if fitted is not None:
+        by_name["gaussian"] = gaussian_nats(fitted, raw, seed)
     if (png := png_nats(raw, levels)) is not None:
         by_name["png"] = png, {"name": "PNG", "detail": "header included"}
     of_groups = None if groups is None else groups.numpy()

@@ -79,9 +79,7 @@ def _likelihood(run: Path, weights: str) -> str:
         return "It has not been evaluated."
     result = read_evaluation(run)
     if result["weights_sha256"] != weights:
-        raise ValueError(
-            f"{run} was evaluated with other weights than it has now: run 'indm evaluate {run} --overwrite' first"
-        )
+        raise ValueError(f"{run} was evaluated with other weights than it has now: evaluate it anew first")
     return f"−log p of the raw data, lower is better.\n\n```\n{likelihood_table(result)}\n```"
 
 

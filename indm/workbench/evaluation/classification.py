@@ -87,7 +87,7 @@ def classify(
     """
     condition = model.condition
     if not condition.is_class:
-        raise ValueError("model must be one of p(x|class) to classify; train one with --condition classes")
+        raise ValueError("model must be one of p(x|class) to classify, with the condition classes")
     check_raw(model, raw)
     if draws < 2 or times < 1:
         raise ValueError(f"draws must be at least 2 and times at least 1, got {draws} and {times}")

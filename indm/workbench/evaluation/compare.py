@@ -1,7 +1,7 @@
 """``indm compare``: evaluated runs side by side, and methods less the first one, as text and as a page.
 
 Wall-clock time also depends on other processes. So what a method spent is the steps of its runs times what a step
-costs, as ``--like`` measured it, in units of a step of the first method.
+costs, as ``like`` measured it, in units of a step of the first method.
 """
 
 import math
@@ -41,7 +41,7 @@ MARGIN = 0.10  # by which budgets that are called equal differ at most
 NO_SEED, NOT_COMPARABLE = "untested: no seed in common", "not comparable"  # verdicts without a test
 ONE_TRAINING = (
     "An error over the examples of one training says which of two models is better, not which method: a verdict on "
-    "methods needs more seeds (--train.seed)."
+    "methods needs more seeds (train.seed)."
 )
 OF_DIFFERENCES = (
     "In pairs of equal seeds; those without a partner do not count. ± is √(a² + b²) of the standard errors over seeds "
@@ -250,9 +250,9 @@ def budget_of(pairs: Sequence[tuple[Run, Run]], runs: Sequence[Run], first: Sequ
     if len(known) + len(of_first) < 2 * len(pairs):
         why = f"as the steps of a run are not known ({words})"
     elif cost is None:
-        why = f"as the cost of a step is not known ({words}): train one with --like the other, or take --equal steps"
+        why = f"as the cost of a step is not known ({words}): train one like the other, or compare at equal steps"
     else:
-        why = f"as the budgets differ by more than {MARGIN:.0%}: {words}; --like RUN trains with the budget of RUN"
+        why = f"as the budgets differ by more than {MARGIN:.0%}: {words}; a run trained like another has its budget"
         why = "" if are_equal([*spent, *of_first]) else why
     return budget | {"budgets": words, "why": why}
 

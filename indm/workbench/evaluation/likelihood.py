@@ -1,27 +1,33 @@
 """The likelihood of held-out data under a model, with error bars."""
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from indm.checks import require
 from indm.dequantization import check_raw, in_words
+from indm.files import atomic, untrusted
 from indm.foreign.denoiser import check_denoiser, is_foreign
 from indm.likelihood import latent_reference
 from indm.ode import MOST, OUT_OF_REACH
 from indm.tensors import evaluation_mode, outside_inference, squared_norm
 from indm.workbench.evaluation.mean_nll import RepeatableDraws, Steps
 from indm.workbench.evaluation.measures import NLL, Bound, Estimate, Measure, Setting, Solve
+from indm.workbench.evaluation.statistics import mean_and_error
 
 T = TypeVar("T")
+BAR = "{desc}: {percentage:3.0f}% {bar:20} {elapsed}<{remaining}"
 SEED_STRIDE = 1_000_003  # between the seeds of successive draws
 MEASURES = (Bound(), NLL())
 
@@ -45,7 +51,7 @@ class Likelihoods:
             mean NLL was corrected, "nll" is "nll_coarse", in few steps, and for each level l "nll_level_l" are the
             differences of finer and coarser solves, of the estimates "nll_level_l_estimates" (example · repeats +
             repeat); "nll_certain" are those of estimates whose coarse error was unusually large. "nelbo_levels",
-            (N, 8), are the parts of the score term.
+            (N, 8), are the parts of the score term; "groups" are those of the examples, where there are any.
 
     >>> row = {"bits_per_dim": 2.45, "bits_per_dim_standard_error": 0.01}
     >>> Likelihoods({"nelbo": {"with_reconstruction": row}}, {}).mean()
@@ -62,6 +68,67 @@ class Likelihoods:
 
     def __str__(self) -> str:
         return likelihood_table(self.report)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``evaluation.json`` and ``evaluation.npz``, as ``indm evaluate`` does into the folder of a run."""
+        report, arrays = (Path(folder) / f"evaluation.{kind}" for kind in ("json", "npz"))
+        write_arrays = atomic.arrays_into({name: values.cpu().numpy() for name, values in self.nats.items()})
+        # The report is removed first and written last: where it is, the arrays beside it are of the same evaluation.
+        atomic.together({arrays: write_arrays, report: atomic.json_into(self.report)}, [report])
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Likelihoods":
+        """Read what :meth:`save` or ``indm evaluate`` wrote into a folder; ValueError where it cannot be read."""
+        arrays = untrusted.arrays(Path(folder) / "evaluation.npz")
+        nats = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        return cls(untrusted.json_object(Path(folder) / "evaluation.json"), nats)
+
+    def __sub__(self, other: "Likelihoods") -> dict[str, tuple[float, float]]:
+        """Mean difference of each likelihood that both have, and its standard error, paired over the examples, or over
+        groups of them, in the unit of both.
+
+        Raises:
+            ValueError: they are of different examples, seeds or units.
+        """
+        for key in ("unit", "dims", "seed", "repeats", "examples_sha256"):
+            own, others = (one.report.get(key) for one in (self, other))
+            require(own == others, f"{key} of other", others, f"{own!r}, as in the evaluation that it is taken from")
+        paired, groups = {}, self.nats.get("groups")
+        for kind in [kind for kind in KINDS if kind in self.report and kind in other.report]:
+            a, b = (one.per_example(kind) for one in (self, other))
+            require(len(a) == len(b), f"examples of other, {kind}", len(b), f"{len(a)}, as here")
+            mean, error = mean_and_error(a - b, None if groups is None else groups[: len(a)])
+            paired[kind] = mean, math.hypot(error, self.added_error(other, kind))
+        return paired
+
+    def per_example(self, kind: str = "nelbo") -> Float[Tensor, " n"]:
+        """A likelihood of every example in the unit of the report; a coarse one with the mean of the finest level."""
+        if kind in self.nats:
+            return self.nats[kind] / nats_of_unit(self.report)
+        coarse = self.nats[f"{kind}_coarse"]
+        return (coarse + self.mean(kind, "nats")[0] - coarse.mean()) / nats_of_unit(self.report)
+
+    def added_error(self, other: "Likelihoods", kind: str) -> float:
+        """The error that corrections of coarse solves add to the mean difference of two evaluations, in their unit.
+
+        Both made the same draws. Where they have the same levels, the estimates that both corrected make their
+        corrections depend on each other, so that the error is below that of independent ones.
+        """
+        both = (self, other)
+        numbers, nats = [one.report[kind] for one in both], [one.nats for one in both]
+        variance = sum(number.get("added_error", {}).get("nats", 0.0) ** 2 for number in numbers)
+        steps = [[level["steps"] for level in number.get("levels", ())] for number in numbers]
+        levels = range(1, len(steps[0])) if steps[0] == steps[1] else ()
+        for level in levels:
+            n, name = numbers[0]["levels"][0]["estimates"], f"{kind}_level_{level}"
+            one_of, other_of = (values[f"{name}_estimates"].numpy() for values in nats)
+            of_both = np.intersect1d(one_of, other_of, return_indices=True)[1:]
+            if len(of_both[0]) > 1:
+                usual, sizes = [n - number["certain"] for number in numbers], [len(values[name]) for values in nats]
+                differences = [values[name].numpy()[rows] for values, rows in zip(nats, of_both, strict=True)]
+                each = math.prod(usual) / n**2 * len(of_both[0]) / math.prod(sizes) * (1 - max(sizes) / max(usual))
+                variance -= 2 * each * np.cov(differences[0], differences[1])[0, 1]
+        return math.sqrt(max(variance, 0.0)) / nats_of_unit(self.report)
 
 
 @outside_inference
@@ -80,6 +147,8 @@ def evaluate(
     distributed: bool = False,
 ) -> Likelihoods:
     """Likelihoods of raw data, each with and without reconstruction, with standard errors.
+
+    Ctrl-C ends it with the examples and measures that are done, and ``report["interrupted"]`` is then True.
 
     Args:
         model: an INDM.
@@ -148,21 +217,39 @@ def evaluate(
         made = RepeatableDraws(model, raw[:count], c, reference, batch_size, repeats, seeds, measure.solver)
         return shared(made, progress, distributed)
 
-    with evaluation_mode(model):
-        estimates = draw_all(draw, [kind for kind, _ in jobs], repeats, progress, distributed)
     dims = math.prod(raw.shape[1:])
+    costs = {kind: measure.calls(dims) for kind, measure in drawn.items()}
+    work = [(kind, costs[kind] * len(rows)) for kind, rows in jobs]
+    with evaluation_mode(model):
+        estimates, ended = draw_all(draw, work, repeats, progress, distributed)
+    counts = {kind: sum(len(batch[0].total) for batch in batches) for kind, batches in estimates.items()}
+    measures = [measure for measure in measures if counts.get(measure.kind, 0) > 1]
+    if not measures:
+        raise KeyboardInterrupt("before two examples were done")
     setting = Setting(dims, groups, seed, model.sde)
     unit = "nats" if model.scaling.levels is None else "bits/dim"
     about = {"unit": unit, "dims": dims, "dequantization": in_words(model), "eps": model.sde.eps}
-    report = {"images": {m.kind: m.count(n) for m in measures}} | about | {"repeats": repeats, "seed": seed}
+    report = {"images": {m.kind: counts[m.kind] for m in measures}} | about | {"repeats": repeats, "seed": seed}
     if not model.flow.has_log_det:
         report["codes"] = "one draw for each estimate: the NLL is a bound, too"
     if groups is not None:
         report["groups"] = len(groups.unique())
     nats: dict[str, Tensor] = {}
     for measure in measures:
-        report[measure.kind], by_suffix = measure.numbers(estimates[measure.kind], setting, solver_of(measure))
+        own = estimates[measure.kind]
+        try:
+            report[measure.kind], by_suffix = measure.numbers(own, setting, solver_of(measure) if ended else None)
+        except KeyboardInterrupt:
+            if distributed or not ended:
+                raise
+            ended = False
+            report[measure.kind], by_suffix = measure.numbers(own, setting, None)
         nats |= {measure.kind + suffix: values for suffix, values in by_suffix.items()}
+    report["examples_sha256"] = hashlib.sha256(raw.detach().cpu().contiguous().numpy().data).hexdigest()
+    if groups is not None:
+        nats["groups"] = groups
+    if not ended:
+        report["interrupted"] = True
     return Likelihoods(report, nats)
 
 
@@ -188,27 +275,38 @@ def _check(model, raw: Tensor, measures: Sequence[Measure], repeats: int, batch_
 
 
 def draw_all(
-    draw: Callable[[int, int], Estimate], kinds: list[str], repeats: int, progress: bool, distributed: bool
-) -> dict[str, list[list[Estimate]]]:
+    draw: Callable[[int, int], Estimate], jobs: list[tuple[str, float]], repeats: int, progress: bool, distributed: bool
+) -> tuple[dict[str, list[list[Estimate]]], bool]:
     """``draw(job, number)`` for each job and repeat, ``number`` counting all draws: by kind, job by job.
 
-    With ``distributed`` every process draws its share of the jobs and gets those of all.
+    A job is its kind and its cost, by which the bar moves. With ``distributed`` every process draws its share of the
+    jobs and gets those of all. Otherwise Ctrl-C keeps the jobs that are done.
+
+    Returns:
+        The estimates, and whether all jobs are done.
     """
-    share, drawn = _share(len(kinds), distributed), dict[int, list[Estimate]]()
-    with tqdm(total=repeats * len(share), desc="likelihood", disable=not progress) as bar, warnings.catch_warnings():
-        for job in share:
-            bar.set_description(kinds[job].upper())
-            drawn[job] = []
-            for repeat in range(repeats):
-                drawn[job].append(draw(job, job * repeats + repeat))
-                bar.update()
-                if kinds[job] != "nelbo":  # warn once if the tolerance cannot be reached
-                    warnings.filterwarnings("ignore", OUT_OF_REACH, RuntimeWarning)
+    share, drawn = _share(len(jobs), distributed), dict[int, list[Estimate]]()
+    total = repeats * sum(jobs[job][1] for job in share)
+    with tqdm(total=total, bar_format=BAR, disable=not progress) as bar, warnings.catch_warnings():
+        try:
+            for job in share:
+                kind, cost = jobs[job]
+                bar.set_description(kind.upper())
+                estimates = []
+                for repeat in range(repeats):
+                    estimates.append(draw(job, job * repeats + repeat))
+                    bar.update(cost)
+                    if kind != "nelbo":  # warn once if the tolerance cannot be reached
+                        warnings.filterwarnings("ignore", OUT_OF_REACH, RuntimeWarning)
+                drawn[job] = estimates
+        except KeyboardInterrupt:
+            if distributed:
+                raise
     drawn = _gathered(drawn, distributed)
     by_kind: dict[str, list[list[Estimate]]] = {}
-    for job, kind in enumerate(kinds):
-        by_kind.setdefault(kind, []).append(drawn[job])
-    return by_kind
+    for job in sorted(drawn):
+        by_kind.setdefault(jobs[job][0], []).append(drawn[job])
+    return by_kind, len(drawn) == len(jobs)
 
 
 def shared(draws: RepeatableDraws, progress: bool, distributed: bool) -> Solve:
@@ -268,7 +366,7 @@ def likelihood_table(result: Mapping) -> str:
         rows.append((f"baseline: {baseline_name(row)}", str(result["images"]["nelbo"]), *numbers, "", ""))
     if result.get("entropy_nats") is not None:
         rows.append(("entropy of the data", "", f"{result['entropy_nats']:.4f}", "", "", ""))
-    split = f"{result['split']} split; " if "split" in result else ""
+    split = f"{result['split']} {'examples' if result['split'] == 'all' else 'split'}; " if "split" in result else ""
     lines = [table(rows), f"{split}ε = {result['eps']:g}"]
     if result.get("groups") == 1:
         lines.append("standard errors are unknown: all examples are of one group, such as one photograph")
@@ -280,6 +378,8 @@ def likelihood_table(result: Mapping) -> str:
     both = [result[kind]["with_reconstruction"][key] for kind in ("nelbo", "nll") if kind in result]
     if len(both) == 2 and both[1] > both[0]:
         lines.append("The NELBO bounds the law of the SDE; the NLL is of that of the ODE, and may lie above it.")
+    if result.get("interrupted"):
+        lines.append("interrupted: these are the examples and measures that were done")
     if result.get("unended"):
         lines.append("weights of a checkpoint: the training has not ended")
     lines += of_levels(result) + of_classes(result) + unconverged(result)
@@ -305,7 +405,7 @@ def of_levels(result: Mapping) -> list[str]:
     if "levels" not in (nll := result.get("nll", {})):
         return []
     first, *finer = nll["levels"]
-    counts = [f"{level['estimates']} of them in {level['steps'] or 'as many as --nll-error needs'}" for level in finer]
+    counts = [f"{level['estimates']} of them in {level['steps'] or 'as many as nll_error needs'}" for level in finer]
     counts = [f"{first['estimates']} estimates in {first['steps']} steps", *counts]
     return [f"NLL: {', '.join(counts)}, which adds ± {nll['added_error'][number_key(result)]:.1g} to the mean"]
 
@@ -332,8 +432,8 @@ def unconverged(result: Mapping) -> list[str]:
             of = f"{numbers['levels'][-1]['estimates']} estimates" if "levels" in numbers else f"{n} examples"
             lines.append(
                 f"The {name} has not converged: the solver's error may be above {numbers['nll_error']:g} bits/dim in "
-                f"{count} of {of}, up to {numbers['solver_error']['largest_bits_per_dim']:.1g}, in {steps} steps; take "
-                f"more, such as --steps {2 * steps}, or a larger --nll-error."
+                f"{count} of {of}, up to {numbers['solver_error']['largest_bits_per_dim']:.1g} bits/dim, in {steps} "
+                f"steps; take more steps, such as {2 * steps}, or a larger nll_error."
             )
     return lines
 

@@ -21,6 +21,7 @@ from indm.workbench.evaluation.mean_nll import SHARE, Corrected, Steps, correcte
 from indm.workbench.evaluation.statistics import in_both_units, in_units, mean_and_error
 
 TERMS = ("reconstruction", "prior", "flow", "constant", "log_q")  # of the NELBO beside its score term
+SOLVED_IN = 48  # steps of an ODE, where its error decides; of digits and of vectors, for the share of a progress bar
 Solve = Callable[[Tensor, Sequence[Steps]], tuple[Tensor, Tensor, int]]  # see indm.workbench.evaluation.mean_nll
 Numbers = tuple[dict[str, Any], dict[str, Tensor]]  # what a report says, and nats of every example by their suffix
 
@@ -89,6 +90,10 @@ class Measure:
         """How an ODE is solved: options of :func:`indm.log_likelihood`."""
         return {}
 
+    def calls(self, dims: int) -> float:
+        """About how many evaluations of the network an estimate of an event of so many entries takes."""
+        raise NotImplementedError
+
     def estimate(
         self, model: Any, raw: Tensor, reference: GaussianReference | None, generator: torch.Generator
     ) -> Estimate:
@@ -99,8 +104,9 @@ class Measure:
         """The measure of which all ``estimates`` are drawn."""
         return self
 
-    def numbers(self, estimates: list[list[Estimate]], setting: Setting, solve: Solve) -> Numbers:
-        """Of estimates, batch by batch and repeat by repeat, see :func:`summary`."""
+    def numbers(self, estimates: list[list[Estimate]], setting: Setting, solve: Solve | None) -> Numbers:
+        """Of estimates, batch by batch and repeat by repeat, see :func:`summary`; no more is solved where ``solve`` is
+        None."""
         return summary(estimates, setting)
 
 
@@ -116,6 +122,9 @@ class Bound(Measure):
 
     kind = "nelbo"
     times: int = 4
+
+    def calls(self, dims):
+        return self.times
 
     def estimate(self, model, raw, reference, generator):
         x, log_q = from_data(model, raw, generator=generator)
@@ -146,6 +155,9 @@ class SamplerBound(Measure):
     steps: int
     times: int = 4
 
+    def calls(self, dims):
+        return self.times
+
     def estimate(self, model, raw, reference, generator):
         x, log_q = from_data(model, raw, generator=generator)
         terms = nelbo(model, x, times=self.times, ancestral=self.steps, log_q=log_q, generator=generator)
@@ -164,6 +176,10 @@ class Solved(Measure):
     def check(self, n):
         super().check(n)
         check_nll_error(self.nll_error)
+
+    def calls(self, dims):
+        products = dims if self.exact else self.probes  # with a Jacobian, each of about two evaluations
+        return (self.steps or SOLVED_IN) * (1 + 2 * products)
 
     @property
     def solver(self) -> dict[str, Any]:
@@ -206,7 +222,7 @@ class NLL(Solved):
     def numbers(self, estimates, setting, solve):
         report, nats = summary(estimates, setting)
         few = estimates[0][0].settings.get("steps")
-        if few is None or self.steps is not None:  # every example was solved as asked for
+        if few is None or self.steps is not None or solve is None:  # every example was solved as asked for
             return report, nats
         coarse, stated = (stacked(estimates, part).T.flatten() for part in ("without_reconstruction", "solver_error"))
         bits, error = setting.dims * math.log(2), report["with_reconstruction"]["nats_standard_error"]
@@ -229,6 +245,10 @@ class WeightedNLL(Solved):
     kind = "iw"
     examples: int | None = 100
     draws: int = 8
+
+    def calls(self, dims):
+        products = self.probes if self.exact is False else dims
+        return self.draws * (self.steps or SOLVED_IN) * (1 + 2 * products)
 
     def estimate(self, model, raw, reference, generator):
         options = self.solver | {"exact": self.exact is not False}

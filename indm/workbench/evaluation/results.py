@@ -1,40 +1,38 @@
 """The evaluation of a run: written into its folder, read, compared by example, and judged."""
 
-import hashlib
 import math
-import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from indm.checks import brief
-from indm.files import atomic, untrusted
+from indm.checks import brief, counted
+from indm.files import untrusted
 from indm.names import GIVEN, name_of
-from indm.workbench.data.base import stack
+from indm.workbench.data.base import PARTS, stack
 from indm.workbench.data.images import count_unreadable
 from indm.workbench.evaluation.baselines import baselines
-from indm.workbench.evaluation.likelihood import KINDS, NUMBERS, evaluate, nats_of_unit, number_key
+from indm.workbench.evaluation.likelihood import KINDS, NUMBERS, Likelihoods, evaluate, number_key
 from indm.workbench.evaluation.measures import NLL, Bound, Measure, SamplerBound, WeightedNLL
 from indm.workbench.evaluation.statistics import Difference, mean_and_error, paired_by_examples
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import ENOUGH_STEPS, Evaluation
-from indm.workbench.recipes.recipe import Recipe, literal
+from indm.workbench.recipes.options import Evaluation
+from indm.workbench.recipes.recipe import literal
 from indm.workbench.runs.devices import on_cpu
-from indm.workbench.runs.folder import data_of, open_model, read_metrics, recipe_of
-from indm.workbench.runs.provenance import provenance, warn_of_other_splits, weights_hash
+from indm.workbench.runs.folder import data_of, fitted_to, open_model, read_metrics, recipe_of
+from indm.workbench.runs.provenance import provenance, trained_on_others, warn_of_other_splits, weights_hash
 
-MOST_MORE = 10  # times the seconds of a run, in the command that continues it
-LOW_RATE = 1e-5  # a learning rate that hardly trains
+ENOUGH = 20  # examples, or groups of them, from which two standard errors say something
 REQUIRED_BASELINES = ("uniform", "gaussian")  # a model that is no better than these has not learned its data
 BETTER, LEVEL, WORSE = "better than", "within two standard errors of", "worse than"
 REQUIRED = ("nelbo", "images", "data", "split", "unit", "dims", "dequantization", "weights_sha256")
-Evaluated = tuple[dict[str, Any], dict[str, np.ndarray]]  # evaluation.json and evaluation.npz
 
 
 def evaluate_run(
@@ -42,62 +40,65 @@ def evaluate_run(
 ) -> dict:
     """The likelihood of held-out data under a run's model, see :func:`indm.evaluate`, beside its baselines.
 
-    ``changes`` override the recipe's ``[evaluate]``, and ``data_table`` replaces its ``[data]``. Writes
-    ``evaluation.json``, which is returned, and per-example nats to ``evaluation.npz``. Where several processes were
-    launched, each does its share; the main one writes.
+    ``changes`` override the recipe's ``[evaluate]``, and ``data_table`` replaces its ``[data]``: files that the model
+    was not trained on are used whole, unless ``changes`` name a split. Writes ``evaluation.json``, which is returned,
+    and per-example nats to ``evaluation.npz``; after Ctrl-C it writes nothing. Where several processes were launched,
+    each does its share; the main one writes.
 
     Raises:
         ValueError: the split holds fewer than two examples, or an option is out of range.
     """
     processes = PartialState(cpu=on_cpu())
     recipe = recipe_of(run)
-    tables = recipes.absolute(recipe | {"data": data_table or recipe.data.table()})
-    model = open_model(run)
+    model, own = open_model(run), recipes.absolute(recipe)["data"]
+    table = own if data_table is None else recipes.absolute({"data": fitted_to(model, data_table)})["data"]
     options = replace(recipe.evaluate, **(changes or {}))
-    data = data_of(run, model, tables["data"])
+    data = data_of(run, model, table)
     distributed, main = processes.num_processes > 1, processes.is_main_process
-    changed = main and warn_of_other_splits(run, data)
-    held_out, split = getattr(data, options.split), options.split
-    if len(held_out) < 2:
+    elsewhere = "path" in table and table["path"] != own.get("path")
+    whole = elsewhere and (table["name"] != own["name"] or bool(trained_on_others(run, data)))
+    whole &= "split" not in (changes or {})
+    changed = main and not whole and warn_of_other_splits(run, data)
+    splits, split = (PARTS, "all") if whole else ((options.split,), options.split)
+    count = sum(len(getattr(data, part)) for part in splits)
+    if count < 2:
         raise ValueError(
-            f"the {split} split of {run} must hold at least 2 examples for standard errors, it holds {len(held_out)}; "
-            "another --split would do, or a run on more data"
+            f"the {split} split of {run} must hold at least 2 examples for standard errors, it holds {count}; "
+            "another split would do, or a run on more data"
         )
-    raw = stack(held_out, options.examples)
-    c = None if model.condition.is_none else model.condition.rows_of(data, split)[: len(raw)]
-    groups = data.groups[split][: len(raw)] if data.groups else None
+    raw = torch.cat([stack(getattr(data, part), options.examples) for part in splits])[: options.examples]
+    c = None
+    if not model.condition.is_none:
+        c = torch.cat([model.condition.rows_of(data, part) for part in splits])[: len(raw)]
+    groups = torch.cat([data.groups[part] for part in splits])[: len(raw)] if data.groups else None
     found = evaluate(
         model, raw, measures_of(options), c=c, groups=groups, eps=options.eps or None, repeats=options.repeats,
         batch_size=options.batch_size, seed=options.seed, progress=progress and main, distributed=distributed,
     )  # fmt: skip
-    result, nats = found.report, dict(found.nats)
-    if not main:
+    result, nats = found.report | {"split": split}, dict(found.nats)
+    if not main or "interrupted" in result:
         return result
     if c is not None:
         result["condition"] = name_of("condition", type(model.condition))
         if model.condition.is_class:
             result["classes"] = per_class(nats["nelbo"], c, model.condition.labels, groups)
-    result["baselines"], of_baselines = baselines(data, raw, nats["nelbo"], seed=options.seed, groups=groups)
+    fitted = None if whole else data
+    if whole:
+        with suppress(ValueError, OSError):  # the data of the training may not be at hand
+            fitted = data_of(run, model)
+    result["baselines"], of_baselines = baselines(data, fitted, raw, nats["nelbo"], options.seed, groups)
     nats |= {f"baseline_{name}": values for name, values in of_baselines.items()}
-    if groups is not None:
-        nats["groups"] = groups
-    if data.fingerprint:  # else its name and options decide the examples
-        result["examples_sha256"] = hashlib.sha256(raw.flatten().numpy().data).hexdigest()
     weights = weights_hash(run)
     result |= {
         "unended": is_unended(run),
-        "data": tables["data"],
-        "split": split,
+        "data": table,
         "data_changed": changed,
-        "unreadable_images": count_unreadable(held_out),
+        "unreadable_images": sum(count_unreadable(getattr(data, part)) for part in splits),
         "weights_sha256": weights,
         "provenance": provenance(options.seed, {str(run): weights}),
         "entropy_nats": data.entropy,
     }
-    arrays, report = run / "evaluation.npz", run / "evaluation.json"
-    write_arrays = atomic.arrays_into({name: values.numpy() for name, values in nats.items()})
-    # The report is removed first and written last: where it is, the arrays beside it are of the same evaluation.
-    atomic.together({arrays: write_arrays, report: atomic.json_into(result)}, [report])
+    Likelihoods(result, nats).save(run)
     return result
 
 
@@ -148,53 +149,17 @@ def read_evaluation(folder: Path) -> dict:
         raise FileNotFoundError(f"{folder} has not been evaluated: run 'indm evaluate {folder}' first")
     result = untrusted.json_object(file)
     if missing := [name for name in REQUIRED if name not in result]:
-        raise ValueError(f"{file} is not an evaluation, without {missing[0]}; run 'indm evaluate {folder} --overwrite'")
+        raise ValueError(f"{file} is not an evaluation, without {missing[0]}; evaluate {folder} anew")
     return result
-
-
-def read_both(folder: Path) -> Evaluated:
-    """The report and the nats of an evaluated run."""
-    return untrusted.json_object(folder / "evaluation.json"), untrusted.arrays(folder / "evaluation.npz")
-
-
-def per_example(evaluated: Evaluated, kind: str = "nelbo") -> Float[np.ndarray, " n"]:
-    """A likelihood of every example in the unit of the run; a coarse one with the mean of the finest level."""
-    result, nats = evaluated
-    if kind in nats:
-        return nats[kind] / nats_of_unit(result)
-    coarse = nats[f"{kind}_coarse"]
-    return (coarse + result[kind]["with_reconstruction"]["nats"] - coarse.mean()) / nats_of_unit(result)
 
 
 def difference(pairs: Sequence[tuple[Path, Path]], kind: str = "nelbo") -> Difference:
     """The first less the second of each pair of runs, one pair for each seed, all evaluated on the same examples."""
-    evaluated = [(read_both(one), read_both(other)) for one, other in pairs]
-    first, second = np.stack([[per_example(run, kind) for run in pair] for pair in evaluated], axis=1)
-    added = math.hypot(*(added_error(*pair, kind) for pair in evaluated)) / len(pairs)
-    groups = evaluated[0][0][1].get("groups")
-    return paired_by_examples(first, second, None if groups is None else groups[: first.shape[1]], added)
-
-
-def added_error(one: Evaluated, other: Evaluated, kind: str) -> float:
-    """The error that corrections of coarse solves add to the mean difference of two runs, in their unit.
-
-    Both made the same draws. Where they have the same levels, the estimates that both corrected make their corrections
-    depend on each other, so that the error is below that of independent ones.
-    """
-    numbers, nats = [result[kind] for result, _ in (one, other)], [values for _, values in (one, other)]
-    variance = sum(number.get("added_error", {}).get("nats", 0.0) ** 2 for number in numbers)
-    steps = [[level["steps"] for level in number.get("levels", ())] for number in numbers]
-    levels = range(1, len(steps[0])) if steps[0] == steps[1] else ()
-    for level in levels:
-        n, name = numbers[0]["levels"][0]["estimates"], f"{kind}_level_{level}"
-        one_of, other_of = (values[f"{name}_estimates"] for values in nats)
-        of_both = np.intersect1d(one_of, other_of, return_indices=True)[1:]
-        if len(of_both[0]) > 1:
-            usual, sizes = [n - number["certain"] for number in numbers], [len(values[name]) for values in nats]
-            differences = [values[name][rows] for values, rows in zip(nats, of_both, strict=True)]
-            each = math.prod(usual) / n**2 * len(of_both[0]) / math.prod(sizes) * (1 - max(sizes) / max(usual))
-            variance -= 2 * each * np.cov(differences[0], differences[1])[0, 1]
-    return math.sqrt(max(variance, 0.0)) / nats_of_unit(one[0])
+    evaluated = [(Likelihoods.load(one), Likelihoods.load(other)) for one, other in pairs]
+    first, second = np.stack([[run.per_example(kind).numpy() for run in pair] for pair in evaluated], axis=1)
+    added = math.hypot(*(one.added_error(other, kind) for one, other in evaluated)) / len(pairs)
+    groups = evaluated[0][0].nats.get("groups")
+    return paired_by_examples(first, second, None if groups is None else groups[: first.shape[1]].numpy(), added)
 
 
 def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
@@ -218,7 +183,7 @@ def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
                 option, numbers = "draws" if kind == "iw" else kind, (result[kind][key], first[kind][key])
                 raise ValueError(
                     f"{folder} and {baseline} have the {KINDS[kind]} of {numbers[0]} and {numbers[1]} {key}: evaluate "
-                    f"both with the same --{option}"
+                    f"both with the same {option}"
                 )
 
 
@@ -238,7 +203,7 @@ def _examples(result: dict) -> str:
 def conclusion(run: Path, result: Mapping) -> str:
     """How the model of ``run`` compares with the baselines of its evaluation ``result``, in one line; "" without any.
 
-    Where it is no better than uniform noise and a Gaussian, also the likely cause, and the command that continues.
+    Where it is no better than uniform noise and a Gaussian, also the likely cause.
     """
     unit, rows = number_key(result), result.get("baselines", {})
     verdicts = {}
@@ -262,55 +227,14 @@ def conclusion(run: Path, result: Mapping) -> str:
     sentence = f"{model} is {', '.join(first)}{', but ' if first else ''}{last}."
     if recipe is None:
         return sentence
+    if (n := result.get("groups", result["images"]["nelbo"])) < ENOUGH:
+        few = counted(n, "group" if "groups" in result else "example")
+        return f"{few} {'is' if n == 1 else 'are'} too few to tell. {sentence}"
     if result.get("unended"):
         return f"{sentence} Likely cause: its training has not ended."
-    if result["data_changed"] or result["data"]["name"] != recipe.data.name:
-        return f"{sentence} Likely cause: these are not the data that it was trained on."
-    return f"{sentence} {advice(run, rows['gaussian'][unit])}".rstrip()
-
-
-def advice(run: Path, baseline: float = -math.inf) -> str:
-    """Why the model of ``run`` has hardly learned, and the command that continues, from what the run's folder says.
-
-    ``baseline`` is the likelihood that it should have reached, in the unit of the run. Nothing where the folder has no
-    log of a training, as that of a converted run.
-    """
-    lines, summary = read_metrics(run), run / "summary.json"
-    if not lines:
-        return ""
-    recipe, steps, seconds = recipe_of(run), lines[-1]["step"], lines[-1].get("seconds", 0.0)
-    finished = summary.exists() and not untrusted.json_object(summary)["interrupted"]
-    by_part = [[line[key] for key in line if key.endswith("_lr")] for line in lines]
-    rates = [max(values) for values in by_part if values] or [math.nan]
-    trained, validated = ([line[name] for line in lines if name in line] for name in ("nelbo", "valid_nelbo"))
-    training = trained[-1] if trained else math.nan
-    validation = math.nan if not validated else min(validated) if recipe.train.final == "best" else validated[-1]
-    remedy = _how_to_go_on(run, recipe, steps, seconds, finished)
-    if not finished:
-        cause = f"the run was interrupted at step {steps}, before its budget was spent"
-    elif rates == sorted(rates) and len(rates) > 1 and rates[-1] > rates[-2]:
-        cause = f"the run ended inside its warm-up, at step {steps}, with a learning rate of {rates[-1]:.1e}"
-    elif max(rates) < LOW_RATE:
-        cause = f"the learning rate was never above {max(rates):.1e}"
-        remedy = "Train anew with a larger one, for example --train.lr 1e-3 --train.flow_lr 1e-3."
-    elif training < baseline <= validation:
-        numbers = f"the training NELBO is {training:.2f}, that of validation {validation:.2f}"
-        cause, remedy = f"too few data for this model: {numbers}", "More examples would do, or a smaller network."
-    else:
-        cause = f"the budget of {steps} steps, {seconds:.0f} seconds, is too small"
-    return f"Likely cause: {cause}. {remedy}"
-
-
-def _how_to_go_on(run: Path, recipe: Recipe, steps: int, seconds: float, finished: bool) -> str:
-    """The command that continues, with a larger budget where this one was spent."""
-    budget: dict[str, float] = {}
-    if finished:
-        more = max(4 * steps, ENOUGH_STEPS)
-        longer = math.ceil(seconds * min(more / max(steps, 1), MOST_MORE))
-        budget = {"train.steps": more} if steps >= recipe.train.steps else {}
-        budget |= {"train.seconds": longer} if longer > recipe.train.seconds else {}
-    if any(isinstance(table, Mapping) and table.get("name") == GIVEN for table in recipe.values()):
-        changes = ", ".join(f"{key}={value}" for key, value in budget.items())
-        return f"Go on in Python: indm.train(…, resume=True){changes and f', with {changes}'}."
-    flags = [word for key, value in budget.items() for word in (f"--{key}", str(value))]
-    return f"Go on with: {shlex.join(['indm', 'train', str(run), '--resume', *flags])}"
+    if result["data_changed"] or result["split"] == "all" or result["data"]["name"] != recipe.data.name:
+        is_known = recipe.data.name != GIVEN
+        unlike = "these are not the data that it was trained on" if is_known else "too little training, or unlike data"
+        return f"{sentence} Likely cause: {unlike}."
+    log = read_metrics(run)
+    return f"{sentence} Likely cause: too short a training, {counted(log[-1]['step'], 'step')}." if log else sentence

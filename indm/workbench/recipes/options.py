@@ -14,7 +14,6 @@ from indm.checks import Must, check_options, require
 from indm.names import BUILT_IN, GIVEN, is_outside
 
 FEW_STEPS = 200  # of a training that has hardly learned anything
-ENOUGH_STEPS = 2000  # of one that learns well: the aim of advice to train on
 MOST_PROCESSES = 1024  # or threads: more than a machine has, of a recipe from a larger one
 MOST_ESTIMATES = 10_000  # of one likelihood, whose error falls with the square root of their number
 Equal = Literal["cost", "steps"]  # what methods that are compared must have spent alike: steps × cost, or steps

@@ -147,7 +147,7 @@ def load(source: str | Path) -> Tables:
         near = "" if len(path.parts) > 1 else nearest(str(source), bundled())
         raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{near}")
     try:
-        recipe = plain.toml(path)
+        recipe = plain.toml(plain.text(path, largest=plain.LARGEST_TOML))
     except ValueError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     for table, content in recipe.items():
@@ -195,12 +195,12 @@ def override(recipe: AnyTables, changes: Mapping[str, str]) -> Tables:
     """
     changed = {table: dict(content) for table, content in recipe.items()}
     for table in (key for key in changes if "." not in key):
-        check_name(table, PART_TABLES, "table that can be replaced", f"--{table}")
+        check_name(table, PART_TABLES, "table that can be replaced", table)
         kept = {"eps"} if table == "sde" and changes[table] in BUILT_IN["sde"] else set()
         changed[table] = {"name": changes[table]} | {k: v for k, v in changed.get(table, {}).items() if k in kept}
     for dotted in (key for key in changes if "." in key):
         table, key = dotted.split(".", 1)
-        check_name(table, TABLES, "table", f"--{dotted}")
+        check_name(table, TABLES, "table", dotted)
         value = value_of(changes[dotted])
         is_text = key in PATH_KEYS and not isinstance(value, str)
         changed.setdefault(table, {})[key] = changes[dotted] if is_text else value
@@ -301,8 +301,8 @@ def literal(value) -> str:
 def value_of(text: str):
     """``text`` as TOML reads a value, or as a string where it is not TOML."""
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
+        value = plain.toml(f"value = {text}")["value"]
+    except ValueError:
         return text
     return value if isinstance(value, bool | int | float | str | list | dict) else text
 

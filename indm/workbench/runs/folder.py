@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from indm.checks import brief, did_you_mean
+from indm.checks import arguments_of, brief, did_you_mean
 from indm.files import atomic, untrusted
 from indm.model import DESCRIPTION, INDM, WEIGHTS
+from indm.names import find
 from indm.workbench import hub
-from indm.workbench.data.base import Data, check_kind, flags_of_data, load_data, without_download
+from indm.workbench.data.base import Data, check_kind, load_data, without_download
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.devices import LOCK, device
 
 RECIPE = "recipe.toml"  # resolved
-CONTINUE = "continue it with --resume (in Python resume=True), or name another folder"
 CONVERSION = "conversion.json"  # of a run that was converted: what it was made of, and what was assumed
 FETCHED = (RECIPE, DESCRIPTION, WEIGHTS)  # of a run of somebody else
 # What may differ between a run and its continuation: how long it is, how it is watched, on which processors;
@@ -46,20 +46,20 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
     if not resume:
         return check_empty(run)
     if not is_run(run):
-        raise FileNotFoundError(f"{run} holds no run to resume (no {RECIPE} in it); leave out --resume to start one")
+        raise FileNotFoundError(f"resume must be false: {run} holds no run to resume (no {RECIPE} in it)")
     before = recipe_of(run)
     free = FREE_ON_RESUME | RATES | recipes.missing_paths(before)
     others = set(recipes.differences(before, recipes.absolute(recipe))) - free
     differing = sorted(key for key in others if not key.startswith(("evaluate.", "sample.")))
     if differing:
-        raise ValueError(f"{run} is a run of another recipe: it differs in {', '.join(differing)}; use another --out")
+        raise ValueError(f"out must be a new folder: {run} is of another recipe, it differs in {', '.join(differing)}")
 
 
-def check_empty(folder: Path, cure: str = CONTINUE) -> None:
+def check_empty(folder: Path, cure: str = "to resume continues it") -> None:
     """ValueError where ``folder`` holds more than a process leaves that is killed at once."""
     debris = (atomic.HALF_WRITTEN, LOCK)
     if folder.exists() and (not folder.is_dir() or any(not any(map(p.match, debris)) for p in folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not empty: {cure}")
+        raise ValueError(f"out must be a new folder: {folder} exists and is not empty; {cure}")
 
 
 def finished(run: Path, recipe: Recipe) -> dict | None:
@@ -84,7 +84,7 @@ def end_of(run: Path) -> dict:
         return {"steps": int(untrusted.json_object(conversion).get("step") or 0)}
     end = untrusted.json_object(summary) if summary.exists() else {}
     if not isinstance(end.get("steps"), int):
-        raise ValueError(f"{run} has not come to an end: continue with 'indm train {run} --resume'")
+        raise ValueError(f"{run} has not come to an end: continue it first")
     return end
 
 
@@ -101,7 +101,7 @@ def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
         raise ValueError(f"out must be a folder, got {folder}, the name of a file; results have names of their own")
     there = [name for name in names if (folder / name).exists()]
     if there and not overwrite:
-        raise ValueError(f"{folder} already holds {', '.join(there)}: add --overwrite to write that anew")
+        raise ValueError(f"overwrite must be true: {folder} already holds {', '.join(there)}")
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
         raise NotADirectoryError(f"nothing can be written into {nearest}: it is no folder")
@@ -220,16 +220,27 @@ def data_of(run: Path, model: Any, table: dict | None = None) -> Data:
         ValueError: they cannot be loaded, or are of other events or grey levels than the ``model``.
     """
     own = recipe_of(run).data.table()
-    table = own if table is None else table
+    table = own if table in (None, own) else fitted_to(model, table)
     try:
         data = load_data(**(table if table != own and table.get("download") else without_download(table)))
     except ValueError as error:
         if table == own and recipes.missing_paths({"data": own}):
-            raise ValueError(f'{error}; "indm evaluate" takes --data.path, where they are now') from error
+            raise ValueError(f"{error}; give data.path, where they are now") from error
         raise
     try:
         check_kind(data, model, "the model has")
     except ValueError as error:
-        others = f'"indm evaluate" and "indm convert" take others, for example {flags_of_data(tuple(model.shape))}'
-        raise ValueError(f"{error} of {table['name']!r}; {others}") from error
+        raise ValueError(f"{error} of {table['name']!r}; give other data, such as 'folder' with its path") from error
     return data
+
+
+def fitted_to(model: Any, table: dict) -> dict:
+    """A ``[data]`` table with the size, channels and grey levels of the ``model`` where the data set has such options
+    and the table does not say."""
+    kind: dict[str, Any] = {}
+    if len(model.shape) == 3:
+        channels, height, width = model.shape
+        kind = {"size": height if height == width else [height, width], "channels": channels}
+    kind |= {"levels": model.scaling.levels} if model.scaling.levels else {}
+    own = arguments_of(find("data", table["name"]))
+    return {**{key: value for key, value in kind.items() if key in own}, **table}

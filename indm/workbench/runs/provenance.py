@@ -69,10 +69,14 @@ def split_record(data: Data) -> dict:
     return {"data_sha256": data.fingerprint, "data_examples": sum(map(len, (data.train, data.valid, data.test)))}
 
 
+def trained_on_others(run: Path, data: Data) -> list[dict]:
+    """The provenance of the parts of ``run`` that were trained on other data than ``data``."""
+    return [p for p in parts_of_record(run) if p.get("data_sha256", data.fingerprint) != data.fingerprint]
+
+
 def warn_of_other_splits(run: Path, data: Data) -> bool:
     """Whether a part of ``run`` was trained on other data than ``data``, with a warning."""
-    now, parts = split_record(data), parts_of_record(run)
-    others = [part for part in parts if part.get("data_sha256", data.fingerprint) != data.fingerprint]
+    now, others = split_record(data), trained_on_others(run, data)
     if others:
         warnings.warn(
             f"the data of {run} have changed since it was trained, {others[0].get('data_examples')} examples then, "

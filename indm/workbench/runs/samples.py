@@ -189,14 +189,14 @@ def conditions(run: Path, model: Any, drawing: Drawing | InpaintingOptions) -> T
         if wanted is not None or drawing.guidance != 1:
             raise ValueError(
                 f"condition and guidance are for a model of p(x|c), got {wanted} and {drawing.guidance:g}; "
-                "train one with --condition classes"
+                "train one with the condition classes"
             )
         return None
     if wanted == "none":
         return None
     if wanted == "all":
         if not condition.is_class:
-            raise ValueError('condition "all" is for classes; give numbers, as in --condition "[0.5, 1.2]"')
+            raise ValueError('condition "all" is for classes; give numbers, as in "[0.5, 1.2]"')
         return torch.arange(len(condition.labels)).repeat_interleave(drawing.n)
     if wanted is not None:
         value = recipes.value_of(wanted)

@@ -69,9 +69,7 @@ def newest(run: Path) -> tuple[Path, dict]:
             damaged.replace(damaged.with_name(damaged.name + DAMAGED))
         return path, state
     if not complaints:
-        raise FileNotFoundError(
-            f"{run} holds no checkpoint, so there is nothing to resume; move it away and start without --resume"
-        )
+        raise FileNotFoundError(f"resume must be false: {run} holds no checkpoint; move it away and start anew")
     path, reason = next(iter(complaints.items()))
     raise ValueError(f"{path} cannot be read as a checkpoint: {reason}; nor can any older one in {run}")
 

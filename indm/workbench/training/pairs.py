@@ -41,7 +41,7 @@ def sides_of(recipe: AnyTables) -> dict[str, Tables]:
         ValueError: there is no second data set.
     """
     if "data_b" not in recipe:
-        raise ValueError("[data_b] is missing: the recipe of a pair needs a second data set, such as --data-b digits")
+        raise ValueError("[data_b] is missing: the recipe of a pair needs a second data set, such as data_b digits")
     options = {key: value for key, value in recipe.get("train", {}).items() if key not in OF_BRIDGES}
     shared = {table: dict(content) for table, content in recipe.items() if table != "data_b"} | {"train": options}
     return {"a": shared, "b": shared | {"data": dict(recipe["data_b"])}}
@@ -66,7 +66,7 @@ def as_one(recipe: AnyTables) -> Tables:
     else:
         raise ValueError(
             "[data] and [data_b] must be two folders or two labels of one data set for one model of both, and differ "
-            f"in that alone, got {sorted(other)} of {a['name']!r}; --form terminal and indm train-pair take any two"
+            f"in that alone, got {sorted(other)} of {a['name']!r}; the form terminal and pairs take any two"
         )
     return shared | {"data": data, "condition": {"name": "classes", **recipe.get("condition", {})}}
 
@@ -128,7 +128,7 @@ def _started(out: Path, sides: dict[str, Recipe], resume: bool) -> list[str]:
         check_empty(out)
         return []
     if not (out / PAIR).is_file():
-        raise FileNotFoundError(f"{out} holds no pair to resume (no {PAIR} in it); leave out --resume to start one")
+        raise FileNotFoundError(f"resume must be false: {out} holds no pair to resume (no {PAIR} in it)")
     check_no_links(out)
     started = [side for side in sides if is_run(out / side)]
     for side in started:

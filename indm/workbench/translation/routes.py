@@ -176,7 +176,7 @@ class TranslationRuns:
         if recipe.data_b is None or not is_bridge(recipe):
             raise ValueError(
                 f"{run} is not a bridge (indm train-bridge): give a second run after it, or two classes of a model of "
-                "classes as --condition"
+                "classes as its condition"
             )
         return cls((run,), (model,), recipe.data.table(), recipe.data_b.table(), noise=noise_of(recipe))
 

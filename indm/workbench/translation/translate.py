@@ -38,7 +38,7 @@ NEAR_SOURCE = 3 / 256  # distance of a result from its source, as a share of the
 REPORT, PAGE = "translation.json", "index.html"
 IN_SHEET = 64  # results that the sheet shows, at most
 MOST = 48  # images on the page; each has some twenty pictures
-FRAMES = 8  # of each leg of the route, without --strip
+FRAMES = 8  # of each leg of the route, by default
 Kept = tuple[dict, Tensor, Translated]  # row of the report, source in grey levels, what was made of it
 ERRORS = {  # of an image, by the key in its row of the report
     "cycle_error_max": "error of the cycle at most",
@@ -73,7 +73,7 @@ def translate_files(
     route = route_of(runs, options)
     model = route.models[0]
     if options.page and (len(model.shape) != 3 or model.shape[0] not in (1, 3) or model.scaling.levels is None):
-        raise ValueError(f"page needs images, got events of shape {model.shape}; leave out --page")
+        raise ValueError(f"page must be false: it needs images, got events of shape {model.shape}")
     items = find(sources, model, runs.data)
     check_sources_stay(items, out, options.folders())
     weights = {str(folder): weights_hash(folder) for folder in runs.folders}
@@ -229,7 +229,7 @@ def check_sources_stay(items: Sequence[Item], out: Path, beside: Sequence[str]) 
     sources = {item.source.resolve() for item in items}
     over = sorted(path for path in results if path.resolve() in sources)
     if over:
-        raise ValueError(f"{over[0]} is one of the sources, and a result would be written over it; use another --out")
+        raise ValueError(f"out must be another folder: a result would be written over the source {over[0]}")
 
 
 def mean_distance(report: dict) -> float:

@@ -364,6 +364,15 @@ def test_an_upload_has_a_limit(address, httpx):
     assert httpx.post(upload, files=upload_of(200_000)).status_code == 413
 
 
+def test_a_request_has_a_limit(address, httpx):
+    """Of all its files together, also of texts for the queue, and of a body that does not say its length."""
+    files = [("files", (f"{i}.png", bytes(30_000), "image/png")) for i in range(40)]
+    join, large = f"{address}gradio_api/queue/join", {"data": ["x" * 1_200_000], "fn_index": 0}
+    assert httpx.post(f"{address}gradio_api/upload", files=files).status_code == 413
+    assert httpx.post(join, json=large).status_code == 413
+    assert httpx.post(join, content=iter([b"{", b"}"])).status_code == 413
+
+
 @pytest.mark.parametrize(
     "headers",
     [{"origin": origin} for origin in ("http://elsewhere.example", "null", "http://127.0.0.1:1")]

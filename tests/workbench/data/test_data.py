@@ -252,7 +252,7 @@ def test_fashion_mnist_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
         return InMemory(torch.zeros(0))
 
     monkeypatch.setattr("torchvision.datasets.FashionMNIST", fetch)
-    with pytest.raises(ValueError, match=r"fashion-mnist could not be loaded; .*: --data.root FOLDER"):
+    with pytest.raises(ValueError, match=r"fashion-mnist could not be loaded; .*: data.root or"):
         load_data("fashion-mnist", root=tmp_path, download=False)
     assert len(load_data("fashion-mnist", root=tmp_path, valid=1).train) == 39
 
@@ -330,7 +330,7 @@ def test_cifar10_in_the_layout_of_torchvision(tmp_path, monkeypatch):
     (base / "a").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"cifar10 could not be loaded \(.*\); they were looked for in") as caught:
         load_data("cifar10", root=tmp_path, download=False)
-    for advice in (f"in {tmp_path}: --data.root FOLDER", "--data.download true", 'root="FOLDER", download=True)'):
+    for advice in (f"in {tmp_path}: data.root or $INDM_DATA", "data.download = true"):
         assert advice in str(caught.value)
     assert str(caught.value).count("download=True") == 1  # torchvision gives the same advice, for Python alone
 
@@ -724,11 +724,11 @@ def unannotated(n=40):
     return ready(n=n)
 
 
-def anything(**options):
+def anything(**options) -> torch.Tensor:
     return torch.full((30, 2), options["level"]).long()
 
 
-def nothing():
+def nothing() -> torch.Tensor:
     return None
 """
 
@@ -763,7 +763,11 @@ def test_options_of_data_of_another_package(outside):
         ("Moons", {"n": 50, "valid": "a"}, "data.valid must be a number, got 'a'"),
         ("Moons", {"n": 50, "levels": 2}, "levels are for integer data; item 0 of data 'outside_data:Moons' holds"),
         ("ready", {"valid": 0.2}, r"no option 'valid' \(there are: n\)"),
-        ("unannotated", {"valid": 0.2}, "no option 'valid': it returns a Data"),
+        (
+            "unannotated",
+            {},
+            "a function annotated to return one, of .*Data.* or numpy:ndarray, got None",
+        ),
         ("anything", {"level": 7}, "data 'outside_data:anything' holds int64: give levels"),
         ("nothing", {}, "data 'outside_data:nothing' cannot be a NoneType"),
         ("Monns", {}, "outside_data has no 'Monns'; did you mean 'Moons'"),
@@ -863,7 +867,7 @@ def test_arrays_that_cannot_be_used(tmp_path):
         ("missing.npy", {}, "missing.npy cannot be read"),
         ("text.npy", {}, "cannot be read"),
         ("cut.npy", {}, "cannot be read"),
-        ("", {}, 'is a folder: .* "--data folder" reads images'),
+        ("", {}, "is a folder: .* the data set .folder. reads images"),
     ]
     for name, options, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -99,6 +99,29 @@ def test_a_cell_that_is_no_number_is_named(tmp_path, text, message):
         read_table(tmp_path / "t.csv")
 
 
+def test_all_problems_of_a_table_are_named_at_once(tmp_path):
+    (tmp_path / "a.csv").write_text("a,b,c,d\n1,2,x,4\n1,,3,4\n5,,y,inf\n")
+    said = (
+        r"a\.csv: column 'b' must hold finite numbers, got nan in row 2 \(of 2 such\); column 'c' must hold finite "
+        r"numbers, got 'x' in row 1 \(of 2 such\); column 'd' .* got inf in row 3 .*; data\.x names the columns .*"
+        r"for gaps and words, in Python, there is indm\.JointDensityEstimator"
+    )
+    with pytest.raises(ValueError, match=said):
+        read_table(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_two_columns_of_one_name_are_an_error(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "csv":
+        path.write_text("a,b,a\n1,2,3\n")
+    else:
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table([[1.0], [2.0], [3.0]], ["a", "b", "a"]), path)
+    with pytest.raises(ValueError, match=r"two columns are called 'a'; each needs a name of its own"):
+        read_columns(path, ("b",), ())
+
+
 def test_a_table_is_data(tmp_path):
     table = written(tmp_path / "t.csv", [["a", "b", "c"], *NUMBERS.tolist()])
     data = load_data("array", path=table)

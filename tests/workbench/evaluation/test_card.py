@@ -162,7 +162,7 @@ def test_the_lines_of_the_card_of_a_model_of_classes_run(tmp_path, capsys):
     indm.train(indm.recipe("digits", small), tmp_path / "run", progress=False)
     command = ["push", str(tmp_path / "run"), "ann/digits", "--out", str(tmp_path / "shared")]
     assert main(command) == 0 and main(command) == 2
-    assert capsys.readouterr().err.endswith("exists and is not empty: give another --out\n")
+    assert capsys.readouterr().err.endswith("exists and is not empty; give another (--out)\n")
     text = (tmp_path / "shared" / "README.md").read_text("utf-8")
     assert " of the classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 2 steps of training." in text
     assert "indm sample ann/digits\n" in text

@@ -193,7 +193,7 @@ def test_without_costs_or_steps_differences_are_shown_without_a_verdict(tmp_path
     text, stored = compared([*linear, *own], tmp_path / "out")
     row = stored["differences"]["flow"]["nelbo"]
     assert row["verdict"] == "not comparable" and row["cost"] is None and row["difference"] is not None
-    assert "as the cost of a step is not known (10 steps × – against 10)" in text and "--equal steps" in text
+    assert "as the cost of a step is not known (10 steps × – against 10)" in text and "equal steps" in text
     text, _ = compared([*linear, *own], tmp_path / "steps", equal="steps")
     assert "not comparable" not in text and "10 steps against 10" in text and "whatever a step costs" in text
     (own[1] / "metrics.jsonl").unlink()
@@ -317,7 +317,7 @@ def test_a_likelihood_that_has_not_converged_is_named(tmp_path):
     assert "converged" not in compare(runs, tmp_path / "out")
     nll = read_evaluation(runs[1])["nll"]
     solver = {"unconverged": 2, "nll_error": 1e-3, "solver_error": dict.fromkeys(keys, 0.2)}
-    for steps, advice in {None: "in 256 steps; take more, such as --steps 512", 24: "such as --steps 48, or"}.items():
+    for steps, advice in {None: "in 256 steps; take more steps, such as 512", 24: "such as 48, or"}.items():
         changed(runs[1], nll=nll | solver | ({} if steps is None else {"steps": steps}))
         said = compare(runs, tmp_path / f"out {steps}")
         assert f"{runs[1]}: The NLL (ODE) has not converged: the solver's error may be above" in said and advice in said
@@ -331,7 +331,7 @@ def test_bounds_of_other_numbers_of_steps_are_not_compared(tmp_path):
         changed(run, images=counts, ancestral=result["nelbo"] | {"steps": steps})
         with np.load(run / "evaluation.npz") as arrays:
             np.savez(run / "evaluation.npz", **arrays, ancestral=arrays["nelbo"])
-    said = "NELBO of few steps of 16 and 8 steps: evaluate both with the same --ancestral"
+    said = "NELBO of few steps of 16 and 8 steps: evaluate both with the same ancestral"
     with pytest.raises(ValueError, match=said):
         compare(runs, tmp_path / "out")
 

@@ -150,7 +150,7 @@ def test_scores_of_a_run_with_their_provenance(run, tmp_path, capsys):
     assert made_by["seed"] == 0 and made_by["weights_sha256"] == {str(run): weights_hash(run)}
     samples = read_samples(tmp_path / "samples.npz")[0]
     assert record["samples"]["pixels_sha256"] == hashlib.sha256(samples.numpy()).hexdigest()
-    assert main(line) == 2 and "already holds fid.json: add --overwrite" in capsys.readouterr().err
+    assert main(line) == 2 and "already holds fid.json (--overwrite)" in capsys.readouterr().err
     assert main([*line, "--overwrite"]) == 0
 
 

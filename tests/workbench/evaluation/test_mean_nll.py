@@ -10,9 +10,9 @@ import torch
 import indm
 from indm.likelihood import latent_reference
 from indm.multilevel import LEAST
-from indm.workbench.evaluation.likelihood import SEED_STRIDE
+from indm.workbench.evaluation.likelihood import SEED_STRIDE, Likelihoods
 from indm.workbench.evaluation.mean_nll import RepeatableDraws, cheapest, corrected
-from indm.workbench.evaluation.results import added_error, difference, per_example, read_both
+from indm.workbench.evaluation.results import difference
 
 N, REPEATS, BATCH = 100, 2, 64
 
@@ -226,11 +226,10 @@ def test_a_difference_is_corrected_by_the_same_estimates(model, raw, mean, each,
     other.flow.log_scale.data.fill_(0.01)
     runs = {"one": mean, "other": evaluated(other, raw, each=False)}
     for name, (report, nats) in runs.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "evaluation.json").write_text(json.dumps(report | {"unit": "nats"}))
-        np.savez(tmp_path / name / "evaluation.npz", **{key: values.numpy() for key, values in nats.items()})
-    error = added_error(read_both(tmp_path / "one"), read_both(tmp_path / "other"), "nll")
-    apart = per_example(read_both(tmp_path / "one"), "nll") - per_example(read_both(tmp_path / "other"), "nll")
+        Likelihoods(report | {"unit": "nats"}, nats).save(tmp_path / name)
+    one_of, other_of = (Likelihoods.load(tmp_path / name) for name in runs)
+    error = one_of.added_error(other_of, "nll")
+    apart = (one_of.per_example("nll") - other_of.per_example("nll")).numpy()
     fine = (each[1]["nll"] - evaluated(other, raw, each=True)[1]["nll"]).numpy()
     assert apart.mean() == pytest.approx(fine.mean(), abs=4 * error + 1e-6)
     assert error < 0.5 * math.hypot(*(report["nll"]["added_error"]["nats"] for report, _ in runs.values()))

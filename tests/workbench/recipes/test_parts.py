@@ -16,6 +16,8 @@ TABLES = sorted(file.relative_to(ROOT) for file in ROOT.glob("**/parts.toml"))
 def test_each_room_lists_its_own_parts(file):
     room = ".".join(("indm", *file.parent.parts))
     for kind, rows in tomllib.loads((ROOT / file).read_text("utf-8")).items():
+        if kind == "made":  # classes that code outside must be
+            continue
         assert rows.items() <= names.BUILT_IN[kind].items()
         for name, place in rows.items():
             assert place.startswith(f"{room}.")

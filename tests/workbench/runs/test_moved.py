@@ -32,7 +32,7 @@ def test_a_run_is_evaluated_and_resumed_from_any_folder(project, tmp_path, monke
 def test_data_that_were_moved_alone_are_named_on_the_command_line(project, capsys):
     os.rename("mine.npy", "other.npy")
     assert main(["evaluate", "runs/a", *FEW]) == 2
-    assert '"indm evaluate" takes --data.path, where they are now' in capsys.readouterr().err
+    assert "give data.path, where they are now" in capsys.readouterr().err
     assert main(["evaluate", "runs/a", "--data.path=other.npy", *FEW]) == 0
     evaluated = json.loads((project / "runs/a/evaluation.json").read_text())
     assert evaluated["data"] == {"name": "array", "path": str(project / "other.npy")} and not evaluated["data_changed"]

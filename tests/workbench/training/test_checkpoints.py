@@ -82,7 +82,7 @@ def test_what_is_no_state_of_a_run_is_not_taken_for_one(tmp_path, content):
 
 
 def test_where_nothing_is_whole_that_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing to resume; move .* away and start without"):
+    with pytest.raises(FileNotFoundError, match=r"resume must be false: .* holds no checkpoint; move it away"):
         restored(tmp_path)
     written(tmp_path, 10, 20)
     for path in (tmp_path / "checkpoints").iterdir():

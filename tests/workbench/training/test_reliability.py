@@ -105,7 +105,9 @@ def test_a_run_that_had_saved_nothing_yet_begins_anew(tmp_path, whole, left):
     (run / ".recipe.toml.new").write_text("[da")
     for name in left:
         shutil.copy(whole / name, run)
-    with pytest.raises((FileNotFoundError, ValueError), match="leave out --resume" if not left else "with --res"):
+    with pytest.raises(
+        (FileNotFoundError, ValueError), match="resume must be false" if not left else "to resume continues it"
+    ):
         train(TINY, run, resume=not left, progress=False)
     train(TINY, run, resume=bool(left), progress=False)
     compare_runs(whole, run)

@@ -309,7 +309,7 @@ def test_a_source_is_never_written_over(where, trained, toys, tmp_path, capsys):
     arguments = ["translate", trained / "pair", photos, "--out", out, "--overwrite", "--quiet"]
     for also in ([], ["--cycle"]):
         error = error_of(capsys, *arguments, *also)
-        assert "is one of the sources, and a result would be written over it; use another --out" in error
+        assert "out must be another folder: a result would be written over the source" in error
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 

@@ -171,7 +171,7 @@ def test_vectors_have_no_page(tmp_path):
     vectors = [a_model(seed, (2,), Scaling()) for seed in (0, 1)]
     np.save(tmp_path / "points.npy", np.zeros((3, 2)))
     runs = TranslationRuns((tmp_path,) * 2, tuple(vectors), {}, {})
-    with pytest.raises(ValueError, match=r"page needs images, got events of shape \(2,\); leave out --page"):
+    with pytest.raises(ValueError, match=r"page must be false: it needs images, got events of shape \(2,\)"):
         translate_files(runs, [tmp_path / "points.npy"], tmp_path / "out", QUICK, progress=False)
     assert not (tmp_path / "out").exists()
 
