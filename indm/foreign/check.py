@@ -1,0 +1,231 @@
+r"""The description of a network trained elsewhere, judged by its denoising error on data.
+
+An error e = E‖n − n̂‖²/d that is larger by Δ over a part of the clock Λ = log(σ²/α²) of width w costs the NELBO ½ Δ w
+nats a dimension. The least possible error is at most that of the best linear predictor, that of the best combination
+a f + b x_τ + c of the network's output and what it sees, and what a level with more noise allows: as Λ falls,
+log(e/(1 − e)) rises at most as fast. (The noised data's Fisher information per dimension at α = 1 is J = (1 − e)/σ²,
+and by Stam's inequality 1/J − σ² does not fall with σ; e itself may rise or fall.)
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor
+
+from indm.checks import require
+from indm.dequantization import check_raw, from_data
+from indm.foreign.denoiser import PREDICTIONS, Denoiser, denoiser_of
+from indm.gaussian import GaussianReference
+from indm.score import context_of, unguided
+from indm.tensors import evaluation_mode, expand_like, randn_like
+
+NOISE_LEVELS = 8  # at which the error is measured, evenly on the clock
+ENTRIES = 2**13  # numbers of data that make the errors of vectors precise enough; images have more
+ROWS, FEW, MOST = 256, 32, 10_000  # at least, at least for other descriptions, at most for the linear predictor
+LOST, TRIED = 0.05, 0.02  # bits/dim from which a loss is a finding, and from which other descriptions are tried
+REST, OF_MUCH = 0.2, 0.05  # shares of the loss, and of one above 1 bit/dim, that another description may leave
+WEAK = 1.5  # ratio of a level's error to the linear predictor's from which it is mentioned
+SIGNIFICANT = 3.0  # standard errors by which an estimate may be off
+TAKEN = 3 + SIGNIFICANT * 6**0.5  # of n squares, what a fit of three coefficients may take: χ² of 3 degrees of freedom
+LARGE = 20.0  # |x| of data in model units that no usual scaling gives
+
+
+@dataclass(frozen=True)
+class DenoiserCheck:
+    """The error of a denoiser on data, by noise level.
+
+    Attributes:
+        levels: log(σ/α), (8,).
+        errors: for each kind of prediction that the network could have made, E‖n − n̂‖²/d at each level, (8,).
+        linear: that of the best linear predictor of these data, (8,).
+        lost: bits per dimension that the network loses at least at each level, (8,).
+        predicts: the kind that the model was given.
+        verdict: a sentence that follows from the rows.
+        wrong: whether the network loses 0.05 bits per dimension or more, or another description fits it better.
+    """
+
+    levels: Float[Tensor, " levels"]
+    errors: dict[str, Float[Tensor, " levels"]]
+    linear: Float[Tensor, " levels"]
+    lost: Float[Tensor, " levels"]
+    predicts: str
+    verdict: str
+    wrong: bool
+
+    def __str__(self) -> str:
+        """A table, a row for each noise level, and the verdict."""
+        names = [self.predicts, *(name for name in self.errors if name != self.predicts)]
+        lines = ["error of n̂ as".ljust(16) + "".join(f"{name:>10}" for name in [*names, "linear", "bits lost"])]
+        for i, level in enumerate(self.levels.tolist()):
+            values = [*(self.errors[name][i].item() for name in names), self.linear[i].item(), self.lost[i].item()]
+            lines.append(f"σ/α {math.exp(level):10.4g}  " + "".join(f"{value:10.3g}" for value in values))
+        return "\n".join([*lines, self.verdict])
+
+
+def check_denoiser(
+    model,
+    raw: Num[Tensor, "batch *event"],
+    *,
+    c=None,
+    most: int | None = None,
+    batch_size: int = 64,
+    generator: torch.Generator | None = None,
+) -> DenoiserCheck:
+    r"""Measure the denoising error of a model of :func:`indm.from_denoiser` on data, and say what looks wrong.
+
+    The verdict follows from the bits per dimension that the network loses at each noise level. From 0.02 on, other
+    descriptions are tried with the same noise: predictions, paths, times and scalings. One that saves nearly all of the
+    loss is named. :func:`indm.evaluate` calls this once, warns if the verdict is ``wrong``, and prints it.
+
+    Args:
+        model: what :func:`indm.from_denoiser` made; else a ValueError.
+        raw: data in data units. The network is asked at a half, and the linear predictor fitted to the other half.
+        c: their conditions, of a model that has one.
+        most: rows at which the network is asked; by default 256, or more where they have fewer than 2¹³ numbers.
+        batch_size: rows at a time.
+        generator: of noise of grey levels.
+
+    Example: a network of N(0, I) data that predicts the data, and is said to predict the noise.
+
+        >>> import indm
+        >>> def data(x, tau):
+        ...     return (1 - tau)[:, None] / ((1 - tau) ** 2 + tau**2)[:, None] * x
+        >>> model = indm.from_denoiser(data, predicts="noise", path="linear", shape=(2,))
+        >>> check = indm.check_denoiser(model, torch.randn(512, 2, generator=torch.Generator().manual_seed(0)))
+        >>> check.verdict.split(" bits/dim")[0]
+        "predicts='data' fits the network better, by 4.7"
+    """
+    denoiser = denoiser_of(model)
+    check_raw(model, raw)
+    require(len(raw) >= 2, "raw", len(raw), "at least 2 rows")
+    c = model.rows(c, len(raw))
+    most = max(ROWS, ENTRIES // math.prod(model.shape)) if most is None else most
+    order = torch.randperm(len(raw), generator=torch.Generator().manual_seed(0))  # classes may come one by one
+    ours, others = order.tensor_split([min(most, (len(raw) + 1) // 2)])
+    start, end = model.sde.clock_span()
+    width = (end - start) / NOISE_LEVELS
+    levels = 0.5 * (start + width * (torch.arange(NOISE_LEVELS).double() + 0.5))
+    bits = 0.5 * width / math.log(2)  # a dimension, for a unit of error at one level
+    with evaluation_mode(model):
+        x, rest = (from_data(model, raw[rows], generator=generator)[0] for rows in (ours, others[:MOST]))
+        asked = Asked(x, context_of(unguided(model).given(c, rows=ours).score), levels, batch_size)
+        errors, least = _errors(denoiser, asked, GaussianReference.fit(rest))
+        error, linear = errors[denoiser.predicts], errors.pop("linear").mean(1)
+        best, noise = torch.minimum(least, linear), SIGNIFICANT * error.std(1) / len(x) ** 0.5
+        above = (torch.minimum(best, error.mean(1)) + noise)[1:].clamp(1e-12, 1 - 1e-9)
+        best[:-1] = torch.minimum(best[:-1], (above.logit() + width).sigmoid() + noise[:-1])
+        lost = bits * (error.mean(1) - best).clamp_min(0)
+        gains = {words: bits * gain for words, gain in _gains(denoiser, asked)} if lost.sum() >= TRIED else {}
+    verdict, wrong = _verdict(levels, lost, error.mean(1) / linear, x.abs().max().item(), gains)
+    means = {name: values.mean(1) for name, values in errors.items()}
+    return DenoiserCheck(levels, means, linear, lost, denoiser.predicts, verdict, wrong)
+
+
+class Asked(NamedTuple):
+    """Rows in model units, what the network sees of their conditions, levels log(σ/α), and rows at a time."""
+
+    x: Tensor
+    seen: tuple[Tensor, ...]
+    levels: Tensor
+    batch_size: int
+
+
+def _errors(
+    denoiser: Denoiser, asked: Asked, reference: GaussianReference, scale: float = 1.0, shift: float = 0.0
+) -> tuple[dict[str, Tensor], Tensor]:
+    """‖n − n̂‖²/d, (levels, rows), where the data are ``scale`` x + ``shift``, and what the best combination attains.
+
+    There is an entry for each kind of prediction, and one for the ``linear`` predictor of the Gaussian ``reference``.
+    """
+    x, seen, levels, batch_size = asked
+    errors = {name: torch.zeros(len(levels), len(x)).double() for name in (*PREDICTIONS, "linear")}
+    products = torch.zeros(len(levels), 4, 4).double()
+    generator = torch.Generator(x.device).manual_seed(0)  # the same noise for each description
+    for i, level in enumerate(levels.tolist()):
+        for rows in torch.arange(len(x)).split(batch_size):
+            z, r = x[rows], math.exp(2 * level)
+            noise = randn_like(z, generator)
+            at_level = z.new_full((len(z),), level + math.log(scale))
+            alpha, sigma = (expand_like((sign * at_level).sigmoid().sqrt(), z) for sign in (-2, 2))
+            y = alpha * (scale * z + shift) + sigma * noise
+            x_tau, tau, f = denoiser.output(y, at_level, *(part[rows] for part in seen))
+            off = {name: denoiser.noise_from(name, f, x_tau, tau) - noise for name in PREDICTIONS}
+            known = reference.variance * reference.coordinates(noise) - math.sqrt(r) * reference.offset(z)
+            off["linear"] = known / (reference.variance + r)
+            for name, values in off.items():
+                errors[name][i, rows] = values.square().flatten(1).mean(1).double().cpu()
+            parts = torch.stack([f[:, : z.shape[1]], x_tau, torch.ones_like(z), off[denoiser.predicts]])
+            parts = parts.flatten(1).double()
+            products[i] += (parts @ parts.T).cpu()
+    if not bool((finite := products.isfinite().flatten(1).all(1)).all()):
+        raise ValueError(f"network must give finite numbers, got others at {_noise_of(levels[~finite])}")
+    size = products.diagonal(dim1=1, dim2=2).clamp_min(1e-300).sqrt()
+    unit = products / (size[:, :, None] * size[:, None]) + 1e-10 * torch.eye(4)
+    return errors, size[:, 3] ** 2 / torch.linalg.inv(unit)[:, 3, 3] / max(x.numel() - TAKEN, 1)
+
+
+def _gains(denoiser: Denoiser, asked: Asked) -> Iterator[tuple[str, float]]:
+    """Other descriptions in words, and the error, summed over levels, by which each is better than the one given."""
+    rows = max(FEW, ENTRIES // asked.x[0].numel())
+    asked = asked._replace(x=(x := asked.x[:rows]), seen=tuple(part[:rows] for part in asked.seen))
+    low, high, std, mean = (v.item() for v in (x.min(), x.max(), x.std(), x.mean()))
+    scalings = {
+        "[−1, 1]": ((high - low) / 2, (high + low) / 2),
+        "[0, 1]": (high - low, low),
+        "deviation 1": (std, mean),
+    }
+    tried = [(f"data of {name}", denoiser, 1 / size, -centre / size) for name, (size, centre) in scalings.items()]
+    for words, path, time in denoiser.noises.others():
+        tried.append((words, Denoiser(partial(_at, denoiser.network, time), denoiser.predicts, path), 1.0, 0.0))
+    reference = GaussianReference.standard(x)
+    errors = _errors(denoiser, asked, reference)[0]
+    del errors["linear"]
+    given = errors.pop(denoiser.predicts)
+    for words, other, *scaling in tried:
+        with suppress(IndexError, RuntimeError, ValueError):  # of a network that cannot be asked so
+            errors[words] = _errors(other, asked, reference, *scaling)[0][denoiser.predicts]
+    for words, error in errors.items():
+        yield f"predicts={words!r}" if words in PREDICTIONS else words, (given - error).mean(1).sum().item()
+
+
+def _at(network: Callable[..., Tensor], time: Callable[[Tensor], Tensor], x: Tensor, tau: Tensor, *c: Tensor) -> Tensor:
+    return network(x, time(tau.double()).to(tau), *c)
+
+
+def _noise_of(levels: Tensor) -> str:
+    return "σ/α = " + ", ".join(f"{noise:.2g}" for noise in levels.exp().tolist())
+
+
+def _verdict(
+    levels: Tensor, lost: Tensor, ratio: Tensor, largest: float, gains: Mapping[str, float]
+) -> tuple[str, bool]:
+    """A sentence that follows from the rows, and whether something is wrong."""
+    total, where = lost.sum().item(), lost >= 0.5 * lost.max()
+    if largest > LARGE:
+        give = "give the scaling of the training, such as scaling=indm.Scaling.between(-1, 1) for grey levels"
+        return f"data in the network's units reach {largest:.3g}: {give}", True
+    if total < TRIED and ratio.max() < WEAK:
+        return "nothing looks wrong", False
+    text = f"loses at least {total:.2g} bits/dim, most at {_noise_of(levels[where])}"
+    if (worst := ratio[where].max().item()) > WEAK:
+        text += f", where its error is up to {worst:.2g} times that of the best linear predictor"
+    words, gain = max(gains.items(), key=lambda item: item[1], default=("", 0.0))
+    if gain >= TRIED and total - gain <= min(REST * total, max(LOST, OF_MUCH * total)):
+        return f"{words} fits the network better, by {gain:.2g} bits/dim: as described it {text}", True
+    if gain >= TRIED:
+        text += f"; the best of {len(gains)} other descriptions, {words}, loses {gain:.2g} bits/dim less"
+    elif gains:
+        text += f"; none of {len(gains)} other descriptions loses {TRIED} bits/dim less"
+    if total < LOST:
+        return f"the description looks right, but the network {text}", False
+    return (
+        f"the network {text}: it was trained too little there, or for other data than these, or with noise coupled to "
+        "the data, or as none of these descriptions says. If the noise was coupled, the likelihood of the probability "
+        "flow and its samples hold, the NELBO is loose, and SDE samplers, inpainting and classification do not apply"
+    ), True
