@@ -436,6 +436,21 @@ def table(rows: list[Row]) -> str:
     return in_table("network", "said", "cost", "lost at least", "finding", rows=lines)
 
 
+def counts(rows: list[Row]) -> str:
+    right = [row for row in rows if row["named"] == RIGHT]
+    wrong = [row for row in rows if row["named"] != RIGHT]
+    costly = [row for row in wrong if row.get("cost", math.inf) > COSTLY]
+    better = "fits the network better"
+    return (
+        f"Of {len(costly)} wrong descriptions that cost more than {COSTLY} bits/dim, "
+        f"{sum(row['wrong'] for row in costly)} are found, and for {sum(better in row['verdict'] for row in costly)} a "
+        f"better one is named. Of {len(wrong) - len(costly)} that cost less, "
+        f"{sum(row['wrong'] for row in wrong if row not in costly)} are found. Of {len(right)} right ones, "
+        f"{sum(better in row['verdict'] for row in right)} are called worse than another, and "
+        f"{sum(row['wrong'] for row in right)} have a finding, which says that the network loses bits."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="networks whose name has this in it")
