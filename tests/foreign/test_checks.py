@@ -159,6 +159,13 @@ def test_the_linear_error_is_that_of_the_best_linear_predictor():
         assert residual.square().mean().item() == pytest.approx(error.item(), rel=0.05, abs=1e-4)
 
 
+def test_the_linear_predictor_is_that_of_gaussian_data_on_the_same_noise():
+    """For N(m, s² I) it is the exact network, row by row."""
+    raw = torch.tensor([0.5, -0.3]).double() + 0.6 * torch.randn(4000, 2, generator=seeded(0)).double()
+    found = check(Exact("noise", "linear", [1.0], [[0.5, -0.3]], [0.6]), raw=raw)
+    torch.testing.assert_close(found.linear, found.errors["noise"], rtol=5e-3, atol=0)
+
+
 def test_a_combination_of_the_output_and_x_shows_a_loss():
     """An output of half the size loses what least squares regains, at each level."""
     exact = Exact("noise", "linear", *LAW)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 
 import indm
+from indm.foreign.paths import schedules
 
 K, SIDE = 50, 8
 SCALING = indm.Scaling.between(-1, 1, 17)
@@ -514,3 +515,18 @@ def test_what_is_refused_of_denoising_diffusion_pytorch():
         indm.from_denoising_diffusion(theirs.GaussianDiffusion(Net(), auto_normalize=False, **options))
     with pytest.raises(ValueError, match=r"diffusion must be a GaussianDiffusion, .* got Net"):
         indm.from_denoising_diffusion(Net())
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])
+def test_schedules_that_are_tried_are_those_of_the_libraries(name):
+    ends = {"beta_start": 0.00085, "beta_end": 0.012} if name == "scaled_linear" else {}
+    bar = library("diffusers").DDPMScheduler(beta_schedule=name, **ends).alphas_cumprod.double()
+    torch.testing.assert_close(dict(schedules(1000))[name].levels, -0.5 * torch.logit(bar), rtol=0, atol=1e-3)
+    betas = library("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
+    tried = {
+        "sigmoid of ᾱ": betas.sigmoid_beta_schedule(50),
+        "linear with betas times 20": betas.linear_beta_schedule(50),
+    }
+    for name, beta in tried.items():
+        bar = (1 - beta).cumprod(0)
+        torch.testing.assert_close(dict(schedules(50))[name].levels, -0.5 * torch.logit(bar), rtol=0, atol=1e-3)
