@@ -2,8 +2,8 @@ r"""The description of a network trained elsewhere, judged by its denoising erro
 
 An error e = E‖n − n̂‖²/d that is larger by Δ over a part of the clock Λ = log(σ²/α²) of width w costs the NELBO ½ Δ w
 nats a dimension. The least possible error is at most that of the best linear predictor, that of the best combination
-a f + b x_τ + c of the network's output and what it sees, and what a level with more noise allows: as Λ falls,
-log(e/(1 − e)) rises at most as fast, by Stam's inequality for the Fisher information (1 − e)/σ² of x_0 + σ n.
+a f + b x_τ + c of output and input, and what a level with more noise allows: as Λ falls, log(e/(1 − e)) rises at most
+as fast, by Stam's inequality for the Fisher information (1 − e)/σ² of x_0 + σ n.
 """
 
 import math
@@ -45,6 +45,13 @@ class DenoiserCheck:
         predicts: the kind that the model was given.
         verdict: a sentence that follows from the rows.
         wrong: whether the network loses 0.05 bits per dimension or more, or another description fits it better.
+
+    Example:
+        >>> zero = torch.zeros(1)
+        >>> print(DenoiserCheck(zero, {"noise": zero}, zero, zero, "noise", "nothing looks wrong", False))
+        error of n̂ as       noise    linear bits lost
+        σ/α          1           0         0         0
+        nothing looks wrong
     """
 
     levels: Float[Tensor, " levels"]
@@ -57,11 +64,11 @@ class DenoiserCheck:
 
     def __str__(self) -> str:
         """A table, a row for each noise level, and the verdict."""
-        names = [self.predicts, *(name for name in self.errors if name != self.predicts)]
-        lines = ["error of n̂ as".ljust(16) + "".join(f"{name:>10}" for name in [*names, "linear", "bits lost"])]
-        for i, level in enumerate(self.levels.tolist()):
-            values = [*(self.errors[name][i].item() for name in names), self.linear[i].item(), self.lost[i].item()]
-            lines.append(f"σ/α {math.exp(level):10.4g}  " + "".join(f"{value:10.3g}" for value in values))
+        first = {self.predicts: self.errors[self.predicts]}
+        columns = first | self.errors | {"linear": self.linear, "bits lost": self.lost}
+        lines = ["error of n̂ as".ljust(16) + "".join(f"{name:>10}" for name in columns)]
+        for noise, *values in zip(self.levels.exp().tolist(), *(c.tolist() for c in columns.values()), strict=True):
+            lines.append(f"σ/α {noise:10.4g}  " + "".join(f"{value:10.3g}" for value in values))
         return "\n".join([*lines, self.verdict])
 
 
@@ -70,40 +77,35 @@ def check_denoiser(
 ) -> DenoiserCheck:
     r"""Measure the denoising error of a model of :func:`indm.from_denoiser` on data, and say what looks wrong.
 
-    The verdict follows from the bits per dimension that the network loses at each noise level. From 0.02 on, other
-    descriptions are tried with the same noise: predictions, paths, times and scalings. One that saves nearly all of the
-    loss is named. :func:`indm.evaluate` calls this once, warns if the verdict is ``wrong``, and prints it.
+    From a loss of 0.02 bits per dimension on, other predictions, paths, times and scalings are tried with the same
+    noise. :func:`indm.evaluate` calls this once, warns if the verdict is ``wrong``, and prints it.
 
     Args:
         model: what :func:`indm.from_denoiser` made; else a ValueError.
-        raw: data in data units. The network is asked at a half of them, of images at most 256; the linear predictor is
-            fitted to others.
+        raw: data in data units. The network is asked at half of them, of images at most 256; the rest gives "linear".
         c: their conditions, of a model that has one.
         batch_size: rows at a time.
         generator: of noise of grey levels.
 
-    Example: a network of N(0, I) data that predicts the data, and is said to predict the noise.
+    Example: v = 0 is exact for N(0, I), and is said to be the noise.
 
         >>> import indm
-        >>> def data(x, tau):
-        ...     return (1 - tau)[:, None] / ((1 - tau) ** 2 + tau**2)[:, None] * x
-        >>> model = indm.from_denoiser(data, predicts="noise", path="linear", shape=(2,))
-        >>> check = indm.check_denoiser(model, torch.randn(512, 2, generator=torch.Generator().manual_seed(0)))
-        >>> check.verdict.split(" bits/dim")[0]
-        "predicts='data' fits the network better, by 22"
+        >>> model = indm.from_denoiser(lambda x, tau: 0 * x, predicts="noise", path="linear", shape=(2,))
+        >>> indm.check_denoiser(model, torch.randn(512, 2, generator=torch.Generator().manual_seed(0))).verdict[:40]
+        "predicts='v' fits the network better, by"
     """
     denoiser = denoiser_of(model)
     check_raw(model, raw)
     require(len(raw) >= 2, "raw", len(raw), "at least 2 rows")
     c = model.rows(c, len(raw))
     order = torch.randperm(len(raw), generator=torch.Generator().manual_seed(0))  # classes may come one by one
-    ours, others = order.tensor_split([min(max(ROWS, ENTRIES // math.prod(model.shape)), (len(raw) + 1) // 2)])
-    start, end = model.sde.clock_span()
-    width = (end - start) / NOISE_LEVELS
+    most = min(max(2, len(raw) // 2), max(ROWS, ENTRIES // math.prod(model.shape)))
+    ours, others = order[:most], order[len(raw) // 2 :][:MOST]
+    start, width = model.sde.clock_span()[0], model.sde.log_snr_range() / NOISE_LEVELS
     levels = 0.5 * (start + width * (torch.arange(NOISE_LEVELS).double() + 0.5))
     bits = 0.5 * width / math.log(2)  # a dimension, for a unit of error at one level
     with evaluation_mode(model):
-        x, rest = (from_data(model, raw[rows], generator=generator)[0] for rows in (ours, others[:MOST]))
+        x, rest = (from_data(model, raw[rows], generator=generator)[0] for rows in (ours, others))
         asked = (x, context_of(unguided(model).given(c, rows=ours).score), levels, batch_size)
         errors, least = _errors(denoiser, asked, GaussianReference.fit(rest))
         error, linear = errors[denoiser.predicts], errors.pop("linear").mean(1)
@@ -113,8 +115,9 @@ def check_denoiser(
         lost = bits * (error.mean(1) - best).clamp_min(0)
         gains = {words: bits * gain for words, gain in _gains(denoiser, asked)} if lost.sum() >= TRIED else {}
     verdict, wrong = _verdict(levels, lost, error.mean(1) / linear, gains)
-    means = {name: values.mean(1) for name, values in errors.items()}
-    return DenoiserCheck(levels, means, linear, lost, denoiser.predicts, verdict, wrong)
+    return DenoiserCheck(
+        levels, {k: v.mean(1) for k, v in errors.items()}, linear, lost, denoiser.predicts, verdict, wrong
+    )
 
 
 def _errors(
@@ -151,9 +154,8 @@ def _gains(denoiser: Denoiser, asked: Asked) -> Iterator[tuple[str, float]]:
     x, seen, levels, batch_size = asked
     rows = max(FEW, ENTRIES // x[0].numel())
     asked = (x := x[:rows], tuple(part[:rows] for part in seen), levels, batch_size)
-    low, high, std, mean = (v.item() for v in (x.min(), x.max(), x.std(), x.mean()))
-    half, middle = (high - low) / 2 or 1.0, (high + low) / 2
-    scalings = {"[−1, 1]": (half, middle), "[0, 1]": (2 * half, low), "deviation 1": (std or 1.0, mean)}
+    a, b, std, mean = (v.item() for v in (x.min(), x.max(), x.std(), x.mean()))
+    scalings = {"[−1, 1]": ((b - a) / 2 or 1, (a + b) / 2), "[0, 1]": (b - a or 1, a), "deviation 1": (std or 1, mean)}
     tried = [(f"data of {name}", denoiser, 1 / size, -centre / size) for name, (size, centre) in scalings.items()]
     for words, path, time in denoiser.noises.others():
         network = lambda x, tau, *c, time=time: denoiser.network(x, time(tau.double()).to(tau), *c)  # noqa: E731

@@ -3,7 +3,7 @@ r"""How networks trained elsewhere noise their data, x_τ = α(τ) x_0 + σ(τ) 
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,6 @@ POINTS = 257  # at which a path is checked
 HALVINGS = 60  # of an interval, to find τ: below float64's rounding
 ROUNDED = 1e-4  # by which k may be off that is whole: log(σ/α) was rounded to float32
 MOST_LEVEL = 0.5 * math.log(1e12)  # log(σ/α) from which the data cannot be told from zero
-
-Other = tuple[str, "Path", Callable[[Times], Times]]  # in words, the path, and the network's second argument at τ
 
 
 class Path(ABC):
@@ -61,8 +59,8 @@ class Path(ABC):
             alpha, sigma = (torch.autograd.grad(value.sum(), tau)[0] for value in values)
         return alpha, sigma
 
-    def others(self) -> Iterator[Other]:
-        """Paths that may be meant where this one does not fit the network."""
+    def others(self) -> Iterator[tuple[str, "Path", Any]]:
+        """What may be meant instead, in words, as a path, and as the network's second argument for τ."""
         yield from ((f"path={name!r}", path, torch.clone) for name, path in NAMED.items() if 0 < path.range[0] < 1)
         yield "τ counted from the other end", self, lambda tau: sum(self.range) - tau
         yield "1000 τ as the network's time", self, lambda tau: 1000 * tau
@@ -89,7 +87,7 @@ class Sigmas(Path):
     def time(self, level: Tensor) -> Times:
         return level.exp()
 
-    def others(self) -> Iterator[Other]:
+    def others(self) -> Iterator[tuple[str, "Path", Any]]:
         yield "¼ log σ as the network's time", self, lambda sigma: 0.25 * sigma.log()
         yield "σ as the network's time, without ¼ log", self, lambda sigma: (4 * sigma).exp().clamp_max(1e38)
 
@@ -139,7 +137,7 @@ class Steps(Path):
         tau = above - 1 + (level - low) / (high - low)
         return torch.where((tau - tau.round()).abs() < ROUNDED, tau.round(), tau)
 
-    def others(self) -> Iterator[Other]:
+    def others(self) -> Iterator[tuple[str, "Path", Any]]:
         last = self.range[1]
         for name, path in schedules(int(last) + 1):
             yield f"path={{'alphas_bar': …}} of {name}", path, torch.clone
