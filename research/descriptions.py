@@ -180,10 +180,6 @@ TRAININGS = {
         "points", "velocity", "linear", 1000, wrap=lambda net: At(net, lambda tau: 1000 * tau)
     ),
     "digits-noise-cosine": Trained("digits", "noise", cosine(1000), 1000, LEVELS),
-    "digits-v-sigmoid-50": Trained("digits", "v", sigmoid(50), 50, LEVELS),
-    "digits-noise-zero-one": Trained("digits", "noise", {"betas": 5 * torch.linspace(1e-4, 0.02, 200)}, 200, FROM_ZERO),
-    "digits-velocity-linear": Trained("digits", "velocity", "linear", 1, LEVELS),
-    "digits-data-edm": Trained("digits", "data", "edm", 1, LEVELS, wrap=lambda net: Preconditioned(net, 0.5)),
 }
 
 # ── Descriptions ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -265,17 +261,6 @@ def of_digits(net: Any) -> dict[str, list[Said]]:
             ("v", "predicts='noise'", {"predicts": "v"}),
             ("data in [0, 1]", "data of [−1, 1]", {"scaling": FROM_ZERO}),
         ],
-        "digits-v-sigmoid-50": [
-            ("cosine", "sigmoid of ᾱ", {"path": cosine(50)}),
-            ("k + 1", "k − 1", {"network": At(net, lambda k: (k + 1).clamp(max=49))}),
-            ("noise", "predicts='v'", {"predicts": "noise"}),
-        ],
-        "digits-noise-zero-one": [
-            ("data in [−1, 1]", "data of [0, 1]", {"scaling": LEVELS}),
-            ("betas not times 5", "times 5", {"path": {"betas": torch.linspace(1e-4, 0.02, 200)}}),
-        ],
-        "digits-velocity-linear": [("data at τ = 1", "path='linear'", {"path": "linear-reversed"})],
-        "digits-data-edm": [("σ_data 1", "", {"network": Preconditioned(getattr(net, "network", net), 1.0)})],
     }
 
 
@@ -333,8 +318,15 @@ def of_strangers(name: str) -> dict[str, Any]:
 
 
 def with_strangers(net: Any) -> dict[str, list[Said]]:
+    def deviation(k: Tensor) -> Tensor:
+        return (1 - (1 - LINEAR["betas"]).cumprod(0))[k.round().long(), None, None, None].sqrt()
+
+    back = SimpleNamespace(
+        alpha=lambda t: 1 - t, sigma=lambda t: (t**2 + 0.01).sqrt(), range=(0.0, 1 - 1e-4), prior_std=1.0
+    )
     return {
         "ddpm-mnist": [
+            ("its output as a score", RIGHT, {"predicts": "score", "network": lambda x, k: -net(x, k) / deviation(k)}),
             ("scaled_linear", "of linear", {"path": SCALED}),
             ("data in [0, 1]", "data of [−1, 1]", {"scaling": indm.Scaling.between(0, 1)}),
             ("k from the other end", "other end", {"network": At(net, lambda k: 999 - k)}),
@@ -345,6 +337,7 @@ def with_strangers(net: Any) -> dict[str, list[Said]]:
             ("v", "predicts='noise'", {"predicts": "v"}),
         ],
         "torchcfm-cfm": [
+            ("the other way round", RIGHT, {"path": back, "network": lambda x, tau: -net(x, 1 - tau)}),
             ("σ = 0", "", {"path": "linear-reversed"}),
             ("noise at τ = 1", "linear-reversed", {"path": "linear"}),
         ],
@@ -429,7 +422,7 @@ def table(rows: list[Row]) -> str:
         right = row["named"] == RIGHT
         cost = "not finite" if "cost" not in row else f"{row['cost']:+.3f} ± {row['error']:.3f}"
         named = row["named"] and not right and row["named"] in row["verdict"]
-        found = ("named" if named else "found") if row["wrong"] else "–"
+        found = ("loses bits" if right else "named" if named else "found") if row["wrong"] else "–"
         lines.append(
             (row["network"], row["said"], "right" if right else cost, f"{row.get('lost', math.nan):.3f}", found)
         )
