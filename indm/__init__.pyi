@@ -16,8 +16,8 @@ from .diffusion import forward_path as forward_path
 from .diffusion import generative_path as generative_path
 from .diffusion import probability_flow_path as probability_flow_path
 from .flows.base import check_flow as check_flow
-from .foreign.denoiser import DenoiserCheck as DenoiserCheck
-from .foreign.denoiser import check_denoiser as check_denoiser
+from .foreign.check import DenoiserCheck as DenoiserCheck
+from .foreign.check import check_denoiser as check_denoiser
 from .foreign.denoiser import from_denoiser as from_denoiser
 from .foreign.discrete import discrete_nelbo as discrete_nelbo
 from .foreign.libraries import from_azula as from_azula

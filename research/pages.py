@@ -13,6 +13,7 @@ from pathlib import Path
 from research import (
     any_question,
     conditional,
+    descriptions,
     discrete_laws,
     inpainting,
     legible,
@@ -93,6 +94,8 @@ SHOWN: dict[str, Callable[..., str]] = {
     "verdict-dial-tuning": lambda: dial.tuning(of("verdict-dial")),
     "verdict-dial-trials": dial.trials,
     "verdict-dial-costs": lambda: dial.cost_table(of("verdict-dial-costs")),
+    "descriptions": lambda: descriptions.table(of("descriptions").rows()),
+    "descriptions-counts": lambda: descriptions.counts(of("descriptions").rows()),
     "discrete_laws": lambda: discrete_laws.best_table(discrete_laws.read(of("discrete_laws"))),
 }
 

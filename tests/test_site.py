@@ -102,7 +102,8 @@ UNDOCUMENTED = {
         "indm.tables.fit": "Training paired_error",
         "indm.tables.mixture": "Mixture",
     },
-    "the inside of the bound and of the published networks, which a study measures": {
+    "the inside of the bound and of the networks of others, which a study measures": {
+        "indm.foreign.paths": "path_of",
         "indm.gaussian": "GaussianReference",
         "indm.likelihood": "latents_of",
         "indm.ode": "rademacher",

@@ -3,7 +3,7 @@ r"""How networks trained elsewhere noise their data, x_τ = α(τ) x_0 + σ(τ) 
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,6 +59,12 @@ class Path(ABC):
             alpha, sigma = (torch.autograd.grad(value.sum(), tau)[0] for value in values)
         return alpha, sigma
 
+    def others(self) -> Iterator[tuple[str, "Path", Any]]:
+        """What may be meant instead, in words, as a path, and as the network's second argument for τ."""
+        yield from ((f"path={name!r}", path, torch.clone) for name, path in NAMED.items() if 0 < path.range[0] < 1)
+        yield "τ counted from the other end", self, lambda tau: sum(self.range) - tau
+        yield "1000 τ as the network's time", self, lambda tau: 1000 * tau
+
     def whole_levels(self) -> Tensor:
         """log(σ/α) of each of the path's steps, (K,), the least noise first; ValueError of a continuous one."""
         raise ValueError("path must be a table of steps, {'betas': …} or {'alphas_bar': …}, for a bound of its steps")
@@ -80,6 +86,10 @@ class Sigmas(Path):
 
     def time(self, level: Tensor) -> Times:
         return level.exp()
+
+    def others(self) -> Iterator[tuple[str, "Path", Any]]:
+        yield "¼ log σ as the network's time", self, lambda sigma: 0.25 * sigma.log()
+        yield "σ as the network's time, without ¼ log", self, lambda sigma: (4 * sigma).exp().clamp_max(1e38)
 
 
 class Steps(Path):
@@ -127,8 +137,32 @@ class Steps(Path):
         tau = above - 1 + (level - low) / (high - low)
         return torch.where((tau - tau.round()).abs() < ROUNDED, tau.round(), tau)
 
+    def others(self) -> Iterator[tuple[str, "Path", Any]]:
+        last = self.range[1]
+        for name, path in schedules(int(last) + 1):
+            yield f"path={{'alphas_bar': …}} of {name}", path, torch.clone
+        yield "k + 1 in place of k", self, lambda k: (k + 1).clamp_max(last)
+        yield "k − 1 in place of k", self, lambda k: (k - 1).clamp_min(0)
+        yield "k counted from the other end", self, lambda k: last - k
+        yield "k/K as the network's time", self, lambda k: k / (last + 1)
+
     def whole_levels(self) -> Tensor:
         return self.levels
+
+
+def schedules(count: int) -> Iterator[tuple[str, Steps]]:
+    """The usual schedules of ``count`` steps, by diffusers' names, and that of denoising-diffusion-pytorch."""
+    s = torch.linspace(0, 1, count + 1, dtype=torch.float64)
+    low, ramp = 1e-4, s[:-1] * (count / (count - 1))
+    betas = {"linear": low + (0.02 - low) * ramp, "sigmoid": low + (0.02 - low) * (12 * ramp - 6).sigmoid()}
+    betas["scaled_linear"] = (0.00085**0.5 * (1 - ramp) + 0.012**0.5 * ramp) ** 2
+    if count != 1000:
+        betas |= {f"{name} with betas times {1000 / count:g}": beta * 1000 / count for name, beta in betas.items()}
+    cosine, sigmoid = ((s + 0.008) * (math.pi / 2.016)).cos() ** 2, (3 - 6 * s).sigmoid() - 1 / (1 + math.exp(3))
+    betas |= {"squaredcos_cap_v2": 1 - cosine[1:] / cosine[:-1], "sigmoid of ᾱ": 1 - sigmoid[1:] / sigmoid[:-1]}
+    for name, beta in betas.items():
+        bar = (1 - beta.clamp(max=0.999)).cumprod(0)
+        yield name, Steps(bar[bar > 1e-11])  # less is no signal
 
 
 class _OfTheUnitInterval(Path):

@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 
 import indm
+from indm.foreign.paths import schedules
 
 K, SIDE = 50, 8
 SCALING = indm.Scaling.between(-1, 1, 17)
@@ -185,11 +186,11 @@ def check_bound(model, net, kind, alphas_bar, raw, variance):
 
 def check_description(model, predicts, wrong, raw):
     """Nothing is wrong, and a wrong word is recognised."""
-    assert not indm.check_denoiser(model, raw, generator=seeded()).findings
+    assert "fits the network better" not in indm.check_denoiser(model, raw, generator=seeded()).verdict
     model.score.backbone.predicts = wrong
-    (finding,) = indm.check_denoiser(model, raw, generator=seeded()).findings
+    found = indm.check_denoiser(model, raw, generator=seeded())
     model.score.backbone.predicts = predicts
-    assert f"looks like {predicts!r}, not {wrong!r}" in finding
+    assert found.wrong and f"predicts={predicts!r}" in found.verdict
 
 
 def test_digits_of_denoising_diffusion_pytorch(denoising_diffusion, digits):
@@ -260,7 +261,7 @@ POINTS = torch.tensor([[0.5, 0.7], [-0.4, 0.6], [0.5, -0.3]]).double()
 
 def check_moons(model, expected, atol=1e-3):
     torch.testing.assert_close(model.log_prob(POINTS, steps=256), expected, rtol=0, atol=atol)
-    assert not indm.check_denoiser(model, moons(), generator=seeded()).findings
+    assert "fits the network better" not in indm.check_denoiser(model, moons(), generator=seeded()).verdict
 
 
 def train_torchcfm(matcher):
@@ -291,8 +292,8 @@ def test_moons_of_torchcfm(sigma, wrapped):
 @pytest.mark.long
 def test_noise_that_optimal_transport_coupled_is_found():
     net, _ = train_torchcfm(library("torchcfm").ExactOptimalTransportConditionalFlowMatcher(0.0))
-    (finding,) = indm.check_denoiser(indm.from_torchcfm(net, shape=(2,)).double(), moons(), generator=seeded()).findings
-    assert "noise and data were coupled in training" in finding
+    found = indm.check_denoiser(indm.from_torchcfm(net, shape=(2,)).double(), moons(), generator=seeded())
+    assert found.wrong and "with noise coupled to the data" in found.verdict
 
 
 @pytest.mark.parametrize("name", ["CondOT", *(pytest.param(n, marks=pytest.mark.long) for n in ("Cosine", "VP"))])
@@ -569,3 +570,18 @@ def test_what_is_refused_of_denoising_diffusion_pytorch():
         indm.from_denoising_diffusion(theirs.GaussianDiffusion(Net(), auto_normalize=False, **options))
     with pytest.raises(ValueError, match=r"diffusion must be a GaussianDiffusion, .* got Net"):
         indm.from_denoising_diffusion(Net())
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])
+def test_schedules_that_are_tried_are_those_of_the_libraries(name):
+    ends = {"beta_start": 0.00085, "beta_end": 0.012} if name == "scaled_linear" else {}
+    bar = library("diffusers").DDPMScheduler(beta_schedule=name, **ends).alphas_cumprod.double()
+    torch.testing.assert_close(dict(schedules(1000))[name].levels, -0.5 * torch.logit(bar), rtol=0, atol=1e-3)
+    betas = library("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
+    tried = {
+        "sigmoid of ᾱ": betas.sigmoid_beta_schedule(50),
+        "linear with betas times 20": betas.linear_beta_schedule(50),
+    }
+    for name, beta in tried.items():
+        bar = (1 - beta).cumprod(0)
+        torch.testing.assert_close(dict(schedules(50))[name].levels, -0.5 * torch.logit(bar), rtol=0, atol=1e-3)

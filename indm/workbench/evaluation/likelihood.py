@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from indm.checks import require
 from indm.dequantization import check_raw, in_words
 from indm.files import atomic, untrusted
-from indm.foreign.denoiser import check_denoiser, is_foreign
+from indm.foreign.check import check_denoiser
+from indm.foreign.denoiser import is_foreign
 from indm.likelihood import latent_reference
 from indm.ode import MOST, OUT_OF_REACH
 from indm.tensors import evaluation_mode, outside_inference, squared_norm
@@ -195,10 +196,12 @@ def evaluate(
     c, n, device = model.rows(c, len(raw)), len(raw), model.scaling.scale.device
     model.flow.check()
     generator = torch.Generator(device)
+    network = {}
     if is_foreign(model):  # a network of other people
         checked = check_denoiser(model, raw, c=c, batch_size=batch_size, generator=generator.manual_seed(seed))
-        for finding in checked.findings:
-            warnings.warn(finding, RuntimeWarning, stacklevel=3)
+        network = {"network": checked.verdict}
+        if checked.wrong:
+            warnings.warn(checked.verdict, RuntimeWarning, stacklevel=3)
     model = model.truncated(eps)
     reference = latent_reference(model, raw, c=c, batch_size=batch_size, seed=seed)
     drawn = {m.kind: m.coarse(model, m.count(n) * repeats) for m in measures}
@@ -229,7 +232,8 @@ def evaluate(
     setting = Setting(dims, groups, seed, model.sde)
     unit = "nats" if model.scaling.levels is None else "bits/dim"
     about = {"unit": unit, "dims": dims, "dequantization": in_words(model), "eps": model.sde.eps}
-    report = {"images": {m.kind: counts[m.kind] for m in measures}} | about | {"repeats": repeats, "seed": seed}
+    images = {m.kind: counts[m.kind] for m in measures}
+    report = {"images": images} | about | {"repeats": repeats, "seed": seed} | network
     if not model.flow.has_log_det:
         report["codes"] = "one draw for each estimate: the NLL is a bound, too"
     if groups is not None:
@@ -382,6 +386,7 @@ def likelihood_table(result: Mapping) -> str:
         lines.append("interrupted: these are the examples and measures that were done")
     if result.get("unended"):
         lines.append("weights of a checkpoint: the training has not ended")
+    lines += [f"network: {result['network']}"] if "network" in result else []
     lines += of_levels(result) + of_classes(result) + unconverged(result)
     return "\n".join(lines + ([f"codes: {result['codes']}"] if "codes" in result else []))
 
