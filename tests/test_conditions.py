@@ -678,6 +678,16 @@ def test_the_posterior_is_that_of_bayes():
     assert torch.allclose(skewed.log_posterior, (even.log_posterior + prior.double().log()).log_softmax(1), atol=1e-6)
 
 
+def test_the_error_of_a_class_is_that_of_its_difference_from_the_mean_over_classes():
+    """One example again and again, each time with its own noise: errors as stated, far below those of the bounds."""
+    model, _, _, x, _ = near_classes()
+    found = indm.classify(model, x[:1].expand(1500, 2), draws=4, times=2, batch_size=1500, progress=False)
+    bound = found.log_likelihood
+    scatter = (bound - bound.mean(1, keepdim=True)).var(0)
+    assert torch.allclose(found.noise.square().mean(0), scatter, rtol=0.15)
+    assert (bound.var(0) > 1.5 * scatter).all()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -267,6 +267,45 @@ def test_hutchinson_is_unbiased_for_dense_jacobians():
     assert within(difference, 0.0, floor=5e-4)
 
 
+class Turned(torch.nn.Module):
+    """The score of Q z, z of a ``score``."""
+
+    is_smooth = True
+
+    def __init__(self, score, Q):
+        super().__init__()
+        self.score, self.sde, self.Q = score, score.sde, Q
+
+    def forward(self, z, t):
+        return self.score(z @ self.Q, t) @ self.Q.T
+
+
+@pytest.mark.parametrize("reference", ["none", "another", "its own"])
+def test_probes_of_each_row_have_the_variance_that_the_reference_leaves(reference, probes=2):
+    """The Jacobians of a Gaussian's flow commute: probes v are off by v·Gv − tr G, G = ½ log((C + r)/(1 + r)) from ε to
+    T less that of the reference, with variance 2 Σ_{i≠j} G_ij² over their number."""
+    score, (Q, other) = gaussian("vp", (5,)), torch.linalg.qr(torch.randn(2, 5, 5, generator=seeded(0)).double())[0]
+    laws = {
+        "its own": GaussianReference(Q @ score.mean, score.variance, Q),
+        "another": GaussianReference(score.mean, score.variance.flip(0), other),
+        "none": GaussianReference.standard(score.mean[None]),
+    }
+
+    def growth(law):
+        r = (-score.sde.log_snr(torch.tensor([[score.sde.eps], [score.sde.T]]).double())).exp()
+        start, end = 0.5 * ((law.variance + r) / (1 + r)).log()
+        basis = torch.eye(5).double() if law.basis is None else law.basis
+        return basis * (end - start) @ basis.T
+
+    model, x = INDM(Identity(), Turned(score, Q)), score.sample(1, seeded(2)).expand(3000, 5) @ Q.T
+    options = {"reference": laws[reference], "probes": probes, "steps": 24}
+    rough, exact = (log_likelihood(model, x, exact=e, **options, generator=seeded(1)).log_prob for e in (False, True))
+    G = growth(laws["its own"]) - growth(laws[reference])
+    variance = 2 * (G - G.diag().diag()).square().sum() / probes
+    assert (variance > 0.01) == (reference != "its own") and within(rough - exact, 0.0, floor=1e-9)
+    assert (rough - exact).var().item() == pytest.approx(variance.item(), rel=0.12, abs=1e-12)
+
+
 @pytest.mark.parametrize("shape", [(2,), (3, 8, 8)])
 def test_affine_flow_changes_variables(name, shape):
     """x far from unit scale, whitened by an ActNorm: log p(x) is still that of x."""

@@ -421,7 +421,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # of a table without numbers
             net = MaskedMixtureMLP(shape, sizes, len(law.weight), self.width, self.depth, **options)
         net.set_mixture(*map(torch.from_numpy, (law.weight, law.mean, law.covariance, law.log_share)))
-        return INDM(Identity(), ScoreModel(net, VPSDE(eps=EPS)), shape=shape, condition=Vector(net.size))
+        known = shape if law.mean.shape[1] else None  # of a table of categories alone there is no event
+        return INDM(Identity(), ScoreModel(net, VPSDE(eps=EPS)), shape=known, condition=Vector(net.size))
 
     def _random_question(self, numbers: np.random.RandomState) -> tuple[Array, Array]:
         """Masks of columns of the table that are asked and given, (columns,)."""

@@ -142,6 +142,19 @@ def test_no_row_depends_on_another(moons, monkeypatch, coarse):
     assert probed != pytest.approx(together, abs=1e-4)
 
 
+def test_the_density_of_a_hundred_columns_has_no_noise_of_probes():
+    """Beside the exact divergence by autograd; two probes are off by nats."""
+    net = MixtureMLP((100,), 1, 8, 1)
+    torch.nn.init.normal_(net.mlp.output.weight, std=0.1)
+    model = INDM(Identity(), ScoreModel(net, VPSDE(eps=1e-4)), shape=(100,)).double()
+    z = torch.randn(2, 100, dtype=torch.double)
+    found, error = estimator.latent_log_prob(model, z, 0.05)
+    options = {"steps": 24, "generator": torch.Generator().manual_seed(0)}
+    exact, probed = (model.log_prob(z, **options, **own).detach() for own in ({"exact": True}, {"probes": 2}))
+    assert (error < 0.05).all() and torch.allclose(found, exact, rtol=0, atol=1e-3)
+    assert (probed - exact).abs().max() > 0.5
+
+
 @pytest.fixture(scope="module")
 def discrete():
     """Two columns of whole numbers that depend on each other, and their table of probabilities."""

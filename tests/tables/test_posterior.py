@@ -13,7 +13,7 @@ from torch import nn
 from indm import DensityEstimator, JointDensityEstimator, PosteriorEstimator
 from indm.likelihood import WhitenedFlow
 from indm.tables import posterior as module
-from indm.tables.calibration import Calibration
+from indm.tables.calibration import LEVELS, Calibration
 from indm.tables.importance import Proposal, resampled
 from indm.tables.posterior import Familiar
 from indm.tables.prior import Prior
@@ -421,6 +421,12 @@ def test_uniform_ranks_pass_where_bins_hold_different_numbers_of_them():
     numbers = np.random.default_rng(0)
     found = Calibration(numbers.integers(0, 12, (1000, 200)), np.zeros(1000, int), 11)
     assert 79 <= (found.p_values < 0.5).sum() <= 121
+
+
+@pytest.mark.parametrize("draws", [1, 11])
+def test_coverage_is_the_level_where_each_rank_is_there_once(draws):
+    found = Calibration(np.zeros((draws + 1, 1), int), np.arange(draws + 1), draws)
+    assert found.coverage(LEVELS) == pytest.approx(LEVELS)
 
 
 def test_the_calibration_of_an_estimator(gaussian, tmp_path):
