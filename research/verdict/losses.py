@@ -56,6 +56,7 @@ class Arm:
 ARMS = {
     "plain": Arm(lambda model: plain_loss),
     "exact": Arm(lambda model: mle_loss),
+    "exact, levels": Arm(lambda model: partial(mle_loss, levels=NoiseLevels(model.sde))),
     "exact, pairs": Arm(lambda model: partial(mle_loss, pairs=True), BATCH // 2),
     "exact, pairs, levels": Arm(lambda model: partial(mle_loss, pairs=True, levels=NoiseLevels(model.sde)), BATCH // 2),
 }
@@ -86,14 +87,16 @@ def started(variant: str, arm: str, shape: tuple[int, ...]) -> Phase:
 
 def measure_costs(data: str, images: Images) -> dict[str, float]:
     """The cost of a step by "variant, arm", in those of linear diffusion by the plain loss; measured once."""
-    if not COSTS.at(data=data).rows():
-        steps = {}
-        for variant in VARIANTS:
-            for arm in ARMS:
+    known, steps, unit = {row["step"] for row in COSTS.at(data=data).rows()}, {}, "linear, plain"
+    for variant in VARIANTS:
+        for arm in ARMS:
+            if (name := f"{variant}, {arm}") == unit or name not in known:
                 phase, source = started(variant, arm, images.shape), batches(images.train, 0, ARMS[arm].rows)
-                steps[f"{variant}, {arm}"] = lambda phase=phase, source=source: phase.step(next(source), 0.1)
-        for name, row in costs_in_turns(steps, "linear, plain").items():
-            COSTS.at(data=data, step=name).add(row)
+                steps[name] = lambda phase=phase, source=source: phase.step(next(source), 0.1)
+    if len(steps) > 1:
+        for name, row in costs_in_turns(steps, unit).items():
+            if name not in known:
+                COSTS.at(data=data, step=name).add(row)
     return {row["step"]: row["cost"] for row in COSTS.at(data=data).rows()}
 
 
