@@ -17,6 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from indm.checks import counted, few_values, require
 from indm.conditions import Vector
@@ -62,6 +63,7 @@ POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # of Gauss and Legendre in each of 
 CHANGE = 5e-3  # of a probability, relative, by twice as many points; its error is then mostly below 1e-3
 INTERRUPTED = "the fit was interrupted: the best density so far is kept"
 REPEATED = 0.2  # share of a column's rows with one value, above which there is a warning
+DELAY = 2.0  # seconds, after which a call shows a bar
 LATE_GAIN = 0.05  # nats a row, above which a fit that time ended has stopped too early
 
 Array = np.ndarray
@@ -142,6 +144,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         learning_rate, batch_size, weight_decay: of AdamW, at first: the batch grows, and then the rate falls.
         draws: points of the noise at which a row is evaluated where three or more columns are discrete.
         verbose: print what is chosen and how validation goes.
+        progress: show a bar with the time left on stderr while a call lasts longer than two seconds; of the fit, which
+            ``max_seconds`` bounds, there is none.
         random_state: of the split, the noise and the weights.
 
     Attributes:
@@ -192,6 +196,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         weight_decay=0.01,
         draws=8,
         verbose=False,
+        progress=True,
         random_state=None,
     ):
         self.discrete = discrete
@@ -209,6 +214,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         self.weight_decay = weight_decay
         self.draws = draws
         self.verbose = verbose
+        self.progress = progress
         self.random_state = random_state
 
     # ── scikit-learn's methods ──────────────────────────────────────────────────────────────────────────────────────
@@ -289,13 +295,26 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         c = self.conditions(c, len(X))
         found, rows = np.full(len(X), -np.inf), self.possible(X)
         X, c = X[rows][:, self.varies_], c[rows]
+        known, errors = [np.ones(0, dtype=bool)], [torch.zeros(len(self.models_), 0)]
 
         def log_density(chosen: np.ndarray, points: np.ndarray) -> np.ndarray:
             many = np.repeat(X[chosen], len(points), axis=0)
             many[:, self._whole] += np.tile(points, (len(chosen), 1))
-            return self._log_density(many, np.repeat(c[chosen], len(points), axis=0), tol).reshape(-1, len(points))
+            value, is_known, error = self._log_density(many, np.repeat(c[chosen], len(points), axis=0), tol)
+            known.append(is_known)
+            errors.append(error)
+            return value.reshape(-1, len(points))
 
-        found[rows] = integrated(log_density, len(rows), len(self._whole), self.draws)
+        with bar_of(len(rows), "log p", self.progress) as bar:
+            found[rows] = integrated(log_density, len(rows), len(self._whole), self.draws, bar)
+        is_known = np.concatenate(known)
+        if self.student_ is not None and tol is None and (~is_known).sum() > USUALLY_UNKNOWN * len(is_known):
+            warnings.warn(
+                f"{(~is_known).sum()} of {counted(len(is_known), 'row')} are unlike those that the student was taught, "
+                "so that their ODE is solved",
+                stacklevel=2,
+            )
+        warn_above(SOLVER_ERROR if tol is None else tol, torch.cat(errors, 1), stacklevel=3)
         return found
 
     def score(self, X, y=None, c=None) -> float:
@@ -349,11 +368,17 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         table = self.conditions(c, 1 if c is None else len(c))
         numbers = check_random_state(random_state)
         found = copy.copy(self)
+
+        def teacher(z: np.ndarray, c: np.ndarray) -> np.ndarray:
+            value, errors = self._latent_log_density(z, c, SOLVER_ERROR)
+            warn_above(SOLVER_ERROR, errors, stacklevel=5)
+            return value
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(numbers.randint(2**31 - 1))
             found.student_ = Student.taught(
                 lambda rows, numbers: self._latents(rows, self.sampling_steps_, numbers),
-                self._latent_log_density,
+                teacher,
                 self._mixture_log_density,
                 table,
                 numbers,
@@ -650,12 +675,13 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         chosen = numbers.randint(len(self.models_), size=len(c))
         generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
         latents = np.zeros((len(c), self.varies_.sum()))
-        for i, model in enumerate(self.models_):
-            own = np.flatnonzero(chosen == i)
-            if len(own):
-                at_c = torch.from_numpy(c[own]).float() if self.n_conditions_ else None
-                single = copy.deepcopy(model).float()
-                latents[own] = sample(single, len(own), c=at_c, steps=steps, generator=generator, **DRAWING).numpy()
+        with bar_of(len(c), "draws", self.progress) as bar:
+            for i, model in enumerate(self.models_):
+                single, own = copy.deepcopy(model).float(), np.flatnonzero(chosen == i)
+                for rows in batched(own, ROWS_AT_ONCE):
+                    at_c = torch.from_numpy(c[rows]).float() if self.n_conditions_ else None
+                    latents[rows] = sample(single, len(rows), c=at_c, steps=steps, generator=generator, **DRAWING)
+                    bar.update(len(rows))
         return latents
 
     def _choose_steps(self, c: np.ndarray, seed: int) -> None:
@@ -665,38 +691,27 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             lambda steps: self._latents(c, steps, np.random.RandomState(seed))
         )
 
-    def _log_density(self, X: np.ndarray, c: np.ndarray, tol: float | None = None) -> np.ndarray:
+    def _log_density(self, X: np.ndarray, c: np.ndarray, tol: float | None) -> tuple[np.ndarray, np.ndarray, Tensor]:
         """log of the mean density of the models at rows without discrete columns, nats (n,).
 
-        A student answers where there is one, ``tol`` is not given, and the row is like those it was fitted to.
+        A student answers where there is one, ``tol`` is not given, and the row is like those it was fitted to. Also a
+        mask of the rows that it answers, and the errors of each model's ODE at the others.
         """
-        latents, found = self.columns_.latents(X, c), np.zeros(len(X))
-        left = np.ones(len(X), dtype=bool)
+        latents, found, known = self.columns_.latents(X, c), np.zeros(len(X)), np.zeros(len(X), dtype=bool)
         if self.student_ is not None and tol is None:
-            left = ~self.student_.knows(latents, c)
-            known = latents[~left], c[~left]
-            found[~left] = self.student_.log_prob(*known, self._mixture_log_density(*known))
-            if left.mean() > USUALLY_UNKNOWN:
-                warnings.warn(
-                    f"{left.sum()} of {counted(len(left), 'row')} are unlike those that the student was taught, so "
-                    "that their ODE is solved",
-                    stacklevel=5,
-                )
-        if left.any():
-            found[left] = self._latent_log_density(latents[left], c[left], SOLVER_ERROR if tol is None else tol)
-        return found + self.columns_.log_volume(X)
+            known = self.student_.knows(latents, c)
+            base = self._mixture_log_density(latents[known], c[known])
+            found[known] = self.student_.log_prob(latents[known], c[known], base)
+        tol = SOLVER_ERROR if tol is None else tol
+        found[~known], errors = self._latent_log_density(latents[~known], c[~known], tol)
+        return found + self.columns_.log_volume(X), known, errors
 
-    def _latent_log_density(self, latents: np.ndarray, c: np.ndarray, tol: float = SOLVER_ERROR) -> np.ndarray:
-        """log of the mean density of the models at latents, nats (n,)."""
-        parts_of = [torch.from_numpy(part).split(ROWS_AT_ONCE) for part in (latents, c)]
-        found = [
-            [latent_log_prob(at(model, rows), part, tol) for part, rows in zip(*parts_of, strict=True)]
-            for model in self.models_
-        ]
-        errors = torch.stack([torch.cat([error for _, error in parts]) for parts in found])
-        warn_above(tol, errors, stacklevel=5)
-        log_prob = torch.stack([torch.cat([value for value, _ in parts]) for parts in found])
-        return (log_prob.logsumexp(0) - math.log(len(found))).numpy()
+    def _latent_log_density(self, latents: np.ndarray, c: np.ndarray, tol: float) -> tuple[np.ndarray, Tensor]:
+        """log of the mean density of the models at latents, nats (n,), and the errors of each model's ODE, (k, n)."""
+        parts = list(zip(*(torch.from_numpy(part).split(ROWS_AT_ONCE) for part in (latents, c)), strict=True))
+        each = [[latent_log_prob(at(model, rows), z, tol) for z, rows in parts] for model in self.models_]
+        log_prob, errors = (torch.stack([torch.cat([pair[i] for pair in of]) for of in each]) for i in (0, 1))
+        return (log_prob.logsumexp(0) - math.log(len(each))).numpy(), errors
 
     def _mixture_log_density(self, latents: np.ndarray, c: np.ndarray) -> np.ndarray:
         """log of the mean density of the mixtures from which the models started, nats (n,)."""
@@ -763,22 +778,36 @@ def problems_of(table: Any) -> Iterator[str]:
         yield " and ".join(name for name, there in found.items() if there)
 
 
-def integrated(log_density: Callable[[Array, Array], Array], n: int, k: int, draws: int) -> Array:
-    """log of the integral over the noise of ``k`` whole numbers in each of ``n`` rows, (n,).
+def bar_of(total: int, text: str, shown: bool, unit: str = "row") -> tqdm:
+    """A bar that shows itself where the call lasts, with the time left by the rows that are done."""
+    options: dict[str, Any] = {"delay": DELAY, "miniters": 1, "leave": False}
+    return tqdm(total=total, desc=text, unit=unit, disable=not shown, **options)
+
+
+def batched(rows: Array, size: int, first: int | None = None) -> list[Array]:
+    """``rows`` in parts of ``size``, but for the first."""
+    return [part for part in np.split(rows, range(first or size, len(rows), size)) if len(part)]
+
+
+def integrated(log_density: Callable[[Array, Array], Array], n: int, k: int, draws: int, bar: tqdm) -> Array:
+    """log of the integral over the noise of ``k`` whole numbers in each of ``n`` rows, (n,), by which ``bar`` moves.
 
     ``log_density`` takes indices of rows and points of the noise (m, k), and has a value for each of both. For one or
     two whole numbers the points are as many as the integral needs. For more, and where that does not converge, it is
-    the mean over the noise of the log, a lower bound.
+    the mean over the noise of the log, a lower bound. The first batch of rows is small, so that the bar soon moves.
     """
-    found, rows, before = np.zeros(n), np.arange(n), np.full(n, np.inf)
-    for points, weight in _noise_rules(k, draws):
-        if not len(rows):
-            break
-        value = log_density(rows, points)
-        integral = logsumexp(value, axis=1, b=weight)
-        is_left = np.abs(integral - before) > CHANGE
-        found[rows] = np.where(is_left, value @ weight, integral)  # the former is below the log by Jensen
-        rows, before = rows[is_left], integral[is_left]
+    found, rules = np.zeros(n), list(_noise_rules(k, draws))
+    most = max(1, ROWS_AT_ONCE // sum(len(points) for points, _ in rules[:2]))  # two rules are enough for most rows
+    for part in batched(np.arange(n), most, max(1, most // 4)):
+        rows, before = part, np.full(len(part), np.inf)
+        for points, weight in rules:
+            if len(rows):
+                value = log_density(rows, points)
+                integral = logsumexp(value, axis=1, b=weight)
+                is_left = np.abs(integral - before) > CHANGE
+                found[rows] = np.where(is_left, value @ weight, integral)  # the former is below the log by Jensen
+                rows, before = rows[is_left], integral[is_left]
+        bar.update(len(part))
     return found
 
 

@@ -33,6 +33,7 @@ from indm.tables.estimator import (
     ROWS_AT_ONCE,
     SOLVER_ERROR,
     NamedColumns,
+    bar_of,
     check_count,
     check_options,
     checked_table,
@@ -52,7 +53,7 @@ from indm.tables.networks import MaskedMixtureMLP
 
 MIXTURE_ROWS = 5_000, 2_000  # on which a mixture is fitted, without and with missing entries
 QUESTIONS = 8  # of a batch in training
-MOST_DRAWN, DRAWN_AGAIN = 50_000, 10_000  # rows for a range, at least; of them at once, at most
+MOST_DRAWN = 50_000  # rows for a range, at least
 HELD_QUESTIONS = 64  # of the validation
 ALL_ASKED, NONE_ABSENT = 0.25, 0.5  # shares of the questions that ask for all columns, and that leave none out
 
@@ -174,7 +175,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         spikes: values that many rows of a column have exactly, such as ``{"rain": 0}`` or ``{"rain": (0, 99)}``. They
             have probabilities, and the other values a density.
         validation_fraction, max_seconds, max_steps, width, depth, dropout, learning_rate, batch_size, weight_decay,
-            draws, verbose, random_state: as of :class:`DensityEstimator`.
+            draws, verbose, progress, random_state: as of :class:`DensityEstimator`.
         max_components: of the mixture.
 
     Attributes:
@@ -221,6 +222,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         weight_decay=0.01,
         draws=8,
         verbose=False,
+        progress=True,
         random_state=None,
     ):
         self.categories = categories
@@ -239,6 +241,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         self.weight_decay = weight_decay
         self.draws = draws
         self.verbose = verbose
+        self.progress = progress
         self.random_state = random_state
 
     def __sklearn_tags__(self):
@@ -537,12 +540,10 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         check_is_fitted(self)
         X = self._validated(X, reset=False)
         there, found = ~are_missing(X), np.full(X.shape, np.nan)
-        known = there & self._is_near(X)
-        for i, column in enumerate(self.encoding_.columns):
-            rows, asked = np.flatnonzero(there[:, i]), np.zeros_like(there)
-            asked[:, i] = True
-            if len(rows) and not column.is_absent:
-                found[rows, i] = self._score(X[rows], asked[rows], (known & ~asked)[rows], tol)
+        scored = there & [not column.is_absent for column in self.encoding_.columns]
+        columns, rows = np.nonzero(scored.T)  # column by column, so that few questions are in a batch
+        asked = np.eye(X.shape[1], dtype=bool)[columns]
+        found[rows, columns] = self._score(X[rows], asked, (there & self._is_near(X))[rows] & ~asked, tol)
         return found
 
     def _is_near(self, X: Array) -> Array:
@@ -608,7 +609,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         self._check_possible(X)
         numbers = check_random_state(random_state)
         known = self._is_near(X)
-        tables = [self._as_fitted(self._filled(X, numbers, None, known), index) for _ in range(n or 1)]
+        copies = n or 1
+        filled = self._filled(np.tile(X, (copies, 1)), numbers, None, np.tile(known, (copies, 1)))
+        tables = [self._as_fitted(table, index) for table in np.split(filled, copies)]
         return tables[0] if n is None else tables
 
     def _check_possible(self, X: Array) -> None:
@@ -629,8 +632,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         X = self._validated(X, reset=False)
         first = check_random_state(random_state).uniform(size=X.shape) < 0.5
         none = np.zeros_like(first)
-        chain = self._score(X, first, none, SOLVER_ERROR) + self._score(X, ~first, first, SOLVER_ERROR)
-        difference = self._score(X, ~none, none, SOLVER_ERROR) - chain
+        asked, given = np.concatenate([~none, first, ~first]), np.concatenate([none, none, first])
+        whole, *chain = np.split(self._score(np.tile(X, (3, 1)), asked, given, SOLVER_ERROR), 3)
+        difference = whole - chain[0] - chain[1]
         return {"mean": float(difference.mean()), "rms": float(np.sqrt(np.square(difference).mean()))}
 
     def _score(self, X: Array, asked: Array, given: Array, tol: float) -> Array:
@@ -640,18 +644,21 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         questions = self._questions(asked, given, (x, codes))
         found += np.where((self.encoding_.is_possible(x) | ~questions.asked).all(1), 0.0, -np.inf)
         rows = np.flatnonzero(np.isfinite(found))
-        whole = questions.asked & self.encoding_.whole
-        for mask in np.unique(whole[rows], axis=0):
-            own = rows[(whole[rows] == mask).all(1)]
+        whole, errors = questions.asked & self.encoding_.whole, [torch.zeros(0)]
+        with bar_of(len(rows), "log p", self.progress) as bar:
+            for mask in np.unique(whole[rows], axis=0):
+                own = rows[(whole[rows] == mask).all(1)]
 
-            def log_density(chosen: Array, points: Array, own: Array = own, mask: Array = mask) -> Array:
-                picked = np.repeat(own[chosen], len(points))
-                noise = np.tile(0.5 * self.encoding_.whole, (len(picked), 1))
-                noise[:, mask] = np.tile(points, (len(chosen), 1))
-                value = self._log_density(x[picked], noise, codes[picked], questions[picked], tol)
-                return value.reshape(len(chosen), -1)
+                def log_density(chosen: Array, points: Array, own: Array = own, mask: Array = mask) -> Array:
+                    picked = np.repeat(own[chosen], len(points))
+                    noise = np.tile(0.5 * self.encoding_.whole, (len(picked), 1))
+                    noise[:, mask] = np.tile(points, (len(chosen), 1))
+                    value, error = self._log_density(x[picked], noise, codes[picked], questions[picked], tol)
+                    errors.append(error)
+                    return value.reshape(len(chosen), -1)
 
-            found[own] += integrated(log_density, len(own), int(mask.sum()), self.draws)
+                found[own] += integrated(log_density, len(own), int(mask.sum()), self.draws, bar)
+        warn_above(tol, torch.cat(errors), stacklevel=4)
         return found
 
     def _constant_log_prob(self, X: Array, asked: Array) -> Array:
@@ -665,8 +672,10 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 found[rows[~same]] = -np.inf
         return found
 
-    def _log_density(self, x: Array, noise: Array, codes: Array, questions: Questions, tol: float) -> Array:
-        """log p of the numbers x + noise and the codes that are asked, (n,)."""
+    def _log_density(
+        self, x: Array, noise: Array, codes: Array, questions: Questions, tol: float
+    ) -> tuple[Array, Tensor]:
+        """log p of the numbers x + noise and the codes that are asked, (n,), and the errors of the ODE, (n,)."""
         z = torch.from_numpy(np.nan_to_num(self.encoding_.latents(x + noise)))
         volume = np.where(questions.asked, np.nan_to_num(self.encoding_.log_volume(x + noise)), 0.0).sum(1)
         one_hot = torch.from_numpy(self.encoding_.one_hot(codes))
@@ -684,8 +693,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 value, error = latent_log_prob(self.model_.given(c), asked * z[rows][solved], tol)
                 found[rows[solved]] += value - unasked_log_prob(self.model_.sde, ~asked)
                 errors[rows[solved]] = error
-        warn_above(tol, errors, stacklevel=6)
-        return found.numpy() + volume
+        return found.numpy() + volume, errors
 
     def _parts(self, net: MaskedMixtureMLP, questions: Questions) -> Iterator[tuple[Array, Tensor]]:
         """Parts of the rows with few questions each, which the network then has: their indices, and their questions."""
@@ -736,11 +744,13 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
         one_hot, found = torch.from_numpy(self.encoding_.one_hot(codes)).float(), np.full(z.shape, np.nan)
         with_numbers = np.flatnonzero(questions.asked.any(1))
-        for local, index in self._parts(net, questions[with_numbers]):
-            part = with_numbers[local]
-            c = net.condition(z[part], hidden(one_hot[part], net, known[part]), index)
-            drawn = sample(model, len(part), c=c, steps=steps, generator=generator, **DRAWING).numpy()
-            found[part] = np.where(questions.asked[part], drawn, np.nan)
+        with bar_of(len(with_numbers), "draws", self.progress) as bar:
+            for local, index in self._parts(net, questions[with_numbers]):
+                part = with_numbers[local]
+                c = net.condition(z[part], hidden(one_hot[part], net, known[part]), index)
+                drawn = sample(model, len(part), c=c, steps=steps, generator=generator, **DRAWING).numpy()
+                found[part] = np.where(questions.asked[part], drawn, np.nan)
+                bar.update(len(part))
         return found, codes
 
     def _spiked(self, codes: Array) -> Array:
@@ -810,14 +820,16 @@ class Conditional:
         check_count(n_samples, "n_samples")
         numbers, n = check_random_state(random_state), n_samples
         found, drawn = self._drawn(n, numbers, steps), n
-        while len(found) < n:
-            if drawn >= max(MOST_DRAWN, 100 * n):
-                raise ValueError(
-                    f"given has ranges with {len(found)} of {drawn:,} draws in them, too few for n_samples={n}; widen "
-                    "them, or draw fewer rows"
-                )
-            more = min(DRAWN_AGAIN, math.ceil(1.2 * drawn * (n - len(found)) / max(len(found), 0.1)))
-            found, drawn = np.concatenate([found, self._drawn(more, numbers, steps)]), drawn + more
+        with bar_of(n, "draws in the ranges", self.estimator.progress) as bar:
+            while len(found) < n:
+                if drawn >= max(MOST_DRAWN, 100 * n):
+                    raise ValueError(
+                        f"given has ranges with {len(found)} of {drawn:,} draws in them, too few for n_samples={n}; "
+                        "widen them, or draw fewer rows"
+                    )
+                more = min(ROWS_AT_ONCE, math.ceil(1.2 * drawn * (n - len(found)) / max(len(found), 0.1)))
+                found, drawn = np.concatenate([found, self._drawn(more, numbers, steps)]), drawn + more
+                bar.update(len(found) - bar.n)
         found = found[:n]
         if gaps:
             masks, counts = self.estimator.gaps_
