@@ -87,9 +87,6 @@ class INDM(nn.Module):
                 f"identity and the SDE one for all entries, got {type(flow).__name__} and {type(self.sde).__name__}"
             )
         self._shape = None if shape is None else tuple(shape)
-        require(
-            self._shape is None or min(self._shape, default=0) >= 1, "shape", shape, "positive sizes, as (3, 32, 32)"
-        )
         check_call(flow, "flow", "x")
         self._tables: dict[str, Mapping[str, Any]] = {}  # by which build_model made the parts
 
