@@ -75,6 +75,15 @@ class NamedColumns:
 
     n_features_in_: int
 
+    def _places(self, table: Any) -> Any:
+        """Where the fitted columns are in a table: by name in a data frame that has the same names."""
+        names, own = list(getattr(self, "feature_names_in_", ())), names_of(table)
+        return [own.index(name) for name in names] if names and set(names) == set(own) else slice(None)
+
+    def _in_order(self, table: Any) -> Any:
+        """A data frame with its columns in the order of the fitted ones, where it has the same names."""
+        return table.iloc[:, self._places(table)] if is_frame(table) else table
+
     def _index(self, column: Any, argument: str) -> int:
         """The index of a column that ``argument`` names."""
         names = list(getattr(self, "feature_names_in_", ()))
@@ -137,7 +146,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         n_models: models whose densities are averaged; each has its share of ``max_seconds``. By default 4 for up to
             500 rows, one for each 15 seconds but at most 4 for up to 2,000, else 1.
         validation_fraction: share of the rows on which a model is validated, at most half; models have different ones.
-        max_seconds: of the fit, at most.
+        max_seconds: of the fit, at most, by the clock on the wall.
         max_steps: of the optimizer, at most, for each model.
         max_components: of the mixture, at most. By default 50, but 1 with conditions.
         width, depth, dropout: of the network.
@@ -232,7 +241,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 and left out; a column of few values is not among ``discrete``; the network found nothing that the
                 mixture lacks.
         """
-        started, self.student_ = time.perf_counter(), None
+        began, self.student_ = (time.perf_counter(), time.process_time()), None
         X = self._numbers(X, ensure_min_samples=FEWEST_ROWS)
         n_models = self._checked(len(X))
         self.discrete_ = np.unique(self._indices(self.discrete, "discrete")).astype(int)
@@ -257,7 +266,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 is_valid = np.zeros(len(X), dtype=bool)
                 is_valid[order[np.arange(i * size, (i + 1) * size) % len(X)]] = True
                 parts = (X[~is_valid], c[~is_valid]), (X[is_valid], c[is_valid])
-                until = started + self.max_seconds * (i + 1) / n_models
+                until = began[0] + self.max_seconds * (i + 1) / n_models
                 fitting, gain = self._fitted(*parts, maps, numbers, until)
                 maps = [self.columns_]
                 self.models_.append(fitting.best.double())
@@ -267,7 +276,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 late.append(fitting.late_gain())
                 if fitting.ended == INTERRUPT:
                     break
-        self._note_gain(late)
+        self._note_gain(late, began)
         self._choose_steps(c, numbers.randint(2**31 - 1))
         return self
 
@@ -390,11 +399,11 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     # ── The table ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _numbers(self, X: Any, **options: Any) -> np.ndarray:
+    def _numbers(self, X: Any, reset: bool = True, **options: Any) -> np.ndarray:
         """Rows as numbers; where scikit-learn finds others in a data frame, an error names all such columns."""
-        X = checked_table(X)
+        X = checked_table(X) if reset else self._in_order(checked_table(X))
         try:
-            found = validate_data(self, X, dtype=np.float64, **options)
+            found = validate_data(self, X, dtype=np.float64, reset=reset, **options)
         except (TypeError, ValueError) as error:
             wrong = [f"{kind} in column {i} ({X.columns[i]})" for i, kind in enumerate(problems_of(X)) if kind]
             if wrong:
@@ -486,13 +495,13 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """What ended the fit: "time" where ``max_seconds`` ended a model, "steps" for ``max_steps``, else "plateau"."""
         return ended_by([ended for _, ended in self.ended_])
 
-    def _note_gain(self, late: list[tuple[float, float]]) -> None:
+    def _note_gain(self, late: list[tuple[float, float]], began: tuple[float, float]) -> None:
         """A warning where no network gained over its mixture, or where time ended one that still gained."""
         if self.ended_[-1][1] == INTERRUPT:
             warnings.warn(INTERRUPTED, stacklevel=3)
         elif self.max_steps and not any(is_gain(*gain) for gain in self.gains_):
             warnings.warn(no_gain(*self.gains_[0], *self.ended_[0]), stacklevel=3)
-        warn_of_time(max(late), stacklevel=4)
+        warn_of_time(max(late), began, stacklevel=4)
 
     def _far(self, X: np.ndarray, noisy: np.ndarray) -> list[np.ndarray]:
         """Which columns have values far from all others, if any does; a warning names the farthest."""
@@ -878,13 +887,18 @@ def ended_by(each: Sequence[str]) -> str:
     return next((short for name, short in names.items() if name in each), "plateau")
 
 
-def warn_of_time(late_gain: tuple[float, float], stacklevel: int) -> None:
-    """UserWarning where a fit that time ended still gained, by :meth:`indm.tables.fit.Training.late_gain`."""
+def warn_of_time(late_gain: tuple[float, float], began: tuple[float, float], stacklevel: int) -> None:
+    """UserWarning where a fit that time ended still gained, by :meth:`indm.tables.fit.Training.late_gain`.
+
+    ``began`` is when the fit did, on the wall's and the processor's clock.
+    """
     gain, error = late_gain
     if gain > LATE_GAIN and is_gain(gain, error):
+        wall, processor = time.perf_counter() - began[0], time.process_time() - began[1]
+        shared = f". Its {wall:.0f} seconds had {processor:.0f} of processor time: other processes slowed it down"
         warnings.warn(
             f"max_seconds ended the fit while it still gained, {gain:.2g} ± {error:.2g} nats a row of validation "
-            f"between {MARKS[0]:.0%} and {MARKS[1]:.0%} of the time: raise it",
+            f"between {MARKS[0]:.0%} and {MARKS[1]:.0%} of the time: raise it" + shared * (processor < wall / 2),
             stacklevel=stacklevel,
         )
 

@@ -267,7 +267,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 found nothing that the mixture lacks.
         """
         check_options(self)
-        deadline = time.perf_counter() + self.max_seconds
+        began = time.perf_counter(), time.process_time()
+        deadline = began[0] + self.max_seconds
         self._kinds = X.dtypes if is_frame(X) else None
         categorical = {i for i, kind in enumerate(() if self._kinds is None else self._kinds) if kind == "category"}
         X = self._validated(X, ensure_min_samples=FEWEST_ROWS, ensure_all_finite=False)  # columns are named below
@@ -301,7 +302,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             warnings.warn(INTERRUPTED, stacklevel=2)
         elif self.max_steps and not is_gain(gain, error):
             warnings.warn(no_gain(gain, error, *self.ended_), stacklevel=2)
-        warn_of_time(best.late_gain(), stacklevel=3)
+        warn_of_time(best.late_gain(), began, stacklevel=3)
         seed = numbers.randint(2**31 - 1)
         everything = self._questions(np.ones((DRAWN, len(self.encoding_.columns)), bool), None, None)
 
@@ -316,11 +317,11 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """What ended the fit, see :attr:`DensityEstimator.ended_by_`."""
         return ended_by([self.ended_[1]])
 
-    def _validated(self, X, **options: Any) -> Array:
+    def _validated(self, X, reset: bool = True, **options: Any) -> Array:
         """Rows as an array, in which columns of a frame keep their kinds."""
-        X = checked_table(X)
-        X = X.astype(object) if hasattr(X, "iloc") else X
-        return validate_data(self, X, dtype=None, **{"ensure_all_finite": "allow-nan"} | options)
+        X = checked_table(X) if reset else self._in_order(checked_table(X))
+        X = X.astype(object) if is_frame(X) else X
+        return validate_data(self, X, dtype=None, reset=reset, **{"ensure_all_finite": "allow-nan"} | options)
 
     def _encoding(self, X: Array, categorical: set[int], numbers: np.random.RandomState) -> Encoding:
         """Kind and map of each column; those in ``categorical`` are of categories, too."""
@@ -514,11 +515,12 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             ConvergenceWarning: where the ODE's error is above ``tol`` on average.
         """
         check_is_fitted(self)
-        X = self._validated(X, reset=False)
+        X, table = self._validated(X, reset=False), X
         if np.ndim(given) == 2:
             is_given = np.asarray(given, dtype=bool)
             if is_given.shape != X.shape:
                 raise ValueError(f"a mask of given entries must have the shape {X.shape} of X, got {is_given.shape}")
+            is_given = is_given[:, self._places(given if is_frame(given) else table)]
         else:
             is_given = np.zeros(X.shape, dtype=bool)
             is_given[:, self._indices(given, "given")] = True
@@ -538,12 +540,13 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         Raises, warns: as :meth:`score_samples`.
         """
         check_is_fitted(self)
-        X = self._validated(X, reset=False)
+        X, table = self._validated(X, reset=False), X
         there, found = ~are_missing(X), np.full(X.shape, np.nan)
         scored = there & [not column.is_absent for column in self.encoding_.columns]
         columns, rows = np.nonzero(scored.T)  # column by column, so that few questions are in a batch
         asked = np.eye(X.shape[1], dtype=bool)[columns]
-        found[rows, columns] = self._score(X[rows], asked, (there & self._is_near(X))[rows] & ~asked, tol)
+        own = np.arange(X.shape[1])[self._places(table)]  # where ``table`` has each column
+        found[rows, own[columns]] = self._score(X[rows], asked, (there & self._is_near(X))[rows] & ~asked, tol)
         return found
 
     def _is_near(self, X: Array) -> Array:
@@ -604,7 +607,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """
         check_is_fitted(self)
         check_count(1 if n is None else n, "n")
-        index = X.index if hasattr(X, "iloc") else None
+        index = X.index if is_frame(X) else None
         X = self._validated(X, reset=False)
         self._check_possible(X)
         numbers = check_random_state(random_state)
