@@ -61,13 +61,13 @@ ROUNDED = 0.02  # share of the error that may be rounding in single precision
 SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
 POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # of Gauss and Legendre in each of none, one or two discrete columns
 CHANGE = 5e-3  # of a probability, relative, by twice as many points; its error is then mostly below 1e-3
-INTERRUPTED = "the fit was interrupted: the best density so far is kept"
 REPEATED = 0.2  # share of a column's rows with one value, above which there is a warning
 DELAY = 2.0  # seconds, after which a call shows a bar
 LATE_GAIN = 0.05  # nats a row, above which a fit that time ended has stopped too early
 
 Array = np.ndarray
 Rows = tuple[np.ndarray, np.ndarray]  # of a table, and their conditions
+Gain = tuple[float, float]  # nats a row, and the standard error
 
 
 class NamedColumns:
@@ -208,23 +208,12 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         progress=True,
         random_state=None,
     ):
-        self.discrete = discrete
-        self.bounds = bounds
-        self.n_models = n_models
+        self.discrete, self.bounds, self.n_models = discrete, bounds, n_models
         self.validation_fraction = validation_fraction
-        self.max_seconds = max_seconds
-        self.max_steps = max_steps
-        self.max_components = max_components
-        self.width = width
-        self.depth = depth
-        self.dropout = dropout
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.weight_decay = weight_decay
-        self.draws = draws
-        self.verbose = verbose
-        self.progress = progress
-        self.random_state = random_state
+        self.max_seconds, self.max_steps, self.max_components = max_seconds, max_steps, max_components
+        self.width, self.depth, self.dropout = width, depth, dropout
+        self.learning_rate, self.batch_size, self.weight_decay = learning_rate, batch_size, weight_decay
+        self.draws, self.verbose, self.progress, self.random_state = draws, verbose, progress, random_state
 
     # ── scikit-learn's methods ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -276,8 +265,11 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 late.append(fitting.late_gain())
                 if fitting.ended == INTERRUPT:
                     break
-        self._note_gain(late, began)
-        self._choose_steps(c, numbers.randint(2**31 - 1))
+        warn_of_fit(self, self.gains_, self.ended_, late, began)
+        c, seed = c[np.linspace(0, len(c) - 1, DRAWN).astype(int)], numbers.randint(2**31 - 1)
+        self.sampling_steps_, self.sampling_error_ = steps_for_draws(
+            lambda steps: self._latents(c, steps, np.random.RandomState(seed))
+        )
         return self
 
     def score_samples(self, X, c=None, *, tol: float | None = None) -> np.ndarray:
@@ -419,16 +411,12 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def _checked(self, rows: int) -> int:
         """The number of models; ValueError where an argument is out of range."""
         check_options(self)
-        n_models = self._models_of(rows) if self.n_models is None else self.n_models
-        if n_models < 1:
-            raise ValueError(f"n_models must be at least 1, or None for as many as suit the rows, got {n_models!r}")
-        return n_models
-
-    def _models_of(self, rows: int) -> int:
-        """How many models suit a table: few rows are soon overfitted, many take time."""
-        if rows > MORE_ROWS:
-            return 1
-        return MODELS if rows <= FEW_ROWS else max(1, min(MODELS, int(self.max_seconds / SECONDS_OF_A_MODEL)))
+        if self.n_models is None:  # few rows are soon overfitted, many take time
+            in_time = max(1, min(MODELS, int(self.max_seconds / SECONDS_OF_A_MODEL)))
+            return MODELS if rows <= FEW_ROWS else in_time if rows <= MORE_ROWS else 1
+        if self.n_models < 1:
+            raise ValueError(f"n_models must be at least 1, or None for as suits the rows, got {self.n_models!r}")
+        return self.n_models
 
     def _check_whole(self, X: np.ndarray) -> None:
         """ValueError for other than whole numbers in a discrete column."""
@@ -494,14 +482,6 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def ended_by_(self) -> str:
         """What ended the fit: "time" where ``max_seconds`` ended a model, "steps" for ``max_steps``, else "plateau"."""
         return ended_by([ended for _, ended in self.ended_])
-
-    def _note_gain(self, late: list[tuple[float, float]], began: tuple[float, float]) -> None:
-        """A warning where no network gained over its mixture, or where time ended one that still gained."""
-        if self.ended_[-1][1] == INTERRUPT:
-            warnings.warn(INTERRUPTED, stacklevel=3)
-        elif self.max_steps and not any(is_gain(*gain) for gain in self.gains_):
-            warnings.warn(no_gain(*self.gains_[0], *self.ended_[0]), stacklevel=3)
-        warn_of_time(max(late), began, stacklevel=4)
 
     def _far(self, X: np.ndarray, noisy: np.ndarray) -> list[np.ndarray]:
         """Which columns have values far from all others, if any does; a warning names the farthest."""
@@ -613,7 +593,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
         def batch(i: Tensor) -> tuple[Tensor, Tensor]:
             if len(self._whole):
-                return self._redrawn(rows[i.numpy()], c[i.numpy()]), c_train[i]
+                noisy = rows[i.numpy()]
+                noisy[:, self._whole] += 1 - torch.rand(len(i), len(self._whole), dtype=torch.float64).numpy()
+                return torch.from_numpy(self.columns_.latents(noisy, c[i.numpy()])).float(), c_train[i]
             return latents[i], c_train[i]
 
         def run(training: Training) -> Iterator[None]:
@@ -654,12 +636,6 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         parts, held = ((columns.latents(*rows), rows[1]) for rows in (training, validation))
         return columns, [mixture, best_mixture(parts, held, 1, seed, math.inf, draws)], value.mean()
 
-    def _redrawn(self, X: np.ndarray, c: np.ndarray) -> Tensor:
-        """Latents of rows with new noise in their discrete columns."""
-        noisy = X.copy()
-        noisy[:, self._whole] += 1 - torch.rand(len(X), len(self._whole), dtype=torch.float64).numpy()
-        return torch.from_numpy(self.columns_.latents(noisy, c)).float()
-
     def _build(self, mixture: Mixture) -> INDM:
         """An untrained model whose network has the mixture and the map of the columns."""
         shape = (int(self.varies_.sum()),)
@@ -692,13 +668,6 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                     latents[rows] = sample(single, len(rows), c=at_c, steps=steps, generator=generator, **DRAWING)
                     bar.update(len(rows))
         return latents
-
-    def _choose_steps(self, c: np.ndarray, seed: int) -> None:
-        """As few steps of the sampler as draws at rows of ``c`` need to be off by ``SAMPLING_ERROR``."""
-        c = c[np.linspace(0, len(c) - 1, DRAWN).astype(int)]
-        self.sampling_steps_, self.sampling_error_ = steps_for_draws(
-            lambda steps: self._latents(c, steps, np.random.RandomState(seed))
-        )
 
     def _log_density(self, X: np.ndarray, c: np.ndarray, tol: float | None) -> tuple[np.ndarray, np.ndarray, Tensor]:
         """log of the mean density of the models at rows without discrete columns, nats (n,).
@@ -885,6 +854,17 @@ def ended_by(each: Sequence[str]) -> str:
     """ "interrupt", "time", "steps" or "plateau" of what ended trainings."""
     names = {INTERRUPT: INTERRUPT, "max_seconds": "time", "max_steps": "steps"}
     return next((short for name, short in names.items() if name in each), "plateau")
+
+
+def warn_of_fit(
+    estimator: Any, gains: Sequence[Gain], ended: Sequence[tuple[int, str]], late: Sequence[Gain], began: tuple
+) -> None:
+    """UserWarnings where a fit was interrupted, no network gained over its mixture, or time ended one that gained."""
+    if ended[-1][1] == INTERRUPT:
+        warnings.warn("the fit was interrupted: the best density so far is kept", stacklevel=3)
+    elif estimator.max_steps and not any(is_gain(*gain) for gain in gains):
+        warnings.warn(no_gain(*gains[0], *ended[0]), stacklevel=3)
+    warn_of_time(max(late), began, stacklevel=4)
 
 
 def warn_of_time(late_gain: tuple[float, float], began: tuple[float, float], stacklevel: int) -> None:

@@ -5,7 +5,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,6 @@ from indm.tables.estimator import (
     DRAWN,
     EPS,
     FEWEST_ROWS,
-    INTERRUPTED,
     MIXTURE_SHARE,
     ROWS_AT_ONCE,
     SOLVER_ERROR,
@@ -41,13 +40,12 @@ from indm.tables.estimator import (
     integrated,
     is_frame,
     latent_log_prob,
-    no_gain,
     steps_for_draws,
     warn_above,
     warn_of_few_values,
-    warn_of_time,
+    warn_of_fit,
 )
-from indm.tables.fit import INTERRUPT, VALIDATION_ROWS, Training, is_gain, race, train
+from indm.tables.fit import VALIDATION_ROWS, Training, race, train
 from indm.tables.mixture import LAW_ENTRIES, JointMixture, best_joint_mixture
 from indm.tables.networks import MaskedMixtureMLP
 
@@ -225,24 +223,12 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         progress=True,
         random_state=None,
     ):
-        self.categories = categories
-        self.discrete = discrete
-        self.bounds = bounds
-        self.spikes = spikes
+        self.categories, self.discrete, self.bounds, self.spikes = categories, discrete, bounds, spikes
         self.validation_fraction = validation_fraction
-        self.max_seconds = max_seconds
-        self.max_steps = max_steps
-        self.max_components = max_components
-        self.width = width
-        self.depth = depth
-        self.dropout = dropout
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.weight_decay = weight_decay
-        self.draws = draws
-        self.verbose = verbose
-        self.progress = progress
-        self.random_state = random_state
+        self.max_seconds, self.max_steps, self.max_components = max_seconds, max_steps, max_components
+        self.width, self.depth, self.dropout = width, depth, dropout
+        self.learning_rate, self.batch_size, self.weight_decay = learning_rate, batch_size, weight_decay
+        self.draws, self.verbose, self.progress, self.random_state = draws, verbose, progress, random_state
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -298,16 +284,13 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         self.gain_ = gain, error = best.gain(trainings[0].start)
         if self.verbose:
             print(f"{gain:+.4f} ± {error:.4f} nats of a question by the network, ended by {best.ended}")
-        if best.ended == INTERRUPT:
-            warnings.warn(INTERRUPTED, stacklevel=2)
-        elif self.max_steps and not is_gain(gain, error):
-            warnings.warn(no_gain(gain, error, *self.ended_), stacklevel=2)
-        warn_of_time(best.late_gain(), began, stacklevel=3)
+        warn_of_fit(self, [self.gain_], [self.ended_], [best.late_gain()], began)
         seed = numbers.randint(2**31 - 1)
-        everything = self._questions(np.ones((DRAWN, len(self.encoding_.columns)), bool), None, None)
+        nothing = self.encoding_.encoded(np.full((DRAWN, X.shape[1]), np.nan))
+        everything = self._posed(np.ones((DRAWN, X.shape[1]), bool), np.zeros((DRAWN, X.shape[1]), bool), nothing)
 
         def draws(steps: int) -> Array:
-            return self._drawn(self._nothing(DRAWN), everything, steps, np.random.RandomState(seed))[0]
+            return self._drawn(nothing, everything, steps, np.random.RandomState(seed))[0]
 
         self.sampling_steps_, self.sampling_error_ = steps_for_draws(draws) if x.shape[1] else (1, 0.0)
         return self
@@ -345,10 +328,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         values = [f"{column.name}, {column.constant}{gap}" for column, gap in zip(columns, gaps, strict=True)]
         constant = ", ".join(text for text, column in zip(values, columns, strict=True) if column.constant is not None)
         absent = ", ".join(column.name for column in columns if column.is_absent)
-        for named, why in (
-            (constant, "all have the same value"),
-            (absent, "fewer than two rows have an entry"),
-        ):
+        for named, why in ((constant, "all have the same value"), (absent, "fewer than two rows have an entry")):
             if named:
                 warnings.warn(f"left out of the density, as {why}: {named}", stacklevel=3)
         plain = [i for i, c in enumerate(columns) if c.is_number and not (c.is_whole or c.values)]
@@ -461,21 +441,16 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     # ── Rows and questions ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def _questions(self, asked: Array, given: Array | None, rows: tuple[Array, Array] | None) -> Questions:
-        """Masks of numbers and categories from masks of columns (n, columns), without entries that ``rows`` lack."""
-        given = np.zeros_like(asked) if given is None else given
-        numbers, categories = self.encoding_.numbers, self.encoding_.categories
-        there = (True, True) if rows is None else (~np.isnan(rows[0]), rows[1] >= 0)
-        return Questions(
-            asked[:, numbers] & there[0],
-            given[:, numbers] & there[0],
-            asked[:, categories] & there[1],
-            given[:, categories] & there[1],
-        )
+    def _posed(self, asked: Array, given: Array, rows: tuple[Array, Array]) -> Questions:
+        """Masks of numbers and categories from masks of columns (n, columns); ``rows`` have what is given."""
+        (x, codes), numbers, categories = rows, self.encoding_.numbers, self.encoding_.categories
+        known = given[:, numbers] & ~np.isnan(x), given[:, categories] & (codes >= 0)
+        return Questions(asked[:, numbers], known[0], asked[:, categories], known[1])
 
-    def _nothing(self, n: int) -> tuple[Array, Array]:
-        """Rows without an entry."""
-        return np.full((n, len(self.encoding_.numbers)), np.nan), np.full((n, len(self.encoding_.categories)), -1)
+    def _questions(self, asked: Array, given: Array, rows: tuple[Array, Array]) -> Questions:
+        """:meth:`_posed`, without what ``rows`` lack of what is asked: they have the answers."""
+        found = self._posed(asked, given, rows)
+        return replace(found, asked=found.asked & ~np.isnan(rows[0]), asked_codes=found.asked_codes & (rows[1] >= 0))
 
     def _noise(self, x: Array, asked: Array, numbers: np.random.RandomState) -> Array:
         """Noise of whole numbers: uniform where they are asked, and 1/2 elsewhere."""
@@ -713,8 +688,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """Rows (n, columns) with draws in place of missing entries, given the others that are ``known``."""
         x, codes = self.encoding_.encoded(X)
         is_there = ~are_missing(X)
-        asked, given = self._questions(~is_there, None, None), self._questions(is_there & known, None, (x, codes))
-        questions = Questions(asked.asked, given.asked, asked.asked_codes, given.asked_codes)
+        questions = self._posed(~is_there, is_there & known, (x, codes))
         z, drawn = self._drawn((x, codes), questions, self.sampling_steps_ if steps is None else steps, numbers)
         table = self.encoding_.table(np.where(questions.asked, z, np.nan), np.where(questions.asked_codes, drawn, -1))
         absent = [column.is_absent for column in self.encoding_.columns]
@@ -741,9 +715,10 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 gumbel = numbers.gumbel(size=log_prob.shape)
                 codes[chosen, j] = (log_prob.double().numpy() + gumbel).argmax(1)
             known[asked, j] = True
-        questions = Questions(
-            questions.asked & ~self._spiked(codes), questions.given, questions.asked_codes, questions.given_codes
-        )
+        spiked = np.zeros(x.shape, dtype=bool)  # by the codes
+        for j, i in enumerate(self.encoding_.categories):
+            spiked[:, self.encoding_.numbers == i] = codes[:, j : j + 1] > 0
+        questions = replace(questions, asked=questions.asked & ~spiked)
         generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
         one_hot, found = torch.from_numpy(self.encoding_.one_hot(codes)).float(), np.full(z.shape, np.nan)
         with_numbers = np.flatnonzero(questions.asked.any(1))
@@ -755,13 +730,6 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 found[part] = np.where(questions.asked[part], drawn, np.nan)
                 bar.update(len(part))
         return found, codes
-
-    def _spiked(self, codes: Array) -> Array:
-        """Which numbers are spikes, by their codes, (n, d)."""
-        found = np.zeros((len(codes), len(self.encoding_.numbers)), dtype=bool)
-        for j, i in enumerate(self.encoding_.categories):
-            found[:, self.encoding_.numbers == i] = codes[:, j : j + 1] > 0
-        return found
 
     def _as_fitted(self, rows: Array, index: Any = None):
         """Rows as an array, or as a data frame of the kinds of columns that ``fit`` got; but fractions stay floats."""
