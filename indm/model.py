@@ -87,9 +87,6 @@ class INDM(nn.Module):
                 f"identity and the SDE one for all entries, got {type(flow).__name__} and {type(self.sde).__name__}"
             )
         self._shape = None if shape is None else tuple(shape)
-        require(
-            self._shape is None or min(self._shape, default=0) >= 1, "shape", shape, "positive sizes, as (3, 32, 32)"
-        )
         check_call(flow, "flow", "x")
         self._tables: dict[str, Mapping[str, Any]] = {}  # by which build_model made the parts
 
@@ -226,17 +223,13 @@ class INDM(nn.Module):
             ValueError: ``x`` are whole numbers, which model units are not, or no events of this model.
         """
         check_units(x)
-        self._check_events(x)
+        if self.has_shape and (x.ndim, *x.shape[1:2]) != (1 + len(self.shape), *self.shape[:1]):  # may be broadcast
+            wanted = ", ".join(map(str, self.shape))
+            raise ValueError(f"x must be a batch of events, of shape (n, {wanted}), got shape {tuple(x.shape)}")
         if x.dtype != (dtype := next(self.parameters(), x).dtype):
             raise ValueError(f"x must be {dtype}, as the model is, got {x.dtype}; x.to(…) or model.to(…) does that")
         flow = self.flow if c is None else self.given(c, len(x)).flow
         return flow(x, generator=generator)
-
-    def _check_events(self, x: Tensor) -> None:
-        """ValueError for other axes, or another first one, than events have: some networks would broadcast them."""
-        if self.has_shape and (x.ndim, *x.shape[1:2]) != (1 + len(self.shape), *self.shape[:1]):
-            wanted = ", ".join(map(str, self.shape))
-            raise ValueError(f"x must be a batch of events, of shape (n, {wanted}), got shape {tuple(x.shape)}")
 
     def decode(self, z: Float[Tensor, "batch *event"], *, c: Any = None) -> Float[Tensor, "batch *event"]:
         """x = h_φ⁻¹(z), in full precision under autocast too, and without a gradient where the inverse is iterative.

@@ -224,6 +224,7 @@ def from_denoiser(
     check_call(denoiser.network, "network", "x", "τ", *(() if condition is None else ("c",)))
     if dequantization is None and scaling.levels is not None:
         dequantization = Levels()
+    require(min(shape, default=0) >= 1, "shape", shape, "positive sizes, as (3, 32, 32)")
     model = INDM(Identity(), ScoreModel(denoiser, sde_of(noises, eps)), scaling, shape, dequantization, condition)
     weight = next(denoiser.parameters(), model.scaling.scale)
     if weight.dtype not in (torch.float32, torch.float64):

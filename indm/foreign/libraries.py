@@ -227,11 +227,8 @@ def from_torchcfm(network: Any, *, shape: tuple[int, ...], sigma: float = 0.0, *
     together = len(inspect.signature(getattr(network, "forward", network)).parameters) == 1
 
     def call(network: Any, x: Tensor, t: Tensor, *c: Tensor) -> Tensor:
-        return (
-            network(torch.cat([x, t[:, None]], 1))
-            if together
-            else network(t, x, *(_numbers(seen, labels, count) for seen in c))
-        )
+        numbers = (_numbers(seen, labels, count) for seen in c)
+        return network(torch.cat([x, t[:, None]], 1)) if together else network(t, x, *numbers)
 
     noisy = SimpleNamespace(
         alpha=lambda t: t, sigma=lambda t: ((1 - t) ** 2 + sigma**2).sqrt(), range=(1.0, ENDS), prior_std=1.0

@@ -112,7 +112,7 @@ class Columns:
     def rows(self, z: Array, c: Array) -> Array:
         """The inverse of :meth:`latents`."""
         y = z @ np.linalg.inv(self.whitening) + self.mean + np.nan_to_num(c) @ self.slope
-        v = _psi_inverse(y, self.power)
+        v = np.sign(y) * inv_boxcox1p(np.abs(y), _exponent(y, self.power))
         inside = self._inside(v)
         with np.errstate(all="ignore"):  # where v is infinite
             tangent = inside + (y - _psi(inside, self.power)) / np.exp(_log_rise(inside, self.power))
@@ -272,10 +272,6 @@ def _psi(u: Array, power: Array) -> Array:
 def _log_rise(u: Array, power: Array) -> Array:
     """log ∂ψ/∂u."""
     return (_exponent(u, power) - 1) * np.log1p(np.abs(u))
-
-
-def _psi_inverse(y: Array, power: Array) -> Array:
-    return np.sign(y) * inv_boxcox1p(np.abs(y), _exponent(y, power))
 
 
 def most_likely_power(u: Array) -> float:

@@ -140,11 +140,9 @@ class Encoding:
     def encoded(self, table: Array) -> tuple[Array, Array]:
         """``x`` and ``codes`` of rows (n, columns)."""
         parts = [column.encoded(entries) for column, entries in zip(self.columns, table.T, strict=True)]
-        x, codes = np.zeros((len(table), len(self.numbers))), np.zeros((len(table), len(self.categories)), dtype=int)
-        for which, k, into in ((self.numbers, 0, x), (self.categories, 1, codes)):
-            for j, i in enumerate(which):
-                into[:, j] = parts[i][k]
-        return x, codes
+        n, codes = len(table), np.array([parts[i][1] for i in self.categories], dtype=int)
+        x = np.array([parts[i][0] for i in self.numbers]).reshape(len(self.numbers), n).T
+        return x, codes.reshape(len(self.categories), n).T
 
     def one_hot(self, codes: Array) -> Array:
         """The codes as numbers 0 and 1, (n, m); zeros where they are missing."""
@@ -185,12 +183,8 @@ class Encoding:
 
     def is_possible(self, x: Array) -> Array:
         """Whether each number is inside of its bounds or missing, (n, d)."""
-        found = np.ones(x.shape, dtype=bool)
-        for j, i in enumerate(self.numbers):
-            found[:, j] = (
-                np.isnan(x[:, j]) | is_inside(x[:, j : j + 1], self.map_of(i).interval, self.columns[i].is_whole)[:, 0]
-            )
-        return found
+        interval = np.concatenate([np.zeros((2, 0)), *(self.map_of(i).interval for i in self.numbers)], 1)
+        return np.isnan(x) | is_inside(x, interval, self.whole)
 
     def table(self, z: Array, codes: Array) -> Array:
         """Rows of the table with latents z (n, d), NaN where there are none, and ``codes``, (n, columns).
@@ -276,10 +270,8 @@ def best_map(x: Array, interval: Array, numbers: np.random.RandomState, may_bend
     The plain one is kept where the gain of another is not above its standard error.
     """
     none = np.zeros((len(x), 0))
-    is_far = far_columns(x) & ~np.isfinite(interval).any()
-    fits: list[tuple[list[int], bool]] = (
-        [([], False)] + [([], True)] * bool(is_far[0]) + [([0], bool(is_far[0]))] * may_bend
-    )
+    is_far = bool(far_columns(x)[0]) and not np.isfinite(interval).any()
+    fits: list[tuple[list[int], bool]] = [([], False), *[([], True)] * is_far, *[([0], is_far)] * may_bend]
     order = numbers.permutation(len(x))
     train, valid = order[len(x) // 5 :], order[: len(x) // 5]
     found = []

@@ -17,6 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from indm.checks import counted, few_values, require
 from indm.conditions import Vector
@@ -60,18 +61,28 @@ ROUNDED = 0.02  # share of the error that may be rounding in single precision
 SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
 POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # of Gauss and Legendre in each of none, one or two discrete columns
 CHANGE = 5e-3  # of a probability, relative, by twice as many points; its error is then mostly below 1e-3
-INTERRUPTED = "the fit was interrupted: the best density so far is kept"
 REPEATED = 0.2  # share of a column's rows with one value, above which there is a warning
+DELAY = 2.0  # seconds, after which a call shows a bar
 LATE_GAIN = 0.05  # nats a row, above which a fit that time ended has stopped too early
 
 Array = np.ndarray
 Rows = tuple[np.ndarray, np.ndarray]  # of a table, and their conditions
+Gain = tuple[float, float]  # nats a row, and the standard error
 
 
 class NamedColumns:
     """Columns of a fitted estimator by index or name."""
 
     n_features_in_: int
+
+    def _places(self, table: Any) -> Any:
+        """Where the fitted columns are in a table: by name in a data frame that has the same names."""
+        names, own = list(getattr(self, "feature_names_in_", ())), names_of(table)
+        return [own.index(name) for name in names] if names and set(names) == set(own) else slice(None)
+
+    def _in_order(self, table: Any) -> Any:
+        """A data frame with its columns in the order of the fitted ones, where it has the same names."""
+        return table.iloc[:, self._places(table)] if is_frame(table) else table
 
     def _index(self, column: Any, argument: str) -> int:
         """The index of a column that ``argument`` names."""
@@ -135,13 +146,15 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         n_models: models whose densities are averaged; each has its share of ``max_seconds``. By default 4 for up to
             500 rows, one for each 15 seconds but at most 4 for up to 2,000, else 1.
         validation_fraction: share of the rows on which a model is validated, at most half; models have different ones.
-        max_seconds: of the fit, at most.
+        max_seconds: of the fit, at most, by the clock on the wall.
         max_steps: of the optimizer, at most, for each model.
         max_components: of the mixture, at most. By default 50, but 1 with conditions.
         width, depth, dropout: of the network.
         learning_rate, batch_size, weight_decay: of AdamW, at first: the batch grows, and then the rate falls.
         draws: points of the noise at which a row is evaluated where three or more columns are discrete.
         verbose: print what is chosen and how validation goes.
+        progress: show a bar with the time left on stderr while a call lasts longer than two seconds; of the fit, which
+            ``max_seconds`` bounds, there is none.
         random_state: of the split, the noise and the weights.
 
     Attributes:
@@ -192,24 +205,15 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         weight_decay=0.01,
         draws=8,
         verbose=False,
+        progress=True,
         random_state=None,
     ):
-        self.discrete = discrete
-        self.bounds = bounds
-        self.n_models = n_models
+        self.discrete, self.bounds, self.n_models = discrete, bounds, n_models
         self.validation_fraction = validation_fraction
-        self.max_seconds = max_seconds
-        self.max_steps = max_steps
-        self.max_components = max_components
-        self.width = width
-        self.depth = depth
-        self.dropout = dropout
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.weight_decay = weight_decay
-        self.draws = draws
-        self.verbose = verbose
-        self.random_state = random_state
+        self.max_seconds, self.max_steps, self.max_components = max_seconds, max_steps, max_components
+        self.width, self.depth, self.dropout = width, depth, dropout
+        self.learning_rate, self.batch_size, self.weight_decay = learning_rate, batch_size, weight_decay
+        self.draws, self.verbose, self.progress, self.random_state = draws, verbose, progress, random_state
 
     # ── scikit-learn's methods ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -226,7 +230,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 and left out; a column of few values is not among ``discrete``; the network found nothing that the
                 mixture lacks.
         """
-        started, self.student_ = time.perf_counter(), None
+        began, self.student_ = (time.perf_counter(), time.process_time()), None
         X = self._numbers(X, ensure_min_samples=FEWEST_ROWS)
         n_models = self._checked(len(X))
         self.discrete_ = np.unique(self._indices(self.discrete, "discrete")).astype(int)
@@ -251,7 +255,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 is_valid = np.zeros(len(X), dtype=bool)
                 is_valid[order[np.arange(i * size, (i + 1) * size) % len(X)]] = True
                 parts = (X[~is_valid], c[~is_valid]), (X[is_valid], c[is_valid])
-                until = started + self.max_seconds * (i + 1) / n_models
+                until = began[0] + self.max_seconds * (i + 1) / n_models
                 fitting, gain = self._fitted(*parts, maps, numbers, until)
                 maps = [self.columns_]
                 self.models_.append(fitting.best.double())
@@ -261,8 +265,11 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 late.append(fitting.late_gain())
                 if fitting.ended == INTERRUPT:
                     break
-        self._note_gain(late)
-        self._choose_steps(c, numbers.randint(2**31 - 1))
+        warn_of_fit(self, self.gains_, self.ended_, late, began)
+        c, seed = c[np.linspace(0, len(c) - 1, DRAWN).astype(int)], numbers.randint(2**31 - 1)
+        self.sampling_steps_, self.sampling_error_ = steps_for_draws(
+            lambda steps: self._latents(c, steps, np.random.RandomState(seed))
+        )
         return self
 
     def score_samples(self, X, c=None, *, tol: float | None = None) -> np.ndarray:
@@ -289,13 +296,26 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         c = self.conditions(c, len(X))
         found, rows = np.full(len(X), -np.inf), self.possible(X)
         X, c = X[rows][:, self.varies_], c[rows]
+        known, errors = [np.ones(0, dtype=bool)], [torch.zeros(len(self.models_), 0)]
 
         def log_density(chosen: np.ndarray, points: np.ndarray) -> np.ndarray:
             many = np.repeat(X[chosen], len(points), axis=0)
             many[:, self._whole] += np.tile(points, (len(chosen), 1))
-            return self._log_density(many, np.repeat(c[chosen], len(points), axis=0), tol).reshape(-1, len(points))
+            value, is_known, error = self._log_density(many, np.repeat(c[chosen], len(points), axis=0), tol)
+            known.append(is_known)
+            errors.append(error)
+            return value.reshape(-1, len(points))
 
-        found[rows] = integrated(log_density, len(rows), len(self._whole), self.draws)
+        with bar_of(len(rows), "log p", self.progress) as bar:
+            found[rows] = integrated(log_density, len(rows), len(self._whole), self.draws, bar)
+        is_known = np.concatenate(known)
+        if self.student_ is not None and tol is None and (~is_known).sum() > USUALLY_UNKNOWN * len(is_known):
+            warnings.warn(
+                f"{(~is_known).sum()} of {counted(len(is_known), 'row')} are unlike those that the student was taught, "
+                "so that their ODE is solved",
+                stacklevel=2,
+            )
+        warn_above(SOLVER_ERROR if tol is None else tol, torch.cat(errors, 1), stacklevel=3)
         return found
 
     def score(self, X, y=None, c=None) -> float:
@@ -349,11 +369,17 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         table = self.conditions(c, 1 if c is None else len(c))
         numbers = check_random_state(random_state)
         found = copy.copy(self)
+
+        def teacher(z: np.ndarray, c: np.ndarray) -> np.ndarray:
+            value, errors = self._latent_log_density(z, c, SOLVER_ERROR)
+            warn_above(SOLVER_ERROR, errors, stacklevel=5)
+            return value
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(numbers.randint(2**31 - 1))
             found.student_ = Student.taught(
                 lambda rows, numbers: self._latents(rows, self.sampling_steps_, numbers),
-                self._latent_log_density,
+                teacher,
                 self._mixture_log_density,
                 table,
                 numbers,
@@ -365,11 +391,11 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     # ── The table ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _numbers(self, X: Any, **options: Any) -> np.ndarray:
+    def _numbers(self, X: Any, reset: bool = True, **options: Any) -> np.ndarray:
         """Rows as numbers; where scikit-learn finds others in a data frame, an error names all such columns."""
-        X = checked_table(X)
+        X = checked_table(X) if reset else self._in_order(checked_table(X))
         try:
-            found = validate_data(self, X, dtype=np.float64, **options)
+            found = validate_data(self, X, dtype=np.float64, reset=reset, **options)
         except (TypeError, ValueError) as error:
             wrong = [f"{kind} in column {i} ({X.columns[i]})" for i, kind in enumerate(problems_of(X)) if kind]
             if wrong:
@@ -385,16 +411,12 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def _checked(self, rows: int) -> int:
         """The number of models; ValueError where an argument is out of range."""
         check_options(self)
-        n_models = self._models_of(rows) if self.n_models is None else self.n_models
-        if n_models < 1:
-            raise ValueError(f"n_models must be at least 1, or None for as many as suit the rows, got {n_models!r}")
-        return n_models
-
-    def _models_of(self, rows: int) -> int:
-        """How many models suit a table: few rows are soon overfitted, many take time."""
-        if rows > MORE_ROWS:
-            return 1
-        return MODELS if rows <= FEW_ROWS else max(1, min(MODELS, int(self.max_seconds / SECONDS_OF_A_MODEL)))
+        if self.n_models is None:  # few rows are soon overfitted, many take time
+            in_time = max(1, min(MODELS, int(self.max_seconds / SECONDS_OF_A_MODEL)))
+            return MODELS if rows <= FEW_ROWS else in_time if rows <= MORE_ROWS else 1
+        if self.n_models < 1:
+            raise ValueError(f"n_models must be at least 1, or None for as suits the rows, got {self.n_models!r}")
+        return self.n_models
 
     def _check_whole(self, X: np.ndarray) -> None:
         """ValueError for other than whole numbers in a discrete column."""
@@ -460,14 +482,6 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def ended_by_(self) -> str:
         """What ended the fit: "time" where ``max_seconds`` ended a model, "steps" for ``max_steps``, else "plateau"."""
         return ended_by([ended for _, ended in self.ended_])
-
-    def _note_gain(self, late: list[tuple[float, float]]) -> None:
-        """A warning where no network gained over its mixture, or where time ended one that still gained."""
-        if self.ended_[-1][1] == INTERRUPT:
-            warnings.warn(INTERRUPTED, stacklevel=3)
-        elif self.max_steps and not any(is_gain(*gain) for gain in self.gains_):
-            warnings.warn(no_gain(*self.gains_[0], *self.ended_[0]), stacklevel=3)
-        warn_of_time(max(late), stacklevel=4)
 
     def _far(self, X: np.ndarray, noisy: np.ndarray) -> list[np.ndarray]:
         """Which columns have values far from all others, if any does; a warning names the farthest."""
@@ -579,7 +593,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
         def batch(i: Tensor) -> tuple[Tensor, Tensor]:
             if len(self._whole):
-                return self._redrawn(rows[i.numpy()], c[i.numpy()]), c_train[i]
+                noisy = rows[i.numpy()]
+                noisy[:, self._whole] += 1 - torch.rand(len(i), len(self._whole), dtype=torch.float64).numpy()
+                return torch.from_numpy(self.columns_.latents(noisy, c[i.numpy()])).float(), c_train[i]
             return latents[i], c_train[i]
 
         def run(training: Training) -> Iterator[None]:
@@ -620,12 +636,6 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         parts, held = ((columns.latents(*rows), rows[1]) for rows in (training, validation))
         return columns, [mixture, best_mixture(parts, held, 1, seed, math.inf, draws)], value.mean()
 
-    def _redrawn(self, X: np.ndarray, c: np.ndarray) -> Tensor:
-        """Latents of rows with new noise in their discrete columns."""
-        noisy = X.copy()
-        noisy[:, self._whole] += 1 - torch.rand(len(X), len(self._whole), dtype=torch.float64).numpy()
-        return torch.from_numpy(self.columns_.latents(noisy, c)).float()
-
     def _build(self, mixture: Mixture) -> INDM:
         """An untrained model whose network has the mixture and the map of the columns."""
         shape = (int(self.varies_.sum()),)
@@ -650,53 +660,36 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         chosen = numbers.randint(len(self.models_), size=len(c))
         generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
         latents = np.zeros((len(c), self.varies_.sum()))
-        for i, model in enumerate(self.models_):
-            own = np.flatnonzero(chosen == i)
-            if len(own):
-                at_c = torch.from_numpy(c[own]).float() if self.n_conditions_ else None
-                single = copy.deepcopy(model).float()
-                latents[own] = sample(single, len(own), c=at_c, steps=steps, generator=generator, **DRAWING).numpy()
+        with bar_of(len(c), "draws", self.progress) as bar:
+            for i, model in enumerate(self.models_):
+                single, own = copy.deepcopy(model).float(), np.flatnonzero(chosen == i)
+                for rows in batched(own, ROWS_AT_ONCE):
+                    at_c = torch.from_numpy(c[rows]).float() if self.n_conditions_ else None
+                    latents[rows] = sample(single, len(rows), c=at_c, steps=steps, generator=generator, **DRAWING)
+                    bar.update(len(rows))
         return latents
 
-    def _choose_steps(self, c: np.ndarray, seed: int) -> None:
-        """As few steps of the sampler as draws at rows of ``c`` need to be off by ``SAMPLING_ERROR``."""
-        c = c[np.linspace(0, len(c) - 1, DRAWN).astype(int)]
-        self.sampling_steps_, self.sampling_error_ = steps_for_draws(
-            lambda steps: self._latents(c, steps, np.random.RandomState(seed))
-        )
-
-    def _log_density(self, X: np.ndarray, c: np.ndarray, tol: float | None = None) -> np.ndarray:
+    def _log_density(self, X: np.ndarray, c: np.ndarray, tol: float | None) -> tuple[np.ndarray, np.ndarray, Tensor]:
         """log of the mean density of the models at rows without discrete columns, nats (n,).
 
-        A student answers where there is one, ``tol`` is not given, and the row is like those it was fitted to.
+        A student answers where there is one, ``tol`` is not given, and the row is like those it was fitted to. Also a
+        mask of the rows that it answers, and the errors of each model's ODE at the others.
         """
-        latents, found = self.columns_.latents(X, c), np.zeros(len(X))
-        left = np.ones(len(X), dtype=bool)
+        latents, found, known = self.columns_.latents(X, c), np.zeros(len(X)), np.zeros(len(X), dtype=bool)
         if self.student_ is not None and tol is None:
-            left = ~self.student_.knows(latents, c)
-            known = latents[~left], c[~left]
-            found[~left] = self.student_.log_prob(*known, self._mixture_log_density(*known))
-            if left.mean() > USUALLY_UNKNOWN:
-                warnings.warn(
-                    f"{left.sum()} of {counted(len(left), 'row')} are unlike those that the student was taught, so "
-                    "that their ODE is solved",
-                    stacklevel=5,
-                )
-        if left.any():
-            found[left] = self._latent_log_density(latents[left], c[left], SOLVER_ERROR if tol is None else tol)
-        return found + self.columns_.log_volume(X)
+            known = self.student_.knows(latents, c)
+            base = self._mixture_log_density(latents[known], c[known])
+            found[known] = self.student_.log_prob(latents[known], c[known], base)
+        tol = SOLVER_ERROR if tol is None else tol
+        found[~known], errors = self._latent_log_density(latents[~known], c[~known], tol)
+        return found + self.columns_.log_volume(X), known, errors
 
-    def _latent_log_density(self, latents: np.ndarray, c: np.ndarray, tol: float = SOLVER_ERROR) -> np.ndarray:
-        """log of the mean density of the models at latents, nats (n,)."""
-        parts_of = [torch.from_numpy(part).split(ROWS_AT_ONCE) for part in (latents, c)]
-        found = [
-            [latent_log_prob(at(model, rows), part, tol) for part, rows in zip(*parts_of, strict=True)]
-            for model in self.models_
-        ]
-        errors = torch.stack([torch.cat([error for _, error in parts]) for parts in found])
-        warn_above(tol, errors, stacklevel=5)
-        log_prob = torch.stack([torch.cat([value for value, _ in parts]) for parts in found])
-        return (log_prob.logsumexp(0) - math.log(len(found))).numpy()
+    def _latent_log_density(self, latents: np.ndarray, c: np.ndarray, tol: float) -> tuple[np.ndarray, Tensor]:
+        """log of the mean density of the models at latents, nats (n,), and the errors of each model's ODE, (k, n)."""
+        parts = list(zip(*(torch.from_numpy(part).split(ROWS_AT_ONCE) for part in (latents, c)), strict=True))
+        each = [[latent_log_prob(at(model, rows), z, tol) for z, rows in parts] for model in self.models_]
+        log_prob, errors = (torch.stack([torch.cat([pair[i] for pair in of]) for of in each]) for i in (0, 1))
+        return (log_prob.logsumexp(0) - math.log(len(each))).numpy(), errors
 
     def _mixture_log_density(self, latents: np.ndarray, c: np.ndarray) -> np.ndarray:
         """log of the mean density of the mixtures from which the models started, nats (n,)."""
@@ -763,22 +756,36 @@ def problems_of(table: Any) -> Iterator[str]:
         yield " and ".join(name for name, there in found.items() if there)
 
 
-def integrated(log_density: Callable[[Array, Array], Array], n: int, k: int, draws: int) -> Array:
-    """log of the integral over the noise of ``k`` whole numbers in each of ``n`` rows, (n,).
+def bar_of(total: int, text: str, shown: bool, unit: str = "row") -> tqdm:
+    """A bar that shows itself where the call lasts, with the time left by the rows that are done."""
+    options: dict[str, Any] = {"delay": DELAY, "miniters": 1, "leave": False}
+    return tqdm(total=total, desc=text, unit=unit, disable=not shown, **options)
+
+
+def batched(rows: Array, size: int, first: int | None = None) -> list[Array]:
+    """``rows`` in parts of ``size``, but for the first."""
+    return [part for part in np.split(rows, range(first or size, len(rows), size)) if len(part)]
+
+
+def integrated(log_density: Callable[[Array, Array], Array], n: int, k: int, draws: int, bar: tqdm) -> Array:
+    """log of the integral over the noise of ``k`` whole numbers in each of ``n`` rows, (n,), by which ``bar`` moves.
 
     ``log_density`` takes indices of rows and points of the noise (m, k), and has a value for each of both. For one or
     two whole numbers the points are as many as the integral needs. For more, and where that does not converge, it is
-    the mean over the noise of the log, a lower bound.
+    the mean over the noise of the log, a lower bound. The first batch of rows is small, so that the bar soon moves.
     """
-    found, rows, before = np.zeros(n), np.arange(n), np.full(n, np.inf)
-    for points, weight in _noise_rules(k, draws):
-        if not len(rows):
-            break
-        value = log_density(rows, points)
-        integral = logsumexp(value, axis=1, b=weight)
-        is_left = np.abs(integral - before) > CHANGE
-        found[rows] = np.where(is_left, value @ weight, integral)  # the former is below the log by Jensen
-        rows, before = rows[is_left], integral[is_left]
+    found, rules = np.zeros(n), list(_noise_rules(k, draws))
+    most = max(1, ROWS_AT_ONCE // sum(len(points) for points, _ in rules[:2]))  # two rules are enough for most rows
+    for part in batched(np.arange(n), most, max(1, most // 4)):
+        rows, before = part, np.full(len(part), np.inf)
+        for points, weight in rules:
+            if len(rows):
+                value = log_density(rows, points)
+                integral = logsumexp(value, axis=1, b=weight)
+                is_left = np.abs(integral - before) > CHANGE
+                found[rows] = np.where(is_left, value @ weight, integral)  # the former is below the log by Jensen
+                rows, before = rows[is_left], integral[is_left]
+        bar.update(len(part))
     return found
 
 
@@ -849,13 +856,29 @@ def ended_by(each: Sequence[str]) -> str:
     return next((short for name, short in names.items() if name in each), "plateau")
 
 
-def warn_of_time(late_gain: tuple[float, float], stacklevel: int) -> None:
-    """UserWarning where a fit that time ended still gained, by :meth:`indm.tables.fit.Training.late_gain`."""
+def warn_of_fit(
+    estimator: Any, gains: Sequence[Gain], ended: Sequence[tuple[int, str]], late: Sequence[Gain], began: tuple
+) -> None:
+    """UserWarnings where a fit was interrupted, no network gained over its mixture, or time ended one that gained."""
+    if ended[-1][1] == INTERRUPT:
+        warnings.warn("the fit was interrupted: the best density so far is kept", stacklevel=3)
+    elif estimator.max_steps and not any(is_gain(*gain) for gain in gains):
+        warnings.warn(no_gain(*gains[0], *ended[0]), stacklevel=3)
+    warn_of_time(max(late), began, stacklevel=4)
+
+
+def warn_of_time(late_gain: tuple[float, float], began: tuple[float, float], stacklevel: int) -> None:
+    """UserWarning where a fit that time ended still gained, by :meth:`indm.tables.fit.Training.late_gain`.
+
+    ``began`` is when the fit did, on the wall's and the processor's clock.
+    """
     gain, error = late_gain
     if gain > LATE_GAIN and is_gain(gain, error):
+        wall, processor = time.perf_counter() - began[0], time.process_time() - began[1]
+        shared = f". Its {wall:.0f} seconds had {processor:.0f} of processor time: other processes slowed it down"
         warnings.warn(
             f"max_seconds ended the fit while it still gained, {gain:.2g} ± {error:.2g} nats a row of validation "
-            f"between {MARKS[0]:.0%} and {MARKS[1]:.0%} of the time: raise it",
+            f"between {MARKS[0]:.0%} and {MARKS[1]:.0%} of the time: raise it" + shared * (processor < wall / 2),
             stacklevel=stacklevel,
         )
 

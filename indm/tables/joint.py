@@ -5,7 +5,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,11 @@ from indm.tables.estimator import (
     DRAWN,
     EPS,
     FEWEST_ROWS,
-    INTERRUPTED,
     MIXTURE_SHARE,
     ROWS_AT_ONCE,
     SOLVER_ERROR,
     NamedColumns,
+    bar_of,
     check_count,
     check_options,
     checked_table,
@@ -40,19 +40,18 @@ from indm.tables.estimator import (
     integrated,
     is_frame,
     latent_log_prob,
-    no_gain,
     steps_for_draws,
     warn_above,
     warn_of_few_values,
-    warn_of_time,
+    warn_of_fit,
 )
-from indm.tables.fit import INTERRUPT, VALIDATION_ROWS, Training, is_gain, race, train
+from indm.tables.fit import VALIDATION_ROWS, Training, race, train
 from indm.tables.mixture import LAW_ENTRIES, JointMixture, best_joint_mixture
 from indm.tables.networks import MaskedMixtureMLP
 
 MIXTURE_ROWS = 5_000, 2_000  # on which a mixture is fitted, without and with missing entries
 QUESTIONS = 8  # of a batch in training
-MOST_DRAWN, DRAWN_AGAIN = 50_000, 10_000  # rows for a range, at least; of them at once, at most
+MOST_DRAWN = 50_000  # rows for a range, at least
 HELD_QUESTIONS = 64  # of the validation
 ALL_ASKED, NONE_ABSENT = 0.25, 0.5  # shares of the questions that ask for all columns, and that leave none out
 
@@ -174,7 +173,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         spikes: values that many rows of a column have exactly, such as ``{"rain": 0}`` or ``{"rain": (0, 99)}``. They
             have probabilities, and the other values a density.
         validation_fraction, max_seconds, max_steps, width, depth, dropout, learning_rate, batch_size, weight_decay,
-            draws, verbose, random_state: as of :class:`DensityEstimator`.
+            draws, verbose, progress, random_state: as of :class:`DensityEstimator`.
         max_components: of the mixture.
 
     Attributes:
@@ -221,25 +220,15 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         weight_decay=0.01,
         draws=8,
         verbose=False,
+        progress=True,
         random_state=None,
     ):
-        self.categories = categories
-        self.discrete = discrete
-        self.bounds = bounds
-        self.spikes = spikes
+        self.categories, self.discrete, self.bounds, self.spikes = categories, discrete, bounds, spikes
         self.validation_fraction = validation_fraction
-        self.max_seconds = max_seconds
-        self.max_steps = max_steps
-        self.max_components = max_components
-        self.width = width
-        self.depth = depth
-        self.dropout = dropout
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.weight_decay = weight_decay
-        self.draws = draws
-        self.verbose = verbose
-        self.random_state = random_state
+        self.max_seconds, self.max_steps, self.max_components = max_seconds, max_steps, max_components
+        self.width, self.depth, self.dropout = width, depth, dropout
+        self.learning_rate, self.batch_size, self.weight_decay = learning_rate, batch_size, weight_decay
+        self.draws, self.verbose, self.progress, self.random_state = draws, verbose, progress, random_state
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -264,7 +253,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 found nothing that the mixture lacks.
         """
         check_options(self)
-        deadline = time.perf_counter() + self.max_seconds
+        began = time.perf_counter(), time.process_time()
+        deadline = began[0] + self.max_seconds
         self._kinds = X.dtypes if is_frame(X) else None
         categorical = {i for i, kind in enumerate(() if self._kinds is None else self._kinds) if kind == "category"}
         X = self._validated(X, ensure_min_samples=FEWEST_ROWS, ensure_all_finite=False)  # columns are named below
@@ -294,16 +284,13 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         self.gain_ = gain, error = best.gain(trainings[0].start)
         if self.verbose:
             print(f"{gain:+.4f} ± {error:.4f} nats of a question by the network, ended by {best.ended}")
-        if best.ended == INTERRUPT:
-            warnings.warn(INTERRUPTED, stacklevel=2)
-        elif self.max_steps and not is_gain(gain, error):
-            warnings.warn(no_gain(gain, error, *self.ended_), stacklevel=2)
-        warn_of_time(best.late_gain(), stacklevel=3)
+        warn_of_fit(self, [self.gain_], [self.ended_], [best.late_gain()], began)
         seed = numbers.randint(2**31 - 1)
-        everything = self._questions(np.ones((DRAWN, len(self.encoding_.columns)), bool), None, None)
+        nothing = self.encoding_.encoded(np.full((DRAWN, X.shape[1]), np.nan))
+        everything = self._posed(np.ones((DRAWN, X.shape[1]), bool), np.zeros((DRAWN, X.shape[1]), bool), nothing)
 
         def draws(steps: int) -> Array:
-            return self._drawn(self._nothing(DRAWN), everything, steps, np.random.RandomState(seed))[0]
+            return self._drawn(nothing, everything, steps, np.random.RandomState(seed))[0]
 
         self.sampling_steps_, self.sampling_error_ = steps_for_draws(draws) if x.shape[1] else (1, 0.0)
         return self
@@ -313,11 +300,11 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """What ended the fit, see :attr:`DensityEstimator.ended_by_`."""
         return ended_by([self.ended_[1]])
 
-    def _validated(self, X, **options: Any) -> Array:
+    def _validated(self, X, reset: bool = True, **options: Any) -> Array:
         """Rows as an array, in which columns of a frame keep their kinds."""
-        X = checked_table(X)
-        X = X.astype(object) if hasattr(X, "iloc") else X
-        return validate_data(self, X, dtype=None, **{"ensure_all_finite": "allow-nan"} | options)
+        X = checked_table(X) if reset else self._in_order(checked_table(X))
+        X = X.astype(object) if is_frame(X) else X
+        return validate_data(self, X, dtype=None, reset=reset, **{"ensure_all_finite": "allow-nan"} | options)
 
     def _encoding(self, X: Array, categorical: set[int], numbers: np.random.RandomState) -> Encoding:
         """Kind and map of each column; those in ``categorical`` are of categories, too."""
@@ -341,10 +328,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         values = [f"{column.name}, {column.constant}{gap}" for column, gap in zip(columns, gaps, strict=True)]
         constant = ", ".join(text for text, column in zip(values, columns, strict=True) if column.constant is not None)
         absent = ", ".join(column.name for column in columns if column.is_absent)
-        for named, why in (
-            (constant, "all have the same value"),
-            (absent, "fewer than two rows have an entry"),
-        ):
+        for named, why in ((constant, "all have the same value"), (absent, "fewer than two rows have an entry")):
             if named:
                 warnings.warn(f"left out of the density, as {why}: {named}", stacklevel=3)
         plain = [i for i, c in enumerate(columns) if c.is_number and not (c.is_whole or c.values)]
@@ -458,21 +442,16 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     # ── Rows and questions ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def _questions(self, asked: Array, given: Array | None, rows: tuple[Array, Array] | None) -> Questions:
-        """Masks of numbers and categories from masks of columns (n, columns), without entries that ``rows`` lack."""
-        given = np.zeros_like(asked) if given is None else given
-        numbers, categories = self.encoding_.numbers, self.encoding_.categories
-        there = (True, True) if rows is None else (~np.isnan(rows[0]), rows[1] >= 0)
-        return Questions(
-            asked[:, numbers] & there[0],
-            given[:, numbers] & there[0],
-            asked[:, categories] & there[1],
-            given[:, categories] & there[1],
-        )
+    def _posed(self, asked: Array, given: Array, rows: tuple[Array, Array]) -> Questions:
+        """Masks of numbers and categories from masks of columns (n, columns); ``rows`` have what is given."""
+        (x, codes), numbers, categories = rows, self.encoding_.numbers, self.encoding_.categories
+        known = given[:, numbers] & ~np.isnan(x), given[:, categories] & (codes >= 0)
+        return Questions(asked[:, numbers], known[0], asked[:, categories], known[1])
 
-    def _nothing(self, n: int) -> tuple[Array, Array]:
-        """Rows without an entry."""
-        return np.full((n, len(self.encoding_.numbers)), np.nan), np.full((n, len(self.encoding_.categories)), -1)
+    def _questions(self, asked: Array, given: Array, rows: tuple[Array, Array]) -> Questions:
+        """:meth:`_posed`, without what ``rows`` lack of what is asked: they have the answers."""
+        found = self._posed(asked, given, rows)
+        return replace(found, asked=found.asked & ~np.isnan(rows[0]), asked_codes=found.asked_codes & (rows[1] >= 0))
 
     def _noise(self, x: Array, asked: Array, numbers: np.random.RandomState) -> Array:
         """Noise of whole numbers: uniform where they are asked, and 1/2 elsewhere."""
@@ -512,11 +491,12 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             ConvergenceWarning: where the ODE's error is above ``tol`` on average.
         """
         check_is_fitted(self)
-        X = self._validated(X, reset=False)
+        X, table = self._validated(X, reset=False), X
         if np.ndim(given) == 2:
             is_given = np.asarray(given, dtype=bool)
             if is_given.shape != X.shape:
                 raise ValueError(f"a mask of given entries must have the shape {X.shape} of X, got {is_given.shape}")
+            is_given = is_given[:, self._places(given if is_frame(given) else table)]
         else:
             is_given = np.zeros(X.shape, dtype=bool)
             is_given[:, self._indices(given, "given")] = True
@@ -536,14 +516,13 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         Raises, warns: as :meth:`score_samples`.
         """
         check_is_fitted(self)
-        X = self._validated(X, reset=False)
+        X, table = self._validated(X, reset=False), X
         there, found = ~are_missing(X), np.full(X.shape, np.nan)
-        known = there & self._is_near(X)
-        for i, column in enumerate(self.encoding_.columns):
-            rows, asked = np.flatnonzero(there[:, i]), np.zeros_like(there)
-            asked[:, i] = True
-            if len(rows) and not column.is_absent:
-                found[rows, i] = self._score(X[rows], asked[rows], (known & ~asked)[rows], tol)
+        scored = there & [not column.is_absent for column in self.encoding_.columns]
+        columns, rows = np.nonzero(scored.T)  # column by column, so that few questions are in a batch
+        asked = np.eye(X.shape[1], dtype=bool)[columns]
+        own = np.arange(X.shape[1])[self._places(table)]  # where ``table`` has each column
+        found[rows, own[columns]] = self._score(X[rows], asked, (there & self._is_near(X))[rows] & ~asked, tol)
         return found
 
     def _is_near(self, X: Array) -> Array:
@@ -604,12 +583,14 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """
         check_is_fitted(self)
         check_count(1 if n is None else n, "n")
-        index = X.index if hasattr(X, "iloc") else None
+        index = X.index if is_frame(X) else None
         X = self._validated(X, reset=False)
         self._check_possible(X)
         numbers = check_random_state(random_state)
         known = self._is_near(X)
-        tables = [self._as_fitted(self._filled(X, numbers, None, known), index) for _ in range(n or 1)]
+        copies = n or 1
+        filled = self._filled(np.tile(X, (copies, 1)), numbers, None, np.tile(known, (copies, 1)))
+        tables = [self._as_fitted(table, index) for table in np.split(filled, copies)]
         return tables[0] if n is None else tables
 
     def _check_possible(self, X: Array) -> None:
@@ -630,8 +611,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         X = self._validated(X, reset=False)
         first = check_random_state(random_state).uniform(size=X.shape) < 0.5
         none = np.zeros_like(first)
-        chain = self._score(X, first, none, SOLVER_ERROR) + self._score(X, ~first, first, SOLVER_ERROR)
-        difference = self._score(X, ~none, none, SOLVER_ERROR) - chain
+        asked, given = np.concatenate([~none, first, ~first]), np.concatenate([none, none, first])
+        whole, *chain = np.split(self._score(np.tile(X, (3, 1)), asked, given, SOLVER_ERROR), 3)
+        difference = whole - chain[0] - chain[1]
         return {"mean": float(difference.mean()), "rms": float(np.sqrt(np.square(difference).mean()))}
 
     def _score(self, X: Array, asked: Array, given: Array, tol: float) -> Array:
@@ -641,18 +623,21 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         questions = self._questions(asked, given, (x, codes))
         found += np.where((self.encoding_.is_possible(x) | ~questions.asked).all(1), 0.0, -np.inf)
         rows = np.flatnonzero(np.isfinite(found))
-        whole = questions.asked & self.encoding_.whole
-        for mask in np.unique(whole[rows], axis=0):
-            own = rows[(whole[rows] == mask).all(1)]
+        whole, errors = questions.asked & self.encoding_.whole, [torch.zeros(0)]
+        with bar_of(len(rows), "log p", self.progress) as bar:
+            for mask in np.unique(whole[rows], axis=0):
+                own = rows[(whole[rows] == mask).all(1)]
 
-            def log_density(chosen: Array, points: Array, own: Array = own, mask: Array = mask) -> Array:
-                picked = np.repeat(own[chosen], len(points))
-                noise = np.tile(0.5 * self.encoding_.whole, (len(picked), 1))
-                noise[:, mask] = np.tile(points, (len(chosen), 1))
-                value = self._log_density(x[picked], noise, codes[picked], questions[picked], tol)
-                return value.reshape(len(chosen), -1)
+                def log_density(chosen: Array, points: Array, own: Array = own, mask: Array = mask) -> Array:
+                    picked = np.repeat(own[chosen], len(points))
+                    noise = np.tile(0.5 * self.encoding_.whole, (len(picked), 1))
+                    noise[:, mask] = np.tile(points, (len(chosen), 1))
+                    value, error = self._log_density(x[picked], noise, codes[picked], questions[picked], tol)
+                    errors.append(error)
+                    return value.reshape(len(chosen), -1)
 
-            found[own] += integrated(log_density, len(own), int(mask.sum()), self.draws)
+                found[own] += integrated(log_density, len(own), int(mask.sum()), self.draws, bar)
+        warn_above(tol, torch.cat(errors), stacklevel=4)
         return found
 
     def _constant_log_prob(self, X: Array, asked: Array) -> Array:
@@ -666,8 +651,10 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 found[rows[~same]] = -np.inf
         return found
 
-    def _log_density(self, x: Array, noise: Array, codes: Array, questions: Questions, tol: float) -> Array:
-        """log p of the numbers x + noise and the codes that are asked, (n,)."""
+    def _log_density(
+        self, x: Array, noise: Array, codes: Array, questions: Questions, tol: float
+    ) -> tuple[Array, Tensor]:
+        """log p of the numbers x + noise and the codes that are asked, (n,), and the errors of the ODE, (n,)."""
         z = torch.from_numpy(np.nan_to_num(self.encoding_.latents(x + noise)))
         volume = np.where(questions.asked, np.nan_to_num(self.encoding_.log_volume(x + noise)), 0.0).sum(1)
         one_hot = torch.from_numpy(self.encoding_.one_hot(codes))
@@ -685,8 +672,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 value, error = latent_log_prob(self.model_.given(c), asked * z[rows][solved], tol)
                 found[rows[solved]] += value - unasked_log_prob(self.model_.sde, ~asked)
                 errors[rows[solved]] = error
-        warn_above(tol, errors, stacklevel=6)
-        return found.numpy() + volume
+        return found.numpy() + volume, errors
 
     def _parts(self, net: MaskedMixtureMLP, questions: Questions) -> Iterator[tuple[Array, Tensor]]:
         """Parts of the rows with few questions each, which the network then has: their indices, and their questions."""
@@ -703,8 +689,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """Rows (n, columns) with draws in place of missing entries, given the others that are ``known``."""
         x, codes = self.encoding_.encoded(X)
         is_there = ~are_missing(X)
-        asked, given = self._questions(~is_there, None, None), self._questions(is_there & known, None, (x, codes))
-        questions = Questions(asked.asked, given.asked, asked.asked_codes, given.asked_codes)
+        questions = self._posed(~is_there, is_there & known, (x, codes))
         z, drawn = self._drawn((x, codes), questions, self.sampling_steps_ if steps is None else steps, numbers)
         table = self.encoding_.table(np.where(questions.asked, z, np.nan), np.where(questions.asked_codes, drawn, -1))
         absent = [column.is_absent for column in self.encoding_.columns]
@@ -731,25 +716,21 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 gumbel = numbers.gumbel(size=log_prob.shape)
                 codes[chosen, j] = (log_prob.double().numpy() + gumbel).argmax(1)
             known[asked, j] = True
-        questions = Questions(
-            questions.asked & ~self._spiked(codes), questions.given, questions.asked_codes, questions.given_codes
-        )
+        spiked = np.zeros(x.shape, dtype=bool)  # by the codes
+        for j, i in enumerate(self.encoding_.categories):
+            spiked[:, self.encoding_.numbers == i] = codes[:, j : j + 1] > 0
+        questions = replace(questions, asked=questions.asked & ~spiked)
         generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
         one_hot, found = torch.from_numpy(self.encoding_.one_hot(codes)).float(), np.full(z.shape, np.nan)
         with_numbers = np.flatnonzero(questions.asked.any(1))
-        for local, index in self._parts(net, questions[with_numbers]):
-            part = with_numbers[local]
-            c = net.condition(z[part], hidden(one_hot[part], net, known[part]), index)
-            drawn = sample(model, len(part), c=c, steps=steps, generator=generator, **DRAWING).numpy()
-            found[part] = np.where(questions.asked[part], drawn, np.nan)
+        with bar_of(len(with_numbers), "draws", self.progress) as bar:
+            for local, index in self._parts(net, questions[with_numbers]):
+                part = with_numbers[local]
+                c = net.condition(z[part], hidden(one_hot[part], net, known[part]), index)
+                drawn = sample(model, len(part), c=c, steps=steps, generator=generator, **DRAWING).numpy()
+                found[part] = np.where(questions.asked[part], drawn, np.nan)
+                bar.update(len(part))
         return found, codes
-
-    def _spiked(self, codes: Array) -> Array:
-        """Which numbers are spikes, by their codes, (n, d)."""
-        found = np.zeros((len(codes), len(self.encoding_.numbers)), dtype=bool)
-        for j, i in enumerate(self.encoding_.categories):
-            found[:, self.encoding_.numbers == i] = codes[:, j : j + 1] > 0
-        return found
 
     def _as_fitted(self, rows: Array, index: Any = None):
         """Rows as an array, or as a data frame of the kinds of columns that ``fit`` got; but fractions stay floats."""
@@ -811,14 +792,16 @@ class Conditional:
         check_count(n_samples, "n_samples")
         numbers, n = check_random_state(random_state), n_samples
         found, drawn = self._drawn(n, numbers, steps), n
-        while len(found) < n:
-            if drawn >= max(MOST_DRAWN, 100 * n):
-                raise ValueError(
-                    f"given has ranges with {len(found)} of {drawn:,} draws in them, too few for n_samples={n}; widen "
-                    "them, or draw fewer rows"
-                )
-            more = min(DRAWN_AGAIN, math.ceil(1.2 * drawn * (n - len(found)) / max(len(found), 0.1)))
-            found, drawn = np.concatenate([found, self._drawn(more, numbers, steps)]), drawn + more
+        with bar_of(n, "draws in the ranges", self.estimator.progress) as bar:
+            while len(found) < n:
+                if drawn >= max(MOST_DRAWN, 100 * n):
+                    raise ValueError(
+                        f"given has ranges with {len(found)} of {drawn:,} draws in them, too few for n_samples={n}; "
+                        "widen them, or draw fewer rows"
+                    )
+                more = min(ROWS_AT_ONCE, math.ceil(1.2 * drawn * (n - len(found)) / max(len(found), 0.1)))
+                found, drawn = np.concatenate([found, self._drawn(more, numbers, steps)]), drawn + more
+                bar.update(len(found) - bar.n)
         found = found[:n]
         if gaps:
             masks, counts = self.estimator.gaps_

@@ -11,7 +11,7 @@ from torch import Tensor
 from indm.likelihood import log_prob
 from indm.tables.columns import Columns
 from indm.tables.estimator import SOLVER_ERROR
-from indm.tables.joint import JointDensityEstimator, Questions, unasked_log_prob
+from indm.tables.joint import JointDensityEstimator, unasked_log_prob
 
 AT_ALL, AT_SOME = 0.5, 0.25  # shares of the questions that ask for X at all entries of c, and at some of them
 
@@ -30,17 +30,10 @@ class JointConditional(JointDensityEstimator):
         self._d, self.n_conditions_ = X.shape[1], c.shape[1]
         super().fit(np.concatenate([X, c], 1))
         maps = [self.encoding_.map_of(i) for i, varies in enumerate(self.varies_) if varies]
-        stacked = {
-            name: np.concatenate([getattr(part, name) for part in maps])
-            for name in ("centre", "scale", "power", "far", "mean", "edge")
-        }
-        ends = {name: np.concatenate([getattr(part, name) for part in maps], 1) for name in ("interval", "reach")}
-        self.columns_ = Columns(
-            **stacked,
-            **ends,
-            slope=np.zeros((self.n_conditions_, len(maps))),
-            whitening=np.diag([part.whitening[0, 0] for part in maps]),
-        )
+        names = "centre", "scale", "power", "far", "mean", "edge", "interval", "reach"
+        stacked = {name: np.concatenate([getattr(part, name) for part in maps], -1) for name in names}
+        slope, whitening = np.zeros((self.n_conditions_, len(maps))), np.diag([part.whitening[0, 0] for part in maps])
+        self.columns_ = Columns(**stacked, slope=slope, whitening=whitening)
         self.gains_ = [self.gain_]
         return self
 
@@ -72,7 +65,7 @@ class JointConditional(JointDensityEstimator):
 
     def sample(self, n_samples: int = 1, random_state: Any = None, *, c: Array, steps: int | None = None) -> Array:
         x, codes = self.encoding_.encoded(self._joined(np.full((n_samples, self._d), np.nan), c))
-        questions = self._posed(x, codes)
+        questions = self._posed(*self._masks(len(x)), (x, codes))
         steps = self.sampling_steps_ if steps is None else steps
         z, codes = self._drawn((x, codes), questions, steps, check_random_state(random_state))
         z, codes = np.where(questions.asked, z, np.nan), np.where(questions.asked_codes, codes, -1)
@@ -97,19 +90,13 @@ class JointConditional(JointDensityEstimator):
     def log_densities(self, z: Tensor, c: Array, steps: int) -> Iterator[Tensor]:
         """log p of latents (n, d) at rows of c, nats (n,), with gradients, in so many steps of the ODE."""
         x, codes = self.encoding_.encoded(self._joined(np.full((len(z), self._d), np.nan), c))
-        net, questions = self.model_.score.backbone, self._posed(x, codes)
+        net, questions = self.model_.score.backbone, self._posed(*self._masks(len(x)), (x, codes))
         is_asked, is_given, index = questions.masks()
         net.set_questions(is_asked, is_given)
         at = net.condition(self._latents(x).double(), torch.zeros(len(z), net.m), torch.from_numpy(index))
         rows = z.new_zeros(x.shape).masked_scatter(torch.from_numpy(questions.asked), z)
         value = log_prob(self.model_.given(at), rows, steps=steps, exact=True)
         yield value - unasked_log_prob(self.model_.sde, ~torch.from_numpy(questions.asked))
-
-    def _posed(self, x: Array, codes: Array) -> Questions:
-        """For X at what c has."""
-        asked, given = self._masks(len(x))
-        questions, known = self._questions(asked, None, None), self._questions(given, None, (x, codes))
-        return Questions(questions.asked, known.asked, questions.asked_codes, known.asked_codes)
 
     def _masks(self, n: int) -> tuple[Array, Array]:
         """Which columns are asked and given, (n, columns) each."""

@@ -187,7 +187,7 @@ class JointMixture:
         scatter = np.matmul((offset * share.T[:, :, None]).swapaxes(1, 2), offset)
         covariance = (scatter + rest) / count[:, None, None] + floor * np.eye(filled.shape[2])
         found, seen = np.zeros((len(count), categories.shape[1])), share.T @ categories
-        for part in _blocks(sizes):
+        for part in np.split(np.arange(seen.shape[1]), np.cumsum(sizes, dtype=int)[:-1]):  # each column of categories
             total = seen[:, part] + COUNT * categories[:, part].mean(0) + 1e-3
             found[:, part] = np.log(total / total.sum(1, keepdims=True))
         return cls(count / count.sum(), mean, covariance, found)
@@ -278,13 +278,6 @@ def _clusters(z: Array, categories: Array, components: int, seed: int) -> Array:
     rows = np.concatenate([np.where(np.isnan(z), 0.0, z), categories], 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer different rows than components
-        labels = (
-            KMeans(components, n_init=1, random_state=seed).fit(rows).labels_ if components > 1 else np.zeros(len(z))
-        )
+        means = KMeans(components, n_init=1, random_state=seed)
+        labels = means.fit_predict(rows) if components > 1 else np.zeros(len(z))
     return np.equal.outer(labels, np.arange(components)).astype(float)
-
-
-def _blocks(sizes: tuple[int, ...]) -> list[slice]:
-    """Where the values of each column of categories stand."""
-    ends = np.cumsum(sizes, dtype=int)
-    return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from indm.tables import importance, summaries
 from indm.tables.calibration import Calibration
 from indm.tables.columns import are_near, moments_of_most, to_line
-from indm.tables.estimator import ROWS_AT_ONCE, DensityEstimator, check_count
+from indm.tables.estimator import ROWS_AT_ONCE, DensityEstimator, bar_of, check_count
 from indm.tables.joint import JointDensityEstimator
 from indm.tables.joint_conditional import JointConditional
 from indm.tables.prior import Prior, array, finite
@@ -191,7 +191,7 @@ class PosteriorEstimator:
 
         The best of 200 draws begins an ascent (L-BFGS in the latents of θ). It is a local maximum: of a posterior with
         several peaks that of the best draw. Where log p rises towards an end of the prior's box, it is next to the end.
-        An ascent takes some twenty gradients, each of half a second on one core.
+        It takes up to twenty gradients, each of half a second on one core: as long as some 50,000 draws.
 
         Raises:
             ValueError: several x; a discrete parameter; a prior whose support is no box.
@@ -223,9 +223,11 @@ class PosteriorEstimator:
 
         z = columns.latents(start[None, self.estimator_.varies_], at_c)[0]
         box, options = [(-FARTHEST, FARTHEST)] * len(z), {"maxiter": MODE_STEPS, "ftol": MODE_GAIN}
-        with warnings.catch_warnings():
+        shown = self.estimator_.progress
+        with warnings.catch_warnings(), bar_of(MODE_STEPS, "ascent to the mode", shown, "step") as bar:
             warnings.simplefilter("ignore", RuntimeWarning)  # of few steps: what is found is compared with the start
-            found = minimize(loss, z, jac=True, method="L-BFGS-B", bounds=box, options=options)
+            kind: dict[str, Any] = {"jac": True, "method": "L-BFGS-B", "callback": lambda _: bar.update()}
+            found = minimize(loss, z, bounds=box, options=options, **kind)
         return theta_of(found.x)[0]
 
     def log_likelihood(self, x: Any, theta: Any) -> Array:

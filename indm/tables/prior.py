@@ -39,12 +39,11 @@ class Prior:
     """
 
     def __init__(self, law: Any, d: int, whole: Any = ()):
-        self.law, self.is_none = law, law is None
+        self.law, self.is_none, self.d = law, law is None, d
+        self.map, ends = None, (-np.inf, np.inf) if law is None else law
         if isinstance(law, Distribution):
             with torch.random.fork_rng(range(torch.cuda.device_count())):
                 self._like = law.sample()  # of its dtype and device
-        self.d, self.map, ends = d, None, (-np.inf, np.inf) if law is None else law
-        if isinstance(law, Distribution):
             ends, self.map = _support(law)
         if not hasattr(ends, "__len__") or len(ends) != 2:
             raise ValueError(f"prior must be a pair (low, high), or a torch distribution, got {ends!r}")
@@ -143,13 +142,8 @@ def _support(law: Distribution) -> tuple[tuple[Any, Any], Transform | None]:
     line = -np.inf, np.inf
     try:
         ends = _ends(law.support)
-    except NotImplementedError:  # a law that does not say it
-        return line, None
-    if ends is not None:
-        return ends, None
-    try:
-        return line, biject_to(law.support)
-    except NotImplementedError:
+        return (line, biject_to(law.support)) if ends is None else (ends, None)
+    except NotImplementedError:  # a law that does not say its support, or one without a map
         return line, None
 
 

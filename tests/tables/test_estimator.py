@@ -184,7 +184,7 @@ def test_a_probability_is_the_integral_over_its_cell_or_below(discrete, monkeypa
     model, _ = discrete
     cell, n = np.array([[1.0, 1.0]]), 24
     within = (np.stack(np.meshgrid(*2 * [np.arange(n)]), -1).reshape(-1, 2) + 0.5) / n
-    log_density = model._log_density(cell + within, np.zeros((n**2, 0)))
+    log_density, _, _ = model._log_density(cell + within, np.zeros((n**2, 0)), None)
     exact = np.log(np.exp(log_density).mean())
     assert model.score_samples(cell)[0] == pytest.approx(exact, abs=2e-3)
     with monkeypatch.context() as patch:
@@ -192,7 +192,7 @@ def test_a_probability_is_the_integral_over_its_cell_or_below(discrete, monkeypa
         assert model.score_samples(cell)[0] == pytest.approx(log_density.mean(), abs=0.03)
     monkeypatch.setattr(estimator, "POINTS", ((1,),))
     drawn = qmc.LatinHypercube(2, scramble=False, rng=0).random(model.draws)
-    expected = model._log_density(cell + drawn, np.zeros((len(drawn), 0))).mean()
+    expected = model._log_density(cell + drawn, np.zeros((len(drawn), 0)), None)[0].mean()
     assert model.score_samples(cell)[0] == pytest.approx(expected, abs=1e-9)
     assert log_density.mean() < exact - 0.01
 

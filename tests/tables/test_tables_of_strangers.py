@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from indm import DensityEstimator, JointDensityEstimator, PosteriorEstimator
+from indm.tables import estimator
 from indm.tables.fit import Training
 
 FAST = {"max_steps": 0, "max_components": 1, "random_state": 0}
@@ -97,3 +98,31 @@ def test_a_posterior_of_constant_observations_is_a_guess_elsewhere():
     posterior.log_prob([[0.0]], [1.0])
     with pytest.warns(UserWarning, match="x is unlike the simulated ones"):
         posterior.log_prob([[0.0]], [3.0])
+
+
+def test_columns_of_a_frame_are_taken_by_name():
+    numbers = np.random.default_rng(0)
+    frame = pd.DataFrame(numbers.normal(size=(200, 3)) * [1, 10, 100], columns=["a", "b", "c"])
+    other = frame[["c", "a", "b"]][:20]
+    density, joint = DensityEstimator(**FAST).fit(frame), JointDensityEstimator(**FAST).fit(frame)
+    for model in (density, joint):
+        assert (model.score_samples(other) == model.score_samples(frame[:20])).all()
+        for wrong in (other[["a", "b"]], other.rename(columns={"c": "d"})):
+            with pytest.raises(ValueError, match="feature names should match"):
+                model.score_samples(wrong)
+    cells = joint.log_prob_cells(frame[:20])
+    np.testing.assert_allclose(joint.log_prob_cells(other), cells[:, [2, 0, 1]])
+    is_given = other.to_numpy() > 0
+    by_name = joint.score_samples(frame[:20], given=is_given[:, [1, 2, 0]])
+    for mask in (is_given, (other > 0), (other > 0)[["b", "a", "c"]]):
+        np.testing.assert_allclose(joint.score_samples(other, given=mask), by_name)
+    assert (joint.impute(other)["a"] == other["a"]).all()
+
+
+@pytest.mark.parametrize(("processor", "told"), [(21.0, True), (70.0, False)])
+def test_a_fit_with_little_processor_time_says_so(processor, told, monkeypatch):
+    monkeypatch.setattr(estimator.time, "perf_counter", lambda: 1080.0)
+    monkeypatch.setattr(estimator.time, "process_time", lambda: 5.0 + processor)
+    with pytest.warns(UserWarning, match="max_seconds ended the fit while it still gained") as found:
+        estimator.warn_of_time((0.5, 0.1), (1000.0, 5.0), stacklevel=2)
+    assert (f"Its 80 seconds had {processor:.0f} of processor time" in str(found[0].message)) == told

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from indm.files import atomic, untrusted
@@ -145,9 +144,8 @@ def compare(folders: Sequence[Path], out: Path, *, equal: Equal = "cost") -> str
         page.table(rows)
         for note in notes:
             page.text(note)
-    page.heading("Learning curves and samples")
-    caption = f"Validation NELBO of each run in {unit_of(methods)}, and samples of the first run of each method."
-    page.picture(out / "comparison.png", caption)
+    page.heading("Samples")
+    page.picture(out / "comparison.png", "Samples of the first run of each method.")
     page.write(out / "comparison.html")
     return "\n".join([*lines, *said])
 
@@ -296,8 +294,7 @@ def sections(methods: Methods, by_method: Differences, equal: Equal) -> list[tup
 
 
 def picture(methods: Methods) -> plots.Pixels:
-    """Learning curves, and below them samples of each method's first run."""
-    colours = plots.colours_of(methods)
+    """Samples of each method's first run."""
     panels: dict[str, Tensor | str] = {}
     levels = 0
     for name, (first, *_) in methods.items():
@@ -307,22 +304,7 @@ def picture(methods: Methods) -> plots.Pixels:
             if samples.ndim not in (2, 4):
                 raise ValueError(f"{file} must hold samples (N, C, H, W) or (N, D), got {tuple(samples.shape)}")
             panels[name] = samples
-    curves = plots.pixels_of(curves_figure(methods, colours))
-    return sheets.stacked(curves, sheets.samples_picture(panels, levels, colours))
-
-
-@plots.styled
-def curves_figure(methods: Methods, colours: plots.Colours) -> Figure:
-    """Validation NELBO of each run over optimizer steps."""
-    figure = Figure(figsize=(7.0, 4.2))
-    axes = figure.subplots()
-    for name, trainings in methods.items():
-        label = name if any(run.curve for run in trainings) else f"{name} (nothing was validated)"
-        for run in trainings:
-            steps, values = ([row[key] for row in run.curve] for key in ("step", "valid_nelbo"))
-            axes.plot(steps, values, ".-", color=colours[name], label=label)
-    axes.set(xlabel="optimizer step", ylabel=f"validation NELBO ({unit_of(methods)})")
-    return figure
+    return sheets.samples_picture(panels, levels, plots.colours_of(methods))
 
 
 # ── Tables: rows of cells, the first row the header ─────────────────────────────────────────────────────────────────

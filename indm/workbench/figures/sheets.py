@@ -168,12 +168,3 @@ def samples_picture(panels: Mapping[str, Tensor | str], levels: int, colours: Co
         axes.text(0.5, 0.5, textwrap.fill(why, 32), ha="center", va="center", transform=axes.transAxes, color="0.35")
         axes.set(title=name, xticks=[], yticks=[])
     return plots.pixels_of(figure)
-
-
-def stacked(*pictures: Pixels) -> Pixels:
-    """Pictures below one another, in the middle of white paper."""
-    width, rows = max(picture.shape[1] for picture in pictures), []
-    for picture in pictures:
-        left, surplus = divmod(width - picture.shape[1], 2)
-        rows.append(np.pad(picture, ((0, 0), (left, left + surplus), (0, 0)), constant_values=255))
-    return np.concatenate(rows)

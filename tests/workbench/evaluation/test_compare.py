@@ -216,19 +216,16 @@ def test_one_training_each_has_an_error_over_examples_and_no_verdict(tmp_path):
 
 
 def test_the_picture_has_samples_or_says_how_to_draw_them(tmp_path, monkeypatch):
-    """Of points, in the colours of the learning curves."""
     (indm,), (linear,) = trained(tmp_path, "indm", (0,)), trained(tmp_path, "linear", (1,))
     np.savez(indm / "samples.npz", samples=np.zeros((3, 2), np.float32), levels=np.array(0))
     figures, write = [], plots.pixels_of
     monkeypatch.setattr(plots, "pixels_of", lambda figure: (figures.append(figure), write(figure))[1])
     compare([linear, indm], tmp_path / "out")
-    curves, samples = sorted(figures, key=lambda figure: figure.axes[0].get_title())
+    (samples,) = figures
     empty, points = samples.axes
-    assert [list(line.get_xdata()) for line in curves.axes[0].lines] == [[5, 10], [5, 10]]
     assert [axes.get_title() for axes in samples.axes] == ["1", "0"]
-    assert [line.get_label() for line in curves.axes[0].lines] == ["1", "0"]
     assert "".join(empty.texts[0].get_text().split()) == f"notsampledyet:indmsample{linear}"
-    assert points.lines[0].get_color() == curves.axes[0].lines[1].get_color() == plots.COLOURS[1]
+    assert points.lines[0].get_color() == plots.COLOURS[1]
     assert len(points.lines[0].get_xdata()) == 3
 
 
@@ -359,7 +356,7 @@ def test_the_page_says_what_the_text_says(tmp_path):
     text, _ = compared(runs, tmp_path / "out", equal="steps")
     page = Reader((tmp_path / "out" / "comparison.html").read_text("utf-8"))
     tables = ["Likelihood and budget", "Differences between methods"]
-    assert page.text("h2") == [*tables, "Learning curves and samples"]
+    assert page.text("h2") == [*tables, "Samples"]
     assert page.images() == [(tmp_path / "out" / "comparison.png").read_bytes()]
     assert text.splitlines()[-1].startswith(page.text("p")[1]) and page.text("p")[0] == text.splitlines()[-2]
     assert page.text("p")[0] == "linear has the lowest NELBO on the test data: 2.280 ± 0.050 bits/dim."
@@ -372,4 +369,4 @@ def test_the_page_says_what_the_text_says(tmp_path):
     text, stored = compared(runs[:1], tmp_path / "one")
     assert stored["differences"] == {}
     page = Reader((tmp_path / "one" / "comparison.html").read_text("utf-8"))
-    assert page.text("h2") == ["Likelihood and budget", "Learning curves and samples"]
+    assert page.text("h2") == ["Likelihood and budget", "Samples"]
