@@ -43,7 +43,8 @@ def evaluated(folder, nats, seed=0, nll=None, steps=10, **changes):
               "images": {kind: len(kinds.get(kind, ())) for kind in ("nelbo", "nll")}}  # fmt: skip
     for kind, values in kinds.items():
         bits = values / (DIMS * math.log(2))
-        numbers = {"bits_per_dim": bits.mean(), "nats": values.mean()}
+        means = {"bits_per_dim": bits.mean(), "nats": values.mean()}
+        numbers = {key: float(np.nan_to_num(mean, posinf=1e30)) for key, mean in means.items()}  # as files may hold
         numbers |= {f"{key}{end}": 0.1 for key in list(numbers) for end in ("_standard_error", "_estimator_noise")}
         result[kind] = {"with_reconstruction": numbers, "without_reconstruction": numbers}
     (folder / "evaluation.json").write_text(json.dumps(result))
