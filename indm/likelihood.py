@@ -173,7 +173,7 @@ def check_gradient(score: nn.Module, z: Batch) -> float:
     Raises:
         ValueError: autograd does not see a part of the network, so that log p would be wrong.
     """
-    if closed_flow(score, z.new_zeros(1)) is not None:
+    if not len(z) or closed_flow(score, z.new_zeros(1)) is not None:
         return 0.0
     off, rounding = _slope_errors(score, z, min(max(len(z) // 2, 1), 4))
     if bool((off.mean(1).abs() > WRONG_SLOPE).any()):

@@ -83,6 +83,8 @@ def test_every_sampler_reaches_mean_and_covariance(name, sampler):
 class MovingPrediction(torch.nn.Module):
     """The score whose E[z_0|z_t] is p(λ) = e^{−(λ − 1)²}, λ = ½ log SNR, whatever z_t is: it rests at T and at ε."""
 
+    is_smooth = True
+
     def __init__(self, sde):
         super().__init__()
         self.sde = sde

@@ -55,7 +55,7 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
         raise ValueError(f"out must be a new folder: {run} is of another recipe, it differs in {', '.join(differing)}")
 
 
-def check_empty(folder: Path, cure: str = "to resume continues it") -> None:
+def check_empty(folder: Path, cure: str = "with resume it is continued") -> None:
     """ValueError where ``folder`` holds more than a process leaves that is killed at once."""
     debris = (atomic.HALF_WRITTEN, LOCK)
     if folder.exists() and (not folder.is_dir() or any(not any(map(p.match, debris)) for p in folder.iterdir())):

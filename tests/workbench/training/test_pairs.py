@@ -50,7 +50,7 @@ def test_a_pair_that_was_stopped_goes_on(toys, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.endswith(f"{said}\n")
     first = weights_hash(tmp_path / "pair" / "a")
     assert json.loads((tmp_path / "pair" / "b" / "summary.json").read_text())["steps"] == 1
-    assert "--resume" in error_of(capsys, *arguments)
+    assert "with resume it is continued (--out)" in error_of(capsys, *arguments)
     assert main([*arguments, "--resume"]) == 0
     assert weights_hash(tmp_path / "pair" / "a") == first
     assert json.loads((tmp_path / "pair" / "b" / "summary.json").read_text())["steps"] == 5

@@ -106,7 +106,7 @@ def test_a_run_that_had_saved_nothing_yet_begins_anew(tmp_path, whole, left):
     for name in left:
         shutil.copy(whole / name, run)
     with pytest.raises(
-        (FileNotFoundError, ValueError), match="resume must be false" if not left else "to resume continues it"
+        (FileNotFoundError, ValueError), match="resume must be false" if not left else "with resume it is continued"
     ):
         train(TINY, run, resume=not left, progress=False)
     train(TINY, run, resume=bool(left), progress=False)
@@ -201,7 +201,7 @@ def test_what_is_left_out_is_counted_with_its_cause(tmp_path, monkeypatch):
     summary = train(recipe, tmp_path, progress=False)
     lines = [line for line in read_metrics(tmp_path) if "skipped" in line]
     assert [(line["step"], line["skipped"]) for line in lines] == [(5, 1), (13, 2)]
-    assert lines[0]["not_finite"] == "denoising" and lines[1]["not_finite"] == "flow, denoising, prior"
+    assert lines[0]["not_finite"] == "denoising" and lines[1]["not_finite"] == "flow, denoising, prior, correction"
     assert summary["skipped_steps"] == 2
     text = (tmp_path / "metrics.jsonl").read_text()
     assert "NaN" not in text and "Infinity" not in text

@@ -176,7 +176,7 @@ class NoLogDet(CouplingFlow):
             "drift of Slow must be d log α/dt",
         ),
         (TooWide(), None, r"net TooWide: its output must have shape \(2, 2\) for a batch of 2, got shape \(2, 4\)"),
-        (Blind(), None, r"net Blind cannot be called with inputs of shape \(2, 2\), \(2,\): "),
+        (Blind(), None, r"network must be callable as network\(z, level\), got Blind\(z\): "),
         (Net(), lambda model, x: x.mean(), "must return a scalar loss and a dict of scalar terms, got tensor"),
         (Net(), lambda model, x: (x, {}), "must return a scalar loss and a dict of scalar terms, got "),
         (Net(), lambda model, x: (x.mean(), {}), "must return a loss with a gradient, got one that depends on no par"),

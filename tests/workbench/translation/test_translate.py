@@ -323,7 +323,8 @@ def test_nor_is_a_source_that_has_the_name_of_something_beside_the_results(over,
         dark(out / over)
     before = (out / over).read_bytes()
     options = ["--out", out, "--overwrite", "--cycle", "--strip", "2", "--quiet"]
-    assert f"{over} is one of the sources" in error_of(capsys, "translate", trained / "pair", out / over, *options)
+    said = error_of(capsys, "translate", trained / "pair", out / over, *options)
+    assert f"a result would be written over the source {out / over} (--out)" in said
     assert (out / over).read_bytes() == before and len([*out.rglob("*.*")]) == 1
 
 
