@@ -130,7 +130,8 @@ class NoiseLevels:
         return torch.where(cell == 0, self.sde.eps, t), (self.widths / share)[cell].float(), cell
 
     def measure(self, cell: Tensor, square: Tensor) -> None:
-        """Take in the squared ``square`` gradients of draws in their ``cell``, each (n,)."""
+        """Take in the squared gradients, ``square``, of draws in their ``cell``, each (n,)."""
+        cell, square = cell.cpu(), square.cpu().float()
         counts = torch.bincount(cell, minlength=CELLS)
         means = torch.bincount(cell, square, minlength=CELLS) / counts.clamp_min(1)
         weight = torch.where(counts > 0, 1 - MEMORY, 0.0)

@@ -220,7 +220,9 @@ def test_pairs_and_levels_keep_the_mean_and_take_noise_from_the_gradient(levels)
     assert better.var(0).sum() < (0.6 if levels else 0.9) * plain.var(0).sum()
 
 
-def test_levels_are_of_the_whole_bound():
+def test_levels_are_of_the_whole_bound_in_any_precision():
     model = model_of()
+    levels, x = NoiseLevels(model.sde), torch.randn(ROWS, 2, dtype=torch.float64, generator=seeded(0))
+    assert mle_loss(model, x, levels=levels)[0].dtype == torch.float64 and levels.squares.unique().numel() > 2
     with pytest.raises(ValueError, match="levels must be None where the bound is truncated"):
         mle_loss(model, torch.zeros(2, 2).double(), eps=0.1, levels=NoiseLevels(model.sde))
