@@ -131,7 +131,8 @@ class NoiseLevels:
 
     def measure(self, cell: Tensor, square: Tensor) -> None:
         """Take in the squared gradients, ``square``, of draws in their ``cell``, each (n,)."""
-        cell, square = cell.cpu(), square.cpu().float()
+        finite = square.isfinite()  # as of a step that is skipped
+        cell, square = cell[finite].cpu(), square[finite].cpu().float()
         counts = torch.bincount(cell, minlength=CELLS)
         means = torch.bincount(cell, square, minlength=CELLS) / counts.clamp_min(1)
         weight = torch.where(counts > 0, 1 - MEMORY, 0.0)

@@ -115,6 +115,9 @@ class TrainOptions(Checked):
     (1 + n)/(10 + n), so that the average is over the last tenth of a short run."""
     pretrain: Share = 0.0
     """First fraction of the run, in which the score is trained without the flow."""
+    noise_levels: Literal["gradients", "even"] = "gradients"
+    """Noise levels of the "mle" objective: more where "gradients" are large, which needs fewer steps, or "even" on the
+    log-SNR clock, as for soft truncation, learned SDEs and published networks."""
     soft_truncation: Amount = 0.0
     """Exponent k of the density τ⁻ᵏ of the random truncation τ (1.2 is usual); 0 always truncates at ε."""
     terminal: Amount = 0.0

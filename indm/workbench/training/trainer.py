@@ -22,15 +22,16 @@ from torch import Tensor, nn
 from indm import names
 from indm.checks import reason, require
 from indm.conditions import Condition, NoCondition, sees_condition
-from indm.dequantization import check_raw, from_data
+from indm.dequantization import check_raw, decoder_of, from_data
 from indm.files.memory import raise_if_out_of_memory
 from indm.flows.base import Flow, check_flow
 from indm.likelihood import latent_reference
 from indm.model import build_model, count_parameters
 from indm.objective import Objective, flow_nll, nelbo, objective_of, soft_truncation
+from indm.score import base_of
 from indm.sde.linear import check_sde
 from indm.tensors import noisy, random_states, restore_random_states, widest
-from indm.training import EMA, FlowUse, TrainingStep, learning_rate_factor, optimizer_step
+from indm.training import EMA, FlowUse, NoiseLevels, TrainingStep, learning_rate_factor, optimizer_step
 from indm.workbench.data.base import Data, check_kind, load_data, stack
 from indm.workbench.data.examples import InMemory, Paired, flip_horizontally, loader
 from indm.workbench.recipes.options import TrainOptions
@@ -49,7 +50,7 @@ from indm.workbench.training.parts import (
 Draw = Callable[..., Tensor]  # (x, generator) or, of a model with a condition, (x, generator, c) ↦ nats, (B,)
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
 SEED_STRIDE = 1_000_003  # between the seeds of processes and of batches
-KEPT = ("step", "seconds", "pretraining")  # by a checkpoint, beside weights, moments and random states
+KEPT = ("step", "seconds", "pretraining", "squares")  # by a checkpoint, beside weights, moments and random states
 
 
 class Trainer:
@@ -90,8 +91,27 @@ class Trainer:
         self.optimizer = self.build_optimizer([group for group in self.parameter_groups() if group["params"]])
         self.step, self.seconds = 0, 0.0
         self.pretraining = self.options.pretrain > 0  # until the flow is trained, too
+        self.levels = self._noise_levels()
         self.network = accelerator.prepare_model(self.build_step(recipe).train())
         self._seed_this_process()
+
+    def _noise_levels(self) -> NoiseLevels | None:
+        """What draws noise levels where gradients are large; None where they are even."""
+        is_even = (
+            self.options.noise_levels == "even" or self.options.soft_truncation or not self.objective.takes("levels")
+        )
+        known = base_of(self.model.score) is not None and decoder_of(self.model) is None
+        return None if is_even or not known or count_parameters(self.model.sde) else NoiseLevels(self.model.sde)
+
+    @property
+    def squares(self) -> Tensor | None:
+        """The state of :attr:`levels`."""
+        return None if self.levels is None else self.levels.squares
+
+    @squares.setter
+    def squares(self, squares: Tensor | None) -> None:
+        if self.levels is not None and squares is not None:
+            self.levels.squares = squares
 
     def _seed_this_process(self) -> None:
         torch.manual_seed(self.options.seed + 1 + self.step + SEED_STRIDE * self.accelerator.process_index)
@@ -178,6 +198,8 @@ class Trainer:
             conditions["eps"] = soft_truncation(self.model.sde, k) if k else None
         if self.objective.takes("progress"):
             conditions["progress"] = self.progress
+        if self.levels is not None:
+            conditions["levels"] = self.levels
         return conditions | {"flow_use": self.flow_use()}
 
     def flow_use(self) -> FlowUse:
@@ -242,6 +264,9 @@ class Trainer:
         weights = self.model, self.ema, self.optimizer
         total = partial(self.accelerator.reduce, reduction="sum")
         terms = optimizer_step(*weights, self.step + 1, gradients, self.options.clip, total)
+        if self.levels is not None and self.accelerator.num_processes > 1:
+            squares = self.levels.squares.to(self.accelerator.device)
+            self.levels.squares = self.accelerator.reduce(squares, reduction="mean").cpu()
         self.step += 1
         return terms
 

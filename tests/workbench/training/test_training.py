@@ -470,7 +470,7 @@ def test_refuses_what_would_lose_a_run(tmp_path):
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         train(change(DIGITS, steps=2), run, resume=True, progress=False)
     shutil.rmtree(run / "checkpoints")
-    with pytest.raises(FileNotFoundError, match="resume must be false: .* holds no checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"resume must be false: .* holds no checkpoint"):
         train(change(DIGITS, steps=2), run, resume=True, progress=False)
 
 
@@ -525,3 +525,26 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capfd):
     step = checkpoint(run)["step"]
     assert step > 0
     assert train(change(DIGITS, steps=step + 2, batch_size=32), run, resume=True, progress=False)["steps"] == step + 2
+
+
+@pytest.mark.parametrize(
+    "options, is_even",
+    [
+        ({}, False),
+        ({"noise_levels": "even"}, True),
+        ({"soft_truncation": 1.2}, True),
+        ({"objective": "fid"}, True),
+    ],
+)
+def test_noise_levels_are_drawn_where_gradients_are_large_and_kept_by_a_checkpoint(tmp_path, options, is_even):
+    recipe = recipes.resolve(change(DIGITS, steps=4, **options))
+    trainer = Trainer(recipe, load_data("digits"), Accelerator())
+    for _ in trainer.steps():
+        pass
+    assert (trainer.levels is None) == is_even
+    if not is_even:
+        assert trainer.squares.unique().numel() > 4
+        trainer.save(tmp_path)
+        other = Trainer(recipe, load_data("digits"), Accelerator())
+        other.load(tmp_path)
+        assert torch.equal(other.squares, trainer.squares)
