@@ -160,6 +160,8 @@ def deviation_table(table: Records) -> str:
             found = [row["deviations"] for row in table.at(data=data, variant=variant, arm="plain").rows()]
             for part in ("score", "flow"):
                 if found and part in found[0]["plain"]:
-                    means = {arm: np.mean([row[arm][part] / row["plain"][part] for row in found]) for arm in ARMS}
-                    rows.append((data, variant, part, *(f"{mean:.2f}" for mean in means.values())))
+                    known = [arm for arm in ARMS if all(arm in row for row in found)]
+                    means = {arm: np.mean([row[arm][part] / row["plain"][part] for row in found]) for arm in known}
+                    cells = (f"{means[arm]:.2f}" if arm in means else "" for arm in ARMS)
+                    rows.append((data, variant, part, *cells))
     return in_table("data", "model", "gradient of", *ARMS, rows=rows)
