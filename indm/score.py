@@ -124,7 +124,7 @@ class GivenScore(nn.Module):
 
     @property
     def base(self) -> Any:
-        """That of the score, at these rows; None where the score is guided."""
+        """The base of the score at these rows; None where the score is guided."""
         base = self.score.base
         return base if base is None else base.given(self.c) if self.guidance == 1 else None
 

@@ -63,7 +63,7 @@ class OfDiffusers(nn.Module):
         return {"name": name_of("net", type(self.network)), **config}
 
     def output(self, x: Tensor, times: Tensor, *c: Tensor) -> Tensor:
-        """What the network gives."""
+        """The output of the network."""
         count = self.network.config.num_class_embeds if c else None
         found = self.network(x, times, class_labels=_numbers(c[0], self.labels, count)) if c else self.network(x, times)
         return found if isinstance(found, Tensor) else found[0]

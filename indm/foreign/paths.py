@@ -60,7 +60,7 @@ class Path(ABC):
         return alpha, sigma
 
     def others(self) -> Iterator[tuple[str, "Path", Any]]:
-        """What may be meant instead, in words, as a path, and as the network's second argument for τ."""
+        """Other descriptions that may be meant: words, a path, and the network's second argument for τ."""
         yield from ((f"path={name!r}", path, torch.clone) for name, path in NAMED.items() if 0 < path.range[0] < 1)
         yield "τ counted from the other end", self, lambda tau: sum(self.range) - tau
         yield "1000 τ as the network's time", self, lambda tau: 1000 * tau

@@ -76,7 +76,7 @@ class NamedColumns:
     n_features_in_: int
 
     def _places(self, table: Any) -> Any:
-        """Where the fitted columns are in a table: by name in a data frame that has the same names."""
+        """The places of the fitted columns in a table: by name in a data frame that has the same names."""
         names, own = list(getattr(self, "feature_names_in_", ())), names_of(table)
         return [own.index(name) for name in names] if names and set(names) == set(own) else slice(None)
 
@@ -742,7 +742,7 @@ def names_of(table: Any) -> list[Any]:
 
 
 def problems_of(table: Any) -> Iterator[str]:
-    """What makes each column of a data frame other than finite numbers, "" where nothing does."""
+    """The reason why each column of a data frame is not of finite numbers, "" where it is."""
     for i, kind in enumerate(table.dtypes if is_frame(table) else ()):
         try:
             numbers = table.iloc[:, i].to_numpy(dtype=float, na_value=np.nan)

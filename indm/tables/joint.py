@@ -405,7 +405,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # of a table without numbers
             net = MaskedMixtureMLP(shape, sizes, len(law.weight), self.width, self.depth, **options)
         net.set_mixture(*map(torch.from_numpy, (law.weight, law.mean, law.covariance, law.log_share)))
-        known = shape if law.mean.shape[1] else None  # of a table of categories alone there is no event
+        known = shape if law.mean.shape[1] else None  # a table of categories alone has no event
         return INDM(Identity(), ScoreModel(net, VPSDE(eps=EPS)), shape=known, condition=Vector(net.size))
 
     def _random_question(self, numbers: np.random.RandomState) -> tuple[Array, Array]:

@@ -370,7 +370,7 @@ class Components(NamedTuple):
         return gate[:, None] * learned, gate * divergence - fall * outwards
 
     def _closed(self) -> tuple[PerSample, Tensor, float]:
-        """How far the gate is on its way from open to closed, 0 to 1; the nearest component; the way's length.
+        """Position of the gate from open to closed, 0 to 1; the nearest component; the length of the way.
 
         The way is one of squared distances, which have a slope everywhere.
         """
