@@ -161,7 +161,7 @@ def test_both_estimators_have_one_mean_and_the_flow_one_gradient(case, pairs, pl
 
 @pytest.mark.parametrize("case", ["vp", "mixture"])
 def test_the_loss_is_the_mean_of_the_bound_term_by_term(case):
-    """Whose score and reconstruction terms are drawn apart from each other."""
+    """The bound draws its score and reconstruction terms apart from each other."""
     model = CASES[case](3)
     x = torch.randn(2000, 2, dtype=torch.float64, generator=seeded(1))
     with torch.no_grad():

@@ -96,7 +96,7 @@ class Trainer:
         self._seed_this_process()
 
     def _noise_levels(self) -> NoiseLevels | None:
-        """What draws noise levels where gradients are large; None where they are even."""
+        """The source of noise levels that are drawn where gradients are large; None where they are even."""
         is_even = (
             self.options.noise_levels == "even" or self.options.soft_truncation or not self.objective.takes("levels")
         )
