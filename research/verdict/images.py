@@ -1,5 +1,6 @@
 """The images of the study, in three splits, raw and with their classes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -8,24 +9,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from indm.workbench.data.base import load_data, stack
+from indm.workbench.data.base import Data, load_data, stack
 from research.data.cifar10 import Packed
+from research.data.emoji import load_emoji
 
-VALID, TEST = 2_000, 1_000  # images of these splits, the first ones
+VALID, TEST = 2_000, 2_000  # images of these splits, the first ones, or all where there are fewer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Images:
     """Raw images, uint8 (N, C, H, W), and their classes, int64 (N,).
 
     Args:
         train, valid, test: the images of a split.
-        classes: of the images, by the name of the split.
+        levels: of grey.
+        classes: of the images, by the name of the split; empty where they have none.
     """
 
     train: Tensor
     valid: Tensor
     test: Tensor
+    levels: int
     classes: dict[str, Tensor]
 
     @property
@@ -44,20 +48,28 @@ def halved(images: Tensor) -> Tensor:
 
 @cache
 def load(name: str, root: Path | None = None) -> Images:
-    """The images of a study: "cifar10-16" (means of 2×2 pixels), "cifar10-32" or "clothes-16".
+    """The images of a study.
 
     Args:
-        name: of the study.
-        root: the folder of ``cifar10.npz``, see :mod:`research.data.cifar10`.
+        name: "cifar10-16" (means of 2×2 pixels), "cifar10-32", "clothes-16", "digits-8" or "emoji-32".
+        root: the folder of ``cifar10.npz`` (:mod:`research.data.cifar10`) and ``emoji`` (:mod:`research.data.emoji`).
 
     Raises:
         ValueError: another name.
     """
-    if name not in ("cifar10-16", "cifar10-32", "clothes-16"):
-        raise ValueError(f'name must be "cifar10-16", "cifar10-32" or "clothes-16", got {name!r}')
-    data = load_data("fashion-mnist", size=16) if name == "clothes-16" else Packed(root=root).data()
+    sources: dict[str, Callable[[], Data]] = {
+        "cifar10-16": lambda: Packed(root=root).data(),
+        "cifar10-32": lambda: Packed(root=root).data(),
+        "clothes-16": lambda: load_data("fashion-mnist", size=16),
+        "digits-8": lambda: load_data("digits"),
+        "emoji-32": lambda: load_emoji(path=(root or Path()) / "emoji"),
+    }
+    if name not in sources:
+        raise ValueError(f"name must be one of {', '.join(sources)}, got {name!r}")
+    data = sources[name]()
     counts = {"train": None, "valid": VALID, "test": TEST}
     parts = {split: stack(getattr(data, split), n) for split, n in counts.items()}
     if name == "cifar10-16":
         parts = {split: halved(images) for split, images in parts.items()}
-    return Images(**parts, classes={split: data.labels[split][: len(images)] for split, images in parts.items()})
+    classes = {split: labels[: len(parts[split])] for split, labels in data.labels.items()}
+    return Images(**parts, levels=data.scaling.levels, classes=classes)
