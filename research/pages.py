@@ -28,7 +28,7 @@ from research.posteriors import study as posteriors
 from research.records import RECORDS, Records
 from research.tables import flow_worth, flows, imputation, laws, outliers, regression, student
 from research.translation import answers
-from research.verdict import costs, dial, final, glow, joint, losses, results, search
+from research.verdict import dial, joint, losses
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT / "research", ROOT / "docs")
@@ -77,16 +77,6 @@ SHOWN: dict[str, Callable[..., str]] = {
     "gallery": pretrained.gallery,
     "conditional": lambda: conditional.summary(of("conditional")),
     "cell": lambda *arguments: cell(*arguments),
-    "verdict-search": lambda: search.markdown(of("verdict-search")),
-    "verdict-inserted": lambda data: search.inserted_table(of("verdict-inserted", data=data)),
-    "verdict-final": lambda: final.markdown(of("verdict-final")),
-    "verdict-family": lambda: results.family_table(of("verdict-final")),
-    "verdict-measures": lambda data: results.measure_table(of("verdict-final"), data),
-    "verdict-parts": lambda data: results.part_table(of("verdict-final"), data),
-    "verdict-curve": lambda data: results.curve_table(of("verdict-final"), data),
-    "verdict-levels": lambda: final.level_table(of("verdict-search")),
-    "verdict-costs": lambda data: costs.markdown(of("verdict-costs", data=data)),
-    "verdict-glow": lambda: glow.markdown(of("verdict-glow")),
     "verdict-joint": lambda: joint.markdown(of("verdict-joint")),
     "verdict-losses": lambda: losses.markdown(of("verdict-losses")),
     "verdict-losses-deviations": lambda: losses.deviation_table(of("verdict-losses")),

@@ -12,7 +12,7 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,9 @@ from indm.score import ScoreModel
 from indm.sde import VPSDE
 from indm.tensors import evaluation_mode, event_size
 from indm.training import EMA, FlowUse, NoiseLevels, TrainingStep, learning_rate_factor, optimizer_step
+from indm.workbench.evaluation.statistics import Difference
 from research.lab.costs import costs_in_turns
+from research.markdown import with_error
 from research.records import RECORDS, Records, made_by
 from research.verdict.images import Images, load
 from research.verdict.measures import behaviour, displacement
@@ -85,7 +87,7 @@ class Model:
     """What stands in front of the network: the parts of the flow, whether they are trained, and what is searched.
 
     Args:
-        curve: "", "scale", "spline", "fixed" (the spline that makes the histogram of grey levels normal) or "frozen"
+        curve: "", "scale", "spline", "fixed" (the spline that brings single grey levels nearest to N(0, 1)) or "frozen"
             (the spline of the same seed's model "spline", as it is after its training).
         coupling: whether a coupling flow follows.
         alone: whether the flow is trained by its own likelihood, without a network.
@@ -177,15 +179,18 @@ def built(name: str, noise: str, images: Images, seed: int, curve: Tensor | None
     return INDM(flow, score, bare.scaling, bare.shape, bare.dequantization)
 
 
-class Course:
-    """A model in training."""
+def loss_of(model: INDM, name: str, setting: Setting) -> Callable[..., Any]:
+    """What the study minimises for a model."""
+    return flow_loss if MODELS[name].alone else partial(mle_loss, pairs=setting.pairs, levels=NoiseLevels(model.sde))
 
-    def __init__(self, model: INDM, name: str, setting: Setting):
+
+class Course:
+    """A model in training, by its rates and a loss, that of the study by default."""
+
+    def __init__(self, model: INDM, name: str, setting: Setting, loss: Callable[..., Any] | None = None):
         self.model, self.average, self.n = model.train(), EMA(model, DECAY), 0
-        alone, fixed = MODELS[name].alone, MODELS[name].is_fixed
-        levels = None if alone else NoiseLevels(model.sde)
-        loss = flow_loss if alone else partial(mle_loss, pairs=setting.pairs, levels=levels)
-        self.step_of = TrainingStep(model, Objective(loss))
+        self.step_of = TrainingStep(model, Objective(loss or loss_of(model, name, setting)))
+        fixed = MODELS[name].is_fixed
         self.use = FlowUse.FROZEN if fixed else FlowUse.TRAINED
         parts: dict[str, tuple[nn.Module | None, float]] = {"score": (model.score, setting.lr)}
         if not fixed:
@@ -244,7 +249,7 @@ def trained(job: Job, setting: Setting) -> tuple[INDM, dict[str, Any]]:
 
 @functools.lru_cache(maxsize=4)
 def fixed_curve(images: Images) -> Tensor:
-    """Parameters of the spline that makes single grey levels N(0, 1): the greatest likelihood of their histogram."""
+    """Parameters of the spline whose values are nearest to N(0, 1): the greatest likelihood of single grey levels."""
     generator = torch.Generator().manual_seed(0)
     raw = images.train.flatten()
     raw = raw[torch.randint(len(raw), (CURVE_ENTRIES,), generator=generator)][:, None].float()
@@ -364,6 +369,17 @@ def run(job: Job) -> None:
     if job.model in ("linear", "spline", "coupling") and job.noise == "uniform" and job.seed in DESCRIBED:
         row["behaviour"] = behaviour(model, images.test, job.seed)
     job.table.add(row | made_by(job.seed) | {"machine": machine()})
+
+
+# ── Tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def called(difference: Difference, values: list[float], form: str) -> str:
+    """The difference with its error, bold where it exceeds twice that and has one sign in all of several seeds."""
+    found = with_error(difference.difference, difference.standard_error, f"+{form}")
+    one_sign = min(values) > 0 or max(values) < 0
+    large = abs(difference.difference) > 2 * difference.standard_error
+    return f"**{found}**" if len(values) > 1 and one_sign and large else found
 
 
 def machine() -> str:

@@ -1,0 +1,98 @@
+"""The study of images: its models and their controls, the search, and the bound of a flow alone."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import kstest, truncnorm
+
+import indm
+from research.records import Records
+from research.verdict import pays
+from research.verdict.images import Images, halved
+from research.verdict.pays import MODELS, Job, Scale, Setting
+
+GENERATOR = torch.Generator().manual_seed(0)
+RAW = torch.randint(0, 256, (96, 1, 8, 8), dtype=torch.uint8, generator=GENERATOR)
+RAW[torch.rand(RAW.shape, generator=GENERATOR) < 0.5] = 0  # half of all entries are black
+IMAGES = Images(RAW[:64], RAW[64:80], RAW[80:], 256, {})
+
+
+@pytest.fixture
+def study(monkeypatch, tmp_path):
+    """The study on 64 small images, with few steps and tables of its own."""
+    for name in ("SEARCH", "COSTS", "TABLE"):
+        monkeypatch.setattr(pays, name, Records(tmp_path / f"{name}.csv"))
+    for name in MODELS:
+        for key in (name, f"{name}, pairs"):
+            pays.COSTS.at(data="small", step=key).add({"cost": 1.0})
+    monkeypatch.setattr(pays, "images_of", lambda data: IMAGES)
+    monkeypatch.setattr(pays, "TUNED", 1)
+    monkeypatch.setattr(pays, "CURVE_STEPS", 20)
+
+
+def test_images_are_halved_by_the_means_of_squares():
+    whole = torch.tensor([[[[0, 1, 8, 8], [2, 4, 8, 9], [1, 1, 0, 0], [1, 1, 0, 2]]]], dtype=torch.uint8)
+    assert halved(whole).tolist() == [[[[2, 8], [1, 0]]]]  # 7/4, 33/4, 1, ½ to the even level
+
+
+def test_a_scale():
+    flow, x = Scale(), torch.randn(3, 2, 4, 4)
+    flow.log_scale.data.fill_(math.log(2))
+    z, log_det = flow(x)
+    assert torch.allclose(z, 2 * x) and torch.allclose(flow.inverse(z), x)
+    assert torch.allclose(log_det, torch.full((3,), 32 * math.log(2)))
+
+
+def test_the_fixed_curve_makes_the_histogram_normal_in_its_range():
+    flow = indm.flows.ElementwiseFlow(IMAGES.shape)
+    flow.raw.data.copy_(pays.fixed_curve(IMAGES))
+    x = indm.Scaling.images(256).to_model(IMAGES.train, generator=torch.Generator().manual_seed(1))
+    z = flow.latent(x).flatten().detach()
+    within = truncnorm(-1.5, 1.5)  # the spline's range
+    before, after = (kstest(v, within.cdf).statistic for v in (x.flatten(), z))
+    assert after < 0.05 < 0.2 < before
+
+
+def test_all_models_of_a_seed_start_from_one_network():
+    first = pays.built("linear", "uniform", IMAGES, 3).score.state_dict()
+    for name in ("scale", "spline", "coupling", "fixed curve"):
+        own = pays.built(name, "uniform", IMAGES, 3).score.state_dict()
+        assert all(torch.equal(own[key], first[key]) for key in first)
+
+
+def test_jobs_are_whole_seeds_of_all_models():
+    jobs = [job for job in pays.jobs() if job.steps == pays.STEPS and job.noise == "uniform"]
+    assert len(jobs) == len(set(jobs)) == len(MODELS) * len(pays.STUDIES) * len(pays.SEEDS)
+    for place in range(0, len(jobs), len(MODELS)):
+        part = jobs[place : place + len(MODELS)]
+        assert len({(job.data, job.seed) for job in part}) == 1 and [job.model for job in part] == [*MODELS]
+
+
+@pytest.mark.usefixtures("study")
+def test_each_model_trains_and_the_frozen_curve_is_that_of_the_spline():
+    for name in MODELS:
+        pays.run(Job("small", name, "uniform", 2, 1))
+    rows = {row["model"]: row for row in pays.TABLE.rows()}
+    assert rows.keys() == MODELS.keys() and all(math.isfinite(row["bits"]) for row in rows.values())
+    frozen = pays.curve_of(Job("small", "frozen spline", "uniform", 2, 1), Setting())
+    assert frozen.tolist() == rows["spline"]["curve"] and frozen.abs().max() > 0
+    model, _ = pays.trained(Job("small", "frozen spline", "uniform", 2, 1), Setting())
+    assert torch.equal(model.flow.raw, frozen)
+
+
+@pytest.mark.usefixtures("study")
+def test_the_search_keeps_the_best_of_each_axis(monkeypatch):
+    bits = {"lr": {4e-3: 2.0, 8e-3: 1.0, 1.6e-2: 3.0}, "pairs": {False: 0.5, True: 0.0}}
+    monkeypatch.setattr(pays, "trial", lambda data, name, s: bits["lr"][s.lr] + bits["pairs"][s.pairs])
+    assert pays.chosen("small", "linear") == Setting(lr=8e-3, pairs=True)
+    assert pays.chosen("small", "scale") == Setting(lr=8e-3, pairs=True)
+
+
+def test_the_bound_of_a_flow_alone_is_its_likelihood():
+    model = pays.built("flow alone", "uniform", IMAGES, 0).eval()  # starts as N(0, I)
+    generator = torch.Generator().manual_seed(2)
+    x, log_q = model.from_data(IMAGES.test, generator=generator)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    expected = (log_q - normal.log_prob(x).flatten(1).sum(1)).mean().item()
+    assert pays.bound("flow alone", model, IMAGES.test).mean().item() == pytest.approx(expected, rel=1e-3)
