@@ -2,14 +2,16 @@
 
 import pytest
 import torch
-from closed_form import GaussianScore, within
+from closed_form import GaussianScore, gaussian, within
 from flow_tools import batched_jacobian
 from own_sde import EachEntry
 from random_models import FLOWS, close, make
 from torch.func import hessian, jacfwd, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from indm import INDM
 from indm.diffusion import NonlinearDiffusion
+from indm.flows import CouplingFlow
 from indm.linearization import linearize
 
 METHODS = ("drift", "divergence", "score", "generative_drift", "probability_flow")
@@ -53,6 +55,52 @@ def test_diffusion_is_g_times_the_inverse_jacobian(case):
     close(G.mT @ u, expected.mT @ columns(u))
     close(diffusion.dense_diffusion(x, t), expected)
     close(((G @ v) * u).flatten(1).sum(1), (v * (G.mT @ u)).flatten(1).sum(1))
+
+
+def curvature(metric, x, h=1e-3):
+    """The Gaussian curvature of a metric x ↦ (2, 2) at points (B, 2), by Brioschi's formula and central differences."""
+
+    def at(du, dv):
+        m = metric(x + h * x.new_tensor([du, dv]))
+        return torch.stack([m[:, 0, 0], m[:, 0, 1], m[:, 1, 1]])
+
+    E, F, G = at(0, 0)
+    Eu, Fu, Gu = (at(1, 0) - at(-1, 0)) / (2 * h)
+    Ev, Fv, Gv = (at(0, 1) - at(0, -1)) / (2 * h)
+    Evv, Guu = ((at(0, 1) - 2 * at(0, 0) + at(0, -1))[0] / h**2, (at(1, 0) - 2 * at(0, 0) + at(-1, 0))[2] / h**2)
+    Fuv = (at(1, 1) - at(1, -1) - at(-1, 1) + at(-1, -1))[1] / (4 * h**2)
+    zero = torch.zeros_like(E)
+
+    def det(*rows):
+        return torch.linalg.det(torch.stack([torch.stack(row, -1) for row in rows], -2))
+
+    first = det((-Evv / 2 + Fuv - Guu / 2, Eu / 2, Fu - Ev / 2), (Fv - Gu / 2, E, F), (Gv / 2, F, G))
+    second = det((zero, Ev / 2, Gu / 2), (Ev / 2, E, F), (Gu / 2, F, G))
+    return (first - second) / (E * G - F**2) ** 2
+
+
+def test_the_metric_of_the_volatility_is_flat():
+    """So a diffusion whose metric is curved, such as that of a sphere, is out of reach."""
+    torch.manual_seed(0)
+    flow = CouplingFlow((2,), depth=2, width=8, transform="affine").double().eval()
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    diffusion = NonlinearDiffusion(INDM(flow, gaussian("vp", (2,)), shape=(2,)))
+    x, t = 0.7 * torch.randn(3, 2, dtype=torch.float64), torch.full((3,), 0.4, dtype=torch.float64)
+
+    def metric(x):
+        G = diffusion.dense_diffusion(x, t)
+        return diffusion.model.sde.diffusion(t)[:, None, None] ** 2 * torch.linalg.inv(G @ G.mT)
+
+    def sphere(x):
+        return torch.diag_embed((4 / (1 + x.square().sum(1)) ** 2)[:, None].expand(-1, 2))
+
+    def bent(x):
+        return metric(x) + torch.diag_embed(x.flip(1).square())
+
+    assert torch.allclose(curvature(sphere, x), torch.ones(3).to(x), atol=1e-4)
+    assert curvature(bent, x).abs().min() > 0.01
+    assert torch.allclose(curvature(metric, x), torch.zeros(3).to(x), atol=1e-4)
 
 
 def laplacian_of_the_inverse(flow, x, iterative):
