@@ -41,7 +41,7 @@ from indm.tables.columns import (
     moments_of_most,
 )
 from indm.tables.encoding import DATES
-from indm.tables.fit import INTERRUPT, MARKS, VALIDATION_ROWS, Training, at, is_gain, race, train
+from indm.tables.fit import INTERRUPT, MARKS, VALIDATION_ROWS, Training, at, is_gain, race
 from indm.tables.mixture import COMPONENTS, Mixture, best_mixture, bounded
 from indm.tables.networks import Components, MixtureMLP
 from indm.tables.student import USUALLY_UNKNOWN, Student
@@ -587,9 +587,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             latents = torch.from_numpy(self.columns_.latents(rows, c)).float()
         held = torch.from_numpy(self.columns_.latents(held_rows, c_held)).float()
         parts = held, torch.from_numpy(c_held).float()
-        trainings = []
-        for mixture in mixtures:
-            trainings.append(Training(self._build(mixture), *parts, self.learning_rate, self.weight_decay, repeats))
+        options = self.learning_rate, self.weight_decay, repeats
+        trainings = [Training(self._build(mixture), *parts, *options) for mixture in mixtures]
 
         def batch(i: Tensor) -> tuple[Tensor, Tensor]:
             if len(self._whole):
@@ -598,10 +597,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 return torch.from_numpy(self.columns_.latents(noisy, c[i.numpy()])).float(), c_train[i]
             return latents[i], c_train[i]
 
-        def run(training: Training) -> Iterator[None]:
-            return train(training, batch, len(rows), self.batch_size, self.max_steps, deadline)
-
-        best = race(trainings, run, deadline)
+        best = race(trainings, batch, len(rows), self.batch_size, self.max_steps, deadline)
         gain, error = best.gain(trainings[0].start)
         if self.verbose:
             print(
@@ -702,9 +698,7 @@ def check_options(estimator: Any) -> None:
     """ValueError for an option of a fit that is out of range."""
     optional = {} if estimator.max_components is None else {"max_components": 1}
     for name, least in (optional | dict(max_steps=0, width=1, depth=1, batch_size=1, draws=2)).items():
-        value = getattr(estimator, name)
-        if not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        check_count(getattr(estimator, name), name, least)
     for name in ("max_seconds", "learning_rate"):
         value = getattr(estimator, name)
         if not isinstance(value, int | float | np.number) or not value > 0:
@@ -717,10 +711,10 @@ def check_options(estimator: Any) -> None:
         )
 
 
-def check_count(n: Any, name: str) -> None:
-    """ValueError for other than a whole number of at least 1."""
-    if not isinstance(n, int | np.integer) or n < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {n!r}")
+def check_count(n: Any, name: str, least: int = 1) -> None:
+    """ValueError for other than a whole number of at least ``least``."""
+    if not isinstance(n, int | np.integer) or n < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {n!r}")
 
 
 def is_frame(table: Any) -> bool:

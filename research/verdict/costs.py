@@ -34,7 +34,7 @@ def measure(data: str, images: Images, variants: Sequence[Variant]) -> None:
     if not missing:
         return
     phases = {"linear": phase_of(Variant(), "without", images.shape)} | missing
-    steps = {key: lambda phase=phase: phase.step(next(source), 0.1) for key, phase in phases.items()}
+    steps = {key: lambda phase=phase: phase.train_on(next(source), 0.0) for key, phase in phases.items()}
     rows = costs_in_turns(steps, "linear")
     for key in missing:
         TABLE.at(data=data, step=key).add(rows[key])

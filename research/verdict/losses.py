@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from indm import INDM, mle_loss
 from indm.objective import Objective, constant_part, denoising_error, extended_clock, prior_term
 from indm.tensors import event_size, randn_like
-from indm.training import NoiseLevels, TrainingStep, learning_rate_factor
+from indm.training import NoiseLevels, TrainingStep, course
 from indm.workbench.evaluation.statistics import over_seeds, paired_by_examples
 from research.lab.costs import costs_in_turns
 from research.markdown import in_table, with_error
@@ -22,7 +22,7 @@ from research.records import RECORDS, Records, made_by
 from research.verdict.images import Images, load
 from research.verdict.results import called
 from research.verdict.search import bound
-from research.verdict.training import BATCH, FALL, Phase, batches
+from research.verdict.training import BATCH, Phase, batches
 from research.verdict.variants import Variant, with_flow, without_flow
 
 TABLE, COSTS = Records(RECORDS / "verdict-losses.csv"), Records(RECORDS / "verdict-losses-costs.csv")
@@ -92,7 +92,7 @@ def measure_costs(data: str, images: Images) -> dict[str, float]:
         for arm in ARMS:
             if (name := f"{variant}, {arm}") == unit or name not in known:
                 phase, source = started(variant, arm, images.shape), batches(images.train, 0, ARMS[arm].rows)
-                steps[name] = lambda phase=phase, source=source: phase.step(next(source), 0.1)
+                steps[name] = lambda phase=phase, source=source: phase.train_on(next(source), 0.0)
     if len(steps) > 1:
         for name, row in costs_in_turns(steps, unit).items():
             if name not in known:
@@ -108,9 +108,9 @@ def run(job: Job, root: Path | None) -> None:
     steps = round(STEPS / measure_costs(data, images)[f"{variant}, {arm}"])
     torch.manual_seed(seed)
     phase, source = started(variant, arm, images.shape), batches(images.train, seed, ARMS[arm].rows)
-    for n in range(steps):
-        phase.step(next(source), learning_rate_factor(n, n / steps, 0, FALL))
-    row: dict[str, Any] = {"steps": steps} | bound(phase.average.model, images.test) | made_by(seed)
+    for progress in course(steps):
+        phase.train_on(next(source), progress)
+    row: dict[str, Any] = {"steps": steps} | bound(phase.ema.model, images.test) | made_by(seed)
     if arm == "plain":
         row["deviations"] = {name: deviations(phase.model, name, images.train) for name in ARMS}
     at(job).add(row)

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 import indm
 from indm.flows import Compose
 from indm.model import INDM
-from indm.training import EMA, FlowUse, TrainingStep, learning_rate_factor
+from indm.training import Descent, FlowUse, TrainingStep, course, learning_rate_factor
 from research.verdict.variants import Variant, with_flow, without_flow
 
 BATCH, CLIP, DECAY, BETAS = 32, 1.0, 0.999, (0.9, 0.99)
@@ -21,8 +22,8 @@ NOISE_RATE = 3e-3  # of learned noise
 Costs = Mapping[str, float]  # of a step, by the key of Phase.cost_key
 
 
-class Phase:
-    """A model in training, with its optimizer and its average.
+class Phase(Descent):
+    """A model in training.
 
     Args:
         model: the model.
@@ -31,39 +32,40 @@ class Phase:
     """
 
     def __init__(self, model: INDM, variant: Variant, loss: Callable = indm.mle_loss):
-        self.model, self.use = model.train(), FlowUse.TRAINED
-        self.loss = TrainingStep(model, indm.Objective(loss))
-        self.optimizer = torch.optim.AdamW(groups_of(model, variant), betas=BETAS, weight_decay=0.0)
-        self.average, self.steps = EMA(model, DECAY), 0
+        optimizer = torch.optim.AdamW(groups_of(model, variant), betas=BETAS, weight_decay=0.0)
+        super().__init__(model.train(), optimizer, DECAY, CLIP)
+        self.loss, self.use = TrainingStep(model, indm.Objective(loss)), FlowUse.TRAINED
 
     def freeze(self) -> None:
         """Train the score alone from now on."""
         self.use = FlowUse.FROZEN
 
-    def step(self, raw: Tensor, factor: float) -> float:
-        """One step on raw images at rates of ``factor`` times the highest ones; the loss."""
-        loss = self.loss(raw, flow_use=self.use)[0]
+    def train_on(self, raw: Tensor, progress: float) -> float:
+        """One step on raw images, when that share of the run is over; the loss."""
+        factor = learning_rate_factor(self.step, progress, WARMUP, FALL)
+        return self.advance(partial(self._gradients, raw), factor)["loss"].item()
+
+    def _gradients(self, raw: Tensor) -> dict[str, Tensor]:
+        loss, _ = self.loss(raw, flow_use=self.use)
         loss.backward()
-        self.steps += 1
-        rise = min(1.0, self.steps / WARMUP)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["rate"] * factor * rise
-            nn.utils.clip_grad_norm_(group["params"], CLIP)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.average.update(self.model, self.steps)
-        return loss.item()
+        return {"loss": loss.detach()}
 
 
 def groups_of(model: INDM, variant: Variant) -> list[dict[str, Any]]:
     """The parameters that are trained, with the rate of each part."""
     first, entering = parts_of_flow(model, variant)
-    rates = {model.score: variant.lr, first: variant.spline_lr, entering: variant.lr * variant.flow_share}
-    weights = {part: [p for p in part.parameters() if p.requires_grad] for part in rates if part is not None}
-    if model.dequantization is not None:
-        rates[model.dequantization] = NOISE_RATE
-        weights[model.dequantization] = list(model.dequantization.parameters())
-    return [{"params": params, "rate": rates[part]} for part, params in weights.items() if params]
+    parts = {
+        "score": (model.score, variant.lr),
+        "spline": (first, variant.spline_lr),
+        "entering": (entering, variant.lr * variant.flow_share),
+        "noise": (model.dequantization, NOISE_RATE),
+    }
+    groups = [
+        {"name": name, "params": [p for p in part.parameters() if p.requires_grad], "lr": rate}
+        for name, (part, rate) in parts.items()
+        if part is not None
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def parts_of_flow(model: INDM, variant: Variant) -> tuple[nn.Module | None, nn.Module | None]:
@@ -122,17 +124,17 @@ def train(
     source, spent, losses = batches(images, seed), 0.0, []
     enters, freezes = round(variant.enters * steps), round((1 - variant.frozen) * steps)
     phase = Phase(without_flow(variant, tuple(images.shape[1:])), variant)
-    for n in range(steps):
+    for n, progress in enumerate(course(steps)):
         if n == enters and (n or variant.family):
             phase = Phase(with_flow(phase.model, variant) if variant.family else phase.model, variant)
         if n == freezes:
             phase.freeze()
         started = time.process_time()
-        losses.append(phase.step(next(source), learning_rate_factor(n, n / steps, 0, FALL)))
+        losses.append(phase.train_on(next(source), progress))
         spent += time.process_time() - started
         if look and n + 1 in look:
-            look[n + 1](phase.average.model)
-    averaged: Any = phase.average.model
+            look[n + 1](phase.ema.model)
+    averaged: Any = phase.ema.model
     last = INDM(phase.model.flow, averaged.score, averaged.scaling, averaged.shape, averaged.dequantization).eval()
     not_finite = sum(not math.isfinite(loss) for loss in losses)
     return averaged, last, {"steps": steps, "cpu_seconds": round(spent, 1), "not_finite": not_finite}

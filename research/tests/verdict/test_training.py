@@ -64,7 +64,7 @@ def test_the_1x1_convolutions_mix_what_they_may(mixing):
     variant = replace(SMALL, mixing=mixing)
     phase = Phase(with_flow(without_flow(variant, SHAPE), variant), variant)
     for _ in range(3):
-        phase.step(IMAGES[:8], 1.0)
+        phase.train_on(IMAGES[:8], 0.0)
     (mix, *_) = [layer for layer in phase.model.flow.modules() if isinstance(layer, InvertibleLinear)]
     x = torch.zeros(1, 12, 1, 1)
     jacobian = torch.autograd.functional.jacobian(lambda x: mix(x)[0], x).reshape(12, 12).abs() > 1e-7
@@ -83,18 +83,18 @@ def test_a_residual_flow_has_the_gradients_of_all_images():
 
 def test_the_score_alone_is_trained_behind_a_frozen_flow():
     phase = Phase(with_flow(without_flow(SMALL, SHAPE), SMALL), SMALL)
-    phase.step(IMAGES[:8], 1.0)
+    phase.train_on(IMAGES[:8], 0.0)
     phase.freeze()
     before = {name: value.clone() for name, value in phase.model.state_dict().items()}
-    phase.step(IMAGES[:8], 1.0)
+    phase.train_on(IMAGES[:8], 0.0)
     moved = {name.split(".")[0] for name, value in phase.model.state_dict().items() if not value.equal(before[name])}
     assert moved == {"score"}
 
 
 def test_each_part_has_its_rate():
     phase = Phase(with_flow(without_flow(SMALL, SHAPE), SMALL), replace(SMALL, spline_lr=0.5, flow_share=0.1))
-    assert [group["rate"] for group in phase.optimizer.param_groups] == [1e-2, 0.5, pytest.approx(1e-3)]
-    phase.step(IMAGES[:8], 0.5)
+    assert phase.rates == [1e-2, 0.5, pytest.approx(1e-3)]
+    phase.train_on(IMAGES[:8], 0.75)
     assert phase.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * 0.5 / 100)  # the first of 100 steps of warm-up
 
 
@@ -127,7 +127,7 @@ def test_without_a_flow_the_optimizer_and_the_average_are_fresh_at_that_share(en
     made = []
     monkeypatch.setattr("research.verdict.training.Phase", lambda *parts: made.append(Phase(*parts)) or made[-1])
     train(replace(SMALL, family=None, enters=enters), IMAGES, 4, 0)
-    assert [phase.steps for phase in made] == ([4] if phases == 1 else [2, 2])
+    assert [phase.step for phase in made] == ([4] if phases == 1 else [2, 2])
     assert len({id(phase.model) for phase in made}) == 1 and len({id(phase.optimizer) for phase in made}) == phases
 
 
