@@ -219,8 +219,7 @@ class Descent:
                 terms[f"{group['name']}_grad_norm"] = nn.utils.clip_grad_norm_(group["params"], self.clip)
         finite = torch.stack([value.isfinite() for value in terms.values()]).all()
         skipped = total((~finite).float()).clamp_max(1.0)
-        is_fused = self.optimizer.defaults.get("fused")
-        if is_fused:
+        if is_fused := self.optimizer.defaults.get("fused"):
             self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         if is_fused or not skipped:
             self.optimizer.step()
@@ -239,9 +238,6 @@ def course(
     """The share of a training that is over before each step, until all ``steps`` are made or the ``deadline`` is there.
 
     ``clock`` gives seconds, by default those of :func:`time.perf_counter`.
-
-        >>> list(course(steps=4))
-        [0.0, 0.25, 0.5, 0.75]
     """
     clock = clock or time.perf_counter
     started, step = clock(), 0

@@ -414,8 +414,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         if self.n_models is None:  # few rows are soon overfitted, many take time
             in_time = max(1, min(MODELS, int(self.max_seconds / SECONDS_OF_A_MODEL)))
             return MODELS if rows <= FEW_ROWS else in_time if rows <= MORE_ROWS else 1
-        if self.n_models < 1:
-            raise ValueError(f"n_models must be at least 1, or None for as suits the rows, got {self.n_models!r}")
+        require(self.n_models >= 1, "n_models", self.n_models, "at least 1, or None for as suits the rows")
         return self.n_models
 
     def _check_whole(self, X: np.ndarray) -> None:
@@ -701,20 +700,15 @@ def check_options(estimator: Any) -> None:
         check_count(getattr(estimator, name), name, least)
     for name in ("max_seconds", "learning_rate"):
         value = getattr(estimator, name)
-        if not isinstance(value, int | float | np.number) or not value > 0:
-            raise ValueError(f"{name} must be a positive number, got {value!r}")
-    if not 0 <= estimator.dropout < 1:
-        raise ValueError(f"dropout must be a share below 1, got {estimator.dropout!r}; 0.1 is usual")
-    if not 0 < estimator.validation_fraction <= 0.5:
-        raise ValueError(
-            f"validation_fraction must be above 0 and at most 0.5, got {estimator.validation_fraction!r}; 0.1 is usual"
-        )
+        require(isinstance(value, int | float | np.number) and bool(value > 0), name, value, "a positive number")
+    dropout, held = estimator.dropout, estimator.validation_fraction
+    require(0 <= dropout < 1, "dropout", dropout, "a share below 1", "0.1 is usual")
+    require(0 < held <= 0.5, "validation_fraction", held, "above 0 and at most 0.5", "0.1 is usual")
 
 
 def check_count(n: Any, name: str, least: int = 1) -> None:
     """ValueError for other than a whole number of at least ``least``."""
-    if not isinstance(n, int | np.integer) or n < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {n!r}")
+    require(isinstance(n, int | np.integer) and bool(n >= least), name, n, f"a whole number of at least {least}")
 
 
 def is_frame(table: Any) -> bool:
@@ -899,8 +893,7 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
     density, too. It has a mass below exp(−FAR²/2) = 2e-22 there. A row that cannot be solved in double precision either
     has the mixture's density, and an infinite error.
     """
-    if not tol > 0:
-        raise ValueError(f"tol must be positive, got {tol!r}")
+    require(tol > 0, "tol", tol, "positive")
     mixture = mixture_of(model, z)
     found, is_beyond = mixture.log_prob(), mixture.gate() == 0
     if model.score.backbone.is_mixture:

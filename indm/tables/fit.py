@@ -69,8 +69,7 @@ class Training(Descent):
 
     def __post_init__(self):
         group = {"name": "model", "params": list(self.model.parameters()), "weight_decay": self.weight_decay}
-        optimizer = torch.optim.AdamW([group], self.learning_rate, betas=BETAS, fused=True)
-        super().__init__(self.model, optimizer, EMA_DECAY, CLIP)
+        super().__init__(self.model, torch.optim.AdamW([group], self.learning_rate, BETAS, fused=True), EMA_DECAY, CLIP)
         self.clock = NoiseLevels(self.model.sde)
         self._switch_columns(is_off=True)
         self.model.score.backbone.mlp.output.register_forward_pre_hook(self._keep)
@@ -171,15 +170,13 @@ def at(model: Any, c: Tensor) -> Any:
     return model.given(c) if c.shape[1] else model
 
 
-def race(
-    trainings: Sequence[Training], rows: Rows, n: int, batch_size: int, max_steps: int, deadline: float
-) -> Training:
+def race(trainings: Sequence[Training], rows: Rows, n: int, size: int, max_steps: int, deadline: float) -> Training:
     """:func:`train` several in turn for a while, and the one of the best validation to its end.
 
     An interrupt ends it, and the best so far is kept.
     """
     until = time.perf_counter() + RACE_SHARE * (deadline - time.perf_counter())
-    runs = [train(training, rows, n, batch_size, max_steps, deadline) for training in trainings]
+    runs = [train(training, rows, n, size, max_steps, deadline) for training in trainings]
     going = list(range(len(runs))) if len(runs) > 1 else []
 
     def leader() -> Training:

@@ -687,19 +687,18 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         x, codes = self.encoding_.encoded(X)
         is_there = ~are_missing(X)
         questions = self._posed(~is_there, is_there & known, (x, codes))
-        z, drawn = self._drawn((x, codes), questions, self.sampling_steps_ if steps is None else steps, numbers)
-        table = self.encoding_.table(z, drawn)
+        table = self.encoding_.table(*self._drawn((x, codes), questions, steps, numbers))
         absent = [column.is_absent for column in self.encoding_.columns]
         found = np.where(is_there, X.astype(object), table)
         return found if is_there[:, absent].any() else found.astype(table.dtype)  # it may have entries of any kind
 
     def _drawn(
-        self, rows: tuple[Array, Array], questions: Questions, steps: int, numbers: np.random.RandomState
+        self, rows: tuple[Array, Array], questions: Questions, steps: int | None, numbers: np.random.RandomState
     ) -> tuple[Array, Array]:
         """Latents, NaN where a spike was drawn, and codes of asked columns, given ``rows``; NaN and −1 in others."""
         model = copy.deepcopy(self.model_).float()
         net: MaskedMixtureMLP = model.score.backbone
-        x, codes = rows[0], rows[1].copy()
+        x, codes, steps = rows[0], rows[1].copy(), self.sampling_steps_ if steps is None else steps
         z = self._latents(x)
         known = questions.given_codes.copy()
         for j in range(known.shape[1]):

@@ -66,7 +66,6 @@ class JointConditional(JointDensityEstimator):
     def sample(self, n_samples: int = 1, random_state: Any = None, *, c: Array, steps: int | None = None) -> Array:
         x, codes = self.encoding_.encoded(self._joined(np.full((n_samples, self._d), np.nan), c))
         questions = self._posed(*self._masks(len(x)), (x, codes))
-        steps = self.sampling_steps_ if steps is None else steps
         drawn = self._drawn((x, codes), questions, steps, check_random_state(random_state))
         return self.encoding_.table(*drawn)[:, : self._d].astype(float)
 

@@ -132,7 +132,6 @@ class Student(nn.Module):
             F.smooth_l1_loss(self(v[i]), beyond[i], beta=KINK).backward()
             return {}
 
-        group = {"name": "student", "params": list(self.parameters())}
-        descent = Descent(self, torch.optim.AdamW([group], RATE))
+        descent = Descent(self, torch.optim.AdamW([{"name": "student", "params": list(self.parameters())}], RATE))
         for progress in course(steps, deadline):
             descent.advance(gradients, learning_rate_factor(descent.step, progress, 0, DECAY))

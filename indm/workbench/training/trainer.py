@@ -50,7 +50,7 @@ from indm.workbench.training.parts import (
 Draw = Callable[..., Tensor]  # (x, generator) or, of a model with a condition, (x, generator, c) ↦ nats, (B,)
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
 SEED_STRIDE = 1_000_003  # between the seeds of processes and of batches
-KEPT = ("step", "seconds", "pretraining", "squares")  # by a checkpoint, beside weights, moments and random states
+KEPT = ("step", "seconds", "pretraining")  # by a checkpoint, beside weights, moments and random states
 
 
 class Trainer(Descent):
@@ -102,16 +102,6 @@ class Trainer(Descent):
         )
         known = base_of(self.model.score) is not None and decoder_of(self.model) is None
         return None if is_even or not known or count_parameters(self.model.sde) else NoiseLevels(self.model.sde)
-
-    @property
-    def squares(self) -> Tensor | None:
-        """The state of :attr:`levels`."""
-        return None if self.levels is None else self.levels.squares
-
-    @squares.setter
-    def squares(self, squares: Tensor | None) -> None:
-        if self.levels is not None and squares is not None:
-            self.levels.squares = squares
 
     def _seed_this_process(self) -> None:
         torch.manual_seed(self.options.seed + 1 + self.step + SEED_STRIDE * self.accelerator.process_index)
@@ -252,10 +242,7 @@ class Trainer(Descent):
             yield terms, before
 
     def train_step(self, batches: Iterator[Tensor]) -> dict[str, Tensor]:
-        """One optimizer step; the loss, its terms in nats (means over the batch) and the gradient norms.
-
-        Where one of them is not finite on any process, model and optimizer stay as they are, and ``skipped`` is 1.
-        """
+        """One optimizer step, see :meth:`advance`; the terms are in nats, means over the batch."""
         self.pretraining = self.pretraining and self.progress < self.options.pretrain  # the flow stays once it is in
         conditions = self.conditions()
         gradients = partial(self.forward_backward, batches, conditions)
@@ -336,6 +323,7 @@ class Trainer(Descent):
             "optimizer": self.optimizer.state_dict(),
             "random": gather_object([random_states(self.accelerator.device)]),  # of each process
             "log": log or {},
+            "squares": self.levels and self.levels.squares,
             **{name: getattr(self, name) for name in KEPT},
         }
         if self.accelerator.is_main_process:
@@ -366,6 +354,8 @@ class Trainer(Descent):
         self.optimizer.load_state_dict(state["optimizer"])
         for name in KEPT:
             setattr(self, name, state[name])
+        if self.levels is not None and state["squares"] is not None:
+            self.levels.squares = state["squares"]
         if len(state["random"]) == self.accelerator.num_processes:
             restore_random_states(state["random"][self.accelerator.process_index], self.accelerator.device)
         else:

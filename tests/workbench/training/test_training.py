@@ -543,8 +543,8 @@ def test_noise_levels_are_drawn_where_gradients_are_large_and_kept_by_a_checkpoi
         pass
     assert (trainer.levels is None) == is_even
     if not is_even:
-        assert trainer.squares.unique().numel() > 4
+        assert trainer.levels.squares.unique().numel() > 4
         trainer.save(tmp_path)
         other = Trainer(recipe, load_data("digits"), Accelerator())
         other.load(tmp_path)
-        assert torch.equal(other.squares, trainer.squares)
+        assert torch.equal(other.levels.squares, trainer.levels.squares)
