@@ -143,13 +143,12 @@ def reconstruction_term(score, z: Float[Tensor, "batch *event"], noise: Float[Te
 
 def denoising_error(score, z: Tensor, t: Tensor, noise: Tensor, rate: Tensor | None = None) -> Tensor:
     """D(t) = ½‖noise + σ_t s_θ(α_t z + σ_t noise, t)‖², (B,), entries weighted by ``rate`` where given."""
-    return _error_at(score, score.sde.kernel(t), z, t, noise, rate)
+    return half_square(noise_error(score, score.sde.kernel(t), z, t, noise), rate)
 
 
-def _error_at(score, kernel: Kernel, z: Tensor, t: PerSample, noise: Tensor, rate: Tensor | None) -> PerSample:
-    """:func:`denoising_error` under the kernel at ``t``."""
-    difference = noise_error(score, kernel, z, t, noise)
-    return 0.5 * squared_norm(difference if rate is None else expand_like(rate, difference).sqrt() * difference)
+def half_square(error: Batch, rate: Tensor | None = None) -> PerSample:
+    """½‖error‖², (B,), entries weighted by ``rate`` where given."""
+    return 0.5 * squared_norm(error if rate is None else expand_like(rate, error).sqrt() * error)
 
 
 def noise_error(score, kernel: Kernel, z: Batch, t: PerSample, noise: Batch) -> Batch:
@@ -212,7 +211,7 @@ def nelbo(
     pairs = list(zip(strata, noises, strict=False))
     if ancestral is None:
         places = ((sde.kernel(t), t, noise) for t, noise in pairs)
-        drawn = [_error_at(score, kernel, z, t, noise, kernel.rate) for kernel, t, noise in places]
+        drawn = [half_square(noise_error(score, kernel, z, t, noise), kernel.rate) for kernel, t, noise in places]
     else:
         steps = [(_step_around(sde, t, ancestral), noise) for t, noise in pairs]
         pairs = [(t, noise) for (t, _), noise in steps]
@@ -524,8 +523,8 @@ def _drawn(
     """The denoising error at times t, above that of the score's base where that ``is_known``, (B,), by the noise or by
     ``pairs`` of it; and ‖n − ε̂‖², of pairs that of the mean, whose root is the size of a gradient."""
     if pairs:
-        score = with_context(score, tuple(torch.cat([c, c]) for c in context_of(score)))
-        z, t, at_end, noise = (torch.cat(both) for both in ((z, z), (t, t), (at_end, at_end), (noise, -noise)))
+        noise, z, t, at_end, *context = in_pairs(noise, z, t, at_end, *context_of(score))
+        score = with_context(score, tuple(context))
     kernel = score.sde.kernel(t)
     if is_known:
         known, added = score.noise_parts(kernel.perturb(z, noise), t)
@@ -534,10 +533,15 @@ def _drawn(
     else:
         rate = torch.where(expand_like(at_end, kernel.rate), 1.0, kernel.rate)  # the reconstruction: each entry once
         error = noise_error(score, kernel, z, t, noise)
-        value = 0.5 * squared_norm(expand_like(rate, error).sqrt() * error)
+        value = half_square(error, rate)
     if pairs:
         value, error = value.unflatten(0, (2, -1)).mean(0), error.unflatten(0, (2, -1)).mean(0)
     return value, squared_norm(error)
+
+
+def in_pairs(noise: Batch, *rows: Tensor) -> list[Tensor]:
+    """n and −n of each row of ``noise``, (2 B, …), and ``rows`` (B, …) for both."""
+    return [torch.cat([noise, -noise]), *(torch.cat([part, part]) for part in rows)]
 
 
 def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:

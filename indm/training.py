@@ -1,7 +1,9 @@
-"""One step of training: the pass, the update of the weights and their moving average, and the schedules."""
+"""What every training shares: the pass, the update of the weights and their moving average, and the schedules."""
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -161,44 +163,87 @@ class EMA:
                 averaged.copy_(current)
 
 
-def optimizer_step(
-    model: nn.Module,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-    n: int,
-    forward_backward: Callable[[], dict[str, Tensor]],
-    clip: float,
-    total: Callable[[Tensor], Tensor] = lambda value: value,
-) -> dict[str, Tensor]:
-    """Step ``n`` (from 1) of an optimizer and of the average: the terms, the gradient norms, and ``skipped``.
+class Descent:
+    """A model in training, with its optimizer, its average and its number of steps.
 
-    Where a term or a norm is not finite on any process, ``skipped`` is 1, and model and optimizer stay as they are.
-    The fused optimizer sees to that on the device, so that the host need not wait for it; the average still moves
-    towards the weights.
+    Args:
+        model: the model.
+        optimizer: of the parameters, in groups that have names, each at its highest rate.
+        decay: of the average ``ema``, see :class:`EMA`; with 0 it equals the weights.
+        clip: the largest norm of the gradient of a group.
 
-    ``forward_backward`` computes the gradients and returns the terms of the loss. ``clip`` is the largest norm of the
-    gradient of a group of the optimizer, whose groups have names. ``total`` sums a number over processes.
+    Example: the mean of numbers minimises their squared distance.
+
+        >>> model, x = nn.Linear(1, 1), torch.tensor([[1.0], [2.0], [6.0]])
+        >>> def gradients():
+        ...     (model(0 * x) - x).square().mean().backward()
+        ...     return {}
+        >>> group = {"name": "model", "params": list(model.parameters())}
+        >>> descent = Descent(model, torch.optim.Adam([group], lr=0.1, fused=True))
+        >>> for progress in course(steps=200):
+        ...     _ = descent.advance(gradients, learning_rate_factor(descent.step, progress, warmup=10, decay=0.5))
+        >>> descent.step, round(model.bias.item(), 2)
+        (200, 3.0)
     """
-    buffers = [  # what a pass changes, such as a batch norm's statistics, in place or by another tensor
-        (module, name, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()  # not by named_buffers: of small networks it is a fifth of a step
-        if buffer is not None
-    ]
-    terms = forward_backward()
-    for group in optimizer.param_groups:
-        if any(p.grad is not None for p in group["params"]):
-            terms[f"{group['name']}_grad_norm"] = torch.nn.utils.clip_grad_norm_(group["params"], clip)
-    finite = torch.stack([value.isfinite() for value in terms.values()]).all()
-    skipped = total((~finite).float()).clamp_max(1.0)
-    optimizer.found_inf = skipped  # type: ignore[attr-defined]
-    optimizer.step()
-    for module, name, before in buffers:
-        after = module.get_buffer(name)
-        after.copy_(torch.where(skipped > 0, before, after))
-    optimizer.zero_grad(set_to_none=True)
-    ema.update(model, n)
-    return terms | {"skipped": skipped}
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, decay: float = 0.0, clip: float = math.inf):
+        self.model, self.optimizer, self.ema, self.clip, self.step = model, optimizer, EMA(model, decay), clip, 0
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+
+    def advance(
+        self,
+        gradients: Callable[[], dict[str, Tensor]],
+        factor: float | Callable[[str], float],
+        total: Callable[[Tensor], Tensor] = lambda value: value,
+    ) -> dict[str, Tensor]:
+        """Make a step; the terms of the loss, the gradient norm of each group, and ``skipped``.
+
+        Where a term or a norm is not finite on any process, ``skipped`` is 1, and model and optimizer stay as they are.
+        A fused optimizer sees to that on the device, so that the host need not wait for it. The average still moves
+        towards the weights.
+
+        ``gradients`` computes them and returns the terms. ``factor`` is the share of the highest rates, for all groups
+        or by their names. ``total`` sums a number over processes.
+        """
+        buffers = [  # what a pass changes, such as a batch norm's statistics, in place or by another tensor
+            (module, name, buffer.clone())
+            for module in self.model.modules()
+            for name, buffer in module._buffers.items()  # named_buffers takes a fifth of a step of small networks
+            if buffer is not None
+        ]
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * (factor(group["name"]) if callable(factor) else factor)
+        terms = gradients()
+        for group in self.optimizer.param_groups:
+            if any(p.grad is not None for p in group["params"]):
+                terms[f"{group['name']}_grad_norm"] = nn.utils.clip_grad_norm_(group["params"], self.clip)
+        finite = torch.stack([value.isfinite() for value in terms.values()]).all()
+        skipped = total((~finite).float()).clamp_max(1.0)
+        if is_fused := self.optimizer.defaults.get("fused"):
+            self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        if is_fused or not skipped:
+            self.optimizer.step()
+        for module, name, before in buffers:
+            after = module.get_buffer(name)
+            after.copy_(torch.where(skipped > 0, before, after))
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.ema.update(self.model, self.step)
+        return terms | {"skipped": skipped}
+
+
+def course(
+    steps: float = math.inf, deadline: float = math.inf, clock: Callable[[], float] | None = None
+) -> Iterator[float]:
+    """The share of a training that is over before each step, until all ``steps`` are made or the ``deadline`` is there.
+
+    ``clock`` gives seconds, by default those of :func:`time.perf_counter`.
+    """
+    clock = clock or time.perf_counter
+    started, step = clock(), 0
+    while (progress := max(step / steps, (clock() - started) / max(deadline - started, 1e-9))) < 1:
+        yield progress
+        step += 1
 
 
 def learning_rate_factor(step: int, progress: float, warmup: float, decay: float) -> float:

@@ -41,7 +41,7 @@ from indm.tables.columns import (
     moments_of_most,
 )
 from indm.tables.encoding import DATES
-from indm.tables.fit import INTERRUPT, MARKS, VALIDATION_ROWS, Training, at, is_gain, race, train
+from indm.tables.fit import INTERRUPT, MARKS, VALIDATION_ROWS, Training, at, is_gain, race
 from indm.tables.mixture import COMPONENTS, Mixture, best_mixture, bounded
 from indm.tables.networks import Components, MixtureMLP
 from indm.tables.student import USUALLY_UNKNOWN, Student
@@ -414,8 +414,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         if self.n_models is None:  # few rows are soon overfitted, many take time
             in_time = max(1, min(MODELS, int(self.max_seconds / SECONDS_OF_A_MODEL)))
             return MODELS if rows <= FEW_ROWS else in_time if rows <= MORE_ROWS else 1
-        if self.n_models < 1:
-            raise ValueError(f"n_models must be at least 1, or None for as suits the rows, got {self.n_models!r}")
+        require(self.n_models >= 1, "n_models", self.n_models, "at least 1, or None for as suits the rows")
         return self.n_models
 
     def _check_whole(self, X: np.ndarray) -> None:
@@ -587,9 +586,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             latents = torch.from_numpy(self.columns_.latents(rows, c)).float()
         held = torch.from_numpy(self.columns_.latents(held_rows, c_held)).float()
         parts = held, torch.from_numpy(c_held).float()
-        trainings = []
-        for mixture in mixtures:
-            trainings.append(Training(self._build(mixture), *parts, self.learning_rate, self.weight_decay, repeats))
+        options = self.learning_rate, self.weight_decay, repeats
+        trainings = [Training(self._build(mixture), *parts, *options) for mixture in mixtures]
 
         def batch(i: Tensor) -> tuple[Tensor, Tensor]:
             if len(self._whole):
@@ -598,10 +596,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 return torch.from_numpy(self.columns_.latents(noisy, c[i.numpy()])).float(), c_train[i]
             return latents[i], c_train[i]
 
-        def run(training: Training) -> Iterator[None]:
-            return train(training, batch, len(rows), self.batch_size, self.max_steps, deadline)
-
-        best = race(trainings, run, deadline)
+        best = race(trainings, batch, len(rows), self.batch_size, self.max_steps, deadline)
         gain, error = best.gain(trainings[0].start)
         if self.verbose:
             print(
@@ -702,25 +697,18 @@ def check_options(estimator: Any) -> None:
     """ValueError for an option of a fit that is out of range."""
     optional = {} if estimator.max_components is None else {"max_components": 1}
     for name, least in (optional | dict(max_steps=0, width=1, depth=1, batch_size=1, draws=2)).items():
-        value = getattr(estimator, name)
-        if not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        check_count(getattr(estimator, name), name, least)
     for name in ("max_seconds", "learning_rate"):
         value = getattr(estimator, name)
-        if not isinstance(value, int | float | np.number) or not value > 0:
-            raise ValueError(f"{name} must be a positive number, got {value!r}")
-    if not 0 <= estimator.dropout < 1:
-        raise ValueError(f"dropout must be a share below 1, got {estimator.dropout!r}; 0.1 is usual")
-    if not 0 < estimator.validation_fraction <= 0.5:
-        raise ValueError(
-            f"validation_fraction must be above 0 and at most 0.5, got {estimator.validation_fraction!r}; 0.1 is usual"
-        )
+        require(isinstance(value, int | float | np.number) and bool(value > 0), name, value, "a positive number")
+    dropout, held = estimator.dropout, estimator.validation_fraction
+    require(0 <= dropout < 1, "dropout", dropout, "a share below 1", "0.1 is usual")
+    require(0 < held <= 0.5, "validation_fraction", held, "above 0 and at most 0.5", "0.1 is usual")
 
 
-def check_count(n: Any, name: str) -> None:
-    """ValueError for other than a whole number of at least 1."""
-    if not isinstance(n, int | np.integer) or n < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {n!r}")
+def check_count(n: Any, name: str, least: int = 1) -> None:
+    """ValueError for other than a whole number of at least ``least``."""
+    require(isinstance(n, int | np.integer) and bool(n >= least), name, n, f"a whole number of at least {least}")
 
 
 def is_frame(table: Any) -> bool:
@@ -905,8 +893,7 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
     density, too. It has a mass below exp(−FAR²/2) = 2e-22 there. A row that cannot be solved in double precision either
     has the mixture's density, and an infinite error.
     """
-    if not tol > 0:
-        raise ValueError(f"tol must be positive, got {tol!r}")
+    require(tol > 0, "tol", tol, "positive")
     mixture = mixture_of(model, z)
     found, is_beyond = mixture.log_prob(), mixture.gate() == 0
     if model.score.backbone.is_mixture:

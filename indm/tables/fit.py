@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from indm.model import INDM
-from indm.objective import noise_error
+from indm.objective import half_square, in_pairs, noise_error
 from indm.tables.mixture import bounded
-from indm.tensors import squared_norm
-from indm.training import EMA, NoiseLevels, learning_rate_factor, optimizer_step
+from indm.training import Descent, NoiseLevels, course, learning_rate_factor
 
 VALIDATION_ROWS = 2_048  # noised at every validation, at most
 CHECK_EVERY = 50  # steps, at least
@@ -42,13 +41,13 @@ Rows = Callable[[Tensor], tuple[Any, ...]]  # indices ↦ a batch of Training.up
 
 def paired_error(model: Any, c: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """½‖n + σ s(α z + σ n)‖² on average over the noises n = ± ``noise``, (B,); and n + σ s of both, (2, B, d)."""
-    z, t, noise = z.repeat(2, 1), t.repeat(2), torch.cat([noise, -noise])
-    difference = noise_error(at(model, c.repeat(2, 1)).score, model.sde.kernel(t), z, t, noise).unflatten(0, (2, -1))
-    return 0.25 * (squared_norm(difference[0]) + squared_norm(difference[1])), difference
+    noise, z, t, c = in_pairs(noise, z, t, c)
+    difference = noise_error(at(model, c).score, model.sde.kernel(t), z, t, noise)
+    return half_square(difference).unflatten(0, (2, -1)).mean(0), difference.unflatten(0, (2, -1))
 
 
 @dataclass(eq=False)
-class Training:
+class Training(Descent):
     """A model in training, its average, and its best validated state.
 
     Args:
@@ -64,17 +63,14 @@ class Training:
     learning_rate: float
     weight_decay: float
     groups: int = 1
-    step: int = 0
     best_step: int = 0
     ended: str = ""  # by "plateau", "max_steps", "max_seconds" or "interrupt"
     marks: list[Tensor] = field(default_factory=list)  # the lowest errors at the shares MARKS of the seconds
 
     def __post_init__(self):
-        parameters = [{"name": "model", "params": list(self.model.parameters())}]
-        self.optimizer = torch.optim.AdamW(
-            parameters, self.learning_rate, betas=BETAS, weight_decay=self.weight_decay, fused=True
-        )
-        self.ema, self.clock = EMA(self.model, EMA_DECAY), NoiseLevels(self.model.sde)
+        group = {"name": "model", "params": list(self.model.parameters()), "weight_decay": self.weight_decay}
+        super().__init__(self.model, torch.optim.AdamW([group], self.learning_rate, BETAS, fused=True), EMA_DECAY, CLIP)
+        self.clock = NoiseLevels(self.model.sde)
         self._switch_columns(is_off=True)
         self.model.score.backbone.mlp.output.register_forward_pre_hook(self._keep)
         self.fixed = self._fixed()
@@ -96,10 +92,7 @@ class Training:
 
     def update(self, batch: tuple[Any, ...], factor: float) -> bool:
         """One step on ``batch`` at ``factor`` of the rate; whether it was skipped, as something was not finite."""
-        self.optimizer.param_groups[0]["lr"] = factor * self.learning_rate
-        self.step += 1
-        step = optimizer_step(self.model, self.ema, self.optimizer, self.step, lambda: self._gradients(*batch), CLIP)
-        return bool(step["skipped"])
+        return bool(self.advance(lambda: self._gradients(*batch), factor)["skipped"])
 
     def _keep(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
         self.hidden = inputs[0].detach()
@@ -177,13 +170,13 @@ def at(model: Any, c: Tensor) -> Any:
     return model.given(c) if c.shape[1] else model
 
 
-def race(trainings: Sequence[Training], run: Callable[[Training], Iterator[None]], deadline: float) -> Training:
-    """Train several in turn for a while, by ``run``, and the one of the best validation to its end.
+def race(trainings: Sequence[Training], rows: Rows, n: int, size: int, max_steps: int, deadline: float) -> Training:
+    """:func:`train` several in turn for a while, and the one of the best validation to its end.
 
     An interrupt ends it, and the best so far is kept.
     """
     until = time.perf_counter() + RACE_SHARE * (deadline - time.perf_counter())
-    runs = [run(training) for training in trainings]
+    runs = [train(training, rows, n, size, max_steps, deadline) for training in trainings]
     going = list(range(len(runs))) if len(runs) > 1 else []
 
     def leader() -> Training:
@@ -206,13 +199,12 @@ def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: in
     next plateau, after half as many epochs, or when the seconds are nearly over, the rate falls to 0.
     ``training.ended`` says what ended it.
     """
-    started, first = time.perf_counter(), min(batch_size, n)
+    first = min(batch_size, n)
     grown = min(GROWTH * first, max(first, min(LARGEST, int(LARGEST_SHARE * n))))
     batch, loader, since, fall = first, batches(n, first), 0, None
-    while training.step < max_steps:
-        spent = (time.perf_counter() - started) / max(deadline - started, 1e-9)
-        if spent >= 1:
-            training.ended = "max_seconds"
+    for spent in course(deadline=deadline):
+        if training.step >= max_steps:
+            training.ended = "max_steps"
             break
         if spent >= ALONE:
             training.start_columns()
@@ -242,7 +234,8 @@ def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: in
                 elif not is_new:
                     fall = training.step, max(CHECK_EVERY, int(ANNEAL * training.step))
             yield
-    training.ended = training.ended or "max_steps"
+    else:
+        training.ended = "max_seconds"
     training.check()
 
 

@@ -45,7 +45,7 @@ from indm.tables.estimator import (
     warn_of_few_values,
     warn_of_fit,
 )
-from indm.tables.fit import VALIDATION_ROWS, Training, race, train
+from indm.tables.fit import VALIDATION_ROWS, Training, race
 from indm.tables.mixture import LAW_ENTRIES, JointMixture, best_joint_mixture
 from indm.tables.networks import MaskedMixtureMLP
 
@@ -275,10 +275,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 rows, questions = self._asked(x, codes, i.numpy(), numbers)
                 return self._noised(middle[rows], x[rows], questions.asked, numbers), one_hot[rows], questions
 
-            def run(training: Training) -> Iterator[None]:
-                return train(training, batch, len(x), self.batch_size, self.max_steps, deadline)
-
-            best = race(trainings, run, deadline)
+            best = race(trainings, batch, len(x), self.batch_size, self.max_steps, deadline)
         self.model_, self.n_steps_ = best.best.double(), best.best_step
         self.ended_ = best.step, best.ended
         self.gain_ = gain, error = best.gain(trainings[0].start)
@@ -690,19 +687,18 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         x, codes = self.encoding_.encoded(X)
         is_there = ~are_missing(X)
         questions = self._posed(~is_there, is_there & known, (x, codes))
-        z, drawn = self._drawn((x, codes), questions, self.sampling_steps_ if steps is None else steps, numbers)
-        table = self.encoding_.table(np.where(questions.asked, z, np.nan), np.where(questions.asked_codes, drawn, -1))
+        table = self.encoding_.table(*self._drawn((x, codes), questions, steps, numbers))
         absent = [column.is_absent for column in self.encoding_.columns]
         found = np.where(is_there, X.astype(object), table)
         return found if is_there[:, absent].any() else found.astype(table.dtype)  # it may have entries of any kind
 
     def _drawn(
-        self, rows: tuple[Array, Array], questions: Questions, steps: int, numbers: np.random.RandomState
+        self, rows: tuple[Array, Array], questions: Questions, steps: int | None, numbers: np.random.RandomState
     ) -> tuple[Array, Array]:
-        """Latents, NaN where a spike was drawn, and codes of asked columns, given the others of ``rows``."""
+        """Latents, NaN where a spike was drawn, and codes of asked columns, given ``rows``; NaN and −1 in others."""
         model = copy.deepcopy(self.model_).float()
         net: MaskedMixtureMLP = model.score.backbone
-        x, codes = rows[0], rows[1].copy()
+        x, codes, steps = rows[0], rows[1].copy(), self.sampling_steps_ if steps is None else steps
         z = self._latents(x)
         known = questions.given_codes.copy()
         for j in range(known.shape[1]):
@@ -730,7 +726,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 drawn = sample(model, len(part), c=c, steps=steps, generator=generator, **DRAWING).numpy()
                 found[part] = np.where(questions.asked[part], drawn, np.nan)
                 bar.update(len(part))
-        return found, codes
+        return found, np.where(questions.asked_codes, codes, -1)
 
     def _as_fitted(self, rows: Array, index: Any = None):
         """Rows as an array, or as a data frame of the kinds of columns that ``fit`` got; but fractions stay floats."""

@@ -66,10 +66,8 @@ class JointConditional(JointDensityEstimator):
     def sample(self, n_samples: int = 1, random_state: Any = None, *, c: Array, steps: int | None = None) -> Array:
         x, codes = self.encoding_.encoded(self._joined(np.full((n_samples, self._d), np.nan), c))
         questions = self._posed(*self._masks(len(x)), (x, codes))
-        steps = self.sampling_steps_ if steps is None else steps
-        z, codes = self._drawn((x, codes), questions, steps, check_random_state(random_state))
-        z, codes = np.where(questions.asked, z, np.nan), np.where(questions.asked_codes, codes, -1)
-        return self.encoding_.table(z, codes)[:, : self._d].astype(float)
+        drawn = self._drawn((x, codes), questions, steps, check_random_state(random_state))
+        return self.encoding_.table(*drawn)[:, : self._d].astype(float)
 
     def log_likelihood(self, c: Array, X: Array) -> Array:
         """log p(c|X) of what each row of c (n, k) has, nats (n,), at rows of X (n, d)."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.nets.embedding import with_waves
-from indm.training import learning_rate_factor
+from indm.training import Descent, course, learning_rate_factor
 
 LABELLED, LABEL_SHARE = 1_024, 0.5  # latents at once; share of the seconds that may go to their log p
 SPREAD, SPREAD_SHARE = 0.5, 0.2  # deviation of the noise on a share of the draws, so that rare rows are seen, too
@@ -125,16 +125,14 @@ class Student(nn.Module):
         """Regression of ``beyond`` (n,) on inputs ``v`` (n, d + k), until ``deadline`` at the latest."""
         self.centre.copy_(beyond.median())
         self.scale.copy_(beyond.std())
-        optimizer = torch.optim.AdamW(self.parameters(), RATE)
-        started, generator = time.perf_counter(), torch.Generator().manual_seed(numbers.randint(2**31 - 1))
-        for step in range(steps):
-            progress = max(step / steps, (time.perf_counter() - started) / max(deadline - started, 1e-9))
-            if progress >= 1:
-                break
-            for group in optimizer.param_groups:
-                group["lr"] = RATE * learning_rate_factor(step, progress, 0, DECAY)
+        generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
+
+        def gradients() -> dict[str, Tensor]:
             i = torch.randint(len(v), (BATCH,), generator=generator)
-            loss = F.smooth_l1_loss(self(v[i]), beyond[i], beta=KINK)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            F.smooth_l1_loss(self(v[i]), beyond[i], beta=KINK).backward()
+            return {}
+
+        group = {"name": "student", "params": list(self.parameters())}
+        descent = Descent(self, torch.optim.AdamW([group], RATE, fused=True))
+        for progress in course(steps, deadline):
+            descent.advance(gradients, learning_rate_factor(descent.step, progress, 0, DECAY))

@@ -60,17 +60,14 @@ class BehindFlow(Training):
         of_flow = {id(part) for part in flow}
         (group,) = self.optimizer.param_groups
         group["params"] = [part for part in group["params"] if id(part) not in of_flow]
-        self.optimizer.add_param_group({"name": "flow", "params": flow})
+        self.optimizer.add_param_group({"name": "flow", "params": flow, "lr": self.flow_rate})
+        self.rates.append(self.flow_rate)
 
     def _errors(self) -> Tensor:
         t, weight, noise = self.fixed
         with torch.no_grad():
             z, log_det = self.ema.model.flow(self.held)
             return weight * paired_error(self.ema.model, self.c_held, z, t, noise)[0] - log_det
-
-    def update(self, batch: tuple[Any, ...], factor: float) -> bool:
-        self.optimizer.param_groups[1]["lr"] = factor * self.flow_rate
-        return super().update(batch, factor)
 
     def _gradients(self, z: Tensor, c: Tensor) -> dict[str, Tensor]:
         latents, log_det = self.model.flow(z)

@@ -10,7 +10,7 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean, median
@@ -28,7 +28,7 @@ from indm.nets import MLP, Zero
 from indm.objective import flow_nll
 from indm.score import ScoreModel
 from indm.sde import VPSDE
-from indm.training import EMA, learning_rate_factor, optimizer_step
+from indm.training import Descent, course, learning_rate_factor
 from indm.workbench.cli.common import DONE, Common
 from indm.workbench.evaluation.statistics import mean_and_error, over_seeds
 from research.command import main
@@ -39,6 +39,7 @@ from research.verdict.losses import plain_loss
 
 TRAIN, TEST = 24_000, 4096  # rows
 BATCH = 256  # network evaluations of a step, rows of a step of the flow alone
+WARMUP, FALL, DECAY, CLIP = 100, 0.5, 0.999, 1.0  # steps of the rise of a rate, share of the run of its fall
 STEPS = 1000  # of linear diffusion: their cost is the budget of every training
 TUNED, SEEDS = 0, (1, 2, 3)
 FIRST = 0.75  # share of the budget in which a flow that comes first is trained
@@ -195,31 +196,27 @@ def model_of(variant: Variant, d: int) -> INDM:
     return INDM(flow_of(variant.flow, d), ScoreModel(network, VPSDE()), shape=(d,))
 
 
-def step_of(model: INDM, loss: Callable, rates: tuple[float, float], x: Tensor, rows: int, generator: torch.Generator):
-    """A function (number of the step, share of the run that is over) that makes a step; and the averaged model."""
+def gradients(model: INDM, loss: Callable, x: Tensor, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """The gradients of ``loss`` at ``rows`` random rows of ``x``; its terms."""
+    value, terms = loss(model, x[torch.randint(len(x), (rows,), generator=generator)], generator=generator)
+    value.backward()
+    return terms
+
+
+def descent_of(model: INDM, rates: tuple[float, float]) -> Descent:
+    """Flow and score in training at their rates; 0 leaves a part as it is."""
     parts = zip(("flow", "score"), (model.flow, model.score), rates, strict=True)
     groups = [{"name": name, "params": list(part.parameters()), "lr": rate} for name, part, rate in parts if rate]
-    optimizer, ema = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True), EMA(model, 0.999)
-
-    def step(number: int, progress: float) -> None:
-        def forward_backward() -> dict[str, Tensor]:
-            value, terms = loss(model, x[torch.randint(len(x), (rows,), generator=generator)], generator=generator)
-            value.backward()
-            return terms
-
-        for group, rate in zip(optimizer.param_groups, filter(None, rates), strict=True):
-            group["lr"] = rate * learning_rate_factor(number, progress, warmup=100, decay=0.5)
-        optimizer_step(model, ema, optimizer, number + 1, forward_backward, clip=1.0)
-
-    return step, ema.model
+    return Descent(model, torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True), DECAY, CLIP)
 
 
-def descended(model: INDM, steps: int, *arguments) -> INDM:
-    """The average of ``model`` over ``steps`` steps of :func:`step_of`, which takes the other arguments."""
-    step, averaged = step_of(model, *arguments)
-    for number in range(steps):
-        step(number, number / steps)
-    return averaged
+def descended(model: INDM, rates: tuple[float, float], shares: Iterable[float], *arguments) -> Descent:
+    """``model`` after a step at each of ``shares`` of the run; :func:`gradients` takes the other arguments."""
+    descent = descent_of(model, rates)
+    for progress in shares:
+        factor = learning_rate_factor(descent.step, progress, WARMUP, FALL)
+        descent.advance(partial(gradients, model, *arguments), factor)
+    return descent
 
 
 def trained(variant: Variant, rates: tuple[float, float], x: Tensor, costs: dict[str, float], seed: int) -> INDM:
@@ -230,16 +227,17 @@ def trained(variant: Variant, rates: tuple[float, float], x: Tensor, costs: dict
     if not variant.first:
         (cost,) = (costs[name] for name, known in VARIANTS.items() if known == variant)
         steps = round(budget / cost)
-        return descended(model, steps, variant.loss, rates, x, variant.rows, generator)
+        return descended(model, rates, course(steps), variant.loss, x, variant.rows, generator).ema.model
     steps = round(variant.first * budget / costs["flow alone"])
-    model = descended(model, steps, flow_loss, (rates[0], 0.0), x, BATCH, generator)
+    model = descended(model, (rates[0], 0.0), course(steps), flow_loss, x, BATCH, generator).ema.model
     if variant.first == 1:
         return model
     with torch.no_grad():
         latents, _ = model.encode(x)
     behind = INDM(Identity(), copy.deepcopy(model.score).requires_grad_(), shape=model.shape)
     steps = round((1 - variant.first) * STEPS)
-    behind = descended(behind, steps, variant.loss, (0.0, rates[1]), latents, variant.rows, generator)
+    arguments = variant.loss, latents, variant.rows, generator
+    behind = descended(behind, (0.0, rates[1]), course(steps), *arguments).ema.model
     return INDM(model.flow, behind.score, shape=model.shape).eval()
 
 
@@ -250,8 +248,9 @@ def measured_costs(d: int) -> dict[str, float]:
     for name, variant in VARIANTS.items():
         if variant.first in (0, 1):
             rows = BATCH if variant.first else variant.rows
-            step, _ = step_of(model_of(variant, d), variant.loss, variant.rates[0], x, rows, generator)
-            steps[name] = partial(step, 0, 0.0)
+            model = model_of(variant, d)
+            descent = descent_of(model, variant.rates[0])
+            steps[name] = partial(descent.advance, partial(gradients, model, variant.loss, x, rows, generator), 0.01)
     return {name: median(values) for name, values in seconds_in_turns(steps).items()}
 
 

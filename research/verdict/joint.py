@@ -3,7 +3,6 @@
 joint.md has the design.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,16 +16,16 @@ from indm import INDM, flow_loss, mle_loss
 from indm.nets import MLP, Zero
 from indm.score import ScoreModel
 from indm.sde import VPSDE
-from indm.training import EMA, NoiseLevels, learning_rate_factor, optimizer_step
+from indm.training import NoiseLevels, course
 from indm.workbench.evaluation.statistics import over_seeds
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
-from research.verdict.dial import Atom, Law, Ridge, Rows, flow_of, gaps
+from research.verdict.dial import Atom, Law, Ridge, Rows, descended, flow_of, gaps
 from research.verdict.losses import plain_loss
 
 TABLE = Records(RECORDS / "verdict-joint.csv")
 SECONDS, SEEDS = 25.0, (3, 4)  # of one thread's processor, for each training
-ROWS, WARMUP, FALL, DECAY = 256, 100, 0.5, 0.999
+ROWS = 256
 ARC = 2_000  # points of a moon, of which its density is the mean
 
 
@@ -129,31 +128,11 @@ def trained(law: Law | Ring | Moons, variant: str, seed: int) -> tuple[INDM, int
     network = MLP((d,), width=128) if any(stage.rates[1] for stage in stages) else Zero()
     model = INDM(flow_of(flow, d), ScoreModel(network, VPSDE()), shape=(d,))
     for stage in stages:
-        averaged, n = descended(model, stage, x, generator)
-        steps += n
-        model.load_state_dict(averaged.state_dict())
-    return averaged, steps
-
-
-def descended(model: INDM, stage: Stage, x: Tensor, generator: torch.Generator) -> tuple[INDM, int]:
-    """The average of ``model`` over a stage, and its steps."""
-    parts = zip(("flow", "score"), (model.flow, model.score), stage.rates, strict=True)
-    groups = [{"name": name, "params": list(part.parameters()), "rate": rate} for name, part, rate in parts if rate]
-    optimizer, ema = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True), EMA(model, DECAY)
-    loss, n, started = stage.loss(model), 0, time.process_time()
-    while (progress := (time.process_time() - started) / (stage.share * SECONDS)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * learning_rate_factor(n, progress, WARMUP, FALL)
-
-        def forward_backward() -> dict[str, Tensor]:
-            rows = torch.randint(len(x), (stage.rows,), generator=generator)
-            value, terms = loss(model, x[rows], generator=generator)
-            value.backward()
-            return terms
-
-        n += 1
-        optimizer_step(model, ema, optimizer, n, forward_backward, clip=1.0)
-    return copy.deepcopy(ema.model), n
+        shares = course(deadline=time.process_time() + stage.share * SECONDS, clock=time.process_time)
+        descent = descended(model, stage.rates, shares, stage.loss(model), x, stage.rows, generator)
+        steps += descent.step
+        model.load_state_dict(descent.ema.model.state_dict())
+    return descent.ema.model, steps
 
 
 def jobs() -> Iterator[tuple[str, str, int]]:

@@ -14,13 +14,13 @@ import indm
 from indm import INDM, mle_loss
 from indm.objective import Objective, constant_part, denoising_error, extended_clock, prior_term
 from indm.tensors import event_size, randn_like
-from indm.training import NoiseLevels, TrainingStep, learning_rate_factor
+from indm.training import NoiseLevels, TrainingStep, course
 from indm.workbench.evaluation.statistics import over_seeds, paired_by_examples
 from research.lab.costs import costs_in_turns
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
 from research.verdict.images import Images, load
-from research.verdict.pays import BATCH, FALL, WARMUP, Course, Setting, batches, built, called
+from research.verdict.pays import BATCH, Fit, Setting, batches, built, called
 
 TABLE, COSTS = Records(RECORDS / "verdict-losses.csv"), Records(RECORDS / "verdict-losses-costs.csv")
 STUDIES = ("clothes-16", "cifar10-16", "digits-8", "emoji-32")
@@ -78,10 +78,10 @@ def jobs() -> Iterator[Job]:
                         yield data, variant, arm, seed
 
 
-def started(variant: str, arm: str, images: Images, seed: int = 0) -> Course:
+def started(variant: str, arm: str, images: Images, seed: int = 0) -> Fit:
     """A model before its first step."""
     model = built(VARIANTS[variant], "uniform", images, seed)
-    return Course(model, VARIANTS[variant], SETTING, ARMS[arm].make(model))
+    return Fit(model, VARIANTS[variant], SETTING, ARMS[arm].make(model))
 
 
 def measure_costs(data: str, images: Images) -> dict[str, float]:
@@ -90,8 +90,8 @@ def measure_costs(data: str, images: Images) -> dict[str, float]:
     for variant in VARIANTS:
         for arm in arms_of(data):
             if (name := f"{variant}, {arm}") == unit or name not in known:
-                course, source = started(variant, arm, images), batches(images.train, 0, ARMS[arm].rows)
-                steps[name] = lambda course=course, source=source: course.step(next(source), 0.1)
+                fit, source = started(variant, arm, images), batches(images.train, 0, ARMS[arm].rows)
+                steps[name] = lambda fit=fit, source=source: fit.train_on(next(source), 0.0)
     if len(steps) > 1:
         for name, row in costs_in_turns(steps, unit).items():
             if name not in known:
@@ -105,14 +105,14 @@ def run(job: Job, root: Path | None) -> None:
     data, variant, arm, seed = job
     images = load(data, root)
     steps = round(STEPS / measure_costs(data, images)[f"{variant}, {arm}"])
-    course, source = started(variant, arm, images, seed), batches(images.train, seed, ARMS[arm].rows)
+    fit, source = started(variant, arm, images, seed), batches(images.train, seed, ARMS[arm].rows)
     torch.manual_seed(seed)
-    for n in range(steps):
-        course.step(next(source), learning_rate_factor(n, n / steps, WARMUP, FALL))
-    found = indm.evaluate(course.average.model, images.test[:TEST], [indm.Bound()], seed=0, progress=False)
+    for progress in course(steps):
+        fit.train_on(next(source), progress)
+    found = indm.evaluate(fit.ema.model, images.test[:TEST], [indm.Bound()], seed=0, progress=False)
     row = {"steps": steps, "nelbo_nats": found.nats["nelbo"].tolist()} | made_by(seed)
     if arm == "plain":
-        row["deviations"] = {name: deviations(course.model, name, images.train) for name in arms_of(data)}
+        row["deviations"] = {name: deviations(fit.model, name, images.train) for name in arms_of(data)}
     at(job).add(row)
 
 

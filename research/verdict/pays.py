@@ -30,7 +30,7 @@ from indm.objective import flow_nll
 from indm.score import ScoreModel
 from indm.sde import VPSDE
 from indm.tensors import evaluation_mode, event_size
-from indm.training import EMA, FlowUse, NoiseLevels, TrainingStep, learning_rate_factor, optimizer_step
+from indm.training import Descent, FlowUse, NoiseLevels, TrainingStep, course, learning_rate_factor
 from indm.workbench.evaluation.statistics import Difference
 from research.lab.costs import costs_in_turns
 from research.markdown import with_error
@@ -184,40 +184,37 @@ def loss_of(model: INDM, name: str, setting: Setting) -> Callable[..., Any]:
     return flow_loss if MODELS[name].alone else partial(mle_loss, pairs=setting.pairs, levels=NoiseLevels(model.sde))
 
 
-class Course:
+class Fit(Descent):
     """A model in training, by its rates and a loss, that of the study by default."""
 
     def __init__(self, model: INDM, name: str, setting: Setting, loss: Callable[..., Any] | None = None):
-        self.model, self.average, self.n = model.train(), EMA(model, DECAY), 0
-        self.step_of = TrainingStep(model, Objective(loss or loss_of(model, name, setting)))
+        self.loss = TrainingStep(model, Objective(loss or loss_of(model, name, setting)))
         fixed = MODELS[name].is_fixed
         self.use = FlowUse.FROZEN if fixed else FlowUse.TRAINED
         parts: dict[str, tuple[nn.Module | None, float]] = {"score": (model.score, setting.lr)}
         if not fixed:
-            last = model.flow.flows if isinstance(model.flow, Compose) else [model.flow]
-            parts |= {"curve": (last[0], setting.curve_lr)}
-            parts |= {"coupling": (last[1], setting.coupling_lr)} if len(last) > 1 else {}
+            flows = [*model.flow.flows] if isinstance(model.flow, Compose) else [model.flow]
+            rates = {"curve": setting.curve_lr, "coupling": setting.coupling_lr}
+            parts |= {part: (flow, rates[part]) for part, flow in zip(rates, flows, strict=False)}
         parts["noise"] = model.dequantization, NOISE_RATE
         groups = [
-            {"name": part, "params": list(module.parameters()), "rate": rate}
+            {"name": part, "params": list(module.parameters()), "lr": rate}
             for part, (module, rate) in parts.items()
             if module is not None and any(True for _ in module.parameters())
         ]
-        self.optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0, fused=True)
+        optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0, fused=True)
+        super().__init__(model.train(), optimizer, DECAY, clip=1.0)
 
-    def step(self, raw: Tensor, factor: float) -> bool:
-        """One step at ``factor`` of the rates; whether it was skipped."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["rate"] * factor
+    def train_on(self, raw: Tensor, progress: float) -> bool:
+        """One step on raw images, after that share of the training; whether it was skipped."""
 
-        def forward_backward() -> dict[str, Tensor]:
-            loss, terms = self.step_of(raw, flow_use=self.use)
+        def gradients() -> dict[str, Tensor]:
+            loss, terms = self.loss(raw, flow_use=self.use)
             loss.backward()
             return terms
 
-        self.n += 1
-        terms = optimizer_step(self.model, self.average, self.optimizer, self.n, forward_backward, clip=1.0)
-        return bool(terms["skipped"])
+        factor = learning_rate_factor(self.step, progress, WARMUP, FALL)
+        return bool(self.advance(gradients, factor)["skipped"])
 
 
 def batches(images: Tensor, seed: int, size: int) -> Iterator[Tensor]:
@@ -238,13 +235,13 @@ def trained(job: Job, setting: Setting) -> tuple[INDM, dict[str, Any]]:
     """The averaged model, and the start of its row."""
     images, steps = images_of(job.data), steps_of(job, setting)
     model = built(job.model, job.noise, images, job.seed, curve_of(job, setting))
-    course, source = Course(model, job.model, setting), batches(images.train, job.seed, rows_of(setting))
+    fit, source = Fit(model, job.model, setting), batches(images.train, job.seed, rows_of(setting))
     torch.manual_seed(job.seed)
     started, skipped = time.process_time(), 0
-    for n in range(steps):
-        skipped += course.step(next(source), learning_rate_factor(n, n / steps, WARMUP, FALL))
+    for progress in course(steps):
+        skipped += fit.train_on(next(source), progress)
     spent = time.process_time() - started
-    return course.average.model.eval(), {"trained_steps": steps, "cpu_seconds": round(spent, 1), "skipped": skipped}
+    return fit.ema.model.eval(), {"trained_steps": steps, "cpu_seconds": round(spent, 1), "skipped": skipped}
 
 
 @functools.lru_cache(maxsize=4)
@@ -293,9 +290,9 @@ def measured_costs(data: str, noise: str) -> dict[str, float]:
         setting = Setting(pairs=pairs)
         if (key := cost_key(name, setting, of)) == "linear" or key not in known:
             curve = torch.zeros(23) if MODELS[name].is_fixed else None
-            course = Course(built(name, of, images, 0, curve), name, setting)
+            fit = Fit(built(name, of, images, 0, curve), name, setting)
             source = batches(images.train, 0, rows_of(setting))
-            steps[key] = lambda course=course, source=source: course.step(next(source), 0.1)
+            steps[key] = lambda fit=fit, source=source: fit.train_on(next(source), 0.0)
     if len(steps) > 1:
         for key, row in costs_in_turns(steps, "linear").items():
             if key not in known:

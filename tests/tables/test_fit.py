@@ -151,10 +151,8 @@ def test_the_better_of_two_trainings_goes_on_after_the_race(steps, monkeypatch):
         model.score.backbone.set_mixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
     ahead.start = ahead.lowest = ahead._errors()
 
-    def run(training):
-        return train(training, lambda i: (z[i], torch.zeros(len(i), 0)), 500, 250, min(steps, 200), float("inf"))
-
-    assert fit.race([behind, ahead], run, float("inf")) is ahead
+    options = 500, 250, min(steps, 200)
+    assert fit.race([behind, ahead], lambda i: (z[i], torch.zeros(len(i), 0)), *options, math.inf) is ahead
     assert behind.step == 100 and ahead.step == min(steps, 200)
     gain, error = ahead.gain(behind.start)
     assert gain == pytest.approx(2 * np.log(2) - 0.75, abs=3 * error + 0.05)

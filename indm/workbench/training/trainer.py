@@ -31,7 +31,7 @@ from indm.objective import Objective, flow_nll, nelbo, objective_of, soft_trunca
 from indm.score import base_of
 from indm.sde.linear import check_sde
 from indm.tensors import noisy, random_states, restore_random_states, widest
-from indm.training import EMA, FlowUse, NoiseLevels, TrainingStep, learning_rate_factor, optimizer_step
+from indm.training import Descent, FlowUse, NoiseLevels, TrainingStep, learning_rate_factor
 from indm.workbench.data.base import Data, check_kind, load_data, stack
 from indm.workbench.data.examples import InMemory, Paired, flip_horizontally, loader
 from indm.workbench.recipes.options import TrainOptions
@@ -50,10 +50,10 @@ from indm.workbench.training.parts import (
 Draw = Callable[..., Tensor]  # (x, generator) or, of a model with a condition, (x, generator, c) ↦ nats, (B,)
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
 SEED_STRIDE = 1_000_003  # between the seeds of processes and of batches
-KEPT = ("step", "seconds", "pretraining", "squares")  # by a checkpoint, beside weights, moments and random states
+KEPT = ("step", "seconds", "pretraining")  # by a checkpoint, beside weights, moments and random states
 
 
-class Trainer:
+class Trainer(Descent):
     """The model, its average, the optimizer and the place in the run: what a checkpoint holds, and one step of it.
 
     Args:
@@ -87,9 +87,9 @@ class Trainer:
         self.model = self._checked(model, recipe).to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
         self.condition: Condition = getattr(self.model, "condition", NoCondition())
         self._try_outside_parts()
-        self.ema = EMA(self.model, self.options.ema)
-        self.optimizer = self.build_optimizer([group for group in self.parameter_groups() if group["params"]])
-        self.step, self.seconds = 0, 0.0
+        optimizer = self.build_optimizer([group for group in self.parameter_groups() if group["params"]])
+        super().__init__(self.model, optimizer, self.options.ema, self.options.clip)
+        self.seconds = 0.0
         self.pretraining = self.options.pretrain > 0  # until the flow is trained, too
         self.levels = self._noise_levels()
         self.network = accelerator.prepare_model(self.build_step(recipe).train())
@@ -102,16 +102,6 @@ class Trainer:
         )
         known = base_of(self.model.score) is not None and decoder_of(self.model) is None
         return None if is_even or not known or count_parameters(self.model.sde) else NoiseLevels(self.model.sde)
-
-    @property
-    def squares(self) -> Tensor | None:
-        """The state of :attr:`levels`."""
-        return None if self.levels is None else self.levels.squares
-
-    @squares.setter
-    def squares(self, squares: Tensor | None) -> None:
-        if self.levels is not None and squares is not None:
-            self.levels.squares = squares
 
     def _seed_this_process(self) -> None:
         torch.manual_seed(self.options.seed + 1 + self.step + SEED_STRIDE * self.accelerator.process_index)
@@ -170,10 +160,9 @@ class Trainer:
 
     def parameter_groups(self) -> list[dict]:
         """The parts of the model, each with its own learning rate (before the schedule) and weight decay."""
-        rates = {"base_lr": "lr", "weight_decay": "weight_decay"}
         return [
             {"name": name, "params": list(part.parameters())}
-            | {key: self._option_of(name, option) for key, option in rates.items()}
+            | {key: self._option_of(name, key) for key in ("lr", "weight_decay")}
             for name, part in self.model.trained_parts.items()
         ]
 
@@ -183,7 +172,7 @@ class Trainer:
 
     def build_optimizer(self, groups: list[dict]) -> torch.optim.Optimizer:
         """An optimizer that leaves all as it is where its ``found_inf`` is 1, as fused ones do on the device."""
-        return torch.optim.AdamW(groups, lr=self.options.lr, betas=self.options.betas, fused=True)
+        return torch.optim.AdamW(groups, betas=self.options.betas, fused=True)
 
     def build_step(self, recipe: Recipe) -> nn.Module:
         """The objective as a module, (raw, **conditions) ↦ (loss, terms to be logged), see :class:`TrainingStep`."""
@@ -253,21 +242,14 @@ class Trainer:
             yield terms, before
 
     def train_step(self, batches: Iterator[Tensor]) -> dict[str, Tensor]:
-        """One optimizer step; the loss, its terms in nats (means over the batch) and the gradient norms.
-
-        Where one of them is not finite on any process, model and optimizer stay as they are, and ``skipped`` is 1.
-        """
+        """One optimizer step, see :meth:`advance`; the terms are in nats, means over the batch."""
         self.pretraining = self.pretraining and self.progress < self.options.pretrain  # the flow stays once it is in
         conditions = self.conditions()
-        self._set_learning_rates()
         gradients = partial(self.forward_backward, batches, conditions)
-        weights = self.model, self.ema, self.optimizer
-        total = partial(self.accelerator.reduce, reduction="sum")
-        terms = optimizer_step(*weights, self.step + 1, gradients, self.options.clip, total)
+        terms = self.advance(gradients, self.factor_of, partial(self.accelerator.reduce, reduction="sum"))
         if self.levels is not None and self.accelerator.num_processes > 1:
             squares = self.levels.squares.to(self.accelerator.device)
             self.levels.squares = self.accelerator.reduce(squares, reduction="mean").cpu()
-        self.step += 1
         return terms
 
     def agree(self, stops: bool) -> bool:
@@ -279,12 +261,10 @@ class Trainer:
         stopping, self.seconds = a.reduce(own).tolist()
         return stopping > 0
 
-    def _set_learning_rates(self) -> None:
-        o = self.options
-        for group in self.optimizer.param_groups:
-            warmups = o.warmup, self._option_of(group["name"], "warmup")
-            factors = (learning_rate_factor(self.step, self.progress, warmup, o.decay) for warmup in warmups)
-            group["lr"] = group["base_lr"] * min(factors)
+    def factor_of(self, part: str) -> float:
+        """The share of its learning rate at which the coming step trains a part."""
+        warmups = self.options.warmup, self._option_of(part, "warmup")
+        return min(learning_rate_factor(self.step, self.progress, warmup, self.options.decay) for warmup in warmups)
 
     def forward_backward(self, batches: Iterator[Tensor], conditions: dict) -> dict[str, Tensor]:
         """Gradients of the mean loss over the batches of one step; the means of its terms."""
@@ -343,6 +323,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "random": gather_object([random_states(self.accelerator.device)]),  # of each process
             "log": log or {},
+            "squares": self.levels and self.levels.squares,
             **{name: getattr(self, name) for name in KEPT},
         }
         if self.accelerator.is_main_process:
@@ -370,12 +351,11 @@ class Trainer:
     def _take(self, state: dict) -> dict[str, Any]:
         self.model.load_state_dict(state["model"])
         self.ema.model.load_state_dict(state["ema"])
-        rates = [group["base_lr"] for group in self.optimizer.param_groups]  # of the recipe, perhaps lowered since
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["base_lr"] = rate
         for name in KEPT:
             setattr(self, name, state[name])
+        if self.levels is not None and state["squares"] is not None:
+            self.levels.squares = state["squares"]
         if len(state["random"]) == self.accelerator.num_processes:
             restore_random_states(state["random"][self.accelerator.process_index], self.accelerator.device)
         else:
