@@ -33,7 +33,7 @@ import indm
 from indm.flows import ResidualBlock, ResidualFlow
 from indm.flows.base import magnitude
 from indm.likelihood import latent_reference
-from indm.objective import mle_loss, nelbo
+from indm.objective import nelbo
 from indm.ode import rademacher
 from indm.sampling import AdaptiveODE, Sampler, UniPC, solve_latent
 from indm.tensors import evaluation_mode, randn_like
@@ -65,34 +65,6 @@ def trained(run: Path, options: list[str]) -> tuple[indm.INDM, Data]:
         command = [sys.executable, "-m", "indm", "train", "fashion-mnist-16", "--out", str(run), *options, *resume]
         subprocess.run(command, check=True)
     return indm.INDM.load(run, device=DEVICE), load_data(name="fashion-mnist", size=16)
-
-
-def variance(model, raw: Tensor, draws: int = 16) -> list[dict]:
-    """Gradient variance × seconds of one step, flow and score apart; the trained model, one batch after the other."""
-    model.train()
-    parts = {"flow": list(model.flow.parameters()), "score": list(model.score.parameters())}
-    spread = {}
-    for name, loss in (("plain", baselines.plain_mle_loss), ("ours", lambda *a: mle_loss(*a)[0])):
-        torch.manual_seed(0)
-        gradients: dict[str, list[Tensor]] = {part: [] for part in parts}
-        for _ in range(draws):
-            x = model.scaling.to_model(raw[torch.randperm(len(raw))[:BATCH]].to(DEVICE))
-            model.zero_grad()
-            loss(model, x).backward()
-            for part, parameters in parts.items():
-                gradients[part].append(torch.cat([p.grad.flatten() for p in parameters]))
-        spread[name] = {part: torch.stack(g).var(0).sum().item() for part, g in gradients.items()}
-    model.eval()
-    return [
-        row(
-            f"gradient variance of the {part}, MLE mode (same batch)",
-            f"{spread['plain'][part]:.3g}",
-            f"{spread['ours'][part]:.3g}",
-            f"{spread['ours'][part] / spread['plain'][part]:.2f}",
-            "× flow_update_every × seconds: ≤ 1" if part == "flow" else "× seconds: ≤ 1",
-        )
-        for part in parts
-    ]
 
 
 def nll(model, raw: Tensor, rounds: int, whose: str = "", target: str = "≥ 10") -> list[dict]:
@@ -329,7 +301,7 @@ def loading(n: int = 2000, size: int = 64) -> list[dict]:
     return [row(f"{size}×{size} PNG files read", plain_rate, f"{first:,.0f} at first, then {rate}", result, "")]
 
 
-PARTS = ("training", "memory", "halves", "variance", "nll", "nelbo", "sampling", "inverse", "published", "loading")
+PARTS = ("training", "memory", "halves", "nll", "nelbo", "sampling", "inverse", "published", "loading")
 
 
 def machine() -> str:
@@ -377,13 +349,11 @@ def main() -> None:
         add(memory(size))
     if "halves" in parts:
         add(halves(64, rounds=3))
-    if set(parts) & {"variance", "nll", "nelbo", "sampling", "inverse"}:
+    if set(parts) & {"nll", "nelbo", "sampling", "inverse"}:
         model, data = trained(
             options.out / "fashion-mnist-16", ["--train.seconds", str(120 * scale), *UNIFORM, *RESIDUAL]
         )
         test = stack(data.test, 10_000)
-    if "variance" in parts:
-        add(variance(model, stack(data.train, 4096)))
     if "nll" in parts:
         add(nll(model, test, rounds=2))
     if "nelbo" in parts:
