@@ -113,6 +113,10 @@ def test_the_flow_learns_alone_by_its_likelihood_and_then_with_the_score_anew():
             assert set(n) == {1.0} and len(n) == len(list(trainer.model.parameters()))
             moved = max((p - q).abs().max() for p, q in zip(best, trainer.model.flow.parameters(), strict=True))
             assert 0 < moved < 1.01 * 0.1 * 0.5 * 2e-2  # by one step of Adam
+            for p, q, average in zip(
+                best, trainer.model.flow.parameters(), trainer.ema.model.flow.parameters(), strict=True
+            ):
+                assert torch.allclose(average, p.lerp(q, 9 / 11), atol=1e-7)  # of a first step
     own = [1 / 2, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
     assert rates["score"] == pytest.approx(own * 2) and rates["flow"] == pytest.approx([*own, *(0.1 * r for r in own)])
 
