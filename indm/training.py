@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from indm.dequantization import from_data
 from indm.flows.base import Frozen, Identity
 from indm.model import INDM
-from indm.objective import Objective, time_at
+from indm.objective import Objective, flow_loss, time_at
 from indm.sde.linear import LinearSDE
 from indm.tensors import event_size, noisy, strata
 
@@ -46,6 +46,7 @@ class FlowUse(Enum):
     TRAINED = "trained"
     FROZEN = "frozen"  # neither log-determinant nor gradient
     LEFT_OUT = "left out"  # the identity, which a flow starts as: the loss does not jump when the flow enters
+    ALONE = "alone"  # trained by its own likelihood; the score is left out
 
 
 class TrainingStep(nn.Module):
@@ -61,7 +62,7 @@ class TrainingStep(nn.Module):
 
     def with_flow(self, use: FlowUse) -> nn.Module:
         """The model with its flow used in that way."""
-        if use is FlowUse.TRAINED:
+        if use in (FlowUse.TRAINED, FlowUse.ALONE):
             return self.model
         m: Any = self.model
         flow = Frozen(m.flow) if use is FlowUse.FROZEN else Identity()
@@ -76,7 +77,8 @@ class TrainingStep(nn.Module):
         is_frozen = flow_use is FlowUse.FROZEN
         x = x.detach() if is_frozen else x  # else learned noise would shrink, without its log-density
         x = noisy(x, self.noise)
-        loss, terms = self.objective.loss(model, x, **conditions)
+        is_alone = flow_use is FlowUse.ALONE
+        loss, terms = flow_loss(model, x) if is_alone else self.objective.loss(model, x, **conditions)
         if is_frozen:
             terms = {name: terms[name] for name in self.objective.frozen_terms if name in terms}
             return loss, {name: term.detach() for name, term in terms.items()}
@@ -84,7 +86,7 @@ class TrainingStep(nn.Module):
         if log_q.requires_grad:
             loss = loss + log_q / event_size(x)
         terms = {**terms, "log_q": log_q}
-        for penalty in self.penalties if flow_use is FlowUse.TRAINED else ():
+        for penalty in () if flow_use is FlowUse.LEFT_OUT else self.penalties:
             terms[penalty.name] = penalty.value(model, x)
             loss = loss + penalty.weight * terms[penalty.name] / (event_size(x) if penalty.in_nats else 1)
         return loss, {name: term.detach() for name, term in {"loss": loss, **terms}.items()}
@@ -187,7 +189,8 @@ class Descent:
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, decay: float = 0.0, clip: float = math.inf):
-        self.model, self.optimizer, self.ema, self.clip, self.step = model, optimizer, EMA(model, decay), clip, 0
+        self.model, self.optimizer, self.ema, self.clip = model, optimizer, EMA(model, decay), clip
+        self.step, self.began = 0, 0  # steps that were made, and those before the average began
         self.rates = [group["lr"] for group in optimizer.param_groups]
 
     def advance(
@@ -228,8 +231,14 @@ class Descent:
             after.copy_(torch.where(skipped > 0, before, after))
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.ema.update(self.model, self.step)
+        self.ema.update(self.model, self.step - self.began)
         return terms | {"skipped": skipped}
+
+    def restart(self) -> None:
+        """Go on from the weights as they are, without moments and with a new average."""
+        self.optimizer.state.clear()
+        self.ema.model.load_state_dict(self.model.state_dict())
+        self.began = self.step
 
 
 def course(

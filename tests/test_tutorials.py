@@ -142,6 +142,8 @@ def check_translation(text):
 
 
 def check_diffusion(text):
+    indm, flow, linear = (number(f"{name}:", text) for name in ("INDM", "flow", "linear diffusion"))
+    assert indm < linear and abs(indm - flow) < 0.1
     assert number("the longer axis of G is", text) > 4 and int(re.search(r"and (\d+)°", text)[1]) < 20
 
 

@@ -115,6 +115,13 @@ class TrainOptions(Checked):
     (1 + n)/(10 + n), so that the average is over the last tenth of a short run."""
     pretrain: Share = 0.0
     """First fraction of the run, in which the score is trained without the flow."""
+    flow_first: Share = 0.0
+    """First fraction of the run, in which the flow is trained without the score, by its own likelihood, until three
+    validations in a row are no better; 0.5 is usual. Then both are trained together, from the best validated flow, with
+    a warm-up and a fall of the rates (train.decay) of their own. The run ends with the best validated model, which may
+    be the flow alone (train.final). A flow alone needs a high train.flow_lr: 2e-2 for a coupling of columns."""
+    joint_factor: Positive = 0.1
+    """Factor on train.flow_lr when flow and score are trained together after train.flow_first."""
     noise_levels: Literal["gradients", "even"] = "gradients"
     """Noise levels of the "mle" objective: more where "gradients" are large, which needs fewer steps, or "even" on the
     log-SNR clock, as for soft truncation, learned SDEs and published networks."""
@@ -151,8 +158,9 @@ class TrainOptions(Checked):
     """Checkpoints to keep; each is about four times the size of the model. best/ has the averaged model alone."""
     max_skipped_steps: Count = 20
     """Steps in a row that may be skipped because a loss or gradient is not finite; then the run stops with an error."""
-    final: Literal["last", "best"] = "last"
-    """Averaged model that the run ends with: the last one, or the one with the best validation."""
+    final: Literal["auto", "last", "best"] = "auto"
+    """Averaged model that the run ends with: the last one, or the one with the best validation. "auto" is "best" with
+    train.flow_first, so that no step can lose what the flow has learned, and else "last"."""
     seed: Number = 0
     """Seed of the weights, the batches and the noise."""
     trackers: tuple[str, ...] = ()
@@ -162,6 +170,8 @@ class TrainOptions(Checked):
         super().__post_init__()
         divides = self.batch_size % self.accumulate == 0
         require(divides, "train.batch_size", self.batch_size, "a multiple of train.accumulate")
+        wanted = f"0 with train.pretrain {self.pretrain}, or train.pretrain 0"
+        require(not (self.pretrain and self.flow_first), "train.flow_first", self.flow_first, wanted)
         for name in ("terminal_noise", "initial_noise"):
             noise = getattr(self, name)
             require(not noise or self.terminal > 0, f"train.{name}", noise, "0 where there is no train.terminal")
@@ -173,6 +183,16 @@ class TrainOptions(Checked):
         require(is_name, "train.objective", self.objective, wanted)
         finite = math.isfinite(min(self.steps, self.seconds))
         require(finite, "train.seconds", self.seconds, "finite if train.steps is inf")
+
+    @property
+    def opening(self) -> float:
+        """First fraction of the run, in which one of flow and score is trained without the other."""
+        return self.pretrain or self.flow_first
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the run ends with the best validated model."""
+        return self.final == "best" or (self.final == "auto" and self.flow_first > 0)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ def interleaved_seconds(
 
     Each round has whole cycles of steps with and without the flow of each trainer: at least ``steps``, by default as
     many as take :data:`TURN`. Before the first round each trainer makes two cycles, to prepare kernels and memory.
-    Where a run begins without the flow (``train.pretrain``), its step is the mean over the run.
+    Where a run begins with one part alone (``train.pretrain``, the whole of ``train.flow_first``), its step is the mean
+    over the run.
 
     Args:
         trainers: by name; they are trained on.
@@ -74,11 +75,10 @@ def interleaved_seconds(
 
     def seconds_of(name: Any, cycles: int) -> float:
         trainer, seconds = trainers[name], 0.0
-        count, pretrain = cycles * trainer.options.flow_update_every, trainer.options.pretrain
+        count, opening = cycles * trainer.options.flow_update_every, trainer.options.opening
         with on_threads(threads[name]):
-            for share, pretraining in ((pretrain, True), (1 - pretrain, False)):
+            for share, trainer.opening in ((opening, True), (1 - opening, False)):
                 if share:
-                    trainer.pretraining = pretraining
                     started = time.perf_counter()
                     for _ in range(count):
                         terms = trainer.train_step(batches[name])

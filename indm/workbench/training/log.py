@@ -174,6 +174,7 @@ class MetricsLog:
         if broken:
             raise self._diverged(", ".join(broken), trainer.step)
         self.validation = validation
+        trainer.note(validation["valid_nelbo"])
         if validation["valid_nelbo"] < self.best.get("valid_nelbo", math.inf):
             self.best = {"step": trainer.step, "valid_nelbo": validation["valid_nelbo"]}
             if trainer.accelerator.is_main_process:

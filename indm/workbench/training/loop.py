@@ -45,7 +45,7 @@ from indm.workbench.runs.folder import check_folder, is_run
 from indm.workbench.runs.provenance import describe, split_record, warn_of_other_splits
 from indm.workbench.training import checkpoints, costs
 from indm.workbench.training.log import BEST, LOOK_EVERY, MetricsLog
-from indm.workbench.training.parts import parts_of, recipe_of
+from indm.workbench.training.parts import check_start, parts_of, recipe_of
 from indm.workbench.training.trainer import Trainer
 
 TIMED = 3  # steps at least, of a plan
@@ -170,6 +170,8 @@ def run_in(
         state = trainer.load(out)
         if main:
             warn_of_other_splits(out, trainer.data)
+    elif trainer.options.flow_first:
+        check_start(*trainer.example())
     n_threads = trainer.options.threads or torch.get_num_threads()
     if main:
         record = split_record(trainer.data) | {"threads": n_threads, costs.STEP_COSTS: dict(measured)}
@@ -231,7 +233,8 @@ def loop(
             answers = [callback(trainer, terms) for callback in callbacks]
             stops = trainer.agree(interrupted.is_set() or any(answers))
             over, due = trainer.progress >= 1, partial(is_due, trainer.step, before, trainer.progress)
-            logs, validates, saves = over or due(o.log_every), over or due(o.validate_every), due(o.checkpoint_every)
+            logs, saves = over or due(o.log_every), due(o.checkpoint_every)
+            validates = over or (trainer.is_flow_alone and trainer.opening_is_over) or due(o.validate_every)
             if logs or validates or saves or due(LOOK_EVERY):
                 log.look()
             if logs:
@@ -288,7 +291,7 @@ def save_final(trainer: Trainer, best: dict[str, Any], out: Path) -> None:
     examples. The main process does it.
     """
     o = trainer.options
-    is_earlier = o.final == "best" and best.get("step", trainer.step) != trainer.step
+    is_earlier = o.keeps_best and best.get("step", trainer.step) != trainer.step
     if not (is_earlier or o.latent_mean) or not trainer.accelerator.is_main_process:
         return
     model = copy.deepcopy(trainer.ema.model)

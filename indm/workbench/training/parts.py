@@ -18,7 +18,7 @@ from indm.conditions import Condition
 from indm.dequantization import from_data
 from indm.model import INDM, build, build_dequantization, count_parameters, describe
 from indm.objective import Objective, flow_nll, objective_of
-from indm.score import context_of, score_for
+from indm.score import base_of, context_of, score_for
 from indm.tensors import evaluation_mode, noisy
 from indm.training import Penalty
 from indm.workbench.data.base import PARTS, Data, as_data, check_kind, load_data, stack
@@ -29,6 +29,7 @@ from indm.workbench.recipes.recipe import AnyTables, Part, Recipe
 
 Law = Callable[[int], Tensor]  # n ↦ n draws in model units, (n, *event)
 MOST_IN_MEMORY = 20_000  # examples of the law that x_T shall have
+ROUNDING = 1e-5  # of the output of a network that gives 0
 
 
 def recipe_of(
@@ -166,8 +167,10 @@ def check_parts(model: nn.Module, options: TrainOptions, objective: Objective) -
         raise ValueError(
             "flow.name and net.name must leave something to train, got a flow and a score without parameters"
         )
-    fits = sizes["score"] > 0 or not options.pretrain
-    require(fits, "train.pretrain", options.pretrain, "0 where the score has nothing to train")
+    cures = {"flow": 'take a flow.name such as "coupling"', "score": 'train.objective "flow" trains a flow alone'}
+    for key, part in (("pretrain", "score"), ("flow_first", "flow"), ("flow_first", "score")):
+        share, fits = getattr(options, key), sizes[part] > 0 or not getattr(options, key)
+        require(fits, f"train.{key}", share, f"0 where the {part} has nothing to train", cures[part])
     name, cure = f'train.objective "{options.objective}"', '"mle" and "fid" train flow and score'
     for part, is_trained, needed in (
         ("score", objective.trains_score, 'net.name "zero" and an sde.name without parameters'),
@@ -186,6 +189,19 @@ def check_condition(condition: Condition, data: Data) -> None:
         condition.rows_of(data, split)
     wanted = "false for a condition of images, which would not be flipped with x"
     require(not (data.flip and len(condition.seen_shape) > 1), "data.flip", data.flip, wanted)
+
+
+@torch.no_grad()
+def check_start(model: Any, x: Tensor) -> None:
+    """ValueError where a model, tried at ``x`` in model units, is more than its flow before its network is trained."""
+    name = f"net {type(model.score.backbone).__name__}"
+    if base_of(model.score) is None:
+        raise ValueError(f"train.flow_first must be 0 where {name} gives the noise itself: it does not add to N(0, I)")
+    with evaluation_mode(model):
+        z, _ = model.encode(x)
+        added = model.score.noise_parts(z, z.new_ones(len(z)))[1].abs().max().item()
+    hint = "set the weights and biases of its last layer to 0"
+    require(added < ROUNDING, f"the output of {name}", added, "0 at the start of a run with train.flow_first", hint)
 
 
 def check_shapes(model: nn.Module, x: Tensor) -> None:

@@ -4,6 +4,7 @@
 :func:`indm.workbench.training.loop.train`.
 """
 
+import copy
 import itertools
 import math
 import time
@@ -50,7 +51,9 @@ from indm.workbench.training.parts import (
 Draw = Callable[..., Tensor]  # (x, generator) or, of a model with a condition, (x, generator, c) ↦ nats, (B,)
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
 SEED_STRIDE = 1_000_003  # between the seeds of processes and of batches
-KEPT = ("step", "seconds", "pretraining")  # by a checkpoint, beside weights, moments and random states
+PATIENCE = 3  # validations without a gain, after which a flow is no longer trained alone
+# Kept by a checkpoint, beside weights, moments and random states:
+KEPT = ("step", "seconds", "opening", "began", "began_seconds", "flow_bounds", "best_flow")
 
 
 class Trainer(Descent):
@@ -90,7 +93,10 @@ class Trainer(Descent):
         optimizer = self.build_optimizer([group for group in self.parameter_groups() if group["params"]])
         super().__init__(self.model, optimizer, self.options.ema, self.options.clip)
         self.seconds = 0.0
-        self.pretraining = self.options.pretrain > 0  # until the flow is trained, too
+        self.opening = self.options.opening > 0  # until flow and score are trained together
+        self.began_seconds = 0.0  # before the schedule of the rates began
+        self.flow_bounds: list[float] = []  # validations of the flow alone
+        self.best_flow: dict[str, Tensor] | None = None  # the average at the lowest of them
         self.levels = self._noise_levels()
         self.network = accelerator.prepare_model(self.build_step(recipe).train())
         self._seed_this_process()
@@ -144,8 +150,7 @@ class Trainer(Descent):
         loss_package = getattr(self.objective.loss, "__module__", "").split(".")[0]
         if {*packages, loss_package} <= {"torch", "indm"}:
             return
-        model = self.model if self.condition.is_none else self.model.given(self.c_of("train", 2))
-        x, _ = from_data(model, stack(self.data.train, 2).to(next(model.parameters()).device))
+        model, x = self.example()
         check_shapes(model, x)
         if package_of(model.sde) != "indm":
             check_sde(model.sde)
@@ -153,6 +158,11 @@ class Trainer(Descent):
             check_flow(model.flow, x)
         known = {"eps": None, "progress": 0.0}
         check_loss(self.objective, model, x, {k: v for k, v in known.items() if self.objective.takes(k)})
+
+    def example(self) -> tuple[nn.Module, Tensor]:
+        """The model and two training examples in model units, at whose conditions it is given."""
+        model = self.model if self.condition.is_none else self.model.given(self.c_of("train", 2))
+        return model, from_data(model, stack(self.data.train, 2).to(next(model.parameters()).device))[0]
 
     def c_of(self, split: str, n: int | None = None) -> Tensor | None:
         """The conditions of the first ``n`` examples of a split (all by default); None for a model without one."""
@@ -181,7 +191,9 @@ class Trainer(Descent):
 
     def conditions(self) -> dict:
         """What the coming step takes beside its batches, drawn once for all of them."""
-        conditions: dict = {}
+        conditions: dict = {"flow_use": self.flow_use()}
+        if conditions["flow_use"] is FlowUse.ALONE:
+            return conditions
         if self.objective.takes("eps"):
             k = self.options.soft_truncation
             conditions["eps"] = soft_truncation(self.model.sde, k) if k else None
@@ -189,19 +201,49 @@ class Trainer(Descent):
             conditions["progress"] = self.progress
         if self.levels is not None:
             conditions["levels"] = self.levels
-        return conditions | {"flow_use": self.flow_use()}
+        return conditions
 
     def flow_use(self) -> FlowUse:
         """How the coming step uses the flow. Where the score has nothing to train, every step trains the flow."""
-        if self.pretraining and self.progress < self.options.pretrain:
-            return FlowUse.LEFT_OUT
+        if self.opening and not self.opening_is_over:
+            return FlowUse.ALONE if self.options.flow_first else FlowUse.LEFT_OUT
         between = self.step % self.options.flow_update_every
         return FlowUse.FROZEN if between and count_parameters(self.model.score) else FlowUse.TRAINED
 
     @property
     def progress(self) -> float:
         """How much of the budget is spent; the run is over at 1."""
-        return max(self.step / self.options.steps, self.seconds / self.options.seconds)
+        return self._share(self.step, self.seconds)
+
+    def _share(self, step: int, seconds: float) -> float:
+        return max(step / self.options.steps, seconds / self.options.seconds)
+
+    @property
+    def opening_is_over(self) -> bool:
+        """Whether the share of the opening is spent, or the flow that is trained alone no longer gains."""
+        bounds = self.flow_bounds
+        is_stale = len(bounds) > PATIENCE and min(bounds[-PATIENCE:]) >= min(bounds[:-PATIENCE])
+        return is_stale or self.progress >= self.options.opening
+
+    @property
+    def is_flow_alone(self) -> bool:
+        """Whether the flow has been trained without the score until now."""
+        return self.opening and self.options.flow_first > 0
+
+    def note(self, bound: float) -> None:
+        """Take in the ``bound`` of a validation: while the flow is trained alone, its best state is kept."""
+        if self.is_flow_alone:
+            if bound < min(self.flow_bounds, default=math.inf):
+                self.best_flow = copy.deepcopy(self.ema.model.state_dict())
+            self.flow_bounds.append(bound)
+
+    def _end_opening(self) -> None:
+        """Train flow and score together from here on; after ``flow_first`` anew, from the best state of the flow."""
+        self.opening = False  # also where the run is made longer
+        if self.options.flow_first:
+            self.model.load_state_dict(self.best_flow or self.ema.model.state_dict())
+            self.restart()
+            self.began_seconds, self.best_flow = self.seconds, None
 
     def batches(self) -> Iterator[Any]:
         """Raw batches without end from the present step on, of this process; their order depends on seed and epoch.
@@ -243,7 +285,8 @@ class Trainer(Descent):
 
     def train_step(self, batches: Iterator[Tensor]) -> dict[str, Tensor]:
         """One optimizer step, see :meth:`advance`; the terms are in nats, means over the batch."""
-        self.pretraining = self.pretraining and self.progress < self.options.pretrain  # the flow stays once it is in
+        if self.opening and self.opening_is_over:
+            self._end_opening()
         conditions = self.conditions()
         gradients = partial(self.forward_backward, batches, conditions)
         terms = self.advance(gradients, self.factor_of, partial(self.accelerator.reduce, reduction="sum"))
@@ -263,8 +306,12 @@ class Trainer(Descent):
 
     def factor_of(self, part: str) -> float:
         """The share of its learning rate at which the coming step trains a part."""
-        warmups = self.options.warmup, self._option_of(part, "warmup")
-        return min(learning_rate_factor(self.step, self.progress, warmup, self.options.decay) for warmup in warmups)
+        o, begun = self.options, self._share(self.began, self.began_seconds)
+        progress = (self.progress - begun) / ((o.flow_first if self.is_flow_alone else 1.0) - begun)
+        warmups = o.warmup, self._option_of(part, "warmup")
+        factor = min(learning_rate_factor(self.step - self.began, progress, warmup, o.decay) for warmup in warmups)
+        is_slow = part == "flow" and o.flow_first > 0 and not self.opening
+        return factor * (o.joint_factor if is_slow else 1.0)
 
     def forward_backward(self, batches: Iterator[Tensor], conditions: dict) -> dict[str, Tensor]:
         """Gradients of the mean loss over the batches of one step; the means of its terms."""
