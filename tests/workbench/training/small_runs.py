@@ -32,7 +32,7 @@ def change(recipe, **train_options):
 
 def timeless(state):
     """A state without what depends on the speed of the machine."""
-    return {key: value for key, value in state.items() if key != "seconds"} | {"began": state["began"][0]}
+    return {key: value for key, value in state.items() if key not in ("seconds", "began_seconds")}
 
 
 def checkpoint(run):
