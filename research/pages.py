@@ -78,6 +78,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "conditional": lambda: conditional.summary(of("conditional")),
     "cell": lambda *arguments: cell(*arguments),
     "verdict-joint": lambda: joint.markdown(of("verdict-joint")),
+    "verdict-joint-deviations": lambda: joint.deviation_table(of("verdict-joint-deviations")),
     "verdict-losses": lambda: losses.markdown(of("verdict-losses")),
     "verdict-losses-deviations": lambda: losses.deviation_table(of("verdict-losses")),
     "verdict-dial": lambda name: dial.markdown(of("verdict-dial"), name),

@@ -10,6 +10,7 @@ commands of their own.
 import sys
 from pathlib import Path
 
+from research.records import made_by
 from research.verdict import joint, losses
 
 
@@ -17,6 +18,10 @@ def main() -> None:
     if sys.argv[1:] == ["joint"]:
         for law in joint.jobs():
             joint.run(law)
+        for seed in joint.SEEDS:
+            joint.DEVIATIONS.at(seed=seed).kept(
+                lambda seed=seed: {"deviations": joint.deviations(seed)} | made_by(seed)
+            )
     elif sys.argv[1:2] == ["losses"]:
         root = Path(sys.argv[2])
         for job in losses.jobs():

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -20,10 +21,11 @@ from indm.training import NoiseLevels, course
 from indm.workbench.evaluation.statistics import over_seeds
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
-from research.verdict.dial import Atom, Law, Ridge, Rows, descended, flow_of, gaps
+from research.verdict.dial import Atom, Law, Ridge, Rows, descended, flow_of, gaps, gradients
 from research.verdict.losses import plain_loss
 
-TABLE = Records(RECORDS / "verdict-joint.csv")
+TABLE, DEVIATIONS = Records(RECORDS / "verdict-joint.csv"), Records(RECORDS / "verdict-joint-deviations.csv")
+DRAWS = 100  # batches, of which the deviation of gradients is
 SECONDS, SEEDS = 25.0, (3, 4)  # of one thread's processor, for each training
 ROWS = 256
 ARC = 2_000  # points of a moon, of which its density is the mean
@@ -104,6 +106,13 @@ def paired(model: INDM) -> Callable:
     return partial(mle_loss, pairs=True, levels=NoiseLevels(model.sde))
 
 
+LOSSES: dict[str, tuple[Loss, int]] = {  # and the rows of a batch
+    "plain": (lambda model: plain_loss, ROWS),
+    "mle_loss": (lambda model: mle_loss, ROWS),
+    "mle_loss, levels": (lambda model: partial(mle_loss, levels=NoiseLevels(model.sde)), ROWS),
+    "mle_loss, pairs": (lambda model: partial(mle_loss, pairs=True), ROWS // 2),
+    "mle_loss, pairs and levels": (paired, ROWS // 2),
+}
 VARIANTS: dict[str, tuple[str, tuple[Stage, ...]]] = {
     "linear, plain loss": ("identity", (Stage(1.0, lambda model: plain_loss, (0.0, 2e-3)),)),
     "linear": ("identity", (Stage(1.0, paired, (0.0, 2e-3), ROWS // 2),)),
@@ -135,6 +144,28 @@ def trained(law: Law | Ring | Moons, variant: str, seed: int) -> tuple[INDM, int
     return descent.ema.model, steps
 
 
+def deviations(seed: int) -> dict[str, dict[str, float]]:
+    """The deviation of the gradients of flow and score on ridges by one batch, for each loss, in the middle of a
+    training by ``mle_loss``: the root of the variances, summed over weights."""
+    torch.manual_seed(seed)
+    x, generator = Rows.of(LAWS["ridges"], seed).train, torch.Generator().manual_seed(seed)
+    model = INDM(flow_of("coupling", 8), ScoreModel(MLP((8,), width=128), VPSDE()), shape=(8,))
+    shares = course(deadline=time.process_time() + SECONDS, clock=time.process_time)
+    descended(model, (2e-2, 2e-3), takewhile(lambda share: share < 0.5, shares), mle_loss, x, ROWS, generator)
+    found: dict[str, dict[str, float]] = {}
+    for name, (loss, rows) in LOSSES.items():
+        of_model, drawn = loss(model), []
+        for _ in range(2 * DRAWS):  # the first half lets noise levels see where gradients are large
+            model.zero_grad()
+            gradients(model, of_model, x, rows, generator)
+            drawn.append(
+                [torch.cat([p.grad.flatten() for p in part.parameters()]) for part in (model.flow, model.score)]
+            )
+        parts = zip(("flow", "score"), zip(*drawn[DRAWS:], strict=True), strict=True)
+        found[name] = {part: torch.stack(rows).var(0).sum().sqrt().item() for part, rows in parts}
+    return found
+
+
 def jobs() -> Iterator[tuple[str, str, int]]:
     """The trainings that have no row yet, a law of one seed after another."""
     for seed in SEEDS:
@@ -153,6 +184,16 @@ def run(job: tuple[str, str, int]) -> None:
     gap, error = measured["nelbo"]
     row = {"gap": gap, "error": error, "flow_gap": measured["flow"][0], "steps": steps, "seconds": SECONDS}
     TABLE.at(law=law, variant=variant, seed=seed).add(row | made_by(seed))
+
+
+def deviation_table(table: Records) -> str:
+    """Deviations of gradients over those of the plain loss: mean and error over seeds."""
+    found = [row["deviations"] for row in table.rows()]
+    rows = []
+    for part in ("flow", "score"):
+        ratios = [[row[name][part] / row["plain"][part] for row in found] for name in LOSSES]
+        rows.append((part, *(with_error(*over_seeds(values), ".2f") for values in ratios)))
+    return in_table("gradient of", *LOSSES, rows=rows)
 
 
 def markdown(table: Records) -> str:
