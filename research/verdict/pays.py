@@ -109,13 +109,14 @@ class Model:
 
 
 PAIRS = ("pairs", (False, True))
-COUPLING_RATES = ("coupling_lr", (3e-4, 1e-3, 3e-3))
 MODELS = {
     "linear": Model(after="", axes=(("lr", (4e-3, 8e-3, 1.6e-2)), PAIRS)),
-    "spline": Model("spline", axes=(("start", ("identity", "histogram")), ("curve_lr", (1e-3, 3e-3, 1e-2)), PAIRS)),
-    "coupling": Model("spline", coupling=True, after="spline", axes=(COUPLING_RATES, PAIRS)),
+    "spline": Model("spline", axes=(
+        ("curve_lr", (1e-3, 3e-3, 1e-2, 3e-2)), ("start", ("identity", "histogram")), PAIRS,
+    )),
+    "coupling": Model("spline", coupling=True, after="spline", axes=(("coupling_lr", (1e-4, 3e-4, 1e-3, 3e-3)), PAIRS)),
     "flow alone": Model("spline", coupling=True, alone=True, after="spline", axes=(
-        ("coupling_lr", (1e-3, 3e-3, 1e-2)), ("curve_lr", (1e-3, 3e-3, 1e-2)),
+        ("coupling_lr", (1e-3, 3e-3, 1e-2, 3e-2)), ("curve_lr", (1e-3, 3e-3, 1e-2, 3e-2)),
     )),
     "scale": Model("scale"),
     "fixed curve": Model("fixed"),
