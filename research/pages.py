@@ -28,7 +28,7 @@ from research.posteriors import study as posteriors
 from research.records import RECORDS, Records
 from research.tables import flow_worth, flows, imputation, laws, outliers, regression, student
 from research.translation import answers
-from research.verdict import costs, dial, final, glow, joint, losses, results, search
+from research.verdict import costs, dial, final, glow, joint, losses, results, search, signals
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT / "research", ROOT / "docs")
@@ -88,6 +88,8 @@ SHOWN: dict[str, Callable[..., str]] = {
     "verdict-costs": lambda data: costs.markdown(of("verdict-costs", data=data)),
     "verdict-glow": lambda: glow.markdown(of("verdict-glow")),
     "verdict-joint": lambda: joint.markdown(of("verdict-joint")),
+    "verdict-signals": lambda: signals.markdown(of("verdict-signals")),
+    "verdict-signals-family": lambda: signals.family(of("verdict-signals")),
     "verdict-losses": lambda: losses.markdown(of("verdict-losses")),
     "verdict-losses-deviations": lambda: losses.deviation_table(of("verdict-losses")),
     "verdict-dial": lambda name: dial.markdown(of("verdict-dial"), name),
