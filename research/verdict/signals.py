@@ -270,7 +270,7 @@ def family(table: Records) -> str:
         runs = table.at(distance=distance).of_common_seeds("method", (name, other))
         pairs = [(a["gap"], b["gap"]) for a, b in zip(*runs.values(), strict=True) if a["machine"] == b["machine"]]
         if len(pairs) > 1:
-            made[distance, name, other] = paired(*zip(*pairs, strict=True))
+            made[distance, name, other] = paired([a for a, _ in pairs], [b for _, b in pairs])
     rows = []
     for (distance, *names), row in zip(made, judged_as_planned([*made.values()], len(FAMILY)), strict=True):
         (low, high), p = interval(row).values(), row["p_holm"]
