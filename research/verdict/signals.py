@@ -21,7 +21,7 @@ from indm.nets import Zero
 from indm.objective import flow_nll
 from indm.score import ScoreModel
 from indm.sde import VPSDE
-from indm.training import EMA, NoiseLevels, learning_rate_factor, optimizer_step
+from indm.training import Descent, NoiseLevels, course, learning_rate_factor
 from indm.workbench.evaluation.statistics import mean_and_error, over_seeds, paired
 from research.lab.statistics import judged_as_planned
 from research.markdown import in_table, with_error
@@ -179,22 +179,18 @@ def trained(law: Regimes, name: str, setting: Setting, seconds: float, seed: int
 def descend(model: INDM, loss: Callable, rates: tuple[float, float], draw: Callable[[], Tensor], seconds: float) -> int:
     """Train score and flow at their rates (0: not at all), leave the average in ``model``, and return the steps."""
     parts = zip(("score", "flow"), (model.score, model.flow), rates, strict=True)
-    groups = [{"name": name, "params": list(part.parameters()), "rate": rate} for name, part, rate in parts if rate]
-    optimizer, ema = torch.optim.Adam(groups, betas=BETAS, fused=True), EMA(model, DECAY)
-    n, started = 0, time.process_time()
+    groups = [{"name": name, "params": list(part.parameters()), "lr": rate} for name, part, rate in parts if rate]
+    descent = Descent(model, torch.optim.Adam(groups, betas=BETAS, fused=True), DECAY, clip=1.0)
 
-    def forward_backward() -> dict[str, Tensor]:
+    def gradients() -> dict[str, Tensor]:
         value, terms = loss(model, draw().float())
         value.backward()
         return terms
 
-    while (progress := (time.process_time() - started) / seconds) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * learning_rate_factor(n, progress, WARMUP, FALL)
-        n += 1
-        optimizer_step(model, ema, optimizer, n, forward_backward, clip=1.0)
-    model.load_state_dict(ema.model.state_dict())
-    return n
+    for progress in course(deadline=time.process_time() + seconds, clock=time.process_time):
+        descent.advance(gradients, learning_rate_factor(descent.step, progress, WARMUP, FALL))
+    model.load_state_dict(descent.ema.model.state_dict())
+    return descent.step
 
 
 @torch.no_grad()
