@@ -28,7 +28,7 @@ from research.posteriors import study as posteriors
 from research.records import RECORDS, Records
 from research.tables import flow_worth, flows, imputation, laws, outliers, regression, student
 from research.translation import answers
-from research.verdict import dial, joint, losses, signals
+from research.verdict import dial, joint, losses, pays, signals
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT / "research", ROOT / "docs")
@@ -81,6 +81,8 @@ SHOWN: dict[str, Callable[..., str]] = {
     "verdict-joint-deviations": lambda: joint.deviation_table(of("verdict-joint-deviations")),
     "verdict-signals": lambda: signals.markdown(of("verdict-signals")),
     "verdict-signals-family": lambda: signals.family(of("verdict-signals")),
+    "verdict-pays": lambda: pays.markdown(of("verdict-pays")),
+    "verdict-pays-family": lambda: pays.family_table(of("verdict-pays")),
     "verdict-losses": lambda: losses.markdown(of("verdict-losses")),
     "verdict-losses-deviations": lambda: losses.deviation_table(of("verdict-losses")),
     "verdict-dial": lambda name: dial.markdown(of("verdict-dial"), name),

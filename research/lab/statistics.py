@@ -1,13 +1,15 @@
 """Standard errors of a share and by the jackknife, a score of draws, and tests of a family of planned size."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
-from indm.workbench.evaluation.statistics import Difference, judged
+from indm.workbench.evaluation.statistics import LEVEL, Difference, judged
 
 FOLDS = 10  # of the jackknife
 UNMADE = Difference(0.0, 2, 1.0)  # p = 1: the family is as large as it was planned
@@ -17,6 +19,24 @@ def judged_as_planned(differences: Sequence[Difference], planned: int) -> list[d
     """:func:`indm.workbench.evaluation.statistics.judged`, where Holm counts ``planned`` tests, made or not."""
     tested = sum(difference.seeds > 1 for difference in differences)
     return judged([*differences, *[UNMADE] * (planned - tested)])[: len(differences)]
+
+
+def interval(row: Mapping[str, Any]) -> tuple[float, float]:
+    """The 95 % interval of a judged difference by Student's t over its seeds; infinite for one seed."""
+    half = student.ppf(0.975, row["seeds"] - 1) * row["standard_error"] if row["seeds"] > 1 else math.inf
+    return row["difference"] - half, row["difference"] + half
+
+
+def word(row: Mapping[str, Any], margin: float) -> str:
+    """The name of a judged difference of a loss by its interval, a margin that counts, and Holm's p.
+
+    >>> word({"difference": -0.05, "standard_error": 0.01, "seeds": 5, "p_holm": 0.01}, 0.01)
+    'gain'
+    """
+    (low, high), p = interval(row), row["p_holm"]
+    if p is not None and p <= LEVEL and (high < -margin or low > margin):
+        return "gain" if high < 0 else "loss"
+    return "no difference" if low > -margin and high < margin else "undecided"
 
 
 def share_error(share: float, n: int) -> float:

@@ -12,12 +12,13 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,10 +32,12 @@ from indm.score import ScoreModel
 from indm.sde import VPSDE
 from indm.tensors import evaluation_mode, event_size
 from indm.training import Descent, FlowUse, NoiseLevels, TrainingStep, course, learning_rate_factor
-from indm.workbench.evaluation.statistics import Difference
+from indm.workbench.evaluation.statistics import Difference, over_seeds
 from research.lab.costs import costs_in_turns
-from research.markdown import with_error
+from research.lab.statistics import interval, word
+from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
+from research.verdict.family import family
 from research.verdict.images import Images, load
 from research.verdict.measures import behaviour, displacement
 
@@ -46,6 +49,7 @@ BATCH, WARMUP, FALL, DECAY, BETAS = 32, 100, 0.5, 0.999, (0.9, 0.99)
 NOISE_RATE = 3e-3  # of learned noise
 TIMES = 4  # evaluations of the network for an image's bound
 VALID_IMAGES = 500  # that choose
+MARGIN, DIMS = 0.01, {"clothes-16": 256, "cifar10-16": 768, "emoji-32": 3_072}  # bits/dim that count; of an image
 FLOW_DRAWS = 8  # of the grey levels' noise, for the flow alone
 DESCRIBED = (1, 2, 3)  # seeds of which the diffusion on the data is described
 WIDE = 40  # channels of the larger network, in place of 32
@@ -125,6 +129,11 @@ MODELS = {
 }  # fmt: skip
 CURVES = ("linear", "spline", "coupling")  # whose budgets vary
 OF_NOISE = (*CURVES, "flow alone")  # that learn the noise of grey levels, too
+COMPARED = (
+    ("spline", "linear"), ("spline", "scale"), ("spline", "fixed curve"),
+    ("coupling", "spline"), ("coupling", "linear"), ("coupling", "flow alone"),
+)  # fmt: skip
+FAMILY = [(data, *names) for data in STUDIES for names in COMPARED]  # Holm has these 18
 
 
 @dataclass(frozen=True)
@@ -378,6 +387,50 @@ def called(difference: Difference, values: list[float], form: str) -> str:
     one_sign = min(values) > 0 or max(values) < 0
     large = abs(difference.difference) > 2 * difference.standard_error
     return f"**{found}**" if len(values) > 1 and one_sign and large else found
+
+
+def bits_of(table: Records, data: str, names: Sequence[str], **where: Any) -> dict[str, np.ndarray]:
+    """Bits/dim of the test images by model, (seeds, N), of the seeds that all of them have on one machine."""
+    runs = table.at(data=data, **where).of_common_seeds("model", names)
+    alike = [len({row["machine"] for row in rows}) == 1 for rows in zip(*runs.values(), strict=True)]
+    dims = DIMS[data] * math.log(2)
+    return {
+        name: np.array([row["nelbo_nats"] for row, kept in zip(rows, alike, strict=True) if kept]) / dims
+        for name, rows in runs.items()
+    }
+
+
+def family_table(table: Records) -> str:
+    """The tested differences: with errors over seeds and images, 95 % intervals, Holm's p, and the word."""
+    made = {}
+    for data, *names in FAMILY:
+        bits = bits_of(table, data, names, steps=STEPS, noise="uniform")
+        if len(bits[names[0]]):
+            made[data, names[0], names[1]] = bits[names[0]], bits[names[1]]
+    rows = []
+    for row in family(FAMILY, made):
+        p, (low, high) = row["p_holm"], interval(row)
+        difference = with_error(row["difference"], row["standard_error"], "+.4f")
+        bounds = f"{low:+.4f} to {high:+.4f}" if row["seeds"] > 1 else ""
+        tested = (bounds, f"{p:.2g}" if p is not None else "", word(row, MARGIN))
+        rows.append((row["data"], f"{row['variant']} − {row['baseline']}", row["seeds"], difference, *tested))
+    return in_table("data", "difference", "seeds", "bits/dim", "95 % interval", "Holm's p", "is called", rows=rows)
+
+
+def markdown(table: Records) -> str:
+    """Bits/dim of test images by data set, model, noise and budget: means over seeds."""
+    keys = sorted(
+        {(row["data"], row["noise"], row["steps"]) for row in table.rows()},
+        key=lambda key: (key[1] != "uniform", key[2] != STEPS, key[2]),
+    )
+    rows = []
+    for noise, steps in dict.fromkeys(key[1:] for key in keys):
+        for name in MODELS:
+            found = [table.at(data=data, model=name, noise=noise, steps=steps).rows() for data in STUDIES]
+            if any(found):
+                cells = [with_error(*over_seeds([row["bits"] for row in own]), ".4f") if own else "" for own in found]
+                rows.append((f"{steps:,}", noise, name, *cells, max(map(len, found))))
+    return in_table("steps", "noise", "model", *STUDIES, "seeds", rows=rows)
 
 
 def machine() -> str:

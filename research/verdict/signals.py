@@ -23,12 +23,11 @@ from indm.score import ScoreModel
 from indm.sde import VPSDE
 from indm.training import Descent, NoiseLevels, course, learning_rate_factor
 from indm.workbench.evaluation.statistics import mean_and_error, over_seeds, paired
-from research.lab.statistics import judged_as_planned
+from research.lab.statistics import interval, judged_as_planned, word
 from research.markdown import in_table, with_error
 from research.networks.circle import Convolutions
 from research.records import RECORDS, Records, Row, made_by
 from research.verdict.pays import machine
-from research.verdict.results import LEVEL, interval
 
 SEARCH, TABLE = Records(RECORDS / "verdict-signals-search.csv"), Records(RECORDS / "verdict-signals.csv")
 POINTS, BEND, SPREAD = 64, 3.0, 1.5652  # of a signal; of its curve; the deviation of asinh(BEND · N(0, 1))
@@ -269,17 +268,10 @@ def family(table: Records) -> str:
             made[distance, name, other] = paired([a for a, _ in pairs], [b for _, b in pairs])
     rows = []
     for (distance, *names), row in zip(made, judged_as_planned([*made.values()], len(FAMILY)), strict=True):
-        (low, high), p = interval(row).values(), row["p_holm"]
+        (low, high), p = interval(row), row["p_holm"]
         cells = with_error(row["difference"], row["standard_error"], "+.2f"), f"{low:+.2f} to {high:+.2f}", f"{p:.2g}"
-        rows.append((f"{distance:g}", " − ".join(names), row["seeds"], *cells, word(low, high, p)))
+        rows.append((f"{distance:g}", " − ".join(names), row["seeds"], *cells, word(row, MARGIN)))
     return in_table("distance", "difference", "seeds", "nats", "95 % interval", "Holm's p", "is called", rows=rows)
-
-
-def word(low: float, high: float, p_holm: float) -> str:
-    """The name that the design gives to a difference by its interval and Holm's p."""
-    if p_holm <= LEVEL and (high < -MARGIN or low > MARGIN):
-        return "gain" if high < 0 else "loss"
-    return "no difference" if low > -MARGIN and high < MARGIN else "undecided"
 
 
 def main() -> None:

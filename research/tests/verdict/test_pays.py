@@ -7,6 +7,7 @@ import torch
 from scipy.stats import kstest, truncnorm
 
 import indm
+from research.lab.statistics import word
 from research.records import Records
 from research.verdict import pays
 from research.verdict.images import Images, halved
@@ -96,3 +97,28 @@ def test_the_bound_of_a_flow_alone_is_its_likelihood():
     normal = torch.distributions.Normal(0.0, 1.0)
     expected = (log_q - normal.log_prob(x).flatten(1).sum(1)).mean().item()
     assert pays.bound("flow alone", model, IMAGES.test).mean().item() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("difference", "error", "p", "name"),
+    [(-0.1, 0.01, 0.01, "gain"), (0.1, 0.01, 0.01, "loss"), (-0.1, 0.01, 0.1, "undecided"), (0.0, 0.001, 1, "no difference"),
+     (-0.02, 0.005, 0.01, "undecided")],
+)  # fmt: skip
+def test_the_word_of_a_difference(difference, error, p, name):
+    row = {"difference": difference, "standard_error": error, "seeds": 5, "p_holm": p}  # its interval: 2.78 errors
+    assert word(row, 0.01) == name
+
+
+def test_the_family_pairs_seeds_of_one_machine(study, tmp_path):
+    """−0.05 bits/dim in two seeds of one machine each; a third seed, whose runs are of two machines, is left out."""
+    table, nats = Records(tmp_path / "rows.csv"), torch.linspace(100, 200, 50)
+    for seed, machines in ((1, "aa"), (2, "bb"), (3, "ab")):
+        for name, machine, less in zip(("spline", "linear"), machines, (0.05 + 1e-4 * seed, 0.0), strict=True):
+            row = {"machine": machine, "bits": 1.0, "nelbo_nats": (nats - less * 256 * math.log(2)).tolist()}
+            where = {"data": "clothes-16", "model": name, "noise": "uniform", "steps": pays.STEPS, "seed": seed}
+            table.at(**where).add(row)
+    bits = pays.bits_of(table, "clothes-16", ("spline", "linear"), steps=pays.STEPS)
+    assert bits["spline"].shape == (2, 50)
+    difference = bits["spline"] - bits["linear"]
+    assert difference.mean(1) == pytest.approx([-0.0501, -0.0502], abs=1e-6)
+    assert "| clothes-16 | spline − linear | 2 | -0.0502 ± 0.0001 |" in pays.family_table(table)

@@ -85,5 +85,3 @@ def test_all_is_made_once_and_shown(tmp_path, monkeypatch):
     signals.main()
     assert len(signals.family(table).splitlines()) == 2 + 7
     assert "| INDM (coupling) |" in signals.markdown(table)
-    of = {"gain": (-2, -1, 0.01), "loss": (1, 2, 0.01), "undecided": (-2, -1, 0.1), "no difference": (-0.2, 0.1, 1)}
-    assert [signals.word(*numbers) for numbers in of.values()] == [*of]
