@@ -8,7 +8,6 @@ goes on.
 """
 
 import functools
-import hashlib
 import math
 import sys
 import time
@@ -338,12 +337,7 @@ def trial(data: str, name: str, setting: Setting) -> float:
 
     def made() -> dict[str, Any]:
         model, row = trained(job, setting)
-        return (
-            row
-            | {"bits": bits(bound(name, model, images.valid[:VALID_IMAGES]), images)}
-            | made_by(0)
-            | {"machine": machine()}
-        )
+        return row | {"bits": bits(bound(name, model, images.valid[:VALID_IMAGES]), images)} | made_by(0)
 
     return table.kept(made)["bits"]
 
@@ -363,13 +357,7 @@ def run(job: Job) -> None:
         row["displacement"] = displacement(model, images.test, job.seed)
     if job.model in ("linear", "spline", "coupling") and job.noise == "uniform" and job.seed in DESCRIBED:
         row["behaviour"] = behaviour(model, images.test, job.seed)
-    job.table.add(row | made_by(job.seed) | {"machine": machine()})
-
-
-def machine() -> str:
-    """A name of this machine since it was started: differences between machines are not used."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return hashlib.blake2s(boot.read_bytes() if boot.exists() else b"", digest_size=4).hexdigest()
+    job.table.add(row | made_by(job.seed))
 
 
 def images_of(data: str) -> Images:
