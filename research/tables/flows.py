@@ -127,6 +127,8 @@ def indm(train: Array, valid: Array, space: Space, seed: int, seconds: float) ->
     """The estimator, whose ODE has a stated error, nats, and at some rows no solution."""
     X = np.concatenate([train, valid])
     found = DensityEstimator(discrete=space.discrete, max_seconds=seconds, random_state=seed).fit(X)
+    if found.ended_by_ == "interrupt":  # which a fit survives
+        raise KeyboardInterrupt
     setting = {"steps": found.n_steps_, "models": len(found.models_), "ended": found.ended_, "gains": found.gains_}
 
     def log_density(rows: Array) -> Array:
