@@ -43,7 +43,7 @@ from research.tables.flows import (
 )
 
 RECORD = Records(RECORDS / "real_tables.csv")
-HELD_OUT = ("texture", "phoneme", "cover")  # of which nothing was seen before; they are run last
+HELD_OUT = ("texture", "phoneme", "cover")  # which had no part in any choice; they are run last
 NAMES = [name for name in real_tables.TABLES if name not in HELD_OUT] + [*HELD_OUT]
 SHORT, LONG, SEEDS = 30.0, 120.0, (0, 1, 2)  # seconds; all seeds have the long time, the first one both
 BLOCKS = [(SHORT, SEEDS[0]), *((LONG, seed) for seed in SEEDS)]
