@@ -26,7 +26,7 @@ from research.markdown import in_table, with_tables
 from research.posteriors import boxes, sbibm
 from research.posteriors import study as posteriors
 from research.records import RECORDS, Records
-from research.tables import flow_worth, flows, imputation, laws, outliers, regression, student
+from research.tables import flow_worth, flows, imputation, laws, outliers, real, regression, student
 from research.translation import answers
 from research.verdict import dial, joint, losses, pays, signals
 
@@ -62,6 +62,8 @@ SHOWN: dict[str, Callable[..., str]] = {
     "inpainting": lambda: inpainting.table(of("inpainting")),
     "any_question": lambda: any_question.summary(of("any_question", seconds=30.0)),
     "tables": lambda: flows.markdown(of("tables", seconds=10.0)),
+    "real_tables": lambda seconds, space: real.summary(of("real_tables"), float(seconds), space),
+    "real_tables-data": real.listed,
     "flow_worth": lambda: flow_worth.summary(of("flow_worth", seconds=30.0)),
     "imputation": lambda measure: imputation.summary(of("imputation", seconds=60.0), measure),
     "laws": lambda: laws.summary(of("laws", seconds=60.0)),

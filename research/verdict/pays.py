@@ -8,7 +8,6 @@ goes on.
 """
 
 import functools
-import hashlib
 import math
 import sys
 import time
@@ -24,7 +23,6 @@ from torch import Tensor, nn
 
 import indm
 from indm import INDM, Objective, flow_loss, mle_loss
-from indm.dequantization import from_data
 from indm.flows import Compose, CouplingFlow, ElementwiseFlow, ExactFlow, Flow, Identity
 from indm.nets import Zero
 from indm.objective import flow_nll
@@ -324,7 +322,7 @@ def bound(name: str, model: INDM, images: Tensor) -> Tensor:
     with torch.no_grad(), evaluation_mode(model):
         draws = []
         for _ in range(FLOW_DRAWS):
-            parts = [from_data(model, raw, generator=generator) for raw in images.split(256)]
+            parts = [model.from_data(raw, generator=generator) for raw in images.split(256)]
             draws.append(torch.cat([flow_nll(model, x) + log_q for x, log_q in parts]))
     return torch.stack(draws).double().mean(0)
 
@@ -350,12 +348,7 @@ def trial(data: str, name: str, setting: Setting) -> float:
 
     def made() -> dict[str, Any]:
         model, row = trained(job, setting)
-        return (
-            row
-            | {"bits": bits(bound(name, model, images.valid[:VALID_IMAGES]), images)}
-            | made_by(0)
-            | {"machine": machine()}
-        )
+        return row | {"bits": bits(bound(name, model, images.valid[:VALID_IMAGES]), images)} | made_by(0)
 
     return table.kept(made)["bits"]
 
@@ -375,7 +368,7 @@ def run(job: Job) -> None:
         row["displacement"] = displacement(model, images.test, job.seed)
     if job.model in ("linear", "spline", "coupling") and job.noise == "uniform" and job.seed in DESCRIBED:
         row["behaviour"] = behaviour(model, images.test, job.seed)
-    job.table.add(row | made_by(job.seed) | {"machine": machine()})
+    job.table.add(row | made_by(job.seed))
 
 
 # ── Tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -431,12 +424,6 @@ def markdown(table: Records) -> str:
                 cells = [with_error(*over_seeds([row["bits"] for row in own]), ".4f") if own else "" for own in found]
                 rows.append((f"{steps:,}", noise, name, *cells, max(map(len, found))))
     return in_table("steps", "noise", "model", *STUDIES, "seeds", rows=rows)
-
-
-def machine() -> str:
-    """A name of this machine since it was started: differences between machines are not used."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return hashlib.blake2s(boot.read_bytes() if boot.exists() else b"", digest_size=4).hexdigest()
 
 
 def images_of(data: str) -> Images:

@@ -27,7 +27,6 @@ from research.lab.statistics import interval, judged_as_planned, word
 from research.markdown import in_table, with_error
 from research.networks.circle import Convolutions
 from research.records import RECORDS, Records, Row, made_by
-from research.verdict.pays import machine
 
 SEARCH, TABLE = Records(RECORDS / "verdict-signals-search.csv"), Records(RECORDS / "verdict-signals.csv")
 POINTS, BEND, SPREAD = 64, 3.0, 1.5652  # of a signal; of its curve; the deviation of asinh(BEND · N(0, 1))
@@ -233,7 +232,7 @@ def trial(name: str, setting: Setting) -> float:
 def run(law: Regimes, name: str, setting: Setting, seconds: float, seed: int, test: Tensor) -> Row:
     """The row of a model, which is trained, and measured on rows ``test``."""
     model, row = trained(law, name, setting, seconds, seed)
-    return row | gaps(model, law, test) | made_by(seed) | {"machine": machine()}
+    return row | gaps(model, law, test) | made_by(seed)
 
 
 def job(distance: float, name: str, seed: int) -> Row:
@@ -241,7 +240,7 @@ def job(distance: float, name: str, seed: int) -> Row:
     law = Regimes(distance)
     test = law.draw(TEST, seeded(seed, 1))
     if name in MIXTURES:
-        return mixture(law, name, seed, test) | made_by(seed) | {"machine": machine()}
+        return mixture(law, name, seed, test) | made_by(seed)
     setting = chosen(name)
     return {"setting": vars(setting)} | run(law, name, setting, SECONDS, seed, test)
 

@@ -101,8 +101,8 @@ def test_the_bound_of_a_flow_alone_is_its_likelihood():
 
 @pytest.mark.parametrize(
     ("difference", "error", "p", "name"),
-    [(-0.1, 0.01, 0.01, "gain"), (0.1, 0.01, 0.01, "loss"), (-0.1, 0.01, 0.1, "undecided"), (0.0, 0.001, 1, "no difference"),
-     (-0.02, 0.005, 0.01, "undecided")],
+    [(-0.1, 0.01, 0.01, "gain"), (0.1, 0.01, 0.01, "loss"), (-0.1, 0.01, 0.1, "undecided"),
+     (0.0, 0.001, 1.0, "no difference"), (-0.02, 0.005, 0.01, "undecided")],
 )  # fmt: skip
 def test_the_word_of_a_difference(difference, error, p, name):
     row = {"difference": difference, "standard_error": error, "seeds": 5, "p_holm": p}  # its interval: 2.78 errors
