@@ -105,7 +105,6 @@ UNDOCUMENTED = {
     "the inside of the bound and of the networks of others, which a study measures": {
         "indm.foreign.paths": "path_of",
         "indm.gaussian": "GaussianReference",
-        "indm.likelihood": "latents_of",
         "indm.ode": "rademacher",
         "indm.published.network": "architecture",
         "indm.workbench.convert": "score_of_checkpoint",

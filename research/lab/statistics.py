@@ -9,9 +9,10 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from indm.workbench.evaluation.statistics import LEVEL, Difference, judged
+from indm.workbench.evaluation.statistics import Difference, judged
 
 FOLDS = 10  # of the jackknife
+LEVEL = 0.05  # of the tests
 UNMADE = Difference(0.0, 2, 1.0)  # p = 1: the family is as large as it was planned
 
 
