@@ -110,15 +110,15 @@ class Model:
         return self.curve in ("fixed", "frozen")
 
 
-PAIRS = ("pairs", (False, True))
+PAIRS, START = ("pairs", (False, True)), ("start", ("identity", "histogram"))
 MODELS = {
     "linear": Model(after="", axes=(("lr", (4e-3, 8e-3, 1.6e-2)), PAIRS)),
-    "spline": Model("spline", axes=(
-        ("curve_lr", (1e-3, 3e-3, 1e-2, 3e-2)), ("start", ("identity", "histogram")), PAIRS,
+    "spline": Model("spline", axes=(("curve_lr", (1e-3, 3e-3, 1e-2, 3e-2)), START, PAIRS)),
+    "coupling": Model("spline", coupling=True, after="spline", axes=(
+        ("coupling_lr", (1e-4, 3e-4, 1e-3, 3e-3)), START, PAIRS,
     )),
-    "coupling": Model("spline", coupling=True, after="spline", axes=(("coupling_lr", (1e-4, 3e-4, 1e-3, 3e-3)), PAIRS)),
     "flow alone": Model("spline", coupling=True, alone=True, after="spline", axes=(
-        ("coupling_lr", (1e-3, 3e-3, 1e-2, 3e-2)), ("curve_lr", (1e-3, 3e-3, 1e-2, 3e-2)),
+        ("coupling_lr", (1e-3, 3e-3, 1e-2, 3e-2)), START, ("curve_lr", (1e-3, 3e-3, 1e-2, 3e-2)),
     )),
     "scale": Model("scale"),
     "fixed curve": Model("fixed"),
