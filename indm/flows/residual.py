@@ -83,7 +83,7 @@ def activation_of(name: str) -> Activation:
 
 LogDet = ExactLogDet | PowerSeries
 Norm = float | str
-Weights = list[tuple[Tensor, Tensor]]  # of each map, weight and bias; a bias may be (B, out), one for each sample
+Weights = list[tuple[Tensor, Tensor]]  # weight and bias of each map; a bias may be (B, out), one for each sample
 
 
 class ContractiveLinear(Constrained):
@@ -262,7 +262,7 @@ class ResidualBlock(Conditioned, Flow):
             yield angle, x
 
     def _evaluate(self, x: Tensor, weights: Weights) -> Tensor:
-        """g(x); under autocast its inner precision is that of the convolutions."""
+        """g(x); under autocast it is computed in the precision of the convolutions."""
         for _, output in self._angles(x, weights):
             x = output
         return x
