@@ -28,7 +28,7 @@ class Times:
         return statistics.median(self.clock)
 
     def per(self, n: int) -> "Times":
-        """Of one of ``n`` equal parts of a candidate."""
+        """Times of one of ``n`` equal parts of a candidate."""
         return Times([t / n for t in self.clock], [t / n for t in self.cpu])
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Whole training steps, those of ``indm train`` and those of a straightforward implementation, and their memory.
+"""Whole training steps of ``indm train`` and of a straightforward implementation, and their memory.
 
 Parts of ``bench/performance.py``. By itself it measures memory, in a process of its own:
 
