@@ -80,9 +80,9 @@ class Columns:
     ) -> "Columns":
         """The map for rows ``X`` (n, columns) at conditions ``c`` (n, k).
 
-        Columns of the indices ``skewed`` get the power that is most likely if ψ is normal; the others keep λ = 1. Those
-        of ``far``, by default none, are measured by most of their rows. What is linear in c is taken away, and
-        correlations of the rest are shrunk where rows are few.
+        Columns of the indices ``skewed`` get the power that is most likely if ψ is normal; the others keep λ = 1. The
+        columns that ``far`` marks, by default none, are measured by most of their rows. What is linear in c is taken
+        away, and correlations of the rest are shrunk where rows are few.
         """
         far = np.zeros(X.shape[1], dtype=bool) if far is None else far
         interval = np.array([[-np.inf], [np.inf]]).repeat(X.shape[1], 1) if interval is None else interval
