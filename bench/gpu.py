@@ -73,7 +73,7 @@ def memory(o: Options) -> dict:
 
 
 def ratios(o: Options) -> dict:
-    """Training steps relative to the plain implementation."""
+    """Costs of training steps relative to the plain implementation's."""
     import training_steps
 
     if o.small:

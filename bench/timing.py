@@ -72,7 +72,7 @@ def on_gpu() -> bool:
 
 
 def reset_peak() -> None:
-    """From here on :func:`peak_mib` starts anew."""
+    """Restart the count of :func:`peak_mib`."""
     if on_gpu():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -49,7 +49,7 @@ class Ours:
         self.batches = self.trainer.batches()
 
     def cycle(self) -> None:
-        """As many steps as there are until the flow has had its turn."""
+        """Make the steps until the flow has been trained once."""
         for _ in range(self.trainer.options.flow_update_every):
             self.trainer.train_step(self.batches)
 

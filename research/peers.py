@@ -5,7 +5,7 @@
     python -m research.peers digits --table
 
 Each has its library's U-Net of 32 channels and the recipe's levels, a batch of 128, Adam in float32, an average of the
-weights, and its usual objective and sampler, in 50 evaluations. Each is trained at two rates, its examples' own and
+weights, and its usual objective and sampler, in 50 evaluations. Each is trained at two rates, its library's own and
 1e-3, and the better one counts. Each makes as many steps as cost what a training of ``research.quality`` costs, whose
 records give INDM's rows; costs of a step are measured in turns, with nothing else running. None of the others states a
 likelihood.

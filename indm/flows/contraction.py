@@ -191,7 +191,7 @@ class _Active:
         return cls(torch.arange(len(x), device=x.device), x, flat, flat, none, none, x)
 
     def keep(self, mask: Tensor) -> None:
-        """Only the samples where ``mask`` (b,) is true."""
+        """Keep only the samples where ``mask`` (b,) is true."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name)[mask])
 

@@ -253,7 +253,7 @@ class ResidualBlock(Conditioned, Flow):
             return list(zip(weights, biases, strict=True))
 
     def _angles(self, x: Tensor, weights: Weights) -> Iterator[tuple[Tensor | None, Tensor]]:
-        """For each map, the input of the activation before it (None where there is none) and the map's output."""
+        """The input of the activation before each map (None where there is none) and the map's output."""
         for i, (linear, (weight, bias)) in enumerate(zip(self.maps, weights, strict=True)):
             angle = x if i > 0 else self.frequency * x if self.preactivate else None
             x = linear.apply_weight(

@@ -112,7 +112,7 @@ def _shares(levels: Tensor, x: Batch, reference: GaussianReference | None) -> Te
 def _drawn_steps(
     shares: Tensor, n: int, times: int, generator: torch.Generator | None
 ) -> list[tuple[Tensor, PerSample]]:
-    """For each of ``times`` draws n steps k ≥ 1 and their shares; each sample has one in each of that many strata."""
+    """``times`` draws of n steps k ≥ 1 and their shares; each sample has one step in each of ``times`` strata."""
     ends = shares.cumsum(0) / shares.sum()
     u = strata(n * times, generator=generator, device=shares.device).to(ends).sort().values
     parts = [part[torch.randperm(n, generator=generator, device=u.device)] for part in u.split(n)]

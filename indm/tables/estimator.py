@@ -479,7 +479,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     @property
     def ended_by_(self) -> str:
-        """Why the fit ended: "time" if ``max_seconds`` ended a model, "steps" if ``max_steps`` did, else "plateau"."""
+        """The end of the fit: "time" if ``max_seconds`` ended a model, "steps" for ``max_steps``, else "plateau"."""
         return ended_by([ended for _, ended in self.ended_])
 
     def _far(self, X: np.ndarray, noisy: np.ndarray) -> list[np.ndarray]:
@@ -789,7 +789,10 @@ def _noise_rules(k: int, draws: int) -> Iterator[tuple[Array, Array]]:
 
 
 def steps_for_draws(draws: Callable[[int], Array]) -> tuple[int, float]:
-    """As few steps as draws (n, d) need to be off by ``SAMPLING_ERROR``, and by how much they are, NaN left out."""
+    """The fewest steps that leave draws (n, d) within ``SAMPLING_ERROR`` of twice as many, else the most; their error.
+
+    NaN are left out.
+    """
     fine = draws(SAMPLING_STEPS[0])
     for steps in SAMPLING_STEPS:
         coarse, fine = fine, draws(2 * steps)

@@ -30,7 +30,7 @@ class Proposal:
 
     @classmethod
     def fitted(cls, u: Array, weight: Array, numbers: np.random.RandomState) -> "Proposal":
-        """To rows (n, d) of that weight."""
+        """The proposal fitted to rows (n, d) with weights (n,)."""
         mean = weight @ u
         covariance = (u - mean).T @ ((u - mean) * weight[:, None])
         root = np.linalg.cholesky(covariance + LEAST * (1 + np.trace(covariance)) * np.eye(len(mean)))

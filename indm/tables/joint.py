@@ -600,9 +600,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             raise ValueError(f"{column.name} must be inside of its bounds, got {x[row, j]:g} in row {row}")
 
     def disagreement(self, X, random_state: Any = None) -> dict[str, float]:
-        """By how much log p of a row and log p(a) + log p(b|a) differ, nats: ``mean`` and ``rms`` over rows.
+        """The difference of log p of a row and log p(a) + log p(b|a), nats: its ``mean`` and ``rms`` over rows.
 
-        The columns a of each row are drawn, b are the others.
+        The columns a of each row are drawn; b are the other columns.
         """
         check_is_fitted(self)
         X = self._validated(X, reset=False)

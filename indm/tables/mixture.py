@@ -50,7 +50,7 @@ class Mixture:
 
     @classmethod
     def fitted(cls, z: Array, c: Array, components: int, floor: float, seed: int) -> "Mixture":
-        """By expectation maximisation, with ``floor`` added to the variances."""
+        """A mixture fitted by expectation maximisation, with ``floor`` added to the variances."""
         mixture = GaussianMixture(components, reg_covar=floor, max_iter=EM_STEPS, random_state=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)

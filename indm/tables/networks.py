@@ -89,7 +89,7 @@ def pushed(layers: Iterable[nn.Module], x: Tensor, dx: Tensor) -> Pushed:
 
 
 class ColumnMLP(nn.Module):
-    """A column's own part of the noise of its number: one small MLP for all columns, which starts at zero.
+    """One small MLP, shared by all columns, adds to a number's noise what its own column explains; it starts at zero.
 
     What an end of an interval or a tail adds depends on the noised number and the level, and on the centre of the
     column's law given what is known. The MLP sees these, and some numbers for each column. From few rows of many
@@ -494,7 +494,7 @@ class MaskedMixtureMLP(nn.Module):
         self.laws = Laws(*(part.to(self.mean) for part in laws(self.weight, self.mean, self.covariance, asked, given)))
 
     def _apply(self, fn, recurse: bool = True) -> "MaskedMixtureMLP":
-        """With the questions, which are not saved."""
+        """Move the questions along, which are not saved and so are not buffers."""
         super()._apply(fn, recurse)
         self.asked, self.given, self.laws = fn(self.asked), fn(self.given), Laws(*map(fn, self.laws))
         return self

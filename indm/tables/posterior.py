@@ -357,19 +357,19 @@ class PosteriorEstimator:
 
     @property
     def gains_(self) -> list[tuple[float, float]]:
-        """As of :class:`indm.DensityEstimator`."""
+        """The estimator's gains, see :class:`indm.DensityEstimator`."""
         self._check_fitted()
         return self.estimator_.gains_
 
     @property
     def n_steps_(self) -> list[int]:
-        """As of :class:`indm.DensityEstimator`."""
+        """The estimator's steps, see :class:`indm.DensityEstimator`."""
         self._check_fitted()
         return np.ravel(self.estimator_.n_steps_).tolist()
 
     @property
     def ended_by_(self) -> str:
-        """As of :class:`indm.DensityEstimator`."""
+        """The reason why the estimator's fit ended, see :attr:`indm.DensityEstimator.ended_by_`."""
         self._check_fitted()
         return self.estimator_.ended_by_
 

@@ -79,7 +79,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Task:
-    """From style ``a`` to style ``b`` in so many seeds; each linear model makes ``steps`` steps."""
+    """A translation from style ``a`` to style ``b`` in so many seeds; each linear model makes ``steps`` steps."""
 
     a: str
     b: str
@@ -100,7 +100,7 @@ FAMILY = tuple((task.b, "indm", other) for task in STUDIES["punks"] for other in
 
 @dataclass(frozen=True)
 class Lab:
-    """Where a task's data are, and where its runs and rows are kept."""
+    """The places of a task's data, its runs and its rows."""
 
     task: Task
     data: Path
@@ -127,7 +127,7 @@ class Lab:
         return recipes.resolve(recipes.override(sides_of(pair)["a"], LINEAR if kind == "linear" else {}))
 
     def steps(self, kind: str) -> int:
-        """As many as cost what one linear model costs, or two for a bridge; costs are measured once."""
+        """The number of steps that cost as much as one linear model, or two for a bridge; costs are measured once."""
         if kind == "linear":
             return self.task.steps
 
@@ -213,7 +213,7 @@ def histogram_matched(source: Grey, a: Grey, b: Grey) -> Grey:
 
 
 def colours_transferred(source: Grey, a: Grey, b: Grey) -> Grey:
-    """By the affine map of colours that is optimal transport between the Gaussians of pixels in ``a`` and ``b``.
+    """The source under the affine map of colours that is optimal transport of pixel Gaussians from ``a`` to ``b``.
 
     Source: Pitié & Kokaram 2007, "The linear Monge-Kantorovitch colour mapping", eq. 4.
     """

@@ -61,7 +61,7 @@ class Ridge:
 
     @property
     def setting(self) -> float:
-        """Where the dial stands."""
+        """The value of the dial."""
         return self.sigma
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
@@ -89,7 +89,7 @@ class Atom:
 
     @property
     def setting(self) -> float:
-        """Where the dial stands."""
+        """The value of the dial."""
         return self.share
 
     @property

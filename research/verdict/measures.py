@@ -67,7 +67,7 @@ def root(product: Batch) -> float:
 
 
 def displacement(model, test: Images, seed: int) -> Numbers:
-    """Where the displacement Δ = h(x) − x of test images lies.
+    """The displacement Δ = h(x) − x of test images.
 
     Returns:
         ``size``: √(E‖Δ‖²/E‖x‖²). ``constant``: the share of E‖Δ‖² that is the same for all images. ``frequency``,

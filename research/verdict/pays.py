@@ -86,7 +86,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Model:
-    """The flow in front of the network: its parts, whether they are trained, and what is searched.
+    """A model of the study: the parts of its flow, whether they are trained, and what is searched.
 
     Args:
         curve: "", "scale", "spline", "fixed" (the spline that brings single grey levels nearest to N(0, 1)) or "frozen"
