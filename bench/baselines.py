@@ -1,4 +1,4 @@
-"""What public code does, straightforwardly: the yardstick of ``bench/performance.py``, not product code.
+"""A straightforward version of what public code does: the yardstick of ``bench/performance.py``, not product code.
 
 Everything here works on an ordinary :class:`indm.INDM`, so that both sides of a ratio have the same weights.
 """

@@ -23,7 +23,7 @@ RUNS = {  # recipe → the folder of its data, and the options that take it
     "fashion-mnist": ("fashion-mnist", ["--data.download=false", "--data.root"]),
     "folder": ("emoji", ["--data.size=64", "--net.multipliers=[1,1,2,2]", "--train.batch_size=16", "--data.path"]),
 }
-SMALL = [  # of every recipe in a rehearsal
+SMALL = [  # settings of every recipe in a rehearsal
     "--net.channels=4", "--net.multipliers=[1,1]", "--net.blocks=1", "--net.attention=[]", "--train.batch_size=4",
     "--train.validate_examples=4",
 ]  # fmt: skip
@@ -44,7 +44,7 @@ def device(o: Options) -> dict:
 
 
 def tests(o: Options) -> dict:
-    """Those marked "cuda", without what the whole suite needs."""
+    """Counts of the tests marked "cuda", run without what the whole suite needs."""
     report = o.out.absolute() / "tests.xml"
     report.unlink(missing_ok=True)
     options = ["--noconftest", "-p", "no:cacheprovider", "-m", "cuda", f"--junit-xml={report}", "tests/test_gpu.py"]
@@ -73,7 +73,7 @@ def memory(o: Options) -> dict:
 
 
 def ratios(o: Options) -> dict:
-    """Steps of training over those of the plain implementation."""
+    """Costs of training steps relative to the plain implementation's."""
     import training_steps
 
     if o.small:

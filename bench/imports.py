@@ -1,4 +1,4 @@
-"""What the command line and the package cost to start, beside ``import torch``: ``python bench/imports.py``.
+"""Start-up cost of the command line and the package, beside ``import torch``: ``python bench/imports.py``.
 
 Each starts a Python of its own, in turns. The goal is at most 1.3 times ``import torch``.
 """

@@ -30,7 +30,7 @@ RECIPES = (
 )  # fmt: skip
 IMAGES = {"digits": (1, 8), "fashion-mnist": (1, 28), "folder": (3, 32), "cifar10": (3, 32), "celeba": (3, 64)}
 MIB = 2**20
-COPIES = 5  # of the weights
+COPIES = 5  # copies of the weights
 
 
 def shape_of(recipe: Recipe) -> tuple[int, ...]:
@@ -51,7 +51,7 @@ def noise(recipe: Recipe) -> Data:
 def memory_of_step(model: nn.Module, batch: int, accelerator: Accelerator) -> tuple[int, int]:
     """The least bytes of all copies of the weights, and of what a pass of ``batch`` examples keeps for the way back.
 
-    That of one example counts ``batch`` times: what three keep more than two (a batch norm needs two) as they pass the
+    One example's bytes count ``batch`` times: what three keep more than two (a batch norm needs two) as they pass the
     dequantization, the flow (without its log-determinant) and the score network. Scratch memory comes on top.
     """
     weights = COPIES * sum(parameter.nbytes for parameter in model.parameters())

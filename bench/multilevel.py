@@ -1,4 +1,4 @@
-"""Whether the mean NLL from few fine solves is as near to that of all as it states, and what it costs.
+"""Whether the mean NLL from few fine solves is as near to the mean of all as it states, and what it costs.
 
     python bench/multilevel.py digits-pretrained runs/table …       # solves and keeps the values; writes the table
     python bench/multilevel.py
@@ -6,7 +6,7 @@
 All levels are solved once for ``--examples`` test examples of a run and kept in ``bench/records/multilevel.npz``. From
 these values 200 random choices of subsets are drawn. Reported: in how many of them the intervals of 90 and 99 % hold
 the mean of the finest values, the largest error, and evaluations an example, all levels and the pilot counted; also
-those of 1,000 examples drawn from the kept ones, whose mean may get an error of 0.001.
+the evaluations of 1,000 examples drawn from the kept ones, whose mean may get an error of 0.001.
 """
 
 import argparse

@@ -25,7 +25,7 @@ Options = argparse.Namespace  # with ``data`` and ``out``, folders, and ``device
 
 
 class Skipped(Exception):
-    """What a part lacks."""
+    """The reason why a part is skipped: what it lacks."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Part:
 
     name: str
     work: Callable[[Options], dict]
-    packages: frozenset[str] = frozenset()  # that it imports, beside those that all parts do
+    packages: frozenset[str] = frozenset()  # packages that it imports, beside those that all parts do
     data: str = ""  # the folder in --data that it reads
     after: str = ""  # the part that must be done before
 
     def lacks(self, o: Options) -> str:
-        """What is missing, in words; empty where nothing is."""
+        """The missing packages, data or part, in words; empty where nothing is missing."""
         if self.after and record(o, self.after)["status"] != "done":
             return f"{self.after} is not done"
         if packages := missing(self.packages):
@@ -68,7 +68,7 @@ def missing(more: frozenset[str]) -> list[str]:
 
 
 def record(o: Options, name: str) -> dict:
-    """What is known of a part."""
+    """The record of a part, or that it is not done."""
     path = o.out / "records" / f"{name}.json"
     return json.loads(path.read_text("utf-8")) if path.exists() else {"status": "not done"}
 
@@ -86,7 +86,7 @@ def child(part: Part, o: Options, log: Path, path: Path) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["ACCELERATE_TORCH_DEVICE"] = o.device
     sys.stdout = sys.stderr = log.open("w", buffering=1)
-    for descriptor in (1, 2):  # of what the part starts
+    for descriptor in (1, 2):  # standard output and errors of what the part starts
         os.dup2(sys.stdout.fileno(), descriptor)
     started = time.perf_counter()
     try:
@@ -114,7 +114,7 @@ def do(part: Part, o: Options) -> None:
     before = signal.signal(signal.SIGTERM, end)
     try:
         process.join()
-    except KeyboardInterrupt:  # of Ctrl-C, which the part has got, too
+    except KeyboardInterrupt:  # the part has got Ctrl-C, too
         process.join()
         sys.exit(130)
     finally:

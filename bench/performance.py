@@ -206,7 +206,7 @@ def sampling(model, n: int, rounds: int, whose: str = "", steps: int = 25) -> li
 
 
 def quality(model, test: Tensor, n: int, steps: int = 25) -> list[dict]:
-    """The Fréchet distance of the default sampler's images over that of converged ones from the same noise."""
+    """The Fréchet distance of the default sampler's images relative to converged ones from the same noise."""
     noise = model.sde.prior_sample((n, *model.shape), generator=torch.Generator(DEVICE).manual_seed(1))
     data = model.scaling.to_model(test.to(DEVICE)).flatten(1)
     axes = torch.linalg.svd(data - data.mean(0), full_matrices=False)[2][:32].T

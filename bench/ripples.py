@@ -3,7 +3,7 @@
     python bench/ripples.py runs/ddpmpp …      # and prints the table of all
     python bench/ripples.py
 
-Errors are those of E[z_0|z_ε] from the same z_T against ``--converged`` steps of Adams' method, in grey levels of 256:
+Errors compare E[z_0|z_ε] with ``--converged`` steps of Adams' method from the same z_T, in grey levels of 256:
 root mean squares over the entries of a sample, the mean over samples and the largest. Methods run one after another in
 one process; seconds are of its CPU time. RK45 solves dz/dt of the whole batch as one vector, as the authors' code does.
 """

@@ -1,12 +1,12 @@
-"""How costs grow: seconds and memory of a training step, seconds of a likelihood, several processes, many GPUs.
+"""Growth of costs: seconds and memory of a training step, seconds of a likelihood, several processes, many GPUs.
 
     python bench/scaling.py --out runs/bench-full
     python bench/scaling.py --processes           # the same batch by one process and by several, alone
     python bench/scaling.py --paper               # what many GPUs exchange, alone, which is reckoned and not measured
 
 One quantity is varied at a time, the others stay at 16×16×3, a flow of 4–4 blocks, batch 64, one probe, tolerance 1e-4.
-Writes ``scaling.json``, ``scaling.md`` and ``scaling.png``. The network is untrained: its costs are those of a trained
-one except for the number of the solver's steps.
+Writes ``scaling.json``, ``scaling.md`` and ``scaling.png``. The network is untrained: its costs equal a trained
+one's, except for the number of the solver's steps.
 """
 
 import argparse
@@ -50,7 +50,7 @@ MODELS = {  # parameters of score and flow
 def exchange(parameters: float, gpus: int) -> tuple[float, float]:
     """Bytes that each GPU sends for the mean of all gradients by a ring, 2 (n − 1)/n of them in float32, and seconds.
 
-    The seconds are those of the slowest link, and of the 2 (n − 1) hops. Data parallelism hides most of them behind the
+    The seconds count the slowest link, and the 2 (n − 1) hops. Data parallelism hides most of them behind the
     backward pass.
     """
     sent = 2 * (gpus - 1) / gpus * 4 * parameters

@@ -23,9 +23,9 @@ from indm.score import GivenScore, ScoreModel
 from indm.sde import VPSDE
 
 KINDS = ("ripples", "kinks", "jumps", "pulses", "narrow mixtures")
-FREQUENCIES = (3, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 100, 130, 160)  # of ripples, per unit of the level log(σ/α)
-WIDTHS = (0.3, 0.1, 0.03)  # of pulses
-DEVIATIONS = (0.3, 0.1, 0.03, 0.01, 0.003)  # of the components of a mixture
+FREQUENCIES = (3, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 100, 130, 160)  # ripples per unit of the level log(σ/α)
+WIDTHS = (0.3, 0.1, 0.03)  # widths of pulses
+DEVIATIONS = (0.3, 0.1, 0.03, 0.01, 0.003)  # deviations of the components of a mixture
 ANGLES = math.pi / 3 * torch.arange(6, dtype=torch.float64)
 MEANS = 1.4 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1)
 

@@ -1,4 +1,4 @@
-"""How fast recipes are on this machine, by precision: steps, samples and likelihoods a second, and the memory of each.
+"""Speed of recipes on this machine, by precision: steps, samples and likelihoods a second, and the memory of each.
 
     python bench/speed.py                               # in every precision
     python bench/speed.py --how float32 --recipes digits

@@ -1,4 +1,4 @@
-"""What TF32 would do to a run: convolutions of factors that are rounded to 10 bits, as PyTorch lets GPUs make them.
+"""Errors of a run under TF32: convolutions of factors rounded to 10 bits, as PyTorch lets GPUs make them.
 
     indm train fashion-mnist-16 --train.steps 250 --train.seconds inf --out runs/tf32
     python bench/tf32.py runs/tf32

@@ -28,7 +28,7 @@ class Times:
         return statistics.median(self.clock)
 
     def per(self, n: int) -> "Times":
-        """Of one of ``n`` equal parts of a candidate."""
+        """Times of one of ``n`` equal parts of a candidate."""
         return Times([t / n for t in self.clock], [t / n for t in self.cpu])
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ def on_gpu() -> bool:
 
 
 def reset_peak() -> None:
-    """From here on :func:`peak_mib` starts anew."""
+    """Restart the count of :func:`peak_mib`."""
     if on_gpu():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

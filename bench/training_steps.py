@@ -1,4 +1,4 @@
-"""Whole training steps, those of ``indm train`` and those of a straightforward implementation, and their memory.
+"""Whole training steps of ``indm train`` and of a straightforward implementation, and their memory.
 
 Parts of ``bench/performance.py``. By itself it measures memory, in a process of its own:
 
@@ -49,7 +49,7 @@ class Ours:
         self.batches = self.trainer.batches()
 
     def cycle(self) -> None:
-        """As many steps as there are until the flow has had its turn."""
+        """Make the steps until the flow has been trained once."""
         for _ in range(self.trainer.options.flow_update_every):
             self.trainer.train_step(self.batches)
 

@@ -18,7 +18,7 @@ SMALL |= {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_type
 
 
 class DiffusersUNet(nn.Module):
-    """It sees the step of its schedule, with a fraction, at which log(σ/α) is ``level``, and gives ε or v = αε − σx."""
+    """ε or v = αε − σx from a UNet2DModel, asked at the step, with a fraction, at which log(σ/α) is ``level``."""
 
     def __init__(self, shape: tuple[int, ...], options: dict, schedule: dict, prediction: str = "epsilon"):
         super().__init__()
@@ -32,7 +32,7 @@ class DiffusersUNet(nn.Module):
 
     @classmethod
     def from_unet(cls, unet: UNet2DModel, scheduler: DDPMScheduler) -> "DiffusersUNet":
-        """That of a pipeline, ``pipeline.unet`` and ``pipeline.scheduler``; its data are images in [−1, 1]."""
+        """The network of a pipeline, ``pipeline.unet`` and ``pipeline.scheduler``; its data are images in [−1, 1]."""
         known = [{k: v for k, v in p.config.items() if k[0] != "_" and v is not None} for p in (unet, scheduler)]
         shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
         net = cls(shape, known[0], known[1], scheduler.config.prediction_type)

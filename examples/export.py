@@ -43,7 +43,7 @@ def hypot(a, b):
 
 
 def searchsorted(knots, values, out_int32=False, right=False, side=None, sorter=None):
-    """How many knots (…, K) are below each of the values (…, N), or with ``right`` not above it."""
+    """The number of knots (…, K) below each of the values (…, N), or with ``right`` not above it."""
     last = op.Constant(value_ints=[-1])
     value, knot = op.Unsqueeze(values, last), op.Unsqueeze(knots, op.Constant(value_ints=[-2]))
     below = op.GreaterOrEqual(value, knot) if right or side == "right" else op.Greater(value, knot)

@@ -11,7 +11,7 @@ from torch import nn
 
 import indm
 
-LOW, HIGH = [1.0, 0.0], [4.0, 3.0]  # of θ: periods in a unit of time, and damping
+LOW, HIGH = [1.0, 0.0], [4.0, 3.0]  # ends of θ: periods in a unit of time, and damping
 
 
 def simulate(theta, numbers):

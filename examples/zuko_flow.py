@@ -19,7 +19,7 @@ FORMULAS = (
     "NICE",
     "NSF",
     "RealNVP",
-)  # of zuko.flows, whose inverse is a formula; that of the others is a search
+)  # zuko.flows whose inverse is a formula; the others search for it
 
 
 class ZukoFlow(ForeignFlow):

@@ -3,7 +3,7 @@
     python -m research.any_question moons wine      # fits what has no record yet, then shows the table of all records
     python -m research.any_question all
 
-Tables and splits are those of ``research.tables.flows``, and "bent" has eight columns, four of which are functions of
+Tables and splits come from ``research.tables.flows``, and "bent" has eight columns, four of which are functions of
 the others with noise. Two questions: all columns, and the first half of them given the second. ``joint`` is one
 JointDensityEstimator for both, ``start`` the mixture from which it starts, and ``fixed`` is a DensityEstimator for
 each. Every fit has ``--seconds`` of the processor on one thread.

@@ -1,4 +1,4 @@
-"""Models of p(x|class) beside those of p(x): bits/dim, and their classes beside those of a classifier.
+"""Models of p(x|class) beside models of p(x): bits/dim, and their classes beside a classifier's.
 
     python -m research.conditional train digits fashion-mnist-16   # also samples at guidance 1 and 2
     python -m research.conditional table digits fashion-mnist-16
@@ -32,9 +32,9 @@ from research.records import RECORDS, Records, made_by
 STEPS = {"digits": 600, "fashion-mnist-16": 300}
 SEEDS = {"digits": 2, "fashion-mnist-16": 1}
 EXAMPLES = 1000  # test images, at most
-DRAWS, TIMES = 2, 8  # of the bound of each class
+DRAWS, TIMES = 2, 8  # draws of the bound of each class; evaluations of each draw
 GUIDANCE = (1.0, 2.0)
-BINS = 10  # of confidence
+BINS = 10  # bins of confidence
 CONDITION: dict[str, Any] = {"condition": "classes", "condition.drop": 0.1}
 
 
@@ -75,7 +75,7 @@ def scores(classification: Classification, labels: Tensor) -> dict[str, float]:
     right, n = (classification.predicted == labels).double(), len(labels)
     over = right - classification.confidence.double()
     bins = (classification.confidence.double() * BINS).long().clamp(0, BINS - 1)
-    gaps = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, over)  # of each bin, times its examples
+    gaps = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, over)  # gap of each bin, times its examples
     return {
         "accuracy": right.mean().item(),
         "accuracy_standard_error": (right.var(correction=0) / n).sqrt().item(),

@@ -5,7 +5,7 @@
     python -m research.descriptions --only points              # the networks whose name has that in it
 
 A network is trained here in seconds, or was trained by somebody else. A description is what a user says of it to
-:func:`indm.from_denoiser`. A wrong one costs its NELBO less that of the right one, on the same rows, seed and noise
+:func:`indm.from_denoiser`. A wrong one costs its NELBO minus the right one's, on the same rows, seed and noise
 levels. A description is a row of ``descriptions.csv``. Files of strangers, all in one FOLDER: ``ddpm_mnist.pt``,
 ``ddpm_fashion.pt`` and ``models.py`` of BrianPulfer/PapersReimplementations, 9ebf59a, folder ddpm;
 ``t10k-images-idx3-ubyte.gz`` of MNIST and, as ``fashion-t10k-images-idx3-ubyte.gz``, of Fashion-MNIST; ``cfm_v1.pt``,
@@ -37,7 +37,7 @@ from research.records import RECORDS, Records, Row, made_by
 LINEAR = {"betas": torch.linspace(1e-4, 0.02, 1000)}
 SCALED = {"betas": torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2}
 COSTLY = 0.05  # bits/dim from which a wrong description must be found
-ROWS, TIMES = 512, 32  # of images to test on, evaluations of each bound
+ROWS, TIMES = 512, 32  # images to test on; evaluations of each bound
 
 # ── Networks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -136,7 +136,7 @@ def train(about: Trained) -> nn.Module:
         if about.predicts == "velocity":
             slopes = [s.float().view(wide) for s in path.slopes(tau)]
             target["velocity"] = slopes[0] * x_0 + slopes[1] * noise
-        weight = 1 + 1 / sigma**2 if about.predicts == "data" else 1.0  # as EDM's
+        weight = 1 + 1 / sigma**2 if about.predicts == "data" else 1.0  # EDM's weight
         error = asked(x_tau, tau.float()) - target[about.predicts]
         loss = (weight * error.square()).mean()
         optimizer.zero_grad()
@@ -189,7 +189,7 @@ Said = tuple[str, str, dict[str, Any]]  # in words; RIGHT, or what the verdict s
 
 
 def descriptions(name: str, net: Any) -> Iterator[Said]:
-    """What users may say of a network, the description of its training first."""
+    """Descriptions that users may give of a network, the one of its training first."""
     if name in TRAININGS:
         about = TRAININGS[name]
         shape = (2,) if about.data == "points" else (1, 8, 8)

@@ -144,7 +144,7 @@ def table(records: dict[tuple[str, str, str], dict]) -> str:
 
 
 def claims(records: dict[tuple[str, str, str], dict]) -> list[str]:
-    """What the records say: the lowest bound in errors, the best cell of each law, the steepest rise along K."""
+    """Sentences about the records: the lowest bound in errors, the best cell of each law, the steepest rise along K."""
     below, rises, best = [], [], {}
     for cell, record in records.items():
         bounds, name = record["bound_minus_entropy_bits_per_dim"], ", ".join(cell)
@@ -163,7 +163,7 @@ def claims(records: dict[tuple[str, str, str], dict]) -> list[str]:
 
 
 def best_cell(records: dict[tuple[str, str, str], dict], law: str, noise: str) -> tuple[str, str, str]:
-    """Of a law and noise the cell whose bound of most draws is lowest."""
+    """The cell of a law and noise whose bound of most draws is lowest."""
     cells = [cell for cell in records if (cell[0], cell[2]) == (law, noise)]
     return min(cells, key=lambda cell: records[cell]["bound_minus_entropy_bits_per_dim"][f"iw-{DRAWS[-1]}"][0])
 

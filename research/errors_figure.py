@@ -34,7 +34,7 @@ def solver(axes: Axes) -> None:
 
 
 def bounds(axes: Axes) -> None:
-    """Bounds less the entropy with two standard errors, for each law."""
+    """Bounds minus the entropy, with two standard errors, for each law."""
     made = read(Records(RECORDS / "discrete_laws.csv"))
     for place, law in enumerate(LAWS):
         best = made[best_cell(made, law, "variational")]["bound_minus_entropy_bits_per_dim"]

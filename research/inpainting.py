@@ -1,4 +1,4 @@
-"""How well a model draws missing pixels, beside what needs no model: training images that agree on the others.
+"""Missing pixels drawn by a model, beside a method without a model: training images that agree on the other pixels.
 
     python -m research.inpainting digits-pretrained fashion-mnist-pretrained    # rows of inpainting.csv, and pictures
 
@@ -23,7 +23,7 @@ from research.lab import statistics
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, Row, made_by
 
-IMAGES, DRAWS, SEED = 24, 8, 0  # of the test split; of each image
+IMAGES, DRAWS, SEED = 24, 8, 0  # images of the test split; draws of each; seed
 SHOWN = 6  # images of a picture, and draws of each
 SHOWN_NUMBERS = (("crps", ".2f"), ("than_neighbours", "+.2f"))
 Images = Num[Tensor, "n c h w"]

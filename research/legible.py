@@ -1,4 +1,4 @@
-"""How many samples of runs on labelled images a classifier is sure of, beside the test images.
+"""Share of the samples of runs on labelled images that a classifier is sure of, beside the test images.
 
     python -m research.legible runs/demo/spline runs/demo/linear --overwrite    # rows of legible.csv
     python -m research.legible                                                # the table of the records

@@ -103,7 +103,7 @@ def shown(name: str) -> str:
 
 
 def cell(*arguments: str) -> str:
-    """A cell of a table, for a sentence: the table, the beginning of a row, and that of a column's title.
+    """A cell of a table, for a sentence: the table, the beginning of a row, and the beginning of a column's title.
 
     "_" stands for a space, and "/" is between the cells of a row: ``cell:closed:budget-curve:fashion/spline:a_third``.
     """

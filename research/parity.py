@@ -1,4 +1,4 @@
-"""How far scores of converted networks are from those of the original code.
+"""Errors of the scores of converted networks against the original code.
 
     python -m research.parity tests/fixtures/ddpmpp_vp tests/fixtures/ncsnpp_ve
 

@@ -5,7 +5,7 @@
     python -m research.peers digits --table
 
 Each has its library's U-Net of 32 channels and the recipe's levels, a batch of 128, Adam in float32, an average of the
-weights, and its usual objective and sampler, in 50 evaluations. Each is trained at two rates, that of its examples and
+weights, and its usual objective and sampler, in 50 evaluations. Each is trained at two rates, its library's own and
 1e-3, and the better one counts. Each makes as many steps as cost what a training of ``research.quality`` costs, whose
 records give INDM's rows; costs of a step are measured in turns, with nothing else running. None of the others states a
 likelihood.
@@ -123,7 +123,7 @@ def training(peer: Peer, data: Data, rate: float) -> Iterator[nn.Module]:
 
 
 def costs(data_name: str) -> dict[str, float]:
-    """The cost of a step of each over that of the linear diffusion, which is 1 in ``research.quality``, too."""
+    """The cost of a step of each, relative to the linear diffusion, which is 1 in ``research.quality``, too."""
     data, unit = data_of(data_name, None), Training(data_name, "uniform", "identity", {}, 1)
     steps = {name: partial(next, training(peer_of(name, data_name), data, rate)) for name, (_, rate) in PEERS.items()}
     rows = costs_in_turns(steps | {"unit": step_of(unit.recipe())}, "unit")

@@ -1,11 +1,11 @@
-"""The models that come with the package: puts what others get of a finished run into ``indm/pretrained``.
+"""The models that come with the package: copies the parts of a finished run that users need to ``indm/pretrained``.
 
     python -m research.pretrained runs/digits                                              # a minute of one core
     python -m research.pretrained runs/fashion-mnist                                       # an hour
     python -m research.pretrained runs/fruits --unseen FOLDER                       # python -m research.data.fruits
 
-The name of the run's folder is that of a row of :data:`MODELS`, which has the command that trains it and the licence of
-its data. The weights of the network are rounded to bfloat16; those of the flow and of the noise of grey levels stay in
+The run's folder is named as a row of :data:`MODELS`, which has the command that trains it and the licence of
+its data. The weights of the network are rounded to bfloat16; the flow and the noise of grey levels stay in
 single precision. Rounded, the model is evaluated, sampled and checked for copies of training images in a folder
 beside the run, where a command that was stopped goes on. Pictures and the check of copies are of samples at the
 guidance of the recipe. A model that fails the check is not put there. Samples of a model of p(x|class) are also
@@ -46,7 +46,7 @@ from research.lab.statistics import share_error
 from research.markdown import in_table, with_error
 
 LICENSE, END = "apache-2.0", "-pretrained"
-NUMBERS = "numbers.json"  # of a shipped model, for the gallery
+NUMBERS = "numbers.json"  # file of a shipped model's numbers, for the gallery
 NEIGHBOURS = "neighbours.png"
 TEST = "test images"
 EVALUATED, SOLVED = 2000, 100  # test images for the NELBO and for the NLL, at most
@@ -57,10 +57,10 @@ GUIDANCE = (1.0, 2.0)
 
 @dataclass(frozen=True)
 class Origin:
-    """How a model was trained, and on which data.
+    """The training of a model, and its data.
 
     Args:
-        command: that trains it.
+        command: it trains the model.
         data: what it was trained on, by whom, and under which licence.
         unseen: what the images of ``--unseen`` are called.
         of_test: what the card says about the row of test images.
@@ -229,8 +229,7 @@ images; the distance is not an FID.
 
 
 def drawn(run: Path, guidance: float | None = None) -> tuple[Tensor, Tensor | None]:
-    """Samples, by default at the guidance of the recipe, and their classes; those of a model without classes have
-    None."""
+    """Samples, by default at the guidance of the recipe, and their classes, or None."""
     recipe = recipe_of(run)
     own = recipe.sample.guidance
     guidance = own if guidance is None else guidance
@@ -246,7 +245,7 @@ def of_each(raw: Tensor, c: Tensor, classes: int, count: int) -> Tensor:
 
 
 def picture(raw: Tensor, c: Tensor | None, data: Data, path: Path) -> None:
-    """The first samples; those of classes in a row for each."""
+    """The first samples; with classes, a row of each class."""
     levels = int(data.scaling.levels or 0)
     if c is None:
         return sheets.save_grid(raw[: 4 * COLUMNS], levels, path, COLUMNS)

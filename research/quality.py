@@ -1,6 +1,6 @@
-"""Which network, batch and rate bring most in the same seconds: bits/dim along the training, and Fréchet distance.
+"""Networks, batches and rates compared in the same seconds: bits/dim along the training, and Fréchet distance.
 
-    python -m research.quality costs digits       # of a step of each network, alone on the machine
+    python -m research.quality costs digits       # cost of a step of each network, alone on the machine
     python -m research.quality networks digits    # each at two rates, on the validation split
     python -m research.quality search digits      # and then what else, with the best one
     python -m research.quality table digits
@@ -42,7 +42,7 @@ from research.markdown import in_table
 from research.records import RECORDS, Records
 
 SAMPLES = 500
-PARTS = (8, 4, 2, 1)  # of the budget, after which bits/dim are measured
+PARTS = (8, 4, 2, 1)  # bits/dim are measured after 1/8, 1/4, 1/2 and all of the steps
 RATES = (1e-3, 2e-3)
 OWN = "unet, the recipe's"
 PATCHES: Setting = {"net": "research.networks.dit:DiT", "net.width": 96, "net.depth": 4, "net.patch": 2}
@@ -65,7 +65,7 @@ OTHERS: dict[str, Setting] = {  # what else is tried at the best network and rat
 
 
 def training(o: argparse.Namespace, data: str, setting: Setting) -> Training:
-    """Of the recipe with its noise and flow, and ``setting``; a batch below 1 is a part of the recipe's."""
+    """A training of the recipe with its noise and flow, and ``setting``; a batch below 1 is a part of the recipe's."""
     recipe = recipes.load(recipe_file(data))
     if setting.get("train.batch_size", 1) < 1:
         setting = setting | {"train.batch_size": int(setting["train.batch_size"] * recipe["train"]["batch_size"])}
@@ -205,7 +205,7 @@ def summary(records: Path, names: Sequence[str]) -> str:
 
 
 def seconds_of_a_step(costs: dict[str, dict[str, float]]) -> float:
-    """Of the linear diffusion, whose cost is 1: by the recipe's milliseconds, which were measured beside it."""
+    """Seconds of a step of linear diffusion, whose cost is 1, from the recipe's step, which was measured beside it."""
     recipe = next(value for key, value in costs.items() if key.endswith("elementwise recipe"))
     return recipe["milliseconds"] / recipe["cost"] / 1e3
 

@@ -1,11 +1,11 @@
-"""What a study has found: one CSV file a table, with a row for each training, which is never made again.
+"""Records of studies: one CSV file a table, with a row for each training, which is never made again.
 
     table = Records(RECORDS / "verdict-final.csv")
     training = table.at(data="clothes-16", variant="indm", seed=1)
     record = training.kept(lambda: {"setting": {"train.lr": 1e-3}, "nelbo": [1.9, 0.1], "nelbo_nats": [83.1, 80.2]})
     table.at(data="digits").rows()
 
-A cell is JSON, or text as it is; one that is empty has no value. Numbers of single examples, those whose names end in
+A cell is JSON, or text as it is; one that is empty has no value. Numbers of single examples, whose names end in
 ``_nats``, ``_bits`` or ``_levels``, are in the ``.npz`` beside the file, in single precision, under the text in the
 column ``arrays``. Several processes may write into one table.
 """
@@ -126,7 +126,7 @@ def text(part: Any) -> str:
 
 
 def value(cell: str) -> Any:
-    """What a cell says.
+    """The value that a cell holds.
 
     >>> value("digits"), value('"1"'), value("1"), value("null")
     ('digits', '1', 1, None)
@@ -138,7 +138,7 @@ def value(cell: str) -> Any:
 
 
 def place(part: Any) -> tuple[bool, float, str]:
-    """Of a key's part in the order of rows: numbers come first."""
+    """The place of a key's part in the order of rows: numbers come first."""
     return (False, part, "") if isinstance(part, int | float) else (True, 0.0, text(part))
 
 

@@ -18,7 +18,7 @@ def as_written(name: str) -> list[dict[str, str]]:
 
 
 def table() -> str:
-    """What was measured, the baseline, this package, and their ratio with its range over rounds."""
+    """The measured values: the baseline, this package, and their ratio with its range over rounds."""
     keys = ("what", "baseline", "ours", "ratio", "target")
     rows = []
     for row in Records(BENCH / "performance.csv").rows():

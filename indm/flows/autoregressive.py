@@ -46,7 +46,7 @@ class CausalLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
 
     def forward(self, h: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
-        """The tokens after those of ``past``, and the past of the tokens after them."""
+        """The layer's output at tokens h, which follow ``past``, and the keys and values of all tokens so far."""
         query, key, value = self.query_key_value(self.norm1(h)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if past is not None:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
@@ -96,7 +96,7 @@ class AutoregressiveBlock(Conditioned, ExactFlow):
     def _conditioned(self, before: Tensor, past: Sequence[Past] = ()) -> tuple[Tensor, list[Past]]:
         """Raw parameters of the transforms of tokens, (B, size, tokens, entries), from the token before each of them.
 
-        The tokens follow those of ``past``, what each layer keeps of them; without it they are the first ones.
+        The tokens follow ``past``, the keys and values that each layer has kept; without it they are the first ones.
         """
         first = past[0][0].shape[2] if past else 0
         h, c = self.embed(before) + self.position[first : first + before.shape[1]], self.seen(before)

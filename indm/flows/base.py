@@ -384,8 +384,8 @@ class ActNorm(ExactFlow):
 
 
 LARGEST = 1024  # dimensions up to which the Jacobian is formed
-PERTURBATION = 0.1  # of the parameters: at its start a flow may be the identity, whose log|det| anyone gets right
-PRECISION = 1e-6  # of log|det| in double precision, relative to the sum of the absolute logs of the singular values
+PERTURBATION = 0.1  # noise on the parameters: at its start a flow may be the identity, whose log|det| anyone gets right
+PRECISION = 1e-6  # error of log|det| in doubles, relative to the sum of the absolute logs of the singular values
 
 
 def check_flow(flow: Flow, x: Batch, *, seed: int = 0) -> None:

@@ -1,8 +1,8 @@
 r"""Contractions g, Lip(g) < 1: the log-determinant of x ↦ x + g(x), and fixed points, by which that map is inverted.
 
 An estimator of log|det(I + J)| for the Jacobian J of g takes the two products with J at a batch of points and returns
-one number a sample. Both its *value* and its *gradient* are those of the log-determinant, or unbiased estimates of
-them. Products act on stacks (K·B, *event).
+one number a sample. Both its *value* and its *gradient* are exact, or unbiased estimates. Products act on stacks
+(K·B, *event).
 """
 
 import math
@@ -75,7 +75,7 @@ class PowerSeries:
     share: int = 1
 
     def rows(self, n: int, generator: torch.Generator | None, device: torch.device) -> slice:
-        """Which of ``n`` samples get an estimate, multiplied by the step of the slice for the others."""
+        """A slice of the ``n`` samples that get an estimate, which is multiplied by the slice's step for the others."""
         share = min(self.share, n)
         first = int(torch.randint(share, (), generator=generator, device=device)) if share > 1 else 0
         return slice(first, n, share)
@@ -191,7 +191,7 @@ class _Active:
         return cls(torch.arange(len(x), device=x.device), x, flat, flat, none, none, x)
 
     def keep(self, mask: Tensor) -> None:
-        """Only the samples where ``mask`` (b,) is true."""
+        """Keep only the samples where ``mask`` (b,) is true."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name)[mask])
 

@@ -116,7 +116,7 @@ class RationalQuadratic:
 
     @staticmethod
     def _padded(raw: Tensor) -> Tensor:
-        """Raw slopes of all knots, (B, K + 1, …), from those of the inner ones: 0 at both ends."""
+        """Raw slopes of all knots, (B, K + 1, …), from the inner ones: 0 at both ends."""
         return F.pad(raw.transpose(1, -1), (1, 1)).transpose(1, -1)
 
     def _knots(self, raw: Tensor) -> Tensor:
@@ -473,7 +473,7 @@ class ElementwiseFlow(ExactFlow):
         return x.transpose(0, 1).flatten(1) if self.shared == "channel" else x.reshape(1, -1)
 
     def _batch(self, rows: Tensor, like: Tensor) -> Tensor:
-        """What :meth:`_rows` made of ``like``, as a batch again."""
+        """The rows that :meth:`_rows` made of ``like``, as a batch again."""
         if self.shared == "none":
             return rows.T.reshape(like.shape)
         if self.shared == "channel":

@@ -83,7 +83,7 @@ def activation_of(name: str) -> Activation:
 
 LogDet = ExactLogDet | PowerSeries
 Norm = float | str
-Weights = list[tuple[Tensor, Tensor]]  # of each map, weight and bias; a bias may be (B, out), one for each sample
+Weights = list[tuple[Tensor, Tensor]]  # weight and bias of each map; a bias may be (B, out), one for each sample
 
 
 class ContractiveLinear(Constrained):
@@ -253,7 +253,7 @@ class ResidualBlock(Conditioned, Flow):
             return list(zip(weights, biases, strict=True))
 
     def _angles(self, x: Tensor, weights: Weights) -> Iterator[tuple[Tensor | None, Tensor]]:
-        """For each map, the input of the activation before it (None where there is none) and the map's output."""
+        """The input of the activation before each map (None where there is none) and the map's output."""
         for i, (linear, (weight, bias)) in enumerate(zip(self.maps, weights, strict=True)):
             angle = x if i > 0 else self.frequency * x if self.preactivate else None
             x = linear.apply_weight(
@@ -262,7 +262,7 @@ class ResidualBlock(Conditioned, Flow):
             yield angle, x
 
     def _evaluate(self, x: Tensor, weights: Weights) -> Tensor:
-        """g(x); under autocast its inner precision is that of the convolutions."""
+        """g(x); under autocast it is computed in the precision of the convolutions."""
         for _, output in self._angles(x, weights):
             x = output
         return x

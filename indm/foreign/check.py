@@ -1,9 +1,9 @@
 r"""The description of a network trained elsewhere, judged by its denoising error on data.
 
 An error e = E‖n − n̂‖²/d that is larger by Δ over a part of the clock Λ = log(σ²/α²) of width w costs the NELBO ½ Δ w
-nats a dimension. The least possible error is at most that of the best linear predictor, that of the best combination
-a f + b x_τ + c of output and input, and what a level with more noise allows: as Λ falls, log(e/(1 − e)) rises at most
-as fast, by Stam's inequality for the Fisher information (1 − e)/σ² of x_0 + σ n.
+nats a dimension. Three errors bound the least possible one from above: the error of the best linear predictor, the
+error of the best combination a f + b x_τ + c of output and input, and what a level with more noise allows: as Λ falls,
+log(e/(1 − e)) rises at most as fast, by Stam's inequality for the Fisher information (1 − e)/σ² of x_0 + σ n.
 """
 
 import math
@@ -30,7 +30,7 @@ LOST, TRIED = 0.05, 0.02  # bits/dim from which a loss is a finding, and from wh
 REST, OF_MUCH = 0.2, 0.05  # shares of the loss, and of one above 1 bit/dim, that another description may leave
 WEAK = 1.5  # ratio of a level's error to the linear predictor's from which it is mentioned
 SIGNIFICANT = 3.0  # standard errors by which an estimate may be off
-TAKEN = 3 + SIGNIFICANT * 6**0.5  # of n squares, what a fit of three coefficients may take: χ² of 3 degrees of freedom
+TAKEN = 3 + SIGNIFICANT * 6**0.5  # unit squares that a fit of three coefficients removes, at most: χ² of 3
 Asked = tuple[Tensor, tuple[Tensor, ...], Tensor, int]  # x, the network's view of c, levels log(σ/α), rows at a time
 
 
@@ -41,7 +41,7 @@ class DenoiserCheck:
     Attributes:
         levels: log(σ/α), (8,).
         errors: for each kind of prediction that the network could have made, E‖n − n̂‖²/d at each level, (8,).
-        linear: that of the best linear predictor of these data, (8,).
+        linear: error of the best linear predictor of these data, (8,).
         lost: bits per dimension that the network loses at least at each level, (8,).
         predicts: the kind that the model was given.
         verdict: a sentence that follows from the rows.
@@ -166,7 +166,7 @@ def _gains(denoiser: Denoiser, asked: Asked) -> Iterator[tuple[str, float]]:
     del errors["linear"]
     given = errors.pop(denoiser.predicts)
     for words, other, *scaling in tried:
-        with suppress(IndexError, RuntimeError, ValueError):  # of a network that cannot be asked so
+        with suppress(IndexError, RuntimeError, ValueError):  # networks may not accept such a call
             errors[words] = _errors(other, asked, reference, *scaling)[0][denoiser.predicts]
     for words, error in errors.items():
         yield f"predicts={words!r}" if words in PREDICTIONS else words, (given - error).mean(1).sum().item()

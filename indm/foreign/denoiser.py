@@ -36,7 +36,7 @@ PREDICTIONS: Mapping[str, Callable[[Tensor, Tensor, Coefficients], Tensor]] = {
 SDE_EPS = 1e-5  # the time of the SDE at which the path begins
 LARGE = 20.0  # |x| of data in model units that no usual scaling gives
 SCANNED = 64  # noise levels at which a network is tried that was not finite at one
-VARIANCES = ("large", "small", "learned")  # of the steps of a K-step model: β_k, its posterior's, and between both
+VARIANCES = ("large", "small", "learned")  # variances of a K-step model's steps: β_k, the posterior's, or between
 
 
 def check_word(name: str, value: str, known: Collection[str]) -> None:
@@ -110,7 +110,7 @@ class Denoiser(nn.Module):
         return getattr(self.network, "is_smooth", False)
 
     def forward(self, y: Batch, level: PerSample, c: Tensor | None = None) -> Batch:
-        """n̂ less the noise that a standard normal latent would have, for y = x_τ/√(α² + σ²) and level = log(σ/α)."""
+        """n̂ minus the noise that a standard normal latent would have, for y = x_τ/√(α² + σ²) and level = log(σ/α)."""
         return self.noise(y, level, c) - expand_like((2 * level).sigmoid().sqrt(), y) * y
 
     def noise(self, y: Batch, level: PerSample, c: Tensor | None = None) -> Batch:
@@ -175,7 +175,7 @@ def from_denoiser(
     """A diffusion or flow-matching model trained elsewhere as an INDM, whose flow is the identity.
 
     Everything that takes an INDM then takes it: :func:`indm.evaluate`, ``model.log_prob``, :func:`indm.sample`,
-    :func:`indm.inpaint` and the rest. The likelihood is that of the path's own start, N(0, prior_std² I), pulled back
+    :func:`indm.inpaint` and the rest. The likelihood is N(0, prior_std² I), the path's own start, pulled back
     by the probability flow. Data are grey levels without noise where ``scaling`` has levels (see :class:`indm.Levels`).
 
     Args:
@@ -233,7 +233,7 @@ def from_denoiser(
 
 
 def sde_of(path: Path, eps: float | None = None) -> LogLinearSDE:
-    """The SDE whose clock is that of the path from ``eps`` on, and whose prior is that of its start.
+    """The SDE that has the path's clock from ``eps`` on, and the prior of the path's start.
 
     Raises:
         ValueError: ``eps`` is outside of the path.

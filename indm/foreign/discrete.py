@@ -12,7 +12,7 @@ from indm.objective import NELBO, constant_term, mean_reconstruction, prior_term
 from indm.score import context_of, unguided
 from indm.tensors import Batch, PerSample, check_units, double, event_size, expand_like, randn_like, strata
 
-SAME = 1e-9  # by which the log(σ/α) of one step may differ, as it is rounded
+SAME = 1e-9  # difference of log(σ/α) up to which two levels are one step: they are rounded
 
 
 def discrete_nelbo(
@@ -40,7 +40,7 @@ def discrete_nelbo(
         x: data in model units.
         c: the condition, of a model that has one.
         times: steps drawn for each sample, one in each of that many strata.
-        variance: of p(x_{k−1}|x_k): "large" β_k, "small" that of q(x_{k−1}|x_k, x_0), or "learned", for networks that
+        variance: of p(x_{k−1}|x_k): "large" β_k, "small" as in q(x_{k−1}|x_k, x_0), or "learned", for networks that
             give it; by default what the model was made with.
         reference: a Gaussian law of the data, see :func:`indm.likelihood.latent_reference`: steps are then drawn as
             often as they count under it, and the draw has less noise.
@@ -98,7 +98,7 @@ def discrete_nelbo(
 
 
 def _shares(levels: Tensor, x: Batch, reference: GaussianReference | None) -> Tensor:
-    """How often each step k ≥ 1 is drawn, (K − 1,): as much as it would add for data of the law ``reference``.
+    """Probability of drawing each step k ≥ 1, (K − 1,): proportional to its part of the bound under ``reference``.
 
     A tenth is shared by length on the log-SNR clock, for networks that are worse than that somewhere.
     """
@@ -112,7 +112,7 @@ def _shares(levels: Tensor, x: Batch, reference: GaussianReference | None) -> Te
 def _drawn_steps(
     shares: Tensor, n: int, times: int, generator: torch.Generator | None
 ) -> list[tuple[Tensor, PerSample]]:
-    """For each of ``times`` draws n steps k ≥ 1 and their shares; each sample has one in each of that many strata."""
+    """``times`` draws of n steps k ≥ 1 and their shares; each sample has one step in each of ``times`` strata."""
     ends = shares.cumsum(0) / shares.sum()
     u = strata(n * times, generator=generator, device=shares.device).to(ends).sort().values
     parts = [part[torch.randperm(n, generator=generator, device=u.device)] for part in u.split(n)]
@@ -125,7 +125,7 @@ def divergence_of_step(
 ) -> PerSample:
     """KL(q(x_{k−1}|x_k, x_0) ‖ p_θ(x_{k−1}|x_k)), nats, (B,), at x_k = α_k x + σ_k noise.
 
-    ``before`` and ``level`` are log(σ/α) of the steps k − 1 and k, (B,); ``variance`` is that of p_θ.
+    ``before`` and ``level`` are log(σ/α) of the steps k − 1 and k, (B,); ``variance`` names the variance of p_θ.
     """
     alpha2, sigma2 = (-2 * level).sigmoid(), (2 * level).sigmoid()
     ratio = alpha2 / (-2 * before).sigmoid()  # 1 − β_k

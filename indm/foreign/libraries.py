@@ -177,7 +177,7 @@ def from_denoising_diffusion(diffusion: Any, *, scaling: Scaling | None = None, 
                 f"offset_noise_strength must be 0, got {diffusion.offset_noise_strength}: the noise is not white"
             )
         sides, network, call = diffusion.image_size, diffusion.model, nn.Module.__call__
-        learned = isinstance(diffusion, LearnedGaussianDiffusion)  # which predicts noise, whatever it was asked for
+        learned = isinstance(diffusion, LearnedGaussianDiffusion)  # it predicts noise, whatever it was asked for
         known = {"predicts": OF_DENOISING_DIFFUSION["pred_noise" if learned else diffusion.objective]}
         known |= {"path": {"betas": diffusion.betas}, "variance": "learned" if learned else "small"}
         if scaling is None and diffusion.normalize(torch.zeros(())) != -1:

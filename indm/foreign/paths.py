@@ -1,4 +1,4 @@
-r"""How networks trained elsewhere noise their data, x_τ = α(τ) x_0 + σ(τ) n, in their own units of τ."""
+r"""Paths x_τ = α(τ) x_0 + σ(τ) n by which networks trained elsewhere noise data, in their own units of τ."""
 
 import math
 import warnings
@@ -12,10 +12,10 @@ from torch import Tensor
 from indm.checks import did_you_mean
 
 Times = Tensor  # τ in float64, (B,)
-ENDS = 1e-4  # of a path on [0, 1] that has no noise, or no data, at its ends
+ENDS = 1e-4  # distance from the ends of a path on [0, 1] that has no noise, or no data, there
 POINTS = 257  # at which a path is checked
-HALVINGS = 60  # of an interval, to find τ: below float64's rounding
-ROUNDED = 1e-4  # by which k may be off that is whole: log(σ/α) was rounded to float32
+HALVINGS = 60  # halvings of an interval, to find τ: below float64's rounding
+ROUNDED = 1e-4  # error of a whole k, at most: log(σ/α) was rounded to float32
 MOST_LEVEL = 0.5 * math.log(1e12)  # log(σ/α) from which the data cannot be told from zero
 
 
@@ -151,7 +151,7 @@ class Steps(Path):
 
 
 def schedules(count: int) -> Iterator[tuple[str, Steps]]:
-    """The usual schedules of ``count`` steps, by diffusers' names, and that of denoising-diffusion-pytorch."""
+    """The usual schedules of ``count`` steps, by diffusers' names, and denoising-diffusion-pytorch's own."""
     s = torch.linspace(0, 1, count + 1, dtype=torch.float64)
     low, ramp = 1e-4, s[:-1] * (count / (count - 1))
     betas = {"linear": low + (0.02 - low) * ramp, "sigmoid": low + (0.02 - low) * (12 * ramp - 6).sigmoid()}

@@ -48,9 +48,9 @@ def with_waves(z: Tensor, frequencies: Sequence[float]) -> Tensor:
 
 
 class ConditionEmbedding(nn.Module):
-    """What a network sees of c (B, *seen_shape), as a vector that is added to the embedding of the level: 0 at first.
+    """A vector made of c (B, *seen_shape), which is added to the embedding of the level: 0 at first.
 
-    ``blocks`` are those of a residual network before the last layer, for a c that says much in many numbers.
+    ``blocks`` is the number of residual blocks before the last layer, for a c that says much in many numbers.
     """
 
     def __init__(self, seen_shape: tuple[int, ...], width: int, blocks: int = 0, dropout: float = 0.0):
@@ -77,10 +77,10 @@ class EmbeddingBlock(nn.Module):
 
 
 class ConditionOfImages(nn.Module):
-    """How a network of images sees c: a vector in the level's embedding, an image beside z in the first convolution.
+    """The input of c to a network of images: a vector joins the level's embedding, an image the first convolution.
 
-    ``width`` is that of the embedding; ``channels`` are those of the convolution's output, one place of which is a
-    square of ``patch`` pixels a side (1: a convolution of 3×3).
+    ``width`` is the size of the embedding; ``channels`` is the number of the convolution's outputs, one place of which
+    is a square of ``patch`` pixels a side (1: a convolution of 3×3).
     """
 
     def __init__(self, seen_shape: tuple[int, ...], width: int, channels: int, patch: int = 1):
@@ -103,7 +103,7 @@ class ConditionOfImages(nn.Module):
 
 
 def seen(network: nn.Module, c: Tensor | None, z: Tensor) -> Tensor | None:
-    """What ``network`` sees: ``c``, or zeros of its ``condition`` where c is hidden; None without a condition."""
+    """The condition that ``network`` sees: ``c``, or zeros where c is hidden; None without a condition."""
     shape = tuple(network.condition)
     if not shape and c is None:
         return None

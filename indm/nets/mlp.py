@@ -55,7 +55,7 @@ class MLP(nn.Module):
     """
 
     is_smooth = True  # in the level, by its embedding
-    shortest_period = 1.0  # of the level's embedding
+    shortest_period = 1.0  # shortest period of the level's embedding
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ def attend(
     """softmax(query keyᵀ/√features) value.
 
     PyTorch's fused kernel does it, but for few tokens in bfloat16 on a CPU, where its gradient takes 2 to 8 times as
-    long as that of the formula written out (torch 2.13; 64 and 16 tokens, and about as long at 128).
+    long as the gradient of the formula written out (torch 2.13; 64 and 16 tokens, and about as long at 128).
     """
     if query.dtype != torch.bfloat16 or query.device.type != "cpu" or query.shape[2] > FEW:
         return F.scaled_dot_product_attention(query, key, value)
@@ -114,7 +114,7 @@ class UNet(nn.Module):
             at the lowest resolution, always has one.
         dropout: probability of dropping a feature inside the residual blocks, in training.
         fourier: frequencies k of sin(πkz) and cos(πkz), which the input gets beside z. They show where in its bin a
-            value lies: for L grey levels in [−1, 1], L/2 and L are those of Kingma et al. 2021, "Variational Diffusion
+            value lies: for L grey levels in [−1, 1], choose L/2 and L, as Kingma et al. 2021, "Variational Diffusion
             Models", https://arxiv.org/abs/2107.00630. Without them bfloat16 rounds z near ±1 to half of a level of 256.
         condition: shape of what it sees of a condition, :attr:`indm.conditions.Condition.seen_shape`; () for none.
 

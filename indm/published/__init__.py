@@ -1,4 +1,4 @@
-"""What the paper's code and its score networks are made of, and released checkpoints as run folders.
+"""The flow and the score networks of the paper's code, and released checkpoints as run folders.
 
 :class:`NCSNpp` is DDPM++ and NCSN++, with its score, :class:`PublishedScore`; :class:`ConditionalResidualFlow` is the
 flow of the paper's code; :mod:`indm.published.checkpoint` reads what was released. Recipes name the parts by the table

@@ -41,7 +41,7 @@ NUMPY: dict[str, Callable] = dict.fromkeys(NAMES, NumPyPart)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a released file holds."""
+    """The contents of a released file."""
 
     path: Path
     state: State  # the last weights, by name
@@ -51,7 +51,7 @@ class Checkpoint:
 
     @property
     def passed_over(self) -> list[str]:
-        """What of the file no model is made of: entries, and kinds of tensors that follow from others."""
+        """Entries of the file that no model is made from, and kinds of tensors that follow from others."""
         return [*self.others, *sorted({key.rpartition(".")[2] for key in self.state} & INCIDENTAL)]
 
     def weights(self, which: Weights) -> State:

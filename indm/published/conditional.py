@@ -96,8 +96,8 @@ class EncoderBlock(nn.Module):
 class CodeEncoder(nn.Module):
     """x → mean and log-variance of q(u|x), each (B, K). Both are 0 at first: the standard normal for every x.
 
-    A level of so many ``planes`` is two :class:`EncoderBlock`, of which the second halves the sides; ``channels`` are
-    those of the feature map that is flattened at the end. Vectors (D,) are images of one pixel.
+    Each of ``planes`` is a level of two :class:`EncoderBlock`, the second of which halves the sides; ``channels`` is
+    the depth of the feature map that is flattened at the end. Vectors (D,) are images of one pixel.
     """
 
     def __init__(self, shape: tuple[int, ...], code_dim: int, planes: tuple[int, ...], channels: int, activation: str):
@@ -293,7 +293,7 @@ class ConditionalResidualFlow(Flow):
         return self._draw(x, generator)[0]
 
     def sample_code(self, n: int, *, generator: torch.Generator | None = None) -> Codes:
-        """n draws of u ~ p(u), (n, K); with ``initial_inverses`` those of the paper's code."""
+        """n draws of u, (n, K), from p(u), or with ``initial_inverses`` as the paper's code draws them."""
         like = self.encoder.head.weight
         noise = torch.randn(n, self.code_dim, generator=generator, dtype=like.dtype, device=like.device)
         return self.prior.code_of(noise)

@@ -18,7 +18,7 @@ EMBEDDINGS = ("positional", "fourier")
 INPUT_PYRAMIDS = ("none", "residual")
 LARGEST_LEVEL = 999  # the published level at T under VP, the last of 1000 discrete steps counted from 0
 LONGEST_PERIOD = 10_000  # in radians, of the positional embedding
-CAUTIOUS_GAIN = math.sqrt(0.1)  # of the weights of the 1×1 maps that start small in the original
+CAUTIOUS_GAIN = math.sqrt(0.1)  # gain of the 1×1 maps that start small in the original
 
 
 class PublishedScore(ScoreModel):

@@ -87,7 +87,7 @@ def _sigmas(deviations: Tensor) -> dict[str, float]:
 
 
 def infer(state: State) -> tuple[dict, list[bool], int]:
-    """What the tensors show of a network: arguments of :class:`NCSNpp`, attention at each level, image channels."""
+    """Arguments of :class:`NCSNpp`, attention at each level, and image channels, as the tensors show them."""
     layers = _layers(state)
     kinds = [_kind(layers.get(n, {})) for n in range(max(layers) + 1)]
     try:
@@ -151,7 +151,7 @@ def _runs(kinds: list[str], start: int) -> tuple[list[list[int]], list[list[int]
 
 
 def _kind(layer: State) -> str:
-    """What a layer of the original's list is, by the names of its tensors; "empty" for one without any."""
+    """The kind of a layer in the original's list, by the names of its tensors; "empty" for a layer without any."""
     names = {key.rpartition(".")[0] for key in layer}
     if names & {"Dense_0", "Conv_1", "GroupNorm_1"}:
         return "resampling" if "Conv_2" in names and _inputs(layer) == _outputs(layer) else "block"
@@ -212,7 +212,7 @@ def _present(*parts: nn.Module) -> Iterator[nn.Module]:
 
 
 def tensors_of(part: Any) -> list[tuple[str, Tensor]]:
-    """The tensors of a part of a network, by the names of those of the original's layer that they are copied from."""
+    """The tensors of a part of a network, by their names in the original's layer that they are copied from."""
     if isinstance(part, Fourier):
         return [("W", part.omega)]
     if isinstance(part, ResBlock):
@@ -220,7 +220,7 @@ def tensors_of(part: Any) -> list[tuple[str, Tensor]]:
         layers |= {"GroupNorm_1.": part.norm2, "Conv_1.": part.conv2}
         layers |= {} if isinstance(part.shortcut, nn.Identity) else {"Conv_2.": part.shortcut}
         return [pair for name, layer in layers.items() for pair in _of_layer(name, layer)]
-    if isinstance(part, Attention):  # of 1×1 maps, which are x ↦ x W + b over channels in the original
+    if isinstance(part, Attention):  # 1×1 maps, which are x ↦ x W + b over channels in the original
         weights = [*part.query_key_value.weight.chunk(3), part.project.weight]
         biases = [*part.query_key_value.bias.chunk(3), part.project.bias]
         maps = [(f"NIN_{i}.W", weight.mT) for i, weight in enumerate(weights)]

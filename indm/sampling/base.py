@@ -1,4 +1,4 @@
-"""What samplers share: the class, the grids between whose times they step, and how one is made by its name."""
+"""The class of samplers, the grids of times between which they step, and how a sampler is made by its name."""
 
 import inspect
 import itertools
@@ -18,10 +18,10 @@ from indm.score import is_smooth
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample
 
-STEPS = 25  # by default: UniPC is then 0.02 grey levels of 256 from converged samples
+STEPS = 25  # default number of steps: UniPC is then 0.02 grey levels of 256 from converged samples
 FEW = 25  # steps in which, or in fewer, a network with ripples in t is not resolved
 RESOLVING = 400  # steps by default where a network may have ripples in t (bench/ripples.py)
-LEAST_WEIGHT = 0.1  # of the clock in :func:`steps_in_time`
+LEAST_WEIGHT = 0.1  # weight of the clock in :func:`steps_in_time`, at least
 SAMPLERS = BUILT_IN["sampler"]  # the names of the samplers of this package; make_sampler makes one
 
 

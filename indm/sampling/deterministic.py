@@ -13,11 +13,11 @@ from indm.sampling.base import Sampler, check_positive, intervals, steps_in_time
 from indm.score import context_of, denoise, is_smooth, probability_flow, with_context
 from indm.tensors import Batch, PerSample, expand_like
 
-FLOW_TOLERANCE = 1e-4  # of the probability flow: of 256 grey levels an eightieth
-LONGEST_STEP, FEWEST_STEPS = 2.4, 4  # of its first solution, on the clock −log SNR
+FLOW_TOLERANCE = 1e-4  # tolerance of the probability flow: an eightieth of one of 256 grey levels
+LONGEST_STEP, FEWEST_STEPS = 2.4, 4  # longest step and fewest steps of the flow's first solution, on the clock −log SNR
 FIRST_RESOLVING = 128  # steps of the first solution for a network that may have ripples in t
-VARIANCES = tuple(10.0**k for k in range(-5, 2))  # of directions of the latents that it is balanced for, towards data
-OUTWARD_VARIANCES = VARIANCES[2:]  # away from data: in few steps, rates of the other would not be stable
+VARIANCES = tuple(10.0**k for k in range(-5, 2))  # variances of latents for :func:`balance`, towards data
+OUTWARD_VARIANCES = VARIANCES[2:]  # away from data: in few steps, rates of the other variances would not be stable
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ExponentialAdams(Sampler):
     The exponential is integrated exactly, the prediction E[z_0|z_t] as the polynomial through its last values: of a
     predictor of order p the last p. With a ``corrector``, of order p + 1, each step is repeated once the prediction at
     its end is known, with that value added; the prediction itself is not computed again. Where the network may have
-    ripples in t, steps are those of :func:`steps_in_time`.
+    ripples in t, steps are placed by :func:`steps_in_time`.
     """
 
     needs_scalar_sde = True
@@ -89,7 +89,7 @@ def exponential_weights(nodes: list[float], start: float, end: float) -> list[fl
     r"""w_j with :math:`\sum_j w_j p(\lambda_j) = \int_{start}^{end} e^{\lambda - end} p(\lambda)\,d\lambda` for every
     polynomial p of a degree below the number of ``nodes`` λ_j."""
     h = end - start
-    moments = [-math.expm1(-h)]  # of the powers of (λ − start)/h
+    moments = [-math.expm1(-h)]  # moments of the powers of (λ − start)/h
     for j in range(1, len(nodes)):
         moments.append(1.0 - j / h * moments[-1])
     return interpolatory_weights(nodes, start, end, moments)
@@ -173,7 +173,7 @@ def follow_flow(
     """z at time s from z at time t, in either direction, by the probability-flow ODE on the clock −log SNR.
 
     Steps are equal on the clock. A network that may have ripples in t needs more of them where t changes quickly: there
-    they are those of :func:`steps_in_time`, by Adams' method of order 2: higher ones amplify what they do not resolve.
+    they are placed by :func:`steps_in_time`, by Adams' method of order 2: higher ones amplify what they do not resolve.
 
     Args:
         tol: largest root mean square error of a sample, in units of √(α² + σ²): :func:`indm.ode.converge`, in the
@@ -193,7 +193,7 @@ def follow_flow(
     log_c_end = balance(ends[1:], variances)[0]
 
     def coordinate(clock: Tensor) -> tuple[Tensor, Tensor]:
-        """c of z = c v √(α² + σ²), which is 1 at the end, and d log c/dclock, for rows like those of z."""
+        """c of z = c v √(α² + σ²), which is 1 at the end, and d log c/dclock, in shapes that multiply z."""
         log_c, rate = balance(clock, variances)
         return expand_like((log_c - log_c_end).exp().to(z), z), expand_like(rate.to(z), z)
 
@@ -225,7 +225,7 @@ def balance(clock: PerSample, variances: tuple[float, ...]) -> tuple[PerSample, 
 
     The probability flow of N(0, λI) keeps z_t/√(λα_t² + σ_t²). In z_t/√(α_t² + σ_t²), which is kept for λ = 1, it
     stretches a direction of variance λ ≪ 1 by e^{clock/2} from r = λ to 1, and steps of a whole unit are not stable on
-    the way back. Latents have directions of many variances, those of images of clothes from 1e-4 to 8. In the geometric
+    the way back. Latents have directions of many variances, for images of clothes from 1e-4 to 8. In the geometric
     mean of the coordinates for n ``variances`` λ_i, rates are about half as large, and directions are still nearly at
     rest at both ends. Away from data nothing is unstable in z_t/√(α_t² + σ_t²), but balance makes errors smaller.
     """

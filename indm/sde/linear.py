@@ -226,7 +226,7 @@ class LinearSDE(nn.Module, ABC):
         return -self.log_snr(double(t))
 
     def place(self, clock: Times) -> Times:
-        """Where the clock stands between ε and T, from 0 to 1."""
+        """The place of the clock between ε and T, from 0 to 1."""
         start, end = self.clock_span()
         return (clock - start) / (end - start)
 

@@ -10,8 +10,8 @@ from scipy.stats import binom, chisquare
 
 from indm.files import atomic
 
-MOST_BINS, LEAST_IN_BIN = 10, 10  # of the test of uniformity
-LEVELS = np.linspace(0, 1, 101)  # at which the figure shows curves
+MOST_BINS, LEAST_IN_BIN = 10, 10  # bins of the test of uniformity, at most; ranks in each, at least
+LEVELS = np.linspace(0, 1, 101)  # levels at which the figure draws its curves
 BAND = 0.95  # share of calibrated curves that are in the band, at any one level
 
 OWN = 1804_06788  # second seed: a user's simulations may be drawn from the same first one
@@ -78,17 +78,17 @@ class Calibration:
 
     @property
     def p_values(self) -> Array:
-        """Of the hypothesis that the ranks of a parameter are uniform, (d,)."""
+        """p-values of the hypothesis that the ranks of a parameter are uniform, (d,)."""
         return np.array([self._p_value(ranks) for ranks in self.ranks.T])
 
     @property
     def tarp_p_value(self) -> float:
-        """Of the hypothesis that the expected coverage is right at all levels."""
+        """The p-value of the hypothesis that the expected coverage is right at all levels."""
         return self._p_value(self.tarp)
 
     @property
     def p_value(self) -> float:
-        """Of the hypothesis that all ranks are uniform and the coverage is right, by Bonferroni's correction."""
+        """The p-value of both hypotheses, uniform ranks and right coverage, with Bonferroni's correction."""
         each = [*self.p_values, self.tarp_p_value]
         return min(1.0, len(each) * min(each))
 
@@ -103,14 +103,14 @@ class Calibration:
         return np.interp(level, edges, np.concatenate([[0], counts.cumsum()]) / len(ranks))
 
     def _p_value(self, ranks: Array) -> float:
-        """By the χ² test of equal bins."""
+        """The p-value of uniform ranks, by the χ² test of equal bins."""
         bins = max(2, min(MOST_BINS, len(ranks) // LEAST_IN_BIN, self.draws + 1))
         bin_of = np.arange(self.draws + 1) * bins // (self.draws + 1)
         expected = np.bincount(bin_of) / (self.draws + 1) * len(ranks)
         return float(chisquare(np.bincount(bin_of[ranks], minlength=bins), expected).pvalue)
 
     def __str__(self) -> str:
-        """The p-values, first that of all tests together, and the coverage at three levels."""
+        """The p-values, first the one of all tests together, and the coverage at three levels."""
         lines = [f"p = {self.p_value:.2g} of all tests together; below 0.05 the posterior is not calibrated"]
         lines += [f"θ{i}: p = {p:.2g} of uniform ranks" for i, p in enumerate(self.p_values)]
         levels = ", ".join(f"{self.coverage(level):.3f} at {level}" for level in (0.5, 0.8, 0.95))
@@ -124,7 +124,7 @@ class Calibration:
         of posteriors that are too wide are below the diagonal at levels under ½ and above it over ½; of those that are
         too narrow it is the other way round.
         """
-        from matplotlib.figure import Figure  # which takes a second
+        from matplotlib.figure import Figure  # imported here: it takes a second
 
         figure = Figure(figsize=(9, 5), layout="constrained")
         names = [f"θ{i}" for i in range(self.ranks.shape[1])] if names is None else names

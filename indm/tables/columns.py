@@ -7,15 +7,15 @@ from scipy.optimize import minimize_scalar
 from scipy.special import boxcox1p, expit, inv_boxcox1p, ndtr, ndtri
 from sklearn.covariance import OAS
 
-LEAST_REST = 1e-6  # of a column's deviation, what c leaves of it at least
-POWER_ROWS = 5_000  # on which powers are fitted, at most
-LARGEST = 1e300  # of numbers, whose differences must not overflow
-FAR = 10.0  # deviation of a column in units of that of most rows, above which a few rows decide it
+LEAST_REST = 1e-6  # deviation that conditions leave a column, at least, as a share of the column's own
+POWER_ROWS = 5_000  # rows on which powers are fitted, at most
+LARGEST = 1e300  # largest number allowed, so that differences do not overflow
+FAR = 10.0  # ratio of a column's deviation to the one of most rows, above which a few rows decide it
 BEND = 3.0  # deviations of most rows beyond which far values are brought near
 EDGES = (0.3, 0.03)  # weights of the logit that are tried beside the quantile
 NEWTON_STEPS = 20  # from below, of a concave function; eight are enough for these weights
-ROUNDING = 8 * np.finfo(np.float64).eps  # by which the values of a constant column may differ, relative
-SHARES = {0.05: 3.290, 0.01: 4.653}  # of the rows on either side of most, and the width of most of N(0, 1)
+ROUNDING = 8 * np.finfo(np.float64).eps  # relative difference up to which the values of a column are the same
+SHARES = {0.05: 3.290, 0.01: 4.653}  # share of the rows on either side of most: the width of most of N(0, 1)
 
 Array = np.ndarray
 
@@ -80,9 +80,9 @@ class Columns:
     ) -> "Columns":
         """The map for rows ``X`` (n, columns) at conditions ``c`` (n, k).
 
-        Columns of the indices ``skewed`` get the power that is most likely if ψ is normal; the others keep λ = 1. Those
-        of ``far``, by default none, are measured by most of their rows. What is linear in c is taken away, and
-        correlations of the rest are shrunk where rows are few.
+        Columns of the indices ``skewed`` get the power that is most likely if ψ is normal; the others keep λ = 1. The
+        columns that ``far`` marks, by default none, are measured by most of their rows. What is linear in c is taken
+        away, and correlations of the rest are shrunk where rows are few.
         """
         far = np.zeros(X.shape[1], dtype=bool) if far is None else far
         interval = np.array([[-np.inf], [np.inf]]).repeat(X.shape[1], 1) if interval is None else interval
@@ -94,7 +94,7 @@ class Columns:
         power[skewed] = [most_likely_power(v) for v in u[:: max(1, len(X) // POWER_ROWS)].T[skewed]]
         y, reach = _psi(u, power), np.stack([u.min(0), u.max(0)])
         mean = y.mean(0)
-        penalty = np.eye(c.shape[1])  # that of one row more
+        penalty = np.eye(c.shape[1])  # the weight of one more row
         slope = np.linalg.solve(c.T @ c + penalty, c.T @ (y - mean))
         rest = y - mean - c @ slope
         spread = np.maximum(rest.std(0), LEAST_REST * y.std(0))
@@ -136,7 +136,7 @@ class Columns:
 
 
 def are_near(X: Array, value: Array | float) -> Array:
-    """Which entries are ``value``, but for rounding."""
+    """Mask of the entries that equal ``value`` up to rounding."""
     return np.abs(X - value) <= ROUNDING * np.abs(value)
 
 
@@ -229,7 +229,7 @@ def _logit_of(line: Array, edge: Array | float) -> Array:
 
 
 def _kinds(interval: Array, edge: Array | float) -> list[Array]:
-    """Which columns have two bounds, with the quantile and with a logit, only a lower one, only an upper one."""
+    """Masks of the columns with two bounds and the quantile, two and a logit, only a lower one, only an upper one."""
     (low, high), quantile = np.isfinite(interval), np.isnan(edge)
     return [low & high & quantile, low & high & ~quantile, low & ~high, high & ~low]
 
@@ -243,7 +243,7 @@ def moments(X: Array) -> tuple[Array, Array]:
 def moments_of_most(X: Array) -> tuple[Array, Array]:
     """The median of each column, and the deviation of the normal law that has its quantiles of 5 and 95 %.
 
-    Where these are equal it is that of 1 and 99 %, and where these are, too, the deviation of all rows.
+    Where these are equal, the quantiles of 1 and 99 % are used, and where those are, too, the deviation of all rows.
     """
     _, scale = moments(X)
     for share, distance in reversed(SHARES.items()):

@@ -12,8 +12,8 @@ from indm.tables.columns import LARGEST, Columns, are_near, best_edges, far_colu
 from indm.tables.mixture import bounded
 
 Array = np.ndarray
-NONE = np.zeros((1, 0))  # conditions, of which there are none
-MOST_CATEGORIES = 1000  # of a column: each row has a number for each of them
+NONE = np.zeros((1, 0))  # an array without conditions
+MOST_CATEGORIES = 1000  # categories of a column, at most: each row has a number for each of them
 IDENTIFIERS = 0.9  # share of the entries that are different, above which categories are names of rows
 FEWEST_IDENTIFIERS = 10  # different entries
 DATES = (
@@ -57,7 +57,7 @@ class Column:
 
     @property
     def size(self) -> int:
-        """How many codes there are; 0 for a column without."""
+        """The number of codes; 0 for a column without codes."""
         return len(self.values) + (self.is_number and bool(self.values))
 
     def encoded(self, entries: Array) -> tuple[Array, Array]:
@@ -125,7 +125,7 @@ class Encoding:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """How many codes each of :attr:`categories` has."""
+        """The number of codes of each column in :attr:`categories`."""
         return tuple(self.columns[i].size for i in self.categories)
 
     @property

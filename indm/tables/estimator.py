@@ -47,26 +47,26 @@ from indm.tables.networks import Components, MixtureMLP
 from indm.tables.student import USUALLY_UNKNOWN, Student
 from indm.tensors import evaluation_mode, event_sum, expand_like
 
-FEWEST_ROWS = 10  # of a table
-FEW_ROWS, MORE_ROWS = 500, 2_000  # up to which models are averaged: as many as usual, and as many as time allows
-MODELS, SECONDS_OF_A_MODEL = 4, 15.0  # at most; of each where rows are more than few
+FEWEST_ROWS = 10  # rows that a table must have
+FEW_ROWS, MORE_ROWS = 500, 2_000  # rows up to which models are averaged: MODELS of them; as many as time allows
+MODELS, SECONDS_OF_A_MODEL = 4, 15.0  # models, at most; seconds of each above FEW_ROWS
 MIXTURE_ROWS, MIXTURE_SHARE = 5_000, 0.2  # to fit a mixture on; the share of the budget that may go to it
-DRAWS_OF_MIXTURE = 8  # of the noise of discrete columns, to validate it
+DRAWS_OF_MIXTURE = 8  # draws of the noise of discrete columns that validate a mixture
 EPS = 1e-4  # truncation of the diffusion
 MOST_EXACT, MOST_EXACT_SLOPE, PROBES = 128, 40, 8  # columns up to which a divergence, and a gradient of one, is exact
 ROWS_AT_ONCE = 2_048
 DRAWING: dict[str, Any] = {"sampler": "unipc", "last_denoising": False, "batch_size": ROWS_AT_ONCE}
-SAMPLING_STEPS, SAMPLING_ERROR, DRAWN = (12, 24, 48, 96, 192), 0.01, 256  # steps that are tried; of a latent; draws
+SAMPLING_STEPS, SAMPLING_ERROR, DRAWN = (12, 24, 48, 96, 192), 0.01, 256  # steps tried; largest error; draws compared
 ROUNDED = 0.02  # share of the error that may be rounding in single precision
 SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
-POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # of Gauss and Legendre in each of none, one or two discrete columns
-CHANGE = 5e-3  # of a probability, relative, by twice as many points; its error is then mostly below 1e-3
+POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # Gauss–Legendre points tried in a discrete column; for none, one, two
+CHANGE = 5e-3  # relative change of a probability by twice as many points; its error is then mostly below 1e-3
 REPEATED = 0.2  # share of a column's rows with one value, above which there is a warning
 DELAY = 2.0  # seconds, after which a call shows a bar
 LATE_GAIN = 0.05  # nats a row, above which a fit that time ended has stopped too early
 
 Array = np.ndarray
-Rows = tuple[np.ndarray, np.ndarray]  # of a table, and their conditions
+Rows = tuple[np.ndarray, np.ndarray]  # a table and its conditions
 Gain = tuple[float, float]  # nats a row, and the standard error
 
 
@@ -122,7 +122,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     it helps (the Jacobian is part of the density). A Gaussian mixture, chosen by validation, gives the score of the
     diffusion in closed form (:class:`~indm.tables.networks.MixtureMLP`), and a network learns the rest by maximum
     likelihood (:mod:`indm.tables.fit`) until validation no longer improves. Where the best mixture has several
-    components, a fit from one Gaussian is trained, too, and the better of both goes on. The density is that of the
+    components, a fit from one Gaussian is trained, too, and the better of both goes on. The density belongs to the
     probability flow: it integrates to 1, and its ODE is solved for each row to 0.05 nats, by an estimate that is some
     ten times the true error; where the network adds nothing, it is the mixture's in closed form. Of a small table
     several models are trained, each validated on other rows, and their densities averaged.
@@ -142,7 +142,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             a probability of them, the integral over the noise. For one or two columns ``score_samples`` is its log, to
             1e-3; for more, and where this does not converge, a lower bound of it: the mean of the log over the noise.
         bounds: the interval of a column, by index or name, such as ``{"age": (0, None)}``: no draw is outside, and the
-            density has mass 1 inside. Rows must be strictly inside, those of discrete columns at most on a bound.
+            density has mass 1 inside. Rows must be strictly inside; discrete columns may equal a bound.
         n_models: models whose densities are averaged; each has its share of ``max_seconds``. By default 4 for up to
             500 rows, one for each 15 seconds but at most 4 for up to 2,000, else 1.
         validation_fraction: share of the rows on which a model is validated, at most half; models have different ones.
@@ -184,8 +184,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         (3, 2)
     """
 
-    _order: np.ndarray | None = None  # of the rows, whose first are for validation; by default drawn
-    student_: Student | None = None  # of :meth:`distill`
+    _order: np.ndarray | None = None  # order of the rows, the first of which validate; drawn by default
+    student_: Student | None = None  # made by :meth:`distill`
 
     def __init__(  # checked by fit, as scikit-learn has it
         self,
@@ -469,7 +469,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             )
 
     def _inside(self, X: np.ndarray) -> np.ndarray:
-        """Which entries of varying columns are inside of their interval; whole numbers may be on its lower end."""
+        """Mask of the entries of varying columns inside their interval; whole numbers may equal its lower end."""
         return is_inside(X, self._interval, np.isin(np.arange(X.shape[1]), self._whole))
 
     def possible(self, X: np.ndarray) -> np.ndarray:
@@ -479,11 +479,11 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     @property
     def ended_by_(self) -> str:
-        """What ended the fit: "time" where ``max_seconds`` ended a model, "steps" for ``max_steps``, else "plateau"."""
+        """The end of the fit: "time" if ``max_seconds`` ended a model, "steps" for ``max_steps``, else "plateau"."""
         return ended_by([ended for _, ended in self.ended_])
 
     def _far(self, X: np.ndarray, noisy: np.ndarray) -> list[np.ndarray]:
-        """Which columns have values far from all others, if any does; a warning names the farthest."""
+        """Columns with values far from all others, a list of one mask or none; a warning names the farthest value."""
         far = far_columns(noisy) & ~np.isfinite(self._interval).any(0)
         if not far.any():
             return []
@@ -789,7 +789,10 @@ def _noise_rules(k: int, draws: int) -> Iterator[tuple[Array, Array]]:
 
 
 def steps_for_draws(draws: Callable[[int], Array]) -> tuple[int, float]:
-    """As few steps as draws (n, d) need to be off by ``SAMPLING_ERROR``, and by how much they are, NaN left out."""
+    """The fewest steps that leave draws (n, d) within ``SAMPLING_ERROR`` of twice as many, else the most; their error.
+
+    NaN are left out.
+    """
     fine = draws(SAMPLING_STEPS[0])
     for steps in SAMPLING_STEPS:
         coarse, fine = fine, draws(2 * steps)

@@ -1,9 +1,9 @@
-r"""How the network of a table is trained: until validation no longer improves, then at a falling rate.
+r"""Training of a table's network: until validation no longer improves, then at a falling rate.
 
 The loss is the NELBO of latents that start as a mixture (:class:`~indm.tables.networks.MixtureMLP`). Each row is noised
 twice, by n and by −n: at small noise the two gradients are nearly of opposite signs, so that their mean has little
 noise. Noise levels are drawn in proportion to the root mean square of the gradients there, which is measured as
-training goes, and weighted so that the mean stays that of the NELBO.
+training goes, and weighted so that the loss is still the NELBO on average.
 """
 
 import copy
@@ -26,12 +26,12 @@ VALIDATION_ROWS = 2_048  # noised at every validation, at most
 CHECK_EVERY = 50  # steps, at least
 PATIENCE, LEAST = 15, 500  # epochs and steps without a better check, until the batch grows and then the rate falls
 # It is twice as many where nothing has been gained: a network may stand at zero for a thousand steps, and then learn.
-GROWTH, LARGEST_SHARE, LARGEST = 4, 0.25, 2_048  # of the batch, at the first plateau; of the rows; rows at most
+GROWTH, LARGEST_SHARE, LARGEST = 4, 0.25, 2_048  # growth of the batch: factor at a plateau, share of the rows, rows
 ALONE = 0.5  # share of the seconds, at most, in which the MLP of all columns trains alone
 ANNEAL = 0.3  # steps of the falling rate, as a share of those before; its share of the seconds
 WARMUP = 50  # steps
 MARKS = 0.35, 0.7  # shares of the seconds between which a fit that time ends should have stopped to gain
-RACE_STEPS, RACE_SHARE = 1_000, 0.5  # of each training in a race, and its share of the seconds, at most
+RACE_STEPS, RACE_SHARE = 1_000, 0.5  # steps of each training in a race; its share of the seconds, at most
 EMA_DECAY, BETAS, CLIP = 0.9995, (0.9, 0.99), 1.0
 
 INTERRUPT = "interrupt"
@@ -64,7 +64,7 @@ class Training(Descent):
     weight_decay: float
     groups: int = 1
     best_step: int = 0
-    ended: str = ""  # by "plateau", "max_steps", "max_seconds" or "interrupt"
+    ended: str = ""  # the reason: "plateau", "max_steps", "max_seconds" or "interrupt"
     marks: list[Tensor] = field(default_factory=list)  # the lowest errors at the shares MARKS of the seconds
 
     def __post_init__(self):
@@ -143,7 +143,7 @@ class Training(Descent):
         return was_off
 
     def late_gain(self) -> tuple[float, float]:
-        """What it gained between the :data:`MARKS`, as :meth:`gain`; 0 where time did not end it."""
+        """The :meth:`gain` between the two :data:`MARKS`; 0 where time did not end the training."""
         return self.gain(*self.marks) if self.ended == "max_seconds" and len(self.marks) == 2 else (0.0, 0.0)
 
     def back(self) -> None:

@@ -8,7 +8,7 @@ from scipy.stats import multivariate_t
 
 from indm.tables.mixture import Mixture
 
-ROUNDS, MODES, ROWS_OF_MODE = 5, 4, 25  # of proposals; Gaussians of a proposal, and effective draws of each at least
+ROUNDS, MODES, ROWS_OF_MODE = 5, 4, 25  # rounds, and Gaussians of a proposal, at most; effective draws of each Gaussian
 FEWEST = 100  # candidates of a round, at least: of very few draws a first proposal would decide their law
 TAILS = 5.0  # degrees of freedom of proposals
 FLOOR, LEAST = 1e-2, 1e-6  # variance that is added to a mixture, and to the draws that it is fitted to; relative, and
@@ -30,7 +30,7 @@ class Proposal:
 
     @classmethod
     def fitted(cls, u: Array, weight: Array, numbers: np.random.RandomState) -> "Proposal":
-        """To rows (n, d) of that weight."""
+        """The proposal fitted to rows (n, d) with weights (n,)."""
         mean = weight @ u
         covariance = (u - mean).T @ ((u - mean) * weight[:, None])
         root = np.linalg.cholesky(covariance + LEAST * (1 + np.trace(covariance)) * np.eye(len(mean)))

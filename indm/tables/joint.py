@@ -50,9 +50,9 @@ from indm.tables.mixture import LAW_ENTRIES, JointMixture, best_joint_mixture
 from indm.tables.networks import MaskedMixtureMLP
 
 MIXTURE_ROWS = 5_000, 2_000  # on which a mixture is fitted, without and with missing entries
-QUESTIONS = 8  # of a batch in training
-MOST_DRAWN = 50_000  # rows for a range, at least
-HELD_QUESTIONS = 64  # of the validation
+QUESTIONS = 8  # questions of a training batch, at most
+MOST_DRAWN = 50_000  # rows drawn for ranges before the draw is given up, or 100 for each row asked for
+HELD_QUESTIONS = 64  # questions by which a model is validated
 ALL_ASKED, NONE_ABSENT = 0.25, 0.5  # shares of the questions that ask for all columns, and that leave none out
 
 Array = np.ndarray
@@ -294,7 +294,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     @property
     def ended_by_(self) -> str:
-        """What ended the fit, see :attr:`DensityEstimator.ended_by_`."""
+        """The reason why the fit ended, see :attr:`DensityEstimator.ended_by_`."""
         return ended_by([self.ended_[1]])
 
     def _validated(self, X, reset: bool = True, **options: Any) -> Array:
@@ -340,9 +340,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         return Encoding(tuple(columns))
 
     def _warn_of_far_rows(self, x: Array) -> None:
-        """A warning that names the number farthest from those of most rows, if it is far.
+        """Warn of the number that is farthest from most rows of its column, if it is far.
 
-        They are compared as latents, but as they are in a column whose map brings far values near.
+        Numbers are compared as latents, or as they are in a column whose map brings far values near.
         """
         bends = np.array([self.encoding_.map_of(i).far[0] for i in self.encoding_.numbers])
         values = np.where(bends, x, self._latents(x).numpy())
@@ -399,7 +399,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         sizes = self.encoding_.sizes
         shape, options = (law.mean.shape[1],), {"dropout": self.dropout}
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # of a table without numbers
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # a table without numbers
             net = MaskedMixtureMLP(shape, sizes, len(law.weight), self.width, self.depth, **options)
         net.set_mixture(*map(torch.from_numpy, (law.weight, law.mean, law.covariance, law.log_share)))
         known = shape if law.mean.shape[1] else None  # a table of categories alone has no event
@@ -506,8 +506,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def log_prob_cells(self, X, *, tol: float = SOLVER_ERROR) -> np.ndarray:
         """log p of each entry of ``X`` given the others of its row, nats, (n, columns); NaN where there is none.
 
-        It tells which entry of a row is odd. Densities have the units of their columns, so an entry should be compared
-        with those of its own column, such as by the share of fitted rows below it. An entry that is impossible, or more
+        A low value marks an odd entry. Densities have the units of their columns, so an entry should be compared
+        with others of its column, such as by the share of fitted rows below it. An entry that is impossible, or more
         than :data:`FAR` deviations from most of its column, is not given to the others: it would make them odd, too.
 
         Raises, warns: as :meth:`score_samples`.
@@ -600,9 +600,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             raise ValueError(f"{column.name} must be inside of its bounds, got {x[row, j]:g} in row {row}")
 
     def disagreement(self, X, random_state: Any = None) -> dict[str, float]:
-        """By how much log p of a row and log p(a) + log p(b|a) differ, nats: ``mean`` and ``rms`` over rows.
+        """The difference of log p of a row and log p(a) + log p(b|a), nats: its ``mean`` and ``rms`` over rows.
 
-        The columns a of each row are drawn, b are the others.
+        The columns a of each row are drawn; b are the other columns.
         """
         check_is_fitted(self)
         X = self._validated(X, reset=False)
@@ -712,7 +712,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 gumbel = numbers.gumbel(size=log_prob.shape)
                 codes[chosen, j] = (log_prob.double().numpy() + gumbel).argmax(1)
             known[asked, j] = True
-        spiked = np.zeros(x.shape, dtype=bool)  # by the codes
+        spiked = np.zeros(x.shape, dtype=bool)  # entries whose codes give their values
         for j, i in enumerate(self.encoding_.categories):
             spiked[:, self.encoding_.numbers == i] = codes[:, j : j + 1] > 0
         questions = replace(questions, asked=questions.asked & ~spiked)
@@ -806,7 +806,7 @@ class Conditional:
         return self.estimator._as_fitted(found)
 
     def _drawn(self, n: int, numbers: np.random.RandomState, steps: int | None) -> Array:
-        """Of ``n`` draws, the rows that are in all ranges."""
+        """The rows inside all ranges among ``n`` draws."""
         rows = self.estimator._filled(np.tile(self.row, (n, 1)), numbers, steps)
         inside = np.ones(n, dtype=bool)
         for i, allowed in self.ranges.items():
@@ -818,6 +818,6 @@ class Conditional:
 
 
 def unasked_log_prob(sde: VPSDE, unasked: Tensor) -> Tensor:
-    """What columns that are not asked add to the log density at 0, where each is N(0, 1), (n,)."""
+    """Log density of the columns that are not asked, each N(0, 1), at the value 0, (n,)."""
     (log_alpha,) = sde.log_alpha(sde.endpoints(torch.zeros(1, dtype=torch.double))[0]).unbind()
     return unasked.sum(1) * (log_alpha - 0.5 * math.log(2 * math.pi))

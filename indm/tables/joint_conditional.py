@@ -22,7 +22,7 @@ class JointConditional(JointDensityEstimator):
     """p(X|c) of one joint density of rows X and conditions c, for a posterior: any entry of c may be NaN.
 
     It has what :class:`~indm.PosteriorEstimator` needs of a :class:`~indm.DensityEstimator`, and the methods of a
-    :class:`~indm.JointDensityEstimator` of tables whose columns are those of X, then those of c. Most questions of its
+    :class:`~indm.JointDensityEstimator` of tables that have X's columns, then c's. Most questions of its
     training ask for X at c.
     """
 
@@ -97,7 +97,7 @@ class JointConditional(JointDensityEstimator):
         yield value - unasked_log_prob(self.model_.sde, ~torch.from_numpy(questions.asked))
 
     def _masks(self, n: int) -> tuple[Array, Array]:
-        """Which columns are asked and given, (n, columns) each."""
+        """Masks of the asked and of the given columns, (n, columns) each."""
         asked = np.tile(np.arange(self._d + self.n_conditions_) < self._d, (n, 1))
         return asked, ~asked
 

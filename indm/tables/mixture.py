@@ -13,14 +13,14 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-COMPONENTS = (1, 2, 3, 5, 8, 12, 20, 32, 50)  # that are tried
-FLOORS, EM_STEPS = (1e-2, 1e-3, 1e-1), 50  # of the covariances; of a fit, at most
+COMPONENTS = (1, 2, 3, 5, 8, 12, 20, 32, 50)  # numbers of components that are tried
+FLOORS, EM_STEPS = (1e-2, 1e-3, 1e-1), 50  # floors of the covariances that are tried; steps of a fit, at most
 PER_COMPONENT = 5  # rows, at least
 JOINT_COMPONENTS, JOINT_FLOORS = COMPONENTS[:7], FLOORS[:2]  # with categories or gaps a fit takes longer
 LAW_ENTRIES = 2e7  # numbers of the laws of a batch, at most
 CHANGE = 1e-3  # nats of a row between two steps, below which a fit ends
 MOST_GAIN = 10.0  # nats by which a row counts in a choice between models
-COUNT = 1.0  # of each category in each component before any row is seen
+COUNT = 1.0  # count of each category in each component before any row is seen
 
 Array = np.ndarray
 Law = TypeVar("Law", bound=Any)  # it has log_prob
@@ -32,7 +32,7 @@ class Mixture:
 
     Args:
         weight: (K,).
-        mean: (K, d + k), that of z first.
+        mean: (K, d + k), z's columns first.
         covariance: (K, d + k, d + k).
         d: columns of z.
 
@@ -50,7 +50,7 @@ class Mixture:
 
     @classmethod
     def fitted(cls, z: Array, c: Array, components: int, floor: float, seed: int) -> "Mixture":
-        """By expectation maximisation, with ``floor`` added to the variances."""
+        """A mixture fitted by expectation maximisation, with ``floor`` added to the variances."""
         mixture = GaussianMixture(components, reg_covar=floor, max_iter=EM_STEPS, random_state=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -133,7 +133,7 @@ class JointMixture:
         covariance: (K, d, d).
         log_share: (K, m), log of the probability of each value of each column of categories, one column after another.
 
-    Example: the density of the first number alone is that of its own marginal.
+    Example: the density of the first number alone is its marginal, N(0, 1).
 
         >>> law = JointMixture(np.ones(1), np.zeros((1, 2)), np.array([[[1.0, 0.9], [0.9, 1.0]]]), np.zeros((1, 0)))
         >>> law.log_prob(np.array([[0.0, np.nan]]), np.zeros((1, 0))).round(4)  # −½ log 2π
@@ -277,7 +277,7 @@ def _clusters(z: Array, categories: Array, components: int, seed: int) -> Array:
     """The rows' first shares of the components (n, K), by clusters of rows whose missing numbers are 0."""
     rows = np.concatenate([np.where(np.isnan(z), 0.0, z), categories], 1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer different rows than components
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different rows than components
         means = KMeans(components, n_init=1, random_state=seed)
         labels = means.fit_predict(rows) if components > 1 else np.zeros(len(z))
     return np.equal.outer(labels, np.arange(components)).astype(float)

@@ -17,7 +17,7 @@ from indm.tensors import Batch, PerSample, zeroed
 
 Pushed = tuple[Tensor, Tensor]  # a value (B, width), and its tangents (B, directions, width)
 
-CONDITION_BLOCKS = 2  # of the embedding of c
+CONDITION_BLOCKS = 2  # residual blocks of the embedding of c
 BLUR = 0.25  # variance of the noise in which a row is compared with the mixture: narrow components are no wall
 NARROWEST = 10  # deviations of the noise at ε; a narrower component's density is over 0.01 nats off its bound
 
@@ -89,7 +89,7 @@ def pushed(layers: Iterable[nn.Module], x: Tensor, dx: Tensor) -> Pushed:
 
 
 class ColumnMLP(nn.Module):
-    """What a column by itself adds to the noise of its number: one small MLP for all columns, which starts at zero.
+    """One small MLP, shared by all columns, adds to a number's noise what its own column explains; it starts at zero.
 
     What an end of an interval or a tail adds depends on the noised number and the level, and on the centre of the
     column's law given what is known. The MLP sees these, and some numbers for each column. From few rows of many
@@ -107,7 +107,7 @@ class ColumnMLP(nn.Module):
     def __init__(self, d: int, width: int = 32, fourier: int = 2):
         super().__init__()
         self.register_buffer("omega", math.pi / 2 * 2.0 ** torch.arange(fourier), persistent=False)
-        periods = torch.tensor([32.0, 16.0, 8.0, SmoothMLP.shortest_period])  # of the level
+        periods = torch.tensor([32.0, 16.0, 8.0, SmoothMLP.shortest_period])  # periods of waves in the level
         self.register_buffer("level_omega", 2 * math.pi / periods, persistent=False)
         self.level = nn.Linear(2 * len(periods), width)
         self.code = nn.Parameter(0.3 * torch.randn(d, self.CODE))
@@ -191,7 +191,7 @@ class MixtureMLP(nn.Module):
         self.register_buffer("mean", torch.zeros(components, d))
         self.register_buffer("variance", torch.ones(components, d))
         self.register_buffer("basis", torch.eye(d).repeat(components, 1, 1))
-        self.register_buffer("slope", torch.zeros(components, k, d))  # of the mean in c
+        self.register_buffer("slope", torch.zeros(components, k, d))  # slope of the mean in c
         self.register_buffer("c_root", torch.zeros(components, k, k))  # c @ c_root − c_mean is N(0, I) in a component
         self.register_buffer("c_mean", torch.zeros(components, k))
         self.condition, self.takes_condition = tuple(condition), bool(condition)
@@ -218,7 +218,7 @@ class MixtureMLP(nn.Module):
         d, j = self.mean.shape[1], mean.shape[1] - self.mean.shape[1]
         of_c, across = covariance[:, d:, d:], covariance[:, d:, :d]
         factor = torch.linalg.cholesky(of_c)
-        root = torch.linalg.inv(factor).mT  # of the inverse of the covariance of c
+        root = torch.linalg.inv(factor).mT  # root @ root.mT is the inverse of the covariance of c
         slope = torch.cholesky_solve(across, factor) if j else across
         variance, basis = torch.linalg.eigh(covariance[:, :d, :d] - across.mT @ slope)
         new: Mapping[str, Tensor] = {
@@ -309,7 +309,7 @@ class MixtureLaw(NamedTuple):
         return self.network.mixture_at(z, clean, self.c).log_prob()
 
     def denoising(self, sde: LinearSDE, z: Batch, eps: float) -> PerSample | None:
-        """Score and reconstruction terms of the exact score on average over the noise, (B,): those of −log p(z).
+        """Score and reconstruction terms of −log p(z) by the exact score, on average over the noise, (B,).
 
         They are known at the SDE's own truncation alone; at another ``eps`` it is None.
 
@@ -380,7 +380,7 @@ class Components(NamedTuple):
         return ((square - least) / (most - least)).clamp(0, 1), nearest, most - least
 
     def noise(self, y: Float[Tensor, "batch d"], r: Float[Tensor, "batch 1"]) -> tuple[Tensor, Tensor]:
-        """The noise beyond that of N(0, I) at rows y, (B, d), and its Jacobian in y/√(1 + r), (B, d, d)."""
+        """The noise beyond the noise of N(0, I) at rows y, (B, d), and its Jacobian in y/√(1 + r), (B, d, d)."""
         share = self.share()
         scaled, weight = self.offset / self.total, share[:, :, None] / self.total
         if len(self.basis) == 1:
@@ -427,7 +427,7 @@ class MaskedMixtureMLP(nn.Module):
     form, and an MLP that sees the noised columns, the given ones and which they are learns what the mixture lacks.
 
     Rows may have categories, too. Within a component they are independent of each other and of the numbers.
-    A second MLP learns their probabilities given numbers and other categories, beyond those of the mixture.
+    A second MLP learns their probabilities given numbers and other categories, beyond the mixture's.
 
     Args:
         shape: (d,), the columns of numbers.
@@ -472,7 +472,7 @@ class MaskedMixtureMLP(nn.Module):
         self.register_buffer("mean", torch.zeros(components, d))
         self.register_buffer("covariance", torch.eye(d).repeat(components, 1, 1))
         uniform = torch.cat([torch.zeros(0), *(torch.full((n,), -math.log(n)) for n in self.categories)])
-        self.register_buffer("log_share", uniform.repeat(components, 1))  # of the categories in each component
+        self.register_buffer("log_share", uniform.repeat(components, 1))  # categories' log shares in each component
         self.mlp = SmoothMLP(shape, width, depth, 2, (4 * d + self.m,), CONDITION_BLOCKS, dropout)
         self.columns = ColumnMLP(d)
         if self.m:
@@ -494,7 +494,7 @@ class MaskedMixtureMLP(nn.Module):
         self.laws = Laws(*(part.to(self.mean) for part in laws(self.weight, self.mean, self.covariance, asked, given)))
 
     def _apply(self, fn, recurse: bool = True) -> "MaskedMixtureMLP":
-        """With the questions, which are not saved."""
+        """Move the questions along, which are not saved and so are not buffers."""
         super()._apply(fn, recurse)
         self.asked, self.given, self.laws = fn(self.asked), fn(self.given), Laws(*map(fn, self.laws))
         return self

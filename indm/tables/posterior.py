@@ -22,11 +22,11 @@ from indm.tables.joint import JointDensityEstimator
 from indm.tables.joint_conditional import JointConditional
 from indm.tables.prior import Prior, array, finite
 
-NUDGE = 1e-3  # of a latent, by which derivatives of the columns are taken
+NUDGE = 1e-3  # step in a latent for derivatives of the columns
 MODE_DRAWS, MODE_ODE_STEPS = 200, 24  # draws of which the best begins the ascent
-MODE_STEPS, MODE_GAIN = 20, 1e-4  # of the ascent, at most; nats of a step, relative above 1, below which it ends
-FARTHEST = 10.0  # that an ascent goes in a latent
-START_DRAWS = 256  # of the posterior of one observation, for the first proposal
+MODE_STEPS, MODE_GAIN = 20, 1e-4  # most steps of the ascent; gain of a step, relative above 1 nat, that ends it
+FARTHEST = 10.0  # size of a latent in the ascent, at most
+START_DRAWS = 256  # draws of the posterior of one observation, for the first proposal
 POOR = 0.1  # effective draws, as a share of those asked for, below which there is a warning
 
 Array = np.ndarray
@@ -40,7 +40,7 @@ class PosteriorEstimator:
 
     Args:
         prior: of θ. A pair (low, high) of numbers or of arrays (d,) is the uniform law in that box (ends may be
-            infinite). Of a ``torch.distributions.Distribution`` it is the support; where that is no box, as of a
+            infinite). Of a ``torch.distributions.Distribution`` it is the support; where that is not a box, as for a
             Dirichlet law, torch's map from all vectors to it is used. Its density matters for several observations
             alone. None: all of the line. No draw is outside of the support.
         embedding: a module (n, *event) → (n, …) that turns observations of any shape into numbers. A copy of it is
@@ -173,11 +173,11 @@ class PosteriorEstimator:
         """∂ log p(θ|x)/∂θ, (n, d), of ``theta`` (n, d) at one x or at one for each; NaN outside of the prior.
 
         It is the gradient of :meth:`log_prob` itself: its ODE, in ``steps`` equal steps, is differentiated. Up to 40
-        parameters its only error is that of the steps: for the thin crescents of two moons 1e-4 of its size in 64, 6e-3
+        parameters its only error is due to the steps: for the thin crescents of two moons 1e-4 of its size in 64, 6e-3
         in 24. Above, it has the noise of 8 probes. (The score at the smallest noise was off by its own size.)
 
         Raises:
-            ValueError: a discrete parameter; a prior whose support is no box.
+            ValueError: a discrete parameter; a prior whose support is not a box.
 
         Warns:
             RuntimeWarning: where log p in so many steps is off by more than 1e-3 bits a parameter.
@@ -190,11 +190,11 @@ class PosteriorEstimator:
         """θ (d,) of the highest log p(θ|x) that was found for one x, and that log p.
 
         The best of 200 draws begins an ascent (L-BFGS in the latents of θ). It is a local maximum: of a posterior with
-        several peaks that of the best draw. Where log p rises towards an end of the prior's box, it is next to the end.
+        several peaks, the peak of the best draw. Where log p rises towards an end of the prior's box, it is next to it.
         It takes up to twenty gradients, each of half a second on one core: as long as some 50,000 draws.
 
         Raises:
-            ValueError: several x; a discrete parameter; a prior whose support is no box.
+            ValueError: several x; a discrete parameter; a prior whose support is not a box.
         """
         self._check_box()
         c = self._familiar(self._single(x))
@@ -225,7 +225,7 @@ class PosteriorEstimator:
         box, options = [(-FARTHEST, FARTHEST)] * len(z), {"maxiter": MODE_STEPS, "ftol": MODE_GAIN}
         shown = self.estimator_.progress
         with warnings.catch_warnings(), bar_of(MODE_STEPS, "ascent to the mode", shown, "step") as bar:
-            warnings.simplefilter("ignore", RuntimeWarning)  # of few steps: what is found is compared with the start
+            warnings.simplefilter("ignore", RuntimeWarning)  # few steps: the end is compared with the start
             kind: dict[str, Any] = {"jac": True, "method": "L-BFGS-B", "callback": lambda _: bar.update()}
             found = minimize(loss, z, bounds=box, options=options, **kind)
         return theta_of(found.x)[0]
@@ -319,7 +319,7 @@ class PosteriorEstimator:
     def calibration(self, theta: Any, x: Any, n: int = 200, *, random_state: Any = 0) -> Calibration:
         """Whether posteriors are as wide as they should be, by ``n`` draws at each of fresh pairs, some 300 or more.
 
-        Distances for TARP are those of the latents of θ at x, in which posteriors that ignore x are found out, too.
+        Distances for TARP are between latents of θ at x, which also show posteriors that ignore x.
         Pairs that were fitted look better calibrated than fresh ones.
         """
         theta, (rows, _) = self._parameters(theta), self._observed(x)
@@ -334,9 +334,9 @@ class PosteriorEstimator:
         return Calibration.of(theta, draws, latents=latents, seed=numbers.randint(2**31 - 1))
 
     def distill(self, x: Any, **limits: Any) -> "PosteriorEstimator":
-        """This posterior with a student that is taught at ``x``, such as the fitted ones.
+        """A copy of this posterior with a student, taught at observations ``x``, such as the fitted ones.
 
-        ``limits`` are those of :meth:`indm.DensityEstimator.distill`.
+        ``limits`` are passed to :meth:`indm.DensityEstimator.distill`.
 
         Densities then take a hundredth of the time or less, so that Markov chains and :meth:`sample_iid` are quick.
 
@@ -357,19 +357,19 @@ class PosteriorEstimator:
 
     @property
     def gains_(self) -> list[tuple[float, float]]:
-        """As of :class:`indm.DensityEstimator`."""
+        """The estimator's gains, see :class:`indm.DensityEstimator`."""
         self._check_fitted()
         return self.estimator_.gains_
 
     @property
     def n_steps_(self) -> list[int]:
-        """As of :class:`indm.DensityEstimator`."""
+        """The estimator's steps, see :class:`indm.DensityEstimator`."""
         self._check_fitted()
         return np.ravel(self.estimator_.n_steps_).tolist()
 
     @property
     def ended_by_(self) -> str:
-        """As of :class:`indm.DensityEstimator`."""
+        """The reason why the estimator's fit ended, see :attr:`indm.DensityEstimator.ended_by_`."""
         self._check_fitted()
         return self.estimator_.ended_by_
 
@@ -404,7 +404,7 @@ class PosteriorEstimator:
         return rows
 
     def _numbers(self, rows: Array) -> Array:
-        """What the estimator sees of rows of x, (m, k)."""
+        """Numbers that the estimator is given for rows of x, (m, k)."""
         if self.embedding_ is None:
             return rows
         return self.embedding_.numbers(torch.from_numpy(rows).float().flatten(1))
@@ -513,7 +513,7 @@ class Familiar:
         return np.nan_to_num(np.arcsinh((c - self.centre) / self.scale))  # what is missing is at the centre
 
     def distance(self, c: Array) -> Array:
-        """Of each row, (m,); infinite where an entry that was the same in all simulations differs."""
+        """Distance of each row, (m,); infinite where an entry that was the same in all simulations differs."""
         differs = self.is_same & ~are_near(c, self.centre) & ~np.isnan(c)
         return np.where(differs.any(1), np.inf, np.sqrt(self.law.mahalanobis(self._near(c))))
 
@@ -533,7 +533,7 @@ class Familiar:
 class SbiPosterior:
     """A :class:`PosteriorEstimator` under the names of the package sbi: its plots and diagnostics take it.
 
-    Tensors go in and out, and draws are those of torch's global generator. Further options of sbi, such as
+    Tensors go in and out, and draws use torch's global generator. Further options of sbi, such as
     ``show_progress_bars``, are accepted and change nothing.
 
     Example:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform, biject_to, constraints
 
-ROUNDING = 1e-6  # of a box's width: a parameter that far outside of it is inside, but for the rounding of single floats
-CLEARANCE = 1e-7  # of a box's width: how far inside it is then put
+ROUNDING = 1e-6  # share of a box's width: a parameter outside by less was inside, before single floats rounded it
+CLEARANCE = 1e-7  # share of a box's width: how far inside such a parameter is then put
 
 Array = np.ndarray
 
@@ -43,7 +43,7 @@ class Prior:
         self.map, ends = None, (-np.inf, np.inf) if law is None else law
         if isinstance(law, Distribution):
             with torch.random.fork_rng(range(torch.cuda.device_count())):
-                self._like = law.sample()  # of its dtype and device
+                self._like = law.sample()  # a draw, for its dtype and device
             ends, self.map = _support(law)
         if not hasattr(ends, "__len__") or len(ends) != 2:
             raise ValueError(f"prior must be a pair (low, high), or a torch distribution, got {ends!r}")
@@ -63,7 +63,7 @@ class Prior:
 
     @property
     def bounds(self) -> dict[int, tuple[float, float]] | None:
-        """Of :class:`indm.DensityEstimator`."""
+        """Low and high of each parameter, as :class:`indm.DensityEstimator` takes them; None without a prior."""
         return None if self.is_none else dict(enumerate(zip(self.low.tolist(), self.high.tolist(), strict=True)))
 
     @property
@@ -119,7 +119,7 @@ class Prior:
 
 
 def array(rows: Any, dtype: Any = np.float64) -> Array:
-    """Numbers as an array, also those of a tensor on any device."""
+    """Numbers as an array; a tensor may be on any device."""
     return np.asarray(rows.detach().cpu() if isinstance(rows, Tensor) else rows, dtype=dtype)
 
 
@@ -138,7 +138,7 @@ def finite(rows: Any, name: str, may_miss: bool = False) -> Array:
 
 
 def _support(law: Distribution) -> tuple[tuple[Any, Any], Transform | None]:
-    """Low and high of the numbers of a law, and the map of numbers to θ where its support is no box."""
+    """Low and high of the numbers of a law, and the map of numbers to θ where its support is not a box."""
     line = -np.inf, np.inf
     try:
         ends = _ends(law.support)

@@ -1,4 +1,4 @@
-"""A student of a density estimator: log p by one pass of a network, which is fitted to that of the ODE."""
+"""A student of a density estimator: a network that gives log p in one pass, fitted to the log p of the ODE."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ KNOWN = 0.99  # share of the pairs that are as near to another one as what the s
 USUALLY_UNKNOWN = 0.05  # share of rows that it may not know without a warning
 HELD = 0.2  # share of the other draws, which are compared and not fitted
 WIDTH, HIDDEN = 128, 3
-FREQUENCIES = 0.25, 0.5, 1.0  # of the sines and cosines of each number, in half turns; its deviation is 1
+FREQUENCIES = 0.25, 0.5, 1.0  # frequencies of the waves of each number, in half turns; its deviation is 1
 BATCH, RATE, DECAY = 512, 2e-3, 0.7
 KINK = 0.3  # nats, above which an error counts linearly
 
@@ -29,7 +29,7 @@ LogDensity = Callable[[Array, Array], Array]  # latents (n, d) and conditions (n
 
 
 class Student(nn.Module):
-    r"""log p of latents, from that of a base: a network learns what the teacher has beyond the base.
+    r"""log p of latents: the log p of a base, and a network that has learned what the teacher has beyond the base.
 
     It is fitted by regression to the teacher's log p at draws of the teacher, some with noise. It knows what is as near
     to a draw that it was fitted to as most draws are to each other, in latents and conditions together. The teacher
@@ -60,7 +60,7 @@ class Student(nn.Module):
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, v: Tensor) -> Tensor:
-        """log p of the teacher minus that of the base, nats (B,), at rows of latents and conditions (B, d + k)."""
+        """log p of the teacher minus the log p of the base, nats (B,), at rows of latents and conditions (B, d + k)."""
         return self.centre + self.scale * self.layers(with_waves(v, FREQUENCIES))[:, 0]
 
     @torch.no_grad()

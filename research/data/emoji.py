@@ -97,7 +97,7 @@ def image_folder(path: Path) -> Path:
 
 
 def concept(name: str) -> str:
-    """What an emoji shows, whatever the skin tone and the gender, from the name of its file without the suffix.
+    """The subject of an emoji, whatever the skin tone and the gender, from the name of its file without the suffix.
 
     >>> concept("1f468-1f3fe-200d-1f33e"), concept("1f9d1-200d-1f33e")
     ('1f9d1-1f33e', '1f9d1-1f33e')

@@ -63,7 +63,7 @@ class Patches(ImageFiles):
 
     def _made_of(self, image: Image.Image, position: int) -> Tensor:
         channels, height, width = self.shape
-        smallest = max(height / image.height, width / image.width)  # that a patch fits into
+        smallest = max(height / image.height, width / image.width)  # smallest scale at which a patch fits
         scale = max(min(self.short / min(image.size), 1.0), smallest)
         sides = [max(height, round(scale * image.height)), max(width, round(scale * image.width))]
         image = image.convert("L" if channels == 1 else "RGB")

@@ -19,7 +19,7 @@ from research.records import RECORDS, Records
 LIST = Records(RECORDS / "real_tables-data.csv")
 REPEATED = 0.05  # share of the values that repeat others, above which a column gets noise
 SPIKE, FINEST = 0.01, 0.01  # share of one value, above which noise is not narrower than this part of a deviation
-LINEAR = 1e-4  # of a column's deviation, below which what earlier columns leave of it is rounding
+LINEAR = 1e-4  # share of a column's deviation below which what earlier columns leave of it is rounding
 UCI, ADBENCH = "UCI_Datasets/{}/data/data.txt", "adbench/datasets/Classical/{}.npz"
 KEEL = "data/balanced/raw/{}.dat"
 Array = np.ndarray

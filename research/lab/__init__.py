@@ -1,1 +1,1 @@
-"""What several studies share: networks whose features compare images, and distances of two sets."""
+"""Tools of several studies: networks whose features compare images, and distances of two sets."""

@@ -35,7 +35,7 @@ def seconds_in_turns(steps: Mapping[Any, Step]) -> dict[Any, list[float]]:
 
 
 def relative_cost(own: Sequence[float], unit: Sequence[float]) -> dict[str, float]:
-    """The median over rounds of a step's seconds over those of ``unit``, with its error, and its milliseconds."""
+    """The median over rounds of a step's seconds divided by ``unit``'s, with its error, and its milliseconds."""
     cost, error = median_and_error([a / b for a, b in zip(own, unit, strict=True)])
     milliseconds = 1e3 * statistics.median(own)
     return {"cost": round(cost, 4), "error": round(error, 4), "milliseconds": round(milliseconds, 1)}
@@ -49,6 +49,6 @@ def median_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def costs_in_turns(steps: Mapping[str, Step], unit: str) -> dict[str, dict[str, float]]:
-    """The cost of each step in those of ``unit``, which is one of them; see :func:`relative_cost`."""
+    """The cost of each step in units of the step named ``unit``; see :func:`relative_cost`."""
     seconds = seconds_in_turns(steps)
     return {name: relative_cost(own, seconds[unit]) for name, own in seconds.items()}

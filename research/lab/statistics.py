@@ -11,8 +11,8 @@ from torch import Tensor
 
 from indm.workbench.evaluation.statistics import Difference, judged
 
-FOLDS = 10  # of the jackknife
-LEVEL = 0.05  # of the tests
+FOLDS = 10  # parts of the data in the jackknife
+LEVEL = 0.05  # level of the tests
 UNMADE = Difference(0.0, 2, 1.0)  # p = 1: the family is as large as it was planned
 
 

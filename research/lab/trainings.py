@@ -28,12 +28,12 @@ from research.records import Records, made_by
 
 BUDGETS = {"digits": 600, "fashion-mnist-16": 300, "fashion-mnist": 150, "emoji-32": 300}  # steps of linear diffusion
 Setting = dict[str, Any]
-Averages = dict[float, torch.nn.Module]  # by their decay
+Averages = dict[float, torch.nn.Module]  # averages of a model, keyed by their decay
 # Averages that one training keeps. After n steps a decay is at most (1 + n)/(10 + n): 0.971 after 300, 0.985 after 600.
 EMA_DECAYS = (0.9, 0.97, 0.999)
-RATES = ("train.lr", "train.flow_lr", "train.dequantization_lr")  # which leave the cost of a step as it is
+RATES = ("train.lr", "train.flow_lr", "train.dequantization_lr")  # settings that do not change the cost of a step
 VALID_EXAMPLES = 500
-LARGEST_ERROR = 0.05  # of a cost: above, something else is running
+LARGEST_ERROR = 0.05  # error of a cost, relative: above, something else is running
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def train(job: Training, at: Mapping[int, Callable[[Averages], None]]) -> tuple[
     return models, {
         "setting": job.setting,
         "steps": job.steps,
-        "cpu_seconds": round(spent, 1),  # of one thread: they count no neighbours
+        "cpu_seconds": round(spent, 1),  # seconds of one thread, which neighbours do not change
         "parameters": {name: count_parameters(part) for name, part in trainer.model.trained_parts.items()},
         "seed": job.seed,
         **made_by(job.seed),
@@ -141,7 +141,7 @@ def frechet(raw: torch.Tensor, data: Data, most: int, folder: Path) -> dict[str,
 
 
 def costs(table: Records, jobs: Sequence[Training]) -> dict[str, float]:
-    """Cost of a step of each job, by its key, over that of linear diffusion under uniform noise.
+    """The cost of a step of each job, by its key, relative to linear diffusion under uniform noise.
 
     Costs missing from ``table`` are measured in turns and added to it.
 

@@ -1,4 +1,4 @@
-"""What the curve of a box and the columns' MLP gain, on laws that no benchmark has; see boxes.md.
+"""Gains of the curve of a box and of the columns' MLP, on laws that no benchmark has; see boxes.md.
 
 python -m research.posteriors boxes      # trains what has no record yet; then `make records`
 """
@@ -24,7 +24,7 @@ Array = np.ndarray
 PAIRS, FRESH = 10_000, 2_000
 VARIANTS = ("quantile", "curve", "curve + columns")
 MIX = np.array([[1, 0.5, 0, 0], [0, 1, -0.5, 0], [0.3, 0, 1, 0.5], [0, 0.2, 0, 1]])
-WIDTH = 0.45  # of the noise of "walls"
+WIDTH = 0.45  # deviation of the noise of "walls"
 
 
 def walls(n: int, numbers: np.random.Generator) -> tuple[Array, Array]:

@@ -2,7 +2,7 @@
 
     python -m research.posteriors sbibm --home HOME    # goes on where it stopped
 
-Tasks, observations, reference draws and the C2ST are those of the package. SIR and Lotka–Volterra are solved by SciPy
+Tasks, observations, reference draws and the C2ST come from the package. SIR and Lotka–Volterra are solved by SciPy
 in place of Julia. ``--home`` keeps the simulations and the table ``sbibm.csv``, which has a row for each task, seed and
 method.
 """
@@ -42,10 +42,10 @@ METHODS = {
     "fmpe": functools.partial(study.vector_field, kind="FMPE"),
     "npse": functools.partial(study.vector_field, kind="NPSE"),
 }
-BOTH = ("indm", "npe")  # of the table
+BOTH = ("indm", "npe")  # methods of the table
 FRESH = 1_000  # pairs, not fitted, for the mean log p
-CHECKED = 300  # of them, for a picture of the calibration
-TOLERANCE, MOST_STEPS = 1e-8, 100_000  # of the ODEs; between two of their save points
+CHECKED = 300  # pairs among these, for a picture of the calibration
+TOLERANCE, MOST_STEPS = 1e-8, 100_000  # tolerance of the ODEs; steps between two of their save points
 PUBLISHED = {  # C2ST at 10,000 simulations of NPE and of the best sequential method, over observations 1–10 and 1–3
     "two_moons": ((0.606, 0.586), (0.554, 0.537)),
     "slcp": ((0.901, 0.894), (0.713, 0.703)),

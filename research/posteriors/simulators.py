@@ -103,14 +103,14 @@ class TwoMoons(Simulator):
         return found[:n]
 
     def _inverted(self, x: Array, n: int, numbers: Numbers) -> Array:
-        """Those of ``n`` draws of p and of a sign that the prior allows, as θ."""
+        """θ from ``n`` draws of p and of a sign, without those outside the prior."""
         y = x - self.crescent(n, numbers)
         total = np.where(numbers.random(n) < 0.5, -1, 1) * y[:, 0]
         theta = np.stack([total - y[:, 1], total + y[:, 1]], 1) / math.sqrt(2)
         return theta[(y[:, 0] <= 0) & self.inside(theta)]
 
     def log_posterior(self, theta: Array, x: Array, draws: int = 200_000) -> Array:
-        """log p(θ|x); the share of the crescents within the prior is that of ``draws``."""
+        """log p(θ|x); the share of the crescents within the prior is estimated from ``draws``."""
         share = len(self._inverted(x, draws, np.random.default_rng(0))) / draws
         log_p = self.log_likelihood(theta, x) - math.log(2 * share)
         return np.where(self.inside(theta), log_p, -np.inf)

@@ -4,12 +4,12 @@
     python -m research.posteriors slcp --methods indm --pairs 1000
     python -m research.posteriors sbibm --help      # another study: the ten tasks of sbibm, see sbibm.md
 
-The simulators are those of ``simulators.py``. Each training has ``--seconds`` of the processor on one thread, its
+The simulators are in ``simulators.py``. Each training has ``--seconds`` of the processor on one thread, its
 own pairs and its own weights. It is judged at five observations, the same for all, by draws and, where the posterior
 has a density, by it: the C2ST is the accuracy with which an MLP tells 1,000 draws from 1,000 of the true posterior (5
 folds; 1/2 is best), and the divergence is E log p(θ|x)/q(θ|x) over true draws, in nats. Both methods are restricted to
-the support of the prior: draws outside are rejected. "true" is the C2ST of two sets of true draws, those of SLCP from
-Markov chains that start apart. Every training is a row of ``posteriors.csv``. Without sbi, which is no dependency,
+the support of the prior: draws outside are rejected. "true" is the C2ST of two sets of true draws, for SLCP from
+Markov chains that start apart. Every training is a row of ``posteriors.csv``. Without sbi, which is not a dependency,
 its trainings are left out.
 """
 
@@ -126,7 +126,7 @@ def within(inside: Callable[[Array], Array], fitted: Fitted, x: Array, n: int) -
     """``n`` draws within the prior, and the share of all that are; below a share of 5 %, draws outside fill them up."""
     kept, count, tried = [], 0, 0
     while count < n and tried < MOST_TRIES * n:
-        tenths = min(10, math.ceil(11 * (1 - count / n) * max(tried, n) / max(count, 1)))  # of n, for what is missing
+        tenths = min(10, math.ceil(11 * (1 - count / n) * max(tried, n) / max(count, 1)))  # tenths of n to draw
         theta = fitted.draw(x, math.ceil(n * tenths / 10), tried)
         kept.append(theta[inside(theta)])
         count, tried = count + len(kept[-1]), tried + len(theta)

@@ -34,9 +34,9 @@ from research.tables import command
 from research.tables.flows import SEEDS, beside
 
 NAMES = ("bent", "swiss-roll", "mixture-8d", "wine", "breast-cancer")
-BOUND = 5.0  # of the splines, in deviations of a latent
-MOST_COMPONENTS = 8  # of the mixture: few, so that time ends no search and variants of a table start from the same
-RATES = {"none": (0.0,), "powers": (0.0,), "spline": (4e-3, 1e-3), "coupling": (4e-3, 1e-3)}  # of a flow, by variant
+BOUND = 5.0  # end of the splines, in deviations of a latent
+MOST_COMPONENTS = 8  # few components, so that time ends no search and variants of a table start from the same mixture
+RATES = {"none": (0.0,), "powers": (0.0,), "spline": (4e-3, 1e-3), "coupling": (4e-3, 1e-3)}  # rates tried, by variant
 JOBS = [(variant, rate) for variant, rates in RATES.items() for rate in rates]
 fitted, log_prob = Columns.fitted, estimator.latent_log_prob
 Array = np.ndarray
@@ -86,7 +86,7 @@ class FlowEstimator(DensityEstimator):
 
 
 def through_flow(model: INDM, x: Tensor, tol: float) -> tuple[Tensor, Tensor]:
-    """log p of rows x (B, d), by that of their latents, and an estimate of its error (B,)."""
+    """log p of rows x (B, d), from the log p of their latents, and an estimate of its error (B,)."""
     z, log_det = model.flow(x)
     value, error = log_prob(model, z, tol)
     return value + log_det, error

@@ -3,12 +3,12 @@
     python -m research.tables flows iris wine # trains what has no record yet, then shows the table of all records
     python -m research.tables flows all
 
-A fifth of the rows is the test, by the seed, and a tenth of the others the validation of those that do not split by
+A fifth of the rows is the test, by the seed, and a tenth of the others validates methods that do not split by
 themselves. All numbers are nats of a row of the raw table. Discrete columns get uniform noise, and a row's value is the
 log of its mean density over the same 4 points of the noise for every method. Each training has ``--seconds`` of the
 processor on one thread. Mixture and KDE are chosen by validation over a grid, without a limit of time; the flows choose
-their rate by it, each half of the time, and keep their best validated state. Those of sbi have the architecture that
-its NPE has by default, and a constant condition. Every training is a row of ``tables.csv``. Without sbi, which is no
+their rate by it, each half of the time, and keep their best validated state. The flows of sbi have the default
+architecture of its NPE and a constant condition. Every training is a row of ``tables.csv``. Without sbi, which is not a
 dependency, its trainings are left out.
 """
 
@@ -127,7 +127,7 @@ def indm(train: Array, valid: Array, space: Space, seed: int, seconds: float) ->
     """The estimator, whose ODE has a stated error, nats, and at some rows no solution."""
     X = np.concatenate([train, valid])
     found = DensityEstimator(discrete=space.discrete, max_seconds=seconds, random_state=seed).fit(X)
-    if found.ended_by_ == "interrupt":  # which a fit survives
+    if found.ended_by_ == "interrupt":  # the fit survives an interrupt
         raise KeyboardInterrupt
     setting = {"steps": found.n_steps_, "models": len(found.models_), "ended": found.ended_, "gains": found.gains_}
 
@@ -274,8 +274,8 @@ METHODS: dict[str, Callable[..., Fitted]] = {
 }
 
 
-DIVERGED, NOT_FINITE = 1e6, -1e10  # nats of a row: a difference that is not shown; a log-density that is none
-SEEDS = (3, 4)  # of the table; the test rows of 0 to 2 were seen while the defaults were chosen
+DIVERGED, NOT_FINITE = 1e6, -1e10  # nats of a row: a difference that is not shown; values below are not log-densities
+SEEDS = (3, 4)  # seeds of the table; the test rows of 0 to 2 were seen while the defaults were chosen
 
 
 def trained(name: str, method: str, seed: int, seconds: float) -> dict[str, Any]:
@@ -306,7 +306,7 @@ def measured(
 
 
 def markdown(table: Records) -> str:
-    """Mean test log p, and of the others what each row has beyond that of indm, ± over seeds and rows, in Markdown.
+    """Mean test log p of indm, and mean gains of the others over it, ± over seeds and rows, in Markdown.
 
     A table's seeds are those that all of its methods have; "–" is a method without records of it.
     """

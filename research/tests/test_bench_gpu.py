@@ -100,7 +100,7 @@ def test_every_part_is_done_once_also_where_it_was_killed(tmp_path, data, quick,
 
 @pytest.mark.long
 def test_the_whole_rehearsal(tmp_path, data):
-    """As a program, with torch.compile and reports."""
+    """The rehearsal runs as a program, with torch.compile and reports."""
     command = [sys.executable, gpu.__file__, "--data", data, "--out", tmp_path, "--device", "cpu", "--scale", "0.01"]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(parts.ROOT)})
     check_done(tmp_path)

@@ -57,7 +57,7 @@ def test_files_that_do_not_fit(folder, tmp_path):
     refused("cifar10_batch_1.png .* must be RGB of 1024×10 pixels, got RGB of 1024×9")
     pixels.convert("L").save(batch)
     refused("cifar10_batch_1.png .* got L of 1024×10")
-    pixels.save(batch, "JPEG")  # which would lose the levels
+    pixels.save(batch, "JPEG")  # JPEG would lose the levels
     refused("cifar10_batch_1.png cannot be read")
     pixels.save(batch)
     batch.write_bytes(batch.read_bytes()[:5000])

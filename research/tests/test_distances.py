@@ -25,7 +25,7 @@ def with_moments(n, mean, root, seed):
 
 
 def test_frechet_distance_of_known_moments():
-    """For covariances that commute it is ‖shift‖² + Σ(s_a − s_b)², with s the standard deviations."""
+    """The distance is ‖shift‖² + Σ(s_a − s_b)² if covariances commute, with s the standard deviations."""
     a = with_moments(40, [0.0, 1.0, 2.0], np.diag([1.0, 2.0, 0.5]), 0)
     b = with_moments(50, [3.0, 1.0, 0.0], np.diag([2.0, 0.0, 0.7]), 1)
     assert frechet_distance(a, b) == pytest.approx(13 + 1 + 4 + 0.04, rel=1e-9)

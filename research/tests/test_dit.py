@@ -48,7 +48,7 @@ def test_attention_is_that_of_torch():
 
 
 def test_attention_knows_patches_by_their_place_alone():
-    """Without it, an image that is shifted by whole patches around its edge gives the shifted output."""
+    """Without their places, an image that is shifted by whole patches around its edge gives the shifted output."""
     net, (z, level) = small_dit(shape=(2, 8, 6)), draw((2, 8, 6))
     shifted = partial(torch.roll, shifts=(2, 4), dims=(2, 3))
     assert (net(shifted(z), level) - shifted(net(z, level))).abs().max() > 1e-2
@@ -99,7 +99,7 @@ def test_odd_sizes_are_padded_and_cropped(height, width):
 
 
 def test_fourier_features_are_waves():
-    """Where it is blind to z itself, it cannot tell z from z + one period."""
+    """A network that is blind to z itself cannot tell z from z + one period."""
     net, (z, level) = small_dit(fourier=(4.0,)).double(), draw((2, 8, 8), dtype=torch.float64)
     with torch.no_grad():
         net.input.weight[:, :2] = 0

@@ -67,7 +67,7 @@ def test_what_is_shown_is_in_one_split_and_once_to_validate_and_test(seed):
     assert sorted(names[i] for i in parts["train"]) == sorted(name for what in train for name in SHOWN[what])
     assert 2 <= len(valid) < len(test) < len(train)
     backwards = split_by_concept(names[::-1], seed)
-    for part, positions in parts.items():  # which example is where has nothing to do with the order of the names
+    for part, positions in parts.items():  # the order of the names does not decide which example is where
         assert [names[i] for i in positions] == [names[::-1][i] for i in backwards[part]]
     assert split_by_concept(names, seed, 3)["train"].tolist() == parts["train"].tolist()[:3]
 

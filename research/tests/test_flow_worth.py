@@ -1,4 +1,4 @@
-"""A flow of a table's latents: the density is that of the flow and the diffusion behind it, and both learn."""
+"""A flow of a table's latents: the density includes the flow and the diffusion behind it, and both learn."""
 
 import numpy as np
 import pytest

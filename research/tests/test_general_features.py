@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from research.lab import extractor as module
 from research.lab.extractor import SameConv, general_features
 
-PALACE, DAISY = 698, 985  # of ImageNet
+PALACE, DAISY = 698, 985  # classes of ImageNet
 
 
 @pytest.fixture(scope="module")

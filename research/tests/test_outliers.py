@@ -31,7 +31,7 @@ def test_small_tables_have_two_drawings_and_large_ones_lose_rows():
     assert outliers.drawings(999) == ("repeated", "permuted") and outliers.drawings(1000) == ("file",)
     repeated, permuted = (outliers.drawn(500, drawing, 3) for drawing in outliers.drawings(500))
     np.random.seed(3)
-    assert (repeated == np.random.choice(np.arange(500), 1000, replace=True)).all()  # as the original draws
+    assert (repeated == np.random.choice(np.arange(500), 1000, replace=True)).all()  # the original's draw
     assert sorted(permuted) == list(range(500)) != permuted.tolist()
     assert (outliers.drawn(1200, "file", 3) == np.arange(1200)).all()
     large = outliers.drawn(60_000, "file", 3)
@@ -64,7 +64,7 @@ def test_tested_rows_are_drawn_from_each_class_and_weighted():
 
 
 def test_rows_without_a_density_tie_above_all_others():
-    """Of 2 × 3 pairs: −∞ and NaN are ties with each other, and above what is finite."""
+    """Among 2 × 3 pairs, the scores ∞ (log p = −∞) and NaN tie with each other, and are above every finite score."""
     score, is_outlier = np.array([np.inf, 1.0, np.nan, 3.0, 0.0]), np.array([0, 0, 1, 1, 0], dtype=bool)
     assert outliers.judged(score, is_outlier, np.ones(5))["auc"] == pytest.approx(
         (0.5 + 1 + 1 + 0 + 1 + 1) / 6, abs=1e-5

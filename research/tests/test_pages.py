@@ -1,4 +1,4 @@
-"""Pages of the record: tables are those of the records, no error stands outside markers, and pages are short."""
+"""Pages of the record: tables match the records, no error stands outside markers, and pages are short."""
 
 import math
 import re

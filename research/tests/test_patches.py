@@ -74,7 +74,7 @@ def test_mistakes_name_their_option(photographs, options, words):
 
 
 def test_the_error_of_a_mean_is_over_groups():
-    """Of means of clusters drawn again and again: the stated error is their deviation, the naive one far below it."""
+    """The stated error of means of clusters drawn again and again is their deviation, the naive one far below it."""
     random = torch.Generator().manual_seed(0)
     groups = torch.arange(12).repeat(10)
     draws = torch.randn(2000, 12, generator=random).repeat(1, 10) + 0.5 * torch.randn(2000, 120, generator=random)

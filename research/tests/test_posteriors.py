@@ -23,7 +23,7 @@ def grid(low, high, n=600):
 
 
 def has_means_of(rows, points, mass):
-    """Whether means of waves of rows are those of the masses at points."""
+    """Whether means of waves of rows equal the means of the masses at points."""
     for frequency in (1, 4, 16):
         for wave in (np.sin, np.cos):
             of_rows, of_points = wave(frequency * rows), wave(frequency * points)
@@ -39,7 +39,7 @@ def test_two_moons_has_the_likelihood_of_its_draws():
     has_means_of(TwoMoons().simulated(np.tile(theta, (5000, 1)), numbers()), points, mass)
 
 
-@pytest.mark.parametrize("x", [(0.0, 0.1), (-0.7, 0.4)])  # of the second, the prior cuts both moons
+@pytest.mark.parametrize("x", [(0.0, 0.1), (-0.7, 0.4)])  # at the second, the prior cuts both moons
 def test_the_posterior_of_two_moons_is_prior_times_likelihood(x):
     moons, x = TwoMoons(), np.array(x)
     points, cell = grid([-1, -1], [1, 1], 1000)
@@ -111,7 +111,7 @@ def test_ensembles_forget_where_they_started():
 
 @pytest.mark.parametrize("shift", [0.0, 1.5])
 def test_two_sets_are_told_apart_as_well_as_can_be(shift):
-    """Of unit normal laws at a distance δ, the best share of right answers is Φ(δ/2)."""
+    """For unit normal laws at a distance δ, the best share of right answers is Φ(δ/2)."""
     first, second = numbers().normal(size=(2, 1000, 2)) * [1e3, 1e-3]
     second = second + shift * np.array([600.0, 8e-4])
     assert posteriors.c2st(first, second) == pytest.approx(norm.cdf(shift / 2), abs=0.03)

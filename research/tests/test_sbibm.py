@@ -91,7 +91,7 @@ def test_every_task_has_observations_and_a_prior():
 
 @needs_sbibm
 def test_a_row_is_made_once(tmp_path, monkeypatch, few_fresh_pairs):
-    """Of two methods that draw from the prior: NPE ends by itself, and simulations are kept."""
+    """Two methods draw from the prior: NPE ends by itself, and simulations are kept."""
     limits = []
 
     def prior(theta, x, seed, limit, **options):

@@ -44,12 +44,12 @@ from research.translation.metrics import recall, rms_distance, two_classes
 from research.verdict.family import family
 
 Grey = Num[Tensor, "n channels height width"]  # levels of 256
-EVALUATIONS = 60  # of the networks, one way
-STRENGTH = 0.5  # of SDEdit
-CYCLED, SHOWN = 32, 12  # test pairs that also go back; those of the picture
+EVALUATIONS = 60  # evaluations of the networks, one way
+STRENGTH = 0.5  # strength of SDEdit
+CYCLED, SHOWN = 32, 12  # test pairs that also go back; pairs of the picture
 MOST = 2000  # images of a folder: for the controls, and test pairs
 LEVELS, SIDE = 256, 24
-ALIKE = {  # of all trainings, beside the recipe translate-folders
+ALIKE = {  # settings of all trainings, beside the recipe translate-folders
     "data.size": SIDE, "data_b.size": SIDE, "data.flip": False, "data_b.flip": False, "net.attention": [6],
     "train.seconds": math.inf, "train.validate_every": 1_000_000, "train.final": "last", "train.threads": 1,
 }  # fmt: skip
@@ -79,7 +79,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Task:
-    """From style ``a`` to style ``b`` in so many seeds; each linear model makes ``steps`` steps."""
+    """A translation from style ``a`` to style ``b`` in so many seeds; each linear model makes ``steps`` steps."""
 
     a: str
     b: str
@@ -100,7 +100,7 @@ FAMILY = tuple((task.b, "indm", other) for task in STUDIES["punks"] for other in
 
 @dataclass(frozen=True)
 class Lab:
-    """Where a task's data are, and where its runs and rows are kept."""
+    """The places of a task's data, its runs and its rows."""
 
     task: Task
     data: Path
@@ -114,11 +114,11 @@ class Lab:
 
     @property
     def costs(self) -> Records:
-        """What steps cost; tasks of one A share it, as they share models of A."""
+        """Costs of steps; tasks of one A share them, as they share models of A."""
         return Records(self.records / "translation-answers-costs.csv").at(data=self.task.a)
 
     def recipe(self, kind: str, style: str, seed: int = 0, steps: int = 1000) -> recipes.Recipe:
-        """Of a model of one style ("indm" or "linear"), or of a "bridge" from ``style`` to the task's B."""
+        """The recipe of a model of one style ("indm" or "linear"), or of a "bridge" from ``style`` to the task's B."""
         paths = {"data.path": str(self.data / style), "data_b.path": str(self.data / self.task.b)}
         budget = {"train.seed": seed, "train.steps": steps}
         pair = recipes.override(recipes.load("translate-folders"), ALIKE | paths | budget)
@@ -127,7 +127,7 @@ class Lab:
         return recipes.resolve(recipes.override(sides_of(pair)["a"], LINEAR if kind == "linear" else {}))
 
     def steps(self, kind: str) -> int:
-        """As many as cost what one linear model costs, or two for a bridge; costs are measured once."""
+        """The number of steps that cost as much as one linear model, or two for a bridge; costs are measured once."""
         if kind == "linear":
             return self.task.steps
 
@@ -154,7 +154,7 @@ class Lab:
         return run
 
     def runs(self, method: str, seed: int) -> list[Path]:
-        """Those that a method needs, trained where they are not yet."""
+        """The runs that a method needs; missing ones are trained."""
         if method == "bridge":
             return [self.trained("bridge", self.task.a, seed)]
         if method == "sdedit":
@@ -163,7 +163,7 @@ class Lab:
 
 
 def cpu_seconds(runs: Sequence[Path]) -> float:
-    """Of the trainings, whatever the processes that shared them."""
+    """CPU seconds of the trainings, whichever processes shared them."""
     files = (run.with_name(f"{run.name}.seconds") for run in runs)
     return round(sum(float(line) for file in files for line in file.read_text().splitlines()), 1)
 
@@ -213,7 +213,7 @@ def histogram_matched(source: Grey, a: Grey, b: Grey) -> Grey:
 
 
 def colours_transferred(source: Grey, a: Grey, b: Grey) -> Grey:
-    """By the affine map of colours that is optimal transport between the Gaussians of pixels in ``a`` and ``b``.
+    """The source under the affine map of colours that is optimal transport of pixel Gaussians from ``a`` to ``b``.
 
     Source: Pitié & Kokaram 2007, "The linear Monge-Kantorovitch colour mapping", eq. 4.
     """
@@ -228,7 +228,7 @@ def moments(pixels: Float[np.ndarray, "n k"]) -> tuple[Float[np.ndarray, " k"], 
 
 
 def power(matrix: Float[np.ndarray, "k k"], exponent: float) -> Float[np.ndarray, "k k"]:
-    """Of a symmetric positive one."""
+    """A power of a symmetric positive matrix."""
     values, basis = np.linalg.eigh(matrix)
     return (basis * values**exponent) @ basis.T
 
@@ -261,9 +261,9 @@ class Exam:
         return self.network.features(self.truth)
 
     def marks(self, result: Grey) -> dict[str, Any]:
-        """Of translations of ``source``, each a mean over images with its ``…_standard_error``.
+        """Marks of translations of ``source``, each a mean over images with its ``…_standard_error``.
 
-        ``rmse``: root mean square error of an image in grey levels, that of each as ``rmse_levels``.
+        ``rmse``: root mean square error of an image in grey levels; ``rmse_levels`` has one for each image.
         ``pixels_recall_K``, ``features_recall_K``: see :func:`research.translation.metrics.recall`.
         ``taken``: the share that the judge takes for B.
         """

@@ -1,4 +1,4 @@
-"""How close translations come to their true counterparts."""
+"""Distances of translations from their true counterparts."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ def found_again(apart: Num[Tensor, "n n"]) -> dict[str, float]:
 
 
 def others_as_near(apart: Num[Tensor, "n n"]) -> Int[Tensor, " n"]:
-    """Of each row of a matrix of distances, how many other columns are at most as far as its own.
+    """The number of other columns that are at most as far as the own one, for each row of a matrix of distances.
 
     Example:
 

@@ -40,10 +40,10 @@ from research.verdict.losses import plain_loss
 TRAIN, TEST = 24_000, 4096  # rows
 BATCH = 256  # network evaluations of a step, rows of a step of the flow alone
 WARMUP, FALL, DECAY, CLIP = 100, 0.5, 0.999, 1.0  # steps of the rise of a rate, share of the run of its fall
-STEPS = 1000  # of linear diffusion: their cost is the budget of every training
+STEPS = 1000  # steps of linear diffusion: their cost is the budget of every training
 TUNED, SEEDS = 0, (1, 2, 3)
 FIRST = 0.75  # share of the budget in which a flow that comes first is trained
-TIMES = 16  # of the bound, for each test row
+TIMES = 16  # times of the bound, for each test row
 DRAWS = 9  # seed of the bound's noise, one for all models
 FIGURE = RECORDS.parent / "figures" / "verdict-dial.png"
 
@@ -61,7 +61,7 @@ class Ridge:
 
     @property
     def setting(self) -> float:
-        """Where the dial stands."""
+        """The value of the dial."""
         return self.sigma
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
@@ -89,7 +89,7 @@ class Atom:
 
     @property
     def setting(self) -> float:
-        """Where the dial stands."""
+        """The value of the dial."""
         return self.share
 
     @property
@@ -337,7 +337,7 @@ def cost_table(costs: Records) -> str:
 
 
 def trials() -> str:
-    """Trainings before the design, which chose it: gaps in nats, and those of the flow's own likelihood."""
+    """Trainings before the design, which chose it: gaps in nats, with the flow's own likelihood too."""
     rows = [
         (row["what"], row["loss"], *(f"{row[name]:g}" for name in ("flow_rate", "score_rate", "steps", "seconds")),
          *(f"{row[name]:.3f}" if name in row else "" for name in ("gap", "own")))

@@ -26,7 +26,7 @@ from research.verdict.losses import plain_loss
 
 TABLE, DEVIATIONS = Records(RECORDS / "verdict-joint.csv"), Records(RECORDS / "verdict-joint-deviations.csv")
 DRAWS = 100  # batches, of which the deviation of gradients is
-SECONDS, SEEDS = 25.0, (3, 4)  # of one thread's processor, for each training
+SECONDS, SEEDS = 25.0, (3, 4)  # CPU seconds of one thread for each training; seeds
 ROWS = 256
 ARC = 2_000  # points of a moon, of which its density is the mean
 
@@ -187,7 +187,7 @@ def run(job: tuple[str, str, int]) -> None:
 
 
 def deviation_table(table: Records) -> str:
-    """Deviations of gradients over those of the plain loss: mean and error over seeds."""
+    """Deviations of gradients relative to the plain loss: mean and error over seeds."""
     found = [row["deviations"] for row in table.rows()]
     rows = []
     for part in ("flow", "score"):

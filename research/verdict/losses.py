@@ -1,4 +1,4 @@
-"""Which estimator of the bound trains best, at equal cost: ``python -m research.verdict losses``; see losses.md."""
+"""Estimators of the bound trained at equal cost: ``python -m research.verdict losses``; see losses.md."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ ARMS = {
     "exact, pairs": Arm(lambda model: partial(mle_loss, pairs=True), BATCH // 2),
     "exact, pairs, levels": Arm(lambda model: partial(mle_loss, pairs=True, levels=NoiseLevels(model.sde)), BATCH // 2),
 }
-DIMS = {"clothes-16": 256, "cifar10-16": 768, "digits-8": 64, "emoji-32": 3_072}  # of an image
+DIMS = {"clothes-16": 256, "cifar10-16": 768, "digits-8": 64, "emoji-32": 3_072}  # dimensions of an image
 Job = tuple[str, str, str, int]
 
 
@@ -85,7 +85,7 @@ def started(variant: str, arm: str, images: Images, seed: int = 0) -> Fit:
 
 
 def measure_costs(data: str, images: Images) -> dict[str, float]:
-    """The cost of a step by "variant, arm", in those of linear diffusion by the plain loss; measured once."""
+    """The cost of a step by "variant, arm", relative to linear diffusion with the plain loss; measured once."""
     known, steps, unit = {row["step"] for row in COSTS.at(data=data).rows()}, {}, "linear, plain"
     for variant in VARIANTS:
         for arm in arms_of(data):
@@ -153,7 +153,7 @@ def markdown(table: Records) -> str:
 
 
 def deviation_table(table: Records) -> str:
-    """Deviations of the gradients of score and flow at the end of trainings by the plain loss, over those of plain."""
+    """Deviations of the gradients of score and flow at the end of trainings by the plain loss, relative to plain."""
     rows = []
     for data in STUDIES:
         for variant in VARIANTS:

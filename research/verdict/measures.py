@@ -1,4 +1,4 @@
-"""What a flow does to images and to the diffusion: where it moves them, and the coefficients on the data.
+"""Effects of a flow on images and on the diffusion: where it moves images, and the coefficients on the data.
 
 Images are grey levels (N, C, H, W). Numbers are what JSON can hold. One seed gives every model the same noise.
 """
@@ -42,7 +42,7 @@ def coefficients(model, x_t: Batch, t: Float[Tensor, ""], generator: torch.Gener
         ``noise`` σ/α. Of entries, root mean squares in model units: ``drift``, ``drift_beyond_linear`` (of f_φ − f x_t)
         and ``volatility`` (of G v, v white). With e the eigenvalues of GᵀG: ``anisotropy``: Var(e)/E[e]² over
         directions and points, 0 for a multiple of a rotation. ``spectrum``: the energy of G v at each spatial frequency
-        over that of g v, see :func:`by_frequency`. Drifts are products of two draws of the probes: they have no bias.
+        relative to g v, see :func:`by_frequency`. Drifts are products of two draws of the probes: they have no bias.
     """
     diffusion, each = NonlinearDiffusion(model), t.to(x_t).expand(len(x_t))
     drifts = [diffusion.drift(x_t, each, generator=generator) for _ in range(2)]
@@ -67,7 +67,7 @@ def root(product: Batch) -> float:
 
 
 def displacement(model, test: Images, seed: int) -> Numbers:
-    """Where the displacement Δ = h(x) − x of test images lies.
+    """The displacement Δ = h(x) − x of test images.
 
     Returns:
         ``size``: √(E‖Δ‖²/E‖x‖²). ``constant``: the share of E‖Δ‖² that is the same for all images. ``frequency``,

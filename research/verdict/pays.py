@@ -44,14 +44,14 @@ STUDIES = ("clothes-16", "cifar10-16", "emoji-32")
 TUNED, STEPS, SEEDS = 300, 1_000, (1, 2, 3, 4, 5)  # steps of linear diffusion, which a training's cost equals
 SHORT_AND_LONG, FEW_SEEDS = (300, 3_000), (1, 2, 3)
 BATCH, WARMUP, FALL, DECAY, BETAS = 32, 100, 0.5, 0.999, (0.9, 0.99)
-NOISE_RATE = 3e-3  # of learned noise
+NOISE_RATE = 3e-3  # rate of learned noise
 TIMES = 4  # evaluations of the network for an image's bound
-VALID_IMAGES = 500  # that choose
+VALID_IMAGES = 500  # validation images that choose
 MARGIN, DIMS = 0.01, {"clothes-16": 256, "cifar10-16": 768, "emoji-32": 3_072}  # bits/dim that count; of an image
-FLOW_DRAWS = 8  # of the grey levels' noise, for the flow alone
+FLOW_DRAWS = 8  # draws of the grey levels' noise, for the flow alone
 DESCRIBED = (1, 2, 3)  # seeds of which the diffusion on the data is described
 WIDE = 40  # channels of the larger network, in place of 32
-CURVE_STEPS, CURVE_RATE, CURVE_ENTRIES = 1_000, 3e-2, 20_000  # of the curve that is fixed
+CURVE_STEPS, CURVE_RATE, CURVE_ENTRIES = 1_000, 3e-2, 20_000  # steps, rate and entries of the fit of the fixed curve
 
 
 class Scale(ExactFlow):
@@ -86,7 +86,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Model:
-    """What stands in front of the network: the parts of the flow, whether they are trained, and what is searched.
+    """A model of the study: the parts of its flow, whether they are trained, and what is searched.
 
     Args:
         curve: "", "scale", "spline", "fixed" (the spline that brings single grey levels nearest to N(0, 1)) or "frozen"
@@ -126,7 +126,7 @@ MODELS = {
     "larger network": Model(channels=WIDE),
 }  # fmt: skip
 CURVES = ("linear", "spline", "coupling")  # whose budgets vary
-OF_NOISE = (*CURVES, "flow alone")  # that learn the noise of grey levels, too
+OF_NOISE = (*CURVES, "flow alone")  # models that learn the noise of grey levels, too
 COMPARED = (
     ("spline", "linear"), ("spline", "scale"), ("spline", "fixed curve"),
     ("coupling", "spline"), ("coupling", "linear"), ("coupling", "flow alone"),
@@ -188,12 +188,12 @@ def built(name: str, noise: str, images: Images, seed: int, curve: Tensor | None
 
 
 def loss_of(model: INDM, name: str, setting: Setting) -> Callable[..., Any]:
-    """What the study minimises for a model."""
+    """The loss that the study minimises for a model."""
     return flow_loss if MODELS[name].alone else partial(mle_loss, pairs=setting.pairs, levels=NoiseLevels(model.sde))
 
 
 class Fit(Descent):
-    """A model in training, by its rates and a loss, that of the study by default."""
+    """A model in training, by its rates and a loss, by default the study's."""
 
     def __init__(self, model: INDM, name: str, setting: Setting, loss: Callable[..., Any] | None = None):
         self.loss = TrainingStep(model, Objective(loss or loss_of(model, name, setting)))
@@ -289,7 +289,7 @@ def cost_key(name: str, setting: Setting, noise: str) -> str:
 
 
 def measured_costs(data: str, noise: str) -> dict[str, float]:
-    """The cost of a step by :func:`cost_key`, in those of linear diffusion; measured once, by processor seconds."""
+    """The cost of a step by :func:`cost_key`, relative to linear diffusion; measured once, by processor seconds."""
     images = images_of(data)
     known, steps = {row["step"] for row in COSTS.at(data=data).rows()}, {}
     kinds = [("linear", False, "uniform")]

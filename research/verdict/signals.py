@@ -29,13 +29,13 @@ from research.networks.circle import Convolutions
 from research.records import RECORDS, Records, Row, made_by
 
 SEARCH, TABLE = Records(RECORDS / "verdict-signals-search.csv"), Records(RECORDS / "verdict-signals.csv")
-POINTS, BEND, SPREAD = 64, 3.0, 1.5652  # of a signal; of its curve; the deviation of asinh(BEND · N(0, 1))
-SEEDS: dict[float, tuple[int, ...]] = {0.0: (1, 2, 3, 4, 5), 0.5: (1, 2, 3), 1.0: (1, 2, 3, 4, 5)}  # by distance
-SECONDS, TUNED, TUNED_ON = 60.0, 20.0, 0.5  # of one thread's processor; distance of the regimes in the search
+POINTS, BEND, SPREAD = 64, 3.0, 1.5652  # points of a signal; bend of its curve; deviation of asinh(BEND · N(0, 1))
+SEEDS: dict[float, tuple[int, ...]] = {0.0: (1, 2, 3, 4, 5), 0.5: (1, 2, 3), 1.0: (1, 2, 3, 4, 5)}  # seeds by distance
+SECONDS, TUNED, TUNED_ON = 60.0, 20.0, 0.5  # CPU seconds of a training, and in the search; distance in the search
 ROWS, FLOW_ROWS, WARMUP, FALL, DECAY, BETAS = 64, 256, 100, 0.5, 0.999, (0.9, 0.99)
 FITTED, VALID, TEST = 50_000, 2_048, 4_096  # rows of a fit without gradients, of the search, of a gap
-TIMES, DRAWS = 32, 9  # of a bound for each row; the seed of its times and noise, one for all models
-COMPONENTS, MARGIN, DIVERGED = (1, 2, 3, 4, 6, 8, 12, 16), 0.25, 1e6  # of mixtures; nats that count; nats of a failure
+TIMES, DRAWS = 32, 9  # times of a bound for each row; the seed of its times and noise, one for all models
+COMPONENTS, MARGIN, DIVERGED = (1, 2, 3, 4, 6, 8, 12, 16), 0.25, 1e6  # components; nats that count; nats of a failure
 MODES = torch.cat([torch.ones(1), torch.full((POINTS // 2 - 1,), 2.0), torch.ones(1)])  # dimensions of each frequency
 
 
@@ -50,7 +50,7 @@ class Regimes:
 
     @property
     def spectra(self) -> Tensor:
-        """Variances of the orthonormal Fourier coefficients, (2, 33); f = 0 has that of f = 1."""
+        """Variances of the orthonormal Fourier coefficients, (2, 33); f = 0 has the variance of f = 1."""
         f = torch.arange(POINTS // 2 + 1, dtype=torch.float64).clamp_min(1)
         powers = torch.stack([f ** -(2 - self.distance), f ** -(2 + self.distance)])
         return powers * POINTS / (MODES * powers).sum(1, keepdim=True)

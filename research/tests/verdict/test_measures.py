@@ -95,7 +95,7 @@ def test_coefficients_of_scaled_channels_and_a_shift():
     flow = scales(2.0, 0.5)
     flow.shift.data.fill_(0.6)
     found, _, sde, t = coefficients(flow, (2, 8, 8))
-    squares = torch.tensor([0.25, 4.0])  # of the singular values of J
+    squares = torch.tensor([0.25, 4.0])  # squared singular values of J
     assert found["volatility"] == pytest.approx(sde.diffusion(t).item() * squares.mean().sqrt().item(), rel=1e-5)
     assert found["anisotropy"] == pytest.approx((squares.var(correction=0) / squares.mean() ** 2).item(), rel=1e-4)
     bias = flow.latent(torch.zeros(1, 2, 8, 8))
