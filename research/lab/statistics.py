@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indm.workbench.evaluation.statistics import Difference, judged
+from indm.evaluation.statistics import Difference, judged
 
 FOLDS = 10  # of the jackknife
 UNMADE = Difference(0.0, 2, 1.0)  # p = 1: the family is as large as it was planned
 
 
 def judged_as_planned(differences: Sequence[Difference], planned: int) -> list[dict]:
-    """:func:`indm.workbench.evaluation.statistics.judged`, where Holm counts ``planned`` tests, made or not."""
+    """:func:`indm.evaluation.statistics.judged`, where Holm counts ``planned`` tests, made or not."""
     tested = sum(difference.seeds > 1 for difference in differences)
     return judged([*differences, *[UNMADE] * (planned - tested)])[: len(differences)]
 

@@ -44,8 +44,9 @@ class Evaluate(ShowsProgress):
     def run(self) -> int:
         from accelerate import PartialState
 
-        from indm.workbench.evaluation.likelihood import level_table, likelihood_table
+        from indm.evaluation.text import level_table
         from indm.workbench.evaluation.results import conclusion, evaluate_run
+        from indm.workbench.evaluation.text import likelihood_table
         from indm.workbench.runs.folder import check_absent, recipe_of, run_folder
 
         texts = {key: text for key, text in vars(self.options).items() if text is not None}

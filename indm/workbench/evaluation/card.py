@@ -9,8 +9,8 @@ from indm.checks import one_line, require
 from indm.files import atomic, untrusted
 from indm.model import DESCRIPTION, WEIGHTS
 from indm.names import KINDS, OPTIONAL_KINDS
-from indm.workbench.evaluation.likelihood import likelihood_table
 from indm.workbench.evaluation.results import read_evaluation
+from indm.workbench.evaluation.text import likelihood_table
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.folder import RECIPE, end_of, recipe_of

@@ -12,15 +12,16 @@ from pathlib import Path
 
 from torch import Tensor
 
+from indm.evaluation.statistics import LEVEL, Difference, judged, over_seeds
+from indm.evaluation.text import KINDS, Row, number_key, table, unconverged
 from indm.files import atomic, untrusted
-from indm.workbench.evaluation.likelihood import KINDS, Row, baseline_name, number_key, table, unconverged
 from indm.workbench.evaluation.results import (
     check_same_examples,
     conclusion,
     difference,
     read_evaluation,
 )
-from indm.workbench.evaluation.statistics import LEVEL, Difference, judged, over_seeds
+from indm.workbench.evaluation.text import baseline_name
 from indm.workbench.figures import plots, sheets
 from indm.workbench.figures.page import Page
 from indm.workbench.recipes import recipe as recipes
@@ -203,7 +204,7 @@ def differences(methods: Methods, equal: Equal = "cost") -> dict[str, dict[str, 
     """Every method less the first one, by its name and the kind of likelihood that both have, judged as one family.
 
     Returns:
-        Rows of :func:`indm.workbench.evaluation.statistics.judged`, each with the seeds that were ``left_out`` for want
+        Rows of :func:`indm.evaluation.statistics.judged`, each with the seeds that were ``left_out`` for want
         of a partner, and what :func:`budget_of` says. Without any pair the verdict is :data:`NO_SEED`. Where budgets
         differ or are not known it is :data:`NOT_COMPARABLE`, and the difference is not in the family.
     """

@@ -14,14 +14,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from indm.checks import brief, counted
+from indm.evaluation.evaluate import Likelihoods, evaluate
+from indm.evaluation.measures import NLL, Bound, Measure, SamplerBound, WeightedNLL
+from indm.evaluation.statistics import Difference, mean_and_error, paired_by_examples
+from indm.evaluation.text import KINDS, NUMBERS, number_key
 from indm.files import untrusted
 from indm.names import GIVEN, name_of
 from indm.workbench.data.base import PARTS, stack
 from indm.workbench.data.images import count_unreadable
 from indm.workbench.evaluation.baselines import baselines
-from indm.workbench.evaluation.likelihood import KINDS, NUMBERS, Likelihoods, evaluate, number_key
-from indm.workbench.evaluation.measures import NLL, Bound, Measure, SamplerBound, WeightedNLL
-from indm.workbench.evaluation.statistics import Difference, mean_and_error, paired_by_examples
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import Evaluation
 from indm.workbench.recipes.recipe import literal

@@ -10,10 +10,10 @@ from pages import Reader
 from PIL import Image
 from scipy.stats import ttest_rel
 
+from indm.evaluation.statistics import holm
 from indm.workbench.evaluation.compare import Run, compare, differences, methods_of, pairs_of
-from indm.workbench.evaluation.likelihood import of_classes
 from indm.workbench.evaluation.results import check_same_examples, read_evaluation
-from indm.workbench.evaluation.statistics import holm
+from indm.workbench.evaluation.text import of_classes
 from indm.workbench.figures import plots
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import recipe_of

@@ -43,7 +43,7 @@ def test_ctrl_c_prints_what_is_done_and_writes_nothing(saved, monkeypatch, capsy
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("indm.workbench.evaluation.measures.NLL.estimate", stop)
+    monkeypatch.setattr("indm.evaluation.measures.NLL.estimate", stop)
     assert main(["evaluate", "saved", "--data.path", "images", "--quiet"]) == 130
     said = capsys.readouterr()
     assert "NELBO" in said.out and "NLL" not in said.out and said.out.endswith("nothing was written\n")

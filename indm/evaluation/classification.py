@@ -17,9 +17,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from indm.dequantization import check_raw, from_data
+from indm.evaluation.evaluate import SEED_STRIDE
 from indm.objective import nelbo
 from indm.tensors import evaluation_mode
-from indm.workbench.evaluation.likelihood import SEED_STRIDE
 
 
 @dataclass(frozen=True)
