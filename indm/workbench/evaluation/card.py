@@ -87,14 +87,11 @@ def how_to_load(name: str, recipe: Recipe) -> str:
     """The section of a card on that."""
     labels = recipe.labels
     given = "" if recipe.condition is None else ", c=0" if labels else ", c=row"
-    lines = [f"indm sample {name}" + ("" if labels else " -n 36"), f"indm evaluate {name}"]
-    if is_bridge(recipe) or len(labels) == 2:
-        lines.append(f"indm translate {name} IMAGES --out FOLDER   # --direction backward is the other way")
-    commands = "\n".join(lines)
     return f"""## How to load
 
 ```sh
-{commands}
+indm sample {name}
+indm evaluate {name}
 ```
 
 ```python

@@ -90,7 +90,7 @@ def test_recipes_lists_names_and_descriptions(capsys):
     shown = capsys.readouterr().out
     for name, recipe in recipes.bundled().items():
         assert re.search(rf"^  {name} .*{re.escape(recipe.description)}$", shown, re.MULTILINE), name
-    groups = [shown.index(f"{group[1:]}: indm train") for group in recipes.GROUPS]
+    groups = [shown.index(f"{group[1:]}: indm train") for group in listing.PURPOSES]
     assert groups == sorted(groups) and groups[0] < shown.index("  folder ") < groups[1] < shown.index("  array ")
     assert re.search(r"^  digits +90 s, 0\.6 GB +90 s +The 1797 digits", shown, re.MULTILINE)
 
