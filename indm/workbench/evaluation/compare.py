@@ -17,11 +17,10 @@ from indm.evaluation.text import KINDS, Row, number_key, table, unconverged
 from indm.files import atomic, untrusted
 from indm.workbench.evaluation.results import (
     check_same_examples,
-    conclusion,
     difference,
     read_evaluation,
 )
-from indm.workbench.evaluation.text import baseline_name
+from indm.workbench.evaluation.text import baseline_name, verdict
 from indm.workbench.figures import plots, sheets
 from indm.workbench.figures.page import Page
 from indm.workbench.recipes import recipe as recipes
@@ -380,12 +379,11 @@ def best_model(methods: Methods) -> str:
 
 
 def learned(methods: Methods) -> list[str]:
-    """Whether each method's models learned the data, a line for each, see
-    :func:`indm.workbench.evaluation.results.conclusion`; of several seeds the worst is reported."""
+    """The verdict on each method beside the baselines, a line for each; of several seeds the worst is reported."""
     lines = []
     for name, trainings in methods.items():
         worst = max(trainings, key=lambda run: run.evaluation["nelbo"]["with_reconstruction"]["nats"])
         seeds = f", the worst of {len(trainings)} seeds" if len(trainings) > 1 else ""
-        sentence = conclusion(worst.folder, worst.evaluation)
+        sentence = verdict(worst.evaluation)
         lines += [f"{name}{seeds}: {sentence}"] if sentence else []
     return lines

@@ -27,6 +27,24 @@ def likelihood_table(result: Mapping) -> str:
     return "\n".join(lines + of_classes(result))
 
 
+def verdict(result: Mapping) -> str:
+    """One sentence: the baselines that the model beats by two standard errors, and the others; "" if no error is known.
+
+    >>> row = {"name": "a Gaussian", "nats": 5.0, "nelbo_difference": {"nats": -3.0, "nats_standard_error": 0.1}}
+    >>> verdict({"unit": "nats", "nelbo": {"with_reconstruction": {"nats": 2.0}}, "baselines": {"gaussian": row}})
+    'The model (2.00 nats) is better than a Gaussian (5.00).'
+    """
+    key, found = number_key(result), dict[str, list[str]]()
+    for row in sorted(result.get("baselines", {}).values(), key=lambda row: row[key]):
+        difference, error = (row["nelbo_difference"][key + end] for end in ENDS[:2])
+        if error is not None:
+            words = "better than" if difference < -2 * error else "not better than"
+            found.setdefault(words, []).append(f"{row['name']} ({row[key]:.2f})")
+    parts = [f"{words} {' and '.join(found[words])}" for words in sorted(found)]
+    model = f"The model ({result['nelbo']['with_reconstruction'][key]:.2f} {result['unit']})" if parts else ""
+    return f"{model} is {', but '.join(parts)}." if parts else ""
+
+
 def of_classes(result: Mapping) -> list[str]:
     """The NELBO of each class, where the model is one of p(x|class)."""
     if not result.get("classes"):
