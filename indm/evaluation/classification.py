@@ -17,9 +17,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from indm.dequantization import check_raw, from_data
-from indm.evaluation.evaluate import SEED_STRIDE
 from indm.objective import nelbo
-from indm.tensors import evaluation_mode
+from indm.tensors import SEED_STRIDE, evaluation_mode
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,10 @@ from indm.foreign.check import check_denoiser
 from indm.foreign.denoiser import is_foreign
 from indm.likelihood import latent_reference
 from indm.ode import OUT_OF_REACH
-from indm.tensors import evaluation_mode, outside_inference, squared_norm
+from indm.tensors import SEED_STRIDE, evaluation_mode, outside_inference, squared_norm
 
 T = TypeVar("T")
 BAR = "{desc}: {percentage:3.0f}% {bar:20} {elapsed}<{remaining}"
-SEED_STRIDE = 1_000_003  # between the seeds of successive draws
 MEASURES = (Bound(), NLL())
 
 

@@ -77,11 +77,6 @@ class Run:
         """Optimizer steps; None where there is no log."""
         return self.log[-1]["step"] if self.log else None
 
-    @property
-    def curve(self) -> list[dict]:
-        """Validations along training: ``step``, ``seconds`` and ``valid_nelbo``."""
-        return [line for line in self.log if "valid_nelbo" in line]
-
     def bound(self, kind: str = "nelbo") -> tuple[float, float] | None:
         """A likelihood with its standard error over examples, in the run's unit; None where it was not evaluated."""
         if kind not in self.evaluation:
@@ -333,7 +328,7 @@ def likelihood_rows(methods: Methods) -> list[Row]:
     kinds = [kind for kind in KINDS if any(run.bound(kind) for run in runs)]
     rows = [("", "seeds", "± over", "parameters", "steps", "seconds", *(f"{KINDS[kind]}, {unit}" for kind in kinds))]
     for name, trainings in methods.items():
-        ends = [run.curve[-1] for run in trainings if run.curve]
+        ends = [run.log[-1] for run in trainings if run.log]
         budget = [f"{statistics.mean(end[key] for end in ends):.0f}" if ends else "–" for key in ("step", "seconds")]
         bounds = [with_error(*(bound_of(trainings, kind) or (None, None))) for kind in kinds]
         over = "seeds" if len(trainings) > 1 else "examples"

@@ -1,4 +1,4 @@
-"""The evaluation of a run: written into its folder, read, compared by example, and judged."""
+"""The evaluation of a run: written into its folder, read, and compared by example."""
 
 import math
 import warnings
@@ -26,7 +26,6 @@ from indm.workbench.data.images import count_unreadable
 from indm.workbench.evaluation.baselines import baselines
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import Evaluation
-from indm.workbench.recipes.recipe import literal
 from indm.workbench.runs.devices import on_cpu
 from indm.workbench.runs.folder import data_of, fitted_to, open_model, read_metrics, recipe_of
 from indm.workbench.runs.provenance import provenance, trained_on_others, warn_of_other_splits, weights_hash
@@ -165,35 +164,22 @@ def difference(pairs: Sequence[tuple[Path, Path]], kind: str = "nelbo") -> Diffe
 
 
 def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
-    """ValueError where runs were not evaluated on the same examples.
+    """ValueError where runs were not evaluated on the same examples, with the same numbers of draws and steps.
 
     A likelihood that only one has does not count. Data may have been moved: paths may differ, the examples must not.
     """
     (baseline, first), *following = evaluations.items()
     for folder, result in following:
         both = [kind for kind in KINDS if kind in result and kind in first]
-        data = [recipes.without_paths(one["data"]) for one in (result, first)]
-        hashes = {one.get("examples_sha256") for one in (result, first)} - {None}
-        counts = [[one["images"][kind] for kind in both] for one in (result, first)]
-        if result["split"] != first["split"] or data[0] != data[1] or len(hashes) > 1 or counts[0] != counts[1]:
-            raise ValueError(
-                f"{folder} and {baseline} were evaluated on different examples: {_examples(result)}, and "
-                f"{_examples(first)}; only runs of the same data, evaluated with the same options, can be compared"
-            )
-        for kind, (key, _) in NUMBERS.items():
-            if kind in both and result[kind][key] != first[kind][key]:
-                option, numbers = "draws" if kind == "iw" else kind, (result[kind][key], first[kind][key])
+        own, others = (one | {"data": recipes.without_paths(one["data"])} for one in (result, first))
+        pairs = {key: (own[key], others[key]) for key in ("split", "data")}
+        pairs |= {f"examples of the {KINDS[kind]}": (own["images"][kind], others["images"][kind]) for kind in both}
+        pairs |= {key: (own[kind][key], others[kind][key]) for kind, (key, _) in NUMBERS.items() if kind in both}
+        if "examples_sha256" in own and "examples_sha256" in others:
+            pairs["examples_sha256"] = own["examples_sha256"], others["examples_sha256"]
+        for key, (value, other) in pairs.items():
+            if value != other:
                 raise ValueError(
-                    f"{folder} and {baseline} have the {KINDS[kind]} of {numbers[0]} and {numbers[1]} {key}: evaluate "
-                    f"both with the same {option}"
+                    f"{folder} and {baseline} must be evaluated on the same examples with the same options, got the "
+                    f"{key} {brief(value)} and {brief(other)}"
                 )
-
-
-def _examples(result: dict) -> str:
-    """What a run was evaluated on, in words."""
-    options = [f"{key} = {literal(value)}" for key, value in result["data"].items() if key != "name"]
-    data = " with ".join([result["data"]["name"], *([", ".join(options)] if options else [])])
-    content = f" (SHA-256 {sha256[:8]})" if (sha256 := result.get("examples_sha256")) else ""
-    counts = {KINDS[kind].split()[0]: n for kind, n in result["images"].items() if kind != "ancestral"}
-    numbers = " and ".join(f"{n} for the {name}" for name, n in counts.items() if n)
-    return f"{numbers} of the {result['split']} split of {brief(data)}{content}"
