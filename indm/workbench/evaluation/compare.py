@@ -129,7 +129,7 @@ def compare(folders: Sequence[Path], out: Path, *, equal: Equal = "cost") -> str
     }
     writes = {out / "comparison.png": plots.pixels_into(picture(methods))}
     atomic.together(writes | {out / "comparison.json": atomic.json_into(content)})
-    said = [best_model(methods), *learned(methods)]
+    said = verdicts(methods)
     page = Page("Runs compared")
     page.conclude(said)
     lines: list[str] = []
@@ -359,26 +359,12 @@ def difference_rows(by_method: Differences, first: str, unit: str) -> list[Row]:
     return rows
 
 
-# ── Sentences ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def best_model(methods: Methods) -> str:
-    """The method of the lowest NELBO."""
-    bounds = {name: bound_of(trainings) or (math.nan, math.nan) for name, trainings in methods.items()}
-    finite = {name: bound for name, bound in bounds.items() if math.isfinite(bound[0])}
-    if not finite:
-        return "No model has a finite NELBO."
-    best = min(finite, key=lambda name: finite[name][0])
-    split = methods[best][0].evaluation["split"]
-    return f"{best} has the lowest NELBO on the {split} data: {with_error(*finite[best])} {unit_of(methods)}."
-
-
-def learned(methods: Methods) -> list[str]:
+def verdicts(methods: Methods) -> list[str]:
     """The verdict on each method beside the baselines, a line for each; of several seeds the worst is reported."""
-    lines = []
+    lines = {}
     for name, trainings in methods.items():
         worst = max(trainings, key=lambda run: run.evaluation["nelbo"]["with_reconstruction"]["nats"])
-        seeds = f", the worst of {len(trainings)} seeds" if len(trainings) > 1 else ""
-        sentence = verdict(worst.evaluation)
-        lines += [f"{name}{seeds}: {sentence}"] if sentence else []
-    return lines
+        lines[name + (f", the worst of {len(trainings)} seeds" if len(trainings) > 1 else "")] = verdict(
+            worst.evaluation
+        )
+    return [f"{name}: {sentence}" for name, sentence in lines.items() if sentence]

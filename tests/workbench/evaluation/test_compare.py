@@ -140,7 +140,6 @@ def test_differences_over_seeds_are_one_family(tmp_path):
     assert line[:6] == ["indm", "NELBO", f"{found[0]['difference']:.4f}", "±", f"{found[0]['standard_error']:.4f}", "4"]
     assert line[6:] == [*["10", "steps", "against", "10"], *(f"{found[0][p]:.2g}" for p in ("p", "p_holm")), "better"]
     assert "one training" not in text and Image.open(tmp_path / "out" / "comparison.png").size[0] > 600
-    assert text.splitlines()[-1].startswith("indm has the lowest NELBO on the test data: ")
 
 
 def test_budgets_that_differ_have_no_verdict(tmp_path):
@@ -359,10 +358,8 @@ def test_the_page_says_what_the_text_says(tmp_path):
     tables = ["Likelihood and budget", "Differences between methods"]
     assert page.text("h2") == [*tables, "Samples"]
     assert page.images() == [(tmp_path / "out" / "comparison.png").read_bytes()]
-    assert text.splitlines()[-1].startswith(page.text("p")[1]) and page.text("p")[0] == text.splitlines()[-2]
-    assert page.text("p")[0] == "linear has the lowest NELBO on the test data: 2.280 ± 0.050 bits/dim."
-    learned = "indm, the worst of 2 seeds: The model (3.00 bits/dim) is not better than a Gaussian (2.50)."
-    assert page.text("p")[1].startswith(learned)
+    said = "indm, the worst of 2 seeds: The model (3.00 bits/dim) is not better than a Gaussian (2.50)."
+    assert page.text("p")[0] == text.splitlines()[-1] == said
     cells = page.text("td")
     assert all(
         cell in cells for cell in ("baseline: a Gaussian", "2.500 ± 0.020", "2.500 ± 0.500", "entropy of the data")
