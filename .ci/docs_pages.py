@@ -13,7 +13,7 @@ from tyro.conf import Positional, Suppress
 
 from indm import names
 from indm.workbench.cli import listing, main
-from indm.workbench.recipes.recipe import GROUPS, OPTION_TABLES, bundled, literal
+from indm.workbench.recipes.recipe import OPTION_TABLES, bundled, literal
 from research.markdown import in_table
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +94,7 @@ def recipes_page() -> str:
         "`indm train RECIPE --dry-run` prints a whole recipe.",
         "## Recipes in the package",
     ]
-    for group, command in GROUPS.items():
+    for group, command in listing.PURPOSES.items():
         known = [(name, about) for name, about in bundled().items() if about.group == group]
         rows = [(f"`{name}`", cell(about.two_cores), cell(about.gpu), cell(about.description)) for name, about in known]
         table = in_table("recipe", "two cores", "GPU", "what it is", rows=rows)

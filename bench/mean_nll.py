@@ -18,10 +18,10 @@ import torch
 from multilevel import draws_of
 from timing import ratio, seconds
 
+from indm.evaluation.evaluate import shared
+from indm.evaluation.mean_nll import SHARE, RepeatableDraws, corrected, first_steps
 from indm.ode import rademacher
 from indm.tensors import evaluation_mode
-from indm.workbench.evaluation.likelihood import shared
-from indm.workbench.evaluation.mean_nll import SHARE, RepeatableDraws, corrected, first_steps
 from indm.workbench.runs.folder import run_folder
 
 RECORD = Path(__file__).parent / "records" / "mean_nll.csv"

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from indm.evaluation.mean_nll import DOUBLINGS, SHARE, Corrected, RepeatableDraws, corrected, first_steps
 from indm.likelihood import latent_reference
 from indm.workbench.data.base import stack
-from indm.workbench.evaluation.mean_nll import DOUBLINGS, SHARE, Corrected, RepeatableDraws, corrected, first_steps
 from indm.workbench.runs.folder import data_of, open_model, recipe_of, run_folder
 
 VALUES = Path(__file__).parent / "records" / "multilevel.npz"

@@ -15,6 +15,13 @@ from .diffusion import NonlinearDiffusion as NonlinearDiffusion
 from .diffusion import forward_path as forward_path
 from .diffusion import generative_path as generative_path
 from .diffusion import probability_flow_path as probability_flow_path
+from .evaluation.classification import classify as classify
+from .evaluation.evaluate import Likelihoods as Likelihoods
+from .evaluation.evaluate import evaluate as evaluate
+from .evaluation.measures import NLL as NLL
+from .evaluation.measures import Bound as Bound
+from .evaluation.measures import SamplerBound as SamplerBound
+from .evaluation.measures import WeightedNLL as WeightedNLL
 from .flows.base import check_flow as check_flow
 from .foreign.check import DenoiserCheck as DenoiserCheck
 from .foreign.check import check_denoiser as check_denoiser
@@ -61,13 +68,6 @@ from .tables.posterior import PosteriorEstimator as PosteriorEstimator
 from .translation import translate as translate
 from .translation import translate_bridge as translate_bridge
 from .variational import Variational as Variational
-from .workbench.evaluation.classification import classify as classify
-from .workbench.evaluation.likelihood import Likelihoods as Likelihoods
-from .workbench.evaluation.likelihood import evaluate as evaluate
-from .workbench.evaluation.measures import NLL as NLL
-from .workbench.evaluation.measures import Bound as Bound
-from .workbench.evaluation.measures import SamplerBound as SamplerBound
-from .workbench.evaluation.measures import WeightedNLL as WeightedNLL
 from .workbench.recipes.recipe import recipe as recipe
 from .workbench.runs.folder import from_pretrained as from_pretrained
 from .workbench.training.loop import train as train

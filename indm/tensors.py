@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 Batch = Float[Tensor, "batch *event"]
 PerSample = Float[Tensor, " batch"]
+SEED_STRIDE = 1_000_003  # between the seeds of draws that follow each other; a prime
 M = TypeVar("M", bound=nn.Module)
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from indm import DensityEstimator, JointDensityEstimator
-from indm.workbench.evaluation.statistics import mean_and_error
+from indm.evaluation.statistics import mean_and_error
 from research.markdown import in_table
 from research.records import Records, made_by
 from research.tables import command

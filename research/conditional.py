@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 import indm
+from indm.evaluation.classification import Classification
 from indm.workbench.data.base import Data, load_data, stack
-from indm.workbench.evaluation.classification import Classification
 from indm.workbench.figures import sheets
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.devices import make_accelerator

@@ -28,9 +28,9 @@ from sklearn.datasets import load_digits, make_moons
 from torch import Tensor, nn
 
 import indm
+from indm.evaluation.statistics import mean_and_error
 from indm.foreign.denoiser import Preconditioned
 from indm.foreign.paths import path_of
-from indm.workbench.evaluation.statistics import mean_and_error
 from research.markdown import in_table
 from research.records import RECORDS, Records, Row, made_by
 

@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 
 import indm
+from indm.evaluation.statistics import mean_and_error
 from indm.model import INDM, count_parameters
-from indm.workbench.evaluation.statistics import mean_and_error
 from indm.workbench.runs.provenance import weights_hash
 from research.markdown import in_table
 from research.records import RECORDS, Records, made_by

@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 import indm
+from indm.evaluation.statistics import mean_and_error
 from indm.workbench.data.base import Data, load_data, stack
-from indm.workbench.evaluation.statistics import mean_and_error
 from indm.workbench.figures import plots, sheets
 from indm.workbench.runs.folder import recipe_of, run_folder
 from research.lab import statistics

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
+from indm.evaluation.statistics import mean_and_error
 from indm.objective import reconstruction_term
 from indm.tensors import evaluation_mode, event_size, event_sum, expand_like, randn_like, squared_norm
 from indm.workbench.data.base import load_data, stack
-from indm.workbench.evaluation.statistics import mean_and_error
 from indm.workbench.runs.folder import open_run
 
 

@@ -95,6 +95,16 @@ def test_the_method_says_nothing_of_its_workbench(module):
     ]
 
 
+FLAG = re.compile(r"[\s`\"'(]--[a-z]")  # in a text; an argument of another program begins with it
+
+
+@pytest.mark.parametrize("module", [m for m in rooms.MODULES if rooms.room(m) != "workbench.cli"])
+def test_only_the_command_line_names_its_flags(module):
+    """A text names arguments, which Python and recipes have as well."""
+    texts = [node.value for node in ast.walk(tree(module)) if isinstance(node, ast.Constant)]
+    assert not [text for text in texts if isinstance(text, str) and FLAG.search(text)]
+
+
 def test_no_class_name_twice():
     names = Counter(node.name for m in rooms.MODULES for node in ast.walk(tree(m)) if isinstance(node, ast.ClassDef))
     assert {name for name, count in names.items() if count > 1} == set()

@@ -28,8 +28,8 @@ from filelock import FileLock
 from scipy.integrate import odeint
 
 from indm import PosteriorEstimator
+from indm.evaluation.statistics import over_seeds
 from indm.files import atomic
-from indm.workbench.evaluation.statistics import over_seeds
 from research.markdown import in_table, with_error
 from research.posteriors import study
 from research.records import Records, made_by

@@ -32,7 +32,7 @@ from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neural_network import MLPClassifier
 
 from indm import DensityEstimator
-from indm.workbench.evaluation.statistics import mean_and_error, over_seeds
+from indm.evaluation.statistics import mean_and_error, over_seeds
 from research.markdown import in_table, with_error
 from research.posteriors.simulators import SIMULATORS
 from research.records import Records, made_by

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from indm import INDM, DensityEstimator
+from indm.evaluation.statistics import mean_and_error
 from indm.flows import CouplingFlow, ElementwiseFlow, Flow
 from indm.tables import estimator
 from indm.tables.columns import Columns
 from indm.tables.fit import Training, paired_error
 from indm.tables.mixture import Mixture
-from indm.workbench.evaluation.statistics import mean_and_error
 from research.any_question import rows_of
 from research.markdown import in_table
 from research.records import Records, made_by

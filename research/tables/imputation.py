@@ -25,7 +25,7 @@ from sklearn.experimental import enable_iterative_imputer  # noqa: F401 (the nex
 from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 
 from indm import JointDensityEstimator
-from indm.workbench.evaluation.statistics import over_seeds
+from indm.evaluation.statistics import over_seeds
 from research.lab.statistics import crps
 from research.markdown import in_table, with_error
 from research.records import Records, made_by

@@ -26,7 +26,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from indm import DensityEstimator
-from indm.workbench.evaluation.statistics import over_seeds
+from indm.evaluation.statistics import over_seeds
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, Row, made_by
 from research.tables import command

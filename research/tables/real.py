@@ -22,8 +22,8 @@ import zuko
 from sklearn.neighbors import KernelDensity
 
 from indm import DensityEstimator
+from indm.evaluation.statistics import Difference, mean_and_error, paired
 from indm.tables.columns import Columns
-from indm.workbench.evaluation.statistics import Difference, mean_and_error, paired
 from research.data import real_tables
 from research.lab.statistics import judged_as_planned
 from research.markdown import in_table

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from indm import DensityEstimator
-from indm.workbench.evaluation.statistics import over_seeds
+from indm.evaluation.statistics import over_seeds
 from research.markdown import in_table, with_error
 from research.records import Records, made_by
 from research.tables import command

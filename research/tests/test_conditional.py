@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from indm.workbench.evaluation.classification import Classification
+from indm.evaluation.classification import Classification
 from research.conditional import scores
 
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 import indm
+from indm.evaluation.statistics import mean_and_error
 from indm.workbench.data import stack
-from indm.workbench.evaluation.statistics import mean_and_error
 from research.data.patches import Patches, load_patches
 
 

@@ -25,11 +25,11 @@ from torch import Tensor
 from torchvision.io import read_image
 
 import indm
+from indm.evaluation.statistics import mean_and_error, over_seeds
 from indm.model import count_parameters
 from indm.tensors import double
 from indm.translation import Route
 from indm.workbench.data.base import load_data
-from indm.workbench.evaluation.statistics import mean_and_error, over_seeds
 from indm.workbench.figures.plots import save_pixels
 from indm.workbench.figures.sheets import Panel, sheet
 from indm.workbench.recipes import recipe as recipes

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from tyro.conf import Positional, arg
 
 from indm import INDM, flow_loss, mle_loss, nelbo
+from indm.evaluation.statistics import mean_and_error, over_seeds
 from indm.flows import CouplingFlow, ElementwiseFlow, Flow, Identity
 from indm.gaussian import GaussianReference
 from indm.nets import MLP, Zero
@@ -30,7 +31,6 @@ from indm.score import ScoreModel
 from indm.sde import VPSDE
 from indm.training import Descent, course, learning_rate_factor
 from indm.workbench.cli.common import DONE, Common
-from indm.workbench.evaluation.statistics import mean_and_error, over_seeds
 from research.command import main
 from research.lab.costs import seconds_in_turns
 from research.markdown import in_table, with_error

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import indm
 from indm import INDM, mle_loss
+from indm.evaluation.statistics import over_seeds, paired_by_examples
 from indm.objective import Objective, constant_part, denoising_error, extended_clock, prior_term
 from indm.tensors import event_size, randn_like
 from indm.training import NoiseLevels, TrainingStep, course
-from indm.workbench.evaluation.statistics import over_seeds, paired_by_examples
 from research.lab.costs import costs_in_turns
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by

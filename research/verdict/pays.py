@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import indm
 from indm import INDM, Objective, flow_loss, mle_loss
+from indm.evaluation.statistics import Difference, over_seeds
 from indm.flows import Compose, CouplingFlow, ElementwiseFlow, ExactFlow, Flow, Identity
 from indm.nets import Zero
 from indm.objective import flow_nll
@@ -30,7 +31,6 @@ from indm.score import ScoreModel
 from indm.sde import VPSDE
 from indm.tensors import evaluation_mode, event_size
 from indm.training import Descent, FlowUse, NoiseLevels, TrainingStep, course, learning_rate_factor
-from indm.workbench.evaluation.statistics import Difference, over_seeds
 from research.lab.costs import costs_in_turns
 from research.lab.statistics import interval, word
 from research.markdown import in_table, with_error

@@ -15,6 +15,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 from indm import INDM, flow_loss, mle_loss, nelbo
+from indm.evaluation.statistics import mean_and_error, over_seeds, paired
 from indm.flows import Compose, CouplingFlow, ElementwiseFlow, ExactFlow, Flow, Identity
 from indm.gaussian import GaussianReference
 from indm.nets import Zero
@@ -22,7 +23,6 @@ from indm.objective import flow_nll
 from indm.score import ScoreModel
 from indm.sde import VPSDE
 from indm.training import Descent, NoiseLevels, course, learning_rate_factor
-from indm.workbench.evaluation.statistics import mean_and_error, over_seeds, paired
 from research.lab.statistics import interval, judged_as_planned, word
 from research.markdown import in_table, with_error
 from research.networks.circle import Convolutions

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from indm.conditions import Classes, sees_condition
+from indm.evaluation.statistics import mean_and_error
 from indm.gaussian import GaussianReference
 from indm.likelihood import latent_reference, log_likelihood
 from indm.model import INDM
@@ -28,7 +29,6 @@ from indm.sampling import sample
 from indm.tensors import evaluation_mode
 from indm.translation import check_pair
 from indm.workbench.data.base import Examples, stack
-from indm.workbench.evaluation.statistics import mean_and_error
 from indm.workbench.figures import sheets
 from indm.workbench.runs.folder import data_of, open_run, recipe_of
 from indm.workbench.training.pairs import SIDES, is_bridge, is_pair, noise_of

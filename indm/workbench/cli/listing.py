@@ -22,6 +22,13 @@ from indm.workbench.recipes.recipe import OPTION_TABLES
 WIDEST = 100  # columns of a line
 METAVARS = {int: "N", float: "NUMBER", bool: "true|false", str: "NAME", Path: "PATH", dict: "TABLE"}
 MARKUP = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`|``")  # of docstrings
+PURPOSES = {  # what a bundled recipe is for → the command that trains it
+    "own images": "indm train folder --data.path FOLDER",
+    "own numbers": "indm train array --data.path FILE",
+    "translation": "indm train-pair RECIPE, indm train-bridge RECIPE",
+    "trying it out": "indm train RECIPE",
+    "the paper": "indm train RECIPE",
+}
 NOTE = """Times are the recipes' budgets; --train.seconds and --train.steps change them. "indm train RECIPE --dry-run"
 measures a step on this machine. Memory is that of the whole process."""
 
@@ -60,7 +67,7 @@ class List(Common):
 def of_recipes() -> str:
     """The recipes that come with indm, by what they are for, with their time and memory."""
     lines = [row("", "two cores", "GPU", "")]
-    for group, command in recipes.GROUPS.items():
+    for group, command in PURPOSES.items():
         lines.append(f"{group[0].upper()}{group[1:]}: {command}")
         known = [(name, about) for name, about in recipes.bundled().items() if about.group == group]
         lines += [row(name, about.two_cores, about.gpu, about.description) for name, about in known]

@@ -44,8 +44,9 @@ class Evaluate(ShowsProgress):
     def run(self) -> int:
         from accelerate import PartialState
 
-        from indm.workbench.evaluation.likelihood import level_table, likelihood_table
-        from indm.workbench.evaluation.results import conclusion, evaluate_run
+        from indm.evaluation.text import level_table
+        from indm.workbench.evaluation.results import evaluate_run
+        from indm.workbench.evaluation.text import likelihood_table, verdict
         from indm.workbench.runs.folder import check_absent, recipe_of, run_folder
 
         texts = {key: text for key, text in vars(self.options).items() if text is not None}
@@ -58,7 +59,7 @@ class Evaluate(ShowsProgress):
         result = evaluate_run(run, options, data_table=data, progress=self.progress)
         if PartialState().is_main_process:  # which alone has the results of all processes
             print(likelihood_table(result), *(level_table(result) if "nelbo" in result else []), sep="\n")
-            print("nothing was written" if "interrupted" in result else conclusion(run, result))
+            print("nothing was written" if "interrupted" in result else verdict(result))
         return INTERRUPTED if "interrupted" in result else DONE
 
 

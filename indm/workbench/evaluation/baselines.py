@@ -14,9 +14,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from indm.evaluation.statistics import in_both_units, mean_and_error, paired_by_examples
 from indm.gaussian import LARGEST_DENSE
 from indm.workbench.data.base import Data, Examples
-from indm.workbench.evaluation.statistics import in_both_units, mean_and_error, paired_by_examples
 
 MOST_TRAINING, MOST_TRAINING_DIAGONAL = 20_000, 2_000  # examples that a Gaussian is fitted to, flipped ones included
 MOST_VALIDATION = 500

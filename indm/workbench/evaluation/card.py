@@ -9,8 +9,8 @@ from indm.checks import one_line, require
 from indm.files import atomic, untrusted
 from indm.model import DESCRIPTION, WEIGHTS
 from indm.names import KINDS, OPTIONAL_KINDS
-from indm.workbench.evaluation.likelihood import likelihood_table
 from indm.workbench.evaluation.results import read_evaluation
+from indm.workbench.evaluation.text import likelihood_table
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.folder import RECIPE, end_of, recipe_of
@@ -87,14 +87,11 @@ def how_to_load(name: str, recipe: Recipe) -> str:
     """The section of a card on that."""
     labels = recipe.labels
     given = "" if recipe.condition is None else ", c=0" if labels else ", c=row"
-    lines = [f"indm sample {name}" + ("" if labels else " -n 36"), f"indm evaluate {name}"]
-    if is_bridge(recipe) or len(labels) == 2:
-        lines.append(f"indm translate {name} IMAGES --out FOLDER   # --direction backward is the other way")
-    commands = "\n".join(lines)
     return f"""## How to load
 
 ```sh
-{commands}
+indm sample {name}
+indm evaluate {name}
 ```
 
 ```python

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from torch import Tensor
 
+from indm.evaluation.statistics import LEVEL, Difference, judged, over_seeds
+from indm.evaluation.text import KINDS, Row, number_key, table, unconverged
 from indm.files import atomic, untrusted
-from indm.workbench.evaluation.likelihood import KINDS, Row, baseline_name, number_key, table, unconverged
 from indm.workbench.evaluation.results import (
     check_same_examples,
-    conclusion,
     difference,
     read_evaluation,
 )
-from indm.workbench.evaluation.statistics import LEVEL, Difference, judged, over_seeds
+from indm.workbench.evaluation.text import baseline_name, verdict
 from indm.workbench.figures import plots, sheets
 from indm.workbench.figures.page import Page
 from indm.workbench.recipes import recipe as recipes
@@ -77,11 +77,6 @@ class Run:
         """Optimizer steps; None where there is no log."""
         return self.log[-1]["step"] if self.log else None
 
-    @property
-    def curve(self) -> list[dict]:
-        """Validations along training: ``step``, ``seconds`` and ``valid_nelbo``."""
-        return [line for line in self.log if "valid_nelbo" in line]
-
     def bound(self, kind: str = "nelbo") -> tuple[float, float] | None:
         """A likelihood with its standard error over examples, in the run's unit; None where it was not evaluated."""
         if kind not in self.evaluation:
@@ -134,7 +129,7 @@ def compare(folders: Sequence[Path], out: Path, *, equal: Equal = "cost") -> str
     }
     writes = {out / "comparison.png": plots.pixels_into(picture(methods))}
     atomic.together(writes | {out / "comparison.json": atomic.json_into(content)})
-    said = [best_model(methods), *learned(methods)]
+    said = verdicts(methods)
     page = Page("Runs compared")
     page.conclude(said)
     lines: list[str] = []
@@ -203,7 +198,7 @@ def differences(methods: Methods, equal: Equal = "cost") -> dict[str, dict[str, 
     """Every method less the first one, by its name and the kind of likelihood that both have, judged as one family.
 
     Returns:
-        Rows of :func:`indm.workbench.evaluation.statistics.judged`, each with the seeds that were ``left_out`` for want
+        Rows of :func:`indm.evaluation.statistics.judged`, each with the seeds that were ``left_out`` for want
         of a partner, and what :func:`budget_of` says. Without any pair the verdict is :data:`NO_SEED`. Where budgets
         differ or are not known it is :data:`NOT_COMPARABLE`, and the difference is not in the family.
     """
@@ -333,7 +328,7 @@ def likelihood_rows(methods: Methods) -> list[Row]:
     kinds = [kind for kind in KINDS if any(run.bound(kind) for run in runs)]
     rows = [("", "seeds", "± over", "parameters", "steps", "seconds", *(f"{KINDS[kind]}, {unit}" for kind in kinds))]
     for name, trainings in methods.items():
-        ends = [run.curve[-1] for run in trainings if run.curve]
+        ends = [run.log[-1] for run in trainings if run.log]
         budget = [f"{statistics.mean(end[key] for end in ends):.0f}" if ends else "–" for key in ("step", "seconds")]
         bounds = [with_error(*(bound_of(trainings, kind) or (None, None))) for kind in kinds]
         over = "seeds" if len(trainings) > 1 else "examples"
@@ -364,27 +359,12 @@ def difference_rows(by_method: Differences, first: str, unit: str) -> list[Row]:
     return rows
 
 
-# ── Sentences ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def best_model(methods: Methods) -> str:
-    """The method of the lowest NELBO."""
-    bounds = {name: bound_of(trainings) or (math.nan, math.nan) for name, trainings in methods.items()}
-    finite = {name: bound for name, bound in bounds.items() if math.isfinite(bound[0])}
-    if not finite:
-        return "No model has a finite NELBO."
-    best = min(finite, key=lambda name: finite[name][0])
-    split = methods[best][0].evaluation["split"]
-    return f"{best} has the lowest NELBO on the {split} data: {with_error(*finite[best])} {unit_of(methods)}."
-
-
-def learned(methods: Methods) -> list[str]:
-    """Whether each method's models learned the data, a line for each, see
-    :func:`indm.workbench.evaluation.results.conclusion`; of several seeds the worst is reported."""
-    lines = []
+def verdicts(methods: Methods) -> list[str]:
+    """The verdict on each method beside the baselines, a line for each; of several seeds the worst is reported."""
+    lines = {}
     for name, trainings in methods.items():
         worst = max(trainings, key=lambda run: run.evaluation["nelbo"]["with_reconstruction"]["nats"])
-        seeds = f", the worst of {len(trainings)} seeds" if len(trainings) > 1 else ""
-        sentence = conclusion(worst.folder, worst.evaluation)
-        lines += [f"{name}{seeds}: {sentence}"] if sentence else []
-    return lines
+        lines[name + (f", the worst of {len(trainings)} seeds" if len(trainings) > 1 else "")] = verdict(
+            worst.evaluation
+        )
+    return [f"{name}: {sentence}" for name, sentence in lines.items() if sentence]

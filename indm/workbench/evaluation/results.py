@@ -1,6 +1,7 @@
-"""The evaluation of a run: written into its folder, read, compared by example, and judged."""
+"""The evaluation of a run: written into its folder, read, and compared by example."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -13,25 +14,22 @@ from accelerate import PartialState
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from indm.checks import brief, counted
+from indm.checks import brief
+from indm.evaluation.evaluate import Likelihoods, evaluate
+from indm.evaluation.measures import NLL, Bound, Measure, SamplerBound, WeightedNLL
+from indm.evaluation.statistics import Difference, mean_and_error, paired_by_examples
+from indm.evaluation.text import KINDS, NUMBERS
 from indm.files import untrusted
-from indm.names import GIVEN, name_of
+from indm.names import name_of
 from indm.workbench.data.base import PARTS, stack
 from indm.workbench.data.images import count_unreadable
 from indm.workbench.evaluation.baselines import baselines
-from indm.workbench.evaluation.likelihood import KINDS, NUMBERS, Likelihoods, evaluate, number_key
-from indm.workbench.evaluation.measures import NLL, Bound, Measure, SamplerBound, WeightedNLL
-from indm.workbench.evaluation.statistics import Difference, mean_and_error, paired_by_examples
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import Evaluation
-from indm.workbench.recipes.recipe import literal
 from indm.workbench.runs.devices import on_cpu
 from indm.workbench.runs.folder import data_of, fitted_to, open_model, read_metrics, recipe_of
 from indm.workbench.runs.provenance import provenance, trained_on_others, warn_of_other_splits, weights_hash
 
-ENOUGH = 20  # examples, or groups of them, from which two standard errors say something
-REQUIRED_BASELINES = ("uniform", "gaussian")  # a model that is no better than these has not learned its data
-BETTER, LEVEL, WORSE = "better than", "within two standard errors of", "worse than"
 REQUIRED = ("nelbo", "images", "data", "split", "unit", "dims", "dequantization", "weights_sha256")
 
 
@@ -59,6 +57,9 @@ def evaluate_run(
     whole = elsewhere and (table["name"] != own["name"] or bool(trained_on_others(run, data)))
     whole &= "split" not in (changes or {})
     changed = main and not whole and warn_of_other_splits(run, data)
+    if main and (noise := recipe.train.initial_noise):
+        said = f"the model has learned data with noise of deviation {noise:g} (train.initial_noise), not clean ones"
+        warnings.warn(said, stacklevel=2)
     splits, split = (PARTS, "all") if whole else ((options.split,), options.split)
     count = sum(len(getattr(data, part)) for part in splits)
     if count < 2:
@@ -163,78 +164,22 @@ def difference(pairs: Sequence[tuple[Path, Path]], kind: str = "nelbo") -> Diffe
 
 
 def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
-    """ValueError where runs were not evaluated on the same examples.
+    """ValueError where runs were not evaluated on the same examples, with the same numbers of draws and steps.
 
     A likelihood that only one has does not count. Data may have been moved: paths may differ, the examples must not.
     """
     (baseline, first), *following = evaluations.items()
     for folder, result in following:
         both = [kind for kind in KINDS if kind in result and kind in first]
-        data = [recipes.without_paths(one["data"]) for one in (result, first)]
-        hashes = {one.get("examples_sha256") for one in (result, first)} - {None}
-        counts = [[one["images"][kind] for kind in both] for one in (result, first)]
-        if result["split"] != first["split"] or data[0] != data[1] or len(hashes) > 1 or counts[0] != counts[1]:
-            raise ValueError(
-                f"{folder} and {baseline} were evaluated on different examples: {_examples(result)}, and "
-                f"{_examples(first)}; only runs of the same data, evaluated with the same options, can be compared"
-            )
-        for kind, (key, _) in NUMBERS.items():
-            if kind in both and result[kind][key] != first[kind][key]:
-                option, numbers = "draws" if kind == "iw" else kind, (result[kind][key], first[kind][key])
+        own, others = (one | {"data": recipes.without_paths(one["data"])} for one in (result, first))
+        pairs = {key: (own[key], others[key]) for key in ("split", "data")}
+        pairs |= {f"examples of the {KINDS[kind]}": (own["images"][kind], others["images"][kind]) for kind in both}
+        pairs |= {key: (own[kind][key], others[kind][key]) for kind, (key, _) in NUMBERS.items() if kind in both}
+        if "examples_sha256" in own and "examples_sha256" in others:
+            pairs["examples_sha256"] = own["examples_sha256"], others["examples_sha256"]
+        for key, (value, other) in pairs.items():
+            if value != other:
                 raise ValueError(
-                    f"{folder} and {baseline} have the {KINDS[kind]} of {numbers[0]} and {numbers[1]} {key}: evaluate "
-                    f"both with the same {option}"
+                    f"{folder} and {baseline} must be evaluated on the same examples with the same options, got the "
+                    f"{key} {brief(value)} and {brief(other)}"
                 )
-
-
-def _examples(result: dict) -> str:
-    """What a run was evaluated on, in words."""
-    options = [f"{key} = {literal(value)}" for key, value in result["data"].items() if key != "name"]
-    data = " with ".join([result["data"]["name"], *([", ".join(options)] if options else [])])
-    content = f" (SHA-256 {sha256[:8]})" if (sha256 := result.get("examples_sha256")) else ""
-    counts = {KINDS[kind].split()[0]: n for kind, n in result["images"].items() if kind != "ancestral"}
-    numbers = " and ".join(f"{n} for the {name}" for name, n in counts.items() if n)
-    return f"{numbers} of the {result['split']} split of {brief(data)}{content}"
-
-
-# ── Judgement ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def conclusion(run: Path, result: Mapping) -> str:
-    """How the model of ``run`` compares with the baselines of its evaluation ``result``, in one line; "" without any.
-
-    Where it is no better than uniform noise and a Gaussian, also the likely cause.
-    """
-    unit, rows = number_key(result), result.get("baselines", {})
-    verdicts = {}
-    for key, row in rows.items():
-        less, error = row["nelbo_difference"][unit], row["nelbo_difference"][f"{unit}_standard_error"]
-        if error is not None:
-            verdicts[key] = LEVEL if abs(less) <= 2 * error else BETTER if less < 0 else WORSE
-    if not verdicts:
-        return ""
-    failed = [key for key in REQUIRED_BASELINES if verdicts.get(key, BETTER) != BETTER]
-    model = f"The model ({result['nelbo']['with_reconstruction'][unit]:.2f} {result['unit']})"
-    recipe = recipe_of(run) if failed else None
-    if recipe is not None and (noise := recipe.train.initial_noise):
-        return f"{model} has learned data with noise of deviation {noise:g} (train.initial_noise), not clean ones."
-    by_value = sorted(verdicts, key=lambda key: rows[key][unit])
-    parts = []
-    for verdict in (BETTER, LEVEL, WORSE):
-        if names := [f"{rows[key]['name']} ({rows[key][unit]:.2f})" for key in by_value if verdicts[key] == verdict]:
-            parts.append(f"{verdict} {', '.join(names[:-1])}{' and ' if names[1:] else ''}{names[-1]}")
-    *first, last = parts
-    sentence = f"{model} is {', '.join(first)}{', but ' if first else ''}{last}."
-    if recipe is None:
-        return sentence
-    if (n := result.get("groups", result["images"]["nelbo"])) < ENOUGH:
-        few = counted(n, "group" if "groups" in result else "example")
-        return f"{few} {'is' if n == 1 else 'are'} too few to tell. {sentence}"
-    if result.get("unended"):
-        return f"{sentence} Likely cause: its training has not ended."
-    if result["data_changed"] or result["split"] == "all" or result["data"]["name"] != recipe.data.name:
-        is_known = recipe.data.name != GIVEN
-        unlike = "these are not the data that it was trained on" if is_known else "too little training, or unlike data"
-        return f"{sentence} Likely cause: {unlike}."
-    log = read_metrics(run)
-    return f"{sentence} Likely cause: too short a training, {counted(log[-1]['step'], 'step')}." if log else sentence

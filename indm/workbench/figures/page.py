@@ -8,7 +8,6 @@ import base64
 import html
 import io
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from PIL import Image
 from indm.files import atomic
 
 LONG = 40  # characters from which a cell may be broken
-OPTION = re.compile(r"(?<!\w)--[a-z][\w-]*(?:\.\w+)*(?: [\d.e-]*\d)?")  # of the command line, with its number
 
 
 class Page:
@@ -90,8 +88,7 @@ def image(picture: Image.Image, alt: str, hidden: bool = False) -> str:
 
 
 def _paragraph(text: str) -> str:
-    """A paragraph, of which no line ends within an option."""
-    return "<p>" + OPTION.sub(r"<code>\g<0></code>", html.escape(text)) + "</p>"
+    return f"<p>{html.escape(text)}</p>"
 
 
 def _uri(png: bytes) -> str:

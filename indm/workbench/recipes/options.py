@@ -1,7 +1,7 @@
 """All options that are checked as one: each is declared here once, with its default and the sentence that explains it.
 
 The recipes' tables, the command line with its help, and the checks are made from these dataclasses. Nothing heavy is
-imported here, so that ``indm --help`` is quick.
+imported here, so that the help of the command line is quick.
 """
 
 import math
@@ -91,7 +91,7 @@ class TrainOptions(Checked):
     lr: Positive = 1e-3
     """Learning rate of the score."""
     flow_lr: Positive = 1e-3
-    """Learning rate of the flow. If --flow NAME replaces a recipe's elementwise flow, it is that of the score."""
+    """Learning rate of the flow. If another flow replaces the elementwise one of a recipe, it is lr."""
     dequantization_lr: Positive = 1e-3
     """Learning rate of the noise of grey levels, where that is learned."""
     flow_update_every: Count = 1
@@ -208,8 +208,8 @@ class Evaluation(Checked):
     nll_examples: Number = 1000
     """How many of these, from the first, to use for the NLL of the probability-flow ODE; 0 skips the NLL."""
     each: bool = False
-    """Solve the NLL of every example to --nll-error. Otherwise all are solved in few steps, and some of them to
-    --nll-error, which corrects the mean."""
+    """Solve the NLL of every example to nll_error. Otherwise all are solved in few steps, and some of them to
+    nll_error, which corrects the mean."""
     mean_error: Amount = 0.0
     """Standard error, bits/dim, that these corrections may add to the mean NLL; 0: a fifth of that over examples."""
     draws: Annotated[int, NOT_NEGATIVE, at_most(MOST_ESTIMATES)] = 0
@@ -218,7 +218,7 @@ class Evaluation(Checked):
     iw_examples: Two = 100
     """How many examples, from the first, to use for the IW-NLL."""
     ancestral: Number = 0
-    """Also bound the likelihood of "--sampler ancestral" with this many steps, on the NELBO's examples; 0 skips it."""
+    """Also bound the likelihood of samples by "ancestral" in this many steps, on the NELBO's examples; 0 skips it."""
     repeats: Annotated[int, AT_LEAST_2, at_most(MOST_ESTIMATES)] = 2
     """Independent estimates for each example (2 or more), which show the estimator's noise."""
     times: Annotated[int, AT_LEAST_1, at_most(MOST_ESTIMATES)] = 4
@@ -262,8 +262,8 @@ class Drawing(Checked):
     in training."""
     sampler: Annotated[str | None, default("unipc; heun where each entry has an SDE of its own")] = None
     """ode, euler-maruyama, ancestral, sde-dpm++2m, pc, heun, dpm++2m, unipc, or package.module:Class. "ode"
-    takes as many steps as its tolerance needs. Options of a sampler: --sampler.tol 1e-5 with "ode"; with "pc"
-    --sampler.snr 0.16 or, from first to last step, [0.16,0.14]."""
+    takes as many steps as its tolerance needs. Its options are sampler.tol (for ode; 1e-5
+    is usual) and sampler.snr (for pc; 0.16, or [0.16,0.14] from first to last step)."""
     sampler_options: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
     """Arguments of the sampler; those that are left out have its defaults."""
     steps: Annotated[int | None, AT_LEAST_1, default("25; 400 where the network may have ripples in t")] = None
@@ -287,7 +287,7 @@ class SampleDrawing(Drawing):
     """The samples of a run, with defaults that depend on its recipe."""
 
     n: Annotated[int | None, AT_LEAST_1, arg(aliases=["-n"], metavar="N"), default("64, or up to 8 a class")] = None  # type: ignore[assignment]
-    """How many samples. Without -n and --condition, a model of up to 40 classes draws a row of each."""
+    """How many samples. Without "n" and "condition", a model of up to 40 classes draws a row of each."""
     guidance: Annotated[float | None, default("sample.guidance of the recipe")] = None  # type: ignore[assignment]
     """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
     in training."""
@@ -353,12 +353,12 @@ class TranslationOptions(Checked):
     """How images are translated, and what is written beside the results."""
 
     method: Literal["flow", "sdedit"] = "flow"
-    """With "flow", follow the probability flow of A to noise and that of B back. "sdedit" adds noise up to --strength,
+    """With "flow", follow the probability flow of A to noise and that of B back. "sdedit" adds noise up to strength,
     which must be below 1, and follows the flow of B back; it needs no model of A and has no inverse."""
     strength: float = 1.0
     """How far to go towards noise, as a fraction of T; below 1, more of the source is kept."""
     stochastic: bool = False
-    """Add random noise in place of following the probability flow of A; the results then depend on --seed."""
+    """Add random noise in place of following the probability flow of A; the results then depend on seed."""
     seed: int = 0
     """Seed of that noise, and of the noise with which a bridge begins."""
     guidance: float = 1.0
@@ -377,7 +377,7 @@ class TranslationOptions(Checked):
     and after rounding."""
     errors: bool = False
     """Also print an upper estimate of each image's solver error: the largest difference from the result of half as many
-    evaluations (or eight times --tol)."""
+    evaluations (or eight times tol)."""
     page: bool = False
     """Also write index.html, which shows the routes of the first images in a browser."""
     size: Literal["model", "source"] = "model"

@@ -31,13 +31,6 @@ BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 Tables = dict[str, dict[str, Any]]  # keys by table, as a file has them
 AnyTables = Mapping[str, Mapping[str, Any]]  # these, or a Recipe
 OPTION_TABLES = {"train": TrainOptions, "evaluate": Evaluation, "sample": SampleOptions}
-GROUPS = {  # what a bundled recipe is for → the command that trains it
-    "own images": "indm train folder --data.path FOLDER",
-    "own numbers": "indm train array --data.path FILE",
-    "translation": "indm train-pair RECIPE, indm train-bridge RECIPE",
-    "trying it out": "indm train RECIPE",
-    "the paper": "indm train RECIPE",
-}
 OPTIONAL_TABLES = (*OPTIONAL_KINDS, "data_b")  # a second data set: the law that x_T shall have
 PART_TABLES = (*NAMED_TABLES, *OPTIONAL_TABLES)
 TABLES = (*PART_TABLES, *OPTION_TABLES)
@@ -104,7 +97,7 @@ class About:
 
     Attributes:
         description: one line.
-        group: one of :data:`GROUPS`, after ``# for:``.
+        group: the purpose after ``# for:``.
         two_cores, gpu: time and memory of its training; "" where nothing is known.
     """
 

@@ -80,8 +80,7 @@ def train(
     """Train a model, in the run folder ``out``.
 
     What is given in Python stands in place of a table of the recipe: its class is named there, if a file can name it.
-    The command line can then read the run back (``--trust my_package``); ``train`` can resume it when it is given the
-    same again.
+    Those who trust its package can then read the run back; ``train`` can resume it when it is given the same again.
 
     Args:
         recipe: the name of a bundled recipe, a TOML file, a run folder, or tables as in

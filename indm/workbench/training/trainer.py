@@ -31,7 +31,7 @@ from indm.model import build_model, count_parameters
 from indm.objective import Objective, flow_nll, nelbo, objective_of, soft_truncation
 from indm.score import base_of
 from indm.sde.linear import check_sde
-from indm.tensors import noisy, random_states, restore_random_states, widest
+from indm.tensors import SEED_STRIDE, noisy, random_states, restore_random_states, widest
 from indm.training import Descent, FlowUse, NoiseLevels, TrainingStep, learning_rate_factor
 from indm.workbench.data.base import Data, check_kind, load_data, stack
 from indm.workbench.data.examples import InMemory, Paired, flip_horizontally, loader
@@ -50,7 +50,6 @@ from indm.workbench.training.parts import (
 
 Draw = Callable[..., Tensor]  # (x, generator) or, of a model with a condition, (x, generator, c) ↦ nats, (B,)
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
-SEED_STRIDE = 1_000_003  # between the seeds of processes and of batches
 PATIENCE = 3  # validations without a gain, after which a flow is no longer trained alone
 # Kept by a checkpoint, beside weights, moments and random states:
 KEPT = ("step", "seconds", "opening", "began", "began_seconds", "flow_bounds", "best_flow")

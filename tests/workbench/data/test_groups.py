@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 import indm
+from indm.evaluation.statistics import mean_and_error
 from indm.files import untrusted
 from indm.workbench.data.base import PARTS, load_data, split_groups, stack
 from indm.workbench.evaluation.results import evaluate_run
-from indm.workbench.evaluation.statistics import mean_and_error
 
 
 def films(folder, **frames):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.distributions import MultivariateNormal
 
+from indm.evaluation.statistics import mean_and_error
 from indm.scaling import Scaling
 from indm.workbench.data.base import Data, InMemory
 from indm.workbench.evaluation import baselines as module
@@ -20,7 +21,6 @@ from indm.workbench.evaluation.baselines import (
     gaussian_nats,
     png_nats,
 )
-from indm.workbench.evaluation.statistics import mean_and_error
 
 
 def draw(*shape, levels=None, seed=0):

@@ -13,7 +13,6 @@ from indm.workbench.figures.page import Page
 ROWS = [("", "NELBO, nats", "word"), ("b", "1,200.5 ± 3", "x"), ('a "q"', "−3.5 ± 1", "z"), ("c", "–", "y")]
 NASTY = "<b>&\"'x"
 CAPTION = 'A picture with a "name"'
-OPTIONS = ["--train.flow_lr 1e-3", "--nll-error 0.01", "--data-b.path", "--resume"]
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +20,6 @@ def file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("interactive")
     Image.fromarray(np.full((60, 200, 3), 120, np.uint8)).save(folder / "a.png")
     page = Page("Interactive")
-    page.conclude([f"With {' or '.join(OPTIONS * 6)}."])
-    page.text(f"Of runs/ann--tiny ({', '.join(OPTIONS)}).")
     page.table(ROWS)
     page.picture(folder / "a.png", CAPTION)
     page.write(folder / "index.html")
@@ -59,13 +56,6 @@ def test_page_holds_everything_and_escapes_it(tmp_path):
     assert reader.images() == [(tmp_path / "a.png").read_bytes()]
     order = [text.index(f">{word} ") for word in ("title", "so", "heading", "text", "head", "cell", "caption")]
     assert order == sorted(order)
-
-
-def test_no_line_ends_within_an_option(file, visit):
-    for width in range(340, 400, 20):
-        options = visit(file.as_uri(), viewport={"width": width, "height": 700}).locator("code")
-        assert options.all_text_contents() == OPTIONS * 7
-        assert set(options.evaluate_all("all => all.map(one => one.getClientRects().length)")) == {1}
 
 
 def test_tables_are_sorted_and_copied(page):

@@ -10,6 +10,7 @@ import torch
 
 from indm.model import build_model
 from indm.scaling import Scaling
+from indm.workbench.cli import listing
 from indm.workbench.recipes import recipe as recipes
 
 NATIVE = {"digits": (1, 8, 8), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32), "celeba": (3, 64, 64)}
@@ -35,7 +36,7 @@ def test_every_recipe_is_complete_and_builds_its_model(name):
     recipe = recipes.resolve(recipes.load(name))
     about_it = recipes.bundled()[name]
     assert (recipes.BUNDLED / f"{name}.toml").read_text().startswith(f"# {about_it.description}\n")
-    assert 20 < len(about_it.description) < 100 and about_it.group in recipes.GROUPS
+    assert 20 < len(about_it.description) < 100 and about_it.group in listing.PURPOSES
     seconds = recipe["train"]["seconds"]
     if math.isfinite(seconds):  # what the list says is the recipe's budget
         models = "2 × " if about_it.group == "translation" else ""

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from indm.checks import require
 from indm.dequantization import from_data
+from indm.evaluation.mean_nll import SHARE, Corrected, Steps, corrected, first_steps
+from indm.evaluation.statistics import in_both_units, in_units, mean_and_error
 from indm.gaussian import GaussianReference
 from indm.likelihood import NLL_ERROR, LikelihoodReport, check_nll_error, log_likelihood, log_probability
 from indm.multilevel import LEAST
 from indm.objective import LEVELS, nelbo
 from indm.sde.linear import LinearSDE
-from indm.workbench.evaluation.mean_nll import SHARE, Corrected, Steps, corrected, first_steps
-from indm.workbench.evaluation.statistics import in_both_units, in_units, mean_and_error
 
 TERMS = ("reconstruction", "prior", "flow", "constant", "log_q")  # of the NELBO beside its score term
 SOLVED_IN = 48  # steps of an ODE, where its error decides; of digits and of vectors, for the share of a progress bar
-Solve = Callable[[Tensor, Sequence[Steps]], tuple[Tensor, Tensor, int]]  # see indm.workbench.evaluation.mean_nll
+Solve = Callable[[Tensor, Sequence[Steps]], tuple[Tensor, Tensor, int]]  # see indm.evaluation.mean_nll
 Numbers = tuple[dict[str, Any], dict[str, Tensor]]  # what a report says, and nats of every example by their suffix
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,30 +17,25 @@ from tqdm.auto import tqdm
 
 from indm.checks import require
 from indm.dequantization import check_raw, in_words
+from indm.evaluation.mean_nll import RepeatableDraws, Steps
+from indm.evaluation.measures import NLL, Bound, Estimate, Measure, Setting, Solve
+from indm.evaluation.statistics import mean_and_error
+from indm.evaluation.text import KINDS, likelihood_rows, nats_of_unit, notes, table
 from indm.files import atomic, untrusted
 from indm.foreign.check import check_denoiser
 from indm.foreign.denoiser import is_foreign
 from indm.likelihood import latent_reference
-from indm.ode import MOST, OUT_OF_REACH
-from indm.tensors import evaluation_mode, outside_inference, squared_norm
-from indm.workbench.evaluation.mean_nll import RepeatableDraws, Steps
-from indm.workbench.evaluation.measures import NLL, Bound, Estimate, Measure, Setting, Solve
-from indm.workbench.evaluation.statistics import mean_and_error
+from indm.ode import OUT_OF_REACH
+from indm.tensors import SEED_STRIDE, evaluation_mode, outside_inference, squared_norm
 
 T = TypeVar("T")
 BAR = "{desc}: {percentage:3.0f}% {bar:20} {elapsed}<{remaining}"
-SEED_STRIDE = 1_000_003  # between the seeds of successive draws
 MEASURES = (Bound(), NLL())
-
-KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)", "iw": "IW-NLL", "ancestral": "NELBO of few steps"}
-NUMBERS = {"iw": ("draws", "K = "), "ancestral": ("steps", "N = ")}  # that belong to a kind's name
-ENDS = ("", "_standard_error", "_estimator_noise")  # of the keys of one number
-Row = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Likelihoods:
-    """The estimates of :func:`evaluate`; ``print`` shows them as the table of ``indm evaluate``.
+    """The estimates of :func:`evaluate`; ``print`` shows them as a table.
 
     Attributes:
         report: what JSON can hold: ``images``, how many examples by the kind of a measure; the settings; ``unit``, that
@@ -68,18 +63,18 @@ class Likelihoods:
         return row[unit], row[f"{unit}_standard_error"]
 
     def __str__(self) -> str:
-        return likelihood_table(self.report)
+        return "\n".join([table(likelihood_rows(self.report)), *notes(self.report)])
 
     def save(self, folder: str | Path) -> None:
-        """Write ``evaluation.json`` and ``evaluation.npz``, as ``indm evaluate`` does into the folder of a run."""
+        """Write ``evaluation.json`` and ``evaluation.npz`` into a folder."""
         report, arrays = (Path(folder) / f"evaluation.{kind}" for kind in ("json", "npz"))
         write_arrays = atomic.arrays_into({name: values.cpu().numpy() for name, values in self.nats.items()})
-        # The report is removed first and written last: where it is, the arrays beside it are of the same evaluation.
+        # The report is removed first and written last, so that arrays beside a report are of the same evaluation.
         atomic.together({arrays: write_arrays, report: atomic.json_into(self.report)}, [report])
 
     @classmethod
     def load(cls, folder: str | Path) -> "Likelihoods":
-        """Read what :meth:`save` or ``indm evaluate`` wrote into a folder; ValueError where it cannot be read."""
+        """Read the files that :meth:`save` wrote into a folder; ValueError if they cannot be read."""
         arrays = untrusted.arrays(Path(folder) / "evaluation.npz")
         nats = {name: torch.from_numpy(values) for name, values in arrays.items()}
         return cls(untrusted.json_object(Path(folder) / "evaluation.json"), nats)
@@ -158,7 +153,7 @@ def evaluate(
             :class:`indm.SamplerBound`.
         c: the conditions, of a model that has one, see :meth:`indm.INDM.given`: likelihoods are then of p(x|c).
         groups: which group each example is of, (N,), where those of one group are alike, as patches of one photograph
-            are: standard errors are then over groups, see :func:`indm.workbench.evaluation.statistics.mean_and_error`,
+            are: standard errors are then over groups, see :func:`indm.evaluation.statistics.mean_and_error`,
             and None where there is one group.
         eps: truncation of bound and ODE, at or above the model's own; None is the model's own.
         repeats: independent draws of all randomness (dequantization, times, noise, probes) for each sample; at
@@ -342,123 +337,3 @@ def _gathered(results: dict[int, T], distributed: bool) -> dict[int, T]:
     parts: list[dict[int, T]] = [{}] * dist.get_world_size()
     dist.all_gather_object(parts, results)
     return {job: result for part in parts for job, result in part.items()}
-
-
-# ── As text ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def likelihood_table(result: Mapping) -> str:
-    """The report of :func:`indm.evaluate` or of a run's evaluation as text, in bits/dim or nats.
-
-    NELBO and NLL, each with and without the reconstruction term, and the baselines. ``examples`` is how many examples
-    the mean of a row is of.
-    """
-    key = number_key(result)
-    rows: list[Row] = [("", "examples", result["unit"], "± standard error", "estimator noise", "solver error")]
-    for kind, name in KINDS.items():
-        if kind in NUMBERS and kind in result:
-            key_of, letter = NUMBERS[kind]
-            name += f", {letter}{result[kind][key_of]}"
-        for part, remark in (("with", ""), ("without", " without reconstruction (no likelihood)")):
-            if f"{part}_reconstruction" in result.get(kind, {}):
-                values = result[kind][f"{part}_reconstruction"]
-                error = result[kind].get("solver_error")  # which the NELBO has not
-                cells = *(_shown(values[key + end]) for end in ENDS), f"{error[key]:.1g}" if error else ""
-                rows.append((name + remark, str(result["images"][kind]), *cells))
-    for row in result.get("baselines", {}).values():
-        numbers = (_shown(row[key + end]) for end in ENDS[:2])
-        rows.append((f"baseline: {baseline_name(row)}", str(result["images"]["nelbo"]), *numbers, "", ""))
-    if result.get("entropy_nats") is not None:
-        rows.append(("entropy of the data", "", f"{result['entropy_nats']:.4f}", "", "", ""))
-    split = f"{result['split']} {'examples' if result['split'] == 'all' else 'split'}; " if "split" in result else ""
-    lines = [table(rows), f"{split}ε = {result['eps']:g}"]
-    if result.get("groups") == 1:
-        lines.append("standard errors are unknown: all examples are of one group, such as one photograph")
-    elif "groups" in result:
-        lines.append(f"standard errors are over {result['groups']} groups of examples that are alike")
-    lines.append(f"dequantization: {result['dequantization']}")
-    if "condition" in result:
-        lines.append(f"condition: {result['condition']}; the model is one of p(x|c), and the baselines do not see c")
-    both = [result[kind]["with_reconstruction"][key] for kind in ("nelbo", "nll") if kind in result]
-    if len(both) == 2 and both[1] > both[0]:
-        lines.append("The NELBO bounds the law of the SDE; the NLL is of that of the ODE, and may lie above it.")
-    if result.get("interrupted"):
-        lines.append("interrupted: these are the examples and measures that were done")
-    if result.get("unended"):
-        lines.append("weights of a checkpoint: the training has not ended")
-    lines += [f"network: {result['network']}"] if "network" in result else []
-    lines += of_levels(result) + of_classes(result) + unconverged(result)
-    return "\n".join(lines + ([f"codes: {result['codes']}"] if "codes" in result else []))
-
-
-def level_table(result: Mapping) -> list[str]:
-    """Lines of text: the NELBO's score term by noise level, and its other terms."""
-    keys = [number_key(result) + end for end in ENDS[:2]]
-    rows: list[Row] = [("score term of the NELBO, σ/α", result["unit"], "± standard error")]
-    for level in result["nelbo"]["by_level"]:
-        rows.append((" to ".join(f"{end:.3g}" for end in level["noise"]), *(_shown(level[key]) for key in keys)))
-    terms = [f"{name} {' ± '.join(_shown(row[key]) for key in keys)}" for name, row in result["nelbo"]["terms"].items()]
-    return [table(rows), f"terms of the NELBO: {', '.join(terms)}"]
-
-
-def _shown(number: float | None) -> str:
-    return "unknown" if number is None else f"{number:.4f}"
-
-
-def of_levels(result: Mapping) -> list[str]:
-    """How the mean NLL was made, where it is corrected by fine solves of a few estimates."""
-    if "levels" not in (nll := result.get("nll", {})):
-        return []
-    first, *finer = nll["levels"]
-    counts = [f"{level['estimates']} of them in {level['steps'] or 'as many as nll_error needs'}" for level in finer]
-    counts = [f"{first['estimates']} estimates in {first['steps']} steps", *counts]
-    return [f"NLL: {', '.join(counts)}, which adds ± {nll['added_error'][number_key(result)]:.1g} to the mean"]
-
-
-def of_classes(result: Mapping) -> list[str]:
-    """The NELBO of each class, where the model is one of p(x|class)."""
-    if not result.get("classes"):
-        return []
-    rows: list[Row] = [("class", "examples", f"NELBO, {result['unit']}", "± standard error")]
-    for label, row in result["classes"].items():
-        numbers = (row[key] / nats_of_unit(result) for key in ("nats", "nats_standard_error"))
-        rows.append((label, str(row["images"]), *map(_shown, numbers)))
-    left_out = ["classes of one group have no standard error and are left out"] if "groups" in result else []
-    return ["", table(rows), *left_out, ""]
-
-
-def unconverged(result: Mapping) -> list[str]:
-    """A line for each likelihood whose solver may be wrong by more than was asked for."""
-    lines = []
-    for kind, name in KINDS.items():
-        numbers = result.get(kind, {})
-        if count := numbers.get("unconverged", 0):
-            n, steps = result["images"][kind], numbers.get("steps") or MOST
-            of = f"{numbers['levels'][-1]['estimates']} estimates" if "levels" in numbers else f"{n} examples"
-            lines.append(
-                f"The {name} has not converged: the solver's error may be above {numbers['nll_error']:g} bits/dim in "
-                f"{count} of {of}, up to {numbers['solver_error']['largest_bits_per_dim']:.1g} bits/dim, in {steps} "
-                f"steps; take more steps, such as {2 * steps}, or a larger nll_error."
-            )
-    return lines
-
-
-def baseline_name(row: Mapping) -> str:
-    """The name of a baseline in a table, see :func:`indm.workbench.evaluation.baselines.baselines`."""
-    return f"{row['name']}, {row['detail']}" if "detail" in row else row["name"]
-
-
-def number_key(result: Mapping) -> str:
-    """The key of the numbers in the unit of an evaluation."""
-    return "bits_per_dim" if result.get("unit") == "bits/dim" else "nats"
-
-
-def nats_of_unit(result: Mapping) -> float:
-    """Nats in one unit of an evaluation."""
-    return result["dims"] * math.log(2) if result["unit"] == "bits/dim" else 1.0
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Rows of cells as lines of text, columns aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

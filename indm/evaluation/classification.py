@@ -18,8 +18,7 @@ from tqdm.auto import tqdm
 
 from indm.dequantization import check_raw, from_data
 from indm.objective import nelbo
-from indm.tensors import evaluation_mode
-from indm.workbench.evaluation.likelihood import SEED_STRIDE
+from indm.tensors import SEED_STRIDE, evaluation_mode
 
 
 @dataclass(frozen=True)

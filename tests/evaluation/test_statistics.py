@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
-from indm.workbench.evaluation.statistics import (
+from indm.evaluation.statistics import (
     Difference,
     holm,
     judged,

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import indm
+from indm.evaluation.evaluate import Likelihoods
+from indm.evaluation.mean_nll import RepeatableDraws, cheapest, corrected
 from indm.likelihood import latent_reference
 from indm.multilevel import LEAST
-from indm.workbench.evaluation.likelihood import SEED_STRIDE, Likelihoods
-from indm.workbench.evaluation.mean_nll import RepeatableDraws, cheapest, corrected
+from indm.tensors import SEED_STRIDE
 from indm.workbench.evaluation.results import difference
 
 N, REPEATS, BATCH = 100, 2, 64

@@ -1,0 +1,62 @@
+"""The evaluation of a run as text: that of :func:`indm.evaluate` beside baselines and classes."""
+
+from collections.abc import Mapping
+
+from indm.evaluation.text import ENDS, Row, likelihood_rows, nats_of_unit, notes, number_key, shown, table
+
+
+def likelihood_table(result: Mapping) -> str:
+    """The report of :func:`indm.evaluate` or of a run's evaluation as text, in bits/dim or nats.
+
+    NELBO and NLL, each with and without the reconstruction term, and the baselines. ``examples`` is how many examples
+    the mean of a row is of.
+    """
+    key, rows = number_key(result), likelihood_rows(result)
+    for row in result.get("baselines", {}).values():
+        numbers = (shown(row[key + end]) for end in ENDS[:2])
+        rows.append((f"baseline: {baseline_name(row)}", str(result["images"]["nelbo"]), *numbers, "", ""))
+    if result.get("entropy_nats") is not None:
+        rows.append(("entropy of the data", "", f"{result['entropy_nats']:.4f}", "", "", ""))
+    first, *others = notes(result)
+    split = f"{result['split']} {'examples' if result['split'] == 'all' else 'split'}; " if "split" in result else ""
+    lines = [table(rows), split + first, *others]
+    if "condition" in result:
+        lines.append(f"condition: {result['condition']}; the model is one of p(x|c), and the baselines do not see c")
+    if result.get("unended"):
+        lines.append("weights of a checkpoint: the training has not ended")
+    return "\n".join(lines + of_classes(result))
+
+
+def verdict(result: Mapping) -> str:
+    """One sentence: the baselines that the model beats by two standard errors, and the others; "" if no error is known.
+
+    >>> row = {"name": "a Gaussian", "nats": 5.0, "nelbo_difference": {"nats": -3.0, "nats_standard_error": 0.1}}
+    >>> verdict({"unit": "nats", "nelbo": {"with_reconstruction": {"nats": 2.0}}, "baselines": {"gaussian": row}})
+    'The model (2.00 nats) is better than a Gaussian (5.00).'
+    """
+    key, found = number_key(result), dict[str, list[str]]()
+    for row in sorted(result.get("baselines", {}).values(), key=lambda row: row[key]):
+        difference, error = (row["nelbo_difference"][key + end] for end in ENDS[:2])
+        if error is not None:
+            words = "better than" if difference < -2 * error else "not better than"
+            found.setdefault(words, []).append(f"{row['name']} ({row[key]:.2f})")
+    parts = [f"{words} {' and '.join(found[words])}" for words in sorted(found)]
+    model = f"The model ({result['nelbo']['with_reconstruction'][key]:.2f} {result['unit']})" if parts else ""
+    return f"{model} is {', but '.join(parts)}." if parts else ""
+
+
+def of_classes(result: Mapping) -> list[str]:
+    """The NELBO of each class, where the model is one of p(x|class)."""
+    if not result.get("classes"):
+        return []
+    rows: list[Row] = [("class", "examples", f"NELBO, {result['unit']}", "± standard error")]
+    for label, row in result["classes"].items():
+        numbers = (row[key] / nats_of_unit(result) for key in ("nats", "nats_standard_error"))
+        rows.append((label, str(row["images"]), *map(shown, numbers)))
+    left_out = ["classes of one group have no standard error and are left out"] if "groups" in result else []
+    return ["", table(rows), *left_out, ""]
+
+
+def baseline_name(row: Mapping) -> str:
+    """The name of a baseline in a table, see :func:`indm.workbench.evaluation.baselines.baselines`."""
+    return f"{row['name']}, {row['detail']}" if "detail" in row else row["name"]
