@@ -124,7 +124,7 @@ class TrainOptions(Checked):
     """Factor on train.flow_lr when flow and score are trained together after train.flow_first."""
     noise_levels: Literal["gradients", "even"] = "gradients"
     """Noise levels of the "mle" objective: more where "gradients" are large, which needs fewer steps, or "even" on the
-    log-SNR clock, as for soft truncation, learned SDEs and published networks."""
+    log-SNR clock, as for soft truncation and published networks."""
     soft_truncation: Amount = 0.0
     """Exponent k of the density τ⁻ᵏ of the random truncation τ (1.2 is usual); 0 always truncates at ε."""
     terminal: Amount = 0.0
@@ -260,7 +260,7 @@ class Drawing(Checked):
     guidance: float = 1.0
     """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
     in training."""
-    sampler: Annotated[str | None, default("unipc; heun where each entry has an SDE of its own")] = None
+    sampler: str = "unipc"
     """ode, euler-maruyama, ancestral, sde-dpm++2m, pc, heun, dpm++2m, unipc, or package.module:Class. "ode"
     takes as many steps as its tolerance needs. Options of a sampler: --sampler.tol 1e-5 with "ode"; with "pc"
     --sampler.snr 0.16 or, from first to last step, [0.16,0.14]."""
