@@ -275,8 +275,7 @@ class INDM(nn.Module):
             tables, shape = {kind: saved.description[kind] for kind in KINDS}, saved.shape
             tables |= {kind: saved.description[kind] for kind in OPTIONAL_KINDS if kind in saved.description}
             make = functools.partial(build_model, tables, shape, saved.scaling)
-            described = {"size": math.prod(shape), "shape": shape, **tables}
-            model = untrusted.build_described(make, described, saved.state)
+            model = untrusted.build_described(make, saved.state)
             model.sde.prior_mean = saved.state["score.sde.prior_mean"].clone()
             model.to(saved.state["scaling.scale"].dtype).load_state_dict(saved.state)
         return model.to(device).eval()

@@ -71,7 +71,7 @@ def flow_from_state(
     check_agrees(inferred, given)
     arguments |= dict(given) | inferred
     make = functools.partial(build, arguments, "flow", shape)
-    flow = build_described(make, arguments | {"shape": shape}, reader.state)
+    flow = build_described(make, reader.state)
     if conditional:
         read_chain(reader, prefix, flow.chain)
         read_encoder(reader, flow)

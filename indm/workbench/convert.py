@@ -122,7 +122,7 @@ def convert(
 def score_of_checkpoint(state: State, sde: dict, net: dict, shape: tuple[int, ...]) -> PublishedScore:
     """The published score with the weights of the original's ``state``, in evaluation mode."""
     make = functools.partial(build, {"name": "ncsnpp", **net}, "net", shape)
-    network: Any = untrusted.build_described(make, {**net, "shape": shape}, state)
+    network: Any = untrusted.build_described(make, state)
     load_published(network, state)
     return PublishedScore(network, cast(LinearSDE, build(sde, "sde", shape))).eval()
 
