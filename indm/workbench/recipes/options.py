@@ -343,9 +343,6 @@ class ConversionOptions:
     """A recipe whose data, SDE and network hold where the tensors do not tell."""
     image_size: Annotated[int | None, arg(metavar="PIXELS"), default("that of the data")] = None
     """Side of the images."""
-    initial_inverses: bool = False
-    """Draw the codes of samples as the authors' code does, which keeps the inverses of two matrices from before the
-    training. Such codes do not have the law p(u) of the likelihood; by default they do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,14 +372,8 @@ class TranslationOptions(Checked):
     cycle: bool = False
     """Also translate back to A: write cycle/NAME.png, and print the largest error of each image in grey levels, before
     and after rounding."""
-    errors: bool = False
-    """Also print an upper estimate of each image's solver error: the largest difference from the result of half as many
-    evaluations (or eight times --tol)."""
     page: bool = False
     """Also write index.html, which shows the routes of the first images in a browser."""
-    size: Literal["model", "source"] = "model"
-    """Size of the results: the model's, or that of what the model saw of the source, which is all of it where data.crop
-    is false, else the largest part in the middle with the model's aspect ratio."""
     batch_size: Count = 64
     """Images at a time."""
 
