@@ -87,7 +87,7 @@ class NonlinearDiffusion:
               - G_\varphi G_\varphi^\top \nabla_x \log p_t\big]\,dt + G_\varphi\,d\bar w
 
     Args:
-        model: an INDM; coefficients of its SDE may differ from entry to entry.
+        model: an INDM.
         tol: of every product with J, relative.
         probes: Rademacher probes v of the second derivative: exact (the basis) where d ≤ max(2, ``probes``), else drawn
             anew each time and unbiased.

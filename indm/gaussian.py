@@ -125,17 +125,13 @@ class GaussianReference:
         terms = offset.square() / self.variance.to(z) + (2 * math.pi * self.variance.to(z)).log()
         return -0.5 * terms.expand_as(offset).sum(1)
 
-    def denoising(self, sde: LinearSDE, z: Batch, eps: float) -> PerSample | None:
+    def denoising(self, sde: LinearSDE, z: Batch, eps: float) -> PerSample:
         r"""Score and reconstruction terms of this law on average over the noise, nats, (B,): ∫ E[D_G] dΛ + E[D_G(ε)].
 
         .. math:: \tfrac12 \sum \Big[\log\frac{r}{\lambda+r}
             + \frac{\lambda-\delta^2}{\lambda+r}\Big]_{r_\epsilon}^{r_T}
             + \tfrac12 \sum \frac{\lambda^2 + r_\epsilon\delta^2}{(\lambda+r_\epsilon)^2}
-
-        None where the entries of a latent have SDEs of their own.
         """
-        if not sde.is_scalar:
-            return None
         ends = torch.tensor([eps, sde.T], dtype=torch.float64, device=float64_device(z.device))
         start, end = (-sde.log_snr(ends)).exp()
         offset = self.offset(z)

@@ -81,10 +81,10 @@ class INDM(nn.Module):
                 f"{type(condition).__name__}: a network that is called as network(z, level, c) says so by an attribute "
                 f"takes_condition = True, which {type(getattr(score, 'backbone', score)).__name__} has not"
             )
-        if decoder_of(self) is not None and not (flow.is_identity and self.sde.is_scalar):
+        if decoder_of(self) is not None and not flow.is_identity:
             raise ValueError(
                 f"dequantization {type(dequantization).__name__} decodes each entry by itself: the flow must be the "
-                f"identity and the SDE one for all entries, got {type(flow).__name__} and {type(self.sde).__name__}"
+                f"identity, got {type(flow).__name__}"
             )
         self._shape = None if shape is None else tuple(shape)
         check_call(flow, "flow", "x")
@@ -94,11 +94,6 @@ class INDM(nn.Module):
     def sde(self) -> LinearSDE:
         """The linear SDE on the latent."""
         return self.score.sde
-
-    @property
-    def is_scalar(self) -> bool:
-        """Whether all entries of a latent share one SDE, which some samplers need."""
-        return self.sde.is_scalar
 
     @property
     def trained_parts(self) -> dict[str, nn.Module]:
@@ -280,8 +275,7 @@ class INDM(nn.Module):
             tables, shape = {kind: saved.description[kind] for kind in KINDS}, saved.shape
             tables |= {kind: saved.description[kind] for kind in OPTIONAL_KINDS if kind in saved.description}
             make = functools.partial(build_model, tables, shape, saved.scaling)
-            described = {"size": math.prod(shape), "shape": shape, **tables}
-            model = untrusted.build_described(make, described, saved.state)
+            model = untrusted.build_described(make, saved.state)
             model.sde.prior_mean = saved.state["score.sde.prior_mean"].clone()
             model.to(saved.state["scaling.scale"].dtype).load_state_dict(saved.state)
         return model.to(device).eval()

@@ -141,14 +141,14 @@ def reconstruction_term(score, z: Float[Tensor, "batch *event"], noise: Float[Te
     return error - 0.5 * squared_norm(noise) - event_sum(score.sde.log_alpha(eps), z)
 
 
-def denoising_error(score, z: Tensor, t: Tensor, noise: Tensor, rate: Tensor | None = None) -> Tensor:
-    """D(t) = ½‖noise + σ_t s_θ(α_t z + σ_t noise, t)‖², (B,), entries weighted by ``rate`` where given."""
-    return half_square(noise_error(score, score.sde.kernel(t), z, t, noise), rate)
+def denoising_error(score, z: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """D(t) = ½‖noise + σ_t s_θ(α_t z + σ_t noise, t)‖², (B,)."""
+    return half_square(noise_error(score, score.sde.kernel(t), z, t, noise))
 
 
-def half_square(error: Batch, rate: Tensor | None = None) -> PerSample:
-    """½‖error‖², (B,), entries weighted by ``rate`` where given."""
-    return 0.5 * squared_norm(error if rate is None else expand_like(rate, error).sqrt() * error)
+def half_square(error: Batch) -> PerSample:
+    """½‖error‖², (B,)."""
+    return 0.5 * squared_norm(error)
 
 
 def noise_error(score, kernel: Kernel, z: Batch, t: PerSample, noise: Batch) -> Batch:
@@ -210,8 +210,7 @@ def nelbo(
     z, log_det = model.encode(x, generator=generator)
     pairs = list(zip(strata, noises, strict=False))
     if ancestral is None:
-        places = ((sde.kernel(t), t, noise) for t, noise in pairs)
-        drawn = [half_square(noise_error(score, kernel, z, t, noise), kernel.rate) for kernel, t, noise in places]
+        drawn = [denoising_error(score, z, t, noise) for t, noise in pairs]
     else:
         steps = [(_step_around(sde, t, ancestral), noise) for t, noise in pairs]
         pairs = [(t, noise) for (t, _), noise in steps]
@@ -239,10 +238,11 @@ def step_divergence(score, z: Batch, t: PerSample, s: PerSample, noise: Batch) -
     r"""KL(q(z_s|z_t, z_0) ‖ p(z_s|z_t)) of one step from t to s < t of :class:`indm.sampling.Ancestral`, nats, (B,).
 
     Both have the deviation of :func:`ancestral_step`, so that it is :math:`(e^{\Delta\Lambda} - 1)` times the denoising
-    error at t, Λ = log σ²/α² of each entry.
+    error at t, Λ = log σ²/α².
     """
     log_ratio = [score.sde.sigma(time).log() - score.sde.log_alpha(time) for time in (double(t), double(s))]
-    return denoising_error(score, z, t, noise, (2 * (log_ratio[0] - log_ratio[1])).expm1().to(z))
+    weight = expand_like((2 * (log_ratio[0] - log_ratio[1])).expm1().to(z), z)
+    return half_square(weight.sqrt() * noise_error(score, score.sde.kernel(t), z, t, noise))
 
 
 def ancestral_step(score, z_t: Batch, t: PerSample, s: PerSample) -> tuple[Batch, Tensor]:
@@ -506,8 +506,8 @@ def mle_loss(
     else:
         require(eps == sde.eps and _unit(model) == 1, "levels", levels, "None where the bound is truncated or decoded")
         t, weight, cell = (part.to(z.device) for part in levels.draw(len(z), generator))
-    at_end, noise, t, weight = t <= eps, randn_like(z, generator), t.to(z.dtype), weight.to(z.dtype)
-    drawn, error = _drawn(model.score, start is not None, z, t, at_end, noise, pairs)
+    noise, t, weight = randn_like(z, generator), t.to(z.dtype), weight.to(z.dtype)
+    drawn, error = _drawn(model.score, start is not None, z, t, noise, pairs)
     if levels is not None:
         levels.measure(cell, error.detach())
     change = weight * drawn
@@ -517,13 +517,11 @@ def mle_loss(
     return bound / event_size(z), _means(nelbo=bound, flow=-log_det, denoising=denoising, prior=prior, **terms)
 
 
-def _drawn(
-    score, is_known: bool, z: Batch, t: PerSample, at_end: Tensor, noise: Batch, pairs: bool
-) -> tuple[PerSample, PerSample]:
+def _drawn(score, is_known: bool, z: Batch, t: PerSample, noise: Batch, pairs: bool) -> tuple[PerSample, PerSample]:
     """The denoising error at times t, above that of the score's base where that ``is_known``, (B,), by the noise or by
     ``pairs`` of it; and ‖n − ε̂‖², of pairs that of the mean, whose root is the size of a gradient."""
     if pairs:
-        noise, z, t, at_end, *context = in_pairs(noise, z, t, at_end, *context_of(score))
+        noise, z, t, *context = in_pairs(noise, z, t, *context_of(score))
         score = with_context(score, tuple(context))
     kernel = score.sde.kernel(t)
     if is_known:
@@ -531,9 +529,8 @@ def _drawn(
         error = noise - known
         value, error = event_sum(added * (0.5 * added - error), z), error - added
     else:
-        rate = torch.where(expand_like(at_end, kernel.rate), 1.0, kernel.rate)  # the reconstruction: each entry once
         error = noise_error(score, kernel, z, t, noise)
-        value = half_square(error, rate)
+        value = half_square(error)
     if pairs:
         value, error = value.unflatten(0, (2, -1)).mean(0), error.unflatten(0, (2, -1)).mean(0)
     return value, squared_norm(error)
@@ -551,9 +548,6 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     that reaches z_t is rescaled by the ratio of the weights. Returns as :func:`mle_loss`, with the score's own
     loss as ``variance_weighted``.
 
-    Raises:
-        ValueError: for an SDE that is trained, which needs the NELBO.
-
     Example: its ``nelbo`` estimates what that of ``mle_loss`` does, here of N(0, I) and its exact score.
 
         >>> import indm
@@ -567,10 +561,6 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
         True
     """
     sde = model.score.sde
-    if next(sde.parameters(), None) is not None:
-        raise ValueError(
-            "objective must be 'mle' for an SDE with parameters, got 'fid', which is no bound to learn them by"
-        )
     eps = sde.truncation(eps)
     z, log_det = model.encode(x, generator=generator)
     n, noise = len(z), randn_like(z, generator)

@@ -200,7 +200,7 @@ def probability_flow(score: nn.Module, clock: PerSample) -> Callable[[Tensor], T
         t = sde.time(-double(clock)).clamp(sde.eps, sde.T).to(w)
         sigma, std = expand_like(sde.sigma(t), w), expand_like(sde.marginal_std(t), w)
         q = sigma / std
-        return -0.5 * expand_like(sde.clock_rate(t), w) * q * (sigma * score(std * w, t) + q * w)
+        return -0.5 * q * (sigma * score(std * w, t) + q * w)
 
     return velocity
 
@@ -214,7 +214,7 @@ def closed_flow(score: nn.Module, clock: PerSample) -> Callable[[Tensor], tuple[
     given: tuple[Tensor, ...] = ()
     if isinstance(score, GivenScore) and score.guidance == 1:
         score, given = score.score, (score.c,)
-    if type(score) is not ScoreModel or not hasattr(score.backbone, "with_divergence") or not score.sde.is_scalar:
+    if type(score) is not ScoreModel or not hasattr(score.backbone, "with_divergence"):
         return None
 
     def velocity(w: Batch) -> tuple[Batch, PerSample]:

@@ -189,11 +189,6 @@ class Route:
         legs = tuple(replace(leg, start=leg.end, end=leg.start) for leg in reversed(self.legs))
         return replace(self, legs=legs)
 
-    def rougher(self) -> "Route":
-        """The same route in half as many steps, or with eight times ``tol``: at third to fifth order, the difference of
-        both is 7 to 31 times the error of this one where steps are short."""
-        return replace(self, steps=self.steps // 2, tol=None if self.tol is None else 8 * self.tol)
-
     def follow(
         self, x: Float[Tensor, "batch *event"], *, frames: int = 0, generator: torch.Generator | None = None
     ) -> Arrival:

@@ -1,6 +1,5 @@
 """Score models known in closed form: Gaussian and mixture data under any linear SDE, for events of any shape."""
 
-import inspect
 import math
 
 import pytest
@@ -9,17 +8,13 @@ from torch import nn
 
 from indm.names import BUILT_IN, find
 
-# Those of the table of parts whose coefficients all entries share; a new row is tested without a word here.
-KINDS = {name: find("sde", name) for name in BUILT_IN["sde"]}
-SDES = {name: kind for name, kind in KINDS.items() if "shape" not in inspect.signature(kind).parameters}
+SDES = {name: find("sde", name) for name in BUILT_IN["sde"]}
 # For fixtures of whole rooms: sub-VP, of the same family as VP, is left to the long tests.
 EACH_SDE = [pytest.param(name, marks=pytest.mark.long) if name == "subvp" else name for name in SDES]
 
 
 def column(value, z):
-    """A coefficient for each sample, (B,) or (), or for each entry, shaped to multiply ``z`` (B, *event)."""
-    if value.ndim == 2 and value.shape == z.shape[1:]:
-        return value
+    """A coefficient for each sample, (B,) or (), shaped to multiply ``z`` (B, *event)."""
     return value.reshape(value.shape + (1,) * (z.ndim - value.ndim)) if value.ndim else value
 
 

@@ -9,7 +9,6 @@ import torch
 from closed_form import EACH_SDE, SDES, MixtureScore, column, gaussian, normal_log_prob, within
 from contract_parts import constructions
 from flow_tools import perturb, slopes
-from own_sde import EachEntry
 
 from indm.flows import (
     ActNorm,
@@ -27,7 +26,6 @@ from indm.likelihood import WhitenedFlow, decode_with_log_prob, log_likelihood
 from indm.model import INDM, build, build_model
 from indm.published import ConditionalResidualFlow
 from indm.scaling import Scaling
-from indm.sde import truncated
 
 pytestmark = pytest.mark.filterwarnings("ignore:the error of log_prob")  # of few steps
 
@@ -100,16 +98,6 @@ def test_gaussian_latents_behind_a_flow(sde, kind):
     expected, log_prob = expected_log_prob(flow, score, x), INDM(flow, score).log_prob(x, steps=48)
     torch.testing.assert_close(log_prob, expected, rtol=0, atol=5e-5)
     torch.testing.assert_close(gradient(log_prob, x), gradient(expected, x), rtol=0, atol=5e-5)
-
-
-def test_an_sde_with_a_rate_for_each_entry_has_an_alpha_for_each():
-    score, flow = gaussian("vp", (2, 3)), perturb(ElementwiseFlow((2, 3), "none")).double()
-    score.sde, x = perturb(EachEntry((2, 3)), scale=1.2).double(), points(20, 2, 3).requires_grad_()
-    log_prob = INDM(flow, score).log_prob(x, steps=32, eps=0.2)
-    assert score.sde.alpha(double([0.2])).std() > 0.15
-    expected = expected_log_prob(flow, truncated(score, 0.2), x)
-    torch.testing.assert_close(log_prob, expected, rtol=0, atol=3e-4)
-    torch.testing.assert_close(gradient(log_prob, x), gradient(expected, x), rtol=0, atol=3e-4)
 
 
 def test_the_gradient_is_the_score_of_the_data():
@@ -208,14 +196,13 @@ NCSNPP = {"name": "ncsnpp", "channels": 8, "multipliers": [1, 2], "blocks": 1, "
 @pytest.mark.parametrize(
     "net, shape, sde, exact",
     [
-        (MLP, (2,), EachEntry, True),
-        (MLP, (2,), EachEntry, False),
         (MLP, (2,), "ve", True),
+        (MLP, (2,), "vp", False),
         (UNET, (1, 8, 8), "subvp", False),
         (NCSNPP, (1, 8, 8), "ve", False),
     ],
 )
-def test_every_parameter_of_flow_network_and_sde(net, shape, sde, exact):
+def test_every_parameter_of_flow_and_network(net, shape, sde, exact):
     """Whose slopes have slopes: those of the network are of second order."""
     tables = {"flow": {"name": "elementwise"}, "sde": {"name": sde, "eps": 1e-3}, "net": net}
     model, x = perturb(build_model(tables, shape), 0.2).double(), points(2, *shape)

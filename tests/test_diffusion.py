@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from closed_form import GaussianScore, gaussian, within
+from closed_form import gaussian, within
 from flow_tools import batched_jacobian
-from own_sde import EachEntry
 from random_models import FLOWS, close, make
 from torch.func import hessian, jacfwd, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -179,23 +178,6 @@ def test_probability_flow_keeps_the_marginals(case):
     diffusion, x, t, _ = case
     mean = 0.5 * (diffusion.drift(x, t) + diffusion.generative_drift(x, t))
     close(diffusion.probability_flow(x, t), mean)
-
-
-@pytest.mark.parametrize("name", ["affine", "spline", "residual"])
-def test_coefficients_that_differ_from_entry_to_entry(name):
-    """An SDE of one's own: G = J diag(g), and the Laplacian weighs each direction by its own g²."""
-    model, x, t = make(name)
-    sde = EachEntry((3,)).double()
-    for parameter in sde.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    model.score = GaussianScore(sde, model.score.mean, model.score.variance)
-    diffusion = NonlinearDiffusion(model, tol=1e-11, probes=3)
-    g = sde.diffusion(t)
-    assert g.std(1).min() > 0.01
-    close(diffusion.dense_diffusion(x, t), dense(diffusion, x, t))
-    close(diffusion.divergence(x, t), autograd_divergence(diffusion, x, t))
-    close(diffusion.generative_drift(x, t), by_definition(diffusion, x, t))
-    close(sum((diffusion.drift(x, t), diffusion.generative_drift(x, t))) / 2, diffusion.probability_flow(x, t))
 
 
 def test_linear_flow_in_closed_form():

@@ -112,7 +112,7 @@ def test_no_class_name_twice():
 
 @pytest.mark.parametrize("folder", ["indm/workbench", "indm/tables", "indm/published"])
 def test_a_customer_of_the_method_uses_no_private_name(folder):
-    """Names with an underscore stay in their room; research and examples: ``test_site.py``."""
+    """Names with an underscore stay in their room."""
     for path in sorted((rooms.ROOT.parent / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("indm"):

@@ -31,7 +31,7 @@ from indm.sampling import (
     uniform_grid,
 )
 from indm.sampling.base import time_grid
-from indm.sampling.deterministic import balance, exponential_weights
+from indm.sampling.deterministic import ExponentialAdams, balance, exponential_weights
 from indm.sampling.stochastic import langevin_step
 from indm.sde.linear import VESDE, VPSDE, LogLinearSDE, SubVPSDE
 
@@ -50,7 +50,7 @@ def samplers(holds=lambda sampler: True):
 
 
 FIXED_STEPS = samplers(lambda sampler: not sampler.stochastic and not sampler.adaptive)
-MULTISTEP = samplers(lambda sampler: sampler.needs_scalar_sde)
+MULTISTEP = samplers(lambda sampler: isinstance(sampler, ExponentialAdams))
 
 
 class Rippled(torch.nn.Module):

@@ -170,17 +170,6 @@ def test_the_error_of_the_cycle_and_of_the_way_falls_with_the_third_power_of_the
         assert all(order > 2.6 for order in orders), (found, orders)
 
 
-def test_a_rougher_route_tells_the_error_of_this_one():
-    """In closed form the error is known: the difference is 7 to 31 times it, as of third to fifth order."""
-    source, target = model_of("vp", 0, actnorm(0)), model_of("vp", 1, actnorm(1))
-    x = data_of(source, 20)
-    route = two_models(source, target, steps=160)
-    there = route.follow(x).x
-    error, told = ((there - other).abs().max() for other in (closed(source, target, x), route.rougher().follow(x).x))
-    assert 6 < told / error < 32 and route.rougher().steps == 80
-    assert two_models(source, target, tol=1e-4).rougher().tol == 8e-4
-
-
 def test_the_score_is_called_as_often_as_is_said(monkeypatch):
     calls, forward = [], GaussianScore.forward
     monkeypatch.setattr(GaussianScore, "forward", lambda *arguments: calls.append(1) or forward(*arguments))

@@ -8,19 +8,14 @@ import torch
 
 from indm.checks import reason
 
-CONTROL_GROUP = Path("/sys/fs/cgroup")  # of a container
-LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # files in it, in version 2 and version 1
 COPIES = 3  # of the numbers of a file, in memory at one time: as they are read, in the type of the model, and split
 
 
 def check_memory(claimed: int) -> None:
-    """ValueError where ``claimed`` bytes do not fit into what this machine, or this container, has free."""
-    texts = [(CONTROL_GROUP / name).read_text() for name in LIMITS if (CONTROL_GROUP / name).is_file()]
-    used = psutil.Process().memory_info().rss
-    left = [int(text) - used for text in texts if text.strip().isdigit()]  # "max" where there is no limit
-    memory = min([psutil.virtual_memory().available, *left])
-    if claimed > memory:
-        raise ValueError(f"it claims {claimed:,} bytes, and this process can have {memory:,} bytes of memory")
+    """ValueError where ``claimed`` bytes do not fit into what this machine has free."""
+    free = psutil.virtual_memory().available
+    if claimed > free:
+        raise ValueError(f"it claims {claimed:,} bytes, and this process can have {free:,} bytes of memory")
 
 
 def raise_if_out_of_memory(path: Path, error: Exception) -> None:

@@ -23,7 +23,7 @@ from indm.checks import brief, reason, require
 from indm.files.memory import COPIES, check_memory
 from indm.files.plain import check_plain, text
 
-LARGEST_COUNT = 2**24  # the largest whole number that a description may hold whatever the size of the weights
+LARGEST_EVENT = 2**24  # numbers of an event, unless the weights have more
 SPARE, SPARE_PARTS = 2**14, 2**10  # numbers, and tensors and modules, that a model may have beside its weights
 MOST_AXES = 8  # of an event
 LARGEST_HEADER = 2**22  # bytes of the names and shapes of weights, some 40,000 tensors
@@ -173,6 +173,8 @@ def check_event(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
     shape, levels = description["shape"], description["levels"]
     is_shape = 1 <= len(shape) <= MOST_AXES and all(type(side) is int and side > 0 for side in shape)
     require(is_shape, "shape", shape, f"1 to {MOST_AXES} whole numbers above 0")
+    most = max(LARGEST_EVENT, sum(tensor.numel() for tensor in state.values()))
+    require(math.prod(shape) <= most, "shape", shape, f"of at most {most:,} numbers")
     require(levels is None or type(levels) is int, "levels", levels, "a whole number, or null for continuous data")
     for name, tensor in state.items():
         is_real = not tensor.is_complex() and (name not in AFFINE or tensor.dtype in (torch.float32, torch.float64))
@@ -183,34 +185,19 @@ def check_event(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
             require(bool(tensor.isfinite().all()), name, tensor[~tensor.isfinite()][:1].tolist(), "finite")
 
 
-def build_described(make: Callable[[], Module], description: Mapping[str, Any], state: Mapping[str, Tensor]) -> Module:
-    """Build what is described, which must be no larger than the weights.
+def build_described(make: Callable[[], Module], state: Mapping[str, Tensor]) -> Module:
+    """Build what ``make`` builds, which must be no larger than the weights ``state``, already read.
 
     It is built without numbers first, so that no large tensor is made. Parts of other packages may need numbers, so
     that all is counted once more while it is built with numbers.
-
-    ``make`` takes its sizes from the ``description``; ``state`` are the weights, already read.
     """
     held = sum(tensor.numel() for tensor in state.values())
+    bounds = 2 * held + SPARE, 4 * len(state) + SPARE_PARTS
     larger = ValueError(f"the description is of a larger model than the weights, which hold {held:,} numbers")
-    if max(_whole_numbers(description), default=0) > max(held, LARGEST_COUNT):
-        raise larger
-    most, most_parts = 2 * held + SPARE, 4 * len(state) + SPARE_PARTS
-    with suppress(NotImplementedError, RuntimeError), torch.device("meta"), _counting(most, most_parts, larger):
+    with suppress(NotImplementedError, RuntimeError), torch.device("meta"), _counting(*bounds, larger):
         make()
-    with _counting(most, most_parts, larger):
+    with _counting(*bounds, larger):
         return make()
-
-
-def _whole_numbers(value: object) -> Iterator[int]:
-    """The absolute values of all whole numbers in a description."""
-    if isinstance(value, Mapping):
-        value = [*value.values()]
-    if isinstance(value, list | tuple):
-        for part in value:
-            yield from _whole_numbers(part)
-    elif isinstance(value, int):
-        yield abs(value)
 
 
 @contextmanager

@@ -134,18 +134,6 @@ class Interleaved(ExactFlow):
         return torch.stack(z.chunk(2, dim=1), dim=2).flatten(1)
 
 
-class InitialInverse(InvertibleLinear):
-    """z = W x with a trained W, and in place of W⁻¹ the inverse of the initial W, a buffer."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, "rotation")
-        lower, upper = self._factors()
-        self.register_buffer("initial_inverse", (self.permutation @ lower @ upper).detach().mT.contiguous())
-
-    def inverse_step(self, z: Batch) -> Batch:
-        return F.linear(z, self.initial_inverse)
-
-
 class SigmoidAffine:
     """y ↦ y s + b, s = sigmoid(a + 2) + 0.001: raw parameters (a, b) of each entry; at 0, s is ``start``."""
 
@@ -168,11 +156,10 @@ class CodePrior(Compose):
     """u → e ~ N(0, I), the flow whose density at u is p(u); p(u) starts as N(0, I).
 
     A step is ActNorm, a linear map, two couplings that transform one half by the other in turn, ActNorm, and two more
-    couplings between the entries at even and at odd places. With ``initial_inverses`` codes have the law p(u) only
-    before training, see :class:`InitialInverse`.
+    couplings between the entries at even and at odd places.
     """
 
-    def __init__(self, code_dim: int, steps: int, width: int, activation: str, initial_inverses: bool = False):
+    def __init__(self, code_dim: int, steps: int, width: int, activation: str):
         def norm() -> ActNorm:
             layer = ActNorm(code_dim)
             nn.init.constant_(layer.log_scale, -math.log(SigmoidAffine.start))  # undone by the couplings after it
@@ -183,8 +170,7 @@ class CodePrior(Compose):
 
         flows: list[Flow] = []
         for _ in range(steps):
-            linear = InitialInverse(code_dim) if initial_inverses else InvertibleLinear(code_dim, "rotation")
-            flows += [norm(), linear, coupling(False), coupling(True)]
+            flows += [norm(), InvertibleLinear(code_dim, "rotation"), coupling(False), coupling(True)]
             flows += [norm(), Interleaved(coupling(False)), Interleaved(coupling(True))]
         super().__init__(flows)
 
@@ -216,8 +202,6 @@ class ConditionalResidualFlow(Flow):
         encoder_planes, encoder_channels, encoder_activation: of q(u|x), see :class:`CodeEncoder`. With ``squeeze`` it
             takes the squeezed image.
         prior_steps, prior_width, prior_activation: of p(u), see :class:`CodePrior`.
-        initial_inverses: sample codes as the paper's code does, which never updates the inverses of two matrices of
-            p(u) after it has made them. Such codes do not have the law p(u); likelihoods are the same.
 
     It starts at the identity, where the bound is exact. The published CIFAR-10 flow is ``blocks=(16, 16), width=512,
     encoder_planes=(48, 96, 96), prior_width=256``. In training mode batch norm makes q(u|x) depend on the whole batch.
@@ -253,7 +237,6 @@ class ConditionalResidualFlow(Flow):
         prior_steps: int = 2,
         prior_width: int = 64,
         prior_activation: str = "elu",
-        initial_inverses: bool = False,
     ):
         super().__init__()
         shape, blocks, norm = tuple(shape), tuple(blocks), checked_norm(norm)
@@ -277,12 +260,12 @@ class ConditionalResidualFlow(Flow):
         self.chain = nn.ModuleList(residual_chain(shape, blocks, block, squeeze, actnorm))
         encoder_shape = (4 * shape[0], shape[1] // 2, shape[2] // 2) if squeeze else shape
         self.encoder = CodeEncoder(encoder_shape, code_dim, encoder_planes, encoder_channels, encoder_activation)
-        self.prior = CodePrior(code_dim, prior_steps, prior_width, prior_activation, initial_inverses)
+        self.prior = CodePrior(code_dim, prior_steps, prior_width, prior_activation)
         self.shape, self.blocks, self.width, self.norm, self.coeff = shape, blocks, width, norm, coeff
         self.activation, self.squeeze, self.actnorm, self.code_dim = activation, squeeze, actnorm, code_dim
         self.encoder_planes, self.encoder_channels = encoder_planes, encoder_channels
         self.encoder_activation, self.prior_activation = encoder_activation, prior_activation
-        self.prior_steps, self.prior_width, self.initial_inverses = prior_steps, prior_width, initial_inverses
+        self.prior_steps, self.prior_width = prior_steps, prior_width
 
     def posterior(self, x: Batch) -> tuple[Codes, Codes]:
         """Mean and log-variance of the Gaussian q(u|x), each (B, K)."""
@@ -293,7 +276,7 @@ class ConditionalResidualFlow(Flow):
         return self._draw(x, generator)[0]
 
     def sample_code(self, n: int, *, generator: torch.Generator | None = None) -> Codes:
-        """n draws of u, (n, K), from p(u), or with ``initial_inverses`` as the paper's code draws them."""
+        """n draws of u ~ p(u), (n, K)."""
         like = self.encoder.head.weight
         noise = torch.randn(n, self.code_dim, generator=generator, dtype=like.dtype, device=like.device)
         return self.prior.code_of(noise)

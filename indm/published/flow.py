@@ -19,19 +19,14 @@ from indm.flows.coupling import Coupling, InvertibleLinear
 from indm.flows.residual import ResidualBlock
 from indm.model import build
 from indm.published.checkpoint import Reader, check_agrees
-from indm.published.conditional import ConditionalBlock, ConditionalResidualFlow, InitialInverse, Interleaved
+from indm.published.conditional import ConditionalBlock, ConditionalResidualFlow, Interleaved
 
 ENCODER = "discriminator.encoder.net."
 HEAD = "discriminator.fc.linear"
 STEPS = "discriminator.prior.flow.steps."
 
 
-def flow_from_state(
-    state: Mapping[str, Tensor],
-    given: Mapping[str, Any],
-    shape: tuple[int, ...],
-    initial_inverses: bool = False,
-) -> Flow:
+def flow_from_state(state: Mapping[str, Tensor], given: Mapping[str, Any], shape: tuple[int, ...]) -> Flow:
     """The flow of a released checkpoint, in evaluation mode and single precision.
 
     Args:
@@ -40,7 +35,6 @@ def flow_from_state(
             the conditional flow ``encoder_activation`` and ``prior_activation`` ("elu"). All others must agree with the
             tensors.
         shape: of the images, (C, H, W), before any squeeze.
-        initial_inverses: of the conditional flow, see :class:`~indm.published.ConditionalResidualFlow`.
 
     Returns:
         A :class:`~indm.flows.ResidualFlow` or :class:`~indm.published.ConditionalResidualFlow` that computes the same
@@ -67,11 +61,10 @@ def flow_from_state(
     arguments = {"norm": "rows", "coeff": 0.98, "activation": "swish" if learned else "sin"}
     if conditional:
         inferred |= code_arguments(reader)
-        arguments["initial_inverses"] = initial_inverses
     check_agrees(inferred, given)
     arguments |= dict(given) | inferred
     make = functools.partial(build, arguments, "flow", shape)
-    flow = build_described(make, arguments | {"shape": shape}, reader.state)
+    flow = build_described(make, reader.state)
     if conditional:
         read_chain(reader, prefix, flow.chain)
         read_encoder(reader, flow)
@@ -208,8 +201,6 @@ def read_linear(reader: Reader, source: str, target: InvertibleLinear) -> None:
     target.sign.copy_(diagonal.sign())
     target.log_diagonal.copy_(diagonal.abs().log())
     target.off_diagonal.copy_(lower.tril(-1) + upper.triu(1))
-    if isinstance(target, InitialInverse):
-        reader.copy(f"{source}.weight_inv", target.initial_inverse)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from indm.score import is_smooth
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample
 
+SAMPLER = "unipc"  # default sampler: the best in few steps
 STEPS = 25  # default number of steps: UniPC is then 0.02 grey levels of 256 from converged samples
 FEW = 25  # steps in which, or in fewer, a network with ripples in t is not resolved
 RESOLVING = 400  # steps by default where a network may have ripples in t (bench/ripples.py)
@@ -36,7 +37,6 @@ class Sampler:
     Attributes:
         order: of convergence in the step size: of the solution for the probability flow, of moments for the SDE.
         stochastic: whether it draws noise: then its samples are not a function of z_T.
-        needs_scalar_sde: whether all entries of the latent must share one SDE (see :attr:`LinearSDE.is_scalar`).
         adaptive: whether it chooses its own steps.
         evaluations_per_step: of the score.
 
@@ -54,7 +54,6 @@ class Sampler:
 
     order: ClassVar[int]
     stochastic: ClassVar[bool] = False
-    needs_scalar_sde: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
     evaluations_per_step: ClassVar[int] = 1
 
@@ -70,32 +69,13 @@ class Sampler:
         self, score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
     ) -> tuple[Tensor, int]:
         """z_ε from z_T, and the evaluations of the score for one sample."""
-        self.check(score.sde)
         for t, s in intervals(self.grid(score.sde, steps), z, progress):
             z = self.step(score, z, t, s, generator)
         return z, steps * self.evaluations_per_step
 
-    def check(self, sde: LinearSDE) -> None:
-        """ValueError where this sampler cannot take the SDE."""
-        if self.needs_scalar_sde and not sde.is_scalar:
-            able = ", ".join(able_samplers(sde))
-            raise ValueError(
-                f"sampler must be one of {able} where entries have clocks of their own, got {type(self).__name__}"
-            )
-
     def options(self) -> dict[str, Any]:
         """Its constructor arguments."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
-
-def able_samplers(sde: LinearSDE) -> list[str]:
-    """Names of the samplers of this package that support the SDE."""
-    return [name for name in SAMPLERS if sde.is_scalar or not find("sampler", name).needs_scalar_sde]
-
-
-def default_sampler(model) -> str:
-    """UniPC, the best in few steps; Heun's method where each entry of the latent has an SDE of its own."""
-    return "unipc" if model.is_scalar else "heun"
 
 
 def default_steps(model) -> int:

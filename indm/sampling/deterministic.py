@@ -59,13 +59,11 @@ class ExponentialAdams(Sampler):
     ripples in t, steps are placed by :func:`steps_in_time`.
     """
 
-    needs_scalar_sde = True
     corrector: ClassVar[bool] = False
 
     def solve(
         self, score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
     ) -> tuple[Tensor, int]:
-        self.check(score.sde)
         sde, points_kept = score.sde, self.order - self.corrector
         grid = self.grid(sde, steps) if is_smooth(score) else time_grid(sde, steps)
         alpha, sigma, half = (v.tolist() for v in (sde.alpha(grid), sde.sigma(grid), 0.5 * sde.log_snr(grid)))

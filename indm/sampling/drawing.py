@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from indm.checks import require
 from indm.likelihood import decode_with_log_prob, latents_of
-from indm.sampling.base import FEW, RESOLVING, Sampler, check_counts, default_sampler, default_steps, make_sampler
+from indm.sampling.base import FEW, RESOLVING, SAMPLER, Sampler, check_counts, default_steps, make_sampler
 from indm.score import denoise, is_smooth
 from indm.tensors import Batch, evaluation_mode, expand_like
 
@@ -23,7 +23,7 @@ def sample(
     *,
     c: Any = None,
     guidance: float = 1.0,
-    sampler: str | type[Sampler] | Sampler | None = None,
+    sampler: str | type[Sampler] | Sampler = SAMPLER,
     steps: int | None = None,
     eps: float | None = None,
     temperature: float = 1.0,
@@ -40,8 +40,7 @@ def sample(
             model that knows p(x), too (``drop`` of its condition), None samples that.
         guidance: w of :class:`indm.score.GivenScore`: above 1 samples are more typical of c and less diverse, at two
             evaluations each. Only 1, which is the model, has a likelihood.
-        sampler: a name in :data:`SAMPLERS`, or a :class:`Sampler`, such as ``PredictorCorrector(snr=0.1)``; default:
-            "unipc", and "heun" where each entry of the latent has an SDE of its own.
+        sampler: a name in :data:`SAMPLERS`, or a :class:`Sampler`, such as ``PredictorCorrector(snr=0.1)``.
         steps: time steps ("ode" takes as many as its tolerance needs); default: 25, and 400 where the network may have
             ripples in t.
         eps: truncation at which the reverse process ends; default: the SDE's own, which is also the least.
@@ -53,7 +52,7 @@ def sample(
         x in model units, (n, *event); ``model.scaling.to_data`` gives grey levels.
 
     Raises:
-        ValueError: a sampler that is unknown or cannot take the SDE, or a number out of range.
+        ValueError: an unknown sampler, or a number out of range.
         RuntimeError: the flow's inverse did not converge.
 
     Warns:
@@ -69,7 +68,7 @@ def sample(
     steps = default_steps(model) if steps is None else steps
     check_counts(steps=steps)
     require(0 < temperature < math.inf, "temperature", temperature, "positive and finite", "1 samples the model")
-    sampler = make_sampler(default_sampler(model) if sampler is None else sampler)
+    sampler = make_sampler(sampler)
     if steps <= FEW and not sampler.adaptive and not is_smooth(model.score):
         warnings.warn(
             f"the network may have ripples in t, and samples in {steps} steps may then be far from converged ones; "

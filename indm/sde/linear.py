@@ -33,22 +33,20 @@ Times = Float[Tensor, "..."]
 
 
 class Kernel(NamedTuple):
-    r"""The law :math:`q(z_t \mid z_0) = N(\alpha_t z_0, \sigma_t^2 I)` at some times, (B,) or (B, *event) each.
+    r"""The law :math:`q(z_t \mid z_0) = N(\alpha_t z_0, \sigma_t^2 I)` at times (B,), (B,) each.
 
     Attributes:
         log_alpha: log α, of the scale of the mean.
         sigma: the standard deviation.
-        rate: of the clock, see :meth:`LinearSDE.clock_rate`.
 
     Example:
         >>> kernel = VPSDE().kernel(torch.tensor([0.5]))
-        >>> torch.allclose(kernel.alpha**2 + kernel.sigma**2, torch.ones(1)), kernel.rate.item()
-        (True, 1.0)
+        >>> torch.allclose(kernel.alpha**2 + kernel.sigma**2, torch.ones(1))
+        True
     """
 
     log_alpha: Tensor
     sigma: Tensor
-    rate: Tensor
 
     @property
     def alpha(self) -> Tensor:
@@ -70,10 +68,9 @@ class LinearSDE(nn.Module, ABC):
     the mean of the latents), so it moves and is saved with the model.
 
     To write an SDE, define its five abstract methods: :meth:`log_alpha`, :meth:`sigma`, :meth:`drift`,
-    :meth:`diffusion` and :meth:`time`. They act entry by entry on times of any shape and keep the dtype. Set
-    ``prior_std`` where σ_T is not 1, and keep every constructor argument as an attribute of the same name, so that a
-    saved model can describe itself. Coefficients may also differ between the entries of an event, (B, *event) for
-    times (B,): then define :meth:`clock_rate` too.
+    :meth:`diffusion` and :meth:`time`. They take times of any shape and return numbers of the same shape and
+    dtype, so all entries of a latent share one SDE. Set ``prior_std`` where σ_T is not 1, and keep every constructor
+    argument as an attribute of the same name, so that a saved model can describe itself.
 
     Example: a variance-preserving diffusion at a constant rate.
 
@@ -129,8 +126,8 @@ class LinearSDE(nn.Module, ABC):
         """The inverse of :meth:`log_snr`."""
 
     def kernel(self, t: Times) -> Kernel:
-        """:meth:`log_alpha`, :meth:`sigma` and :meth:`clock_rate` at once: to be defined where they share work."""
-        return Kernel(self.log_alpha(t), self.sigma(t), self.clock_rate(t))
+        """:meth:`log_alpha` and :meth:`sigma` at once: to be defined where they share work."""
+        return Kernel(self.log_alpha(t), self.sigma(t))
 
     def alpha(self, t: Times) -> Times:
         r"""Scale :math:`\alpha_t` of the mean of the kernel."""
@@ -144,22 +141,10 @@ class LinearSDE(nn.Module, ABC):
         r""":math:`\log(\alpha_t^2/\sigma_t^2)`, strictly decreasing, with derivative :math:`-g^2/\sigma^2`."""
         return 2.0 * (self.log_alpha(t) - self.sigma(t).log())
 
-    def clock_rate(self, t: Times) -> Times:
-        """d(−log SNR of an entry)/d(−:meth:`log_snr`): 1 where all entries of the latent share one SDE."""
-        return torch.ones_like(t)
-
-    @property
-    def is_scalar(self) -> bool:
-        """Whether all entries of the latent share one SDE: coefficients are (B,) at times (B,), not (B, *event)."""
-        T = self.prior_mean.new_full((1,), self.T)
-        return self.alpha(T).ndim == 1 and self.sigma(T).ndim == 1
-
     def transition(self, t: Times, s: Times) -> tuple[Times, Times]:
         r"""The kernel of z_s given z_t, for times s ≥ t: :math:`q(z_s \mid z_t) = N(r z_t, v^2 I)`.
 
         .. math:: r = \alpha_s/\alpha_t, \qquad v = \sqrt{\sigma_s^2 - r^2\sigma_t^2}
-
-        The ratio r and the standard deviation v have the shape of :meth:`sigma`.
         """
         ratio, variance = self.transition_moments(t, s)
         return ratio, variance.sqrt()
@@ -437,7 +422,7 @@ def check_sde(sde: LinearSDE) -> None:
 
     .. math:: f = \frac{d\log\alpha}{dt}, \qquad g^2 = \frac{d\sigma^2}{dt} - 2 f \sigma^2
 
-    Its :meth:`~LinearSDE.time` must invert its log SNR, and :meth:`~LinearSDE.clock_rate` be (g²/σ²)/(−d log SNR/dt).
+    Its :meth:`~LinearSDE.log_snr` must be log(α²/σ²), and its :meth:`~LinearSDE.time` the inverse.
 
     Raises:
         ValueError: one of its methods does not fit the others; it says which, where, and by how much.
@@ -459,35 +444,32 @@ def check_sde(sde: LinearSDE) -> None:
     t = torch.linspace(twin.eps, twin.T, TIMES + 2, dtype=torch.float64, device=twin.prior_mean.device)[1:-1]
     t.requires_grad_()
     with torch.enable_grad():
-        f, g, sigma = (_entries(v) for v in (twin.drift(t), twin.diffusion(t), twin.sigma(t)))
-        rate = (g / sigma) ** 2 / _slope(_entries(-twin.log_snr(t)), t)
+        log_alpha, sigma, log_snr = twin.log_alpha(t), twin.sigma(t), twin.log_snr(t)
+        f, g = twin.drift(t), twin.diffusion(t)
         expected = {
-            "drift": (f, _slope(_entries(twin.log_alpha(t)), t), "d log α/dt"),
+            "drift": (f, _slope(log_alpha, t), "d log α/dt"),
             "diffusion": (g**2, _slope(sigma**2, t) - 2 * f * sigma**2, "the root of dσ²/dt − 2 f σ²"),
-            "time": (_entries(twin.time(twin.log_snr(t))), _entries(t), "the inverse of log_snr"),
-            "clock_rate": (_entries(twin.clock_rate(t)), rate, "(g²/σ²)/(−d log SNR/dt)"),
+            "log_snr": (log_snr, 2 * (log_alpha - sigma.log()), "log(α²/σ²)"),
+            "time": (twin.time(log_snr), t, "the inverse of log_snr"),
         }
     for name, (value, wanted, words) in expected.items():
-        value, wanted = torch.broadcast_tensors(value.detach(), wanted.detach())
-        excess = (value - wanted).abs() - PRECISION * (1e-2 + wanted.abs())
-        worst = int(excess.nan_to_num(torch.inf).amax(1).argmax())
-        if not bool((excess[worst] <= 0).all()):
-            square = "² " if name == "diffusion" else " "
-            entry = int(excess[worst].nan_to_num(torch.inf).argmax())
+        if not value.shape == wanted.shape == t.shape:
             raise ValueError(
-                f"{name} of {type(sde).__name__} must be {words}, got {name}{square}= {value[worst, entry]:.6g} in "
-                f"place of {wanted[worst, entry]:.6g} at t = {t[worst]:.3g}"
+                f"coefficients of {type(sde).__name__} must be one number for each time, {tuple(t.shape)}, got "
+                f"{tuple(torch.broadcast_shapes(value.shape[1:], wanted.shape[1:]))} for each by {name}"
+            )
+        excess = ((value - wanted).abs() - PRECISION * (1e-2 + wanted.abs())).detach().nan_to_num(torch.inf)
+        worst = int(excess.argmax())
+        if excess[worst] > 0:
+            square = "² " if name == "diffusion" else " "
+            raise ValueError(
+                f"{name} of {type(sde).__name__} must be {words}, got {name}{square}= {value[worst]:.6g} in place of "
+                f"{wanted[worst]:.6g} at t = {t[worst]:.3g}"
             )
 
 
-def _entries(value: Tensor) -> Tensor:
-    """A coefficient as (times, entries), with one entry where all share it."""
-    return value.reshape(len(value), -1)
-
-
 def _slope(value: Tensor, t: Tensor) -> Tensor:
-    """d/dt of each entry, (times, entries)."""
+    """d/dt of a coefficient at each time."""
     if not value.requires_grad:
         return torch.zeros_like(value)
-    slopes = [torch.autograd.grad(v.sum(), t, retain_graph=True, allow_unused=True)[0] for v in value.T]
-    return torch.stack([torch.zeros_like(t) if slope is None else slope for slope in slopes], 1)
+    return torch.autograd.grad(value.sum(), t, retain_graph=True)[0]

@@ -316,7 +316,7 @@ class MixtureLaw(NamedTuple):
         Raises:
             ValueError: a component is so narrow that the noise at ε is not small beside it.
         """
-        if eps != sde.eps or not sde.is_scalar:
+        if eps != sde.eps:
             return None
         limit = NARROWEST * math.exp(0.5 * sde.clock_span()[0])  # σ/α at ε is the root of e^clock
         narrow = self.network.variance.sqrt().amin(1)

@@ -41,7 +41,6 @@ def convert(
     weights: Weights | None = None,
     recipe: str | Path | None = None,
     image_size: int | None = None,
-    initial_inverses: bool = False,
     changes: Mapping[str, str] | None = None,
 ) -> dict:
     """Write the run folder ``out`` from a released score checkpoint and, where there is one, its flow checkpoint.
@@ -54,8 +53,6 @@ def convert(
             the paper's results were evaluated.
         recipe: whose data, SDE, network and evaluation hold where the tensors and what else is given do not tell.
         image_size: side of the images; by default that of the data, or of a recipe of this network.
-        initial_inverses: the samples of a conditional flow are those of the authors' code, whose codes do not have the
-            law p(u), see :class:`~indm.published.ConditionalResidualFlow`.
         changes: dotted keys of the tables data, sde, net, flow and evaluate, as on the command line.
 
     Returns:
@@ -94,7 +91,7 @@ def convert(
         source_of_flow = read_checkpoint(flow_checkpoint)
         files.append(_file(source_of_flow, weights or "model"))
         state = source_of_flow.weights(weights or "model")
-        flow = flow_from_state(state, given.get("flow", {}), layout.shape, initial_inverses)
+        flow = flow_from_state(state, given.get("flow", {}), layout.shape)
     model = INDM(flow, score, Scaling.images(LEVELS, score.backbone.centered), layout.shape).eval()
 
     assumed = layout.assumed | ({"image_size": size} if said is None else {})
@@ -122,7 +119,7 @@ def convert(
 def score_of_checkpoint(state: State, sde: dict, net: dict, shape: tuple[int, ...]) -> PublishedScore:
     """The published score with the weights of the original's ``state``, in evaluation mode."""
     make = functools.partial(build, {"name": "ncsnpp", **net}, "net", shape)
-    network: Any = untrusted.build_described(make, {**net, "shape": shape}, state)
+    network: Any = untrusted.build_described(make, state)
     load_published(network, state)
     return PublishedScore(network, cast(LinearSDE, build(sde, "sde", shape))).eval()
 

@@ -1,11 +1,10 @@
-"""What every SDE of the table of parts must do, entry by entry where its coefficients differ between entries."""
+"""Properties that every SDE of the table of parts must have."""
 
 import copy
 
 import pytest
 import torch
 from contract_parts import constructions
-from own_sde import EachEntry
 from scipy import stats
 
 import indm
@@ -14,19 +13,13 @@ from indm.model import build, describe
 from indm.sde import check_sde
 from indm.sde.linear import VPSDE, truncated
 
-# One of somebody else's, with a learned rate for each entry, is held to the same.
-TABLE = constructions("sde") | {"each entry": ({"name": EachEntry}, (3,))}
+TABLE = constructions("sde")
 SHAPE = (3,)
 
 
 def made(table, shape):
-    """The SDE in double precision, with learned parameters away from their start."""
-    torch.manual_seed(4)
-    sde = build(table, "sde", shape).double()
-    with torch.no_grad():
-        for parameter in sde.parameters():
-            parameter.normal_(std=0.5)
-    return sde
+    """The SDE in double precision."""
+    return build(table, "sde", shape).double()
 
 
 @pytest.fixture(params=TABLE)
@@ -40,31 +33,25 @@ def times(sde, n=24):
     return sde.time(torch.lerp(*ends, torch.linspace(0.013, 0.987, n, dtype=torch.float64)))
 
 
-def entries(value):
-    """(times, entries): one column for a coefficient that all entries share."""
-    return value.reshape(len(value), -1)
-
-
 def slope(value, t):
-    """d/dt of each entry, (times, entries)."""
-    columns = [torch.autograd.grad(v.sum(), t, retain_graph=True, allow_unused=True)[0] for v in entries(value).T]
-    return torch.stack([torch.zeros_like(t) if c is None else c for c in columns], 1)
+    """d/dt at each time."""
+    return torch.autograd.grad(value.sum(), t, retain_graph=True)[0]
 
 
 def test_kernel_solves_the_moment_equations(sde):
     """d log α/dt = f and dσ²/dt = 2 f σ² + g², by autograd in t."""
     t = times(sde).requires_grad_()
-    f, g, sigma = entries(sde.drift(t)), entries(sde.diffusion(t)), entries(sde.sigma(t))
+    f, g, sigma = sde.drift(t), sde.diffusion(t), sde.sigma(t)
     log_alpha = sde.log_alpha(t)
     moved = slope(log_alpha, t) if log_alpha.requires_grad else torch.zeros_like(f)
-    torch.testing.assert_close(moved, f.expand_as(moved), rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(moved, f, rtol=1e-7, atol=1e-8)
     torch.testing.assert_close(slope(sde.sigma(t) ** 2, t), 2 * f * sigma**2 + g**2, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(sde.alpha(t), log_alpha.exp())
 
 
 def test_its_own_check_passes_it_and_finds_each_wrong_method(sde):
     check_sde(sde)
-    for name in ("drift", "diffusion", "time", "clock_rate"):
+    for name in ("drift", "diffusion", "time"):
         wrong, right = copy.deepcopy(sde), getattr(sde, name)
         setattr(wrong, name, lambda v, right=right: 1.01 * right(v) + 0.01)
         with pytest.raises(ValueError, match=f"{name} of {type(sde).__name__} must be .* at t = 0"):
@@ -73,8 +60,7 @@ def test_its_own_check_passes_it_and_finds_each_wrong_method(sde):
 
 def test_a_truncated_one_is_made_anew_from_its_description(sde):
     view = truncated(sde, 0.3)
-    with indm.trust("own_sde"):
-        anew = build(describe(view, "sde"), "sde", SHAPE).double()
+    anew = build(describe(view, "sde"), "sde", SHAPE).double()
     anew.load_state_dict(view.state_dict())
     t = torch.tensor([0.3, 0.7, 1.0], dtype=torch.float64)
     assert anew.eps == 0.3
@@ -82,13 +68,11 @@ def test_a_truncated_one_is_made_anew_from_its_description(sde):
 
 
 def test_clock(sde):
-    """``time`` inverts the log-SNR; ``clock_rate`` is the ageing of an entry on it, at g²/σ² in t."""
+    """``time`` inverts the log-SNR, which falls at the rate g²/σ²."""
     t = times(sde).requires_grad_()
     torch.testing.assert_close(sde.time(sde.log_snr(t)), t, rtol=1e-9, atol=1e-12)
-    common = slope(-sde.log_snr(t), t)
-    own = slope(2 * (sde.sigma(t).log() - sde.log_alpha(t)), t)
-    torch.testing.assert_close(own, (entries(sde.diffusion(t)) / entries(sde.sigma(t))) ** 2, rtol=1e-6, atol=0)
-    torch.testing.assert_close(entries(sde.clock_rate(t)), own / common, rtol=1e-6, atol=0)
+    torch.testing.assert_close(sde.log_snr(t), 2 * (sde.log_alpha(t) - sde.sigma(t).log()), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(slope(-sde.log_snr(t), t), (sde.diffusion(t) / sde.sigma(t)) ** 2, rtol=1e-6, atol=0)
     ends = (-sde.log_snr(torch.tensor([sde.eps, sde.T], dtype=torch.float64))).tolist()
     assert sde.clock_span() == pytest.approx(ends, rel=1e-12) and ends[0] < ends[1]
     assert sde.log_snr_range() == pytest.approx(ends[1] - ends[0], rel=1e-12)
@@ -110,29 +94,27 @@ def test_perturb_and_the_transition_from_eps_have_one_law(sde):
     t, z, noise = times(sde), torch.randn(24, *SHAPE).double(), torch.randn(24, *SHAPE).double()
     z_t = sde.perturb(z, t, noise)
     ratio, std = sde.transition(torch.full_like(t, sde.eps), t)
-    mean = entries(ratio * sde.alpha(torch.full_like(t, sde.eps))) * z
+    mean = (ratio * sde.alpha(torch.full_like(t, sde.eps)))[:, None] * z
     torch.testing.assert_close(sde.perturb(z, t, 0 * noise), mean)
-    variance = entries(std) ** 2 + (entries(ratio) * entries(sde.sigma(torch.full_like(t, sde.eps)))) ** 2
-    torch.testing.assert_close((z_t - mean) ** 2, variance * noise**2)
+    variance = std**2 + (ratio * sde.sigma(torch.full_like(t, sde.eps))) ** 2
+    torch.testing.assert_close((z_t - mean) ** 2, variance[:, None] * noise**2)
     for rows in ([3], [5, 1]):
         torch.testing.assert_close(sde.perturb(z[rows], t[rows], noise[rows]), z_t[rows])
 
 
-def test_the_kernel_is_alpha_sigma_and_the_rate(sde):
-    t = times(sde)
-    kernel = sde.kernel(t)
-    for value, name in zip((kernel.alpha, kernel.sigma, kernel.rate), ("alpha", "sigma", "clock_rate"), strict=True):
-        torch.testing.assert_close(value, getattr(sde, name)(t), rtol=1e-12, atol=0)
+def test_the_kernel_is_alpha_and_sigma(sde):
+    kernel = sde.kernel(times(sde))
+    torch.testing.assert_close(kernel.alpha, sde.alpha(times(sde)), rtol=1e-12, atol=0)
+    torch.testing.assert_close(kernel.sigma, sde.sigma(times(sde)), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_keeps_dtype(sde, dtype):
     exact, t = times(sde), times(sde).to(dtype)
-    for name in ("alpha", "sigma", "drift", "diffusion", "log_snr", "marginal_std", "clock_rate"):
+    for name in ("alpha", "sigma", "drift", "diffusion", "log_snr", "marginal_std"):
         value = getattr(sde, name)(t)
         assert value.dtype == dtype, name
         torch.testing.assert_close(value.double(), getattr(sde, name)(exact), rtol=1e-4, atol=1e-5)
-    assert (sde.alpha(t[:1]).ndim == 1) == sde.is_scalar
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 4, 4)])
@@ -178,7 +160,7 @@ def test_a_truncated_one_is_a_copy(sde):
     assert raised.eps == 0.2 and raised.endpoints(torch.zeros(2, 3))[0].tolist() == pytest.approx([0.2] * 2)
     for importance in (True, False):
         assert raised.sample_time(64, importance=importance)[0].min() > 0.2 - 1e-6
-    assert sde.eps == before and {id(p) for p in sde.parameters()} == {id(p) for p in raised.parameters()}
+    assert sde.eps == before
     for eps in (before / 2, 1.0, 2.0):
         with pytest.raises(ValueError, match="eps must lie in"):
             sde.sample_time(4, importance=True, eps=eps)
@@ -188,22 +170,25 @@ def test_a_truncated_one_is_a_copy(sde):
 def test_saved_and_loaded_it_has_the_same_bits(name, tmp_path):
     table, shape = TABLE[name]
     model = indm.build_model({"flow": {"name": "identity"}, "sde": table, "net": {"name": "zero"}}, shape)
-    model.score.sde.load_state_dict(made(table, shape).float().state_dict())
     model.sde.prior_mean = torch.randn(shape)
     model.save(tmp_path)
-    with indm.trust("own_sde"):
-        again, t = indm.INDM.load(tmp_path).sde, torch.linspace(0.01, 1.0, 9)
+    again, t = indm.INDM.load(tmp_path).sde, torch.linspace(0.01, 1.0, 9)
     assert again.eps == model.sde.eps and torch.equal(again.prior_mean, model.sde.prior_mean)
     for name in ("alpha", "sigma", "drift", "diffusion", "log_snr"):
         assert torch.equal(getattr(again, name)(t), getattr(model.sde, name)(t))
 
 
-def test_every_parameter_gets_a_gradient(sde):
-    model = indm.INDM(indm.flows.Identity(), indm.ScoreModel(indm.nets.Zero(), sde), shape=SHAPE)
-    if list(sde.parameters()):
-        indm.mle_loss(model, 2 * torch.randn(64, *SHAPE).double())[0].backward()
-    for name, parameter in sde.named_parameters():
-        assert bool((parameter.grad != 0).any()), name
+def test_its_own_check_finds_a_wrong_log_snr():
+    sde = VPSDE()
+    sde.log_snr = lambda t: 1.01 * VPSDE().log_snr(t)
+    with pytest.raises(ValueError, match=r"log_snr of VPSDE must be log\(α²/σ²\), got log_snr = "):
+        check_sde(sde)
+
+
+def test_an_sde_with_a_coefficient_for_each_entry_is_refused(sde):
+    sde.diffusion = lambda t, right=sde.diffusion: right(t)[:, None].expand(-1, 3)
+    with pytest.raises(ValueError, match=r"one number for each time, \(24,\), got \(3,\) for each by diffusion"):
+        check_sde(sde)
 
 
 # ── that the contract sees a wrong part ──────────────────────────────────────────────────────────────────────────────

@@ -1,7 +1,6 @@
 """Readers of files from strangers under fuzzing: whatever is in a file, only ValueError or OSError is raised.
 
-The checks run 103,600 times in all under ``make test-long`` (7 minutes of one core). Two defects were found so: names
-of arrays quoted with their newlines, and `indm inspect` without a run, which ended in a StopIteration.
+There is one test for each reader. Under ``make test-long`` they run in 74,000 cases.
 """
 
 import copy
@@ -20,17 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from indm.files import untrusted
 from indm.model import INDM, build_model
 from indm.published.checkpoint import read_checkpoint
 from indm.scaling import Scaling
 from indm.workbench.cli.main import main
 from indm.workbench.data import images
 from indm.workbench.data.base import load_data
-from indm.workbench.data.images import ImageFiles
 from indm.workbench.data.standard import read_idx
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import TrainOptions
 from indm.workbench.training import loop
 
 HOME = Path(tempfile.mkdtemp(prefix="indm-fuzz-"))
@@ -130,41 +126,6 @@ def test_recipes_with_changed_bytes(name, edits):
     read_recipe(edited(BUNDLED[name], edits))
 
 
-@fuzzed(6000, text=st.text(max_size=200))
-def test_recipes_that_are_any_text(text):
-    read_recipe(text.encode("utf-8", "surrogatepass"))
-
-
-TOML = st.recursive(
-    st.one_of(st.booleans(), st.floats(), st.text(max_size=8), st.integers(), st.dates(), st.datetimes(), st.times()),
-    lambda parts: st.lists(parts, max_size=3) | st.dictionaries(st.text(max_size=5), parts, max_size=3),
-    max_leaves=6,
-)
-
-
-@fuzzed(10_000, name=st.sampled_from(sorted(BUNDLED)), place=st.integers(0, 999), new=TOML, key=st.text(max_size=6))
-def test_recipes_with_changed_values(name, place, new, key):
-    recipe = replaced(tomllib.loads(BUNDLED[name].decode()), place, new)
-    try:
-        recipe["flow"] = dict(recipe["flow"]) | {key: new}
-        text = recipes.to_toml(recipe)
-    except (KeyError, TypeError, ValueError, AttributeError):  # no recipe that could have been read
-        return
-    read_recipe(text.encode())
-
-
-@fuzzed(10_000, table=st.sampled_from([*recipes.TABLES, "trian", ""]),
-    key=st.sampled_from([*vars(TrainOptions()), "name", "", "a.b"]), value=st.text(max_size=20) | VALUES.map(str),
-)  # fmt: skip
-def test_changes_on_the_command_line(table, key, value):
-    try:
-        recipe = recipes.override(recipes.load("digits"), {f"{table}.{key}": value})
-        text = recipes.to_toml(recipes.resolve(recipe))
-    except KNOWN:
-        return
-    tomllib.loads(text)
-
-
 # ── Arrays
 
 
@@ -193,20 +154,6 @@ def test_arrays_with_changed_bytes(name, edits):
     (HOME / name).write_bytes(edited(ARRAYS[name], edits))
     try:
         load_data("array", path=HOME / name)
-    except KNOWN as error:
-        assert "\n" not in str(error)
-
-
-@fuzzed(5000, shape=st.lists(st.integers(-2, 2**64), max_size=4) | VALUES,
-    descr=st.sampled_from(["<f8", "|u1", "|O", "<U9", ">i4", "|V0", "<M8[s]"]) | VALUES, order=VALUES | st.booleans(),
-    held=st.integers(0, 200),
-)  # fmt: skip
-def test_headers_of_arrays(shape, descr, order, held):
-    shape = tuple(shape) if isinstance(shape, list) else shape
-    text = repr({"descr": descr, "fortran_order": order, "shape": shape}).encode("latin1", "replace")
-    (HOME / "h.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(held))
-    try:
-        assert untrusted.array(HOME / "h.npy").nbytes <= held
     except KNOWN as error:
         assert "\n" not in str(error)
 
@@ -259,24 +206,6 @@ def test_images_with_changed_bytes(which, edits):
         pass
 
 
-FILE = st.tuples(st.integers(0, len(IMAGES) - 1), EDITS)
-NAME = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
-
-
-@fuzzed(600, damage=st.dictionaries(NAME, FILE, min_size=6, max_size=6))
-def test_folders_of_images(damage):
-    with tempfile.TemporaryDirectory(dir=HOME) as folder:
-        for name, (which, edits) in damage.items():
-            Path(folder, f"{name}.png").write_bytes(edited(IMAGES[which], edits))
-        try:
-            sets = load_data("folder", path=folder, size=8)
-            assert isinstance(sets.train, ImageFiles)
-            for i in range(len(sets.train)):
-                assert sets.train[i].shape == sets.shape
-        except KNOWN:
-            pass
-
-
 # ── Models and checkpoints
 
 TABLES = {
@@ -307,9 +236,9 @@ def test_descriptions_with_changed_values(place, new):
     load_model("model.json", json.dumps(replaced(DESCRIPTION, place, new)).encode())
 
 
-@fuzzed(4000, name=st.sampled_from(sorted(FILES)), edits=EDITS)
-def test_models_with_changed_bytes(name, edits):
-    load_model(name, edited(FILES[name], edits))
+@fuzzed(2000, edits=EDITS)
+def test_weights_with_changed_bytes(edits):
+    load_model("model.safetensors", edited(FILES["model.safetensors"], edits))
 
 
 @fuzzed(6000, edits=EDITS)

@@ -394,8 +394,8 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
     """The seam: it gets the flow's last weights, or its averages, the given arguments and the images' shape."""
     seen = []
 
-    def flow_from_state(state, given, shape, initial_inverses):
-        seen.append((state, given, shape, initial_inverses))
+    def flow_from_state(state, given, shape):
+        seen.append((state, given, shape))
         return ActNorm(shape[0])
 
     monkeypatch.setattr("indm.workbench.convert.flow_from_state", flow_from_state)
@@ -404,10 +404,10 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
     changes = {"sde": "vp", "flow.coeff": "0.9"}
     options = {"flow_checkpoint": flow, "image_size": 16, "changes": changes}
     convert(released / "checkpoint_1.pth", tmp_path / "a", **options)
-    convert(released / "checkpoint_1.pth", tmp_path / "b", **options, weights="ema", initial_inverses=True)
+    convert(released / "checkpoint_1.pth", tmp_path / "b", **options, weights="ema")
     raw, averaged = (state for state, *_ in seen)
     assert raw["lamb"] == 2 and averaged["lamb"] == 3 and averaged["nnet.0.scale"] == 5
-    assert seen[0][1:] == ({"coeff": 0.9}, (3, 16, 16), False) and seen[1][3]
+    assert seen[0][1:] == ({"coeff": 0.9}, (3, 16, 16))
     assert type(INDM.load(tmp_path / "a").flow) is ActNorm
     assert recipes.load(tmp_path / "a")["flow"]["name"] == "actnorm"
 

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 from original import slow_upfirdn
-from own_sde import EachEntry
 
 from indm import INDM, NCSNpp, PublishedScore, Scaling, ScoreModel, UNet, build_model, nelbo
 from indm.flows import Identity
 from indm.model import count_parameters
 from indm.published.ncsnpp import Down, Positional, StridedConv, Up, upfirdn2d
-from indm.sde.linear import VESDE, VPSDE, SubVPSDE
+from indm.sde.linear import VESDE, VPSDE, LogLinearSDE, SubVPSDE
 
 PLUSPLUS = {
     "embedding": "fourier", "fir": (1, 3, 3, 1), "input_pyramid": "residual", "scale_by_sigma": True, "centered": False,
@@ -191,8 +190,8 @@ def test_published_sigma_is_the_original_s_and_near_the_exact_one():
 
 
 def test_score_of_the_wrong_sde_or_epsilon():
-    with pytest.raises(ValueError, match="sde must be vp, subvp or ve for a published network, got EachEntry"):
-        PublishedScore(small(), EachEntry((3, 8, 8)))
+    with pytest.raises(ValueError, match="sde must be vp, subvp or ve for a published network, got LogLinearSDE"):
+        PublishedScore(small(), LogLinearSDE())
     with pytest.raises(ValueError, match=r"sde\.eps must leave noise in single precision, got 1e-08"):
         PublishedScore(small(), VPSDE(eps=1e-8))
 

@@ -22,7 +22,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from indm.checks import one_line
-from indm.sampling import able_samplers, default_sampler
+from indm.sampling.base import SAMPLER, SAMPLERS
 from indm.workbench.app import requests
 from indm.workbench.app.requests import WAYS, Ends, Side, Source
 from indm.workbench.data.images import SUFFIXES
@@ -91,8 +91,7 @@ class Builder:
             with gr.Column(scale=1, min_width=260):
                 n = gr.Slider(1, 64, 16, step=1, label="Number")
                 steps = gr.Slider(1, 200, 25, step=1, label="Steps", info="“ode” takes as many as its error needs.")
-                able = able_samplers(side.model.sde)
-                sampler = gr.Dropdown(able, value=default_sampler(side.model), label="Sampler")
+                sampler = gr.Dropdown(list(SAMPLERS), value=SAMPLER, label="Sampler")
                 seed = seed_field()
                 temperature = gr.Slider(0.1, 1.5, 1.0, step=0.05, label="Temperature",
                                         info="Factor on the latent; 1 samples the model.")  # fmt: skip

@@ -48,7 +48,7 @@ class DrawsSamples(ShowsProgress):
         return {name.removeprefix("sampler."): recipes.value_of(text) for name, text in self.table_values.items()}
 
     def named(self) -> list[str]:
-        return [self.drawing.sampler or ""]
+        return [self.drawing.sampler]
 
 
 @dataclass

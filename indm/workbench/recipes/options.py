@@ -124,7 +124,7 @@ class TrainOptions(Checked):
     """Factor on train.flow_lr when flow and score are trained together after train.flow_first."""
     noise_levels: Literal["gradients", "even"] = "gradients"
     """Noise levels of the "mle" objective: more where "gradients" are large, which needs fewer steps, or "even" on the
-    log-SNR clock, as for soft truncation, learned SDEs and published networks."""
+    log-SNR clock, as for soft truncation and published networks."""
     soft_truncation: Amount = 0.0
     """Exponent k of the density τ⁻ᵏ of the random truncation τ (1.2 is usual); 0 always truncates at ε."""
     terminal: Amount = 0.0
@@ -260,7 +260,7 @@ class Drawing(Checked):
     guidance: float = 1.0
     """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
     in training."""
-    sampler: Annotated[str | None, default("unipc; heun where each entry has an SDE of its own")] = None
+    sampler: str = "unipc"
     """ode, euler-maruyama, ancestral, sde-dpm++2m, pc, heun, dpm++2m, unipc, or package.module:Class. "ode"
     takes as many steps as its tolerance needs. Its options are sampler.tol (for ode; 1e-5
     is usual) and sampler.snr (for pc; 0.16, or [0.16,0.14] from first to last step)."""
@@ -343,9 +343,6 @@ class ConversionOptions:
     """A recipe whose data, SDE and network hold where the tensors do not tell."""
     image_size: Annotated[int | None, arg(metavar="PIXELS"), default("that of the data")] = None
     """Side of the images."""
-    initial_inverses: bool = False
-    """Draw the codes of samples as the authors' code does, which keeps the inverses of two matrices from before the
-    training. Such codes do not have the law p(u) of the likelihood; by default they do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,14 +372,8 @@ class TranslationOptions(Checked):
     cycle: bool = False
     """Also translate back to A: write cycle/NAME.png, and print the largest error of each image in grey levels, before
     and after rounding."""
-    errors: bool = False
-    """Also print an upper estimate of each image's solver error: the largest difference from the result of half as many
-    evaluations (or eight times tol)."""
     page: bool = False
     """Also write index.html, which shows the routes of the first images in a browser."""
-    size: Literal["model", "source"] = "model"
-    """Size of the results: the model's, or that of what the model saw of the source, which is all of it where data.crop
-    is false, else the largest part in the middle with the model's aspect ratio."""
     batch_size: Count = 64
     """Images at a time."""
 

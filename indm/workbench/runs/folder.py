@@ -127,8 +127,8 @@ def from_pretrained(name_or_folder: str | Path, device: str = "cpu", *, revision
         revision: a branch, a tag or a commit on the hub; a commit makes sure of the very weights.
 
     Raises:
-        ValueError: as :meth:`indm.INDM.load`; neither is there; the hub wants a token.
-        OSError: the hub cannot be reached.
+        ValueError: as :meth:`indm.INDM.load`, or neither is there.
+        OSError: the hub has no such model, asks for a token, or cannot be reached.
 
     Example:
 
@@ -180,8 +180,7 @@ def run_folder(source: Path) -> Path:
     That is runs/user--name of the hub's user/name, and runs/NAME of a model that comes with this package.
 
     Raises:
-        ValueError: the hub has none of that name.
-        OSError: the hub cannot be reached.
+        OSError: the hub has none of that name, or cannot be reached.
     """
     name = source.as_posix()
     shipped = None if source.exists() else hub.shipped(name)
@@ -198,8 +197,8 @@ def run_folder(source: Path) -> Path:
         return folder
     try:
         hub.fetch(name, FETCHED, folder)
-    except (ValueError, OSError) as error:
-        raise type(error)(f"{source} is not a run folder; {error}") from error
+    except OSError as error:
+        raise OSError(f"{source} is not a run folder; {error}") from error
     print(f"{folder}: fetched from the hub", file=sys.stderr)
     return folder
 

@@ -21,7 +21,6 @@ from indm.names import trust
 from indm.sampling import (
     Sampler,
     centre_prior,
-    default_sampler,
     default_steps,
     make_sampler,
     sample,
@@ -55,10 +54,10 @@ def draw(
         ValueError: bad options, or other samples in ``out``: only ``overwrite`` replaces them and their picture.
     """
     model, recipe = open_run(run)
-    steps, name = drawing.steps or default_steps(model), drawing.sampler or default_sampler(model)
-    with trust(name):  # the caller names it; it does not come from a file
-        sampler = make_sampler(name, **drawing.sampler_options)
-    settled: dict[str, Any] = {"steps": steps, "sampler": name, "sampler_options": sampler.options()}
+    steps = drawing.steps or default_steps(model)
+    with trust(drawing.sampler):  # the caller names it; it does not come from a file
+        sampler = make_sampler(drawing.sampler, **drawing.sampler_options)
+    settled: dict[str, Any] = {"steps": steps, "sampler_options": sampler.options()}
     drawing = replace(drawing, **settled, eps=model.sde.truncation(drawing.eps))
     device, data = model.scaling.scale.device, recipe.data.table()
     made_by = asdict(drawing) | {"steps": None if sampler.adaptive else steps, "device": device.type}

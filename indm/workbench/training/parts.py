@@ -173,7 +173,7 @@ def check_parts(model: nn.Module, options: TrainOptions, objective: Objective) -
         require(fits, f"train.{key}", share, f"0 where the {part} has nothing to train", cures[part])
     name, cure = f'train.objective "{options.objective}"', '"mle" and "fid" train flow and score'
     for part, is_trained, needed in (
-        ("score", objective.trains_score, 'net.name "zero" and an sde.name without parameters'),
+        ("score", objective.trains_score, 'net.name "zero"'),
         ("flow", objective.trains_flow, 'a flow.name without parameters, such as "identity"'),
     ):
         if not is_trained and sizes[part]:

@@ -106,7 +106,7 @@ class Trainer(Descent):
             self.options.noise_levels == "even" or self.options.soft_truncation or not self.objective.takes("levels")
         )
         known = base_of(self.model.score) is not None and decoder_of(self.model) is None
-        return None if is_even or not known or count_parameters(self.model.sde) else NoiseLevels(self.model.sde)
+        return None if is_even or not known else NoiseLevels(self.model.sde)
 
     def _seed_this_process(self) -> None:
         torch.manual_seed(self.options.seed + 1 + self.step + SEED_STRIDE * self.accelerator.process_index)

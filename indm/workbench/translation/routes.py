@@ -34,12 +34,10 @@ SHEET = "sheet"  # a picture beside the results, so that an image of that name k
 
 
 class Example(NamedTuple):
-    """What was read: ``pixels`` (C, H, W) or (D,) in data units; a ``note`` on what was done to them, "" for nothing;
-    ``sides``, height and width of what they show in the pixels of an image file."""
+    """One example as read: ``pixels`` (C, H, W) or (D,) in data units; a ``note`` says how they were changed."""
 
     pixels: Num[Tensor, "*event"]
     note: str = ""
-    sides: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ def image_reader(file: Path, model: INDM, data: dict) -> Callable[[], Example]:
         pixels = fitted(shown, (channels, height, width), data.get("resize", "bilinear"), crop=False)
         pixels = (pixels.double() * (cast(int, model.scaling.levels) - 1) / 255).round().to(torch.uint8)
         note = "" if image.size == (width, height) else f"resized from {image.width}×{image.height}"
-        return Example(pixels, note, shown.size[::-1])
+        return Example(pixels, note)
 
     return read
 
@@ -279,7 +277,7 @@ class Translated:
         frames: pictures along the route.
         returned: the result carried back to A.
         errors: the largest of the way back less the start of the route ("cycle_error_max", before rounding and before a
-            bridge's noise is taken away; "cycle_error_rounded"), and of a rougher solution ("solver_error_max").
+            bridge's noise is taken away; "cycle_error_rounded").
     """
 
     result: Num[Tensor, "*event"]
@@ -320,7 +318,7 @@ class BatchTranslator:
             RuntimeError: an inverse did not converge.
         """
         source, target = self.route.models
-        seed, noise = self.options.seed, self.generator.clone_state()
+        seed = self.options.seed
         there = self.route.translate(raw, seed, frames=self.frames, generator=self.generator)
         columns, errors = {"result": target.scaling.to_data(there.x).cpu()}, dict[str, Tensor]()
         if self.options.cycle:
@@ -328,9 +326,6 @@ class BatchTranslator:
             columns["returned"] = source.scaling.to_data(back.x).cpu()
             errors["cycle_error_max"] = (back.end - x) * source.scaling.scale
             errors["cycle_error_rounded"] = double(source.scaling.to_data(back.end)) - double(source.scaling.to_data(x))
-        if self.options.errors:
-            rough = self.route.rougher().translate(raw, seed, generator=noise)
-            errors["solver_error_max"] = (there.x - rough.x) * target.scaling.scale
         if self.frames and raw.ndim == 4:  # of each leg in the data units of its model
             by_leg = zip(self.route.legs, there.frames.split(self.frames, 1), strict=True)
             columns["frames"] = torch.cat([leg.model.scaling.to_data(frames) for leg, frames in by_leg], 1).cpu()

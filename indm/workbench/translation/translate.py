@@ -43,7 +43,6 @@ Kept = tuple[dict, Tensor, Translated]  # row of the report, source in grey leve
 ERRORS = {  # of an image, by the key in its row of the report
     "cycle_error_max": "error of the cycle at most",
     "cycle_error_rounded": "after rounding",
-    "solver_error_max": "of the solver about",
 }
 
 
@@ -116,8 +115,6 @@ def route_of(runs: TranslationRuns, options: TranslationOptions) -> Route:
         route = runs.route(stochastic=options.stochastic, guidance=options.guidance, **shared)
     if options.cycle:
         route.back()
-    if options.errors and options.tol is None and options.steps < 2 * len(route.legs):
-        raise ValueError(f"errors needs steps of at least {2 * len(route.legs)}, to halve them, got {options.steps}")
     return route
 
 
@@ -176,10 +173,7 @@ class Translation:
         if item.row is not None:
             self.arrays.setdefault(item.source, []).append((item, translated.result))
             return
-        result = picture(translated.result, self.levels)
-        if self.options.size == "source" and source.sides:
-            result = result.resize(source.sides[::-1], Image.Resampling.BICUBIC)
-        images = {result_path(self.out, item): result}
+        images = {result_path(self.out, item): picture(translated.result, self.levels)}
         if translated.returned is not None:
             images[self.out / "cycle" / f"{item.name}.png"] = picture(translated.returned, self.levels)
         for path, shown in images.items():
@@ -262,8 +256,6 @@ def sentences(report: dict) -> list[str]:
         error = max(row["cycle_error_max"] for row in rows)
         cure = " (more steps make it smaller)" if error >= 1 else ""
         parts.append(f"error of the cycle at most {error:.3g} {levels}{cure}")
-    if options["errors"]:
-        parts.append(f"of the solver about {max(row['solver_error_max'] for row in rows):.2g}")
     parts.append(f"{report['nfe']} evaluations, {report['seconds_per_example']:.2g} s each")
     return [", ".join(parts), *report.get("conclusions", ())]
 

@@ -1,104 +1,19 @@
-"""Runs and models on the hub, by a stand-in for its server, and what their cards say."""
+"""Models as others get them, and what their cards say."""
 
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from hub_server import TOKEN, served
 
 import indm
-from indm.workbench import hub
 from indm.workbench.cli.main import main
 from indm.workbench.evaluation import card
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.provenance import weights_hash
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
-
-# A process of its own, as the hub's library reads the environment when it is loaded.
-SHARED = """
-import pathlib, sys, warnings
-import numpy as np, torch
-import indm
-from indm.workbench import hub
-from indm.workbench.cli.main import main
-warnings.simplefilter("ignore")
-def failure(call, *arguments, **options):
-    try:
-        call(*arguments, **options)
-    except (ValueError, OSError) as error:
-        return f"{type(error).__name__}: {error}"
-pathlib.Path("my-secret-place").mkdir()
-np.save("my-secret-place/table.npy", np.random.default_rng(0).normal(size=(60, 2)))
-run = pathlib.Path("runs/tiny")
-recipe = {"train.steps": 2, "train.batch_size": 8, "net.width": 8, "data.path": "my-secret-place/table.npy"}
-indm.train(indm.recipe("array", recipe), run, progress=False)
-assert main("push runs/tiny ann/tiny --license apache-2.0".split()) == 0
-assert main("sample ann/tiny -n 3 --steps 2 --quiet --out drawn".split()) == 0
-assert main("sample ann/tiny -n 3 --steps 2 --quiet".split()) == 0  # of what is there already
-mine, x = indm.INDM.load(run), torch.randn(4, 2)
-theirs = indm.from_pretrained("ann/tiny")
-assert torch.equal(mine.log_prob(x, steps=8), theirs.log_prob(x, steps=8))
-print(failure(indm.from_pretrained, "ann/nothing"))
-print(failure(indm.from_pretrained, "ann/tiny", revision="nowhere"))
-print(failure(indm.from_pretrained, "not a name"))
-import os
-os.environ["HF_TOKEN"] = "hf_of_somebody_else"
-print(failure(hub.push, pathlib.Path("runs/tiny"), "ann/tiny"))
-del os.environ["HF_TOKEN"]
-print(failure(hub.push, pathlib.Path("runs/tiny"), "ann/tiny"))
-"""
-
-
-def in_process(script: str, folder: Path, **environment: str) -> list[str]:
-    whole = os.environ | {"HF_HOME": str(folder / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | environment
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=folder, env=whole, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.splitlines()
-
-
-@pytest.mark.long
-def test_a_run_is_pushed_and_read_back_by_its_name(tmp_path):
-    with served() as server:
-        *_, missing, revision, name, forbidden, nobody = in_process(
-            SHARED, tmp_path, HF_ENDPOINT=server.address, HF_TOKEN=TOKEN
-        )
-        files = server.models["ann/tiny"]
-    assert set(files) == {"README.md", "model.json", "model.safetensors", "recipe.toml"}
-    assert [name for name, content in files.items() if b"my-secret-place" in content] == []
-    text = files["README.md"].decode()
-    assert "license: apache-2.0" in text and 'from_pretrained("ann/tiny")' in text and ", 2 steps of training." in text
-    fetched = tmp_path / "runs" / "ann--tiny"
-    assert (fetched / "samples.npz").exists() and (tmp_path / "drawn" / "samples.npz").exists()
-    assert "the hub has no model ann/nothing" in missing and "not that revision" in revision
-    assert "a folder, user/name of the hub, or digits-pretrained, " in name
-    for refused in (forbidden, nobody):
-        assert "the hub does not let you do that with ann/tiny: log in with" in refused
-
-
-@pytest.mark.long
-def test_without_a_network_it_is_one_line(tmp_path):
-    script = """
-import indm, pathlib
-from indm.workbench import hub
-for call in (indm.from_pretrained, lambda name: hub.push(pathlib.Path("."), name)):
-    try:
-        call("ann/tiny")
-    except OSError as error:
-        print(str(error))
-"""
-    lines = in_process(script, tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN)  # nobody listens there
-    said = r"the hub cannot be reached for ann/tiny \(\[Errno \d+\] Connection refused\); "
-    others = r"the path of a folder with that model would do", r"'indm push RUN ann/tiny --out FOLDER' writes"
-    for line, otherwise in zip(lines, others, strict=True):
-        assert re.match(said + otherwise, line)
 
 
 def test_a_folder_is_loaded_as_it_is(tmp_path):
@@ -108,11 +23,6 @@ def test_a_folder_is_loaded_as_it_is(tmp_path):
     torch.save({}, tmp_path / "a" / "model.safetensors")  # a pickle is never read
     with pytest.raises(ValueError, match="cannot be read as weights"):
         indm.from_pretrained(tmp_path / "a")
-
-
-@pytest.mark.parametrize("text", ["user", "user/", "/name", "a/b/c", "../up", "user/na me", "runs/../x", ""])
-def test_a_name_of_the_hub_is_user_and_name(text):
-    assert hub.is_name("user-1/name_2.b") and not hub.is_name(text)
 
 
 def test_a_card_shows_what_is_of_these_weights_alone(tmp_path):

@@ -69,17 +69,10 @@ def test_sizes_of_their_own_are_brought_to_one_canvas(trained):
     assert all(open_runs([trained / run]).models[0].shape == (3, *SIDES) for run in ("pair", "bridge", "one"))
 
 
-def test_a_photograph_keeps_its_size_where_that_is_asked_for(trained, tmp_path):
-    rng = np.random.default_rng(0)
-    array = rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)
+def test_a_photograph_is_cut_to_the_shape_of_the_model(trained, tmp_path):
+    """The largest rectangle of 8:12 in 30×40 is 27×40, in the middle."""
+    array = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
     Image.fromarray(array).save(tmp_path / "photo.png")
-    common = ["translate", str(trained / "pair"), str(tmp_path / "photo.png"), "--direction", "backward", "--quiet"]
-    for size in ("model", "source"):
-        assert main([*common, "--size", size, "--out", str(tmp_path / size), "--cycle", "--steps", "20"]) == 0
-    small, large = (Image.open(tmp_path / size / "photo.png") for size in ("model", "source"))
-    assert small.mode == large.mode == "RGB" and small.size == (12, 8)
-    # The largest rectangle of 8:12 in 30×40 is 27×40, in the middle.
-    assert large.size == (40, 27) and large.tobytes() == small.resize((40, 27), Image.Resampling.BICUBIC).tobytes()
     model, recipe = open_run(trained / "pair" / "b")
     (item,) = find([tmp_path / "photo.png"], model, recipe["data"])
     cut = Image.fromarray(array[2:29]).resize((12, 8), Image.Resampling.BILINEAR)

@@ -17,7 +17,7 @@ from indm.files import atomic
 from indm.flows import ActNorm
 from indm.model import INDM, build_model
 from indm.scaling import Scaling
-from indm.translation import Route, sdedit
+from indm.translation import sdedit
 from indm.workbench.cli.main import main
 from indm.workbench.data.base import load_data
 from indm.workbench.recipes import recipe as recipes
@@ -502,15 +502,6 @@ def test_sdedit_is_noise_and_the_flow_of_the_other_side_alone(trained, toys, few
     translated(trained / "pair" / "b", few, tmp_path / "b", "--seed", 5, *by_sdedit)
     for name in names:
         assert np.array_equal(pixels(tmp_path / "b" / name), pixels(tmp_path / "pair" / name))
-
-
-def test_a_page_solves_no_error_of_its_own(trained, few, tmp_path, monkeypatch, capsys):
-    rougher, asked = Route.rougher, []
-    monkeypatch.setattr(Route, "rougher", lambda route: asked.append(route) or rougher(route))
-    translated(trained / "pair", few, tmp_path / "page", "--errors", "--page", "--steps", 8)
-    assert len(asked) == 1
-    said = error_of(capsys, "translate", trained / "pair", few, "--errors", "--steps", 3, "--out", tmp_path / "none")
-    assert "errors needs steps of at least 4, to halve them, got 3" in said
 
 
 def test_mistakes(trained, toys, tmp_path, capsys):
