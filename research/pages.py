@@ -2,7 +2,7 @@
 
     make records                 # or python -m research.pages
 
-A marker names a row of :data:`SHOWN` and its arguments, with colons between: ``<!-- table quality:digits -->``. Every
+A marker names a row of :data:`SHOWN` and its arguments, with colons between: ``<!-- table closed:budget -->``. Every
 page of ``research/`` and ``docs/`` and ``README.md`` may have some.
 """
 
@@ -10,23 +10,12 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
-from research import (
-    any_question,
-    conditional,
-    descriptions,
-    discrete_laws,
-    inpainting,
-    legible,
-    peers,
-    pretrained,
-    quality,
-    speed,
-)
+from research import descriptions, discrete_laws, pretrained, speed
 from research.markdown import in_table, with_tables
 from research.posteriors import boxes, sbibm
 from research.posteriors import study as posteriors
 from research.records import RECORDS, Records
-from research.tables import flow_worth, flows, imputation, laws, outliers, real, regression, student
+from research.tables import flows, imputation, laws, real, regression
 from research.translation import answers
 from research.verdict import dial, joint, losses, pays, signals
 
@@ -51,33 +40,22 @@ SHOWN: dict[str, Callable[..., str]] = {
     "closed": lambda name: as_it_was(RECORDS / "closed" / f"{name}.csv"),
     "answers": lambda data: answers.table(of("translation-answers", data=data)),
     "answers-family": lambda: answers.family_table(of("translation-answers")),
-    "quality": lambda *names: quality.summary(RECORDS, names),
-    "peers": lambda *names: peers.table(RECORDS, names),
-    "legible": lambda: legible.table(of("legible")),
     "speed": speed.table,
     "sample_steps": speed.sample_steps,
     "ripples": speed.ripples,
     "solver_error": speed.solver_error,
     "multilevel": speed.multilevel,
-    "inpainting": lambda: inpainting.table(of("inpainting")),
-    "any_question": lambda: any_question.summary(of("any_question", seconds=30.0)),
     "tables": lambda: flows.markdown(of("tables", seconds=10.0)),
     "real_tables": lambda seconds, space: real.summary(of("real_tables"), float(seconds), space),
     "real_tables-data": real.listed,
-    "flow_worth": lambda: flow_worth.summary(of("flow_worth", seconds=30.0)),
     "imputation": lambda measure: imputation.summary(of("imputation", seconds=60.0), measure),
     "laws": lambda: laws.summary(of("laws", seconds=60.0)),
     "regression": lambda seconds: regression.summary(of("regression", seconds=float(seconds))),
     "regression-cells": lambda: regression.cell_table(of("regression", seconds=60.0)),
-    "outliers": lambda: outliers.means(of("outliers", seconds=60.0)),
-    "outliers-parts": lambda: outliers.parts(of("outliers", seconds=60.0)),
-    "outliers-tables": lambda: outliers.of_tables(of("outliers", seconds=60.0)),
-    "students": lambda: student.markdown(of("students")),
     "posteriors-boxes": lambda: boxes.markdown(of("posteriors-boxes")),
     "posteriors": lambda: posteriors.markdown(of("posteriors")),
     "sbibm": lambda: sbibm.markdown(of("sbibm", simulations=10_000, draws=10_000)),
     "gallery": pretrained.gallery,
-    "conditional": lambda: conditional.summary(of("conditional")),
     "cell": lambda *arguments: cell(*arguments),
     "verdict-joint": lambda: joint.markdown(of("verdict-joint")),
     "verdict-joint-deviations": lambda: joint.deviation_table(of("verdict-joint-deviations")),

@@ -2,16 +2,13 @@
 
 import sys
 
-from research.tables import flow_worth, flows, imputation, laws, outliers, regression, student
+from research.tables import flows, imputation, laws, regression
 
 COMMANDS = {
-    "flow_worth": flow_worth.main,
     "flows": flows.main,
     "imputation": imputation.main,
     "laws": laws.main,
-    "outliers": outliers.main,
     "regression": regression.main,
-    "student": student.main,
 }
 
 if sys.argv[1:2] == [] or sys.argv[1] not in COMMANDS:
