@@ -1,6 +1,6 @@
 """Words for error messages, and the one checker: of options, of the arguments of parts, of foreign settings.
 
-A failure is a ``ValueError`` that names the option, the value, what would do, and the nearest name that exists.
+A failure is a ``ValueError`` that names the option, its value, a value that works, and the nearest name that exists.
 """
 
 import collections.abc
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 LONGEST_VALUE = 200  # characters of a value that a message quotes
 MOST_LISTED = 40  # problems that one message lists
-FEW_VALUES, REPEATS = 64, 10  # of a column, at most; rows of each, at least
+FEW_VALUES, REPEATS = 64, 10  # most distinct values of a column with few; fewest rows per value, on average
 
 
 def one_line(text: object) -> str:
@@ -36,7 +36,7 @@ def listed(problems: Sequence[object]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, on one line; decoders raise errors of all kinds, some of them without a message."""
+    """The message of an error, on one line; decoders raise errors of all kinds, some of them without a message."""
     message = one_line(error)[:300]
     return f"{message} is missing" if isinstance(error, KeyError) else message or type(error).__name__
 
@@ -60,7 +60,7 @@ def nearest(word: str, known: Iterable[object]) -> str:
 
 def few_values(columns: Mapping[str, Any]) -> str:
     """Words that name the columns, arrays of numbers, of few values that each stand in many rows; "" of none."""
-    import numpy as np  # which `indm list` does without
+    import numpy as np  # not needed by `indm list`, which starts faster without it
 
     few = [name for name, values in columns.items() if len(np.unique(values)) <= min(FEW_VALUES, len(values) / REPEATS)]
     more = f" and {len(few) - 3} others" if len(few) > 3 else ""
@@ -80,7 +80,7 @@ def check_call(part: Any, argument: str, *names: str) -> None:
     """ValueError unless ``part``, the value of ``argument``, can be called with values for ``names``, in this order."""
     try:
         signature = inspect.signature(getattr(part, "forward", part))
-    except (TypeError, ValueError):  # of a function in C, which has none
+    except (TypeError, ValueError):  # a function in C, without a signature
         return
     try:
         signature.bind(*names)
@@ -103,7 +103,7 @@ def check_whole_number(key: str, value: object) -> None:
 
 
 class Must(NamedTuple):
-    """What the value of an option must be, as a note in the annotation of its field."""
+    """A requirement on the value of an option, written as a note in the annotation of its field."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -122,7 +122,7 @@ def check_options(options: object, table: str = "") -> None:
 
 
 def check_name(word: str, known: Collection[str], what: str, shown: str) -> None:
-    """ValueError where ``word``, which the message calls ``shown``, is no known name of ``what``."""
+    """ValueError unless ``word``, which the message calls ``shown``, is a known name of a ``what``."""
     if word not in known:
         raise ValueError(f"{shown} is no known {what}{nearest(word, known)}")
 
@@ -146,11 +146,11 @@ def check_arguments(
     """ValueError for an unknown name, a value of another type than annotated, or a missing argument of a call.
 
     Args:
-        target: what is called; where it takes ``**options``, any name will do.
+        target: what is called; where it takes ``**options``, any name is accepted.
         values: its arguments by name.
         table, what: of the values and the target in messages: "flow" and "flow 'coupling'".
         given_later: parameters that the caller fills in.
-        more: names that are taken beside those of ``target``, with their types.
+        more: further names that are accepted, with their types.
     """
     parameters = arguments_of(target)
     hints = dict(more) | hints_of(target, parameters)
@@ -168,7 +168,7 @@ def check_arguments(
 
 
 def arguments_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters that can be given by name; those of a bare ``nn.Module`` (*args, **kwargs) are none."""
+    """The parameters that can be given by name; a bare ``nn.Module`` (*args, **kwargs) has none."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {name: p for name, p in inspect.signature(target).parameters.items() if p.kind in named}
 

@@ -23,11 +23,11 @@ from indm.scaling import least_std
 from indm.tensors import double, with_parts
 
 Module = TypeVar("Module", bound=nn.Module)
-LEAST_STD = 1e-6  # of the numbers of a condition, as a share of their mean
+LEAST_STD = 1e-6  # smallest deviation of a condition's numbers that is scaled to 1, as a share of their mean
 
 
 class Condition(nn.Module, ABC):
-    """What c is and what flow and networks see of it: zeros where it is hidden, and then the model is p(x).
+    """The kind of c, and the tensor that flow and networks see of it. Where c is hidden, they see zeros: p(x).
 
     To write one, define :attr:`seen_shape`, :meth:`of_data`, :meth:`rows` and :meth:`forward`.
 
@@ -37,8 +37,8 @@ class Condition(nn.Module, ABC):
         flow: whether the flow sees c, too.
 
     Raises:
-        ValueError: ``drop`` is no probability below 1, or c is to be hidden from a flow: p(x|c) and p(x) must then have
-            one latent.
+        ValueError: ``drop`` is not a probability below 1, or c is to be hidden from a flow: p(x|c) and p(x) must then
+            have one latent.
 
     Example: a direction in degrees, seen as its cosine and its sine, so that 0 and 360 are the same.
 
@@ -70,7 +70,7 @@ class Condition(nn.Module, ABC):
     @property
     @abstractmethod
     def seen_shape(self) -> tuple[int, ...]:
-        """Of what networks see of one c: (features,), or (channels, height, width)."""
+        """Shape of the tensor that networks see of one c: (features,), or (channels, height, width)."""
 
     @classmethod
     @abstractmethod
@@ -86,7 +86,7 @@ class Condition(nn.Module, ABC):
         """c as a tensor with a row for each sample, from what a user may give; one condition for all of ``n`` samples.
 
         Raises:
-            ValueError: this is no such condition, or it has another number of rows.
+            ValueError: this is not such a condition, or it has another number of rows.
         """
 
     def rows_of(self, data: Any, split: str) -> Tensor:
@@ -105,17 +105,17 @@ class Condition(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, c: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch *event"]:
-        """What networks see of the rows c; zeros stand for none."""
+        """The tensor that networks see of the rows c; zeros stand for a hidden c."""
 
     def fit(self, c: Tensor) -> None:
         """Take scales from the rows c of training data, where there are any."""
 
     def absent(self, n: int) -> Float[Tensor, "batch *event"]:
-        """What networks see of ``n`` hidden conditions."""
+        """The tensor that networks see of ``n`` hidden conditions."""
         return self.one.new_zeros(n, *self.seen_shape)
 
     def seen(self, c: Any, n: int | None) -> Float[Tensor, "batch *event"]:
-        """What networks see of c, as a user may give it, for ``n`` samples; None hides it.
+        """The tensor that networks see of c, as a user may give it, for ``n`` samples; None hides it.
 
         Raises:
             ValueError: c is none of these conditions, or the model does not know p(x).
@@ -160,7 +160,7 @@ class NoCondition(Condition):
 
 
 class Classes(Condition):
-    """One of K classes, seen as K numbers, of which that of the class is 1; given by its index or, a string, its name.
+    """One of K classes, seen one-hot encoded as K numbers; given by its index or, as a string, its name.
 
     Args:
         labels: names of the classes, in the order of their numbers.
@@ -243,7 +243,7 @@ class Classes(Condition):
 
 
 class Numbers(Condition):
-    """What the two conditions of numbers share: brought to mean 0 and deviation 1, with a channel of ones after them.
+    """Base of the two conditions of numbers: scaled to mean 0 and deviation 1, with a channel of ones after them.
 
     The ones tell a condition of zeros from none. A subclass has ``event``, the shape of one c.
     """

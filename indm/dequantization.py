@@ -51,7 +51,7 @@ class Dequantization(nn.Module, ABC):
     @property
     @abstractmethod
     def in_words(self) -> str:
-        """What a report says of the noise."""
+        """Description of the noise for a report."""
 
     def constant_log_q(self, scaling: Scaling, shape: tuple[int, ...]) -> float | None:
         """log q(x|raw) in nats where it is the same for all raw data of that event shape; None where it is not."""
@@ -217,7 +217,7 @@ def from_data(model: nn.Module, raw: Tensor, *, generator: torch.Generator | Non
 
 
 def in_words(model: nn.Module) -> str:
-    """What noise the grey levels of a model get and what their likelihood counts of it."""
+    """Description of the noise that the grey levels of a model get, and of its part in the likelihood."""
     scaling, noise = _parts_of(model)
     if noise is None:
         return "none (continuous data)"

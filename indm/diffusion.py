@@ -12,7 +12,7 @@ Itô's formula asks for h ∈ C². Residual and affine flows are smooth; rationa
 second derivatives, for which the formula still holds along a nondegenerate diffusion (Krylov), D²h being taken almost
 everywhere.
 
-Paths are those of the latent, with every frame decoded: exact in law and cheap.
+Paths are drawn in the latent space, and every frame is decoded: exact in law and cheap.
 
 Source: Kim et al. 2022, "Maximum Likelihood Training of Implicit Nonlinear Diffusion Models", §3,
 https://arxiv.org/abs/2205.13699.
@@ -49,7 +49,7 @@ from indm.tensors import (
 Grid = Float[Tensor, " times"]
 Path = Float[Tensor, "times batch *event"]
 
-TOLERANCE = 1e-4  # of ‖(∂h/∂x) y − v‖/‖v‖: what single precision reaches where h is badly conditioned
+TOLERANCE = 1e-4  # largest ‖(∂h/∂x) y − v‖/‖v‖: within reach of single precision where h is badly conditioned
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 

@@ -1,4 +1,4 @@
-r"""Gaussian latents, whose denoising error is known in closed form: a control variate for that of any other law.
+r"""Gaussian latents. Their denoising error has a closed form, which makes it a control variate for any other law.
 
 For latents N(m, QΛQᵀ) the exact score gives the denoising error (with r = σ²/α², and λ, δ, n the variance, z₀ − m and
 the noise in one coordinate of the basis Q)
@@ -6,7 +6,7 @@ the noise in one coordinate of the basis Q)
 .. math:: D_G = \tfrac12 \sum \left(\frac{\lambda n - \sqrt r\,\delta}{\lambda + r}\right)^2, \qquad
           E[D_G] = \tfrac12 \sum \frac{\lambda^2 + r\delta^2}{(\lambda+r)^2},
 
-and on the same noise, the error of a score network is close to that of the Gaussian score.
+and on the same noise, the error of a score network is close to the error of the Gaussian score.
 """
 
 import math

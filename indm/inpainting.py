@@ -31,7 +31,7 @@ from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, evaluation_mode, expand_like, outside_inference, with_parts
 
 SAMPLER = "sde-dpm++2m"  # noise in each step corrects what the approximation did in earlier ones
-TOLERANCE, MOST = 0.03, 8  # of the residual of the system, as a share of y − A D; and products with V until then
+TOLERANCE, MOST = 0.03, 8  # tolerated residual of the system, as a share of y − A D; most products with V
 
 
 class ObservedScore(nn.Module):

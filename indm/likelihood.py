@@ -96,7 +96,7 @@ class WhitenedFlow:
         return self.law.whitened_velocity(state[0], w, velocity, clock), excess / event_size(w)
 
     def at(self, end: int, like: Tensor) -> tuple[PerSample, Tensor]:
-        """The clock and √(α² + σ²) at ε (:data:`START`) or T (:data:`END`), for rows like those of ``like``."""
+        """The clock and √(α² + σ²) at ε (:data:`START`) or T (:data:`END`), one for each row of ``like``."""
         sde = self.score.sde
         return like.new_full((len(like),), sde.clock_span()[end]), sde.marginal_std(sde.endpoints(like)[end])
 
@@ -163,7 +163,7 @@ def whitened_flow(
 def check_gradient(score: nn.Module, z: Batch) -> float:
     """Compare products with the Jacobian of a score at noised latents ``z`` with finite differences.
 
-    The Jacobian J is that of E[z_0|z_t], at σ/α of half and of twice the root mean square of ``z``. For directions v of
+    J is the Jacobian of E[z_0|z_t], at σ/α of half and of twice the root mean square of ``z``. For directions v of
     ±1 and up to 4 samples v·Jv by autograd must agree with a central difference. Kinks and half precision are not
     errors: where a few samples differ, many must differ by more than their noise.
 
@@ -289,8 +289,8 @@ def log_likelihood(
               - \log q(z_\epsilon|z_0) + \log p(z_0|z_\epsilon)
 
     The ODE is solved over the clock −log SNR in equal steps, in the coordinate in which a Gaussian law of the latents
-    is at rest (:class:`indm.gaussian.GaussianReference`). Of the divergence only its difference from that of the law is
-    estimated, with the same probes. For latents of that law and their exact score nothing is left to solve.
+    is at rest (:class:`indm.gaussian.GaussianReference`). Only the divergence's difference from that law's
+    is estimated, with the same probes. For latents of that law and their exact score nothing is left to solve.
 
     Args:
         model: an INDM.
@@ -303,8 +303,8 @@ def log_likelihood(
             solved again in twice as many steps, up to 256; what is above it then says so in ``solver_error``.
         steps: this many steps instead (8 or more), whatever their error.
         eps: truncation, at least the SDE's own, which is the default.
-        reference: the Gaussian law; default N(0, I). That of the data's latents takes fewer steps and leaves less noise
-            (:func:`latent_reference`).
+        reference: the Gaussian law; default N(0, I). A law fitted to the data's latents (:func:`latent_reference`)
+            takes fewer steps and leaves less noise.
         log_q: log q(x|raw), the second result of ``model.from_data(raw)``; needed where grey levels get other noise
             than uniform, of which it is a constant.
 
@@ -346,9 +346,9 @@ def log_likelihood(
 
 @dataclass(frozen=True)
 class Start:
-    """What the ODE of a likelihood sets out from: z_0, the noise of z_ε, log|det ∂z/∂x|, the divergence's probe.
+    """The starting point of a likelihood's ODE: z_0, the noise of z_ε, log|det ∂z/∂x|, the divergence's probe.
 
-    ``rounding`` of log p is that of :func:`check_gradient`.
+    ``rounding`` is the error of log p from :func:`check_gradient`.
     """
 
     z: Batch
@@ -416,7 +416,7 @@ def log_probability(
 
     Returns:
         ``nats()`` are −log P(raw) of each image. ``log_prob`` and ``reconstruction`` are means over the draws, by their
-        weights, and so is ``solver_error``: that of one draw, whose errors are taken to be alike.
+        weights, and so is ``solver_error``: the error of one draw, as the draws' errors are taken to be alike.
 
     Raises:
         ValueError: an option out of range, or wrong raw data, see :meth:`indm.Scaling.check`.
@@ -503,8 +503,8 @@ def log_prob(
     .. math:: \log|\det \partial h/\partial x| + \log\det\alpha_\epsilon + \log\pi(z_T)
               + \int_\epsilon^T \nabla\cdot(fz-\tfrac12 g^2 s)\,dt, \qquad z_\epsilon = \alpha_\epsilon h(x)
 
-    It is "without reconstruction": no noise is added to h(x). It integrates to 1 and is the density of what
-    :func:`indm.sample_with_log_prob` returns. (:func:`indm.log_likelihood` bounds that of x drawn from p(z_0|z_ε).)
+    It is "without reconstruction": no noise is added to h(x). It integrates to 1 and is the density of the samples
+    of :func:`indm.sample_with_log_prob`. (:func:`indm.log_likelihood` bounds the density of x drawn from p(z_0|z_ε).)
 
     It can be differentiated once, in x and in the parameters of flow, score and SDE. It is computed in evaluation mode
     and full precision, and in a fixed number of steps: it is as smooth as flow and network. For the gradient every

@@ -1,6 +1,6 @@
 """Linear maps by their products: h linearised at x, its second derivatives, and a solver for [∂h/∂x] y = v.
 
-No Jacobian is formed, so that the cost of a product is that of a gradient of h.
+No Jacobian is formed, so a product costs as much as a gradient of h.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from indm.tensors import Batch, PerSample
 Map = Callable[[Tensor], Tensor]
 
 MEMORY = 256  # directions that the Krylov solver keeps
-CYCLES = 4  # of MEMORY directions each, before it gives up
+CYCLES = 4  # cycles of MEMORY directions each, before it gives up
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class INDM(nn.Module):
             )
         self._shape = None if shape is None else tuple(shape)
         check_call(flow, "flow", "x")
-        self._tables: dict[str, Mapping[str, Any]] = {}  # by which build_model made the parts
+        self._tables: dict[str, Mapping[str, Any]] = {}  # tables from which build_model made the parts
 
     @property
     def sde(self) -> LinearSDE:
@@ -201,7 +201,7 @@ class INDM(nn.Module):
         ``generator`` feeds the noise of grey levels; of continuous data the bound is exact.
 
         Raises:
-            ValueError: ``raw`` has another shape, or values that are no grey levels.
+            ValueError: ``raw`` has another shape, or values that are not grey levels.
         """
         check_raw(self, raw)
         return from_data(self, raw, generator=generator)
@@ -209,7 +209,7 @@ class INDM(nn.Module):
     def encode(
         self, x: Float[Tensor, "batch *event"], *, c: Any = None, generator: torch.Generator | None = None
     ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, " batch"]]:
-        """z = h_φ(x) and log|det ∂z/∂x| in nats (B,); with a conditional flow, less the KL of the code that is drawn.
+        """z = h_φ(x) and log|det ∂z/∂x| in nats (B,); with a conditional flow, minus the KL of its drawn code.
 
         Under autocast the inside of h may be computed in lower precision; z itself and log|det| are not. ``c`` is the
         condition, where the flow sees one, see :meth:`given`.
@@ -304,7 +304,7 @@ def reading(folder: str | Path) -> Iterator[Saved]:
             raise ValueError(f"{folder} holds no saved model: there is no file {name} in it")
     try:
         description = untrusted.json_object(folder / DESCRIPTION)
-        state = untrusted.weights(folder / WEIGHTS)  # of the file itself, which Windows keeps while one of them lives
+        state = untrusted.weights(folder / WEIGHTS)  # mapped from the file: Windows keeps it while one of them lives
         untrusted.check_event(description, state)
         scaling = Scaling(state["scaling.shift"].clone(), state["scaling.scale"].clone(), description["levels"])
         yield Saved(description, state, scaling, tuple(description["shape"]))
@@ -442,5 +442,5 @@ def _plain(value: Any) -> Any:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """How many numbers the parameters of ``module`` are."""
+    """The number of scalars in the parameters of ``module``."""
     return sum(p.numel() for p in module.parameters())

@@ -73,7 +73,7 @@ def multilevel_mean(coarse: Float[Tensor, " n"], corrections: Sequence[Float[Ten
 
 
 def sizes(variances: Sequence[float], costs: Sequence[float], n: int, added_error: float) -> list[int]:
-    """How many of n examples to correct at each level, so that the corrections add ``added_error`` at the least cost.
+    """The number of the n examples to correct at each level, such that ``added_error`` is reached at the least cost.
 
     M_l ∝ √(V_l/C_l), at least :data:`LEAST` or n, and at most n.
 

@@ -1,4 +1,4 @@
-"""Parts by name: flows, SDEs, networks and the rest, those of this package and those of anybody else's.
+"""Parts by name: flows, SDEs, networks and the rest, from this package or any other.
 
 Each room lists its own in a file ``parts.toml``; :data:`BUILT_IN` has the rows of all rooms. Any other name is
 ``"package.module:Name"``, code outside this package. Names also stand in files that others wrote, so code outside is

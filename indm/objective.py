@@ -46,7 +46,7 @@ Losses = tuple[Float[Tensor, ""], dict[str, Tensor]]
 # the ratio of the two weights stays finite.
 LIKELIHOOD_SHARE = 1e-3
 LEVELS = 8  # equal parts of the log-SNR clock, in which the score term is reported
-ROWS_PER_COEFFICIENT = 5  # of a control variate: with more coefficients its own error exceeds what it takes away
+ROWS_PER_COEFFICIENT = 5  # fewest for a control variate: with fewer it adds more error than it removes
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,8 @@ def nelbo(
         x: data in model units.
         c: the condition, of a model that has one, see :meth:`indm.INDM.given`: the terms of −log p(x|c).
         times: score evaluations for each sample, one in each of that many equal strata of the log-SNR clock.
-        ancestral: the bound of samples of :class:`indm.sampling.Ancestral` in that many steps, in place of those of the
-            generative SDE; it falls towards that of the SDE.
+        ancestral: the bound of samples of :class:`indm.sampling.Ancestral` in that many steps, in place of samples of
+            the generative SDE; with more steps it falls towards the SDE's bound.
         reference: a Gaussian law of the latents, for :func:`control_variate`: the same mean, a fraction of the noise.
             Times are then stratified in each half of the batch by itself.
         log_q: log q(x|raw), the second result of ``model.from_data(raw)``; needed where it differs between samples.
@@ -254,7 +254,7 @@ def ancestral_step(score, z_t: Batch, t: PerSample, s: PerSample) -> tuple[Batch
 
 
 def _step_around(sde: LinearSDE, t: PerSample, steps: int) -> tuple[PerSample, PerSample]:
-    """The ends, the later one first, of those of ``steps`` steps of equal length on the clock in which ``t`` lie."""
+    """The ends, the later one first, of the step around each ``t``, where the clock has ``steps`` equal steps."""
     start, end = sde.clock_span()
     number = (sde.place(sde.clock(t)) * steps).floor().clamp(0, steps - 1)
     later, earlier = ((start + (number + i) / steps * (end - start)) for i in (1, 0))
@@ -272,7 +272,7 @@ def stratified_times(sde: LinearSDE, n: int, times: int, generator, device) -> F
 def control_variate(
     errors: Float[Tensor, "times n"], position: Float[Tensor, "times n"], excess: Float[Tensor, "times n"]
 ) -> tuple[Float[Tensor, "times n"], Float[Tensor, "n levels"]]:
-    """What of the ``errors`` follows from their times and from a Gaussian's errors on the same noise; its mean is 0.
+    """The part of ``errors`` that follows from their times and a Gaussian's errors on the same noise; its mean is 0.
 
     It is a combination of Legendre polynomials of the ``position`` (the mean course of the error) and of the
     ``excess`` times such polynomials, all of mean 0. Each half of the batch has the coefficients that fit the other
@@ -285,7 +285,7 @@ def control_variate(
     fitted, half = torch.zeros_like(position), errors.shape[1] // 2
     course = position.new_zeros(errors.shape[1], LEVELS)
     controls = _controls(position, double(excess))[: errors.shape[0] * half // ROWS_PER_COEFFICIENT]
-    if not controls or not errors.isfinite().all():  # of a model that diverges, whose bound is to say so
+    if not controls or not errors.isfinite().all():  # a model that diverges, and its bound must show it
         return fitted.to(errors), course.to(errors)
     stacked, integrals = torch.stack(controls, dim=-1), _integrals(len(controls)).to(position)
     for own, other in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
@@ -303,7 +303,7 @@ def by_level(
     """The mean of ``errors`` over times, divided among :data:`LEVELS` equal parts of the clock by their ``position``.
 
     ``course`` is what each part is expected to hold (:func:`control_variate`). Only what an error has beyond it counts
-    for the part where the error was drawn, so that a part's noise is not that of how many draws fell into it.
+    for the part where the error was drawn, so that the number of draws in a part adds no noise to it.
     """
     level = (position * LEVELS).long().clamp(0, LEVELS - 1).to(errors.device)
     beyond = errors - course.sum(1)
@@ -329,7 +329,7 @@ def _controls(position: Tensor, excess: Tensor) -> list[Tensor]:
 
 
 def _integrals(controls: int) -> Float[Tensor, "levels coefficients"]:
-    """Of 1 and of the first ``controls`` of :func:`_controls`, over each part of the clock, at the mean excess 0."""
+    """Integrals of 1 and the first ``controls`` of :func:`_controls` over each part of the clock, at mean excess 0."""
     nodes, weights = (torch.from_numpy(v) / 2 for v in np.polynomial.legendre.leggauss(4))  # exact: the degree is ≤ 7
     position = (torch.arange(LEVELS)[:, None] + 0.5 + nodes) / LEVELS
     values = [torch.ones_like(position), *_controls(position, torch.zeros_like(position))[:controls]]
@@ -377,7 +377,7 @@ def _unit(model) -> float:
 
 @dataclass(frozen=True)
 class Objective:
-    """What training minimises, and all that the trainer must know of it.
+    """The loss that training minimises, and the facts about it that the trainer needs.
 
     Attributes:
         loss: ``loss(model, x)`` → the loss, a scalar, and its mean terms by name, which are logged. It is called in
@@ -518,8 +518,8 @@ def mle_loss(
 
 
 def _drawn(score, is_known: bool, z: Batch, t: PerSample, noise: Batch, pairs: bool) -> tuple[PerSample, PerSample]:
-    """The denoising error at times t, above that of the score's base where that ``is_known``, (B,), by the noise or by
-    ``pairs`` of it; and ‖n − ε̂‖², of pairs that of the mean, whose root is the size of a gradient."""
+    """The denoising error at times t, (B,), by the noise or by ``pairs`` of it, minus the error of the score's base
+    where that ``is_known``; and ‖n − ε̂‖², for pairs of their mean, whose root is the size of a gradient."""
     if pairs:
         noise, z, t, *context = in_pairs(noise, z, t, *context_of(score))
         score = with_context(score, tuple(context))
@@ -548,7 +548,7 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     that reaches z_t is rescaled by the ratio of the weights. Returns as :func:`mle_loss`, with the score's own
     loss as ``variance_weighted``.
 
-    Example: its ``nelbo`` estimates what that of ``mle_loss`` does, here of N(0, I) and its exact score.
+    Example: its ``nelbo`` estimates the same bound as in ``mle_loss``, here for N(0, I) and its exact score.
 
         >>> import indm
         >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}

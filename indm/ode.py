@@ -23,7 +23,7 @@ FEWEST_SMOOTH = 32  # the same of a field without ripples in t (both: bench/solv
 LEAST_SMOOTH, MOST_SMOOTH = 24, 96  # steps in which that counts: fewer resolve too little, more err by rounding
 PROBED = 8  # steps of which one is looked into, between its ends: an eighth more evaluations
 GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, fill [0, 1) most evenly and have no period
-MOST_STEPS = 1536  # of :func:`converge`: 12 steps, doubled seven times
+MOST_STEPS = 1536  # most steps of :func:`converge`: 12 steps, doubled seven times
 WHITE = 70.0  # variance of fourth differences of white noise of variance 1: 1 + 16 + 36 + 16 + 1
 OUT_OF_REACH = "the ODE's stated error is up to"  # how the warning begins
 ROUNDING = 8  # units in the last place: a sum of 64 terms, each rounded by one, is off by √64
@@ -53,8 +53,8 @@ def adams(
 
     A step extrapolates the field by the polynomial through its last ``order`` values, and is repeated with the value at
     its end added. The first steps use the values there are, and go from the start each time. Without ``drift`` that is
-    one evaluation a step, stable up to a rate of 0.16 per step; with it, two, up to 0.95: the value that is added is
-    that of ``drift``, and the field is evaluated at the repeated step.
+    one evaluation a step, stable up to a rate of 0.16 per step; with it, two, up to 0.95: the value of
+    ``drift`` is added, and the field is evaluated at the repeated step.
 
     Args:
         field: (t (B,), state, *context) → d state/dt; all tensors have the batch as their first axis, t is in float64,
@@ -136,8 +136,8 @@ def unresolved(rates: Float[Tensor, "points batch"], step: float, smooth: bool =
     It is three standard deviations of the fourth differences, which remove what is smooth; structure that the steps do
     not resolve, such as a network's ripples in t, errs like white noise. In fewer than 64 steps of a field that may
     have ripples six deviations are stated. What is left of smooth rates hardly errs; the estimate is therefore reduced
-    by twice the ratio to that of every second point, where that is below 1 (white noise has a ratio of 1/√2, smooth
-    rates have one of 2^−4.5), and of a ``smooth`` field by its power 3/2.
+    by twice its ratio to the estimate from every second point, where that is below 1 (white noise has a ratio of 1/√2,
+    smooth rates have one of 2^−4.5), and of a ``smooth`` field by its power 3/2.
     """
 
     def deviation(rates: Tensor, step: float) -> Tensor:
@@ -160,7 +160,7 @@ def unseen(
 ) -> Float[Tensor, " batch"]:
     """An estimate of the error of Σ step·rates by ``others``, rates at the :func:`offsets` between the points.
 
-    Ripples whose period is that of the steps have the same phase at all points, which then look smooth. So rates are
+    Ripples with the same period as the steps have the same phase at all points, which then look smooth. So rates are
     compared with the polynomials through six points. Their mean distance, times the span, bounds the error as far as so
     few show it; twice what two standard deviations of the fourth differences do not explain is stated.
     """
@@ -192,7 +192,7 @@ def error_of_integral(
 @dataclass(frozen=True)
 class Solution:
     """The state at the end, the estimate of its error (B,), the steps in which each sample was solved at last, (B,),
-    and its evaluations, those of fewer steps included."""
+    and its evaluations, including the solves in fewer steps."""
 
     state: State
     error: Float[Tensor, " batch"]
@@ -342,7 +342,7 @@ def _in_doubled_steps(
 
 
 def _distance(a: Tensor, b: Tensor) -> Float[Tensor, " batch"]:
-    """The root mean square of a − b over entries; infinite where it is no number."""
+    """The root mean square of a − b over entries; infinite where it is NaN."""
     return double(a - b).flatten(1).square().mean(1).sqrt().nan_to_num(math.inf, posinf=math.inf)
 
 

@@ -138,7 +138,7 @@ class GivenScore(nn.Module):
         return (self.c,) if self.away_from is None else (self.c, self.away_from)
 
     def at(self, c: Tensor, *away_from: Tensor) -> "GivenScore":
-        """The same at other rows, those of :attr:`context`."""
+        """The same score given other rows of :attr:`context`."""
         return GivenScore(self.score, c, self.guidance, *away_from)
 
     def forward(self, z_t: Batch, t: PerSample) -> Batch:

@@ -36,7 +36,7 @@ def gradient_weighted(x: Tensor, weight: PerSample) -> Tensor:
 
 
 def image_or_vector(shape: Sequence[int]) -> tuple[int, ...]:
-    """``shape`` as a tuple; ValueError unless it is that of an image, (C, H, W), or of a vector, (D,)."""
+    """``shape`` as a tuple; ValueError unless it is the shape of an image, (C, H, W), or a vector, (D,)."""
     if len(shape) not in (1, 3):
         raise ValueError(f"shape must be (C, H, W) for images or (D,) for vectors, got {tuple(shape)}")
     return tuple(shape)

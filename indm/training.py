@@ -1,4 +1,4 @@
-"""What every training shares: the pass, the update of the weights and their moving average, and the schedules."""
+"""Parts that all trainings share: the pass, the update of the weights and their moving average, and the schedules."""
 
 import copy
 import math
@@ -18,9 +18,9 @@ from indm.objective import Objective, flow_loss, time_at
 from indm.sde.linear import LinearSDE
 from indm.tensors import event_size, noisy, strata
 
-CELLS = 24  # of the clock, in which gradients are measured
+CELLS = 24  # parts of the clock in which gradients are measured
 FLOOR = 0.3  # share of the draws that are uniform on the clock
-MEMORY = 0.98  # of a cell's measurements
+MEMORY = 0.98  # weight of a cell's earlier measurements in their average
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Penalty:
 
 
 class FlowUse(Enum):
-    """What a step does with the flow in front of the score."""
+    """The ways a step can use the flow in front of the score."""
 
     TRAINED = "trained"
     FROZEN = "frozen"  # neither log-determinant nor gradient
@@ -97,7 +97,7 @@ class NoiseLevels:
 
     The extended clock of the bound (:func:`indm.objective.extended_clock`) is cut into cells, of which the first is the
     reconstruction. A cell is drawn in proportion to the root mean square of the gradients there, which is measured as
-    training goes, and weighted so that the mean stays that of the bound.
+    training goes, and weighted so that the mean remains the bound.
 
     Args:
         sde: the linear SDE.
@@ -135,7 +135,7 @@ class NoiseLevels:
 
     def measure(self, cell: Tensor, square: Tensor) -> None:
         """Take in the squared gradients, ``square``, of draws in their ``cell``, each (n,)."""
-        finite = square.isfinite()  # as of a step that is skipped
+        finite = square.isfinite()  # a skipped step has infinite or NaN gradients
         cell, square = cell[finite].cpu(), square[finite].cpu().float()
         counts = torch.bincount(cell, minlength=CELLS)
         means = torch.bincount(cell, square, minlength=CELLS) / counts.clamp_min(1)
@@ -153,8 +153,8 @@ class EMA:
     def update(self, model: nn.Module, n: int) -> None:
         """Take in the weights after optimizer step ``n`` (from 1).
 
-        Real buffers are averaged like weights, so that the statistics of a batch norm are those of the weights before
-        it; others are copied.
+        Real buffers are averaged like weights, so that a batch norm's statistics belong to the averaged weights;
+        other buffers are copied.
         """
         weight = 1 - min(self.decay, (1 + n) / (10 + n))
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)
@@ -246,7 +246,7 @@ def course(
 ) -> Iterator[float]:
     """The share of a training that is over before each step, until all ``steps`` are made or the ``deadline`` is there.
 
-    ``clock`` gives seconds, by default those of :func:`time.perf_counter`.
+    ``clock`` gives seconds, by default :func:`time.perf_counter`.
     """
     clock = clock or time.perf_counter
     started, step = clock(), 0

@@ -1,6 +1,6 @@
 r"""Unpaired translation: data of A become data of B along probability flows, learned without any pairs.
 
-- *Two models* (:func:`two_models`): x_A → h_A → the probability-flow ODE of A from ε to T → that of B back to ε →
+- *Two models* (:func:`two_models`): x_A → h_A → the probability-flow ODE of A from ε to T → the ODE of B back to ε →
   h_B⁻¹ → x_B. With identity flows it is DDIB, https://arxiv.org/abs/2203.08382. A and B may be classes of one model.
 - *SDEdit* (:func:`sdedit`): noise up to some t, then the probability flow of a model of B down.
 - *One bridge* (:func:`bridge`): one INDM was trained so that its diffusion starts in A and ends in B.
@@ -154,7 +154,7 @@ class Route:
         """``raw`` data along the route, from :meth:`source` on; arguments as of :meth:`follow`.
 
         A bridge that begins with noise goes twice, with n and with −n, as most of n would come through: x and frames
-        are the means of both, ``nfe`` is that of both, and ``end`` that of n.
+        are the means of both, ``nfe`` counts both, and ``end`` is the end with n.
 
         Example: N(0, I) stays what it is, and the noise is gone.
 
@@ -289,7 +289,7 @@ def two_models(
     steps: int = STEPS,
     tol: float | None = None,
 ) -> Route:
-    """The route from the data of ``source`` to those of ``target``, which may be one model of several classes.
+    """The route from the data of ``source`` to the data of ``target``, which may be one model of several classes.
 
     Args:
         c: of models of p(x|c), the condition of the data of ``source`` and of ``target``: ``("cat", "dog")``.
@@ -364,7 +364,7 @@ def translate(
     generator: torch.Generator | None = None,
     **options: Any,
 ) -> Float[Tensor, "batch *event"]:
-    """Data of A as data of B, by two models or one of both classes; ``options`` are those of :func:`two_models`.
+    """Data of A as data of B, by two models or one of both classes; ``options`` go to :func:`two_models`.
 
     ``x`` is in units of ``source`` (``source.scaling.centre(raw)``), the result in units of ``target``
     (``target.scaling.to_data``).
@@ -392,7 +392,7 @@ def translate_bridge(
     generator: torch.Generator | None = None,
     **options: Any,
 ) -> Float[Tensor, "batch *event"]:
-    """Data at one end of a bridge as data at its other; ``options`` are those of :func:`bridge`.
+    """Data at one end of a bridge as data at its other; ``options`` go to :func:`bridge`.
 
     Raw data of a model that was trained with noise translates :meth:`Route.translate`.
 

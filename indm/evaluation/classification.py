@@ -23,7 +23,7 @@ from indm.tensors import SEED_STRIDE, evaluation_mode
 
 @dataclass(frozen=True)
 class Classification:
-    """What a model says of the classes of data.
+    """Likelihoods and probabilities that a model gives the classes of data.
 
     Attributes:
         log_likelihood: (N, K), the mean bound of log p(x|k) of the raw data, nats.

@@ -38,16 +38,16 @@ class Likelihoods:
     """The estimates of :func:`evaluate`; ``print`` shows them as a table.
 
     Attributes:
-        report: what JSON can hold: ``images``, how many examples by the kind of a measure; the settings; ``unit``, that
-            of the table; and by kind its numbers, of which ``with_reconstruction`` and ``without_reconstruction`` have
-            means, standard errors and the estimator's noise in nats and bits/dim. That of "nelbo" has ``terms``, which
+        report: what JSON can hold: ``images``, how many examples by the kind of a measure; the settings; ``unit`` of
+            the table; and by kind its numbers, of which ``with_reconstruction`` and ``without_reconstruction`` have
+            means, standard errors and the estimator's noise in nats and bits/dim. "nelbo" also has ``terms``, which
             sum to the bound, and ``by_level``, the score term in equal parts of the log-SNR clock.
         nats: of each example, means over repeats: by kind, and all but "iw" with the suffix
             ``_without_reconstruction``; "nll" and "iw" also with ``_solver_error``, the largest over repeats. Where the
             mean NLL was corrected, "nll" is "nll_coarse", in few steps, and for each level l "nll_level_l" are the
             differences of finer and coarser solves, of the estimates "nll_level_l_estimates" (example · repeats +
-            repeat); "nll_certain" are those of estimates whose coarse error was unusually large. "nelbo_levels",
-            (N, 8), are the parts of the score term; "groups" are those of the examples, where there are any.
+            repeat); "nll_certain" are the differences for estimates whose coarse error was unusually large.
+            "nelbo_levels", (N, 8), are the parts of the score term; "groups" are the groups of the examples, if any.
 
     >>> row = {"bits_per_dim": 2.45, "bits_per_dim_standard_error": 0.01}
     >>> Likelihoods({"nelbo": {"with_reconstruction": row}}, {}).mean()
@@ -108,7 +108,7 @@ class Likelihoods:
         """The error that corrections of coarse solves add to the mean difference of two evaluations, in their unit.
 
         Both made the same draws. Where they have the same levels, the estimates that both corrected make their
-        corrections depend on each other, so that the error is below that of independent ones.
+        corrections depend on each other, so that the error is smaller than with independent ones.
         """
         both = (self, other)
         numbers, nats = [one.report[kind] for one in both], [one.nats for one in both]
@@ -152,7 +152,7 @@ def evaluate(
         measures: what is estimated, each kind once: :class:`indm.Bound`, :class:`indm.NLL`, :class:`indm.WeightedNLL`,
             :class:`indm.SamplerBound`.
         c: the conditions, of a model that has one, see :meth:`indm.INDM.given`: likelihoods are then of p(x|c).
-        groups: which group each example is of, (N,), where those of one group are alike, as patches of one photograph
+        groups: the group of each example, (N,), where examples of one group are alike, as patches of one photograph
             are: standard errors are then over groups, see :func:`indm.evaluation.statistics.mean_and_error`,
             and None where there is one group.
         eps: truncation of bound and ODE, at or above the model's own; None is the model's own.
@@ -208,7 +208,7 @@ def evaluate(
         return drawn[kind].estimate(model.given(c, rows=rows), raw[rows].to(device), reference, generator)
 
     def solver_of(measure: Measure) -> Solve:
-        """What makes the draws of ``measure`` again, and solves them in other numbers of steps."""
+        """A function that repeats the draws of ``measure`` and solves them in other numbers of steps."""
         first = [kind for kind, _ in jobs].index(measure.kind) * repeats
         count = measure.count(n)
         seeds = [seed + SEED_STRIDE * (first + k) for k in range(math.ceil(count / batch_size) * repeats)]
@@ -279,7 +279,7 @@ def draw_all(
     """``draw(job, number)`` for each job and repeat, ``number`` counting all draws: by kind, job by job.
 
     A job is its kind and its cost, by which the bar moves. With ``distributed`` every process draws its share of the
-    jobs and gets those of all. Otherwise Ctrl-C keeps the jobs that are done.
+    jobs and gets the estimates of all. Otherwise Ctrl-C keeps the jobs that are done.
 
     Returns:
         The estimates, and whether all jobs are done.

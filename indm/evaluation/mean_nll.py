@@ -17,11 +17,11 @@ from indm.score import is_smooth
 from indm.tensors import evaluation_mode
 
 FIRST_SMOOTH, FIRST = 12, 16  # steps of the coarsest level, for networks known to be smooth in t and for others
-DOUBLINGS = 3  # of the coarsest level's steps that levels between may have
+DOUBLINGS = 3  # times that intermediate levels may double the coarsest level's steps
 UNUSUAL = 2.0  # an estimate whose stated error is above this many times the median is solved finely for certain
 MOST_UNUSUAL = 20  # one in so many estimates can be
-PARTS = ("estimates", "differences", "error")  # of a level, with an entry for each estimate
-SHARE = 0.2  # of the standard error over examples, that the corrections may add by default
+PARTS = ("estimates", "differences", "error")  # fields of a level with an entry for each estimate
+SHARE = 0.2  # error that the corrections may add by default, as a share of the standard error over examples
 
 Steps = int | None  # None: as many as the error that is asked for needs
 
@@ -52,7 +52,7 @@ class RepeatableDraws:
     solver: dict[str, Any]
 
     def numbers(self, estimates: Tensor) -> Tensor:
-        """Which draw each estimate is of."""
+        """The number of the draw that each estimate belongs to."""
         return estimates // self.repeats // self.batch_size * self.repeats + estimates % self.repeats
 
     def solve(self, estimates: Tensor, ladder: Sequence[Steps]) -> tuple[Tensor, Tensor, int]:
@@ -92,8 +92,8 @@ class RepeatableDraws:
 class Level:
     """A correction: the NLL in ``steps`` less that in the steps of the level below, of M estimates by their numbers.
 
-    ``differences`` are (M,) in nats, as is ``error``, what the solver states of the finer of both; ``evaluations`` are
-    those of one difference.
+    ``differences`` are (M,) in nats, as is ``error``, the solver's error estimate for the finer solve; ``evaluations``
+    count one difference.
     """
 
     steps: Steps
@@ -116,7 +116,7 @@ class Corrected:
 
     Attributes:
         correction: what is to be added to the mean of the coarse NLL, nats, with the error that this adds.
-        levels: the corrections, the last one that of the finest.
+        levels: the corrections, the finest last.
         certain: numbers of the estimates that were solved finely for certain, and their differences, nats.
         evaluations: of the network by all corrections.
     """
@@ -141,7 +141,7 @@ def corrected(
     seed: int,
     solve: Callable[[Tensor, Sequence[Steps]], tuple[Tensor, Tensor, int]],
 ) -> Corrected:
-    """What finer solves add to the mean of ``coarse``.
+    """The correction by finer solves to the mean of ``coarse``.
 
     A pilot of :data:`indm.multilevel.LEAST` estimates tells variances and costs of one correction to the finest level.
     Where that would cost more than the coarse solves, it is also solved in numbers of steps between, and levels are
@@ -187,7 +187,7 @@ def corrected(
         spent = looked
     if len(steps) == 2:
         levels = [pilot.joined(level(1, steps, subset(1)[LEAST : wanted[0]]))]
-    else:  # of subsets that had no part in the choice of the levels
+    else:  # use fresh subsets, which played no part in the choice of the levels
         spent += pilot.evaluations * len(pilot.estimates)
         levels = [level(k, steps, subset(k + 1)[:size]) for k, size in enumerate(wanted, 1)]
     spent += sum(part.evaluations * len(part.estimates) for part in levels)
@@ -201,8 +201,8 @@ def corrected(
 
 
 def cheapest(values: Tensor, costs: Sequence[float], n: int, added_error: float) -> tuple[list[int], list[int]]:
-    """Which levels between the first and the last to correct at, and in how many of n estimates each, such that the
-    corrections add at most ``added_error``.
+    """The cheapest levels between the first and the last, and the number of the n estimates to correct at each, such
+    that the corrections add at most ``added_error``.
 
     ``values`` are of the same estimates at every level, (levels, m), and ``costs`` the evaluations of one at each level
     but the first, whose values are known.

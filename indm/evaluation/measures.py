@@ -20,7 +20,7 @@ from indm.multilevel import LEAST
 from indm.objective import LEVELS, nelbo
 from indm.sde.linear import LinearSDE
 
-TERMS = ("reconstruction", "prior", "flow", "constant", "log_q")  # of the NELBO beside its score term
+TERMS = ("reconstruction", "prior", "flow", "constant", "log_q")  # terms of the NELBO beside its score term
 SOLVED_IN = 48  # steps of an ODE, where its error decides; of digits and of vectors, for the share of a progress bar
 Solve = Callable[[Tensor, Sequence[Steps]], tuple[Tensor, Tensor, int]]  # see indm.evaluation.mean_nll
 Numbers = tuple[dict[str, Any], dict[str, Tensor]]  # what a report says, and nats of every example by their suffix
@@ -61,7 +61,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all measures share: entries of an event, groups of examples, the seed, the truncated SDE of the model."""
+    """The setting that all measures share: entries of an event, groups of examples, seed, the model's truncated SDE."""
 
     dims: int
     groups: Int[Tensor, " n"] | None
@@ -77,7 +77,7 @@ class Measure:
     examples: int | None = None
 
     def count(self, n: int) -> int:
-        """How many of n examples it is of."""
+        """The number of examples, of n, that it is computed for."""
         return n if self.examples is None else min(self.examples, n)
 
     def check(self, n: int) -> None:
@@ -87,7 +87,7 @@ class Measure:
 
     @property
     def solver(self) -> dict[str, Any]:
-        """How an ODE is solved: options of :func:`indm.log_likelihood`."""
+        """Options of :func:`indm.log_likelihood` for its ODE; empty for a measure without one."""
         return {}
 
     def calls(self, dims: int) -> float:
@@ -105,8 +105,8 @@ class Measure:
         return self
 
     def numbers(self, estimates: list[list[Estimate]], setting: Setting, solve: Solve | None) -> Numbers:
-        """Of estimates, batch by batch and repeat by repeat, see :func:`summary`; no more is solved where ``solve`` is
-        None."""
+        """The numbers of estimates, batch by batch and repeat by repeat, see :func:`summary`; nothing more is solved if
+        ``solve`` is None."""
         return summary(estimates, setting)
 
 
@@ -131,7 +131,7 @@ class Bound(Measure):
         options = {"times": self.times, "log_q": log_q, "generator": generator}
         terms = nelbo(model, x, reference=reference, **options)
         estimate = Estimate.of(terms.total, terms.reconstruction, log_q, {"times": self.times})
-        assert terms.levels is not None  # which the bound of few steps alone does not have
+        assert terms.levels is not None  # missing only from the bound of few steps
         columns = [*terms.levels.unbind(1), *(getattr(terms, name).expand(len(x)) for name in TERMS)]
         return replace(estimate, terms=torch.stack(columns, 1).cpu().double())
 
@@ -166,7 +166,7 @@ class SamplerBound(Measure):
 
 @dataclass(frozen=True, kw_only=True)
 class Solved(Measure):
-    """How the probability-flow ODE is solved: options of :func:`indm.log_likelihood`."""
+    """Base of the measures that solve the probability-flow ODE; fields are options of :func:`indm.log_likelihood`."""
 
     probes: int = 1
     exact: bool | None = None
@@ -226,7 +226,7 @@ class NLL(Solved):
             return report, nats
         coarse, stated = (stacked(estimates, part).T.flatten() for part in ("without_reconstruction", "solver_error"))
         bits, error = setting.dims * math.log(2), report["with_reconstruction"]["nats_standard_error"]
-        if error is None:  # of a single group: of examples as if they were independent
+        if error is None:  # a single group: take its examples as independent
             _, error = mean_and_error(nats[""])
         allowed = SHARE * error if self.mean_error is None else self.mean_error * bits
         result = corrected(coarse, stated, few, report["nfe"], allowed, setting.seed, solve)
@@ -285,7 +285,7 @@ def summary(estimates: list[list[Estimate]], setting: Setting) -> Numbers:
 def of_levels(
     numbers: Mapping[str, Any], coarse: Mapping[str, Tensor], result: Corrected, few: int, estimates: int, bits: float
 ) -> Numbers:
-    """Those of an NLL in ``few`` steps, with the mean of the finest level; ``bits`` are the nats of a bit/dim."""
+    """The numbers of an NLL in ``few`` steps, with the mean of the finest level; ``bits``: nats in one bit/dim."""
     report = {key: value for key, value in numbers.items() if key not in ("steps", "solver_error", "unconverged")}
     report |= solver_error(result.levels[-1].error, round(bits / math.log(2)), numbers["nll_error"])
     report["nfe"] = numbers["nfe"] + result.evaluations / estimates

@@ -74,7 +74,7 @@ def over_seeds(values: Sequence[float], alone: float = math.nan) -> tuple[float,
     """Mean over seeds and its standard error; the error of a single value is ``alone``."""
     if len(values) == 1:
         return values[0], alone
-    with np.errstate(invalid="ignore"):  # of runs that diverged
+    with np.errstate(invalid="ignore"):  # runs that diverged have infinite values
         return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 

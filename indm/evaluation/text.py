@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from indm.ode import MOST
 
 KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)", "iw": "IW-NLL", "ancestral": "NELBO of few steps"}
-NUMBERS = {"iw": ("draws", "K = "), "ancestral": ("steps", "N = ")}  # that belong to a kind's name
-ENDS = ("", "_standard_error", "_estimator_noise")  # of the keys of one number
+NUMBERS = {"iw": ("draws", "K = "), "ancestral": ("steps", "N = ")}  # numbers that belong to a kind's name
+ENDS = ("", "_standard_error", "_estimator_noise")  # endings of the keys of one number
 Row = tuple[str, ...]
 
 
@@ -25,7 +25,7 @@ def likelihood_rows(result: Mapping) -> list[Row]:
         for part, remark in (("with", ""), ("without", " without reconstruction (no likelihood)")):
             if f"{part}_reconstruction" in result.get(kind, {}):
                 values = result[kind][f"{part}_reconstruction"]
-                error = result[kind].get("solver_error")  # which the NELBO has not
+                error = result[kind].get("solver_error")  # the NELBO has none
                 cells = *(shown(values[key + end]) for end in ENDS), f"{error[key]:.1g}" if error else ""
                 rows.append((name + remark, str(result["images"][kind]), *cells))
     return rows
@@ -60,7 +60,7 @@ def level_table(result: Mapping) -> list[str]:
 
 
 def correction(result: Mapping) -> list[str]:
-    """How the mean NLL was made, where it is corrected by fine solves of a few estimates."""
+    """A line on the mean NLL where it is corrected by fine solves of a few estimates; else no line."""
     if "levels" not in (nll := result.get("nll", {})):
         return []
     first, *finer = nll["levels"]

@@ -1,1 +1,1 @@
-"""Files: those of unknown makers are read without trust, ours are written whole or not at all."""
+"""Files: read without trust if their maker is unknown, written whole or not at all."""

@@ -1,4 +1,4 @@
-"""How much memory this process can have, asked before any is taken for what a file claims."""
+"""A check of the memory that this process can have, made before any is taken for the claims of a file."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 from indm.checks import reason
 
-COPIES = 3  # of the numbers of a file, in memory at one time: as they are read, in the type of the model, and split
+COPIES = 3  # copies of a file's numbers in memory at one time: as they are read, in the type of the model, and split
 
 
 def check_memory(claimed: int) -> None:

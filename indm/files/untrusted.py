@@ -25,7 +25,7 @@ from indm.files.plain import check_plain, text
 
 LARGEST_EVENT = 2**24  # numbers of an event, unless the weights have more
 SPARE, SPARE_PARTS = 2**14, 2**10  # numbers, and tensors and modules, that a model may have beside its weights
-MOST_AXES = 8  # of an event
+MOST_AXES = 8  # most axes of an event
 LARGEST_HEADER = 2**22  # bytes of the names and shapes of weights, some 40,000 tensors
 AFFINE = ("scaling.shift", "scaling.scale", "score.sde.prior_mean")  # tensors that are broadcast over an event
 Module = TypeVar("Module", bound=nn.Module)
@@ -118,7 +118,7 @@ def weights(path: Path) -> dict[str, Tensor]:
 
 
 def checkpoint(path: Path, known: Mapping[str, Callable] | None = None) -> Any:
-    """What ``torch.save`` wrote of tensors, numbers, text and containers of them.
+    """The content of a file by ``torch.save``: tensors, numbers, text and containers of them.
 
     PyTorch's weights-only reader runs no pickled code. A small pickle can still make it take much memory, with tensors
     whose strides are 0, for example: whoever computes with the tensors calls :func:`check_stored` first.

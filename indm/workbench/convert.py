@@ -1,7 +1,7 @@
 """Released checkpoints as run folders of this library.
 
-The layout is that of the paper's code, which is that of score_sde_pytorch. What the tensors do not show is taken from
-what the caller gives, then from a recipe, then from the published settings.
+The layout is the one of the paper's code and of score_sde_pytorch. Settings that the tensors do not show are taken from
+the caller's arguments, then from a recipe, then from the published settings.
 """
 
 import functools
@@ -28,7 +28,7 @@ from indm.workbench.recipes.recipe import Tables
 from indm.workbench.runs.folder import CONVERSION, check_empty
 from indm.workbench.runs.provenance import describe, provenance
 
-TABLES = ("data", "sde", "net", "flow", "evaluate")  # of a recipe, those that may be changed
+TABLES = ("data", "sde", "net", "flow", "evaluate")  # tables of a recipe that may be changed
 PUBLISHED: dict[tuple[int, ...], dict] = {(3, 32, 32): {"name": "cifar10"}, (3, 64, 64): {"name": "celeba"}}
 LEVELS = 256  # grey levels of the released models' data
 
@@ -52,7 +52,7 @@ def convert(
         weights: "ema" or "model" (the last ones) for both; by default "ema" for the score and "model" for the flow, as
             the paper's results were evaluated.
         recipe: whose data, SDE, network and evaluation hold where the tensors and what else is given do not tell.
-        image_size: side of the images; by default that of the data, or of a recipe of this network.
+        image_size: side of the images; by default as in the data, or in a recipe of this network.
         changes: dotted keys of the tables data, sde, net, flow and evaluate, as on the command line.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub, or on a server with its interface (``HF_ENDPOINT``), and those of this package.
+"""Models on the Hugging Face hub, or on a server with its interface (``HF_ENDPOINT``), and in this package.
 
 Only files of a given list are fetched. They are read like any file of an unknown maker.
 """
@@ -55,7 +55,7 @@ def fetch(name: str, files: Sequence[str], folder: Path | None = None, revision:
 
 
 def push(folder: Path, name: str, *, private: bool = False) -> str:
-    """Make the files of ``folder`` those of the model user/name, which is made if need be; the address of the model.
+    """Upload ``folder`` as the model user/name, which is made if need be; the address of the model.
 
     Raises:
         ValueError: a name of another form.
@@ -76,5 +76,5 @@ def _talking(name: str) -> Iterator[None]:
     check_name(name)
     try:
         yield
-    except Exception as error:  # of the hub's library, or of the one that it uses for HTTP
+    except Exception as error:  # from the hub's library, or its HTTP library
         raise OSError(f"the hub cannot be reached for {name}, or refuses it: {reason(error)}; {LOG_IN}") from error

@@ -140,7 +140,7 @@ class Builder:
 
 
 def seen(side: Side, file: str | None, index: float | None) -> requests.Picture | None:
-    """How the model sees an image; None where none is chosen."""
+    """The image as the model sees it; None where none is chosen."""
     return None if file is None and index is None else requests.preview(side, Source(file, index))
 
 

@@ -1,4 +1,4 @@
-"""What ``indm app`` computes of a run when somebody presses a button: pictures and words.
+"""The requests behind the buttons of ``indm app``: pictures and words computed with a run.
 
 Images of strangers are read by :mod:`indm.workbench.data.images` alone. A request that takes too long is stopped at the
 next evaluation of a network.
@@ -36,7 +36,7 @@ from indm.workbench.translation.routes import TranslationRuns, image_reader
 
 NELBO_TIMES = 16  # evaluations of the network for each draw of the NELBO
 REFERENCE_IMAGES = 512  # at most, of the law of latents
-FRAMES = 5  # of each leg of a translation
+FRAMES = 5  # pictures of each leg of a translation
 WAYS = ("A to B", "B to A")
 Picture = np.ndarray  # (height, width, 3) bytes
 
@@ -54,11 +54,11 @@ class Side:
     """A model, and the images that it knows."""
 
     run: Path
-    model: INDM  # of images (1 or 3, H, W) in grey levels
+    model: INDM  # a model of images (1 or 3, H, W) in grey levels
     data: dict  # the [data] table, which says how images are cut and resized
     test: Examples | None  # None where they cannot be had, as of a model from the hub
     absent: str = ""  # why there are none
-    guidance: float = 1.0  # of samples, at first
+    guidance: float = 1.0  # initial guidance of samples
 
     @classmethod
     def opened(cls, run: Path) -> "Side":
@@ -84,7 +84,7 @@ class Side:
 
     @property
     def name(self) -> str:
-        """The name of its folder; of a side of a pair, with that of the pair."""
+        """The name of its folder; for a side of a pair, after the name of the pair."""
         folder = self.run.resolve()
         return f"{folder.parent.name}/{folder.name}" if is_pair(folder.parent) else folder.name
 
@@ -100,7 +100,7 @@ class Side:
         file = Path(source.file)
         try:
             example = image_reader(file, self.model, self.data)()
-        except (ValueError, OSError) as error:  # of the file by its own name, not by where uploads are kept
+        except (ValueError, OSError) as error:  # name the file itself, not the place where uploads are kept
             raise ValueError(str(error).replace(f"{file.parent}{os.sep}", "")) from error
         return example.pixels, example.note
 
@@ -167,7 +167,7 @@ def preview(side: Side, source: Source) -> Picture:
 def samples(
     side: Side, n: int, steps: int, sampler: str, seed: float, temperature: float, c: str | None, guidance: float
 ) -> Picture:
-    """A grid of samples; the arguments are those of :func:`indm.sample`."""
+    """A grid of samples; the arguments go to :func:`indm.sample`."""
     options: Any = {"sampler": sampler, "steps": steps, "temperature": temperature, "guidance": guidance}
     x = sample(side.model, n, c=c or None, generator=side.generator(seed), **options)
     return sheets.grid(side.model.scaling.to_data(x).cpu(), side.levels)
@@ -199,7 +199,7 @@ def likelihood(side: Side, source: Source, draws: int, seed: float, c: str | Non
 class Ends:
     """A and B of a translation: each with its model and images, and the runs that lead from one to the other."""
 
-    sides: tuple[Side, Side]  # of one model of classes, the same twice
+    sides: tuple[Side, Side]  # the same side twice for one model of classes
     runs: TranslationRuns
 
     @property

@@ -1,4 +1,4 @@
-"""What all commands share: their options, their exit statuses, what they print."""
+"""Common ground of all commands: options, exit statuses, printing."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +18,7 @@ DONE, SOME_FAILED, MISTAKE, DEFECT, INTERRUPTED, NOBODY_READS = 0, 1, 2, 3, 130,
 
 @dataclass(kw_only=True)
 class Common:
-    """What every command takes. A command is a dataclass of its options with ``run() -> exit status``."""
+    """Options of every command. A command is a dataclass of its options with ``run() -> exit status``."""
 
     tables: ClassVar[tuple[str, ...]] = ()
     """Tables whose keys are given as ``--table.key value``, and parts of the recipe as ``--table name``, see
@@ -84,6 +84,6 @@ def say(text: str, file: Any = None) -> None:
 
 
 def name_of(source: str) -> str:
-    """What a run of a recipe or on a folder is called: one name, which never leads out of the folder of runs."""
+    """Name of a run of a recipe or on a folder: a single name, which never leads out of the folder of runs."""
     path = Path(os.path.abspath(source))
     return (path.name if path.is_dir() else path.stem).lstrip(".") or "run"

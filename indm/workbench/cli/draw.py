@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class DrawsSamples(ShowsProgress):
-    """What the commands that draw samples of a run share."""
+    """Base of the commands that draw samples of a run."""
 
     tables = ("sampler",)
 
@@ -77,7 +77,7 @@ class Sample(DrawsSamples):
         samples, levels, drawn = draw(run, drawing, out, **options)
         made_by: Any = drawn
         if (out / "samples.png").exists():
-            pass  # of the same samples
+            pass  # the picture shows the same samples
         elif samples.ndim == 4 and drawing.condition == "all":
             sheets.save_classes(samples, levels or 256, recipe.labels, out / "samples.png")
         elif samples.ndim == 4:
@@ -188,9 +188,9 @@ class Inpaint(ShowsProgress):
     """Draw the missing pixels of an image given the others, by a run.
 
     "indm inpaint RUN image.png --mask mask.png --out filled" draws the pixels that are white in mask.png. Without a
-    mask, the missing pixels are the transparent ones of image.png. Both files have one size. If it is not that of the
-    model's images, both are cut and resized as the model's data were, and the draws have the size of the model's
-    images. The model's flow must be elementwise, the default for images, or the identity.
+    mask, the missing pixels are the transparent ones of image.png. Both files have one size. If the model's images have
+    another, both are cut and resized as the model's data were, and the draws have the size of the model's images. The
+    model's flow must be elementwise, the default for images, or the identity.
 
     Writes 1.png, 2.png, … with the other pixels as they were, in the model's grey levels; sheet.png with the image, its
     missing pixels grey, before the draws; and inpainting.json, which says how they were drawn.

@@ -21,7 +21,7 @@ from indm.workbench.recipes.recipe import OPTION_TABLES
 
 WIDEST = 100  # columns of a line
 METAVARS = {int: "N", float: "NUMBER", bool: "true|false", str: "NAME", Path: "PATH", dict: "TABLE"}
-MARKUP = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`|``")  # of docstrings
+MARKUP = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`|``")  # markup of docstrings
 PURPOSES = {  # what a bundled recipe is for → the command that trains it
     "own images": "indm train folder --data.path FOLDER",
     "own numbers": "indm train array --data.path FILE",
@@ -91,18 +91,18 @@ def of_table(table: str) -> str:
 
 
 def explained(part: Callable[..., Any], name: str) -> str:
-    """The arguments of a part with their defaults, less the shape, which the data have, its docstring and theirs."""
+    """The arguments of a part with their defaults, without the shape, which the data give; its docstring and theirs."""
     given = [str(p).split(":")[0] + (f"={p.default!r}" if p.default is not p.empty else "")
              for p in arguments_of(part).values() if p.name != "shape"]  # fmt: skip
-    text = inspect.getdoc(getattr(part, "func", part)) or "No description."  # of a functools.partial, its function's
+    text = inspect.getdoc(getattr(part, "func", part)) or "No description."  # a partial is explained by its function
     said = sentences_of(part).items() if is_dataclass(part) else ()
     text += "".join("\n" + wrapped(f"{key}: {sentence}", 4) for key, sentence in said if f"{key}:" not in text)
     return f"{name}({', '.join(given)})\n\n" + MARKUP.sub(r"\1", text)
 
 
 def sentences_of(declared: Any) -> dict[str, str]:
-    """What docstrings say of the arguments of a class or function, or below the fields of a dataclass and its bases."""
-    function = getattr(declared, "func", declared)  # of a functools.partial
+    """Descriptions of a function's or class's arguments, or of a dataclass's fields with its bases, from docstrings."""
+    function = getattr(declared, "func", declared)  # unwraps a functools.partial
     bases = [base for base in getattr(function, "__mro__", ())[::-1] if is_dataclass(base)]
     found: dict[str, str] = {}
     for kind in bases or [function]:
@@ -126,7 +126,7 @@ def flags_of(options: type, default_of_all: str) -> type:
 
 
 def metavar(hint: Any) -> str:
-    """What stands for a value of that type in the help."""
+    """Placeholder for a value of this type in the help."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return metavar(inner[0])

@@ -97,7 +97,7 @@ def take_tables(arguments: list[str], tables: Collection[str]) -> tuple[list[str
     """Take the values of the recipe's tables out of the arguments, which tyro has no fields for.
 
     They are ``--train.steps 500``, ``--flow coupling``, ``--flow.width 64``.
-    The keys of a part are those of its class, which may be anybody's; the recipe's checks say what is wrong with one.
+    The keys of a part come from its class, which may be anybody's; the recipe's checks reject a wrong one.
 
     Returns:
         The other arguments, and the values by ``table.key`` and ``table``.

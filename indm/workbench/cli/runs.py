@@ -57,7 +57,7 @@ class Evaluate(ShowsProgress):
             data["name"] = "folder" if Path(data["path"]).is_dir() else "array"
         check_absent(run, ["evaluation.json", "evaluation.npz"], self.overwrite)
         result = evaluate_run(run, options, data_table=data, progress=self.progress)
-        if PartialState().is_main_process:  # which alone has the results of all processes
+        if PartialState().is_main_process:  # it alone has the results of all processes
             print(likelihood_table(result), *(level_table(result) if "nelbo" in result else []), sep="\n")
             print("nothing was written" if "interrupted" in result else verdict(result))
         return INTERRUPTED if "interrupted" in result else DONE
@@ -97,7 +97,7 @@ class Compare(ShowsProgress):
 class App(Computes):
     """Try a run in the browser: samples, likelihoods, translation.
 
-    With "indm app RUN RUN_B" it also translates between two models, with "indm app PAIR" between those of a pair, and
+    With "indm app RUN RUN_B" it also translates between two models, with "indm app PAIR" between both of a pair, and
     with one model of classes between classes. Ctrl-C ends it. It needs Gradio, and no network. Images of up to 10 MB
     are read as "indm translate" reads them, one request is computed at a time, and no file of this machine is served.
     Uploads are deleted after an hour, or when the app ends.
@@ -121,7 +121,7 @@ class App(Computes):
         sides = requests.open_sides([run_folder(folder) for folder in self.run_folders])
         from indm.workbench.app.page import LOCAL, serving
 
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: uploads are taken away
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as by Ctrl-C, so that uploads are removed
         with serving(sides, self.host, self.port, self.seconds) as address:
             print(f"{address} (Ctrl-C ends it)", flush=True)
             if self.host not in LOCAL:
@@ -135,8 +135,8 @@ class App(Computes):
 class Convert(Common):
     """Make a run of a checkpoint that the paper's authors or score_sde_pytorch released.
 
-    Those of score_sde_pytorch have no flow. Channels, levels, blocks, attention, pyramids and embedding are read from
-    the tensors. The rest must be given:
+    Checkpoints of score_sde_pytorch have no flow. Channels, levels, blocks, attention, pyramids and embedding are read
+    from the tensors. The rest must be given:
 
     by --recipe cifar10-vp-nll, which has all of it for that setting of the paper;
 

@@ -23,7 +23,7 @@ Sources = Annotated[Positional[tuple[str, ...]], TWO]
 
 @dataclass(kw_only=True)
 class TrainsRecipe(ShowsProgress):
-    """What the commands that train a recipe share."""
+    """Base of the commands that train a recipe."""
 
     tables = recipes.TABLES
 
@@ -78,7 +78,7 @@ class Train(TrainsRecipe):
     Change any key of the recipe by an option: --train.steps 500 --flow.width 32 --data.path my-images. A table's name
     alone chooses a part: --flow identity (a linear diffusion), --sde ve, --net mlp. A part can also be code of yours:
     --net my_package.nets:Mine --net.width 64. Values are TOML (--net.multipliers "[1, 2]"); what is not TOML is a
-    string. "indm list train" explains the keys of [train], "indm list flow coupling" those of a part.
+    string. "indm list train" explains the keys of [train], "indm list flow coupling" the keys of a part.
 
     Ctrl-C finishes the step, saves, and prints the command that continues: "indm train runs/digits --resume", with the
     recipe saved there. "indm train digits --dry-run > mine.toml" writes a recipe to start your own from.
@@ -190,7 +190,7 @@ def show_plan(recipe: recipes.AnyTables, out: Path, more: str = "", like: Path |
 
 
 def came_to(summary: dict) -> str:
-    """What a run came to, in one line; summary.json has more."""
+    """Outcome of a run in one line; summary.json has more."""
     seconds = timedelta(seconds=round(summary["seconds"]))
     parts = [f"{counted(summary['steps'], 'step')} in {seconds}"]
     if "valid_nelbo" in summary:

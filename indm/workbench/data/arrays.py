@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas
 
 SUFFIXES, PARQUET = {".csv", ".tsv", ".txt"}, {".parquet", ".pq"}
-CELLS = 4  # of a table in memory at one time, each of 8 bytes: 25 bytes a cell were measured
+CELLS = 4  # copies of a table's cells in memory at one time, each of 8 bytes: 25 bytes a cell were measured
 ROWS_LOOKED_AT = 5_000  # for columns of few values
 SEPARATORS = ("\t", ";", ",")  # the first of these in the first line; where there is none, blanks
 
@@ -214,7 +214,7 @@ def read_frame(path: Path, x: Sequence[str] = (), c: Sequence[str] = (), rows: i
         check_plain(path)
         check_memory(2 * path.stat().st_size)  # a number takes two characters or more, and four bytes in memory
         table = _parquet(path, x, c) if path.suffix.lower() in PARQUET else _text(path, (*x, *c), rows)
-    except ImportError as error:  # by pandas, of pyarrow
+    except ImportError as error:  # pandas needs pyarrow
         raise ValueError(f"{path}: Parquet needs pyarrow: pip install pyarrow") from error
     except Exception as error:  # pandas and pyarrow raise of every kind
         raise ValueError(f"{path} cannot be read as a table: {reason(error)}") from error
@@ -245,7 +245,7 @@ def _text(path: Path, wanted: Sequence[str], rows: int | None) -> "pandas.DataFr
     cells = [cell.strip() for cell in next(csv.reader([line], delimiter=separator))] if separator else line.split()
     has_names = _are_names(cells)
     _check_names(cells if has_names else [f"x{i + 1}" for i in range(len(cells))], wanted)
-    is_exact = tuple(map(int, pandas.__version__.split(".")[:2])) >= (3, 1)  # by itself; then the option is deprecated
+    is_exact = tuple(map(int, pandas.__version__.split(".")[:2])) >= (3, 1)  # exact by itself, the option deprecated
     table = pandas.read_csv(
         path, sep=separator or r"\s+", decimal="," if separator == ";" else ".", nrows=rows, skiprows=passed_over,
         header=0 if has_names else None, skipinitialspace=True,

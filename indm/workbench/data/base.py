@@ -154,7 +154,7 @@ class DividedLoader(Loader):
     """Of the split."""
 
     def divided(self, n: int, groups: Sequence[str] = (), labels: Sequence[str] = ()) -> dict[str, Tensor]:
-        """Which of ``n`` examples are in each split: :func:`split`, or :func:`split_groups` where there are groups."""
+        """Indices of ``n`` examples in each split: by :func:`split`, or :func:`split_groups` if there are groups."""
         sizes = counts(n, self.valid, self.test)
         if len(groups):
             return split_groups(groups, labels, **sizes, seed=self.seed, limit=self.limit)
@@ -248,8 +248,8 @@ def condition_fields(
     """The fields of :class:`Data` that follow from conditions of all examples and index tensors into them.
 
     Whole numbers and words (n,) are labels; whole numbers are numbers (n, 1), too. Other numbers (n, size) and images
-    (n, C, H, W), or (n, H, W, C) of 1 or 3 channels, are numbers. Labels are counted in the order of ``classes``, or in
-    that of the alphabet.
+    (n, C, H, W), or (n, H, W, C) of 1 or 3 channels, are numbers. Labels are numbered in the order of ``classes``, or
+    alphabetically.
     """
     c = np.asarray(c)
     n = 1 + max(int(index.max()) for index in parts.values() if len(index))

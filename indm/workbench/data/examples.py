@@ -17,16 +17,16 @@ from indm.checks import brief, require
 from indm.scaling import Scaling, check_levels
 
 MIN_SIZE = 8  # pixels
-STEPS = 100  # of single precision, at least, in the deviation of a column: fewer make a density of its rounding
-ROUNDING = 1e-12  # by which the values of a constant column may differ, relative
-Size = int | str | Sequence[int]  # of images: a side of squares, "24x48" or (24, 48), height before width
+STEPS = 100  # fewest single-precision steps in a column's deviation: with fewer a density describes the rounding
+ROUNDING = 1e-12  # largest relative spread of a constant column
+Size = int | str | Sequence[int]  # size of images: a side of squares, "24x48" or (24, 48), height before width
 
 
 def height_and_width(size: Size) -> tuple[int, int]:
-    """What a ``size`` stands for.
+    """Height and width that a ``size`` stands for.
 
     Raises:
-        ValueError: it is none, or one of images that are smaller than the networks can take.
+        ValueError: it is not a size, or is smaller than the networks can take.
 
     >>> height_and_width(32), height_and_width("24x48"), height_and_width([24, 48])
     ((32, 32), (24, 48), (24, 48))
@@ -171,7 +171,7 @@ class InMemory(Dataset):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one item."""
+        """Shape of one item."""
         return tuple(self.tensor.shape[1:])
 
     def select(self, index: Tensor) -> "InMemory":

@@ -21,13 +21,13 @@ from indm.files.plain import check_plain
 from indm.workbench.data.base import Data
 from indm.workbench.data.images import SUFFIXES, ImageOptions, Stored, read_image, read_kind
 
-KINDS = (None, "L", "RGB")  # of a file: no image that can be used, grey, colour
+KINDS = (None, "L", "RGB")  # kinds of a file: not a usable image, grey, colour
 AT_ONCE = 4096  # files whose headers are read side by side
 LOOKED_AT = 32  # images of a data set of the hub whose headers decide on colour
 
 
 class Chosen(Sequence[Any]):
-    """What a subclass has :meth:`at` the positions ``chosen``, by default all of ``n``."""
+    """Sequence of a subclass's items :meth:`at` the positions ``chosen``, by default all of ``n``."""
 
     def __init__(self, n: int):
         self.chosen = np.arange(n)
@@ -42,7 +42,7 @@ class Chosen(Sequence[Any]):
         raise NotImplementedError
 
     def select(self, index: slice | np.ndarray) -> Self:
-        """Those at the positions ``index``."""
+        """The items at the positions ``index``."""
         some = copy.copy(self)
         some.chosen = self.chosen[index]
         return some
@@ -62,7 +62,7 @@ class Files(Chosen):
         return self.folder / os.fsdecode(self.names[position])
 
     def fingerprint(self) -> str:
-        """SHA-256 of the paths below the folder, in the order of ``names`` whatever that of ``chosen``."""
+        """SHA-256 of the paths below the folder, in the order of ``names``, whatever the order of ``chosen``."""
         names = self.names[np.sort(self.chosen)].tolist()
         lengths = np.array([len(name) for name in names], np.int64)
         return hashlib.sha256(lengths.tobytes() + b"".join(names)).hexdigest()
@@ -128,7 +128,7 @@ def find_images(
 
 
 def _first_bad(path: Path) -> str:
-    """A file that is no image, and why."""
+    """A path, and why it is not a usable image."""
     if path.suffix.lower() not in SUFFIXES:
         return f"{path}: not an image by its name"
     try:
@@ -142,8 +142,8 @@ def _first_bad(path: Path) -> str:
 class Folder(ImageOptions):
     """All images under a folder (recursive, hidden files apart), in sorted order, split by ``seed``; read from disk.
 
-    Images are turned upright as their EXIF data say. What is no image by its header is skipped and counted. An image
-    whose damage shows only when it is decoded is replaced by the next.
+    Images are turned upright as their EXIF data say. Files whose header does not show an image are skipped and
+    counted. An image whose damage shows only when it is decoded is replaced by the next.
     """
 
     path: str | Path
@@ -240,7 +240,7 @@ class Datasets(ImageOptions):
         return self.as_data(table, name="datasets", levels=self.levels, where=self.path, c=False if c is None else c)
 
     def rows(self) -> Any:
-        """Those of the split, as the library has them."""
+        """The rows of the split, as the library has them."""
         if importlib.util.find_spec("datasets") is None:
             raise ValueError("the data set 'datasets' needs the library datasets: pip install datasets")
         import datasets

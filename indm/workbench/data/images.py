@@ -79,7 +79,7 @@ def read_kind(source: Source) -> str:
 def read_size(path: Path) -> tuple[int, int]:
     """Height and width of an image, upright as its EXIF data say, by its header alone."""
     with _opened(path) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4  # by a quarter
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4  # turned by a quarter
         return image.size if turned else image.size[::-1]
 
 
@@ -96,7 +96,7 @@ def colour_of(background: str) -> tuple[int, int, int]:
 def read_image(source: Source, background: str = "white") -> Image.Image:
     """Decode an image to 8-bit grey ("L") or "RGB": upright as its EXIF data say, 16-bit levels scaled.
 
-    Transparency is composited on ``background``; on one that is no grey the result is RGB.
+    Transparency is composited on ``background``; on a coloured one the result is RGB.
     """
     colour = colour_of(background)
     with _opened(source) as image:
@@ -117,7 +117,7 @@ def read_image(source: Source, background: str = "white") -> Image.Image:
 
 
 def read_alpha(path: Path) -> Image.Image | None:
-    """How opaque each pixel is, 8-bit and upright as the image of :func:`read_image`; None where all of them are."""
+    """Opacity of each pixel, 8-bit and upright as the image of :func:`read_image`; None for images without alpha."""
     with _opened(path) as image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
@@ -125,7 +125,7 @@ def read_alpha(path: Path) -> Image.Image | None:
 
 
 def part(image: Image.Image, sides: tuple[int, int], crop: bool | int = True) -> Image.Image:
-    """What :class:`ImageFiles` resizes to a height and width of ``sides``: ``image``, or what is cut out of it."""
+    """The part of ``image`` that :class:`ImageFiles` resizes to ``sides``, a height and width: all of it or a crop."""
     if crop is False:
         return image
     largest = min(image.height / sides[0], image.width / sides[1])
@@ -159,7 +159,7 @@ def pixels_of(image: Image.Image) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions(DividedLoader):
-    """What is made of each image of a data set."""
+    """Options for the preparation of each image of a data set."""
 
     size: int | str | list[int]
     """Side in pixels of the square to which all images are brought, or height x width: "24x48" or [24, 48]."""
@@ -244,7 +244,7 @@ class ImageFiles(Dataset):
         unreadable: bool, one an image, shared by all worker processes: which ones were replaced.
 
     Raises:
-        ValueError: the background is no colour; on reading where a hundred images in a row cannot be read.
+        ValueError: the background is not a colour; on reading where a hundred images in a row cannot be read.
 
     Example: a white picture of 20 × 10 pixels in colour, as 2 × 2 in grey.
 
@@ -295,7 +295,7 @@ class ImageFiles(Dataset):
         raise ValueError(f"{tries} images in a row cannot be read, beginning with {self.files[index]}")
 
     def _made_of(self, image: Image.Image, position: int) -> Tensor:
-        """What the data set has of the decoded file at ``position``."""
+        """The data set's example from the decoded file at ``position``."""
         return fitted(image, self.shape, self.resize, self.crop)
 
     def _skip(self, position: int, error: Exception) -> None:
@@ -309,5 +309,5 @@ class ImageFiles(Dataset):
 
 
 def count_unreadable(dataset: object, add_up: Callable[[Tensor], Tensor] = lambda unreadable: unreadable) -> int:
-    """How many images of a data set could not be read when they were asked for, since this process began."""
+    """Number of images of a data set that could not be read when asked for, since this process began."""
     return int((add_up(dataset.unreadable.int()) > 0).sum()) if isinstance(dataset, ImageFiles) else 0

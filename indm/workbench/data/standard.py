@@ -230,7 +230,7 @@ def from_torchvision(name: str, kind: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def where_to_look(root: object) -> str:
-    """What to give where the files of a data set were not found in ``root``, or could not be downloaded to it."""
+    """Advice for when a data set's files were not found in ``root``, or could not be downloaded to it."""
     return (
         f"they were looked for in {root}: data.root or $INDM_DATA names another folder; where there is a network, a "
         "training downloads them, and so does data.download = true"

@@ -1,1 +1,1 @@
-"""What a trained model achieves: likelihoods, classes, distances of samples, comparisons of runs."""
+"""Evaluation of trained models: likelihoods, classes, distances of samples, comparisons of runs."""

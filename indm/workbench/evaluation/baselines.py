@@ -20,8 +20,8 @@ from indm.workbench.data.base import Data, Examples
 
 MOST_TRAINING, MOST_TRAINING_DIAGONAL = 20_000, 2_000  # examples that a Gaussian is fitted to, flipped ones included
 MOST_VALIDATION = 500
-WEIGHTS = torch.logspace(-6, 0, 25, dtype=torch.float64).tolist()  # of uncorrelated entries, see fit_gaussian
-FLOORS = (1e-6, 1e-4, 1e-2)  # of the variance of an entry, as a share of the mean over all entries
+WEIGHTS = torch.logspace(-6, 0, 25, dtype=torch.float64).tolist()  # weights of uncorrelated entries, see fit_gaussian
+FLOORS = (1e-6, 1e-4, 1e-2)  # floors of an entry's variance, as a share of the mean over all entries
 BATCH_SIZE = 2048  # examples in double precision at a time
 
 
@@ -116,7 +116,7 @@ def baselines(
 
     They are of ``data``. The Gaussian is fitted to the training split of ``fitted``, and left out where that is None.
     ``nelbo`` (N,) are nats of the model's NELBO of these examples, of ``groups`` as in :func:`indm.evaluate`. Rows have
-    a ``name`` (and a ``detail``), mean and error, and ``nelbo_difference``, the NELBO less the baseline, paired.
+    a ``name`` (and a ``detail``), mean and error, and ``nelbo_difference``, the NELBO minus the baseline, paired.
     """
     by_name: dict[str, tuple[Tensor, dict]] = {}
     dims, levels = math.prod(data.shape), data.scaling.levels

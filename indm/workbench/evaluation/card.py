@@ -65,7 +65,7 @@ def write(run: Path, folder: Path, name: str, license: str | None = None, more: 
 
 
 def _about(recipe: Recipe, steps: int) -> str:
-    """What the model is, of which data, after how many steps."""
+    """Sentences on the model's parts, its data and its steps of training."""
     kinds = {kind: getattr(recipe, kind) for kind in (*KINDS, *OPTIONAL_KINDS)}
     parts = ", ".join(f"{kind} `{part.name}`" for kind, part in kinds.items() if part is not None)
     kind = "A bridge: one diffusion from A at t = 0 to B at t = T," if is_bridge(recipe) else "A diffusion"

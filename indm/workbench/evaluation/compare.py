@@ -1,4 +1,4 @@
-"""``indm compare``: evaluated runs side by side, and methods less the first one, as text and as a page.
+"""``indm compare``: evaluated runs side by side, and differences of methods from the first, as text and as a page.
 
 Wall-clock time also depends on other processes. So what a method spent is the steps of its runs times what a step
 costs, as ``like`` measured it, in units of a step of the first method.
@@ -36,7 +36,7 @@ FILES = ("comparison.html", "comparison.json", "comparison.png")
 # runs that are compared were evaluated on the same examples.
 ALIKE = {"train.seed", *FREE_ON_RESUME, *(f"data.{key}" for key in recipes.PATH_KEYS)}
 ALIKE -= {"train.steps", "train.seconds"}
-MARGIN = 0.10  # by which budgets that are called equal differ at most
+MARGIN = 0.10  # largest difference of budgets that are called equal
 NO_SEED, NOT_COMPARABLE = "untested: no seed in common", "not comparable"  # verdicts without a test
 ONE_TRAINING = (
     "An error over the examples of one training says which of two models is better, not which method: a verdict on "
@@ -53,7 +53,7 @@ OF_LIKELIHOODS = "± one standard error, with the reconstruction term; log p(x|c
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of one run; a converted checkpoint has no lines in its log, and nobody knows its parameters."""
+    """Records of one run. A converted checkpoint has no log, and its number of parameters is unknown."""
 
     folder: Path
     evaluation: dict
@@ -86,11 +86,11 @@ class Run:
 
 
 Methods = Mapping[str, Sequence[Run]]  # runs that differ in the seed alone, by name; the first is the baseline
-Differences = Mapping[str, Mapping[str, Mapping]]  # by method and kind, see differences
+Differences = Mapping[str, Mapping[str, Mapping]]  # keyed by method and kind, see differences
 
 
 def compare(folders: Sequence[Path], out: Path, *, equal: Equal = "cost") -> str:
-    """Evaluated runs side by side: tables, and differences of methods from that of the first run.
+    """Evaluated runs side by side: tables, and differences of methods from the first run's.
 
     Runs whose recipes differ in the seed alone are one method; where all are of one, each stands for itself. Methods
     are compared in pairs of equal seeds, on the same examples. With two pairs or more a difference has a p and a
@@ -195,7 +195,7 @@ def are_equal(budgets: Sequence[float]) -> bool:
 
 
 def differences(methods: Methods, equal: Equal = "cost") -> dict[str, dict[str, dict]]:
-    """Every method less the first one, by its name and the kind of likelihood that both have, judged as one family.
+    """Every method minus the first, by its name and the kind of likelihood that both have, judged as one family.
 
     Returns:
         Rows of :func:`indm.evaluation.statistics.judged`, each with the seeds that were ``left_out`` for want
@@ -225,9 +225,9 @@ def differences(methods: Methods, equal: Equal = "cost") -> dict[str, dict[str, 
 def budget_of(pairs: Sequence[tuple[Run, Run]], runs: Sequence[Run], first: Sequence[Run], equal: Equal) -> dict:
     """The budgets of a method's ``runs`` and of the ``first`` method's, in ``pairs``, for a comparison.
 
-    ``steps`` are those of both. ``cost`` is that of a step in units of the first method's, from the record of a run;
-    None where no run has it, and 1 with ``equal`` "steps". ``budgets`` are words. ``why`` says why they cannot be
-    compared; it is "" where they can.
+    ``steps`` are the steps of both. ``cost`` is the cost of a step, relative to the first method's, from a run's
+    record; None where no run has it, and 1 with ``equal`` "steps". ``budgets`` are words. ``why`` says why they cannot
+    be compared; it is "" where they can.
     """
     keys = key_of(runs[0].recipe), key_of(first[0].recipe)
     is_alike = equal == "steps" or keys[0] == keys[1]
@@ -267,7 +267,7 @@ def unit_of(methods: Methods) -> str:
 
 
 def sections(methods: Methods, by_method: Differences, equal: Equal) -> list[tuple[str, list[Row], list[str]]]:
-    """What is said as text and on the page: headings, their tables, and the lines below."""
+    """Sections of the text and the page: headings, their tables, and the lines below."""
     runs = [run for trainings in methods.values() for run in trainings]
     names = {name: ", ".join(str(run.folder) for run in trainings) for name, trainings in methods.items()}
     notes = [f"{name}: {folders}" for name, folders in names.items() if name != folders]
@@ -321,8 +321,8 @@ def bound_of(runs: Sequence[Run], kind: str = "nelbo") -> tuple[float, float] | 
 def likelihood_rows(methods: Methods) -> list[Row]:
     """A row for each method: its seeds, size, budget and likelihoods; the baselines; the entropy where it is known.
 
-    The error of a method is over its seeds, that of a single run or a baseline over the examples. Baselines are of the
-    examples of the NELBO.
+    A method's error is over its seeds; the error of a single run or a baseline is over the examples. Baselines are of
+    the examples of the NELBO.
     """
     unit, runs = unit_of(methods), [run for trainings in methods.values() for run in trainings]
     kinds = [kind for kind in KINDS if any(run.bound(kind) for run in runs)]

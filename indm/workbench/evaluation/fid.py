@@ -118,7 +118,7 @@ class Listed(InMemory):
 def score(samples: Images, reference: Images, features: ToFeatures | None = None, *, progress: bool = True) -> dict:
     """The scores of samples against a reference, at least 20 images of one shape each.
 
-    ``features`` maps (n, C, H, W) in the grey levels of the images to (n, K); None: those of Inception, whose weights
+    ``features`` maps (n, C, H, W) in the grey levels of the images to (n, K); None: Inception's features, whose weights
     torch-fidelity fetches.
 
     Returns:

@@ -104,7 +104,7 @@ def evaluate_run(
 
 
 def measures_of(options: Evaluation) -> list[Measure]:
-    """What the recipe's ``[evaluate]`` asks for."""
+    """The measures that the recipe's ``[evaluate]`` asks for."""
     solver: dict[str, Any] = {"probes": options.probes, "nll_error": options.nll_error, "steps": options.steps or None}
     measures: list[Measure] = [Bound(times=options.times)]
     if options.nll_examples:
@@ -118,7 +118,7 @@ def measures_of(options: Evaluation) -> list[Measure]:
 
 
 def is_unended(run: Path) -> bool:
-    """Whether a run has a log, and no summary of its last step: its model is that of a checkpoint."""
+    """Whether a run has a log, and no summary of its last step: its model is from a checkpoint."""
     log, summary = read_metrics(run), run / "summary.json"
     steps = untrusted.json_object(summary).get("steps", 0) if summary.exists() else 0
     return bool(log) and steps < log[-1]["step"]
@@ -127,7 +127,7 @@ def is_unended(run: Path) -> bool:
 def per_class(
     nats: Float[Tensor, " n"], c: Int[Tensor, " n"], labels: Sequence[str], groups: Int[Tensor, " n"] | None = None
 ) -> dict[str, dict[str, float]]:
-    """Of each class of two examples, or groups, or more: their number, and the mean of their nats with its error."""
+    """For each class with at least two examples, or groups: their number, and the mean of their nats with its error."""
     classes = {}
     for number, label in enumerate(labels):
         rows = c == number
@@ -139,7 +139,7 @@ def per_class(
 
 
 def read_evaluation(folder: Path) -> dict:
-    """What :func:`evaluate_run` wrote into ``evaluation.json``.
+    """The content of the ``evaluation.json`` that :func:`evaluate_run` wrote.
 
     Raises:
         FileNotFoundError: there is none.
@@ -155,7 +155,7 @@ def read_evaluation(folder: Path) -> dict:
 
 
 def difference(pairs: Sequence[tuple[Path, Path]], kind: str = "nelbo") -> Difference:
-    """The first less the second of each pair of runs, one pair for each seed, all evaluated on the same examples."""
+    """The first minus the second of each pair of runs, one pair for each seed, all evaluated on the same examples."""
     evaluated = [(Likelihoods.load(one), Likelihoods.load(other)) for one, other in pairs]
     first, second = np.stack([[run.per_example(kind).numpy() for run in pair] for pair in evaluated], axis=1)
     added = math.hypot(*(one.added_error(other, kind) for one, other in evaluated)) / len(pairs)

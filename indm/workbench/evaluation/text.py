@@ -1,4 +1,4 @@
-"""The evaluation of a run as text: that of :func:`indm.evaluate` beside baselines and classes."""
+"""The evaluation of a run as text: the likelihoods of :func:`indm.evaluate` beside baselines and classes."""
 
 from collections.abc import Mapping
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from indm.files import atomic
 
-DPI = 120  # of figures
+DPI = 120  # resolution of figures
 FONT_SIZE = 10  # points
 # Seven that people with any kind of colour vision tell apart, of Okabe & Ito 2008, "Color Universal Design", with grey
 # instead of yellow, which is too pale for lines. Black is for the data.
@@ -27,7 +27,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6
 DATA_COLOUR = "black"
 CHARACTER = 0.65 * FONT_SIZE / 72  # inches, about
 Pixels = UInt8[np.ndarray, "height width 3"]
-Colours = Mapping[str, str]  # by model, the same in all figures of a page; what has none is black
+Colours = Mapping[str, str]  # colour of each model, the same in all figures of a page; others are black
 
 STYLE: dict[Any, Any] = {
     "font.size": FONT_SIZE,
@@ -51,7 +51,7 @@ def colours_of(models: Iterable[str]) -> dict[str, str]:
 
 
 def pixels_into(pixels: Pixels) -> atomic.Write:
-    """What writes bytes as PNG."""
+    """A function that writes bytes as PNG."""
     return lambda path: Image.fromarray(pixels).save(path, format="PNG")
 
 

@@ -13,14 +13,14 @@ from tyro.conf import Suppress, arg
 from indm.checks import Must, check_options, require
 from indm.names import BUILT_IN, GIVEN, is_outside
 
-FEW_STEPS = 200  # of a training that has hardly learned anything
+FEW_STEPS = 200  # a training of fewer steps has hardly learned anything
 MOST_PROCESSES = 1024  # or threads: more than a machine has, of a recipe from a larger one
-MOST_ESTIMATES = 10_000  # of one likelihood, whose error falls with the square root of their number
+MOST_ESTIMATES = 10_000  # most estimates of one likelihood: its error falls with the square root of their number
 Equal = Literal["cost", "steps"]  # what methods that are compared must have spent alike: steps × cost, or steps
 
 
 def default(words: str):
-    """What the help shows in place of a default that is None or empty."""
+    """Annotation with the words that the help shows in place of a default that is None or empty."""
     return arg(help_behavior_hint=f"(default: {words})")
 
 
@@ -250,7 +250,7 @@ class SampleOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing(Checked):
-    """What decides the samples of a run. The values go to :func:`indm.sample`."""
+    """Options that decide the samples of a run. The values go to :func:`indm.sample`."""
 
     n: Annotated[int, AT_LEAST_1, arg(aliases=["-n"])] = 64
     """How many samples."""
@@ -303,7 +303,7 @@ class FidDrawing(Drawing):
 
 @dataclass(frozen=True, kw_only=True)
 class InpaintingOptions(Checked):
-    """How missing pixels are drawn. The values go to :func:`indm.inpaint`."""
+    """Options for drawing missing pixels. The values go to :func:`indm.inpaint`."""
 
     n: Annotated[int, AT_LEAST_1, arg(aliases=["-n"])] = 8
     """How many draws."""
@@ -321,7 +321,7 @@ class InpaintingOptions(Checked):
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """What samples are scored against, and by which features."""
+    """Reference and features for the scores of samples."""
 
     reference: Annotated[str | None, arg(metavar="SOURCE"), default("the run's data")] = None
     """A data set (by its name, a recipe or a run folder), a folder of images or a samples.npz."""
@@ -335,7 +335,7 @@ class ScoringOptions:
 
 @dataclass(frozen=True)
 class ConversionOptions:
-    """How a released checkpoint is read. The values go to :func:`indm.workbench.convert.convert`."""
+    """Options for reading a released checkpoint. The values go to :func:`indm.workbench.convert.convert`."""
 
     weights: Annotated[Literal["ema", "model", None], arg(metavar="ema|model"), default("as published")] = None
     """Moving averages or the last weights. The paper's results are of the score's averages and the flow's last ones."""
@@ -347,7 +347,7 @@ class ConversionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TranslationOptions(Checked):
-    """How images are translated, and what is written beside the results."""
+    """Options for translating images, and for the files beside the results."""
 
     method: Literal["flow", "sdedit"] = "flow"
     """With "flow", follow the probability flow of A to noise and that of B back. "sdedit" adds noise up to strength,

@@ -26,7 +26,7 @@ from indm.workbench.recipes.options import Evaluation, SampleOptions, TrainOptio
 
 NAMED_TABLES = ("data", *KINDS)
 BUNDLED = Path(__file__).parent / "bundled"
-DATA_TABLES, PATH_KEYS = ("data", "data_b"), ("path", "root")  # of data sets, and in those that are built in
+DATA_TABLES, PATH_KEYS = ("data", "data_b"), ("path", "root")  # tables of data sets; keys of paths in the built-in ones
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 Tables = dict[str, dict[str, Any]]  # keys by table, as a file has them
 AnyTables = Mapping[str, Mapping[str, Any]]  # these, or a Recipe
@@ -45,7 +45,7 @@ class Part:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def table(self) -> dict[str, Any]:
-        """It as a table of a file."""
+        """The part as a table of a file."""
         return {"name": self.name, **self.options}
 
 
@@ -93,7 +93,7 @@ class Recipe(Mapping[str, dict[str, Any]]):
 
 @dataclass(frozen=True)
 class About:
-    """What the first lines of a bundled recipe say of it: its description, then comments such as ``# two cores: 90 s``.
+    """Facts from the first lines of a bundled recipe: its description, then comments such as ``# two cores: 90 s``.
 
     Attributes:
         description: one line.
@@ -123,7 +123,7 @@ def _about(text: str) -> About:
 def load(source: str | Path) -> Tables:
     """The tables of a bundled name, a TOML file, a run folder or a saved model, as written (defaults not filled in).
 
-    That of a run folder has absolute paths of its data.
+    The recipe of a run folder has absolute paths of its data.
     """
     path = Path(source)
     if str(source) in bundled() and not (isinstance(source, Path) and source.is_dir()):

@@ -26,7 +26,7 @@ from indm.workbench.recipes.options import TrainOptions
 
 T = TypeVar("T")
 LOCK = ".lock"
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system that has none
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # errors of a file system without locks
 ENDING = (signal.SIGINT, signal.SIGTERM)  # a training, which saves first
 CHOSEN = "ACCELERATE_TORCH_DEVICE"  # the environment variable of accelerate, which child processes inherit
 
@@ -83,7 +83,7 @@ def make_accelerator(options: TrainOptions, out: Path | None = None) -> Accelera
 
 def fast_precision() -> str:
     """ "bf16" where this machine computes in it faster than in full precision, else "no"."""
-    if not on_cpu():  # of GPUs that are not CUDA's nothing is known
+    if not on_cpu():  # nothing is known of GPUs other than CUDA's
         is_fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bf16" if is_fast else "no"
     instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -156,7 +156,7 @@ def interruptible() -> Iterator[threading.Event]:
     torchrun passes on a signal that the terminal has sent to its processes already, so there the second does nothing:
     they end with the second signal to the launcher.
     """
-    import torch.distributed  # which takes seconds to load
+    import torch.distributed  # takes seconds to load
 
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

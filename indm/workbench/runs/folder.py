@@ -18,8 +18,8 @@ from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.devices import LOCK, device
 
 RECIPE = "recipe.toml"  # resolved
-CONVERSION = "conversion.json"  # of a run that was converted: what it was made of, and what was assumed
-FETCHED = (RECIPE, DESCRIPTION, WEIGHTS)  # of a run of somebody else
+CONVERSION = "conversion.json"  # record of a converted run: its sources and the assumptions
+FETCHED = (RECIPE, DESCRIPTION, WEIGHTS)  # files fetched of another person's run
 # What may differ between a run and its continuation: how long it is, how it is watched, on which processors;
 FREE_ON_RESUME = {
     f"train.{key}"
@@ -32,7 +32,7 @@ RATES = {f"train.{key}" for key in ("lr", "flow_lr", "dequantization_lr", "clip"
 
 
 def is_run(folder: Path) -> bool:
-    """Whether ``folder`` is that of a run, from its beginning on."""
+    """Whether ``folder`` is a run folder, from the beginning of the run on."""
     return (folder / RECIPE).is_file()
 
 
@@ -74,7 +74,7 @@ def finished(run: Path, recipe: Recipe) -> dict | None:
 
 
 def end_of(run: Path) -> dict:
-    """What a run came to, ``steps``, ``seconds``, …; of a released checkpoint that was converted, ``steps`` alone.
+    """Summary of a finished run: ``steps``, ``seconds``, …; for a converted checkpoint, ``steps`` alone.
 
     Raises:
         ValueError: it was killed and has not been resumed.
@@ -211,7 +211,7 @@ def read_metrics(run: Path) -> list[dict]:
 
 
 def data_of(run: Path, model: Any, table: dict | None = None) -> Data:
-    """The data of a run, or those of ``table`` in place of its ``[data]``.
+    """The data of a run, or the data of ``table`` in place of its ``[data]``.
 
     They are downloaded only where ``table`` differs from ``[data]`` and says so.
 

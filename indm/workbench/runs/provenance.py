@@ -1,4 +1,4 @@
-"""What a result depends on: versions, command, seed, weights, data."""
+"""Provenance of results: versions, command, seed, weights, data."""
 
 import hashlib
 import importlib.metadata
@@ -23,7 +23,7 @@ RECORD = "versions.json"  # file in the run folder
 
 
 def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device | None = None) -> dict:
-    """What a result depends on beside its options; it is part of every file of numbers.
+    """Facts that a result depends on beside its options; they are part of every file of numbers.
 
     Args:
         seed: of everything random in it, None where nothing is.
@@ -49,7 +49,7 @@ def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[s
     such as their :func:`split_record`.
 
     The recipe gets absolute paths of its data. For a resumed run that is the provenance of its last part; its key
-    ``before`` has those of the earlier parts.
+    ``before`` has the provenance of the earlier parts.
     """
     text, made_by = recipes.to_toml(recipes.absolute(recipe)), provenance(recipe.train.seed, {}, device)
     run.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def last_part(run: Path) -> dict:
 
 
 def split_record(data: Data) -> dict:
-    """What shows later whether an example may have changed its split: the fingerprint of ``data``, and its size."""
+    """The fingerprint and size of ``data``, which show later whether examples may have changed their split."""
     return {"data_sha256": data.fingerprint, "data_examples": sum(map(len, (data.train, data.valid, data.test)))}
 
 

@@ -62,12 +62,12 @@ def draw(
     device, data = model.scaling.scale.device, recipe.data.table()
     made_by = asdict(drawing) | {"steps": None if sampler.adaptive else steps, "device": device.type}
     made_by |= {"weights_sha256": weights_hash(run), "data": data}
-    made_by, file = json.loads(json.dumps(made_by)), (out or run) / SAMPLES  # as it is read again
+    made_by, file = json.loads(json.dumps(made_by)), (out or run) / SAMPLES  # with the types that JSON gives back
     if (kept := _drawn_before(file, made_by)) is not None:
         return kept
     check_absent(file.parent, SAMPLE_FILES, overwrite)
     generator = torch.Generator(device).manual_seed(drawing.seed)
-    torch.manual_seed(drawing.seed)  # of the published flow's codes
+    torch.manual_seed(drawing.seed)  # the published flow draws its codes from it
     raw, c, changes = _drawn(run, model, drawing, sampler, generator, progress)
     record = {
         "options": {key: made_by[key] for key in asdict(drawing)},
@@ -86,7 +86,7 @@ def draw(
 
 
 def _drawn_before(file: Path, made_by: dict) -> Samples | None:
-    """What ``file`` holds, where that was drawn just so, and a line on standard error; else None."""
+    """Samples in ``file`` if they were drawn in the same way, with a line on standard error; else None."""
 
     def wherever(made_by: dict) -> dict:
         """A run and its data may be moved together."""
@@ -162,7 +162,7 @@ def column_names(data: dict, columns: int) -> list[str]:
 
 
 def change_line(folder: Path, levels: int) -> str | None:
-    """How far the samples in ``folder`` are from those in twice the steps, in words; None where that is not known.
+    """A line on the distance of the samples in ``folder`` from samples in twice the steps; None where it is unknown.
 
     ``levels`` are their grey levels, 0 for none.
     """
@@ -242,4 +242,4 @@ def _check_samples(samples: np.ndarray, levels: np.ndarray, made_by: object) -> 
         return
     if not isinstance(made_by, dict) or not isinstance(made_by.get("weights_sha256"), str):
         raise ValueError('its provenance must be an object with a "weights_sha256"')
-    json.dumps(made_by, allow_nan=False)  # as it is written again beside what is made of the samples
+    json.dumps(made_by, allow_nan=False)  # check: it is written again beside results of the samples

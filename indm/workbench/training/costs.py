@@ -1,4 +1,4 @@
-"""What a training step costs: how it is timed, and the budgets that follow from it.
+"""Costs of training steps: their measurement, and the budgets that follow from it.
 
 Wall-clock time also depends on other processes. So trainings that are compared get steps: the cost of a step of each
 is measured interleaved, in one process, and each makes as many as cost the same. The record of the run that was
@@ -178,7 +178,7 @@ def budget_like(
 
 
 def ratio_in(runs: Sequence[Path], key: str, other: str) -> float | None:
-    """The cost of a step of recipe ``key`` over that of ``other``, as measured for a budget of one of the runs."""
+    """The cost of a step of recipe ``key`` over the cost with ``other``, measured for the budget of one of the runs."""
     for run in runs:
         for part in reversed(parts_of_record(run)):
             costs = part.get(STEP_COSTS)

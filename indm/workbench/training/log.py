@@ -63,7 +63,7 @@ class MetricsLog:
                 tracker.finish()
 
     def state(self) -> dict[str, Any]:
-        """What the log of a resumed run needs beside its lines. Collective."""
+        """State that the log of a resumed run needs beside its lines. Collective."""
         totals = gather_object([{name: total.cpu() for name, total in self.totals.items()}])
         return {"totals": totals, "skipped": self.skipped, "validation": self.validation}
 
@@ -71,7 +71,7 @@ class MetricsLog:
         """Continue from ``state``, and drop the lines after it; the best model stays."""
         a = self.trainer.accelerator
         if state:
-            all_totals = state["totals"]  # of this process, or the mean where there was another number of processes
+            all_totals = state["totals"]  # this process's totals, or the mean if the number of processes has changed
             own = all_totals if len(all_totals) != a.num_processes else [all_totals[a.process_index]]
             self.totals = {k: sum(totals[k] for totals in own).to(a.device) / len(own) for k in own[0]}
             self.skipped, self.validation = state["skipped"], state["validation"]
@@ -138,7 +138,7 @@ class MetricsLog:
         self._write(terms | rates, trainer.step)
 
     def _in_units(self, terms: dict[str, float]) -> dict[str, float]:
-        """Those that are finite (none where all steps were left out), the NELBO in bits/dim or nats."""
+        """The finite terms (none where all steps were left out), with the NELBO in bits/dim or nats."""
         terms = {name: value for name, value in terms.items() if math.isfinite(value)}
         if {"nelbo", "log_q"} <= terms.keys():
             terms["nelbo"] = self.trainer.in_units(terms["nelbo"] + terms["log_q"])

@@ -1,7 +1,7 @@
 """The training loop: from a recipe, or from parts given in Python, to a run folder, on the devices accelerate finds.
 
 A run folder holds ``recipe.toml`` (resolved), ``versions.json``, ``metrics.jsonl``, ``checkpoints/`` (the newest is all
-that ``resume`` needs), ``model.safetensors`` with ``model.json`` (the averaged model), ``best/`` (that of the best
+that ``resume`` needs), ``model.safetensors`` with ``model.json`` (the averaged model), ``best/`` (the model of the best
 validation) and, at the end, ``summary.json``.
 """
 
@@ -50,7 +50,7 @@ from indm.workbench.training.trainer import Trainer
 
 TIMED = 3  # steps at least, of a plan
 BAR, BAR_INTERVAL = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}, {desc}", 2.0  # seconds
-ROUNDING = 1e-9  # of a share, in intervals: three tenths of ten steps are three
+ROUNDING = 1e-9  # tolerance of a share, in intervals: three tenths of ten steps are three
 Callback = Callable[[Trainer, dict[str, Tensor]], bool | None]
 
 
@@ -95,8 +95,8 @@ def train(
             :class:`~indm.objective.Objective`.
         callbacks: each is called as ``callback(trainer, terms)`` after every optimizer step. The run stops, saved as
             by Ctrl-C, when one returns True.
-        like: a run whose budget this one gets, in place of the recipe's: as many steps as cost what those of that run
-            did. The costs are measured interleaved first, see :mod:`indm.workbench.training.costs`.
+        like: a run whose budget this one gets, in place of the recipe's: as many steps as cost the same as all steps
+            of that run. The costs are measured interleaved first, see :mod:`indm.workbench.training.costs`.
         resume: continue from the checkpoint in ``out``. Steps, data order and random numbers continue exactly. A run
             that ended before its first checkpoint starts anew.
         progress: show a bar.
@@ -326,7 +326,7 @@ def sizes(trainer: Trainer) -> dict[str, int]:
 def summarise(trainer: Trainer, log: MetricsLog, out: Path, interrupted: bool) -> dict:
     """Steps, seconds, validation and memory of a run. Collective.
 
-    ``unreadable_images`` are those of the training data that any process met since the run was last started.
+    ``unreadable_images`` counts images of the training data that any process met since the run was last started.
     """
     summary = {
         "interrupted": interrupted,

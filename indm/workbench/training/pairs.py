@@ -51,7 +51,7 @@ def as_one(recipe: AnyTables) -> Tables:
     """The recipe of one model of both data sets, which is told which of them an image is of, as a class.
 
     Raises:
-        ValueError: there is no second data set, or it is no other folder and no other label of the same one.
+        ValueError: there is no second data set, or it is neither another folder nor another label of the first.
     """
     shared = sides_of(recipe)["a"]
     a, b = shared["data"], recipe["data_b"]
@@ -74,7 +74,7 @@ def as_one(recipe: AnyTables) -> Tables:
 def as_bridge(recipe: AnyTables) -> Tables:
     """The recipe of one diffusion from A to B: with the tables of ``[bridge]``, where ``recipe`` has some.
 
-    One that names a part replaces that part; the keys of others replace those of the recipe.
+    A table that names a part replaces that part; the keys of other tables replace the recipe's.
     """
     whole = {table: dict(content) for table, content in recipe.items() if table != BRIDGE}
     for table, content in recipe.get(BRIDGE, {}).items():

@@ -29,7 +29,7 @@ from indm.workbench.recipes.recipe import AnyTables, Part, Recipe
 
 Law = Callable[[int], Tensor]  # n ↦ n draws in model units, (n, *event)
 MOST_IN_MEMORY = 20_000  # examples of the law that x_T shall have
-ROUNDING = 1e-5  # of the output of a network that gives 0
+ROUNDING = 1e-5  # largest output of a network that is said to give 0
 
 
 def recipe_of(
@@ -124,8 +124,8 @@ def with_condition(recipe: Recipe, data: Data) -> Recipe:
 def model_of(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
     """A model from Python as a whole one that fits ``data``.
 
-    A network gets the flow and the SDE of ``recipe``. An INDM without a shape gets that of the data; one without a
-    scaling, which has then that of data in model units, gets that of the data, too.
+    A network gets the flow and the SDE of ``recipe``. An INDM without a shape gets the data's shape. One without
+    a scaling, whose scaling so far is for data in model units, gets the data's scaling.
 
     Raises:
         ValueError: the model is one of other events, or of other grey levels.
@@ -277,7 +277,7 @@ def penalties_of(
 
 
 def terminal_law(model: nn.Module, data: Data, second: Data | None, device: torch.device) -> Law:
-    """What draws examples of the law that x_T shall have, in model units."""
+    """A function that draws examples of the law that x_T shall have, in model units."""
     if second is None:
         return normal_law(_without_gradient(model, stack(data.train, MOST_IN_MEMORY).to(device)))
     raw, flip = stack(second.train, MOST_IN_MEMORY), second.flip

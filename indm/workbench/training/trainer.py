@@ -1,4 +1,4 @@
-"""What a run trains, and one step of it: the model, its average, the optimizer and how far the run is.
+"""The state of a training run, and one step of it: the model, its average, the optimizer and how far the run is.
 
 :class:`Trainer` reads and writes no other files than checkpoints; the loop over its steps is
 :func:`indm.workbench.training.loop.train`.
@@ -112,7 +112,7 @@ class Trainer(Descent):
         torch.manual_seed(self.options.seed + 1 + self.step + SEED_STRIDE * self.accelerator.process_index)
 
     def _checked(self, model: nn.Module | None, recipe: Recipe) -> nn.Module:
-        """``model``, or that of ``recipe``, on the CPU, with its condition fitted to the data; ValueError if unfit."""
+        """``model``, or the model of ``recipe``, on the CPU, its condition fitted to the data; ValueError if unfit."""
         model = self.build_model(recipe) if model is None else model
         check_parts(model, self.options, self.objective)
         train = self.data.train  # what is read on demand is checked as it is read
@@ -140,7 +140,7 @@ class Trainer(Descent):
         return size // parts
 
     def build_model(self, recipe: Recipe) -> nn.Module:
-        """What is trained, on the CPU: a module with ``scaling``, ``shape``, ``trained_parts`` and ``save(folder)``."""
+        """The module to train, on the CPU, with ``scaling``, ``shape``, ``trained_parts`` and ``save(folder)``."""
         return build_model(model_of(recipe), self.data.shape, self.data.scaling)
 
     def _try_outside_parts(self) -> None:
@@ -189,7 +189,7 @@ class Trainer(Descent):
         return TrainingStep(self.model, self.objective, penalties, self.options.initial_noise)
 
     def conditions(self) -> dict:
-        """What the coming step takes beside its batches, drawn once for all of them."""
+        """Arguments of the coming step beside its batches, drawn once for all of them."""
         conditions: dict = {"flow_use": self.flow_use()}
         if conditions["flow_use"] is FlowUse.ALONE:
             return conditions
@@ -203,7 +203,7 @@ class Trainer(Descent):
         return conditions
 
     def flow_use(self) -> FlowUse:
-        """How the coming step uses the flow. Where the score has nothing to train, every step trains the flow."""
+        """The use of the flow in the coming step. Where the score has nothing to train, every step trains the flow."""
         if self.opening and not self.opening_is_over:
             return FlowUse.ALONE if self.options.flow_first else FlowUse.LEFT_OUT
         between = self.step % self.options.flow_update_every
@@ -211,7 +211,7 @@ class Trainer(Descent):
 
     @property
     def progress(self) -> float:
-        """How much of the budget is spent; the run is over at 1."""
+        """Share of the budget that is spent; the run is over at 1."""
         return self._share(self.step, self.seconds)
 
     def _share(self, step: int, seconds: float) -> float:
@@ -247,7 +247,7 @@ class Trainer(Descent):
     def batches(self) -> Iterator[Any]:
         """Raw batches without end from the present step on, of this process; their order depends on seed and epoch.
 
-        Those of a model with a condition are pairs of raw data and c.
+        With a condition, batches are pairs of raw data and c.
         """
         o = self.options
         steps_per_epoch = len(self.data.train) // o.batch_size
@@ -328,7 +328,7 @@ class Trainer(Descent):
 
     @property
     def unit(self) -> str:
-        """Of likelihoods: bits/dim where the data have grey levels, else total nats of the raw data."""
+        """Unit of likelihoods: bits/dim where the data have grey levels, else total nats of the raw data."""
         return "bits/dim" if self.model.scaling.levels else "nats"
 
     def in_units(self, nats: float) -> float:
@@ -367,7 +367,7 @@ class Trainer(Descent):
             "model": self.model.state_dict(),
             "ema": self.ema.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": gather_object([random_states(self.accelerator.device)]),  # of each process
+            "random": gather_object([random_states(self.accelerator.device)]),  # states of all processes
             "log": log or {},
             "squares": self.levels and self.levels.squares,
             **{name: getattr(self, name) for name in KEPT},

@@ -59,7 +59,7 @@ class Item:
 
 def find(sources: Sequence[Path], model: INDM, data: dict) -> list[Item]:
     """The examples in files, folders (searched recursively), glob patterns, ``.npz`` and ``.npy`` arrays, and tables of
-    vectors in ``.csv`` files (those of folders apart).
+    vectors in ``.csv`` files (but not ``.csv`` files inside folders).
 
     Args:
         model: whose shape and grey levels they must have.
@@ -118,7 +118,7 @@ def files_of(source: Path) -> list[tuple[Path, str]]:
 
 
 def image_reader(file: Path, model: INDM, data: dict) -> Callable[[], Example]:
-    """What reads an image file as an example of ``model``.
+    """A function that reads an image file as an example of ``model``.
 
     ``data`` is the ``[data]`` table of a run on a folder: how images of another size are cut and resized, by default by
     the largest centred part of the model's aspect ratio, and the ``background`` of those with transparency, by default
@@ -242,7 +242,7 @@ def open_runs(
 ) -> TranslationRuns:
     """Two runs or a pair of them; one run and two ``classes``, which need not be named where it has two; or one bridge.
 
-    With method "sdedit" one run may be that of B.
+    Method "sdedit" needs only the run of B.
 
     Raises:
         ValueError: one run that is not a bridge, more than two, classes that the one run does not have.
@@ -276,8 +276,8 @@ class Translated:
         result: the example as one of B.
         frames: pictures along the route.
         returned: the result carried back to A.
-        errors: the largest of the way back less the start of the route ("cycle_error_max", before rounding and before a
-            bridge's noise is taken away; "cycle_error_rounded").
+        errors: the largest differences between the way back and the start of the route: "cycle_error_max", before
+            rounding and before a bridge's noise is taken away, and "cycle_error_rounded".
     """
 
     result: Num[Tensor, "*event"]
@@ -326,7 +326,7 @@ class BatchTranslator:
             columns["returned"] = source.scaling.to_data(back.x).cpu()
             errors["cycle_error_max"] = (back.end - x) * source.scaling.scale
             errors["cycle_error_rounded"] = double(source.scaling.to_data(back.end)) - double(source.scaling.to_data(x))
-        if self.frames and raw.ndim == 4:  # of each leg in the data units of its model
+        if self.frames and raw.ndim == 4:  # frames of each leg in the data units of its model
             by_leg = zip(self.route.legs, there.frames.split(self.frames, 1), strict=True)
             columns["frames"] = torch.cat([leg.model.scaling.to_data(frames) for leg, frames in by_leg], 1).cpu()
         self.nfe = max(self.nfe, there.nfe)

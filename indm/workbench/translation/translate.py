@@ -38,9 +38,9 @@ NEAR_SOURCE = 3 / 256  # distance of a result from its source, as a share of the
 REPORT, PAGE = "translation.json", "index.html"
 IN_SHEET = 64  # results that the sheet shows, at most
 MOST = 48  # images on the page; each has some twenty pictures
-FRAMES = 8  # of each leg of the route, by default
+FRAMES = 8  # pictures of each leg of the route, by default
 Kept = tuple[dict, Tensor, Translated]  # row of the report, source in grey levels, what was made of it
-ERRORS = {  # of an image, by the key in its row of the report
+ERRORS = {  # words for an image's errors, by the key in its row of the report
     "cycle_error_max": "error of the cycle at most",
     "cycle_error_rounded": "after rounding",
 }
@@ -164,9 +164,9 @@ class Translation:
             return None
 
     def _write(self, item: Item, source: Example, translated: Translated) -> None:
-        """Write the pictures of one result; that of an array is kept until its rows are complete."""
+        """Write the pictures of one result; a result from an array is kept until the array's rows are complete."""
         if self.options.strip and translated.frames is not None:
-            from indm.workbench.figures import plots, sheets  # which load matplotlib
+            from indm.workbench.figures import plots, sheets  # they load matplotlib
 
             strip = sheets.strip(translated.frames, self.translate.times)
             plots.save_pixels(sheets.sheet([strip], self.levels, 1), self.out / "strips" / f"{item.name}.png")
@@ -194,7 +194,7 @@ class Translation:
         }  # fmt: skip
 
     def _save_sheet(self, path: Path) -> None:
-        from indm.workbench.figures import plots, sheets  # which load matplotlib
+        from indm.workbench.figures import plots, sheets  # they load matplotlib
 
         _, sources, translations = zip(*self.kept, strict=True)
         columns = {"source": torch.stack(sources), "result": torch.stack([one.result for one in translations])}
@@ -227,12 +227,12 @@ def check_sources_stay(items: Sequence[Item], out: Path, beside: Sequence[str]) 
 
 
 def mean_distance(report: dict) -> float:
-    """Of results from their sources, RMS, mean over examples."""
+    """Distance of results from their sources, RMS, mean over examples."""
     return sum(row["distance_rms"] for row in report["examples"]) / len(report["examples"])
 
 
 def conclusions(report: dict, runs: Sequence[Path]) -> list[str]:
-    """What says that the models of images in ``runs`` have hardly learned; nothing where all is well."""
+    """A warning that the models of images in ``runs`` have hardly learned; an empty list where all is well."""
     distance, levels = mean_distance(report), report["levels"]
     if levels is None or distance >= NEAR_SOURCE * levels:
         return []
@@ -244,7 +244,7 @@ def conclusions(report: dict, runs: Sequence[Path]) -> list[str]:
 
 
 def sentences(report: dict) -> list[str]:
-    """What came of a translation: a line of numbers, and one for each conclusion."""
+    """Result of a translation in words: a line of numbers, and one for each conclusion."""
     rows, options = report["examples"], report["options"]
     if not rows:
         return [f"0 translated, {len(report['failed'])} failed"]
@@ -290,7 +290,7 @@ def write_page(
 
 
 def made_by(report: dict) -> str:
-    """How the results were made, in a line."""
+    """A line that says how the results were made."""
     options = report["options"]
     how = "SDEdit" if options["method"] == "sdedit" else report["kind"]
     parts = [f"Made by {how}: " + ", then ".join(report["models"])]
