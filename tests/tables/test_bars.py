@@ -73,6 +73,7 @@ def test_a_call_that_lasts_shows_a_bar_and_others_show_nothing(call, monkeypatch
 
 
 @pytest.mark.filterwarnings("ignore:the network found nothing")
+@pytest.mark.long
 def test_rows_in_batches_have_the_integral_of_all_at_once(monkeypatch):
     numbers = np.random.default_rng(0)
     X = np.stack([numbers.poisson(4, 300), numbers.normal(size=300), numbers.poisson(2, 300)], 1).astype(float)

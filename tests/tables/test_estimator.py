@@ -729,6 +729,7 @@ def test_a_row_without_a_solution_costs_no_other(moons, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [JointDensityEstimator, DensityEstimator])
+@pytest.mark.long
 def test_a_row_without_a_solution_costs_no_other_posterior(kind, monkeypatch):
     numbers = np.random.default_rng(0)
     theta = numbers.normal(size=(300, 1))

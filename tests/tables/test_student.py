@@ -93,6 +93,7 @@ def test_a_student_of_conditions_and_whole_numbers() -> None:
     assert abs(quick @ counts[:, 0] - np.exp(1.7)) < 0.5
 
 
+@pytest.mark.long
 def test_a_posterior_with_a_student() -> None:
     numbers = np.random.default_rng(0)
     theta = numbers.uniform(-1, 1, (800, 1))
@@ -106,6 +107,7 @@ def test_a_posterior_with_a_student() -> None:
     assert posterior.estimator_.student_ is None
 
 
+@pytest.mark.long
 def test_at_conditions_that_were_not_taught_the_teacher_answers() -> None:
     """The posterior has two peaks at x = 4 and one at 0.2, where the student was taught."""
     numbers = np.random.default_rng(0)
