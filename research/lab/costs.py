@@ -9,6 +9,7 @@ from typing import Any
 
 from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.training.costs import on_threads, trainer_of
+from research.records import Records
 
 ROUNDS, STEPS_A_ROUND = 9, 6  # the first round warms up, and steps hold whole cycles of flow_update_every
 Step = Callable[[], object]
@@ -46,6 +47,16 @@ def median_and_error(values: Sequence[float]) -> tuple[float, float]:
     middle = statistics.median(values)
     spread = 1.4826 * statistics.median(abs(value - middle) for value in values)  # σ of a normal law
     return middle, math.sqrt(math.pi / 2) * spread / math.sqrt(len(values))
+
+
+def kept_costs(table: Records, steps: Mapping[str, Callable[[], Step]], unit: str) -> dict[str, float]:
+    """The cost of each step in steps of ``unit``, one of them; a step without a row is made and measured."""
+    known = {row["step"] for row in table.rows()}
+    if missing := [name for name in steps if name != unit and name not in known]:
+        rows = costs_in_turns({name: steps[name]() for name in (unit, *missing)}, unit)
+        for name in rows.keys() - known:
+            table.at(step=name).add(rows[name])
+    return {row["step"]: row["cost"] for row in table.rows()}
 
 
 def costs_in_turns(steps: Mapping[str, Step], unit: str) -> dict[str, dict[str, float]]:

@@ -1,14 +1,11 @@
-"""Distances of two sets of features, and samples of models that start from the same noise."""
+"""Distances of two sets of features, and generators whose streams share no numbers."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from indm.sampling import Sampler, make_sampler, solve_latent
-from indm.tensors import Batch, double, evaluation_mode
+from indm.tensors import double
 from research.lab.statistics import jackknife
-
-BATCH = 256  # samples at a time
 
 
 def frechet_distance(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> float:
@@ -41,29 +38,6 @@ def frechet_distance(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> float:
 def frechet(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> dict[str, float]:
     """The :func:`frechet_distance` of two sets of features as ``frechet``, with its jackknife error."""
     return jackknife(lambda *sets: {"frechet": frechet_distance(*sets)}, a, b)
-
-
-def solve(
-    model, z_T: Batch, sampler: str | Sampler, steps: int | None = None, *, generator: torch.Generator | None = None
-) -> tuple[Batch, int]:
-    """x in model units from z_T, by a sampler, the last denoising and h⁻¹, as :func:`indm.sample` does it.
-
-    Returns:
-        x, and the most evaluations of the score that one sample took, the denoising included.
-    """
-    sampler, parts, nfe = make_sampler(sampler), [], 0
-    with evaluation_mode(model):
-        for start in z_T.split(BATCH):
-            z, count = solve_latent(model, start, sampler, steps, generator=generator, progress=False)
-            parts.append(model.decode(z))
-            nfe = max(nfe, count)
-    return torch.cat(parts), nfe
-
-
-def prior_draws(model, n: int, seed: int) -> Batch:
-    """z_T from the prior, the same for every use of one seed."""
-    generator = make_generator(model.scaling.scale, seed, 0)
-    return model.sde.prior_sample((n, *model.shape), generator=generator, dtype=model.scaling.scale.dtype)
 
 
 def make_generator(like: Tensor, seed: int, stream: int) -> torch.Generator:

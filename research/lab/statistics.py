@@ -10,6 +10,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from indm.evaluation.statistics import Difference, judged
+from research.markdown import with_error
 
 FOLDS = 10  # parts of the data in the jackknife
 LEVEL = 0.05  # level of the tests
@@ -38,6 +39,19 @@ def word(row: Mapping[str, Any], margin: float) -> str:
     if p is not None and p <= LEVEL and (high < -margin or low > margin):
         return "gain" if high < 0 else "loss"
     return "no difference" if low > -margin and high < margin else "undecided"
+
+
+def cells_of(row: Mapping[str, Any], margin: float, form: str) -> tuple[str, str, str, str]:
+    """Cells of a judged difference: the difference with its error, its 95 % interval, Holm's p, and the word.
+
+    >>> row = {"difference": -0.05, "standard_error": 0.01, "seeds": 5, "p_holm": 0.01}
+    >>> cells_of(row, 0.01, ".2f")
+    ('-0.05 ± 0.01', '-0.08 to -0.02', '0.01', 'gain')
+    """
+    (low, high), p = interval(row), row["p_holm"]
+    between = f"{low:+{form}} to {high:+{form}}" if row["seeds"] > 1 else ""
+    difference = with_error(row["difference"], row["standard_error"], f"+{form}")
+    return difference, between, f"{p:.2g}" if p is not None else "", word(row, margin)
 
 
 def share_error(share: float, n: int) -> float:

@@ -1,4 +1,4 @@
-"""The images of the study, in three splits, raw and with their classes."""
+"""The images of the study, raw, in three splits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,24 +13,23 @@ from indm.workbench.data.base import Data, load_data, stack
 from research.data.cifar10 import Packed
 from research.data.emoji import load_emoji
 
+DIMS = {"clothes-16": 256, "cifar10-16": 768, "digits-8": 64, "emoji-32": 3_072}  # dimensions of an image
 VALID, TEST = 2_000, 2_000  # images of these splits, the first ones, or all where there are fewer
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Raw images, uint8 (N, C, H, W), and their classes, int64 (N,).
+    """Raw images, uint8 (N, C, H, W).
 
     Args:
         train, valid, test: the images of a split.
         levels: of grey.
-        classes: of the images, by the name of the split; empty where they have none.
     """
 
     train: Tensor
     valid: Tensor
     test: Tensor
     levels: int
-    classes: dict[str, Tensor]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,5 +70,4 @@ def load(name: str, root: Path | None = None) -> Images:
     parts = {split: stack(getattr(data, split), n) for split, n in counts.items()}
     if name == "cifar10-16":
         parts = {split: halved(images) for split, images in parts.items()}
-    classes = {split: labels[: len(parts[split])] for split, labels in data.labels.items()}
-    return Images(**parts, levels=data.scaling.levels, classes=classes)
+    return Images(**parts, levels=data.scaling.levels)

@@ -18,11 +18,12 @@ from indm.evaluation.statistics import over_seeds
 from indm.nets import MLP, Zero
 from indm.score import ScoreModel
 from indm.sde import VPSDE
-from indm.training import NoiseLevels, course
+from indm.training import course
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
 from research.verdict.dial import Atom, Law, Ridge, Rows, descended, flow_of, gaps, gradients
-from research.verdict.losses import plain_loss
+from research.verdict.losses import gradient_deviations, plain_loss
+from research.verdict.pays import exact
 
 TABLE, DEVIATIONS = Records(RECORDS / "verdict-joint.csv"), Records(RECORDS / "verdict-joint-deviations.csv")
 DRAWS = 100  # batches, of which the deviation of gradients is
@@ -101,16 +102,12 @@ class Stage:
     rows: int = ROWS
 
 
-def paired(model: INDM) -> Callable:
-    """The exact loss with pairs of noises and levels drawn where gradients are large."""
-    return partial(mle_loss, pairs=True, levels=NoiseLevels(model.sde))
-
-
+paired = exact(pairs=True, levels=True)
 LOSSES: dict[str, tuple[Loss, int]] = {  # and the rows of a batch
     "plain": (lambda model: plain_loss, ROWS),
-    "mle_loss": (lambda model: mle_loss, ROWS),
-    "mle_loss, levels": (lambda model: partial(mle_loss, levels=NoiseLevels(model.sde)), ROWS),
-    "mle_loss, pairs": (lambda model: partial(mle_loss, pairs=True), ROWS // 2),
+    "mle_loss": (exact(), ROWS),
+    "mle_loss, levels": (exact(levels=True), ROWS),
+    "mle_loss, pairs": (exact(pairs=True), ROWS // 2),
     "mle_loss, pairs and levels": (paired, ROWS // 2),
 }
 VARIANTS: dict[str, tuple[str, tuple[Stage, ...]]] = {
@@ -119,11 +116,11 @@ VARIANTS: dict[str, tuple[str, tuple[Stage, ...]]] = {
     "flow alone": ("coupling", (Stage(1.0, lambda model: flow_loss, (2e-2, 0.0)),)),
     "INDM, plain loss, rates of the manual": ("coupling", (Stage(1.0, lambda model: plain_loss, (4e-3, 4e-3)),)),
     "INDM, plain loss": ("coupling", (Stage(1.0, lambda model: plain_loss, (2e-2, 2e-3)),)),
-    "INDM": ("coupling", (Stage(1.0, lambda model: mle_loss, (2e-2, 2e-3)),)),
+    "INDM": ("coupling", (Stage(1.0, exact(), (2e-2, 2e-3)),)),
     "INDM, pairs and levels": ("coupling", (Stage(1.0, paired, (2e-2, 2e-3), ROWS // 2),)),
     "INDM, flow first": (
         "coupling",
-        (Stage(0.5, lambda model: flow_loss, (2e-2, 0.0)), Stage(0.5, lambda model: mle_loss, (2e-3, 2e-3))),
+        (Stage(0.5, lambda model: flow_loss, (2e-2, 0.0)), Stage(0.5, exact(), (2e-3, 2e-3))),
     ),
 }
 
@@ -145,25 +142,18 @@ def trained(law: Law | Ring | Moons, variant: str, seed: int) -> tuple[INDM, int
 
 
 def deviations(seed: int) -> dict[str, dict[str, float]]:
-    """The deviation of the gradients of flow and score on ridges by one batch, for each loss, in the middle of a
-    training by ``mle_loss``: the root of the variances, summed over weights."""
+    """Deviations of the gradients of flow and score on ridges for each loss, in the middle of a training by
+    ``mle_loss``, see :func:`gradient_deviations`."""
     torch.manual_seed(seed)
     x, generator = Rows.of(LAWS["ridges"], seed).train, torch.Generator().manual_seed(seed)
     model = INDM(flow_of("coupling", 8), ScoreModel(MLP((8,), width=128), VPSDE()), shape=(8,))
     shares = course(deadline=time.process_time() + SECONDS, clock=time.process_time)
     descended(model, (2e-2, 2e-3), takewhile(lambda share: share < 0.5, shares), mle_loss, x, ROWS, generator)
-    found: dict[str, dict[str, float]] = {}
-    for name, (loss, rows) in LOSSES.items():
-        of_model, drawn = loss(model), []
-        for _ in range(2 * DRAWS):  # the first half lets noise levels see where gradients are large
-            model.zero_grad()
-            gradients(model, of_model, x, rows, generator)
-            drawn.append(
-                [torch.cat([p.grad.flatten() for p in part.parameters()]) for part in (model.flow, model.score)]
-            )
-        parts = zip(("flow", "score"), zip(*drawn[DRAWS:], strict=True), strict=True)
-        found[name] = {part: torch.stack(rows).var(0).sum().sqrt().item() for part, rows in parts}
-    return found
+    parts = {"flow": model.flow, "score": model.score}
+    return {
+        name: gradient_deviations(model, parts, partial(gradients, model, loss(model), x, rows, generator), DRAWS)
+        for name, (loss, rows) in LOSSES.items()
+    }
 
 
 def jobs() -> Iterator[tuple[str, str, int]]:

@@ -1,26 +1,26 @@
 """Estimators of the bound trained at equal cost: ``python -m research.verdict losses``; see losses.md."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import indm
-from indm import INDM, mle_loss
+from indm import INDM
 from indm.evaluation.statistics import over_seeds, paired_by_examples
 from indm.objective import Objective, constant_part, denoising_error, extended_clock, prior_term
 from indm.tensors import event_size, randn_like
-from indm.training import NoiseLevels, TrainingStep, course
-from research.lab.costs import costs_in_turns
+from indm.training import TrainingStep, course
+from research.lab.costs import Step, kept_costs
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
-from research.verdict.images import Images, load
-from research.verdict.pays import BATCH, Fit, Setting, batches, built, called
+from research.verdict.images import DIMS, Images, load
+from research.verdict.pays import BATCH, Fit, Setting, batches, bound, built, called, exact
 
 TABLE, COSTS = Records(RECORDS / "verdict-losses.csv"), Records(RECORDS / "verdict-losses-costs.csv")
 STUDIES = ("clothes-16", "cifar10-16", "digits-8", "emoji-32")
@@ -49,12 +49,11 @@ class Arm:
 
 ARMS = {
     "plain": Arm(lambda model: plain_loss),
-    "exact": Arm(lambda model: mle_loss),
-    "exact, levels": Arm(lambda model: partial(mle_loss, levels=NoiseLevels(model.sde))),
-    "exact, pairs": Arm(lambda model: partial(mle_loss, pairs=True), BATCH // 2),
-    "exact, pairs, levels": Arm(lambda model: partial(mle_loss, pairs=True, levels=NoiseLevels(model.sde)), BATCH // 2),
+    "exact": Arm(exact()),
+    "exact, levels": Arm(exact(levels=True)),
+    "exact, pairs": Arm(exact(pairs=True), BATCH // 2),
+    "exact, pairs, levels": Arm(exact(pairs=True, levels=True), BATCH // 2),
 }
-DIMS = {"clothes-16": 256, "cifar10-16": 768, "digits-8": 64, "emoji-32": 3_072}  # dimensions of an image
 Job = tuple[str, str, str, int]
 
 
@@ -86,17 +85,13 @@ def started(variant: str, arm: str, images: Images, seed: int = 0) -> Fit:
 
 def measure_costs(data: str, images: Images) -> dict[str, float]:
     """The cost of a step by "variant, arm", relative to linear diffusion with the plain loss; measured once."""
-    known, steps, unit = {row["step"] for row in COSTS.at(data=data).rows()}, {}, "linear, plain"
-    for variant in VARIANTS:
-        for arm in arms_of(data):
-            if (name := f"{variant}, {arm}") == unit or name not in known:
-                fit, source = started(variant, arm, images), batches(images.train, 0, ARMS[arm].rows)
-                steps[name] = lambda fit=fit, source=source: fit.train_on(next(source), 0.0)
-    if len(steps) > 1:
-        for name, row in costs_in_turns(steps, unit).items():
-            if name not in known:
-                COSTS.at(data=data, step=name).add(row)
-    return {row["step"]: row["cost"] for row in COSTS.at(data=data).rows()}
+
+    def step(variant: str, arm: str) -> Step:
+        fit, source = started(variant, arm, images), batches(images.train, 0, ARMS[arm].rows)
+        return lambda: fit.train_on(next(source), 0.0)
+
+    steps = {f"{variant}, {arm}": partial(step, variant, arm) for variant in VARIANTS for arm in arms_of(data)}
+    return kept_costs(COSTS.at(data=data), steps, "linear, plain")
 
 
 def run(job: Job, root: Path | None) -> None:
@@ -109,26 +104,37 @@ def run(job: Job, root: Path | None) -> None:
     torch.manual_seed(seed)
     for progress in course(steps):
         fit.train_on(next(source), progress)
-    found = indm.evaluate(fit.ema.model, images.test[:TEST], [indm.Bound()], seed=0, progress=False)
-    row = {"steps": steps, "nelbo_nats": found.nats["nelbo"].tolist()} | made_by(seed)
+    nats = bound(VARIANTS[variant], fit.ema.model, images.test[:TEST])
+    row = {"steps": steps, "nelbo_nats": nats.tolist()} | made_by(seed)
     if arm == "plain":
         row["deviations"] = {name: deviations(fit.model, name, images.train) for name in arms_of(data)}
     at(job).add(row)
 
 
 def deviations(model: INDM, arm: str, images: Tensor) -> dict[str, float]:
-    """The deviation of the gradient of each part, the root of its summed variances over batches."""
+    """The deviation of the gradient of each part that has weights."""
     step, source = TrainingStep(model, Objective(ARMS[arm].make(model))), batches(images, 0, ARMS[arm].rows)
-    parts: dict[str, nn.Module] = {"score": model.score, "flow": model.flow}
-    drawn: dict[str, list[Tensor]] = {name: [] for name, part in parts.items() if [*part.parameters()]}
-    for _ in range(2 * GRADIENTS):  # the first half lets noise levels see where gradients are large
+    parts = {name: part for name, part in {"score": model.score, "flow": model.flow}.items() if [*part.parameters()]}
+    found = gradient_deviations(model, parts, lambda: step(next(source))[0].backward(), GRADIENTS)
+    return {name: round(value, 5) for name, value in found.items()}
+
+
+def gradient_deviations(
+    model: INDM, parts: Mapping[str, nn.Module], gradients: Callable[[], Any], draws: int
+) -> dict[str, float]:
+    """The deviation of the gradient of each part by one batch, the root of its variances summed over weights.
+
+    ``gradients`` computes them for another batch at each call. There are twice as many calls as ``draws``: the first
+    half lets noise levels see where gradients are large.
+    """
+    drawn: dict[str, list[Tensor]] = {name: [] for name in parts}
+    for _ in range(2 * draws):
         model.zero_grad()
-        step(next(source))[0].backward()
-        for name in drawn:
-            drawn[name].append(torch.cat([p.grad.flatten() for p in parts[name].parameters() if p.grad is not None]))
+        gradients()
+        for name, part in parts.items():
+            drawn[name].append(torch.cat([p.grad.flatten() for p in part.parameters() if p.grad is not None]))
     model.zero_grad()
-    later = {name: torch.stack(rows[GRADIENTS:]) for name, rows in drawn.items()}
-    return {name: round(rows.var(0).sum().sqrt().item(), 5) for name, rows in later.items()}
+    return {name: torch.stack(rows[draws:]).var(0).sum().sqrt().item() for name, rows in drawn.items()}
 
 
 def markdown(table: Records) -> str:

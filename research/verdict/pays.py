@@ -31,12 +31,12 @@ from indm.score import ScoreModel
 from indm.sde import VPSDE
 from indm.tensors import evaluation_mode, event_size
 from indm.training import Descent, FlowUse, NoiseLevels, TrainingStep, course, learning_rate_factor
-from research.lab.costs import costs_in_turns
-from research.lab.statistics import interval, word
+from research.lab.costs import Step, kept_costs
+from research.lab.statistics import cells_of
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
 from research.verdict.family import family
-from research.verdict.images import Images, load
+from research.verdict.images import DIMS, Images, load
 from research.verdict.measures import behaviour, displacement
 
 SEARCH, COSTS, TABLE = (Records(RECORDS / f"verdict-pays{end}.csv") for end in ("-search", "-costs", ""))
@@ -47,7 +47,7 @@ BATCH, WARMUP, FALL, DECAY, BETAS = 32, 100, 0.5, 0.999, (0.9, 0.99)
 NOISE_RATE = 3e-3  # rate of learned noise
 TIMES = 4  # evaluations of the network for an image's bound
 VALID_IMAGES = 500  # validation images that choose
-MARGIN, DIMS = 0.01, {"clothes-16": 256, "cifar10-16": 768, "emoji-32": 3_072}  # bits/dim that count; of an image
+MARGIN = 0.01  # bits/dim that count
 FLOW_DRAWS = 8  # draws of the grey levels' noise, for the flow alone
 DESCRIBED = (1, 2, 3)  # seeds of which the diffusion on the data is described
 WIDE = 40  # channels of the larger network, in place of 32
@@ -187,9 +187,14 @@ def built(name: str, noise: str, images: Images, seed: int, curve: Tensor | None
     return INDM(flow, score, bare.scaling, bare.shape, bare.dequantization)
 
 
+def exact(pairs: bool = False, levels: bool = False) -> Callable[[INDM], Callable[..., Any]]:
+    """``mle_loss`` for a model, with pairs of noises and noise levels by gradients where they are asked for."""
+    return lambda model: partial(mle_loss, pairs=pairs, levels=NoiseLevels(model.sde) if levels else None)
+
+
 def loss_of(model: INDM, name: str, setting: Setting) -> Callable[..., Any]:
     """The loss that the study minimises for a model."""
-    return flow_loss if MODELS[name].alone else partial(mle_loss, pairs=setting.pairs, levels=NoiseLevels(model.sde))
+    return flow_loss if MODELS[name].alone else exact(setting.pairs, levels=True)(model)
 
 
 class Fit(Descent):
@@ -290,22 +295,16 @@ def cost_key(name: str, setting: Setting, noise: str) -> str:
 
 def measured_costs(data: str, noise: str) -> dict[str, float]:
     """The cost of a step by :func:`cost_key`, relative to linear diffusion; measured once, by processor seconds."""
-    images = images_of(data)
-    known, steps = {row["step"] for row in COSTS.at(data=data).rows()}, {}
-    kinds = [("linear", False, "uniform")]
-    kinds += [(n, p, noise) for n in MODELS for p in (False, True) if not (p and MODELS[n].alone)]
-    for name, pairs, of in kinds:
-        setting = Setting(pairs=pairs)
-        if (key := cost_key(name, setting, of)) == "linear" or key not in known:
-            curve = torch.zeros(23) if MODELS[name].is_fixed else None
-            fit = Fit(built(name, of, images, 0, curve), name, setting)
-            source = batches(images.train, 0, rows_of(setting))
-            steps[key] = lambda fit=fit, source=source: fit.train_on(next(source), 0.0)
-    if len(steps) > 1:
-        for key, row in costs_in_turns(steps, "linear").items():
-            if key not in known:
-                COSTS.at(data=data, step=key).add(row)
-    return {row["step"]: row["cost"] for row in COSTS.at(data=data).rows()}
+
+    def step(name: str, setting: Setting, of: str) -> Step:
+        images = images_of(data)
+        fit, source = Fit(built(name, of, images, 0), name, setting), batches(images.train, 0, rows_of(setting))
+        return lambda: fit.train_on(next(source), 0.0)
+
+    kinds = [("linear", Setting(), "uniform")]
+    kinds += [(n, Setting(pairs=p), noise) for n in MODELS for p in (False, True) if not (p and MODELS[n].alone)]
+    steps = {cost_key(*kind): partial(step, *kind) for kind in kinds}
+    return kept_costs(COSTS.at(data=data), steps, "linear")
 
 
 def steps_of(job: Job, setting: Setting) -> int:
@@ -402,22 +401,16 @@ def family_table(table: Records) -> str:
             made[data, names[0], names[1]] = bits[names[0]], bits[names[1]]
     rows = []
     for row in family(FAMILY, made):
-        p, (low, high) = row["p_holm"], interval(row)
-        difference = with_error(row["difference"], row["standard_error"], "+.4f")
-        bounds = f"{low:+.4f} to {high:+.4f}" if row["seeds"] > 1 else ""
-        tested = (bounds, f"{p:.2g}" if p is not None else "", word(row, MARGIN))
-        rows.append((row["data"], f"{row['variant']} − {row['baseline']}", row["seeds"], difference, *tested))
+        names = f"{row['variant']} − {row['baseline']}"
+        rows.append((row["data"], names, row["seeds"], *cells_of(row, MARGIN, ".4f")))
     return in_table("data", "difference", "seeds", "bits/dim", "95 % interval", "Holm's p", "is called", rows=rows)
 
 
 def markdown(table: Records) -> str:
     """Bits/dim of test images by data set, model, noise and budget: means over seeds."""
-    keys = sorted(
-        {(row["data"], row["noise"], row["steps"]) for row in table.rows()},
-        key=lambda key: (key[1] != "uniform", key[2] != STEPS, key[2]),
-    )
+    kinds = {(row["noise"], row["steps"]) for row in table.rows()}
     rows = []
-    for noise, steps in dict.fromkeys(key[1:] for key in keys):
+    for noise, steps in sorted(kinds, key=lambda kind: (kind[0] != "uniform", kind[1] != STEPS, kind[1])):
         for name in MODELS:
             found = [table.at(data=data, model=name, noise=noise, steps=steps).rows() for data in STUDIES]
             if any(found):

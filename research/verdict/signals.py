@@ -14,7 +14,7 @@ import torch
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
-from indm import INDM, flow_loss, mle_loss, nelbo
+from indm import INDM, flow_loss, nelbo
 from indm.evaluation.statistics import mean_and_error, over_seeds, paired
 from indm.flows import Compose, CouplingFlow, ElementwiseFlow, ExactFlow, Flow, Identity
 from indm.gaussian import GaussianReference
@@ -22,11 +22,12 @@ from indm.nets import Zero
 from indm.objective import flow_nll
 from indm.score import ScoreModel
 from indm.sde import VPSDE
-from indm.training import Descent, NoiseLevels, course, learning_rate_factor
-from research.lab.statistics import interval, judged_as_planned, word
+from indm.training import Descent, course, learning_rate_factor
+from research.lab.statistics import cells_of, judged_as_planned
 from research.markdown import in_table, with_error
 from research.networks.circle import Convolutions
 from research.records import RECORDS, Records, Row, made_by
+from research.verdict.pays import exact
 
 SEARCH, TABLE = Records(RECORDS / "verdict-signals-search.csv"), Records(RECORDS / "verdict-signals.csv")
 POINTS, BEND, SPREAD = 64, 3.0, 1.5652  # points of a signal; bend of its curve; deviation of asinh(BEND · N(0, 1))
@@ -163,7 +164,7 @@ def trained(law: Regimes, name: str, setting: Setting, seconds: float, seed: int
     method, source = METHODS[name], seeded(seed)
     torch.manual_seed(seed)
     model = INDM(method.flow(law), ScoreModel(Zero() if method.alone else Convolutions(), VPSDE()), shape=(POINTS,))
-    steps, loss = [0, 0], partial(mle_loss, pairs=setting.pairs, levels=NoiseLevels(model.sde))
+    steps, loss = [0, 0], exact(setting.pairs, levels=True)(model)
     if method.alone or method.first:
         rate, share = (setting.flow_lr, 1.0) if method.alone else (chosen(method.first).flow_lr, 0.5)
         steps[0] = descend(model, flow_loss, (0.0, rate), lambda: law.draw(FLOW_ROWS, source), share * seconds)
@@ -267,9 +268,7 @@ def family(table: Records) -> str:
             made[distance, name, other] = paired([a for a, _ in pairs], [b for _, b in pairs])
     rows = []
     for (distance, *names), row in zip(made, judged_as_planned([*made.values()], len(FAMILY)), strict=True):
-        (low, high), p = interval(row), row["p_holm"]
-        cells = with_error(row["difference"], row["standard_error"], "+.2f"), f"{low:+.2f} to {high:+.2f}", f"{p:.2g}"
-        rows.append((f"{distance:g}", " − ".join(names), row["seeds"], *cells, word(row, MARGIN)))
+        rows.append((f"{distance:g}", " − ".join(names), row["seeds"], *cells_of(row, MARGIN, ".2f")))
     return in_table("distance", "difference", "seeds", "nats", "95 % interval", "Holm's p", "is called", rows=rows)
 
 

@@ -7,6 +7,7 @@ import torch
 from scipy.stats import kstest, truncnorm
 
 import indm
+from research.lab.costs import kept_costs
 from research.lab.statistics import word
 from research.records import Records
 from research.verdict import pays
@@ -16,7 +17,7 @@ from research.verdict.pays import MODELS, Job, Scale, Setting
 GENERATOR = torch.Generator().manual_seed(0)
 RAW = torch.randint(0, 256, (96, 1, 8, 8), dtype=torch.uint8, generator=GENERATOR)
 RAW[torch.rand(RAW.shape, generator=GENERATOR) < 0.5] = 0  # half of all entries are black
-IMAGES = Images(RAW[:64], RAW[64:80], RAW[80:], 256, {})
+IMAGES = Images(RAW[:64], RAW[64:80], RAW[80:], 256)
 
 
 @pytest.fixture
@@ -68,6 +69,15 @@ def test_jobs_are_whole_seeds_of_all_models():
     for place in range(0, len(jobs), len(MODELS)):
         part = jobs[place : place + len(MODELS)]
         assert len({(job.data, job.seed) for job in part}) == 1 and [job.model for job in part] == [*MODELS]
+
+
+def test_costs_are_measured_once_and_only_what_is_missing_is_made(tmp_path):
+    made, table = [], Records(tmp_path / "costs.csv")
+    steps = {name: lambda name=name: made.append(name) or (lambda: sum(range(10_000))) for name in ("a", "b", "c")}
+    first = kept_costs(table, {name: steps[name] for name in ("a", "b")}, "a")
+    assert first["a"] == 1.0 and made == ["a", "b"] and kept_costs(table, {"b": steps["b"]}, "a") == first
+    found = kept_costs(table, steps, "a")
+    assert made == ["a", "b", "a", "c"] and found["b"] == first["b"] and found["c"] > 0
 
 
 @pytest.mark.usefixtures("study")
