@@ -121,7 +121,7 @@ def _drift(score, y: Tensor, t: Tensor) -> Tensor:
     return expand_like(sde.drift(t), y) * y - 0.5 * expand_like(sde.diffusion(t), y) ** 2 * score(y, t)
 
 
-def plain_log_likelihood(model, x: Tensor, *, noise: Tensor, probe: Tensor, tol: float = 1e-5) -> tuple[Tensor, int]:
+def plain_log_prob(model, x: Tensor, *, noise: Tensor, probe: Tensor, tol: float = 1e-5) -> tuple[Tensor, int]:
     """SciPy's RK45 over t, the whole batch one system; drift and divergence evaluated apart.
 
     Args:

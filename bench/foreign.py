@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import indm
-from indm.likelihood import latent_reference, log_likelihood
+from indm.likelihood import latent_reference, nll
 from indm.ode import rademacher
 from indm.tensors import evaluation_mode
 
@@ -86,26 +86,26 @@ def main() -> None:
 
     def bound(of: Callable[..., indm.NELBO]) -> Callable[[torch.Generator], Drawn]:
         options = {"times": TIMES, "log_q": log_q, "reference": law}
-        return lambda generator: (of(model, x, **options, generator=generator).nats(), TIMES, 0.0)
+        return lambda generator: (of(model, x, **options, generator=generator).nats, TIMES, 0.0)
 
     def solved(n: int, **options) -> Callable[[torch.Generator], Drawn]:
         def draw(generator: torch.Generator) -> Drawn:
-            report = log_likelihood(model, x[:n], log_q=log_q[:n], reference=law, generator=generator, **options)
-            return report.nats(), report.nfe, report.solver_error.mean().item()
+            report = nll(model, x[:n], log_q=log_q[:n], reference=law, generator=generator, **options)
+            return report.nats, report.nfe, report.solver_error.mean().item()
 
         return draw
 
     def by_scipy(generator: torch.Generator) -> Drawn:
         noise, probe = torch.randn(x[:FEW].shape, generator=generator), rademacher(x[:FEW], 1, generator)[:, 0]
-        log_prob, evaluations = baselines.plain_log_likelihood(model, x[:FEW], noise=noise, probe=probe)
+        log_prob, evaluations = baselines.plain_log_prob(model, x[:FEW], noise=noise, probe=probe)
         return -log_prob + log_q[:FEW], evaluations, math.nan
 
     methods = {
         f"discrete_nelbo, times={TIMES}": (bound(indm.discrete_nelbo), REPEATS),
         f"nelbo, times={TIMES}": (bound(indm.nelbo), REPEATS),
-        "log_likelihood, steps=48": (solved(IMAGES, steps=48), REPEATS),
-        f"log_likelihood, steps=48, {FEW} images": (solved(FEW, steps=48), REPEATS),
-        f"log_likelihood, default, {FEW} images": (solved(FEW), 2),
+        "nll, steps=48": (solved(IMAGES, steps=48), REPEATS),
+        f"nll, steps=48, {FEW} images": (solved(FEW, steps=48), REPEATS),
+        f"nll, default, {FEW} images": (solved(FEW), 2),
         f"RK45, rtol = atol = 1e-5, {FEW} images": (by_scipy, REPEATS),
     }
     with evaluation_mode(model), RECORD.open("w", newline="") as file:

@@ -49,7 +49,7 @@ def by_scipy(draws: RepeatableDraws, n: int) -> tuple[float, int]:
         x = model.scaling.to_model(draws.raw[:n], generator=torch.Generator().manual_seed(0))
         generator = torch.Generator().manual_seed(1)
         noise, probe = torch.randn(x.shape, generator=generator), rademacher(x, 1, generator)[:, 0]
-        log_prob, evaluations = baselines.plain_log_likelihood(model, x, noise=noise, probe=probe)
+        log_prob, evaluations = baselines.plain_log_prob(model, x, noise=noise, probe=probe)
     return -log_prob.mean().item(), evaluations
 
 

@@ -72,31 +72,31 @@ def nll(model, raw: Tensor, rounds: int, whose: str = "", target: str = "≥ 10"
     law = latent_reference(model, raw)
     with evaluation_mode(model):
         x = model.scaling.to_model(raw[:16].to(DEVICE), generator=torch.Generator(DEVICE).manual_seed(0))
-        generator = torch.Generator(DEVICE).manual_seed(1)  # what log_likelihood draws, in its order
+        generator = torch.Generator(DEVICE).manual_seed(1)  # what nll draws, in its order
         noise, probe = randn_like(x, generator), rademacher(x, 1, generator)[:, 0]
 
         def ours(**options):
             generator = torch.Generator(DEVICE).manual_seed(1)
-            return indm.log_likelihood(model, x, reference=law, generator=generator, **options)
+            return indm.nll(model, x, reference=law, generator=generator, **options)
 
         candidates = {
-            "plain": lambda: baselines.plain_log_likelihood(model, x, noise=noise, probe=probe),
+            "plain": lambda: baselines.plain_log_prob(model, x, noise=noise, probe=probe),
             "as by default": ours,
             "24 steps": lambda: ours(steps=24),
         }
         times = seconds(candidates, rounds)
         results = {name: candidate() for name, candidate in candidates.items()}
-        exact = ours(steps=768).log_prob
+        exact = ours(steps=768).total
 
-    def off(log_prob: Tensor) -> str:
-        return f"off by {(exact - log_prob).mean().item() / (x[0].numel() * BITS):+.4f} bits/dim"
+    def off(nats: Tensor) -> str:
+        return f"off by {(nats - exact).mean().item() / (x[0].numel() * BITS):+.4f} bits/dim"
 
     _, evaluations = results.pop("plain")  # the same noise, but the divergence of the field itself: another estimate
     return [
         row(
             f"NLL of {len(x)} images{whose}, {name}",
             f"{times['plain']}, {evaluations} × 3 passes",
-            f"{times[name]}, {1.5 * report.nfe:.0f} passes, {off(report.log_prob)}, stated "
+            f"{times[name]}, {1.5 * report.nfe:.0f} passes, {off(report.total)}, stated "
             f"{report.solver_error.mean().item() / (x[0].numel() * BITS):.4f}",
             shown(ratio(times["plain"], times[name])),
             f"{target}, off by ≤ 0.005",

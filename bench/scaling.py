@@ -119,7 +119,7 @@ def likelihood(resolution: int, probes: int, tolerance: float) -> tuple[float, i
     model = indm.INDM(flow, indm.ScoreModel(net, indm.VPSDE()))
     x = torch.rand(8, 3, resolution, resolution) * 2 - 1
     started = time.perf_counter()
-    report = indm.log_likelihood(model, x, probes=probes, nll_error=tolerance)
+    report = indm.nll(model, x, probes=probes, nll_error=tolerance)
     return (time.perf_counter() - started) / len(x), report.nfe
 
 

@@ -38,15 +38,15 @@ def rows_of(run: Path, images: int, converged: int) -> list[Row]:
 
     def solved(**options) -> LikelihoodReport:
         generator = torch.Generator().manual_seed(1)
-        return indm.log_likelihood(model, x, log_q=log_q, reference=law, generator=generator, **options)
+        return indm.nll(model, x, log_q=log_q, reference=law, generator=generator, **options)
 
     bits, rows = math.prod(x.shape[1:]) * math.log(2), []
-    exact = solved(steps=converged).log_prob.double()
+    exact = solved(steps=converged).total.double()
     for name, options in SOLVES.items():
         started = time.process_time()
         report = solved(**options)
         seconds = time.process_time() - started
-        error, stated = (report.log_prob.double() - exact) / bits, report.solver_error / bits
+        error, stated = (report.total.double() - exact) / bits, report.solver_error / bits
         covered = f"{int((error.abs() <= stated).sum())} of {len(error)}"
         row = {"solve": name, "evaluations": report.nfe, "error": f"{error.square().mean().sqrt():.5f}"}
         rows.append(row | {"stated": f"{stated.mean():.5f}", "covered": covered, "cpu_seconds": round(seconds, 1)})

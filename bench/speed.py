@@ -62,7 +62,7 @@ def speed(
 
 def nll(model: indm.INDM, raw: torch.Tensor, steps: int) -> indm.LikelihoodReport:
     x, log_q = model.from_data(raw)
-    return indm.log_likelihood(model, x, log_q=log_q, steps=steps)
+    return indm.nll(model, x, log_q=log_q, steps=steps)
 
 
 def main() -> None:

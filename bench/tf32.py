@@ -52,10 +52,10 @@ def results(model: indm.INDM, raw: Tensor, reference: Tensor) -> dict[str, Tenso
     """Bits/dim of images, and samples in model units."""
     law, bits = latent_reference(model, reference), math.prod(model.shape) * math.log(2)
     x, log_q = model.from_data(raw, generator=torch.Generator().manual_seed(0))
-    report = indm.log_likelihood(model, x, reference=law, log_q=log_q, generator=torch.Generator().manual_seed(1))
+    report = indm.nll(model, x, reference=law, log_q=log_q, generator=torch.Generator().manual_seed(1))
     bound = indm.nelbo(model, x, reference=law, generator=torch.Generator().manual_seed(2)).total
     samples = indm.sample(model, IMAGES, generator=torch.Generator().manual_seed(3))
-    return {"NLL": -report.log_prob / bits, "NELBO": bound / bits, "samples": samples}
+    return {"NLL": report.total / bits, "NELBO": bound / bits, "samples": samples}
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def main(steps: int = 500, out: Path = Path("runs/example-foreign")) -> None:
     with torch.no_grad():
         for variance in ("small", "large"):
             bound = indm.discrete_nelbo(model, x, times=4, variance=variance, log_q=log_q)
-            print(f"bound of all steps, {variance} variance {bound.bits_per_dim():.3f} bits/dim")
+            print(f"bound of all steps, {variance} variance {bound.bits_per_dim:.3f} bits/dim")
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(found.report, indent=1), "utf-8")
 

@@ -9,7 +9,7 @@ from .conditions import Condition as Condition
 from .conditions import Image as Image
 from .conditions import Vector as Vector
 from .dequantization import Dequantization as Dequantization
-from .dequantization import Levels as Levels
+from .dequantization import GreyLevels as GreyLevels
 from .dequantization import Uniform as Uniform
 from .diffusion import NonlinearDiffusion as NonlinearDiffusion
 from .diffusion import forward_path as forward_path
@@ -34,8 +34,8 @@ from .foreign.libraries import from_flow_matching as from_flow_matching
 from .foreign.libraries import from_torchcfm as from_torchcfm
 from .inpainting import inpaint as inpaint
 from .likelihood import LikelihoodReport as LikelihoodReport
-from .likelihood import log_likelihood as log_likelihood
-from .likelihood import log_probability as log_probability
+from .likelihood import importance_bound as importance_bound
+from .likelihood import nll as nll
 from .model import INDM as INDM
 from .model import build_model as build_model
 from .names import trust as trust

@@ -27,7 +27,7 @@ class Dequantization(nn.Module, ABC):
     """The law q(u|raw) of noise u in (0, 1), in units of one grey level.
 
     To write one, define :meth:`forward` and :attr:`in_words`. Where it has parameters they are trained with the model,
-    through u and through log q. ``decodes`` says that it has a decoder of its own, as :class:`Levels`.
+    through u and through log q. ``decodes`` says that it has a decoder of its own, as :class:`GreyLevels`.
 
     Example: the mean of two uniform numbers has the density 4 min(u, 1 − u), of entropy ½ − log 2.
 
@@ -77,7 +77,7 @@ class Uniform(Dequantization):
         return -scaling.log_volume(shape)
 
 
-class Levels(Dequantization):
+class GreyLevels(Dequantization):
     r"""No noise: a grey level is the middle of its bin, and z_ε is decoded to the levels by Bayes' rule,
 
     .. math:: P(\text{raw}|z_\epsilon) \propto q(z_\epsilon|\text{raw}), \qquad
@@ -98,8 +98,8 @@ class Levels(Dequantization):
         >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> tables |= {"dequantization": {"name": "levels"}}
         >>> model = indm.build_model(tables, (1, 2, 2), indm.Scaling.between(-1, 1))
-        >>> report = indm.log_probability(model, torch.full((1, 1, 2, 2), 127), draws=32, eps=1e-3)
-        >>> abs(report.nats().item() - 4 * 5.767) < 0.2
+        >>> report = indm.importance_bound(model, torch.full((1, 1, 2, 2), 127), draws=32, eps=1e-3)
+        >>> abs(report.nats.item() - 4 * 5.767) < 0.2
         True
     """
 
@@ -165,7 +165,7 @@ def checked(dequantization: Dequantization | None, scaling: Scaling) -> Dequanti
 
 
 def decoder_of(model) -> Any:
-    """The model's noise where that decodes, as :class:`Levels`; None where the score does."""
+    """The model's noise where that decodes, as :class:`GreyLevels`; None where the score does."""
     noise = getattr(model, "dequantization", None)
     return noise if noise is not None and noise.decodes else None
 

@@ -209,67 +209,76 @@ def _slope_errors(score: nn.Module, z: Batch, n: int) -> tuple[Float[Tensor, "2 
 
 @dataclass(frozen=True)
 class LikelihoodReport:
-    """Log-likelihoods of a batch, in nats of model units.
+    """Negative log-likelihoods of a batch, with names as in :class:`indm.NELBO`.
+
+    :attr:`nats` and :attr:`bits_per_dim` are of the raw data.
 
     Attributes:
-        log_prob: (B,), with the reconstruction term: an estimate of a lower bound of log p(x).
-        reconstruction: (B,), that term; ``log_prob + reconstruction`` is the number without it, no likelihood of x.
-        log_q: (B,), log q(x|raw), see :func:`indm.dequantization.from_data`: −log_prob + log_q is of the raw data.
-        solver_error: (B,), an estimate of the error of ``log_prob`` by the ODE solver and the rounding of the network,
+        total: (B,), with the reconstruction term: an estimate of an upper bound of −log p(x), nats in model units.
+        reconstruction: (B,), that term; without it the number is not a likelihood of x.
+        log_q: (B,), log q(x|raw), see :func:`indm.dequantization.from_data`.
+        solver_error: (B,), an estimate of the error of ``total`` by the ODE solver and the rounding of the network,
             nats, which is not a bound (``docs/likelihood.md`` says how often it covers the true error).
         nfe: evaluations of the network, the mean over samples (each has its own steps) rounded up.
         settings: ε, the steps or the error that was asked for, divergence.
         dims: dimensions of one event.
-        levels: grey levels of the data; None of continuous data, whose table has no bits/dim.
+        grey_levels: of the data; None of continuous data, whose table has no bits/dim.
 
     Example: two samples of two dimensions, with 2 and 4 bits.
 
         >>> nats, none = math.log(2) * torch.tensor([2.0, 4.0], dtype=torch.float64), torch.zeros(2)
-        >>> report = LikelihoodReport(-nats, none, none, none, nfe=20, settings={}, dims=2)
-        >>> f"{report.bits_per_dim():.3f} ± {report.standard_error():.3f} bits/dim"
+        >>> report = LikelihoodReport(nats, none, none, none, nfe=20, settings={}, dims=2)
+        >>> f"{report.bits_per_dim:.3f} ± {report.standard_error():.3f} bits/dim"
         '1.500 ± 0.500 bits/dim'
     """
 
-    log_prob: Float[Tensor, " batch"]
+    total: Float[Tensor, " batch"]
     reconstruction: Float[Tensor, " batch"]
     log_q: Float[Tensor, " batch"]
     solver_error: Float[Tensor, " batch"]
     nfe: int
     settings: dict
     dims: int
-    levels: int | None = None
+    grey_levels: int | None = None
 
+    @property
     def nats(self) -> Float[Tensor, " batch"]:
         """−log p of the raw data, nats per sample."""
-        return self.log_q - self.log_prob
+        return self.log_q + self.total
 
+    @property
     def bits_per_dim(self) -> float:
         """Mean over the batch of −log₂ p of the raw data, per dimension."""
-        return self.nats().mean().item() / (self.dims * math.log(2))
+        return self.nats.mean().item() / (self.dims * math.log(2))
+
+    @property
+    def without_reconstruction(self) -> Float[Tensor, " batch"]:
+        """(B,), −log p of z_ε with the flow's volume, nats in model units: for comparison with numbers published so."""
+        return self.total - self.reconstruction
 
     def standard_error(self) -> float:
-        """Standard error over the batch of :meth:`bits_per_dim`."""
-        if len(self.log_prob) < 2:
+        """Standard error over the batch of :attr:`bits_per_dim`."""
+        if len(self.total) < 2:
             raise ValueError("standard_error needs at least 2 samples, got 1")
-        return (self.nats().std() / math.sqrt(len(self.log_prob))).item() / (self.dims * math.log(2))
+        return (self.nats.std() / math.sqrt(len(self.total))).item() / (self.dims * math.log(2))
 
     def __str__(self) -> str:
         """The mean of −log p over the batch with its standard error, as a small table."""
-        n = len(self.log_prob)
-        units = {"nats": 1.0} | ({"bits/dim": self.dims * math.log(2)} if self.levels else {})
+        n = len(self.total)
+        units = {"nats": 1.0} | ({"bits/dim": self.dims * math.log(2)} if self.grey_levels else {})
         lines = [" " * 24 + "".join(f"{unit:>12}{'±':>10}" for unit in units)]
-        rows = {"-log p": self.nats(), "without reconstruction": self.nats() - self.reconstruction}
+        rows = {"-log p": self.nats, "without reconstruction": self.nats - self.reconstruction}
         for name, nats in rows.items():
             mean, error = nats.mean().item(), nats.std().item() / math.sqrt(n) if n > 1 else math.nan
             lines.append(f"{name:24}" + "".join(f"{mean / u:12.4f}{error / u:10.4f}" for u in units.values()))
         error = self.solver_error.mean().item()
-        in_bits = f", {error / units['bits/dim']:.1g} bits/dim" if self.levels else ""
+        in_bits = f", {error / units['bits/dim']:.1g} bits/dim" if self.grey_levels else ""
         lines.append(f"{n} samples of {self.dims} dimensions, {self.nfe} evaluations of the network")
         return "\n".join([*lines, f"error of the ODE solver, estimated: {error:.1g} nats{in_bits}"])
 
 
 @outside_inference
-def log_likelihood(
+def nll(
     model,
     x: Float[Tensor, "batch *event"],
     *,
@@ -283,7 +292,7 @@ def log_likelihood(
     log_q: Float[Tensor, " batch"] | None = None,
     generator: torch.Generator | None = None,
 ) -> LikelihoodReport:
-    r"""log p(x) by the probability-flow ODE on the latent, from one draw of z_ε for each sample.
+    r"""−log p(x) by the probability-flow ODE on the latent, from one draw of z_ε for each sample, with log p =
 
     .. math:: \log|\det \partial h/\partial x| + \log\pi(z_T) + \int_\epsilon^T \nabla\cdot(fz-\tfrac12 g^2 s)\,dt
               - \log q(z_\epsilon|z_0) + \log p(z_0|z_\epsilon)
@@ -295,7 +304,7 @@ def log_likelihood(
     Args:
         model: an INDM.
         x: data in model units.
-        c: the condition, of a model that has one, see :meth:`indm.INDM.given`: log p(x|c).
+        c: the condition, of a model that has one, see :meth:`indm.INDM.given`: −log p(x|c).
         probes: Rademacher probes for the divergence, the same all along the path.
         exact: compute the exact divergence, by d products in place of ``probes``; default: where that is cheaper
             (d ≤ ``probes``), in two dimensions, and for vectors of up to 16, of which a probe leaves nats of noise.
@@ -316,8 +325,8 @@ def log_likelihood(
 
         >>> import indm
         >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
-        >>> report = log_likelihood(indm.build_model(tables, (2,)), torch.zeros(100, 2))  # latents N(0, I)
-        >>> abs(report.bits_per_dim() - 0.5 * math.log2(2 * math.pi)) < 0.1
+        >>> report = nll(indm.build_model(tables, (2,)), torch.zeros(100, 2))  # latents N(0, I)
+        >>> abs(report.bits_per_dim - 0.5 * math.log2(2 * math.pi)) < 0.1
         True
     """
     check_units(x)
@@ -333,7 +342,7 @@ def log_likelihood(
         settings |= {"eps": model.sde.eps, "divergence": divergence_by}
     evaluations = math.ceil(nfe.sum().item() / max(len(nfe), 1))
     return LikelihoodReport(
-        log_prob - reconstruction,
+        reconstruction - log_prob,
         reconstruction,
         log_q,
         error,
@@ -387,7 +396,7 @@ def start_of(
 
 
 @outside_inference
-def log_probability(
+def importance_bound(
     model,
     raw: Num[Tensor, "batch *event"],
     *,
@@ -398,11 +407,11 @@ def log_probability(
     generator: torch.Generator | None = None,
     **solver: Any,
 ) -> LikelihoodReport:
-    r"""The importance-weighted bound of log P(raw), from ``draws`` K of the noise of grey levels and of z_ε.
+    r"""The importance-weighted bound of −log P(raw), from ``draws`` K of the noise of grey levels and of z_ε.
 
     .. math:: \log P(\text{raw}) \ge E \log \frac1K \sum_{k=1}^K \frac{p(x_k)}{q(x_k|\text{raw})}
 
-    It rises with K. Of continuous data it is one of log p(raw).
+    The bound of −log P falls with K. Of continuous data it is one of −log p(raw).
 
     Args:
         model: an INDM.
@@ -412,11 +421,11 @@ def log_probability(
         exact: the exact divergence, by d products for each evaluation. An estimate of it (False), as one of
             log|det|, adds noise to each log-weight; noise of variance v makes the bound up to v/2 nats too good.
         batch_size: draws at a time.
-        **solver: ``probes``, ``nll_error``, ``steps``, ``eps`` and ``reference``, as in :func:`log_likelihood`.
+        **solver: ``probes``, ``nll_error``, ``steps``, ``eps`` and ``reference``, as in :func:`nll`.
 
     Returns:
-        ``nats()`` are −log P(raw) of each image. ``log_prob`` and ``reconstruction`` are means over the draws, by their
-        weights, and so is ``solver_error``: the error of one draw, as the draws' errors are taken to be alike.
+        ``nats`` are −log P(raw) of each image. ``total``, ``reconstruction`` and ``solver_error`` are means over the
+        draws, by their weights: the error of one draw, as the draws' errors are taken to be alike.
 
     Raises:
         ValueError: an option out of range, or wrong raw data, see :meth:`indm.Scaling.check`.
@@ -430,7 +439,7 @@ def log_probability(
         >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
         >>> model = indm.build_model(tables, (1, 2, 2), indm.Scaling.images(256))
         >>> raw = torch.full((3, 1, 2, 2), 128)
-        >>> log_probability(model, raw, draws=4).nats().shape
+        >>> importance_bound(model, raw, draws=4).nats.shape
         torch.Size([3])
     """
     check_raw(model, raw)
@@ -440,18 +449,18 @@ def log_probability(
         part = model.given(c, rows=rows)
         with evaluation_mode(part):
             x, log_q = from_data(part, raw[rows], generator=generator)
-        reports.append(log_likelihood(part, x, exact=exact, log_q=log_q, generator=generator, **solver))
-    log_prob, reconstruction, log_q, error = (
+        reports.append(nll(part, x, exact=exact, log_q=log_q, generator=generator, **solver))
+    total, reconstruction, log_q, error = (
         torch.cat([getattr(report, name) for report in reports]).unflatten(0, (len(raw), draws))
-        for name in ("log_prob", "reconstruction", "log_q", "solver_error")
+        for name in ("total", "reconstruction", "log_q", "solver_error")
     )
-    log_weights = log_prob - log_q
+    log_weights = -total - log_q
     bound, shares = log_weights.logsumexp(1) - math.log(draws), log_weights.softmax(1)
-    log_prob, reconstruction, error = ((shares * values).sum(1) for values in (log_prob, reconstruction, error))
+    total, reconstruction, error = ((shares * values).sum(1) for values in (total, reconstruction, error))
     nfe = math.ceil(sum(report.nfe for report in reports) / len(reports))
     settings = reports[0].settings | {"draws": draws}
     return LikelihoodReport(
-        log_prob, reconstruction, log_prob - bound, error, nfe, settings, math.prod(raw.shape[1:]), model.scaling.levels
+        total, reconstruction, -total - bound, error, nfe, settings, math.prod(raw.shape[1:]), model.scaling.levels
     )
 
 
@@ -504,7 +513,7 @@ def log_prob(
               + \int_\epsilon^T \nabla\cdot(fz-\tfrac12 g^2 s)\,dt, \qquad z_\epsilon = \alpha_\epsilon h(x)
 
     It is "without reconstruction": no noise is added to h(x). It integrates to 1 and is the density of the samples
-    of :func:`indm.sample_with_log_prob`. (:func:`indm.log_likelihood` bounds the density of x drawn from p(z_0|z_ε).)
+    of :func:`indm.sample_with_log_prob`. (:func:`indm.nll` bounds the density of x drawn from p(z_0|z_ε).)
 
     It can be differentiated once, in x and in the parameters of flow, score and SDE. It is computed in evaluation mode
     and full precision, and in a fixed number of steps: it is as smooth as flow and network. For the gradient every
@@ -517,11 +526,11 @@ def log_prob(
     Args:
         x: data in model units.
         c: the condition, of a model that has one, see :meth:`indm.INDM.given`: log p(x|c).
-        probes, exact: of the divergence, as in :func:`indm.log_likelihood`; by default exact for vectors of up to
+        probes, exact: of the divergence, as in :func:`indm.nll`; by default exact for vectors of up to
             16 dimensions. Otherwise log p is the estimate by ``probes``, with its gradient.
         steps: equal steps of the ODE, each with two evaluations of the network.
         eps: truncation, at least the SDE's own, which is the default.
-        reference: the Gaussian law in whose coordinate the ODE is solved, as in :func:`indm.log_likelihood`.
+        reference: the Gaussian law in whose coordinate the ODE is solved, as in :func:`indm.nll`.
         generator: of the probes, and of an estimate of log|det|. With the same state in every call, log p is one
             function of x, as a Monte Carlo chain needs.
 
@@ -529,7 +538,7 @@ def log_prob(
         ValueError: an option out of range, a flow without a density, or a network without its whole gradient.
 
     Warns:
-        RuntimeWarning: from 8 steps on, where the solver's error, as :func:`indm.log_likelihood` estimates it, is
+        RuntimeWarning: from 8 steps on, where the solver's error, as :func:`indm.nll` estimates it, is
             above 1e-3 bits/dim of an x. Fewer steps can be given no error.
 
     Example:
@@ -588,7 +597,7 @@ def _warn_unsolved(error: PerSample, x: Batch, steps: int) -> None:
     if bool(((bits > NLL_ERROR) & bits.isfinite()).any()):
         warnings.warn(
             f"the error of log_prob's ODE solver is above {NLL_ERROR:g} bits/dim in {steps} steps; steps={2 * steps} "
-            "makes it smaller, and solver_error of log_likelihood says how large it is",
+            "makes it smaller, and solver_error of nll says how large it is",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -614,7 +623,7 @@ def decode_with_log_prob(
     Args:
         model: an INDM.
         z_T: draws of the prior, ``model.sde.prior_sample(…)``.
-        probes, exact, nll_error, steps, reference: as in :func:`indm.log_likelihood`.
+        probes, exact, nll_error, steps, reference: as in :func:`indm.nll`.
 
     Returns:
         x in model units, log p(x) in nats, and an estimate of its solver's error in nats.

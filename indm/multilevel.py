@@ -3,7 +3,7 @@ r"""The mean of costly values over many examples, from cheap values of all of th
 .. math:: \hat\mu = \frac1N \sum_x Y_0(x) + \sum_{l=1}^{L} \frac1{M_l} \sum_{x \in S_l} [Y_l(x) - Y_{l-1}(x)]
 
 Y_0 is the cheapest approximation of a value and Y_L the best. The S_l are random subsets of M_l of the N examples,
-independent across levels. The estimate is unbiased for the mean of Y_L over these examples, and the corrections add
+independent across rungs. The estimate is unbiased for the mean of Y_L over these examples, and the corrections add
 
 .. math:: \operatorname{Var}(\hat\mu) = \sum_{l \ge 1} \frac{V_l}{M_l}\Big(1 - \frac{M_l}{N}\Big)
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from indm.tensors import double
 
-LEAST = 48  # examples of a level, from which its variance is known well enough where differences have heavy tails
+LEAST = 48  # examples of a rung, from which its variance is known well enough where differences have heavy tails
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def multilevel_mean(coarse: Float[Tensor, " n"], corrections: Sequence[Float[Ten
 
     Args:
         coarse: Y_0 of each example.
-        corrections: for each level l ≥ 1 the differences Y_l − Y_{l−1} of a random subset of the examples, at least 2;
-            subsets of different levels are independent.
+        corrections: for each rung l ≥ 1 the differences Y_l − Y_{l−1} of a random subset of the examples, at least 2;
+            subsets of different rungs are independent.
 
     Example: each correction is 1, so that it adds no error.
 
@@ -73,36 +73,34 @@ def multilevel_mean(coarse: Float[Tensor, " n"], corrections: Sequence[Float[Ten
 
 
 def sizes(variances: Sequence[float], costs: Sequence[float], n: int, added_error: float) -> list[int]:
-    """The number of the n examples to correct at each level, such that ``added_error`` is reached at the least cost.
+    """The number of the n examples to correct at each rung, such that ``added_error`` is reached at the least cost.
 
     M_l ∝ √(V_l/C_l), at least :data:`LEAST` or n, and at most n.
 
     Args:
-        variances: V_l of the differences of each level.
+        variances: V_l of the differences of each rung.
         costs: C_l of one difference.
         n: examples.
         added_error: the standard error that the corrections may add.
 
-    Example: one level, of variance 1, in a large population.
+    Example: one rung, of variance 1, in a large population.
 
         >>> sizes([1.0], [10.0], 1_000_000, 0.1)
         [100]
     """
-    exact: set[int] = set()  # levels at which every example is corrected
+    exact: set[int] = set()  # rungs at which every example is corrected
     while True:
-        free = [level for level in range(len(costs)) if level not in exact]
-        budget = added_error**2 + sum(variances[level] for level in free) / n
-        total = sum(math.sqrt(variances[level] * costs[level]) for level in free)
-        wanted = {level: math.sqrt(variances[level] / costs[level]) * total / budget for level in free if budget}
-        above = {level for level, size in wanted.items() if size >= n}
+        free = [rung for rung in range(len(costs)) if rung not in exact]
+        budget = added_error**2 + sum(variances[rung] for rung in free) / n
+        total = sum(math.sqrt(variances[rung] * costs[rung]) for rung in free)
+        wanted = {rung: math.sqrt(variances[rung] / costs[rung]) * total / budget for rung in free if budget}
+        above = {rung for rung, size in wanted.items() if size >= n}
         if not above:
             least = min(LEAST, n)
-            return [
-                n if level in exact else max(least, math.ceil(wanted.get(level, 0.0))) for level in range(len(costs))
-            ]
+            return [n if rung in exact else max(least, math.ceil(wanted.get(rung, 0.0))) for rung in range(len(costs))]
         exact |= above
 
 
-def order(n: int, level: int, seed: int) -> Tensor:
-    """The n examples in the random order of a level: its subset are the first of them, for each model alike."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed + 7_919 * level))
+def order(n: int, rung: int, seed: int) -> Tensor:
+    """The n examples in the random order of a rung: its subset are the first of them, for each model alike."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed + 7_919 * rung))

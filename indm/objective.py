@@ -45,7 +45,7 @@ Losses = tuple[Float[Tensor, ""], dict[str, Tensor]]
 # In FID mode the score also sees this much of the likelihood weighting: at ε, where its own weighting has no mass,
 # the ratio of the two weights stays finite.
 LIKELIHOOD_SHARE = 1e-3
-LEVELS = 8  # equal parts of the log-SNR clock, in which the score term is reported
+NOISE_LEVELS = 8  # equal parts of the log-SNR clock, in which the score term is reported
 ROWS_PER_COEFFICIENT = 5  # fewest for a control variate: with fewer it adds more error than it removes
 
 
@@ -53,13 +53,13 @@ ROWS_PER_COEFFICIENT = 5  # fewest for a control variate: with fewer it adds mor
 class NELBO:
     """The terms of −log p(x) ≤ flow + score + constant + prior + reconstruction, nats in model units, each (B,).
 
-    :meth:`nats` and :meth:`bits_per_dim` are of the raw data.
+    :attr:`nats` and :attr:`bits_per_dim` are of the raw data.
 
     Attributes:
         flow, score, constant, prior, reconstruction: the terms.
         log_q: (B,), log q(x|raw), see :func:`indm.dequantization.from_data`.
         dims: dimensions of one event.
-        levels: (B, LEVELS), ``score`` in equal parts of the log-SNR clock from ε to T; None for discrete steps.
+        by_noise_level: (B, 8), ``score`` in equal parts of the log-SNR clock from ε to T; None for discrete steps.
 
     Example: the identity changes no volume, and the prior term is the entropy of z_T ~ N(0, I).
 
@@ -78,20 +78,22 @@ class NELBO:
     reconstruction: Tensor
     log_q: Tensor
     dims: int
-    levels: Tensor | None = None
+    by_noise_level: Tensor | None = None
 
     @property
     def total(self) -> Tensor:
         """The bound of −log p(x), nats in model units, (B,)."""
         return self.without_reconstruction + self.reconstruction
 
+    @property
     def nats(self) -> PerSample:
         """The bound of −log p of the raw data, nats per sample."""
         return self.log_q + self.total
 
+    @property
     def bits_per_dim(self) -> float:
         """Mean over the batch of the bound of −log₂ p of the raw data, per dimension."""
-        return self.nats().mean().item() / (self.dims * math.log(2))
+        return self.nats.mean().item() / (self.dims * math.log(2))
 
     @property
     def without_reconstruction(self) -> Tensor:
@@ -217,7 +219,7 @@ def nelbo(
         drawn = [step_divergence(score, z, t, s, noise) for (t, s), noise in steps]
         drawn = [divergence * ancestral / sde.log_snr_range() for divergence in drawn]  # per unit of the clock
     errors, position = torch.stack(drawn), sde.place(sde.clock(strata))
-    course = errors.new_zeros(n, LEVELS)
+    course = errors.new_zeros(n, NOISE_LEVELS)
     if reference is not None:
         excess = torch.stack([reference.excess(sde, z, t, noise) for t, noise in pairs])
         fitted, course = control_variate(errors, position, excess)
@@ -230,7 +232,7 @@ def nelbo(
         reconstruction=mean_reconstruction(model, z, noises[-1]),
         log_q=log_q,
         dims=event_size(x),
-        levels=sde.log_snr_range() * by_level(errors, position, course),
+        by_noise_level=sde.log_snr_range() * by_noise_level(errors, position, course),
     )
 
 
@@ -279,11 +281,11 @@ def control_variate(
     half best. The mean is 0 where the halves have independent times and noise, as in :func:`nelbo`. There are as many
     coefficients as the rows of a half can determine, none for fewer than :data:`ROWS_PER_COEFFICIENT`.
 
-    The second result is the fitted mean course, with its constant, integrated over each of :data:`LEVELS` equal parts
-    of the clock, for :func:`by_level`; 0 without coefficients.
+    The second result is the fitted mean course, with its constant, integrated over equal parts of the clock, for
+    :func:`by_noise_level`; 0 without coefficients.
     """
     fitted, half = torch.zeros_like(position), errors.shape[1] // 2
-    course = position.new_zeros(errors.shape[1], LEVELS)
+    course = position.new_zeros(errors.shape[1], NOISE_LEVELS)
     controls = _controls(position, double(excess))[: errors.shape[0] * half // ROWS_PER_COEFFICIENT]
     if not controls or not errors.isfinite().all():  # a model that diverges, and its bound must show it
         return fitted.to(errors), course.to(errors)
@@ -297,15 +299,15 @@ def control_variate(
     return fitted.to(errors), course.to(errors)
 
 
-def by_level(
+def by_noise_level(
     errors: Float[Tensor, "times n"], position: Float[Tensor, "times n"], course: Float[Tensor, "n levels"]
 ) -> Float[Tensor, "n levels"]:
-    """The mean of ``errors`` over times, divided among :data:`LEVELS` equal parts of the clock by their ``position``.
+    """The mean of ``errors`` over times, divided among equal parts of the clock by their ``position``.
 
     ``course`` is what each part is expected to hold (:func:`control_variate`). Only what an error has beyond it counts
     for the part where the error was drawn, so that the number of draws in a part adds no noise to it.
     """
-    level = (position * LEVELS).long().clamp(0, LEVELS - 1).to(errors.device)
+    level = (position * NOISE_LEVELS).long().clamp(0, NOISE_LEVELS - 1).to(errors.device)
     beyond = errors - course.sum(1)
     return course + torch.zeros_like(course).scatter_add(1, level.T, beyond.T) / len(errors)
 
@@ -331,9 +333,9 @@ def _controls(position: Tensor, excess: Tensor) -> list[Tensor]:
 def _integrals(controls: int) -> Float[Tensor, "levels coefficients"]:
     """Integrals of 1 and the first ``controls`` of :func:`_controls` over each part of the clock, at mean excess 0."""
     nodes, weights = (torch.from_numpy(v) / 2 for v in np.polynomial.legendre.leggauss(4))  # exact: the degree is ≤ 7
-    position = (torch.arange(LEVELS)[:, None] + 0.5 + nodes) / LEVELS
+    position = (torch.arange(NOISE_LEVELS)[:, None] + 0.5 + nodes) / NOISE_LEVELS
     values = [torch.ones_like(position), *_controls(position, torch.zeros_like(position))[:controls]]
-    return torch.stack(values, -1).mul(weights[:, None]).sum(1) / LEVELS
+    return torch.stack(values, -1).mul(weights[:, None]).sum(1) / NOISE_LEVELS
 
 
 def extended_clock(
@@ -412,12 +414,12 @@ class Objective:
     shown: tuple[str, ...] = ("flow", "denoising", "prior")
     frozen_terms: tuple[str, ...] = ("denoising",)
 
-    def __call__(self, model: nn.Module, x: Tensor, **conditions: Any) -> Losses:
-        return self.loss(model, x, **conditions)
+    def __call__(self, model: nn.Module, x: Tensor, **step_arguments: Any) -> Losses:
+        return self.loss(model, x, **step_arguments)
 
-    def takes(self, condition: str) -> bool:
+    def takes(self, argument: str) -> bool:
         """Whether the loss has an argument of that name."""
-        return condition in inspect.signature(self.loss).parameters
+        return argument in inspect.signature(self.loss).parameters
 
 
 def as_objective(**attributes: Any) -> Callable[[Callable[..., Losses]], Callable[..., Losses]]:
@@ -454,7 +456,7 @@ def mle_loss(
     *,
     eps: float | None = None,
     pairs: bool = False,
-    levels: Any = None,
+    noise_levels: Any = None,
     generator: torch.Generator | None = None,
 ) -> Losses:
     r"""Flow and score both minimise the NELBO (with reconstruction, at truncation ``eps``).
@@ -473,8 +475,8 @@ def mle_loss(
         eps: a truncation above the SDE's own, for soft truncation.
         pairs: use the noises n and −n of each row. At small noise their gradients nearly cancel, so that the mean has
             less noise; the network is evaluated twice a row.
-        levels: :class:`indm.training.NoiseLevels`, which draws times where gradients are large; by default times are
-            even on the clock.
+        noise_levels: :class:`indm.training.NoiseLevels`, which draws times where gradients are large; by default
+            times are even on the clock.
         generator: of times, noise and the flow's own draws.
 
     Returns:
@@ -500,16 +502,21 @@ def mle_loss(
     z, log_det = model.encode(x, generator=generator)
     base = None if decoder_of(model) else base_of(model.score)
     start = None if base is None else base.denoising(sde, z, eps)
-    if levels is None:
+    if noise_levels is None:
         t, length = extended_clock(sde, len(z), eps, unit=_unit(model), generator=generator, device=z.device)
         weight, cell = t.new_full((len(z),), length), t
     else:
-        require(eps == sde.eps and _unit(model) == 1, "levels", levels, "None where the bound is truncated or decoded")
-        t, weight, cell = (part.to(z.device) for part in levels.draw(len(z), generator))
+        require(
+            eps == sde.eps and _unit(model) == 1,
+            "noise_levels",
+            noise_levels,
+            "None where the bound is truncated or decoded",
+        )
+        t, weight, cell = (part.to(z.device) for part in noise_levels.draw(len(z), generator))
     noise, t, weight = randn_like(z, generator), t.to(z.dtype), weight.to(z.dtype)
     drawn, error = _drawn(model.score, start is not None, z, t, noise, pairs)
-    if levels is not None:
-        levels.measure(cell, error.detach())
+    if noise_levels is not None:
+        noise_levels.measure(cell, error.detach())
     change = weight * drawn
     denoising, prior = change if start is None else start + change, prior_term(sde, z)
     bound = (denoising - log_det + prior + _constants(model, z, eps)).mean()

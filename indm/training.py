@@ -69,7 +69,7 @@ class TrainingStep(nn.Module):
         return INDM(flow, m.score, m.scaling, m.shape, m.dequantization, m.condition)
 
     def forward(
-        self, raw: Tensor, c: Tensor | None = None, *, flow_use: FlowUse = FlowUse.TRAINED, **conditions: Any
+        self, raw: Tensor, c: Tensor | None = None, *, flow_use: FlowUse = FlowUse.TRAINED, **step_arguments: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         model = self.with_flow(flow_use)
         model = model if c is None else model.given(c, drops=True)
@@ -78,7 +78,7 @@ class TrainingStep(nn.Module):
         x = x.detach() if is_frozen else x  # else learned noise would shrink, without its log-density
         x = noisy(x, self.noise)
         is_alone = flow_use is FlowUse.ALONE
-        loss, terms = flow_loss(model, x) if is_alone else self.objective.loss(model, x, **conditions)
+        loss, terms = flow_loss(model, x) if is_alone else self.objective.loss(model, x, **step_arguments)
         if is_frozen:
             terms = {name: terms[name] for name in self.objective.frozen_terms if name in terms}
             return loss, {name: term.detach() for name, term in terms.items()}

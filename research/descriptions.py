@@ -366,7 +366,7 @@ def bound(options: dict[str, Any], raw: Tensor, low: float, high: float) -> Tens
     generator = torch.Generator().manual_seed(1)
     x, log_q = model.from_data(raw, generator=generator)
     with torch.no_grad():
-        nats = indm.nelbo(model, x, times=TIMES, log_q=log_q, generator=generator).nats()
+        nats = indm.nelbo(model, x, times=TIMES, log_q=log_q, generator=generator).nats
     return nats / (math.prod(model.shape) * math.log(2))
 
 

@@ -17,7 +17,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from indm import INDM, forward_path, log_likelihood
+from indm import INDM, forward_path, nll
 from indm.workbench.data.base import load_data, stack
 from indm.workbench.evaluation.results import read_evaluation
 from indm.workbench.figures.plots import DATA_COLOUR, save_figure, styled
@@ -97,11 +97,11 @@ def first(spirals: Path, gaussians: Path, out: Path) -> None:
     truth.set_title(f"data, entropy\n{law.entropy:.3f} nats")
     side = torch.linspace(-REACH, REACH, SIDE)
     points, log_q = model.from_data(torch.cartesian_prod(side, side))
-    draws = [-log_likelihood(model, points, log_q=log_q, steps=48).nats() for _ in range(DRAWS)]
+    draws = [-nll(model, points, log_q=log_q, steps=48).nats for _ in range(DRAWS)]
     density = torch.stack(draws).exp().mean(0).reshape(SIDE, SIDE)
     learned.pcolormesh(side, side, density.T.numpy(), vmin=0, vmax=density.quantile(0.995).item())
-    nll = read_evaluation(gaussians)["nll"]["with_reconstruction"]
-    learned.set_title(f"model, −log p\n{nll['nats']:.3f} ± {nll['nats_standard_error']:.3f}")
+    found = read_evaluation(gaussians)["nll"]["with_reconstruction"]
+    learned.set_title(f"model, −log p\n{found['nats']:.3f} ± {found['nats_standard_error']:.3f}")
     for axes in (truth, learned):
         within(axes, REACH)
     for axes in (data, latent, truth, learned):

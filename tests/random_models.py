@@ -21,7 +21,7 @@ FLOWS = {
     "linear": (lambda: InvertibleLinear(3, "rotation"), (3,)),
     "affine": (lambda: CouplingFlow((3,), depth=2, width=8, transform="affine"), (3,)),
     "spline": (lambda: CouplingFlow((3,), depth=2, width=8), (3,)),
-    "spline-images": (lambda: CouplingFlow((1, 4, 4), levels=2, depth=1, width=8), (1, 4, 4)),
+    "spline-images": (lambda: CouplingFlow((1, 4, 4), scales=2, depth=1, width=8), (1, 4, 4)),
     "residual": (lambda: ResidualFlow((3,), (2,), 16, 2.0), (3,)),
     "residual-images": (lambda: ResidualFlow((1, 4, 4), (1, 1), 8, 2.0), (1, 4, 4)),
     "autoregressive": (lambda: AutoregressiveFlow((3,), 2, width=16, layers=1), (3,)),

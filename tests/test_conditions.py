@@ -127,7 +127,7 @@ def test_rows_of_c_follow_their_samples_where_some_are_solved_again():
     one = decode_with_log_prob(model.given(c), x, **options)
     other = decode_with_log_prob(model.given(c[order]), x[order], **options)
     assert torch.allclose(one[0][order], other[0], atol=1e-6) and torch.allclose(one[1][order], other[1], atol=1e-5)
-    assert len(indm.log_likelihood(model, x, c=c, **options).solver_error.unique()) > 1
+    assert len(indm.nll(model, x, c=c, **options).solver_error.unique()) > 1
 
 
 # ── guidance ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -176,7 +176,7 @@ def test_guidance_above_one_is_not_the_sharpened_density():
 def test_what_is_guided_has_no_likelihood():
     model = gaussian_model(drop=0.1)
     x, c = mixed(3)
-    for likelihood in (indm.nelbo, indm.log_likelihood, indm.INDM.log_prob):
+    for likelihood in (indm.nelbo, indm.nll, indm.INDM.log_prob):
         with pytest.raises(ValueError, match="guidance must be 1 for a likelihood"):
             likelihood(model.given(c, guidance=2.0), x)
 
@@ -559,7 +559,7 @@ def test_a_model_that_cannot_see_its_condition(changes, message):
 def test_c_that_is_missing_or_has_no_use():
     plain, conditional = build_model(TABLES, (2,)), build_model(TABLES | {"condition": CONDITIONS["classes"][0]}, (2,))
     x = torch.zeros(2, 2)
-    for likelihood in (indm.nelbo, indm.log_likelihood, indm.INDM.log_prob):
+    for likelihood in (indm.nelbo, indm.nll, indm.INDM.log_prob):
         with pytest.raises(ValueError, match="c must be given"):
             likelihood(conditional, x)
         with pytest.raises(ValueError, match="c must be left out"):
@@ -602,8 +602,8 @@ def test_evaluation_does_not_depend_on_batches_but_on_c(flow_sees):
 
 def test_importance_weights_are_of_each_samples_own_condition():
     x, c = mixed(5)
-    report = indm.log_probability(gaussian_model(), x, c=c, draws=3, batch_size=8)
-    assert torch.allclose(report.nats().float(), -log_normal(x, c), atol=0.05)
+    report = indm.importance_bound(gaussian_model(), x, c=c, draws=3, batch_size=8)
+    assert torch.allclose(report.nats.float(), -log_normal(x, c), atol=0.05)
 
 
 # ── evaluation at the c of the data ──────────────────────────────────────────────────────────────────────────────

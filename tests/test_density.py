@@ -22,7 +22,7 @@ from indm.flows import (
     use_log_det,
 )
 from indm.gaussian import GaussianReference
-from indm.likelihood import WhitenedFlow, decode_with_log_prob, log_likelihood
+from indm.likelihood import WhitenedFlow, decode_with_log_prob, nll
 from indm.model import INDM, build, build_model
 from indm.published import ConditionalResidualFlow
 from indm.scaling import Scaling
@@ -60,7 +60,7 @@ def mixture(name="vp", d=2, **sde):
 
 def smooth_model(name="vp", d=2, eps=0.1):
     """The score of a mixture behind a flow that is not of its data: a density that no formula knows."""
-    affine = {"levels": 2, "depth": 1, "width": 8, "transform": "affine"}
+    affine = {"scales": 2, "depth": 1, "width": 8, "transform": "affine"}
     flow = ResidualFlow((1,), (2,), 8) if d == 1 else CouplingFlow((d,), **affine)
     return INDM(perturb(flow), mixture(name, d, eps=eps), Scaling(), shape=(d,)).double()
 
@@ -122,13 +122,13 @@ def test_it_integrates_to_one(sde, d, count):
 
 @pytest.mark.parametrize("eps", [None, 0.3])
 @pytest.mark.parametrize("options", [{"exact": True}, {"exact": False, "probes": 2}, {"reference": True}])
-def test_it_is_log_likelihood_without_noise_and_reconstruction(options, eps, monkeypatch):
+def test_it_is_the_nll_without_noise_and_reconstruction(options, eps, monkeypatch):
     """In the same steps and by the same probes; with and without a gradient."""
     model, x, law = smooth_model(), points(20, 2), GaussianReference(double(0.1, 0.2), double(0.5, 0.7))
     options = options | {"reference": law if "reference" in options else None, "steps": 16, "eps": eps}
     monkeypatch.setattr("indm.likelihood.randn_like", lambda z, generator=None: torch.zeros_like(z))
-    report = log_likelihood(model, x, **options, generator=seeded(1))
-    expected = report.log_prob + report.reconstruction + 2 * model.sde.log_alpha(double(eps or 0.1))
+    report = nll(model, x, **options, generator=seeded(1))
+    expected = -report.without_reconstruction + 2 * model.sde.log_alpha(double(eps or 0.1))
     for part in (x, x.clone().requires_grad_()):
         log_prob = model.log_prob(part, **options, generator=seeded(1))
         torch.testing.assert_close(log_prob, expected, rtol=1e-12, atol=1e-12)

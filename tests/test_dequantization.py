@@ -170,8 +170,8 @@ def test_no_noise_leaves_its_grey_level(name, levels, v):
 
 @pytest.mark.parametrize("noise", ["uniform", "triangle"])
 def test_bound_of_one_draw_against_quadrature(noise):
-    """E[−log p(x) + log q] = ∫ q log(q/p) over the bin, by Gauss–Legendre quadrature in the noise; by log_probability
-    with one draw, by log_likelihood, and by the NELBO, which an exact score makes tight."""
+    """E[−log p(x) + log q] = ∫ q log(q/p) over the bin, by Gauss–Legendre quadrature in the noise; by importance_bound
+    with one draw, by nll, and by the NELBO, which an exact score makes tight."""
     model, levels, n = model_of(noise), 4, 1000
     nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(40))
     nodes, weights = (nodes + 1) / 2, weights / 2
@@ -183,13 +183,13 @@ def test_bound_of_one_draw_against_quadrature(noise):
         log_p = model.score.log_prob(x.reshape(-1, 1, 1, 2)) - 2 * math.log(levels / 2)  # of raw + u
         expected = (torch.cartesian_prod(weights, weights).prod(1) * q * (q.log() - log_p)).sum()
         rows = raw.expand(n, 1, 1, 2)
-        nats = indm.log_probability(model, rows, draws=1, batch_size=n, steps=48, generator=seeded(0)).nats()
+        nats = indm.importance_bound(model, rows, draws=1, batch_size=n, steps=48, generator=seeded(0)).nats
         assert within(nats, expected, floor=3e-3)
         assert (nats.mean() + probability(model.score, model.scaling, raw).log()) > 0.01  # there is a gap to close
         x, log_q = model.from_data(rows, generator=seeded(1))
-        solved = indm.log_likelihood(model, x, log_q=log_q, steps=48, generator=seeded(2))
-        assert within(solved.nats(), expected, floor=3e-3)
-        bound = indm.nelbo(model, x, times=4, log_q=log_q, generator=seeded(3)).nats()
+        solved = indm.nll(model, x, log_q=log_q, steps=48, generator=seeded(2))
+        assert within(solved.nats, expected, floor=3e-3)
+        bound = indm.nelbo(model, x, times=4, log_q=log_q, generator=seeded(3)).nats
         assert within(bound, expected, floor=3e-3)
 
 
@@ -201,8 +201,8 @@ def test_importance_weighted_bound(name, draws):
     expected = probability(model.score, model.scaling, images)
     rows = images.repeat(n, 1, 1, 1)
     options = {"steps": 48, "batch_size": 4 * len(rows)}
-    report = indm.log_probability(model, rows, draws=draws, generator=seeded(draws), **options)
-    nats = report.nats().reshape(n, len(images))
+    report = indm.importance_bound(model, rows, draws=draws, generator=seeded(draws), **options)
+    nats = report.nats.reshape(n, len(images))
     assert within((-nats).exp(), expected, floor=2e-4)
     assert within((-nats).exp().sum(1), expected.sum(), floor=2e-4)
 
@@ -331,9 +331,9 @@ def test_arguments_are_checked():
         indm.Variational((2, 2))
     model = model_of("variational")
     with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
-        indm.log_probability(model, all_images(4), draws=0)
+        indm.importance_bound(model, all_images(4), draws=0)
     with pytest.raises(ValueError, match="log_q must be given for Variational noise"):
-        indm.log_likelihood(model, model.from_data(all_images(4))[0])
+        indm.nll(model, model.from_data(all_images(4))[0])
 
 
 IMAGES = {"flow": {"name": "elementwise"}, "sde": {"name": "vp"}, "net": {"name": "unet", "channels": 8}}
@@ -360,7 +360,7 @@ def test_wrong_raw_data_are_errors(kind):
     enter = [
         model.from_data,
         lambda raw: indm.evaluate(model, raw, [indm.Bound()], c=0, progress=False),
-        lambda raw: indm.log_probability(model, raw, c=0),
+        lambda raw: indm.importance_bound(model, raw, c=0),
         lambda raw: indm.classify(model, raw, progress=False),
     ]
     for of_raw in enter:
@@ -384,7 +384,7 @@ def test_a_training_checks_the_levels_of_its_data(tmp_path, monkeypatch):
 @pytest.mark.parametrize("x", [torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8).long(), np.zeros(2)])
 def test_functions_of_model_units_refuse_raw_data(x):
     model = build_model(IMAGES, (1, 8, 8), Scaling.images(levels=17))
-    losses = [functools.partial(loss, model) for loss in (mle_loss, indm.fid_loss, indm.nelbo, indm.log_likelihood)]
+    losses = [functools.partial(loss, model) for loss in (mle_loss, indm.fid_loss, indm.nelbo, indm.nll)]
     for of_x in (*losses, model.log_prob, model.encode):
         with pytest.raises(ValueError, match=r"x must be a float tensor in model units, as model.from_data\(raw\)"):
             of_x(x)

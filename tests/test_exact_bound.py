@@ -207,12 +207,12 @@ def test_pairs_and_levels_keep_the_mean_and_take_noise_from_the_gradient(levels)
     drawing = NoiseLevels(model.sde) if levels else None
     for _ in range(200):
         optimizer.zero_grad()
-        mle_loss(model, x[torch.randint(4000, (128,))], pairs=levels, levels=drawing)[0].backward()
+        mle_loss(model, x[torch.randint(4000, (128,))], pairs=levels, noise_levels=drawing)[0].backward()
         optimizer.step()
     drawn: dict[bool, list] = {False: [], True: []}
     for _ in range(150):
         for better, rows in ((False, 128), (True, 64)):
-            options = {"pairs": True, "levels": drawing} if better else {}
+            options = {"pairs": True, "noise_levels": drawing} if better else {}
             loss, _ = mle_loss(model, x[torch.randint(4000, (rows,))], **options)
             drawn[better].append(gradients(loss, model.score))
     plain, better = (torch.stack(drawn[name]) for name in (False, True))
@@ -223,6 +223,6 @@ def test_pairs_and_levels_keep_the_mean_and_take_noise_from_the_gradient(levels)
 def test_levels_are_of_the_whole_bound_in_any_precision():
     model = model_of()
     levels, x = NoiseLevels(model.sde), torch.randn(ROWS, 2, dtype=torch.float64, generator=seeded(0))
-    assert mle_loss(model, x, levels=levels)[0].dtype == torch.float64 and levels.squares.unique().numel() > 2
-    with pytest.raises(ValueError, match="levels must be None where the bound is truncated"):
-        mle_loss(model, torch.zeros(2, 2).double(), eps=0.1, levels=NoiseLevels(model.sde))
+    assert mle_loss(model, x, noise_levels=levels)[0].dtype == torch.float64 and levels.squares.unique().numel() > 2
+    with pytest.raises(ValueError, match="noise_levels must be None where the bound is truncated"):
+        mle_loss(model, torch.zeros(2, 2).double(), eps=0.1, noise_levels=NoiseLevels(model.sde))

@@ -557,7 +557,7 @@ if __name__ == "__main__":
 def test_events_of_another_shape_are_refused(shape):
     """A coupling flow would broadcast a single column, or a row without its batch, to two columns."""
     model = build_model({"flow": "coupling", "sde": "vp", "net": MLP_TABLE}, (2,))
-    losses = [functools.partial(loss, model) for loss in (indm.mle_loss, indm.nelbo, indm.log_likelihood)]
+    losses = [functools.partial(loss, model) for loss in (indm.mle_loss, indm.nelbo, indm.nll)]
     for of_x in (*losses, model.log_prob, model.encode):
         with pytest.raises(ValueError, match=r"x must be a batch of events, of shape \(n, 2\), got shape"):
             of_x(torch.zeros(shape))

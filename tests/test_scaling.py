@@ -55,10 +55,10 @@ def test_the_dequantised_bound_is_one(levels, centered):
     raw = torch.randint(0, levels, (50, 1, 4, 4), generator=torch.Generator().manual_seed(levels))
     model = UniformOnTheNoise(Scaling.images(levels, centered))
     x, log_q = from_data(model, raw)
-    assert model.bound(x, log_q).bits_per_dim() == pytest.approx(math.log2(levels), abs=1e-9)
+    assert model.bound(x, log_q).bits_per_dim == pytest.approx(math.log2(levels), abs=1e-9)
     log_prob = model.density(x).log().flatten(1).sum(1)
     solved = LikelihoodReport(log_prob, torch.zeros(50), log_q, torch.zeros(50), 1, {}, 16)
-    assert solved.bits_per_dim() == pytest.approx(math.log2(levels), abs=1e-9)
+    assert solved.bits_per_dim == pytest.approx(math.log2(levels), abs=1e-9)
 
 
 def test_data_without_any_variance_are_refused():

@@ -105,7 +105,7 @@ def classify(
                     generator.manual_seed(seed + SEED_STRIDE * (job * draws + draw))
                     x, log_q = from_data(model, raw[rows].to(device), generator=generator)
                     bound = nelbo(model, x, c=number, times=times, log_q=log_q, generator=generator)
-                    values[draw, rows, number] = -bound.nats().cpu().double()
+                    values[draw, rows, number] = -bound.nats.cpu().double()
                 bar.update()
     mean = values.mean(0)
     noise = (values - values.mean(2, keepdim=True)).std(0) / math.sqrt(draws)

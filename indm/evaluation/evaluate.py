@@ -41,13 +41,13 @@ class Likelihoods:
         report: what JSON can hold: ``images``, how many examples by the kind of a measure; the settings; ``unit`` of
             the table; and by kind its numbers, of which ``with_reconstruction`` and ``without_reconstruction`` have
             means, standard errors and the estimator's noise in nats and bits/dim. "nelbo" also has ``terms``, which
-            sum to the bound, and ``by_level``, the score term in equal parts of the log-SNR clock.
+            sum to the bound, and ``by_noise_level``, the score term in equal parts of the log-SNR clock.
         nats: of each example, means over repeats: by kind, and all but "iw" with the suffix
             ``_without_reconstruction``; "nll" and "iw" also with ``_solver_error``, the largest over repeats. Where the
-            mean NLL was corrected, "nll" is "nll_coarse", in few steps, and for each level l "nll_level_l" are the
-            differences of finer and coarser solves, of the estimates "nll_level_l_estimates" (example · repeats +
+            mean NLL was corrected, "nll" is "nll_coarse", in few steps, and for each rung l "nll_rung_l" are the
+            differences of finer and coarser solves, of the estimates "nll_rung_l_estimates" (example · repeats +
             repeat); "nll_certain" are the differences for estimates whose coarse error was unusually large.
-            "nelbo_levels", (N, 8), are the parts of the score term; "groups" are the groups of the examples, if any.
+            "nelbo_by_noise_level", (N, 8), are the parts of the score term; "groups" are the examples' groups, if any.
 
     >>> row = {"bits_per_dim": 2.45, "bits_per_dim_standard_error": 0.01}
     >>> Likelihoods({"nelbo": {"with_reconstruction": row}}, {}).mean()
@@ -98,7 +98,7 @@ class Likelihoods:
         return paired
 
     def per_example(self, kind: str = "nelbo") -> Float[Tensor, " n"]:
-        """A likelihood of every example in the unit of the report; a coarse one with the mean of the finest level."""
+        """A likelihood of every example in the unit of the report; a coarse one with the mean of the finest rung."""
         if kind in self.nats:
             return self.nats[kind] / nats_of_unit(self.report)
         coarse = self.nats[f"{kind}_coarse"]
@@ -107,16 +107,16 @@ class Likelihoods:
     def added_error(self, other: "Likelihoods", kind: str) -> float:
         """The error that corrections of coarse solves add to the mean difference of two evaluations, in their unit.
 
-        Both made the same draws. Where they have the same levels, the estimates that both corrected make their
+        Both made the same draws. Where they have the same rungs, the estimates that both corrected make their
         corrections depend on each other, so that the error is smaller than with independent ones.
         """
         both = (self, other)
         numbers, nats = [one.report[kind] for one in both], [one.nats for one in both]
         variance = sum(number.get("added_error", {}).get("nats", 0.0) ** 2 for number in numbers)
-        steps = [[level["steps"] for level in number.get("levels", ())] for number in numbers]
-        levels = range(1, len(steps[0])) if steps[0] == steps[1] else ()
-        for level in levels:
-            n, name = numbers[0]["levels"][0]["estimates"], f"{kind}_level_{level}"
+        steps = [[rung["steps"] for rung in number.get("rungs", ())] for number in numbers]
+        rungs = range(1, len(steps[0])) if steps[0] == steps[1] else ()
+        for rung in rungs:
+            n, name = numbers[0]["rungs"][0]["estimates"], f"{kind}_rung_{rung}"
             one_of, other_of = (values[f"{name}_estimates"].numpy() for values in nats)
             of_both = np.intersect1d(one_of, other_of, return_indices=True)[1:]
             if len(of_both[0]) > 1:

@@ -16,11 +16,11 @@ from indm.multilevel import LEAST, Mean, multilevel_mean, order, sizes
 from indm.score import is_smooth
 from indm.tensors import evaluation_mode
 
-FIRST_SMOOTH, FIRST = 12, 16  # steps of the coarsest level, for networks known to be smooth in t and for others
-DOUBLINGS = 3  # times that intermediate levels may double the coarsest level's steps
+FIRST_SMOOTH, FIRST = 12, 16  # steps of the coarsest rung, for networks known to be smooth in t and for others
+DOUBLINGS = 3  # times that intermediate rungs may double the coarsest rung's steps
 UNUSUAL = 2.0  # an estimate whose stated error is above this many times the median is solved finely for certain
 MOST_UNUSUAL = 20  # one in so many estimates can be
-PARTS = ("estimates", "differences", "error")  # fields of a level with an entry for each estimate
+PARTS = ("estimates", "differences", "error")  # fields of a rung with an entry for each estimate
 SHARE = 0.2  # error that the corrections may add by default, as a share of the standard error over examples
 
 Steps = int | None  # None: as many as the error that is asked for needs
@@ -39,7 +39,7 @@ class RepeatableDraws:
         reference: the Gaussian law of the latents.
         batch_size, repeats: examples that were drawn together, and draws of each batch.
         seeds: of the draws, in the order batch · repeats + repeat.
-        solver: options of :func:`indm.log_likelihood`.
+        solver: options of :func:`indm.nll`.
     """
 
     model: Any
@@ -79,7 +79,7 @@ class RepeatableDraws:
         return nats, found[-1][1].cpu().double(), sum(int(nfe.sum()) for _, _, nfe in found)
 
     def _drawn(self, first: int, number: int) -> tuple[WhitenedFlow, Start, Tensor]:
-        """The flow of a batch's latents, its start and log q(x|raw), drawn as :func:`indm.log_likelihood` does."""
+        """The flow of a batch's latents, its start and log q(x|raw), drawn as :func:`indm.nll` does."""
         rows = torch.arange(first, min(first + self.batch_size, len(self.raw)))
         model, device = self.model.given(self.c, rows=rows), self.model.scaling.scale.device
         generator = torch.Generator(device).manual_seed(self.seeds[number])
@@ -89,8 +89,8 @@ class RepeatableDraws:
 
 
 @dataclass(frozen=True)
-class Level:
-    """A correction: the NLL in ``steps`` less that in the steps of the level below, of M estimates by their numbers.
+class Rung:
+    """A correction: the NLL in ``steps`` less that in the steps of the rung below, of M estimates by their numbers.
 
     ``differences`` are (M,) in nats, as is ``error``, the solver's error estimate for the finer solve; ``evaluations``
     count one difference.
@@ -102,33 +102,33 @@ class Level:
     error: Tensor
     evaluations: float
 
-    def joined(self, other: "Level") -> "Level":
-        """With the estimates of another correction of this level."""
+    def joined(self, other: "Rung") -> "Rung":
+        """With the estimates of another correction of this rung."""
         estimates, differences, error = (torch.cat([getattr(part, name) for part in (self, other)]) for name in PARTS)
         m, n = len(self.estimates), len(other.estimates)
         evaluations = (m * self.evaluations + n * other.evaluations) / (m + n)
-        return Level(self.steps, estimates, differences, error, evaluations)
+        return Rung(self.steps, estimates, differences, error, evaluations)
 
 
 @dataclass(frozen=True)
 class Corrected:
-    """The mean NLL of the finest level.
+    """The mean NLL of the finest rung.
 
     Attributes:
         correction: what is to be added to the mean of the coarse NLL, nats, with the error that this adds.
-        levels: the corrections, the finest last.
+        rungs: the corrections, the finest last.
         certain: numbers of the estimates that were solved finely for certain, and their differences, nats.
         evaluations: of the network by all corrections.
     """
 
     correction: Mean
-    levels: list[Level]
+    rungs: list[Rung]
     certain: tuple[Tensor, Tensor]
     evaluations: float
 
 
 def first_steps(score) -> int:
-    """Steps of the coarsest level."""
+    """Steps of the coarsest rung."""
     return FIRST_SMOOTH if is_smooth(score) else FIRST
 
 
@@ -143,8 +143,8 @@ def corrected(
 ) -> Corrected:
     """The correction by finer solves to the mean of ``coarse``.
 
-    A pilot of :data:`indm.multilevel.LEAST` estimates tells variances and costs of one correction to the finest level.
-    Where that would cost more than the coarse solves, it is also solved in numbers of steps between, and levels are
+    A pilot of :data:`indm.multilevel.LEAST` estimates tells variances and costs of one correction to the finest rung.
+    Where that would cost more than the coarse solves, it is also solved in numbers of steps between, and rungs are
     chosen that cost least. Sizes are fixed once after it.
 
     Args:
@@ -163,18 +163,18 @@ def corrected(
     usual, share = n - len(certain), (n - len(certain)) / n
 
     def subset(number: int) -> Tensor:
-        """The usual estimates in the random order of a level."""
+        """The usual estimates in the random order of a rung."""
         rows = order(n, number, seed)
         return rows[~unusual[rows]]
 
-    def level(number: int, steps: Sequence[Steps], estimates: Tensor) -> Level:
+    def rung(number: int, steps: Sequence[Steps], estimates: Tensor) -> Rung:
         """Correction ``number``, from 1, of these estimates."""
         nats, error, spent = solve(estimates, steps[max(number - 1, 1) : number + 1])
         differences = nats[-1] - (coarse[estimates] if number == 1 else nats[0])
-        return Level(steps[number], estimates, differences, error, spent / max(len(estimates), 1))
+        return Rung(steps[number], estimates, differences, error, spent / max(len(estimates), 1))
 
     steps: list[Steps] = [first, None]
-    pilot = level(1, steps, subset(1)[:LEAST])
+    pilot = rung(1, steps, subset(1)[:LEAST])
     spent, allowed = 0.0, mean_error / share
     wanted = sizes([pilot.differences.var().item()], [pilot.evaluations], usual, allowed)
     if wanted[0] > 2 * LEAST and wanted[0] * pilot.evaluations > n * evaluations:
@@ -186,25 +186,25 @@ def corrected(
         steps = [first, *(between[k] for k in chosen), None]
         spent = looked
     if len(steps) == 2:
-        levels = [pilot.joined(level(1, steps, subset(1)[LEAST : wanted[0]]))]
-    else:  # use fresh subsets, which played no part in the choice of the levels
+        rungs = [pilot.joined(rung(1, steps, subset(1)[LEAST : wanted[0]]))]
+    else:  # use fresh subsets, which played no part in the choice of the rungs
         spent += pilot.evaluations * len(pilot.estimates)
-        levels = [level(k, steps, subset(k + 1)[:size]) for k, size in enumerate(wanted, 1)]
-    spent += sum(part.evaluations * len(part.estimates) for part in levels)
-    mean = multilevel_mean(torch.zeros(usual), [part.differences for part in levels])
+        rungs = [rung(k, steps, subset(k + 1)[:size]) for k, size in enumerate(wanted, 1)]
+    spent += sum(part.evaluations * len(part.estimates) for part in rungs)
+    mean = multilevel_mean(torch.zeros(usual), [part.differences for part in rungs])
     shift, nats = mean.value * share, coarse[:0]
     if len(certain):
         found, _, own = solve(certain, [None])
         nats, spent = found[-1] - coarse[certain], spent + own
         shift += nats.sum().item() / n
-    return Corrected(Mean(shift, mean.added_error * share, mean.degrees), levels, (certain, nats), spent)
+    return Corrected(Mean(shift, mean.added_error * share, mean.degrees), rungs, (certain, nats), spent)
 
 
 def cheapest(values: Tensor, costs: Sequence[float], n: int, added_error: float) -> tuple[list[int], list[int]]:
-    """The cheapest levels between the first and the last, and the number of the n estimates to correct at each, such
+    """The cheapest rungs between the first and the last, and the number of the n estimates to correct at each, such
     that the corrections add at most ``added_error``.
 
-    ``values`` are of the same estimates at every level, (levels, m), and ``costs`` the evaluations of one at each level
+    ``values`` are of the same estimates at every rung, (rungs, m), and ``costs`` the evaluations of one at each rung
     but the first, whose values are known.
     """
     best: tuple[float, list[int], list[int]] = (math.inf, [], [])

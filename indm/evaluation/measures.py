@@ -15,9 +15,9 @@ from indm.dequantization import from_data
 from indm.evaluation.mean_nll import SHARE, Corrected, Steps, corrected, first_steps
 from indm.evaluation.statistics import in_both_units, in_units, mean_and_error
 from indm.gaussian import GaussianReference
-from indm.likelihood import NLL_ERROR, LikelihoodReport, check_nll_error, log_likelihood, log_probability
+from indm.likelihood import NLL_ERROR, LikelihoodReport, check_nll_error, importance_bound, nll
 from indm.multilevel import LEAST
-from indm.objective import LEVELS, nelbo
+from indm.objective import NOISE_LEVELS, nelbo
 from indm.sde.linear import LinearSDE
 
 TERMS = ("reconstruction", "prior", "flow", "constant", "log_q")  # terms of the NELBO beside its score term
@@ -36,7 +36,7 @@ class Estimate:
         solver_error: (B,), of ``total``, nats; 0 where no ODE was solved.
         settings: how it was made.
         nfe: evaluations of the network by the solver of an ODE.
-        terms: (B, LEVELS + 5), nats: the score term by level, and the terms of :data:`TERMS`; None where not known.
+        terms: (B, NOISE_LEVELS + 5), nats: the score term by noise level, and :data:`TERMS`; None where not known.
     """
 
     total: Tensor
@@ -55,7 +55,7 @@ class Estimate:
     @classmethod
     def solved(cls, report: LikelihoodReport) -> "Estimate":
         """From a likelihood of the probability flow."""
-        estimate = cls.of(-report.log_prob, report.reconstruction, report.log_q, report.settings)
+        estimate = cls.of(report.total, report.reconstruction, report.log_q, report.settings)
         return replace(estimate, nfe=report.nfe, solver_error=report.solver_error.cpu().double())
 
 
@@ -87,7 +87,7 @@ class Measure:
 
     @property
     def solver(self) -> dict[str, Any]:
-        """Options of :func:`indm.log_likelihood` for its ODE; empty for a measure without one."""
+        """Options of :func:`indm.nll` for its ODE; empty for a measure without one."""
         return {}
 
     def calls(self, dims: int) -> float:
@@ -131,15 +131,15 @@ class Bound(Measure):
         options = {"times": self.times, "log_q": log_q, "generator": generator}
         terms = nelbo(model, x, reference=reference, **options)
         estimate = Estimate.of(terms.total, terms.reconstruction, log_q, {"times": self.times})
-        assert terms.levels is not None  # missing only from the bound of few steps
-        columns = [*terms.levels.unbind(1), *(getattr(terms, name).expand(len(x)) for name in TERMS)]
+        assert terms.by_noise_level is not None  # missing only from the bound of few steps
+        columns = [*terms.by_noise_level.unbind(1), *(getattr(terms, name).expand(len(x)) for name in TERMS)]
         return replace(estimate, terms=torch.stack(columns, 1).cpu().double())
 
     def numbers(self, estimates, setting, solve):
         report, nats = summary(estimates, setting)
         terms = stacked(estimates, "terms").mean(0)
-        report |= by_level(terms, setting.sde, setting.dims, setting.groups)
-        nats["_levels"] = terms[:, :LEVELS]
+        report |= by_noise_level(terms, setting.sde, setting.dims, setting.groups)
+        nats["_by_noise_level"] = terms[:, :NOISE_LEVELS]
         return report, nats
 
 
@@ -166,7 +166,7 @@ class SamplerBound(Measure):
 
 @dataclass(frozen=True, kw_only=True)
 class Solved(Measure):
-    """Base of the measures that solve the probability-flow ODE; fields are options of :func:`indm.log_likelihood`."""
+    """Base of the measures that solve the probability-flow ODE; fields are options of :func:`indm.nll`."""
 
     probes: int = 1
     exact: bool | None = None
@@ -212,7 +212,7 @@ class NLL(Solved):
     def estimate(self, model, raw, reference, generator):
         x, log_q = from_data(model, raw, generator=generator)
         options = {"reference": reference, "log_q": log_q, "generator": generator}
-        return Estimate.solved(log_likelihood(model, x, **self.solver, **options))
+        return Estimate.solved(nll(model, x, **self.solver, **options))
 
     def coarse(self, model, estimates):
         if self.each or self.steps is not None or estimates < 4 * LEAST:
@@ -230,12 +230,12 @@ class NLL(Solved):
             _, error = mean_and_error(nats[""])
         allowed = SHARE * error if self.mean_error is None else self.mean_error * bits
         result = corrected(coarse, stated, few, report["nfe"], allowed, setting.seed, solve)
-        return of_levels(report, nats, result, few, len(coarse), bits)
+        return of_rungs(report, nats, result, few, len(coarse), bits)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedNLL(Solved):
-    """The importance-weighted bound of :func:`indm.log_probability` from K = ``draws``; its divergence is exact unless
+    """The importance-weighted bound of :func:`indm.importance_bound` from K = ``draws``; its divergence is exact unless
     ``exact`` is False.
 
     >>> WeightedNLL(draws=16).count(10_000)
@@ -253,7 +253,7 @@ class WeightedNLL(Solved):
     def estimate(self, model, raw, reference, generator):
         options = self.solver | {"exact": self.exact is not False}
         options |= {"reference": reference, "generator": generator}
-        return Estimate.solved(log_probability(model, raw, draws=self.draws, **options))
+        return Estimate.solved(importance_bound(model, raw, draws=self.draws, **options))
 
     def numbers(self, estimates, setting, solve):
         report, nats = summary(estimates, setting)
@@ -282,22 +282,22 @@ def summary(estimates: list[list[Estimate]], setting: Setting) -> Numbers:
     return numbers, nats
 
 
-def of_levels(
+def of_rungs(
     numbers: Mapping[str, Any], coarse: Mapping[str, Tensor], result: Corrected, few: int, estimates: int, bits: float
 ) -> Numbers:
-    """The numbers of an NLL in ``few`` steps, with the mean of the finest level; ``bits``: nats in one bit/dim."""
+    """The numbers of an NLL in ``few`` steps, with the mean of the finest rung; ``bits``: nats in one bit/dim."""
     report = {key: value for key, value in numbers.items() if key not in ("steps", "solver_error", "unconverged")}
-    report |= solver_error(result.levels[-1].error, round(bits / math.log(2)), numbers["nll_error"])
+    report |= solver_error(result.rungs[-1].error, round(bits / math.log(2)), numbers["nll_error"])
     report["nfe"] = numbers["nfe"] + result.evaluations / estimates
-    report["levels"] = [{"steps": few, "estimates": estimates, "nfe": numbers["nfe"]}] + [
+    report["rungs"] = [{"steps": few, "estimates": estimates, "nfe": numbers["nfe"]}] + [
         {
-            "steps": level.steps,
-            "estimates": len(level.estimates),
-            "nfe": level.evaluations,
-            "mean_bits_per_dim": level.differences.mean().item() / bits,
-            "deviation_bits_per_dim": level.differences.std().item() / bits,
+            "steps": rung.steps,
+            "estimates": len(rung.estimates),
+            "nfe": rung.evaluations,
+            "mean_bits_per_dim": rung.differences.mean().item() / bits,
+            "deviation_bits_per_dim": rung.differences.std().item() / bits,
         }
-        for level in result.levels
+        for rung in result.rungs
     ]
     report["certain"] = len(result.certain[0])
     added, shift = result.correction.added_error, result.correction.value
@@ -306,28 +306,28 @@ def of_levels(
         row = numbers[name]
         report[name] = row | {"nats": row["nats"] + shift, "bits_per_dim": row["bits_per_dim"] + shift / bits}
     nats = {f"_coarse{suffix}": values for suffix, values in coarse.items()}
-    for number, level in enumerate(result.levels, 1):
-        nats |= {f"_level_{number}": level.differences, f"_level_{number}_estimates": level.estimates}
+    for number, rung in enumerate(result.rungs, 1):
+        nats |= {f"_rung_{number}": rung.differences, f"_rung_{number}_estimates": rung.estimates}
     if report["certain"]:
         nats |= {"_certain": result.certain[1], "_certain_estimates": result.certain[0]}
     return report, nats
 
 
-def by_level(
+def by_noise_level(
     terms: Float[Tensor, "n terms"], sde: LinearSDE, dims: int, groups: Int[Tensor, " n"] | None = None
 ) -> dict[str, Any]:
-    """The ``terms`` of the NELBO and the parts of its score term ``by_level``, with the ``noise`` σ/α at their ends."""
+    """``terms`` of the NELBO, and parts of its score term ``by_noise_level``, with the ``noise`` σ/α at their ends."""
 
     def row(values: Float[Tensor, " n"]) -> dict[str, Any]:
         mean, error = mean_and_error(values, None if groups is None else groups[: len(values)])
         return in_both_units({"": mean, "_standard_error": error}, dims)
 
-    levels, remaining = terms.split([LEVELS, len(TERMS)], 1)
-    noise = (torch.linspace(*sde.clock_span(), LEVELS + 1, dtype=torch.float64) / 2).exp().tolist()
+    levels, remaining = terms.split([NOISE_LEVELS, len(TERMS)], 1)
+    noise = (torch.linspace(*sde.clock_span(), NOISE_LEVELS + 1, dtype=torch.float64) / 2).exp().tolist()
     rows = zip(pairwise(noise), levels.unbind(1), strict=True)
     return {
         "terms": {"score": row(levels.sum(1))} | {name: row(remaining[:, k]) for k, name in enumerate(TERMS)},
-        "by_level": [{"noise": list(ends)} | row(values) for ends, values in rows],
+        "by_noise_level": [{"noise": list(ends)} | row(values) for ends, values in rows],
     }
 
 

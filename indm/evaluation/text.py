@@ -53,7 +53,7 @@ def level_table(result: Mapping) -> list[str]:
     """Lines of text: the NELBO's score term by noise level, and its other terms."""
     keys = [number_key(result) + end for end in ENDS[:2]]
     rows: list[Row] = [("score term of the NELBO, σ/α", result["unit"], "± standard error")]
-    for level in result["nelbo"]["by_level"]:
+    for level in result["nelbo"]["by_noise_level"]:
         rows.append((" to ".join(f"{end:.3g}" for end in level["noise"]), *(shown(level[key]) for key in keys)))
     terms = [f"{name} {' ± '.join(shown(row[key]) for key in keys)}" for name, row in result["nelbo"]["terms"].items()]
     return [table(rows), f"terms of the NELBO: {', '.join(terms)}"]
@@ -61,10 +61,10 @@ def level_table(result: Mapping) -> list[str]:
 
 def correction(result: Mapping) -> list[str]:
     """A line on the mean NLL where it is corrected by fine solves of a few estimates; else no line."""
-    if "levels" not in (nll := result.get("nll", {})):
+    if "rungs" not in (nll := result.get("nll", {})):
         return []
-    first, *finer = nll["levels"]
-    counts = [f"{level['estimates']} of them in {level['steps'] or 'as many as nll_error needs'}" for level in finer]
+    first, *finer = nll["rungs"]
+    counts = [f"{rung['estimates']} of them in {rung['steps'] or 'as many as nll_error needs'}" for rung in finer]
     counts = [f"{first['estimates']} estimates in {first['steps']} steps", *counts]
     return [f"NLL: {', '.join(counts)}, which adds ± {nll['added_error'][number_key(result)]:.1g} to the mean"]
 
@@ -76,7 +76,7 @@ def unconverged(result: Mapping) -> list[str]:
         numbers = result.get(kind, {})
         if count := numbers.get("unconverged", 0):
             n, steps = result["images"][kind], numbers.get("steps") or MOST
-            of = f"{numbers['levels'][-1]['estimates']} estimates" if "levels" in numbers else f"{n} examples"
+            of = f"{numbers['rungs'][-1]['estimates']} estimates" if "rungs" in numbers else f"{n} examples"
             lines.append(
                 f"The {name} has not converged: the solver's error may be above {numbers['nll_error']:g} bits/dim in "
                 f"{count} of {of}, up to {numbers['solver_error']['largest_bits_per_dim']:.1g} bits/dim, in {steps} "

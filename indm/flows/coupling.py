@@ -323,8 +323,8 @@ class CouplingFlow(Compose):
     undoes the squeeze. So the latent has the shape of x, and its pixels stay in their places.
 
     Args:
-        shape: event shape, (C, H, W) with H and W divisible by 2^levels, or (D,) with D at least 2.
-        levels: number of scales of an image.
+        shape: event shape, (C, H, W) with H and W divisible by 2^scales, or (D,) with D at least 2.
+        scales: of an image, each squeezes it once.
         depth: coupling steps of each scale.
         width: hidden channels of the conditioners.
         transform: "spline" (rational-quadratic: it can spread out values that many entries share, such as the black
@@ -338,7 +338,7 @@ class CouplingFlow(Compose):
 
     Example: of images, at two scales; it starts at the identity.
 
-        >>> flow, x = CouplingFlow((1, 8, 8), levels=2, depth=2, width=8), 2 * torch.rand(3, 1, 8, 8) - 1
+        >>> flow, x = CouplingFlow((1, 8, 8), scales=2, depth=2, width=8), 2 * torch.rand(3, 1, 8, 8) - 1
         >>> z, log_det = flow(x)
         >>> torch.allclose(z, x, atol=1e-4), torch.allclose(log_det, torch.zeros(3), atol=1e-3)
         (True, True)
@@ -349,7 +349,7 @@ class CouplingFlow(Compose):
     def __init__(
         self,
         shape: tuple[int, ...],
-        levels: int = 1,
+        scales: int = 1,
         depth: int = 4,
         width: int = 32,
         transform: str = "spline",
@@ -362,15 +362,15 @@ class CouplingFlow(Compose):
         shape, max_log_scale, features = tuple(shape), float(max_log_scale), features_of(condition)
         bound = usual_bound(shape) if bound is None else bound
         kind = transform_of(transform, bins, bound, max_log_scale)
-        if min(levels, depth, width) < 1:
-            raise ValueError(f"levels, depth and width must be at least 1, got {levels}, {depth} and {width}")
+        if min(scales, depth, width) < 1:
+            raise ValueError(f"scales, depth and width must be at least 1, got {scales}, {depth} and {width}")
         image = len(shape) == 3
         if not image and (len(shape) != 1 or shape[0] < 2):
             raise ValueError(f"shape must be (C, H, W) for images or (D,) with D at least 2, got {shape}")
-        if image and (shape[1] % 2**levels or shape[2] % 2**levels):
+        if image and (shape[1] % 2**scales or shape[2] % 2**scales):
             raise ValueError(
-                f"levels={levels} squeezes {levels} times, so height and width must be divisible by {2**levels}, got "
-                f"shape {shape}; use fewer levels, or pad"
+                f"scales={scales} squeezes {scales} times, so height and width must be divisible by {2**scales}, got "
+                f"shape {shape}; use fewer scales, or pad"
             )
 
         def steps(event: tuple[int, ...]) -> list[Flow]:
@@ -388,8 +388,8 @@ class CouplingFlow(Compose):
             finer = [SecondHalf(Compose(scale((event[0] // 2, *event[1:]), remaining - 1)))] if remaining > 1 else []
             return [Squeeze(), *steps(event), *finer, Unsqueeze()]
 
-        super().__init__(scale(shape, levels) if image else steps(shape))
-        self.shape, self.levels, self.depth, self.width = shape, levels, depth, width
+        super().__init__(scale(shape, scales) if image else steps(shape))
+        self.shape, self.scales, self.depth, self.width = shape, scales, depth, width
         self.transform, self.bins, self.bound = transform, bins, bound
         self.max_log_scale, self.start, self.condition = max_log_scale, start, tuple(condition)
 

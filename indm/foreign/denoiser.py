@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from indm.checks import check_call, did_you_mean, require
 from indm.conditions import Condition
-from indm.dequantization import Dequantization, Levels
+from indm.dequantization import Dequantization, GreyLevels
 from indm.flows.base import Identity
 from indm.foreign.paths import Path, path_of
 from indm.model import INDM, describe
@@ -176,7 +176,7 @@ def from_denoiser(
 
     Everything that takes an INDM then takes it: :func:`indm.evaluate`, ``model.log_prob``, :func:`indm.sample`,
     :func:`indm.inpaint` and the rest. The likelihood is N(0, prior_std² I), the path's own start, pulled back
-    by the probability flow. Data are grey levels without noise where ``scaling`` has levels (see :class:`indm.Levels`).
+    by the probability flow. Grey levels, where ``scaling`` has them, get no noise (see :class:`indm.GreyLevels`).
 
     Args:
         network: network(x, τ) or, with a condition, network(x, τ, c): x (B, *shape), τ (B,) in the path's own units.
@@ -223,7 +223,7 @@ def from_denoiser(
     scaling, condition, dequantization = copy.deepcopy((scaling or Scaling(), condition, dequantization))
     check_call(denoiser.network, "network", "x", "τ", *(() if condition is None else ("c",)))
     if dequantization is None and scaling.levels is not None:
-        dequantization = Levels()
+        dequantization = GreyLevels()
     require(min(shape, default=0) >= 1, "shape", shape, "positive sizes, as (3, 32, 32)")
     model = INDM(Identity(), ScoreModel(denoiser, sde_of(noises, eps)), scaling, shape, dequantization, condition)
     weight = next(denoiser.parameters(), model.scaling.scale)

@@ -64,7 +64,7 @@ def discrete_nelbo(
         >>> model = indm.from_denoiser(lambda x, k: sigma[k.long()][:, None] * x, predicts="noise",
         ...                            path={"betas": betas}, shape=(2,))
         >>> x = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
-        >>> bound = discrete_nelbo(model, x, times=4, generator=torch.Generator().manual_seed(1)).nats().mean()
+        >>> bound = discrete_nelbo(model, x, times=4, generator=torch.Generator().manual_seed(1)).nats.mean()
         >>> entropy = 1 + torch.tensor(2 * torch.pi).log()
         >>> 0 < (bound - entropy).item() < 0.2
         True

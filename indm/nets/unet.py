@@ -157,29 +157,29 @@ class UNet(nn.Module):
             raise ValueError(
                 f"multipliers and blocks must not be empty, got {self.multipliers} and {blocks}; 1 will do"
             )
-        levels = len(self.multipliers)
-        self.multiple = 2 ** (levels - 1)
+        resolutions = len(self.multipliers)
+        self.multiple = 2 ** (resolutions - 1)
         widths = [channels * m for m in self.multipliers]
         height = -(-self.shape[1] // self.multiple) * self.multiple
-        attends = [height // 2**level in self.attention for level in range(levels)]
+        attends = [height // 2**k in self.attention for k in range(resolutions)]
         embedding = 4 * channels
 
-        def stage(inputs: int, level: int, attention: bool) -> Stage:
-            return Stage(inputs, widths[level], embedding, dropout, attention)
+        def stage(inputs: int, k: int, attention: bool) -> Stage:
+            return Stage(inputs, widths[k], embedding, dropout, attention)
 
         self.embedding = LevelEmbedding(embedding)
         self.stem = nn.Conv2d(self.shape[0] * (1 + 2 * len(self.fourier)), channels, 3, padding=1)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         width = channels
-        for level in range(levels):
-            inputs = [width] + [widths[level]] * (blocks - 1)
-            self.encoder.append(nn.ModuleList(stage(i, level, attends[level]) for i in inputs))
-            width = widths[level]
-        self.middle = nn.ModuleList([stage(width, levels - 1, True), stage(width, levels - 1, False)])
-        for level in reversed(range(levels)):
-            inputs = [width + widths[level]] + [2 * widths[level]] * (blocks - 1)
-            self.decoder.append(nn.ModuleList(stage(i, level, attends[level]) for i in inputs))
-            width = widths[level]
+        for k in range(resolutions):
+            inputs = [width] + [widths[k]] * (blocks - 1)
+            self.encoder.append(nn.ModuleList(stage(i, k, attends[k]) for i in inputs))
+            width = widths[k]
+        self.middle = nn.ModuleList([stage(width, resolutions - 1, True), stage(width, resolutions - 1, False)])
+        for k in reversed(range(resolutions)):
+            inputs = [width + widths[k]] + [2 * widths[k]] * (blocks - 1)
+            self.decoder.append(nn.ModuleList(stage(i, k, attends[k]) for i in inputs))
+            width = widths[k]
         self.norm = group_norm(width)
         self.output = zeroed(nn.Conv2d(width, self.shape[0], 3, padding=1))
         self.condition, self.takes_condition = tuple(condition), bool(condition)

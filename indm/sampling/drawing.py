@@ -99,7 +99,7 @@ def sample_with_log_prob(
 
     Args:
         model, shape_or_n, c, eps, batch_size: as of :func:`sample`.
-        **solver: ``probes``, ``exact``, ``nll_error``, ``steps`` and ``reference``, as in :func:`indm.log_likelihood`.
+        **solver: ``probes``, ``exact``, ``nll_error``, ``steps`` and ``reference``, as in :func:`indm.nll`.
 
     Returns:
         x in model units, (n, *event), and log p(x) in nats, (n,), which is :meth:`INDM.log_prob`.

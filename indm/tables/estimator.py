@@ -293,7 +293,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         check_is_fitted(self)
         X = self._numbers(X, reset=False)
         self._check_whole(X)
-        c = self.conditions(c, len(X))
+        c = self.standardised(c, len(X))
         found, rows = np.full(len(X), -np.inf), self.possible(X)
         X, c = X[rows][:, self.varies_], c[rows]
         known, errors = [np.ones(0, dtype=bool)], [torch.zeros(len(self.models_), 0)]
@@ -330,7 +330,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """
         check_is_fitted(self)
         check_count(n_samples, "n_samples")
-        c = self.conditions(c, n_samples)
+        c = self.standardised(c, n_samples)
         latents = self._latents(c, self.sampling_steps_ if steps is None else steps, check_random_state(random_state))
         rows = np.tile(self.constant_, (n_samples, 1))
         rows[:, self.varies_] = self.columns_.rows(latents, c)
@@ -366,7 +366,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         check_count(max_pairs, "max_pairs")
         check_count(max_steps, "max_steps")
         require(max_seconds > 0, "max_seconds", max_seconds, "positive")
-        table = self.conditions(c, 1 if c is None else len(c))
+        table = self.standardised(c, 1 if c is None else len(c))
         numbers = check_random_state(random_state)
         found = copy.copy(self)
 
@@ -515,7 +515,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         self._c_std = np.where(std > 1e-12 * np.abs(self._c_mean), std, 1.0)
         return self._standardised(table)
 
-    def conditions(self, c, rows: int) -> np.ndarray:
+    def standardised(self, c, rows: int) -> np.ndarray:
         """Standardised conditions (rows, k), of one for all rows or one for each; without any, k is 0.
 
         Raises:

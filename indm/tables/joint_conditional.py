@@ -75,7 +75,7 @@ class JointConditional(JointDensityEstimator):
         asked, given = self._masks(len(rows))
         return self._score(rows, given, asked, SOLVER_ERROR)
 
-    def conditions(self, c: Array, rows: int) -> Array:
+    def standardised(self, c: Array, rows: int) -> Array:
         """Rows of c for ``rows`` of X, of one for all or one for each."""
         return np.broadcast_to(c, (rows, self.n_conditions_))
 
@@ -102,4 +102,4 @@ class JointConditional(JointDensityEstimator):
         return asked, ~asked
 
     def _joined(self, X: Array, c: Array) -> Array:
-        return np.concatenate([X, self.conditions(c, len(X))], 1)
+        return np.concatenate([X, self.standardised(c, len(X))], 1)

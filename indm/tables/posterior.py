@@ -206,7 +206,7 @@ class PosteriorEstimator:
 
     def _ascended(self, start: Array, c: Array) -> Array:
         """θ (d,) of a local maximum."""
-        columns, at_c = self.estimator_.columns_, self.estimator_.conditions(c, 1)
+        columns, at_c = self.estimator_.columns_, self.estimator_.standardised(c, 1)
         unwhitening = np.linalg.inv(columns.whitening)
 
         def theta_of(z: Array) -> Array:
@@ -328,7 +328,7 @@ class PosteriorEstimator:
         numbers = check_random_state(random_state)
         c = self._numbers(rows)
         draws = self._sample(n, c, numbers)
-        c, flat = self.estimator_.conditions(c, len(c)), draws.reshape(len(theta) * n, -1)
+        c, flat = self.estimator_.standardised(c, len(c)), draws.reshape(len(theta) * n, -1)
         latents = self._latents(theta, c), self._latents(flat, np.repeat(c, n, axis=0)).reshape(len(theta), n, -1)
         theta, draws = self.prior_.parameters(theta), self.prior_.parameters(draws)
         return Calibration.of(theta, draws, latents=latents, seed=numbers.randint(2**31 - 1))
@@ -449,7 +449,7 @@ class PosteriorEstimator:
         """log p, (n,), and its gradient in θ, (n, d)."""
         self._check_continuous()
         found = self.estimator_
-        c, gradient = found.conditions(c, len(theta)), np.full(theta.shape, np.nan)
+        c, gradient = found.standardised(c, len(theta)), np.full(theta.shape, np.nan)
         value, rows = np.full(len(theta), -np.inf), found.possible(theta)
         X, c = theta[rows][:, self.estimator_.varies_], c[rows]
         stretch, bend = self._derivatives(X, c)

@@ -40,10 +40,10 @@ def test_a_model_names_it_and_is_read_back(tmp_path):
     raw = torch.full((50, 1, 2, 2), 1)
     x, log_q = model.from_data(raw, generator=seeded(0))
     assert model.dequantization.tau == 2 and torch.equal(model.scaling.to_data(x).long(), raw)
-    nats = indm.log_likelihood(model, x, log_q=log_q).nats().mean()
+    nats = indm.nll(model, x, log_q=log_q).nats.mean()
     assert 0 < nats < 40
     with pytest.raises(ValueError, match="log_q must be given for TruncatedNormal noise"):
-        indm.log_likelihood(model, x)
+        indm.nll(model, x)
     for wrong in (0.0, -1.0, 5.0, math.nan):
         with pytest.raises(ValueError, match="tau must be in"):
             TruncatedNormal(wrong)

@@ -181,7 +181,7 @@ def built(name: str, noise: str, images: Images, seed: int, curve: Tensor | None
     if curve is not None:
         parts[0].raw.data.copy_(curve)  # type: ignore[union-attr, operator]
     if model.coupling:
-        parts.append(CouplingFlow(shape, levels=1, depth=4, width=32))
+        parts.append(CouplingFlow(shape, scales=1, depth=4, width=32))
     flow = (Compose(parts) if len(parts) > 1 else parts[0]) if parts else Identity()
     score = ScoreModel(Zero(), VPSDE()) if model.alone else bare.score
     return INDM(flow, score, bare.scaling, bare.shape, bare.dequantization)
@@ -189,7 +189,7 @@ def built(name: str, noise: str, images: Images, seed: int, curve: Tensor | None
 
 def exact(pairs: bool = False, levels: bool = False) -> Callable[[INDM], Callable[..., Any]]:
     """``mle_loss`` for a model, with pairs of noises and noise levels by gradients where they are asked for."""
-    return lambda model: partial(mle_loss, pairs=pairs, levels=NoiseLevels(model.sde) if levels else None)
+    return lambda model: partial(mle_loss, pairs=pairs, noise_levels=NoiseLevels(model.sde) if levels else None)
 
 
 def loss_of(model: INDM, name: str, setting: Setting) -> Callable[..., Any]:

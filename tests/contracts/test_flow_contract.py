@@ -66,7 +66,7 @@ FLOWS |= {
 for transform in ("affine", "spline"):
     for shape in [(2,), (5,), (1, 8, 8)]:
         name = f"coupling-{transform}-{'x'.join(map(str, shape))}"
-        FLOWS[name] = variant(CouplingFlow, shape, levels=2, depth=1, width=8, transform=transform)
+        FLOWS[name] = variant(CouplingFlow, shape, scales=2, depth=1, width=8, transform=transform)
 for activation in ("softplus", "elu", "swish", "lcube"):
     more = {"actnorm": activation == "elu", "squeeze": activation == "elu"}
     FLOWS[f"residual-rows-{activation}"] = variant(ResidualFlow, (2, 4, 4), (1, 1), 8, "rows", 0.9, activation, **more)

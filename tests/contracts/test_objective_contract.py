@@ -39,8 +39,8 @@ def truncations():
     return [(name, None) for name in BUILT_IN["objective"]] + [(name, eps) for name in truncating for eps in (0.1, 0.9)]
 
 
-def value(objective, model, x, **conditions):
-    known = {"eps": None, "progress": 1.0} | conditions
+def value(objective, model, x, **step_arguments):
+    known = {"eps": None, "progress": 1.0} | step_arguments
     return objective(model, x, **{name: given for name, given in known.items() if objective.takes(name)})
 
 

@@ -57,7 +57,7 @@ def test_the_mean_is_that_of_fine_solves_of_all_examples(each, mean):
     assert error == pytest.approx(fine["with_reconstruction"]["nats_standard_error"], rel=0.02)
     assert 0 < found["added_error"]["nats"] < 0.25 * error
     assert found["nfe"] < 0.6 * fine["nfe"]
-    assert found["levels"][-1]["estimates"] >= LEAST
+    assert found["rungs"][-1]["estimates"] >= LEAST
 
 
 def test_a_single_group_has_no_standard_error_and_its_mean_is_corrected(model, raw, each, mean):
@@ -103,12 +103,12 @@ def test_differences_are_of_the_same_draws(model, raw, each, mean):
     torch.testing.assert_close(
         fine.reshape(N, REPEATS).mean(1), each[1]["nll_without_reconstruction"], rtol=0, atol=1e-9
     )
-    if len(mean[0]["nll"]["levels"]) == 2:
-        few = mean[0]["nll"]["levels"][0]["steps"]
+    if len(mean[0]["nll"]["rungs"]) == 2:
+        few = mean[0]["nll"]["rungs"][0]["steps"]
         coarse = torch.empty(N * REPEATS, dtype=torch.float64)
         coarse[places] = draws.solve(places, [few])[0][0]
-        chosen = nats["nll_level_1_estimates"]
-        torch.testing.assert_close((fine - coarse)[chosen], nats["nll_level_1"], rtol=0, atol=1e-9)
+        chosen = nats["nll_rung_1_estimates"]
+        torch.testing.assert_close((fine - coarse)[chosen], nats["nll_rung_1"], rtol=0, atol=1e-9)
 
 
 def table(n=1000, deviations=(1.0, 0.1, 0.02)):
@@ -145,7 +145,7 @@ def test_intervals_of_chosen_levels_cover(deviations):
 def test_levels_between_are_chosen_where_they_are_cheaper():
     values, solve = table()
     found = corrected(values[12], torch.ones(1000), 12, 25.0, 0.02, 0, solve)
-    assert len(found.levels) > 1 and found.correction.added_error < 0.03
+    assert len(found.rungs) > 1 and found.correction.added_error < 0.03
     chosen, wanted = cheapest(
         torch.stack([values[n][:32] for n in (12, 24, 48, 96, None)]), [48, 96, 192, 100], 1000, 0.02
     )
@@ -178,7 +178,7 @@ def test_sizes_and_errors_are_those_of_the_share_that_is_usual():
     stated = torch.ones(1000)
     stated[::20] = 3.0
     found = corrected(values[12], stated, 12, 25.0, 0.03, 0, solve)
-    (level,), share, usual = found.levels, 0.95, 950
+    (level,), share, usual = found.rungs, 0.95, 950
     pilot = level.differences[:LEAST].var().item()
     m = len(level.differences)
     assert m == math.ceil(pilot / ((0.03 / share) ** 2 + pilot / usual)) > LEAST
@@ -195,9 +195,9 @@ def test_levels_that_a_pilot_chose_are_of_other_estimates():
         solved.append(set(estimates.tolist()))
         return solve(estimates, steps)
 
-    levels = corrected(values[12], torch.ones(1000), 12, 25.0, 0.02, 0, noted).levels
-    subsets = [set(level.estimates.tolist()) for level in levels]
-    assert len(levels) > 1 and not any(solved[0] <= subset for subset in subsets)
+    rungs = corrected(values[12], torch.ones(1000), 12, 25.0, 0.02, 0, noted).rungs
+    subsets = [set(rung.estimates.tolist()) for rung in rungs]
+    assert len(rungs) > 1 and not any(solved[0] <= subset for subset in subsets)
     assert not any(a <= b for a in subsets for b in subsets if a is not b)
 
 

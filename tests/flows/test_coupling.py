@@ -105,7 +105,7 @@ def test_rotation_start_is_a_rotation_and_identity_start_is_not_moved():
 
 def test_data_dependent_start_standardises_what_every_actnorm_gives():
     torch.manual_seed(0)
-    flow, x = CouplingFlow((3, 8, 8), levels=2, depth=2, width=8, start="rotation"), 3 + 2 * torch.randn(200, 3, 8, 8)
+    flow, x = CouplingFlow((3, 8, 8), scales=2, depth=2, width=8, start="rotation"), 3 + 2 * torch.randn(200, 3, 8, 8)
     initialize_actnorms(flow, x)
     seen = []
     for module in flow.modules():
@@ -139,7 +139,7 @@ def test_what_single_precision_cannot_invert_is_inverted_in_double():
     [
         CouplingFlow((5,), depth=2, width=8, transform="affine"),
         CouplingFlow((5,), depth=2, width=8),
-        CouplingFlow((1, 4, 4), levels=2, depth=2, width=8),
+        CouplingFlow((1, 4, 4), scales=2, depth=2, width=8),
         AutoregressiveFlow((5,), blocks=2, width=16, layers=1),
         AutoregressiveFlow((1, 4, 4), blocks=2, width=16, layers=1),
     ],
@@ -164,8 +164,8 @@ def test_every_entry_is_transformed_by_what_others_are(flow):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: CouplingFlow((1, 8, 6), levels=2), "divisible by 4"),
-        (lambda: CouplingFlow((1, 6, 8), levels=2), "divisible by 4"),
+        (lambda: CouplingFlow((1, 8, 6), scales=2), "divisible by 4"),
+        (lambda: CouplingFlow((1, 6, 8), scales=2), "divisible by 4"),
         (lambda: CouplingFlow((1,)), "D at least 2"),
         (lambda: CouplingFlow((4,), transform="cubic"), "transform must be"),
         (lambda: CouplingFlow((4,), depth=0), "at least 1"),

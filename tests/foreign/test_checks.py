@@ -106,7 +106,7 @@ def test_bits_lost_are_those_of_the_nelbo(said):
     for net in (network, exact):
         model = indm.from_denoiser(net, predicts="noise", path=path, shape=(2,)).double()
         with torch.no_grad():
-            bits.append(indm.nelbo(model, data(), times=64, generator=seeded(3)).bits_per_dim())
+            bits.append(indm.nelbo(model, data(), times=64, generator=seeded(3)).bits_per_dim)
     assert found.lost.sum().item() == pytest.approx(bits[0] - bits[1], rel=0.1)
     assert found.wrong and found.verdict.startswith(
         f"the network loses at least {found.lost.sum():.2g} bits/dim, most at"

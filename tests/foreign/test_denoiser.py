@@ -196,8 +196,8 @@ def partly(sigma_data):
 
 ASKED = {
     "log_prob": lambda model, x: model.log_prob(x),
-    "log_likelihood": lambda model, x: indm.log_likelihood(model, x),
-    "log_probability": lambda model, x: indm.log_probability(model, x, draws=2),
+    "nll": lambda model, x: indm.nll(model, x),
+    "importance_bound": lambda model, x: indm.importance_bound(model, x, draws=2),
     "sample_with_log_prob": lambda model, x: indm.sample_with_log_prob(model, 4),
     "evaluate": lambda model, x: indm.evaluate(model, x, progress=False),
     "check_denoiser": lambda model, x: indm.check_denoiser(model, x),
@@ -348,8 +348,8 @@ def test_the_stated_error_covers_the_rounding_of_the_network(predicts, dtype):
 
     def solved(network):
         model = indm.from_denoiser(network, predicts=predicts, path="edm", shape=(16,))
-        report = indm.log_likelihood(model, x, steps=64, generator=seeded(1))
-        return report.log_prob + report.reconstruction, report.solver_error
+        report = indm.nll(model, x, steps=64, generator=seeded(1))
+        return report.without_reconstruction, report.solver_error
 
     x = means.repeat(67, 1) + 0.4 * torch.randn(201, 16, generator=seeded(2))
     true, least = solved(exact)
@@ -377,8 +377,8 @@ def test_a_velocity_in_inference_mode():
 
     model = indm.from_denoiser(velocity, predicts="velocity", path="linear", shape=(2,))
     with torch.inference_mode():
-        inside = indm.nelbo(model, torch.ones(3, 2), generator=torch.Generator().manual_seed(0)).nats()
-    outside = indm.nelbo(model, torch.ones(3, 2), generator=torch.Generator().manual_seed(0)).nats()
+        inside = indm.nelbo(model, torch.ones(3, 2), generator=torch.Generator().manual_seed(0)).nats
+    outside = indm.nelbo(model, torch.ones(3, 2), generator=torch.Generator().manual_seed(0)).nats
     torch.testing.assert_close(inside, outside)
 
 

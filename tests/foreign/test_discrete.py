@@ -72,7 +72,7 @@ def test_the_bound_is_the_sum_over_all_steps(eps):
     network, n = Learned(twice=False), 16_000
     model, generator = model_of(network, eps=eps), torch.Generator().manual_seed(0)
     x = torch.tensor([[0.4, -1.0, 0.2]]).double()
-    drawn = indm.discrete_nelbo(model, x.expand(n, 3), times=8, generator=generator).nats()
+    drawn = indm.discrete_nelbo(model, x.expand(n, 3), times=8, generator=generator).nats
     noise = torch.randn(n, 3, generator=generator).double()
     total = sum(by_hand(network, x.expand(n, 3), noise, k, "large") for k in range(eps + 1, K))
     last, first = ALPHAS[-1], ALPHAS[eps]
@@ -97,7 +97,7 @@ def test_the_excess_of_an_exact_network_depends_on_the_variance(variance, excess
 
     model, generator = model_of(network, 1, betas, variance=variance), torch.Generator().manual_seed(1)
     x = MEAN + STD * torch.randn(20_000, 1, generator=generator).double()
-    bound = indm.discrete_nelbo(model, x, times=8, generator=generator).nats()
+    bound = indm.discrete_nelbo(model, x, times=8, generator=generator).nats
     over = bound + Normal(MEAN, STD).log_prob(x).sum(1)
     assert over.mean().item() == pytest.approx(excess, abs=4 * over.std().item() / len(x) ** 0.5 + 1e-3)
 
@@ -108,7 +108,7 @@ def test_the_first_step_leads_to_eps_wherever_that_is():
 
     def bound(eps):
         model, generator = model_of(exact, 1, eps=eps), torch.Generator().manual_seed(1)
-        return indm.discrete_nelbo(model, x, times=4, generator=generator).nats().mean().item()
+        return indm.discrete_nelbo(model, x, times=4, generator=generator).nats.mean().item()
 
     at, little, most, following = map(bound, (5, 5.01, 5.99, 6))
     assert -Normal(MEAN, STD).log_prob(x).mean().item() < at and following < at + 0.03
@@ -134,7 +134,7 @@ def test_grey_levels_are_decoded():
     assert torch.equal(x, values[raw])
     options = {"times": 8, "log_q": log_q}
     small, large = (
-        indm.discrete_nelbo(model, x, variance=v, generator=torch.Generator().manual_seed(1), **options).nats()
+        indm.discrete_nelbo(model, x, variance=v, generator=torch.Generator().manual_seed(1), **options).nats
         for v in ("small", "large")
     )
     error = small.std().item() / len(raw) ** 0.5

@@ -22,7 +22,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from indm.conditions import Classes, sees_condition
 from indm.evaluation.statistics import mean_and_error
 from indm.gaussian import GaussianReference
-from indm.likelihood import latent_reference, log_likelihood
+from indm.likelihood import latent_reference, nll
 from indm.model import INDM
 from indm.objective import nelbo
 from indm.sampling import sample
@@ -180,12 +180,12 @@ def likelihood(side: Side, source: Source, draws: int, seed: float, c: str | Non
     with evaluation_mode(model):
         x, log_q = model.from_data(raw, generator=generator)
         more: dict[str, Any] = {"c": c or None, "log_q": log_q, "reference": side.reference, "generator": generator}
-        bound = nelbo(model, x, times=NELBO_TIMES, **more).nats()
-        report = log_likelihood(model, x, **more)
+        bound = nelbo(model, x, times=NELBO_TIMES, **more).nats
+        report = nll(model, x, **more)
     unit = math.log(2) * image.numel()
     solver_error = f"{report.solver_error.max().item() / unit:.1g}"
     lines = ["| | bits/dim | ± | solver error |", "|---|---|---|---|"]
-    for name, nats, error in (("NELBO", bound, "–"), ("NLL (ODE)", report.nats(), solver_error)):
+    for name, nats, error in (("NELBO", bound, "–"), ("NLL (ODE)", report.nats, solver_error)):
         mean, deviation = mean_and_error(nats.double().cpu() / unit)
         lines.append(f"| **{name}** | {mean:.3f} | {deviation:.3f} | {error} |")
     said = f"The image{f' given {c}' if c else ''}: {note or 'as it was uploaded'}, {'×'.join(map(str, model.shape))}. "

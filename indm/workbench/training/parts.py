@@ -239,14 +239,14 @@ def _called(kind: str, part: nn.Module, *inputs: Tensor, **options: Any) -> Any:
         ) from error
 
 
-def check_loss(objective: Objective, model: nn.Module, x: Tensor, conditions: dict[str, Any]) -> None:
+def check_loss(objective: Objective, model: nn.Module, x: Tensor, step_arguments: dict[str, Any]) -> None:
     """See, on a batch ``x`` in model units, that the loss returns what it must.
 
     Raises:
         ValueError: it does not return a scalar with a gradient and a dict of scalars.
     """
     with evaluation_mode(model, gradients=True):
-        result = objective.loss(model, x, **conditions)
+        result = objective.loss(model, x, **step_arguments)
     fits = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
     scalars = [result[0], *result[1].values()] if fits else []
     name = getattr(objective.loss, "__qualname__", "the objective")

@@ -66,7 +66,7 @@ class Trainer(Descent):
         objective: by default the one that the recipe names.
 
     A subclass may change how the model is made (:meth:`build_model`), the optimizer (:meth:`build_optimizer`) and the
-    step (:meth:`build_step`, :meth:`conditions`, :meth:`forward_backward`).
+    step (:meth:`build_step`, :meth:`step_arguments`, :meth:`forward_backward`).
     """
 
     def __init__(
@@ -103,7 +103,9 @@ class Trainer(Descent):
     def _noise_levels(self) -> NoiseLevels | None:
         """The source of noise levels that are drawn where gradients are large; None where they are even."""
         is_even = (
-            self.options.noise_levels == "even" or self.options.soft_truncation or not self.objective.takes("levels")
+            self.options.noise_levels == "even"
+            or self.options.soft_truncation
+            or not self.objective.takes("noise_levels")
         )
         known = base_of(self.model.score) is not None and decoder_of(self.model) is None
         return None if is_even or not known else NoiseLevels(self.model.sde)
@@ -184,23 +186,23 @@ class Trainer(Descent):
         return torch.optim.AdamW(groups, betas=self.options.betas, fused=True)
 
     def build_step(self, recipe: Recipe) -> nn.Module:
-        """The objective as a module, (raw, **conditions) ↦ (loss, terms to be logged), see :class:`TrainingStep`."""
+        """The objective as a module, (raw, **step_arguments) ↦ (loss, terms), see :class:`TrainingStep`."""
         penalties = penalties_of(self.options, self.model, self.data, self.data_b, self.accelerator.device)
         return TrainingStep(self.model, self.objective, penalties, self.options.initial_noise)
 
-    def conditions(self) -> dict:
+    def step_arguments(self) -> dict:
         """Arguments of the coming step beside its batches, drawn once for all of them."""
-        conditions: dict = {"flow_use": self.flow_use()}
-        if conditions["flow_use"] is FlowUse.ALONE:
-            return conditions
+        step_arguments: dict = {"flow_use": self.flow_use()}
+        if step_arguments["flow_use"] is FlowUse.ALONE:
+            return step_arguments
         if self.objective.takes("eps"):
             k = self.options.soft_truncation
-            conditions["eps"] = soft_truncation(self.model.sde, k) if k else None
+            step_arguments["eps"] = soft_truncation(self.model.sde, k) if k else None
         if self.objective.takes("progress"):
-            conditions["progress"] = self.progress
+            step_arguments["progress"] = self.progress
         if self.levels is not None:
-            conditions["levels"] = self.levels
-        return conditions
+            step_arguments["noise_levels"] = self.levels
+        return step_arguments
 
     def flow_use(self) -> FlowUse:
         """The use of the flow in the coming step. Where the score has nothing to train, every step trains the flow."""
@@ -286,8 +288,8 @@ class Trainer(Descent):
         """One optimizer step, see :meth:`advance`; the terms are in nats, means over the batch."""
         if self.opening and self.opening_is_over:
             self._end_opening()
-        conditions = self.conditions()
-        gradients = partial(self.forward_backward, batches, conditions)
+        step_arguments = self.step_arguments()
+        gradients = partial(self.forward_backward, batches, step_arguments)
         terms = self.advance(gradients, self.factor_of, partial(self.accelerator.reduce, reduction="sum"))
         if self.levels is not None and self.accelerator.num_processes > 1:
             squares = self.levels.squares.to(self.accelerator.device)
@@ -312,7 +314,7 @@ class Trainer(Descent):
         is_slow = part == "flow" and o.flow_first > 0 and not self.opening
         return factor * (o.joint_factor if is_slow else 1.0)
 
-    def forward_backward(self, batches: Iterator[Tensor], conditions: dict) -> dict[str, Tensor]:
+    def forward_backward(self, batches: Iterator[Tensor], step_arguments: dict) -> dict[str, Tensor]:
         """Gradients of the mean loss over the batches of one step; the means of its terms."""
         means: dict[str, Tensor] = {}
         for i in range(self.options.accumulate):
@@ -320,7 +322,7 @@ class Trainer(Descent):
             with nullcontext() if last else self.accelerator.no_sync(self.network):
                 batch = next(batches)
                 raw, given = (batch, ()) if isinstance(batch, Tensor) else (batch[0], tuple(batch[1:]))
-                loss, terms = self.network(self.prepare_batch(raw), *given, **conditions)
+                loss, terms = self.network(self.prepare_batch(raw), *given, **step_arguments)
                 self.accelerator.backward(loss / self.options.accumulate)
             for name, value in terms.items():
                 means[name] = means.get(name, 0.0) + value / self.options.accumulate

@@ -127,8 +127,8 @@ def test_evaluate_reports_what_it_stores(run, capsys):
     for kind in ("nelbo", "nll"):
         for part in ("with", "without"):
             assert f"{result[kind][f'{part}_reconstruction']['bits_per_dim']:.4f}" in table
-    levels = nats["nelbo_levels"].mean(0) / (64 * math.log(2))
-    assert [row["bits_per_dim"] for row in result["nelbo"]["by_level"]] == pytest.approx(levels)
+    levels = nats["nelbo_by_noise_level"].mean(0) / (64 * math.log(2))
+    assert [row["bits_per_dim"] for row in result["nelbo"]["by_noise_level"]] == pytest.approx(levels)
     assert all(f"  {level:.4f}" in table.split("σ/α")[1] for level in levels)
     assert result["split"] == "test" and "test split; ε = 1e-05" in table
 
@@ -161,7 +161,7 @@ def test_evaluate_of_one_group_says_that_the_error_is_unknown(run, tmp_path, mon
     assert "errors are unknown: all examples are" in table
     result = json.loads((copy / "evaluation.json").read_text())
     assert result["nll"]["with_reconstruction"]["bits_per_dim_standard_error"] is None and result["groups"] == 1
-    assert ("levels" in result["nll"]) == (examples == 110)
+    assert ("rungs" in result["nll"]) == (examples == 110)
     other = shutil.copytree(copy, tmp_path / "other")
     assert main([str(word) for word in ("compare", copy, other, "--out", tmp_path / "compared", "--quiet")]) == 0
 
@@ -758,7 +758,7 @@ def test_list_has_all_parts_and_explains_one(capsys):
     listed = shown_by(capsys, "list")
     assert all(name in listed for kind in names.BUILT_IN for name in names.BUILT_IN[kind])
     shown = shown_by(capsys, "list", "flow", "coupling")
-    assert "coupling(levels=1, depth=4, width=32, " in shown and "width: hidden channels of the conditioners." in shown
+    assert "coupling(scales=1, depth=4, width=32, " in shown and "width: hidden channels of the conditioners." in shown
     assert "residual" in shown_by(capsys, "list", "flow") and "1797 digits" in shown_by(capsys, "list", "recipes")
 
 

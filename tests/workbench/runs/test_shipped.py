@@ -64,7 +64,7 @@ def test_digits_are_loaded_by_name_and_have_the_likelihood_of_the_card(tmp_path,
     assert torch.equal(next(indm.from_pretrained("digits-pretrained").parameters()), next(model.parameters()))
     data = load_data(**recipe["data"])
     x, log_q = model.from_data(stack(data.test), generator=torch.Generator().manual_seed(0))
-    nats = indm.nelbo(model, x, times=2, log_q=log_q, generator=torch.Generator().manual_seed(1)).nats()
+    nats = indm.nelbo(model, x, times=2, log_q=log_q, generator=torch.Generator().manual_seed(1)).nats
     bits = nats / (64 * torch.tensor(2.0).log())
     card = (hub.shipped("digits-pretrained") / "README.md").read_text("utf-8")
     stated = float(re.search(r"NELBO\s+(\d\.\d+)", card)[1])

@@ -76,7 +76,7 @@ def test_bits_per_dim_in_the_metrics_are_those_of_nelbo(tmp_path):
     model, raw = indm.INDM.load(run), load_data("digits").valid.tensor
     generator = torch.Generator().manual_seed(7)
     nats = torch.stack(
-        [indm.nelbo(model, model.scaling.to_model(raw, generator=generator), times=8).nats().mean() for _ in range(4)]
+        [indm.nelbo(model, model.scaling.to_model(raw, generator=generator), times=8).nats.mean() for _ in range(4)]
     )
     bits = nats.mean().item() / (math.prod(model.shape) * math.log(2))
     assert abs(summary["valid_nelbo"] - bits) < 0.05 * bits
@@ -200,10 +200,10 @@ def test_a_step_is_that_of_adam_with_the_betas_of_the_recipe():
 
 def test_truncations_are_drawn_with_the_exponent_of_the_recipe():
     trainer = Trainer(recipes.resolve(change(DIGITS, soft_truncation=3.0)), load_data("digits"), Accelerator())
-    draws, eps = np.array([trainer.conditions()["eps"] for _ in range(300)]), trainer.model.sde.eps
+    draws, eps = np.array([trainer.step_arguments()["eps"] for _ in range(300)]), trainer.model.sde.eps
     assert stats.kstest(draws, lambda tau: (eps**-2.0 - tau**-2.0) / (eps**-2.0 - 1)).pvalue > 1e-3
     trainer = Trainer(recipes.resolve(DIGITS), load_data("digits"), Accelerator())
-    assert trainer.conditions()["eps"] is None
+    assert trainer.step_arguments()["eps"] is None
 
 
 @pytest.mark.parametrize("flip", [False, True])

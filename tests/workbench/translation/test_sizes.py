@@ -106,7 +106,7 @@ def test_runs_of_images_that_are_no_squares(trained, folders, tmp_path, capsys):
 def test_sides_that_a_flow_or_a_network_cannot_divide_are_errors_by_name(folders, tmp_path, capsys):
     common = ["train", "folder", "--data.path", folders[1], "--out", tmp_path / "run", "--quiet", "--train.steps=2"]
     error = error_of(capsys, *common, "--flow", "coupling", "--data.size", "9x12")
-    assert "levels=1 squeezes 1 times, so height and width must be divisible by 2, got shape (3, 9, 12)" in error
+    assert "scales=1 squeezes 1 times, so height and width must be divisible by 2, got shape (3, 9, 12)" in error
     ncsnpp = ["--net", "ncsnpp", "--net.multipliers=[1,1,1]", "--flow", "identity", "--data.size", "8x14"]
     error = error_of(capsys, *common, *ncsnpp)
     assert "sides divisible by 4" in error and "multipliers (1, 1, 1)" in error and "(3, 8, 14)" in error

@@ -37,7 +37,7 @@ def values():
 def model_of(score=None, eps=1e-5):
     sde = indm.VPSDE(eps=eps)
     score = indm.ScoreModel(Zero(), sde) if score is None else UniformLevels(sde, values())
-    return indm.INDM(Identity(), score, SCALING, SHAPE, indm.Levels()).double()
+    return indm.INDM(Identity(), score, SCALING, SHAPE, indm.GreyLevels()).double()
 
 
 def images(n=40):
@@ -96,13 +96,13 @@ def test_uniform_levels_have_log_levels_at_every_eps(eps):
     """With the exact score the bound of the SDE and the NLL of the flow are −log P, however large ε is."""
     model, raw = model_of("exact", eps), images(2000)
     x, log_q = model.from_data(raw)
-    drawn = indm.nelbo(model, x, times=4, log_q=log_q, generator=torch.Generator().manual_seed(2)).nats()
+    drawn = indm.nelbo(model, x, times=4, log_q=log_q, generator=torch.Generator().manual_seed(2)).nats
     expected = 4 * math.log(LEVELS)
     assert abs(drawn.mean().item() - expected) < 5 * drawn.std().item() / 2000**0.5
     options = {"draws": 4, "steps": 256, "generator": torch.Generator().manual_seed(3)}
-    weighted = indm.log_probability(model, raw[:20], **options)
+    weighted = indm.importance_bound(model, raw[:20], **options)
     assert weighted.solver_error.max() < 0.1
-    assert (weighted.nats() - expected).abs().max() < weighted.solver_error.max() + 2e-3
+    assert (weighted.nats - expected).abs().max() < weighted.solver_error.max() + 2e-3
 
 
 @pytest.mark.parametrize("loss", [indm.mle_loss, indm.fid_loss])
@@ -110,7 +110,7 @@ def test_losses_report_the_bound(loss):
     model, raw = model_of(eps=0.01), images(20_000)
     x, _ = model.from_data(raw)
     found = loss(model, x, generator=torch.Generator().manual_seed(4))[1]["nelbo"].item()
-    drawn = indm.nelbo(model, x, times=4, generator=torch.Generator().manual_seed(5)).nats()
+    drawn = indm.nelbo(model, x, times=4, generator=torch.Generator().manual_seed(5)).nats
     assert abs(found - drawn.mean().item()) < 0.6  # nats; their difference has a deviation of 0.15
 
 
@@ -124,16 +124,16 @@ def test_evaluate_says_what_decodes_and_counts_it():
 
 def test_an_empty_batch_has_no_numbers():
     x = torch.zeros(0, *SHAPE).double()
-    assert indm.log_likelihood(model_of(), x).nats().shape == indm.nelbo(model_of(), x).nats().shape == (0,)
+    assert indm.nll(model_of(), x).nats.shape == indm.nelbo(model_of(), x).nats.shape == (0,)
 
 
 def test_what_cannot_be_decoded_is_refused():
     score = indm.ScoreModel(Zero(), indm.VPSDE())
     with pytest.raises(ValueError, match="the flow must be the identity, got CouplingFlow"):
-        indm.INDM(CouplingFlow((4,)), score, SCALING, (4,), indm.Levels())
+        indm.INDM(CouplingFlow((4,)), score, SCALING, (4,), indm.GreyLevels())
     with pytest.raises(ValueError, match="must be left out for continuous data"):
-        indm.INDM(Identity(), score, indm.Scaling(), (4,), indm.Levels())
+        indm.INDM(Identity(), score, indm.Scaling(), (4,), indm.GreyLevels())
     with pytest.raises(ValueError, match=r"scaling must have one scale .* got 4"):
-        indm.INDM(Identity(), score, indm.Scaling(0.0, torch.ones(4), 7), (4,), indm.Levels())
+        indm.INDM(Identity(), score, indm.Scaling(0.0, torch.ones(4), 7), (4,), indm.GreyLevels())
     with pytest.raises(ValueError, match="low and high must satisfy low < high, got 1 and 1"):
         indm.Scaling.between(1, 1)
