@@ -256,12 +256,11 @@ class Inpaint(ShowsProgress):
         """
         from PIL import Image, ImageChops
 
-        from indm.workbench.data.images import pixels_of, read_alpha, read_image, read_size, shown_part
-        from indm.workbench.translation.routes import image_reader
+        from indm.workbench.data.images import pixels_of, read_alpha, read_example, read_image, read_size, shown_part
 
         with naming(self.image):
             (height, width), opaque = read_size(self.image), read_alpha(self.image)
-            pixels = image_reader(self.image, model, data)().pixels.long()
+            pixels = read_example(self.image, model.shape, model.scaling.levels, data).pixels.long()
         if self.mask is not None:
             with naming(self.mask):
                 mask = read_image(self.mask).convert("L")
@@ -347,6 +346,5 @@ class Translate(ShowsProgress):
         print("\n".join(sentences(report)))
         for name, why in report["failed"].items():
             print(f"indm: not translated: {one_line(name)}: {why}", file=sys.stderr)
-        written = ["sheet.png", "index.html"] if self.options.page else ["sheet.png"]
-        print("\n".join(str(self.out / name) for name in written) if report["examples"] else "nothing was translated")
+        print(self.out / "sheet.png" if report["examples"] else "nothing was translated")
         return SOME_FAILED if report["failed"] else DONE

@@ -366,17 +366,8 @@ class TranslationOptions(Checked):
     begins with noise takes them twice, for +n and −n."""
     tol: Annotated[float | None, default("equal steps")] = None
     """Take as many steps as an error of this size needs, in standard deviations of the latent; 1e-4 is usual."""
-    strip: Annotated[int, Must("0 for none or at least 2 frames", lambda v: v == 0 or v >= 2)] = 0
-    """Also write strips/NAME.png, with this many pictures on the way to noise and as many on the way back; 0 for
-    none."""
     cycle: bool = False
     """Also translate back to A: write cycle/NAME.png, and print the largest error of each image in grey levels, before
     and after rounding."""
-    page: bool = False
-    """Also write index.html, which shows the routes of the first images in a browser."""
     batch_size: Count = 64
     """Images at a time."""
-
-    def folders(self) -> list[str]:
-        """The folders beside the results that hold a picture of each."""
-        return [name for name, wanted in {"cycle": self.cycle, "strips": self.strip}.items() if wanted]
