@@ -126,8 +126,8 @@ class Fid(DrawsSamples):
     Inception's weights.
     """
 
-    source: Annotated[Positional[str], arg(metavar="RUN|FOLDER")]
-    """What to score: a run folder, a folder of images, a samples.npz, or a data set (its test split)."""
+    source: Annotated[Positional[Path], arg(metavar="RUN|FOLDER")]
+    """A run folder, whose samples are scored, or a folder of images."""
     scoring: Annotated[ScoringOptions, arg(name="")] = field(default_factory=ScoringOptions, kw_only=True)
     drawing: Annotated[FidDrawing, arg(name="")] = field(default_factory=FidDrawing, kw_only=True)
     out: Annotated[Path | None, arg(metavar="FOLDER"), default("the run folder, or .")] = None
@@ -145,7 +145,7 @@ class Fid(DrawsSamples):
         from indm.workbench.runs.folder import check_absent, is_run
         from indm.workbench.runs.samples import draw
 
-        scoring, run = self.scoring, Path(self.source)
+        scoring, run = self.scoring, self.source
         of_run = is_run(run)
         if not of_run:
             self.check_nothing_is_drawn()
@@ -166,7 +166,7 @@ class Fid(DrawsSamples):
             raw, levels, drawn = draw(run, drawing, out, overwrite=self.overwrite, progress=self.progress)
             samples = fid.Images(raw, levels, {"run": str(run), "drawn": drawn})
         else:
-            samples = fid.open_images(self.source, split="test", size=scoring.size)
+            samples = fid.open_images(self.source, size=scoring.size)
         record = fid.score(samples, reference, features, progress=self.progress)
         print(fid.score_table(record))
         atomic.json_object(out / "fid.json", record)

@@ -385,7 +385,7 @@ def test_vectors_are_translated_as_arrays(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("bridge", "A bridge: one diffusion from A at t = 0 to B at t = T"), ("one", "classes red, blue")],
+    [("bridge", "flow `coupling`"), ("one", "classes red, blue")],
 )
 def test_a_card_says_what_a_model_translates(name, said, trained, few, tmp_path, monkeypatch):
     """And the model translates as it comes from the hub."""
