@@ -154,9 +154,8 @@ def change_in_twice_the_steps(
 
 def column_names(data: dict, columns: int) -> list[str]:
     """The names of the columns of vectors: those in the file of ``data``, or x1, x2, …"""
-    with contextlib.suppress(KeyError, ValueError):
-        names = names_of(Path(data["path"]), data.get("x") or (), data.get("c") or ())
-        if len(names) == columns:
+    with contextlib.suppress(ValueError):
+        if len(names := names_of(data)) == columns:
             return names
     return [f"x{i}" for i in range(1, columns + 1)]
 
