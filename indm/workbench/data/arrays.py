@@ -14,8 +14,8 @@ from torch import Tensor
 
 from indm.checks import brief, listed, nearest, reason
 from indm.files import untrusted
-from indm.files.memory import check_memory
 from indm.files.plain import check_plain
+from indm.files.untrusted import check_memory
 from indm.workbench.data.base import Data, DividedLoader
 from indm.workbench.data.examples import OnDemand, are_lost, grey_levels, in_words_lost
 

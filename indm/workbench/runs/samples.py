@@ -15,7 +15,7 @@ from torch import Tensor
 
 from indm.checks import brief, counted, reason, require
 from indm.files import atomic, untrusted
-from indm.files.memory import COPIES, check_memory
+from indm.files.untrusted import COPIES, check_memory
 from indm.model import INDM
 from indm.names import trust
 from indm.sampling import (
