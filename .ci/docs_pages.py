@@ -4,7 +4,7 @@ import ast
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -12,12 +12,14 @@ from mkdocs.structure.files import File
 from tyro.conf import Positional, Suppress
 
 from indm import names
+from indm.checks import arguments_of
 from indm.workbench.cli import listing, main
 from indm.workbench.recipes.recipe import OPTION_TABLES, bundled, literal
 from research.markdown import in_table
 
 ROOT = Path(__file__).parents[1]
 POSITIONAL, HIDDEN = (get_args(marker[int])[1] for marker in (Positional, Suppress))
+MARKUP = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`|``")  # markup of docstrings
 PICTURES = {"super_resolution": "super-resolution-digits", "posterior": "example-posterior"}  # in docs/figures
 
 
@@ -85,6 +87,16 @@ def commands_page() -> str:
     return "\n\n".join(parts)
 
 
+def explained(part: Callable[..., Any], name: str) -> str:
+    """The arguments of a part with their defaults, without the shape, which the data give; its docstring and theirs."""
+    given = [str(p).split(":")[0] + (f"={p.default!r}" if p.default is not p.empty else "")
+             for p in arguments_of(part).values() if p.name != "shape"]  # fmt: skip
+    text = inspect.getdoc(getattr(part, "func", part)) or "No description."  # a partial is explained by its function
+    said = listing.sentences_of(part).items() if dataclasses.is_dataclass(part) else ()
+    text += "".join("\n" + listing.wrapped(f"{key}: {sentence}", 4) for key, sentence in said if f"{key}:" not in text)
+    return f"{name}({', '.join(given)})\n\n" + MARKUP.sub(r"\1", text)
+
+
 def recipes_page() -> str:
     """The recipes that come with the package, the keys of their tables, and the arguments of all parts."""
     parts = [
@@ -109,7 +121,7 @@ def recipes_page() -> str:
     for kind, known in names.BUILT_IN.items():
         parts.append(f"## {kind.capitalize()}")
         for name in known:
-            parts += [f"### {name}", f"```text\n{listing.explained(names.find(kind, name), name)}\n```"]
+            parts += [f"### {name}", f"```text\n{explained(names.find(kind, name), name)}\n```"]
     return "\n\n".join(parts)
 
 

@@ -1,6 +1,6 @@
 """Parts by name: flows, SDEs, networks and the rest, from this package or any other.
 
-Each room lists its own in a file ``parts.toml``; :data:`BUILT_IN` has the rows of all rooms. Any other name is
+The method and each house lists its own in its ``parts.toml``; :data:`BUILT_IN` has all rows. Any other name is
 ``"package.module:Name"``, code outside this package. Names also stand in files that others wrote, so code outside is
 imported only inside :func:`trust`. Nothing is imported before it is asked for.
 """
@@ -21,7 +21,8 @@ from indm.checks import brief, did_you_mean, hints_of, nearest, require
 KINDS = ("flow", "sde", "net")  # the parts of which a model is made
 OPTIONAL_KINDS = ("dequantization", "condition")  # those that a model may be without
 HERE = Path(__file__).parent
-ROOMS = [tomllib.loads(f.read_text("utf-8")) for f in sorted(HERE.glob("**/parts.toml"))]
+FILES = [HERE / "parts.toml", *sorted(HERE.glob("*/parts.toml"))]  # the method's, and one of each house
+ROOMS = [tomllib.loads(file.read_text("utf-8")) for file in FILES]
 BUILT_IN = {  # kind → name → place
     kind: {name: place for room in ROOMS for name, place in room.get(kind, {}).items()}
     for kind in (*KINDS, *OPTIONAL_KINDS, "data", "objective", "sampler")

@@ -7,13 +7,12 @@ from typing import Any
 
 LARGEST_TEXT = 2**25  # bytes of JSON or TOML; what they say takes up to thirty times that in memory
 LARGEST_TOML = 2**20  # bytes of TOML
-MOST_DOTS = 2**25  # Σ over lines of (dots)²: tomllib keeps all beginnings of a key of many parts, 8 bytes a part
 
 
 def check_plain(path: Path) -> None:
     """ValueError unless ``path`` is a regular file: a named pipe would be waited for, and a device may not end."""
     if not path.is_file():
-        raise ValueError("it is no file" if path.exists() else "there is no such file")
+        raise ValueError("it is not a file" if path.exists() else "there is no such file")
 
 
 def text(path: Path, errors: str = "strict", largest: int = LARGEST_TEXT) -> str:
@@ -28,8 +27,6 @@ def toml(content: str) -> dict[str, Any]:
     """The tables in a text of TOML, which may have :data:`LARGEST_TOML` characters; ValueError of another text."""
     if len(content) > LARGEST_TOML:
         raise ValueError(f"it holds {len(content):,} characters, and a text of this kind may hold {LARGEST_TOML:,}")
-    if sum(line.count(".") ** 2 for line in content.splitlines()) > MOST_DOTS:
-        raise ValueError("it has a line of too many dots, and a key must have few parts")
     try:
         return tomllib.loads(content)
     except RecursionError:

@@ -14,15 +14,16 @@ from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules import module as registered
 
 from indm.checks import brief, reason, require
-from indm.files.memory import COPIES, check_memory
 from indm.files.plain import check_plain, text
 
+COPIES = 3  # copies of a file's numbers in memory at one time: as they are read, in the type of the model, and split
 LARGEST_EVENT = 2**24  # numbers of an event, unless the weights have more
 SPARE, SPARE_PARTS = 2**14, 2**10  # numbers, and tensors and modules, that a model may have beside its weights
 MOST_AXES = 8  # most axes of an event
@@ -120,8 +121,8 @@ def weights(path: Path) -> dict[str, Tensor]:
 def checkpoint(path: Path, known: Mapping[str, Callable] | None = None) -> Any:
     """The content of a file by ``torch.save``: tensors, numbers, text and containers of them.
 
-    PyTorch's weights-only reader runs no pickled code. A small pickle can still make it take much memory, with tensors
-    whose strides are 0, for example: whoever computes with the tensors calls :func:`check_stored` first.
+    PyTorch's weights-only reader runs no pickled code. Tensors may claim more than is stored, as those of stride 0 do,
+    so whoever computes with them calls :func:`check_stored` first.
 
     Args:
         path: a zip file as PyTorch writes since 1.6, or a file of its old format.
@@ -137,8 +138,7 @@ def checkpoint(path: Path, known: Mapping[str, Callable] | None = None) -> Any:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             claimed = sum(info.file_size for info in archive.infolist())
-    if claimed > held:
-        raise ValueError(f"it claims {claimed:,} bytes and holds {held:,}")
+    require(claimed <= held, "the unpacked size", claimed, f"at most the {held} bytes that the file holds")
     check_memory(claimed)
     try:
         with torch.serialization.safe_globals([(made, name) for name, made in (known or {}).items()]):
@@ -150,19 +150,13 @@ def checkpoint(path: Path, known: Mapping[str, Callable] | None = None) -> Any:
 
 
 def check_stored(state: Mapping[str, Tensor], held: int) -> None:
-    """ValueError unless tensors are made of numbers that a file of ``held`` bytes can hold.
-
-    None may be sparse, or claim more numbers than are stored, as one whose strides are 0 can, or than the file has.
-    """
-    left = held
+    """ValueError unless all tensors are dense, and their numbers are stored, in ``held`` bytes together."""
     for name, tensor in state.items():
         kind = "quantized" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
         require(kind == "torch.strided on cpu", brief(name), kind, "a plain tensor of numbers")
-        claimed, stored = tensor.nbytes, min(left, tensor.untyped_storage().nbytes())
-        if claimed > stored:
-            shape = brief(tuple(tensor.shape))
-            raise ValueError(f"{brief(name)} claims {shape}, {claimed:,} bytes, and {stored:,} are stored for it")
-        left -= claimed
+        stored = min(held, tensor.untyped_storage().nbytes())
+        require(tensor.nbytes <= stored, brief(name), tensor.nbytes, f"of at most the {stored} bytes stored for it")
+        held -= tensor.nbytes
 
 
 def check_event(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
@@ -171,13 +165,13 @@ def check_event(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
     Tensors of :data:`AFFINE` must broadcast to the shape, be finite, and have the precision of a model.
     """
     shape, levels = description["shape"], description["levels"]
-    is_shape = 1 <= len(shape) <= MOST_AXES and all(type(side) is int and side > 0 for side in shape)
-    require(is_shape, "shape", shape, f"1 to {MOST_AXES} whole numbers above 0")
     most = max(LARGEST_EVENT, sum(tensor.numel() for tensor in state.values()))
-    require(math.prod(shape) <= most, "shape", shape, f"of at most {most:,} numbers")
+    is_shape = 1 <= len(shape) <= MOST_AXES and all(type(side) is int and side > 0 for side in shape)
+    wanted = f"1 to {MOST_AXES} whole numbers above 0, whose product is at most {most:,}"
+    require(is_shape and math.prod(shape) <= most, "shape", shape, wanted)
     require(levels is None or type(levels) is int, "levels", levels, "a whole number, or null for continuous data")
     for name, tensor in state.items():
-        is_real = not tensor.is_complex() and (name not in AFFINE or tensor.dtype in (torch.float32, torch.float64))
+        is_real = tensor.dtype in (torch.float32, torch.float64) if name in AFFINE else not tensor.is_complex()
         require(is_real, brief(name), tensor.dtype, "of float32 or float64")
         if name in AFFINE:
             fits = all(side in (1, s) for side, s in zip(reversed(tensor.shape), reversed(shape), strict=False))
@@ -193,30 +187,53 @@ def build_described(make: Callable[[], Module], state: Mapping[str, Tensor]) -> 
     """
     held = sum(tensor.numel() for tensor in state.values())
     bounds = 2 * held + SPARE, 4 * len(state) + SPARE_PARTS
-    larger = ValueError(f"the description is of a larger model than the weights, which hold {held:,} numbers")
-    with suppress(NotImplementedError, RuntimeError), torch.device("meta"), _counting(*bounds, larger):
+    with suppress(NotImplementedError, RuntimeError), torch.device("meta"), _at_most(*bounds):
         make()
-    with _counting(*bounds, larger):
+    with _at_most(*bounds):
         return make()
 
 
 @contextmanager
-def _counting(numbers: int, parts: int, error: Exception) -> Iterator[None]:
-    """Raise ``error`` as soon as the modules that are built inside hold more ``numbers``, or tensors and modules."""
-    counts = [0, 0]
+def _at_most(numbers: int, parts: int) -> Iterator[None]:
+    """ValueError as soon as the modules that are built inside hold more numbers, or tensors and modules."""
+    left = [numbers, parts]
 
     def count(module: nn.Module, name: str, part: Any) -> None:
-        counts[:] = counts[0] + (part.numel() if isinstance(part, Tensor) else 0), counts[1] + 1
-        if counts[0] > numbers or counts[1] > parts:
-            raise error
+        left[:] = left[0] - (part.numel() if isinstance(part, Tensor) else 0), left[1] - 1
+        if min(left) < 0:
+            raise ValueError("the description is of a larger model than the weights")
 
-    hooks = [
-        registered.register_module_parameter_registration_hook(count),
-        registered.register_module_buffer_registration_hook(count),
-        registered.register_module_module_registration_hook(count),
-    ]
+    kinds = ("parameter", "buffer", "module")
+    hooks = [getattr(registered, f"register_module_{kind}_registration_hook")(count) for kind in kinds]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+# ── Memory ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_memory(claimed: int) -> None:
+    """ValueError where ``claimed`` bytes do not fit into what this machine has free."""
+    free = psutil.virtual_memory().available
+    if claimed > free:
+        raise ValueError(f"it claims {claimed:,} bytes, and this process can have {free:,} bytes of memory")
+
+
+def raise_if_out_of_memory(path: Path, error: BaseException) -> None:
+    """MemoryError where ``error``, raised while ``path`` was read, comes from a want of memory: that is no damage.
+
+    PyTorch's allocator for the CPU raises a RuntimeError.
+    """
+    for cause in causes(error):
+        if isinstance(cause, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(cause):
+            raise MemoryError(f"{path} takes more memory than there is: {reason(error)}") from error
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and the errors from which it was raised or during whose handling it arose."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

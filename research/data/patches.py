@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from indm.files.memory import check_memory
+from indm.files.untrusted import check_memory
 from indm.workbench.data.base import Data, describe_split
 from indm.workbench.data.examples import words_of
 from indm.workbench.data.folder import Files, find_images

@@ -171,7 +171,7 @@ def cpu_seconds(runs: Sequence[Path]) -> float:
 def route_of(method: str, runs: list[Path]) -> Route:
     """The method's way from A to B."""
     if method == "sdedit":
-        return open_runs(runs, method="sdedit").sdedit(strength=STRENGTH, steps=EVALUATIONS)
+        return open_runs(runs, method="sdedit").route(method="sdedit", strength=STRENGTH, steps=EVALUATIONS)
     return open_runs(runs).route(steps=EVALUATIONS)
 
 

@@ -199,25 +199,8 @@ PIPES = {
 @pytest.mark.parametrize("name", PIPES)
 def test_no_pipe_is_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(ValueError, match="it is no file"):
+    with pytest.raises(ValueError, match="it is not a file"):
         PIPES[name](tmp_path)
-
-
-KEYS = ["x" + 9000 * ".a", '"x"' + 9000 * ".'a b'", "x" + 9000 * ' . "a\\"."', "x = {y" + 9000 * ".a"]
-
-
-@pytest.mark.parametrize("key", KEYS, ids=range(4))
-def test_keys_of_a_recipe_have_few_parts(tmp_path, key):
-    """The library keeps every part of a key: one of 40 kB took 2.3 GB."""
-    texts = [f"[data]\n{key} = 1" + "}" * key.count("{")] + ([] if "{" in key else [f"[{key}]", f"[[{key}]]"])
-    for text in texts:
-        (tmp_path / "recipe.toml").write_text(text)
-        with pytest.raises(ValueError, match=r"recipe\.toml is not valid TOML: .* a key must have few parts"):
-            recipes.load(tmp_path)
-    (tmp_path / "recipe.toml").write_text(
-        f"[data]\npath = '{18 * '../'}a.b.c'\nx = [{', '.join(5000 * ['0.5'])}]\ny.z = 1"
-    )
-    assert recipes.load(tmp_path)["data"]["y"] == {"z": 1}
 
 
 def test_a_log_is_read_as_a_stranger_s_file(tmp_path):
@@ -491,27 +474,28 @@ def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pt") as plain_file, zipfile.ZipFile(tmp_path / "b.pt", "w", 8) as packed:
         for name in plain_file.namelist():
             packed.writestr(name, plain_file.read(name))
-    with pytest.raises(ValueError, match=r"claims 4,\d+,\d+ bytes and holds"):
+    with pytest.raises(
+        ValueError, match=r"unpacked size must be at most the \d+ bytes that .* holds, got 4\d+"
+    ):
         untrusted.checkpoint(tmp_path / "b.pt")
 
 
 @pytest.mark.parametrize(
     ("tensor", "complaint"),
     [
-        (torch.zeros(1).expand(10**12), r"a claims \(1000000000000,\), 4,000,000,000,000 bytes, and 4 are stored"),
-        (torch.zeros(2, 10**11, device="meta"), "a must be a plain tensor of numbers, got 'torch.strided on meta'"),
-        (torch.zeros(3).to_sparse(), "a must be a plain tensor of numbers, got 'torch.sparse_coo on cpu'"),
-        (torch.zeros(300), r"a claims \(300,\), 1,200 bytes, and 1,000 are stored"),
-        (torch.zeros([1] * 5000).expand([1] * 4999 + [2]), r"a claims \(1, 1, .{0,200}…, 8 bytes"),
+        (torch.zeros(1).expand(10**12), "must be of at most the 4 bytes stored for it, got 4000000000000"),
+        (torch.zeros(2, 10**11, device="meta"), "must be a plain tensor of numbers, got 'torch.strided on meta'"),
+        (torch.zeros(3).to_sparse(), "must be a plain tensor of numbers, got 'torch.sparse_coo on cpu'"),
+        (torch.zeros(300), "must be of at most the 1000 bytes stored for it, got 1200"),
+        (torch.zeros([1] * 5000).expand([1] * 4999 + [2]), "must be of at most the 4 bytes stored for it, got 8"),
     ],
 )
 def test_tensors_that_are_not_what_a_file_can_hold(tensor, complaint):
     untrusted.check_stored({"a": torch.zeros(100), "b": torch.zeros(150)}, 1000)
     for name in ("a", "a" + 10_000 * "b"):
-        with pytest.raises(ValueError, match=complaint.replace("a ", "a(b{199}…)? ", 1)) as caught:
+        with pytest.raises(ValueError, match=rf"^a(b{{199}}…)? {complaint}$"):
             untrusted.check_stored({name: tensor}, 1000)
-        assert len(str(caught.value)) < 700
-    with pytest.raises(ValueError, match=r"b claims .* 600 bytes, and 300 are stored"):
+    with pytest.raises(ValueError, match="b must be of at most the 300 bytes stored for it, got 600"):
         untrusted.check_stored({"a": torch.zeros(175), "b": torch.zeros(150)}, 1000)
 
 

@@ -60,7 +60,7 @@ def test_a_run_is_pushed_and_read_back_by_its_name(store, tmp_path):
     assert set(files) == {"README.md", "model.json", "model.safetensors", "recipe.toml"}
     assert [name for name, content in files.items() if b"my-secret-place" in content] == []
     text = files["README.md"].decode()
-    assert "license: apache-2.0" in text and 'from_pretrained("ann/tiny")' in text and ", 2 steps of training." in text
+    assert "license: apache-2.0" in text and 'from_pretrained("ann/tiny")' in text and "- training: 2 steps\n" in text
 
 
 def test_what_the_hub_does_not_give_is_one_line(store):

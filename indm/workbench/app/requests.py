@@ -29,10 +29,11 @@ from indm.sampling import sample
 from indm.tensors import evaluation_mode
 from indm.translation import check_pair
 from indm.workbench.data.base import Examples, stack
+from indm.workbench.data.images import read_example
 from indm.workbench.figures import sheets
 from indm.workbench.runs.folder import data_of, open_run, recipe_of
 from indm.workbench.training.pairs import SIDES, is_bridge, is_pair, noise_of
-from indm.workbench.translation.routes import TranslationRuns, image_reader
+from indm.workbench.translation.routes import TranslationRuns
 
 NELBO_TIMES = 16  # evaluations of the network for each draw of the NELBO
 REFERENCE_IMAGES = 512  # at most, of the law of latents
@@ -99,7 +100,7 @@ class Side:
             return self.test[int(source.number)], f"test image {source.number:g}"
         file = Path(source.file)
         try:
-            example = image_reader(file, self.model, self.data)()
+            example = read_example(file, self.model.shape, self.levels, self.data)
         except (ValueError, OSError) as error:  # name the file itself, not the place where uploads are kept
             raise ValueError(str(error).replace(f"{file.parent}{os.sep}", "")) from error
         return example.pixels, example.note

@@ -126,8 +126,8 @@ class Fid(DrawsSamples):
     Inception's weights.
     """
 
-    source: Annotated[Positional[str], arg(metavar="RUN|FOLDER")]
-    """What to score: a run folder, a folder of images, a samples.npz, or a data set (its test split)."""
+    source: Annotated[Positional[Path], arg(metavar="RUN|FOLDER")]
+    """A run folder, whose samples are scored, or a folder of images."""
     scoring: Annotated[ScoringOptions, arg(name="")] = field(default_factory=ScoringOptions, kw_only=True)
     drawing: Annotated[FidDrawing, arg(name="")] = field(default_factory=FidDrawing, kw_only=True)
     out: Annotated[Path | None, arg(metavar="FOLDER"), default("the run folder, or .")] = None
@@ -145,7 +145,7 @@ class Fid(DrawsSamples):
         from indm.workbench.runs.folder import check_absent, is_run
         from indm.workbench.runs.samples import draw
 
-        scoring, run = self.scoring, Path(self.source)
+        scoring, run = self.scoring, self.source
         of_run = is_run(run)
         if not of_run:
             self.check_nothing_is_drawn()
@@ -166,7 +166,7 @@ class Fid(DrawsSamples):
             raw, levels, drawn = draw(run, drawing, out, overwrite=self.overwrite, progress=self.progress)
             samples = fid.Images(raw, levels, {"run": str(run), "drawn": drawn})
         else:
-            samples = fid.open_images(self.source, split="test", size=scoring.size)
+            samples = fid.open_images(self.source, size=scoring.size)
         record = fid.score(samples, reference, features, progress=self.progress)
         print(fid.score_table(record))
         atomic.json_object(out / "fid.json", record)
@@ -256,12 +256,11 @@ class Inpaint(ShowsProgress):
         """
         from PIL import Image, ImageChops
 
-        from indm.workbench.data.images import pixels_of, read_alpha, read_image, read_size, shown_part
-        from indm.workbench.translation.routes import image_reader
+        from indm.workbench.data.images import pixels_of, read_alpha, read_example, read_image, read_size, shown_part
 
         with naming(self.image):
             (height, width), opaque = read_size(self.image), read_alpha(self.image)
-            pixels = image_reader(self.image, model, data)().pixels.long()
+            pixels = read_example(self.image, model.shape, model.scaling.levels, data).pixels.long()
         if self.mask is not None:
             with naming(self.mask):
                 mask = read_image(self.mask).convert("L")
@@ -347,6 +346,5 @@ class Translate(ShowsProgress):
         print("\n".join(sentences(report)))
         for name, why in report["failed"].items():
             print(f"indm: not translated: {one_line(name)}: {why}", file=sys.stderr)
-        written = ["sheet.png", "index.html"] if self.options.page else ["sheet.png"]
-        print("\n".join(str(self.out / name) for name in written) if report["examples"] else "nothing was translated")
+        print(self.out / "sheet.png" if report["examples"] else "nothing was translated")
         return SOME_FAILED if report["failed"] else DONE

@@ -1,9 +1,6 @@
-"""``indm list``: recipes and parts, the keys of a table, and the arguments of a part; options of a table as flags."""
+"""``indm list``: recipes, the names of parts, and the keys of a table; options of a table as flags."""
 
-import inspect
-import re
 import textwrap
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -13,7 +10,7 @@ import docstring_parser
 from tyro.conf import Positional, arg
 
 from indm import names
-from indm.checks import SEQUENCES, arguments_of, check_name
+from indm.checks import SEQUENCES, check_name
 from indm.workbench.cli.common import DONE, Common
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import default
@@ -21,7 +18,6 @@ from indm.workbench.recipes.recipe import OPTION_TABLES
 
 WIDEST = 100  # columns of a line
 METAVARS = {int: "N", float: "NUMBER", bool: "true|false", str: "NAME", Path: "PATH", dict: "TABLE"}
-MARKUP = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`|``")  # markup of docstrings
 PURPOSES = {  # what a bundled recipe is for → the command that trains it
     "own images": "indm train folder --data.path FOLDER",
     "own numbers": "indm train array --data.path FILE",
@@ -35,19 +31,14 @@ measures a step on this machine. Memory is that of the whole process."""
 
 @dataclass
 class List(Common):
-    """List recipes and parts, the keys of a table, or what a part takes.
+    """List recipes and parts, or the keys of a table.
 
-    "indm list" lists all recipes and parts, "indm list flow" the flows, "indm list flow coupling" explains one, and
-    "indm list train" the keys of a recipe's [train] table. Code of yours, too: "indm list flow my_flow:Scale".
+    "indm list" lists all recipes and parts, "indm list flow" the flows, and "indm list train" explains the keys of a
+    recipe's [train] table.
     """
 
     what: Annotated[Positional[str | None], arg(metavar="KIND"), default("all")] = None
     """recipes, train, evaluate, sample, or a kind of parts: flow, sde, net, data, sampler, …"""
-    name: Annotated[Positional[str | None], arg(metavar="NAME"), default("all")] = None
-    """A part of that kind."""
-
-    def named(self) -> list[str]:
-        return [self.name or ""]
 
     def run(self) -> int:
         if self.what is not None:
@@ -56,11 +47,8 @@ class List(Common):
             print(of_recipes())
         if self.what in OPTION_TABLES:
             print(of_table(self.what))
-        elif self.what is not None and self.name is not None:
-            print(explained(names.find(self.what, self.name), self.name))
-        else:
-            for kind in names.BUILT_IN if self.what is None else {self.what} & {*names.BUILT_IN}:
-                print(wrapped(f"{kind}: {', '.join(names.BUILT_IN[kind])}", 2))
+        for kind in names.BUILT_IN if self.what is None else {self.what} & {*names.BUILT_IN}:
+            print(wrapped(f"{kind}: {', '.join(names.BUILT_IN[kind])}", 2))
         return DONE
 
 
@@ -88,16 +76,6 @@ def of_table(table: str) -> str:
         lines.append(f"--{table}.{option.name} {metavar(option.type)}")
         lines.append(wrapped(f"{sentences[option.name]} (default: {recipes.literal(option.default)})", 4, first=4))
     return "\n".join(lines)
-
-
-def explained(part: Callable[..., Any], name: str) -> str:
-    """The arguments of a part with their defaults, without the shape, which the data give; its docstring and theirs."""
-    given = [str(p).split(":")[0] + (f"={p.default!r}" if p.default is not p.empty else "")
-             for p in arguments_of(part).values() if p.name != "shape"]  # fmt: skip
-    text = inspect.getdoc(getattr(part, "func", part)) or "No description."  # a partial is explained by its function
-    said = sentences_of(part).items() if is_dataclass(part) else ()
-    text += "".join("\n" + wrapped(f"{key}: {sentence}", 4) for key, sentence in said if f"{key}:" not in text)
-    return f"{name}({', '.join(given)})\n\n" + MARKUP.sub(r"\1", text)
 
 
 def sentences_of(declared: Any) -> dict[str, str]:

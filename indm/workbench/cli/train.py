@@ -78,7 +78,7 @@ class Train(TrainsRecipe):
     Change any key of the recipe by an option: --train.steps 500 --flow.width 32 --data.path my-images. A table's name
     alone chooses a part: --flow identity (a linear diffusion), --sde ve, --net mlp. A part can also be code of yours:
     --net my_package.nets:Mine --net.width 64. Values are TOML (--net.multipliers "[1, 2]"); what is not TOML is a
-    string. "indm list train" explains the keys of [train], "indm list flow coupling" the keys of a part.
+    string. "indm list train" explains the keys of [train], the reference of the site the keys of a part.
 
     Ctrl-C finishes the step, saves, and prints the command that continues: "indm train runs/digits --resume", with the
     recipe saved there. "indm train digits --dry-run > mine.toml" writes a recipe to start your own from.

@@ -1,33 +1,31 @@
 """Arrays in .npy and .npz files, and tables of numbers in text files and in Parquet, as pandas reads them."""
 
-import codecs
-import csv
 import itertools
-import re
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from indm.checks import brief, few_values, listed, nearest, reason
+from indm.checks import brief, listed, nearest, reason
 from indm.files import untrusted
-from indm.files.memory import check_memory
 from indm.files.plain import check_plain
+from indm.files.untrusted import check_memory
 from indm.workbench.data.base import Data, DividedLoader
 from indm.workbench.data.examples import OnDemand, are_lost, grey_levels, in_words_lost
 
 if TYPE_CHECKING:
     import pandas
 
-SUFFIXES, PARQUET = {".csv", ".tsv", ".txt"}, {".parquet", ".pq"}
+SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": r"\s+"}
+SUFFIXES, PARQUET = {*SEPARATORS}, {".parquet", ".pq"}
+CURE = "data.read_csv has arguments of pandas.read_csv, such as {sep = ';', decimal = ','}"
 CELLS = 4  # copies of a table's cells in memory at one time, each of 8 bytes: 25 bytes a cell were measured
-ROWS_LOOKED_AT = 5_000  # for columns of few values
-SEPARATORS = ("\t", ";", ",")  # the first of these in the first line; where there is none, blanks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +48,8 @@ class ArrayFile(DividedLoader):
     c: str | tuple[str, ...] = ()
     """What the condition of each example is: columns of a table by name, the key of another array of an .npz, or
     another .npy file by its path from the same folder. One column of words or whole numbers is one of class labels."""
+    read_csv: dict[str, Any] = field(default_factory=dict)
+    """Arguments of pandas.read_csv for a table in a text file, such as {sep = ";", decimal = ","}."""
     mmap: bool = False
     """Leave a .npy file on disk, and read rows as training asks for them: for more than memory holds."""
 
@@ -60,25 +60,11 @@ class ArrayFile(DividedLoader):
             array: Any = OnDemand(_mapped_array(place), self.levels, place)
             conditions = untrusted.array(place.parent / c[0]) if c else None
         else:
-            array, conditions = _with_conditions(place, self.key, self.levels, x, c)
-            _warn_of_few_values(place, array, x, c)
+            array, conditions = _with_conditions(place, self.key, self.levels, x, c, self.read_csv)
         given = False if conditions is None else conditions
         data = self.as_data(array, name="array", levels=self.levels, where=self.path, c=given)
         note = f"read from {self.path}" + (f", key {self.key}" if self.key else "")
         return replace(data, notes=[note, *data.notes])
-
-
-def _warn_of_few_values(path: Path, array: np.ndarray, x: tuple[str, ...], c: tuple[str, ...]) -> None:
-    """UserWarning that names the columns of floats (N, D) whose few values have no density."""
-    if array.dtype.kind == "f" and array.ndim == 2:
-        names = names_of(path, x, c) or [f"column {i}" for i in range(array.shape[1])]
-        rows = array[:: max(1, len(array) // ROWS_LOOKED_AT)]
-        if few := few_values(dict(zip(names, rows.T, strict=True))):
-            warnings.warn(
-                f"{path}: {few}. Name the other columns in data.x; whole numbers are for DensityEstimator(discrete=…), "
-                "or for data.levels where all columns are whole",
-                stacklevel=2,
-            )
 
 
 def _mapped_array(path: Path) -> np.ndarray:
@@ -92,20 +78,25 @@ def _mapped_array(path: Path) -> np.ndarray:
 
 
 def _with_conditions(
-    path: Path, key: str | None, levels: int | None, x: tuple[str, ...], c: tuple[str, ...]
+    path: Path,
+    key: str | None,
+    levels: int | None,
+    x: tuple[str, ...],
+    c: tuple[str, ...],
+    read_csv: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The array of a file, and the conditions that ``c`` names in it or beside it, None without."""
     if path.suffix.lower() in SUFFIXES | PARQUET:
         if key is not None:
             raise ValueError(f"{path}: key {key!r} was given, but a table is one array without a name")
-        values, conditions = read_columns(path, x, c)
+        values, conditions = read_columns(path, x, c, read_csv)
         is_whole = levels is not None and np.array_equal(values, np.floor(values))
         return values.astype(np.int64) if is_whole else values, conditions
     if x or len(c) > 1:
         raise ValueError(f"{path} has no named columns: data.x and several data.c are for tables, got {(*x, *c)}")
     array = _read_array(path, key)
     if array.dtype.kind == "f" and array.ndim > 2:  # grey levels that were most likely lost
-        raise ValueError(f"{path} holds {array.dtype} of shape {array.shape}; float vectors or uint8 images would do")
+        raise ValueError(f"{path} must hold float vectors or uint8 images, got {array.dtype} of shape {array.shape}")
     if not c:
         return array, None
     is_beside = untrusted.array_names(path) is None
@@ -126,7 +117,7 @@ def read_events(path: Path, levels: int | None) -> Tensor:
 
 def _read_array(path: Path, key: str | None) -> np.ndarray:
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: a .npy, .npz or .csv file would do; the data set 'folder' reads images")
+        raise ValueError(f"{path} is a folder: give a .npy, .npz or .csv file; the data set 'folder' reads images")
     if path.is_file() and path.suffix.lower() not in (".npy", ".npz"):
         raise ValueError(f"{path} is not a .npy, .npz, .csv or .parquet file: write it as one of these")
     names = untrusted.array_names(path)
@@ -135,7 +126,7 @@ def _read_array(path: Path, key: str | None) -> np.ndarray:
             raise ValueError(f"{path}: key {key!r} was given, but a .npy file holds one array without a name")
         return untrusted.array(path)
     if not names:
-        raise ValueError(f"{path} holds no arrays; one with an array of the data would do")
+        raise ValueError(f"{path} holds no arrays; it must hold an array of the data")
     usual = [name for name in ("samples", "x") if name in names] or names
     if key is None and (len(usual) == 1 or usual is not names):
         key = usual[0]
@@ -149,7 +140,9 @@ def _read_array(path: Path, key: str | None) -> np.ndarray:
 # ── Tables ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:
+def read_columns(
+    path: Path, x: Sequence[str], c: Sequence[str], read_csv: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[np.ndarray, np.ndarray | None]:
     """The columns ``x`` as float32 (n, D), and ``c`` as labels (n,) or numbers (n, size); None without any.
 
     Without ``x`` they are all but ``c`` and a first column without a name. A single column c of words or whole numbers
@@ -158,7 +151,7 @@ def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.nda
     Raises:
         ValueError: no such column, or a cell of ``x`` that is not a finite number.
     """
-    table = read_frame(path, x, c)
+    table = read_frame(path, x, c, read_csv)
     if both := set(x) & set(c):
         raise ValueError(f"{path}: column {min(both)!r} cannot be both x and c")
     if not x and _has_index(table):
@@ -178,16 +171,17 @@ def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.nda
     return values, labels.to_numpy().astype(str)
 
 
-def names_of(path: Path, x: str | Sequence[str] = (), c: str | Sequence[str] = ()) -> list[str]:
-    """The names of the columns of a file that a model has, as :func:`read_columns` takes them; none of other files.
+def names_of(data: Mapping[str, Any]) -> list[str]:
+    """The names of the columns of a model, from the ``[data]`` table of its run; none of files without names.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the file cannot be read.
     """
-    x, c = ([part] if isinstance(part, str) else list(part) for part in (x, c))
+    x, c = ([part] if isinstance(part, str) else list(part) for part in (data.get("x", ()), data.get("c", ())))
+    path = Path(data.get("path", ""))
     if x or path.suffix.lower() not in SUFFIXES:
         return x
-    return _all_but(c, read_frame(path, rows=0))
+    return _all_but(c, read_frame(path, read_csv={"nrows": 0, **data.get("read_csv", {})}))
 
 
 def _all_but(c: Sequence[str], table: "pandas.DataFrame") -> list[str]:
@@ -200,12 +194,14 @@ def _has_index(table: "pandas.DataFrame") -> bool:
     return len(table.columns) > 1 and table.columns[0] == "Unnamed: 0"
 
 
-def read_frame(path: Path, x: Sequence[str] = (), c: Sequence[str] = (), rows: int | None = None) -> "pandas.DataFrame":
-    """The table in a file, or the first ``rows`` of a text; columns without names are x1, x2, ….
+def read_frame(
+    path: Path, x: Sequence[str] = (), c: Sequence[str] = (), read_csv: Mapping[str, Any] = MappingProxyType({})
+) -> "pandas.DataFrame":
+    """The table in a file; columns without names are x1, x2, ….
 
-    In text files tabs, semicolons, commas or blanks separate cells; between semicolons a comma is the decimal point.
-    The first line may name the columns. Lines before it that are empty or begin with # are passed over. The encoding is
-    UTF-8, or UTF-16 where the file begins with its mark. Of Parquet only the columns ``x`` and ``c`` are read.
+    Commas separate the cells of .csv, tabs those of .tsv and blanks those of .txt files, where # begins a comment;
+    ``read_csv`` are other arguments of pandas. A first line without a number names the columns. Of Parquet only the
+    columns ``x`` and ``c`` are read.
 
     Raises:
         ValueError: it cannot be read, or memory cannot hold it; no such column, or two of one name.
@@ -213,7 +209,7 @@ def read_frame(path: Path, x: Sequence[str] = (), c: Sequence[str] = (), rows: i
     try:
         check_plain(path)
         check_memory(2 * path.stat().st_size)  # a number takes two characters or more, and four bytes in memory
-        table = _parquet(path, x, c) if path.suffix.lower() in PARQUET else _text(path, (*x, *c), rows)
+        table = _parquet(path, x, c) if path.suffix.lower() in PARQUET else _text(path, (*x, *c), read_csv)
     except ImportError as error:  # pandas needs pyarrow
         raise ValueError(f"{path}: Parquet needs pyarrow: pip install pyarrow") from error
     except Exception as error:  # pandas and pyarrow raise of every kind
@@ -231,42 +227,33 @@ def _check_names(names: Sequence[str], wanted: Sequence[str]) -> None:
             raise ValueError(f"it has columns {brief(', '.join(names))}, and none {name!r}{nearest(name, names)}")
 
 
-def _text(path: Path, wanted: Sequence[str], rows: int | None) -> "pandas.DataFrame":
+def _text(path: Path, wanted: Sequence[str], read_csv: Mapping[str, Any]) -> "pandas.DataFrame":
     import pandas
 
-    with path.open("rb") as start:
-        encoding = "utf-16" if start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-    with path.open(encoding=encoding, errors="replace") as file:
-        lines = ((i, s) for i, s in enumerate(file) if s.strip() and not s.startswith("#"))
-        (passed_over, line), (_, second) = next(lines, (0, "")), next(lines, (0, ""))
-    bare = re.sub(r'"[^"]*"', "", line)
-    is_one = len(second.split()) == 1 and _are_names(line.split())  # a column, whose name may have blanks
-    separator = next((mark for mark in SEPARATORS if mark in bare), "," if is_one else None)
-    cells = [cell.strip() for cell in next(csv.reader([line], delimiter=separator))] if separator else line.split()
-    has_names = _are_names(cells)
-    _check_names(cells if has_names else [f"x{i + 1}" for i in range(len(cells))], wanted)
+    suffix = path.suffix.lower()
     is_exact = tuple(map(int, pandas.__version__.split(".")[:2])) >= (3, 1)  # exact by itself, the option deprecated
-    table = pandas.read_csv(
-        path, sep=separator or r"\s+", decimal="," if separator == ";" else ".", nrows=rows, skiprows=passed_over,
-        header=0 if has_names else None, skipinitialspace=True,
-        float_precision=None if is_exact else "round_trip",
-        encoding=encoding, encoding_errors="replace", low_memory=False,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "sep": SEPARATORS[suffix],
+        "comment": "#" if suffix == ".txt" else None,
+        "encoding": "utf-8-sig",
+        "skipinitialspace": True,
+        "low_memory": False,
+        "float_precision": None if is_exact else "round_trip",
+    } | dict(read_csv)
+    first = pandas.read_csv(path, **options | {"header": None, "nrows": 1, "dtype": str, "keep_default_na": False})
+    cells = [cell.strip() for cell in first.iloc[0]]
+    has_names = not any(map(_is_number, cells))
+    names = cells if has_names else [f"x{i + 1}" for i in range(len(cells))]
+    _check_names(names, wanted)
+    table = pandas.read_csv(path, **{"header": 0 if has_names else None} | options)
     if not isinstance(table.index, pandas.RangeIndex):
-        raise ValueError(f"its lines have more cells than its first, which has {len(cells)}")
-    return table if has_names else table.set_axis([f"x{i + 1}" for i in range(len(cells))], axis=1)
-
-
-def _are_names(cells: list[str]) -> bool:
-    """Whether a first line names columns: no cell is a number, or they count the columns, as pandas names them."""
-    count = [str(i) for i in range(len(cells))]
-    counted = len(cells) > 1 and cells in (count, ["", *count[:-1]])
-    return counted or not any(_is_number(cell.replace(",", ".")) for cell in cells)
+        raise ValueError(f"its lines have more cells than its first, which has {len(cells)}; {CURE}")
+    return table if has_names else table.set_axis(names, axis=1)
 
 
 def _is_number(text: str) -> bool:
     try:
-        return np.isfinite(float(text)).item()
+        return np.isfinite(float(text.replace(",", "."))).item()
     except ValueError:
         return False
 
@@ -311,5 +298,5 @@ def _numbers(path: Path, table: "pandas.DataFrame", names: Sequence[str]) -> np.
                 problems.append(f"column {name!r} has {in_words_lost(column)}")
     if problems:
         joint = "; for gaps and words, in Python, there is indm.JointDensityEstimator" if has_gaps else ""
-        raise ValueError(f"{path}: {listed(problems)}; data.x names the columns that are to be used{joint}")
+        raise ValueError(f"{path}: {listed(problems)}; data.x names the columns to be used, and {CURE}{joint}")
     return values

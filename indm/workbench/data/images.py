@@ -11,10 +11,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Num
 from PIL import ExifTags, Image, ImageColor, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -147,6 +148,28 @@ def fitted(
     channels, *sides = shape
     image = part(image.convert("L" if channels == 1 else "RGB"), (sides[0], sides[1]), crop)
     return pixels_of(image.resize(sides[::-1], RESIZE_MODES[resize]))
+
+
+class Example(NamedTuple):
+    """One example as read: ``pixels`` (C, H, W) or (D,) in data units; a ``note`` says how they were changed."""
+
+    pixels: Num[Tensor, "*event"]
+    note: str = ""
+
+
+def read_example(file: Path, shape: tuple[int, ...], levels: int | None, data: dict) -> Example:
+    """An image file as an example of a model of images of this shape and number of grey levels.
+
+    ``data`` is the ``[data]`` table of a run on a folder: how images of another size are cut and resized, by default by
+    the largest centred part of the model's aspect ratio, and the ``background`` of those with transparency, by default
+    white.
+    """
+    channels, height, width = shape
+    image = read_image(file, data.get("background", "white"))
+    shown = shown_part(image, (height, width), data.get("crop", True))
+    pixels = fitted(shown, (channels, height, width), data.get("resize", "bilinear"), crop=False)
+    note = "" if image.size == (width, height) else f"resized from {image.width}×{image.height}"
+    return Example((pixels.double() * ((levels or 256) - 1) / 255).round().to(torch.uint8), note)
 
 
 def pixels_of(image: Image.Image) -> Tensor:

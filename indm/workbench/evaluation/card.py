@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from indm.checks import one_line, require
+from indm.checks import counted, one_line, require
 from indm.files import atomic, untrusted
 from indm.model import DESCRIPTION, WEIGHTS
 from indm.names import KINDS, OPTIONAL_KINDS
@@ -16,7 +16,7 @@ from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.folder import RECIPE, end_of, recipe_of
 from indm.workbench.runs.provenance import weights_hash
 from indm.workbench.runs.samples import SAMPLE_FILES
-from indm.workbench.training.pairs import SIDES, is_bridge, is_pair
+from indm.workbench.training.pairs import SIDES, is_pair
 
 CARD, PICTURE = "README.md", "samples.png"
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -65,13 +65,11 @@ def write(run: Path, folder: Path, name: str, license: str | None = None, more: 
 
 
 def _about(recipe: Recipe, steps: int) -> str:
-    """Sentences on the model's parts, its data and its steps of training."""
+    """The model's parts, its data and its steps of training, in a line each."""
     kinds = {kind: getattr(recipe, kind) for kind in (*KINDS, *OPTIONAL_KINDS)}
     parts = ", ".join(f"{kind} `{part.name}`" for kind, part in kinds.items() if part is not None)
-    kind = "A bridge: one diffusion from A at t = 0 to B at t = T," if is_bridge(recipe) else "A diffusion"
-    classes = f" of the classes {one_line(', '.join(recipe.labels))}" if recipe.labels else ""
-    data = f"`{recipe.data.name}`{classes}, {steps} steps of training"
-    return f"{kind} on the latent of a normalizing flow, by indm: {parts}. Data: {data}."
+    classes = f", classes {one_line(', '.join(recipe.labels))}" if recipe.labels else ""
+    return f"- model: {parts}\n- data: `{recipe.data.name}`{classes}\n- training: {counted(steps, 'step')}"
 
 
 def _likelihood(run: Path, weights: str) -> str:
@@ -79,20 +77,14 @@ def _likelihood(run: Path, weights: str) -> str:
         return "It has not been evaluated."
     result = read_evaluation(run)
     if result["weights_sha256"] != weights:
-        raise ValueError(f"{run} was evaluated with other weights than it has now: evaluate it anew first")
+        raise ValueError(f"{run} was evaluated with other weights than it has now: evaluate it again first")
     return f"−log p of the raw data, lower is better.\n\n```\n{likelihood_table(result)}\n```"
 
 
 def how_to_load(name: str, recipe: Recipe) -> str:
-    """The section of a card on that."""
-    labels = recipe.labels
-    given = "" if recipe.condition is None else ", c=0" if labels else ", c=row"
+    """The section of a card that loads the model and draws from it."""
+    given = "" if recipe.condition is None else ", c=0" if recipe.labels else ", c=row"
     return f"""## How to load
-
-```sh
-indm sample {name}
-indm evaluate {name}
-```
 
 ```python
 import indm

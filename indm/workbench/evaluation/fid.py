@@ -14,18 +14,15 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from indm.checks import nearest, require
-from indm.names import BUILT_IN
+from indm.checks import require
 from indm.tensors import double
 from indm.workbench.data.base import InMemory, load_data, stack, without_download
 from indm.workbench.data.examples import Size, height_and_width
 from indm.workbench.data.folder import find_images
 from indm.workbench.data.images import ImageFiles, read_size
-from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.devices import device
-from indm.workbench.runs.folder import is_run
+from indm.workbench.runs.folder import is_run, recipe_of
 from indm.workbench.runs.provenance import provenance
-from indm.workbench.runs.samples import read_samples
 
 INCEPTION = "inception-v3-compat"  # torch-fidelity's name of the network of the original FID
 USERS = "users"  # the name under which it knows a function of the user
@@ -54,42 +51,26 @@ def check_number(name: str, n: int) -> None:
     require(n >= FEWEST, name, n, f"at least {FEWEST} images, of which scores can be made")
 
 
-def open_images(source: str | Path, *, split: str = "train+valid", size: Size | None = None) -> Images:
-    """Images that exist: of a data set, a folder, or a file of samples.
+def open_images(folder: Path, *, split: str = "train+valid", size: Size | None = None) -> Images:
+    """The images of a folder (searched recursively), or the data of a run folder.
+
+    A folder's images are in sorted order, and in RGB where one of them is; damaged ones are left out.
 
     Args:
-        source: a recipe by name or TOML file, a run folder (both stand for their data), the name of a data set, a
-            folder of images (searched recursively), or a ``samples.npz``.
-        split: of a data set; "train+valid" is all that is not for testing, as published scores have it.
+        folder: of images, or of a run.
+        split: of a run's data; "train+valid" is all that is not for testing, as published scores have it.
         size: of a folder: side of a square, or height x width as "24x48", to which the largest centred part of each
             image is resized (bilinear, antialiased); without a size the files must be of one size.
 
     Raises:
-        ValueError: a source that is unknown or holds no images.
+        ValueError: a folder that holds no images.
     """
-    path, name = Path(source), str(source)
-    if path.suffix == ".npz":
-        samples, levels, made_by = read_samples(path)
-        return Images(samples, levels, {"file": name, "drawn": made_by})
-    if name in recipes.bundled() or is_run(path) or path.suffix == ".toml":
-        table = recipes.resolve(recipes.load(source)).data.table()
-        table = without_download(table) if is_run(path) else table
-    elif path.is_dir():
-        return _of_folder(path, size)
-    elif name in BUILT_IN["data"]:
-        table = {"name": name}
-    else:
-        raise ValueError(
-            f"no images are found by the name {name!r}{nearest(name, [*recipes.bundled(), *BUILT_IN['data']])}; a run "
-            "or image folder, a samples.npz, a recipe or a data set would do"
-        )
-    data = load_data(**table)
-    raw = torch.cat([stack(getattr(data, part)) for part in split.split("+")])
-    return Images(raw, data.scaling.levels or 0, {"data": table, "split": split, "notes": data.notes})
-
-
-def _of_folder(folder: Path, size: Size | None) -> Images:
-    """All images of a folder, in sorted order; RGB where one of them is. Damaged ones are left out."""
+    if is_run(folder):
+        table = without_download(recipe_of(folder).data.table())
+        data = load_data(**table)
+        raw = torch.cat([stack(getattr(data, part)) for part in split.split("+")])
+        return Images(raw, data.scaling.levels or 0, {"data": table, "split": split, "notes": data.notes})
+    require(folder.is_dir(), "the source of images", str(folder), "a run folder or a folder of images")
     files, (_, colour), notes = find_images(folder, whole=True)
     sizes = {read_size(file) for file in files} if size is None else {height_and_width(size)}
     if len(sizes) > 1:
@@ -154,9 +135,8 @@ def score(samples: Images, reference: Images, features: ToFeatures | None = None
     )  # fmt: skip
     by = INCEPTION if features is None else f"{features.__module__}:{features.__qualname__}"
     how = {"features": by, "settings": settings, "torch_fidelity": torch_fidelity.__version__}
-    drawn = {str(one.get("run") or one.get("file")): one["drawn"] for one in about.values() if one.get("drawn")}
-    weights = {source: made_by["weights_sha256"] for source, made_by in drawn.items()}
-    made_by = provenance((about["samples"].get("drawn") or {}).get("seed"), weights)
+    drawn = about["samples"].get("drawn", {})
+    made_by = provenance(drawn.get("seed"), {about["samples"]["run"]: drawn["weights_sha256"]} if drawn else {})
     return {"scores": scores, **about, **how, "provenance": made_by}
 
 

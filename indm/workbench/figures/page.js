@@ -5,20 +5,6 @@ const make = (tag, properties = {}, ...children) => {
   element.append(...children);
   return element;
 };
-const say = (input, words) => { document.querySelector(`output[for="${input.id}"]`).value = words; };
-
-// A slider shows one picture of every stack of its name.
-for (const slider of all("[type=range]")) {
-  slider.oninput = () => {
-    const words = JSON.parse(slider.dataset.words)[slider.value];
-    say(slider, words);
-    slider.setAttribute("aria-valuetext", words);
-    for (const stack of all(`.${CSS.escape(slider.id)}`))
-      [...stack.children].forEach((picture, i) => { picture.hidden = i != slider.value; });
-  };
-  slider.oninput();
-}
-
 // Tables: a click on a head sorts by its column, up, down and as it was; a button copies what is seen as CSV.
 const number = text => {
   const [found] = text.replaceAll(",", "").replaceAll("\u2212", "-").match(/[-+]?\d*\.?\d+(e[-+]?\d+)?/i) ?? [];

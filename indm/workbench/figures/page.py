@@ -6,12 +6,8 @@ in the light or the dark as the reader's system has it, and without its scripts.
 
 import base64
 import html
-import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
-
-from PIL import Image
 
 from indm.files import atomic
 
@@ -51,10 +47,6 @@ class Page:
         shown = f'<img class="zoomable" src="{_uri(path.read_bytes())}" alt="{words}">'
         self.parts.append(f"<figure>{shown}<figcaption>{words}</figcaption></figure>")
 
-    def add(self, fragment: str) -> None:
-        """HTML as it is."""
-        self.parts.append(fragment)
-
     def write(self, path: Path) -> None:
         """Title, conclusion, and what was added."""
         lines = "".join(map(_paragraph, self.conclusion))
@@ -65,26 +57,6 @@ class Page:
         head = f"{meta}<title>{html.escape(self.title)}</title><style>{style}</style>"
         body = "\n".join([*parts, *self.parts, f"<script>{script}</script>"])
         atomic.text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n')
-
-
-def slider(name: str, label: str, words: Sequence[str], at: int) -> str:
-    """A slider over the pictures of every stack, an element of the class ``name``."""
-    return (
-        f'<div class="control"><label for="{name}">{label}</label><output for="{name}">{words[at]}</output>'
-        f'<input type="range" id="{name}" min="0" max="{len(words) - 1}" value="{at}" '
-        f'data-words="{html.escape(json.dumps(list(words)))}"></div>'
-    )
-
-
-def short(value: float) -> str:
-    """Two digits that count, and no exponent before a million: 130, not 1.3e+02."""
-    return f"{float(f'{value:.2g}'):g}"
-
-
-def image(picture: Image.Image, alt: str, hidden: bool = False) -> str:
-    """A picture in the page itself."""
-    picture.save(file := io.BytesIO(), format="PNG")
-    return f'<img src="{_uri(file.getvalue())}" alt="{html.escape(alt)}"{" hidden" if hidden else ""}>'
 
 
 def _paragraph(text: str) -> str:

@@ -6,6 +6,7 @@ imported here, so that the help of the command line is quick.
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Suppress, arg
@@ -50,12 +51,6 @@ Interval = Annotated[float, Must(STEPS, _is_interval)]
 Warmup = Annotated[float, Must(f"0, {STEPS}", lambda v: not v or _is_interval(v))]
 Steps = Annotated[float, POSITIVE, Must("a whole number, or inf", lambda v: v == math.inf or v == int(v))]
 Decays = Must("two numbers in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
-
-
-def _known_trackers() -> set[str]:
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # heavy
-
-    return set(LOGGER_TYPE_TO_CLASS)
 
 
 class Checked:
@@ -163,8 +158,6 @@ class TrainOptions(Checked):
     train.flow_first, so that no step can lose what the flow has learned, and else "last"."""
     seed: Number = 0
     """Seed of the weights, the batches and the noise."""
-    trackers: tuple[str, ...] = ()
-    """Also send metrics to "tensorboard", "wandb", "mlflow", or another tracker of accelerate."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -175,8 +168,6 @@ class TrainOptions(Checked):
         for name in ("terminal_noise", "initial_noise"):
             noise = getattr(self, name)
             require(not noise or self.terminal > 0, f"train.{name}", noise, "0 where there is no train.terminal")
-        known = _known_trackers() if self.trackers else set()
-        require({*self.trackers} <= known, "train.trackers", self.trackers, f"of {', '.join(sorted(known))}")
         names = BUILT_IN["objective"]
         is_name = self.objective in (*names, GIVEN) or is_outside(self.objective)
         wanted = f"{' or '.join(map(repr, names))}, or a loss as package.module:name"
@@ -323,10 +314,10 @@ class InpaintingOptions(Checked):
 class ScoringOptions:
     """Reference and features for the scores of samples."""
 
-    reference: Annotated[str | None, arg(metavar="SOURCE"), default("the run's data")] = None
-    """A data set (by its name, a recipe or a run folder), a folder of images or a samples.npz."""
+    reference: Annotated[Path | None, arg(metavar="FOLDER"), default("the run's data")] = None
+    """A folder of images, or a run folder, which stands for its data."""
     split: Literal["train+valid", "train", "valid", "test"] = "train+valid"
-    """Split of the reference's data set. Published scores use all data that are not for testing: train+valid."""
+    """Split of a run's data. Published scores use all data that are not for testing: train+valid."""
     features: Annotated[str, arg(metavar="inception|package.module:function")] = "inception"
     """Features of images: inception, or a function from their grey levels, (n, C, H, W), to (n, K)."""
     size: Annotated[str | None, arg(metavar="PIXELS"), default("as they are")] = None
@@ -366,17 +357,8 @@ class TranslationOptions(Checked):
     begins with noise takes them twice, for +n and −n."""
     tol: Annotated[float | None, default("equal steps")] = None
     """Take as many steps as an error of this size needs, in standard deviations of the latent; 1e-4 is usual."""
-    strip: Annotated[int, Must("0 for none or at least 2 frames", lambda v: v == 0 or v >= 2)] = 0
-    """Also write strips/NAME.png, with this many pictures on the way to noise and as many on the way back; 0 for
-    none."""
     cycle: bool = False
     """Also translate back to A: write cycle/NAME.png, and print the largest error of each image in grey levels, before
     and after rounding."""
-    page: bool = False
-    """Also write index.html, which shows the routes of the first images in a browser."""
     batch_size: Count = 64
     """Images at a time."""
-
-    def folders(self) -> list[str]:
-        """The folders beside the results that hold a picture of each."""
-        return [name for name, wanted in {"cycle": self.cycle, "strips": self.strip}.items() if wanted]

@@ -69,14 +69,12 @@ def names() -> list[str]:
     return ["cpu", kind.type, *(f"{kind.type}:{index}" for index in range(torch.accelerator.device_count()))]
 
 
-def make_accelerator(options: TrainOptions, out: Path | None = None) -> Accelerator:
+def make_accelerator(options: TrainOptions) -> Accelerator:
     """The devices and processes to train on; without accelerator the processes share the CPU."""
     AcceleratorState._reset_state()  # runs of one Python process may differ in precision
     return Accelerator(
         cpu=on_cpu(),
         mixed_precision=fast_precision() if options.mixed_precision == "auto" else options.mixed_precision,
-        log_with=list(options.trackers) or None,
-        project_dir=out,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # not each step trains the flow
     )
 

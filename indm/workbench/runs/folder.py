@@ -25,7 +25,7 @@ FREE_ON_RESUME = {
     f"train.{key}"
     for key in (
         "steps", "seconds", "log_every", "validate_every", "checkpoint_every", "workers", "threads",
-        "trackers", "keep_last", "max_skipped_steps",
+        "keep_last", "max_skipped_steps",
     )
 }  # fmt: skip
 RATES = {f"train.{key}" for key in ("lr", "flow_lr", "dequantization_lr", "clip")}  # and what a diverging run lowers

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from indm.checks import brief, counted, reason, require
 from indm.files import atomic, untrusted
-from indm.files.memory import COPIES, check_memory
+from indm.files.untrusted import COPIES, check_memory
 from indm.model import INDM
 from indm.names import trust
 from indm.sampling import (
@@ -154,9 +154,8 @@ def change_in_twice_the_steps(
 
 def column_names(data: dict, columns: int) -> list[str]:
     """The names of the columns of vectors: those in the file of ``data``, or x1, x2, …"""
-    with contextlib.suppress(KeyError, ValueError):
-        names = names_of(Path(data["path"]), data.get("x") or (), data.get("c") or ())
-        if len(names) == columns:
+    with contextlib.suppress(ValueError):
+        if len(names := names_of(data)) == columns:
             return names
     return [f"x{i}" for i in range(1, columns + 1)]
 

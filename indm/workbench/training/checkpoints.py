@@ -13,8 +13,8 @@ import torch
 
 from indm import checks
 from indm.files import atomic, untrusted
-from indm.files.memory import causes, raise_if_out_of_memory
 from indm.files.plain import check_plain
+from indm.files.untrusted import causes, raise_if_out_of_memory
 
 FOLDER = "checkpoints"
 DAMAGED = ".damaged"  # suffix of states that are set aside

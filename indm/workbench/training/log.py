@@ -26,7 +26,7 @@ LOOK_EVERY = 50  # steps
 
 
 class MetricsLog:
-    """Writes ``metrics.jsonl`` and the trackers, from the main process; every process calls it alike.
+    """Writes ``metrics.jsonl``, from the main process; every process calls it alike.
 
     Args:
         trainer: whose run it is.
@@ -50,17 +50,6 @@ class MetricsLog:
         self.unread: list[dict[str, Tensor]] = []
         self.newest: dict[str, float] = {}  # terms of the last line that had them
         self._continue(state)
-
-    def __enter__(self) -> "MetricsLog":
-        if self.trainer.options.trackers:
-            flat = {f"{t}.{k}": str(v) for t, content in self.trainer.recipe.items() for k, v in content.items()}
-            self.trainer.accelerator.init_trackers("indm", config=flat)
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.trainer.options.trackers:
-            for tracker in self.trainer.accelerator.trackers:  # end_training would end the processes' group, too
-                tracker.finish()
 
     def state(self) -> dict[str, Any]:
         """State that the log of a resumed run needs beside its lines. Collective."""
@@ -187,6 +176,3 @@ class MetricsLog:
             line = {"step": step, "seconds": round(self.trainer.seconds, 3), **values}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        if self.trainer.options.trackers:
-            numbers = {name: value for name, value in values.items() if isinstance(value, float)}
-            self.trainer.accelerator.log(numbers, step=step)

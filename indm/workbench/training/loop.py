@@ -6,7 +6,6 @@ validation) and, at the end, ``summary.json``.
 """
 
 import copy
-import importlib.util
 import math
 import sys
 import threading
@@ -128,8 +127,6 @@ def train(
     wanted, out = recipe_of(recipe, model, data, objective), Path(out)
     if resume and is_run(out):
         wanted = recipes.resolve(recipes.as_continued(wanted, out))
-    if missing := [name for name in wanted.train.trackers if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"train.trackers needs {', '.join(missing)}: pip install {' '.join(missing)}")
     shows = PartialState(cpu=on_cpu()).is_main_process and progress
     by_main_process(lambda: check_folder(out, wanted, resume))  # before anything slow
     measured: dict[str, float] = {}
@@ -141,7 +138,7 @@ def train(
             progress=shows,
         )  # fmt: skip
         tell(note, shown=shows)
-    accelerator = make_accelerator(wanted.train, out)
+    accelerator = make_accelerator(wanted.train)
     parts_of_run = parts_of(wanted, accelerator, model, data, objective)
     made = (trainer or Trainer)(wanted, accelerator=accelerator, **parts_of_run)
     with ExitStack() as held:
@@ -178,7 +175,7 @@ def run_in(
     tell(*trainer.data.remarks, shown=progress and main)
 
     log = MetricsLog(trainer, out, state)
-    with costs.on_threads(n_threads), log, interruptible() as interrupted:
+    with costs.on_threads(n_threads), interruptible() as interrupted:
         if not resumes:
             trainer.save(out, log.state())  # an error now, if the folder cannot be written
         stopped = loop(trainer, out, log, interrupted, callbacks, progress and main)

@@ -24,7 +24,7 @@ from indm import names
 from indm.checks import reason, require
 from indm.conditions import Condition, NoCondition, sees_condition
 from indm.dequantization import check_raw, decoder_of, from_data
-from indm.files.memory import raise_if_out_of_memory
+from indm.files.untrusted import raise_if_out_of_memory
 from indm.flows.base import Flow, check_flow
 from indm.likelihood import latent_reference
 from indm.model import build_model, count_parameters

@@ -1,43 +1,30 @@
-"""The examples that are to be translated, the runs that carry data set A into data set B, and batches of one route.
+"""The examples that are to be translated, and the runs that carry data set A into data set B.
 
 Two models, one model of classes, or one bridge. The folder of a pair holds an ordinary run of each data set, ``a`` and
 ``b``, of the same recipe but for its data. A bridge is an ordinary run of a recipe with ``[data_b]`` and
 ``train.terminal``.
 """
 
-import functools
 import glob
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any
 
-import torch
-from jaxtyping import Num
-from torch import Tensor
-
+from indm.checks import require
 from indm.model import INDM
-from indm.tensors import double
 from indm.translation import DIRECTIONS, Route, bridge, sdedit, two_models
 from indm.workbench.data import arrays
 from indm.workbench.data.arrays import read_events
-from indm.workbench.data.images import SUFFIXES, fitted, read_image, shown_part
-from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import TranslationOptions
-from indm.workbench.runs.folder import is_run, open_run
+from indm.workbench.data.images import SUFFIXES, Example, read_example
+from indm.workbench.runs.folder import open_run
 from indm.workbench.training.pairs import SIDES, is_bridge, is_pair, noise_of
 
-BRIDGE = "terminal bridge"
 ARRAY_SUFFIXES = {".npz", ".npy"}
+IN_FOLDERS = SUFFIXES | ARRAY_SUFFIXES
 SHEET = "sheet"  # a picture beside the results, so that an image of that name keeps its suffix
-
-
-class Example(NamedTuple):
-    """One example as read: ``pixels`` (C, H, W) or (D,) in data units; a ``note`` says how they were changed."""
-
-    pixels: Num[Tensor, "*event"]
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,78 +50,56 @@ def find(sources: Sequence[Path], model: INDM, data: dict) -> list[Item]:
 
     Args:
         model: whose shape and grey levels they must have.
-        data: the ``[data]`` table of a run on a folder, see :func:`image_reader`.
+        data: the ``[data]`` table of a run on a folder, see :func:`read_example`.
 
     Raises:
         ValueError: nothing found, an array of another shape, an image where the model has no images, or two results of
             one name.
     """
-    items: list[Item] = []
+    items, levels = list[Item](), model.scaling.levels
     as_arrays = ARRAY_SUFFIXES | arrays.SUFFIXES if len(model.shape) == 1 else ARRAY_SUFFIXES
     for file, name in found_in(sources):
         if file.suffix.lower() in as_arrays:
-            array = read_events(file, model.scaling.levels)
+            array = read_events(file, levels)
             if tuple(array.shape[1:]) != model.shape:
                 raise ValueError(f"{file} must hold events of shape {model.shape}, got {tuple(array.shape[1:])}")
-            rows = enumerate(functools.partial(Example, pixels) for pixels in array)
-            items += [Item(f"{name}-{row:05d}", file, read, row) for row, read in rows]
+            items += [Item(f"{name}-{i:05d}", file, partial(Example, row), i) for i, row in enumerate(array)]
         elif len(model.shape) != 3 or model.shape[0] not in (1, 3):
-            raise ValueError(f"{file}: events of shape {model.shape} are no image files; .npz, .npy or .csv would do")
+            raise ValueError(f"{file}: events of shape {model.shape} are not images: give a .npz, .npy or .csv file")
         else:
-            items.append(Item(name, file, image_reader(file, model, data)))
+            items.append(Item(name, file, partial(read_example, file, model.shape, levels, data)))
     # Two images of one name keep their suffixes.
     names = Counter(item.name for item in items if item.row is None) + Counter([SHEET])
     items = [
         replace(item, name=f"{item.name}{item.source.suffix}") if item.row is None and names[item.name] > 1 else item
         for item in items
     ]
-    written = Counter(f"{folder}{item.name}" for item in items for folder in ("", "cycle/", "strips/"))
-    twice = [name for name, count in written.items() if count > 1]
-    if twice:
+    written = Counter(f"{folder}{item.name}" for item in items for folder in ("", "cycle/"))
+    if twice := [name for name, count in written.items() if count > 1]:
         raise ValueError(f"{len(twice)} names of results come twice, such as {twice[0]!r}; translate them apart")
     return items
 
 
 def found_in(sources: Sequence[Path]) -> list[tuple[Path, str]]:
-    """:func:`files_of` all sources; a ValueError where one of them has none."""
+    """Files and the names of their results, without suffix: in a folder, with the path below it.
+
+    Raises:
+        ValueError: a source without any.
+    """
     found = []
     for source in sources:
-        files = files_of(source)
-        if not files:
-            raise ValueError(f"no image or array found in '{source}'; png, jpeg, webp, … and npz, npy, csv would do")
+        if source.is_dir():
+            below = (path.relative_to(source) for path in sorted(source.rglob("*")))
+            below = (path for path in below if not any(part.startswith(".") for part in path.parts))
+            files = [(path, str(path.with_suffix(""))) for path in below if path.suffix.lower() in IN_FOLDERS]
+            files = [(source / path, name) for path, name in files]
+        else:
+            matches = [source] if source.is_file() else sorted(map(Path, {*glob.glob(str(source), recursive=True)}))
+            files = [(path, path.stem) for path in matches]
+        if not (files := [(path, name) for path, name in files if path.is_file()]):
+            raise ValueError(f"no image or array found in '{source}'; it takes png, jpeg, webp, …, npz, npy and csv")
         found += files
     return found
-
-
-def files_of(source: Path) -> list[tuple[Path, str]]:
-    """Files and the names of their results, without suffix: in a folder, with the path below it."""
-    if source.is_dir():
-        known = SUFFIXES | ARRAY_SUFFIXES
-        below = sorted(path.relative_to(source) for path in source.rglob("*") if path.suffix.lower() in known)
-        below = [path for path in below if not any(part.startswith(".") for part in path.parts)]
-        return [(source / path, str(path.with_suffix(""))) for path in below if (source / path).is_file()]
-    matches = [source] if source.is_file() else sorted(map(Path, {*glob.glob(str(source), recursive=True)}))
-    return [(path, path.stem) for path in matches if path.is_file()]
-
-
-def image_reader(file: Path, model: INDM, data: dict) -> Callable[[], Example]:
-    """A function that reads an image file as an example of ``model``.
-
-    ``data`` is the ``[data]`` table of a run on a folder: how images of another size are cut and resized, by default by
-    the largest centred part of the model's aspect ratio, and the ``background`` of those with transparency, by default
-    white.
-    """
-    channels, height, width = model.shape
-
-    def read() -> Example:
-        image = read_image(file, data.get("background", "white"))
-        shown = shown_part(image, (height, width), data.get("crop", True))
-        pixels = fitted(shown, (channels, height, width), data.get("resize", "bilinear"), crop=False)
-        pixels = (pixels.double() * (cast(int, model.scaling.levels) - 1) / 255).round().to(torch.uint8)
-        note = "" if image.size == (width, height) else f"resized from {image.width}×{image.height}"
-        return Example(pixels, note)
-
-    return read
 
 
 # ── Runs and routes ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -161,34 +126,6 @@ class TranslationRuns:
     classes: tuple[Any, Any] = (None, None)
     noise: tuple[float, float] = (0.0, 0.0)
 
-    @classmethod
-    def of_two(cls, source: Path, target: Path) -> "TranslationRuns":
-        """The models of A and of B, from the first to the second."""
-        (a, of_a), (b, of_b) = open_run(source), open_run(target)
-        return cls((source, target), (a, b), of_a.data.table(), of_b.data.table())
-
-    @classmethod
-    def of_bridge(cls, run: Path) -> "TranslationRuns":
-        """One model whose diffusion leads from A to B; a ValueError for any other."""
-        model, recipe = open_run(run)
-        if recipe.data_b is None or not is_bridge(recipe):
-            raise ValueError(
-                f"{run} is not a bridge (indm train-bridge): give a second run after it, or two classes of a model of "
-                "classes as its condition"
-            )
-        return cls((run,), (model,), recipe.data.table(), recipe.data_b.table(), noise=noise_of(recipe))
-
-    @classmethod
-    def of_classes(cls, run: Path, classes: tuple[str, str]) -> "TranslationRuns":
-        """One model of classes, from the first of two to the second; a ValueError for other classes."""
-        model, recipe = open_run(run)
-        condition = model.condition
-        if not condition.is_class:
-            of = "p(x)" if condition.is_none else f"p(x|{type(condition).__name__.lower()})"
-            raise ValueError(f"condition needs a model of classes, got one of {of}")
-        a, b = (condition.labels[condition.number(name)] for name in classes)
-        return cls((run,), (model, model), recipe.data.table(), recipe.data.table(), classes=(a, b))
-
     def backward(self) -> "TranslationRuns":
         """From B to A."""
         a, b = self.classes
@@ -197,40 +134,23 @@ class TranslationRuns:
             data=self.data_b, data_b=self.data, classes=(b, a),
         )  # fmt: skip
 
-    @property
-    def is_bridge(self) -> bool:
-        """Whether one model leads from one end of its diffusion to the other."""
-        return len(self.models) == 1
+    def route(self, *, method: str = "flow", guidance: float = 1.0, stochastic: bool = False, **options: Any) -> Route:
+        """The route from A to B: by "sdedit" with the model of B alone, through a bridge, or from model to model.
 
-    @property
-    def kind(self) -> str:
-        """In words."""
-        if self.classes != (None, None):
-            return "one class-conditional model"
-        return BRIDGE if self.is_bridge else "two models"
-
-    def sdedit(self, **options) -> Route:
-        """See :func:`indm.translation.sdedit` for the options; a ValueError where no model makes data of B from
-        noise."""
-        if self.is_bridge:
-            raise ValueError(
-                f"method 'sdedit' needs a model that makes data of B from noise; {self.folders[0]} is a bridge, whose "
-                "noise is B"
-            )
-        return sdedit(self.models[1], c=self.classes[1], **options)
-
-    def route(self, *, guidance: float = 1.0, **options) -> Route:
-        """See :func:`indm.translation.two_models` and :func:`indm.translation.bridge` for the options.
+        The options are those of :func:`indm.translation.two_models`.
 
         Raises:
-            ValueError: guidance without a model of classes.
+            ValueError: guidance without a model of classes, or "sdedit" by a bridge.
         """
-        if guidance != 1 and self.classes == (None, None):
-            raise ValueError(f"guidance {guidance:g} requires one class-conditional model, got {self.kind}")
-        if self.is_bridge:
-            return bridge(self.models[0], self.direction, noise=self.noise, **options)
+        is_guided = method == "flow" and self.classes != (None, None)
+        require(is_guided or guidance == 1, "guidance", guidance, "1 without one class-conditional model of A and B")
+        if len(self.models) == 1:
+            require(method == "flow", "method", method, f"'flow' for the bridge {self.folders[0]}, whose noise is B")
+            return bridge(self.models[0], self.direction, noise=self.noise, stochastic=stochastic, **options)
         source, target = self.models
-        return two_models(source, target, c=self.classes, guidance=guidance, **options)
+        if method == "sdedit":
+            return sdedit(target, c=self.classes[1], **options)
+        return two_models(source, target, c=self.classes, guidance=guidance, stochastic=stochastic, **options)
 
 
 def open_runs(
@@ -247,94 +167,36 @@ def open_runs(
     Raises:
         ValueError: one run that is not a bridge, more than two, classes that the one run does not have.
     """
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")
-    if direction == "backward":
-        return open_runs(folders, "forward", classes, method=method).backward()
+    require(direction in DIRECTIONS, "direction", direction, "'forward' or 'backward'")
     if not 1 <= len(folders) <= 2:
         raise ValueError(f"one or two run folders must come first, got {len(folders)}")
-    run = folders[0]
-    if len(folders) == 2 or is_pair(run):
-        if classes is not None:
-            raise ValueError(f"condition needs one run, of a model of both classes, got {', '.join(map(str, folders))}")
-        return TranslationRuns.of_two(*(folders if len(folders) == 2 else (run / side for side in SIDES)))
-    tables = recipes.load(run) if is_run(run) else {}
-    if classes is None and len(labels := tables.get("condition", {}).get("labels", ())) == 2:
-        classes = (labels[0], labels[1])
+    if len(folders) == 1 and is_pair(folders[0]):
+        folders = [folders[0] / side for side in SIDES]
+    if len(folders) == 1:
+        runs = _of_one(folders[0], classes, method)
+    elif classes is None:
+        (a, of_a), (b, of_b) = map(open_run, folders)
+        runs = TranslationRuns((folders[0], folders[1]), (a, b), of_a.data.table(), of_b.data.table())
+    else:
+        raise ValueError(f"condition needs one run, of a model of both classes, got {', '.join(map(str, folders))}")
+    return runs if direction == "forward" else runs.backward()
+
+
+def _of_one(run: Path, classes: tuple[str, str] | None, method: str) -> TranslationRuns:
+    """The classes of one model, its two ends, or the model of B alone."""
+    model, recipe = open_run(run)
+    condition, data = model.condition, recipe.data.table()
+    if classes is None and len(recipe.labels) == 2:
+        classes = (recipe.labels[0], recipe.labels[1])
     if classes is not None:
-        return TranslationRuns.of_classes(run, classes)
-    if method == "sdedit" and "data_b" not in tables:
-        return TranslationRuns.of_two(run, run)
-    return TranslationRuns.of_bridge(run)
-
-
-@dataclass(frozen=True)
-class Translated:
-    """One example translated, in data units; what was not asked for is None.
-
-    Attributes:
-        result: the example as one of B.
-        frames: pictures along the route.
-        returned: the result carried back to A.
-        errors: the largest differences between the way back and the start of the route: "cycle_error_max", before
-            rounding and before a bridge's noise is taken away, and "cycle_error_rounded".
-    """
-
-    result: Num[Tensor, "*event"]
-    frames: Num[Tensor, "frames *event"] | None = None
-    returned: Num[Tensor, "*event"] | None = None
-    errors: dict[str, float] = field(default_factory=dict)
-
-
-class BatchTranslator:
-    """Translates batches by one route.
-
-    Attributes:
-        nfe: the most evaluations of one example.
-        frames: how many of each leg of the route are made, 0 for none.
-    """
-
-    def __init__(self, route: Route, options: TranslationOptions):
-        self.route, self.options, self.nfe, self.frames = route, options, 0, options.strip
-        device = route.models[0].scaling.scale.device
-        self.generator = torch.Generator(device).manual_seed(options.seed)
-
-    @property
-    def times(self) -> list[float]:
-        """The time of each frame."""
-        return self.route.times(self.frames) if self.frames else []
-
-    def each(self, raw: Tensor) -> list[Translated | RuntimeError]:
-        """As a call; where that fails, each example alone, and the error of those that fail."""
-        try:
-            return [*self(raw)]
-        except RuntimeError as error:
-            return [error] if len(raw) == 1 else [self.each(one)[0] for one in raw.split(1)]
-
-    def __call__(self, raw: Num[Tensor, "batch *event"]) -> list[Translated]:
-        """The translations of examples in data units.
-
-        Raises:
-            RuntimeError: an inverse did not converge.
-        """
-        source, target = self.route.models
-        seed = self.options.seed
-        there = self.route.translate(raw, seed, frames=self.frames, generator=self.generator)
-        columns, errors = {"result": target.scaling.to_data(there.x).cpu()}, dict[str, Tensor]()
-        if self.options.cycle:
-            x, back = self.route.source(raw, seed), self.route.back().follow(there.end)
-            columns["returned"] = source.scaling.to_data(back.x).cpu()
-            errors["cycle_error_max"] = (back.end - x) * source.scaling.scale
-            errors["cycle_error_rounded"] = double(source.scaling.to_data(back.end)) - double(source.scaling.to_data(x))
-        if self.frames and raw.ndim == 4:  # frames of each leg in the data units of its model
-            by_leg = zip(self.route.legs, there.frames.split(self.frames, 1), strict=True)
-            columns["frames"] = torch.cat([leg.model.scaling.to_data(frames) for leg, frames in by_leg], 1).cpu()
-        self.nfe = max(self.nfe, there.nfe)
-        largest = {name: values.abs().flatten(1).amax(1).tolist() for name, values in errors.items()}
-        return [
-            Translated(
-                **{name: column[i] for name, column in columns.items()},
-                errors={name: values[i] for name, values in largest.items()},
-            )
-            for i in range(len(raw))
-        ]
+        require(condition.is_class, "the model of one run", type(condition).__name__, "of classes, with two of them")
+        a, b = (condition.labels[condition.number(name)] for name in classes)
+        return TranslationRuns((run,), (model, model), data, data, classes=(a, b))
+    if method == "sdedit" and recipe.data_b is None:
+        return TranslationRuns((run,), (model, model), data, data)
+    if recipe.data_b is None or not is_bridge(recipe):
+        raise ValueError(
+            f"{run} is not a bridge (indm train-bridge): give a second run after it, or two classes of a model of "
+            "classes as its condition"
+        )
+    return TranslationRuns((run,), (model,), data, recipe.data_b.table(), noise=noise_of(recipe))

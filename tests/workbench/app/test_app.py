@@ -182,7 +182,7 @@ def test_a_bridge_goes_both_ways_from_the_images_of_that_end(panels, way, direct
         ends.translate(Source(None, 0), way, ("", ""), strength, 10)
         route = bridge(model, direction, strength=strength, steps=10, noise=noise)
         result = model.scaling.to_data(route.translate(raw).x)
-        assert ends.runs.is_bridge and torch.equal(panels[0][0].images, torch.cat([raw, result]))
+        assert len(ends.runs.models) == 1 and torch.equal(panels[0][0].images, torch.cat([raw, result]))
         panels.clear()
 
 

@@ -424,13 +424,11 @@ def test_every_option_has_its_sentence(command, options, prefix, capsys):
 
 
 @pytest.mark.parametrize("kind", names.BUILT_IN)
-def test_each_argument_of_every_part_has_a_sentence_and_its_default(kind, capsys):
+def test_each_argument_of_every_part_has_a_sentence(kind):
     for name in names.BUILT_IN[kind]:
         part = names.find(kind, name)
-        shown = shown_by(capsys, "list", kind, name)
-        for key, parameter in arguments_of(part).items() if kind != "objective" else ():
+        for key in arguments_of(part) if kind != "objective" else ():
             assert listing.sentences_of(part).get(key), f"{name} says nothing of {key}"
-            assert key == "shape" or parameter.default is parameter.empty or f"{key}={parameter.default!r}" in shown
 
 
 MINE = """
@@ -531,7 +529,6 @@ def workplace(run, tmp_path_factory):
             "train.objective must be 'mle' or 'fid' or 'flow', or a loss as package.module:name, got 'nll'",
         ),
         ("train digits --train.betas [0.9]", "train.betas must be a list of a number"),
-        ("train digits --train.trackers [\"tensorbord\"]", "train.trackers must be of aim, clearml, comet_ml"),
         ("train digits --evaluate.repeats 1", "evaluate.repeats must be at least 2"),
         ("evaluate trained --overwrite --repeats 1000000000", "evaluate.repeats must be at most 10,000, got"),
         ("train digits --train.seed 100000000000000000000", "train.seed must be within ±9,223,372,036,854,775,807"),
@@ -754,11 +751,9 @@ def test_nothing_heavy_is_loaded_before_it_is_used():
     assert not set(done.stdout.splitlines()[-1].split()) & set(HEAVY)
 
 
-def test_list_has_all_parts_and_explains_one(capsys):
+def test_list_has_all_parts(capsys):
     listed = shown_by(capsys, "list")
     assert all(name in listed for kind in names.BUILT_IN for name in names.BUILT_IN[kind])
-    shown = shown_by(capsys, "list", "flow", "coupling")
-    assert "coupling(scales=1, depth=4, width=32, " in shown and "width: hidden channels of the conditioners." in shown
     assert "residual" in shown_by(capsys, "list", "flow") and "1797 digits" in shown_by(capsys, "list", "recipes")
 
 

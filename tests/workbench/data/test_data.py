@@ -852,7 +852,7 @@ def test_arrays_that_cannot_be_used(tmp_path):
         ("nan.npy", {}, "2 of 30 rows hold NaN or inf, first row 3"),
         ("objects.npy", {}, "cannot be read as .npy or .npz: Object arrays"),
         ("complex.npy", {}, "complex128"),
-        ("floats.npy", {}, "uint8 images would do"),
+        ("floats.npy", {}, "must hold float vectors or uint8 images, got float"),
         ("integers.npy", {}, "give levels"),
         ("small.npy", {}, "at least 8 pixels"),
         ("grey.npy", {"levels": 16}, "not 0 … 15"),

@@ -64,7 +64,7 @@ def test_names_of_folders_bring_no_commands_into_a_card(tmp_path):
     card.write(run, tmp_path / "shared", "ann/tiny")
     text = (tmp_path / "shared" / "README.md").read_text("utf-8")
     assert [line for line in text.splitlines() if not line.isprintable()] == []
-    assert " of the classes cat\\x1b[2J\\x9b31m, dog # Heading\\u202e, 1 steps" in text
+    assert ", classes cat\\x1b[2J\\x9b31m, dog # Heading\\u202e\n- training: 1 step\n" in text
 
 
 def test_the_lines_of_the_card_of_a_model_of_classes_run(tmp_path, capsys):
@@ -74,8 +74,7 @@ def test_the_lines_of_the_card_of_a_model_of_classes_run(tmp_path, capsys):
     assert main(command) == 0 and main(command) == 2
     assert capsys.readouterr().err.endswith("exists and is not empty; give another (--out)\n")
     text = (tmp_path / "shared" / "README.md").read_text("utf-8")
-    assert " of the classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 2 steps of training." in text
-    assert "indm sample ann/digits\n" in text
+    assert "- data: `digits`, classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n- training: 2 steps\n" in text
     lines = text.partition("```python\n")[2].partition("```")[0]
     space: dict = {}
     exec(lines.replace("ann/digits", str(tmp_path / "shared")), space)

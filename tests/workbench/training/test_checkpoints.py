@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from indm.files import atomic, untrusted
-from indm.files.memory import raise_if_out_of_memory
+from indm.files.untrusted import raise_if_out_of_memory
 from indm.workbench.training import checkpoints
 
 

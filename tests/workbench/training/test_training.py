@@ -431,24 +431,6 @@ def test_a_run_in_bf16_keeps_its_weights_in_float32_and_leaves_the_next_run_its_
     assert {p.dtype for p in indm.INDM.load(tmp_path / "1").parameters()} == {torch.float32}
 
 
-def test_trackers_get_the_metrics(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    train(change(DIGITS, steps=4, trackers=["tensorboard"]), tmp_path / "run", progress=False)
-    events = EventAccumulator(str(tmp_path / "run" / "indm")).Reload()
-    lines = read_metrics(tmp_path / "run")
-    for name in ("nelbo", "flow", "score_lr", "valid_nelbo"):
-        written = [(line["step"], line[name]) for line in lines if name in line]
-        assert [(e.step, pytest.approx(e.value)) for e in events.Scalars(name)] == written
-
-
-def test_a_tracker_that_is_not_installed_is_said_before_a_run_begins(tmp_path):
-    with pytest.raises(ValueError, match="needs mlflow: pip install mlflow"):
-        train(change(DIGITS, steps=4, trackers=["mlflow"]), tmp_path / "run", progress=False)
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
-
-
 def test_refuses_what_would_lose_a_run(tmp_path):
     run = tmp_path / "run"
     with pytest.raises(FileNotFoundError, match="holds no run to resume"):
