@@ -1,0 +1,147 @@
+"""Masked autoregressive flows of vectors: each number is mapped by a curve that depends on the numbers before it.
+
+The map takes one pass, and its inverse one pass for each number.
+
+Sources: Germain et al. 2015, "MADE", https://arxiv.org/abs/1502.03509; Papamakarios et al. 2017, "Masked Autoregressive
+Flow for Density Estimation", https://arxiv.org/abs/1705.07057; Durkan et al. 2019, "Neural Spline Flows",
+https://arxiv.org/abs/1906.04032.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from indm.conditions import Conditioned, features_of
+from indm.flows.base import Compose, ExactFlow
+from indm.flows.coupling import Affine, RationalQuadratic, Transform, usual_bound
+from indm.tensors import Batch, PerSample, zeroed
+
+
+@dataclass(frozen=True)
+class Chained:
+    """The transform ``second`` of what ``first`` makes of an entry."""
+
+    first: Transform
+    second: Transform
+
+    @property
+    def size(self) -> int:
+        return self.first.size + self.second.size
+
+    def __call__(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        y, log_slope = self.first(y, raw[:, : self.first.size])
+        z, more = self.second(y, raw[:, self.first.size :])
+        return z, log_slope + more
+
+    def inverse(self, z: Tensor, raw: Tensor) -> Tensor:
+        """y that is mapped to z."""
+        return self.first.inverse(self.second.inverse(z, raw[:, self.first.size :]), raw[:, : self.first.size])
+
+
+class MaskedLinear(nn.Linear):
+    """A dense layer whose unit of degree i sees the inputs of degree at most i, or below i if ``strict``."""
+
+    def __init__(self, inputs: Tensor, outputs: Tensor, strict: bool = False):
+        super().__init__(len(inputs), len(outputs))
+        sees = inputs < outputs[:, None] if strict else inputs <= outputs[:, None]
+        self.register_buffer("mask", sees.to(self.weight.dtype), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight * self.mask, self.bias)
+
+
+class MaskedStep(Conditioned, ExactFlow):
+    """x_i ↦ T(x_i; θ_i(x_1 … x_{i−1}, c)) for all i at once; T, the ``transform``, acts entry by entry.
+
+    Args:
+        d: numbers in x.
+        width, depth: units of a hidden layer, and hidden layers.
+        flip: the last number is the first of the order.
+        features: numbers of a condition that θ sees.
+
+    Example: |det| is the product of the slopes, as the Jacobian is triangular.
+
+        >>> step, x = MaskedStep(3, 16, 2, Affine()), torch.randn(1, 3)
+        >>> _ = nn.init.normal_(step.output.weight, std=0.1)
+        >>> jacobian = torch.autograd.functional.jacobian(lambda x: step(x)[0][0], x)[:, 0]
+        >>> bool(jacobian.triu(1).abs().max() == 0), torch.allclose(step(x)[1], jacobian.det().log(), atol=1e-5)
+        (True, True)
+    """
+
+    def __init__(self, d: int, width: int, depth: int, transform: Transform, flip: bool = False, features: int = 0):
+        super().__init__()
+        self.transform, self.features = transform, features
+        self.order = list(reversed(range(d))) if flip else list(range(d))
+        least = -1 if features else 0  # units of degree −1 see c alone, so that the first number depends on it, too
+        degree, hidden = torch.tensor(self.order), least + torch.arange(width) % max(1, d - 1 - least)
+        self.layers = nn.ModuleList(MaskedLinear(degree if i == 0 else hidden, hidden) for i in range(depth))
+        self.output = zeroed(MaskedLinear(hidden, degree.repeat(transform.size), strict=True))
+        if features:
+            self.condition = nn.Linear(features, width, bias=False)
+
+    def _raw(self, x: Tensor) -> Tensor:
+        """Raw parameters of the transform, (B, size, d)."""
+        h, c = self.layers[0](x), self.seen(x)
+        h = h if c is None else h + self.condition(c)
+        for layer in self.layers[1:]:
+            h = layer(F.silu(h))
+        return self.output(F.silu(h)).unflatten(1, (self.transform.size, -1))
+
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+        z, log_slope = self.transform(x, self._raw(x))
+        return z, log_slope.sum(1)
+
+    def inverse_step(self, z: Batch) -> Batch:
+        x = torch.zeros_like(z)
+        for i in self.order:
+            is_next = torch.arange(z.shape[1], device=z.device) == i
+            x = torch.where(is_next, self.transform.inverse(z, self._raw(x)), x)
+        return x
+
+
+class MaskedFlow(Compose):
+    """Steps of masked autoregressive maps of a vector, whose order turns round from one to the next.
+
+    With splines it is the autoregressive neural spline flow, with affine maps MAF. It starts at the identity.
+
+    Args:
+        shape: (D,).
+        depth: number of steps.
+        width, layers: units of a hidden layer, and hidden layers of the network of a step.
+        transform: "spline" (an affine map and a rational-quadratic spline of what it makes) or "affine".
+        bins, bound: of the spline, which lives on [−bound, bound].
+        condition: (features,) that the networks see of a condition; () for none.
+
+    Example:
+
+        >>> flow, x = MaskedFlow((3,), depth=2, width=16), torch.randn(5, 3)
+        >>> z, log_det = flow(x)
+        >>> torch.allclose(z, x, atol=1e-5), log_det.shape, torch.allclose(flow.inverse(z), x, atol=1e-4)
+        (True, torch.Size([5]), True)
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        depth: int = 3,
+        width: int = 64,
+        layers: int = 2,
+        transform: str = "spline",
+        bins: int = 8,
+        bound: float | None = None,
+        condition: tuple[int, ...] = (),
+    ):
+        shape, features = tuple(shape), features_of(condition)
+        if len(shape) != 1:
+            raise ValueError(f"shape must be (D,), got {shape}; CouplingFlow takes images")
+        if min(depth, width, layers) < 1:
+            raise ValueError(f"depth, width and layers must be at least 1, got {depth}, {width} and {layers}")
+        if transform not in ("affine", "spline"):
+            raise ValueError(f'transform must be "spline" or "affine", got {transform!r}')
+        bound = usual_bound(shape) if bound is None else bound
+        kind: Transform = Chained(Affine(), RationalQuadratic(bins, bound)) if transform == "spline" else Affine()
+        super().__init__([MaskedStep(shape[0], width, layers, kind, i % 2 == 1, features) for i in range(depth)])
+        self.shape, self.depth, self.width, self.layers = shape, depth, width, layers
+        self.transform, self.bins, self.bound, self.condition = transform, bins, bound, tuple(condition)
