@@ -118,7 +118,7 @@ MODELS = {
         ("coupling_lr", (1e-4, 3e-4, 1e-3, 3e-3)), START, PAIRS,
     )),
     "flow alone": Model("spline", coupling=True, alone=True, after="spline", axes=(
-        ("coupling_lr", (1e-3, 3e-3, 1e-2, 3e-2)), START, ("curve_lr", (1e-3, 3e-3, 1e-2, 3e-2)),
+        ("coupling_lr", (1e-3, 3e-3, 1e-2)), START, ("curve_lr", (1e-3, 3e-3, 1e-2, 3e-2)),
     )),
     "scale": Model("scale"),
     "fixed curve": Model("fixed"),
