@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 from indm.checks import counted, few_values, require
 from indm.conditions import Vector
-from indm.flows.base import Identity
+from indm.flows.base import Flow, Identity
+from indm.flows.masked import MaskedFlow
 from indm.gaussian import GaussianReference
 from indm.likelihood import START, WhitenedFlow, log_prob
 from indm.model import INDM
@@ -41,7 +42,7 @@ from indm.tables.columns import (
     moments_of_most,
 )
 from indm.tables.encoding import DATES
-from indm.tables.fit import INTERRUPT, MARKS, VALIDATION_ROWS, Training, at, is_gain, race
+from indm.tables.fit import ALONE, INTERRUPT, MARKS, VALIDATION_ROWS, FlowTraining, Training, at, is_gain, race
 from indm.tables.mixture import COMPONENTS, Mixture, best_mixture, bounded
 from indm.tables.networks import Components, MixtureMLP
 from indm.tables.student import USUALLY_UNKNOWN, Student
@@ -52,6 +53,9 @@ FEW_ROWS, MORE_ROWS = 500, 2_000  # rows up to which models are averaged: MODELS
 MODELS, SECONDS_OF_A_MODEL = 4, 15.0  # models, at most; seconds of each above FEW_ROWS
 MIXTURE_ROWS, MIXTURE_SHARE = 5_000, 0.2  # to fit a mixture on; the share of the budget that may go to it
 DRAWS_OF_MIXTURE = 8  # draws of the noise of discrete columns that validate a mixture
+FLOW_ROWS, MANY_ROWS = 2_000, 5_000  # rows from which on a flow may be the start; from which on batches are large
+BATCH, RATE = (128, 512), (4e-3, 6e-3)  # for few rows, and for many
+BEHIND_A_FLOW = 0.2  # factor of the learning rate behind a flow, where little but noise is left to fit
 EPS = 1e-4  # truncation of the diffusion
 MOST_EXACT, MOST_EXACT_SLOPE, PROBES = 128, 40, 8  # columns up to which a divergence, and a gradient of one, is exact
 ROWS_AT_ONCE = 2_048
@@ -68,6 +72,16 @@ LATE_GAIN = 0.05  # nats a row, above which a fit that time ended has stopped to
 Array = np.ndarray
 Rows = tuple[np.ndarray, np.ndarray]  # a table and its conditions
 Gain = tuple[float, float]  # nats a row, and the standard error
+
+
+class Fitted(NamedTuple):
+    """A model that was fitted."""
+
+    training: Training
+    start: str  # "flow", or how many Gaussians
+    gain: Gain  # over the start
+    beyond: Gain  # over the best mixture
+    late: Gain  # by the end of its seconds
 
 
 class NamedColumns:
@@ -149,8 +163,11 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         max_seconds: of the fit, at most, by the clock on the wall.
         max_steps: of the optimizer, at most, for each model.
         max_components: of the mixture, at most. By default 50, but 1 with conditions.
+        flow: whether a masked autoregressive flow may be the start, too. By default from 2,000 rows on; never with
+            conditions.
         width, depth, dropout: of the network.
-        learning_rate, batch_size, weight_decay: of AdamW, at first: the batch grows, and then the rate falls.
+        learning_rate, batch_size, weight_decay: of AdamW, at first: the batch grows, and then the rate falls. By
+            default 4e-3 and 128, and from 5,000 rows without conditions on 6e-3 and 512.
         draws: points of the noise at which a row is evaluated where three or more columns are discrete.
         verbose: print what is chosen and how validation goes.
         progress: show a bar with the time left on stderr while a call lasts longer than two seconds; of the fit, which
@@ -163,7 +180,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         n_conditions_: numbers of a condition; 0 without.
         discrete_: indices of the discrete columns.
         constant_: values of the columns that were the same in all rows, which are left out of the fit; else NaN.
-        gains_: what the network of each model gained over its mixture, nats a row, and the standard error of that.
+        starts_: the start of each model that won the race: "flow", or how many Gaussians.
+        gains_: what the network of each model gained over its start, nats a row, and the standard error of that.
         n_steps_: optimizer steps of each model until it was best.
         ended_: optimizer steps that were made of each model, and what ended them: "plateau", "max_steps" or
             "max_seconds".
@@ -197,11 +215,12 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         max_seconds=60.0,
         max_steps=20_000,
         max_components=None,
+        flow=None,
         width=64,
         depth=2,
         dropout=0.1,
-        learning_rate=4e-3,
-        batch_size=128,
+        learning_rate=None,
+        batch_size=None,
         weight_decay=0.01,
         draws=8,
         verbose=False,
@@ -211,7 +230,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         self.discrete, self.bounds, self.n_models = discrete, bounds, n_models
         self.validation_fraction = validation_fraction
         self.max_seconds, self.max_steps, self.max_components = max_seconds, max_steps, max_components
-        self.width, self.depth, self.dropout = width, depth, dropout
+        self.flow, self.width, self.depth, self.dropout = flow, width, depth, dropout
         self.learning_rate, self.batch_size, self.weight_decay = learning_rate, batch_size, weight_decay
         self.draws, self.verbose, self.progress, self.random_state = draws, verbose, progress, random_state
 
@@ -249,23 +268,26 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             maps = [Columns.fitted(noisy, c, skewed, far, *box) for far in tails for skewed in choices]
             order, size = numbers.permutation(len(X)), max(1, round(self.validation_fraction * len(X)))
             order = order if self._order is None else self._order
-            self.models_, self.n_steps_, self.ended_, self.gains_ = [], [], [], []
-            late = []
+            self.models_, self.n_steps_, self.ended_, self.starts_, self.gains_ = [], [], [], [], []
+            gains, late = [], []
             for i in range(n_models):
                 is_valid = np.zeros(len(X), dtype=bool)
                 is_valid[order[np.arange(i * size, (i + 1) * size) % len(X)]] = True
                 parts = (X[~is_valid], c[~is_valid]), (X[is_valid], c[is_valid])
                 until = began[0] + self.max_seconds * (i + 1) / n_models
-                fitting, gain = self._fitted(*parts, maps, numbers, until)
+                found = self._fitted(*parts, maps, numbers, until)
+                fitting = found.training
                 maps = [self.columns_]
                 self.models_.append(fitting.best.double())
                 self.n_steps_.append(fitting.best_step)
                 self.ended_.append((fitting.step, fitting.ended))
-                self.gains_.append(gain)
-                late.append(fitting.late_gain())
+                self.starts_.append(found.start)
+                self.gains_.append(found.gain)
+                gains.append(found.beyond)
+                late.append(found.late)
                 if fitting.ended == INTERRUPT:
                     break
-        warn_of_fit(self, self.gains_, self.ended_, late, began)
+        warn_of_fit(self, gains, self.ended_, late, began)
         c, seed = c[np.linspace(0, len(c) - 1, DRAWN).astype(int)], numbers.randint(2**31 - 1)
         self.sampling_steps_, self.sampling_error_ = steps_for_draws(
             lambda steps: self._latents(c, steps, np.random.RandomState(seed))
@@ -380,7 +402,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             found.student_ = Student.taught(
                 lambda rows, numbers: self._latents(rows, self.sampling_steps_, numbers),
                 teacher,
-                self._mixture_log_density,
+                self._start_log_density,
                 table,
                 numbers,
                 max_pairs=max_pairs,
@@ -561,11 +583,10 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         maps: list[Columns],
         numbers: np.random.RandomState,
         deadline: float,
-    ) -> tuple[Training, tuple[float, float]]:
+    ) -> "Fitted":
         """A model of the rows and conditions ``training``, by the best of ``maps``, which becomes ``columns_``.
 
-        It starts from the best mixture or from one Gaussian: a race tells which ends better. Also what it gained over
-        the mixture, nats a row, and the standard error.
+        It starts from the best mixture, from one Gaussian or from a flow: a race tells which ends best.
         """
         (rows, c), (valid, c_valid) = training, validation
         repeats = max(1, VALIDATION_ROWS // len(valid))
@@ -584,10 +605,6 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         c_train = torch.from_numpy(c).float()
         if not len(self._whole):  # otherwise a batch has noise of its own
             latents = torch.from_numpy(self.columns_.latents(rows, c)).float()
-        held = torch.from_numpy(self.columns_.latents(held_rows, c_held)).float()
-        parts = held, torch.from_numpy(c_held).float()
-        options = self.learning_rate, self.weight_decay, repeats
-        trainings = [Training(self._build(mixture), *parts, *options) for mixture in mixtures]
 
         def batch(i: Tensor) -> tuple[Tensor, Tensor]:
             if len(self._whole):
@@ -596,15 +613,94 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 return torch.from_numpy(self.columns_.latents(noisy, c[i.numpy()])).float(), c_train[i]
             return latents[i], c_train[i]
 
-        best = race(trainings, batch, len(rows), self.batch_size, self.max_steps, deadline)
-        gain, error = best.gain(trainings[0].start)
+        held = torch.from_numpy(self.columns_.latents(held_rows, c_held)).float()
+        parts, size = (held, torch.from_numpy(c_held).float()), self.pace(self._is_large(len(rows)))[0]
+        limits = len(rows), size, self.max_steps, deadline
+        trainings = self._trainings(Identity(), mixtures, *parts, repeats, len(rows))
+        flowing = [FlowTraining(MaskedFlow(held.shape[1:]), held, repeats)] if self._may_flow(len(rows)) else []
+        best = race([*trainings, *flowing], batch, *limits)
+        late, begin, name = best.late_gain(), trainings[0].start, counted(len(mixtures[0].weight), "Gaussian")
+        mixture = begin
+        if best in flowing:
+            best = self._corrected(best, batch, parts, repeats, limits, numbers.randint(2**31 - 1))
+            begin, name = best.start, "flow"
+        elif best is not trainings[0]:
+            name = "1 Gaussian"
+        gain, error = best.gain(begin)
         if self.verbose:
             print(
-                f"model {len(self.models_) + 1}: {len(mixtures[0].weight)} Gaussians, validation {value:.4f} nats, "
-                f"{gain:+.4f} ± {error:.4f} by the network from {len(mixtures[trainings.index(best)].weight)}, at step "
-                f"{best.best_step} of {best.step}, ended by {best.ended}"
+                f"model {len(self.models_) + 1}: mixture of {len(mixtures[0].weight)}, validation {value:.4f} nats; "
+                f"start {name}, {begin.mean():.4f}, {gain:+.4f} ± {error:.4f} by the network, at step {best.best_step} "
+                f"of {best.step}, ended by {best.ended}"
             )
-        return best, (gain, error)
+        return Fitted(best, name, (gain, error), best.gain(mixture), max(late, best.late_gain()))
+
+    def _may_flow(self, rows: int) -> bool:
+        """Whether a flow is one of the starts."""
+        is_wanted = rows >= FLOW_ROWS and not self.n_conditions_ if self.flow is None else self.flow
+        return bool(is_wanted and self.max_steps and not self.n_conditions_)
+
+    def _trainings(
+        self, flow: Flow, mixtures: Sequence[Mixture], held: Tensor, c_held: Tensor, repeats: int, rows: int
+    ) -> list[Training]:
+        """Trainings behind ``flow`` that start from mixtures of its latents."""
+        with torch.no_grad():
+            h, log_det = flow(held)
+        models = [self._build(mixture, flow) for mixture in mixtures]
+        bases = [-log_det - mixture_of(at(model, c_held), h).log_prob() for model in models]
+        is_large = self._is_large(rows)
+        rate, alone = self.pace(is_large)[1] * (1 if flow.is_identity else BEHIND_A_FLOW), ALONE[is_large]
+        return [
+            Training(model, h, c_held, rate, self.weight_decay, repeats, base, alone)
+            for model, base in zip(models, bases, strict=True)
+        ]
+
+    def _is_large(self, rows: int) -> bool:
+        """Whether a fit to so many rows has large batches."""
+        return rows >= MANY_ROWS and not self.n_conditions_
+
+    def pace(self, is_large: bool) -> tuple[int, float]:
+        """The batch size and the learning rate of a fit to many rows, or to few."""
+        return self.batch_size or BATCH[is_large], self.learning_rate or RATE[is_large]
+
+    def _corrected(
+        self,
+        flowing: FlowTraining,
+        batch: Callable[[Tensor], tuple[Tensor, Tensor]],
+        held: tuple[Tensor, Tensor],
+        repeats: int,
+        limits: tuple[int, int, int, float],
+        seed: int,
+    ) -> Training:
+        """A model behind the trained flow, which stays as it is; it starts from a mixture of the flow's latents."""
+        flow, (n, size, max_steps, deadline) = flowing.best, limits
+        is_over = flowing.ended == INTERRUPT
+
+        @torch.no_grad()
+        def latents(z: Tensor) -> Tensor:
+            return torch.cat([flow.latent(part) for part in z.split(ROWS_AT_ONCE)])
+
+        parts = (batch(torch.randperm(n)[:MIXTURE_ROWS])[0], held[0])
+        rows = [(latents(z).double().numpy(), np.zeros((len(z), 0))) for z in parts]
+        until = time.perf_counter() + MIXTURE_SHARE * (deadline - time.perf_counter())
+        most = 1 if is_over else self._most_components()
+        mixture = best_mixture(rows[0], rows[1], most, seed, until, repeats)
+        mixtures = [mixture]
+        if len(mixture.weight) > 1:
+            mixtures.append(best_mixture(rows[0], rows[1], 1, seed, math.inf, repeats))
+
+        def behind(i: Tensor) -> tuple[Tensor, Tensor]:
+            z, c = batch(i)
+            return latents(z), c
+
+        trainings = self._trainings(flow, mixtures, *held, repeats, n)
+        best = race(trainings, behind, n, size, 0 if is_over else max_steps, deadline)
+        best.ended = INTERRUPT if is_over else best.ended
+        return best
+
+    def _most_components(self) -> int:
+        """The largest number of components of a mixture."""
+        return (1 if self.n_conditions_ else max(COMPONENTS)) if self.max_components is None else self.max_components
 
     def _start(
         self, training: Rows, validation: Rows, maps: list[Columns], seed: int, seconds: float, draws: int = 1
@@ -615,7 +711,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         Each of these rows is there in ``draws`` of the noise.
         """
         started, found = time.perf_counter(), []
-        most = (1 if self.n_conditions_ else max(COMPONENTS)) if self.max_components is None else self.max_components
+        most = self._most_components()
         for i, columns in enumerate(maps, 1):
             (train, c), (valid, c_valid) = ((columns.latents(*rows), rows[1]) for rows in (training, validation))
             until = started + seconds * i / len(maps)
@@ -631,17 +727,18 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         parts, held = ((columns.latents(*rows), rows[1]) for rows in (training, validation))
         return columns, [mixture, best_mixture(parts, held, 1, seed, math.inf, draws)], value.mean()
 
-    def _build(self, mixture: Mixture) -> INDM:
-        """An untrained model whose network has the mixture and the map of the columns."""
+    def _build(self, mixture: Mixture, flow: Flow) -> INDM:
+        """An untrained model behind ``flow`` whose network has the mixture, and the columns if they are its latents."""
         shape = (int(self.varies_.sum()),)
         condition = Vector(self.n_conditions_) if self.n_conditions_ else None
         seen = condition.seen_shape if condition else ()
         size = len(mixture.weight), self.width, self.depth
         backbone = MixtureMLP(shape, *size, dropout=self.dropout, condition=seen)
         backbone.set_mixture(*map(torch.from_numpy, (mixture.weight, mixture.mean, mixture.covariance)))
-        columns = np.linalg.inv(self.columns_.whitening), self.columns_.mean, self.columns_.slope
-        backbone.set_columns(*map(torch.from_numpy, columns))
-        return INDM(Identity(), ScoreModel(backbone, VPSDE(eps=EPS)), shape=shape, condition=condition)
+        if flow.is_identity:
+            columns = np.linalg.inv(self.columns_.whitening), self.columns_.mean, self.columns_.slope
+            backbone.set_columns(*map(torch.from_numpy, columns))
+        return INDM(flow, ScoreModel(backbone, VPSDE(eps=EPS)), shape=shape, condition=condition)
 
     def log_densities(self, z: Tensor, c: np.ndarray, steps: int) -> Iterator[Tensor]:
         """log p of latents z (n, d) at standardised c, nats (n,), by each model, with gradients, in so many steps."""
@@ -673,7 +770,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         latents, found, known = self.columns_.latents(X, c), np.zeros(len(X)), np.zeros(len(X), dtype=bool)
         if self.student_ is not None and tol is None:
             known = self.student_.knows(latents, c)
-            base = self._mixture_log_density(latents[known], c[known])
+            base = self._start_log_density(latents[known], c[known])
             found[known] = self.student_.log_prob(latents[known], c[known], base)
         tol = SOLVER_ERROR if tol is None else tol
         found[~known], errors = self._latent_log_density(latents[~known], c[~known], tol)
@@ -686,19 +783,19 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         log_prob, errors = (torch.stack([torch.cat([pair[i] for pair in of]) for of in each]) for i in (0, 1))
         return (log_prob.logsumexp(0) - math.log(len(each))).numpy(), errors
 
-    def _mixture_log_density(self, latents: np.ndarray, c: np.ndarray) -> np.ndarray:
-        """log of the mean density of the mixtures from which the models started, nats (n,)."""
+    def _start_log_density(self, latents: np.ndarray, c: np.ndarray) -> np.ndarray:
+        """log of the mean density of the starts of the models, nats (n,)."""
         z, conditions = torch.from_numpy(latents), torch.from_numpy(c)
-        found = torch.stack([mixture_of(at(model, conditions), z).log_prob() for model in self.models_])
+        found = torch.stack([start_log_prob(at(model, conditions), z) for model in self.models_])
         return (found.logsumexp(0) - math.log(len(found))).numpy()
 
 
 def check_options(estimator: Any) -> None:
     """ValueError for an option of a fit that is out of range."""
-    optional = {} if estimator.max_components is None else {"max_components": 1}
-    for name, least in (optional | dict(max_steps=0, width=1, depth=1, batch_size=1, draws=2)).items():
+    optional = {name: 1 for name in ("max_components", "batch_size") if getattr(estimator, name) is not None}
+    for name, least in (optional | dict(max_steps=0, width=1, depth=1, draws=2)).items():
         check_count(getattr(estimator, name), name, least)
-    for name in ("max_seconds", "learning_rate"):
+    for name in ("max_seconds", *["learning_rate"] * (estimator.learning_rate is not None)):
         value = getattr(estimator, name)
         require(isinstance(value, int | float | np.number) and bool(value > 0), name, value, "a positive number")
     dropout, held = estimator.dropout, estimator.validation_fraction
@@ -897,10 +994,12 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
     has the mixture's density, and an infinite error.
     """
     require(tol > 0, "tol", tol, "positive")
+    with torch.no_grad():
+        z, log_det = model.flow(z)
     mixture = mixture_of(model, z)
     found, is_beyond = mixture.log_prob(), mixture.gate() == 0
     if model.score.backbone.is_mixture:
-        return found, z.new_zeros(len(z))
+        return found + log_det, z.new_zeros(len(z))
     error = torch.where(is_beyond, 0.0, z.new_full((len(z),), math.inf))
     most = ROUNDED * tol / (ROUNDING_OF_RATES * torch.finfo(torch.float32).eps)  # nats
 
@@ -918,11 +1017,18 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
     is_far = 0.5 * (z.square() + math.log(2 * math.pi)).sum(1) > most
     solve(~(is_far | is_beyond), torch.float32)
     solve((is_far | ~error.isfinite() | (found.abs() > most)) & ~is_beyond, torch.float64)
-    return found, error
+    return found + log_det, error
+
+
+@torch.no_grad()
+def start_log_prob(model: nn.Module, z: Tensor) -> Tensor:
+    """log p of latents by a model's start, its flow with the mixture behind it, (B,)."""
+    h, log_det = model.flow(z)
+    return mixture_of(model, h).log_prob() + log_det
 
 
 def mixture_of(model: nn.Module, z: Tensor) -> Components:
-    """The components of the mixture plus the noise of ε at rows of latents."""
+    """The components of the mixture plus the noise of ε at rows of a flow's latents."""
     sde = model.score.sde
     r = (-sde.log_snr(sde.endpoints(z)[START])).exp()
     return model.score.backbone.mixture_at(z / (1 + r).sqrt()[:, None], 0.5 * r.log(), *context_of(model.score))

@@ -11,12 +11,13 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from indm.flows.base import Flow
 from indm.model import INDM
 from indm.objective import half_square, in_pairs, noise_error
 from indm.tables.mixture import bounded
@@ -27,11 +28,13 @@ CHECK_EVERY = 50  # steps, at least
 PATIENCE, LEAST = 15, 500  # epochs and steps without a better check, until the batch grows and then the rate falls
 # It is twice as many where nothing has been gained: a network may stand at zero for a thousand steps, and then learn.
 GROWTH, LARGEST_SHARE, LARGEST = 4, 0.25, 2_048  # growth of the batch: factor at a plateau, share of the rows, rows
-ALONE = 0.5  # share of the seconds, at most, in which the MLP of all columns trains alone
+ALONE = 0.5, 0.0  # share of the seconds, at most, in which the MLP of all columns trains alone: of few rows, of many
 ANNEAL = 0.3  # steps of the falling rate, as a share of those before; its share of the seconds
 WARMUP = 50  # steps
 MARKS = 0.35, 0.7  # shares of the seconds between which a fit that time ends should have stopped to gain
-RACE_STEPS, RACE_SHARE = 1_000, 0.5  # steps of each training in a race; its share of the seconds, at most
+FLOW_RATE, FLOW_DECAY, FLOW_CLIP = 3e-3, 1e-4, 5.0  # of the optimizer of a flow
+FLOW_SHARE = 0.75  # of the seconds that a flow may take; the rest is for the diffusion behind it
+RACE_STEPS, RACE_SHARE = 1_000, 0.4  # steps of each training in a race; its share of the seconds, at most
 EMA_DECAY, BETAS, CLIP = 0.9995, (0.9, 0.99), 1.0
 
 INTERRUPT = "interrupt"
@@ -46,69 +49,38 @@ def paired_error(model: Any, c: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> 
     return half_square(difference).unflatten(0, (2, -1)).mean(0), difference.unflatten(0, (2, -1))
 
 
-@dataclass(eq=False)
-class Training(Descent):
+class Validated(Descent):
     """A model in training, its average, and its best validated state.
 
     Args:
-        model: what is trained, an INDM whose network is a :class:`~indm.tables.networks.MixtureMLP`.
-        held, c_held: latents (m, d) on which it is validated, and their conditions (m, k).
-        learning_rate, weight_decay: of AdamW.
+        held: latents (m, d) on which it is validated.
         groups: rows of ``held`` that are one row of the table in other noise stand together, this many.
+
+    Subclasses have the errors of the average at the validation rows, nats (m,), and the gradients of a batch.
     """
 
-    model: INDM
     held: Tensor
-    c_held: Tensor
-    learning_rate: float
-    weight_decay: float
-    groups: int = 1
-    best_step: int = 0
-    ended: str = ""  # the reason: "plateau", "max_steps", "max_seconds" or "interrupt"
-    marks: list[Tensor] = field(default_factory=list)  # the lowest errors at the shares MARKS of the seconds
+    groups: int
+    alone = math.inf  # share of the seconds, at most, in which some parts wait
+    rows_of_batch = 1  # rows of a batch, in units of the batch size
+    share = 1.0  # share of the seconds that it may have, if it is the best of a race
 
-    def __post_init__(self):
-        group = {"name": "model", "params": list(self.model.parameters()), "weight_decay": self.weight_decay}
-        super().__init__(self.model, torch.optim.AdamW([group], self.learning_rate, BETAS, fused=True), EMA_DECAY, CLIP)
-        self.clock = NoiseLevels(self.model.sde)
-        self._switch_columns(is_off=True)
-        self.model.score.backbone.mlp.output.register_forward_pre_hook(self._keep)
-        self.fixed = self._fixed()
+    def validate(self) -> None:
+        """Begin: the start is the best state so far."""
+        self.best_step, self.ended = 0, ""  # "plateau", "max_steps", "max_seconds" or "interrupt"
+        self.marks: list[Tensor] = []  # the lowest errors at the shares MARKS of the seconds
         self.start = self.lowest = self._errors()
-        self.best = copy.deepcopy(self.ema.model)
+        self.best: Any = copy.deepcopy(self.ema.model)
 
-    def _fixed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Times, their weights and noise of the validation rows."""
-        generator = torch.Generator().manual_seed(0)
-        t, weight, _ = self.clock.draw(len(self.held), generator, uniform=True)
-        order = torch.randperm(len(t), generator=generator)
-        return t[order], weight[order], torch.randn(self.held.shape, generator=generator)
-
-    @torch.no_grad()
     def _errors(self) -> Tensor:
-        """The bound of −log p of the average at the validation rows, up to a constant, by the same draws each time."""
-        t, weight, noise = self.fixed
-        return weight * paired_error(self.ema.model, self.c_held, self.held, t, noise)[0]
+        raise NotImplementedError
+
+    def _gradients(self, *batch: Any) -> dict[str, Tensor]:
+        raise NotImplementedError
 
     def update(self, batch: tuple[Any, ...], factor: float) -> bool:
         """One step on ``batch`` at ``factor`` of the rate; whether it was skipped, as something was not finite."""
         return bool(self.advance(lambda: self._gradients(*batch), factor)["skipped"])
-
-    def _keep(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
-        self.hidden = inputs[0].detach()
-
-    def _gradients(self, z: Tensor, c: Tensor) -> dict[str, Tensor]:
-        self._denoising(z, c).backward()
-        return {}
-
-    def _denoising(self, z: Tensor, c: Tensor, mask: Tensor | float = 1.0) -> Tensor:
-        """The bound of −log p(z|c), up to a constant, for each column; noise is only where ``mask`` is 1."""
-        t, weight, cell = self.clock.draw(len(z))
-        order = torch.randperm(len(z))
-        t, weight, cell = t[order], weight[order], cell[order]
-        error, difference = paired_error(self.model, c, z, t, mask * torch.randn_like(z))
-        self.clock.measure(cell, gradient_square(difference.detach(), self.hidden.unflatten(0, (2, -1))))
-        return (weight * error).mean().div(z.shape[1])
 
     def check(self) -> bool:
         """Validate the average; whether it is the best so far."""
@@ -128,6 +100,119 @@ class Training(Descent):
         gains = gains.unflatten(0, (-1, self.groups)).mean(1)
         return gains.mean().item(), (gains.std() / math.sqrt(len(gains))).item() if len(gains) > 1 else math.inf
 
+    def start_columns(self) -> bool:
+        """Train the parts that wait from here on, too; whether there were any."""
+        return False
+
+    def late_gain(self) -> tuple[float, float]:
+        """The :meth:`gain` between the two :data:`MARKS`; 0 where time did not end the training."""
+        return self.gain(*self.marks) if self.ended == "max_seconds" and len(self.marks) == 2 else (0.0, 0.0)
+
+    def back(self) -> None:
+        """Go on from the best state."""
+        self.model.load_state_dict(self.best.state_dict())
+        self.ema.model.load_state_dict(self.best.state_dict())
+
+
+@dataclass(eq=False)
+class FlowTraining(Validated):
+    """A flow of latents in training by its own likelihood, with N(0, I) behind it.
+
+    Args:
+        flow: what is trained.
+        held, groups: as in :class:`Validated`.
+    """
+
+    flow: Flow
+    held: Tensor
+    groups: int = 1
+    rows_of_batch = 2  # a row of a diffusion model is noised twice
+    share = FLOW_SHARE
+
+    def __post_init__(self):
+        group = {"name": "flow", "params": list(self.flow.parameters()), "weight_decay": FLOW_DECAY}
+        super().__init__(self.flow, torch.optim.AdamW([group], FLOW_RATE, BETAS, fused=True), EMA_DECAY, FLOW_CLIP)
+        self.validate()
+
+    @torch.no_grad()
+    def _errors(self) -> Tensor:
+        return flow_nats(self.ema.model, self.held)
+
+    def _gradients(self, z: Tensor, _: Tensor) -> dict[str, Tensor]:
+        flow_nats(self.model, z).mean().backward()
+        return {}
+
+
+def flow_nats(flow: nn.Module, z: Tensor) -> Tensor:
+    """−log p of latents by a flow with N(0, I) behind it, (B,)."""
+    h, log_det = flow(z)
+    return 0.5 * (h.square() + math.log(2 * math.pi)).sum(1) - log_det
+
+
+@dataclass(eq=False)
+class Training(Validated):
+    """A diffusion model of latents in training.
+
+    Args:
+        model: what is trained, an INDM whose network is a :class:`~indm.tables.networks.MixtureMLP`.
+        held, c_held: latents (m, d) on which it is validated, and their conditions (m, k).
+        learning_rate, weight_decay: of AdamW.
+        groups: as in :class:`Validated`.
+        base: −log p of the start at ``held``, so that errors are the bound of −log p; without it, up to a constant.
+        alone: share of the seconds, at most, in which the MLP of all columns trains alone.
+    """
+
+    model: INDM
+    held: Tensor
+    c_held: Tensor
+    learning_rate: float
+    weight_decay: float
+    groups: int = 1
+    base: Tensor | None = None
+    alone: float = ALONE[0]
+
+    def __post_init__(self):
+        group = {"name": "model", "params": list(self.model.parameters()), "weight_decay": self.weight_decay}
+        super().__init__(self.model, torch.optim.AdamW([group], self.learning_rate, BETAS, fused=True), EMA_DECAY, CLIP)
+        self.clock = NoiseLevels(self.model.sde)
+        self._switch_columns(is_off=True)
+        self.model.score.backbone.mlp.output.register_forward_pre_hook(self._keep)
+        self.fixed, self.offset = self._fixed(), torch.zeros(())
+        self.offset = torch.zeros(()) if self.base is None else self.base - self._errors()
+        self.validate()
+
+    def _fixed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Times, their weights and noise of the validation rows."""
+        generator = torch.Generator().manual_seed(0)
+        t, weight, _ = self.clock.draw(len(self.held), generator, uniform=True)
+        order = torch.randperm(len(t), generator=generator)
+        return t[order], weight[order], torch.randn(self.held.shape, generator=generator)
+
+    @torch.no_grad()
+    def _errors(self) -> Tensor:
+        """The bound of −log p of the average at the validation rows, by the same draws each time.
+
+        It is −log p of the start, plus how much more the average errs than the start at these draws.
+        """
+        t, weight, noise = self.fixed
+        return self.offset + weight * paired_error(self.ema.model, self.c_held, self.held, t, noise)[0]
+
+    def _keep(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
+        self.hidden = inputs[0].detach()
+
+    def _gradients(self, z: Tensor, c: Tensor) -> dict[str, Tensor]:
+        self._denoising(z, c).backward()
+        return {}
+
+    def _denoising(self, z: Tensor, c: Tensor, mask: Tensor | float = 1.0) -> Tensor:
+        """The bound of −log p(z|c), up to a constant, for each column; noise is only where ``mask`` is 1."""
+        t, weight, cell = self.clock.draw(len(z))
+        order = torch.randperm(len(z))
+        t, weight, cell = t[order], weight[order], cell[order]
+        error, difference = paired_error(self.model, c, z, t, mask * torch.randn_like(z))
+        self.clock.measure(cell, gradient_square(difference.detach(), self.hidden.unflatten(0, (2, -1))))
+        return (weight * error).mean().div(z.shape[1])
+
     def _switch_columns(self, is_off: bool) -> None:
         for model in (self.model, self.ema.model):
             model.score.backbone.columns.is_off = is_off
@@ -141,15 +226,6 @@ class Training(Descent):
         was_off = self.model.score.backbone.columns.is_off
         self._switch_columns(is_off=False)
         return was_off
-
-    def late_gain(self) -> tuple[float, float]:
-        """The :meth:`gain` between the two :data:`MARKS`; 0 where time did not end the training."""
-        return self.gain(*self.marks) if self.ended == "max_seconds" and len(self.marks) == 2 else (0.0, 0.0)
-
-    def back(self) -> None:
-        """Go on from the best state."""
-        self.model.load_state_dict(self.best.state_dict())
-        self.ema.model.load_state_dict(self.best.state_dict())
 
 
 def is_gain(gain: float, error: float) -> bool:
@@ -170,16 +246,17 @@ def at(model: Any, c: Tensor) -> Any:
     return model.given(c) if c.shape[1] else model
 
 
-def race(trainings: Sequence[Training], rows: Rows, n: int, size: int, max_steps: int, deadline: float) -> Training:
+def race(trainings: Sequence[Validated], rows: Rows, n: int, size: int, max_steps: int, deadline: float) -> Any:
     """:func:`train` several in turn for a while, and the one of the best validation to its end.
 
     An interrupt ends it, and the best so far is kept.
     """
-    until = time.perf_counter() + RACE_SHARE * (deadline - time.perf_counter())
-    runs = [train(training, rows, n, size, max_steps, deadline) for training in trainings]
+    now = time.perf_counter()
+    until, ends = now + RACE_SHARE * (deadline - now), [now + one.share * (deadline - now) for one in trainings]
+    runs = [train(one, rows, n, size, max_steps, end) for one, end in zip(trainings, ends, strict=True)]
     going = list(range(len(runs))) if len(runs) > 1 else []
 
-    def leader() -> Training:
+    def leader() -> Validated:
         return functools.reduce(lambda a, b: b if b.is_lower(b.lowest, a.lowest) else a, trainings)
 
     try:
@@ -192,21 +269,21 @@ def race(trainings: Sequence[Training], rows: Rows, n: int, size: int, max_steps
     return leader()
 
 
-def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: int, deadline: float) -> Iterator[None]:
+def train(training: Validated, rows: Rows, n: int, batch_size: int, max_steps: int, deadline: float) -> Iterator[None]:
     """Train on ``rows`` of n until validation no longer improves; stop at each validation, to go on when asked.
 
     Where a check has not been better for some epochs, the MLP of single columns starts, and the batch grows; at the
     next plateau, after half as many epochs, or when the seconds are nearly over, the rate falls to 0.
     ``training.ended`` says what ended it.
     """
-    first = min(batch_size, n)
+    first = min(training.rows_of_batch * batch_size, n)
     grown = min(GROWTH * first, max(first, min(LARGEST, int(LARGEST_SHARE * n))))
     batch, loader, since, fall = first, batches(n, first), 0, None
     for spent in course(deadline=deadline):
         if training.step >= max_steps:
             training.ended = "max_steps"
             break
-        if spent >= ALONE:
+        if spent >= training.alone:
             training.start_columns()
         if spent >= (*MARKS, math.inf)[len(training.marks)]:
             training.marks.append(training.lowest)

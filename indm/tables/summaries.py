@@ -84,8 +84,9 @@ def trained(embedding: nn.Module, theta: Array, x: Array, is_valid: Array, optio
     c, valid = observed.flatten(1), torch.from_numpy(is_valid)
     repeats = max(1, HELD // int(is_valid.sum()))
     held, c_held = (part[valid].repeat_interleave(repeats, 0) for part in (z, c))
-    fitting = Training(model, held, c_held, options.learning_rate, options.weight_decay, repeats)
+    size, rate = options.pace(is_large=False)
+    fitting = Training(model, held, c_held, rate, options.weight_decay, repeats)
     z, c = z[~valid], c[~valid]
-    for _ in train(fitting, lambda i: (z[i], c[i]), len(z), options.batch_size, options.max_steps, deadline):
+    for _ in train(fitting, lambda i: (z[i], c[i]), len(z), size, options.max_steps, deadline):
         pass
     return cast(Embedded, fitting.best.condition)

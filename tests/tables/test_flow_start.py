@@ -1,0 +1,77 @@
+"""Density estimators that start from a flow: the race between starts, and the density behind the flow."""
+
+import numpy as np
+import pytest
+import torch
+
+from indm import DensityEstimator
+from indm.flows import MaskedFlow
+from indm.tables.estimator import at, start_log_prob
+from indm.tables.fit import FlowTraining, race
+from indm.tables.mixture import Mixture
+
+
+def banana(n, seed):
+    """Rows of (a, a² + 0.2 b) with normal a and b, and their log-density."""
+    a, b = np.random.default_rng(seed).normal(size=(2, n))
+    log_prob = -0.5 * (a**2 + b**2) - np.log(2 * np.pi) - np.log(0.2)
+    return np.stack([a, a**2 + 0.2 * b], 1), log_prob
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    X, _ = banana(2_000, 0)
+    options = {"max_components": 1, "max_steps": 300, "max_seconds": 1e4, "random_state": 0, "progress": False}
+    return DensityEstimator(flow=True, n_models=1, batch_size=64, **options).fit(X)
+
+
+def test_a_flow_wins_where_a_gaussian_is_poor_and_the_density_is_right(fitted):
+    rows, log_prob = banana(500, 1)
+    assert fitted.starts_ == ["flow"]
+    assert abs((log_prob - fitted.score_samples(rows)).mean()) < 0.1
+    axis = [np.linspace(-4, 4, 60), np.linspace(-1.5, 12, 100)]
+    grid = np.stack(np.meshgrid(*axis, indexing="ij"), -1).reshape(-1, 2)
+    mass = np.exp(fitted.score_samples(grid)).sum() * np.prod([part[1] - part[0] for part in axis])
+    assert abs(mass - 1) < 0.03
+
+
+def test_draws_go_through_the_flow(fitted):
+    drawn = fitted.sample(2_000, random_state=0)
+    assert abs((drawn[:, 1] - drawn[:, 0] ** 2).std() - 0.2) < 0.05
+    assert abs(fitted.score_samples(drawn[:500]).mean() + 0.5 * 2 * (1 + np.log(2 * np.pi)) + np.log(0.2)) < 0.15
+
+
+def test_the_start_is_the_flow_with_a_mixture_behind_it(fitted):
+    (model,) = fitted.models_
+    z = torch.randn(5, 2, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda z: model.flow(z)[0].sum(0), z).transpose(0, 1)
+    network = model.score.backbone
+    parts = zip(network.log_weight.softmax(0), network.mean, network.variance, network.basis, strict=True)
+    law = [(w, torch.distributions.MultivariateNormal(m, q @ v.diag() @ q.T)) for w, m, v, q in parts]
+    expected = torch.stack([w.log() + part.log_prob(model.flow(z)[0]) for w, part in law]).logsumexp(0)
+    found = start_log_prob(at(model, torch.zeros(5, 0)), z)
+    torch.testing.assert_close(found, expected + jacobian.det().abs().log(), atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:the network found nothing")
+def test_without_a_flow_or_with_few_rows_there_is_none():
+    options = {"max_components": 1, "max_steps": 30, "n_models": 1, "random_state": 0, "progress": False}
+    for rows, flow in ((300, None), (2_500, False)):
+        assert DensityEstimator(**options, flow=flow).fit(banana(rows, 0)[0]).starts_ == ["1 Gaussian"]
+
+
+def test_errors_of_a_race_are_the_bound_of_all_starts(fitted):
+    """The flow's error is −log p; that of a diffusion is −log p of its start at first, and near −log p at the end."""
+    X, _ = banana(1_000, 2)
+    z = torch.from_numpy(fitted.columns_.latents(X, np.zeros((len(X), 0)))).float()
+    law = Mixture(np.ones(1), np.full((1, 2), 0.1), 1.5 * np.eye(2)[None], 2)
+    (training,) = fitted._trainings(fitted.models_[0].flow.float(), [law], z, torch.zeros(len(z), 0), 1, 2_000)
+    torch.testing.assert_close(training.start, -start_log_prob(training.model, z), atol=1e-3, rtol=1e-3)
+
+
+def test_the_flow_leaves_a_share_of_the_seconds():
+    torch.manual_seed(0)
+    flowing = FlowTraining(MaskedFlow((2,), depth=1, width=8), torch.randn(50, 2))
+    rows = torch.randn(100, 2)
+    best = race([flowing], lambda i: (rows[i], torch.zeros(len(i), 0)), 100, 16, 30, 1e9)
+    assert best is flowing and best.step == 30 and best.ended == "max_steps"
