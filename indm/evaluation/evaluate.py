@@ -22,10 +22,10 @@ from indm.evaluation.measures import NLL, Bound, Estimate, Measure, Setting, Sol
 from indm.evaluation.statistics import mean_and_error
 from indm.evaluation.text import KINDS, likelihood_rows, nats_of_unit, notes, table
 from indm.files import atomic, untrusted
-from indm.foreign.check import check_denoiser
-from indm.foreign.denoiser import is_foreign
 from indm.likelihood import latent_reference
 from indm.ode import OUT_OF_REACH
+from indm.protocols import Model
+from indm.score import described
 from indm.tensors import SEED_STRIDE, evaluation_mode, outside_inference, squared_norm
 
 T = TypeVar("T")
@@ -129,7 +129,7 @@ class Likelihoods:
 
 @outside_inference
 def evaluate(
-    model,
+    model: Model,
     raw: Tensor,
     measures: Sequence[Measure] = MEASURES,
     *,
@@ -192,11 +192,11 @@ def evaluate(
     model.flow.check()
     generator = torch.Generator(device)
     network = {}
-    if is_foreign(model):  # a network of other people
-        checked = check_denoiser(model, raw, c=c, batch_size=batch_size, generator=generator.manual_seed(seed))
-        network = {"network": checked.verdict}
-        if checked.wrong:
-            warnings.warn(checked.verdict, RuntimeWarning, stacklevel=3)
+    if (foreign := described(model.score)) is not None:
+        found = foreign.examine(model, raw, c=c, batch_size=batch_size, generator=generator.manual_seed(seed))
+        network = {"network": found.verdict}
+        if found.wrong:
+            warnings.warn(found.verdict, RuntimeWarning, stacklevel=3)
     model = model.truncated(eps)
     reference = latent_reference(model, raw, c=c, batch_size=batch_size, seed=seed)
     drawn = {m.kind: m.coarse(model, m.count(n) * repeats) for m in measures}
@@ -252,7 +252,7 @@ def evaluate(
     return Likelihoods(report, nats)
 
 
-def _check(model, raw: Tensor, measures: Sequence[Measure], repeats: int, batch_size: int) -> None:
+def _check(model: Model, raw: Tensor, measures: Sequence[Measure], repeats: int, batch_size: int) -> None:
     are_measures = isinstance(measures, Sequence) and all(isinstance(measure, Measure) for measure in measures)
     require(are_measures, "measures", measures, "a list of measures", "[indm.Bound(), indm.NLL()] would do")
     kinds = [measure.kind for measure in measures]
