@@ -507,12 +507,8 @@ def mle_loss(
         t, length = extended_clock(sde, len(z), eps, unit=_unit(model), generator=generator, device=z.device)
         weight, cell = t.new_full((len(z),), length), t
     else:
-        require(
-            eps == sde.eps and _unit(model) == 1,
-            "noise_levels",
-            noise_levels,
-            "None where the bound is truncated or decoded",
-        )
+        whole = eps == sde.eps and _unit(model) == 1
+        require(whole, "noise_levels", noise_levels, "None where the bound is truncated or decoded")
         t, weight, cell = (part.to(z.device) for part in noise_levels.draw(len(z), generator))
     noise, t, weight = randn_like(z, generator), t.to(z.dtype), weight.to(z.dtype)
     drawn, error = _drawn(model.score, start is not None, z, t, noise, pairs)
