@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from indm.protocols import Model
 from indm.scaling import Scaling
 from indm.sde.linear import Kernel
 from indm.tensors import Batch, PerSample, double, rand_like, widest
@@ -164,19 +165,19 @@ def checked(dequantization: Dequantization | None, scaling: Scaling) -> Dequanti
     return dequantization
 
 
-def decoder_of(model) -> Any:
+def decoder_of(model: Model) -> Any:
     """The model's noise where that decodes, as :class:`GreyLevels`; None where the score does."""
-    noise = getattr(model, "dequantization", None)
+    noise = model.dequantization
     return noise if noise is not None and noise.decodes else None
 
 
-def constant_log_q(model, x: Tensor) -> Float[Tensor, " batch"]:
+def constant_log_q(model: Model, x: Tensor) -> Float[Tensor, " batch"]:
     """log q(x|raw) where it is the same for all raw data, as of uniform noise and of continuous data, nats (B,).
 
     Raises:
         ValueError: the model has other noise.
     """
-    scaling, noise = _parts_of(model)
+    scaling, noise = model.scaling, model.dequantization
     shape = tuple(x.shape[1:])
     log_q = -scaling.log_volume(shape) if noise is None else noise.constant_log_q(scaling, shape)
     if log_q is None:
@@ -195,19 +196,18 @@ def check_levels_for(name: str, scaling: Scaling) -> None:
         )
 
 
-def check_raw(model: nn.Module, raw: Tensor) -> None:
+def check_raw(model: Model, raw: Tensor) -> None:
     """ValueError unless ``raw`` are data of this model in data units, see :meth:`indm.Scaling.check`."""
-    model.scaling.check(raw, model.shape if getattr(model, "has_shape", False) else None)
+    model.scaling.check(raw, model.shape if model.has_shape else None)
 
 
-def from_data(model: nn.Module, raw: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, PerSample]:
+def from_data(model: Model, raw: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, PerSample]:
     """x in model units, and log q(x|raw) in nats, (B,): −log p(raw) ≤ E[−log p(x) + log q(x|raw)].
 
     Of continuous data x is the raw data moved and scaled, and log q the log of the scale, with which equality holds.
-    It is in float64 where the device of the model has that. ``model`` is anything with a ``scaling``; where it has no
-    ``dequantization``, grey levels get uniform noise. ``raw`` is not checked here, see :func:`check_raw`.
+    It is in float64 where the device of the model has that. ``raw`` is not checked here, see :func:`check_raw`.
     """
-    scaling, noise = _parts_of(model)
+    scaling, noise = model.scaling, model.dequantization
     centre = scaling.centre(raw)
     log_volume = scaling.log_volume_on_device(raw.shape[1:])
     if noise is None:
@@ -216,18 +216,12 @@ def from_data(model: nn.Module, raw: Tensor, *, generator: torch.Generator | Non
     return scaling.place(raw, u), log_q.to(log_volume.dtype) - (0 if noise.decodes else log_volume)
 
 
-def in_words(model: nn.Module) -> str:
+def in_words(model: Model) -> str:
     """Description of the noise that the grey levels of a model get, and of its part in the likelihood."""
-    scaling, noise = _parts_of(model)
+    scaling, noise = model.scaling, model.dequantization
     if noise is None:
         return "none (continuous data)"
     if noise.decodes:
         return f"none, {scaling.levels} grey levels, decoded by P(level|z_ε)"
     m = f"{scaling.margin:.3g}"
     return f"{noise.in_words} on [{m}, 1 − {m}], {scaling.levels} grey levels, its density counted"
-
-
-def _parts_of(model: nn.Module) -> tuple[Scaling, Dequantization | None]:
-    """The scaling of a model, and its noise as :func:`checked` has it."""
-    scaling: Scaling = model.scaling
-    return scaling, checked(getattr(model, "dequantization", None), scaling)

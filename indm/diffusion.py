@@ -33,6 +33,7 @@ from indm.conditions import given, rows_of
 from indm.flows.base import Flow
 from indm.linearization import Operator, inverse_linearization, linearize, second_derivative, solve
 from indm.ode import basis, rademacher
+from indm.protocols import Model
 from indm.sampling import FLOW_TOLERANCE, follow_flow, reverse_diffusion_step
 from indm.sde.linear import LinearSDE
 from indm.tensors import (
@@ -111,7 +112,7 @@ class NonlinearDiffusion:
         True
     """
 
-    def __init__(self, model, *, tol: float = TOLERANCE, probes: int = 1):
+    def __init__(self, model: Model, *, tol: float = TOLERANCE, probes: int = 1):
         require(tol > 0, "tol", tol, "positive", f"{TOLERANCE:g} is usual")
         require(probes >= 1, "probes", probes, "at least 1")
         if not model.condition.is_none:
@@ -206,7 +207,7 @@ class NonlinearDiffusion:
 # ── Paths ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def forward_path(model, x: Batch, times: Grid, *, generator: torch.Generator | None = None) -> Path:
+def forward_path(model: Model, x: Batch, times: Grid, *, generator: torch.Generator | None = None) -> Path:
     """x_t = h⁻¹(z_t) along one Brownian path from data x, at increasing ``times``, (times, B, *event).
 
     Exact in law, for any number of frames: the latent makes exact transitions and each frame is decoded.
@@ -232,7 +233,7 @@ def forward_path(model, x: Batch, times: Grid, *, generator: torch.Generator | N
         return _decoded(model, path)
 
 
-def generative_path(model, x: Batch, times: Grid, *, generator: torch.Generator | None = None) -> Path:
+def generative_path(model: Model, x: Batch, times: Grid, *, generator: torch.Generator | None = None) -> Path:
     """x_t = h⁻¹(z_t) along the generative SDE from x at times[0], at decreasing ``times``, (times, B, *event).
 
     One step of reverse diffusion between successive times: for its accuracy take many. Raises as :func:`forward_path`.
@@ -254,7 +255,7 @@ def generative_path(model, x: Batch, times: Grid, *, generator: torch.Generator 
         return _decoded(model, path)
 
 
-def probability_flow_path(model, x: Batch, times: Grid, *, tol: float = FLOW_TOLERANCE) -> Path:
+def probability_flow_path(model: Model, x: Batch, times: Grid, *, tol: float = FLOW_TOLERANCE) -> Path:
     """x_t = h⁻¹(z_t) along the probability flow from x at times[0], ``times`` in either direction, (times, B, *event).
 
     The latent's ODE is solved to ``tol`` between successive times. Raises as :func:`forward_path`.
@@ -275,11 +276,11 @@ def probability_flow_path(model, x: Batch, times: Grid, *, tol: float = FLOW_TOL
         return _decoded(model, path)
 
 
-def _decoded(model, latents: list[Tensor]) -> Tensor:
+def _decoded(model: Model, latents: list[Tensor]) -> Tensor:
     return torch.stack([model.decode(z) for z in latents])
 
 
-def _checked(model, times: Tensor, signs: set[float], way: str) -> Tensor:
+def _checked(model: Model, times: Tensor, signs: set[float], way: str) -> Tensor:
     """``times`` in float64, strictly monotone in [ε, T] but for the rounding of single precision."""
     model.flow.check_density("a path on the data space")
     sde: LinearSDE = model.sde

@@ -22,11 +22,12 @@ LARGEST_DENSE = 4096  # dimensions up to which the covariance is dense; above, o
 
 
 class GaussianReference:
-    """A Gaussian law of the latents: its mean (d,) and its variance (d,) along the columns of an orthonormal ``basis``
-    (d, d), None for the standard basis."""
+    """A Gaussian law of the latents: its mean and its variance along the columns of an orthonormal ``basis`` (d, d).
+
+    Both are (d,), or one number for all; the basis is None for the standard one."""
 
     def __init__(
-        self, mean: Float[Tensor, " d"], variance: Float[Tensor, " d"], basis: Float[Tensor, "d d"] | None = None
+        self, mean: Float[Tensor, "..."], variance: Float[Tensor, "..."], basis: Float[Tensor, "d d"] | None = None
     ):
         self.mean, self.variance, self.basis = mean, variance, basis
 

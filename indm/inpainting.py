@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from indm.checks import require
 from indm.dequantization import from_data
 from indm.linearization import Operator, gmres
+from indm.protocols import Model
 from indm.sampling import Sampler, check_counts, default_steps, make_sampler, prior_batches, solve_latent
 from indm.score import denoise
 from indm.sde.linear import LinearSDE
@@ -74,7 +75,7 @@ class ObservedScore(nn.Module):
 
 @outside_inference
 def inpaint(
-    model,
+    model: Model,
     observed: Shaped[Tensor, "..."],
     mask: Bool[Tensor, "..."],
     n: int,

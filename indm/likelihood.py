@@ -38,6 +38,7 @@ from indm.ode import (
     solve,
     value_and_divergence,
 )
+from indm.protocols import Model
 from indm.score import closed_flow, context_of, is_smooth, probability_flow, unguided, with_context
 from indm.tensors import (
     Batch,
@@ -279,7 +280,7 @@ class LikelihoodReport:
 
 @outside_inference
 def nll(
-    model,
+    model: Model,
     x: Float[Tensor, "batch *event"],
     *,
     c: Any = None,
@@ -380,7 +381,7 @@ class Start:
 
 
 def start_of(
-    model,
+    model: Model,
     x: Batch,
     probes: int,
     exact: bool | None,
@@ -397,7 +398,7 @@ def start_of(
 
 @outside_inference
 def importance_bound(
-    model,
+    model: Model,
     raw: Num[Tensor, "batch *event"],
     *,
     c: Any = None,
@@ -465,7 +466,7 @@ def importance_bound(
 
 
 def latents_of(
-    model, raw: Tensor, *, c: Any = None, batch_size: int = 256, generator: torch.Generator | None = None
+    model: Model, raw: Tensor, *, c: Any = None, batch_size: int = 256, generator: torch.Generator | None = None
 ) -> Float[Tensor, "n *event"]:
     """h(x) of data in data units (n, *event), encoded ``batch_size`` at a time; dequantized by ``generator``.
 
@@ -482,7 +483,7 @@ def latents_of(
 
 
 def latent_reference(
-    model, raw: Tensor, *, c: Any = None, batch_size: int = 256, seed: int = 0, most: int = 10_000
+    model: Model, raw: Tensor, *, c: Any = None, batch_size: int = 256, seed: int = 0, most: int = 10_000
 ) -> GaussianReference:
     """The Gaussian law of the latents of the first ``most`` samples: the control variate of their NELBO.
 
@@ -496,7 +497,7 @@ def latent_reference(
 
 @outside_inference
 def log_prob(
-    model,
+    model: Model,
     x: Float[Tensor, "batch *event"],
     *,
     c: Any = None,
@@ -605,7 +606,7 @@ def _warn_unsolved(error: PerSample, x: Batch, steps: int) -> None:
 
 @outside_inference
 def decode_with_log_prob(
-    model,
+    model: Model,
     z_T: Float[Tensor, "batch *event"],
     *,
     probes: int = 1,
@@ -673,7 +674,7 @@ def check_solver(probes: int, steps: int | None, nll_error: float) -> None:
 
 
 @contextmanager
-def _differentiated(model) -> Iterator[None]:
+def _differentiated(model: Model) -> Iterator[None]:
     """Where a density and its gradient are computed: in evaluation mode and full precision."""
     with (
         evaluation_mode(model, gradients=True),

@@ -19,6 +19,7 @@ from indm.dequantization import Dequantization, check_levels_for, check_raw, che
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow
 from indm.names import KINDS, OPTIONAL_KINDS, Untrusted, find, is_outside, name_of
+from indm.protocols import Score
 from indm.scaling import Scaling
 from indm.score import GivenScore, ScoreModel, score_for, takes_condition
 from indm.sde.linear import LinearSDE, truncated
@@ -64,17 +65,19 @@ class INDM(nn.Module):
     def __init__(
         self,
         flow: Flow,
-        score: nn.Module,
+        score: Score,
         scaling: Scaling | None = None,
         shape: tuple[int, ...] | None = None,
         dequantization: Dequantization | None = None,
         condition: Condition | None = None,
     ):
         super().__init__()
-        self.flow, self.score = flow, score
+        self.flow: Flow = flow
+        self.score: Any = score
         self.condition = NoCondition() if condition is None else condition
         self.scaling = Scaling() if scaling is None else scaling
         self.dequantization = checked(dequantization, self.scaling)
+        self._shape = None if shape is None else tuple(shape)
         if not (self.condition.is_none or takes_condition(score) or sees_condition(flow)):
             raise ValueError(
                 f"condition must be None where neither the network nor the flow takes one, got "
@@ -86,7 +89,6 @@ class INDM(nn.Module):
                 f"dequantization {type(dequantization).__name__} decodes each entry by itself: the flow must be the "
                 f"identity, got {type(flow).__name__}"
             )
-        self._shape = None if shape is None else tuple(shape)
         check_call(flow, "flow", "x")
         self._tables: dict[str, Mapping[str, Any]] = {}  # tables from which build_model made the parts
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from indm.checks import require
 from indm.dequantization import constant_log_q, decoder_of
 from indm.gaussian import STANDARD, GaussianReference
+from indm.protocols import Model, Score
 from indm.score import base_of, context_of, unguided, with_context
 from indm.sde.linear import Kernel, LinearSDE
 from indm.tensors import (
@@ -115,7 +116,7 @@ def constant_term(sde: LinearSDE, z: Float[Tensor, "batch *event"], eps: Tensor 
     return event_sum(sde.sigma(start if eps is None else eps).log(), z) - event_sum(sde.sigma(T).log(), z)
 
 
-def reconstruction(model, z: Batch, noise: Batch) -> PerSample:
+def reconstruction(model: Model, z: Batch, noise: Batch) -> PerSample:
     """log q(z_ε|z_0) − log p(raw|z_ε), nats, at the one z_ε = α_ε z + σ_ε noise, by the decoder that the model has."""
     decoder = decoder_of(model)
     if decoder is None:
@@ -123,7 +124,7 @@ def reconstruction(model, z: Batch, noise: Batch) -> PerSample:
     return decoder.reconstruction(model.scaling, kernel_at_eps(model.score.sde, z), z, noise)
 
 
-def mean_reconstruction(model, z: Batch, noise: Batch) -> PerSample:
+def mean_reconstruction(model: Model, z: Batch, noise: Batch) -> PerSample:
     """:func:`reconstruction`, or its mean over the noise where that has a closed form."""
     decoder = decoder_of(model)
     if decoder is None:
@@ -136,14 +137,14 @@ def kernel_at_eps(sde: LinearSDE, z: Batch) -> Kernel:
     return sde.kernel(z.new_full((1,), sde.eps))
 
 
-def reconstruction_term(score, z: Float[Tensor, "batch *event"], noise: Float[Tensor, "batch *event"]) -> PerSample:
+def reconstruction_term(score: Score, z: Batch, noise: Batch) -> PerSample:
     """log q(z_ε|z_0) − log p(z_0|z_ε), nats, at the one z_ε = α_ε z + σ_ε noise, by Tweedie's formula."""
     eps, _ = score.sde.endpoints(z)
     error = denoising_error(score, z, eps, noise)
     return error - 0.5 * squared_norm(noise) - event_sum(score.sde.log_alpha(eps), z)
 
 
-def denoising_error(score, z: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+def denoising_error(score: Score, z: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """D(t) = ½‖noise + σ_t s_θ(α_t z + σ_t noise, t)‖², (B,)."""
     return half_square(noise_error(score, score.sde.kernel(t), z, t, noise))
 
@@ -153,13 +154,13 @@ def half_square(error: Batch) -> PerSample:
     return 0.5 * squared_norm(error)
 
 
-def noise_error(score, kernel: Kernel, z: Batch, t: PerSample, noise: Batch) -> Batch:
+def noise_error(score: Score, kernel: Kernel, z: Batch, t: PerSample, noise: Batch) -> Batch:
     """noise + σ_t s_θ(α_t z + σ_t noise, t), under the kernel at ``t``: the noise less what the score takes it for."""
     return noise + expand_like(kernel.sigma, z) * score(kernel.perturb(z, noise), t)
 
 
 def nelbo(
-    model,
+    model: Model,
     x: Float[Tensor, "batch *event"],
     *,
     c: Any = None,
@@ -236,7 +237,7 @@ def nelbo(
     )
 
 
-def step_divergence(score, z: Batch, t: PerSample, s: PerSample, noise: Batch) -> PerSample:
+def step_divergence(score: Score, z: Batch, t: PerSample, s: PerSample, noise: Batch) -> PerSample:
     r"""KL(q(z_s|z_t, z_0) ‖ p(z_s|z_t)) of one step from t to s < t of :class:`indm.sampling.Ancestral`, nats, (B,).
 
     Both have the deviation of :func:`ancestral_step`, so that it is :math:`(e^{\Delta\Lambda} - 1)` times the denoising
@@ -247,7 +248,7 @@ def step_divergence(score, z: Batch, t: PerSample, s: PerSample, noise: Batch) -
     return half_square(weight.sqrt() * noise_error(score, score.sde.kernel(t), z, t, noise))
 
 
-def ancestral_step(score, z_t: Batch, t: PerSample, s: PerSample) -> tuple[Batch, Tensor]:
+def ancestral_step(score: Score, z_t: Batch, t: PerSample, s: PerSample) -> tuple[Batch, Tensor]:
     r"""Mean :math:`(z_t + v^2 s_\theta)/r` and deviation :math:`v\sigma_s/\sigma_t` of z_s, for the kernel
     N(r z_s, v² I) from s to t > s: q(z_s|z_t, z_0) of the linear diffusion at z_0 = (z_t + σ² s_θ)/α."""
     ratio, variance = (expand_like(v, z_t) for v in score.sde.transition_moments(s, t))
@@ -363,7 +364,7 @@ def constant_part(sde: LinearSDE, z: Tensor, eps: float) -> Tensor:
     return constant_term(sde, z, start) - event_sum(sde.log_alpha(start) + 0.5, z)
 
 
-def _constants(model, z: Tensor, eps: float) -> Tensor:
+def _constants(model: Model, z: Tensor, eps: float) -> Tensor:
     """The part of the bound that does not depend on parameters: :func:`constant_part`, or where grey levels are
     decoded the constant term and all of the reconstruction."""
     sde, decoder, start = model.score.sde, decoder_of(model), z.new_full((1,), eps)
@@ -372,7 +373,7 @@ def _constants(model, z: Tensor, eps: float) -> Tensor:
     return constant_term(sde, z, start) + decoder.mean_reconstruction(model.scaling, sde.kernel(start), z)
 
 
-def _unit(model) -> float:
+def _unit(model: Model) -> float:
     """Units that the reconstruction term adds to :func:`extended_clock`: 0 where it does not use the score."""
     return 1.0 if decoder_of(model) is None else 0.0
 
@@ -451,7 +452,7 @@ def objective_of(part: Any) -> Objective:
 
 
 def mle_loss(
-    model,
+    model: Model,
     x: Tensor,
     *,
     eps: float | None = None,
@@ -506,12 +507,8 @@ def mle_loss(
         t, length = extended_clock(sde, len(z), eps, unit=_unit(model), generator=generator, device=z.device)
         weight, cell = t.new_full((len(z),), length), t
     else:
-        require(
-            eps == sde.eps and _unit(model) == 1,
-            "noise_levels",
-            noise_levels,
-            "None where the bound is truncated or decoded",
-        )
+        whole = eps == sde.eps and _unit(model) == 1
+        require(whole, "noise_levels", noise_levels, "None where the bound is truncated or decoded")
         t, weight, cell = (part.to(z.device) for part in noise_levels.draw(len(z), generator))
     noise, t, weight = randn_like(z, generator), t.to(z.dtype), weight.to(z.dtype)
     drawn, error = _drawn(model.score, start is not None, z, t, noise, pairs)
@@ -524,7 +521,9 @@ def mle_loss(
     return bound / event_size(z), _means(nelbo=bound, flow=-log_det, denoising=denoising, prior=prior, **terms)
 
 
-def _drawn(score, is_known: bool, z: Batch, t: PerSample, noise: Batch, pairs: bool) -> tuple[PerSample, PerSample]:
+def _drawn(
+    score: Any, is_known: bool, z: Batch, t: PerSample, noise: Batch, pairs: bool
+) -> tuple[PerSample, PerSample]:
     """The denoising error at times t, (B,), by the noise or by ``pairs`` of it, minus the error of the score's base
     where that ``is_known``; and ‖n − ε̂‖², for pairs of their mean, whose root is the size of a gradient."""
     if pairs:
@@ -548,7 +547,7 @@ def in_pairs(noise: Batch, *rows: Tensor) -> list[Tensor]:
     return [torch.cat([noise, -noise]), *(torch.cat([part, part]) for part in rows)]
 
 
-def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
+def fid_loss(model: Model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
     """The flow minimises the NELBO, the score the variance-weighted loss (λ = σ², t uniform): one pass serves both.
 
     Times come from an equal mixture of the two laws; each loss has its own weight at each time, and the gradient
@@ -594,7 +593,7 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     return surrogate / event_size(z), terms
 
 
-def flow_nll(model, x: Tensor, *, generator: torch.Generator | None = None) -> PerSample:
+def flow_nll(model: Model, x: Tensor, *, generator: torch.Generator | None = None) -> PerSample:
     """−log π(h(x)) − log|det ∂h/∂x| in nats, (B,): minus the log-density of x_T ~ h⁻¹#π, π the prior of the SDE.
 
     Its mean over a law is least where x_T has that law.
@@ -604,7 +603,7 @@ def flow_nll(model, x: Tensor, *, generator: torch.Generator | None = None) -> P
 
 
 @as_objective(trains_score=False, truncates=False)
-def flow_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
+def flow_loss(model: Model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
     """The flow alone maximises its exact likelihood: E[−log B(h(x)) − log|det ∂h/∂x|].
 
     B is the law to whose score the network adds, :attr:`indm.ScoreModel.base`, N(0, I) where none is known: what

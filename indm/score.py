@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from indm.checks import check_call
 from indm.gaussian import STANDARD
+from indm.protocols import Backbone, Score
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, double, expand_like
 
@@ -33,9 +34,10 @@ class ScoreModel(nn.Module):
         True
     """
 
-    def __init__(self, backbone: nn.Module, sde: LinearSDE):
+    def __init__(self, backbone: Backbone, sde: LinearSDE):
         super().__init__()
-        self.backbone, self.sde = backbone, sde
+        self.backbone: Any = backbone
+        self.sde = sde
         check_call(backbone, "network", "z", "level", *(("c",) if self.takes_condition else ()))
 
     @property
@@ -73,23 +75,28 @@ class ScoreModel(nn.Module):
         return standard + beyond.to(z_t.dtype), added.to(z_t.dtype)
 
 
-def called(network: nn.Module, z: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
+def called(network: Backbone, z: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
     """The output of a score or its backbone, which gets no c where there is none."""
     return network(z, t) if c is None else network(z, t, c)
 
 
-def base_of(score: nn.Module) -> Any:
+def base_of(score: Score) -> Any:
     """The law whose exact score a network adds to, see :attr:`ScoreModel.base`; None where none is known."""
     return score.base if isinstance(score, ScoreModel | GivenScore) else None
 
 
-def is_smooth(score: nn.Module) -> bool:
+def is_smooth(score: Score) -> bool:
     """Whether all parts of a score that have an attribute ``is_smooth``, one at least, say that they vary slowly in t.
 
     The ODE then takes few steps. Of others it takes more, as few equal steps may miss their ripples.
     """
     said = [part.is_smooth for part in score.modules() if hasattr(part, "is_smooth")]
     return bool(said) and all(said)
+
+
+def described(score: Score) -> Any:
+    """The network of a score that can examine its own description on data, by ``examine``; None of others."""
+    return next((part for part in score.modules() if hasattr(part, "examine")), None)
 
 
 class GivenScore(nn.Module):
@@ -149,7 +156,7 @@ class GivenScore(nn.Module):
         return other + self.guidance * (wanted - other)
 
 
-def takes_condition(score: nn.Module) -> bool:
+def takes_condition(score: Score) -> bool:
     """Whether a score says by its attribute ``takes_condition`` that it is called as score(z_t, t, c)."""
     return getattr(score, "takes_condition", False)
 
@@ -162,17 +169,17 @@ def unguided(model: Any) -> Any:
     return model
 
 
-def context_of(score: nn.Module) -> tuple[Tensor, ...]:
+def context_of(score: Score) -> tuple[Tensor, ...]:
     """The rows of c that a score was given, for what solves a part of a batch by :func:`with_context`."""
     return score.context if isinstance(score, GivenScore) else ()
 
 
-def with_context(score: nn.Module, context: tuple[Tensor, ...]) -> nn.Module:
+def with_context(score: Any, context: tuple[Tensor, ...]) -> Any:
     """``score`` at the rows ``context`` of :func:`context_of`."""
     return score.at(*context) if context else score
 
 
-def score_for(backbone: nn.Module) -> type[ScoreModel]:
+def score_for(backbone: Backbone) -> type[ScoreModel]:
     """The score that goes with a network: its ``parameterization``, by default :class:`ScoreModel`."""
     kind = getattr(backbone, "parameterization", ScoreModel)
     if not (isinstance(kind, type) and issubclass(kind, ScoreModel)):
@@ -182,7 +189,7 @@ def score_for(backbone: nn.Module) -> type[ScoreModel]:
     return kind
 
 
-def probability_flow(score: nn.Module, clock: PerSample) -> Callable[[Tensor], Tensor]:
+def probability_flow(score: Score, clock: PerSample) -> Callable[[Tensor], Tensor]:
     r"""The probability flow at ``clock`` = −log SNR, for latents in the coordinate w = z_t/√(α_t² + σ_t²).
 
     .. math:: \frac{dw}{d\Lambda} = \tfrac12 q\,(\hat\epsilon - q\,w), \qquad
@@ -205,7 +212,7 @@ def probability_flow(score: nn.Module, clock: PerSample) -> Callable[[Tensor], T
     return velocity
 
 
-def closed_flow(score: nn.Module, clock: PerSample) -> Callable[[Tensor], tuple[Tensor, PerSample]] | None:
+def closed_flow(score: Score, clock: PerSample) -> Callable[[Tensor], tuple[Tensor, PerSample]] | None:
     r""":func:`probability_flow` with its exact divergence (B,), without gradients; None where no closed form is known.
 
     A :class:`ScoreModel` has ε̂ = q w + output, so that the velocity is ½ q output. Its backbone may have
@@ -225,7 +232,7 @@ def closed_flow(score: nn.Module, clock: PerSample) -> Callable[[Tensor], tuple[
     return velocity
 
 
-def denoise(score: nn.Module, z_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
+def denoise(score: Score, z_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
     """E[z_0 | z_t] = (z_t + σ_t² s)/α_t, by Tweedie's formula; ``s`` is the score s_θ(z_t, t) if already known.
 
     Example: for z_0 ~ N(0, I) under VP it is α_t z_t.

@@ -141,7 +141,7 @@ def outside_inference(function: F) -> F:
 
 
 @contextmanager
-def evaluation_mode(model, *, gradients: bool = False):
+def evaluation_mode(model: Any, *, gradients: bool = False):
     """Evaluation mode without TF32, and without gradients unless told; at the end every module has its mode again."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

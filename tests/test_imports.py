@@ -13,7 +13,7 @@ import rooms
 import indm
 
 IMPORTED = [module for module in rooms.MODULES if not module.endswith("__main__")]
-METHOD_FLOORS, FLOORS = 9, 13
+METHOD_FLOORS, FLOORS = 8, 13
 
 
 @pytest.mark.parametrize("name", [name for name in rooms.ROOMS if rooms.house(name) == "method"])

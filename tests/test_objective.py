@@ -227,14 +227,9 @@ def test_each_level_has_its_part_of_the_score_term(name):
 
 def test_a_score_that_diverges_shows_in_its_level_alone():
     score = gaussian("vp")
-
-    def diverging(z, t):
-        return torch.where(t[:, None] < 1e-4, math.inf, score(z, t))
-
-    diverging.sde = score.sde
-    levels = nelbo(
-        INDM(Identity(), diverging), score.sample(400, seeded(0)), times=4, generator=seeded(1)
-    ).by_noise_level
+    exact = score.forward
+    score.forward = lambda z, t: torch.where(t[:, None] < 1e-4, math.inf, exact(z, t))
+    levels = nelbo(INDM(Identity(), score), score.sample(400, seeded(0)), times=4, generator=seeded(1)).by_noise_level
     assert levels[:, 0].isinf().any() and levels[:, 4:].isfinite().all()
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import indm
+from indm.protocols import Backbone, Model, Score
 from indm.workbench.data import Data, as_data
 from indm.workbench.training.loop import Summary
 
@@ -42,3 +43,8 @@ def read_by_mypy() -> None:
     assert_type(indm.ScoreModel(network, indm.VPSDE()), indm.ScoreModel)
     assert_type(as_data(torch.zeros(100, 2)), Data)
     assert_type(as_data(torch.zeros(100, 2)).train[0], Tensor)
+
+    backbone: Backbone = network
+    score: Score = indm.ScoreModel(backbone, indm.VPSDE())
+    as_model: Model = indm.INDM(indm.flows.Identity(), score)
+    assert_type(indm.nelbo(as_model, x), indm.NELBO)

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from indm.dequantization import check_raw, from_data
 from indm.objective import nelbo
+from indm.protocols import Model
 from indm.tensors import SEED_STRIDE, evaluation_mode
 
 
@@ -49,7 +50,7 @@ class Classification:
 
 
 def classify(
-    model,
+    model: Model,
     raw: Tensor,
     *,
     prior: Float[Tensor, " classes"] | None = None,

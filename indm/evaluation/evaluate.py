@@ -22,10 +22,10 @@ from indm.evaluation.measures import NLL, Bound, Estimate, Measure, Setting, Sol
 from indm.evaluation.statistics import mean_and_error
 from indm.evaluation.text import KINDS, likelihood_rows, nats_of_unit, notes, table
 from indm.files import atomic, untrusted
-from indm.foreign.check import check_denoiser
-from indm.foreign.denoiser import is_foreign
 from indm.likelihood import latent_reference
 from indm.ode import OUT_OF_REACH
+from indm.protocols import Model
+from indm.score import described
 from indm.tensors import SEED_STRIDE, evaluation_mode, outside_inference, squared_norm
 
 T = TypeVar("T")
@@ -38,10 +38,11 @@ class Likelihoods:
     """The estimates of :func:`evaluate`; ``print`` shows them as a table.
 
     Attributes:
-        report: what JSON can hold: ``images``, how many examples by the kind of a measure; the settings; ``unit`` of
-            the table; and by kind its numbers, of which ``with_reconstruction`` and ``without_reconstruction`` have
-            means, standard errors and the estimator's noise in nats and bits/dim. "nelbo" also has ``terms``, which
-            sum to the bound, and ``by_noise_level``, the score term in equal parts of the log-SNR clock.
+        report: what JSON can hold: ``images``, how many examples by the kind of a measure; settings and findings, None
+            where there are none; ``unit`` of the table; and by kind its numbers, of which ``with_reconstruction`` and
+            ``without_reconstruction`` have means, standard errors and the estimator's noise in nats and bits/dim.
+            "nelbo" also has ``terms``, which sum to the bound, and ``by_noise_level``, the score term in equal parts of
+            the log-SNR clock.
         nats: of each example, means over repeats: by kind, and all but "iw" with the suffix
             ``_without_reconstruction``; "nll" and "iw" also with ``_solver_error``, the largest over repeats. Where the
             mean NLL was corrected, "nll" is "nll_coarse", in few steps, and for each rung l "nll_rung_l" are the
@@ -129,7 +130,7 @@ class Likelihoods:
 
 @outside_inference
 def evaluate(
-    model,
+    model: Model,
     raw: Tensor,
     measures: Sequence[Measure] = MEASURES,
     *,
@@ -191,12 +192,12 @@ def evaluate(
     c, n, device = model.rows(c, len(raw)), len(raw), model.scaling.scale.device
     model.flow.check()
     generator = torch.Generator(device)
-    network = {}
-    if is_foreign(model):  # a network of other people
-        checked = check_denoiser(model, raw, c=c, batch_size=batch_size, generator=generator.manual_seed(seed))
-        network = {"network": checked.verdict}
-        if checked.wrong:
-            warnings.warn(checked.verdict, RuntimeWarning, stacklevel=3)
+    verdict = None
+    if (foreign := described(model.score)) is not None:
+        found = foreign.examine(model, raw, c=c, batch_size=batch_size, generator=generator.manual_seed(seed))
+        verdict = found.verdict
+        if found.wrong:
+            warnings.warn(verdict, RuntimeWarning, stacklevel=3)
     model = model.truncated(eps)
     reference = latent_reference(model, raw, c=c, batch_size=batch_size, seed=seed)
     drawn = {m.kind: m.coarse(model, m.count(n) * repeats) for m in measures}
@@ -226,13 +227,19 @@ def evaluate(
         raise KeyboardInterrupt("before two examples were done")
     setting = Setting(dims, groups, seed, model.sde)
     unit = "nats" if model.scaling.levels is None else "bits/dim"
-    about = {"unit": unit, "dims": dims, "dequantization": in_words(model), "eps": model.sde.eps}
-    images = {m.kind: counts[m.kind] for m in measures}
-    report = {"images": images} | about | {"repeats": repeats, "seed": seed} | network
-    if not model.flow.has_log_det:
-        report["codes"] = "one draw for each estimate: the NLL is a bound, too"
-    if groups is not None:
-        report["groups"] = len(groups.unique())
+    report: dict[str, Any] = {
+        "images": {m.kind: counts[m.kind] for m in measures},
+        "unit": unit,
+        "dims": dims,
+        "dequantization": in_words(model),
+        "eps": model.sde.eps,
+        "repeats": repeats,
+        "seed": seed,
+        "network": verdict,
+        "codes": None if model.flow.has_log_det else "one draw for each estimate: the NLL is a bound, too",
+        "groups": None if groups is None else len(groups.unique()),
+        "examples_sha256": hashlib.sha256(raw.detach().cpu().contiguous().numpy().data).hexdigest(),
+    }
     nats: dict[str, Tensor] = {}
     for measure in measures:
         own = estimates[measure.kind]
@@ -244,15 +251,12 @@ def evaluate(
             ended = False
             report[measure.kind], by_suffix = measure.numbers(own, setting, None)
         nats |= {measure.kind + suffix: values for suffix, values in by_suffix.items()}
-    report["examples_sha256"] = hashlib.sha256(raw.detach().cpu().contiguous().numpy().data).hexdigest()
     if groups is not None:
         nats["groups"] = groups
-    if not ended:
-        report["interrupted"] = True
-    return Likelihoods(report, nats)
+    return Likelihoods(report | {"interrupted": not ended}, nats)
 
 
-def _check(model, raw: Tensor, measures: Sequence[Measure], repeats: int, batch_size: int) -> None:
+def _check(model: Model, raw: Tensor, measures: Sequence[Measure], repeats: int, batch_size: int) -> None:
     are_measures = isinstance(measures, Sequence) and all(isinstance(measure, Measure) for measure in measures)
     require(are_measures, "measures", measures, "a list of measures", "[indm.Bound(), indm.NLL()] would do")
     kinds = [measure.kind for measure in measures]

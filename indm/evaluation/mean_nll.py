@@ -13,6 +13,7 @@ from indm.dequantization import from_data
 from indm.gaussian import GaussianReference
 from indm.likelihood import NLL_ERROR, Start, WhitenedFlow, start_of
 from indm.multilevel import LEAST, Mean, multilevel_mean, order, sizes
+from indm.protocols import Score
 from indm.score import is_smooth
 from indm.tensors import evaluation_mode
 
@@ -127,7 +128,7 @@ class Corrected:
     evaluations: float
 
 
-def first_steps(score) -> int:
+def first_steps(score: Score) -> int:
     """Steps of the coarsest rung."""
     return FIRST_SMOOTH if is_smooth(score) else FIRST
 

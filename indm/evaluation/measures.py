@@ -18,6 +18,7 @@ from indm.gaussian import GaussianReference
 from indm.likelihood import NLL_ERROR, LikelihoodReport, check_nll_error, importance_bound, nll
 from indm.multilevel import LEAST
 from indm.objective import NOISE_LEVELS, nelbo
+from indm.protocols import Model
 from indm.sde.linear import LinearSDE
 
 TERMS = ("reconstruction", "prior", "flow", "constant", "log_q")  # terms of the NELBO beside its score term
@@ -126,7 +127,7 @@ class Bound(Measure):
     def calls(self, dims):
         return self.times
 
-    def estimate(self, model, raw, reference, generator):
+    def estimate(self, model: Model, raw, reference, generator):
         x, log_q = from_data(model, raw, generator=generator)
         options = {"times": self.times, "log_q": log_q, "generator": generator}
         terms = nelbo(model, x, reference=reference, **options)
@@ -158,7 +159,7 @@ class SamplerBound(Measure):
     def calls(self, dims):
         return self.times
 
-    def estimate(self, model, raw, reference, generator):
+    def estimate(self, model: Model, raw, reference, generator):
         x, log_q = from_data(model, raw, generator=generator)
         terms = nelbo(model, x, times=self.times, ancestral=self.steps, log_q=log_q, generator=generator)
         return Estimate.of(terms.total, terms.reconstruction, log_q, {"times": self.times, "steps": self.steps})
@@ -209,12 +210,12 @@ class NLL(Solved):
         fits = self.mean_error is None or 0 < self.mean_error < math.inf
         require(fits, "mean_error", self.mean_error, "positive and finite", "1e-3 bits/dim is usual")
 
-    def estimate(self, model, raw, reference, generator):
+    def estimate(self, model: Model, raw, reference, generator):
         x, log_q = from_data(model, raw, generator=generator)
         options = {"reference": reference, "log_q": log_q, "generator": generator}
         return Estimate.solved(nll(model, x, **self.solver, **options))
 
-    def coarse(self, model, estimates):
+    def coarse(self, model: Model, estimates):
         if self.each or self.steps is not None or estimates < 4 * LEAST:
             return self
         return replace(self, steps=first_steps(model.score))
@@ -250,7 +251,7 @@ class WeightedNLL(Solved):
         products = self.probes if self.exact is False else dims
         return self.draws * (self.steps or SOLVED_IN) * (1 + 2 * products)
 
-    def estimate(self, model, raw, reference, generator):
+    def estimate(self, model: Model, raw, reference, generator):
         options = self.solver | {"exact": self.exact is not False}
         options |= {"reference": reference, "generator": generator}
         return Estimate.solved(importance_bound(model, raw, draws=self.draws, **options))

@@ -36,7 +36,7 @@ def notes(result: Mapping) -> list[str]:
     key, lines = number_key(result), [f"ε = {result['eps']:g}"]
     if result.get("groups") == 1:
         lines.append("standard errors are unknown: all examples are of one group, such as one photograph")
-    elif "groups" in result:
+    elif result.get("groups"):
         lines.append(f"standard errors are over {result['groups']} groups of examples that are alike")
     lines.append(f"dequantization: {result['dequantization']}")
     both = [result[kind]["with_reconstruction"][key] for kind in ("nelbo", "nll") if kind in result]
@@ -44,9 +44,9 @@ def notes(result: Mapping) -> list[str]:
         lines.append("The NELBO bounds the law of the SDE; the NLL is of that of the ODE, and may lie above it.")
     if result.get("interrupted"):
         lines.append("interrupted: these are the examples and measures that were done")
-    lines += [f"network: {result['network']}"] if "network" in result else []
+    lines += [f"network: {result['network']}"] if result.get("network") else []
     lines += correction(result) + unconverged(result)
-    return lines + ([f"codes: {result['codes']}"] if "codes" in result else [])
+    return lines + ([f"codes: {result['codes']}"] if result.get("codes") else [])
 
 
 def level_table(result: Mapping) -> list[str]:

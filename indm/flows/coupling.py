@@ -7,7 +7,7 @@ https://arxiv.org/abs/1807.03039; Durkan et al. 2019, "Neural Spline Flows", htt
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow,
 from indm.tensors import Batch, PerSample, event_size, expand_like, full_precision, zeroed
 
 
+@runtime_checkable
 class Transform(Protocol):
     """A monotone map of each entry by raw parameters (B, size, *event): y ↦ z and log dz/dy, each (B, *event)."""
 

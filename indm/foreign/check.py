@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Num
@@ -17,10 +18,11 @@ from torch import Tensor
 
 from indm.checks import require
 from indm.dequantization import check_raw, from_data
-from indm.foreign.denoiser import PREDICTIONS, Denoiser, denoiser_of
+from indm.foreign.paths import PREDICTIONS
 from indm.gaussian import GaussianReference
 from indm.likelihood import check_gradient
-from indm.score import context_of, unguided
+from indm.protocols import Model
+from indm.score import context_of, described, unguided
 from indm.tensors import evaluation_mode, randn_like
 
 NOISE_LEVELS = 8  # at which the error is measured, evenly on the clock
@@ -74,7 +76,7 @@ class DenoiserCheck:
 
 
 def check_denoiser(
-    model, raw: Num[Tensor, "batch *event"], *, c=None, batch_size: int = 64, generator: torch.Generator | None = None
+    model: Model, raw: Num[Tensor, "batch *event"], *, c: Any = None, batch_size: int = 64, generator=None
 ) -> DenoiserCheck:
     r"""Measure the denoising error of a model of :func:`indm.from_denoiser` on data, and say what looks wrong.
 
@@ -123,8 +125,15 @@ def check_denoiser(
     )
 
 
+def denoiser_of(model: Model) -> Any:
+    """The network of a model of :func:`indm.from_denoiser`; ValueError where it is another one."""
+    if (network := described(model.score)) is None:
+        raise ValueError(f"model must come from from_denoiser, got one with {type(model.score).__name__}")
+    return network
+
+
 def _errors(
-    denoiser: Denoiser, asked: Asked, reference: GaussianReference, scale: float = 1.0, shift: float = 0.0
+    denoiser: Any, asked: Asked, reference: GaussianReference, scale: float = 1.0, shift: float = 0.0
 ) -> tuple[dict[str, Tensor], Tensor]:
     """‖n − n̂‖²/d, (levels, rows), of each prediction and "linear", of the reference, and what a f + b x + c attains."""
     x, seen, levels, batch_size = asked
@@ -150,7 +159,7 @@ def _errors(
     return errors, size[:, 3] ** 2 / torch.linalg.inv(unit)[:, 3, 3] / max(x.numel() - TAKEN, 1)
 
 
-def _gains(denoiser: Denoiser, asked: Asked) -> Iterator[tuple[str, float]]:
+def _gains(denoiser: Any, asked: Asked) -> Iterator[tuple[str, float]]:
     """Other descriptions in words, and the error, summed over levels, by which each is better than the one given."""
     x, seen, levels, batch_size = asked
     rows = max(FEW, ENTRIES // x[0].numel())
@@ -160,7 +169,7 @@ def _gains(denoiser: Denoiser, asked: Asked) -> Iterator[tuple[str, float]]:
     tried = [(f"data of {name}", denoiser, 1 / size, -centre / size) for name, (size, centre) in scalings.items()]
     for words, path, time in denoiser.noises.others():
         network = lambda x, tau, *c, time=time: denoiser.network(x, time(tau.double()).to(tau), *c)  # noqa: E731
-        tried.append((words, Denoiser(network, denoiser.predicts, path), 1.0, 0.0))
+        tried.append((words, type(denoiser)(network, denoiser.predicts, path), 1.0, 0.0))
     reference = GaussianReference.standard(x)
     errors = _errors(denoiser, asked, reference)[0]
     del errors["linear"]

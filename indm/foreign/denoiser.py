@@ -16,7 +16,8 @@ from indm.checks import check_call, did_you_mean, require
 from indm.conditions import Condition
 from indm.dequantization import Dequantization, GreyLevels
 from indm.flows.base import Identity
-from indm.foreign.paths import Path, path_of
+from indm.foreign.check import check_denoiser
+from indm.foreign.paths import PREDICTIONS, Path, path_of
 from indm.model import INDM, describe
 from indm.names import find
 from indm.scaling import Scaling
@@ -24,15 +25,6 @@ from indm.score import ScoreModel
 from indm.sde.linear import LogLinearSDE
 from indm.tensors import Batch, PerSample, double, expand_like
 
-Coefficients = tuple[Tensor, ...]  # α and σ, for a velocity also dα/dτ and dσ/dτ, which broadcast against x
-# What a network of each kind says of the noise: n̂ from its output f and x_τ.
-PREDICTIONS: Mapping[str, Callable[[Tensor, Tensor, Coefficients], Tensor]] = {
-    "noise": lambda f, x, _: f,
-    "data": lambda f, x, p: (x - p[0] * f) / p[1],
-    "v": lambda f, x, p: (p[1] * x + p[0] * f) / (p[0] ** 2 + p[1] ** 2),  # v = α n − σ x_0
-    "score": lambda f, x, p: -p[1] * f,
-    "velocity": lambda f, x, p: (p[0] * f - p[2] * x) / (p[0] * p[3] - p[2] * p[1]),  # u = α′ x_0 + σ′ n
-}
 SDE_EPS = 1e-5  # the time of the SDE at which the path begins
 LARGE = 20.0  # |x| of data in model units that no usual scaling gives
 SCANNED = 64  # noise levels at which a network is tried that was not finite at one
@@ -55,6 +47,7 @@ class Denoiser(nn.Module):
     """
 
     takes_condition = True
+    examine = staticmethod(check_denoiser)
 
     def __init__(
         self, factory: Any, predicts: str, path: Any, options: Mapping[str, Any] | None = None, variance: str = "large"
@@ -273,15 +266,3 @@ class Preconditioned(nn.Module):
         std = (s**2 + self.sigma_data**2).sqrt()
         f = self.network(x / std, 0.25 * sigma.log(), *c)
         return (self.sigma_data / std) ** 2 * x + s * self.sigma_data / std * f
-
-
-def is_foreign(model) -> bool:
-    """Whether the score of a model is a :class:`Denoiser`."""
-    return isinstance(getattr(model.score, "backbone", None), Denoiser)
-
-
-def denoiser_of(model) -> Denoiser:
-    """The network of a model of :func:`indm.from_denoiser`; ValueError where it is another one."""
-    if not is_foreign(model):
-        raise ValueError(f"model must come from from_denoiser, got one with {type(model.score).__name__}")
-    return model.score.backbone

@@ -6,9 +6,11 @@ from torch import Tensor, nn
 
 from indm.checks import require
 from indm.dequantization import constant_log_q
-from indm.foreign.denoiser import VARIANCES, Denoiser, check_word, denoiser_of
+from indm.foreign.check import denoiser_of
+from indm.foreign.denoiser import VARIANCES, Denoiser, check_word
 from indm.gaussian import GaussianReference
 from indm.objective import NELBO, constant_term, mean_reconstruction, prior_term
+from indm.protocols import Model
 from indm.score import context_of, unguided
 from indm.tensors import Batch, PerSample, check_units, double, event_size, expand_like, randn_like, strata
 
@@ -16,7 +18,7 @@ SAME = 1e-9  # difference of log(σ/α) up to which two levels are one step: the
 
 
 def discrete_nelbo(
-    model,
+    model: Model,
     x: Float[Tensor, "batch *event"],
     *,
     c=None,

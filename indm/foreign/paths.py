@@ -3,7 +3,7 @@ r"""Paths x_τ = α(τ) x_0 + σ(τ) n by which networks trained elsewhere noise
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,15 @@ POINTS = 257  # at which a path is checked
 HALVINGS = 60  # halvings of an interval, to find τ: below float64's rounding
 ROUNDED = 1e-4  # error of a whole k, at most: log(σ/α) was rounded to float32
 MOST_LEVEL = 0.5 * math.log(1e12)  # log(σ/α) from which the data cannot be told from zero
+Coefficients = tuple[Tensor, ...]  # α and σ, for a velocity also dα/dτ and dσ/dτ, which broadcast against x
+# What a network of each kind says of the noise: n̂ from its output f and x_τ.
+PREDICTIONS: Mapping[str, Callable[[Tensor, Tensor, Coefficients], Tensor]] = {
+    "noise": lambda f, x, _: f,
+    "data": lambda f, x, p: (x - p[0] * f) / p[1],
+    "v": lambda f, x, p: (p[1] * x + p[0] * f) / (p[0] ** 2 + p[1] ** 2),  # v = α n − σ x_0
+    "score": lambda f, x, p: -p[1] * f,
+    "velocity": lambda f, x, p: (p[0] * f - p[2] * x) / (p[0] * p[3] - p[2] * p[1]),  # u = α′ x_0 + σ′ n
+}
 
 
 class Path(ABC):

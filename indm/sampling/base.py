@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from indm.checks import check_arguments
 from indm.names import BUILT_IN, find
 from indm.ode import Points
+from indm.protocols import Model, Score
 from indm.score import is_smooth
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample
@@ -61,12 +62,12 @@ class Sampler:
         """The times T = t_0 > … > t_steps = ε between which it steps, (steps + 1,) in float64."""
         return log_snr_grid(sde, steps)
 
-    def step(self, score, z: Batch, t: PerSample, s: PerSample, generator: torch.Generator | None = None) -> Tensor:
+    def step(self, score: Score, z: Batch, t: PerSample, s: PerSample, generator=None) -> Tensor:
         """z_s from z_t for s < t; ``score(z, t)`` is ∇log p_t, ``score.sde`` its SDE."""
         raise NotImplementedError(f"{type(self).__name__} must define step, or solve")
 
     def solve(
-        self, score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
+        self, score: Score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
     ) -> tuple[Tensor, int]:
         """z_ε from z_T, and the evaluations of the score for one sample."""
         for t, s in intervals(self.grid(score.sde, steps), z, progress):
@@ -78,7 +79,7 @@ class Sampler:
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
 
-def default_steps(model) -> int:
+def default_steps(model: Model) -> int:
     """25, and 400 where the network may have ripples in t."""
     return STEPS if is_smooth(model.score) else RESOLVING
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from indm.ode import adams, converge, interpolatory_weights
+from indm.protocols import Score
 from indm.sampling.base import Sampler, check_positive, intervals, steps_in_time, time_grid
 from indm.score import context_of, denoise, is_smooth, probability_flow, with_context
 from indm.tensors import Batch, PerSample, expand_like
@@ -39,7 +40,7 @@ class Heun(Sampler):
     order = 2
     evaluations_per_step = 2
 
-    def step(self, score, z: Batch, t: PerSample, s: PerSample, generator: torch.Generator | None = None) -> Tensor:
+    def step(self, score: Score, z: Batch, t: PerSample, s: PerSample, generator=None) -> Tensor:
         sde = score.sde
         alpha_t, alpha_s, sigma_t, sigma_s = (
             expand_like(v, z) for v in (sde.alpha(t), sde.alpha(s), sde.sigma(t), sde.sigma(s))
@@ -62,7 +63,7 @@ class ExponentialAdams(Sampler):
     corrector: ClassVar[bool] = False
 
     def solve(
-        self, score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
+        self, score: Score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
     ) -> tuple[Tensor, int]:
         sde, points_kept = score.sde, self.order - self.corrector
         grid = self.grid(sde, steps) if is_smooth(score) else time_grid(sde, steps)
@@ -160,13 +161,13 @@ class AdaptiveODE(Sampler):
     def __post_init__(self):
         check_positive("tol", self.tol, usual=FLOW_TOLERANCE)
 
-    def solve(self, score, z: Batch, *, steps=None, generator=None, progress: bool = False) -> tuple[Tensor, int]:
+    def solve(self, score: Score, z: Batch, *, steps=None, generator=None, progress=False) -> tuple[Tensor, int]:
         """z_ε from z_T, and the evaluations of the sample that took the most; ``steps`` is not used."""
         return follow_flow(score, z, score.sde.T, score.sde.eps, tol=self.tol, progress=progress)
 
 
 def follow_flow(
-    score, z: Tensor, t: float, s: float, *, tol: float = FLOW_TOLERANCE, steps: int | None = None, progress=False
+    score: Score, z: Tensor, t: float, s: float, *, tol: float = FLOW_TOLERANCE, steps: Any = None, progress=False
 ) -> tuple[Tensor, int]:
     """z at time s from z at time t, in either direction, by the probability-flow ODE on the clock −log SNR.
 

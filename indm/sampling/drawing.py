@@ -12,13 +12,14 @@ from tqdm.auto import tqdm
 
 from indm.checks import require
 from indm.likelihood import decode_with_log_prob, latents_of
+from indm.protocols import Model
 from indm.sampling.base import FEW, RESOLVING, SAMPLER, Sampler, check_counts, default_steps, make_sampler
 from indm.score import denoise, is_smooth
 from indm.tensors import Batch, evaluation_mode, expand_like
 
 
 def sample(
-    model,
+    model: Model,
     shape_or_n: int | tuple[int, ...],
     *,
     c: Any = None,
@@ -85,7 +86,7 @@ def sample(
 
 
 def sample_with_log_prob(
-    model,
+    model: Model,
     shape_or_n: int | tuple[int, ...],
     *,
     c: Any = None,
@@ -126,7 +127,7 @@ def sample_with_log_prob(
 
 
 def prior_batches(
-    model, shape_or_n: int | tuple[int, ...], c: Any, batch_size: int, generator, progress: bool, *, guidance: float = 1
+    model: Model, shape_or_n: Any, c: Any, batch_size: int, generator, progress: bool, *, guidance: float = 1
 ) -> Iterator[tuple[Any, Batch]]:
     """Batches of z_T ~ π: the model at the conditions of its samples, and z_T."""
     is_either = isinstance(shape_or_n, Integral | tuple | list)
@@ -140,7 +141,7 @@ def prior_batches(
 
 
 def solve_latent(
-    model,
+    model: Model,
     z_T: Batch,
     sampler: Sampler,
     steps: int | None = None,
@@ -163,7 +164,7 @@ def solve_latent(
 
 
 def centre_prior(
-    model, raw: Tensor, *, c: Any = None, batch_size: int = 256, generator: torch.Generator | None = None
+    model: Model, raw: Tensor, *, c: Any = None, batch_size: int = 256, generator: torch.Generator | None = None
 ) -> None:
     """Put the mean of the prior of ``model`` where the diffusion takes the mean of data: α_T times the mean of h(x).
 

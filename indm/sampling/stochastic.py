@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from indm.objective import ancestral_step
+from indm.protocols import Score
 from indm.sampling.base import Sampler, check_positive, intervals, uniform_grid
 from indm.score import denoise
 from indm.sde.linear import LinearSDE
@@ -31,7 +32,7 @@ class EulerMaruyama(Sampler):
     def grid(self, sde: LinearSDE, steps: int) -> Tensor:
         return uniform_grid(sde, steps)
 
-    def step(self, score, z: Batch, t: PerSample, s: PerSample, generator: torch.Generator | None = None) -> Tensor:
+    def step(self, score: Score, z: Batch, t: PerSample, s: PerSample, generator=None) -> Tensor:
         delta, g = expand_like(t - s, z), expand_like(score.sde.diffusion(t), z)
         drift = expand_like(score.sde.drift(t), z) * z - g**2 * score(z, t)
         return z - drift * delta + g * delta.sqrt() * randn_like(z, generator)
@@ -60,7 +61,7 @@ class Ancestral(Sampler):
     order = 1
     stochastic = True
 
-    def step(self, score, z: Batch, t: PerSample, s: PerSample, generator: torch.Generator | None = None) -> Tensor:
+    def step(self, score: Score, z: Batch, t: PerSample, s: PerSample, generator=None) -> Tensor:
         mean, std = ancestral_step(score, z, t, s)
         return mean + std * randn_like(z, generator)
 
@@ -90,7 +91,7 @@ class SDEDPMSolver2M(Sampler):
     stochastic = True
 
     def solve(
-        self, score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
+        self, score: Score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
     ) -> tuple[Tensor, int]:
         sde, before = score.sde, tuple[Tensor, ...]()  # the last prediction, and h'
         for t, s in intervals(self.grid(sde, steps), z, progress):
@@ -140,7 +141,7 @@ class PredictorCorrector(Sampler):
         return uniform_grid(sde, steps)
 
     def solve(
-        self, score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
+        self, score: Score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
     ) -> tuple[Tensor, int]:
         numbers = self.snr if isinstance(self.snr, tuple) else (self.snr,)
         first, last = numbers[0], numbers[-1]
@@ -150,13 +151,13 @@ class PredictorCorrector(Sampler):
         return z, steps * self.evaluations_per_step
 
 
-def reverse_diffusion_step(score, z: Tensor, t: Tensor, s: Tensor, generator=None) -> Tensor:
+def reverse_diffusion_step(score: Score, z: Tensor, t: Tensor, s: Tensor, generator=None) -> Tensor:
     """z_s = (2 − a) z + G² s_θ + G n for the forward kernel z_t = a z_s + G n from s to t."""
     a, variance = (expand_like(v, z) for v in score.sde.transition_moments(s, t))
     return (2 - a) * z + variance * score(z, t) + variance.sqrt() * randn_like(z, generator)
 
 
-def langevin_step(score, z: Tensor, t: Tensor, snr: float, generator=None) -> Tensor:
+def langevin_step(score: Score, z: Tensor, t: Tensor, snr: float, generator=None) -> Tensor:
     """z + η s_θ + √(2η) n with η = 2 (snr ‖n‖/‖s_θ‖)², norms averaged over the batch."""
     s, noise = score(z, t), randn_like(z, generator)
     norms = [v.flatten(1).norm(dim=1).mean() for v in (noise, s)]

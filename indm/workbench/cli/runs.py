@@ -59,8 +59,8 @@ class Evaluate(ShowsProgress):
         result = evaluate_run(run, options, data_table=data, progress=self.progress)
         if PartialState().is_main_process:  # it alone has the results of all processes
             print(likelihood_table(result), *(level_table(result) if "nelbo" in result else []), sep="\n")
-            print("nothing was written" if "interrupted" in result else verdict(result))
-        return INTERRUPTED if "interrupted" in result else DONE
+            print("nothing was written" if result["interrupted"] else verdict(result))
+        return INTERRUPTED if result["interrupted"] else DONE
 
 
 @dataclass

@@ -77,7 +77,7 @@ def evaluate_run(
         batch_size=options.batch_size, seed=options.seed, progress=progress and main, distributed=distributed,
     )  # fmt: skip
     result, nats = found.report | {"split": split}, dict(found.nats)
-    if not main or "interrupted" in result:
+    if not main or result["interrupted"]:
         return result
     if c is not None:
         result["condition"] = name_of("condition", type(model.condition))

@@ -53,7 +53,7 @@ def of_classes(result: Mapping) -> list[str]:
     for label, row in result["classes"].items():
         numbers = (row[key] / nats_of_unit(result) for key in ("nats", "nats_standard_error"))
         rows.append((label, str(row["images"]), *map(shown, numbers)))
-    left_out = ["classes of one group have no standard error and are left out"] if "groups" in result else []
+    left_out = ["classes of one group have no standard error and are left out"] if result.get("groups") else []
     return ["", table(rows), *left_out, ""]
 
 
