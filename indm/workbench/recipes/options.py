@@ -175,16 +175,6 @@ class TrainOptions(Checked):
         finite = math.isfinite(min(self.steps, self.seconds))
         require(finite, "train.seconds", self.seconds, "finite if train.steps is inf")
 
-    @property
-    def opening(self) -> float:
-        """First fraction of the run, in which one of flow and score is trained without the other."""
-        return self.pretrain or self.flow_first
-
-    @property
-    def keeps_best(self) -> bool:
-        """Whether the run ends with the best validated model."""
-        return self.final == "best" or (self.final == "auto" and self.flow_first > 0)
-
 
 @dataclass(frozen=True)
 class Evaluation(Checked):
