@@ -120,7 +120,7 @@ def find_images(
     count = counted(len(files), "file")
     first = f"; the first is {_first_bad(files[int(np.argmin(kinds))])}" if bad else ""
     if not grey + colour:
-        raise ValueError(f"no readable images in '{folder}' ({count}); png, jpeg, webp, bmp, … would do{first}")
+        raise ValueError(f"no readable images in '{folder}' ({count}); it takes png, jpeg, webp, bmp, …{first}")
     if bad:
         notes.append(f"skipped {bad} of {count}, unreadable as images{first}")
         warnings.warn(notes[-1], stacklevel=3)

@@ -122,7 +122,7 @@ def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
         raise ValueError(f"overwrite must be true: {folder} already holds {', '.join(there)}")
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
-        raise NotADirectoryError(f"nothing can be written into {nearest}: it is no folder")
+        raise NotADirectoryError(f"nothing can be written into {nearest}: it is not a folder")
     if not os.access(nearest, os.W_OK):
         raise PermissionError(f"nothing can be written into {nearest}: it is read-only, or only others may")
 

@@ -1,7 +1,6 @@
 """Images in data sets of the hub and in tar files, against the same images in a folder; arrays that are mapped."""
 
 import io
-import sys
 import tarfile
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from indm.workbench.cli.main import main
 from indm.workbench.data import load_data
 from indm.workbench.data.base import PARTS, as_data, stack
 
@@ -123,14 +121,6 @@ def test_without_download_the_hub_is_not_asked(tmp_path, monkeypatch):
     assert offline == [False, True] and datasets.config.HF_HUB_OFFLINE is False
 
 
-def test_what_cannot_be_read_is_said(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "a.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(ValueError, match="cannot be read as a data set"):
-        load_data("datasets", path=tmp_path / "broken", **OPTIONS)
-
-
 def test_a_data_set_of_numbers_and_its_mistakes(tmp_path):
     numbers = np.random.default_rng(0)
     columns = {"a": numbers.normal(size=40), "b": numbers.normal(size=40), "dose": numbers.normal(size=40)}
@@ -144,13 +134,6 @@ def test_a_data_set_of_numbers_and_its_mistakes(tmp_path):
         load_data("datasets", path=tmp_path / "saved")
     with pytest.raises(ValueError, match="cannot be read as a data set"):
         load_data("datasets", path=tmp_path / "saved" / "none-of-these", x="a")
-
-
-def test_without_the_library_one_line_says_how_to_get_it(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    assert main(["train", "folder", "--data", "datasets", "--data.path", "ann/pictures"]) == 2
-    line = "indm: error: the data set 'datasets' needs the library datasets: pip install datasets\n"
-    assert capsys.readouterr().err == line
 
 
 @pytest.mark.parametrize("kind", ["floats", "images"])

@@ -10,8 +10,7 @@ import pytest
 
 from indm.workbench.cli.main import main
 from indm.workbench.data import standard
-from indm.workbench.recipes import recipe as recipes
-from indm.workbench.runs.folder import end_of, recipe_of
+from indm.workbench.runs.folder import recipe_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
 
@@ -41,14 +40,6 @@ def test_data_that_were_moved_alone_are_named_on_the_command_line(project, capsy
     np.save("third.npy", np.zeros((40, 2)))
     assert main(["train", "runs/a", "--resume", "--data.path=third.npy", "--quiet"]) == 2
     assert "it differs in data.path" in capsys.readouterr().err
-
-
-def test_a_relative_path_of_an_old_run_starts_in_the_current_folder(project):
-    recipe = project / "runs/a/recipe.toml"
-    recipe.write_text(recipe.read_text().replace(str(project / "mine.npy"), "mine.npy"))
-    assert main(["evaluate", "runs/a", *FEW]) == 0
-    assert main(["train", "runs/a", "--resume", "--train.steps=3", "--quiet"]) == 0
-    assert recipes.load(recipe)["data"]["path"] == str(project / "mine.npy")
 
 
 def test_what_reads_a_run_downloads_nothing(project, monkeypatch, capsys):
@@ -96,19 +87,3 @@ def test_a_folder_of_a_run_that_is_a_link_is_refused(project, name, capsys):
         assert main(line) == 2
         assert f"runs/a/{name} is a link to a folder outside" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in outside.iterdir()} == before
-
-
-def test_what_code_from_outside_calls_a_path_stays():
-    recipe = {"data": {"name": "my.data:Set", "path": "s3://x"}, "data_b": {"name": "folder", "path": "~/x"}}
-    assert recipes.absolute(recipe)["data"]["path"] == "s3://x"
-    assert recipes.absolute(recipe)["data_b"]["path"] == os.path.expanduser("~/x")
-
-
-def test_the_end_of_a_run_is_known_or_that_is_said(tmp_path):
-    with pytest.raises(ValueError, match="has not come to an end"):
-        end_of(tmp_path)
-    (tmp_path / "conversion.json").write_text('{"step": 123}')
-    assert end_of(tmp_path) == {"steps": 123}
-    (tmp_path / "summary.json").write_text("{}")
-    with pytest.raises(ValueError, match="has not come to an end"):
-        end_of(tmp_path)

@@ -1,6 +1,5 @@
 """What a step costs: measured in turns by a clock that the test moves, kept, and made a budget."""
 
-import json
 import math
 
 import pytest
@@ -126,12 +125,3 @@ def test_what_cannot_be_had_like_another_is_refused(indm_run, tmp_path):
     with pytest.raises(ValueError, match="killed has not come to an end"):
         train(LINEAR, tmp_path / "out", like=tmp_path / "killed", progress=False)
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("found", [None, 3, {}, {"a": 1.0}, {"a": 1.0, "b": 0.0}, {"a": "1", "b": 1.0}])
-def test_a_record_without_both_costs_says_nothing(tmp_path, found):
-    for run, costs_found in (("good", {"a": 3.0, "b": 2.0}), ("bad", found)):
-        (tmp_path / run).mkdir()
-        (tmp_path / run / "versions.json").write_text(json.dumps({"step_costs": costs_found}))
-    assert ratio_in([tmp_path / "bad"], "a", "b") is None
-    assert ratio_in([tmp_path / "bad", tmp_path / "good"], "a", "b") == 1.5

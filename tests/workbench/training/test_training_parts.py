@@ -83,21 +83,6 @@ def test_a_network_gets_the_flow_and_the_sde_of_the_recipe(tmp_path):
     assert summary["steps"] == 8
 
 
-def test_an_own_scaling_and_shape_stay(tmp_path):
-    model = INDM(CouplingFlow((2,), depth=1, width=8), ScoreModel(Net(), VPSDE()), Scaling(1.0, 5.0), (2,))
-    train(OPTIONS, tmp_path, model=model, data=torch.randn(60, 2), progress=False)
-    with indm.trust("own_parts"):
-        assert INDM.load(tmp_path).scaling.scale == 5
-    with pytest.raises(ValueError, match=r"data must have events of shape \(2,\), as the model has, got \(3,\)"):
-        train(OPTIONS, tmp_path / "other", model=model, data=torch.randn(60, 3), progress=False)
-
-
-def test_a_model_of_other_grey_levels_is_refused(tmp_path):
-    model = INDM(CouplingFlow((2,), depth=1, width=8), ScoreModel(Net(), VPSDE()), Scaling.images(16), (2,))
-    with pytest.raises(ValueError, match="data must have grey levels 16, as the model has, got None"):
-        train(OPTIONS, tmp_path / "other", model=model, data=torch.randn(60, 2), progress=False)
-
-
 @pytest.mark.parametrize(
     "objective", [doubled, "own_parts:doubled", Objective(doubled)], ids=["function", "name", "value"]
 )

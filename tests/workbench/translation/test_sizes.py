@@ -1,17 +1,13 @@
 """Images that are no squares, and of other sizes than the model's, through all commands as a user goes."""
 
-import json
 import tomllib
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from toys import BY_COUPLING, SMALL, error_of, framed, pixels
+from toys import BY_COUPLING, SMALL, error_of
 
 from indm.workbench.cli.main import main
-from indm.workbench.data.base import load_data, stack
-from indm.workbench.evaluation.fid import open_images
 from indm.workbench.runs.folder import open_run
 from indm.workbench.translation.routes import find, open_runs
 
@@ -77,30 +73,6 @@ def test_a_photograph_is_cut_to_the_shape_of_the_model(trained, tmp_path):
     (item,) = find([tmp_path / "photo.png"], model, recipe["data"])
     cut = Image.fromarray(array[2:29]).resize((12, 8), Image.Resampling.BILINEAR)
     assert np.array_equal(item.read().pixels.permute(1, 2, 0).numpy(), np.asarray(cut))
-
-
-@pytest.mark.long
-def test_runs_of_images_that_are_no_squares(trained, folders, tmp_path, capsys):
-    run = trained / "pair" / "b"
-    assert main(["evaluate", str(run), "--quiet", "--examples", "4", "--nll-examples", "2"]) == 0
-    assert main(["sample", str(run), "-n", "6", "--steps", "3", "--quiet", "--out", str(tmp_path / "drawn")]) == 0
-    with np.load(tmp_path / "drawn" / "samples.npz") as drawn:
-        samples = drawn["samples"]
-    assert samples.shape == (6, 3, *SIDES)
-    grid = [frame for row in framed(pixels(tmp_path / "drawn" / "samples.png"), side=SIDES) for frame in row]
-    assert all(np.array_equal(a, b.transpose(1, 2, 0)) for a, b in zip(grid, samples, strict=False))
-    assert main(["compare", str(run), "--out", str(tmp_path / "page"), "--quiet"]) == 0
-    capsys.readouterr()
-    fitted = open_images(folders[1], size="8x12")
-    assert fitted.raw.shape == (56, 3, *SIDES) and fitted.provenance["resized"] == [8, 12]
-    data = load_data("folder", path=str(folders[1]), size=[8, 12])
-    seen = {image.numpy().tobytes() for part in (data.train, data.valid, data.test) for image in stack(part)}
-    assert {image.numpy().tobytes() for image in fitted.raw} == seen
-    own = open_images(folders[1])  # one size: as they are
-    assert own.raw.shape == (56, 3, 20, 36) and torch.equal(
-        own.raw[0].permute(1, 2, 0), torch.from_numpy(pixels(min(folders[1].iterdir())).astype(np.uint8))
-    )
-    assert json.loads((run / "summary.json").read_text())["steps"] == 2
 
 
 def test_sides_that_a_flow_or_a_network_cannot_divide_are_errors_by_name(folders, tmp_path, capsys):
