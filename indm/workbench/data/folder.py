@@ -197,47 +197,33 @@ def class_of(file: Path, folder: Path, names: Sequence[str]) -> str:
 class Datasets(ImageOptions):
     """A split of a data set as ``datasets.load_dataset`` finds it, divided by ``seed``; no code from the hub is run.
 
-    Images stay in the library's files, so they may be larger than memory; columns of numbers are read.
+    Images stay in the library's files, so they may be larger than memory.
     """
 
     path: str | Path
     """A name on the hub, "user/name", or a folder: of images, tables or tar files of webdataset (where x is "png" and c
     "cls"), or what ``save_to_disk`` wrote."""
-    size: int | str | list[int] | None = None  # type: ignore[assignment]
-    """Side in pixels of the square to which all images are brought, or height x width. Columns of numbers need none."""
     config: str | None = None
     """Which of its configurations, where there are several."""
     split: str = "train"
     """Which of its splits; "train+test" takes both."""
     download: bool = True
     """Whether to ask the hub for what is not on this machine."""
-    x: str | tuple[str, ...] = "image"
-    """The column of images; or columns of numbers, which make vectors."""
+    x: str = "image"
+    """The column of images."""
     c: str = ""
     """The column of the condition: class labels, numbers or words; none by default."""
-    levels: int | None = None
-    """Of columns of whole numbers that are grey levels: how many."""
-
-    def __post_init__(self) -> None:
-        if self.size is not None:
-            super().__post_init__()
 
     def data(self) -> Data:
         rows = self.rows()
-        names = (self.x,) if isinstance(self.x, str) else tuple(self.x)
-        for name in (*names, *([self.c] if self.c else [])):
-            if name not in rows.column_names:
+        for name in (self.x, self.c):
+            if name and name not in rows.column_names:
                 raise ValueError(f"{self.path} has no column {name!r}{nearest(name, rows.column_names)}")
-        c = self.conditions(rows) if self.c else None
-        if type(rows.features[names[0]]).__name__ == "Image":
-            if len(names) > 1 or self.size is None:
-                raise ValueError(f"the images in {names[0]!r} of {self.path} stand alone in data.x and need data.size")
-            images, notes = StoredImages(rows, names[0]), [f"{len(rows)} images of {self.path}"]
-            return self.data_of("datasets", self.path, images, images.in_colour(), notes, () if c is None else c)
-        if self.size is not None:
-            raise ValueError(f"size is for images, and {names[0]!r} of {self.path} holds {rows.features[names[0]]}")
-        table = np.column_stack([np.asarray(rows.with_format("numpy")[name][:]) for name in names])
-        return self.as_data(table, name="datasets", levels=self.levels, where=self.path, c=False if c is None else c)
+        kind = type(rows.features[self.x]).__name__
+        require(kind == "Image", "data.x", self.x, f"a column of images, not of {kind}")
+        c = self.conditions(rows) if self.c else ()
+        images, notes = StoredImages(rows, self.x), [f"{len(rows)} images of {self.path}"]
+        return self.data_of("datasets", self.path, images, images.in_colour(), notes, c)
 
     def rows(self) -> Any:
         """The rows of the split, as the library has them."""

@@ -6,10 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from closed_form import GaussianScore
@@ -109,14 +107,6 @@ def test_a_disk_that_is_read_only_is_found_out_before_anything_is_computed(run, 
     monkeypatch.setattr(samples, "sample", lambda *_, **__: pytest.fail("samples that cannot be kept were drawn"))
     with pytest.raises(PermissionError, match=f"nothing can be written into {small_disk}: it is read-only"):
         draw(run, Drawing(n=4), small_disk / "new" / "samples", progress=False)
-
-
-def test_more_samples_than_memory_holds_are_not_drawn(run, tmp_path, monkeypatch):
-    """The event of a model of a kilobyte may be as large as that of any."""
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=2**25))
-    monkeypatch.setattr(samples, "sample", lambda *_, **__: pytest.fail("samples were drawn"))
-    with pytest.raises(ValueError, match=r"n must be .*, got 50,000 of \(1, 8, 8\): it claims 38,400,000 bytes"):
-        draw(run, Drawing(n=50_000), tmp_path, progress=False)
 
 
 # ── Old results stay until the new are whole
