@@ -391,27 +391,6 @@ def test_codes_have_the_law_of_the_prior():
 # ── What does not fit ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
-    "given, message",
-    [
-        ({"blocks": [4, 4]}, r"blocks is \(2, 2\), not \[4, 4\]"),
-        ({"width": 512, "squeeze": True}, "width is 16, not 512; squeeze is False, not True"),
-        ({"actnorm": True}, "actnorm is False, not True"),
-        ({"name": "coupling"}, "name is residual, not coupling"),
-        ({"activatoin": "sin"}, "flow 'residual' has no option 'activatoin'; did you mean 'activation'"),
-        ({"activation": "gelu"}, "activation must be one of .*, got 'gelu'"),
-        ({"activation": "swish"}, r"transforms\.0\.chain\.0\.nnet\.1\.beta is missing"),
-        ({"coeff": 0.99}, r"coeff must lie in \(0, 0.98\]"),
-        ({"coeff": [1]}, r"flow.coeff must be a number, got \[1\]"),
-        ({"activation": []}, r"flow.activation must be a string, got \[\]"),
-    ],
-)
-def test_arguments_of_the_plain_flow_that_do_not_fit(given, message):
-    state, good, _, shape = recorded(PLAIN)
-    with pytest.raises(ValueError, match=message):
-        flow_from_state(state, good | given, shape)
-
-
 @pytest.mark.parametrize("name", [PLAIN, CONDITIONAL])
 def test_every_tensor_counts(name):
     """One that is missing, extra or of another shape is named; all of them at once."""

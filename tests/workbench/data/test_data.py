@@ -3,7 +3,6 @@
 import functools
 import gzip
 import hashlib
-import inspect
 import pickle
 import sys
 
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from indm.names import BUILT_IN, find, trust
+from indm.names import trust
 from indm.workbench.data import ImageFiles
 from indm.workbench.data.base import InMemory, as_data, check_data, load_data, split, stack
 from indm.workbench.data.densities import DENSITIES
@@ -598,19 +597,6 @@ def test_a_data_set_of_tuples_is_that_of_its_first_entries(kind):
     assert isinstance(as_data(tensors).train, InMemory)  # batches are indexed, not put together
 
 
-def test_splits_that_are_given_stay():
-    x = torch.arange(60, dtype=torch.uint8).reshape(20, 3)
-    data = as_data((x[:12], Pairs(x[12:15].numpy()), x[15:]), levels=60, limit=5, name="mine")
-    assert torch.equal(stack(data.train), x[:5]) and torch.equal(stack(data.valid), x[12:15])
-    assert torch.equal(stack(data.test), x[15:]) and data.name == "mine" and data.scaling.levels == 60
-    others = [(x[:12], x[12:15], x[15:19]), (x[:12].flip(0), x[12:15], x[15:])]
-    assert len({as_data(s, levels=60).fingerprint for s in [*others, (x[:12], x[12:15], x[15:])]}) == 3
-    z = torch.randn(20, 2)
-    standardised = as_data((z[:12], z[12:15], z[15:])).scaling
-    torch.testing.assert_close(standardised.shift, z[:12].mean(0))
-    torch.testing.assert_close(standardised.scale, z[:12].std(0))
-
-
 def test_deviations_far_from_zero_do_not_cancel():
     x = 1e6 + torch.randn(200, 2)
     lazy, whole = as_data(Pairs(list(x))).scaling, as_data(x).scaling
@@ -822,9 +808,3 @@ def test_arrays_that_cannot_be_used(tmp_path):
         with pytest.raises(ValueError, match=message):
             load_data("array", path=tmp_path / name, **options)
     assert load_data("array", path=tmp_path / "two.npz", key="images").shape == (1, 8, 8)
-
-
-def test_options_of_every_loader_are_keywords():
-    for name in BUILT_IN["data"]:
-        parameters = inspect.signature(find("data", name)).parameters.values()
-        assert all(p.kind is p.KEYWORD_ONLY for p in parameters), name

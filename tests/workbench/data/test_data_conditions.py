@@ -44,16 +44,6 @@ def test_two_arrays_of_one_file(tmp_path):
         load_data("array", path=tmp_path / "both.npz", c="d")
 
 
-def test_two_files(tmp_path):
-    x, c = rows()
-    np.save(tmp_path / "x.npy", x)
-    np.save(tmp_path / "c.npy", c.astype(np.int64))
-    data = load_data("array", path=tmp_path / "x.npy", c="c.npy")
-    assert_together(data)
-    assert_together(data, labels=True)
-    assert data.classes[:2] == ("0", "1")
-
-
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_columns_of_a_table(tmp_path, suffix):
     import pandas

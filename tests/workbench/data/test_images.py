@@ -11,7 +11,7 @@ from PIL import Image
 from indm.workbench.data import images
 from indm.workbench.data.base import stack
 from indm.workbench.data.examples import loader
-from indm.workbench.data.folder import Files, kinds_of, list_files
+from indm.workbench.data.folder import kinds_of, list_files
 from indm.workbench.data.images import ImageFiles, count_unreadable, read_image
 
 
@@ -60,16 +60,6 @@ def test_transparent_pixels_are_those_of_the_composite(tmp_path, mode):
     assert np.abs(found - (255 * (1 - a) + pixels[..., :-1] * a)).max() <= 0.5 + 1e-9
 
 
-def test_the_fingerprint_of_files_tells_which_they_are_and_where_their_names_end(tmp_path):
-    def fingerprint(names, chosen=None):
-        files = Files(tmp_path, np.array(names, dtype="S"))
-        return (files if chosen is None else files.select(np.array(chosen))).fingerprint()
-
-    assert fingerprint(["a", "bc", "d"], [0, 2]) == fingerprint(["a", "d"]) == fingerprint(["a", "d", "xy"], [0, 1])
-    different = (["ab", "c"], ["a", "bc"], ["abc"], ["a", "b", "c"], ["ab", "c", "c"])
-    assert len({fingerprint(names) for names in different}) == len(different)
-
-
 # ── Damage, and the order of the data
 
 
@@ -108,16 +98,6 @@ def test_images_are_decoded_once_where_memory_holds_them_all(tmp_path, monkeypat
     assert torch.equal(stack(kept), first) and torch.equal(kept[-1], first[-1]) and len(other) == 5
     with pytest.raises(ValueError, match="5 images in a row cannot be read"):
         again[0]
-
-
-@pytest.mark.filterwarnings("ignore:.*cannot be read")
-def test_a_folder_that_has_gone_is_an_error_after_a_hundred(tmp_path):
-    folder = many(tmp_path / "f", 200)
-    data = ImageFiles(list_files(folder), (3, 8, 8))
-    for file in data.files:
-        file.unlink()
-    with pytest.raises(ValueError, match=r"100 images in a row cannot be read, beginning with .*0000150.png"):
-        data[150]
 
 
 @pytest.mark.filterwarnings("ignore:.*cannot be read", "ignore:This DataLoader will create")

@@ -13,7 +13,6 @@ from scipy.stats import ttest_rel
 from indm.evaluation.statistics import holm
 from indm.workbench.evaluation.compare import Run, compare, differences, methods_of, pairs_of
 from indm.workbench.evaluation.results import check_same_examples, read_evaluation
-from indm.workbench.figures import plots
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import recipe_of
 from indm.workbench.training.costs import key_of
@@ -202,20 +201,6 @@ def test_one_training_each_has_an_error_over_examples_and_no_verdict(tmp_path):
     assert not any(word in text for word in ("  better", "  worse", "tie"))
 
 
-def test_the_picture_has_samples_or_says_how_to_draw_them(tmp_path, monkeypatch):
-    (indm,), (linear,) = trained(tmp_path, "indm", (0,)), trained(tmp_path, "linear", (1,))
-    np.savez(indm / "samples.npz", samples=np.zeros((3, 2), np.float32), levels=np.array(0))
-    figures, write = [], plots.pixels_of
-    monkeypatch.setattr(plots, "pixels_of", lambda figure: (figures.append(figure), write(figure))[1])
-    compare([linear, indm], tmp_path / "out")
-    (samples,) = figures
-    empty, points = samples.axes
-    assert [axes.get_title() for axes in samples.axes] == ["1", "0"]
-    assert "".join(empty.texts[0].get_text().split()) == f"notsampledyet:indmsample{linear}"
-    assert points.lines[0].get_color() == plots.COLOURS[1]
-    assert len(points.lines[0].get_xdata()) == 3
-
-
 @pytest.mark.parametrize(
     ("paths", "hashes", "same"),
     [
@@ -263,23 +248,6 @@ def test_seeds_without_a_partner_are_named_and_methods_without_a_common_seed_are
     assert alone["seeds"] == 0 and alone["difference"] is alone["standard_error"] is alone["p"] is None
     assert set(stored["differences"]["apart"]) == {"nelbo"} and "one training" not in text
     assert "2 (without a partner: 2, 3)" in text and "untested: no seed in common" in text
-
-
-def of_two_rates(base, **options):
-    """Two methods that differ in their rate alone, and are as good."""
-    rates = {"a": "1e-3", "b": "2e-3"}
-    return [evaluated(base / name, NATS["indm", 0], **{"train.lr": rate}, **options) for name, rate in rates.items()]
-
-
-def test_a_likelihood_that_has_not_converged_is_named(tmp_path):
-    runs, keys = of_two_rates(tmp_path, nll=NATS["indm", 0]), ("nats", "bits_per_dim", "largest_bits_per_dim")
-    assert "converged" not in compare(runs, tmp_path / "out")
-    nll = read_evaluation(runs[1])["nll"]
-    solver = {"unconverged": 2, "nll_error": 1e-3, "solver_error": dict.fromkeys(keys, 0.2)}
-    for steps, advice in {None: "in 256 steps; take more steps, such as 512", 24: "such as 48, or"}.items():
-        changed(runs[1], nll=nll | solver | ({} if steps is None else {"steps": steps}))
-        said = compare(runs, tmp_path / f"out {steps}")
-        assert f"{runs[1]}: The NLL (ODE) has not converged: the solver's error may be above" in said and advice in said
 
 
 def test_the_page_says_what_the_text_says(tmp_path):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from indm.workbench.cli.main import main
-from indm.workbench.data import standard
 from indm.workbench.runs.folder import recipe_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
@@ -40,35 +39,6 @@ def test_data_that_were_moved_alone_are_named_on_the_command_line(project, capsy
     np.save("third.npy", np.zeros((40, 2)))
     assert main(["train", "runs/a", "--resume", "--data.path=third.npy", "--quiet"]) == 2
     assert "it differs in data.path" in capsys.readouterr().err
-
-
-def test_what_reads_a_run_downloads_nothing(project, monkeypatch, capsys):
-    """The recipe of somebody else named a data set and a folder, and any command fetched it and filled that."""
-    asked = []
-
-    def fetch(root, download):
-        asked.append(root)
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("torchvision.datasets.FashionMNIST", fetch)
-    monkeypatch.setattr(standard, "DEBIAN_FASHION_MNIST", project / "nowhere")
-    recipe, root = project / "runs/a/recipe.toml", project / "chosen" / "by" / "them"
-    text = recipe.read_text()
-    before, _, rest = text.partition("[data]")
-    after = rest[rest.index("\n[") :]
-    recipe.write_text(f'{before}[data]\nname = "fashion-mnist"\nroot = "{root}"\ndownload = true\n{after}')
-    assert recipe_of(project / "runs/a")["data"] == {"name": "fashion-mnist", "root": str(root), "download": True}
-    for line in (
-        ["evaluate", "runs/a", *FEW],
-        ["fid", "runs/a", "--reference=runs/a", "--quiet"],
-    ):  # fmt: skip
-        assert main(line) == 2
-        assert "fashion-mnist could not be loaded; they were looked for in" in capsys.readouterr().err, line
-    with pytest.warns(UserWarning, match="the picture shows no data beside the samples: fashion-mnist could not"):
-        assert main(["sample", "runs/a", "-n=4", "--steps=2", "--quiet"]) == 0
-    assert not asked and not (project / "chosen").exists()
-    assert main(["evaluate", "runs/a", "--data.root=here", "--data.download=true", *FEW]) == 2
-    assert "no route to host" in capsys.readouterr().err and asked == [str(project / "here")]
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "best"])

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -19,13 +18,11 @@ from indm.sampling import make_sampler, solve_latent
 from indm.scaling import Scaling
 from indm.sde import VPSDE
 from indm.workbench.cli.main import main
-from indm.workbench.recipes.options import Drawing
 from indm.workbench.recipes.recipe import recipe
-from indm.workbench.runs import samples
 from indm.workbench.runs.devices import run_lock
 from indm.workbench.runs.folder import read_metrics
 from indm.workbench.runs.provenance import describe
-from indm.workbench.runs.samples import change_in_twice_the_steps, draw
+from indm.workbench.runs.samples import change_in_twice_the_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
 
@@ -102,31 +99,7 @@ def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def test_a_disk_that_is_read_only_is_found_out_before_anything_is_computed(run, small_disk, tmp_path, monkeypatch):
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    monkeypatch.setattr(samples, "sample", lambda *_, **__: pytest.fail("samples that cannot be kept were drawn"))
-    with pytest.raises(PermissionError, match=f"nothing can be written into {small_disk}: it is read-only"):
-        draw(run, Drawing(n=4), small_disk / "new" / "samples", progress=False)
-
-
 # ── Old results stay until the new are whole
-
-
-def fill(folder):
-    """Leave no room on the file system of ``folder``."""
-    with pytest.raises(OSError, match="No space left"), (folder / "other").open("wb", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
-
-
-def test_samples_stay_where_there_is_no_room_for_new_ones(run, small_disk):
-    draw(run, Drawing(n=4, steps=1), small_disk, progress=False)
-    (small_disk / "samples.png").write_bytes(b"their picture")
-    fill(small_disk)
-    before = content(small_disk)
-    with pytest.raises(OSError, match="No space left"):
-        draw(run, Drawing(n=2000, steps=1), small_disk, overwrite=True, progress=False)
-    assert content(small_disk) == before and len(before) == 4
 
 
 # ── Data that change after a training

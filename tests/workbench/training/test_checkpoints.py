@@ -77,17 +77,6 @@ def test_what_is_no_state_of_a_run_is_not_taken_for_one(tmp_path, content):
         assert restored(tmp_path) == 10
 
 
-def test_where_nothing_is_whole_that_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"resume must be false: .* holds no checkpoint; move it away"):
-        restored(tmp_path)
-    written(tmp_path, 10, 20)
-    for path in (tmp_path / "checkpoints").iterdir():
-        truncate(path, 0.5)
-    with pytest.raises(ValueError, match=r"20\.pt cannot be read as a checkpoint: .*; nor can any older one"):
-        restored(tmp_path)
-    assert steps_in(tmp_path) == ["10.pt", "20.pt"]
-
-
 @pytest.mark.parametrize("call", ["fsync", "replace", "link"])
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, call):
     written(tmp_path, 10, 20)

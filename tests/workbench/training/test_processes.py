@@ -1,10 +1,7 @@
 """Several processes make one run, which resumes to the last bit, and none of them hangs. With gloo, on the CPU."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -14,12 +11,10 @@ import torch
 from launch import FAULTS, InDouble
 from processes import fork_group
 from small_runs import (
-    ONE_THREAD,
     TINY,
     assert_same,
     change,
     checkpoint,
-    command,
     largest_difference,
     launch,
     log_of,
@@ -135,27 +130,6 @@ def test_a_killed_process_ends_all_with_an_error_and_nothing_is_lost(wide, tmp_p
     assert checkpoint(tmp_path / "run")["step"] == 40
     launch(2, LAUNCH, recipe, tmp_path / "run", "--resume")
     assert largest_difference(two, tmp_path / "run") < 1e-9
-
-
-def started_apart(recipe, run):
-    """Two processes and their launcher, which get no signals of this one."""
-    started = command(2, LAUNCH, recipe, run)
-    return subprocess.Popen(started, stderr=subprocess.DEVNULL, env=ONE_THREAD, start_new_session=True)
-
-
-@pytest.mark.long
-@pytest.mark.about_time
-@pytest.mark.parametrize("send", [lambda pid: os.kill(pid, signal.SIGTERM), lambda pid: os.killpg(pid, signal.SIGINT)])
-def test_a_signal_to_the_launcher_saves(wide, tmp_path, send):
-    """To it alone, or, as by Ctrl-C in a terminal, to all of its processes, to which it passes that on once more."""
-    recipe, _ = wide
-    process = started_apart(recipe, tmp_path / "run")
-    while not read_metrics(tmp_path / "run") and process.poll() is None:
-        time.sleep(0.1)
-    send(process.pid)
-    process.wait()
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["interrupted"]
-    assert checkpoint(tmp_path / "run")["step"] % 20 != 0
 
 
 # ── other ways to start, and to divide ──────────────────────────────────────────────────────────────────────────────

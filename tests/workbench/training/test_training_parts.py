@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from closed_form import within
-from own_parts import QUIET, Blind, Net, Points, TooWide, doubled
+from own_parts import Blind, Net, Points, TooWide, doubled
 from small_runs import assert_same, checkpoint, interrupt_at, log_of
 from torch.utils.data import TensorDataset
 
@@ -24,9 +24,7 @@ from indm.workbench.recipes.options import TrainOptions
 from indm.workbench.training.loop import train
 from indm.workbench.training.parts import (
     Penalty,
-    name_of_objective,
     normal_law,
-    recipe_of,
     terminal_law,
     with_noise,
 )
@@ -109,16 +107,6 @@ def test_an_objective_that_a_file_cannot_name_has_to_be_given_again(tmp_path):
         train(tmp_path, tmp_path, **given, resume=True, progress=False)
     more = TrainOptions(**asdict(options) | {"steps": 6})
     assert train(more, tmp_path, objective=local, **given, resume=True, progress=False)["steps"] == 6
-
-
-def test_an_objective_has_the_name_of_its_loss_or_its_own():
-    assert name_of_objective(Objective(mle_loss)) == "mle"
-    assert name_of_objective(Objective(doubled)) == "own_parts:doubled"
-    assert name_of_objective(Objective(mle_loss, trains_flow=False)) == "given"
-    assert name_of_objective(QUIET) == "own_parts:QUIET"
-    assert recipe_of("eight-gaussians", objective="own_parts:QUIET")["train"]["objective"] == "own_parts:QUIET"
-    recipe = recipe_of("eight-gaussians", objective=mle_loss)
-    assert recipe["train"]["objective"] == "mle" and recipe["data"]["name"] == "eight-gaussians"
 
 
 def test_a_callback_sees_every_step_and_stops_the_run(tmp_path):
