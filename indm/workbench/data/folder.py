@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import os
 import warnings
-from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from indm.workbench.data.base import Data
 from indm.workbench.data.images import SUFFIXES, ImageOptions, Stored, read_image, read_kind
 
 KINDS = (None, "L", "RGB")  # kinds of a file: not a usable image, grey, colour
-AT_ONCE = 4096  # files whose headers are read side by side
 LOOKED_AT = 32  # images of a data set of the hub whose headers decide on colour
 
 
@@ -90,11 +88,8 @@ def list_files(folder: Path, below: Sequence[str] = ("",)) -> Files:
 
 def kinds_of(files: Files, whole: bool = False) -> np.ndarray:
     """The positions in :data:`KINDS` of files, by their headers or, with ``whole``, from all of each."""
-    kinds = array("B")
     with ThreadPoolExecutor(os.cpu_count() if whole else None) as pool:  # one image may take a gigabyte to decode
-        for first in range(0, len(files), AT_ONCE):
-            kinds.extend(pool.map(partial(_kind, whole=whole), files[first : first + AT_ONCE]))
-    return np.frombuffer(kinds, np.uint8)
+        return np.fromiter(pool.map(partial(_kind, whole=whole), files), np.uint8, len(files))
 
 
 def _kind(path: Path, whole: bool) -> int:
