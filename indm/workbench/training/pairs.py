@@ -10,7 +10,7 @@ from indm.workbench.data.base import check_kind, load_data
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import BRIDGE, AnyTables, Recipe, Tables
 from indm.workbench.runs.devices import by_main_process, on_cpu
-from indm.workbench.runs.folder import check_empty, check_no_links, finished, is_run
+from indm.workbench.runs.folder import check_empty, check_folder, check_no_links, finished, is_run
 from indm.workbench.training.loop import train
 
 SIDES = ("a", "b")
@@ -93,7 +93,7 @@ def train_pair(recipe: AnyTables, out: Path, *, resume: bool = False, progress: 
     """
     processes = PartialState(cpu=on_cpu())
     sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
-    started = by_main_process(functools.partial(_started, out, resume))
+    started = by_main_process(functools.partial(_started, out, sides, resume))
     with processes.main_process_first():
         both = [load_data(side.data.name, **side.data.options) for side in sides.values()]
     check_kind(both[1], both[0], "data have", "data_b")
@@ -110,13 +110,15 @@ def train_pair(recipe: AnyTables, out: Path, *, resume: bool = False, progress: 
     return summaries
 
 
-def _started(out: Path, resume: bool) -> list[str]:
+def _started(out: Path, sides: dict[str, Recipe], resume: bool) -> list[str]:
     """The sides of the pair in ``out`` that have a run; none without ``resume``, which needs an empty folder."""
     if not resume:
         check_empty(out)
         return []
-    started = [side for side in SIDES if is_run(out / side)]
+    started = [side for side in sides if is_run(out / side)]
     if not started:
         raise FileNotFoundError(f"resume must be false: {out} holds no pair to resume")
     check_no_links(out)
+    for side in started:
+        check_folder(out / side, sides[side], resume=True)
     return started
