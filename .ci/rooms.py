@@ -3,12 +3,17 @@
     python .ci/rooms.py                    # floors of the method and of the house, lines of each room
     python .ci/rooms.py train|evaluate     # the rooms that one small training, one evaluation enters, in order
 
+Of a call it also counts the stays in rooms of the workbench, and the returns to one of them. Methods by which a value
+is a container, such as ``__len__``, are no visits.
+
 A room is a folder or module of ``indm/``, of ``workbench/``, of ``tables/`` or of ``published/``. It imports what its
 code imports, anywhere in it, and what its ``parts.toml`` names.
 """
 
 import ast
 import functools
+import itertools
+import re
 import sys
 import tempfile
 import tomllib
@@ -16,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "indm"
+CONTAINER = re.compile(r"__(len|iter|getitems?|contains|next)__|<\w+>")
 HOUSES = ("workbench", "tables", "published")
 MODULES = {
     ".".join(("indm", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
@@ -89,20 +95,35 @@ def lines(name: str) -> int:
 
 
 def walked(call: Callable[[], object]) -> list[str]:
-    """The rooms whose code a call enters, in the order of their first entry."""
-    entered: dict[str, None] = {}
+    """The rooms whose code a call enters, each stay in one of them once, in their order."""
+    stays: list[str] = []
     places = {str(path): room(module) for module, path in MODULES.items()}
 
     def look(frame, event, argument):
-        if event == "call" and (name := places.get(frame.f_code.co_filename)):
-            entered[name] = None
+        name = places.get(frame.f_code.co_filename) if event == "call" else None
+        if name and name not in stays[-1:] and not CONTAINER.fullmatch(frame.f_code.co_name):
+            stays.append(name)
 
     sys.setprofile(look)
     try:
         call()
     finally:
         sys.setprofile(None)
-    return list(entered)
+    return stays
+
+
+def training(folder: str, steps: int = 1) -> Callable[[], object]:
+    """A small training in a folder."""
+    import indm
+
+    changes = {"train.steps": steps, "train.threads": 1, "train.seconds": float("inf")}
+    return functools.partial(indm.train, indm.recipe("digits", changes), folder, progress=False)
+
+
+def returns(stays: list[str]) -> int:
+    """How often a walk comes back to a room of the workbench."""
+    visits = [name for name, _ in itertools.groupby(name for name in stays if house(name) == "workbench")]
+    return len(visits) - len(set(visits))
 
 
 def main() -> None:
@@ -114,19 +135,17 @@ def main() -> None:
             modules = sum(house(room(module)) == part for module in MODULES)
             print(f"{part}: {sum(map(lines, rooms)):,} lines, {modules} modules, floor {max(map(floor, rooms))}")
         return
-    import indm
-
     with tempfile.TemporaryDirectory() as folder:
-        changes = {"train.steps": 2, "train.threads": 1, "train.seconds": float("inf")}
-        train = functools.partial(indm.train, indm.recipe("digits", changes), folder + "/run", progress=False)
-        if sys.argv[1] == "train":
-            rooms = walked(train)
-        else:
+        call = training(folder + "/run")
+        if sys.argv[1] != "train":
             from indm.workbench.evaluation.results import evaluate_run
 
-            train()
-            rooms = walked(functools.partial(evaluate_run, Path(folder, "run")))
+            call()
+            call = functools.partial(evaluate_run, Path(folder, "run"))
+        stays = walked(call)
+    rooms = dict.fromkeys(stays)
     print(len(rooms), *rooms)
+    print(f"returns to rooms of the workbench: {returns(stays)}")
 
 
 if __name__ == "__main__":

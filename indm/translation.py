@@ -104,12 +104,12 @@ class Route:
     def __post_init__(self):
         if not (isinstance(self.noise, tuple | list) and len(self.noise) == 2 and min(self.noise) >= 0):
             raise ValueError(
-                f"noise must be the deviations at x_0 and at x_T, 0 or more each, got {self.noise}; (0.1, 0.1) is usual"
+                f"noise must be the deviations at x_0 and at x_T, 0 or more each, got {self.noise}; take (0.1, 0.1)"
             )
         if self.steps < len(self.legs):
-            raise ValueError(f"steps must be at least {len(self.legs)}, one a leg, got {self.steps}; {STEPS} is usual")
+            raise ValueError(f"steps must be at least {len(self.legs)}, one a leg, got {self.steps}; take {STEPS}")
         if self.tol is not None and not 0 < self.tol < math.inf:
-            raise ValueError(f"tol must be positive and finite, or None for equal steps, got {self.tol}; 1e-4 is usual")
+            raise ValueError(f"tol must be positive and finite, or None for equal steps, got {self.tol}; take 1e-4")
         for leg in self.legs:
             if leg.c is None:
                 leg.of(1)  # an error where its model needs c
@@ -324,7 +324,9 @@ def sdedit(model: INDM, *, c: Any = None, strength: float = 0.5, steps: int = ST
     Source: Meng et al. 2022, "SDEdit", https://arxiv.org/abs/2108.01073.
     """
     if strength == 1:
-        raise ValueError("strength must be below 1 for sdedit, got 1, which leaves nothing of the source; 0.5 is usual")
+        raise ValueError(
+            "strength must be below 1 for sdedit, got 1, which leaves nothing of the source; a common value is 0.5"
+        )
     turn = _way(strength, model.sde)
     legs = (Leg(model, model.sde.eps, turn, noise=True, c=c), Leg(model, turn, model.sde.eps, c=c))
     return Route(legs, steps, tol)

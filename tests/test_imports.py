@@ -13,7 +13,7 @@ import rooms
 import indm
 
 IMPORTED = [module for module in rooms.MODULES if not module.endswith("__main__")]
-METHOD_FLOORS, FLOORS = 8, 13
+METHOD_FLOORS, FLOORS, RETURNS = 8, 13, 30
 
 
 @pytest.mark.parametrize("name", [name for name in rooms.ROOMS if rooms.house(name) == "method"])
@@ -36,6 +36,12 @@ def test_the_house_has_few_floors():
     """``python .ci/rooms.py`` prints the floor of each room."""
     assert max(rooms.floor(name) for name in rooms.ROOMS if rooms.house(name) == "method") <= METHOD_FLOORS
     assert max(map(rooms.floor, rooms.ROOMS)) <= FLOORS
+
+
+@pytest.mark.filterwarnings("ignore:the run ended")
+def test_a_training_walks_through_the_workbench_once(tmp_path):
+    """``python .ci/rooms.py train`` counts the returns to its rooms."""
+    assert rooms.returns(rooms.walked(rooms.training(str(tmp_path / "run")))) <= RETURNS
 
 
 def test_no_cycle():

@@ -223,7 +223,7 @@ def check_memory(claimed: int) -> None:
 
 
 def raise_if_out_of_memory(path: Path, error: BaseException) -> None:
-    """MemoryError where ``error``, raised while ``path`` was read, comes from a want of memory: that is no damage.
+    """MemoryError where ``error``, raised while ``path`` was read, comes from a lack of memory, not from damage.
 
     PyTorch's allocator for the CPU raises a RuntimeError.
     """

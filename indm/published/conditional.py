@@ -243,13 +243,13 @@ class ConditionalResidualFlow(Flow):
         encoder_planes = tuple(encoder_planes)
         check_block(width, coeff, activation)
         if code_dim < 2 or code_dim % 2:
-            raise ValueError(f"code_dim must be an even number of at least 2, got {code_dim}; 64 is usual")
+            raise ValueError(f"code_dim must be an even number of at least 2, got {code_dim}; take 64")
         counts = {"encoder_channels": encoder_channels, "prior_steps": prior_steps, "prior_width": prior_width}
         for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
         if not encoder_planes or min(encoder_planes) < 1:
-            raise ValueError(f"encoder_planes must name the channels of each level, got {encoder_planes}; (16, 32) do")
+            raise ValueError(f"encoder_planes must name the channels of each level, got {encoder_planes}; try (16, 32)")
         for name, value in {"encoder_activation": encoder_activation, "prior_activation": prior_activation}.items():
             if value not in ENCODER_ACTIVATIONS:
                 raise ValueError(f"{name} must be one of {', '.join(ENCODER_ACTIVATIONS)}, got {value!r}")

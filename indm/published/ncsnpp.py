@@ -55,7 +55,7 @@ class PublishedScore(ScoreModel):
         super().__init__(backbone, sde)
         eps = torch.tensor(sde.eps, device="cpu")  # has a value even while the model is built on the meta device
         if not self.published_sigma(eps) > 0:
-            raise ValueError(f"sde.eps must leave noise in single precision, got {sde.eps}; 1e-5 is usual")
+            raise ValueError(f"sde.eps must leave noise in single precision, got {sde.eps}; a common value is 1e-5")
 
     base = None  # the network gives the noise itself
 
@@ -144,7 +144,7 @@ class Filter(nn.Module):
         if self.taps and (len(self.taps) < 2 or sum(self.taps) <= 0):
             raise ValueError(
                 f"fir must be two taps or more of positive sum, or empty for no filter, got {self.taps}; "
-                "(1, 3, 3, 1) is usual"
+                "a common value is (1, 3, 3, 1)"
             )
         kernel = torch.outer(torch.tensor(self.taps), torch.tensor(self.taps)).float()
         self.register_buffer("kernel", kernel / kernel.sum(), persistent=False)
@@ -301,7 +301,7 @@ class NCSNpp(nn.Module):
         if len(self.shape) != 3 or self.shape[1] % multiple or self.shape[2] % multiple:
             raise ValueError(
                 f"shape must be (channels, height, width) with sides divisible by {multiple}, for as many levels as "
-                f"multipliers {self.multipliers} has, got {self.shape}; fewer levels or other sides will do"
+                f"multipliers {self.multipliers} has, got {self.shape}; take fewer levels or other sides"
             )
         if min(self.multipliers, default=0) < 1 or self.blocks < 1:
             raise ValueError(

@@ -105,7 +105,7 @@ def _layers(state: State) -> dict[int, State]:
             layers.setdefault(int(match[1]), {})[match[2]] = value
     if not layers:
         raise ValueError(
-            "the checkpoint holds no score network (no tensors all_modules.N); that of a flow is the second argument"
+            "the checkpoint holds no score network (no tensors all_modules.N); give a flow as the second argument"
         )
     if max(layers) > 2 * len(layers):  # a layer without tensors has others on both sides
         raise ValueError(f"{FOREIGN}: it holds {len(layers)} of them, and they are numbered up to {brief(max(layers))}")

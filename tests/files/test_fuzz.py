@@ -4,7 +4,6 @@ There is one test for each reader. Under ``make test-long`` they run in 74,000 c
 """
 
 import copy
-import gzip
 import io
 import json
 import tempfile
@@ -22,12 +21,9 @@ from PIL import Image
 from indm.model import INDM, build_model
 from indm.published.checkpoint import read_checkpoint
 from indm.scaling import Scaling
-from indm.workbench.cli.main import main
 from indm.workbench.data import images
 from indm.workbench.data.base import load_data
-from indm.workbench.data.standard import read_idx
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.training import loop
 
 HOME = Path(tempfile.mkdtemp(prefix="indm-fuzz-"))
 KNOWN = (ValueError, OSError)
@@ -158,18 +154,6 @@ def test_arrays_with_changed_bytes(name, edits):
         assert "\n" not in str(error)
 
 
-IDX = np.array([2051, 3, 28, 28], ">u4").tobytes() + bytes(3 * 784)
-
-
-@fuzzed(3000, inside=EDITS, outside=EDITS)
-def test_idx_files(inside, outside):
-    (HOME / "a.gz").write_bytes(edited(gzip.compress(edited(IDX, inside), 1), outside))
-    try:
-        read_idx(HOME / "a.gz", 2051)
-    except KNOWN as error:
-        assert "\n" not in str(error)
-
-
 # ── Images
 
 
@@ -251,26 +235,3 @@ def test_released_checkpoints_with_changed_bytes(edits):
 
 
 # ── The command line
-
-COMMANDS = ["train", "evaluate", "sample", "fid", "convert", "compare", "report", "translate", "recipes", "x"]
-WORDS = [
-    "--out", "--quiet", "--steps", "-n", "0", "-1", "7", "--debug", "--overwrite", "--seed", "nowhere", "..", ".",
-    "--data", "--flow", "identity", "mine.toml", "--train.steps=3", "--examples", "1e9", "", "\n", "--", "--flow.width",
-    "[", "é",
-]  # fmt: skip
-WORD = st.sampled_from(WORDS) | st.text(max_size=5).filter(lambda word: not word.startswith("-h"))
-
-
-@fuzzed(1000, command=st.sampled_from(COMMANDS), words=st.lists(WORD, max_size=5))
-def test_command_lines(command, words):
-    error, out = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(HOME)
-        patch.setattr("sys.stderr", error)
-        patch.setattr("sys.stdout", out)
-        patch.setattr(loop, "train", lambda *_, **__: {"interrupted": False, "signal_received": False})
-        status = main([command, *words])
-    lines = error.getvalue().splitlines()
-    assert status in (0, 2) and ("Traceback" not in error.getvalue() or "--debug" in words), error.getvalue()
-    if status == 2 and "--debug" not in words and "For full helptext" not in error.getvalue():  # as the parser says
-        assert len([line for line in lines if line.startswith("indm: error: ")]) == 1 and len(lines) == 1, lines

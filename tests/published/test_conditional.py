@@ -366,12 +366,3 @@ def test_what_needs_one_map_says_so():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         ConditionalResidualFlow((1, 8, 8), **(DEFAULTS | arguments))
-
-
-def test_codes_of_the_wrong_shape():
-    flow, x = made("image")
-    for call in (lambda: flow(x, torch.zeros(3, 4)), lambda: flow.inverse(x, code=torch.zeros(4, 5))):
-        with pytest.raises(ValueError, match=r"code must have shape \(4, 4\)"):
-            call()
-    with pytest.raises(ValueError, match="code must be one code"):
-        flow.at(torch.zeros(5))

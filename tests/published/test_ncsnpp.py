@@ -56,12 +56,6 @@ def test_resampling_keeps_constants_and_shapes(taps):
         torch.testing.assert_close(result[:, :, 2:-2, 2:-2], torch.full_like(result[:, :, 2:-2, 2:-2], 1.7))
 
 
-def test_two_equal_taps_are_no_filter():
-    h = torch.randn(2, 3, 8, 6)
-    torch.testing.assert_close(Up((1, 1))(h), Up()(h))
-    torch.testing.assert_close(Down((1, 1))(h), Down()(h))
-
-
 def test_up_and_down_are_each_others_transpose_of_a_symmetric_filter():
     h, small_h = torch.randn(1, 1, 8, 8, dtype=torch.float64), torch.randn(1, 1, 4, 4, dtype=torch.float64)
     taps = (1, 3, 3, 1)
@@ -100,14 +94,6 @@ def test_ncsnpp_starts_at_zero_learns_with_every_parameter_and_is_kept(tmp_path)
     model.save(tmp_path)
     again = INDM.load(tmp_path)
     assert type(again.score) is PublishedScore and torch.equal(again.score(z, t), model.score(z, t))
-
-
-def test_memory_format_does_not_matter():
-    net = small(**PLUSPLUS)
-    z, level = torch.randn(2, 3, 8, 8), torch.tensor([0.3, 20.0])
-    expected = net(z, level)
-    net.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(net(z.to(memory_format=torch.channels_last), level), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_begin_as_published():

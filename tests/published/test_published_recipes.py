@@ -1,35 +1,27 @@
 """The recipes of the paper's settings: sizes, what they train, two steps of each on generated images."""
 
 import itertools
-import json
-import math
 
 import pytest
 import torch
 from original import tables_of
 
-from indm import INDM, PublishedScore, build_model
+from indm import PublishedScore, build_model
 from indm.model import build, count_parameters
 from indm.published import ConditionalResidualFlow
 from indm.scaling import Scaling
 from indm.sde.linear import VESDE, VPSDE
 from indm.workbench.data.base import Data, InMemory
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.training import parts
-from indm.workbench.training.loop import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
 
 PUBLISHED = [
     name for name, recipe in ((n, recipes.load(n)) for n in recipes.bundled()) if recipe["net"]["name"] == "ncsnpp"
 ]
-QUICK = ("cifar10-ve-fid", "cifar10-vp-nll")
 REDUCED = {
     "net.channels": "8", "net.blocks": "1", "flow.width": "4", "flow.blocks": "[1, 1]", "flow.code_dim": "4",
     "flow.encoder_planes": "[4]", "flow.encoder_channels": "1", "flow.prior_width": "4",
-}  # fmt: skip
-SHORT = {
-    "train.steps": "2", "train.batch_size": "2", "train.validate_examples": "2", "train.log_every": "1",
 }  # fmt: skip
 
 
@@ -153,26 +145,3 @@ def test_parameters_of_the_flow_at_full_size(name, channels):
     prior = 2 * (2 * 2 * code + code**2 + code + 4 * coupling)  # of the linear map, the diagonal beside the rest
     parts = [count_parameters(part) for part in (flow.chain, flow.encoder, flow.prior)]
     assert parts == [blocks, encoder, prior]
-
-
-@pytest.mark.parametrize(
-    "name, linear",
-    [
-        *(pytest.param(name, False, marks=() if name in QUICK else pytest.mark.long) for name in PUBLISHED),
-        ("cifar10-vp-nll", True),
-        pytest.param("cifar10-ve-fid", True, marks=pytest.mark.long),
-    ],
-)
-def test_two_steps(name, linear, tmp_path, monkeypatch):
-    recipe = recipes.load(name)
-    data = generated(recipe)
-    monkeypatch.setattr(parts, "load_data", lambda name, **options: data)
-    changes = REDUCED | SHORT
-    if linear:
-        changes = {k: v for k, v in changes.items() if not k.startswith("flow.")} | {"flow": "identity"}
-    summary = train(recipes.override(recipe, changes), tmp_path / "run", progress=False)
-    assert summary["steps"] == 2
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert all(math.isfinite(v) for line in lines for v in line.values() if isinstance(v, float))
-    model = INDM.load(tmp_path / "run")
-    assert type(model.score) is PublishedScore and model.score.backbone.output.weight.any()

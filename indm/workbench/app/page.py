@@ -191,7 +191,7 @@ def serving(sides: Sequence[Side], host: str, port: int | None, seconds: float) 
             _, address, _ = page.launch(theme=THEME, css=STYLE, **options)
         except OSError as error:
             place = f"port {port}" if port else "any port from 7860 to 7959"
-            raise OSError(f"nothing can listen at {host} and {place}; another host or port would do") from error
+            raise OSError(f"nothing can listen at {host} and {place}; choose another host or port") from error
         try:
             yield address
         finally:

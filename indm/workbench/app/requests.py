@@ -69,10 +69,10 @@ class Side:
         if len(shape) != 3 or shape[0] not in (1, 3) or levels is None:
             raise ValueError(
                 f"indm app needs a model of images in grey levels, {run} has events of shape {shape}; "
-                f"'indm sample {run}' and 'indm evaluate {run}' would do"
+                f"use 'indm sample {run}' and 'indm evaluate {run}'"
             )
         if not (model.condition.is_none or model.condition.is_class):
-            raise ValueError(f"indm app needs a model of p(x) or p(x|class), got {run}; 'indm sample {run}' would do")
+            raise ValueError(f"indm app needs a model of p(x) or p(x|class), got {run}; use 'indm sample {run}'")
         table = recipe.data.table()
         return cls(run, model, table, None, guidance=recipe.sample.guidance).with_data(table)
 
@@ -151,7 +151,7 @@ def at_most(seconds: float) -> Iterator[None]:
 
     def check(module: torch.nn.Module, inputs: tuple) -> None:
         if time.monotonic() > end:
-            raise TimeoutError(f"stopped after {seconds:g} seconds; fewer steps or images would do, or more seconds")
+            raise TimeoutError(f"stopped after {seconds:g} seconds; take fewer steps or images, or allow more seconds")
 
     hook = register_module_forward_pre_hook(check)
     try:

@@ -42,7 +42,7 @@ class TrainsRecipe(ShowsProgress):
         from indm.workbench.training.loop import train
 
         if self.dry_run:
-            return show_plan(recipe, out, like=like)
+            return show_plan(recipe, out)
         summary = train(recipe, out, like=like, resume=self.resume, progress=self.progress)
         run, trained = shlex.quote(str(out)), recipes.resolve(recipes.load(out)).train
         if summary["interrupted"]:
@@ -93,9 +93,11 @@ class Train(TrainsRecipe):
     in turn."""
 
     def run(self) -> int:
-        budget = [f"--{key}" for key in ("train.steps", "train.seconds") if key in self.table_values]
-        if self.like and (budget or self.resume):
-            raise ValueError(f"--like gives the budget: leave out {', '.join(budget) or '--resume'}")
+        options = {"--resume": self.resume, "--dry-run": self.dry_run}
+        both = [f"--{key}" for key in ("train.steps", "train.seconds") if key in self.table_values]
+        both += [option for option, given in options.items() if given]
+        if self.like and both:
+            raise ValueError(f"--like gives the budget: leave out {', '.join(both)}")
         recipe = recipes.override(loaded(self.recipe), self.table_values)
         is_run = self.recipe not in recipes.bundled() and Path(self.recipe).is_dir()
         out = self.out or (Path(self.recipe) if is_run else Path("runs") / name_of(self.recipe))
@@ -176,13 +178,10 @@ class TrainBridge(TrainsRecipe):
         return self.train(recipe, self.out or Path("runs") / f"{name}-bridge", translates=True)
 
 
-def show_plan(recipe: recipes.AnyTables, out: Path, more: str = "", like: Path | None = None) -> int:
+def show_plan(recipe: recipes.AnyTables, out: Path, more: str = "") -> int:
     """Print what a run would be, as a recipe with comments; the exit status."""
-    from indm.workbench.training.costs import budget_like
     from indm.workbench.training.loop import plan
 
-    if like is not None:
-        recipe, *_ = budget_like(recipe, like, out)
     whole, known = plan(recipe)
     comments = "".join(f"\n# {key}: {one_line(value)}" for key, value in known.items())
     print(recipes.to_toml(whole) + comments + f"\n# would be written to: {one_line(out)}{more}")

@@ -232,7 +232,7 @@ def limited(items: Items, limit: int | None) -> Items:
 def counts(n: int, valid: float, test: float) -> dict[str, int]:
     """Fractions of ``n`` as counts of at least one."""
     for name, fraction in (("valid", valid), ("test", test)):
-        require(0 < fraction < 1, name, fraction, "a fraction between 0 and 1 of the data", "0.1 is usual")
+        require(0 < fraction < 1, name, fraction, "a fraction between 0 and 1 of the data", "a common value is 0.1")
     return {"valid": max(1, round(valid * n)), "test": max(1, round(test * n))}
 
 
@@ -373,9 +373,9 @@ def _examples(source: Any, levels: int | None, where: str | Path) -> tuple[Sourc
     if hasattr(source, "dtype"):
         array, levels = events(source, levels, where)
         return InMemory(torch.from_numpy(array)), levels
-    wanted = "a tensor, an array, a map-style data set or three of these (train, valid, test) would do"
+    wanted = "give a tensor, an array, a map-style data set or three of these (train, valid, test)"
     if isinstance(source, str | Mapping | IterableDataset) or not hasattr(source, "__getitem__"):
-        hint = "; its .dataset would do" if hasattr(source, "dataset") else ""
+        hint = "; give its .dataset" if hasattr(source, "dataset") else ""
         raise ValueError(f"{where} cannot be a {type(source).__name__}: {wanted}{hint}")
     if not hasattr(source, "__len__"):
         raise ValueError(f"{where} must have a length, {type(source).__name__} has none: {wanted}")

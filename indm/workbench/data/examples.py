@@ -68,7 +68,7 @@ def to_array(values: object, where: str | Path) -> np.ndarray:
         raise ValueError(f"{where} cannot be read as an array of numbers: {brief(error)}") from error
     if array.dtype.kind not in "fiu":
         kind = "" if isinstance(values, np.ndarray) else f" ({type(values).__name__})"
-        raise ValueError(f"{where} holds {array.dtype}{kind} of shape {array.shape}; floats or integers would do")
+        raise ValueError(f"{where} must hold floats or integers, got {array.dtype}{kind} of shape {array.shape}")
     return array
 
 
@@ -80,7 +80,7 @@ def events(values: object, levels: int | None, where: str | Path) -> tuple[np.nd
     array = to_array(values, where)
     floats = array.dtype.kind == "f"
     if array.ndim < 2 or 0 in array.shape or (array.ndim > 4 and not floats):
-        raise ValueError(f"{where} has shape {array.shape}; (N, D), (N, H, W), (N, H, W, C) or (N, C, H, W) would do")
+        raise ValueError(f"{where} must have shape (N, D), (N, H, W), (N, H, W, C) or (N, C, H, W), got {array.shape}")
     if not floats:
         return grey_levels(array, levels, where)
     if levels is not None:

@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import os
 import warnings
-from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from indm.workbench.data.base import Data
 from indm.workbench.data.images import SUFFIXES, ImageOptions, Stored, read_image, read_kind
 
 KINDS = (None, "L", "RGB")  # kinds of a file: not a usable image, grey, colour
-AT_ONCE = 4096  # files whose headers are read side by side
 LOOKED_AT = 32  # images of a data set of the hub whose headers decide on colour
 
 
@@ -90,11 +88,8 @@ def list_files(folder: Path, below: Sequence[str] = ("",)) -> Files:
 
 def kinds_of(files: Files, whole: bool = False) -> np.ndarray:
     """The positions in :data:`KINDS` of files, by their headers or, with ``whole``, from all of each."""
-    kinds = array("B")
     with ThreadPoolExecutor(os.cpu_count() if whole else None) as pool:  # one image may take a gigabyte to decode
-        for first in range(0, len(files), AT_ONCE):
-            kinds.extend(pool.map(partial(_kind, whole=whole), files[first : first + AT_ONCE]))
-    return np.frombuffer(kinds, np.uint8)
+        return np.fromiter(pool.map(partial(_kind, whole=whole), files), np.uint8, len(files))
 
 
 def _kind(path: Path, whole: bool) -> int:
@@ -120,7 +115,7 @@ def find_images(
     count = counted(len(files), "file")
     first = f"; the first is {_first_bad(files[int(np.argmin(kinds))])}" if bad else ""
     if not grey + colour:
-        raise ValueError(f"no readable images in '{folder}' ({count}); png, jpeg, webp, bmp, … would do{first}")
+        raise ValueError(f"no readable images in '{folder}' ({count}); it takes png, jpeg, webp, bmp, …{first}")
     if bad:
         notes.append(f"skipped {bad} of {count}, unreadable as images{first}")
         warnings.warn(notes[-1], stacklevel=3)
@@ -197,47 +192,33 @@ def class_of(file: Path, folder: Path, names: Sequence[str]) -> str:
 class Datasets(ImageOptions):
     """A split of a data set as ``datasets.load_dataset`` finds it, divided by ``seed``; no code from the hub is run.
 
-    Images stay in the library's files, so they may be larger than memory; columns of numbers are read.
+    Images stay in the library's files, so they may be larger than memory.
     """
 
     path: str | Path
     """A name on the hub, "user/name", or a folder: of images, tables or tar files of webdataset (where x is "png" and c
     "cls"), or what ``save_to_disk`` wrote."""
-    size: int | str | list[int] | None = None  # type: ignore[assignment]
-    """Side in pixels of the square to which all images are brought, or height x width. Columns of numbers need none."""
     config: str | None = None
     """Which of its configurations, where there are several."""
     split: str = "train"
     """Which of its splits; "train+test" takes both."""
     download: bool = True
     """Whether to ask the hub for what is not on this machine."""
-    x: str | tuple[str, ...] = "image"
-    """The column of images; or columns of numbers, which make vectors."""
+    x: str = "image"
+    """The column of images."""
     c: str = ""
     """The column of the condition: class labels, numbers or words; none by default."""
-    levels: int | None = None
-    """Of columns of whole numbers that are grey levels: how many."""
-
-    def __post_init__(self) -> None:
-        if self.size is not None:
-            super().__post_init__()
 
     def data(self) -> Data:
         rows = self.rows()
-        names = (self.x,) if isinstance(self.x, str) else tuple(self.x)
-        for name in (*names, *([self.c] if self.c else [])):
-            if name not in rows.column_names:
+        for name in (self.x, self.c):
+            if name and name not in rows.column_names:
                 raise ValueError(f"{self.path} has no column {name!r}{nearest(name, rows.column_names)}")
-        c = self.conditions(rows) if self.c else None
-        if type(rows.features[names[0]]).__name__ == "Image":
-            if len(names) > 1 or self.size is None:
-                raise ValueError(f"the images in {names[0]!r} of {self.path} stand alone in data.x and need data.size")
-            images, notes = StoredImages(rows, names[0]), [f"{len(rows)} images of {self.path}"]
-            return self.data_of("datasets", self.path, images, images.in_colour(), notes, () if c is None else c)
-        if self.size is not None:
-            raise ValueError(f"size is for images, and {names[0]!r} of {self.path} holds {rows.features[names[0]]}")
-        table = np.column_stack([np.asarray(rows.with_format("numpy")[name][:]) for name in names])
-        return self.as_data(table, name="datasets", levels=self.levels, where=self.path, c=False if c is None else c)
+        kind = type(rows.features[self.x]).__name__
+        require(kind == "Image", "data.x", self.x, f"a column of images, not of {kind}")
+        c = self.conditions(rows) if self.c else ()
+        images, notes = StoredImages(rows, self.x), [f"{len(rows)} images of {self.path}"]
+        return self.data_of("datasets", self.path, images, images.in_colour(), notes, c)
 
     def rows(self) -> Any:
         """The rows of the split, as the library has them."""

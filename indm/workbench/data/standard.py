@@ -151,7 +151,7 @@ class FashionMNIST(Downloaded):
     """Fashion-MNIST: 1×28×28, 256 levels, the standard 10,000 test images; ``valid`` of the 60,000 others held out."""
 
     size: int | str | list[int] = 28
-    """Side in pixels, or height x width as "16x24"; below 28 (16 is usual) by an antialiased bilinear resize, rounded
+    """Side in pixels, or height x width as "16x24"; below 28 (often 16) by an antialiased bilinear resize, rounded
     to grey levels again."""
     valid: int = 5000
     """Images of the validation split."""

@@ -65,7 +65,7 @@ def evaluate_run(
     if count < 2:
         raise ValueError(
             f"the {split} split of {run} must hold at least 2 examples for standard errors, it holds {count}; "
-            "another split would do, or a run on more data"
+            "take another split, or train on more data"
         )
     raw = torch.cat([stack(getattr(data, part), options.examples) for part in splits])[: options.examples]
     c = None

@@ -112,8 +112,8 @@ class TrainOptions(Checked):
     """First fraction of the run, in which the score is trained without the flow."""
     flow_first: Share = 0.0
     """First fraction of the run, in which the flow is trained without the score, by its own likelihood, until three
-    validations in a row are no better; 0.5 is usual. Then both are trained together, from the best validated flow, with
-    a warm-up and a fall of the rates (train.decay) of their own. The run ends with the best validated model, which may
+    validations in a row are no better; try 0.5. Then both are trained together, from the best validated flow, with a
+    warm-up and a fall of the rates (train.decay) of their own. The run ends with the best validated model, which may
     be the flow alone (train.final). A flow alone needs a high train.flow_lr: 2e-2 for a coupling of columns."""
     joint_factor: Positive = 0.1
     """Factor on train.flow_lr when flow and score are trained together after train.flow_first."""
@@ -124,7 +124,7 @@ class TrainOptions(Checked):
     """Noise each example twice, by n and by −n ("mle"). At small noise their gradients nearly cancel, which helped on
     grey images and not on colour ones. A step then costs as much as one of twice the train.batch_size without."""
     soft_truncation: Amount = 0.0
-    """Exponent k of the density τ⁻ᵏ of the random truncation τ (1.2 is usual); 0 always truncates at ε."""
+    """Exponent k of the density τ⁻ᵏ of the random truncation τ (often 1.2); 0 always truncates at ε."""
     terminal: Amount = 0.0
     """Weight of −log p(x_T), with x_T drawn from [data_b], or from a Gaussian with the data's mean and covariance."""
     terminal_noise: Amount = 0.0
@@ -178,16 +178,6 @@ class TrainOptions(Checked):
         finite = math.isfinite(min(self.steps, self.seconds))
         require(finite, "train.seconds", self.seconds, "finite if train.steps is inf")
 
-    @property
-    def opening(self) -> float:
-        """First fraction of the run, in which one of flow and score is trained without the other."""
-        return self.pretrain or self.flow_first
-
-    @property
-    def keeps_best(self) -> bool:
-        """Whether the run ends with the best validated model."""
-        return self.final == "best" or (self.final == "auto" and self.flow_first > 0)
-
 
 @dataclass(frozen=True)
 class Evaluation(Checked):
@@ -207,7 +197,7 @@ class Evaluation(Checked):
     mean_error: Amount = 0.0
     """Standard error, bits/dim, that these corrections may add to the mean NLL; 0: a fifth of that over examples."""
     draws: Annotated[int, NOT_NEGATIVE, at_most(MOST_ESTIMATES)] = 0
-    """Draws of noise in the importance-weighted bound of that NLL (IW-NLL; 8 is usual), whose divergence is exact; 0
+    """Draws of noise in the importance-weighted bound of that NLL (IW-NLL; often 8), whose divergence is exact; 0
     skips it. It takes the time of draws × dimensions estimates of the NLL."""
     iw_examples: Two = 100
     """How many examples, from the first, to use for the IW-NLL."""
@@ -257,7 +247,7 @@ class Drawing(Checked):
     sampler: str = "unipc"
     """ode, euler-maruyama, ancestral, sde-dpm++2m, pc, heun, dpm++2m, unipc, or package.module:Class. "ode"
     takes as many steps as its tolerance needs. Its options are sampler.tol (for ode; 1e-5
-    is usual) and sampler.snr (for pc; 0.16, or [0.16,0.14] from first to last step)."""
+    is common) and sampler.snr (for pc; 0.16, or [0.16,0.14] from first to last step)."""
     sampler_options: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
     """Arguments of the sampler; those that are left out have its defaults."""
     steps: Annotated[int | None, AT_LEAST_1, default("25; 400 where the network may have ripples in t")] = None
@@ -359,7 +349,7 @@ class TranslationOptions(Checked):
     """Evaluations of the networks: 75 takes less time, and cycles are off by some tenths of a grey level. A bridge that
     begins with noise takes them twice, for +n and −n."""
     tol: Annotated[float | None, default("equal steps")] = None
-    """Take as many steps as an error of this size needs, in standard deviations of the latent; 1e-4 is usual."""
+    """Take as many steps as an error of this size needs, in standard deviations of the latent; try 1e-4."""
     cycle: bool = False
     """Also translate back to A: write cycle/NAME.png, and print the largest error of each image in grey levels, before
     and after rounding."""

@@ -7,7 +7,6 @@ SIGTERM wait for the step.
 import errno
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -91,13 +90,9 @@ def fast_precision() -> str:
 def peak_memory_mib() -> float:
     """Peak resident memory of this process so far."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage counts from what the parent process held
+    if status.exists():
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 2**10
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset / 2**20
-    import resource  # not there on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return psutil.Process().memory_info().rss / 2**20  # elsewhere, the memory now
 
 
 # ── Several processes ─────────────────────────────────────────────────────────────────────────────────────────────────

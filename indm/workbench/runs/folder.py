@@ -3,7 +3,8 @@
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from indm.workbench import hub
 from indm.workbench.data.base import Data, check_kind, load_data, without_download
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Recipe
-from indm.workbench.runs.devices import LOCK, device
+from indm.workbench.runs.devices import LOCK, by_main_process, device, run_lock
 
 RECIPE = "recipe.toml"  # resolved
 CONVERSION = "conversion.json"  # record of a converted run: its sources and the assumptions
@@ -53,6 +54,23 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
     differing = sorted(key for key in others if not key.startswith(("evaluate.", "sample.")))
     if differing:
         raise ValueError(f"out must be a new folder: {run} is of another recipe, it differs in {', '.join(differing)}")
+
+
+@contextmanager
+def claimed(run: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
+    """Inside, no other process is in ``run``, and it is as :func:`check_folder` has it. Collective.
+
+    Raises:
+        ValueError: another process is in it, and what :func:`check_folder` raises.
+    """
+    with ExitStack() as held:
+
+        def claim() -> None:
+            held.enter_context(run_lock(run))
+            check_folder(run, recipe, resume)
+
+        by_main_process(claim)
+        yield
 
 
 def check_empty(folder: Path, cure: str = "with resume it is continued") -> None:
@@ -104,7 +122,7 @@ def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
         raise ValueError(f"overwrite must be true: {folder} already holds {', '.join(there)}")
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
-        raise NotADirectoryError(f"nothing can be written into {nearest}: it is no folder")
+        raise NotADirectoryError(f"nothing can be written into {nearest}: it is not a folder")
     if not os.access(nearest, os.W_OK):
         raise PermissionError(f"nothing can be written into {nearest}: it is read-only, or only others may")
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import statistics
 import sys
 from dataclasses import asdict, replace
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from indm.checks import brief, counted, reason, require
 from indm.files import atomic, untrusted
-from indm.files.untrusted import COPIES, check_memory
 from indm.model import INDM
 from indm.names import trust
 from indm.sampling import (
@@ -108,11 +106,6 @@ def _drawn(
     says something of the steps."""
     c = conditions(run, model, drawing)
     n = drawing.n if c is None else len(c)
-    try:
-        check_memory(COPIES * 4 * n * math.prod(model.shape))
-    except ValueError as error:
-        wanted = f"n must be a number of samples that memory holds, got {n:,} of {model.shape}"
-        raise ValueError(f"{wanted}: {error}") from None
     if drawing.latent_mean:
         data = data_of(run, model)
         of_data = None if model.condition.is_none else model.condition.rows_of(data, "train")[:10_000]

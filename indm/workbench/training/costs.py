@@ -75,7 +75,7 @@ def interleaved_seconds(
 
     def seconds_of(name: Any, cycles: int) -> float:
         trainer, seconds = trainers[name], 0.0
-        count, opening = cycles * trainer.options.flow_update_every, trainer.options.opening
+        count, opening = cycles * trainer.options.flow_update_every, trainer.alone
         with on_threads(threads[name]):
             for share, trainer.opening in ((opening, True), (1 - opening, False)):
                 if share:

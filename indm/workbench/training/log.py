@@ -42,8 +42,7 @@ class MetricsLog:
     def __init__(self, trainer: Trainer, run: Path, state: dict[str, Any] | None):
         self.trainer, self.path = trainer, run / "metrics.jsonl"
         self.best_file = run / BEST / "validation.json"
-        best = self.best_file
-        self.best: dict[str, Any] = by_main_process(lambda: untrusted.json_object(best) if best.exists() else {})
+        self.best: dict[str, Any] = {}
         self.totals: dict[str, Tensor] = {}  # sum and number of each term since the last line, of this process
         self.skipped, self.validation = 0, dict[str, Any]()
         self.in_row, self.terms_in_row = 0, set[str]()  # steps left out in a row, and the terms that they had
@@ -58,14 +57,15 @@ class MetricsLog:
 
     def _continue(self, state: dict[str, Any] | None) -> None:
         """Continue from ``state``, and drop the lines after it; the best model stays."""
-        a = self.trainer.accelerator
+        a, best, lines = self.trainer.accelerator, self.best_file, list[dict]()
         if state:
+            self.best = by_main_process(lambda: untrusted.json_object(best) if best.exists() else {})
+            lines = [line for line in read_metrics(self.path.parent) if line["step"] <= self.trainer.step]
             all_totals = state["totals"]  # this process's totals, or the mean if the number of processes has changed
             own = all_totals if len(all_totals) != a.num_processes else [all_totals[a.process_index]]
             self.totals = {k: sum(totals[k] for totals in own).to(a.device) / len(own) for k in own[0]}
             self.skipped, self.validation = state["skipped"], state["validation"]
         if a.is_main_process:
-            lines = [line for line in read_metrics(self.path.parent) if line["step"] <= self.trainer.step]
             atomic.text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def add(self, terms: dict[str, Tensor]) -> None:

@@ -11,7 +11,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,9 +37,8 @@ from indm.workbench.runs.devices import (
     make_accelerator,
     on_cpu,
     peak_memory_mib,
-    run_lock,
 )
-from indm.workbench.runs.folder import check_folder, is_run
+from indm.workbench.runs.folder import check_folder, claimed, is_run
 from indm.workbench.runs.provenance import describe, split_record, warn_of_other_splits
 from indm.workbench.training import checkpoints, costs
 from indm.workbench.training.log import BEST, LOOK_EVERY, MetricsLog
@@ -128,7 +126,7 @@ def train(
     if resume and is_run(out):
         wanted = recipes.resolve(recipes.as_continued(wanted, out))
     shows = PartialState(cpu=on_cpu()).is_main_process and progress
-    by_main_process(lambda: check_folder(out, wanted, resume))  # before anything slow
+    by_main_process(partial(check_folder, out, wanted, resume))  # before anything slow
     measured: dict[str, float] = {}
     if like is not None:
         if resume:
@@ -141,27 +139,21 @@ def train(
     accelerator = make_accelerator(wanted.train)
     parts_of_run = parts_of(wanted, accelerator, model, data, objective)
     made = (trainer or Trainer)(wanted, accelerator=accelerator, **parts_of_run)
-    with ExitStack() as held:
-
-        def lock() -> bool:
-            """Whether there is a state to continue from, now that no other process can change that."""
-            held.enter_context(run_lock(out))
-            check_folder(out, made.recipe, resume)
-            return resume and (checkpoints.has_state(out) or (out / WEIGHTS).exists())
-
-        return run_in(out, made, by_main_process(lock), callbacks, progress, measured)
+    with claimed(out, made.recipe, resume):
+        return run_in(out, made, resume, callbacks, progress, measured)
 
 
 def run_in(
     out: Path,
     trainer: Trainer,
-    resumes: bool,
+    resume: bool,
     callbacks: Sequence[Callback],
     progress: bool,
     measured: Mapping[str, float],
 ) -> Summary:
     """Train in a folder that no other process uses, from the start or from the state in it; see :func:`train`."""
     main, state = trainer.accelerator.is_main_process, None
+    resumes = resume and by_main_process(lambda: checkpoints.has_state(out) or (out / WEIGHTS).exists())
     if resumes:
         state = trainer.load(out)
         if main:
@@ -169,10 +161,11 @@ def run_in(
     elif trainer.options.flow_first:
         check_start(*trainer.example())
     n_threads = trainer.options.threads or torch.get_num_threads()
+    remarks = trainer.data.remarks
     if main:
         record = split_record(trainer.data) | {"threads": n_threads, costs.STEP_COSTS: dict(measured)}
-        describe(out, trainer.recipe, trainer.accelerator.device, trainer.data.remarks, record)
-    tell(*trainer.data.remarks, shown=progress and main)
+        describe(out, trainer.recipe, trainer.accelerator.device, remarks, record)
+    tell(*remarks, shown=progress and main)
 
     log = MetricsLog(trainer, out, state)
     with costs.on_threads(n_threads), interruptible() as interrupted:
@@ -287,7 +280,8 @@ def save_final(trainer: Trainer, best: dict[str, Any], out: Path) -> None:
     examples. The main process does it.
     """
     o = trainer.options
-    is_earlier = o.keeps_best and best.get("step", trainer.step) != trainer.step
+    keeps_best = o.final == "best" or (o.final == "auto" and o.flow_first > 0)
+    is_earlier = keeps_best and best.get("step", trainer.step) != trainer.step
     if not (is_earlier or o.latent_mean) or not trainer.accelerator.is_main_process:
         return
     model = copy.deepcopy(trainer.ema.model)

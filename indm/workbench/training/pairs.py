@@ -6,7 +6,6 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from indm.files import atomic
 from indm.workbench.data.base import check_kind, load_data
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import BRIDGE, AnyTables, Recipe, Tables
@@ -16,7 +15,6 @@ from indm.workbench.training.loop import train
 
 SIDES = ("a", "b")
 OF_BRIDGES = ("terminal", "terminal_noise", "initial_noise")  # keys of [train]
-PAIR = "pair.toml"  # the recipe of both, in the folder that holds the runs of the sides
 
 
 def is_pair(folder: Path) -> bool:
@@ -93,17 +91,12 @@ def train_pair(recipe: AnyTables, out: Path, *, resume: bool = False, progress: 
     Raises:
         ValueError: as :func:`indm.workbench.training.loop.train`; data sets that are not of one kind.
     """
-    if resume and (out / PAIR).is_file():
-        recipe = recipes.as_continued(recipe, out / PAIR)
     processes = PartialState(cpu=on_cpu())
     sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
-    started = by_main_process(lambda: _started(out, sides, resume))
+    started = by_main_process(functools.partial(_started, out, sides, resume))
     with processes.main_process_first():
         both = [load_data(side.data.name, **side.data.options) for side in sides.values()]
     check_kind(both[1], both[0], "data have", "data_b")
-    if processes.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        atomic.text(out / PAIR, recipes.to_toml(recipes.absolute(recipe)))
     summaries: dict[str, dict] = {}
     for side, content in sides.items():
         done = by_main_process(functools.partial(finished, out / side, content))
@@ -118,19 +111,14 @@ def train_pair(recipe: AnyTables, out: Path, *, resume: bool = False, progress: 
 
 
 def _started(out: Path, sides: dict[str, Recipe], resume: bool) -> list[str]:
-    """The sides of the pair in ``out`` that have a run; none without ``resume``.
-
-    Raises:
-        ValueError, FileNotFoundError: ``out`` is not empty, holds no pair to resume, or one of another recipe or with a
-            link in place of a side.
-    """
+    """The sides of the pair in ``out`` that have a run; none without ``resume``, which needs an empty folder."""
     if not resume:
         check_empty(out)
         return []
-    if not (out / PAIR).is_file():
-        raise FileNotFoundError(f"resume must be false: {out} holds no pair to resume (no {PAIR} in it)")
-    check_no_links(out)
     started = [side for side in sides if is_run(out / side)]
+    if not started:
+        raise FileNotFoundError(f"resume must be false: {out} holds no pair to resume")
+    check_no_links(out)
     for side in started:
         check_folder(out / side, sides[side], resume=True)
     return started

@@ -92,7 +92,8 @@ class Trainer(Descent):
         optimizer = self.build_optimizer([group for group in self.parameter_groups() if group["params"]])
         super().__init__(self.model, optimizer, self.options.ema, self.options.clip)
         self.seconds = 0.0
-        self.opening = self.options.opening > 0  # until flow and score are trained together
+        self.alone = self.options.pretrain or self.options.flow_first  # share of the run for one of flow and score
+        self.opening = self.alone > 0  # until flow and score are trained together
         self.began_seconds = 0.0  # before the schedule of the rates began
         self.flow_bounds: list[float] = []  # validations of the flow alone
         self.best_flow: dict[str, Tensor] | None = None  # the average at the lowest of them
@@ -226,7 +227,7 @@ class Trainer(Descent):
         """Whether the share of the opening is spent, or the flow that is trained alone no longer gains."""
         bounds = self.flow_bounds
         is_stale = len(bounds) > PATIENCE and min(bounds[-PATIENCE:]) >= min(bounds[:-PATIENCE])
-        return is_stale or self.progress >= self.options.opening
+        return is_stale or self.progress >= self.alone
 
     @property
     def is_flow_alone(self) -> bool:

@@ -137,7 +137,7 @@ class TranslationRuns:
     def route(self, *, method: str = "flow", guidance: float = 1.0, stochastic: bool = False, **options: Any) -> Route:
         """The route from A to B: by "sdedit" with the model of B alone, through a bridge, or from model to model.
 
-        The options are those of :func:`indm.translation.two_models`.
+        The options go to :func:`indm.translation.two_models`, to its ``bridge`` or to its ``sdedit``.
 
         Raises:
             ValueError: guidance without a model of classes, or "sdedit" by a bridge.

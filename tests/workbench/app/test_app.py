@@ -1,6 +1,5 @@
 """The page of a run: what its requests compute, what they refuse, and that a browser can use it."""
 
-import importlib.util
 import io
 import json
 import math
@@ -16,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from browsers import NARROW, keep, overflow, visiting
+from browsers import keep, visiting
 from PIL import Image
 from solvers import solve_roughly
 
@@ -78,11 +77,6 @@ def panels(monkeypatch):
     return drawn
 
 
-@pytest.fixture
-def rough(monkeypatch):
-    solve_roughly(monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def classes(home):
     return Side.opened(home / "classes")
@@ -122,12 +116,6 @@ def test_a_likelihood_is_that_of_the_image(home, exact):
     for mean, error in rows.values():
         assert 0 < error < 0.2 and abs(mean - expected) < 4 * error + 0.01
     assert "resized from 16×16" in text and "16 draws" in text
-
-
-@pytest.mark.usefixtures("rough")
-def test_a_likelihood_repeats_itself_for_its_seed(exact):
-    texts = [requests.likelihood(exact, Source(None, 3), 2, seed, "") for seed in (4, 4, 5)]
-    assert texts[0] == texts[1] != texts[2] and "test image 3" in texts[0]
 
 
 def as_file(image, path):
@@ -198,27 +186,11 @@ def test_only_images_are_read(exact, tmp_path):
         side.read(Source(None, 1e5))
 
 
-def test_without_its_data_a_run_takes_uploads_alone(home, tmp_path):
-    run = save(tmp_path / "run")
-    text = (run / "recipe.toml").read_text()
-    (run / "recipe.toml").write_text(text.replace('name = "digits"', 'name = "folder"\npath = "/gone"\nsize = 8'))
-    side = Side.opened(run)
-    assert side.test is None and side.read(Source(str(home / "mine.png")))[0].shape == (1, 8, 8)
-    with pytest.raises(ValueError, match=r"upload an image first; there are no test images: .*gone"):
-        side.read(Source(None, 0))
-
-
 def test_a_request_that_takes_too_long_is_stopped(home):
     side = Side.opened(home / "pair" / "a")
     with pytest.raises(TimeoutError, match="stopped after 0 seconds"), at_most(0):
         requests.samples(side, 1, 5, "heun", 0, 1.0, "", 1.0)
     requests.samples(side, 1, 5, "heun", 0, 1.0, "", 1.0)  # the limit has ended with its request
-
-
-def test_a_model_is_called_by_its_folder(home, monkeypatch):
-    assert [side.name for side in open_sides([home / "pair"])] == ["pair/a", "pair/b"]
-    monkeypatch.chdir(home / "exact")
-    assert Side.opened(Path()).name == "exact"
 
 
 def test_models_of_anything_but_images_are_refused(tmp_path):
@@ -233,12 +205,6 @@ def test_models_of_anything_but_images_are_refused(tmp_path):
 
 
 # ── The command ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_without_gradio_one_line_says_how_to_get_it(capsys, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert main(["app", "runs/digits"]) == 2
-    assert capsys.readouterr().err == "indm: error: indm app needs the library Gradio: pip install gradio\n"
 
 
 @pytest.fixture
@@ -347,21 +313,8 @@ def test_a_page_of_somebody_else_reaches_nothing(address, httpx):
         assert httpx.get(f"{address}{path}", headers={"host": "elsewhere.example:7860"}).status_code == 400
 
 
-def test_numbers_out_of_range_are_refused(ask):
-    good = [1, 1, "heun", 0, 1.0, "1", 1]
-    assert ask(good, SAMPLES)[0]
-    for place, value in ((0, 1000), (1, 10**6), (2, "os:system"), (3, -1), (4, 0), (5, "cat"), (6, 99)):
-        assert not ask([*good[:place], value, *good[place + 1 :]], SAMPLES)[0], place
-
-
 def upload_of(size):
     return {"files": ("a.png", b"0" * size)}
-
-
-def test_an_upload_has_a_limit(address, httpx):
-    upload = f"{address}gradio_api/upload"
-    assert httpx.post(upload, files=upload_of(40_000)).status_code == 200
-    assert httpx.post(upload, files=upload_of(200_000)).status_code == 413
 
 
 def test_a_request_has_a_limit(address, httpx):
@@ -492,21 +445,6 @@ def test_a_browser_samples(classes, page):
     keep(page, "app-sample")
 
 
-@pytest.mark.long
-def test_a_browser_measures_likelihoods(classes, page):
-    tab = Tab(page, "Likelihood")
-    tab.slide(draws=2)
-    tab.choose("Condition", "3")
-    tab.field("or the test image of number").fill("3")
-    tab.shows("Image, as the model sees it", requests.preview(classes, Source(None, 3)))
-    found = re.findall(r"\| ([\d.]+)", requests.likelihood(classes, Source(None, 3), 2, 0, "3"))
-    tab.press("Likelihood")
-    for value in found:  # two means, their errors, and that of the solver
-        page.get_by_role("cell", name=value, exact=True).first.wait_for()
-    page.get_by_text("The image given 3: test image 3, 1×8×8.").wait_for()
-    keep(page, "app-likelihood")
-
-
 @pytest.fixture
 def serving(monkeypatch):
     """Serves other models beside those of ``address``, whose folder of uploads comes back at the end."""
@@ -515,23 +453,3 @@ def serving(monkeypatch):
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ.get("GRADIO_TEMP_DIR", ""))
     return lambda sides: serving(sides, "127.0.0.1", None, 60)
-
-
-@pytest.mark.long
-def test_a_phone_shows_two_models_in_the_dark(home, visit, serving):
-    sides = open_sides([home / "pair"])
-    with serving(sides) as address:
-        page = visit(address, viewport=NARROW, color_scheme="dark")
-        for name in ("Sample", "Likelihood", "Translation"):
-            tab = Tab(page, name)
-            page.get_by_role("button", name=name.replace("ation", "ate"), exact=True).wait_for()
-            assert overflow(page) == 0
-            keep(page, f"app-{name.lower()}-dark")
-        page.get_by_label("B to A").click()
-        tab.slide(steps=10)
-        pair, way = ends_of(sides).translate(Source(None, 0), WAYS[1], ("", ""), 1.0, 10)
-        tab.makes("Translate", {"Source and result": pair, "The way": way})
-        assert overflow(page) == 0
-        keep(page, "app-translated-dark")
-        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert max(map(int, re.findall(r"\d+", colour)[:3])) < 64

@@ -1,7 +1,5 @@
 """Conditions of data: labels, folders of classes, columns of tables, arrays beside arrays, data sets of pairs."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -46,16 +44,6 @@ def test_two_arrays_of_one_file(tmp_path):
         load_data("array", path=tmp_path / "both.npz", c="d")
 
 
-def test_two_files(tmp_path):
-    x, c = rows()
-    np.save(tmp_path / "x.npy", x)
-    np.save(tmp_path / "c.npy", c.astype(np.int64))
-    data = load_data("array", path=tmp_path / "x.npy", c="c.npy")
-    assert_together(data)
-    assert_together(data, labels=True)
-    assert data.classes[:2] == ("0", "1")
-
-
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_columns_of_a_table(tmp_path, suffix):
     import pandas
@@ -73,13 +61,6 @@ def test_columns_of_a_table(tmp_path, suffix):
     assert torch.equal(
         both.c("train", labels=False), torch.stack([-stack(both.train)[:, 0], stack(both.train)[:, 0]], 1)
     )
-
-
-def test_without_what_reads_parquet_one_line_says_how_to_get_it(tmp_path, monkeypatch):
-    (tmp_path / "table.parquet").write_text("PAR1")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ValueError, match=r"Parquet needs pyarrow: pip install pyarrow$"):
-        load_data("array", path=tmp_path / "table.parquet", x="a", c="c")
 
 
 @pytest.mark.parametrize(
@@ -141,18 +122,6 @@ def test_some_folders_are_the_classes_in_the_order_they_are_named(tmp_path):
         load_data("folder", path=tmp_path, size=8, classes=["dog"])
 
 
-def test_some_labels_are_counted_in_the_order_they_are_named():
-    whole, some = load_data("digits"), load_data("digits", label=[8, 3])
-    assert some.classes == ("8", "3")
-    for part in PARTS:
-        of = whole.labels[part]
-        kept = (of == 3) | (of == 8)
-        assert torch.equal(stack(getattr(some, part)), stack(getattr(whole, part))[kept])
-        assert torch.equal(some.labels[part], (of[kept] == 3).long())
-    with pytest.raises(ValueError, match=r"label must be of \[0, .*, 9\], one or a list, or None .*, got \[3, 10\]"):
-        load_data("digits", label=[3, 10])
-
-
 class Pairs(Dataset):
     def __init__(self, c):
         self.x, self.c = torch.from_numpy(rows()[0]), c
@@ -176,13 +145,6 @@ def test_a_data_set_of_pairs(kind):
     assert_together(as_data(pairs, c=True), labels=kind in ("words", "whole numbers"))
 
 
-def test_three_splits_of_pairs():
-    x, c = map(torch.from_numpy, rows())
-    sets = tuple(TensorDataset(x[part], c[part]) for part in (slice(0, 30), slice(30, 40), slice(40, 50)))
-    assert_together(as_data(sets, c=True))
-    assert_together(as_data(sets, c=True, limit=7))
-
-
 @pytest.mark.parametrize(
     ("c", "message"),
     [
@@ -195,11 +157,6 @@ def test_three_splits_of_pairs():
 def test_conditions_that_cannot_be(c, message):
     with pytest.raises(ValueError, match=message):
         as_data(rows()[0], c=c)
-
-
-def test_items_that_are_no_pairs():
-    with pytest.raises(ValueError, match=r"item 0 of the data must be a pair \(x, c\)"):
-        as_data([torch.zeros(2)] * N, c=True)
 
 
 def test_images_as_conditions_come_channels_first():

@@ -2,20 +2,17 @@
 
 import json
 import os
-import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from indm.workbench.cli.main import main
 from indm.workbench.data import images
-from indm.workbench.data.base import load_data, stack
+from indm.workbench.data.base import stack
 from indm.workbench.data.examples import loader
-from indm.workbench.data.folder import Files, kinds_of, list_files
+from indm.workbench.data.folder import kinds_of, list_files
 from indm.workbench.data.images import ImageFiles, count_unreadable, read_image
-from indm.workbench.runs.devices import peak_memory_mib
 
 
 def many(folder, n, sources=50, below=1000):
@@ -53,16 +50,6 @@ def test_the_list_is_that_of_the_file_system_in_sorted_order(tmp_path):
     assert list(found) == expected and len(expected) == 8 and kinds_of(found).tolist() == [1] * 8
 
 
-def test_files_are_a_sequence_of_few_bytes(tmp_path):
-    paths = [f"{i}/é{i}.png" for i in range(100)]
-    files = Files(tmp_path, np.array([os.fsencode(p) for p in paths]))
-    assert list(files) == [tmp_path / p for p in paths] and files[-1] == tmp_path / paths[-1]
-    assert list(files[10:40:7]) == list(files)[10:40:7] and list(files.select(np.array([5, 3]))) == [files[5], files[3]]
-    assert list(files[50:].select(np.array([1]))) == [files[51]]
-    with pytest.raises(IndexError):
-        files[100]
-
-
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_transparent_pixels_are_those_of_the_composite(tmp_path, mode):
     value, alpha = np.meshgrid(np.arange(256), np.arange(256))
@@ -71,16 +58,6 @@ def test_transparent_pixels_are_those_of_the_composite(tmp_path, mode):
     found = np.asarray(read_image(tmp_path / "a.png")).reshape(256, 256, -1).astype(int)
     a = pixels[..., -1:] / 255
     assert np.abs(found - (255 * (1 - a) + pixels[..., :-1] * a)).max() <= 0.5 + 1e-9
-
-
-def test_the_fingerprint_of_files_tells_which_they_are_and_where_their_names_end(tmp_path):
-    def fingerprint(names, chosen=None):
-        files = Files(tmp_path, np.array(names, dtype="S"))
-        return (files if chosen is None else files.select(np.array(chosen))).fingerprint()
-
-    assert fingerprint(["a", "bc", "d"], [0, 2]) == fingerprint(["a", "d"]) == fingerprint(["a", "d", "xy"], [0, 1])
-    different = (["ab", "c"], ["a", "bc"], ["abc"], ["a", "b", "c"], ["ab", "c", "c"])
-    assert len({fingerprint(names) for names in different}) == len(different)
 
 
 # ── Damage, and the order of the data
@@ -123,16 +100,6 @@ def test_images_are_decoded_once_where_memory_holds_them_all(tmp_path, monkeypat
         again[0]
 
 
-@pytest.mark.filterwarnings("ignore:.*cannot be read")
-def test_a_folder_that_has_gone_is_an_error_after_a_hundred(tmp_path):
-    folder = many(tmp_path / "f", 200)
-    data = ImageFiles(list_files(folder), (3, 8, 8))
-    for file in data.files:
-        file.unlink()
-    with pytest.raises(ValueError, match=r"100 images in a row cannot be read, beginning with .*0000150.png"):
-        data[150]
-
-
 @pytest.mark.filterwarnings("ignore:.*cannot be read", "ignore:This DataLoader will create")
 def test_workers_change_neither_the_order_nor_what_stands_for_a_damaged_image(tmp_path):
     folder = many(tmp_path / "f", 60)
@@ -146,49 +113,5 @@ def test_workers_change_neither_the_order_nor_what_stands_for_a_damaged_image(tm
         assert all(torch.equal(a, b) for a, b in zip(epochs[0], other, strict=True))
 
 
-SMALL = [
-    "train", "folder", "--net.channels=4", "--net.blocks=1", "--net.attention=[]",
-    "--net.multipliers=[1]", "--train.steps=8", "--train.seconds=inf", "--train.batch_size=12",
-    "--train.validate_examples=4", "--data.size=8", "--quiet",
-]  # fmt: skip
-
-
 def unreadable(run):
     return json.loads((run / "summary.json").read_text())["unreadable_images"]
-
-
-@pytest.mark.long
-@pytest.mark.filterwarnings("ignore:.*cannot be read", "ignore:This DataLoader will create", "ignore:the run ended")
-def test_a_training_outlives_a_damaged_image(tmp_path):
-    folder = many(tmp_path / "f", 60)
-    damaged(folder, *range(0, 60, 7))
-    weights = []
-    for workers in (0, 3):
-        run = tmp_path / str(workers)
-        assert main([*SMALL, f"--data.path={folder}", "--out", str(run), f"--train.workers={workers}"]) == 0
-        assert 5 <= unreadable(run) <= 9
-        weights.append((run / "model.safetensors").read_bytes())
-    assert weights[0] == weights[1]
-
-
-def test_an_image_that_several_processes_met_counts_once(tmp_path):
-    data = ImageFiles(list_files(many(tmp_path / "f", 6)), (3, 8, 8))
-    data.unreadable[1:3] = True
-    assert count_unreadable(data) == 2
-    assert count_unreadable(data, lambda met: met + torch.tensor([0, 0, 1, 1, 0, 0])) == 3
-
-
-@pytest.mark.long
-@pytest.mark.about_time
-@pytest.mark.parametrize("n", [1_000_000])
-def test_very_many_files(tmp_path, n):
-    folder = many(tmp_path / "f", n, sources=100)
-    before, started = peak_memory_mib(), time.perf_counter()
-    sets = load_data("folder", path=folder, size=8)
-    first = time.perf_counter() - started
-    batches = iter(loader(sets.train, 128, shuffle=True, workers=1))
-    for _ in range(20):
-        assert next(batches).shape == (128, 3, 8, 8)
-    print(f"{n} files: listed in {first:.1f} s, {peak_memory_mib() - before:.0f} MiB")
-    assert len(sets.train) == 0.8 * n
-    assert peak_memory_mib() - before < 100 + n / 2000  # half a kilobyte a file

@@ -1,7 +1,6 @@
 """Images in data sets of the hub and in tar files, against the same images in a folder; arrays that are mapped."""
 
 import io
-import sys
 import tarfile
 
 import numpy as np
@@ -9,9 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from indm.workbench.cli.main import main
 from indm.workbench.data import load_data
-from indm.workbench.data.base import PARTS, as_data, stack
+from indm.workbench.data.base import PARTS, stack
 
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("pyarrow")
@@ -123,34 +121,15 @@ def test_without_download_the_hub_is_not_asked(tmp_path, monkeypatch):
     assert offline == [False, True] and datasets.config.HF_HUB_OFFLINE is False
 
 
-def test_what_cannot_be_read_is_said(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "a.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(ValueError, match="cannot be read as a data set"):
-        load_data("datasets", path=tmp_path / "broken", **OPTIONS)
-
-
-def test_a_data_set_of_numbers_and_its_mistakes(tmp_path):
-    numbers = np.random.default_rng(0)
-    columns = {"a": numbers.normal(size=40), "b": numbers.normal(size=40), "dose": numbers.normal(size=40)}
-    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "saved")
-    data = load_data("datasets", path=tmp_path / "saved", x=("a", "b"), c="dose", seed=1)
-    rows = np.stack([columns["a"], columns["b"]], 1)
-    expected = as_data(rows, seed=1, c=columns["dose"])
-    assert torch.equal(stack(data.train), stack(expected.train))
-    assert torch.equal(data.conditions["test"], expected.conditions["test"])
-    with pytest.raises(ValueError, match=r"has no column 'image'"):
-        load_data("datasets", path=tmp_path / "saved")
-    with pytest.raises(ValueError, match="cannot be read as a data set"):
-        load_data("datasets", path=tmp_path / "saved" / "none-of-these", x="a")
-
-
-def test_without_the_library_one_line_says_how_to_get_it(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    assert main(["train", "folder", "--data", "datasets", "--data.path", "ann/pictures"]) == 2
-    line = "indm: error: the data set 'datasets' needs the library datasets: pip install datasets\n"
-    assert capsys.readouterr().err == line
+def test_mistakes_of_a_data_set(tmp_path):
+    datasets.Dataset.from_dict({"a": [1.0] * 40}).save_to_disk(tmp_path / "saved")
+    for path, x, said in (
+        ("saved", "image", "has no column 'image'"),
+        ("saved", "a", "data.x must be a column of images, not of Value, got 'a'"),
+        ("none", "a", "cannot be read as a data set"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            load_data("datasets", path=tmp_path / path, x=x, **OPTIONS)
 
 
 @pytest.mark.parametrize("kind", ["floats", "images"])

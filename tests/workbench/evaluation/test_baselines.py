@@ -16,7 +16,6 @@ from indm.workbench.data.base import Data, InMemory
 from indm.workbench.evaluation import baselines as module
 from indm.workbench.evaluation.baselines import (
     baselines,
-    evenly_spaced,
     fit_gaussian,
     gaussian_nats,
     png_nats,
@@ -136,25 +135,6 @@ def test_what_is_chosen_makes_the_validation_likeliest():
         assert gaussian.std[0].item() == pytest.approx(math.sqrt(floor * 49 / 50), rel=0.2)
 
 
-def test_flips_count_as_examples():
-    images = torch.stack([draw(400, levels=200), 55 + draw(400, levels=200, seed=1)], 1).reshape(400, 1, 1, 2)
-    both, one = (three(images[:200], images[200:300], images[300:], levels=256, flip=flip) for flip in (True, False))
-    (there, about), (alone, _) = (gaussian_nats(data, images[300:], seed=0) for data in (both, one))
-    back, _ = gaussian_nats(both, images[300:].flip(-1), seed=0)
-    assert about["examples"] == 400 and torch.allclose(there, back, atol=0.05)
-    assert alone.mean() < there.mean() - 0.01  # the two pixels differ
-
-
-def test_examples_are_evenly_spaced_in_the_split_and_few(monkeypatch):
-    assert evenly_spaced(InMemory(torch.arange(10)), 4).tolist() == [0, 3, 6, 9]
-    assert evenly_spaced(InMemory(torch.arange(4)), 9).tolist() == [0, 1, 2, 3]
-    monkeypatch.setattr(module, "MOST_TRAINING", 30)
-    images = draw(100, 1, 1, 2, levels=256)
-    for flip in (True, False):
-        data = Data("d", *[InMemory(images)] * 3, Scaling.images(), (1, 1, 2), flip=flip)
-        assert 20 <= gaussian_nats(data, images)[1]["examples"] <= 30
-
-
 @pytest.mark.parametrize(
     ("levels", "channels", "depth"),
     [(256, 1, 8), (256, 3, 8), (17, 1, 8), (2, 1, 1), (2, 3, 8), (1000, 1, 16), (1000, 3, None), (256, 2, None)],
@@ -177,7 +157,3 @@ def test_png_is_what_the_files_hold(levels, channels, depth, tmp_path):
         assert value.item() == pytest.approx(8 * len(content) * math.log(2))
         assert struct.unpack(">IIBB", content[16:26]) == (40, 50, depth, 2 if channels == 3 else 0)
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))).astype(int), pixels.astype(int))
-
-
-def test_no_png_of_vectors_and_floats():
-    assert png_nats(draw(3, 4, levels=256), 256) is None and png_nats(draw(3, 1, 2, 2), None) is None

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 import indm
 from indm.workbench.cli.main import main
@@ -14,15 +13,6 @@ from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.provenance import weights_hash
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
-
-
-def test_a_folder_is_loaded_as_it_is(tmp_path):
-    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-    indm.build_model(tables, (2,)).save(tmp_path / "a")
-    assert indm.from_pretrained(tmp_path / "a").shape == (2,)
-    torch.save({}, tmp_path / "a" / "model.safetensors")  # a pickle is never read
-    with pytest.raises(ValueError, match="cannot be read as weights"):
-        indm.from_pretrained(tmp_path / "a")
 
 
 def test_a_card_shows_what_is_of_these_weights_alone(tmp_path):

@@ -13,8 +13,6 @@ from scipy.stats import ttest_rel
 from indm.evaluation.statistics import holm
 from indm.workbench.evaluation.compare import Run, compare, differences, methods_of, pairs_of
 from indm.workbench.evaluation.results import check_same_examples, read_evaluation
-from indm.workbench.evaluation.text import of_classes
-from indm.workbench.figures import plots
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import recipe_of
 from indm.workbench.training.costs import key_of
@@ -101,18 +99,6 @@ def test_methods_are_runs_that_differ_in_the_seed_alone(tmp_path):
 
     assert paired(indm, linear) == [(indm[0], linear[1]), (indm[2], linear[0])]
     assert paired([longer], [indm[0]]) == [(longer, indm[0])] and paired(indm, [longer]) == []
-
-
-def test_runs_in_one_folder_are_not_called_like_it(tmp_path):
-    """Two methods lie in it; the size of a model is that of the run's summary."""
-    place = tmp_path / "runs"
-    folders = [evaluated(place / f"i{seed}", NATS["indm", seed], seed) for seed in (0, 1)]
-    folders += [evaluated(place / f"l{seed}", NATS["linear", seed], seed, flow="identity") for seed in (0, 1)]
-    for run in folders:
-        (run / "summary.json").write_text('{"score_parameters": 1200, "flow_parameters": 34}')
-    text, stored = compared(folders, tmp_path / "out", equal="steps")
-    assert list(stored["methods"]) == ["i0", "l0"] and f"i0: {folders[0]}, {folders[1]}\n" in text
-    assert {line.split()[3] for line in text.splitlines() if line.startswith(("i0 ", "l0 "))} >= {"1,234"}
 
 
 def test_differences_over_seeds_are_one_family(tmp_path):
@@ -215,20 +201,6 @@ def test_one_training_each_has_an_error_over_examples_and_no_verdict(tmp_path):
     assert not any(word in text for word in ("  better", "  worse", "tie"))
 
 
-def test_the_picture_has_samples_or_says_how_to_draw_them(tmp_path, monkeypatch):
-    (indm,), (linear,) = trained(tmp_path, "indm", (0,)), trained(tmp_path, "linear", (1,))
-    np.savez(indm / "samples.npz", samples=np.zeros((3, 2), np.float32), levels=np.array(0))
-    figures, write = [], plots.pixels_of
-    monkeypatch.setattr(plots, "pixels_of", lambda figure: (figures.append(figure), write(figure))[1])
-    compare([linear, indm], tmp_path / "out")
-    (samples,) = figures
-    empty, points = samples.axes
-    assert [axes.get_title() for axes in samples.axes] == ["1", "0"]
-    assert "".join(empty.texts[0].get_text().split()) == f"notsampledyet:indmsample{linear}"
-    assert points.lines[0].get_color() == plots.COLOURS[1]
-    assert len(points.lines[0].get_xdata()) == 3
-
-
 @pytest.mark.parametrize(
     ("paths", "hashes", "same"),
     [
@@ -250,13 +222,6 @@ def test_the_examples_of_an_evaluation_decide_not_where_they_are(paths, hashes, 
     results[run]["data"]["valid"] = 0.3
     with pytest.raises(ValueError, match=r"got the data \{.*'valid': 0.3"):
         check_same_examples(results)
-
-
-def test_seeds_of_one_method_stand_for_themselves(tmp_path):
-    runs = trained(tmp_path, "indm", (0, 1, 2))
-    _, stored = compared(runs, tmp_path / "out")
-    assert stored["methods"] == {str(run): [str(run)] for run in runs}
-    assert {row["nelbo"]["verdict"] for row in stored["differences"].values()} == {"untested"}
 
 
 def test_a_likelihood_counts_where_all_runs_of_a_pair_have_it(tmp_path):
@@ -283,64 +248,6 @@ def test_seeds_without_a_partner_are_named_and_methods_without_a_common_seed_are
     assert alone["seeds"] == 0 and alone["difference"] is alone["standard_error"] is alone["p"] is None
     assert set(stored["differences"]["apart"]) == {"nelbo"} and "one training" not in text
     assert "2 (without a partner: 2, 3)" in text and "untested: no seed in common" in text
-
-
-def test_a_folder_stands_for_one_training(tmp_path):
-    (run,) = trained(tmp_path, "indm", (0,))
-    again = run.parent / ".." / "indm" / "0"
-    with pytest.raises(ValueError, match=r"run folders must differ, got .*\.\./indm/0 twice"):
-        compare([run, again], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("seeds", [1, 2])
-def test_a_run_that_diverged_is_shown_without_a_number(tmp_path, seeds):
-    linear = trained(tmp_path, "linear", range(seeds))
-    broken = [evaluated(tmp_path / f"b{s}", NATS["indm", s] + (math.inf if s == 0 else 0), s) for s in range(seeds)]
-    with np.errstate(invalid="ignore"):
-        _, stored = compared([*linear, *broken], tmp_path / "out", equal="steps")
-    (row,) = (by_kind["nelbo"] for by_kind in stored["differences"].values())
-    assert row["difference"] is None and row["verdict"] == ("undecided" if seeds == 2 else "untested")
-
-
-def of_two_rates(base, **options):
-    """Two methods that differ in their rate alone, and are as good."""
-    rates = {"a": "1e-3", "b": "2e-3"}
-    return [evaluated(base / name, NATS["indm", 0], **{"train.lr": rate}, **options) for name, rate in rates.items()]
-
-
-def test_a_likelihood_that_has_not_converged_is_named(tmp_path):
-    runs, keys = of_two_rates(tmp_path, nll=NATS["indm", 0]), ("nats", "bits_per_dim", "largest_bits_per_dim")
-    assert "converged" not in compare(runs, tmp_path / "out")
-    nll = read_evaluation(runs[1])["nll"]
-    solver = {"unconverged": 2, "nll_error": 1e-3, "solver_error": dict.fromkeys(keys, 0.2)}
-    for steps, advice in {None: "in 256 steps; take more steps, such as 512", 24: "such as 48, or"}.items():
-        changed(runs[1], nll=nll | solver | ({} if steps is None else {"steps": steps}))
-        said = compare(runs, tmp_path / f"out {steps}")
-        assert f"{runs[1]}: The NLL (ODE) has not converged: the solver's error may be above" in said and advice in said
-
-
-def test_bounds_of_other_numbers_of_steps_are_not_compared(tmp_path):
-    runs = of_two_rates(tmp_path)
-    for run, steps in zip(runs, (8, 16), strict=True):
-        result = read_evaluation(run)
-        counts = result["images"] | {"ancestral": result["images"]["nelbo"]}
-        changed(run, images=counts, ancestral=result["nelbo"] | {"steps": steps})
-        with np.load(run / "evaluation.npz") as arrays:
-            np.savez(run / "evaluation.npz", **arrays, ancestral=arrays["nelbo"])
-    said = "with the same options, got the steps 16 and 8"
-    with pytest.raises(ValueError, match=said):
-        compare(runs, tmp_path / "out")
-
-
-def test_classes_of_one_example_each_are_no_empty_table():
-    assert of_classes({"classes": {}, "unit": "nats", "dims": 2}) == of_classes({"unit": "nats"}) == []
-
-
-def test_a_table_of_classes_says_that_those_of_one_group_are_left_out():
-    row = {"images": 4, "nats": 1.0, "nats_standard_error": 0.1}
-    result = {"classes": {"apple": row}, "unit": "nats", "dims": 2}
-    assert len(of_classes(result)) == 3 and "left out" in of_classes(result | {"groups": 3})[2]
 
 
 def test_the_page_says_what_the_text_says(tmp_path):

@@ -50,12 +50,6 @@ def test_ctrl_c_prints_what_is_done_and_writes_nothing(saved, monkeypatch, capsy
     assert "Traceback" not in said.err and not (saved / "evaluation.json").exists()
 
 
-def test_a_split_can_be_asked_for(saved, capsys):
-    assert main(["evaluate", "saved", "--data.path", "images", "--split", "test", *QUIET]) == 0
-    assert json.loads((saved / "evaluation.json").read_text())["images"]["nelbo"] == 3
-    assert capsys.readouterr().out.splitlines()[-1].startswith("The model")
-
-
 @pytest.mark.filterwarnings("ignore:the run ended")
 def test_another_folder_than_that_of_the_training_is_used_whole(saved, tmp_path):
     """The folder of the training keeps its split, also where it was moved to."""

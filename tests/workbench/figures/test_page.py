@@ -1,10 +1,7 @@
 """What a reader does on a page, in a browser: sort and copy tables, enlarge pictures."""
 
-import re
-
 import numpy as np
 import pytest
-from browsers import overflow
 from pages import assert_alone
 from PIL import Image
 
@@ -102,13 +99,3 @@ def test_a_picture_is_enlarged(page):
     opener.click()
     dialog.get_by_role("button", name="Close").click()
     assert dialog.is_hidden()
-
-
-def test_a_phone_in_the_dark_cuts_nothing_off(file, visit):
-    page = visit(file.as_uri(), viewport={"width": 340, "height": 700}, color_scheme="dark")
-    assert overflow(page) == 0
-    paper, ink = (
-        [int(n) for n in re.findall(r"\d+", page.evaluate(f"getComputedStyle(document.body).{name}"))[:3]]
-        for name in ("backgroundColor", "color")
-    )
-    assert max(paper) < 64 and min(ink) > 160

@@ -5,10 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
-from PIL import Image
 
-from indm.workbench.figures import plots, sheets
+from indm.workbench.figures import sheets
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
@@ -56,43 +54,3 @@ def test_a_sheet_has_its_words_inside_and_its_images_exact():
     assert ink[: top - 3 * sheets.LINE, : left + exact.shape[1]].any()  # the title needs several lines
     right = paper[:, left + exact.shape[1] + 2 :]
     assert (right[top + 20 : -20] != 255).any()  # why there are no images
-
-
-def test_labels_of_a_figure_lie_inside_it_and_inside_their_panels():
-    figure = Figure(figsize=(8, 6))
-    names = ["runs/2026-11-26/a long name of a run/with/parts", "b" * 150, "$x$"]
-    for axes in figure.subplots(1, 2):
-        for name in names:
-            axes.plot([1, 2], [1.2, 1.9], label=name)
-        axes.set(title=names[0] + names[1][:60], xlabel=names[0] * 2, ylabel=names[0], yscale="log")
-    plots.finish(figure)
-    figure.draw_without_rendering()
-    (legend,) = figure.legends
-    assert ["".join(text.get_text().split()) for text in legend.get_texts()] == ["".join(n.split()) for n in names]
-    titles = [axes.title for axes in figure.axes]
-    labels = [axis.label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
-    for text in (*titles, *legend.get_texts(), *labels):
-        box = text.get_window_extent()
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
-    left, right = (text.get_window_extent() for text in titles)
-    assert left.x1 < right.x0
-
-
-def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a.png"
-    figure = Figure(figsize=(2, 1))
-    figure.subplots()
-    plots.save_figure(figure, path)
-    assert Image.open(path).size == (240, 120)
-    before = path.read_bytes()
-
-    class Broken(Figure):
-        def savefig(self, file, **_):
-            file.write_bytes(b"half")
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        figure = Broken()
-        figure.subplots()
-        plots.save_figure(figure, path)
-    assert path.read_bytes() == before

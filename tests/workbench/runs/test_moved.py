@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from indm.workbench.cli.main import main
-from indm.workbench.data import standard
-from indm.workbench.recipes import recipe as recipes
-from indm.workbench.runs.folder import end_of, recipe_of
+from indm.workbench.runs.folder import recipe_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
 
@@ -43,43 +41,6 @@ def test_data_that_were_moved_alone_are_named_on_the_command_line(project, capsy
     assert "it differs in data.path" in capsys.readouterr().err
 
 
-def test_a_relative_path_of_an_old_run_starts_in_the_current_folder(project):
-    recipe = project / "runs/a/recipe.toml"
-    recipe.write_text(recipe.read_text().replace(str(project / "mine.npy"), "mine.npy"))
-    assert main(["evaluate", "runs/a", *FEW]) == 0
-    assert main(["train", "runs/a", "--resume", "--train.steps=3", "--quiet"]) == 0
-    assert recipes.load(recipe)["data"]["path"] == str(project / "mine.npy")
-
-
-def test_what_reads_a_run_downloads_nothing(project, monkeypatch, capsys):
-    """The recipe of somebody else named a data set and a folder, and any command fetched it and filled that."""
-    asked = []
-
-    def fetch(root, download):
-        asked.append(root)
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("torchvision.datasets.FashionMNIST", fetch)
-    monkeypatch.setattr(standard, "DEBIAN_FASHION_MNIST", project / "nowhere")
-    recipe, root = project / "runs/a/recipe.toml", project / "chosen" / "by" / "them"
-    text = recipe.read_text()
-    before, _, rest = text.partition("[data]")
-    after = rest[rest.index("\n[") :]
-    recipe.write_text(f'{before}[data]\nname = "fashion-mnist"\nroot = "{root}"\ndownload = true\n{after}')
-    assert recipe_of(project / "runs/a")["data"] == {"name": "fashion-mnist", "root": str(root), "download": True}
-    for line in (
-        ["evaluate", "runs/a", *FEW],
-        ["fid", "runs/a", "--reference=runs/a", "--quiet"],
-    ):  # fmt: skip
-        assert main(line) == 2
-        assert "fashion-mnist could not be loaded; they were looked for in" in capsys.readouterr().err, line
-    with pytest.warns(UserWarning, match="the picture shows no data beside the samples: fashion-mnist could not"):
-        assert main(["sample", "runs/a", "-n=4", "--steps=2", "--quiet"]) == 0
-    assert not asked and not (project / "chosen").exists()
-    assert main(["evaluate", "runs/a", "--data.root=here", "--data.download=true", *FEW]) == 2
-    assert "no route to host" in capsys.readouterr().err and asked == [str(project / "here")]
-
-
 @pytest.mark.parametrize("name", ["checkpoints", "best"])
 def test_a_folder_of_a_run_that_is_a_link_is_refused(project, name, capsys):
     """Through it a resumed run removed, renamed and overwrote what lies outside."""
@@ -96,19 +57,3 @@ def test_a_folder_of_a_run_that_is_a_link_is_refused(project, name, capsys):
         assert main(line) == 2
         assert f"runs/a/{name} is a link to a folder outside" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in outside.iterdir()} == before
-
-
-def test_what_code_from_outside_calls_a_path_stays():
-    recipe = {"data": {"name": "my.data:Set", "path": "s3://x"}, "data_b": {"name": "folder", "path": "~/x"}}
-    assert recipes.absolute(recipe)["data"]["path"] == "s3://x"
-    assert recipes.absolute(recipe)["data_b"]["path"] == os.path.expanduser("~/x")
-
-
-def test_the_end_of_a_run_is_known_or_that_is_said(tmp_path):
-    with pytest.raises(ValueError, match="has not come to an end"):
-        end_of(tmp_path)
-    (tmp_path / "conversion.json").write_text('{"step": 123}')
-    assert end_of(tmp_path) == {"steps": 123}
-    (tmp_path / "summary.json").write_text("{}")
-    with pytest.raises(ValueError, match="has not come to an end"):
-        end_of(tmp_path)

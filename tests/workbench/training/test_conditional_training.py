@@ -13,10 +13,8 @@ from small_runs import TINY, change, compare_runs
 from torch.utils.data import TensorDataset
 
 import indm
-from indm.workbench.cli.draw import with_defaults
 from indm.workbench.cli.main import main
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import SampleDrawing
 from indm.workbench.runs.samples import read_samples
 from indm.workbench.training.loop import train
 
@@ -152,15 +150,6 @@ def test_by_default_a_row_of_each_class_is_drawn_at_the_recipes_guidance(run, tm
     assert inspect.signature(indm.sample).parameters["guidance"].default == 1
 
 
-def test_many_classes_are_drawn_as_the_data_have_them():
-    many = recipes.recipe("digits", {"condition": "classes", "condition.labels": [f"c{k}" for k in range(41)]})
-    assert with_defaults(SampleDrawing(), many).condition is None and with_defaults(SampleDrawing(), many).n == 64
-    forty = recipes.recipe("digits", {"condition": "classes", "condition.labels": [f"c{k}" for k in range(40)]})
-    assert with_defaults(SampleDrawing(), forty).condition == "all" and with_defaults(SampleDrawing(), forty).n == 2
-    plain = with_defaults(SampleDrawing(), recipes.recipe("digits"))
-    assert (plain.condition, plain.n, plain.guidance) == (None, 64, 1.0)
-
-
 def test_a_recipes_guidance_needs_a_network_that_knows_both():
     with pytest.raises(ValueError, match=r"sample.guidance must be 1 without condition.drop, got 2"):
         recipes.recipe("digits", {"condition": "classes", "sample.guidance": 2.0})
@@ -170,15 +159,3 @@ def test_a_recipes_guidance_needs_a_network_that_knows_both():
         ).sample.guidance
         == 2
     )
-
-
-def test_what_needs_classes_says_so(tmp_path, capsys):
-    train(change(TINY, steps=1), tmp_path / "run", progress=False)
-    assert main(["sample", str(tmp_path / "run"), "--condition", "3", "--quiet"]) == 2
-    assert "condition and guidance are for a model" in capsys.readouterr().err
-
-
-def test_translation_without_conditions_is_by_p_of_x(run, tmp_path):
-    np.save(tmp_path / "images.npy", np.zeros((2, 8, 8), np.uint8))
-    command = ["translate", str(run), str(run), str(tmp_path / "images.npy"), "--out", str(tmp_path / "out"), "--quiet"]
-    assert main([*command, "--steps", "4"]) == 0

@@ -1,6 +1,5 @@
 """What a step costs: measured in turns by a clock that the test moves, kept, and made a budget."""
 
-import json
 import math
 
 import pytest
@@ -116,22 +115,3 @@ def test_a_run_like_another_makes_the_steps_that_cost_the_same(indm_run, tmp_pat
 
     train(changed(TINY, seed=1, steps=500), tmp_path / "seed", like=indm_run, progress=False)
     assert len(asked) == 1 and recipe_of(tmp_path / "seed")["train"]["steps"] == 12  # a step costs the same
-
-
-def test_what_cannot_be_had_like_another_is_refused(indm_run, tmp_path):
-    with pytest.raises(ValueError, match=f"like must be left out to resume {indm_run}"):
-        train(TINY, indm_run, like=indm_run, resume=True, progress=False)
-    (tmp_path / "killed").mkdir()
-    (tmp_path / "killed" / "recipe.toml").write_text((indm_run / "recipe.toml").read_text())
-    with pytest.raises(ValueError, match="killed has not come to an end"):
-        train(LINEAR, tmp_path / "out", like=tmp_path / "killed", progress=False)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("found", [None, 3, {}, {"a": 1.0}, {"a": 1.0, "b": 0.0}, {"a": "1", "b": 1.0}])
-def test_a_record_without_both_costs_says_nothing(tmp_path, found):
-    for run, costs_found in (("good", {"a": 3.0, "b": 2.0}), ("bad", found)):
-        (tmp_path / run).mkdir()
-        (tmp_path / run / "versions.json").write_text(json.dumps({"step_costs": costs_found}))
-    assert ratio_in([tmp_path / "bad"], "a", "b") is None
-    assert ratio_in([tmp_path / "bad", tmp_path / "good"], "a", "b") == 1.5

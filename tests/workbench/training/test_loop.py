@@ -13,7 +13,6 @@ import torch
 import indm
 from indm.training import learning_rate_factor
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.runs.folder import read_metrics
 from indm.workbench.training import loop
 from indm.workbench.training.loop import is_due, train
 
@@ -50,23 +49,6 @@ def test_intervals_of_steps_and_of_seconds():
 def test_warmup_that_is_a_share_rises_with_the_run():
     assert [learning_rate_factor(0, progress, 0.1, 0.0) for progress in (0.0, 0.05, 0.1, 0.5)] == [0.0, 0.5, 1.0, 1.0]
     assert learning_rate_factor(0, 0.95, 0.1, 0.1) == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize("key", ["log_every", "validate_every", "checkpoint_every"])
-def test_intervals_are_steps_or_shares(key):
-    for wrong in (0, 1.5, -1):
-        with pytest.raises(ValueError, match=rf"train\.{key} must be a whole number of steps, or a share of the run"):
-            indm.workbench.recipes.options.TrainOptions(**{key: wrong})
-    for value in (0.25, 7, math.inf):
-        assert getattr(indm.workbench.recipes.options.TrainOptions(**{key: value}), key) == value
-
-
-def test_a_run_validates_by_shares(vectors, tmp_path):
-    changes = {"data.path": str(vectors), **QUICK, "train.steps": 20, "train.log_every": 0.25}
-    train(recipes.recipe("array", changes | {"train.validate_every": 0.5}), tmp_path / "run", progress=False)
-    lines = read_metrics(tmp_path / "run")
-    assert [line["step"] for line in lines if "valid_nelbo" in line] == [10, 20]
-    assert [line["step"] for line in lines if "loss" in line] == [5, 10, 15, 20]
 
 
 @pytest.mark.parametrize(

@@ -56,34 +56,6 @@ def test_a_pair_that_was_stopped_goes_on(toys, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "pair" / "b" / "summary.json").read_text())["steps"] == 5
 
 
-def test_a_pair_that_is_told_to_stop_at_the_end_of_the_first_does_not_begin_the_second(
-    toys, tmp_path, monkeypatch, capsys
-):
-    from indm.workbench.training import loop
-    from indm.workbench.training.loop import summarise
-
-    out, real = tmp_path / "pair", summarise
-    arguments = ["train-pair", *map(str, toys), "--out", str(out), "--data.size", "8", *SMALL]
-    arguments += ["--train.steps", "2", "--train.batch_size", "8", "--quiet"]
-
-    def interrupted(*options):
-        signal.raise_signal(signal.SIGTERM)
-        return real(*options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "summarise", interrupted)
-        assert main(arguments) == 130
-    assert "Interrupted in a, at step 2." in capsys.readouterr().err and not (out / "b").exists()
-    for saved in [*(out / "a").rglob("*.pt")]:
-        saved.unlink()  # a finished side needs none
-    before = {path: path.stat().st_mtime_ns for path in (out / "a").rglob("*")}
-    assert main([*arguments, "--resume"]) == 0 and (out / "b" / "summary.json").exists()
-    assert {path: path.stat().st_mtime_ns for path in (out / "a").rglob("*")} == before
-    first, second, *commands = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{out / 'a'}: 2 steps in ") and second.startswith(f"{out / 'b'}: 2 steps in ")
-    assert [command.split()[:2] for command in commands] == [["indm", "translate"], *[["indm", "evaluate"]] * 2]
-
-
 def test_a_pair_is_resumed_only_where_it_is_one_and_the_same(toys, tmp_path, capsys):
     arguments = ["train-pair", *map(str, toys), "--data.size", "8", *SMALL, "--train.steps", "2", "--quiet"]
     arguments += ["--train.batch_size", "8", "--out"]
@@ -93,9 +65,8 @@ def test_a_pair_is_resumed_only_where_it_is_one_and_the_same(toys, tmp_path, cap
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
     pair = tmp_path / "pair"
     assert main([*arguments, str(pair)]) == 0
-    before = (pair / "pair.toml").read_bytes()
     said = error_of(capsys, *arguments, str(pair), "--resume", "--train.weight_decay", "0.5")
-    assert "differs in train.weight_decay" in said and (pair / "pair.toml").read_bytes() == before
+    assert "differs in train.weight_decay" in said
     assert main([*arguments, str(pair), "--resume", "--train.steps", "3"]) == 0
     assert [json.loads((pair / side / "summary.json").read_text())["steps"] for side in "ab"] == [3, 3]
     outside = (pair / "a").rename(tmp_path / "outside")  # through a link it would be trained on and its states removed

@@ -1,15 +1,9 @@
 """Several processes make one run, which resumes to the last bit, and none of them hangs. With gloo, on the CPU."""
 
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pytest
@@ -17,12 +11,10 @@ import torch
 from launch import FAULTS, InDouble
 from processes import fork_group
 from small_runs import (
-    ONE_THREAD,
     TINY,
     assert_same,
     change,
     checkpoint,
-    command,
     largest_difference,
     launch,
     log_of,
@@ -30,9 +22,7 @@ from small_runs import (
 )
 
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.runs.devices import run_lock
 from indm.workbench.runs.folder import read_metrics
-from indm.workbench.training import checkpoints
 from indm.workbench.training.loop import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
@@ -62,14 +52,6 @@ def wide(folder):
     (folder / "wide.toml").write_text(recipes.to_toml(WIDE))
     launch(2, LAUNCH, folder / "wide.toml", folder / "two")
     return folder / "wide.toml", folder / "two"
-
-
-def assert_same_log(one, other):
-    logs = log_of(one), log_of(other)
-    assert [list(line) for line in logs[0]] == [list(line) for line in logs[1]]
-    for a, b in zip(*logs, strict=True):
-        differing = [k for k in a if a[k] != b[k]]
-        assert [a[k] for k in differing] == pytest.approx([b[k] for k in differing], rel=1e-6)
 
 
 # ── the same run ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -123,43 +105,6 @@ def test_two_processes_that_are_interrupted_go_on_exactly(tmp_path, opening):
     assert checkpoint(tmp_path / "other")["step"] == 12
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("step", [4, 6])
-def test_a_process_that_is_interrupted_between_two_steps_leaves_with_all(tmp_path, step):
-    """After a validation, and after a checkpoint, of one process alone: the others do one more step, and so does it."""
-    recipe = tmp_path / "mine.toml"
-    recipe.write_text(recipes.to_toml(change(TINY, accumulate=1, checkpoint_every=6)))
-    launch(2, LAUNCH, recipe, tmp_path / "run", "--late", 1, step)
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["interrupted"] and summary["steps"] == checkpoint(tmp_path / "run")["step"] == step + 1
-
-
-@pytest.mark.long
-def test_all_processes_go_on_from_the_same_state(tmp_path):
-    """The main one finds the newest damaged; the other would have read it before it was set aside, or not."""
-    recipe = tmp_path / "mine.toml"
-    recipe.write_text(recipes.to_toml(change(TINY, accumulate=1)))
-    launch(2, LAUNCH, recipe, tmp_path / "run", "--interrupt", 0, 7)
-    damaged = tmp_path / "run" / "checkpoints" / "8.pt"
-    damaged.write_bytes(damaged.read_bytes()[:3000])
-    done = launch(2, LAUNCH, recipe, tmp_path / "run", "--resume")
-    assert done.stderr.count("8.pt is damaged") == 1 and "6.pt, the newest intact one" in done.stderr
-    launch(2, LAUNCH, recipe, tmp_path / "whole")
-    whole, run = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "run")
-    whole.pop("seconds"), run.pop("seconds")
-    assert_same(whole, run)
-
-
-@pytest.mark.long
-def test_codes_and_a_batch_norm_in_bfloat16(tmp_path):
-    recipe = tmp_path / "mine.toml"
-    recipe.write_text(recipes.to_toml(change(CODES, steps=4, mixed_precision="bf16")))
-    launch(2, "indm", "train", recipe, "--out", tmp_path / "run", "--quiet", module=True)
-    state = checkpoint(tmp_path / "run")["model"]
-    assert all(value.isfinite().all() for value in state.values())
-    assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
-
-
 # ── failures ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -187,80 +132,4 @@ def test_a_killed_process_ends_all_with_an_error_and_nothing_is_lost(wide, tmp_p
     assert largest_difference(two, tmp_path / "run") < 1e-9
 
 
-def started_apart(recipe, run):
-    """Two processes and their launcher, which get no signals of this one."""
-    started = command(2, LAUNCH, recipe, run)
-    return subprocess.Popen(started, stderr=subprocess.DEVNULL, env=ONE_THREAD, start_new_session=True)
-
-
-@pytest.mark.long
-@pytest.mark.about_time
-@pytest.mark.parametrize("send", [lambda pid: os.kill(pid, signal.SIGTERM), lambda pid: os.killpg(pid, signal.SIGINT)])
-def test_a_signal_to_the_launcher_saves(wide, tmp_path, send):
-    """To it alone, or, as by Ctrl-C in a terminal, to all of its processes, to which it passes that on once more."""
-    recipe, _ = wide
-    process = started_apart(recipe, tmp_path / "run")
-    while not read_metrics(tmp_path / "run") and process.poll() is None:
-        time.sleep(0.1)
-    send(process.pid)
-    process.wait()
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["interrupted"]
-    assert checkpoint(tmp_path / "run")["step"] % 20 != 0
-
-
-@pytest.mark.long
-@pytest.mark.about_time
-@pytest.mark.parametrize("case", range(9))
-def test_a_signal_at_a_random_moment_to_one_of_two_processes_changes_nothing(wide, tmp_path, case):
-    """Three of each kind, to either process, from its first step to its last; what was left is done afterwards."""
-    recipe, two = wide
-    random = Random(case)
-    number = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)[case % 3]
-    process = started_apart(recipe, tmp_path / "run")
-    while not checkpoints.has_state(tmp_path / "run") and process.poll() is None:
-        time.sleep(0.1)
-    time.sleep(random.uniform(0, 8))
-    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    if len(workers) == 2:
-        os.kill(int(random.choice(workers)), number)
-    process.wait()
-    launch(2, LAUNCH, recipe, tmp_path / "run", "--resume")
-    assert largest_difference(two, tmp_path / "run") < 1e-9
-    assert_same_log(two, tmp_path / "run")
-
-
-@pytest.mark.long
-def test_processes_that_find_another_in_the_folder_all_say_so(wide, tmp_path):
-    recipe, _ = wide
-    with run_lock(tmp_path / "run"):
-        done = launch(2, LAUNCH, recipe, tmp_path / "run", fails=True)
-    assert "another process is at work in" in done.stderr and not (tmp_path / "run" / "recipe.toml").exists()
-
-
 # ── other ways to start, and to divide ──────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.long
-def test_accelerate_launch_makes_one_run(tmp_path):
-    (tmp_path / "mine.toml").write_text(recipes.to_toml(change(TINY, steps=4)))
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "indm", "train"]
-    started = [*launcher, *options, str(tmp_path / "mine.toml"), "--out", str(tmp_path / "run"), "--quiet"]
-    done = subprocess.run(started, capture_output=True, text=True, env=ONE_THREAD)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count('"steps": 4') == 1 and len(checkpoint(tmp_path / "run")["log"]["totals"]) == 2
-
-
-@pytest.mark.long
-def test_two_launchers_make_one_run(folder, wide):
-    """As two machines would: each starts one process, and they meet at an address."""
-    recipe, two = wide
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-    torchrun += ["--rdzv-id", "7", "--rdzv-backend", "c10d", "--rdzv-endpoint", address]
-    arguments = [LAUNCH, str(recipe), str(folder / "machines")]
-    machines = [subprocess.Popen([*torchrun, *arguments], env=ONE_THREAD) for _ in range(2)]
-    assert [machine.wait() for machine in machines] == [0, 0]
-    assert largest_difference(two, folder / "machines") < 1e-9

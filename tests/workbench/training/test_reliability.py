@@ -16,11 +16,9 @@ import torch
 from accelerate import Accelerator
 from processes import fork
 from small_runs import TINY, assert_same, change, checkpoint, compare_runs, interrupt_at
-from torch import nn
 
 import indm
 from indm.files import atomic
-from indm.training import FlowUse
 from indm.workbench.data.base import load_data
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import read_metrics
@@ -113,17 +111,6 @@ def test_a_run_that_had_saved_nothing_yet_begins_anew(tmp_path, whole, left):
     compare_runs(whole, run)
 
 
-def test_too_little_memory_for_a_state_is_not_called_a_state_of_something_else(tmp_path, monkeypatch, whole):
-    run = shutil.copytree(whole, tmp_path / "run")
-
-    def take(*_):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-
-    monkeypatch.setattr(Trainer, "_take", take)
-    with pytest.raises(MemoryError, match=r"checkpoints/12\.pt takes more memory than there is"):
-        train(TINY, run, resume=True, progress=False)
-
-
 # ── numbers that are not finite ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -159,29 +146,6 @@ def test_a_step_that_is_not_finite_moves_neither_model_nor_optimizer(monkeypatch
     assert_same(list(trainer.optimizer.state_dict()["state"].values()), moments)
     assert trainer.train_step(batches)["skipped"] == 0
     assert any(not torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
-
-
-class Replaced(nn.Module):
-    """Gives its buffer another tensor at each pass."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(1))
-
-    def forward(self, x):
-        self.mean = 0.9 * self.mean + x.float().mean().detach()
-
-
-def test_a_buffer_that_is_replaced_keeps_its_value_in_a_step_that_is_not_finite(monkeypatch):
-    trainer = trainer_of(TINY)
-    trainer.model.flow.replaced = trainer.ema.model.flow.replaced = Replaced()
-    trainer.network.register_forward_pre_hook(lambda module, inputs: trainer.model.flow.replaced(*inputs))
-    break_steps(monkeypatch, lambda self: self.step == 1, math.nan)
-    batches, means = trainer.batches(), []
-    for _ in range(3):
-        trainer.train_step(batches)
-        means.append(float(trainer.model.flow.replaced.mean))
-    assert means[0] == means[1] != means[2] and math.isfinite(means[2])
 
 
 def test_a_gradient_that_is_not_finite_is_seen_where_the_loss_is_finite():
@@ -220,20 +184,6 @@ def test_a_run_that_fails_stops_and_its_last_state_goes_on_at_a_lower_rate(tmp_p
     assert train(change(recipe, lr=5e-4), tmp_path, resume=True, progress=False)["steps"] == 20
     rates = {line["step"]: line["score_lr"] for line in read_metrics(tmp_path) if "score_lr" in line}
     assert rates[9] == pytest.approx(5e-4) and rates[6] == pytest.approx(1e-3)
-
-
-def test_a_flow_that_never_has_a_finite_loss_is_a_failure_though_the_score_has_steps_in_between(tmp_path, monkeypatch):
-    break_steps(monkeypatch, lambda self: self.flow_use() is FlowUse.TRAINED)
-    recipe = change(TINY, steps=60, pretrain=0.0, accumulate=1, max_skipped_steps=3, flow_update_every=3)
-    with pytest.raises(RuntimeError, match="became infinite or NaN by step 7; "):
-        train(recipe, tmp_path, progress=False)
-
-
-def test_what_is_interrupted_while_steps_are_left_out_keeps_the_state_before_them(tmp_path, monkeypatch):
-    break_steps(monkeypatch, lambda self: self.step >= 7)
-    interrupt_at(monkeypatch, 9)
-    summary = train(change(TINY, max_skipped_steps=4), tmp_path, progress=False)
-    assert (summary["interrupted"], summary["steps"], checkpoint(tmp_path)["step"]) == (True, 9, 6)
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])

@@ -384,12 +384,6 @@ def test_the_terminal_law_is_the_one_asked_for(second):
     assert sliced_wasserstein(end, law) < 0.6 * sliced_wasserstein(without, law)
 
 
-def test_the_terminal_law_must_have_the_shape_of_the_data():
-    recipe = change(DIGITS | {"data_b": {"name": "checkerboard"}}, terminal=1.0)
-    with pytest.raises(ValueError, match="data_b must have events of shape"):
-        Trainer(recipes.resolve(recipe), load_data("digits"), Accelerator())
-
-
 @pytest.mark.about_time
 def test_seconds_end_a_run_and_are_kept(tmp_path):
     run, recipe = tmp_path / "run", change(DIGITS, steps=math.inf, seconds=0.5)
@@ -462,12 +456,6 @@ def test_refuses_what_would_lose_a_run(tmp_path):
         train(change(DIGITS, steps=2), run, resume=True, progress=False)
 
 
-def test_batch_size_must_be_there(tmp_path):
-    with pytest.raises(ValueError, match=r"train.batch_size must be at most the 1257 training examples, got 1258"):
-        train(change(DIGITS, batch_size=1258), tmp_path / "run", progress=False)
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize("launched, status", [(False, 128 + signal.SIGINT), (True, 0)])
 def test_the_second_signal_ends_the_process_unless_a_launcher_may_have_repeated_it(monkeypatch, launched, status):
     monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: launched)
@@ -478,25 +466,6 @@ def test_the_second_signal_ends_the_process_unless_a_launcher_may_have_repeated_
             signal.raise_signal(signal.SIGINT)
             os._exit(0 if event.is_set() else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == status
-
-
-def test_signals_act_as_before_once_a_run_is_over():
-    with interruptible() as event:
-        signal.raise_signal(signal.SIGTERM)
-    assert event.is_set() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_in_the_background_of_a_script_ctrl_c_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with interruptible() as event:
-            signal.raise_signal(signal.SIGINT)
-            assert not event.is_set()
-            signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGINT)
-        assert event.is_set() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capfd):

@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from closed_form import within
-from own_parts import QUIET, Blind, Net, Points, TooWide, doubled
+from own_parts import Blind, Net, Points, TooWide, doubled
 from small_runs import assert_same, checkpoint, interrupt_at, log_of
 from torch.utils.data import TensorDataset
 
@@ -24,9 +24,7 @@ from indm.workbench.recipes.options import TrainOptions
 from indm.workbench.training.loop import train
 from indm.workbench.training.parts import (
     Penalty,
-    name_of_objective,
     normal_law,
-    recipe_of,
     terminal_law,
     with_noise,
 )
@@ -83,21 +81,6 @@ def test_a_network_gets_the_flow_and_the_sde_of_the_recipe(tmp_path):
     assert summary["steps"] == 8
 
 
-def test_an_own_scaling_and_shape_stay(tmp_path):
-    model = INDM(CouplingFlow((2,), depth=1, width=8), ScoreModel(Net(), VPSDE()), Scaling(1.0, 5.0), (2,))
-    train(OPTIONS, tmp_path, model=model, data=torch.randn(60, 2), progress=False)
-    with indm.trust("own_parts"):
-        assert INDM.load(tmp_path).scaling.scale == 5
-    with pytest.raises(ValueError, match=r"data must have events of shape \(2,\), as the model has, got \(3,\)"):
-        train(OPTIONS, tmp_path / "other", model=model, data=torch.randn(60, 3), progress=False)
-
-
-def test_a_model_of_other_grey_levels_is_refused(tmp_path):
-    model = INDM(CouplingFlow((2,), depth=1, width=8), ScoreModel(Net(), VPSDE()), Scaling.images(16), (2,))
-    with pytest.raises(ValueError, match="data must have grey levels 16, as the model has, got None"):
-        train(OPTIONS, tmp_path / "other", model=model, data=torch.randn(60, 2), progress=False)
-
-
 @pytest.mark.parametrize(
     "objective", [doubled, "own_parts:doubled", Objective(doubled)], ids=["function", "name", "value"]
 )
@@ -124,16 +107,6 @@ def test_an_objective_that_a_file_cannot_name_has_to_be_given_again(tmp_path):
         train(tmp_path, tmp_path, **given, resume=True, progress=False)
     more = TrainOptions(**asdict(options) | {"steps": 6})
     assert train(more, tmp_path, objective=local, **given, resume=True, progress=False)["steps"] == 6
-
-
-def test_an_objective_has_the_name_of_its_loss_or_its_own():
-    assert name_of_objective(Objective(mle_loss)) == "mle"
-    assert name_of_objective(Objective(doubled)) == "own_parts:doubled"
-    assert name_of_objective(Objective(mle_loss, trains_flow=False)) == "given"
-    assert name_of_objective(QUIET) == "own_parts:QUIET"
-    assert recipe_of("eight-gaussians", objective="own_parts:QUIET")["train"]["objective"] == "own_parts:QUIET"
-    recipe = recipe_of("eight-gaussians", objective=mle_loss)
-    assert recipe["train"]["objective"] == "mle" and recipe["data"]["name"] == "eight-gaussians"
 
 
 def test_a_callback_sees_every_step_and_stops_the_run(tmp_path):

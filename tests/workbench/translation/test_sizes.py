@@ -1,19 +1,14 @@
 """Images that are no squares, and of other sizes than the model's, through all commands as a user goes."""
 
-import json
-import tomllib
-
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from toys import BY_COUPLING, SMALL, error_of, framed, pixels
+from toys import SMALL, error_of
 
 from indm.workbench.cli.main import main
-from indm.workbench.data.base import load_data, stack
-from indm.workbench.evaluation.fid import open_images
-from indm.workbench.runs.folder import open_run
-from indm.workbench.translation.routes import find, open_runs
+from indm.workbench.data.images import read_example
+from indm.workbench.recipes import recipe as recipes
+from indm.workbench.translation.routes import open_runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
 
@@ -40,67 +35,20 @@ def folders(tmp_path_factory):
     return bars(home / "grey", "L", SIDES), bars(home / "red", "RGB", (20, 36), seed=1)
 
 
-@pytest.fixture(scope="module")
-def trained(folders, tmp_path_factory):
-    """A pair, a bridge and one model of both, of a grey and a coloured folder of other sizes, of a few steps."""
-    home = tmp_path_factory.mktemp("runs")
-    options = [
-        "--data.size=8x12",
-        "--data.channels=3",
-        "--data.test=0.4",
-        "--train.steps=2",
-        "--train.batch_size=8",
-        *SMALL,
-        "--quiet",
-    ]
-    for name, command in {"pair": ["train-pair"], "bridge": ["train-bridge", *BY_COUPLING]}.items():
-        assert main([*command, *map(str, folders), "--out", str(home / name), *options]) == 0
-    assert main(["train-bridge", *map(str, folders), "--out", str(home / "one"), *options]) == 0
-    return home
+def test_sizes_of_their_own_are_brought_to_one_canvas(folders, tmp_path):
+    options = ["--data.size=8x12", "--data.channels=3", "--data.test=0.4", "--train.steps=2", "--train.batch_size=8"]
+    assert main(["train-pair", *map(str, folders), "--out", str(tmp_path), *options, *SMALL, "--quiet"]) == 0
+    assert [recipes.load(tmp_path / side)["data"]["size"] for side in "ab"] == ["8x12", "8x12"]
+    assert open_runs([tmp_path]).models[1].shape == (3, *SIDES)
 
 
-def recipe_in(run):
-    return tomllib.loads((run / "recipe.toml").read_text())
-
-
-def test_sizes_of_their_own_are_brought_to_one_canvas(trained):
-    a, b = (recipe_in(trained / "pair" / side)["data"] for side in "ab")
-    assert a["size"] == b["size"] == "8x12"
-    assert all(open_runs([trained / run]).models[0].shape == (3, *SIDES) for run in ("pair", "bridge", "one"))
-
-
-def test_a_photograph_is_cut_to_the_shape_of_the_model(trained, tmp_path):
+def test_a_photograph_is_cut_to_the_shape_of_the_model(tmp_path):
     """The largest rectangle of 8:12 in 30×40 is 27×40, in the middle."""
     array = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
     Image.fromarray(array).save(tmp_path / "photo.png")
-    model, recipe = open_run(trained / "pair" / "b")
-    (item,) = find([tmp_path / "photo.png"], model, recipe["data"])
+    read = read_example(tmp_path / "photo.png", (3, *SIDES), 256, {})
     cut = Image.fromarray(array[2:29]).resize((12, 8), Image.Resampling.BILINEAR)
-    assert np.array_equal(item.read().pixels.permute(1, 2, 0).numpy(), np.asarray(cut))
-
-
-@pytest.mark.long
-def test_runs_of_images_that_are_no_squares(trained, folders, tmp_path, capsys):
-    run = trained / "pair" / "b"
-    assert main(["evaluate", str(run), "--quiet", "--examples", "4", "--nll-examples", "2"]) == 0
-    assert main(["sample", str(run), "-n", "6", "--steps", "3", "--quiet", "--out", str(tmp_path / "drawn")]) == 0
-    with np.load(tmp_path / "drawn" / "samples.npz") as drawn:
-        samples = drawn["samples"]
-    assert samples.shape == (6, 3, *SIDES)
-    grid = [frame for row in framed(pixels(tmp_path / "drawn" / "samples.png"), side=SIDES) for frame in row]
-    assert all(np.array_equal(a, b.transpose(1, 2, 0)) for a, b in zip(grid, samples, strict=False))
-    assert main(["compare", str(run), "--out", str(tmp_path / "page"), "--quiet"]) == 0
-    capsys.readouterr()
-    fitted = open_images(folders[1], size="8x12")
-    assert fitted.raw.shape == (56, 3, *SIDES) and fitted.provenance["resized"] == [8, 12]
-    data = load_data("folder", path=str(folders[1]), size=[8, 12])
-    seen = {image.numpy().tobytes() for part in (data.train, data.valid, data.test) for image in stack(part)}
-    assert {image.numpy().tobytes() for image in fitted.raw} == seen
-    own = open_images(folders[1])  # one size: as they are
-    assert own.raw.shape == (56, 3, 20, 36) and torch.equal(
-        own.raw[0].permute(1, 2, 0), torch.from_numpy(pixels(min(folders[1].iterdir())).astype(np.uint8))
-    )
-    assert json.loads((run / "summary.json").read_text())["steps"] == 2
+    assert np.array_equal(read.pixels.permute(1, 2, 0).numpy(), np.asarray(cut))
 
 
 def test_sides_that_a_flow_or_a_network_cannot_divide_are_errors_by_name(folders, tmp_path, capsys):

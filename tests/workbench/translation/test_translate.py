@@ -1,10 +1,7 @@
 """Files translated between two data sets, through the command line as a user goes."""
 
-import errno
 import json
-import os
 import shutil
-import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,6 @@ import torch
 from PIL import Image
 from toys import BY_COUPLING, SMALL, error_of, framed, pixels, toy_folder
 
-from indm.files import atomic
 from indm.flows import ActNorm
 from indm.model import INDM, build_model
 from indm.scaling import Scaling
@@ -27,7 +23,7 @@ from indm.workbench.runs.folder import open_run, read_metrics
 from indm.workbench.runs.provenance import weights_hash
 from indm.workbench.training.pairs import as_bridge, as_one
 from indm.workbench.training.trainer import Trainer
-from indm.workbench.translation.routes import TranslationRuns, find, found_in, open_runs
+from indm.workbench.translation.routes import TranslationRuns, find, open_runs
 from indm.workbench.translation.translate import sentences, translate_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
@@ -73,7 +69,6 @@ def test_a_pair_is_two_ordinary_runs_that_differ_in_their_data(trained, toys):
     assert recipes.differences(a, b) == ["data.path"]
     assert (a["data"]["path"], b["data"]["path"]) == tuple(map(str, toys)) and a["data"]["size"] == 8
     assert a["train"]["terminal"] == 0 and "data_b" not in a
-    assert "data_b" in tomllib.loads((trained / "pair" / "pair.toml").read_text())
     assert main(["evaluate", str(trained / "pair" / "b"), "--quiet", "--examples", "2", "--nll-examples", "0"]) == 0
 
 
@@ -123,14 +118,6 @@ def test_a_folder_is_translated_name_by_name(trained, toys, tmp_path, capsys):
     assert f" of 256 grey levels (RMS, mean over examples), error of the cycle at most {largest:.3g} of 256" in shown
     report["examples"][0]["cycle_error_max"] = 130.4
     assert "at most 130 of 256 grey levels (more steps make it smaller), " in sentences(report)[0]
-
-
-def test_a_model_and_its_copy_give_back_the_images(trained, toys, few, tmp_path):
-    twin = shutil.copytree(trained / "pair" / "a", tmp_path / "twin")
-    out = tmp_path / "out"
-    translated([trained / "pair" / "a", twin], few, out, "--steps", 60)
-    for file in toys[0].glob(few.name):
-        assert np.array_equal(pixels(out / file.name), pixels(file))
 
 
 @pytest.mark.parametrize("kind", ["pair", "bridge", "two runs", "one"])
@@ -201,13 +188,6 @@ def test_files_patterns_and_arrays_are_taken(trained, toys, tmp_path):
     translated(trained / "pair", out / "many.npz", tmp_path / "again", "--steps", 4)  # what comes out goes in
 
 
-def test_a_folder_is_searched_without_links_and_hidden_folders_in_it(tmp_path):
-    dark(tmp_path / "im" / "deep" / "a.png")
-    dark(tmp_path / "im" / ".hidden" / "a.png")
-    (tmp_path / "im" / "loop").symlink_to(".")
-    assert [path for path, _ in found_in([tmp_path / "im"])] == [tmp_path / "im" / "deep" / "a.png"]
-
-
 @pytest.mark.parametrize(("kind", "options"), [("pair", ["--stochastic", "--strength", "0.5"]), ("bridge", [])])
 def test_the_same_seed_gives_the_same_noise(kind, options, trained, few, tmp_path):
     """On the way up, or, through a bridge, of grey levels."""
@@ -263,36 +243,6 @@ def dark(path):
     return path
 
 
-def test_the_longest_names_there_are_have_results(trained, tmp_path):
-    """The file that a result is first written to must not need a longer one."""
-    home, out = tmp_path / "home", tmp_path / "out"
-    names = [f"{'x' * 251}.png", f"{'é' * 124}.png", "short.png"]
-    for name in names:
-        dark(home / name)
-    np.save(home / f"{'y' * 251}.npy", np.zeros((2, 3, 8, 8), np.uint8))
-    translated(trained / "pair", home, out, "--steps", 4)
-    expected = {*names, "sheet.png", "translation.json", f"{'y' * 251}.npz"}
-    assert {path.name for path in out.iterdir()} == expected
-
-
-@pytest.mark.parametrize(("fails", "done"), [(1, 0), (3, 2)])  # at the first result; at the third
-def test_a_disk_that_takes_nothing_more_ends_a_translation(trained, toys, tmp_path, monkeypatch, capsys, fails, done):
-    real, written = atomic.whole, []
-
-    def is_full(path, write):
-        written.append(path)
-        if len(written) == fails:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        real(path, write)
-
-    monkeypatch.setattr(atomic, "whole", is_full)
-    options = ["--out", tmp_path / "out", "--steps", "4", "--quiet"]
-    error = error_of(capsys, "translate", trained / "pair", toys[0], *options)
-    assert os.strerror(errno.ENOSPC) in error
-    report = json.loads((tmp_path / "out" / "translation.json").read_text())
-    assert len(report["examples"]) == done and not report["failed"]
-
-
 def linked(tmp_path, photos):
     (tmp_path / "link").symlink_to(photos)
     return tmp_path / "link"
@@ -317,21 +267,6 @@ def test_a_source_is_never_written_over(where, trained, toys, tmp_path, capsys):
         error = error_of(capsys, *arguments, *also)
         assert "out must be another folder: a result would be written over the source" in error
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
-
-
-@pytest.mark.parametrize("over", ["many.npz", "sheet.png", "cycle/a.png"])
-def test_nor_is_a_source_that_has_the_name_of_something_beside_the_results(over, trained, tmp_path, capsys):
-    out = tmp_path / "out"
-    if over.endswith(".npz"):
-        out.mkdir()
-        np.savez(out / over, samples=np.zeros((2, 3, 8, 8), np.uint8))
-    else:
-        dark(out / over)
-    before = (out / over).read_bytes()
-    options = ["--out", out, "--overwrite", "--cycle", "--quiet"]
-    said = error_of(capsys, "translate", trained / "pair", out / over, *options)
-    assert f"a result would be written over the source {out / over} (--out)" in said
-    assert (out / over).read_bytes() == before and len([*out.rglob("*.*")]) == 1
 
 
 class Stubborn(ActNorm):
