@@ -83,6 +83,11 @@ def base_of(score: nn.Module) -> Any:
     return score.base if isinstance(score, ScoreModel | GivenScore) else None
 
 
+def has_kinks(score: nn.Module) -> bool:
+    """Whether a part of a score says by ``has_kinks`` that its slope in t jumps."""
+    return any(getattr(part, "has_kinks", False) for part in score.modules())
+
+
 def is_smooth(score: nn.Module) -> bool:
     """Whether all parts of a score that have an attribute ``is_smooth``, one at least, say that they vary slowly in t.
 
