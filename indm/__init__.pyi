@@ -16,6 +16,8 @@ from .diffusion import forward_path as forward_path
 from .diffusion import generative_path as generative_path
 from .diffusion import probability_flow_path as probability_flow_path
 from .evaluation.classification import classify as classify
+from .evaluation.density_audit import Audit as Audit
+from .evaluation.density_audit import audit as audit
 from .evaluation.evaluate import Likelihoods as Likelihoods
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.measures import NLL as NLL

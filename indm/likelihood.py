@@ -39,7 +39,7 @@ from indm.ode import (
     value_and_divergence,
 )
 from indm.protocols import Model
-from indm.score import closed_flow, context_of, is_smooth, probability_flow, unguided, with_context
+from indm.score import closed_flow, context_of, has_kinks, is_smooth, probability_flow, unguided, with_context
 from indm.tensors import (
     Batch,
     PerSample,
@@ -137,7 +137,7 @@ class WhitenedFlow:
         tol = nll_error * event_size(z) * math.log(2)
         options: dict[str, Any] = {"tol": tol} if steps is None else {"tol": tol, "steps": steps, "most": steps}
         options |= {"watch": self.rate, "drift": self.drift, "context": (probe, *context_of(self.score))}
-        options |= {"smooth": is_smooth(self.score)}
+        options |= {"smooth": is_smooth(self.score), "kinks": has_kinks(self.score)}
         span = self.score.sde.clock_span()
         return solve(self, self.state(z, end), span[end], span[1 - end], **options)
 
@@ -584,7 +584,8 @@ def log_prob(
         state, _, rates, others = adams(field, begin, *span, steps=steps, **options)
         if steps >= FEWEST_WITH_ERROR:
             step = abs(span[END] - span[START]) / steps
-            error = error_of_integral(torch.stack(rates), torch.stack(others), step, z.dtype, is_smooth(score))
+            about = is_smooth(score), has_kinks(score)
+            error = error_of_integral(torch.stack(rates), torch.stack(others), step, z.dtype, *about)
             _warn_unsolved(error, x, steps)
         return log_det + event_sum(log_alpha, z) + flow.log_prob(state)
 

@@ -130,20 +130,25 @@ def _advance(state: State, points: list[tuple[float, State]], start: float, end:
     )
 
 
-def unresolved(rates: Float[Tensor, "points batch"], step: float, smooth: bool = False) -> Float[Tensor, " batch"]:
+def unresolved(
+    rates: Float[Tensor, "points batch"], step: float, smooth: bool = False, kinks: bool = False
+) -> Float[Tensor, " batch"]:
     """An estimate of the error of Σ step·rates as ∫ rates, of 9 rates or more.
 
     It is three standard deviations of the fourth differences, which remove what is smooth; structure that the steps do
     not resolve, such as a network's ripples in t, errs like white noise. In fewer than 64 steps of a field that may
     have ripples six deviations are stated. What is left of smooth rates hardly errs; the estimate is therefore reduced
     by twice its ratio to the estimate from every second point, where that is below 1 (white noise has a ratio of 1/√2,
-    smooth rates have one of 2^−4.5), and of a ``smooth`` field by its power 3/2.
+    smooth rates have one of 2^−4.5), and of a ``smooth`` field by its power 3/2. Of rates with ``kinks``, which are
+    smooth between them, six deviations are stated without a reduction.
     """
 
     def deviation(rates: Tensor, step: float) -> Tensor:
         return step * (double(rates).diff(n=4, dim=0).square().sum(0) / WHITE).sqrt()
 
     fine, coarse = deviation(rates, step), deviation(rates.flip(0)[::2], 2 * step)
+    if kinks:
+        return 6 * deviation(rates, step)
     power = 1.5 if smooth and LEAST_SMOOTH <= len(rates) - 1 <= MOST_SMOOTH else 1.0
     deviations = 3 if smooth or len(rates) > FEWEST else 6
     return deviations * fine * (2 * fine / coarse.clamp_min(1e-300)).clamp_max(1.0) ** power
@@ -181,11 +186,12 @@ def error_of_integral(
     step: float,
     dtype: torch.dtype,
     smooth: bool,
+    kinks: bool = False,
 ) -> Float[Tensor, " batch"]:
     """:func:`unresolved`, :func:`unseen`, and the rounding of rates that come from a network in ``dtype``; infinite
     where not finite."""
     rounding = ROUNDING_OF_RATES * torch.finfo(dtype).eps * step * double(rates).abs().sum(0)
-    error = unresolved(rates, step, smooth) + unseen(rates, others, step) + rounding
+    error = unresolved(rates, step, smooth, kinks) + unseen(rates, others, step) + rounding
     return error.nan_to_num(math.inf, posinf=math.inf)
 
 
@@ -213,6 +219,7 @@ def solve(
     steps: int | None = None,
     most: int = MOST,
     smooth: bool = False,
+    kinks: bool = False,
 ) -> Solution:
     """:func:`adams` in as many equal steps as each sample needs for an error of ``tol`` in the integral of ``watch``.
 
@@ -225,6 +232,7 @@ def solve(
         tol: largest stated error; a RuntimeWarning says where it is out of reach, as soon as the errors show it.
         steps, most: the first and the largest number of them.
         smooth: whether the field is known to have no ripples in t; it then begins with fewer steps.
+        kinks: whether its slope in t jumps, as between the steps of a table.
 
     Raises:
         RuntimeError: the field or the state is not finite.
@@ -236,7 +244,7 @@ def solve(
         options: dict[str, Any] = {"drift": drift, "watch": watch, "between": offsets(steps), "context": given}
         found, evaluations, watched, others = adams(field, begin, start, end, steps=steps, **options)
         rates, step = (torch.stack(watched), torch.stack(others)), abs(end - start) / steps
-        error = error_of_integral(*rates, step, state[0].dtype, smooth)
+        error = error_of_integral(*rates, step, state[0].dtype, smooth, kinks)
         doublings, known = int(math.log2(most / steps)), stated[rows].isfinite()
         if doublings and bool(known.all()):
             foreseen = error * (error / stated[rows]).clamp_max(1.0) ** doublings

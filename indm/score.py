@@ -85,6 +85,11 @@ def base_of(score: Score) -> Any:
     return score.base if isinstance(score, ScoreModel | GivenScore) else None
 
 
+def has_kinks(score: Score) -> bool:
+    """Whether a part of a score says by ``has_kinks`` that its slope in t jumps."""
+    return any(getattr(part, "has_kinks", False) for part in score.modules())
+
+
 def is_smooth(score: Score) -> bool:
     """Whether all parts of a score that have an attribute ``is_smooth``, one at least, say that they vary slowly in t.
 

@@ -169,7 +169,7 @@ def _gains(denoiser: Any, asked: Asked) -> Iterator[tuple[str, float]]:
     tried = [(f"data of {name}", denoiser, 1 / size, -centre / size) for name, (size, centre) in scalings.items()]
     for words, path, time in denoiser.noises.others():
         network = lambda x, tau, *c, time=time: denoiser.network(x, time(tau.double()).to(tau), *c)  # noqa: E731
-        tried.append((words, type(denoiser)(network, denoiser.predicts, path), 1.0, 0.0))
+        tried.append((words, type(denoiser)(network, denoiser.predicts, path, steps=denoiser.steps), 1.0, 0.0))
     reference = GaussianReference.standard(x)
     errors = _errors(denoiser, asked, reference)[0]
     del errors["linear"]

@@ -6,6 +6,7 @@ for x_τ = (α(τ)/α_t) z_t.
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -28,6 +29,8 @@ from indm.tensors import Batch, PerSample, double, expand_like
 SDE_EPS = 1e-5  # the time of the SDE at which the path begins
 LARGE = 20.0  # |x| of data in model units that no usual scaling gives
 SCANNED = 64  # noise levels at which a network is tried that was not finite at one
+WHOLE = "the network takes no fractions of a step, so it is asked at the two steps around each: steps='whole'"
+ASKED = ("between", "whole")  # steps k at which a network of a table of steps can be asked: fractions, or whole ones
 VARIANCES = ("large", "small", "learned")  # variances of a K-step model's steps: β_k, the posterior's, or between
 
 
@@ -42,7 +45,7 @@ class Denoiser(nn.Module):
 
     Args:
         factory: the network, or ``"package.module:function"``, which makes it.
-        predicts, path, variance: see :func:`from_denoiser`.
+        predicts, path, variance, steps: see :func:`from_denoiser`.
         options: arguments of the factory.
     """
 
@@ -50,12 +53,20 @@ class Denoiser(nn.Module):
     examine = staticmethod(check_denoiser)
 
     def __init__(
-        self, factory: Any, predicts: str, path: Any, options: Mapping[str, Any] | None = None, variance: str = "large"
+        self,
+        factory: Any,
+        predicts: str,
+        path: Any,
+        options: Mapping[str, Any] | None = None,
+        variance: str = "large",
+        steps: str | None = None,
     ):
         super().__init__()
         check_word("predicts", predicts, PREDICTIONS)
         check_word("variance", variance, VARIANCES)
-        self.noises, self.given_path = path_of(path), path
+        check_word("steps", steps or ASKED[0], ASKED)
+        self.noises, self.given_path, self.steps = path_of(path), path, steps
+        require(steps != "whole" or self.noises.is_table, "steps", steps, "'between', as the path has no steps")
         self.made_by = factory if isinstance(factory, str) else None
         self.network = find("net", factory)(**(options or {})) if self.made_by else factory
         if not callable(self.network):
@@ -100,7 +111,12 @@ class Denoiser(nn.Module):
     @property
     def is_smooth(self) -> bool:
         """Whether the network says that it varies slowly along its noise level."""
-        return getattr(self.network, "is_smooth", False)
+        return not self.has_kinks and getattr(self.network, "is_smooth", False)
+
+    @property
+    def has_kinks(self) -> bool:
+        """Whether its output is linear between whole steps."""
+        return self.steps == "whole"
 
     def forward(self, y: Batch, level: PerSample, c: Tensor | None = None) -> Batch:
         """n̂ minus the noise that a standard normal latent would have, for y = x_τ/√(α² + σ²) and level = log(σ/α)."""
@@ -139,8 +155,23 @@ class Denoiser(nn.Module):
     def _called(self, y: Batch, level: PerSample, c: Tensor | None) -> tuple[Tensor, Tensor, Any]:
         tau = self.noises.time(double(level)).clamp(min(self.noises.range), max(self.noises.range))
         x = expand_like(torch.hypot(self.noises.alpha(tau), self.noises.sigma(tau)).to(y), y) * y
-        f = self.network(x.clone(), tau.to(x, copy=True), *(() if c is None else (c.clone(),)))  # it may change them
+        if self.steps != "whole":
+            try:
+                return x, tau, self._asked(x, tau.to(x, copy=True), c)
+            except (IndexError, RuntimeError, TypeError):
+                if self.steps == "between" or not self.noises.is_table:
+                    raise
+        below, share = tau.floor().long(), expand_like(tau.frac().to(x), x)
+        f = self._asked(x, below, c)
+        if bool(share.any()):
+            f = torch.lerp(f, self._asked(x, tau.ceil().long(), c), share)
+        if self.steps is None:
+            self.steps = "whole"
+            warnings.warn(WHOLE, RuntimeWarning, stacklevel=2)
         return x, tau, f
+
+    def _asked(self, x: Batch, tau: Tensor, c: Tensor | None) -> Any:
+        return self.network(x.clone(), tau, *(() if c is None else (c.clone(),)))  # it may change its arguments
 
     @torch.no_grad()
     def _not_finite(self, y: Batch, c: Tensor | None) -> str:
@@ -162,6 +193,7 @@ def from_denoiser(
     dequantization: Dequantization | None = None,
     eps: float | None = None,
     variance: str = "large",
+    steps: str | None = None,
     factory: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> INDM:
@@ -175,7 +207,7 @@ def from_denoiser(
         network: network(x, τ) or, with a condition, network(x, τ, c): x (B, *shape), τ (B,) in the path's own units.
             Twice the channels mean a learned variance. A module is used in evaluation mode, and the model is put where
             it is and has its precision. A function hides what it calls: do both for that yourself, and leave gradients
-            on. Where whole k are needed, ``lambda x, k: net(x, k.round().long())`` gives the nearest.
+            on.
         predicts: "noise", "data", "v" = α n − σ x_0, "score", or "velocity" = dx_τ/dτ.
         path: "edm" (σ from 0.002 to 80), "linear" (flow matching with noise at τ = 1), "linear-reversed" (data at 1),
             "trigonometric", "trigonometric-reversed", ``{"sigmas": (low, high)}``, ``{"betas": …}`` or
@@ -191,12 +223,17 @@ def from_denoiser(
             grey levels, the best where the network has learned best. (``eps`` of :func:`indm.evaluate` is a time of
             the model's SDE, from 1e-5 to 1, evenly in log(σ/α).)
         variance: "large", "small" or "learned", of the steps of a K-step model, see :func:`indm.discrete_nelbo`.
+        steps: "whole" for a network of a table of steps that takes whole k alone, such as one with ``nn.Embedding``:
+            it is asked at the two k around a fraction, in int64, and its output is linear between them. This doubles
+            the evaluations, which ``nfe`` does not count. "between" asks at fractions. By default a first call that
+            fails tells that "whole" is needed, with a warning.
         factory: in place of ``network`` ``"package.module:function"``, so that the model can be saved, and read again
             inside :func:`indm.trust`. A module that keeps its arguments as attributes can be saved as it is.
         options: arguments of the factory.
 
     Raises:
-        ValueError: an unknown word, a path that is not monotone, ``eps`` outside of it, or a module in half precision.
+        ValueError: an unknown word, "whole" steps of a continuous path, a path that is not monotone, ``eps`` outside
+            of it, or a module in half precision.
 
     Example: the velocity of N(0, I), E[n − x_0|x], in flow matching.
 
@@ -211,7 +248,7 @@ def from_denoiser(
     """
     if (network is None) == (factory is None):
         raise ValueError("network or factory must be given, and not both")
-    denoiser = Denoiser(network if factory is None else factory, predicts, path, options, variance)
+    denoiser = Denoiser(network if factory is None else factory, predicts, path, options, variance, steps)
     noises = denoiser.noises
     scaling, condition, dequantization = copy.deepcopy((scaling or Scaling(), condition, dequantization))
     check_call(denoiser.network, "network", "x", "τ", *(() if condition is None else ("c",)))

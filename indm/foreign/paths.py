@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from indm.checks import did_you_mean
@@ -15,6 +16,7 @@ Times = Tensor  # τ in float64, (B,)
 ENDS = 1e-4  # distance from the ends of a path on [0, 1] that has no noise, or no data, there
 POINTS = 257  # at which a path is checked
 HALVINGS = 60  # halvings of an interval, to find τ: below float64's rounding
+NEWTON = 6  # steps of Newton's method from a line, which reach the rounding of float64 on the usual schedules
 ROUNDED = 1e-4  # error of a whole k, at most: log(σ/α) was rounded to float32
 MOST_LEVEL = 0.5 * math.log(1e12)  # log(σ/α) from which the data cannot be told from zero
 Coefficients = tuple[Tensor, ...]  # α and σ, for a velocity also dα/dτ and dσ/dτ, which broadcast against x
@@ -34,8 +36,10 @@ class Path(ABC):
     Attributes:
         range: both ends, in either order.
         prior_std: deviation of the normal law from which sampling starts, in units of x at ``range[1]``.
+        is_table: whether it is known at whole steps alone.
     """
 
+    is_table = False
     range: tuple[float, float]
     prior_std: float
 
@@ -102,12 +106,14 @@ class Sigmas(Path):
 
 
 class Steps(Path):
-    """K steps with α² = ᾱ_k and σ² = 1 − ᾱ_k; τ = k = 0 … K − 1, linear in log(σ/α) between whole numbers.
+    """K steps with α² = ᾱ_k and σ² = 1 − ᾱ_k; τ = k = 0 … K − 1, and between them log(σ/α) by monotone cubics.
+
+    Its slope is continuous, as a kink at every k would cost an ODE solver its order.
 
     Steps at the end with ᾱ = 0 (zero terminal SNR) or nearly so are cut off, as log(σ/α) is infinite there.
     """
 
-    prior_std = 1.0
+    is_table, prior_std = True, 1.0
 
     def __init__(self, alphas_bar: Tensor | Sequence[float]):
         table = torch.as_tensor(alphas_bar, dtype=torch.float64, device="cpu").flatten()
@@ -127,11 +133,17 @@ class Steps(Path):
             )
         self.levels = levels[:kept]
         self.range = (0.0, float(kept - 1))
+        slopes = PchipInterpolator(range(kept), self.levels.numpy()).derivative()(range(kept))
+        self.rates = torch.as_tensor(slopes, device="cpu")  # d log(σ/α)/dk
 
     def level(self, tau: Times) -> Tensor:
-        levels = self.levels.to(tau.device)
-        below = tau.floor().clamp(0, len(levels) - 2).long()
-        return torch.lerp(levels[below], levels[below + 1], tau - below)
+        below = tau.floor().clamp(0, len(self.levels) - 2).long()
+        return _cubic(*self._ends(below), tau - below)[0]
+
+    def _ends(self, below: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """log(σ/α) and its slope at the steps ``below``, and at those above."""
+        levels, rates = self.levels.to(below.device), self.rates.to(below.device)
+        return levels[below], rates[below], levels[below + 1], rates[below + 1]
 
     def alpha(self, tau: Times) -> Tensor:
         return (-2 * self.level(tau)).sigmoid().sqrt()
@@ -141,9 +153,13 @@ class Steps(Path):
 
     def time(self, level: Tensor) -> Times:
         levels = self.levels.to(level.device)
-        above = torch.searchsorted(levels, level.contiguous()).clamp(1, len(levels) - 1)
-        low, high = levels[above - 1], levels[above]
-        tau = above - 1 + (level - low) / (high - low)
+        below = torch.searchsorted(levels, level.contiguous()).clamp(1, len(levels) - 1) - 1
+        ends = self._ends(below)
+        share = ((level - ends[0]) / (ends[2] - ends[0])).clamp(0, 1)
+        for _ in range(NEWTON):
+            value, slope = _cubic(*ends, share)
+            share = (share - (value - level) / slope).clamp(0, 1)
+        tau = below + share
         return torch.where((tau - tau.round()).abs() < ROUNDED, tau.round(), tau)
 
     def others(self) -> Iterator[tuple[str, "Path", Any]]:
@@ -157,6 +173,13 @@ class Steps(Path):
 
     def whole_levels(self) -> Tensor:
         return self.levels
+
+
+def _cubic(low: Tensor, low_rate: Tensor, high: Tensor, high_rate: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Hermite's cubic on [0, 1] with these values and slopes at its ends, at ``s``, and its slope there."""
+    rise = high - low
+    a, b = low_rate + high_rate - 2 * rise, 3 * rise - 2 * low_rate - high_rate
+    return low + s * (low_rate + s * (b + s * a)), low_rate + s * (2 * b + 3 * s * a)
 
 
 def schedules(count: int) -> Iterator[tuple[str, Steps]]:

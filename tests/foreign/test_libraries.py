@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import brentq
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
@@ -121,12 +123,17 @@ def carried(noise, y, first, last, std):
 
 
 def of_steps(net, kind, alphas_bar):
-    """n̂(y, log(σ/α)) of a network of K steps, k linear in log(σ/α) between them; v and noise as in their papers."""
+    """n̂(y, log(σ/α)) of a network of K steps, with cubics between them; v and noise as in their papers."""
     bar = alphas_bar.double()
     levels = (0.5 * ((1 - bar) / bar).log()).numpy()
+    curve = PchipInterpolator(np.arange(len(levels)), levels)
 
     def noise(y, level):
-        k = np.interp(level, levels, np.arange(len(levels)))
+        k = (
+            brentq(lambda k: curve(k) - level, 0, len(levels) - 1)
+            if levels[0] < level < levels[-1]
+            else (0.0 if level <= levels[0] else len(levels) - 1.0)
+        )
         alpha = (1 + math.exp(2 * level)) ** -0.5
         sigma, f = math.sqrt(1 - alpha**2), net(alpha * y, torch.full((len(y),), k).double())
         return alpha * f + sigma * alpha * y if kind == "v" else f
@@ -340,11 +347,10 @@ def test_moons_of_azula(name):
 def test_one_network_in_two_descriptions_has_one_score(ddpm):
     net, scheduler = ddpm
     bar = scheduler.alphas_cumprod.double()
-    levels = 0.5 * ((1 - bar) / bar).log()
+    curve = PchipInterpolator(np.arange(K), 0.5 * ((1 - bar) / bar).log())
 
     def noise(x, k):
-        below = k.long().clamp(0, K - 2)
-        alpha2 = (-2 * torch.lerp(levels[below], levels[below + 1], k - below)).sigmoid()[:, None, None, None]
+        alpha2 = (-2 * torch.tensor(curve(k))).sigmoid()[:, None, None, None]
         return alpha2.sqrt() * net(x, k) + (1 - alpha2).sqrt() * x
 
     shape = (1, SIDE, SIDE)

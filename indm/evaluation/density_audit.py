@@ -1,0 +1,301 @@
+r"""An audit of the log p of any library: does it integrate to 1, do draws follow it, does it have gradients?
+
+With draws of p (``sample``) and of a mixture q fitted to others of them, w = p/q and any f between −1 and 1,
+
+.. math:: 1 = E_q[w], \qquad E_p\Big[\frac{f}{1 + w}\Big] = E_q\Big[\frac{f\,w}{1 + w}\Big].
+
+The values of the second equation lie between −1 and 1, so its error is known however badly q fits.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
+
+from indm.checks import reason, require
+from indm.tensors import outside_inference
+
+LIMIT = 4.0  # standard errors from which a deviation is a fault: right values of a normal law exceed it once in 16,000
+COMPONENTS, PER_COMPONENT = 8, 10  # of the mixture, at most; fewest draws for each of their dimensions
+WIDER, WIDE, SHARE = 1.2, 9.0, 0.1  # variance of components, variance and share of the one that covers the tails
+EFFECTIVE = 0.1  # share of effective draws from which the error of a mean of weights is reliable
+LARGEST, LARGEST_LOG = 100.0, 600.0  # weight to which larger ones are cut where it is not; float64 ends at e^709
+TREES, OVERLAP = 50, 0.01  # of the classifier; mean of p/(p + q) or q/(p + q) from which draws of both are compared
+POINTS = {1: 1025, 2: 129, 3: 33}  # points of a quadrature along each axis, by dimension
+MARGIN, ROUGH = 0.25, 0.1  # by which its box is wider than the draws, on each side; error from which it says nothing
+FEW, ONE_BY_ONE = 64, 4  # rows whose log p is compared with the same in other calls, and of them rows alone
+NEAR, SLOPE = 1e-2, 0.05  # step of a finite difference in deviations, and the relative error of a gradient
+SCALE, OF_JACOBIAN = 10.0, 0.05  # by which units change, and the share of d log(scale) that may be missing
+Function = Callable[[Any], Any]
+Rows = tuple[Tensor, Tensor]  # x and log p, or log p/q, in float64
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One check: a ``value`` and its standard ``error``, to lie from ``low`` to ``high``. None: it was not checked."""
+
+    check: str
+    value: float
+    error: float
+    low: float
+    high: float
+    passed: bool | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The checks of a density, made by :func:`indm.audit`, a row for each; ``print`` shows them as a table."""
+
+    rows: tuple[AuditRow, ...]
+
+    @property
+    def wrong(self) -> bool:
+        """Whether a check failed."""
+        return any(row.passed is False for row in self.rows)
+
+    @property
+    def verdict(self) -> str:
+        """The failed checks, or how many passed."""
+        failed, unknown = ([row.check for row in self.rows if row.passed is result] for result in (False, None))
+        if failed:
+            return f"wrong: {', '.join(failed)}"
+        rest = f"; not checked: {', '.join(unknown)}" if unknown else ""
+        return f"nothing wrong found by {len(self.rows) - len(unknown)} checks{rest}"
+
+    def __str__(self) -> str:
+        """A table, a row for each check, and the verdict."""
+        lines = [f"{'check':27}{'result':11}{'value':>9}{'error':>10}{'from':>10}{'to':>10}"]
+        words = {True: "pass", False: "FAIL", None: "not checked"}
+        for r in self.rows:
+            numbers = f"{r.value:9.4g}{r.error:10.2g}{r.low:10.3g}{r.high:10.3g}" if r.passed is not None else ""
+            lines.append(f"{r.check:27}{words[r.passed]:11}{numbers}  {r.note}".rstrip())
+        return "\n".join([*lines, self.verdict])
+
+
+@outside_inference
+def audit(
+    log_prob: Function,
+    sample: Callable[[int], Any] | None = None,
+    law: Any = None,
+    *,
+    x: Any = None,
+    rescaled: Callable[[float], Function] | None = None,
+    parameters: Iterable[Tensor] = (),
+    draws: int = 2000,
+    tolerance: float = 0.01,
+    batch_size: int = 512,
+    seed: int = 0,
+) -> Audit:
+    r"""Check a density of any library, given as functions of arrays, and say which checks it fails.
+
+    ``sample`` finds most faults: without draws of p, the normalized density of a wrong column looks right.
+    docs/foreign.md says when each check fails.
+
+    Args:
+        log_prob: log p of (B, *event), nats, (B,). It gets tensors or NumPy arrays, in the dtype of the draws.
+        sample: sample(n) draws (n, *event) of p.
+        law: the law of the data, if it is known: ``sample((n,))`` and ``log_prob``, as in ``torch.distributions``.
+        x: data (N, *event), at least 64 rows, for a density that has neither ``sample`` nor ``law``.
+        rescaled: rescaled(k) is the log_prob of the same model, made for data multiplied by k.
+        parameters: tensors in which log p should have gradients.
+        draws: n of each mean. ``log_prob`` is called for some 4 n rows, and 17,000 to 36,000 more in 2 or 3 dimensions.
+        tolerance: a deviation of masses, probabilities and nats that is not a fault, such as an ODE solver's. A check
+            fails beyond ``tolerance`` and 4 standard errors, and misses smaller faults.
+        batch_size: rows at a time.
+        seed: of the mixture's draws.
+
+    Raises:
+        ValueError: neither ``sample`` nor ``law`` nor ``x``, too few draws, or a log p that is not (B,).
+
+    Example: N(0, I), and the same without its constant.
+
+        >>> law = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), 1.0), 1)
+        >>> audit(law.log_prob, lambda n: law.sample((n,)), draws=500).wrong
+        False
+        >>> audit(lambda x: -0.5 * x.square().sum(1), lambda n: law.sample((n,)), draws=500).verdict[:44]
+        'wrong: total mass, total mass by quadrature,'
+    """
+    require(draws >= FEW, "draws", draws, f"at least {FEW}", "2000 is usual")
+    if sample is None and law is None and x is None:
+        raise ValueError("sample, law or x must be given, got None for each; x are rows of data")
+    given = sample(2 * draws) if sample is not None else law.sample((2 * draws,)) if law is not None else x
+    require(len(given) >= FEW, "x", f"{len(given)} rows", f"at least {FEW} rows")
+    density = _Density(log_prob, given, batch_size)
+    wide, own = _Mixture(given, seed), density(given)
+    others = density(wide.sample(2 * draws).reshape(2 * draws, *own[0].shape[1:]))
+    bad = (~own[1].isfinite()).sum() + (others[1].isnan() | (others[1] == math.inf)).sum()
+    finite = _judged("finite", bad.item(), 0, 0, 0, "rows that are not")
+    if not finite.passed:
+        return Audit((finite,))
+    log_w = [log_p - wide.log_prob(rows) for rows, log_p in (own, others)]
+    rows = [finite, _mass(log_w[1][draws:], tolerance), *_quadrature(density, wide, own[0], tolerance)]
+    if sample is not None:
+        rows += _compared((own[0], log_w[0]), (others[0], log_w[1]), tolerance, seed)
+    if law is not None:
+        drawn = given if sample is None else law.sample((2 * draws,))
+        gain = density(drawn)[1] - torch.as_tensor(law.log_prob(drawn)).detach().double().cpu()
+        rows.append(_judged("above the law's entropy", *_mean(gain), -math.inf, tolerance))
+    if rescaled is not None:
+        jacobian = own[0][0].numel() * math.log(SCALE)
+        off = (_Density(rescaled(SCALE), given, batch_size)(SCALE * own[0][:FEW])[1] - own[1][:FEW]) / jacobian + 1
+        rows.append(_judged("change of units", *_mean(off), -OF_JACOBIAN, OF_JACOBIAN, "of the Jacobian"))
+    first = own[0][:FEW], own[1][:FEW]
+    return Audit((*rows, *_calls(density, *first, tolerance), *_gradients(density, *first, list(parameters))))
+
+
+def _judged(check: str, value: float, error: float, low: float, high: float, note: str = "") -> AuditRow:
+    """A row that passes within :data:`LIMIT` errors of the interval; NaN fails."""
+    return AuditRow(check, value, error, low, high, low - LIMIT * error <= value <= high + LIMIT * error, note)
+
+
+def _unknown(check: str, note: str) -> AuditRow:
+    return AuditRow(check, math.nan, math.nan, math.nan, math.nan, None, note)
+
+
+def _mean(values: Tensor) -> tuple[float, float]:
+    return values.mean().item(), values.std().item() / math.sqrt(len(values))
+
+
+@dataclass(frozen=True)
+class _Density:
+    """x and log p in float64, of rows like ``given``, ``batch_size`` at a time."""
+
+    log_prob: Function
+    given: Any
+    batch_size: int
+
+    def like(self, x: Any) -> Tensor:
+        """``x`` in the dtype and on the device of ``given``."""
+        return torch.as_tensor(x).detach().to(torch.as_tensor(self.given))
+
+    def call(self, x: Tensor) -> Tensor:
+        """log p of a tensor as it is, with its graph."""
+        found = torch.as_tensor(self.log_prob(x if isinstance(self.given, Tensor) else x.numpy()))
+        require(tuple(found.shape) == (len(x),), "log_prob(x)", tuple(found.shape), f"of shape ({len(x)},)")
+        return found
+
+    def __call__(self, x: Any) -> Rows:
+        x = self.like(x)
+        log_p = [self.call(part).detach().double().cpu() for part in x.split(self.batch_size)]
+        return x.double().cpu(), torch.cat(log_p)
+
+
+class _Mixture:
+    """A Gaussian mixture of the first half of some draws, a little wider than they are, with one wide component."""
+
+    def __init__(self, given: Any, seed: int):
+        from sklearn.mixture import GaussianMixture
+
+        x = torch.as_tensor(given).detach().double().cpu().reshape(len(given), -1)[: len(given) // 2]
+        self.generator, self.mean, self.std = torch.Generator().manual_seed(seed), x.mean(0), x.std(0)
+        unit, d = (x - self.mean) / self.std, x.shape[1]
+        fitted = GaussianMixture(max(1, min(COMPONENTS, len(x) // (PER_COMPONENT * d))), random_state=seed).fit(unit)
+        shares, means, covs = map(torch.as_tensor, (fitted.weights_, fitted.means_, fitted.covariances_))
+        cov = unit.T.cov().reshape(1, d, d) + 1e-6 * torch.eye(d)
+        self.axes = torch.linalg.eigh(cov[0]).eigenvectors
+        self.shares = torch.cat([(1 - SHARE) * shares, shares.new_tensor([SHARE])])
+        self.parts = MultivariateNormal(torch.cat([means, 0 * means[:1]]), torch.cat([WIDER * covs, WIDE * cov]))
+
+    def sample(self, n: int) -> Tensor:
+        """Draws, (n, d)."""
+        which = self.shares.multinomial(n, replacement=True, generator=self.generator)
+        noise = torch.randn(n, len(self.mean), 1, dtype=torch.float64, generator=self.generator)
+        factors = torch.linalg.cholesky(self.parts.covariance_matrix)[which]
+        return self.mean + self.std * (self.parts.mean[which] + (factors @ noise)[..., 0])
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        unit = (x.reshape(len(x), -1) - self.mean) / self.std
+        return MixtureSameFamily(Categorical(self.shares), self.parts).log_prob(unit) - self.std.log().sum()
+
+
+def _mass(log_w: Tensor, tolerance: float) -> AuditRow:
+    """E_q[w]; where few draws count, its error is unknown, but a mean of cut weights above 1 is wrong."""
+    w = log_w.clamp_max(LARGEST_LOG).exp()
+    effective = (w.sum().square() / w.square().sum().clamp_min(1e-300)).item() / len(w)
+    if effective >= EFFECTIVE:
+        return _judged("total mass", *_mean(w), 1 - tolerance, 1 + tolerance)
+    row = _judged("total mass", *_mean(w.clamp_max(LARGEST)), -math.inf, 1 + tolerance, "at least")
+    return row if not row.passed else _unknown("total mass", f"{effective:.1%} of the mixture's draws count")
+
+
+def _quadrature(density: _Density, wide: _Mixture, x: Tensor, tolerance: float) -> Iterator[AuditRow]:
+    """The trapezoidal rule in a box along the principal axes; the sum over half the points bounds its error."""
+    check, flat = "total mass by quadrature", (x.reshape(len(x), -1) - wide.mean) / wide.std @ wide.axes
+    if (d := flat.shape[1]) not in POINTS:
+        return
+    low, size = flat.amin(0), flat.amax(0) - flat.amin(0)
+    ticks = torch.linspace(-MARGIN, 1 + MARGIN, POINTS[d], dtype=torch.float64)
+    grid = low + size * torch.cartesian_prod(*[ticks] * d).reshape(-1, d)
+    p = density((wide.mean + wide.std * (grid @ wide.axes.T)).reshape(-1, *x.shape[1:]))[1].exp()
+    p, cell = p.reshape([POINTS[d]] * d), ((ticks[1] - ticks[0]) * size * wide.std).prod()
+    fine, coarse = (p.sum() * cell).item(), (p[(slice(None, None, 2),) * d].sum() * cell * 2**d).item()
+    row = _judged(check, fine, abs(fine - coarse) / LIMIT, 1 - tolerance, 1 + tolerance)
+    rough = row.passed and abs(fine - coarse) > ROUGH
+    yield _unknown(check, f"half of the points: {coarse:.2g} in place of {fine:.2g}") if rough else row
+
+
+def _compared(own: Rows, others: Rows, tolerance: float, seed: int) -> Iterator[AuditRow]:
+    """E_p[f/(1 + w)] − E_q[f w/(1 + w)] on the second halves, for f = 1 and for a classifier of the first halves."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    xs = [x.reshape(len(x), -1).chunk(2) for x, _ in (own, others)]
+    shares = [(sign * log_w).sigmoid().chunk(2) for sign, (_, log_w) in ((-1, own), (1, others))]
+    if max(tested.mean().item() for _, tested in shares) < OVERLAP:
+        yield _unknown("draws follow log p", "no mixture overlaps with the draws")
+        return
+    labels = torch.cat([torch.full((len(x),), label) for label, (x, _) in enumerate(xs)])
+    classifier = HistGradientBoostingClassifier(max_iter=TREES, random_state=seed)
+    classifier.fit(torch.cat([x for x, _ in xs]), labels, torch.cat([weight for weight, _ in shares]))
+    outputs = [2 * torch.as_tensor(classifier.predict_proba(x)[:, 1]) - 1 for _, x in xs]
+    largest = torch.cat(outputs).abs().max().clamp_min(1e-12)
+    even = [torch.ones_like(f) for f in outputs]
+    for check, f in (("draws follow log p", even), ("draws, by a classifier", [f / largest for f in outputs])):
+        (a, of_a), (b, of_b) = (_mean(share * weight) for (_, share), weight in zip(shares, f, strict=True))
+        yield _judged(check, a - b, math.hypot(of_a, of_b), -tolerance / 4, tolerance / 4)  # a share moves ¼ as log w
+
+
+def _calls(density: _Density, x: Tensor, log_p: Tensor, tolerance: float) -> Iterator[AuditRow]:
+    """The largest difference of log p in other calls; noise between equal calls is the error of the rest."""
+    x = density.like(x)
+
+    def off(other: Tensor) -> float:
+        expected = log_p[: len(other)]
+        return ((other.detach().double().cpu() - expected).abs() / (1 + 0.01 * expected.abs())).max().item()
+
+    noise = off(density.call(x))
+    yield _judged("same call", noise, 0, 0, tolerance)
+    yield _judged("order of rows", off(density.call(x.flip(0)).flip(0)), noise, 0, tolerance)
+    alone = torch.cat([density.call(row) for row in x[:ONE_BY_ONE].split(1)])
+    yield _judged("rows alone", off(alone), noise, 0, tolerance)
+    other = torch.float32 if x.dtype == torch.float64 else torch.float64
+    try:
+        yield _judged("other float", off(density.call(x.to(other))), noise, 0, tolerance)
+    except Exception as error:  # a refusal, whatever its class, is not a wrong number
+        yield _unknown("other float", f"{other} is refused: {reason(error)[:60]}")
+
+
+def _gradients(density: _Density, x: Tensor, log_p: Tensor, parameters: list[Tensor]) -> Iterator[AuditRow]:
+    """Gradients that are missing; in x the median error of steps up or down, against central differences."""
+    if not isinstance(density.given, Tensor):
+        yield _unknown("gradient in x", "log_prob takes NumPy arrays")
+        return
+    asked = [density.like(x).requires_grad_(), *parameters]
+    total = density.call(asked[0]).sum()
+    found = torch.autograd.grad(total, asked, allow_unused=True) if total.requires_grad else [None] * len(asked)
+    in_x, *rest = (None if slope is None or not slope.isfinite().all() else slope for slope in found)
+    if in_x is None:
+        yield AuditRow("gradient in x", math.nan, 0, 0, SLOPE, False, "None or not finite")
+    else:
+        step = NEAR * x.std(0) * (1 - 2 * (torch.arange(len(x)) % 2)).reshape(-1, *[1] * (x.ndim - 1))
+        wide, near = ((density(x + h)[1] - density(x - h)[1]) / 2 for h in (step, step / 4))
+        along = (in_x.double().cpu() * step).reshape(len(x), -1).sum(1)
+        off = [(4 * near - other).abs().median().item() for other in (along, wide)]
+        size = wide.abs().median().item() or 1.0
+        yield _judged("gradient in x", off[0] / size, off[1] / size, 0, SLOPE, "relative error")
+    if parameters:
+        yield _judged("gradient in parameters", rest.count(None), 0, 0, 0, f"of {len(rest)} missing")
