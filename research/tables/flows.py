@@ -129,7 +129,13 @@ def indm(train: Array, valid: Array, space: Space, seed: int, seconds: float) ->
     found = DensityEstimator(discrete=space.discrete, max_seconds=seconds, random_state=seed).fit(X)
     if found.ended_by_ == "interrupt":  # the fit survives an interrupt
         raise KeyboardInterrupt
-    setting = {"steps": found.n_steps_, "models": len(found.models_), "ended": found.ended_, "gains": found.gains_}
+    setting = {
+        "steps": found.n_steps_,
+        "models": len(found.models_),
+        "ended": found.ended_,
+        "starts": found.starts_,
+        "gains": found.gains_,
+    }
 
     def log_density(rows: Array) -> Array:
         value, _, errors = found._log_density(rows, np.zeros((len(rows), 0)), None)

@@ -237,7 +237,7 @@ def test_a_network_that_finds_nothing_says_so(moons, capsys):
     ):
         model = DensityEstimator(**SMALL | {"learning_rate": 1e-12, "verbose": True}).fit(X)
     assert model.n_steps_[0] <= 5 and abs(model.gains_[0][0]) < 1e-6
-    assert "by the network from 2, at step" in capsys.readouterr().out
+    assert "start 2 Gaussians, " in capsys.readouterr().out
     assert model.ended_ == [(5, "max_steps")] and model.ended_by_ == "steps"
 
 
@@ -723,7 +723,7 @@ def test_a_row_without_a_solution_costs_no_other(moons, monkeypatch):
     with pytest.warns(ConvergenceWarning, match="no finite solution for 3 of 300 rows") as told:
         found = model.score_samples(X)
     failed = worst > least
-    mixture = model._mixture_log_density(z, none) + model.columns_.log_volume(X)
+    mixture = model._start_log_density(z, none) + model.columns_.log_volume(X)
     assert len(told) == 1 and failed.sum() == 3
     assert found[failed] == pytest.approx(mixture[failed]) and found[~failed] == pytest.approx(plain[~failed], abs=1e-5)
 

@@ -51,7 +51,7 @@ def test_the_difference_is_what_it_says(pair) -> None:
     mean, most = fast.student_.difference
     assert off.mean() == pytest.approx(mean, rel=0.3)
     assert 0.9 < (off < most).mean() < 0.99
-    start = teacher._mixture_log_density(teacher.columns_.latents(X, np.zeros((len(X), 0))), np.zeros((len(X), 0)))
+    start = teacher._start_log_density(teacher.columns_.latents(X, np.zeros((len(X), 0))), np.zeros((len(X), 0)))
     assert mean < 0.2 * np.abs(start + teacher.columns_.log_volume(X) - teacher.score_samples(X)).mean()
 
 
