@@ -293,9 +293,8 @@ def _gradients(density: _Density, x: Tensor, log_p: Tensor, parameters: list[Ten
     else:
         step = NEAR * x.std(0) * (1 - 2 * (torch.arange(len(x)) % 2)).reshape(-1, *[1] * (x.ndim - 1))
         wide, near = ((density(x + h)[1] - density(x - h)[1]) / 2 for h in (step, step / 4))
-        along = (in_x.double().cpu() * step).reshape(len(x), -1).sum(1)
-        off = [(4 * near - other).abs().median().item() for other in (along, wide)]
-        size = wide.abs().median().item() or 1.0
-        yield _judged("gradient in x", off[0] / size, off[1] / size, 0, SLOPE, "relative error")
+        along, size = (in_x.double().cpu() * step).reshape(len(x), -1).sum(1), wide.abs().median().clamp_min(1e-300)
+        off, error = ((4 * near - other).abs().median().item() / size.item() for other in (along, wide))
+        yield _judged("gradient in x", off, error, 0, SLOPE, "relative error")
     if parameters:
         yield _judged("gradient in parameters", rest.count(None), 0, 0, 0, f"of {len(rest)} missing")

@@ -137,7 +137,8 @@ class Steps(Path):
         self.rates = torch.as_tensor(slopes, device="cpu")  # d log(σ/α)/dk
 
     def level(self, tau: Times) -> Tensor:
-        below = tau.floor().clamp(0, len(self.levels) - 2).long()
+        tau = tau.clamp(*self.range)
+        below = tau.floor().clamp_max(len(self.levels) - 2).long()
         return _cubic(*self._ends(below), tau - below)[0]
 
     def _ends(self, below: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
