@@ -511,7 +511,7 @@ def mle_loss(
         require(whole, "noise_levels", noise_levels, "None where the bound is truncated or decoded")
         t, weight, cell = (part.to(z.device) for part in noise_levels.draw(len(z), generator))
     noise, t, weight = randn_like(z, generator), t.to(z.dtype), weight.to(z.dtype)
-    drawn, error = _drawn(model.score, start is not None, z, t, noise, pairs)
+    drawn, error = drawn_error(model.score, start is not None, z, t, noise, pairs)
     if noise_levels is not None:
         noise_levels.measure(cell, error.detach())
     change = weight * drawn
@@ -521,7 +521,7 @@ def mle_loss(
     return bound / event_size(z), _means(nelbo=bound, flow=-log_det, denoising=denoising, prior=prior, **terms)
 
 
-def _drawn(
+def drawn_error(
     score: Any, is_known: bool, z: Batch, t: PerSample, noise: Batch, pairs: bool
 ) -> tuple[PerSample, PerSample]:
     """The denoising error at times t, (B,), by the noise or by ``pairs`` of it, minus the error of the score's base

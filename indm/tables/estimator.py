@@ -26,6 +26,7 @@ from indm.flows.masked import MaskedFlow
 from indm.gaussian import GaussianReference
 from indm.likelihood import START, WhitenedFlow, log_prob
 from indm.model import INDM
+from indm.objective import drawn_error
 from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, NotFinite, rademacher
 from indm.sampling import sample
 from indm.score import ScoreModel, context_of, with_context
@@ -47,6 +48,7 @@ from indm.tables.mixture import COMPONENTS, Mixture, best_mixture, bounded
 from indm.tables.networks import Components, MixtureMLP
 from indm.tables.student import USUALLY_UNKNOWN, Student
 from indm.tensors import evaluation_mode, event_sum, expand_like
+from indm.training import NoiseLevels
 
 FEWEST_ROWS = 10  # rows that a table must have
 FEW_ROWS, MORE_ROWS = 500, 2_000  # rows up to which models are averaged: MODELS of them; as many as time allows
@@ -345,6 +347,42 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def score(self, X, y=None, c=None) -> float:
         """The mean of :meth:`score_samples`; ``y`` is ignored."""
         return float(self.score_samples(X, c).mean())
+
+    def score_bound(self, X, c=None, *, pairs: int = 16, random_state: Any = None) -> tuple[float, float]:
+        r"""A lower bound of the mean log p of rows, and the standard error of its noise, nats of a row; without an ODE.
+
+        It is the NELBO, by so many ``pairs`` of noises n and −n for each row: −log p of the start, which has a closed
+        form, and what the network changes of the bound (:func:`indm.mle_loss`). It takes a tenth of the time of
+        :meth:`score`, and belongs to the diffusion, whose density may differ a little from that of the ODE. Single rows
+        have too much noise. Of several models it is the mean of their bounds, which is below that of their average.
+
+        Example: where no network is trained, it is the mean log p.
+
+            >>> X = np.random.default_rng(0).normal(5.0, 2.0, (300, 2))
+            >>> density = DensityEstimator(max_steps=0, n_models=1, random_state=0).fit(X)
+            >>> bound, error = density.score_bound(X)
+            >>> bool(abs(bound - density.score(X)) < 1e-6), error
+            (True, 0.0)
+        """
+        check_is_fitted(self)
+        check_count(pairs, "pairs", 2)
+        X = self._numbers(X, reset=False)
+        self._check_whole(X)
+        c = self.standardised(c, len(X))
+        if len(self.possible(X)) < len(X):
+            return -math.inf, 0.0
+        numbers = check_random_state(random_state)
+        generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
+        each = []
+        for rows, at_c in zip(*(batched(part, max(1, ROWS_AT_ONCE // pairs)) for part in (X, c)), strict=True):
+            many, at_c = np.repeat(self._noisy(rows[:, self.varies_], numbers), pairs, 0), np.repeat(at_c, pairs, 0)
+            z, log_volume = self.columns_.latents(many, at_c), self.columns_.log_volume(many)
+            bounds = [
+                bound_of(at(model, torch.from_numpy(at_c)), torch.from_numpy(z), generator) for model in self.models_
+            ]
+            each.append((torch.stack(bounds).mean(0).numpy() + log_volume).reshape(-1, pairs))
+        values = np.concatenate(each)
+        return float(values.mean()), float(np.sqrt(values.var(1, ddof=1).sum() / pairs) / len(values))
 
     def sample(self, n_samples: int = 1, random_state: Any = None, *, c=None, steps: int | None = None) -> np.ndarray:
         """Rows drawn from the fitted density, (n_samples, columns), in the units of the table.
@@ -1020,6 +1058,17 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
     solve(~(is_far | is_beyond), torch.float32)
     solve((is_far | ~error.isfinite() | (found.abs() > most)) & ~is_beyond, torch.float64)
     return found + log_det, error
+
+
+@torch.no_grad()
+def bound_of(model: nn.Module, z: Tensor, generator: torch.Generator) -> Tensor:
+    """A draw of the NELBO's negative at each row of latents, by a pair of noises, nats (B,)."""
+    h, _ = model.flow(z)
+    t, weight, _ = NoiseLevels(model.score.sde).draw(len(z), generator, uniform=True)
+    order = torch.randperm(len(z), generator=generator)
+    t, weight = t[order].to(z), weight[order].to(z)
+    noise = torch.randn(h.shape, generator=generator, dtype=h.dtype)
+    return start_log_prob(model, z) - weight * drawn_error(model.score, True, h, t, noise, pairs=True)[0]
 
 
 @torch.no_grad()

@@ -1,12 +1,15 @@
 """Density estimators that start from a flow: the race between starts, and the density behind the flow."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
+import indm
 from indm import DensityEstimator
 from indm.flows import MaskedFlow
-from indm.tables.estimator import at, start_log_prob
+from indm.tables.estimator import at, bound_of, start_log_prob
 from indm.tables.fit import FlowTraining, race
 from indm.tables.mixture import Mixture
 
@@ -65,7 +68,8 @@ def test_errors_of_a_race_are_the_bound_of_all_starts(fitted):
     X, _ = banana(1_000, 2)
     z = torch.from_numpy(fitted.columns_.latents(X, np.zeros((len(X), 0)))).float()
     law = Mixture(np.ones(1), np.full((1, 2), 0.1), 1.5 * np.eye(2)[None], 2)
-    (training,) = fitted._trainings(fitted.models_[0].flow.float(), [law], z, torch.zeros(len(z), 0), 1, 2_000)
+    flow = copy.deepcopy(fitted.models_[0].flow).float()
+    (training,) = fitted._trainings(flow, [law], z, torch.zeros(len(z), 0), 1, 2_000)
     torch.testing.assert_close(training.start, -start_log_prob(training.model, z), atol=1e-3, rtol=1e-3)
 
 
@@ -75,3 +79,26 @@ def test_the_flow_leaves_a_share_of_the_seconds():
     rows = torch.randn(100, 2)
     best = race([flowing], lambda i: (rows[i], torch.zeros(len(i), 0)), 100, 16, 30, 1e9)
     assert best is flowing and best.step == 30 and best.ended == "max_steps"
+
+
+def test_the_bound_without_an_ode_is_the_nelbo(fitted):
+    """Its mean over noise, for a network that adds something, beside the bound's other estimator."""
+    torch.manual_seed(0)
+    (model,) = copy.deepcopy(fitted.models_)
+    torch.nn.init.normal_(model.score.backbone.mlp.output.weight, std=0.05)
+    z = torch.randn(64, 2, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    found = torch.stack([bound_of(model, z, generator) for _ in range(200)])
+    expected = -indm.nelbo(model, z, times=800, generator=generator).total
+    mean, error = (found.mean(1) - expected.mean()).mean(), found.mean(1).std() / 200**0.5
+    assert error < 0.05 and abs(mean) < 4 * error + 0.01
+    assert (found - start_log_prob(model, z)).mean(0).abs().max() > 0.1  # the network counts
+
+
+def test_the_bound_of_rows_is_near_their_mean_log_prob(fitted):
+    rows, _ = banana(300, 3)
+    bound, error = fitted.score_bound(rows, random_state=0)
+    assert abs(bound - fitted.score(rows)) < 4 * error + 0.02
+    assert fitted.score_bound(rows[:50], random_state=1)[1] >= error
+    with pytest.raises(ValueError, match="pairs"):
+        fitted.score_bound(rows, pairs=1)
