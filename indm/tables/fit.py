@@ -32,9 +32,10 @@ ALONE = 0.5, 0.0  # share of the seconds, at most, in which the MLP of all colum
 ANNEAL = 0.3  # steps of the falling rate, as a share of those before; its share of the seconds
 WARMUP = 50  # steps
 MARKS = 0.35, 0.7  # shares of the seconds between which a fit that time ends should have stopped to gain
-FLOW_RATE, FLOW_DECAY, FLOW_CLIP = 3e-3, 1e-4, 5.0  # of the optimizer of a flow
+FLOW_BATCH, FLOW_RATE, FLOW_DECAY, FLOW_CLIP = 256, 4e-3, 1e-4, 5.0  # of the training of a flow
 FLOW_SHARE = 0.75  # of the seconds that a flow may take; the rest is for the diffusion behind it
-RACE_STEPS, RACE_SHARE = 1_000, 0.4  # steps of each training in a race; its share of the seconds, at most
+RACE_STEPS = 1_000  # steps of each training in a race, at most
+RACE_SHARE = 0.5, 0.3  # share of the seconds, at most, of a race of two, and of three
 EMA_DECAY, BETAS, CLIP = 0.9995, (0.9, 0.99), 1.0
 
 INTERRUPT = "interrupt"
@@ -62,7 +63,8 @@ class Validated(Descent):
     held: Tensor
     groups: int
     alone = math.inf  # share of the seconds, at most, in which some parts wait
-    rows_of_batch = 1  # rows of a batch, in units of the batch size
+    kind = "diffusion"
+    own_batch: int | None = None  # rows of its first batches, in place of those that the fit has
     share = 1.0  # share of the seconds that it may have, if it is the best of a race
 
     def validate(self) -> None:
@@ -126,7 +128,8 @@ class FlowTraining(Validated):
     flow: Flow
     held: Tensor
     groups: int = 1
-    rows_of_batch = 2  # a row of a diffusion model is noised twice
+    kind = "flow"
+    own_batch = FLOW_BATCH
     share = FLOW_SHARE
 
     def __post_init__(self):
@@ -247,26 +250,37 @@ def at(model: Any, c: Tensor) -> Any:
 
 
 def race(trainings: Sequence[Validated], rows: Rows, n: int, size: int, max_steps: int, deadline: float) -> Any:
-    """:func:`train` several in turn for a while, and the one of the best validation to its end.
+    """:func:`train` several in turn, the worst pausing after each round, and the best to its end; the best of them all.
 
-    An interrupt ends it, and the best so far is kept.
+    Where it ends at a plateau, the best of another kind has the rest of the time, but without the lead not the last
+    part of it. An interrupt ends the race, and the best so far is kept.
     """
-    now = time.perf_counter()
-    until, ends = now + RACE_SHARE * (deadline - now), [now + one.share * (deadline - now) for one in trainings]
-    runs = [train(one, rows, n, size, max_steps, end) for one, end in zip(trainings, ends, strict=True)]
-    going = list(range(len(runs))) if len(runs) > 1 else []
-
-    def leader() -> Validated:
-        return functools.reduce(lambda a, b: b if b.is_lower(b.lowest, a.lowest) else a, trainings)
-
+    now, going, rounds = time.perf_counter(), list(trainings), len(trainings) - 1
+    seconds, race_share = deadline - now, RACE_SHARE[len(trainings) > 2]
+    runs = {one: train(one, rows, n, size, max_steps, now + one.share * seconds) for one in trainings}
     try:
-        while going and time.perf_counter() < until:
-            going = [i for i in going if trainings[i].step < RACE_STEPS and next(runs[i], "ended") is None]
-        for _ in runs[trainings.index(leader())]:
+        for i in range(rounds):
+            while going and time.perf_counter() < now + race_share * seconds * (i + 1) / rounds:
+                going = [one for one in going if one.step < RACE_STEPS and next(runs[one], "ended") is None]
+            going = [one for one in going if one is not functools.reduce(_worse, going)]
+        first = functools.reduce(_better, trainings)
+        for _ in runs[first]:
             pass
+        others = [one for one in trainings if one.kind != first.kind and first.ended == "plateau"]
+        for _ in runs[functools.reduce(_better, others)] if others else ():
+            if time.perf_counter() > now + FLOW_SHARE * seconds and functools.reduce(_better, trainings) is first:
+                break
     except KeyboardInterrupt:
-        leader().ended = INTERRUPT
-    return leader()
+        functools.reduce(_better, trainings).ended = INTERRUPT
+    return functools.reduce(_better, trainings)
+
+
+def _better(a: Validated, b: Validated) -> Validated:
+    return b if b.is_lower(b.lowest, a.lowest) else a
+
+
+def _worse(a: Validated, b: Validated) -> Validated:
+    return a if _better(a, b) is b else b
 
 
 def train(training: Validated, rows: Rows, n: int, batch_size: int, max_steps: int, deadline: float) -> Iterator[None]:
@@ -276,7 +290,7 @@ def train(training: Validated, rows: Rows, n: int, batch_size: int, max_steps: i
     next plateau, after half as many epochs, or when the seconds are nearly over, the rate falls to 0.
     ``training.ended`` says what ended it.
     """
-    first = min(training.rows_of_batch * batch_size, n)
+    first = min(training.own_batch or batch_size, n)
     grown = min(GROWTH * first, max(first, min(LARGEST, int(LARGEST_SHARE * n))))
     batch, loader, since, fall = first, batches(n, first), 0, None
     for spent in course(deadline=deadline):
