@@ -19,7 +19,7 @@ from indm.names import trust
 from indm.workbench.data import ImageFiles
 from indm.workbench.data.base import InMemory, as_data, check_data, load_data, split, stack
 from indm.workbench.data.densities import DENSITIES
-from indm.workbench.data.examples import flip_horizontally, loader
+from indm.workbench.data.examples import loader
 from indm.workbench.data.images import read_image
 from indm.workbench.data.standard import DEBIAN_FASHION_MNIST
 
@@ -97,16 +97,6 @@ def test_an_epoch_can_be_resumed_at_any_batch(n, batch, seed, epoch, drop):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     seen = torch.cat(first).flatten().tolist() if first else []
     assert len(set(seen)) == len(seen) == (n // batch * batch if drop else n)
-
-
-def test_flips_mirror_about_half_of_the_images():
-    raw = torch.arange(2000 * 3 * 8 * 8, dtype=torch.int32).reshape(2000, 3, 8, 8)
-    torch.manual_seed(0)
-    out = flip_horizontally(raw)
-    mirrored = (out == raw.flip(-1)).flatten(1).all(1)
-    kept = (out == raw).flatten(1).all(1)
-    assert bool((mirrored ^ kept).all())
-    assert abs(mirrored.double().mean().item() - 0.5) < 4 * 0.5 / 2000**0.5
 
 
 # ── Names and options

@@ -6,13 +6,13 @@ from collections import Counter
 
 import pytest
 import torch
-from discrete_laws import Independent, Markov, Mixture, bell, random_walk
 from scipy import stats
 
 import indm
 from indm.dequantization import Uniform
 from indm.likelihood import latent_reference
 from indm.model import INDM
+from research.known_laws import Independent, Markov, Mixture, bell, random_walk
 
 
 def weights(*shape, seed=0):
