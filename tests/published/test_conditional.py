@@ -10,13 +10,7 @@ from flow_tools import perturb, slopes
 from torch import nn
 
 import indm
-from indm.flows import (
-    ActNorm,
-    ExactLogDet,
-    Frozen,
-    InvertibleLinear,
-    use_log_det,
-)
+from indm.flows import ActNorm, ExactLogDet, Frozen, InvertibleLinear, use_log_det
 from indm.model import INDM
 from indm.nets import Zero
 from indm.published import ConditionalResidualFlow

@@ -317,10 +317,7 @@ def test_where_a_prior_is_zero_inside_its_box_so_is_the_posterior(gaussian, coar
         (lambda: Prior(([0, 5], [1, 0]), 2), "prior must have low below high, got 5 and 0 for parameter 1"),
         (lambda: Prior(td.Uniform, 2), "prior must be a pair"),
         (lambda: Prior([td.Normal(0, 1)] * 2, 2), "numbers, or arrays of 2"),
-        (
-            lambda: PosteriorEstimator((0, 1)).fit([[0.5], [7]], [[1], [1]]),
-            "drawn from the prior, got 7 in row 1",
-        ),
+        (lambda: PosteriorEstimator((0, 1)).fit([[0.5], [7]], [[1], [1]]), "drawn from the prior, got 7 in row 1"),
         (
             lambda: PosteriorEstimator(STANDARD, nn.Flatten(), estimator=JointDensityEstimator()),
             "embedding must be left out",
@@ -357,10 +354,7 @@ def test_errors_of_a_fitted_one(gaussian):
             lambda: gaussian.sample(5, [0.0, np.nan, 0.0]),
             r"x must be finite numbers, got NaN: .* estimator=JointDensityEstimator",
         ),
-        (
-            lambda: gaussian.log_likelihood(np.zeros(3), np.zeros((1, 2))),
-            "the likelihood of x needs one model of both",
-        ),
+        (lambda: gaussian.log_likelihood(np.zeros(3), np.zeros((1, 2))), "the likelihood of x needs one model of both"),
     ):
         with pytest.raises(ValueError, match=message):
             use()
