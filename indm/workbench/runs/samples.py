@@ -225,3 +225,4 @@ def _check_samples(samples: np.ndarray, levels: np.ndarray, made_by: object) -> 
         raise ValueError(f"its samples must be whole numbers from 0 to {levels - 1}, the last of its levels")
     if made_by is not None and not (isinstance(made_by, dict) and isinstance(made_by.get("weights_sha256"), str)):
         raise ValueError('its provenance must be an object with a "weights_sha256"')
+    json.dumps(made_by, allow_nan=False)  # check: it is written again beside results of the samples

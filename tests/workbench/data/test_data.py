@@ -74,12 +74,6 @@ def test_one_class_keeps_its_place_in_the_splits(name):
         load_data(name, label=10)
 
 
-def test_split_depends_on_the_seed_and_limit_is_checked():
-    assert not torch.equal(split(100, valid=10, seed=0)["train"], split(100, valid=10, seed=1)["train"])
-    with pytest.raises(ValueError, match="limit"):
-        split(100, valid=10, limit=0)
-
-
 @given(
     n=st.integers(1, 60),
     batch=st.integers(1, 20),
