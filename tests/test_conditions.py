@@ -600,7 +600,7 @@ MISTAKES = [
     (lambda: indm.sample(gaussian_model(drop=0.0), 2, c=0, guidance=2.0), r"must be 1 for a model of p\(x\|c\) alone"),
     (lambda: indm.sample(gaussian_model(drop=0.1), 2, c=0, guidance=math.inf), "guidance must be finite"),
     (lambda: between(gaussian_model(), source=gaussian_model()), "guidance must be 1 but for one model at two condit"),
-    (lambda: between(gaussian_model(), ("a", None)), "guidance must be 1 but for one model at two condit.* got 2:"),
+    (lambda: between(gaussian_model(), ("a", None)), "guidance must be 1 but for one model at two condit.* got 2"),
     (lambda: between(seeing()), "guidance must be 1 where the flow sees c, got 2"),
     (lambda: between(gaussian_model(), guidance=math.inf), "guidance must be finite"),
     # classes and vectors
