@@ -4,7 +4,7 @@
     python -m research.discrete_laws --only markov-17      # the cells whose name has that in it
     python -m research.discrete_laws --only none           # the table alone
 
-A cell is a law (``tests/discrete_laws.py``), a flow and a dequantization. It takes about a minute of one core, with the
+A cell is a law (``research/known_laws.py``), a flow and a dequantization. It takes about a minute of one core, with the
 larger network six: a training on 200,000 draws of the law, then all bounds of the same fresh images. Each image's bound
 is compared with its own −log P, so that the difference from the entropy has no noise of the images' own. No bound may
 be below the entropy by more than its error, and importance-weighted ones fall with the number of draws, each of which
@@ -15,7 +15,6 @@ A cell is a row of ``discrete_laws.csv``. Killed and started again, it goes on.
 
 import argparse
 import math
-import sys
 import tempfile
 import time
 from itertools import pairwise, product
@@ -27,12 +26,9 @@ import indm
 from indm.evaluation.statistics import mean_and_error
 from indm.model import INDM, count_parameters
 from indm.workbench.runs.provenance import weights_hash
+from research.known_laws import DiscreteLaw, Independent, Markov, Mixture, bell, random_walk
 from research.markdown import in_table
 from research.records import RECORDS, Records, made_by
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-from discrete_laws import DiscreteLaw, Independent, Markov, Mixture, bell, random_walk  # noqa: E402
 
 BLACK_AND_WHITE = 0.6 * bell(17, 8.5, 3.0) + torch.eye(17)[0] * 0.25 + torch.eye(17)[16] * 0.15
 LAWS: dict[str, DiscreteLaw] = {

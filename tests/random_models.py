@@ -4,15 +4,7 @@ import torch
 from closed_form import gaussian
 from flow_tools import perturb
 
-from indm.flows import (
-    ActNorm,
-    AutoregressiveFlow,
-    Compose,
-    CouplingFlow,
-    Identity,
-    InvertibleLinear,
-    ResidualFlow,
-)
+from indm.flows import ActNorm, AutoregressiveFlow, Compose, CouplingFlow, Identity, InvertibleLinear, ResidualFlow
 from indm.model import INDM
 
 FLOWS = {

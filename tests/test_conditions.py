@@ -18,10 +18,9 @@ from indm.nets import MLP, UNet
 from indm.nets.embedding import ConditionOfImages
 from indm.published import NCSNpp
 from indm.sampling import make_sampler, solve_latent
-from indm.score import GivenScore
-from indm.tensors import expand_like
 from indm.translation import two_models
 from indm.workbench.recipes.options import Drawing
+from indm.workbench.recipes.recipe import load, resolve
 from indm.workbench.runs.samples import conditions
 from indm.workbench.translation.routes import open_runs
 
@@ -173,27 +172,6 @@ def test_guidance_above_one_is_not_the_sharpened_density():
     assert abs(x[:, 0].std() / deviation - 1) > 0.05
 
 
-def test_what_is_guided_has_no_likelihood():
-    model = gaussian_model(drop=0.1)
-    x, c = mixed(3)
-    for likelihood in (indm.nelbo, indm.nll, indm.INDM.log_prob):
-        with pytest.raises(ValueError, match="guidance must be 1 for a likelihood"):
-            likelihood(model.given(c, guidance=2.0), x)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"drop": 0.0}, r"guidance must be 1 for a model of p\(x\|c\) alone"),
-        ({"drop": 0.1, "guidance": math.inf}, "guidance must be finite"),
-    ],
-)
-def test_guidance_that_cannot_be(options, message):
-    guidance = options.pop("guidance", 2.0)
-    with pytest.raises(ValueError, match=message):
-        indm.sample(gaussian_model(**options), 2, c=0, guidance=guidance)
-
-
 # ── flows ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 FLOWS = {
@@ -335,19 +313,6 @@ def test_a_guided_translation_leads_farther_away_from_the_source_and_has_a_way_b
     assert torch.allclose(route.back().follow(there).x, x, atol=0.01)
 
 
-def test_a_translation_is_guided_between_two_classes_of_one_model():
-    model, other = gaussian_model(), gaussian_model()
-    for source, c in ((other, ("a", "b")), (model, ("a", None))):
-        with pytest.raises(ValueError, match=r"guidance must be 1 but for one model at two conditions .* got 2:"):
-            two_models(source, model, c=c, guidance=2.0)
-    flow = CouplingFlow((2,), width=8, condition=(2,))
-    seeing = indm.INDM(flow, GaussianScore(), shape=(2,), condition=Classes(LETTERS[:2], flow=True))
-    with pytest.raises(ValueError, match="guidance must be 1 where the flow sees c, got 2"):
-        two_models(seeing, seeing, c=("a", "b"), guidance=2.0)
-    with pytest.raises(ValueError, match="guidance must be finite"):
-        two_models(model, model, c=("a", "b"), guidance=math.inf)
-
-
 # ── networks ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 NETS = {
@@ -430,33 +395,6 @@ def test_what_is_typed_is_a_name_or_an_index_where_no_name_has_a_digit():
             typed(text, *labels, n=1)
 
 
-def test_a_translation_between_classes_needs_a_model_of_classes(monkeypatch):
-    model = indm.INDM(Identity(), GaussianScore(), shape=(2,), condition=Vector(1))
-    monkeypatch.setattr("indm.workbench.translation.routes.open_run", lambda folder: (model, {"data": {}}))
-    with pytest.raises(ValueError, match=r"condition needs a model of classes, got one of p\(x\|vector\)"):
-        open_runs([Path("run")], classes=("1", "2"))
-
-
-@pytest.mark.parametrize(
-    ("c", "message"),
-    [
-        ("bb", "c must be one of a, b, c, got 'bb'; did you mean 'b'"),
-        ("boot", "c must be one of a, b, c, got 'boot'$"),
-        (3, "c must be one of a, b, c, got 3"),
-        (-1, "c must be one of a, b, c, got -1"),
-        (True, "c must be one of a, b, c, got True"),
-        (np.array([0.5]), "c must be one of a, b, c, got 0.5"),
-        (torch.tensor([0, 3]), "c must be from 0 to 2, got 0 … 3"),
-        (torch.tensor([-1]), "c must be from 0 to 2, got -1 … -1"),
-        (torch.zeros(2), "c must be classes"),
-        ([0, 1], "c must have one row for all samples or 3, one for each, got 2"),
-    ],
-)
-def test_what_is_no_class(c, message):
-    with pytest.raises(ValueError, match=message):
-        Classes(LETTERS).rows(c, 3)
-
-
 @pytest.mark.parametrize("unit", [1.0, 1e-8, 1e-30])
 def test_numbers_are_brought_to_unit_scale_and_told_from_none(unit):
     c = unit * torch.tensor([[1.0, 100.0], [3.0, 300.0], [5.0, 500.0]])
@@ -470,35 +408,6 @@ def test_numbers_are_brought_to_unit_scale_and_told_from_none(unit):
     constant = Vector(1)
     constant.fit(torch.full((5, 1), 3.0))
     assert constant(torch.full((1, 1), 3.0)).tolist() == [[0.0, 1.0]]
-
-
-@pytest.mark.parametrize(
-    ("c", "message"),
-    [
-        (torch.zeros(3, 3), r"c must be numbers of shape \(2\) or \(n, 2\), got \(3, 3\)"),
-        (torch.tensor([[math.nan, 0.0]]), "c must be finite"),
-        ("cat", r"c must be numbers of shape \(2\) or \(n, 2\), got 'cat'"),
-    ],
-)
-def test_what_is_no_vector(c, message):
-    with pytest.raises(ValueError, match=message):
-        Vector(2).rows(c, 3)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Classes(("one",)), "labels must be the names of two or more classes"),
-        (lambda: Classes(("one", "one")), "labels"),
-        (lambda: Classes(LETTERS, drop=1.0), r"drop must be in \[0, 1\)"),
-        (lambda: Classes(LETTERS, drop=0.1, flow=True), "drop must be 0 where the flow sees the condition"),
-        (lambda: Vector(), "size must be at least 1"),
-        (lambda: Image((2,), 1), "channels must"),
-    ],
-)
-def test_a_condition_that_cannot_be(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
 
 
 def test_a_share_of_the_rows_is_hidden():
@@ -531,43 +440,6 @@ def test_a_model_is_saved_with_its_condition(name, tmp_path):
     assert again.description() == model.description()
     with torch.no_grad():
         assert torch.equal(again.given(c, 3).log_prob(x, steps=4), model.given(c, 3).log_prob(x, steps=4))
-
-
-TWO = {"name": "classes", "labels": ["a", "b"]}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"flow": {"name": "elementwise"}, "condition": TWO | {"flow": True}},
-            "flow must be one that sees a condition",
-        ),
-        (
-            {"net": {"name": "zero"}, "condition": TWO},
-            "says so by an attribute takes_condition = True, which Zero has not",
-        ),
-        ({"condition": {"name": "class", "labels": ["a", "b"]}}, "did you mean 'classes'"),
-        ({"condition": {"name": "classes", "label": ["a", "b"]}}, "did you mean 'labels'"),
-    ],
-)
-def test_a_model_that_cannot_see_its_condition(changes, message):
-    with pytest.raises(ValueError, match=message):
-        build_model(TABLES | changes, (2,))
-
-
-def test_c_that_is_missing_or_has_no_use():
-    plain, conditional = build_model(TABLES, (2,)), build_model(TABLES | {"condition": CONDITIONS["classes"][0]}, (2,))
-    x = torch.zeros(2, 2)
-    for likelihood in (indm.nelbo, indm.nll, indm.INDM.log_prob):
-        with pytest.raises(ValueError, match="c must be given"):
-            likelihood(conditional, x)
-        with pytest.raises(ValueError, match="c must be left out"):
-            likelihood(plain, x, c=[0, 1])
-    with pytest.raises(ValueError, match="c must be given"):
-        indm.sample(conditional, 2)
-    with pytest.raises(ValueError, match="c must be left out"):
-        indm.sample(plain, 2, c=0)
 
 
 def test_what_has_no_rows_asks_for_them_or_hides_c():
@@ -607,20 +479,6 @@ def test_importance_weights_are_of_each_samples_own_condition():
 
 
 # ── evaluation at the c of the data ──────────────────────────────────────────────────────────────────────────────
-
-
-MILD = torch.tensor([0.3, 0.5, 1.0])  # deviations that need few steps
-
-
-def mild_model(**options):
-    return indm.INDM(Identity(), GaussianScore(MEANS, MILD), shape=(2,), condition=Classes(LETTERS, **options))
-
-
-def test_a_model_that_does_not_know_p_of_x_is_not_solved_without_c():
-    z = torch.randn(2, 2)
-    with pytest.raises(ValueError, match="c must be given"):
-        solve_latent(mild_model(), z, make_sampler("heun"), 2)
-    solve_latent(mild_model(drop=0.1), z, make_sampler("heun"), 2)
 
 
 class Stretch(Conditioned, ExactFlow):
@@ -688,35 +546,6 @@ def test_the_error_of_a_class_is_that_of_its_difference_from_the_mean_over_class
     assert (bound.var(0) > 1.5 * scatter).all()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"draws": 1}, "draws must be at least 2"),
-        ({"prior": torch.tensor([0.5, 0.5])}, "prior must be 3 positive probabilities"),
-    ],
-)
-def test_a_classification_that_cannot_be(options, message):
-    with pytest.raises(ValueError, match=message):
-        indm.classify(gaussian_model(), torch.zeros(2, 2), **options)
-    with pytest.raises(ValueError, match=r"must be one of p\(x\|class\)"):
-        indm.classify(build_model(TABLES, (2,)), torch.zeros(2, 2))
-
-
-def test_scores_expand_over_rows_of_images():
-    """Guidance doubles the batch in the first axis alone."""
-    net = moved(UNet((1, 8, 8), channels=8, multipliers=(1,), blocks=1, condition=(3,)))
-    score, z, t = indm.ScoreModel(net, indm.VPSDE()), torch.randn(3, 1, 8, 8), torch.tensor([0.1, 0.4, 0.9])
-    c = torch.eye(3)
-    whole = GivenScore(score, c, 2.0)(z, t)
-    for i in range(3):
-        free, own = score(z[i : i + 1], t[i : i + 1]), score(z[i : i + 1], t[i : i + 1], c[i : i + 1])
-        assert torch.allclose(
-            whole[i : i + 1],
-            free + 2.0 * (own - free),
-            atol=1e-4 * float(1 / expand_like(score.sde.sigma(t[i : i + 1]), z[:1]).min()),
-        )
-
-
 class Renamed(nn.Module):
     """A network whose condition has another name than c."""
 
@@ -739,3 +568,88 @@ def test_a_network_says_by_an_attribute_that_it_takes_a_condition():
     model = indm.INDM(Identity(), indm.ScoreModel(network, indm.VPSDE()), shape=(2,), condition=indm.Vector(1))
     found = [model.log_prob(x, c=[[value]], steps=4).item() for value in (0.0, 0.5)]
     assert abs(found[0] - found[1]) > 0.1
+
+
+# ── mistakes ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ROWS, TWO, SEEN = torch.zeros(2, 2), {"name": "classes", "labels": ["a", "b"]}, CONDITIONS["classes"][0]
+
+
+def built(**changes):
+    return build_model(TABLES | changes, (2,))
+
+
+def seeing():
+    flow = CouplingFlow((2,), width=8, condition=(3,))
+    return indm.INDM(flow, GaussianScore(), shape=(2,), condition=Classes(LETTERS, flow=True))
+
+
+def of_classes(c):
+    return lambda: Classes(LETTERS).rows(c, 3)
+
+
+def between(model, c=("a", "b"), guidance=2.0, source=None):
+    return two_models(model if source is None else source, model, c=c, guidance=guidance)
+
+
+LIKELIHOODS = (indm.nelbo, indm.nll, indm.INDM.log_prob)
+MISTAKES = [
+    # guidance
+    *((lambda f=f: f(gaussian_model(drop=0.1).given([0, 1], guidance=2.0), ROWS), "guidance must be 1 for a likelihood")
+      for f in LIKELIHOODS),
+    (lambda: indm.sample(gaussian_model(drop=0.0), 2, c=0, guidance=2.0), r"must be 1 for a model of p\(x\|c\) alone"),
+    (lambda: indm.sample(gaussian_model(drop=0.1), 2, c=0, guidance=math.inf), "guidance must be finite"),
+    (lambda: between(gaussian_model(), source=gaussian_model()), "guidance must be 1 but for one model at two condit"),
+    (lambda: between(gaussian_model(), ("a", None)), "guidance must be 1 but for one model at two condit.* got 2"),
+    (lambda: between(seeing()), "guidance must be 1 where the flow sees c, got 2"),
+    (lambda: between(gaussian_model(), guidance=math.inf), "guidance must be finite"),
+    # classes and vectors
+    (of_classes("bb"), "c must be one of a, b, c, got 'bb'; did you mean 'b'"),
+    (of_classes("boot"), "c must be one of a, b, c, got 'boot'$"),
+    (of_classes(3), "c must be one of a, b, c, got 3"),
+    (of_classes(-1), "c must be one of a, b, c, got -1"),
+    (of_classes(True), "c must be one of a, b, c, got True"),
+    (of_classes(np.array([0.5])), "c must be one of a, b, c, got 0.5"),
+    (of_classes(torch.tensor([0, 3])), "c must be from 0 to 2, got 0 … 3"),
+    (of_classes(torch.tensor([-1])), "c must be from 0 to 2, got -1 … -1"),
+    (of_classes(torch.zeros(2)), "c must be classes"),
+    (of_classes([0, 1]), "c must have one row for all samples or 3, one for each, got 2"),
+    (lambda: Vector(2).rows(torch.zeros(3, 3), 3), r"c must be numbers of shape \(2\) or \(n, 2\), got \(3, 3\)"),
+    (lambda: Vector(2).rows(torch.tensor([[math.nan, 0.0]]), 3), "c must be finite"),
+    (lambda: Vector(2).rows("cat", 3), r"c must be numbers of shape \(2\) or \(n, 2\), got 'cat'"),
+    # conditions and models
+    (lambda: Classes(("one",)), "labels must be the names of two or more classes"),
+    (lambda: Classes(("one", "one")), "labels"),
+    (lambda: Classes(LETTERS, drop=1.0), r"drop must be in \[0, 1\)"),
+    (lambda: Classes(LETTERS, drop=0.1, flow=True), "drop must be 0 where the flow sees the condition"),
+    (lambda: Vector(), "size must be at least 1"),
+    (lambda: Image((2,), 1), "channels must"),
+    (lambda: built(flow={"name": "elementwise"}, condition=TWO | {"flow": True}), "flow must be one that sees a cond"),
+    (lambda: built(net={"name": "zero"}, condition=TWO), "attribute takes_condition = True, which Zero has not"),
+    (lambda: built(condition=TWO | {"name": "class"}), "did you mean 'classes'"),
+    (lambda: built(condition={"name": "classes", "label": ["a", "b"]}), "did you mean 'labels'"),
+    # c that is missing or has no use
+    *((lambda f=f: f(built(condition=SEEN), ROWS), "c must be given") for f in LIKELIHOODS),
+    *((lambda f=f: f(built(), ROWS, c=[0, 1]), "c must be left out") for f in LIKELIHOODS),
+    (lambda: indm.sample(built(condition=SEEN), 2), "c must be given"),
+    (lambda: indm.sample(built(), 2, c=0), "c must be left out"),
+    (lambda: solve_latent(gaussian_model(drop=0.0), ROWS, make_sampler("heun"), 2), "c must be given"),
+    (lambda: indm.classify(gaussian_model(), ROWS, draws=1), "draws must be at least 2"),
+    (lambda: indm.classify(gaussian_model(), ROWS, prior=torch.tensor([0.5, 0.5])), "prior must be 3 positive prob"),
+    (lambda: indm.classify(built(), ROWS), r"must be one of p\(x\|class\)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "message"), MISTAKES)
+def test_mistakes(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_translation_between_classes_needs_a_model_of_classes(monkeypatch):
+    model = indm.INDM(Identity(), GaussianScore(), shape=(2,), condition=Vector(1))
+    monkeypatch.setattr(
+        "indm.workbench.translation.routes.open_run", lambda folder: (model, resolve(load("eight-gaussians")))
+    )
+    with pytest.raises(ValueError, match="the model of one run must be of classes, with two of them, got 'Vector'"):
+        open_runs([Path("run")], classes=("1", "2"))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from closed_form import MixtureScore, within
-from discrete_laws import Independent
 from flow_tools import perturb, slopes
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,7 +28,7 @@ from indm.sde.linear import VPSDE
 from indm.tensors import rand_like
 from indm.training import FlowUse, TrainingStep
 from indm.workbench.cli.main import main
-from indm.workbench.data.examples import InMemory
+from indm.workbench.data.base import Data, InMemory
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
 
@@ -81,6 +80,12 @@ def probability(score, scaling, raw):
 
 def all_images(levels, entries=2):
     return torch.cartesian_prod(*[torch.arange(levels)] * entries).reshape(-1, 1, 1, entries)
+
+
+def uniform_images(shape):
+    """Images of 17 grey levels, each as likely as the others."""
+    splits = (InMemory(torch.randint(17, (n, *shape), dtype=torch.uint8, generator=seeded(n))) for n in (40, 8, 8))
+    return Data("uniform", *splits, Scaling.images(17), shape)
 
 
 NOISES = [name for name in BUILT_IN["dequantization"] if not find("dequantization", name).decodes]
@@ -280,7 +285,7 @@ def test_learned_noise_has_its_own_rate_and_is_saved(tmp_path):
     tables["dequantization"] = {"name": "variational", "width": 4, "depth": 2}
     options = {"steps": 3, "batch_size": 8, "dequantization_lr": 0.1, "mixed_precision": "no"}
     rate = {**options, "dequantization_lr": 1e-9}
-    data, moved = Independent(torch.ones(17), (1, 2, 2)).data(40, 8), {}
+    data, moved = uniform_images((1, 2, 2)), {}
     for label, train in {"quick": options, "slow": rate}.items():
         indm.train(tables | {"train": train}, tmp_path / label, data=data)
         model = INDM.load(tmp_path / label)
@@ -373,7 +378,7 @@ def test_a_training_checks_the_levels_of_its_data(tmp_path, monkeypatch):
     """Of a data set that no loader of this package has checked: once, as the host would wait for the device."""
     check, checked = Scaling.check, []
     monkeypatch.setattr(Scaling, "check", lambda *arguments: checked.append(check(*arguments)))
-    data = Independent(torch.ones(17), (1, 8, 8)).data(40, 8)
+    data = uniform_images((1, 8, 8))
     wrong = dataclasses.replace(data, train=InMemory(data.train.tensor / 16))
     with pytest.raises(ValueError, match="raw must be whole numbers 0 … 16, got float32 from 0 to 1; multiply"):
         indm.train(IMAGES | {"train": {"steps": 1, "batch_size": 8}}, tmp_path / "run", data=wrong)

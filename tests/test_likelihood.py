@@ -224,6 +224,8 @@ def test_solver_options_are_checked():
         nll(INDM(Identity(), gaussian("vp")), torch.zeros(2, 2), steps=7)
     with pytest.raises(ValueError, match="nll_error must be positive and finite, got 0"):
         nll(INDM(Identity(), gaussian("vp")), torch.zeros(2, 2), nll_error=0)
+    with pytest.raises(ValueError, match="probes must be at least 1"):
+        nll(INDM(Identity(), gaussian("vp")), torch.zeros(2, 2), probes=0)
 
 
 def test_a_score_that_is_not_finite_is_said():
@@ -359,11 +361,6 @@ def test_divergence_is_exact_where_that_is_cheaper():
 
     assert divergence((2,), 1) == divergence((16,), 1) == divergence((1, 1, 5), 5) == divergence((1, 2), 1) == "exact"
     assert divergence((1, 1, 5), 4).startswith("Hutchinson") and divergence((17,), 1).startswith("Hutchinson")
-
-
-def test_probes_are_checked():
-    with pytest.raises(ValueError, match="probes must be at least 1"):
-        nll(INDM(Identity(), gaussian("vp")), torch.zeros(2, 2), probes=0)
 
 
 def test_same_generator_same_number():

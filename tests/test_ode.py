@@ -7,17 +7,7 @@ import pytest
 import torch
 
 from indm import ode
-from indm.ode import (
-    adams,
-    basis,
-    converge,
-    offsets,
-    rademacher,
-    solve,
-    unresolved,
-    unseen,
-    value_and_divergence,
-)
+from indm.ode import adams, basis, converge, offsets, rademacher, solve, unresolved, unseen, value_and_divergence
 
 TURN = torch.tensor([[-0.3, -4.0, 0.1], [4.0, -0.3, 0.2], [0.0, 0.5, -1.0]], dtype=torch.float64)
 

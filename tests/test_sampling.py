@@ -405,11 +405,7 @@ def test_prior_mean_is_where_sampling_starts():
     score = gaussian("ve")
     score.sde.prior_mean = torch.tensor([100.0, -300.0])
     x = sample(
-        INDM(Identity(), score, shape=(2,)),
-        20_000,
-        sampler=Nothing(),
-        last_denoising=False,
-        generator=seeded(0),
+        INDM(Identity(), score, shape=(2,)), 20_000, sampler=Nothing(), last_denoising=False, generator=seeded(0)
     )
     assert (x.mean(0) - score.sde.prior_mean).abs().max() < 4.5 * 50 / math.sqrt(20_000)
     assert (x.std(0) / 50 - 1).abs().max() < 4.5 / math.sqrt(40_000)

@@ -28,6 +28,8 @@ def test_bits_of_the_image_conventions(levels, centered, bits):
 class UniformOnTheNoise(nn.Module):
     """A model with the density of x where every level has probability 1/levels, spread over its noise alone."""
 
+    dequantization = None
+
     def __init__(self, scaling):
         super().__init__()
         self.scaling = scaling
@@ -56,8 +58,8 @@ def test_the_dequantised_bound_is_one(levels, centered):
     model = UniformOnTheNoise(Scaling.images(levels, centered))
     x, log_q = from_data(model, raw)
     assert model.bound(x, log_q).bits_per_dim == pytest.approx(math.log2(levels), abs=1e-9)
-    log_prob = model.density(x).log().flatten(1).sum(1)
-    solved = LikelihoodReport(log_prob, torch.zeros(50), log_q, torch.zeros(50), 1, {}, 16)
+    nats = -model.density(x).log().flatten(1).sum(1)
+    solved = LikelihoodReport(nats, torch.zeros(50), log_q, torch.zeros(50), 1, {}, 16)
     assert solved.bits_per_dim == pytest.approx(math.log2(levels), abs=1e-9)
 
 
@@ -143,16 +145,14 @@ def test_samples_outside_the_range_are_clamped():
     assert scaling.to_data(torch.tensor([-3.0, 3.0, -1.0, 1.0])).tolist() == [0, 16, 0, 16]
 
 
-@pytest.mark.parametrize("levels", [1, 0, -5, 2.5])
+MORE = {levels: f"levels must be at most 1,048,576 grey levels, got {levels:,}" for levels in (MOST_LEVELS + 1, 10**23)}
+
+
+@pytest.mark.parametrize("levels", [1, 0, -5, 2.5, *MORE])
 def test_levels_are_checked(levels):
-    with pytest.raises(ValueError, match="levels must be at least 2 grey levels, a whole number"):
+    words = MORE.get(levels, "levels must be at least 2 grey levels, a whole number")
+    with pytest.raises(ValueError, match=words):
         Scaling(0.0, 1.0, levels)
-
-
-@pytest.mark.parametrize("levels", [MOST_LEVELS + 1, 2**31, 10**23])
-def test_more_levels_than_have_room_for_noise_are_refused(levels):
-    with pytest.raises(ValueError, match=f"levels must be at most 1,048,576 grey levels, got {levels:,}"):
-        Scaling.images(levels)
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])

@@ -13,15 +13,7 @@ from indm.model import INDM, build_model
 from indm.objective import flow_nll
 from indm.scaling import Scaling
 from indm.sde.linear import VESDE, VPSDE
-from indm.translation import (
-    bridge,
-    forward_step,
-    sdedit,
-    translate,
-    translate_bridge,
-    two_models,
-    without_noise,
-)
+from indm.translation import bridge, forward_step, sdedit, translate, translate_bridge, two_models, without_noise
 
 
 def seeded(seed):

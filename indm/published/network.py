@@ -48,7 +48,7 @@ def architecture(state: State, given: Tables, fallback: Tables, size: int | None
     sde = _sde_table(given, fallback)
     inferred, attends, image_channels = infer(state)
     if size is None:
-        raise ValueError("image_size must be given, or a recipe: the tensors do not tell the images' side")
+        raise ValueError("data.size must be given, or a recipe: the tensors do not tell the images' side")
     heights = [size // 2**level for level in range(len(attends))]
     inferred["attention"] = tuple(h for h, attention in zip(heights, attends, strict=True) if attention)
     said = default | chosen

@@ -40,7 +40,6 @@ def convert(
     flow_checkpoint: str | Path | None = None,
     weights: Weights | None = None,
     recipe: str | Path | None = None,
-    image_size: int | None = None,
     changes: Mapping[str, str] | None = None,
 ) -> dict:
     """Write the run folder ``out`` from a released score checkpoint and, where there is one, its flow checkpoint.
@@ -52,8 +51,8 @@ def convert(
         weights: "ema" or "model" (the last ones) for both; by default "ema" for the score and "model" for the flow, as
             the paper's results were evaluated.
         recipe: whose data, SDE, network and evaluation hold where the tensors and what else is given do not tell.
-        image_size: side of the images; by default as in the data, or in a recipe of this network.
-        changes: dotted keys of the tables data, sde, net, flow and evaluate, as on the command line.
+        changes: dotted keys of the tables data, sde, net, flow and evaluate, as on the command line. ``data.size``
+            is the side of the images, which the tensors do not show.
 
     Returns:
         What is also written to ``conversion.json``, there with its provenance: the files with their weights and what
@@ -76,13 +75,14 @@ def convert(
     data = data if "name" in data else fallback.get("data", {}) | data
     if "name" in data:
         check_data(**data)
-    said = _side_of_images(image_size, given)
-    size = _side_of(data) if said is None else said
+    size = _side_of(data)
+    if size is not None and (type(size) is not int or size < 1):
+        raise ValueError(f"data.size must be a whole number of pixels, 1 or more, got {brief(repr(size))}")
     source = read_checkpoint(checkpoint)
-    layout = architecture(source.state, given, fallback, size if isinstance(size, int) else None)
+    layout = architecture(source.state, given, fallback, size)
     if "name" not in data:
         folder = {"name": "folder", "path": "images", "size": layout.shape[1], "channels": layout.shape[0]}
-        data = PUBLISHED.get(layout.shape, folder) | data
+        data = PUBLISHED.get(layout.shape, folder) | {key: value for key, value in data.items() if key != "size"}
     data = _checked_data(data, layout, given.get("data", {}))
     files = [_file(source, weights or "ema")]
     score = score_of_checkpoint(source.weights(weights or "ema"), layout.sde, layout.net, layout.shape)
@@ -94,7 +94,6 @@ def convert(
         flow = flow_from_state(state, given.get("flow", {}), layout.shape)
     model = INDM(flow, score, Scaling.images(LEVELS, score.backbone.centered), layout.shape).eval()
 
-    assumed = layout.assumed | ({"image_size": size} if said is None else {})
     result = {
         "files": files,
         "step": source.step,
@@ -102,7 +101,7 @@ def convert(
         "parameters": {"score": count_parameters(model.score), "flow": count_parameters(model.flow)},
         "recipe": None if recipe is None else str(recipe),
         "from_the_tensors": layout.inferred,
-        "assumed": assumed | _assumed(model.description()["sde"], data, layout, given),
+        "assumed": layout.assumed | _assumed(model.description()["sde"], data, layout, given),
         "data": data,
     }
     made_by = provenance(None, {file["name"]: file["sha256"] for file in files})
@@ -122,21 +121,6 @@ def score_of_checkpoint(state: State, sde: dict, net: dict, shape: tuple[int, ..
     network: Any = untrusted.build_described(make, state)
     load_published(network, state)
     return PublishedScore(network, cast(LinearSDE, build(sde, "sde", shape))).eval()
-
-
-def _side_of_images(image_size: int | None, given: Tables) -> int | None:
-    """The side of the images in pixels that is given, None where none is."""
-    data = given.get("data", {})
-    of_data = f"the side of data {data['name']!r}" if "name" in data else "data.size"
-    sides = {"image_size": image_size, of_data: _side_of(data)}
-    sides = {name: side for name, side in sides.items() if side is not None}
-    for name, side in sides.items():
-        if type(side) is not int or side < 1:
-            raise ValueError(f"{name} must be a whole number of pixels, 1 or more, got {brief(repr(side))}")
-    if len(set(sides.values())) > 1:
-        said = ", ".join(f"{name} is {side}" for name, side in sides.items())
-        raise ValueError(f"image_size and the data must agree on the side of the images, got: {said}")
-    return next(iter(sides.values()), None)
 
 
 def _side_of(data: dict) -> Any:

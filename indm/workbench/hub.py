@@ -39,11 +39,6 @@ def check_name(text: str) -> None:
 def fetch(name: str, files: Sequence[str], folder: Path | None = None, revision: str | None = None) -> Path:
     """The folder with the ``files`` of a model that the hub has: ``folder``, or one in the cache of the hub's library.
 
-    Args:
-        name: user/name.
-        files: their names; what else the hub has of the model stays there.
-        revision: a branch, a tag or a commit.
-
     Raises:
         ValueError: a name of another form.
         OSError: the hub has no such model, asks for a token, or cannot be reached.

@@ -5,10 +5,8 @@ import copy
 import pytest
 import torch
 from contract_parts import SHAPES, constructions
-from torch import nn
 
 import indm
-from indm import names
 from indm.model import INDM, build
 from indm.score import score_for
 from indm.sde.linear import VPSDE
@@ -115,40 +113,3 @@ def test_saved_and_loaded_it_computes_the_same_bits(name, tmp_path):
     model.save(tmp_path)
     z = torch.randn(3, *shape)
     assert torch.equal(evaluated(model.score.backbone, z), evaluated(INDM.load(tmp_path).score.backbone, z))
-
-
-# ── that the contract sees a wrong part ──────────────────────────────────────────────────────────────────────────────
-
-
-class Wrong(nn.Module):
-    """A linear network, in a way that is wrong."""
-
-    def __init__(self, shape, wrong="nothing"):
-        super().__init__()
-        self.shape, self.wrong = tuple(shape), wrong
-        self.weight, self.idle = nn.Parameter(torch.zeros(self.shape)), nn.Parameter(torch.zeros(1))
-
-    def forward(self, z, level):
-        output = self.weight * z * level.reshape(-1, *(1,) * (z.ndim - 1)) + self.idle * (self.wrong != "idle")
-        if self.wrong == "rows":
-            output = output - output.mean(0)
-        return output.to(torch.float32) if self.wrong == "dtype" else output
-
-
-@pytest.mark.parametrize(
-    "wrong, test",
-    [
-        ("rows", test_samples_do_not_see_one_another),
-        ("idle", test_every_parameter_gets_a_gradient_and_moves),
-        ("dtype", lambda net: test_keeps_dtype_and_is_a_function(net, torch.float64)),
-    ],
-)
-def test_the_contract_sees_a_wrong_network(wrong, test):
-    test(moved(Wrong((3,))))
-    with pytest.raises(AssertionError):
-        test(moved(Wrong((3,), wrong)))
-
-
-def test_a_new_row_joins_the_contract(monkeypatch):
-    monkeypatch.setitem(names.BUILT_IN["net"], "mine", f"{__name__}:Wrong")
-    assert {"mine-3", "mine-1x8x8"} == constructions("net").keys() - NETS.keys()

@@ -10,10 +10,9 @@ import pytest
 import torch
 from closed_form import EACH_SDE, SDES, GaussianScore, column, gaussian
 
-from indm import names
 from indm.flows import Identity
 from indm.model import INDM
-from indm.sampling import SAMPLERS, EulerMaruyama, Heun, Sampler, intervals, make_sampler, sample
+from indm.sampling import SAMPLERS, Sampler, intervals, make_sampler, sample
 from indm.sde.linear import VPSDE
 
 
@@ -39,7 +38,6 @@ def slope(steps, errors):
     return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
 
 
-DETERMINISTIC = samplers(lambda sampler: not sampler.stochastic)
 FIXED_STEPS = samplers(lambda sampler: not sampler.stochastic and not sampler.adaptive)
 # The published corrector has one step size for a batch, by norms that are averaged over it.
 ROW_BY_ROW = [name for name in SAMPLERS if name != "pc"]
@@ -221,46 +219,3 @@ def test_options_are_attributes_and_unknown_ones_are_refused(sampler):
     assert make_sampler(sampler, **scheme.options()) == scheme
     with pytest.raises(ValueError, match="has no option 'no_such_option'"):
         make_sampler(sampler, no_such_option=1)
-
-
-# ── that the contract sees a wrong part ──────────────────────────────────────────────────────────────────────────────
-
-
-class FirstOrder(Heun):
-    """Euler's rule that says it is Heun's."""
-
-    def step(self, score, z, t, s, generator=None):
-        sde = score.sde
-        delta = sde.sigma(s) / sde.alpha(s) - sde.sigma(t) / sde.alpha(t)
-        return column(sde.alpha(s), z) * (z / column(sde.alpha(t), z) - column(delta * sde.sigma(t), z) * score(z, t))
-
-
-class TooMuchNoise(EulerMaruyama):
-    """Euler–Maruyama with a tenth too much noise."""
-
-    def step(self, score, z, t, s, generator=None):
-        noise = torch.randn(z.shape, dtype=z.dtype, generator=generator)
-        g = column(score.sde.diffusion(t) * (t - s).sqrt(), z)
-        return super().step(score, z, t, s, generator) + 0.45 * g * noise
-
-
-class Mixing(Heun):
-    """Heun's rule that draws a batch together."""
-
-    def solve(self, score, z, **options):
-        z, nfe = super().solve(score, z, **options)
-        return z + 0.1 * (z.mean(0) - z), nfe
-
-
-def test_a_new_row_is_tested_by_the_same_tests_which_see_where_it_is_wrong(monkeypatch):
-    for mine in ("FirstOrder", "TooMuchNoise", "Mixing"):
-        monkeypatch.setitem(names.BUILT_IN["sampler"], mine, f"{__name__}:{mine}")
-    assert {"FirstOrder", "Mixing"} == {*samplers(lambda sampler: not sampler.stochastic)} - {*DETERMINISTIC}
-    with pytest.raises(AssertionError):
-        test_order_on_a_prediction_that_moves_in_the_middle("vp", "FirstOrder")
-    with pytest.raises(AssertionError):
-        test_every_sampler_reaches_mean_and_covariance("vp", "TooMuchNoise")
-    with pytest.raises(AssertionError):
-        test_evaluations_are_counted("FirstOrder")
-    with pytest.raises(AssertionError):
-        test_no_entry_and_no_row_depends_on_the_others("vp", "Mixing", monkeypatch)

@@ -8,7 +8,6 @@ from contract_parts import constructions
 from scipy import stats
 
 import indm
-from indm import names
 from indm.model import build, describe
 from indm.sde import check_sde
 from indm.sde.linear import VPSDE, truncated
@@ -189,57 +188,3 @@ def test_an_sde_with_a_coefficient_for_each_entry_is_refused(sde):
     sde.diffusion = lambda t, right=sde.diffusion: right(t)[:, None].expand(-1, 3)
     with pytest.raises(ValueError, match=r"one number for each time, \(24,\), got \(3,\) for each by diffusion"):
         check_sde(sde)
-
-
-# ── that the contract sees a wrong part ──────────────────────────────────────────────────────────────────────────────
-
-
-class Wrong(VPSDE):
-    """VP with one coefficient that is wrong."""
-
-    def __init__(self, wrong="nothing"):
-        super().__init__()
-        self.wrong = wrong
-
-    def drift(self, t):
-        return super().drift(t) * (1.1 if self.wrong == "drift" else 1)
-
-    def diffusion(self, t):
-        return super().diffusion(t) * (1.1 if self.wrong == "diffusion" else 1)
-
-    def time(self, log_snr):
-        return super().time(log_snr + (0.1 if self.wrong == "time" else 0))
-
-    def transition_moments(self, t, s):
-        ratio, variance = super().transition_moments(t, s)
-        return ratio, variance * (1.1 if self.wrong == "transition" else 1)
-
-    def prior_log_prob(self, z):
-        return super().prior_log_prob(z) + (0.1 if self.wrong == "prior" else 0)
-
-    def sigma(self, t):
-        return super().sigma(t.float()) if self.wrong == "dtype" else super().sigma(t)
-
-
-@pytest.mark.parametrize(
-    "wrong, test",
-    [
-        ("drift", test_kernel_solves_the_moment_equations),
-        ("diffusion", test_kernel_solves_the_moment_equations),
-        ("diffusion", test_clock),
-        ("time", test_clock),
-        ("transition", test_transitions_form_a_semigroup_that_carries_the_marginals),
-        ("prior", lambda sde: test_prior_is_the_normal_law_that_it_says(sde, (3,))),
-        ("dtype", lambda sde: test_keeps_dtype(sde, torch.float64)),
-        ("diffusion", lambda sde: test_times_are_drawn_one_in_each_stratum_of_their_law(sde, True, None, 64)),
-    ],
-)
-def test_the_contract_sees_a_wrong_sde(wrong, test):
-    test(Wrong().double())
-    with pytest.raises(AssertionError):
-        test(Wrong(wrong).double())
-
-
-def test_a_new_row_joins_the_contract(monkeypatch):
-    monkeypatch.setitem(names.BUILT_IN["sde"], "mine", f"{__name__}:Wrong")
-    assert constructions("sde").keys() - TABLE.keys() == {"mine-3"}

@@ -208,10 +208,7 @@ def test_evaluate_vectors():
     assert report["dequantization"].startswith("none")
     assert {"nll_error", "divergence", "nfe", "solver_error", "unconverged"} <= set(report["nll"])
     for kind, n in (("nelbo", 3000), ("nll", 400)):
-        for table, key in (
-            ("with_reconstruction", kind),
-            ("without_reconstruction", f"{kind}_without_reconstruction"),
-        ):
+        for table, key in (("with_reconstruction", kind), ("without_reconstruction", f"{kind}_without_reconstruction")):
             numbers = report[kind][table]
             assert set(numbers) == NUMBERS and samples[key].shape == (n,)
             assert numbers["nats"] == pytest.approx(samples[key].mean().item(), rel=1e-9)

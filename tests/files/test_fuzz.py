@@ -1,6 +1,7 @@
 """Readers of files from strangers under fuzzing: whatever is in a file, only ValueError or OSError is raised.
 
-There is one test for each reader. Under ``make test-long`` they run in 74,000 cases.
+There is one test for each reader that parses by itself: 62,000 cases under ``make test-long``. Weights are read by
+safetensors, released checkpoints by PyTorch.
 """
 
 import copy
@@ -8,18 +9,15 @@ import io
 import json
 import tempfile
 import tomllib
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from indm.model import INDM, build_model
-from indm.published.checkpoint import read_checkpoint
 from indm.scaling import Scaling
 from indm.workbench.data import images
 from indm.workbench.data.base import load_data
@@ -34,26 +32,8 @@ pytestmark = pytest.mark.long
 
 def fuzzed(cases: int, **strategies):
     """A test of a check in so many cases."""
-
-    def test_of(check):
-        def test():
-            had = 0
-
-            @settings(max_examples=cases, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-            @given(**strategies)
-            def each(**drawn):
-                nonlocal had
-                had += 1
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    check(**drawn)
-
-            each()
-            assert had >= cases
-
-        return test
-
-    return test_of
+    limits = settings(max_examples=cases, suppress_health_check=list(HealthCheck), database=None)
+    return lambda check: limits(given(**strategies)(pytest.mark.filterwarnings("ignore")(check)))
 
 
 # ── What is changed in a good file: bytes overwritten, left out, put in, the end cut off
@@ -190,7 +170,7 @@ def test_images_with_changed_bytes(which, edits):
         pass
 
 
-# ── Models and checkpoints
+# ── Models
 
 TABLES = {
     "flow": {"name": "residual", "blocks": [1], "width": 4},
@@ -199,39 +179,12 @@ TABLES = {
 }
 build_model(TABLES, (2,), Scaling()).save(HOME / "model")
 DESCRIPTION = json.loads((HOME / "model" / "model.json").read_text())
-FILES = {name: (HOME / "model" / name).read_bytes() for name in ("model.json", "model.safetensors")}
-torch.save(
-    {"model": {"a": torch.arange(6.0)}, "step": 3, "random": [{"cpu": torch.get_rng_state()[:64]}]}, HOME / "c.pt"
-)
-CHECKPOINT = (HOME / "c.pt").read_bytes()
-
-
-def load_model(name: str, content: bytes) -> None:
-    for other, whole in FILES.items():
-        (HOME / "model" / other).write_bytes(content if other == name else whole)
-    try:
-        INDM.load(HOME / "model")
-    except KNOWN as error:
-        assert "\n" not in str(error) and str(HOME / "model") in str(error)
 
 
 @fuzzed(5000, place=st.integers(0, 99), new=VALUES)
 def test_descriptions_with_changed_values(place, new):
-    load_model("model.json", json.dumps(replaced(DESCRIPTION, place, new)).encode())
-
-
-@fuzzed(2000, edits=EDITS)
-def test_weights_with_changed_bytes(edits):
-    load_model("model.safetensors", edited(FILES["model.safetensors"], edits))
-
-
-@fuzzed(6000, edits=EDITS)
-def test_released_checkpoints_with_changed_bytes(edits):
-    (HOME / "c.pt").write_bytes(edited(CHECKPOINT, edits))
+    (HOME / "model" / "model.json").write_text(json.dumps(replaced(DESCRIPTION, place, new)))
     try:
-        read_checkpoint(HOME / "c.pt")
+        INDM.load(HOME / "model")
     except KNOWN as error:
-        assert "\n" not in str(error) and str(HOME / "c.pt") in str(error)
-
-
-# ── The command line
+        assert "\n" not in str(error) and str(HOME / "model") in str(error)

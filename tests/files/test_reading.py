@@ -68,31 +68,6 @@ def header(shape, dtype="<f8"):
     return file.getvalue()
 
 
-def test_arrays_are_what_numpy_reads(tmp_path):
-    rng = np.random.default_rng(0)
-    by_columns, other_end = (
-        np.asfortranarray(rng.normal(size=(4, 3, 2))),
-        rng.integers(0, 255, (300, 300)).astype(">u2"),
-    )
-    kinds = [
-        rng.normal(size=(5, 3)),
-        by_columns,
-        np.arange(7),
-        np.zeros((0, 5)),
-        np.array(3),
-        other_end,
-        np.ones(3, bool),
-    ]
-    for i, array in enumerate(kinds):
-        np.save(tmp_path / f"{i}.npy", array)
-        assert np.array_equal(untrusted.array(tmp_path / f"{i}.npy"), array)
-    for save in (np.savez, np.savez_compressed):
-        save(tmp_path / "all.npz", **{f"a{i}": array for i, array in enumerate(kinds)})
-        found = untrusted.arrays(tmp_path / "all.npz")
-        assert all(np.array_equal(found[f"a{i}"], array) and found[f"a{i}"].dtype == array.dtype
-                   for i, array in enumerate(kinds))  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [

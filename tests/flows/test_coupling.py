@@ -8,14 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from indm.flows import (
-    ActNorm,
-    AutoregressiveFlow,
-    CouplingFlow,
-    ElementwiseFlow,
-    InvertibleLinear,
-    initialize_actnorms,
-)
+from indm.flows import ActNorm, AutoregressiveFlow, CouplingFlow, ElementwiseFlow, InvertibleLinear, initialize_actnorms
 from indm.flows.coupling import Affine, RationalQuadratic
 
 

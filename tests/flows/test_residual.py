@@ -117,11 +117,7 @@ def test_expected_value_and_gradient_are_those_of_the_log_det(name, preactivate,
 
 
 @settings(max_examples=60)
-@given(
-    st.lists(st.floats(-0.95, 0.95), min_size=1, max_size=6),
-    st.integers(1, 30),
-    st.integers(1, 3),
-)
+@given(st.lists(st.floats(-0.95, 0.95), min_size=1, max_size=6), st.integers(1, 30), st.integers(1, 3))
 def test_truncated_series_is_within_its_stated_bound(eigenvalues, terms, probes):
     """For a diagonal J every probe is exact: what is left is the truncation, of value and of gradient."""
     slopes = torch.tensor([eigenvalues], dtype=torch.float64, requires_grad=True)
@@ -253,13 +249,7 @@ def rotating_weight(kernel=3, angle=math.pi / 32):
 
 
 @settings(max_examples=40)
-@given(
-    st.integers(0, 2**31),
-    st.integers(1, 3),
-    st.integers(1, 3),
-    st.integers(2, 16),
-    st.integers(2, 16),
-)
+@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 3), st.integers(2, 16), st.integers(2, 16))
 def test_zero_padded_norms_are_bounded(seed, outputs, inputs, height, width):
     inputs = inputs if height * width <= 100 else 1
     weight = random_weight(outputs, inputs, 3, 3, seed=seed)

@@ -59,7 +59,7 @@ OTHERS = {
     "k + 1": ("noise", steps(FEW, 20), steps(FEW, 20), at(lambda k: k + 1), "k − 1 in place"),
     "k - 1": ("noise", steps(FEW, 20), steps(FEW, 20), at(lambda k: (k - 1).clamp_min(0)), "k + 1 in place of k"),
     "end": ("noise", steps("linear"), steps("linear"), at(lambda k: 999 - k), "k counted from the other end"),
-    "share": ("noise", steps("linear"), steps("linear"), at(lambda k: 1000 * k), "k/K as the network's time"),
+    "share": ("noise", steps("linear"), steps("linear"), at(lambda k: (1000 * k).clamp_max(999)), "k/K as the net"),
     "noise at 1": ("velocity", "linear", "linear-reversed", None, "path='linear'"),
     "trigonometric": ("velocity", "trigonometric-reversed", "linear-reversed", None, "path='trigonometric-reversed'"),
     "unit": ("velocity", "linear", "linear", at(lambda tau: tau / 1000), "1000 τ as the network's time"),
@@ -280,6 +280,7 @@ def trained():
     return network
 
 
+@pytest.mark.long
 def test_a_trained_network_is_accused_of_wrong_descriptions_alone(trained):
     """The cosine schedule that was said to be linear is the first thing that people get wrong."""
     cosine, raw = steps("squaredcos_cap_v2"), data(4000)

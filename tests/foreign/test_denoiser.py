@@ -143,23 +143,18 @@ def test_a_path_must_rise():
         model_of("noise", path)
 
 
-def test_a_network_of_another_shape_is_named():
-    model = indm.from_denoiser(lambda x, tau: x[:, :1], predicts="noise", path="edm", shape=(2,))
-    with pytest.raises(ValueError, match=r"network must return \(2, 2\), or twice the channels, got \(2, 1\)"):
-        model.log_prob(torch.zeros(1, 2))
+RETURNS = {
+    "another shape": (lambda x, tau: x[:, :1], r"must return \(2, 2\), or twice the channels, got \(2, 1\)"),
+    "complex": (lambda x, tau: x + 1j, r"must return real floats, such as torch.float32, got torch.complex64"),
+    "no tensor": (lambda x, tau: (x,), r"must return a tensor, got tuple; .*: network\(x, tau\)\.sample"),
+}
 
 
-def test_a_network_of_complex_numbers_is_named():
-    model = indm.from_denoiser(lambda x, tau: x + 1j, predicts="noise", path="edm", shape=(2,))
-    with pytest.raises(
-        ValueError, match=r"network must return real floats, such as torch.float32, got torch.complex64"
-    ):
-        model.log_prob(torch.zeros(1, 2))
-
-
-def test_a_network_that_returns_no_tensor_is_told_how():
-    model = indm.from_denoiser(lambda x, tau: (x,), predicts="noise", path="edm", shape=(2,))
-    with pytest.raises(ValueError, match=r"network must return a tensor, got tuple; .*: network\(x, tau\)\.sample"):
+@pytest.mark.parametrize("kind", RETURNS)
+def test_a_network_that_returns_something_else_is_named(kind):
+    network, words = RETURNS[kind]
+    model = indm.from_denoiser(network, predicts="noise", path="edm", shape=(2,))
+    with pytest.raises(ValueError, match=f"network {words}"):
         model.log_prob(torch.zeros(1, 2))
 
 

@@ -92,13 +92,6 @@ class TestMLP:
         assert torch.equal(net.features(z), z.flatten(1))
         assert net(z, level).shape == z.shape
 
-    def test_parameter_count(self):
-        d, w, depth, fourier = 6, 16, 3, 2
-        embedding = (64 * w + w) + (w * w + w)
-        block = 2 * w + (w * w + w) + (2 * w * w + 2 * w) + (w * w + w)
-        expected = embedding + (d * (1 + 2 * fourier) * w + w) + depth * block + (w * d + d)
-        assert sum(p.numel() for p in MLP((2, 3), w, depth, fourier).parameters()) == expected
-
     @pytest.mark.long
     def test_learns_the_exact_denoiser_of_gaussian_data(self):
         """For z₀ ~ N(0, I) and α² + σ² = 1 the best noise estimate is σ z_t, with σ² = sigmoid(2 level)."""
@@ -160,21 +153,6 @@ class TestUNet:
         assert (net(z, level) - net(z, level)).abs().max() > 1e-2
         assert torch.equal(plain.train()(z, level), plain.eval()(z, level))
 
-    def test_parameter_count(self):
-        c, e, images = 8, 32, 3
-
-        def res_block(i, o):
-            shortcut = 0 if i == o else i * o + o
-            return 2 * i + (9 * i * o + o) + (e * o + o) + 2 * o + (9 * o * o + o) + shortcut
-
-        attention = 2 * c + (3 * c * c + 3 * c) + (c * c + c)
-        embedding = (64 * e + e) + (e * e + e)
-        stem, output = 9 * images * c + c, 2 * c + 9 * c * images + images
-        middle = 2 * res_block(c, c) + attention
-        expected = embedding + stem + res_block(c, c) + middle + res_block(2 * c, c) + output
-        net = UNet((images, 8, 8), channels=c, multipliers=[1], blocks=1, attention=[])
-        assert sum(p.numel() for p in net.parameters()) == expected
-
     @pytest.mark.parametrize("shape", [(1, 7, 8), (1, 8, 4), (8, 8), (64,), (1, 1, 8, 8)])
     def test_refuses_what_is_no_image(self, shape):
         with pytest.raises(ValueError, match=rf"shape .*{shape[-1]}"):
@@ -225,18 +203,3 @@ def test_group_count_suits_the_channels(channels):
     groups = group_norm(channels).num_groups
     assert channels % groups == 0 and groups <= 32 and (groups == 1 or channels // groups >= 4)
     assert all(channels % more or channels // more < 4 for more in range(groups + 1, 33))
-
-
-@given(
-    images=st.integers(1, 5),
-    height=st.integers(8, 19),
-    width=st.integers(8, 19),
-    channels=st.integers(1, 9),
-    levels=st.integers(1, 5),
-)
-@settings(max_examples=25, deadline=None)
-def test_any_image_size_and_channel_count(images, height, width, channels, levels):
-    net = perturbed(UNet((images, height, width), channels=channels, multipliers=[1] * levels, blocks=1))
-    z, level = draw(net.shape, 2)
-    output = net(z, level)
-    assert output.shape == z.shape and output.isfinite().all() and output.std() > 0

@@ -218,6 +218,13 @@ def test_a_recipe_says_what_the_tensors_do_not(tmp_path):
     assert model.scaling.to_model(torch.zeros(1, 3, 16, 16)).min() >= 0
 
 
+def test_the_side_of_the_images_decides_the_published_data(tmp_path):
+    _, state, *_ = drawn(image_size=32)
+    path = checkpoint(state, tmp_path / "a.pth")
+    made = convert(path, tmp_path / "run", changes={"sde": "vp", "data.size": "32"})
+    assert made["data"] == {"name": "cifar10", "centered": True} and made["shape"] == [3, 32, 32]
+
+
 # ── The flow ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -232,8 +239,8 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
     monkeypatch.setattr("indm.workbench.convert.flow_from_state", flow_from_state)
     state = {"lamb": torch.tensor(2.0), "nnet.0.weight": torch.ones(2), "nnet.0.scale": torch.tensor(5.0)}
     flow = checkpoint(state, tmp_path / "flow.pth", averages=[torch.tensor(3.0), torch.zeros(2)])
-    changes = {"sde": "vp", "flow.coeff": "0.9"}
-    options = {"flow_checkpoint": flow, "image_size": 16, "changes": changes}
+    changes = {"sde": "vp", "flow.coeff": "0.9", "data.size": "16"}
+    options = {"flow_checkpoint": flow, "changes": changes}
     convert(released / "checkpoint_1.pth", tmp_path / "a", **options)
     convert(released / "checkpoint_1.pth", tmp_path / "b", **options, weights="ema")
     raw, averaged = (state for state, *_ in seen)
@@ -247,33 +254,33 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
     "arguments, complaint",
     [
         ("checkpoint_1.pth", "sde must be given (vp, subvp or ve), or a recipe, got None"),
-        ("checkpoint_1.pth --sde vp", "image_size must be given, or a recipe"),
-        ("checkpoint_1.pth --sde learned --image-size 16", "sde must be given"),
-        ("missing.pth --sde vp --image-size 16", "missing.pth cannot be read: No such file"),
-        ("text.pth --sde vp --image-size 16", "text.pth cannot be read as a checkpoint of torch: damaged"),
-        ("cut.pth --sde vp --image-size 16", "cut.pth cannot be read as a checkpoint of torch: damaged"),
-        ("list.pth --sde vp --image-size 16", 'must hold a dict whose "model" is a dict of tensors'),
-        ("odd.pth --sde vp --image-size 16", 'odd.pth must hold a list of tensors as "shadow_params"'),
-        ("flow.pth --sde vp --image-size 16", "holds no score network (no tensors all_modules.N)"),
-        ("checkpoint_1.pth --sde vp --image-size 16 --net.blocks 2", "blocks is 1, not 2"),
-        ("checkpoint_1.pth --sde vp --image-size 15", "shape must be (channels, height, width) with sides"),
-        ("checkpoint_1.pth --sde vp --image-size 16 --net unet", "net.name must be ncsnpp, whose checkpoint this is"),
-        ("checkpoint_1.pth --sde vp --image-size 16 --net.cantered 1", "net 'ncsnpp' has no option 'cantered'"),
-        ("checkpoint_1.pth --sde vp --image-size 16 --evaluate.probez 1", "evaluate.probez is no known key"),
+        ("checkpoint_1.pth --sde vp", "data.size must be given, or a recipe"),
+        ("checkpoint_1.pth --sde learned --data.size 16", "sde must be given"),
+        ("missing.pth --sde vp --data.size 16", "missing.pth cannot be read: No such file"),
+        ("text.pth --sde vp --data.size 16", "text.pth cannot be read as a checkpoint of torch: damaged"),
+        ("cut.pth --sde vp --data.size 16", "cut.pth cannot be read as a checkpoint of torch: damaged"),
+        ("list.pth --sde vp --data.size 16", 'must hold a dict whose "model" is a dict of tensors'),
+        ("odd.pth --sde vp --data.size 16", 'odd.pth must hold a list of tensors as "shadow_params"'),
+        ("flow.pth --sde vp --data.size 16", "holds no score network (no tensors all_modules.N)"),
+        ("checkpoint_1.pth --sde vp --data.size 16 --net.blocks 2", "blocks is 1, not 2"),
+        ("checkpoint_1.pth --sde vp --data.size 15", "shape must be (channels, height, width) with sides"),
+        ("checkpoint_1.pth --sde vp --data.size 16 --net unet", "net.name must be ncsnpp, whose checkpoint this is"),
+        ("checkpoint_1.pth --sde vp --data.size 16 --net.cantered 1", "net 'ncsnpp' has no option 'cantered'"),
+        ("checkpoint_1.pth --sde vp --data.size 16 --evaluate.probez 1", "evaluate.probez is no known key"),
         ("checkpoint_1.pth --recipe cifar11", "no recipe or file is called 'cifar11'"),
-        ("checkpoint_1.pth --sde vp --image-size 16 --flow.coeff 0.9", "flow must be left out"),
-        ("checkpoint_1.pth --sde vp --image-size 16 --out full", "full exists and is not empty"),
-        ("checkpoint_1.pth --sde vp --image-size -8", "image_size must be a whole number of pixels"),
+        ("checkpoint_1.pth --sde vp --data.size 16 --flow.coeff 0.9", "flow must be left out"),
+        ("checkpoint_1.pth --sde vp --data.size 16 --out full", "full exists and is not empty"),
+        ("checkpoint_1.pth --sde vp --data.size -8", "data.size must be a whole number of pixels"),
         ("checkpoint_1.pth --sde vp --data.size [8]", "data.size must be a whole number of pixels"),
-        ("checkpoint_1.pth --sde vp --image-size 16 --data 5", "data.name must be one of checkerboard, "),
-        ("checkpoint_1.pth --sde vp --image-size 16 --data.name [5]", "data.name must be one of checkerboard, "),
-        ("checkpoint_1.pth --sde vp --image-size 16 --data.flap 5", "data 'folder' has no option 'flap'; did you mean"),
-        ("checkpoint_1.pth --sde vp --image-size 16 --data.path \ud800", "is not Unicode text"),
-        ("checkpoint_1.pth --sde vp --image-size 16 --net.centered 5", "net.centered must be true or false, got 5"),
-        ("checkpoint_1.pth --sde vp --image-size 16 --net.attention 5", "net.attention must be a list of a whole"),
-        ("checkpoint_1.pth --sde.name [1] --image-size 16", "or a recipe, got [1]"),
-        ("checkpoint_1.pth --sde vp --image-size 16 --sde.beta_max [1]", "sde.beta_max must be a number, got [1]"),
-        ("checkpoint_1.pth --sde vp --image-size 16 --net.dropout x", "net.dropout must be a number, got 'x'"),
+        ("checkpoint_1.pth --sde vp --data.size 16 --data 5", "data.name must be one of checkerboard, "),
+        ("checkpoint_1.pth --sde vp --data.size 16 --data.name [5]", "data.name must be one of checkerboard, "),
+        ("checkpoint_1.pth --sde vp --data.size 16 --data.flap 5", "data 'folder' has no option 'flap'; did you mean"),
+        ("checkpoint_1.pth --sde vp --data.size 16 --data.path \ud800", "is not Unicode text"),
+        ("checkpoint_1.pth --sde vp --data.size 16 --net.centered 5", "net.centered must be true or false, got 5"),
+        ("checkpoint_1.pth --sde vp --data.size 16 --net.attention 5", "net.attention must be a list of a whole"),
+        ("checkpoint_1.pth --sde.name [1] --data.size 16", "or a recipe, got [1]"),
+        ("checkpoint_1.pth --sde vp --data.size 16 --sde.beta_max [1]", "sde.beta_max must be a number, got [1]"),
+        ("checkpoint_1.pth --sde vp --data.size 16 --net.dropout x", "net.dropout must be a number, got 'x'"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(arguments, complaint, released, tmp_path, monkeypatch, capsys):

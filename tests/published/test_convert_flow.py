@@ -373,21 +373,6 @@ def test_conditional_flows_of_other_settings(name):
         assert_near(log_det[0], torch.linalg.slogdet(jacobian.reshape(z[0].numel(), -1))[1], 1e-4)
 
 
-def test_codes_have_the_law_of_the_prior():
-    """log p(u) is that of noise through ``code_of``."""
-    shape, _, encoder, (steps, hidden, gate) = CONDITIONALS["small"]
-    original = Original().blocks("generator.flow.", 1, groups=(1, 1), width=5, code=6)
-    original.encoder(1, code=6, **encoder).prior(6, hidden, steps, gate)
-    noise = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    flow = flow_from_state(original.state, {}, shape).double()
-    with torch.no_grad():
-        log_prob = flow.prior.log_prob(flow.prior.code_of(noise))
-    for i in range(3):
-        jacobian = torch.autograd.functional.jacobian(lambda e: flow.prior.code_of(e[None])[0], noise[i])
-        normal = torch.distributions.Normal(0.0, 1.0).log_prob(noise[i]).sum()
-        torch.testing.assert_close(log_prob[i], normal - torch.linalg.slogdet(jacobian)[1], rtol=1e-8, atol=1e-8)
-
-
 # ── What does not fit ───────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -68,12 +68,7 @@ def test_up_and_down_are_each_others_transpose_of_a_symmetric_filter():
 
 @pytest.mark.parametrize(
     "options, count",
-    [
-        ({}, 61_804_419),
-        ({"blocks": 8}, 106_632_579),
-        (PLUSPLUS, 62_758_787),
-        (PLUSPLUS | {"blocks": 8}, 107_586_947),
-    ],
+    [({}, 61_804_419), ({"blocks": 8}, 106_632_579), (PLUSPLUS, 62_758_787), (PLUSPLUS | {"blocks": 8}, 107_586_947)],
 )
 def test_parameter_counts_at_the_published_settings(options, count):
     with torch.device("meta"):

@@ -125,14 +125,8 @@ def test_eps_must_lie_inside(kind, eps):
         kind(eps=eps)
 
 
-@pytest.mark.parametrize("kind", [VPSDE, SubVPSDE])
+@pytest.mark.parametrize("kind, number", [(VPSDE, "beta"), (SubVPSDE, "beta"), (VESDE, "sigma")])
 @pytest.mark.parametrize("low, high", [(0.0, 20.0), (20.0, 0.1), (-1.0, 1.0)])
-def test_betas_are_checked(kind, low, high):
-    with pytest.raises(ValueError, match="beta_min and beta_max"):
+def test_betas_and_sigmas_are_checked(kind, number, low, high):
+    with pytest.raises(ValueError, match=f"{number}_min and {number}_max"):
         kind(low, high)
-
-
-@pytest.mark.parametrize("low, high", [(0.0, 50.0), (50.0, 0.01), (-1.0, 1.0)])
-def test_sigmas_are_checked(low, high):
-    with pytest.raises(ValueError, match="sigma_min and sigma_max"):
-        VESDE(low, high)

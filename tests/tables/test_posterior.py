@@ -317,9 +317,10 @@ def test_where_a_prior_is_zero_inside_its_box_so_is_the_posterior(gaussian, coar
         (lambda: Prior(([0, 5], [1, 0]), 2), "prior must have low below high, got 5 and 0 for parameter 1"),
         (lambda: Prior(td.Uniform, 2), "prior must be a pair"),
         (lambda: Prior([td.Normal(0, 1)] * 2, 2), "numbers, or arrays of 2"),
+        (lambda: PosteriorEstimator((0, 1)).fit([[0.5], [7]], [[1], [1]]), "drawn from the prior, got 7 in row 1"),
         (
-            lambda: PosteriorEstimator((0, 1)).fit([[0.5], [7]], [[1], [1]]),
-            "drawn from the prior, got 7 in row 1",
+            lambda: PosteriorEstimator(STANDARD, nn.Flatten(), estimator=JointDensityEstimator()),
+            "embedding must be left out",
         ),
         (lambda: PosteriorEstimator().fit([[1.0]], [[np.nan]]), "x must be finite numbers"),
         (lambda: PosteriorEstimator().fit([[1.0]], [[1j]]), "x must be real numbers, got complex128"),
@@ -340,11 +341,7 @@ def test_errors(make, message):
         make()
 
 
-def test_gains_and_steps_are_those_of_its_estimator(gaussian):
-    assert gaussian.gains_ == gaussian.estimator_.gains_ and gaussian.n_steps_ == gaussian.estimator_.n_steps_
-
-
-def test_errors_of_shapes(gaussian):
+def test_errors_of_a_fitted_one(gaussian):
     for use, message in (
         (
             lambda: gaussian.sample(5, np.zeros(2)),
@@ -353,6 +350,11 @@ def test_errors_of_shapes(gaussian):
         (lambda: gaussian.log_prob(np.zeros((4, 3)), np.zeros(3)), r"theta must have shape \(n, 2\), got \(4, 3\)"),
         (lambda: gaussian.sample(0, np.zeros(3)), "n must be a whole number of at least 1"),
         (lambda: gaussian.calibration(np.zeros((4, 2)), np.zeros((3, 3))), "x must have a row for each of theta, 4"),
+        (
+            lambda: gaussian.sample(5, [0.0, np.nan, 0.0]),
+            r"x must be finite numbers, got NaN: .* estimator=JointDensityEstimator",
+        ),
+        (lambda: gaussian.log_likelihood(np.zeros(3), np.zeros((1, 2))), "the likelihood of x needs one model of both"),
     ):
         with pytest.raises(ValueError, match=message):
             use()
@@ -624,12 +626,3 @@ def test_one_model_of_both_is_trained():
     assert model.estimator_.ended_[0] == 20
     row = np.array([0.5, np.nan, -1.0])
     assert model.sample(2000, row, random_state=0).mean(0) == pytest.approx(law_of_some(row).mean, abs=0.3)
-
-
-def test_missing_entries_and_likelihoods_need_one_model_of_both(gaussian):
-    with pytest.raises(ValueError, match=r"x must be finite numbers, got NaN: .* estimator=JointDensityEstimator"):
-        gaussian.sample(5, [0.0, np.nan, 0.0])
-    with pytest.raises(ValueError, match="the likelihood of x needs one model of both"):
-        gaussian.log_likelihood(np.zeros(3), np.zeros((1, 2)))
-    with pytest.raises(ValueError, match="embedding must be left out"):
-        PosteriorEstimator(STANDARD, nn.Flatten(), estimator=JointDensityEstimator())

@@ -18,7 +18,6 @@ from indm.workbench.cli.common import DONE, SOME_FAILED, RunFolder, ShowsProgres
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import (
     Drawing,
-    FidDrawing,
     InpaintingOptions,
     SampleDrawing,
     ScoringOptions,
@@ -129,7 +128,7 @@ class Fid(DrawsSamples):
     source: Annotated[Positional[Path], arg(metavar="RUN|FOLDER")]
     """A run folder, whose samples are scored, or a folder of images."""
     scoring: Annotated[ScoringOptions, arg(name="")] = field(default_factory=ScoringOptions, kw_only=True)
-    drawing: Annotated[FidDrawing, arg(name="")] = field(default_factory=FidDrawing, kw_only=True)
+    drawing: Annotated[SampleDrawing, arg(name="")] = field(default_factory=SampleDrawing, kw_only=True)
     out: Annotated[Path | None, arg(metavar="FOLDER"), default("the run folder, or .")] = None
     """Where to write."""
 
@@ -142,7 +141,7 @@ class Fid(DrawsSamples):
         from indm.files import atomic
         from indm.names import find, is_outside
         from indm.workbench.evaluation import fid
-        from indm.workbench.runs.folder import check_absent, is_run
+        from indm.workbench.runs.folder import check_absent, is_run, recipe_of
         from indm.workbench.runs.samples import draw
 
         scoring, run = self.scoring, self.source
@@ -162,7 +161,8 @@ class Fid(DrawsSamples):
         fid.check_number("reference", len(reference.raw))
         if of_run:
             n = self.drawing.n or min(len(reference.raw), fid.MOST)
-            drawing = Drawing(**vars(self.drawing) | {"n": n, "sampler_options": self.sampler_options()})
+            drawing = with_defaults(replace(self.drawing, n=n), recipe_of(run))
+            drawing = replace(drawing, sampler_options=self.sampler_options())
             raw, levels, drawn = draw(run, drawing, out, overwrite=self.overwrite, progress=self.progress)
             samples = fid.Images(raw, levels, {"run": str(run), "drawn": drawn})
         else:
@@ -175,7 +175,7 @@ class Fid(DrawsSamples):
 
     def check_nothing_is_drawn(self) -> None:
         """ValueError where an option says how to draw samples from a run, and the source is not a run."""
-        defaults = vars(FidDrawing()) | dict.fromkeys(self.table_values)
+        defaults = vars(SampleDrawing()) | dict.fromkeys(self.table_values)
         for name, value in (vars(self.drawing) | self.table_values).items():
             if value != defaults[name]:
                 raise ValueError(

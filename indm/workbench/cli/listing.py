@@ -90,11 +90,9 @@ def sentences_of(declared: Any) -> dict[str, str]:
 
 
 def flags_of(options: type, default_of_all: str) -> type:
-    """A dataclass with a field for each of ``options``: its TOML text, or None where no value was given.
+    """A dataclass with a field for each of the dataclass ``options``: its TOML text, or None where no value was given.
 
-    Args:
-        options: a dataclass with a docstring below each field.
-        default_of_all: what the help shows as the default of each flag.
+    The help shows ``default_of_all`` as the default of each flag.
     """
     sentences, made = sentences_of(options), []
     for option in fields(options):

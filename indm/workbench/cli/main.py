@@ -24,11 +24,7 @@ from indm.workbench.cli.common import DEFECT, DONE, INTERRUPTED, MISTAKE, NOBODY
 from indm.workbench.recipes.recipe import NAMED_TABLES, OPTION_TABLES, OPTIONAL_TABLES
 
 GROUPS = {
-    "Train": {
-        "train": "train:Train",
-        "train-pair": "train:TrainPair",
-        "train-bridge": "train:TrainBridge",
-    },
+    "Train": {"train": "train:Train", "train-pair": "train:TrainPair", "train-bridge": "train:TrainBridge"},
     "Look at a run": {
         "sample": "draw:Sample",
         "inpaint": "draw:Inpaint",
@@ -38,11 +34,7 @@ GROUPS = {
         "app": "runs:App",
         "translate": "draw:Translate",
     },
-    "More": {
-        "list": "listing:List",
-        "convert": "runs:Convert",
-        "push": "runs:Push",
-    },
+    "More": {"list": "listing:List", "convert": "runs:Convert", "push": "runs:Push"},
 }
 COMMANDS = {name: place for group in GROUPS.values() for name, place in group.items()}
 TITLE = "Log p of diffusion models, with error bars: yours, or one trained on images, tables and simulators."

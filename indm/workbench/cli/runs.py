@@ -140,9 +140,9 @@ class Convert(Common):
 
     by --recipe cifar10-vp-nll, which has all of it for that setting of the paper;
 
-    or by --sde vp, subvp or ve and --image-size. The remaining settings are then those published for DDPM++ (vp, subvp)
-    or NCSN++ (ve); they are listed, and --net.centered false, --net.fir "[1, 3, 3, 1]", --net.scale_by_sigma,
-    --net.rescale, --sde.beta_max and so on change them.
+    or by --sde vp, subvp or ve and --data.size, the side of the images. The remaining settings are then those published
+    for DDPM++ (vp, subvp) or NCSN++ (ve); they are listed, and --net.centered false, --net.fir "[1, 3, 3, 1]",
+    --net.scale_by_sigma, --net.rescale, --sde.beta_max and so on change them.
 
     Of a flow the activations and the Lipschitz coefficient are those published; --flow.activation, --flow.coeff,
     --flow.encoder_activation and --flow.prior_activation change them.

@@ -134,11 +134,7 @@ class Loader:
     """Whether training flips images horizontally at random."""
 
     def data(self) -> Data:
-        """Read it.
-
-        Raises:
-            ValueError: an option out of range, or files that cannot be used.
-        """
+        """Read it; ValueError for an option out of range, and for files that cannot be used."""
         raise NotImplementedError
 
 
@@ -184,11 +180,7 @@ def split_groups(
     """As :func:`split`, with all examples of a group in one split, and ``valid`` and ``test`` up to a group.
 
     Groups of the same class or classes are divided together. Of two or more at least one is held out; a single one is
-    in ``train``.
-
-    Args:
-        groups: of each example.
-        labels: the class of each example, where there are classes.
+    in ``train``. There is a group, and where there are classes a label, for each example.
 
     Raises:
         ValueError: too few groups.

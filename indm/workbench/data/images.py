@@ -221,13 +221,11 @@ class ImageOptions(DividedLoader):
         classes: Sequence[str] = (),
         groups: Sequence[str] = (),
     ) -> Data:
-        """The data set ``name`` of the ``images`` in ``where``.
+        """The data set ``name`` of the ``images`` in ``where``: paths or :class:`Stored`, with ``select`` and
+        ``fingerprint``.
 
-        Args:
-            images: a sequence of paths or :class:`Stored` with ``select`` and ``fingerprint``.
-            colour: whether any of them is in colour.
-            labels: the class of each, in the order of ``classes`` or of the alphabet; none by default.
-            groups: of each, where some are alike, see :func:`~indm.workbench.data.base.split_groups`.
+        ``labels`` are in the order of ``classes`` or of the alphabet; for groups see
+        :func:`~indm.workbench.data.base.split_groups`.
         """
         shape = (self.channels or (3 if colour else 1), *self.sides)
         parts = self.divided(len(images), groups, labels)

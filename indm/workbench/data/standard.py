@@ -62,8 +62,6 @@ class Digits(Loader):
     """Of the split."""
     label: int | list[int] | None = None
     """Keeps the images of this class alone, or of these, in the same splits."""
-    negative: bool = False
-    """Whether they are their negatives, 16 − x: the truth of a translation that is known."""
 
     def data(self) -> Data:
         from sklearn.datasets import load_digits
@@ -76,7 +74,6 @@ class Digits(Loader):
         parts = select(dict(zip(PARTS, indices, strict=True)), numbers, self.label)
         parts["train"] = limited(parts["train"], self.limit)
         pool = torch.from_numpy(images.astype(np.uint8)).reshape(-1, 1, 8, 8)
-        pool = 16 - pool if self.negative else pool
         notes = ["scikit-learn's bundled digits", describe_split(parts, self.seed, "within classes ")]
         fields = pooled(pool, parts, numbers, tuple(map(str, range(10))), self.label)
         return Data(name="digits", scaling=Scaling.images(17, self.centered), flip=self.flip, notes=notes, **fields)

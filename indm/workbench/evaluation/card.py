@@ -26,12 +26,7 @@ TAGS = ("diffusion", "normalizing-flow", "density-estimation", "indm")
 def write(run: Path, folder: Path, name: str, license: str | None = None, more: Sequence[str] = ()) -> None:
     """Write into ``folder`` what others get of a run: model, recipe without the paths of its data, samples, card.
 
-    Args:
-        run: a run folder with a model.
-        folder: an empty one, or one that is to be made.
-        name: user/name, by which the card loads it.
-        license: as the hub calls it.
-        more: further sections of the card, in Markdown.
+    The card loads the model by ``name``, user/name, and may have ``more`` sections in Markdown.
 
     Raises:
         ValueError: the run has no model or no end yet, its evaluation is of other weights, the licence is unknown, or

@@ -15,11 +15,7 @@ from torch import Tensor
 from indm.evaluation.statistics import LEVEL, Difference, judged, over_seeds
 from indm.evaluation.text import KINDS, Row, number_key, table, unconverged
 from indm.files import atomic, untrusted
-from indm.workbench.evaluation.results import (
-    check_same_examples,
-    difference,
-    read_evaluation,
-)
+from indm.workbench.evaluation.results import check_same_examples, difference, read_evaluation
 from indm.workbench.evaluation.text import baseline_name, verdict
 from indm.workbench.figures import plots, sheets
 from indm.workbench.figures.page import Page
@@ -97,13 +93,9 @@ def compare(folders: Sequence[Path], out: Path, *, equal: Equal = "cost") -> str
     verdict, adjusted by Holm's method over all differences that are shown; with one, its error is over examples, and it
     has no verdict. Nor has it one where the two are not known to have spent the same.
 
-    Args:
-        folders: of runs, one or more.
-        out: where ``comparison.html`` is written, a page, its picture ``comparison.png`` and ``comparison.json``.
-        equal: what methods must have spent alike: steps times their "cost", or "steps".
-
-    Returns:
-        The tables as text.
+    Writes ``comparison.html``, a page, its picture ``comparison.png`` and ``comparison.json`` into ``out``; returns the
+    tables as text. With ``equal`` "cost" methods must have spent as much in steps times their cost, with "steps" in
+    steps alone.
 
     Raises:
         ValueError: no run, one that is named twice, or other examples.

@@ -54,13 +54,10 @@ def check_number(name: str, n: int) -> None:
 def open_images(folder: Path, *, split: str = "train+valid", size: Size | None = None) -> Images:
     """The images of a folder (searched recursively), or the data of a run folder.
 
-    A folder's images are in sorted order, and in RGB where one of them is; damaged ones are left out.
-
-    Args:
-        folder: of images, or of a run.
-        split: of a run's data; "train+valid" is all that is not for testing, as published scores have it.
-        size: of a folder: side of a square, or height x width as "24x48", to which the largest centred part of each
-            image is resized (bilinear, antialiased); without a size the files must be of one size.
+    A folder's images are in sorted order, and in RGB where one of them is; damaged ones are left out. With a ``size``,
+    the side of a square or height x width as "24x48", the largest centred part of each is resized to it (bilinear,
+    antialiased); without one the files must be of one size. Of a run's data, "train+valid" is all that is not for
+    testing, as published scores have it.
 
     Raises:
         ValueError: a folder that holds no images.

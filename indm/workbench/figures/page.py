@@ -44,7 +44,8 @@ class Page:
     def picture(self, path: Path, caption: str) -> None:
         """The PNG at ``path``, embedded."""
         words = html.escape(caption)
-        shown = f'<img class="zoomable" src="{_uri(path.read_bytes())}" alt="{words}">'
+        uri = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        shown = f'<img class="zoomable" src="{uri}" alt="{words}">'
         self.parts.append(f"<figure>{shown}<figcaption>{words}</figcaption></figure>")
 
     def write(self, path: Path) -> None:
@@ -61,8 +62,3 @@ class Page:
 
 def _paragraph(text: str) -> str:
     return f"<p>{html.escape(text)}</p>"
-
-
-def _uri(png: bytes) -> str:
-    """The bytes of a PNG as the address of an image."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -34,21 +34,13 @@ LINE = round(1.5 * FONT.size)  # pixels of a line of text
 
 @dataclass(frozen=True)
 class Panel:
-    """A grid of images with what is written at its edges.
+    """A grid of images with what is written at its edges."""
 
-    Attributes:
-        images: (N, C, H, W) in grey levels, row by row; or words that say why there are none.
-        columns: of the grid.
-        title: above it.
-        rows: a word on the left of each row; none.
-        tops: a word above each column; none.
-    """
-
-    images: Tensor | str
+    images: Tensor | str  # (N, C, H, W) in grey levels, row by row; or words that say why there are none
     columns: int
-    title: str = ""
-    rows: Sequence[str] = ()
-    tops: Sequence[str] = ()
+    title: str = ""  # above the grid
+    rows: Sequence[str] = ()  # a word on the left of each row
+    tops: Sequence[str] = ()  # a word above each column
 
 
 def strip(frames: Num[Tensor, "n c h w"], times: Iterable[float], title: str = "") -> Panel:

@@ -270,19 +270,17 @@ class Drawing(Checked):
 class SampleDrawing(Drawing):
     """The samples of a run, with defaults that depend on its recipe."""
 
-    n: Annotated[int | None, AT_LEAST_1, arg(aliases=["-n"], metavar="N"), default("64, or up to 8 a class")] = None  # type: ignore[assignment]
-    """How many samples. Without "n" and "condition", a model of up to 40 classes draws a row of each."""
+    n: Annotated[
+        int | None,
+        AT_LEAST_1,
+        arg(aliases=["-n"], metavar="N"),
+        default("64, or up to 8 a class; of fid, as the reference"),
+    ] = None  # type: ignore[assignment]
+    """How many samples. Without "n" and "condition", a model of up to 40 classes draws a row of each. For scores, by
+    default as many as the reference has, at most 50,000."""
     guidance: Annotated[float | None, default("sample.guidance of the recipe")] = None  # type: ignore[assignment]
     """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
     in training."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FidDrawing(Drawing):
-    """The samples of a run that are scored against a reference."""
-
-    n: Annotated[int | None, AT_LEAST_1, arg(aliases=["-n"], metavar="N"), default("as the reference")] = None  # type: ignore[assignment]
-    """How many samples; by default a run draws as many as the reference has, at most 50,000."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,8 +323,6 @@ class ConversionOptions:
     """Moving averages or the last weights. The paper's results are of the score's averages and the flow's last ones."""
     recipe: Annotated[str | None, arg(metavar="RECIPE"), default("none")] = None
     """A recipe whose data, SDE and network hold where the tensors do not tell."""
-    image_size: Annotated[int | None, arg(metavar="PIXELS"), default("that of the data")] = None
-    """Side of the images."""
 
 
 @dataclass(frozen=True, kw_only=True)

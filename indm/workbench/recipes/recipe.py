@@ -93,17 +93,11 @@ class Recipe(Mapping[str, dict[str, Any]]):
 
 @dataclass(frozen=True)
 class About:
-    """Facts from the first lines of a bundled recipe: its description, then comments such as ``# two cores: 90 s``.
-
-    Attributes:
-        description: one line.
-        group: the purpose after ``# for:``.
-        two_cores, gpu: time and memory of its training; "" where nothing is known.
-    """
+    """Facts from the first lines of a bundled recipe: its description, then comments such as ``# two cores: 90 s``."""
 
     description: str
-    group: str
-    two_cores: str
+    group: str  # the purpose after "# for:"
+    two_cores: str  # time and memory of its training; "" where nothing is known
     gpu: str
 
 

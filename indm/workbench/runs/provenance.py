@@ -25,10 +25,8 @@ RECORD = "versions.json"  # file in the run folder
 def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device | None = None) -> dict:
     """Facts that a result depends on beside its options; they are part of every file of numbers.
 
-    Args:
-        seed: of everything random in it, None where nothing is.
-        weights: SHA-256 of the weights of each run that it was made from, see :func:`weights_hash`.
-        where: the device, by default :func:`device`.
+    The ``seed`` is None where nothing is random; ``weights`` are the :func:`weights_hash` of each run that it was made
+    from.
     """
     where = torch.device(device()) if where is None else where
     return {

@@ -16,14 +16,7 @@ from indm.checks import brief, counted, reason, require
 from indm.files import atomic, untrusted
 from indm.model import INDM
 from indm.names import trust
-from indm.sampling import (
-    Sampler,
-    centre_prior,
-    default_steps,
-    make_sampler,
-    sample,
-    solve_latent,
-)
+from indm.sampling import Sampler, centre_prior, default_steps, make_sampler, sample, solve_latent
 from indm.tensors import Batch, PerSample, evaluation_mode
 from indm.workbench.data.arrays import names_of
 from indm.workbench.data.base import stack
@@ -230,8 +223,6 @@ def _check_samples(samples: np.ndarray, levels: np.ndarray, made_by: object) -> 
         samples.dtype.kind not in "iu" or samples.min(initial=0) < 0 or samples.max(initial=0) >= levels
     ):
         raise ValueError(f"its samples must be whole numbers from 0 to {levels - 1}, the last of its levels")
-    if made_by is None:
-        return
-    if not isinstance(made_by, dict) or not isinstance(made_by.get("weights_sha256"), str):
+    if made_by is not None and not (isinstance(made_by, dict) and isinstance(made_by.get("weights_sha256"), str)):
         raise ValueError('its provenance must be an object with a "weights_sha256"')
     json.dumps(made_by, allow_nan=False)  # check: it is written again beside results of the samples

@@ -20,11 +20,6 @@ FOLDER = "checkpoints"
 DAMAGED = ".damaged"  # suffix of states that are set aside
 
 
-def has_state(run: Path) -> bool:
-    """Whether there is any state in ``run``, intact or not."""
-    return bool(numbered(run))
-
-
 def numbered(run: Path) -> list[Path]:
     """``checkpoints/STEP.pt``, the newest first."""
     steps = [path for path in (run / FOLDER).glob("*.pt") if path.stem.isdecimal()]

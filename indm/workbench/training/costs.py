@@ -62,14 +62,7 @@ def interleaved_seconds(
     Each round has whole cycles of steps with and without the flow of each trainer: at least ``steps``, by default as
     many as take :data:`TURN`. Before the first round each trainer makes two cycles, to prepare kernels and memory.
     Where a run begins with one part alone (``train.pretrain``, the whole of ``train.flow_first``), its step is the mean
-    over the run.
-
-    Args:
-        trainers: by name; they are trained on.
-        threads: of each.
-        rounds: how many.
-        steps: of a round.
-        progress: show a bar.
+    over the run. The trainers are trained on.
     """
     batches = {name: trainer.batches() for name, trainer in trainers.items()}
 
@@ -150,10 +143,8 @@ def budget_like(
 ) -> tuple[Recipe, dict[str, float], str]:
     """The full ``recipe`` of the run ``out`` with as many steps as cost what ``like`` has spent, on as many threads.
 
-    Both costs are measured interleaved, unless the recipes say that they are the same. Collective.
-
-    Returns:
-        The recipe, the seconds of a step by :func:`key_of` recipes that were measured, and a sentence that says so.
+    Both costs are measured interleaved, unless the recipes say that they are the same. Also returns the seconds of a
+    step by :func:`key_of` recipes that were measured, and a sentence that says so. Collective.
 
     Raises:
         ValueError: ``like`` has not come to an end.

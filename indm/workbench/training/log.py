@@ -28,23 +28,15 @@ LOOK_EVERY = 50  # steps
 class MetricsLog:
     """Writes ``metrics.jsonl``, from the main process; every process calls it alike.
 
-    Args:
-        trainer: whose run it is.
-        run: the run folder.
-        state: of the log of a run that is resumed; None of a new one.
-
-    Attributes:
-        skipped: steps that were left out in all.
-        validation: the last one.
-        best: step and ``valid_nelbo`` of the best validation.
+    With the ``state`` of an earlier log it continues this one; None begins a new log.
     """
 
     def __init__(self, trainer: Trainer, run: Path, state: dict[str, Any] | None):
         self.trainer, self.path = trainer, run / "metrics.jsonl"
         self.best_file = run / BEST / "validation.json"
-        self.best: dict[str, Any] = {}
+        self.best: dict[str, Any] = {}  # step and valid_nelbo of the best validation
         self.totals: dict[str, Tensor] = {}  # sum and number of each term since the last line, of this process
-        self.skipped, self.validation = 0, dict[str, Any]()
+        self.skipped, self.validation = 0, dict[str, Any]()  # steps left out in all, the last validation
         self.in_row, self.terms_in_row = 0, set[str]()  # steps left out in a row, and the terms that they had
         self.unread: list[dict[str, Tensor]] = []
         self.newest: dict[str, float] = {}  # terms of the last line that had them

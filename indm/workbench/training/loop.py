@@ -31,13 +31,7 @@ from indm.workbench.data.images import count_unreadable
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import FEW_STEPS, TrainOptions
 from indm.workbench.recipes.recipe import AnyTables, Recipe
-from indm.workbench.runs.devices import (
-    by_main_process,
-    interruptible,
-    make_accelerator,
-    on_cpu,
-    peak_memory_mib,
-)
+from indm.workbench.runs.devices import by_main_process, interruptible, make_accelerator, on_cpu, peak_memory_mib
 from indm.workbench.runs.folder import check_folder, claimed, is_run
 from indm.workbench.runs.provenance import describe, split_record, warn_of_other_splits
 from indm.workbench.training import checkpoints, costs
@@ -52,13 +46,9 @@ Callback = Callable[[Trainer, dict[str, Tensor]], bool | None]
 
 
 class Summary(dict):
-    """The contents of ``summary.json``.
+    """The contents of ``summary.json``."""
 
-    Attributes:
-        signal_received: whether there was a signal (Ctrl-C, SIGTERM), also one that came after the last step.
-    """
-
-    signal_received: bool = False
+    signal_received: bool = False  # whether there was a signal (Ctrl-C, SIGTERM), also after the last step
 
 
 def train(
@@ -153,7 +143,7 @@ def run_in(
 ) -> Summary:
     """Train in a folder that no other process uses, from the start or from the state in it; see :func:`train`."""
     main, state = trainer.accelerator.is_main_process, None
-    resumes = resume and by_main_process(lambda: checkpoints.has_state(out) or (out / WEIGHTS).exists())
+    resumes = resume and by_main_process(lambda: bool(checkpoints.numbered(out)) or (out / WEIGHTS).exists())
     if resumes:
         state = trainer.load(out)
         if main:
@@ -208,8 +198,7 @@ def loop(
 ) -> bool:
     """Step until the budget is spent, or a signal or a callback ends the run; log, validate and save on the way.
 
-    Returns:
-        Whether it was asked to stop, the same on all processes.
+    The result says whether it was asked to stop, the same on all processes.
 
     Raises:
         RuntimeError: too many steps in a row, or a validation, were infinite or NaN.

@@ -207,11 +207,7 @@ def check_start(model: Any, x: Tensor) -> None:
 
 
 def check_shapes(model: nn.Module, x: Tensor) -> None:
-    """See, on a batch ``x`` in model units, that flow and network return what they must.
-
-    Raises:
-        ValueError: naming the part, the shape it returned and the one that is needed.
-    """
+    """ValueError where flow or network, tried on a batch ``x`` in model units, return anything of another shape."""
     net, flow = model.score.backbone, model.flow
     with evaluation_mode(model):
         level = torch.zeros(len(x), dtype=x.dtype, device=x.device)
@@ -242,11 +238,7 @@ def _called(kind: str, part: nn.Module, *inputs: Tensor, **options: Any) -> Any:
 
 
 def check_loss(objective: Objective, model: nn.Module, x: Tensor, step_arguments: dict[str, Any]) -> None:
-    """See, on a batch ``x`` in model units, that the loss returns what it must.
-
-    Raises:
-        ValueError: it does not return a scalar with a gradient and a dict of scalars.
-    """
+    """ValueError where the loss of a batch ``x`` is not a scalar with a gradient and a dict of scalars."""
     with evaluation_mode(model, gradients=True):
         result = objective.loss(model, x, **step_arguments)
     fits = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)

@@ -29,28 +29,18 @@ SHEET = "sheet"  # a picture beside the results, so that an image of that name k
 
 @dataclass(frozen=True)
 class Item:
-    """One example to be translated.
+    """One example to be translated."""
 
-    Attributes:
-        name: of its result, without suffix.
-        source: the file that it is in.
-        read: reads the example.
-        row: of an array; None of an image file.
-    """
-
-    name: str
-    source: Path
+    name: str  # the result has this name, without suffix
+    source: Path  # the file that it is in
     read: Callable[[], Example]
-    row: int | None = None
+    row: int | None = None  # the row in an array; None for an image file
 
 
 def find(sources: Sequence[Path], model: INDM, data: dict) -> list[Item]:
     """The examples in files, folders (searched recursively), glob patterns, ``.npz`` and ``.npy`` arrays, and tables of
-    vectors in ``.csv`` files (but not ``.csv`` files inside folders).
-
-    Args:
-        model: whose shape and grey levels they must have.
-        data: the ``[data]`` table of a run on a folder, see :func:`read_example`.
+    vectors in ``.csv`` files (but not ``.csv`` files inside folders), with the shape and the grey levels of ``model``;
+    ``data`` is the ``[data]`` table of a run on a folder, see :func:`read_example`.
 
     Raises:
         ValueError: nothing found, an array of another shape, an image where the model has no images, or two results of
@@ -107,24 +97,15 @@ def found_in(sources: Sequence[Path]) -> list[tuple[Path, str]]:
 
 @dataclass(frozen=True)
 class TranslationRuns:
-    """The models that translate, and the data of A and B.
+    """The models that translate, and the data of A and B."""
 
-    Attributes:
-        folders: the run folders of the models, in the order in which a route meets them.
-        models: one for a bridge, else two; of classes, one and the same.
-        data, data_b: the ``[data]`` tables of where the route begins and of where it ends.
-        direction: of a bridge, and of a pair's folder.
-        classes: of models of p(x|c), c where the route begins and where it ends.
-        noise: of a bridge, with which A and B were learned.
-    """
-
-    folders: tuple[Path, ...]
-    models: tuple[INDM, ...]
-    data: dict
-    data_b: dict
-    direction: str = "forward"
-    classes: tuple[Any, Any] = (None, None)
-    noise: tuple[float, float] = (0.0, 0.0)
+    folders: tuple[Path, ...]  # the run folders of the models, in the order in which a route meets them
+    models: tuple[INDM, ...]  # one for a bridge, else two; for classes, the same model twice
+    data: dict  # the [data] table of where the route begins
+    data_b: dict  # the table of where it ends
+    direction: str = "forward"  # for a bridge, and for the folder of a pair
+    classes: tuple[Any, Any] = (None, None)  # c where the route begins and where it ends, for models of p(x|c)
+    noise: tuple[float, float] = (0.0, 0.0)  # with which a bridge learned A and B
 
     def backward(self) -> "TranslationRuns":
         """From B to A."""
@@ -154,11 +135,7 @@ class TranslationRuns:
 
 
 def open_runs(
-    folders: Sequence[Path],
-    direction: str = "forward",
-    classes: tuple[str, str] | None = None,
-    *,
-    method: str = "flow",
+    folders: Sequence[Path], direction: str = "forward", classes: tuple[str, str] | None = None, *, method: str = "flow"
 ) -> TranslationRuns:
     """Two runs or a pair of them; one run and two ``classes``, which need not be named where it has two; or one bridge.
 

@@ -79,36 +79,26 @@ def translate_files(
 class Translated:
     """One example translated, in data units.
 
-    Attributes:
-        result: the example as one of B.
-        returned: the result carried back to A; None unless that was asked for.
-        errors: the largest differences between the way back and the start of the route: "cycle_error_max", before
-            rounding and before a bridge's noise is taken away, and "cycle_error_rounded".
+    ``errors`` are the largest differences between the way back and the start of the route: "cycle_error_max", before
+    rounding and before a bridge's noise is taken away, and "cycle_error_rounded".
     """
 
-    result: Num[Tensor, "*event"]
-    returned: Num[Tensor, "*event"] | None = None
+    result: Num[Tensor, "*event"]  # the example as one of B
+    returned: Num[Tensor, "*event"] | None = None  # carried back to A, where that was asked for
     errors: dict[str, float] = field(default_factory=dict)
 
 
 class Translation:
-    """A translation under way: reads, translates and writes batches; arrays and the sheet are written at the end.
-
-    Attributes:
-        rows: of the report.
-        failed: the reason for each item that could not be read or translated, by name.
-        kept: source and translation of the first, which the sheet shows.
-        nfe: the most evaluations of one example.
-    """
+    """A translation under way: reads, translates and writes batches; arrays and the sheet are written at the end."""
 
     def __init__(self, route: Route, options: TranslationOptions, out: Path):
         self.route, self.options, self.out, self.seconds, self.nfe = route, options, out, 0.0, 0
         scaling = route.models[0].scaling
         self.levels = cast(int, scaling.levels)
         self.generator = torch.Generator(scaling.scale.device).manual_seed(options.seed)
-        self.rows: list[dict] = []
-        self.failed: dict[str, str] = {}
-        self.kept: list[tuple[Tensor, Translated]] = []
+        self.rows: list[dict] = []  # one for each example in the report
+        self.failed: dict[str, str] = {}  # the reason for each item that could not be read or translated, by name
+        self.kept: list[tuple[Tensor, Translated]] = []  # source and translation of the first, which the sheet shows
         self.arrays: dict[Path, list[tuple[Item, Tensor]]] = {}
 
     def add(self, items: list[Item]) -> None:

@@ -431,7 +431,7 @@ def page(browser, address):
 
 
 def test_a_browser_samples(classes, page):
-    """As in the tests below, what is shown is what the request of all values that were set makes."""
+    """The page shows what the request of all values that were set makes."""
     page.get_by_role("heading", name="indm: classes", exact=True).wait_for()
     page.get_by_text(str(classes.run), exact=True).wait_for()
     assert page.title() == "indm: classes"
@@ -443,13 +443,3 @@ def test_a_browser_samples(classes, page):
     tab.choose("Condition", "7")
     tab.makes("Sample", {"Samples": requests.samples(classes, 4, 3, "heun", 5, 0.9, "7", 1.5)})
     keep(page, "app-sample")
-
-
-@pytest.fixture
-def serving(monkeypatch):
-    """Serves other models beside those of ``address``, whose folder of uploads comes back at the end."""
-    pytest.importorskip("gradio")
-    from indm.workbench.app.page import serving
-
-    monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ.get("GRADIO_TEMP_DIR", ""))
-    return lambda sides: serving(sides, "127.0.0.1", None, 60)

@@ -19,7 +19,7 @@ from indm.names import trust
 from indm.workbench.data import ImageFiles
 from indm.workbench.data.base import InMemory, as_data, check_data, load_data, split, stack
 from indm.workbench.data.densities import DENSITIES
-from indm.workbench.data.examples import flip_horizontally, loader
+from indm.workbench.data.examples import loader
 from indm.workbench.data.images import read_image
 from indm.workbench.data.standard import DEBIAN_FASHION_MNIST
 
@@ -74,12 +74,6 @@ def test_one_class_keeps_its_place_in_the_splits(name):
         load_data(name, label=10)
 
 
-def test_split_depends_on_the_seed_and_limit_is_checked():
-    assert not torch.equal(split(100, valid=10, seed=0)["train"], split(100, valid=10, seed=1)["train"])
-    with pytest.raises(ValueError, match="limit"):
-        split(100, valid=10, limit=0)
-
-
 @given(
     n=st.integers(1, 60),
     batch=st.integers(1, 20),
@@ -97,16 +91,6 @@ def test_an_epoch_can_be_resumed_at_any_batch(n, batch, seed, epoch, drop):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     seen = torch.cat(first).flatten().tolist() if first else []
     assert len(set(seen)) == len(seen) == (n // batch * batch if drop else n)
-
-
-def test_flips_mirror_about_half_of_the_images():
-    raw = torch.arange(2000 * 3 * 8 * 8, dtype=torch.int32).reshape(2000, 3, 8, 8)
-    torch.manual_seed(0)
-    out = flip_horizontally(raw)
-    mirrored = (out == raw.flip(-1)).flatten(1).all(1)
-    kept = (out == raw).flatten(1).all(1)
-    assert bool((mirrored ^ kept).all())
-    assert abs(mirrored.double().mean().item() - 0.5) < 4 * 0.5 / 2000**0.5
 
 
 # ── Names and options
@@ -702,11 +686,7 @@ def test_options_of_data_of_another_package(outside):
         ("Moons", {"n": 50, "valid": "a"}, "data.valid must be a number, got 'a'"),
         ("Moons", {"n": 50, "levels": 2}, "levels are for integer data; item 0 of data 'outside_data:Moons' holds"),
         ("ready", {"valid": 0.2}, r"no option 'valid' \(there are: n\)"),
-        (
-            "unannotated",
-            {},
-            "a function annotated to return one, of .*Data.* or numpy:ndarray, got None",
-        ),
+        ("unannotated", {}, "a function annotated to return one, of .*Data.* or numpy:ndarray, got None"),
         ("anything", {"level": 7}, "data 'outside_data:anything' holds int64: give levels"),
         ("nothing", {}, "data 'outside_data:nothing' cannot be a NoneType"),
         ("Monns", {}, "outside_data has no 'Monns'; did you mean 'Moons'"),

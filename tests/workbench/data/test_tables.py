@@ -69,10 +69,7 @@ def test_an_index_of_pandas_is_left_out(tmp_path):
     ("text", "message"),
     [
         ("age,city\n1,2\n3,Bonn\n", "column 'city' must hold finite numbers, got 'Bonn' in row 2"),
-        (
-            "age,city\n\n1,2\n,4\n",
-            r"column 'age' must hold finite numbers, got nan in row 2 \(of 1 such\); data\.x",
-        ),
+        ("age,city\n\n1,2\n,4\n", r"column 'age' must hold finite numbers, got nan in row 2 \(of 1 such\); data\.x"),
         ("age,city\n1,2\n3,NA\n", "column 'city' must hold finite numbers, got nan in row 2"),
         ("1,2\n3,nan\n", "column 'x2' must hold finite numbers, got nan in row 2"),
         ("Anna,1\nBert,2\n", "column 'x1' must hold finite numbers, got 'Anna' in row 1"),

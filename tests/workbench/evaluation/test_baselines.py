@@ -14,12 +14,7 @@ from indm.evaluation.statistics import mean_and_error
 from indm.scaling import Scaling
 from indm.workbench.data.base import Data, InMemory
 from indm.workbench.evaluation import baselines as module
-from indm.workbench.evaluation.baselines import (
-    baselines,
-    fit_gaussian,
-    gaussian_nats,
-    png_nats,
-)
+from indm.workbench.evaluation.baselines import baselines, fit_gaussian, gaussian_nats, png_nats
 
 
 def draw(*shape, levels=None, seed=0):

@@ -10,16 +10,7 @@ import pytest
 import torch
 from launch import FAULTS, InDouble
 from processes import fork_group
-from small_runs import (
-    TINY,
-    assert_same,
-    change,
-    checkpoint,
-    largest_difference,
-    launch,
-    log_of,
-    timeless,
-)
+from small_runs import TINY, assert_same, change, checkpoint, largest_difference, launch, log_of, timeless
 
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import read_metrics

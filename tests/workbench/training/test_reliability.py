@@ -240,14 +240,14 @@ def child(run, before=lambda: None):
     def work():
         before()
         warnings.simplefilter("ignore")
-        train(LONG, run, resume=checkpoints.has_state(run), progress=False)
+        train(LONG, run, resume=bool(checkpoints.numbered(run)), progress=False)
 
     return fork(work)
 
 
 def finish(run):
     """Start it again after it was stopped: anew where it had saved nothing."""
-    if run.exists() and not checkpoints.has_state(run):
+    if run.exists() and not checkpoints.numbered(run):
         shutil.rmtree(run)
     assert os.waitpid(child(run), 0)[1] == 0
 

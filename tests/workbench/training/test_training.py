@@ -486,12 +486,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capfd):
 
 @pytest.mark.parametrize(
     "options, is_even",
-    [
-        ({}, False),
-        ({"noise_levels": "even"}, True),
-        ({"soft_truncation": 1.2}, True),
-        ({"objective": "fid"}, True),
-    ],
+    [({}, False), ({"noise_levels": "even"}, True), ({"soft_truncation": 1.2}, True), ({"objective": "fid"}, True)],
 )
 def test_noise_levels_are_drawn_where_gradients_are_large_and_kept_by_a_checkpoint(tmp_path, options, is_even):
     recipe = recipes.resolve(change(DIGITS, steps=4, **options))

@@ -22,12 +22,7 @@ from indm.workbench.data.base import Data, InMemory
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import TrainOptions
 from indm.workbench.training.loop import train
-from indm.workbench.training.parts import (
-    Penalty,
-    normal_law,
-    terminal_law,
-    with_noise,
-)
+from indm.workbench.training.parts import Penalty, normal_law, terminal_law, with_noise
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
 
@@ -143,11 +138,7 @@ class NoLogDet(CouplingFlow):
             None,
             r"flow NoLogDet: its log_det must have",
         ),
-        (
-            INDM(Identity(), ScoreModel(Net(), Slow())),
-            None,
-            "drift of Slow must be d log α/dt",
-        ),
+        (INDM(Identity(), ScoreModel(Net(), Slow())), None, "drift of Slow must be d log α/dt"),
         (TooWide(), None, r"net TooWide: its output must have shape \(2, 2\) for a batch of 2, got shape \(2, 4\)"),
         (Blind(), None, r"network must be callable as network\(z, level\), got Blind\(z\): "),
         (Net(), lambda model, x: x.mean(), "must return a scalar loss and a dict of scalar terms, got tensor"),

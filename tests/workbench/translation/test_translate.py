@@ -318,10 +318,7 @@ def test_vectors_are_translated_as_arrays(tmp_path):
     assert (out / "sheet.png").exists() and report["options"]["steps"] == 120
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [("bridge", "flow `coupling`"), ("one", "classes red, blue")],
-)
+@pytest.mark.parametrize(("name", "said"), [("bridge", "flow `coupling`"), ("one", "classes red, blue")])
 def test_a_card_says_what_a_model_translates(name, said, trained, few, tmp_path, monkeypatch):
     """And the model translates as it comes from the hub."""
     monkeypatch.chdir(tmp_path)

@@ -13,11 +13,11 @@ from torch import Tensor
 from indm.scaling import Scaling
 from indm.workbench.data.base import Data, InMemory
 
-MOST_STATES = 2**20  # of an enumeration
+MOST_STATES = 2**20  # images that are enumerated, at most
 
 
 class DiscreteLaw(ABC):
-    """A law of images: ``shape`` is that of one image, ``levels`` the number of its grey levels."""
+    """A law of images with ``shape`` (C, H, W) and grey levels 0 … ``levels`` − 1."""
 
     shape: tuple[int, ...]
     levels: int
@@ -54,7 +54,7 @@ class DiscreteLaw(ABC):
         return images[self.log_prob(images).isfinite()]
 
     def excess(self, nats: Tensor, raw: Tensor) -> Tensor:
-        """What bounds ``nats`` (n,) of −log P of ``raw`` are above it, in bits of an entry, (n,) float64."""
+        """The distance of bounds ``nats`` (n,) from −log P of ``raw``, in bits of an entry, (n,) float64."""
         return (nats.double() + self.log_prob(raw)) / (self.size * math.log(2))
 
     def data(self, train: int = 200_000, valid: int = 1000, seed: int = 0) -> Data:
@@ -127,7 +127,7 @@ class Markov(DiscreteLaw):
 
     @property
     def entropy(self) -> float:
-        """That of the first entry, and of each further one given its predecessor, whose law is ``marginal``."""
+        """The entropy of the first entry, and of each further one given its predecessor with the law ``marginal``."""
         total, marginal = entropies(self.start), self.start
         for _ in range(self.size - 1):
             total = total + marginal @ entropies(self.transition)

@@ -6,13 +6,13 @@ from collections import Counter
 
 import pytest
 import torch
-from discrete_laws import Independent, Markov, Mixture, bell, random_walk
 from scipy import stats
 
 import indm
 from indm.dequantization import Uniform
 from indm.likelihood import latent_reference
 from indm.model import INDM
+from research.known_laws import Independent, Markov, Mixture, bell, random_walk
 
 
 def weights(*shape, seed=0):
@@ -125,7 +125,7 @@ def test_every_bound_is_above_the_entropy_and_the_best_is_near(tmp_path):
         for draws in (1, 4):
             report = indm.importance_bound(model, rows, draws=draws, steps=32, batch_size=10_000, generator=generator)
             bounds[draws] = excess(report.nats)
-            total = (-report.nats.double()).exp().reshape(repeats, len(images)).sum(1)  # of all images that there are
+            total = (-report.nats.double()).exp().reshape(repeats, len(images)).sum(1)  # over all possible images
             assert total.mean() < 1 + 3 * total.std() / math.sqrt(repeats) + 1e-3
         x, log_q = model.from_data(rows, generator=generator)
         options = {"times": 32, "reference": latent_reference(model, rows), "generator": generator}
