@@ -12,14 +12,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from indm.evaluation.report import KINDS, Report, Row, table, unconverged
 from indm.evaluation.statistics import LEVEL, Difference, judged, over_seeds
-from indm.evaluation.text import KINDS, Row, number_key, table, unconverged
 from indm.files import atomic, untrusted
-from indm.workbench.evaluation.results import (
-    check_same_examples,
-    difference,
-    read_evaluation,
-)
+from indm.workbench.evaluation.results import check_same_examples, difference, read_evaluation
 from indm.workbench.evaluation.text import baseline_name, verdict
 from indm.workbench.figures import plots, sheets
 from indm.workbench.figures.page import Page
@@ -57,6 +53,7 @@ class Run:
 
     folder: Path
     evaluation: dict
+    report: Report
     recipe: Recipe
     log: list[dict]
     parameters: int | None = None
@@ -66,7 +63,8 @@ class Run:
         recipe, file = recipe_of(folder), folder / "summary.json"
         summary = untrusted.json_object(file) if file.exists() else {}
         count = sum(count for name, count in summary.items() if name.endswith("_parameters"))
-        return cls(folder, read_evaluation(folder), recipe, read_metrics(folder), count or None)
+        evaluation = read_evaluation(folder)
+        return cls(folder, evaluation, Report.read(evaluation), recipe, read_metrics(folder), count or None)
 
     @property
     def seed(self) -> int:
@@ -79,9 +77,9 @@ class Run:
 
     def bound(self, kind: str = "nelbo") -> tuple[float, float] | None:
         """A likelihood with its standard error over examples, in the run's unit; None where it was not evaluated."""
-        if kind not in self.evaluation:
+        if (numbers := self.report.measured.get(kind)) is None:
             return None
-        values, key = self.evaluation[kind]["with_reconstruction"], number_key(self.evaluation)
+        values, key = numbers.with_reconstruction, self.report.key
         return values[key], values[f"{key}_standard_error"]
 
 
@@ -211,7 +209,7 @@ def differences(methods: Methods, equal: Equal = "cost") -> dict[str, dict[str, 
         left_out = sorted(run.seed for run in (*runs, *first) if run not in paired)
         about[name] = {"left_out": left_out} | budget_of(pairs, runs, first, equal)
         for kind in KINDS:
-            if all(kind in run.evaluation for run in paired or (*runs, *first)):
+            if all(kind in run.report.measured for run in paired or (*runs, *first)):
                 folders = [(run.folder, other.folder) for run, other in pairs]
                 family[name, kind] = difference(folders, kind) if pairs else Difference(math.nan, 0, math.nan)
     found: dict[str, dict[str, dict]] = {name: {} for name, _ in following}
@@ -260,7 +258,7 @@ def _span(values: Sequence[float | None]) -> str:
 
 def unit_of(methods: Methods) -> str:
     """ "bits/dim" or "nats"."""
-    return next(iter(methods.values()))[0].evaluation["unit"]
+    return next(iter(methods.values()))[0].report.unit
 
 
 # ── Text, page and picture ──────────────────────────────────────────────────────────────────────────────────────────
@@ -272,9 +270,9 @@ def sections(methods: Methods, by_method: Differences, equal: Equal) -> list[tup
     names = {name: ", ".join(str(run.folder) for run in trainings) for name, trainings in methods.items()}
     notes = [f"{name}: {folders}" for name, folders in names.items() if name != folders]
     notes += [f"{unit_of(methods)}, {OF_LIKELIHOODS}, {runs[0].evaluation['split']} split"]
-    notes += [f"{run.folder}: {line}" for run in runs for line in unconverged(run.evaluation)]
-    if len({run.evaluation["dequantization"] for run in runs}) > 1:
-        notes += [f"dequantization: {run.evaluation['dequantization']}: {run.folder}" for run in runs]
+    notes += [f"{run.folder}: {line}" for run in runs for line in unconverged(run.report)]
+    if len({run.report.dequantization for run in runs}) > 1:
+        notes += [f"dequantization: {run.report.dequantization}: {run.folder}" for run in runs]
     likelihoods = "Likelihood and budget", likelihood_rows(methods), notes
     if not by_method:
         return [likelihoods]
@@ -334,7 +332,7 @@ def likelihood_rows(methods: Methods) -> list[Row]:
         over = "seeds" if len(trainings) > 1 else "examples"
         parameters = "–" if trainings[0].parameters is None else f"{trainings[0].parameters:,}"
         rows.append((name, str(len(trainings)), over, parameters, *budget, *bounds))
-    key, blank = number_key(runs[0].evaluation), [""] * (len(kinds) - 1)
+    key, blank = runs[0].report.key, [""] * (len(kinds) - 1)
     for row in next((run.evaluation["baselines"] for run in runs if "baselines" in run.evaluation), {}).values():
         value = with_error(row[key], row[f"{key}_standard_error"])
         rows.append((f"baseline: {baseline_name(row)}", "", "examples", "", "", "", value, *blank))
@@ -363,7 +361,7 @@ def verdicts(methods: Methods) -> list[str]:
     """The verdict on each method beside the baselines, a line for each; of several seeds the worst is reported."""
     lines = {}
     for name, trainings in methods.items():
-        worst = max(trainings, key=lambda run: run.evaluation["nelbo"]["with_reconstruction"]["nats"])
+        worst = max(trainings, key=lambda run: run.evaluation["nelbo"]["with_reconstruction"][run.report.key])
         lines[name + (f", the worst of {len(trainings)} seeds" if len(trainings) > 1 else "")] = verdict(
             worst.evaluation
         )

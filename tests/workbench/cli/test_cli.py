@@ -156,7 +156,7 @@ def test_evaluate_in_few_steps_says_how_wrong_they_may_be(run, capsys):
     assert main([str(a) for a in arguments]) == 0
     result = json.loads((run / "evaluation.json").read_text())
     nll = result["nll"]
-    assert nll["steps"] == 8 and nll["nfe"] == 18 and result["eps"] == nll["eps"] == 1e-3
+    assert nll["settings"]["steps"] == 8 and nll["nfe"] == 18 and result["eps"] == nll["settings"]["eps"] == 1e-3
     error = nll["solver_error"]
     assert 1e-3 < error["bits_per_dim"] <= error["largest_bits_per_dim"] and nll["unconverged"] > 0
     assert error["nats"] == pytest.approx(error["bits_per_dim"] * 64 * math.log(2))
