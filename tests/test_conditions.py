@@ -338,7 +338,7 @@ def test_a_guided_translation_leads_farther_away_from_the_source_and_has_a_way_b
 def test_a_translation_is_guided_between_two_classes_of_one_model():
     model, other = gaussian_model(), gaussian_model()
     for source, c in ((other, ("a", "b")), (model, ("a", None))):
-        with pytest.raises(ValueError, match=r"guidance must be 1 but for one model at two conditions .* got 2:"):
+        with pytest.raises(ValueError, match=r"guidance must be 1 but for one model at two conditions .* got 2\.0;"):
             two_models(source, model, c=c, guidance=2.0)
     flow = CouplingFlow((2,), width=8, condition=(2,))
     seeing = indm.INDM(flow, GaussianScore(), shape=(2,), condition=Classes(LETTERS[:2], flow=True))

@@ -16,7 +16,7 @@ from indm.checks import require
 from indm.dequantization import check_raw, in_words
 from indm.evaluation.mean_nll import RepeatableDraws, Steps
 from indm.evaluation.measures import NLL, Bound, Estimate, Measure, Setting, Solve
-from indm.evaluation.report import Likelihoods, Numbers, Report
+from indm.evaluation.report import Likelihoods, Measured, Report
 from indm.likelihood import latent_reference
 from indm.ode import OUT_OF_REACH
 from indm.protocols import Model
@@ -53,22 +53,19 @@ def evaluate(
         measures: what is estimated, each kind once: :class:`indm.Bound`, :class:`indm.NLL`, :class:`indm.WeightedNLL`,
             :class:`indm.SamplerBound`.
         c: the conditions, of a model that has one, see :meth:`indm.INDM.given`: likelihoods are then of p(x|c).
-        groups: the group of each example, (N,), where examples of one group are alike, as patches of one photograph
-            are: standard errors are then over groups, see :func:`indm.evaluation.statistics.mean_and_error`,
-            and None where there is one group.
+        groups: the group of each example, (N,), such as the photograph of a patch: standard errors are then over
+            groups, see :func:`indm.evaluation.statistics.mean_and_error`, and None where there is one group.
         eps: truncation of bound and ODE, at or above the model's own; None is the model's own.
-        repeats: independent draws of all randomness (dequantization, times, noise, probes) for each sample; at
-            least 2, because one draw cannot tell estimator noise from the spread of the data.
+        repeats: independent draws of all randomness for each sample, at least 2 to know the estimator's noise.
         batch_size: samples at a time.
-        seed: of the generator behind every draw; models evaluated with one seed share dequantization, times and
-            noise, so that their paired differences are sharper than the error of either.
+        seed: of the generator behind every draw; models evaluated with one seed share all noise, so that their paired
+            differences are sharper than the error of either.
         progress: show a bar.
-        distributed: every process of ``torch.distributed`` calls this with the same model and data, takes its share of
-            the batches, and returns the whole. The model is a bare module, not wrapped for data parallel training.
+        distributed: every process of ``torch.distributed`` calls this with the same bare model and data, takes its
+            share of the batches, and returns the whole.
 
     Raises:
-        ValueError: an option that is out of range, wrong raw data, see :meth:`indm.Scaling.check`, or a row whose
-            entries, or their squares, are not finite.
+        ValueError: an option that is out of range, or wrong raw data, see :meth:`indm.Scaling.check`.
         RuntimeError: a flow that need not be invertible.
 
     Example: N(0, I) and its exact score.
@@ -127,7 +124,7 @@ def evaluate(
         raise KeyboardInterrupt("before two examples were done")
     setting = Setting(dims, groups, seed, model.sde)
     unit = "nats" if model.scaling.levels is None else "bits/dim"
-    by_kind: dict[str, Numbers] = {}
+    by_kind: dict[str, Measured] = {}
     nats: dict[str, Tensor] = {}
     for measure in measures:
         own = estimates[measure.kind]
@@ -171,10 +168,8 @@ def _check(model: Model, raw: Tensor, measures: Sequence[Measure], repeats: int,
     if model.scaling.levels is None:
         norm = torch.cat([squared_norm(model.scaling.to_model(part)) for part in raw.split(batch_size)])
         if len(rows := (~norm.isfinite()).nonzero()):
-            largest = raw[rows[0]].abs().max()
-            raise ValueError(
-                f"raw must be finite, also when squared, got {largest:g} in row {int(rows[0])}; leave it out"
-            )
+            got = f"{raw[rows[0]].abs().max():g} in row {int(rows[0])}"
+            raise ValueError(f"raw must be finite, also when squared, got {got}; leave it out")
 
 
 # ── Draws, and their share of each process ──────────────────────────────────────────────────────────────────────────
@@ -183,13 +178,10 @@ def _check(model: Model, raw: Tensor, measures: Sequence[Measure], repeats: int,
 def draw_all(
     draw: Callable[[int, int], Estimate], jobs: list[tuple[str, float]], repeats: int, progress: bool, distributed: bool
 ) -> tuple[dict[str, list[list[Estimate]]], bool]:
-    """``draw(job, number)`` for each job and repeat, ``number`` counting all draws: by kind, job by job.
+    """``draw(job, number)`` for each job and repeat, ``number`` counting all draws: by kind, and whether all are done.
 
     A job is its kind and its cost, by which the bar moves. With ``distributed`` every process draws its share of the
     jobs and gets the estimates of all. Otherwise Ctrl-C keeps the jobs that are done.
-
-    Returns:
-        The estimates, and whether all jobs are done.
     """
     share, drawn = _share(len(jobs), distributed), dict[int, list[Estimate]]()
     total = repeats * sum(jobs[job][1] for job in share)

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from indm.checks import require
 from indm.dequantization import from_data
-from indm.evaluation.mean_nll import SHARE, Corrected, Steps, corrected, first_steps
-from indm.evaluation.report import InUnits, Numbers
+from indm.evaluation.mean_nll import LEAST, SHARE, Corrected, Steps, corrected, first_steps
+from indm.evaluation.report import InUnits, Measured
 from indm.evaluation.statistics import in_both_units, in_units, mean_and_error
 from indm.gaussian import GaussianReference
 from indm.likelihood import NLL_ERROR, LikelihoodReport, check_nll_error, importance_bound, nll
-from indm.multilevel import LEAST
 from indm.objective import NOISE_LEVELS, nelbo
 from indm.protocols import Model
 from indm.sde.linear import LinearSDE
@@ -25,7 +24,7 @@ from indm.sde.linear import LinearSDE
 TERMS = ("reconstruction", "prior", "flow", "constant", "log_q")  # terms of the NELBO beside its score term
 SOLVED_IN = 48  # steps of an ODE, where its error decides; of digits and of vectors, for the share of a progress bar
 Solve = Callable[[Tensor, Sequence[Steps]], tuple[Tensor, Tensor, int]]  # see indm.evaluation.mean_nll
-Results = tuple[Numbers, dict[str, Tensor]]  # numbers, and nats of every example by the suffix of their key
+Results = tuple[Measured, dict[str, Tensor]]  # numbers, and nats of every example by the suffix of their key
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Setting:
-    """The setting that all measures share: entries of an event, groups of examples, seed, the model's truncated SDE."""
+    """The setting that all measures share."""
 
     dims: int
     groups: Int[Tensor, " n"] | None
@@ -107,16 +106,13 @@ class Measure:
         return self
 
     def numbers(self, estimates: list[list[Estimate]], setting: Setting, solve: Solve | None) -> Results:
-        """The numbers of estimates, batch by batch and repeat by repeat, see :func:`summary`; nothing more is solved if
-        ``solve`` is None."""
+        """The numbers of estimates, batch by batch and repeat by repeat; without ``solve`` nothing more is solved."""
         return summary(estimates, setting)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bound(Measure):
-    """The NELBO of the generative SDE, with its terms and by noise level.
-
-    ``times`` are score evaluations for each draw.
+    """The NELBO of the generative SDE, with its terms and by noise level, by ``times`` score evaluations for a draw.
 
     >>> Bound(times=16, examples=500).count(10_000)  # of the first 500
     500
@@ -193,7 +189,7 @@ class NLL(Solved):
 
     Attributes:
         each: solve every example to ``nll_error``. Otherwise, where there are hundreds, all are solved in few steps,
-            and some of them to ``nll_error``, which corrects the mean (:mod:`indm.multilevel`).
+            and some of them to ``nll_error``, which corrects the mean (:mod:`indm.evaluation.mean_nll`).
         mean_error: the standard error that these corrections may add to the mean, bits per dimension; default a fifth
             of the standard error over examples, or over groups where there are several.
 
@@ -272,7 +268,7 @@ def summary(estimates: list[list[Estimate]], setting: Setting) -> Results:
     total, without = stacked(estimates, "total"), stacked(estimates, "without_reconstruction")
     groups = None if setting.groups is None else setting.groups[: total.shape[1]]
     with_it, without_it = (in_units(draws, setting.dims, groups) for draws in (total, without))
-    numbers = Numbers(dict(estimates[0][0].settings), with_it, without_it)
+    numbers = Measured(dict(estimates[0][0].settings), with_it, without_it)
     nats = {"": total.mean(0), "_without_reconstruction": without.mean(0)}
     evaluations = [e.nfe for batch in estimates for e in batch]
     if any(evaluations):
@@ -282,7 +278,7 @@ def summary(estimates: list[list[Estimate]], setting: Setting) -> Results:
     return numbers, nats
 
 
-def of_rungs(numbers: Numbers, coarse: dict[str, Tensor], result: Corrected, estimates: int, dims: int) -> Results:
+def of_rungs(numbers: Measured, coarse: dict[str, Tensor], result: Corrected, estimates: int, dims: int) -> Results:
     """The numbers of an NLL in few steps, with the mean of the finest rung."""
     bits, added, shift = dims * math.log(2), result.correction.added_error, result.correction.value
 
@@ -318,7 +314,7 @@ def of_rungs(numbers: Numbers, coarse: dict[str, Tensor], result: Corrected, est
     return with_solver_error(report, result.rungs[-1].error, dims), nats
 
 
-def by_noise_level(numbers: Numbers, terms: Float[Tensor, "n terms"], setting: Setting) -> Numbers:
+def by_noise_level(numbers: Measured, terms: Float[Tensor, "n terms"], setting: Setting) -> Measured:
     """With ``terms`` of the NELBO, and the parts of its score term by noise level."""
 
     def row(values: Float[Tensor, " n"]) -> InUnits:
@@ -336,7 +332,7 @@ def by_noise_level(numbers: Numbers, terms: Float[Tensor, "n terms"], setting: S
     )
 
 
-def with_solver_error(numbers: Numbers, errors: Float[Tensor, " n"], dims: int) -> Numbers:
+def with_solver_error(numbers: Measured, errors: Float[Tensor, " n"], dims: int) -> Measured:
     """With the mean and largest error of the solver, and in how many examples it is above ``nll_error`` bits/dim."""
     bits = errors / (dims * math.log(2))
     sizes = {"nats": errors.mean(), "bits_per_dim": bits.mean(), "largest_bits_per_dim": bits.max()}

@@ -24,7 +24,7 @@ InUnits = dict[str, Any]  # numbers by unit, "nats" or "bits_per_dim", and an en
 
 
 @dataclass(frozen=True)
-class Numbers:
+class Measured:
     """The numbers of one measure.
 
     Attributes:
@@ -81,19 +81,19 @@ class Report:
     codes: str | None = None
     groups: int | None = None
     interrupted: bool = False
-    nelbo: Numbers | None = None
-    nll: Numbers | None = None
-    iw: Numbers | None = None
-    ancestral: Numbers | None = None
+    nelbo: Measured | None = None
+    nll: Measured | None = None
+    iw: Measured | None = None
+    ancestral: Measured | None = None
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> "Report":
         """From the content of ``evaluation.json``, which may have further entries."""
         known = {f.name: content[f.name] for f in fields(cls) if f.name in content}
-        return cls(**known | {kind: Numbers(**known[kind]) for kind in KINDS if known.get(kind)})
+        return cls(**known | {kind: Measured(**known[kind]) for kind in KINDS if known.get(kind)})
 
     @property
-    def measured(self) -> dict[str, Numbers]:
+    def measured(self) -> dict[str, Measured]:
         """The numbers of each measure that was asked for, by its kind."""
         return {kind: numbers for kind in KINDS if (numbers := getattr(self, kind)) is not None}
 
@@ -147,12 +147,8 @@ class Likelihoods:
         return cls(Report.read(untrusted.json_object(Path(folder) / "evaluation.json")), nats)
 
     def __sub__(self, other: "Likelihoods") -> dict[str, tuple[float, float]]:
-        """Mean difference of each likelihood that both have, and its standard error, paired over the examples, or over
-        groups of them, in the unit of both.
-
-        Raises:
-            ValueError: they are of different examples, seeds or units.
-        """
+        """Mean difference of each likelihood that both have, and its standard error, paired over examples or groups of
+        them, in their unit; ValueError for different examples, seeds or units."""
         for key in ("unit", "dims", "seed", "repeats", "examples_sha256"):
             own, others = (getattr(one.report, key) for one in (self, other))
             require(own == others, f"{key} of other", others, f"{own!r}, as in the evaluation that it is taken from")
@@ -172,11 +168,8 @@ class Likelihoods:
         return (coarse + self.mean(kind, "nats")[0] - coarse.mean()) / self.report.nats_of_unit
 
     def added_error(self, other: "Likelihoods", kind: str) -> float:
-        """The error that corrections of coarse solves add to the mean difference of two evaluations, in their unit.
-
-        Both made the same draws. Where they have the same rungs, the estimates that both corrected make their
-        corrections depend on each other, so that the error is smaller than with independent ones.
-        """
+        """The error that corrections of coarse solves add to the mean difference of two evaluations, in their unit:
+        smaller than of independent ones where both corrected the same draws at the same rungs."""
         numbers, nats = zip(*((one.report.measured[kind], one.nats) for one in (self, other)), strict=True)
         variance = sum(number.added_error["nats"] ** 2 for number in numbers if number.added_error)
         steps = [[rung["steps"] for rung in number.rungs] for number in numbers]

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 import indm
-from indm.evaluation.mean_nll import RepeatableDraws, cheapest, corrected
+from indm.evaluation.mean_nll import LEAST, RepeatableDraws, cheapest, corrected
 from indm.evaluation.report import Likelihoods
 from indm.likelihood import latent_reference
-from indm.multilevel import LEAST
 from indm.tensors import SEED_STRIDE
 from indm.workbench.evaluation.results import difference
 

@@ -92,8 +92,7 @@ def compare(folders: Sequence[Path], out: Path, *, equal: Equal = "cost") -> str
 
     Runs whose recipes differ in the seed alone are one method; where all are of one, each stands for itself. Methods
     are compared in pairs of equal seeds, on the same examples. With two pairs or more a difference has a p and a
-    verdict, adjusted by Holm's method over all differences that are shown; with one, its error is over examples, and it
-    has no verdict. Nor has it one where the two are not known to have spent the same.
+    verdict, adjusted by Holm's method over all differences that are shown, unless the two may not have spent the same.
 
     Args:
         folders: of runs, one or more.
@@ -149,8 +148,8 @@ def compare(folders: Sequence[Path], out: Path, *, equal: Equal = "cost") -> str
 def methods_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """The runs by method: their recipes differ in the seed alone. A second run of one seed begins another method.
 
-    Numbers of steps within the margin of equal budgets are one. A method is called as the folder that holds its runs
-    and none of another method, or as its first run. Where all runs are of one method, each stands for itself.
+    Numbers of steps within the margin of equal budgets are one. A method has the name of the folder that holds its runs
+    and no others, or of its first run. Where all runs are of one method, each stands for itself.
     """
     methods: list[list[Run]] = []
     for run in runs:
@@ -195,10 +194,9 @@ def are_equal(budgets: Sequence[float]) -> bool:
 def differences(methods: Methods, equal: Equal = "cost") -> dict[str, dict[str, dict]]:
     """Every method minus the first, by its name and the kind of likelihood that both have, judged as one family.
 
-    Returns:
-        Rows of :func:`indm.evaluation.statistics.judged`, each with the seeds that were ``left_out`` for want
-        of a partner, and what :func:`budget_of` says. Without any pair the verdict is :data:`NO_SEED`. Where budgets
-        differ or are not known it is :data:`NOT_COMPARABLE`, and the difference is not in the family.
+    Rows of :func:`indm.evaluation.statistics.judged` with the seeds ``left_out`` for want of a partner, and
+    :func:`budget_of`. Without any pair the verdict is :data:`NO_SEED`; where budgets differ or are not known it is
+    :data:`NOT_COMPARABLE`, and the difference is not in the family.
     """
     (_, first), *following = methods.items()
     family: dict[tuple[str, str], Difference] = {}
@@ -223,9 +221,8 @@ def differences(methods: Methods, equal: Equal = "cost") -> dict[str, dict[str, 
 def budget_of(pairs: Sequence[tuple[Run, Run]], runs: Sequence[Run], first: Sequence[Run], equal: Equal) -> dict:
     """The budgets of a method's ``runs`` and of the ``first`` method's, in ``pairs``, for a comparison.
 
-    ``steps`` are the steps of both. ``cost`` is the cost of a step, relative to the first method's, from a run's
-    record; None where no run has it, and 1 with ``equal`` "steps". ``budgets`` are words. ``why`` says why they cannot
-    be compared; it is "" where they can.
+    ``steps`` are of both. ``cost`` is the cost of a step, relative to the first method's; None where no run has it, and
+    1 with ``equal`` "steps". ``budgets`` are words. ``why`` says why they cannot be compared, "" where they can.
     """
     keys = key_of(runs[0].recipe), key_of(first[0].recipe)
     is_alike = equal == "steps" or keys[0] == keys[1]
@@ -317,11 +314,8 @@ def bound_of(runs: Sequence[Run], kind: str = "nelbo") -> tuple[float, float] | 
 
 
 def likelihood_rows(methods: Methods) -> list[Row]:
-    """A row for each method: its seeds, size, budget and likelihoods; the baselines; the entropy where it is known.
-
-    A method's error is over its seeds; the error of a single run or a baseline is over the examples. Baselines are of
-    the examples of the NELBO.
-    """
+    """A row for each method, the baselines, of the examples of the NELBO, and the entropy where it is known. A method's
+    error is over its seeds; the error of a single run or a baseline is over the examples."""
     unit, runs = unit_of(methods), [run for trainings in methods.values() for run in trainings]
     kinds = [kind for kind in KINDS if any(run.bound(kind) for run in runs)]
     rows = [("", "seeds", "± over", "parameters", "steps", "seconds", *(f"{KINDS[kind]}, {unit}" for kind in kinds))]

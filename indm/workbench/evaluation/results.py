@@ -70,7 +70,7 @@ def evaluate_run(
     raw = torch.cat([stack(getattr(data, part), options.examples) for part in splits])[: options.examples]
     c = None
     if not model.condition.is_none:
-        c = torch.cat([model.condition.rows_of(data, part) for part in splits])[: len(raw)]
+        c = torch.cat([data.rows(model.condition, part) for part in splits])[: len(raw)]
     groups = torch.cat([data.groups[part] for part in splits])[: len(raw)] if data.groups else None
     found = evaluate(
         model, raw, measures_of(options), c=c, groups=groups, eps=options.eps or None, repeats=options.repeats,
@@ -165,10 +165,8 @@ def difference(pairs: Sequence[tuple[Path, Path]], kind: str = "nelbo") -> Diffe
 
 
 def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
-    """ValueError where runs were not evaluated on the same examples, with the same numbers of draws and steps.
-
-    A likelihood that only one has does not count. Data may have been moved: paths may differ, the examples must not.
-    """
+    """ValueError where runs were not evaluated on the same examples, with the same numbers of draws and steps; paths
+    and likelihoods that only one has do not count."""
     (baseline, first), *following = evaluations.items()
     report = Report.read(first)
     for folder, result in following:
