@@ -119,6 +119,11 @@ class Likelihoods:
             differences of finer and coarser solves, of the estimates "nll_rung_l_estimates" (example · repeats +
             repeat); "nll_certain" are the differences for estimates whose coarse error was unusually large.
             "nelbo_by_noise_level", (N, 8), are the parts of the score term; "groups" are the examples' groups, if any.
+
+    >>> row = Measured({}, {"bits_per_dim": 2.45, "bits_per_dim_standard_error": 0.01})
+    >>> settings = {"dequantization": "uniform", "eps": 1e-5, "repeats": 2, "seed": 0, "examples_sha256": ""}
+    >>> Likelihoods(Report(images={"nelbo": 10}, unit="bits/dim", dims=64, nelbo=row, **settings), {}).mean()
+    (2.45, 0.01)
     """
 
     report: Report

@@ -132,7 +132,7 @@ class ContractiveLinear(Constrained):
         norm = float(self.induced_norm(self.constrained_weight())) if finite else math.nan
         if not norm <= self.coeff * (1 + 1e-4):
             raise RuntimeError(
-                f"weight has norm {norm:g} above {self.coeff:g}, so that the flow need not be invertible"
+                f"weight has norm {norm:g} where its bound is {self.coeff:g}: the flow need not be invertible"
             )
 
 
@@ -318,7 +318,7 @@ def residual_chain(
     if image and (shape[1] % 2**squeezes or shape[2] % 2**squeezes):
         raise ValueError(
             f"blocks={blocks} and squeeze={squeeze} squeeze {squeezes} times, so height and width must be divisible by "
-            f"{2**squeezes}, got shape {shape}; use fewer groups"
+            f"{2**squeezes}, got shape {shape}; use fewer groups, such as blocks=({sum(blocks)},)"
         )
     flows: list[Flow] = []
     for group, count in enumerate(blocks):

@@ -33,7 +33,12 @@ Times = Float[Tensor, "..."]
 
 
 class Kernel(NamedTuple):
-    r"""The law :math:`q(z_t \mid z_0) = N(\alpha_t z_0, \sigma_t^2 I)` at times (B,): log α and σ, (B,) each."""
+    r"""The law :math:`q(z_t \mid z_0) = N(\alpha_t z_0, \sigma_t^2 I)` at times (B,): log α and σ, (B,) each.
+
+    >>> kernel = VPSDE().kernel(torch.tensor([0.5]))
+    >>> torch.allclose(kernel.alpha**2 + kernel.sigma**2, torch.ones(1))
+    True
+    """
 
     log_alpha: Tensor
     sigma: Tensor
@@ -230,7 +235,8 @@ class _VariancePreserving(LinearSDE):
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, eps: float = 1e-5):
         super().__init__(eps)
         in_order = 0.0 < beta_min < beta_max
-        require(in_order, "(beta_min, beta_max)", (beta_min, beta_max), "0 < beta_min < beta_max", "0.1, 20 are usual")
+        pair = beta_min, beta_max
+        require(in_order, "beta_min and beta_max", pair, "0 < beta_min < beta_max", "0.1 and 20 are usual")
         self.beta_min, self.beta_max = beta_min, beta_max
 
     def beta(self, t: Times) -> Times:
@@ -320,8 +326,8 @@ class VESDE(LinearSDE):
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, eps: float = 1e-5):
         super().__init__(eps)
         in_order = 0.0 < sigma_min < sigma_max
-        ends = sigma_min, sigma_max
-        require(in_order, "(sigma_min, sigma_max)", ends, "0 < sigma_min < sigma_max", "0.01, 50 are usual")
+        pair = sigma_min, sigma_max
+        require(in_order, "sigma_min and sigma_max", pair, "0 < sigma_min < sigma_max", "0.01 and 50 are usual")
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.log_ratio = math.log(sigma_max / sigma_min)
         self.prior_std = sigma_max

@@ -508,7 +508,7 @@ def test_inverse_names_the_samples_that_did_not_converge():
     block.solve_inverse = functools.partial(block.solve_inverse, max_iterations=2)
     with pytest.raises(RuntimeError, match=r"2 of 30 samples \(indices 3, 7\); largest residual .* after 2 iterations"):
         flow.inverse(z)
-    with pytest.raises(RuntimeError, match=r"30 of 30 samples \(indices 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …;"):
+    with pytest.raises(RuntimeError, match=r"30 of 30 samples \(indices 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …\);"):
         flow.inverse(torch.full((30, 5), 0.3))
     assert torch.equal(flow.inverse(z[:3]), z[:3])
     assert bool(flow.solve_inverse(z)[3].sum() == 28)
