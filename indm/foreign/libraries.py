@@ -113,7 +113,7 @@ def from_diffusers(
         True
     """
     if "encoder_hidden_states" in inspect.signature(getattr(unet, "forward", unet)).parameters:
-        raise ValueError(f"unet must be one of pixels without a text, got {type(unet).__name__}; use from_denoiser")
+        raise ValueError(f"unet must be a network of pixels without a text, got {type(unet).__name__}")
     config = scheduler.config
     predicts = config.get("prediction_type")
     _check_classes(getattr(getattr(unet, "config", None), "num_class_embeds", None), condition)

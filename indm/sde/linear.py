@@ -438,8 +438,8 @@ def check_sde(sde: LinearSDE) -> None:
     name = type(sde).__name__
     for method, (value, wanted, words) in expected.items():
         if not value.shape == wanted.shape == t.shape:
-            got = tuple(torch.broadcast_shapes(value.shape, wanted.shape))
-            raise ValueError(f"{method} of {name} must be one number for each time, {tuple(t.shape)}, got {got}")
+            got = f"{tuple(torch.broadcast_shapes(value.shape[1:], wanted.shape[1:]))} for each by {method}"
+            raise ValueError(f"coefficients of {name} must be one number for each time, {tuple(t.shape)}, got {got}")
         excess = ((value - wanted).abs() - PRECISION * (1e-2 + wanted.abs())).detach().nan_to_num(torch.inf)
         worst = int(excess.argmax())
         if excess[worst] > 0:

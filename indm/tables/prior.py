@@ -48,7 +48,7 @@ class Prior:
             k = d if self.map is None else self.map.inverse_shape((d,))[0]
             self.low, self.high = (np.broadcast_to(array(end), (k,)) for end in ends)
         except (TypeError, ValueError) as error:
-            ends, shapes = f"numbers or arrays of {d}, one for each column of theta", [np.shape(end) for end in ends]
+            ends, shapes = f"numbers, or arrays of {d}, one for each column of theta", [np.shape(end) for end in ends]
             raise ValueError(
                 f"prior must have as ends {ends}, got shapes {shapes}; theta comes first in fit"
             ) from error
