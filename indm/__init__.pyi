@@ -18,12 +18,12 @@ from .diffusion import probability_flow_path as probability_flow_path
 from .evaluation.classification import classify as classify
 from .evaluation.density_audit import Audit as Audit
 from .evaluation.density_audit import audit as audit
-from .evaluation.evaluate import Likelihoods as Likelihoods
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.measures import NLL as NLL
 from .evaluation.measures import Bound as Bound
 from .evaluation.measures import SamplerBound as SamplerBound
 from .evaluation.measures import WeightedNLL as WeightedNLL
+from .evaluation.report import Likelihoods as Likelihoods
 from .flows.base import check_flow as check_flow
 from .foreign.check import DenoiserCheck as DenoiserCheck
 from .foreign.check import check_denoiser as check_denoiser

@@ -196,7 +196,9 @@ def _is_a(value: object, hint: Any) -> bool:
     if origin is Literal:
         return value in inner
     if origin in SEQUENCES:
-        return isinstance(value, list | tuple) and _are(value, inner)
+        if len(inner) > 1 and inner[-1] is not ...:
+            return isinstance(value, list | tuple) and len(value) == len(inner) and all(map(_is_a, value, inner))
+        return isinstance(value, list | tuple) and all(_is_a(part, inner[0]) for part in value if inner)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint in (list, tuple):
@@ -204,13 +206,6 @@ def _is_a(value: object, hint: Any) -> bool:
     if hint in (None, types.NoneType):
         return value is None
     return hint not in WORDS or (isinstance(value, hint) and (hint is bool or not isinstance(value, bool)))
-
-
-def _are(values: list | tuple, hints: tuple) -> bool:
-    """Whether the values of a list are of the types that a tuple's or a list's annotation holds."""
-    if len(hints) > 1 and hints[-1] is not ...:
-        return len(values) == len(hints) and all(map(_is_a, values, hints))
-    return all(_is_a(value, hints[0]) for value in values) if hints else True
 
 
 def _describe(hint: Any) -> str:

@@ -75,33 +75,12 @@ class Condition(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def of_data(cls, c: Tensor, labels: Sequence[str]) -> dict[str, Any]:
-        """The arguments that the data decide, from their rows c and the names of their classes.
-
-        Raises:
-            ValueError: c is another kind of thing.
-        """
+        """The arguments that the data decide, from their rows c and names of classes; ValueError for c of another
+        kind."""
 
     @abstractmethod
     def rows(self, c: Any, n: int | None = None) -> Tensor:
-        """c as a tensor with a row for each sample, from what a user may give; one condition for all of ``n`` samples.
-
-        Raises:
-            ValueError: this is not such a condition, or it has another number of rows.
-        """
-
-    def rows_of(self, data: Any, split: str) -> Tensor:
-        """c of the examples of a split of ``data``, classes by their names.
-
-        Raises:
-            ValueError: the data have none of this kind.
-        """
-        try:
-            c = data.c(split, self.is_class)
-            if self.is_class and data.classes:
-                c = torch.tensor([self.number(name) for name in data.classes])[c]
-            return self.rows(c)
-        except (ValueError, IndexError) as error:
-            raise ValueError(f"the {split} data do not fit the condition: {error}") from error
+        """c, as a user may give it, with a row for each of ``n`` samples, or one for all; ValueError for another c."""
 
     @abstractmethod
     def forward(self, c: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch *event"]:
@@ -117,16 +96,12 @@ class Condition(nn.Module, ABC):
     def seen(self, c: Any, n: int | None) -> Float[Tensor, "batch *event"]:
         """The tensor that networks see of c, as a user may give it, for ``n`` samples; None hides it.
 
-        Raises:
-            ValueError: c is none of these conditions, or the model does not know p(x).
+        ValueError where c is none of these conditions, or the model does not know p(x).
         """
         if c is not None:
             return self(self.rows(c, n))
         if not self.drop:
-            raise ValueError(
-                "c must be given: this is a model of p(x|c); one whose condition was trained with drop=0.1 or so is "
-                "one of p(x), too"
-            )
+            raise ValueError("c must be given, as the model is one of p(x|c); trained with drop=0.1 it knows p(x), too")
         if n is None:
             raise ValueError("n must be given, the number of samples whose c is hidden")
         return self.absent(n)
@@ -164,8 +139,7 @@ class Classes(Condition):
 
     Args:
         labels: names of the classes, in the order of their numbers.
-        drop: probability with which training hides c, so that the model is one of p(x), too, and samples can be guided.
-        flow: whether the flow sees c, too.
+        drop, flow: see :class:`Condition`.
 
     Raises:
         ValueError: fewer than two labels, or one twice.
@@ -217,13 +191,8 @@ class Classes(Condition):
 
         Text of digits is a number where no name has a digit; else it is more likely a mistake than an index.
 
-        Raises:
-            ValueError: there is no such class, with the nearest that exists.
-
-        Example:
-
-            >>> Classes(("cat", "dog")).number("1"), Classes(("1", "2")).number("1")
-            (1, 0)
+        >>> Classes(("cat", "dog")).number("1"), Classes(("1", "2")).number("1")
+        (1, 0)
         """
         hint = f"; a number is an index, 0 to {len(self.labels) - 1}, and a name is a string"
         if isinstance(value, str):
@@ -243,10 +212,8 @@ class Classes(Condition):
 
 
 class Numbers(Condition):
-    """Base of the two conditions of numbers: scaled to mean 0 and deviation 1, with a channel of ones after them.
-
-    The ones tell a condition of zeros from none. A subclass has ``event``, the shape of one c.
-    """
+    """Base of the conditions of numbers: scaled to mean 0 and deviation 1, then a channel of ones, which tell 0 from
+    none."""
 
     event: tuple[int, ...]
 
@@ -292,8 +259,7 @@ class Vector(Numbers):
 
     Args:
         size: how many.
-        drop: probability with which training hides c, so that the model is one of p(x), too, and samples can be guided.
-        flow: whether the flow sees c, too.
+        drop, flow: see :class:`Condition`.
 
     Example: numbers of mean 3 and deviation 2. A condition of zeros is told from none by the ones.
 
@@ -321,7 +287,7 @@ class Image(Numbers):
     Args:
         shape: event shape of x, (C, H, W).
         channels: of the image c.
-        drop: probability with which training hides c, so that the model is one of p(x), too, and samples can be guided.
+        drop: see :class:`Condition`.
 
     Example: one image for five samples. A black one is told from none by the channel of ones, which is the last.
 
@@ -358,21 +324,14 @@ def _in_words(c: Tensor) -> str:
 
 
 class Conditioned(nn.Module):
-    """A module that may see a condition: :func:`given` makes one at given rows, its attribute ``c``.
-
-    Attributes:
-        features: numbers that it sees; 0 where it was made without a condition.
-    """
+    """A module that sees ``features`` numbers of a condition, 0 for none: :func:`given` makes one at given rows
+    ``c``."""
 
     features: int = 0
     c: Tensor | None = None
 
     def seen(self, like: Tensor) -> Float[Tensor, "batch features"] | None:
-        """The rows in the dtype of ``like``; None where it sees no condition.
-
-        Raises:
-            ValueError: it has no rows, or rows of another length.
-        """
+        """The rows in the dtype of ``like``; None where it sees no condition. ValueError for rows of another length."""
         if not self.features:
             return None
         if self.c is None or tuple(self.c.shape[1:]) != (self.features,):
@@ -389,10 +348,7 @@ def features_of(condition: tuple[int, ...]) -> int:
 
 
 def given(module: Module, c: Tensor) -> Module:
-    """``module`` in which every :class:`Conditioned` part sees the rows ``c``; itself where none does.
-
-    Weights are shared.
-    """
+    """``module`` in which every :class:`Conditioned` part sees the rows ``c``; weights are shared."""
     view = with_parts(module, {name: part and given(part, c) for name, part in module._modules.items()})
     if isinstance(module, Conditioned) and module.features > 0:
         view = copy.copy(view)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from indm.checks import require
 from indm.protocols import Model
 from indm.scaling import Scaling
 from indm.sde.linear import Kernel
@@ -85,11 +86,9 @@ class GreyLevels(Dequantization):
               -\log P(\text{raw}) \le E[-\log p_\epsilon(z_\epsilon) + \log q(z_\epsilon|\text{raw})
               - \log P(\text{raw}|z_\epsilon)].
 
-    The decoder is one of each entry by itself, so the model's flow must be the identity. It is what networks need that
-    were trained on the levels themselves. The bound holds at every ε, and is best where the network has learned best.
-    To train with it, set ``sde.eps`` so that σ_ε/α_ε is about a fifth of the distance of two levels: below that, all
-    that the network learns at first is where the levels are. (Of 8×8 digits 400 steps gave 2.2 bits/dim, at a tenth of
-    the distance 2.9.)
+    The decoder is one of each entry by itself, so the model's flow must be the identity. It suits networks that were
+    trained on the levels themselves. The bound holds at every ε, and is best where the network has learned best. To
+    train with it, set ``sde.eps`` so that σ_ε/α_ε is about a fifth of the distance of two levels.
 
     Source: Kingma et al. 2021, "Variational Diffusion Models", eq. 8, https://arxiv.org/abs/2107.00630.
 
@@ -172,11 +171,7 @@ def decoder_of(model: Model) -> Any:
 
 
 def constant_log_q(model: Model, x: Tensor) -> Float[Tensor, " batch"]:
-    """log q(x|raw) where it is the same for all raw data, as of uniform noise and of continuous data, nats (B,).
-
-    Raises:
-        ValueError: the model has other noise.
-    """
+    """log q(x|raw), nats (B,), where it is the same for all raw data; ValueError for noise of another kind."""
     scaling, noise = model.scaling, model.dequantization
     shape = tuple(x.shape[1:])
     log_q = -scaling.log_volume(shape) if noise is None else noise.constant_log_q(scaling, shape)
@@ -189,11 +184,8 @@ def constant_log_q(model: Model, x: Tensor) -> Float[Tensor, " batch"]:
 
 def check_levels_for(name: str, scaling: Scaling) -> None:
     """ValueError where the data have no grey levels, which noise of that name needs."""
-    if scaling.levels is None:
-        raise ValueError(
-            f"dequantization must be left out for continuous data, which have no grey levels, got {name!r}; "
-            "whole numbers have them where they are stored as integers"
-        )
+    has, hint = scaling.levels is not None, "whole numbers have them where they are stored as integers"
+    require(has, "dequantization", name, "left out for continuous data, which have no grey levels", hint)
 
 
 def check_raw(model: Model, raw: Tensor) -> None:
@@ -202,10 +194,10 @@ def check_raw(model: Model, raw: Tensor) -> None:
 
 
 def from_data(model: Model, raw: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, PerSample]:
-    """x in model units, and log q(x|raw) in nats, (B,): −log p(raw) ≤ E[−log p(x) + log q(x|raw)].
+    """x in model units, and log q(x|raw) in nats, (B,): −log p(raw) ≤ E[−log p(x) + log q(x|raw)], see
+    :func:`check_raw`.
 
-    Of continuous data x is the raw data moved and scaled, and log q the log of the scale, with which equality holds.
-    It is in float64 where the device of the model has that. ``raw`` is not checked here, see :func:`check_raw`.
+    Of continuous data log q is the log of the scale, with which equality holds.
     """
     scaling, noise = model.scaling, model.dequantization
     centre = scaling.centre(raw)

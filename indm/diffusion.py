@@ -8,9 +8,8 @@ With z = h(x) and J = [∂h/∂x]⁻¹ = ∂h⁻¹/∂z, Itô's formula for x_t 
 Everything is J times a velocity of the latent. No Jacobian is ever formed: h is linearised once at x, and J v is the
 solution of (∂h/∂x) y = v.
 
-Itô's formula asks for h ∈ C². Residual and affine flows are smooth; rational-quadratic splines are C¹ with bounded
-second derivatives, for which the formula still holds along a nondegenerate diffusion (Krylov), D²h being taken almost
-everywhere.
+Itô's formula asks for h ∈ C². Rational-quadratic splines are C¹ with bounded second derivatives, for which it still
+holds along a nondegenerate diffusion (Krylov), D²h being taken almost everywhere.
 
 Paths are drawn in the latent space, and every frame is decoded: exact in law and cheap.
 
@@ -36,16 +35,7 @@ from indm.ode import basis, rademacher
 from indm.protocols import Model
 from indm.sampling import FLOW_TOLERANCE, follow_flow, reverse_diffusion_step
 from indm.sde.linear import LinearSDE
-from indm.tensors import (
-    Batch,
-    PerSample,
-    double,
-    evaluation_mode,
-    event_size,
-    expand_like,
-    float64_device,
-    randn_like,
-)
+from indm.tensors import Batch, PerSample, double, evaluation_mode, event_size, expand_like, float64_device, randn_like
 
 Grid = Float[Tensor, " times"]
 Path = Float[Tensor, "times batch *event"]
@@ -115,11 +105,14 @@ class NonlinearDiffusion:
     def __init__(self, model: Model, *, tol: float = TOLERANCE, probes: int = 1):
         require(tol > 0, "tol", tol, "positive", f"{TOLERANCE:g} is usual")
         require(probes >= 1, "probes", probes, "at least 1")
-        if not model.condition.is_none:
-            raise ValueError(
-                "model must be at given conditions for a diffusion on the data space, got one of p(x|c): give "
-                "model.given(c)"
-            )
+        at_c = model.condition.is_none
+        require(
+            at_c,
+            "model",
+            "one of p(x|c)",
+            "at given conditions for a diffusion on the data space",
+            "give model.given(c)",
+        )
         model.flow.check_density("a diffusion on the data space")
         self.model, self.tol, self.probes = model, tol, probes
 
@@ -290,6 +283,6 @@ def _checked(model: Model, times: Tensor, signs: set[float], way: str) -> Tensor
     if len(directions) != 1 or not directions <= signs or not bool(inside.all()):
         raise ValueError(
             f"times must be at least 2 and {way} strictly within [{sde.eps:g}, {sde.T:g}], got {times.tolist()[:10]}; "
-            "indm.sampling.log_snr_grid gives such times (they decrease: flip them to go forward)"
+            "indm.sampling.log_snr_grid gives such times, which decrease"
         )
     return times.clamp(sde.eps, sde.T)

@@ -16,6 +16,7 @@ Source: Rozet et al. 2024, "Learning Diffusion Priors from Observations by Expec
 https://arxiv.org/abs/2405.13712.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -36,13 +37,8 @@ TOLERANCE, MOST = 0.03, 8  # tolerated residual of the system, as a share of y �
 
 
 class ObservedScore(nn.Module):
-    r"""∇log p(z_t|y) = (α_t E[z_0|z_t, y] − z_t)/σ_t², called like the score of p(z_t).
-
-    Args:
-        score: s_θ(z_t, t), with ``.sde``.
-        y: latents, of which those outside ``missing`` are observed.
-        missing: like ``y``.
-    """
+    r"""∇log p(z_t|y) = (α_t E[z_0|z_t, y] − z_t)/σ_t², called like the ``score`` of p(z_t); ``y`` is observed where it
+    is not ``missing``."""
 
     def __init__(self, score: nn.Module, y: Batch, missing: Tensor):
         super().__init__()
@@ -123,24 +119,18 @@ def inpaint(
     """
     steps = default_steps(model) if steps is None else steps
     check_counts(n=n, steps=steps)
-    if not model.flow.is_elementwise:
-        raise ValueError(
-            f"flow must be one of each entry by itself, got {type(model.flow).__name__}, whose latents mix observed "
-            "and missing entries; the flows elementwise and identity do not"
-        )
+    name = type(model.flow).__name__
+    require(model.flow.is_elementwise, "flow", name, "one of each entry by itself", "elementwise and identity are")
     sampler = make_sampler(sampler)
-    if sampler.adaptive:
-        raise ValueError(f"sampler must take fixed steps, got {sampler}; {SAMPLER!r} is the default")
+    require(not sampler.adaptive, "sampler", sampler, "one with fixed steps", f"{SAMPLER!r} is the default")
     raw, missing = _rows("observed", observed, model, n), _rows("mask", mask, model, n)
     require(missing.dtype == torch.bool, "mask", missing.dtype, "bool, True where an entry is missing")
     raw = torch.where(missing, 0, raw)
     levels = model.scaling.levels
     if levels is not None and (raw.is_floating_point() or not 0 <= int(raw.min()) <= int(raw.max()) < levels):
         raise ValueError(f"observed must be integers from 0 to {levels - 1}, got {raw.dtype} up to {raw.max()}")
-    if not bool(raw.isfinite().all()):
-        raise ValueError(
-            f"observed must be finite where mask is False, got {raw[~raw.isfinite()][0]:g}; mask such entries"
-        )
+    largest = raw.abs().max().item()
+    require(math.isfinite(largest), "observed", largest, "finite where mask is False", "mask such entries")
     parts = []
     with evaluation_mode(model):
         batches = prior_batches(model, n, c, batch_size, generator, progress, guidance=guidance)

@@ -27,17 +27,7 @@ from indm.conditions import sees_condition
 from indm.dequantization import check_raw, constant_log_q, from_data
 from indm.gaussian import GaussianReference
 from indm.objective import reconstruction as reconstruction_of
-from indm.ode import (
-    FEWEST,
-    Solution,
-    adams,
-    basis,
-    error_of_integral,
-    offsets,
-    rademacher,
-    solve,
-    value_and_divergence,
-)
+from indm.ode import FEWEST, Solution, adams, basis, error_of_integral, offsets, rademacher, solve, value_and_divergence
 from indm.protocols import Model
 from indm.score import closed_flow, context_of, has_kinks, is_smooth, probability_flow, unguided, with_context
 from indm.tensors import (
@@ -66,8 +56,7 @@ State = tuple[Tensor, ...]
 class WhitenedFlow:
     """The probability flow of (v, ∫ excess divergence/d), in the coordinate v in which the Gaussian ``law`` is at rest.
 
-    The divergence is ``exact``, or estimated by the probes (B, n, *event) that a call gets. A call takes the rows of c
-    that the score was given as ``given``, for those samples that it is about.
+    The divergence is ``exact``, or estimated by the probes (B, n, *event) of a call, which has the rows ``given`` of c.
     """
 
     score: nn.Module
@@ -164,9 +153,8 @@ def whitened_flow(
 def check_gradient(score: nn.Module, z: Batch) -> float:
     """Compare products with the Jacobian of a score at noised latents ``z`` with finite differences.
 
-    J is the Jacobian of E[z_0|z_t], at σ/α of half and of twice the root mean square of ``z``. For directions v of
-    ±1 and up to 4 samples v·Jv by autograd must agree with a central difference. Kinks and half precision are not
-    errors: where a few samples differ, many must differ by more than their noise.
+    J is the Jacobian of E[z_0|z_t], at σ/α of half and of twice the root mean square of ``z``. Where a few samples
+    differ, many must differ by more than their noise, so that kinks and half precision are not errors.
 
     Returns:
         An estimate of how far the rounding of the network moves log p, nats, from second differences of its output.
@@ -183,8 +171,7 @@ def check_gradient(score: nn.Module, z: Batch) -> float:
         if bool((off.mean(1).abs() > (4 * off.std(1) / math.sqrt(n)).clamp_min(WRONG_SLOPE)).any()):
             raise ValueError(
                 "network must have its whole gradient in x, got one whose divergence by autograd is off by "
-                f"{off.mean(1).abs().max():.2g} a dimension, so that log p would be wrong: call all of it without "
-                "torch.no_grad, torch.inference_mode, detach and NumPy"
+                f"{off.mean(1).abs().max():.2g} a dimension; call it without torch.no_grad, detach and NumPy"
             )
     return rounding
 
@@ -299,8 +286,7 @@ def nll(
               - \log q(z_\epsilon|z_0) + \log p(z_0|z_\epsilon)
 
     The ODE is solved over the clock −log SNR in equal steps, in the coordinate in which a Gaussian law of the latents
-    is at rest (:class:`indm.gaussian.GaussianReference`). Only the divergence's difference from that law's
-    is estimated, with the same probes. For latents of that law and their exact score nothing is left to solve.
+    is at rest (:class:`indm.gaussian.GaussianReference`). Only the difference from that law's divergence is estimated.
 
     Args:
         model: an INDM.
@@ -308,15 +294,14 @@ def nll(
         c: the condition, of a model that has one, see :meth:`indm.INDM.given`: −log p(x|c).
         probes: Rademacher probes for the divergence, the same all along the path.
         exact: compute the exact divergence, by d products in place of ``probes``; default: where that is cheaper
-            (d ≤ ``probes``), in two dimensions, and for vectors of up to 16, of which a probe leaves nats of noise.
+            (d ≤ ``probes``), in two dimensions, and for vectors of up to 16.
         nll_error: largest estimate of the solver's error of a sample, bits per dimension. A sample with a larger one is
             solved again in twice as many steps, up to 256; what is above it then says so in ``solver_error``.
         steps: this many steps instead (8 or more), whatever their error.
         eps: truncation, at least the SDE's own, which is the default.
         reference: the Gaussian law; default N(0, I). A law fitted to the data's latents (:func:`latent_reference`)
             takes fewer steps and leaves less noise.
-        log_q: log q(x|raw), the second result of ``model.from_data(raw)``; needed where grey levels get other noise
-            than uniform, of which it is a constant.
+        log_q: log q(x|raw), the second result of ``model.from_data(raw)``; needed for other noise than uniform.
 
     Raises:
         ValueError: an option out of range, no ``log_q``, or a network without its whole gradient.
@@ -342,24 +327,14 @@ def nll(
         divergence_by = "exact" if flow.exact else f"Hutchinson, {probes} Rademacher probe(s)"
         settings |= {"eps": model.sde.eps, "divergence": divergence_by}
     evaluations = math.ceil(nfe.sum().item() / max(len(nfe), 1))
-    return LikelihoodReport(
-        reconstruction - log_prob,
-        reconstruction,
-        log_q,
-        error,
-        evaluations,
-        settings,
-        event_size(x),
-        model.scaling.levels,
-    )
+    levels = model.scaling.levels
+    values = reconstruction - log_prob, reconstruction, log_q, error
+    return LikelihoodReport(*values, evaluations, settings, event_size(x), levels)
 
 
 @dataclass(frozen=True)
 class Start:
-    """The starting point of a likelihood's ODE: z_0, the noise of z_ε, log|det ∂z/∂x|, the divergence's probe.
-
-    ``rounding`` is the error of log p from :func:`check_gradient`.
-    """
+    """The start of a likelihood's ODE: z_0, the noise of z_ε, log|det ∂z/∂x|, the divergence's probe, the rounding."""
 
     z: Batch
     noise: Batch
@@ -425,8 +400,7 @@ def importance_bound(
         **solver: ``probes``, ``nll_error``, ``steps``, ``eps`` and ``reference``, as in :func:`nll`.
 
     Returns:
-        ``nats`` are −log P(raw) of each image. ``total``, ``reconstruction`` and ``solver_error`` are means over the
-        draws, by their weights: the error of one draw, as the draws' errors are taken to be alike.
+        ``nats`` are −log P(raw) of each image; ``total``, ``reconstruction`` and ``solver_error`` are weighted means.
 
     Raises:
         ValueError: an option out of range, or wrong raw data, see :meth:`indm.Scaling.check`.
@@ -468,10 +442,8 @@ def importance_bound(
 def latents_of(
     model: Model, raw: Tensor, *, c: Any = None, batch_size: int = 256, generator: torch.Generator | None = None
 ) -> Float[Tensor, "n *event"]:
-    """h(x) of data in data units (n, *event), encoded ``batch_size`` at a time; dequantized by ``generator``.
-
-    ``c`` are their conditions, where the flow sees one.
-    """
+    """h(x) of data in data units (n, *event) at conditions ``c``, ``batch_size`` at a time; ``generator``
+    dequantizes."""
     latents, sees = [], sees_condition(model.flow)
     c = model.rows(c, len(raw)) if sees else None
     for rows in torch.arange(len(raw)).split(batch_size):
@@ -485,10 +457,8 @@ def latents_of(
 def latent_reference(
     model: Model, raw: Tensor, *, c: Any = None, batch_size: int = 256, seed: int = 0, most: int = 10_000
 ) -> GaussianReference:
-    """The Gaussian law of the latents of the first ``most`` samples: the control variate of their NELBO.
-
-    ``c`` are their conditions, see :meth:`indm.INDM.given`: one for all, or a row for each of ``raw``.
-    """
+    """The Gaussian law of the latents of the first ``most`` samples, at ``c`` of :meth:`indm.INDM.given`, for
+    control."""
     generator = torch.Generator(model.scaling.scale.device).manual_seed(seed)
     options: dict[str, Any] = {"batch_size": batch_size, "generator": generator}
     c = model.rows(c, len(raw))
@@ -513,16 +483,14 @@ def log_prob(
     .. math:: \log|\det \partial h/\partial x| + \log\det\alpha_\epsilon + \log\pi(z_T)
               + \int_\epsilon^T \nabla\cdot(fz-\tfrac12 g^2 s)\,dt, \qquad z_\epsilon = \alpha_\epsilon h(x)
 
-    It is "without reconstruction": no noise is added to h(x). It integrates to 1 and is the density of the samples
-    of :func:`indm.sample_with_log_prob`. (:func:`indm.nll` bounds the density of x drawn from p(z_0|z_ε).)
+    It is "without reconstruction": it integrates to 1 and is the density of the samples of
+    :func:`indm.sample_with_log_prob`. (:func:`indm.nll` bounds the density of x drawn from p(z_0|z_ε).)
 
-    It can be differentiated once, in x and in the parameters of flow, score and SDE. It is computed in evaluation mode
-    and full precision, and in a fixed number of steps: it is as smooth as flow and network. For the gradient every
-    evaluation of the network is made again: memory holds the activations of one of them, with its divergence, and a
-    step adds about twice the size of x.
+    It can be differentiated once, in x and in the parameters of flow, score and SDE. For the gradient every evaluation
+    of the network is made again: memory holds the activations of one of them, and a step adds twice the size of x.
 
     Residual flows above 64 dimensions estimate log|det| and its gradient; exact is
-    ``use_log_det(flow, evaluation=ExactLogDet())``. A flow that has no log|det| of one map has no density.
+    ``use_log_det(flow, evaluation=ExactLogDet())``.
 
     Args:
         x: data in model units.
@@ -539,8 +507,7 @@ def log_prob(
         ValueError: an option out of range, a flow without a density, or a network without its whole gradient.
 
     Warns:
-        RuntimeWarning: from 8 steps on, where the solver's error, as :func:`indm.nll` estimates it, is
-            above 1e-3 bits/dim of an x. Fewer steps can be given no error.
+        RuntimeWarning: from 8 steps on, where the solver's estimated error is above 1e-3 bits/dim of an x.
 
     Example:
 
@@ -560,7 +527,7 @@ def log_prob(
     parameters = tuple(parameter for parameter in score.parameters() if parameter.requires_grad)
 
     def recomputed(field: Callable[..., State]) -> Callable[..., State]:
-        """``field`` without a graph: it is evaluated once more for its gradient, as it was evaluated first."""
+        """``field`` without a graph: it is evaluated once more for its gradient."""
 
         def evaluate(clock: Tensor, *tensors: Tensor) -> State:
             with _differentiated(model):
@@ -591,18 +558,11 @@ def log_prob(
 
 
 def _warn_unsolved(error: PerSample, x: Batch, steps: int) -> None:
-    """RuntimeWarning where the solver's error, in nats, is above :data:`NLL_ERROR` bits/dim.
-
-    The text is the same for all batches, so that Python shows it once in a loop.
-    """
+    """RuntimeWarning where the solver's error, in nats, is above :data:`NLL_ERROR` bits/dim."""
     bits = error / (event_size(x) * math.log(2))
     if bool(((bits > NLL_ERROR) & bits.isfinite()).any()):
-        warnings.warn(
-            f"the error of log_prob's ODE solver is above {NLL_ERROR:g} bits/dim in {steps} steps; steps={2 * steps} "
-            "makes it smaller, and solver_error of nll says how large it is",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+        message = f"the error of log_prob's ODE solver is above {NLL_ERROR:g} bits/dim in {steps} steps"
+        warnings.warn(f"{message}; steps={2 * steps} makes it smaller", RuntimeWarning, stacklevel=4)
 
 
 @outside_inference
@@ -620,7 +580,7 @@ def decode_with_log_prob(
     """x = h⁻¹(z_ε/α_ε), z_ε by the probability flow from z_T, and log p(x), by one solve of the ODE.
 
     It is the density of :meth:`indm.INDM.log_prob`, without a gradient. Where h⁻¹ is iterated, x is off by its
-    tolerance, and so is log p(x) by that times its slope.
+    tolerance.
 
     Args:
         model: an INDM.
@@ -666,11 +626,8 @@ def check_nll_error(nll_error: float) -> None:
 def check_solver(probes: int, steps: int | None, nll_error: float) -> None:
     """ValueError where one of these is out of range."""
     require(probes >= 1, "probes", probes, "at least 1")
-    if steps is not None and steps < FEWEST_WITH_ERROR:
-        raise ValueError(
-            f"steps must be at least {FEWEST_WITH_ERROR}, or None for as many as nll_error needs, got {steps}; "
-            f"{FEWEST} is usual"
-        )
+    wanted = f"at least {FEWEST_WITH_ERROR}, or None for as many as nll_error needs"
+    require(steps is None or steps >= FEWEST_WITH_ERROR, "steps", steps, wanted, f"{FEWEST} is usual")
     check_nll_error(nll_error)
 
 
@@ -686,11 +643,7 @@ def _differentiated(model: Model) -> Iterator[None]:
 
 
 class _Recomputed(torch.autograd.Function):
-    """function(*tensors[:count]), which also depends on the other ``tensors``: its parameters.
-
-    Only ``tensors`` are kept for the gradient, for which the function is evaluated once more. (The checkpoints of torch
-    evaluate a function again for every derivative that it takes inside.)
-    """
+    """function(*tensors[:count]), of parameters ``tensors[count:]``: it is evaluated once more for the gradient."""
 
     @staticmethod
     def forward(ctx, function: Callable[..., State], count: int, *tensors: Tensor) -> State:

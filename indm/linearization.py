@@ -74,11 +74,8 @@ def second_derivative(h: Map, x: Batch, v: Batch) -> Batch:
 
 
 def solve(A: Operator, b: Batch, tol: float, guess: Operator | None = None) -> Batch:
-    """y with A y = b to ‖A y − b‖ ≤ ``tol`` ‖b‖ in every sample, by GMRES from y = ``guess`` @ b (or 0).
-
-    Raises:
-        RuntimeError: naming the samples that did not converge.
-    """
+    """y with ‖A y − b‖ ≤ ``tol`` ‖b‖ in every sample, by GMRES from y = ``guess`` @ b (or 0); RuntimeError names
+    others."""
     y = torch.zeros_like(b) if guess is None else guess @ b
     scale = b.flatten(1).norm(dim=1)
     for cycle in range(CYCLES + 1):
@@ -98,12 +95,11 @@ def solve(A: Operator, b: Batch, tol: float, guess: Operator | None = None) -> B
 
 
 def gmres(A: Operator, r: Batch, goal: PerSample, most: int = MEMORY) -> Batch:
-    """y that minimises ‖A y − r‖ over a growing Krylov space, each sample until that is at most its ``goal``.
-
-    It ends after ``most`` products with A, whatever the residual.
+    """y that minimises ‖A y − r‖ over a growing Krylov space, each sample up to its ``goal``, by ``most`` products at
+    most.
 
     The images q of the directions p are kept orthonormal, so that a step is one projection. The next direction is the
-    residual where that has just fallen, and the last image where it has not: it then is as good as new.
+    residual where that has just fallen, else the last image.
 
     Source: Jiránek & Rozložník 2010, "Adaptive version of Simpler GMRES", https://doi.org/10.1007/s11075-009-9311-3.
     """

@@ -78,17 +78,15 @@ class INDM(nn.Module):
         self.scaling = Scaling() if scaling is None else scaling
         self.dequantization = checked(dequantization, self.scaling)
         self._shape = None if shape is None else tuple(shape)
+        name, network = type(condition).__name__, type(getattr(score, "backbone", score)).__name__
         if not (self.condition.is_none or takes_condition(score) or sees_condition(flow)):
             raise ValueError(
-                f"condition must be None where neither the network nor the flow takes one, got "
-                f"{type(condition).__name__}: a network that is called as network(z, level, c) says so by an attribute "
-                f"takes_condition = True, which {type(getattr(score, 'backbone', score)).__name__} has not"
+                f"condition must be None where neither network nor flow takes one, got {name}: a network called as "
+                f"network(z, level, c) says so by an attribute takes_condition = True, which {network} has not"
             )
         if decoder_of(self) is not None and not flow.is_identity:
-            raise ValueError(
-                f"dequantization {type(dequantization).__name__} decodes each entry by itself: the flow must be the "
-                f"identity, got {type(flow).__name__}"
-            )
+            law = type(dequantization).__name__
+            raise ValueError(f"flow must be the identity under dequantization {law}, got {type(flow).__name__}")
         check_call(flow, "flow", "x")
         self._tables: dict[str, Mapping[str, Any]] = {}  # tables from which build_model made the parts
 
@@ -108,8 +106,8 @@ class INDM(nn.Module):
     @property
     def optional_parts(self) -> dict[str, nn.Module]:
         """Optional parts present in this model, keyed by kind."""
-        parts: dict[str, nn.Module] = {} if self.condition.is_none else {"condition": self.condition}
-        return parts if self.dequantization is None else {"dequantization": self.dequantization, **parts}
+        parts = {"dequantization": self.dequantization, "condition": self.condition}
+        return {kind: part for kind, part in parts.items() if part is not None and not isinstance(part, NoCondition)}
 
     @property
     def has_shape(self) -> bool:
@@ -186,24 +184,16 @@ class INDM(nn.Module):
     def check_guidance(self, guidance: float, away_from: Any = None) -> None:
         """ValueError where guidance cannot lead away from p(x|away_from), or from p(x) where that is None."""
         require(math.isfinite(guidance), "guidance", guidance, "finite", "1 samples the model")
-        if sees_condition(self.flow):
-            raise ValueError(
-                f"guidance must be 1 where the flow sees c, got {guidance}: it mixes two scores, which need one latent"
-            )
+        require(not sees_condition(self.flow), "guidance", guidance, "1 where the flow sees c")
         require(not self.condition.is_none, "guidance", guidance, "1, as this model has no condition")
-        if away_from is None and not self.condition.drop:
-            raise ValueError(
-                f"guidance must be 1 for a model of p(x|c) alone, got {guidance}; one whose condition was trained with "
-                "drop=0.1 or so knows p(x), too"
-            )
+        knows = away_from is not None or bool(self.condition.drop)
+        require(knows, "guidance", guidance, "1 for a model of p(x|c) alone", "drop=0.1 in training teaches p(x), too")
 
     def from_data(self, raw: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """x in model units, and log q(x|raw) in nats (B,), such that −log p(raw) ≤ E[−log p(x) + log q(x|raw)].
 
-        ``generator`` feeds the noise of grey levels; of continuous data the bound is exact.
-
-        Raises:
-            ValueError: ``raw`` has another shape, or values that are not grey levels.
+        ``generator`` feeds the noise of grey levels; of continuous data the bound is exact. ValueError for wrong
+        ``raw`` data.
         """
         check_raw(self, raw)
         return from_data(self, raw, generator=generator)
@@ -213,11 +203,8 @@ class INDM(nn.Module):
     ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, " batch"]]:
         """z = h_φ(x) and log|det ∂z/∂x| in nats (B,); with a conditional flow, minus the KL of its drawn code.
 
-        Under autocast the inside of h may be computed in lower precision; z itself and log|det| are not. ``c`` is the
-        condition, where the flow sees one, see :meth:`given`.
-
-        Raises:
-            ValueError: ``x`` are whole numbers, which model units are not, or no events of this model.
+        ``c`` is the condition, where the flow sees one, see :meth:`given`. ValueError unless ``x`` are events of this
+        model.
         """
         check_units(x)
         if self.has_shape and (x.ndim, *x.shape[1:2]) != (1 + len(self.shape), *self.shape[:1]):  # may be broadcast
@@ -229,13 +216,8 @@ class INDM(nn.Module):
         return flow(x, generator=generator)
 
     def decode(self, z: Float[Tensor, "batch *event"], *, c: Any = None) -> Float[Tensor, "batch *event"]:
-        """x = h_φ⁻¹(z), in full precision under autocast too, and without a gradient where the inverse is iterative.
-
-        ``c`` is the condition, where the flow sees one, see :meth:`given`.
-
-        Raises:
-            RuntimeError: naming the samples whose inverse did not converge.
-        """
+        """x = h_φ⁻¹(z), in full precision, without a gradient where the inverse is iterative; ``c`` as of
+        :meth:`encode`. RuntimeError names the samples whose inverse did not converge."""
         flow = self.flow if c is None else self.given(c, len(z)).flow
         with full_precision(z.device):
             return flow.inverse(z)
@@ -244,35 +226,24 @@ class INDM(nn.Module):
 
     def description(self) -> dict:
         """The constructors and arguments that :func:`build_model` needs to make this model anew."""
-        if not isinstance(self.score, ScoreModel):
-            raise ValueError(f"score must be a ScoreModel to be described, got {type(self.score).__name__}")
+        made_as = type(self.score)
+        require(isinstance(self.score, ScoreModel), "score", made_as.__name__, "a ScoreModel to be described")
         goes_with = score_for(self.score.backbone)
-        if type(self.score) is not goes_with:
-            raise ValueError(
-                f"score must be the {goes_with.__name__} that goes with {type(self.score.backbone).__name__} to be "
-                f"described, got {type(self.score).__name__}"
-            )
+        require(made_as is goes_with, "score", made_as.__name__, f"the network's {goes_with.__name__} to be described")
         parts = {"flow": self.flow, "sde": self.sde, "net": self.score.backbone}
         parts |= self.optional_parts
         return {kind: describe(part, kind, self._tables.get(kind)) for kind, part in parts.items()}
 
     def save(self, folder: str | Path) -> None:
-        """Write ``model.safetensors`` and ``model.json``; both are whole before they replace their predecessors.
-
-        Raises:
-            OSError: they cannot be written; what was there is as it was.
-        """
+        """Write ``model.safetensors`` and ``model.json``, both or none; OSError leaves what was there as it was."""
         content = {"format": 1, "shape": list(self.shape), "levels": self.scaling.levels, **self.description()}
         files = {WEIGHTS: atomic.weights_into(self.state_dict()), DESCRIPTION: atomic.json_into(content)}
         atomic.together({Path(folder) / name: write for name, write in files.items()})
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> "INDM":
-        """Read what :meth:`save` wrote, in evaluation mode.
-
-        Raises:
-            ValueError: a file is missing or unreadable, or does not fit the other.
-        """
+        """Read what :meth:`save` wrote, in evaluation mode; ValueError where a file is missing, unreadable or does not
+        fit."""
         with reading(folder) as saved:
             tables, shape = {kind: saved.description[kind] for kind in KINDS}, saved.shape
             tables |= {kind: saved.description[kind] for kind in OPTIONAL_KINDS if kind in saved.description}
@@ -295,11 +266,7 @@ class Saved:
 
 @contextmanager
 def reading(folder: str | Path) -> Iterator[Saved]:
-    """Gives what :meth:`INDM.save` wrote; whatever goes wrong inside is an error that names the folder.
-
-    Raises:
-        ValueError: a file is missing or unreadable, or does not fit the other.
-    """
+    """Gives what :meth:`INDM.save` wrote; whatever goes wrong inside is a ValueError that names the folder."""
     folder = Path(folder)
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
@@ -319,8 +286,7 @@ def reading(folder: str | Path) -> Iterator[Saved]:
 def build_model(description: Mapping[str, Any], shape: tuple[int, ...], scaling: Scaling | None = None) -> INDM:
     """An INDM from tables "flow", "sde" and "net", each a constructor's ``name`` and its arguments, or a name alone.
 
-    A table "dequantization" names the noise of grey levels, which by default is uniform; a table "condition" what the c
-    of p(x|c) is.
+    Tables "dequantization" and "condition" name the noise of grey levels, by default uniform, and the c of p(x|c).
 
     Raises:
         ValueError: an unknown name or argument (with the nearest that exists), or a bad value.
@@ -345,9 +311,7 @@ def build_model(description: Mapping[str, Any], shape: tuple[int, ...], scaling:
     tables = {**description, **dict(_seeing(description, condition))}
     flow, sde, net = (build(tables[kind], kind, shape) for kind in KINDS)
     if type(net).forward is nn.Module.forward:
-        raise ValueError(
-            f"net {description['net'].get('name')!r} has no forward(z, level), which the network of an INDM must have"
-        )
+        raise ValueError(f"net {description['net'].get('name')!r} must have forward(z, level), got none")
     noise = build_dequantization(description, shape, Scaling() if scaling is None else scaling)
     model = INDM(flow, score_for(net)(net, sde), scaling, tuple(shape), noise, condition)
     model._tables = {kind: {"shape": tuple(shape), **table} for kind, table in tables.items()}
@@ -361,8 +325,7 @@ def _seeing(
     for kind in KINDS:
         table = description[kind]
         if not condition.is_none and (kind == "net" or (kind == "flow" and condition.flow)):
-            takes_it = "condition" in arguments_of(find(kind, table.get("name")))
-            if takes_it:
+            if "condition" in arguments_of(find(kind, table.get("name"))):
                 table = {"condition": condition.seen_shape, **table}
             elif kind == "flow":
                 raise ValueError(f"flow must be one that sees a condition, or flow=False, got {table.get('name')!r}")
@@ -373,20 +336,17 @@ def build_dequantization(
     description: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...], scaling: Scaling
 ) -> Dequantization | None:
     """The noise that the table "dequantization" names; None, which is the default, where there is no such table."""
-    table = description.get("dequantization")
-    if table is None:
+    if (table := description.get("dequantization")) is None:
         return None
     check_levels_for(str(table.get("name")), scaling)
     return build(table, "dequantization", shape)
 
 
 def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...]) -> Any:
-    """One part of a kind from its table; the event ``shape`` goes to the constructors that take it.
+    """One part of a kind from its table, a ``name`` as :func:`indm.names.find` takes it and arguments, among them
+    ``shape``.
 
-    ``table`` has a ``name`` as :func:`indm.names.find` takes it, and the arguments of what it names.
-
-    Raises:
-        ValueError: an unknown name or argument (with the nearest that exists), or a bad value.
+    ValueError for an unknown name or argument (with the nearest that exists), or a bad value.
     """
     arguments = dict(table)
     name = arguments.pop("name", None)
@@ -413,10 +373,8 @@ def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...]) -> Any:
 def describe(module: nn.Module, kind: str, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The table that :func:`build` takes: constructor arguments are attributes of the same name.
 
-    A class outside this package need not keep them where the table ``made_by`` that made it is known.
-
-    Raises:
-        ValueError: the class cannot be named, or an argument is not known.
+    A class outside this package need not keep them where the table ``made_by`` that made it is known. ValueError where
+    the class cannot be named, or an argument is not known.
     """
     table: dict[str, Any] = {"name": name_of(kind, type(module))}
     made_by = made_by if made_by and made_by["name"] in (table["name"], type(module)) else {}
@@ -431,7 +389,7 @@ def describe(module: nn.Module, kind: str, made_by: Mapping[str, Any] | None = N
         elif not given or parameter.default is parameter.empty:
             raise ValueError(
                 f"{kind} {type(module).__name__} cannot be described: keep its argument {key!r} as an attribute of "
-                "that name (a number, a string, a list of them), or make it by indm.build_model"
+                "that name, or make it by indm.build_model"
             )
     return table
 

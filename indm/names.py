@@ -62,12 +62,10 @@ def is_outside(name: object) -> bool:
 
 
 def find(kind: str, name: Any) -> Any:
-    """The part of that kind and name, most often a class.
-
-    ``name`` is a built-in name, ``"package.module:Name"``, or the class itself, which needs no :func:`trust`.
+    """The part of that kind, most often a class, by a built-in name, ``"package.module:Name"``, or as the class itself.
 
     Raises:
-        Untrusted: code outside this package that is not trusted.
+        Untrusted: code outside this package that is not trusted, see :func:`trust`.
         ValueError: an unknown name (with the nearest that exists), or no such module or class.
     """
     if callable(name):
@@ -76,10 +74,7 @@ def find(kind: str, name: Any) -> Any:
     if isinstance(name, str) and name in known:
         return _imported(kind, known[name])
     if name == GIVEN:
-        raise ValueError(
-            f"{kind} {GIVEN!r} was given in Python and has no name: give it again, as in indm.train(…, {kind}=…), "
-            "or name another one"
-        )
+        raise ValueError(f"{kind} {GIVEN!r} was given in Python and has no name: give it again, or name another one")
     outside = OUTSIDE.fullmatch(name) if isinstance(name, str) else None
     if outside is None:
         option = f"{kind}.name" if kind in ("data", *KINDS) else kind  # what the user wrote the name for
@@ -104,9 +99,8 @@ def _check_trusted(package: str, why: str) -> None:
 def _check_made(kind: str, name: str, part: Any) -> None:
     """ValueError unless ``part`` is code of a trusted package, and it makes something of its kind.
 
-    To trust a library is not to trust whoever wrote a file: the library may import functions that run any command, and
-    have some of its own. So a class must be one of :data:`MADE`, and a function must say by its annotation that it
-    returns one. Functions that no file gives arguments, as losses, may return anything.
+    A trusted library may import functions that run any command. So a class must be one of :data:`MADE`, and a function
+    must say by its annotation that it returns one. Functions that no file gives arguments, as losses, may return any.
     """
     owner = part.__module__ if hasattr(part, "__qualname__") else type(part).__module__
     if (package := str(owner).partition(".")[0]) != "indm":
@@ -122,28 +116,20 @@ def _check_made(kind: str, name: str, part: Any) -> None:
 
 
 def name_of(kind: str, part: Any) -> str:
-    """The name by which :func:`find` finds ``part``, a class or a function; ValueError where nothing could import it.
-
-    What a script defines is named after the file of the script, from whose folder it can be imported.
-    """
-    module = _script() if part.__module__ == "__main__" else part.__module__
+    """The name by which :func:`find` finds ``part``; ValueError where nothing could import it. Scripts are modules,
+    too."""
+    module = part.__module__
+    if module == "__main__":  # none where Python was started without a script
+        file = getattr(sys.modules["__main__"], "__file__", None)
+        module = None if file is None else Path(file).stem
     place = f"{module}:{part.__qualname__}"
     names = {place: name for name, place in BUILT_IN[kind].items()}
     if place in names:
         return names[place]
     if module is None or "<" in part.__qualname__:
-        raise ValueError(
-            f"{kind} {part.__qualname__} cannot be named in a file, as it is defined in "
-            f"{'an interactive session' if module is None else 'a function'}: move it to a module that can be "
-            "imported"
-        )
+        where = "an interactive session" if module is None else "a function"
+        raise ValueError(f"{kind} {part.__qualname__} cannot be named in a file, as it is defined in {where}")
     return place
-
-
-def _script() -> str | None:
-    """The name by which the running script can be imported; None where Python was started without one."""
-    file = getattr(sys.modules["__main__"], "__file__", None)
-    return None if file is None else Path(file).stem
 
 
 def _imported(kind: str, place: str) -> Any:
@@ -156,10 +142,8 @@ def _imported(kind: str, place: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise ValueError(f"{kind} {place!r} cannot be imported: {error}") from error
-        raise ValueError(
-            f"{kind} {place!r}: there is no module {error.name!r} where Python looks; install it, or add its folder to "
-            "PYTHONPATH"
-        ) from error
+        where = "where Python looks; install it, or add its folder to PYTHONPATH"
+        raise ValueError(f"{kind} {place!r}: there is no module {error.name!r} {where}") from error
     for name in path.split("."):
         if not hasattr(part, name):
             public = [known for known in dir(part) if not known.startswith("_")]

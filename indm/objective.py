@@ -43,8 +43,7 @@ from indm.tensors import (
 )
 
 Losses = tuple[Float[Tensor, ""], dict[str, Tensor]]
-# In FID mode the score also sees this much of the likelihood weighting: at ε, where its own weighting has no mass,
-# the ratio of the two weights stays finite.
+# The share of the likelihood weighting that the score also sees in FID mode: at ε its own weighting has no mass.
 LIKELIHOOD_SHARE = 1e-3
 NOISE_LEVELS = 8  # equal parts of the log-SNR clock, in which the score term is reported
 ROWS_PER_COEFFICIENT = 5  # fewest for a control variate: with fewer it adds more error than it removes
@@ -155,7 +154,7 @@ def half_square(error: Batch) -> PerSample:
 
 
 def noise_error(score: Score, kernel: Kernel, z: Batch, t: PerSample, noise: Batch) -> Batch:
-    """noise + σ_t s_θ(α_t z + σ_t noise, t), under the kernel at ``t``: the noise less what the score takes it for."""
+    """noise + σ_t s_θ(α_t z + σ_t noise, t), under the kernel at ``t``: the noise minus the score's guess at it."""
     return noise + expand_like(kernel.sigma, z) * score(kernel.perturb(z, noise), t)
 
 
@@ -184,7 +183,7 @@ def nelbo(
         log_q: log q(x|raw), the second result of ``model.from_data(raw)``; needed where it differs between samples.
 
     Returns:
-        The five terms, nats in model units, and the bound of −log p of the raw data in nats and in bits/dim.
+        The five terms.
 
     Raises:
         ValueError: an option out of range, or no ``log_q``.
@@ -200,8 +199,8 @@ def nelbo(
         True
     """
     require(times >= 1, "times", times, "at least 1 score evaluation for each sample")
-    if ancestral is not None and ancestral < 1:
-        raise ValueError(f"ancestral must be at least 1 step, or None for the bound of the SDE, got {ancestral}")
+    is_possible = ancestral is None or ancestral >= 1
+    require(is_possible, "ancestral", ancestral, "at least 1 step, or None for the bound of the SDE")
     check_units(x)
     log_q = constant_log_q(model, x) if log_q is None else log_q
     model = unguided(model).given(c, len(x))
@@ -240,8 +239,7 @@ def nelbo(
 def step_divergence(score: Score, z: Batch, t: PerSample, s: PerSample, noise: Batch) -> PerSample:
     r"""KL(q(z_s|z_t, z_0) ‖ p(z_s|z_t)) of one step from t to s < t of :class:`indm.sampling.Ancestral`, nats, (B,).
 
-    Both have the deviation of :func:`ancestral_step`, so that it is :math:`(e^{\Delta\Lambda} - 1)` times the denoising
-    error at t, Λ = log σ²/α².
+    It is :math:`(e^{\Delta\Lambda} - 1)` times the denoising error at t, Λ = log σ²/α², as both deviations are equal.
     """
     log_ratio = [score.sde.sigma(time).log() - score.sde.log_alpha(time) for time in (double(t), double(s))]
     weight = expand_like((2 * (log_ratio[0] - log_ratio[1])).expm1().to(z), z)
@@ -277,10 +275,9 @@ def control_variate(
 ) -> tuple[Float[Tensor, "times n"], Float[Tensor, "n levels"]]:
     """The part of ``errors`` that follows from their times and a Gaussian's errors on the same noise; its mean is 0.
 
-    It is a combination of Legendre polynomials of the ``position`` (the mean course of the error) and of the
-    ``excess`` times such polynomials, all of mean 0. Each half of the batch has the coefficients that fit the other
-    half best. The mean is 0 where the halves have independent times and noise, as in :func:`nelbo`. There are as many
-    coefficients as the rows of a half can determine, none for fewer than :data:`ROWS_PER_COEFFICIENT`.
+    It combines Legendre polynomials of the ``position`` (the mean course of the error) with ``excess`` times such
+    polynomials, all of mean 0, in as many terms as the rows of a half can determine. Each half of the batch has the
+    coefficients that fit the other half best, so the halves need independent times and noise, as in :func:`nelbo`.
 
     The second result is the fitted mean course, with its constant, integrated over equal parts of the clock, for
     :func:`by_noise_level`; 0 without coefficients.
@@ -305,8 +302,7 @@ def by_noise_level(
 ) -> Float[Tensor, "n levels"]:
     """The mean of ``errors`` over times, divided among equal parts of the clock by their ``position``.
 
-    ``course`` is what each part is expected to hold (:func:`control_variate`). Only what an error has beyond it counts
-    for the part where the error was drawn, so that the number of draws in a part adds no noise to it.
+    ``course`` is the expected share of each part (:func:`control_variate`); a draw adds only its difference from that.
     """
     level = (position * NOISE_LEVELS).long().clamp(0, NOISE_LEVELS - 1).to(errors.device)
     beyond = errors - course.sum(1)
@@ -344,8 +340,8 @@ def extended_clock(
 ) -> tuple[Tensor, float]:
     """Stratified times (n,) for the score and reconstruction terms together, and the length R + 1 of that clock.
 
-    A time is ε itself with probability 1/(R + 1) and uniform in log-SNR otherwise, so that
-    (R + 1) E[D(t)] = ∫ E[D] g²/σ² dt + E[D(ε)]. With ``unit`` 0 it is the clock of the score term alone.
+    A time is ε itself with probability 1/(R + 1) and uniform in log-SNR otherwise. With ``unit`` 0 it is the clock of
+    the score term alone.
     """
     length = sde.log_snr_range(eps) + unit
     position = strata(n, generator=generator, device=device) * length - unit
@@ -365,8 +361,7 @@ def constant_part(sde: LinearSDE, z: Tensor, eps: float) -> Tensor:
 
 
 def _constants(model: Model, z: Tensor, eps: float) -> Tensor:
-    """The part of the bound that does not depend on parameters: :func:`constant_part`, or where grey levels are
-    decoded the constant term and all of the reconstruction."""
+    """:func:`constant_part`, or where grey levels are decoded the constant term and all of the reconstruction."""
     sde, decoder, start = model.score.sde, decoder_of(model), z.new_full((1,), eps)
     if decoder is None:
         return constant_part(sde, z, eps)
@@ -384,14 +379,12 @@ class Objective:
 
     Attributes:
         loss: ``loss(model, x)`` → the loss, a scalar, and its mean terms by name, which are logged. It is called in
-            training mode, without a generator. Where its signature has them, it is also given ``eps`` (the truncation
-            drawn for this step, or None) and ``progress`` (the fraction of the run that is over).
-        trains_score: whether parameters of score and SDE get a gradient; if not, they must have none.
-        trains_flow: the same for the flow.
+            training mode. Where its signature has them, it is also given ``eps`` (the truncation of this step, or None)
+            and ``progress`` (the fraction of the run that is over).
+        trains_score, trains_flow: whether these parameters get a gradient; if not, they must have none.
         truncates: whether ``loss`` stays an objective at any truncation ``eps``, as soft truncation needs.
         shown: names of the terms beside the progress bar.
-        frozen_terms: names of the terms that still mean the same behind a frozen flow, where there is no
-            log-determinant.
+        frozen_terms: names of the terms that mean the same behind a frozen flow.
 
     A function is an objective with the default attributes; :func:`as_objective` gives it others.
 
@@ -465,10 +458,8 @@ def mle_loss(
     Most networks add to the score of a law that is known, such as N(0, I) (:attr:`indm.ScoreModel.base`). The bound of
     the flow with this law has a closed form, and noise is drawn only for what the network adds, f:
 
-    .. math:: E[\tfrac12\|f\|^2 - \langle f, a\rangle], \qquad a = n - E[n|z_t] \text{ under the law},
+    .. math:: E[\tfrac12\|f\|^2 - \langle f, a\rangle], \qquad a = n - E[n|z_t] \text{ under the law}.
 
-    integrated over the extended clock. So the flow follows the gradient of its own exact likelihood, plus one that
-    vanishes with f, and where f = 0 the bound has no noise.
 
     Args:
         model: an INDM.
@@ -482,9 +473,8 @@ def mle_loss(
 
     Returns:
         The loss in nats per dimension, and the mean terms in nats per sample by name: ``nelbo``, ``flow``,
-        ``denoising`` (score and reconstruction), ``prior``. Where the network adds to a known law there is also
-        ``correction``: what the network changes of the bound that the flow has with this law alone; below 0 it is a
-        gain.
+        ``denoising`` (score and reconstruction), ``prior``, and ``correction``, what the network changes of the bound
+        under its known law, where there is one.
 
     Example: N(0, I) and its exact score, for which it is the entropy.
 
@@ -525,7 +515,7 @@ def drawn_error(
     score: Any, is_known: bool, z: Batch, t: PerSample, noise: Batch, pairs: bool
 ) -> tuple[PerSample, PerSample]:
     """The denoising error at times t, (B,), by the noise or by ``pairs`` of it, minus the error of the score's base
-    where that ``is_known``; and ‖n − ε̂‖², for pairs of their mean, whose root is the size of a gradient."""
+    where that ``is_known``; and ‖n − ε̂‖², the squared size of a gradient."""
     if pairs:
         noise, z, t, *context = in_pairs(noise, z, t, *context_of(score))
         score = with_context(score, tuple(context))
@@ -594,10 +584,7 @@ def fid_loss(model: Model, x: Tensor, *, eps: float | None = None, generator: to
 
 
 def flow_nll(model: Model, x: Tensor, *, generator: torch.Generator | None = None) -> PerSample:
-    """−log π(h(x)) − log|det ∂h/∂x| in nats, (B,): minus the log-density of x_T ~ h⁻¹#π, π the prior of the SDE.
-
-    Its mean over a law is least where x_T has that law.
-    """
+    """−log π(h(x)) − log|det ∂h/∂x| in nats, (B,): minus the log-density of x_T ~ h⁻¹#π, π the prior of the SDE."""
     z, log_det = model.encode(x, generator=generator)
     return -model.sde.prior_log_prob(z) - log_det
 
@@ -606,9 +593,8 @@ def flow_nll(model: Model, x: Tensor, *, generator: torch.Generator | None = Non
 def flow_loss(model: Model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
     """The flow alone maximises its exact likelihood: E[−log B(h(x)) − log|det ∂h/∂x|].
 
-    B is the law to whose score the network adds, :attr:`indm.ScoreModel.base`, N(0, I) where none is known: what
-    :func:`mle_loss` is without the network. No score is evaluated or trained. ``eps`` is checked as in the other
-    losses, but changes nothing. Returns as :func:`mle_loss`, with ``denoising`` 0 and −log B as ``prior``.
+    B is the law to whose score the network adds, :attr:`indm.ScoreModel.base`, N(0, I) where none is known. The score
+    is not trained. ``eps`` changes nothing. Returns as :func:`mle_loss`, with ``denoising`` 0 and −log B as ``prior``.
 
     Example: z = 2x, whose x has the law N(0, I/4).
 

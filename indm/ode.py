@@ -52,15 +52,12 @@ def adams(
     """Adams–Bashforth–Moulton, by default in equal steps.
 
     A step extrapolates the field by the polynomial through its last ``order`` values, and is repeated with the value at
-    its end added. The first steps use the values there are, and go from the start each time. Without ``drift`` that is
-    one evaluation a step, stable up to a rate of 0.16 per step; with it, two, up to 0.95: the value of
-    ``drift`` is added, and the field is evaluated at the repeated step.
+    its end added. Without ``drift`` that is one evaluation a step, stable up to a rate of 0.16 per step; with it, two,
+    up to 0.95: the value of ``drift`` is added, and the field is evaluated at the repeated step.
 
     Args:
         field: (t (B,), state, *context) → d state/dt; all tensors have the batch as their first axis, t is in float64,
             on the CPU where the device of the state has none.
-        state: at ``start``.
-        steps: from ``start`` to ``end``.
         drift: the field of the first parts of the state, which must not depend on the others: (t, parts, *context).
         watch: a number of each sample to keep along the way, of the state and its slope.
         between: the steps, counted from 1, in which it is also taken between the points, and at which share of them.
@@ -136,11 +133,10 @@ def unresolved(
     """An estimate of the error of Σ step·rates as ∫ rates, of 9 rates or more.
 
     It is three standard deviations of the fourth differences, which remove what is smooth; structure that the steps do
-    not resolve, such as a network's ripples in t, errs like white noise. In fewer than 64 steps of a field that may
-    have ripples six deviations are stated. What is left of smooth rates hardly errs; the estimate is therefore reduced
-    by twice its ratio to the estimate from every second point, where that is below 1 (white noise has a ratio of 1/√2,
-    smooth rates have one of 2^−4.5), and of a ``smooth`` field by its power 3/2. Of rates with ``kinks``, which are
-    smooth between them, six deviations are stated without a reduction.
+    not resolve errs like white noise. In fewer than 64 steps of a field that may have ripples, or with ``kinks``, six
+    deviations are stated. Smooth rates hardly err: without kinks the estimate is reduced by twice its ratio to the
+    estimate from every second point (1/√2 for white noise, 2^−4.5 for smooth rates), and of a ``smooth`` field by its
+    power 3/2.
     """
 
     def deviation(rates: Tensor, step: float) -> Tensor:
@@ -165,9 +161,9 @@ def unseen(
 ) -> Float[Tensor, " batch"]:
     """An estimate of the error of Σ step·rates by ``others``, rates at the :func:`offsets` between the points.
 
-    Ripples with the same period as the steps have the same phase at all points, which then look smooth. So rates are
-    compared with the polynomials through six points. Their mean distance, times the span, bounds the error as far as so
-    few show it; twice what two standard deviations of the fourth differences do not explain is stated.
+    Ripples with the same period as the steps look smooth at their points. So rates are compared with the polynomials
+    through six points, and twice the part of their mean distance that two standard deviations of the fourth differences
+    do not explain is stated, times the span.
     """
     rates, steps = double(rates), len(rates) - 1
     off = torch.zeros_like(rates[0])
@@ -223,9 +219,8 @@ def solve(
 ) -> Solution:
     """:func:`adams` in as many equal steps as each sample needs for an error of ``tol`` in the integral of ``watch``.
 
-    The stated error is an estimate, :func:`error_of_integral`, and not a bound. Samples that are above
-    ``tol`` are solved again in twice as many steps, up to ``most``, and keep their error where that is not enough. A
-    sample's solution does not depend on the others.
+    The stated error is an estimate, :func:`error_of_integral`, and not a bound. Samples above ``tol`` are solved again
+    in twice as many steps, up to ``most``. A sample's solution does not depend on the others.
 
     Args:
         field, state, start, end, watch, drift, context: as in :func:`adams`.
@@ -272,14 +267,12 @@ def converge(
     r""":func:`adams` in as many steps as each sample needs for an error of ``tol`` of its state.
 
     A sample is solved in ``first`` steps, and again in twice as many while its error is above ``tol``, up to ``most``.
-    From the last two changes δ of its state (root mean squares over the entries; the first is that from ``state``) the
-    error is taken to be
+    From the last two changes δ of its state (root mean squares over the entries) the error is taken to be
 
     .. math:: \delta_n \max(1, \min(3, 6\,\delta_n/\delta_{n/2}))
 
-    and not below the rounding of the dtype. Where solutions converge by their order the last change is some fifteen
-    times the true error. Where the field has ripples that the steps do not resolve, changes hardly shrink, and three of
-    them are stated. A sample's solution does not depend on the others.
+    and not below the rounding of the dtype. Where solutions converge by their order that is some fifteen times the true
+    error; where ripples are not resolved, three of the changes are stated.
 
     Args:
         field, state, start, end, context, order, points: as in :func:`adams`.
@@ -299,7 +292,8 @@ def converge(
         begin, given = (tuple(part[rows] for part in parts) for parts in (state, context))
         options: dict[str, Any] = {"context": given, "order": order, "points": points}
         found, evaluations, _, _ = adams(field, begin, start, end, steps=steps, **options)
-        new = torch.stack([_distance(a, b) for a, b in zip(found, before, strict=True)]).amax(0)
+        changes = (double(a - b).flatten(1).square().mean(1).sqrt() for a, b in zip(found, before, strict=True))
+        new = torch.stack([root.nan_to_num(math.inf, posinf=math.inf) for root in changes]).amax(0)
         ratio = (new / change[rows].clamp_min(1e-300)).clamp_max(1.0)
         error = (new * (6 * ratio).clamp(1.0, 3.0)).clamp_min(floor)
         change[rows] = torch.where(new.isfinite(), new, 0.0)
@@ -325,8 +319,7 @@ def _in_doubled_steps(
 ) -> Solution:
     """Solve all samples in ``steps``, and those above ``tol`` in twice as many, up to ``most``.
 
-    ``attempt`` takes rows, steps, the state before and the evaluations of the worst sample so far. RuntimeError where
-    an error is not finite in the end.
+    ``attempt`` takes rows, steps, the state before and the evaluations of the worst sample so far.
     """
     result = tuple(part.clone() for part in state)
     error = double(state[0].new_full((len(state[0]),), math.inf))
@@ -340,32 +333,24 @@ def _in_doubled_steps(
         taken[rows], nfe[rows] = steps, nfe[rows] + evaluations
         rows = rows[error[rows] > tol] if 2 * steps <= most else rows[:0]
         steps *= 2
-    if not bool(error.isfinite().all()):
-        failed = ~error.isfinite()
-        i = int(failed.nonzero()[0])
+    if not bool((finite := error.isfinite()).all()):
+        i = int((~finite).nonzero()[0])
         message = f"the ODE's field or state became non-finite in sample {i}, in {int(taken[i])} steps"
-        raise NotFinite(message, failed)
+        raise NotFinite(message, ~finite)
     device = state[0].device
     return Solution(result, error.to(device, widest(device)), taken.to(device), nfe.to(device))
 
 
-def _distance(a: Tensor, b: Tensor) -> Float[Tensor, " batch"]:
-    """The root mean square of a − b over entries; infinite where it is NaN."""
-    return double(a - b).flatten(1).square().mean(1).sqrt().nan_to_num(math.inf, posinf=math.inf)
-
-
 def _warn_above(tol: float, error: Tensor, foreseen: Tensor, steps: int, nfe: int, doublings: int) -> None:
     """RuntimeWarning where an error is foreseen to stay above ``tol``."""
-    above = int((foreseen > tol).sum())
-    if not above:
-        return
-    most = f"up to {2**doublings * steps} steps are tried" if doublings else "these are the most"
-    warnings.warn(
-        f"{OUT_OF_REACH} {error.max():.1g} after {nfe} evaluations, the last of them in {steps} steps, and will hardly "
-        f"come below {tol:.2g} for {above} of {len(error)} samples; {most}, a larger tolerance takes fewer",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+    if above := int((foreseen > tol).sum()):
+        most = f"up to {2**doublings * steps} steps are tried" if doublings else "these are the most"
+        warnings.warn(
+            f"{OUT_OF_REACH} {error.max():.1g} after {nfe} evaluations, the last of them in {steps} steps, and will "
+            f"hardly come below {tol:.2g} for {above} of {len(error)} samples; {most}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def interpolatory_weights(nodes: list[float], start: float, end: float, moments: list[float]) -> list[float]:
@@ -377,11 +362,8 @@ def interpolatory_weights(nodes: list[float], start: float, end: float, moments:
 def value_and_divergence(
     field: Callable[[Tensor], Tensor], z: Float[Tensor, "batch *event"], probes: Float[Tensor, "batch probes *event"]
 ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, " batch"]]:
-    """field(z) and the Hutchinson estimate of its divergence (B,), from one evaluation and one product a probe.
-
-    With :func:`rademacher` probes it is unbiased; with :func:`basis` probes (and their sum) it is exact. Both can be
-    differentiated where gradients are on.
-    """
+    """field(z) and the estimate of its divergence (B,) by :func:`rademacher` probes, or exactly by :func:`basis`, from
+    one evaluation and one product a probe."""
     on = torch.is_grad_enabled()
     with torch.enable_grad():
         z = z if on and z.requires_grad else z.detach().requires_grad_()

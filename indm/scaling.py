@@ -38,8 +38,7 @@ class Scaling(nn.Module):
         levels: number of grey levels 0 … levels−1 of integer data; None for continuous data.
 
     A log-density of ``x`` becomes one of the raw data by adding :meth:`log_volume`. With grey levels the result is a
-    lower bound of their log-probability, −log P(raw) ≤ E[−log p(x) + log q(u)], q being the noise's density in raw
-    units. 256 levels scaled to [−1, 1] cost log₂(128) = 7 bits/dim, to [0, 1] 8, and 1.8e-4 for the margin.
+    lower bound of their log-probability, −log P(raw) ≤ E[−log p(x) + log q(u)].
 
     >>> Scaling.images(levels=256).centre(torch.tensor([0, 128, 255]))  # the middles of the bins
     tensor([-0.9961,  0.0039,  0.9961])
@@ -106,10 +105,8 @@ class Scaling(nn.Module):
 
     @classmethod
     def from_moments(cls, mean: Tensor, std: Tensor) -> "Scaling":
-        """Data of that mean and deviation to zero mean and unit variance; constant features keep scale 1.
-
-        ValueError where all are constant, so that the data have no density.
-        """
+        """Data of that mean and deviation to zero mean and unit variance; constant features keep scale 1, and
+        ValueError where all are constant."""
         varies = std > least_std(mean, 1e-8)
         if not bool(varies.any()):
             raise ValueError(f"data must vary in one feature at least, got {std.numel()} that are all constant")
@@ -166,10 +163,8 @@ class Scaling(nn.Module):
         return (x * self.scale + self.shift).floor().clamp(0, self.levels - 1).long()
 
     def log_volume(self, shape) -> float:
-        """Log of what one unit of raw data, or the noise of one grey level, fills in model units, over an event.
-
-        Σ log((1 − 2m)/scale) over an event of that ``shape``, in nats.
-        """
+        """Σ log((1 − 2m)/scale), nats: what a unit of raw data, or the noise of one grey level, fills in model
+        units."""
         return self._log_volume(shape).item()
 
     def log_volume_on_device(self, shape) -> Float[Tensor, ""]:

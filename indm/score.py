@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from indm.checks import check_call
+from indm.checks import check_call, require
 from indm.gaussian import STANDARD
 from indm.protocols import Backbone, Score
 from indm.sde.linear import LinearSDE
@@ -42,7 +42,7 @@ class ScoreModel(nn.Module):
 
     @property
     def is_smooth(self) -> bool:
-        """Whether the backbone says that it varies slowly along its level, without ripples of an embedding."""
+        """Whether the backbone says that it varies slowly along its level."""
         return getattr(self.backbone, "is_smooth", False)
 
     @property
@@ -91,10 +91,7 @@ def has_kinks(score: Score) -> bool:
 
 
 def is_smooth(score: Score) -> bool:
-    """Whether all parts of a score that have an attribute ``is_smooth``, one at least, say that they vary slowly in t.
-
-    The ODE then takes few steps. Of others it takes more, as few equal steps may miss their ripples.
-    """
+    """Whether all parts of a score with an attribute ``is_smooth``, one at least, say that they vary slowly in t."""
     said = [part.is_smooth for part in score.modules() if hasattr(part, "is_smooth")]
     return bool(said) and all(said)
 
@@ -126,12 +123,10 @@ class GivenScore(nn.Module):
 
     @property
     def sde(self) -> LinearSDE:
-        """The linear SDE on the latent."""
         return self.score.sde
 
     @property
     def backbone(self) -> nn.Module:
-        """The network of the score."""
         return self.score.backbone
 
     @property
@@ -169,8 +164,7 @@ def takes_condition(score: Score) -> bool:
 def unguided(model: Any) -> Any:
     """``model``, of which a likelihood is asked; ValueError where it is guided, as no diffusion has those samples."""
     guidance = getattr(getattr(model, "score", None), "guidance", 1)
-    if guidance != 1:
-        raise ValueError(f"guidance must be 1 for a likelihood, got {guidance}: guided samples have none")
+    require(guidance == 1, "guidance", guidance, "1 for a likelihood", "guided samples have none")
     return model
 
 
@@ -187,10 +181,8 @@ def with_context(score: Any, context: tuple[Tensor, ...]) -> Any:
 def score_for(backbone: Backbone) -> type[ScoreModel]:
     """The score that goes with a network: its ``parameterization``, by default :class:`ScoreModel`."""
     kind = getattr(backbone, "parameterization", ScoreModel)
-    if not (isinstance(kind, type) and issubclass(kind, ScoreModel)):
-        raise ValueError(
-            f"parameterization of {type(backbone).__name__} must be a subclass of indm.ScoreModel, got {kind!r}"
-        )
+    is_score = isinstance(kind, type) and issubclass(kind, ScoreModel)
+    require(is_score, f"parameterization of {type(backbone).__name__}", kind, "a subclass of indm.ScoreModel")
     return kind
 
 
@@ -200,11 +192,7 @@ def probability_flow(score: Score, clock: PerSample) -> Callable[[Tensor], Tenso
     .. math:: \frac{dw}{d\Lambda} = \tfrac12 q\,(\hat\epsilon - q\,w), \qquad
               q = \sigma/\sqrt{\alpha^2+\sigma^2}, \quad \hat\epsilon = -\sigma\,s_\theta(z_t, t)
 
-    This ODE is the same for every linear SDE, except for the ends of the clock. Its velocity is 0 where latents are
-    N(0, I).
-
-    Returns:
-        The velocity as a function of w (B, *event).
+    It is the same for every linear SDE, except for the ends of the clock, and 0 where latents are N(0, I).
     """
     sde = score.sde
 

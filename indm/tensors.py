@@ -19,14 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def expand_like(t: Tensor, z: Tensor) -> Tensor:
-    """Append singleton axes to ``t`` (B,) so that it broadcasts against ``z`` (B, ...); (B, ...) stays as it is.
-
-    Example: a number for each sample, times the samples.
-
-        >>> t, z = torch.tensor([2.0, 3.0]), torch.ones(2, 1, 2, 2)
-        >>> expand_like(t, z).shape, (expand_like(t, z) * z).flatten(1).sum(1).tolist()
-        (torch.Size([2, 1, 1, 1]), [8.0, 12.0])
-    """
+    """Append singleton axes to ``t`` (B,) so that it broadcasts against ``z`` (B, ...); (B, ...) stays as it is."""
     return t.reshape(t.shape + (1,) * (z.ndim - t.ndim))
 
 
@@ -104,11 +97,8 @@ def with_parts(module: M, parts: Mapping[str, nn.Module | None]) -> M:
 
 @contextmanager
 def float32_convolutions() -> Iterator[None]:
-    """Inside, GPUs convolve float32 in float32. PyTorch's default, TF32, rounds the factors to 10 bits.
-
-    By that a log-likelihood is off by some 1e-4 bits/dim, and an iterative inverse may get stuck at a residual of 7e-4
-    (``bench/tf32.py``).
-    """
+    """Inside, GPUs convolve float32 in float32, as TF32 puts a log-likelihood off by some 1e-4 bits/dim
+    (``bench/tf32.py``)."""
     cudnn = torch.backends.cudnn
     conv = getattr(cudnn, "conv", None)  # since PyTorch 2.9
     owner, name, exact = (conv, "fp32_precision", "ieee") if conv else (cudnn, "allow_tf32", False)
@@ -154,26 +144,12 @@ def evaluation_mode(model: Any, *, gradients: bool = False):
 
 
 def rand_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Uniform noise in [0, 1) in the shape, dtype and device of ``z``.
-
-    Example:
-
-        >>> u = rand_like(torch.zeros(4, 3), torch.Generator().manual_seed(0))
-        >>> u.shape, 0 <= u.min().item() <= u.max().item() < 1
-        (torch.Size([4, 3]), True)
-    """
+    """Uniform noise in [0, 1) in the shape, dtype and device of ``z``."""
     return torch.rand(z.shape, generator=generator, dtype=z.dtype, device=z.device)
 
 
 def randn_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal noise in the shape, dtype and device of ``z``.
-
-    Example: from a generator of the same seed the same noise.
-
-        >>> z, seed = torch.zeros(4, 3), torch.Generator().manual_seed
-        >>> torch.equal(randn_like(z, seed(0)), randn_like(z, seed(0)))
-        True
-    """
+    """Standard normal noise in the shape, dtype and device of ``z``."""
     return torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
 
 
@@ -183,10 +159,8 @@ def noisy(x: Tensor, deviation: float, generator: torch.Generator | None = None)
 
 
 def strata(n: int, *, generator: torch.Generator | None = None, device=None) -> Tensor:
-    """One number in each of ``n`` equal parts of [0, 1), in random order, (n,).
-
-    In float64, on the CPU where the device has none.
-    """
+    """One number in each of ``n`` equal parts of [0, 1), in random order, (n,), in float64, on the CPU where need
+    be."""
     u = torch.rand(n, generator=generator, device=device, dtype=widest(device))
     order = torch.randperm(n, generator=generator, device=device)
     return (double(order) + double(u)) / n

@@ -25,14 +25,8 @@ MEMORY = 0.98  # weight of a cell's earlier measurements in their average
 
 @dataclass(frozen=True)
 class Penalty:
-    """A term that is added to the loss in the steps that train the flow.
-
-    Attributes:
-        name: of the term.
-        weight: of the term in the loss.
-        value: (model, x) ↦ a scalar.
-        in_nats: it is in nats per sample; then the loss takes it per dimension, like the bound.
-    """
+    """A term ``value(model, x)`` that is added with a ``weight`` to the loss in the steps that train the flow, under
+    its ``name``; ``in_nats``: it is in nats per sample, and the loss takes it per dimension."""
 
     name: str
     weight: float
@@ -151,11 +145,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, n: int) -> None:
-        """Take in the weights after optimizer step ``n`` (from 1).
-
-        Real buffers are averaged like weights, so that a batch norm's statistics belong to the averaged weights;
-        other buffers are copied.
-        """
+        """Take in the weights, and real buffers such as a batch norm's, after optimizer step ``n`` (from 1)."""
         weight = 1 - min(self.decay, (1 + n) / (10 + n))
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)
         for averaged, current in zip(self.model.buffers(), model.buffers(), strict=True):
@@ -201,9 +191,8 @@ class Descent:
     ) -> dict[str, Tensor]:
         """Make a step; the terms of the loss, the gradient norm of each group, and ``skipped``.
 
-        Where a term or a norm is not finite on any process, ``skipped`` is 1, and model and optimizer stay as they are.
-        A fused optimizer sees to that on the device, so that the host need not wait for it. The average still moves
-        towards the weights.
+        Where a term or a norm is not finite on any process, ``skipped`` is 1, and model and optimizer stay as they are;
+        a fused optimizer sees to that on the device. The average still moves towards the weights.
 
         ``gradients`` computes them and returns the terms. ``factor`` is the share of the highest rates, for all groups
         or by their names. ``total`` sums a number over processes.

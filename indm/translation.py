@@ -6,8 +6,7 @@ r"""Unpaired translation: data of A become data of B along probability flows, le
 - *One bridge* (:func:`bridge`): one INDM was trained so that its diffusion starts in A and ends in B.
 
 Each is a :class:`Route`: h at its start, legs on the latent, h⁻¹ at its end. A deterministic route is invertible up to
-the solver's error: z_ε is α_ε z_0 at both ends, without noise and last denoising. One that takes learned noise away at
-its end is invertible up to that step (:attr:`Arrival.end`).
+the solver's error, and up to the learned noise that it takes away at its end (:attr:`Arrival.end`).
 """
 
 import itertools
@@ -72,7 +71,7 @@ class Arrival:
 
     Attributes:
         x: (B, *event), in units of the last leg's model.
-        end: where the flow came to, from which the way back leads: x, but for a bridge whose noise was taken away.
+        end: the start of the way back: x, but for a bridge whose noise was taken away.
         nfe: evaluations of a score, for the sample that took the most.
         frames: h⁻¹(z_t) of each leg at the times asked for, (B, frames, *event), each in units of its leg's model.
     """
@@ -89,8 +88,7 @@ class Route:
 
     Attributes:
         legs: each begins at the time at which the one before ends.
-        steps: equal steps in −log SNR over all legs, one evaluation each; the error is of third to fifth order in the
-            step.
+        steps: equal steps in −log SNR over all legs, one evaluation each.
         tol: as many steps as an error of this size takes instead, see :func:`indm.sampling.follow_flow`.
         noise: deviations of the noise in the x_0 and the x_T of a bridge that was trained with some. A route that
             begins there adds it, see :meth:`translate`; one that ends there takes it away by :func:`without_noise`.
@@ -102,14 +100,12 @@ class Route:
     noise: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self):
-        if not (isinstance(self.noise, tuple | list) and len(self.noise) == 2 and min(self.noise) >= 0):
-            raise ValueError(
-                f"noise must be the deviations at x_0 and at x_T, 0 or more each, got {self.noise}; take (0.1, 0.1)"
-            )
-        if self.steps < len(self.legs):
-            raise ValueError(f"steps must be at least {len(self.legs)}, one a leg, got {self.steps}; take {STEPS}")
-        if self.tol is not None and not 0 < self.tol < math.inf:
-            raise ValueError(f"tol must be positive and finite, or None for equal steps, got {self.tol}; take 1e-4")
+        is_pair = isinstance(self.noise, tuple | list) and len(self.noise) == 2 and min(self.noise) >= 0
+        require(is_pair, "noise", self.noise, "the deviations at x_0 and at x_T, 0 or more each", "take (0.1, 0.1)")
+        legs = len(self.legs)
+        require(self.steps >= legs, "steps", self.steps, f"at least {legs}, one a leg", f"take {STEPS}")
+        fits = self.tol is None or 0 < self.tol < math.inf
+        require(fits, "tol", self.tol, "positive and finite, or None for equal steps", "take 1e-4")
         for leg in self.legs:
             if leg.c is None:
                 leg.of(1)  # an error where its model needs c
@@ -122,11 +118,8 @@ class Route:
 
     @torch.no_grad()
     def source(self, raw: Shaped[Tensor, "batch *event"], seed: int = 0) -> Float[Tensor, "batch *event"]:
-        """``raw`` data as the route begins with them, in units of the first model.
-
-        Two models begin in the middles of grey levels, a bridge with the noise that its model was trained with. An
-        image has the same noise in every batch, by ``seed`` and its own pixels.
-        """
+        """``raw`` data as the route begins with them, in units of the first model: of two models the middles of grey
+        levels, of a bridge with its noise, the same for an image in every batch, by ``seed`` and its own pixels."""
         model = self.models[0]
         check_raw(model, raw)
         raw = raw.to(model.scaling.scale.device)
@@ -194,10 +187,8 @@ class Route:
     ) -> Arrival:
         """Take ``x``, in units of the first model, along the route, with ``generator`` for legs with noise.
 
-        ``frames`` pictures are taken of each leg, including its ends: 0 for none, else at least 2.
-
-        Raises:
-            RuntimeError: where an inverse of a flow did not converge, or the solver did not arrive.
+        ``frames`` pictures are taken of each leg, including its ends: 0 for none, else at least 2. RuntimeError where
+        an inverse of a flow did not converge, or the solver did not arrive.
         """
         first, last = self.models
         if tuple(x.shape[1:]) != first.shape:
@@ -304,10 +295,8 @@ def two_models(
     """
     check_pair(source, target)
     if guidance != 1:
-        if source is not target or any(part is None for part in c):
-            raise ValueError(
-                f"guidance must be 1 but for one model at two conditions c = (a, b), got {guidance:g}: it mixes scores"
-            )
+        is_one = source is target and all(part is not None for part in c)
+        require(is_one, "guidance", guidance, "1 but for one model at two conditions c = (a, b)", "it mixes scores")
         target.check_guidance(guidance, c[0])
     sde = source.sde
     turn = _way(strength, sde)
@@ -323,10 +312,7 @@ def sdedit(model: INDM, *, c: Any = None, strength: float = 0.5, steps: int = ST
 
     Source: Meng et al. 2022, "SDEdit", https://arxiv.org/abs/2108.01073.
     """
-    if strength == 1:
-        raise ValueError(
-            "strength must be below 1 for sdedit, got 1, which leaves nothing of the source; a common value is 0.5"
-        )
+    require(strength != 1, "strength", strength, "below 1 for sdedit", "1 leaves nothing of the source, take 0.5")
     turn = _way(strength, model.sde)
     legs = (Leg(model, model.sde.eps, turn, noise=True, c=c), Leg(model, turn, model.sde.eps, c=c))
     return Route(legs, steps, tol)

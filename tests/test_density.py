@@ -296,7 +296,7 @@ def test_what_has_no_density_and_bad_options_are_named():
     for options, complaint in (
         ({"steps": 0}, "steps must be at least 1, got 0; 64 is usual"),
         ({"probes": 0}, "probes must be at least 1, got 0"),
-        ({"eps": 1e-6}, r"eps must lie in \[1e-05, 1\.0\), got 1e-06"),
+        ({"eps": 1e-6}, r"eps must be in \[1e-05, 1\.0\), got 1e-06"),
     ):
         with pytest.raises(ValueError, match=complaint):
             model.log_prob(x, **options)

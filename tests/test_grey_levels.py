@@ -118,7 +118,7 @@ def test_evaluate_says_what_decodes_and_counts_it():
     measures = [indm.Bound(), indm.NLL(examples=20)]
     found = indm.evaluate(model_of("exact", 0.02), images(60), measures, progress=False)
     report, nats = found.report, found.nats
-    assert report["dequantization"] == "none, 7 grey levels, decoded by P(level|z_ε)"
+    assert report.dequantization == "none, 7 grey levels, decoded by P(level|z_ε)"
     assert abs(nats["nll"].mean().item() - 4 * math.log(LEVELS)) < 0.3
 
 

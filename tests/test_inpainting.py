@@ -152,8 +152,8 @@ GREY, MASK = torch.zeros(1, 8, 8, dtype=torch.uint8), torch.ones(8, 8, dtype=tor
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"model": build("coupling")}, "flow must be one of each entry by itself, got CouplingFlow"),
-        ({"sampler": "ode"}, "sampler must take fixed steps, got AdaptiveODE"),
+        ({"model": build("coupling")}, "flow must be one of each entry by itself, got 'CouplingFlow'"),
+        ({"sampler": "ode"}, "sampler must be one with fixed steps, got AdaptiveODE"),
         ({"mask": MASK.long()}, "mask must be bool, True where an entry is missing, got torch.int64"),
         ({"mask": MASK[:3]}, r"mask must have shape \(1, 8, 8\) or \(2, 1, 8, 8\), got \(3, 8\)"),
         ({"observed": GREY.expand(3, 1, 8, 8)}, "observed must have shape"),

@@ -145,10 +145,10 @@ def test_description_holds_the_arguments_that_were_given():
         ({"flow": {"width": 8}}, r"flow\.name must be one of"),
         ({"flow": {}}, r"flow\.name must be one of"),
         ({"flow": {"name": ["residual"]}}, r"flow\.name must be one of"),
-        ({"flow": {"name": "residual", "coeff": 2.0}}, "coeff must lie in"),
+        ({"flow": {"name": "residual", "coeff": 2.0}}, "coeff must be in"),
         ({"flow": {"name": "residual", "norm": "spectral"}}, "norm must be 2"),
         ({"flow": {"name": "residual", "blocks": 3}}, "blocks"),
-        ({"sde": {"name": "vp", "eps": 2.0}}, "eps must lie"),
+        ({"sde": {"name": "vp", "eps": 2.0}}, "eps must be strictly"),
     ],
 )
 def test_what_cannot_be_built_is_named(change, words):
@@ -525,7 +525,7 @@ def test_decode_names_the_samples_that_fail():
     model = made()
     z = torch.zeros(3, *IMAGE)
     z[1, 0, 0, 0] = math.nan
-    with pytest.raises(RuntimeError, match=r"needs finite latents, got NaN or infinity in 1 of 3 samples \(indices 1;"):
+    with pytest.raises(RuntimeError, match=r"finite latents, got NaN or infinity in 1 of 3 samples \(indices 1\);"):
         model.decode(z)
 
 

@@ -212,7 +212,7 @@ def test_each_sample_is_solved_in_its_own_steps():
         solution = solved(frequency, tol=2e-4)
     assert len(caught) == 1 and str(caught[0].message).endswith(
         "after 410 evaluations, the last of them in 128 steps, and will hardly come below 0.0002 for 1 of 2 samples; "
-        "up to 256 steps are tried, a larger tolerance takes fewer"
+        "up to 256 steps are tried"
     )
     assert solution.steps.tolist() == [64, 128, 256]
     assert solution.nfe.tolist() == [137, 137 + 273, 137 + 273 + 545]
@@ -295,7 +295,7 @@ def test_a_tolerance_out_of_reach_is_said_early_and_the_steps_end():
         solution = converge(field, (torch.zeros(1, 1, dtype=torch.float64),), -4.0, 4.0, tol=1e-6, most=512)
     first, last = str(caught[0].message), str(caught[-1].message)
     assert "in 128 steps, and will hardly come below 1e-06 for 1 of 1 samples; up to 512 steps are tried" in first
-    assert "after 1023 evaluations, the last of them in 512 steps" in last and "; these are the most, a larger" in last
+    assert "after 1023 evaluations, the last of them in 512 steps" in last and "; these are the most" in last
     assert solution.steps.item() == 512 and 1e-6 < (solution.state[0][0, 0] - exact).abs() < solution.error
 
 

@@ -461,7 +461,7 @@ def test_bad_arguments_are_named():
     for tol in (0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"tol must be positive and finite, got {tol}; 0.0001 is usual"):
             make_sampler("ode", tol=tol)
-    with pytest.raises(ValueError, match=r"eps must lie in \[1e-05, 1\.0\), got 1e-06"):
+    with pytest.raises(ValueError, match=r"eps must be in \[1e-05, 1\.0\), got 1e-06"):
         sample(model, 4, eps=1e-6)
     for temperature in (0, float("inf")):
         with pytest.raises(ValueError, match=f"temperature must be positive and finite, got {temperature}"):

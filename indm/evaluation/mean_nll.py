@@ -1,4 +1,17 @@
-"""The mean NLL of a data set: every example solved in few steps, a few of them to the error that is asked for."""
+r"""The mean NLL of a data set: every example solved in few steps, a few of them to the error that is asked for.
+
+.. math:: \hat\mu = \frac1N \sum_x Y_0(x) + \sum_{l=1}^{L} \frac1{M_l} \sum_{x \in S_l} [Y_l(x) - Y_{l-1}(x)]
+
+Y_0 is the cheapest approximation of a value and Y_L the best. The S_l are random subsets of M_l of the N examples,
+independent across rungs. The estimate is unbiased for the mean of Y_L over these examples, and the corrections add
+
+.. math:: \operatorname{Var}(\hat\mu) = \sum_{l \ge 1} \frac{V_l}{M_l}\Big(1 - \frac{M_l}{N}\Big)
+
+to its variance, V_l the variance of the differences over the N examples.
+
+Source: Heinrich 2001, "Multilevel Monte Carlo methods", https://doi.org/10.1007/3-540-45346-6_5; Giles 2015,
+"Multilevel Monte Carlo methods", Acta Numerica, https://doi.org/10.1017/S096249291500001X.
+"""
 
 import itertools
 import math
@@ -7,16 +20,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from scipy.stats import t as student
 from torch import Tensor
 
 from indm.dequantization import from_data
 from indm.gaussian import GaussianReference
 from indm.likelihood import NLL_ERROR, Start, WhitenedFlow, start_of
-from indm.multilevel import LEAST, Mean, multilevel_mean, order, sizes
 from indm.protocols import Score
 from indm.score import is_smooth
-from indm.tensors import evaluation_mode
+from indm.tensors import double, evaluation_mode
 
+LEAST = 48  # examples of a rung, from which its variance is known well enough where differences have heavy tails
 FIRST_SMOOTH, FIRST = 12, 16  # steps of the coarsest rung, for networks known to be smooth in t and for others
 DOUBLINGS = 3  # times that intermediate rungs may double the coarsest rung's steps
 UNUSUAL = 2.0  # an estimate whose stated error is above this many times the median is solved finely for certain
@@ -28,19 +43,33 @@ Steps = int | None  # None: as many as the error that is asked for needs
 
 
 @dataclass(frozen=True)
+class Mean:
+    """A mean over examples and the error that its corrections add.
+
+    Attributes:
+        value: the estimate, in the unit of the values.
+        added_error: the standard error of the corrections, by the variance of their differences; 0 where every example
+            is corrected. Differences that no subset met are unknown to it.
+        degrees: of freedom of ``added_error``, by Welch and Satterthwaite.
+    """
+
+    value: float
+    added_error: float
+    degrees: float
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """Where the mean of the best values over these examples is, with probability ``level``."""
+        half = self.added_error * student.ppf(0.5 + level / 2, self.degrees) if self.added_error else 0.0
+        return self.value - half, self.value + half
+
+
+@dataclass(frozen=True)
 class RepeatableDraws:
     """The draws behind every NLL estimate of a data set, which can be made again for some of the estimates.
 
-    The estimate of an example's repeat has the number example · repeats + repeat.
-
-    Args:
-        model: an INDM.
-        raw: (N, *event), data units.
-        c: rows of its condition, or None.
-        reference: the Gaussian law of the latents.
-        batch_size, repeats: examples that were drawn together, and draws of each batch.
-        seeds: of the draws, in the order batch · repeats + repeat.
-        solver: options of :func:`indm.nll`.
+    The estimate of an example's repeat has the number example · repeats + repeat; ``seeds`` have the order batch ·
+    repeats + repeat. ``raw`` are (N, *event) in data units, ``c`` rows of the condition, ``solver`` options of
+    :func:`indm.nll`.
     """
 
     model: Any
@@ -59,9 +88,7 @@ class RepeatableDraws:
     def solve(self, estimates: Tensor, ladder: Sequence[Steps]) -> tuple[Tensor, Tensor, int]:
         """Solve ``estimates``, sorted by their draws, in each number of steps of a ladder.
 
-        Returns:
-            −log P without reconstruction, nats, (steps, estimates); the errors that the last solves state, nats; the
-            evaluations, all told.
+        Returns −log P without reconstruction, nats, (steps, estimates), errors of the last solves, and evaluations.
         """
         starts, rows, log_q = [], [], []
         numbers = self.numbers(estimates)
@@ -91,10 +118,9 @@ class RepeatableDraws:
 
 @dataclass(frozen=True)
 class Rung:
-    """A correction: the NLL in ``steps`` less that in the steps of the rung below, of M estimates by their numbers.
+    """A correction: the NLL in ``steps`` minus the NLL of the rung below, of M ``estimates`` by their numbers.
 
-    ``differences`` are (M,) in nats, as is ``error``, the solver's error estimate for the finer solve; ``evaluations``
-    count one difference.
+    ``differences`` (M,) and the ``error`` of the finer solve are in nats; ``evaluations`` count one difference.
     """
 
     steps: Steps
@@ -116,9 +142,9 @@ class Corrected:
     """The mean NLL of the finest rung.
 
     Attributes:
-        correction: what is to be added to the mean of the coarse NLL, nats, with the error that this adds.
+        correction: added to the mean of the coarse NLL, nats, with the error of this.
         rungs: the corrections, the finest last.
-        certain: numbers of the estimates that were solved finely for certain, and their differences, nats.
+        certain: numbers of the unusual estimates, all solved finely, and their differences, nats.
         evaluations: of the network by all corrections.
     """
 
@@ -144,17 +170,15 @@ def corrected(
 ) -> Corrected:
     """The correction by finer solves to the mean of ``coarse``.
 
-    A pilot of :data:`indm.multilevel.LEAST` estimates tells variances and costs of one correction to the finest rung.
-    Where that would cost more than the coarse solves, it is also solved in numbers of steps between, and rungs are
-    chosen that cost least. Sizes are fixed once after it.
+    A pilot of :data:`LEAST` estimates shows variance and cost of one correction to the finest rung. Where that costs
+    more than the coarse solves, the cheapest rungs between are chosen. Sizes are fixed then.
 
     Args:
         coarse: −log P without reconstruction of every estimate in ``first`` steps, nats, (n,).
         stated: the errors that their solver states, nats.
-        first: steps.
         evaluations: of the network, of one of them.
         mean_error: the standard error that the corrections may add, nats.
-        seed: of the subsets, which are the first of a random order: models with the same examples share them.
+        seed: of the random order of the subsets: models with the same examples share them.
         solve: :meth:`RepeatableDraws.solve`, for any number of estimates in any order.
     """
     n = len(coarse)
@@ -202,11 +226,10 @@ def corrected(
 
 
 def cheapest(values: Tensor, costs: Sequence[float], n: int, added_error: float) -> tuple[list[int], list[int]]:
-    """The cheapest rungs between the first and the last, and the number of the n estimates to correct at each, such
-    that the corrections add at most ``added_error``.
+    """The cheapest rungs between first and last, and how many of n estimates each corrects, to add ``added_error``.
 
     ``values`` are of the same estimates at every rung, (rungs, m), and ``costs`` the evaluations of one at each rung
-    but the first, whose values are known.
+    but the first.
     """
     best: tuple[float, list[int], list[int]] = (math.inf, [], [])
     last = len(costs) - 1
@@ -219,3 +242,53 @@ def cheapest(values: Tensor, costs: Sequence[float], n: int, added_error: float)
         if cost < best[0]:
             best = cost, list(chosen), wanted
     return best[1:]
+
+
+# ── Multilevel means ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def multilevel_mean(coarse: Float[Tensor, " n"], corrections: Sequence[Float[Tensor, " m"]]) -> Mean:
+    """The mean of the best values of n examples, from ``coarse`` Y_0 of each and ``corrections`` Y_l − Y_{l−1}.
+
+    Example: each correction is 1, so that it adds no error.
+
+        >>> mean = multilevel_mean(torch.arange(100.0), [torch.ones(40), torch.ones(32)])
+        >>> mean.value, mean.added_error
+        (51.5, 0.0)
+    """
+    value, variances = double(coarse).mean().item(), []
+    for differences in map(double, corrections):
+        m = len(differences)
+        value += differences.mean().item()
+        variances.append((m, differences.var().item() / m * (1 - m / len(coarse))))
+    added = sum(variance for _, variance in variances)
+    spread = sum(variance**2 / (m - 1) for m, variance in variances)
+    return Mean(value, math.sqrt(added), added**2 / spread if spread else math.inf)
+
+
+def sizes(variances: Sequence[float], costs: Sequence[float], n: int, added_error: float) -> list[int]:
+    """The number of the n examples to correct at each rung, such that ``added_error`` is reached at the least cost.
+
+    M_l ∝ √(V_l/C_l), at least :data:`LEAST` or n, and at most n, for variances V_l of differences that cost C_l each.
+
+    Example: one rung, of variance 1, in a large population.
+
+        >>> sizes([1.0], [10.0], 1_000_000, 0.1)
+        [100]
+    """
+    exact: set[int] = set()  # rungs at which every example is corrected
+    while True:
+        free = [rung for rung in range(len(costs)) if rung not in exact]
+        budget = added_error**2 + sum(variances[rung] for rung in free) / n
+        total = sum(math.sqrt(variances[rung] * costs[rung]) for rung in free)
+        wanted = {rung: math.sqrt(variances[rung] / costs[rung]) * total / budget for rung in free if budget}
+        above = {rung for rung, size in wanted.items() if size >= n}
+        if not above:
+            least = min(LEAST, n)
+            return [n if rung in exact else max(least, math.ceil(wanted.get(rung, 0.0))) for rung in range(len(costs))]
+        exact |= above
+
+
+def order(n: int, rung: int, seed: int) -> Tensor:
+    """The n examples in the random order of a rung: its subset are the first of them, for each model alike."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed + 7_919 * rung))

@@ -1,7 +1,7 @@
 """The likelihoods that :func:`indm.evaluate` estimates, each a small class whose fields are its options."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from indm.checks import require
 from indm.dequantization import from_data
-from indm.evaluation.mean_nll import SHARE, Corrected, Steps, corrected, first_steps
+from indm.evaluation.mean_nll import LEAST, SHARE, Corrected, Steps, corrected, first_steps
+from indm.evaluation.report import InUnits, Measured
 from indm.evaluation.statistics import in_both_units, in_units, mean_and_error
 from indm.gaussian import GaussianReference
 from indm.likelihood import NLL_ERROR, LikelihoodReport, check_nll_error, importance_bound, nll
-from indm.multilevel import LEAST
 from indm.objective import NOISE_LEVELS, nelbo
 from indm.protocols import Model
 from indm.sde.linear import LinearSDE
@@ -24,7 +24,7 @@ from indm.sde.linear import LinearSDE
 TERMS = ("reconstruction", "prior", "flow", "constant", "log_q")  # terms of the NELBO beside its score term
 SOLVED_IN = 48  # steps of an ODE, where its error decides; of digits and of vectors, for the share of a progress bar
 Solve = Callable[[Tensor, Sequence[Steps]], tuple[Tensor, Tensor, int]]  # see indm.evaluation.mean_nll
-Numbers = tuple[dict[str, Any], dict[str, Tensor]]  # what a report says, and nats of every example by their suffix
+Results = tuple[Measured, dict[str, Tensor]]  # numbers, and nats of every example by the suffix of their key
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Setting:
-    """The setting that all measures share: entries of an event, groups of examples, seed, the model's truncated SDE."""
+    """The setting that all measures share."""
 
     dims: int
     groups: Int[Tensor, " n"] | None
@@ -105,17 +105,14 @@ class Measure:
         """The measure of which all ``estimates`` are drawn."""
         return self
 
-    def numbers(self, estimates: list[list[Estimate]], setting: Setting, solve: Solve | None) -> Numbers:
-        """The numbers of estimates, batch by batch and repeat by repeat, see :func:`summary`; nothing more is solved if
-        ``solve`` is None."""
+    def numbers(self, estimates: list[list[Estimate]], setting: Setting, solve: Solve | None) -> Results:
+        """The numbers of estimates, batch by batch and repeat by repeat; without ``solve`` nothing more is solved."""
         return summary(estimates, setting)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bound(Measure):
-    """The NELBO of the generative SDE, with its terms and by noise level.
-
-    ``times`` are score evaluations for each draw.
+    """The NELBO of the generative SDE, with its terms and by noise level, by ``times`` score evaluations for a draw.
 
     >>> Bound(times=16, examples=500).count(10_000)  # of the first 500
     500
@@ -137,11 +134,10 @@ class Bound(Measure):
         return replace(estimate, terms=torch.stack(columns, 1).cpu().double())
 
     def numbers(self, estimates, setting, solve):
-        report, nats = summary(estimates, setting)
+        numbers, nats = summary(estimates, setting)
         terms = stacked(estimates, "terms").mean(0)
-        report |= by_noise_level(terms, setting.sde, setting.dims, setting.groups)
         nats["_by_noise_level"] = terms[:, :NOISE_LEVELS]
-        return report, nats
+        return by_noise_level(numbers, terms, setting), nats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +189,7 @@ class NLL(Solved):
 
     Attributes:
         each: solve every example to ``nll_error``. Otherwise, where there are hundreds, all are solved in few steps,
-            and some of them to ``nll_error``, which corrects the mean (:mod:`indm.multilevel`).
+            and some of them to ``nll_error``, which corrects the mean (:mod:`indm.evaluation.mean_nll`).
         mean_error: the standard error that these corrections may add to the mean, bits per dimension; default a fifth
             of the standard error over examples, or over groups where there are several.
 
@@ -221,17 +217,17 @@ class NLL(Solved):
         return replace(self, steps=first_steps(model.score))
 
     def numbers(self, estimates, setting, solve):
-        report, nats = summary(estimates, setting)
-        few = estimates[0][0].settings.get("steps")
+        numbers, nats = summary(estimates, setting)
+        few = numbers.settings.get("steps")
         if few is None or self.steps is not None or solve is None:  # every example was solved as asked for
-            return report, nats
+            return numbers, nats
         coarse, stated = (stacked(estimates, part).T.flatten() for part in ("without_reconstruction", "solver_error"))
-        bits, error = setting.dims * math.log(2), report["with_reconstruction"]["nats_standard_error"]
+        bits, error = setting.dims * math.log(2), numbers.with_reconstruction["nats_standard_error"]
         if error is None:  # a single group: take its examples as independent
             _, error = mean_and_error(nats[""])
         allowed = SHARE * error if self.mean_error is None else self.mean_error * bits
-        result = corrected(coarse, stated, few, report["nfe"], allowed, setting.seed, solve)
-        return of_rungs(report, nats, result, few, len(coarse), bits)
+        result = corrected(coarse, stated, few, numbers.nfe, allowed, setting.seed, solve)
+        return of_rungs(numbers, nats, result, len(coarse), setting.dims)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,9 +253,9 @@ class WeightedNLL(Solved):
         return Estimate.solved(importance_bound(model, raw, draws=self.draws, **options))
 
     def numbers(self, estimates, setting, solve):
-        report, nats = summary(estimates, setting)
-        del report["without_reconstruction"], nats["_without_reconstruction"]  # the weights are that term, too
-        return report, nats
+        numbers, nats = summary(estimates, setting)
+        del nats["_without_reconstruction"]  # the weights are that term, too
+        return replace(numbers, without_reconstruction=None), nats
 
 
 def stacked(estimates: list[list[Estimate]], part: str) -> Float[Tensor, "repeats n"]:
@@ -267,30 +263,30 @@ def stacked(estimates: list[list[Estimate]], part: str) -> Float[Tensor, "repeat
     return torch.cat([torch.stack([getattr(e, part) for e in batch]) for batch in estimates], 1)
 
 
-def summary(estimates: list[list[Estimate]], setting: Setting) -> Numbers:
+def summary(estimates: list[list[Estimate]], setting: Setting) -> Results:
     """Means over repeats with and without reconstruction, and the solver's error, the largest of them."""
     total, without = stacked(estimates, "total"), stacked(estimates, "without_reconstruction")
-    evaluations = [e.nfe for batch in estimates for e in batch]
     groups = None if setting.groups is None else setting.groups[: total.shape[1]]
-    numbers = dict(estimates[0][0].settings)
+    with_it, without_it = (in_units(draws, setting.dims, groups) for draws in (total, without))
+    numbers = Measured(dict(estimates[0][0].settings), with_it, without_it)
     nats = {"": total.mean(0), "_without_reconstruction": without.mean(0)}
+    evaluations = [e.nfe for batch in estimates for e in batch]
     if any(evaluations):
         nats["_solver_error"] = errors = stacked(estimates, "solver_error").amax(0)
-        numbers |= {"nfe": sum(evaluations) / len(evaluations)}
-        numbers |= solver_error(errors, setting.dims, numbers["nll_error"])
-    numbers["with_reconstruction"] = in_units(total, setting.dims, groups)
-    numbers["without_reconstruction"] = in_units(without, setting.dims, groups)
+        numbers = replace(numbers, nfe=sum(evaluations) / len(evaluations))
+        numbers = with_solver_error(numbers, errors, setting.dims)
     return numbers, nats
 
 
-def of_rungs(
-    numbers: Mapping[str, Any], coarse: Mapping[str, Tensor], result: Corrected, few: int, estimates: int, bits: float
-) -> Numbers:
-    """The numbers of an NLL in ``few`` steps, with the mean of the finest rung; ``bits``: nats in one bit/dim."""
-    report = {key: value for key, value in numbers.items() if key not in ("steps", "solver_error", "unconverged")}
-    report |= solver_error(result.rungs[-1].error, round(bits / math.log(2)), numbers["nll_error"])
-    report["nfe"] = numbers["nfe"] + result.evaluations / estimates
-    report["rungs"] = [{"steps": few, "estimates": estimates, "nfe": numbers["nfe"]}] + [
+def of_rungs(numbers: Measured, coarse: dict[str, Tensor], result: Corrected, estimates: int, dims: int) -> Results:
+    """The numbers of an NLL in few steps, with the mean of the finest rung."""
+    bits, added, shift = dims * math.log(2), result.correction.added_error, result.correction.value
+
+    def shifted(row: InUnits | None) -> Any:
+        return row and row | {"nats": row["nats"] + shift, "bits_per_dim": row["bits_per_dim"] + shift / bits}
+
+    first = {"steps": numbers.settings["steps"], "estimates": estimates, "nfe": numbers.nfe}
+    finer = [
         {
             "steps": rung.steps,
             "estimates": len(rung.estimates),
@@ -300,41 +296,45 @@ def of_rungs(
         }
         for rung in result.rungs
     ]
-    report["certain"] = len(result.certain[0])
-    added, shift = result.correction.added_error, result.correction.value
-    report["added_error"] = {"nats": added, "bits_per_dim": added / bits, "degrees": result.correction.degrees}
-    for name in ("with_reconstruction", "without_reconstruction"):
-        row = numbers[name]
-        report[name] = row | {"nats": row["nats"] + shift, "bits_per_dim": row["bits_per_dim"] + shift / bits}
+    report = replace(
+        numbers,
+        settings={key: value for key, value in numbers.settings.items() if key != "steps"},
+        with_reconstruction=shifted(numbers.with_reconstruction),
+        without_reconstruction=shifted(numbers.without_reconstruction),
+        nfe=numbers.nfe + result.evaluations / estimates,
+        rungs=[first, *finer],
+        certain=len(result.certain[0]),
+        added_error={"nats": added, "bits_per_dim": added / bits, "degrees": result.correction.degrees},
+    )
     nats = {f"_coarse{suffix}": values for suffix, values in coarse.items()}
     for number, rung in enumerate(result.rungs, 1):
         nats |= {f"_rung_{number}": rung.differences, f"_rung_{number}_estimates": rung.estimates}
-    if report["certain"]:
+    if report.certain:
         nats |= {"_certain": result.certain[1], "_certain_estimates": result.certain[0]}
-    return report, nats
+    return with_solver_error(report, result.rungs[-1].error, dims), nats
 
 
-def by_noise_level(
-    terms: Float[Tensor, "n terms"], sde: LinearSDE, dims: int, groups: Int[Tensor, " n"] | None = None
-) -> dict[str, Any]:
-    """``terms`` of the NELBO, and parts of its score term ``by_noise_level``, with the ``noise`` σ/α at their ends."""
+def by_noise_level(numbers: Measured, terms: Float[Tensor, "n terms"], setting: Setting) -> Measured:
+    """With ``terms`` of the NELBO, and the parts of its score term by noise level."""
 
-    def row(values: Float[Tensor, " n"]) -> dict[str, Any]:
-        mean, error = mean_and_error(values, None if groups is None else groups[: len(values)])
-        return in_both_units({"": mean, "_standard_error": error}, dims)
+    def row(values: Float[Tensor, " n"]) -> InUnits:
+        mean, error = mean_and_error(values, None if setting.groups is None else setting.groups[: len(values)])
+        return in_both_units({"": mean, "_standard_error": error}, setting.dims)
 
     levels, remaining = terms.split([NOISE_LEVELS, len(TERMS)], 1)
-    noise = (torch.linspace(*sde.clock_span(), NOISE_LEVELS + 1, dtype=torch.float64) / 2).exp().tolist()
-    rows = zip(pairwise(noise), levels.unbind(1), strict=True)
-    return {
-        "terms": {"score": row(levels.sum(1))} | {name: row(remaining[:, k]) for k, name in enumerate(TERMS)},
-        "by_noise_level": [{"noise": list(ends)} | row(values) for ends, values in rows],
-    }
+    noise = (torch.linspace(*setting.sde.clock_span(), NOISE_LEVELS + 1, dtype=torch.float64) / 2).exp().tolist()
+    return replace(
+        numbers,
+        terms={"score": row(levels.sum(1))} | {name: row(remaining[:, k]) for k, name in enumerate(TERMS)},
+        by_noise_level=[
+            {"noise": list(ends)} | row(values) for ends, values in zip(pairwise(noise), levels.unbind(1), strict=True)
+        ],
+    )
 
 
-def solver_error(errors: Float[Tensor, " n"], dims: int, nll_error: float) -> dict[str, Any]:
-    """Mean and largest error of the solver, and in how many examples it is above ``nll_error`` bits/dim."""
+def with_solver_error(numbers: Measured, errors: Float[Tensor, " n"], dims: int) -> Measured:
+    """With the mean and largest error of the solver, and in how many examples it is above ``nll_error`` bits/dim."""
     bits = errors / (dims * math.log(2))
     sizes = {"nats": errors.mean(), "bits_per_dim": bits.mean(), "largest_bits_per_dim": bits.max()}
     found = {name: size.item() for name, size in sizes.items()}
-    return {"solver_error": found, "unconverged": int((bits > nll_error).sum())}
+    return replace(numbers, solver_error=found, unconverged=int((bits > numbers.settings["nll_error"]).sum()))

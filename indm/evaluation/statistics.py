@@ -59,11 +59,10 @@ def in_both_units(nats: Mapping[str, float], dims: int) -> dict[str, float | Non
 def in_units(
     draws: Float[Tensor, "repeats n"], dims: int, groups: Int[Tensor, " n"] | None = None
 ) -> dict[str, float | None]:
-    """Mean over samples, its standard error (see :func:`mean_and_error`), and the part of it that is estimator noise,
-    of draws in nats, in nats and bits/dim.
+    """Mean over samples, its standard error, and the estimator's noise in it, of draws in nats; in nats and bits/dim.
 
-    The noise would remain if the samples themselves were fixed: √(mean variance within a sample / (repeats · n)). Where
-    draws are stratified over the batch (the times of the NELBO) the mean is sharper than that.
+    The noise would remain if the samples were fixed: √(mean variance within a sample / (repeats · n)). Where draws are
+    stratified over the batch the mean is sharper than that.
     """
     noise = math.sqrt(draws.var(0).mean().item() / draws.numel())
     mean, error = mean_and_error(draws.mean(0), groups)
@@ -92,11 +91,7 @@ class Difference:
 
     @property
     def standard_error(self) -> float:
-        """Both errors together, √(a² + b²): they are of different causes. NaN where neither is known.
-
-        The larger of the two alone would be too small: where both are alike and seeds are ten, one test in eleven of
-        a true null hypothesis fails at 5 %.
-        """
+        """Both errors together, √(a² + b²), as they have different causes. NaN where neither is known."""
         known = [e for e in (self.standard_error_over_seeds, self.standard_error_shared) if not math.isnan(e)]
         return math.hypot(*known) if known else math.nan
 

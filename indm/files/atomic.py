@@ -25,11 +25,8 @@ def whole(path: Path, write: Write) -> None:
 
 def together(writes: Mapping[Path, Write], old: Sequence[Path] = ()) -> None:
     """Write files beside their places, in folders that are made if need be; when all are whole, remove the ``old`` ones
-    and rename the new in order.
-
-    Where writing fails, what was there stays, and nothing new is left: on a full disk a half-written file would keep
-    everything else from being saved. That is an OSError, also where torch or safetensors raise another one.
-    """
+    and rename the new in order. Where writing fails, which is an OSError, what was there stays, and nothing new is
+    left."""
     beside = {path: _beside(path) for path in writes}
     try:
         for path, write in writes.items():
@@ -60,10 +57,7 @@ def _write_beside(path: Path, beside: Path, write: Write) -> None:
             error.filename = error.filename or str(path)
         raise
     except (RuntimeError, SafetensorError) as error:
-        raise OSError(
-            f"{path} cannot be written, perhaps because the disk is full, and what was there before is unchanged: "
-            f"{error}"
-        ) from error
+        raise OSError(f"{path} cannot be written, perhaps because the disk is full: {error}") from error
     with beside.open("r+b") as file:  # Windows forces out only what is open for writing
         os.fsync(file.fileno())
 

@@ -119,18 +119,11 @@ def weights(path: Path) -> dict[str, Tensor]:
 
 
 def checkpoint(path: Path, known: Mapping[str, Callable] | None = None) -> Any:
-    """The content of a file by ``torch.save``: tensors, numbers, text and containers of them.
+    """The content of a file by ``torch.save``: tensors, numbers, text and containers of them, and ``known`` names.
 
-    PyTorch's weights-only reader runs no pickled code. Tensors may claim more than is stored, as those of stride 0 do,
-    so whoever computes with them calls :func:`check_stored` first.
-
-    Args:
-        path: a zip file as PyTorch writes since 1.6, or a file of its old format.
-        known: what else may be asked for, by its full name, and what is called in its place.
-
-    Raises:
-        ValueError: the pickle asks for more, or the file unpacks to more than it holds or than there is memory.
-        OSError, RuntimeError, …: nearly anything for a damaged file.
+    PyTorch's weights-only reader runs no pickled code. Tensors of stride 0 may claim more than is stored: call
+    :func:`check_stored` before computing with them. ValueError where the pickle asks for more than is known, the file
+    holds or memory has; nearly any error for a damaged file.
     """
     if path.exists() and not path.is_dir():  # the errors of both say what they are
         check_plain(path)
@@ -144,9 +137,7 @@ def checkpoint(path: Path, known: Mapping[str, Callable] | None = None) -> Any:
         with torch.serialization.safe_globals([(made, name) for name, made in (known or {}).items()]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        raise ValueError(
-            "damaged, or it asks for more than tensors, numbers and containers of them, and pickled code is not run"
-        ) from error
+        raise ValueError("it asks for more than tensors, numbers and texts, and pickled code is not run") from error
 
 
 def check_stored(state: Mapping[str, Tensor], held: int) -> None:
@@ -160,10 +151,8 @@ def check_stored(state: Mapping[str, Tensor], held: int) -> None:
 
 
 def check_event(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """ValueError unless a model is of one event of grey levels or numbers, and no weight is complex.
-
-    Tensors of :data:`AFFINE` must broadcast to the shape, be finite, and have the precision of a model.
-    """
+    """ValueError unless a model is of one event, no weight is complex, and :data:`AFFINE` fit the event and are
+    finite."""
     shape, levels = description["shape"], description["levels"]
     most = max(LARGEST_EVENT, sum(tensor.numel() for tensor in state.values()))
     is_shape = 1 <= len(shape) <= MOST_AXES and all(type(side) is int and side > 0 for side in shape)
@@ -182,8 +171,7 @@ def check_event(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
 def build_described(make: Callable[[], Module], state: Mapping[str, Tensor]) -> Module:
     """Build what ``make`` builds, which must be no larger than the weights ``state``, already read.
 
-    It is built without numbers first, so that no large tensor is made. Parts of other packages may need numbers, so
-    that all is counted once more while it is built with numbers.
+    It is built without numbers first, so that no large tensor is made; parts of other packages may need numbers.
     """
     held = sum(tensor.numel() for tensor in state.values())
     bounds = 2 * held + SPARE, 4 * len(state) + SPARE_PARTS
@@ -223,10 +211,7 @@ def check_memory(claimed: int) -> None:
 
 
 def raise_if_out_of_memory(path: Path, error: BaseException) -> None:
-    """MemoryError where ``error``, raised while ``path`` was read, comes from a lack of memory, not from damage.
-
-    PyTorch's allocator for the CPU raises a RuntimeError.
-    """
+    """MemoryError where ``error``, raised while ``path`` was read, comes from a lack of memory, not from damage."""
     for cause in causes(error):
         if isinstance(cause, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(cause):
             raise MemoryError(f"{path} takes more memory than there is: {reason(error)}") from error

@@ -41,11 +41,7 @@ class ForeignFlow(Flow):
 
     def __init__(self, inverse_is_formula: bool):
         super().__init__()
-        self._inverse_is_formula = inverse_is_formula
-
-    @property
-    def inverse_is_formula(self) -> bool:
-        return self._inverse_is_formula
+        self.inverse_is_formula = inverse_is_formula
 
     @abstractmethod
     def to_latent(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
@@ -56,11 +52,6 @@ class ForeignFlow(Flow):
         """The library's h⁻¹(z); NotImplementedError where it has none."""
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
-        """z = h(x) and log|det ∂z/∂x|, nats.
-
-        Raises:
-            ValueError: the library lacks the map in this direction, or it changes the shape of x.
-        """
         with full_precision(x.device):
             z, log_det = _apply(self, self.to_latent, x, TO_LATENT)
         if z.shape != x.shape:
@@ -68,11 +59,6 @@ class ForeignFlow(Flow):
         return z, log_det + x.new_zeros(len(x))
 
     def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
-        """The library's inverse, and its residual by one pass of h; the library's own iterations are not counted.
-
-        Raises:
-            ValueError: the library has no inverse of this flow.
-        """
         finite = z.flatten(1).isfinite().all(1)
         z = torch.where(expand_like(finite, z), z, 0.0)  # one sample that is not finite stops some flows for all
         x = _apply(self, self.to_data, z if self.inverse_is_formula else z.detach(), TO_DATA)

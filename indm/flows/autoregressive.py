@@ -26,10 +26,7 @@ Past = tuple[Tensor, Tensor]  # keys and values of the tokens so far, each Seen
 
 
 def causal_attention(query: Queries, key: Seen, value: Seen) -> Queries:
-    """Attention of the last tokens to all up to their own; ``key`` and ``value`` may have more tokens before them.
-
-    Written out, as PyTorch's fused one has no derivative in forward mode; on CPUs it is the slower one in bfloat16.
-    """
+    """Attention of the last tokens to all up to their own. (PyTorch's fused one has no derivative in forward mode.)"""
     tokens, seen = query.shape[2], key.shape[2]
     later = query.new_full((tokens, seen), -math.inf).triu(1 + seen - tokens)
     return (query / math.sqrt(query.shape[3]) @ key.mT + later).softmax(3) @ value
@@ -94,10 +91,7 @@ class AutoregressiveBlock(Conditioned, ExactFlow):
         return F.pixel_shuffle(tokens.mT.unflatten(2, side), self.patch)
 
     def _conditioned(self, before: Tensor, past: Sequence[Past] = ()) -> tuple[Tensor, list[Past]]:
-        """Raw parameters of the transforms of tokens, (B, size, tokens, entries), from the token before each of them.
-
-        The tokens follow ``past``, the keys and values that each layer has kept; without it they are the first ones.
-        """
+        """Raw parameters of tokens, (B, size, tokens, entries), from the token before each; they follow ``past``."""
         first = past[0][0].shape[2] if past else 0
         h, c = self.embed(before) + self.position[first : first + before.shape[1]], self.seen(before)
         h = h if c is None else h + self.condition(c)[:, None]
@@ -130,15 +124,14 @@ class AutoregressiveFlow(Compose):
     Args:
         shape: event shape, (C, H, W) with H and W divisible by ``patch``, or (D,), whose entries are the patches.
         blocks: number of blocks.
-        patch: side of the square patches of an image, whose pixels are all transformed at once. A pass and the inverse
-            cost what the number of patches says: 2 suits images up to 16×16, 4 is that for 32×32.
+        patch: side of the square patches of an image: 2 suits images up to 16×16, and 4 of 32×32.
         width, layers: of each block's transformer; ``width`` is a multiple of ``head_width``, or less.
         head_width: entries of each head of the attention.
-        transform: "affine", as published and smooth, or "spline" (rational-quadratic: it can spread out values that
-            many entries share, such as the black and white of images; its second derivative jumps at the knots).
+        transform: "affine", as published and smooth, or "spline" (rational-quadratic), which can spread out values that
+            many entries share.
         bins, bound, max_log_scale, condition: as of :class:`~indm.flows.CouplingFlow`.
 
-    It starts at the identity. Where several pixels of a patch have much to tell of each other, take a smaller patch.
+    It starts at the identity.
 
     Example:
 
@@ -170,10 +163,7 @@ class AutoregressiveFlow(Compose):
         for name, count in counts.items():
             require(count >= 1, name, count, "at least 1")
         if len(shape) not in (1, 3) or (len(shape) == 3 and (shape[1] % patch or shape[2] % patch)):
-            raise ValueError(
-                f"shape must be (C, H, W) with H and W divisible by patch={patch}, or (D,), got {shape}; choose "
-                "another patch"
-            )
+            raise ValueError(f"shape must be (C, H, W) with H and W divisible by patch={patch}, or (D,), got {shape}")
         if width > head_width and width % head_width:
             raise ValueError(f"width must be a multiple of head_width={head_width}, or less, got {width}")
         heads = max(1, width // head_width)

@@ -25,11 +25,8 @@ class Constrained(nn.Module):
     """A module whose parameters may be required to meet a constraint, or whose parts are."""
 
     def check(self) -> None:
-        """Check the constraints of the parts, however deep they lie; a part with a constraint overrides this.
-
-        Raises:
-            RuntimeError: naming the part and its violated constraint.
-        """
+        """Check the constraints of all parts; a part with a constraint overrides this. RuntimeError names the violated
+        one."""
         for name, part in _constrained_parts(self):
             try:
                 part.check()
@@ -56,9 +53,9 @@ class Flow(Constrained, ABC):
     - ``inverse_step(z)`` where the inverse is a formula: subclass :class:`ExactFlow`;
     - :meth:`solve_inverse` where it is computed iteratively: subclass :class:`Flow`.
 
-    Let it start at or near the identity, and keep every constructor argument as an attribute of the same name, so that
-    a saved model can describe itself. Where z = h(x) is cheaper without log|det|, define :meth:`latent` too. Where the
-    parameters can take values for which h is not invertible, define :meth:`check`.
+    Let it start at or near the identity, and keep every constructor argument as an attribute of the same name. Where
+    z = h(x) is cheaper without log|det|, define :meth:`latent` too. Where h need not be invertible for all parameters,
+    define :meth:`check`.
 
     Example: one scale and shift for all entries.
 
@@ -78,23 +75,15 @@ class Flow(Constrained, ABC):
         >>> torch.allclose(flow.inverse(z), x, atol=1e-5)
         True
 
-    A flow of a condition, h(x, c), is a :class:`~indm.conditions.Conditioned` one, or has such parts: at given rows
-    (:func:`indm.conditions.given`) it is called like any other, and a part has them as :meth:`Conditioned.seen`.
-
-    ``is_elementwise`` says that each entry of z is a function of the same entry of x alone.
-
-    ``has_log_det`` is False for a flow that gives something else in place of log|det| of one map. Code that needs the
-    density of its data, or one map, calls :meth:`check_density`.
+    A flow of a condition, h(x, c), is a :class:`~indm.conditions.Conditioned` one, or has such parts.
+    ``is_elementwise`` says that each entry of z is a function of the same entry of x alone. ``has_log_det`` is False
+    for a flow that gives something else in place of log|det| of one map, see :meth:`check_density`.
     """
 
     is_identity = False
     is_elementwise = False
     has_log_det = True
-
-    @property
-    def inverse_is_formula(self) -> bool:
-        """Whether :meth:`solve_inverse` evaluates a formula that autograd can differentiate, without iterating."""
-        return False
+    inverse_is_formula = False  # whether solve_inverse evaluates a formula that autograd can differentiate
 
     @abstractmethod
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
@@ -114,10 +103,7 @@ class Flow(Constrained, ABC):
 
     def inverse(self, z: Tensor, tol: float = TOLERANCE) -> Tensor:
         """x with h(x) = z; samples whose residual stays above ``tol`` in single precision are solved in double.
-
-        Raises:
-            RuntimeError: naming the samples whose residual stayed above ``tol``, or whose latents are not finite.
-        """
+        RuntimeError names the samples that are not solved then."""
         x, residual, iterations, converged = self.solve_inverse(z, tol=tol)
         failed = (~converged).nonzero().flatten()
         if len(failed) and z.dtype != torch.float64:
@@ -129,15 +115,12 @@ class Flow(Constrained, ABC):
         failed = (~converged).nonzero().flatten()
         if len(failed):
             shown = ", ".join(map(str, failed[:10].tolist())) + (", …" if len(failed) > 10 else "")
+            of = f"{len(failed)} of {len(z)} samples (indices {shown})"
             if not bool(z[failed].isfinite().all()):
-                raise RuntimeError(
-                    f"inverse needs finite latents, got NaN or infinity in {len(failed)} of {len(z)} samples (indices "
-                    f"{shown}; a condition or a start very far from the data is the usual cause)"
-                )
+                raise RuntimeError(f"inverse needs finite latents, got NaN or infinity in {of}; start near the data")
             raise RuntimeError(
-                f"inverse did not reach tol={tol:g} for {len(failed)} of {len(z)} samples (indices {shown}; largest "
-                f"residual {residual.max().item():.2g} after {int(iterations.max())} iterations); allow a larger tol, "
-                "compute in float64, or use solve_inverse to keep the samples that did converge"
+                f"inverse did not reach tol={tol:g} for {of}; largest residual {residual.max().item():.2g} after "
+                f"{int(iterations.max())} iterations; allow a larger tol, or compute in float64"
             )
         return x
 
@@ -178,9 +161,7 @@ class ExactFlow(Flow):
         (True, True)
     """
 
-    @property
-    def inverse_is_formula(self) -> bool:
-        return True
+    inverse_is_formula = True
 
     @abstractmethod
     def inverse_step(self, z: Batch) -> Batch:
@@ -234,15 +215,11 @@ class Frozen(Flow):
 
     def __init__(self, flow: Flow):
         super().__init__()
-        self.flow, self.is_elementwise = flow, flow.is_elementwise
+        self.flow, self.is_elementwise, self.inverse_is_formula = flow, flow.is_elementwise, flow.inverse_is_formula
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         with torch.no_grad():
             return self.flow.latent(x, generator=generator), x.new_zeros(x.shape[0])
-
-    @property
-    def inverse_is_formula(self) -> bool:
-        return self.flow.inverse_is_formula
 
     def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
         return self.flow.solve_inverse(z, tol=tol)
@@ -270,6 +247,7 @@ class Compose(Flow):
         super().__init__()
         self.flows = nn.ModuleList(flows)
         self.is_elementwise = all(flow.is_elementwise for flow in flows)
+        self.inverse_is_formula = all(flow.inverse_is_formula for flow in flows)
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         log_det = x.new_zeros(x.shape[0])
@@ -283,10 +261,6 @@ class Compose(Flow):
             x = flow.latent(x, generator=generator)
         return x
 
-    @property
-    def inverse_is_formula(self) -> bool:
-        return all(flow.inverse_is_formula for flow in self.flows)
-
     def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
         """Inverts flow by flow, each to a tenth of ``tol``, and certifies the whole by one pass of h."""
         x, iterations = z, torch.zeros(len(z), dtype=torch.long, device=z.device)
@@ -297,9 +271,7 @@ class Compose(Flow):
 
 
 class Squeeze(ExactFlow):
-    """Space to depth: (C, H, W) → (4C, H/2, W/2), a permutation with log|det| = 0 (the shape changes).
-
-    :class:`Unsqueeze` undoes it.
+    """Space to depth: (C, H, W) → (4C, H/2, W/2), a permutation, which :class:`Unsqueeze` undoes.
 
     Example: each square of four pixels becomes the channels of one.
 
@@ -392,8 +364,7 @@ def check_flow(flow: Flow, x: Batch, *, seed: int = 0) -> None:
     """Compare log|det ∂h/∂x| with the Jacobian by autograd, and h⁻¹(h(x)) with x, in double precision.
 
     The flow is looked at in evaluation mode, as it is and with its parameters moved at random; it is left as it was.
-    A log-determinant that differs from call to call is an estimate and is not compared, and neither is one of more
-    than 1024 dimensions.
+    A log-determinant that differs from call to call, or of more than 1024 dimensions, is not compared.
 
     Args:
         flow: any :class:`~indm.flows.Flow`.
@@ -426,10 +397,8 @@ def _check(flow: Flow, x: Tensor) -> None:
         error = (log_det - logs.sum(1)).abs()
         worst = int(error.argmax())
         if not bool((error <= PRECISION * (1 + logs.abs().sum(1))).all()):
-            raise ValueError(
-                f"flow {name} gives log|det ∂z/∂x| = {log_det[worst] + 0.0:.6g} nats where its Jacobian has "
-                f"{logs[worst].sum():.6g}; log_det is the sum of the logs of what it scales by, one number a sample"
-            )
+            given, wanted = log_det[worst] + 0.0, logs[worst].sum()
+            raise ValueError(f"flow {name} gives log|det ∂z/∂x| = {given:.6g} nats where its Jacobian has {wanted:.6g}")
     again, _, _, converged = flow.solve_inverse(z, tol=TOLERANCE)
     missed = (flow.latent(again) - z).flatten(1).abs().amax(1) / magnitude(z)
     if not bool((missed[converged] <= TOLERANCE).all()) or not bool(converged.all()):
@@ -437,13 +406,7 @@ def _check(flow: Flow, x: Tensor) -> None:
 
 
 def singular_values(flow: Flow, x: Batch) -> Float[Tensor, "batch d"]:
-    """Singular values of ∂h/∂x at each sample, falling. 1 everywhere is an isometry; the product is |det ∂h/∂x|.
-
-    Raises:
-        ValueError: above 1024 dimensions.
-    """
-    if x[0].numel() > LARGEST:
-        raise ValueError(f"x must have at most {LARGEST} dimensions for a dense Jacobian, got {x[0].numel()}")
+    """Singular values of ∂h/∂x at each sample, falling; for small d."""
     return torch.linalg.svdvals(torch.stack([_jacobian(flow, sample) for sample in x]))
 
 

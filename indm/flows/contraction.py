@@ -50,12 +50,12 @@ class PowerSeries:
 
     Args:
         exact_terms: number of terms that are always summed.
-        further_terms: mean of the Poisson number of further terms, each divided by its probability of being
-            reached: unbiased. With 0 the series is cut after ``exact_terms``: deterministic given the probes, with
-            an error of at most d·Lⁿ⁺¹/((n+1)(1−L)) for a Lipschitz constant L.
+        further_terms: mean of the Poisson number of further terms, each divided by its probability of being reached.
+            With 0 the series is cut after ``exact_terms``, with an error of at most d·Lⁿ⁺¹/((n+1)(1−L)) for a
+            Lipschitz constant L.
         probes: Rademacher vectors for each sample.
-        share: only one sample in ``share``, drawn at random, gets an estimate, multiplied by ``share``; the others get
-            0. Unbiased for every sample.
+        share: one sample in ``share``, drawn at random, gets an estimate, multiplied by ``share``; the others get 0.
+
 
     The powers (Jᵀ)ᵏv serve both the value and the gradient, and only one product with J carries a graph.
 
@@ -138,8 +138,7 @@ def fixed_point(
     Returns:
         x, its residual and the number of evaluations, the last two (B,).
 
-    Where a combination raises the residual's norm, that sample forgets its history and takes the Banach step from the
-    point before, whatever the norm there: two evaluations make at least the progress of one Banach step.
+    Where a combination raises the residual's norm, that sample forgets its history and takes the Banach step.
 
     Source: Walker & Ni 2011, "Anderson Acceleration for Fixed-Point Iterations", https://doi.org/10.1137/10078356X.
     """

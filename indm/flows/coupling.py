@@ -33,11 +33,8 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Affine:
-    """y ↦ y exp(s) + b, with s = m tanh(a/m): raw parameters (a, b) of each entry, at 0 the identity.
-
-    Args:
-        max_log_scale: m, the bound of |s|; inf leaves s free.
-    """
+    """y ↦ y exp(s) + b, s = m tanh(a/m) for ``max_log_scale`` m: raw parameters (a, b) of each entry, at 0 the
+    identity."""
 
     max_log_scale: float = 1.0
     size = 2
@@ -68,11 +65,9 @@ class RationalQuadratic:
     least = 1e-3  # smallest share of a bin in the side, and smallest slope of a knot
 
     def __post_init__(self):
-        if not 2 <= self.bins < 1 / self.least or not self.bound > 0:
-            raise ValueError(
-                f"bins must be at least 2 and fewer than {1 / self.least:,.0f}, as each has {self.least:g} of the side "
-                f"or more, and bound positive, got {self.bins} and {self.bound}; 8 and 1.5 are usual"
-            )
+        most = 1 / self.least  # each bin has this share of the side or more
+        require(2 <= self.bins < most, "bins", self.bins, f"at least 2 and fewer than {most:,.0f}", "8 is usual")
+        require(self.bound > 0, "bound", self.bound, "positive", "1.5 is usual")
 
     @property
     def size(self) -> int:
@@ -144,9 +139,8 @@ def transform_of(transform: str, bins: int, bound: float, max_log_scale: float) 
 class Conditioner(nn.Module):
     """The network that computes one half's transform from the other half: (B, a, …) → (B, size, b, …), 0 at first.
 
-    3×3 → 1×1 → 3×3 convolutions for images, dense layers for vectors, with ``activation`` between them. Kernels are
-    channels-last, which with few channels is several times faster, on CPUs too. A condition c of ``features`` numbers
-    enters by a dense layer, which is added to the first.
+    3×3 → 1×1 → 3×3 convolutions for images, in channels-last kernels for speed, and dense layers for vectors. A
+    condition c of ``features`` numbers enters by a dense layer, which is added to the first.
     """
 
     def __init__(
@@ -296,25 +290,17 @@ class SecondHalf(Flow):
 
     def __init__(self, flow: Flow):
         super().__init__()
-        self.flow = flow
+        self.flow, self.inverse_is_formula = flow, flow.inverse_is_formula
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
-        left, right = self._halves(x)
+        left, right = x.tensor_split([x.shape[1] // 2], dim=1)
         z, log_det = self.flow(right, generator=generator)
         return torch.cat([left, z], dim=1), log_det
 
-    @property
-    def inverse_is_formula(self) -> bool:
-        return self.flow.inverse_is_formula
-
     def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
-        left, right = self._halves(z)
+        left, right = z.tensor_split([z.shape[1] // 2], dim=1)
         x, residual, iterations, converged = self.flow.solve_inverse(right, tol=tol)
         return torch.cat([left, x], dim=1), residual, iterations, converged & left.flatten(1).isfinite().all(1)
-
-    def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        left, right = x.tensor_split([x.shape[1] // 2], dim=1)
-        return left, right
 
 
 class CouplingFlow(Compose):
@@ -369,10 +355,8 @@ class CouplingFlow(Compose):
         if not image and (len(shape) != 1 or shape[0] < 2):
             raise ValueError(f"shape must be (C, H, W) for images or (D,) with D at least 2, got {shape}")
         if image and (shape[1] % 2**scales or shape[2] % 2**scales):
-            raise ValueError(
-                f"scales={scales} squeezes {scales} times, so height and width must be divisible by {2**scales}, got "
-                f"shape {shape}; use fewer scales, or pad"
-            )
+            divisible = f"height and width must be divisible by {2**scales}"
+            raise ValueError(f"scales={scales} squeezes {scales} times, so {divisible}, got shape {shape}")
 
         def steps(event: tuple[int, ...]) -> list[Flow]:
             flows: list[Flow] = []
@@ -432,9 +416,9 @@ class SharedSpline(RationalQuadratic):
 class ElementwiseFlow(ExactFlow):
     """The same monotone rational-quadratic spline for all entries, or one for each channel or entry.
 
-    It starts at the identity. It changes the histogram of grey levels and knows nothing of an image: 23 parameters.
-    Under uniform dequantization every common grey level is a box in the density, whose sharp edges such a spline learns
-    in a few dozen steps. So a comparison with a flow that does more is fair only beside this one.
+    It starts at the identity, and changes the histogram of grey levels alone. Under uniform dequantization every common
+    grey level is a box in the density, whose sharp edges such a spline learns in a few dozen steps, so other flows
+    should be compared with this one.
 
     Args:
         shape: event shape, (C, H, W) or (D,).

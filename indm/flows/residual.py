@@ -12,17 +12,7 @@ from torch.nn import functional as F
 
 from indm.checks import require
 from indm.conditions import Conditioned, features_of
-from indm.flows.base import (
-    TOLERANCE,
-    ActNorm,
-    Certificate,
-    Compose,
-    Constrained,
-    Flow,
-    Squeeze,
-    Unsqueeze,
-    magnitude,
-)
+from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, Constrained, Flow, Squeeze, Unsqueeze, magnitude
 from indm.flows.contraction import ExactLogDet, PowerSeries, fixed_point
 from indm.tensors import Batch, PerSample, full_precision, image_or_vector, zeroed
 
@@ -89,8 +79,7 @@ Weights = list[tuple[Tensor, Tensor]]  # weight and bias of each map; a bias may
 class ContractiveLinear(Constrained):
     """A convolution (zero-padded, stride 1) or a dense map whose induced norm is at most ``coeff``.
 
-    The free parameter is divided by max(1, norm/coeff) each time it is used, so the constraint holds for every value
-    that an optimizer or an average gives it; there is no state to keep in sync.
+    The free parameter is divided by max(1, norm/coeff) each time it is used, so the constraint holds for every value.
 
     Args:
         in_shape: event shape of the input, (C, H, W) or (D,).
@@ -143,8 +132,7 @@ class ContractiveLinear(Constrained):
         norm = float(self.induced_norm(self.constrained_weight())) if finite else math.nan
         if not norm <= self.coeff * (1 + 1e-4):
             raise RuntimeError(
-                f"weight has norm {norm:g} where its bound is {self.coeff:g}, so that the flow need not be invertible; "
-                "go back to an older checkpoint"
+                f"weight has norm {norm:g} where its bound is {self.coeff:g}: the flow need not be invertible"
             )
 
 
@@ -156,9 +144,7 @@ def row_sums(weight: Tensor) -> Tensor:
 def convolution_norm(weight: Tensor, frequencies: int = 32) -> Tensor:
     """Spectral norm of a convolution (outputs, inputs, k, k) on the infinite grid, with its gradient: max ‖Ŵ(ω)‖₂.
 
-    Zero-padded images see a restriction of that operator. Between the frequencies sampled, the norm of a 3×3 kernel can
-    exceed the result by less than 2 % (a bound of trigonometric polynomials: 1/cos(2π/``frequencies``)); images of up
-    to 31 pixels a side never see that excess.
+    Between the frequencies sampled, a 3×3 kernel exceeds the result by less than 2 % (1/cos(2π/``frequencies``)).
 
     Source: Sedghi et al. 2019, "The Singular Values of Convolutional Layers", https://arxiv.org/abs/1805.10408.
     """
@@ -193,10 +179,10 @@ class ResidualBlock(Conditioned, Flow):
         activation: φ, a name in :data:`~indm.flows.residual.ACTIVATIONS`.
         features: numbers that the block sees of a condition.
 
-    ``training_log_det`` and ``evaluation_log_det`` are the estimators used in the two modes; both are exact where
-    that is cheap (up to 3 dimensions in training, 64 in evaluation). Otherwise training estimates the log-determinant
-    of a random sixteenth of the batch only: that noise is small beside the noise of the score's part of the flow's
-    gradient. The block starts at the identity (W₃ = 0).
+    Log-determinants are exact where that is cheap, up to 3 dimensions in training and 64 in evaluation. Otherwise
+    training estimates the log-determinant of a random sixteenth of the batch only: that noise is small beside the noise
+    of the score's part of the gradient. The block starts at the identity (W₃ = 0).
+
 
     Example: whatever the weights, g has at most the Lipschitz constant coeff³.
 
@@ -236,10 +222,8 @@ class ResidualBlock(Conditioned, Flow):
         self.evaluation_log_det: LogDet = ExactLogDet() if d <= 64 else PowerSeries(20, 2.0)
 
     def _weights(self) -> Weights:
-        """Weight and bias of the three maps, with the factors ω of φ taken into them; ``value`` is left between them.
-
-        Kernels are channels-last: with few channels that is several times faster, on CPUs too.
-        """
+        """Weight and bias of the three maps, with the factors ω of φ taken into them; channels-last kernels for
+        speed."""
         with full_precision(self.maps[0].weight.device):
             first, second, third = (linear.constrained_weight() for linear in self.maps)
             if self.preactivate:
@@ -323,10 +307,7 @@ def residual_chain(
     squeeze: bool = False,
     actnorm: bool = False,
 ) -> list[Flow]:
-    """Groups of residual blocks with squeezes between them, as :class:`ResidualFlow` explains.
-
-    ``block`` takes the event's shape and whether to pre-activate, as all blocks but the first do.
-    """
+    """Groups of residual blocks with squeezes between them; ``block`` takes the shape and whether to pre-activate."""
     image_or_vector(shape)
     if not blocks or min(blocks) < 1:
         raise ValueError(f"blocks must name at least one block for each group, got {blocks}; (4, 4) is usual")
@@ -337,7 +318,7 @@ def residual_chain(
     if image and (shape[1] % 2**squeezes or shape[2] % 2**squeezes):
         raise ValueError(
             f"blocks={blocks} and squeeze={squeeze} squeeze {squeezes} times, so height and width must be divisible by "
-            f"{2**squeezes}, got shape {shape}; use fewer groups, for example blocks=({sum(blocks)},)"
+            f"{2**squeezes}, got shape {shape}; use fewer groups, such as blocks=({sum(blocks)},)"
         )
     flows: list[Flow] = []
     for group, count in enumerate(blocks):
@@ -354,17 +335,14 @@ def residual_chain(
 
 def checked_norm(norm: Norm) -> Norm:
     """2.0, inf or "rows"; ValueError of anything else."""
-    if str(norm) not in ("2", "2.0", "inf", "rows"):
-        raise ValueError(
-            f'norm must be 2 (spectral), inf (largest absolute row sum) or "rows" (each row by its own), got {norm!r}'
-        )
+    is_known = str(norm) in ("2", "2.0", "inf", "rows")
+    require(is_known, "norm", norm, '2 (spectral), inf (largest absolute row sum) or "rows" (each row by its own)')
     return norm if norm == "rows" else float(norm)
 
 
 def check_block(width: int, coeff: float, activation: str) -> None:
     """ValueError where one of these arguments is out of range."""
-    if not 0 < coeff <= 0.98:
-        raise ValueError(f"coeff must lie in (0, 0.98] for a block that is certainly invertible, got {coeff}")
+    require(0 < coeff <= 0.98, "coeff", coeff, "in (0, 0.98] for a block that is certainly invertible")
     require(width >= 1, "width", width, "at least 1 hidden channel", "64 is usual")
     require(activation in ACTIVATIONS, "activation", activation, f"one of {', '.join(ACTIVATIONS)}", "'sin' is usual")
 
@@ -374,11 +352,9 @@ class ResidualFlow(Compose):
 
     Args:
         shape: event shape, (C, H, W) or (D,).
-        blocks: number of blocks in each group; images are squeezed between groups, so H and W must be divisible
-            by 2^(groups−1). Vectors have the groups one after the other.
+        blocks: number of blocks in each group; images are squeezed between groups, so 2^(groups−1) divides H and W.
         width: hidden channels of every block.
-        norm: induced norm that is constrained: inf (cheap, and it gave the best NELBO in our measurements), "rows" (the
-            same, row by row: the paper's) or 2 (spectral, less conservative).
+        norm: induced norm that is constrained: inf (cheap), "rows" (the same, row by row: the paper's) or 2 (spectral).
         coeff: bound on the norm of each linear map.
         activation: of every block, a name in :data:`~indm.flows.residual.ACTIVATIONS`.
         squeeze: squeeze images once before the first group too.

@@ -28,7 +28,6 @@ from indm.tensors import Batch, PerSample, double, expand_like
 
 SDE_EPS = 1e-5  # the time of the SDE at which the path begins
 LARGE = 20.0  # |x| of data in model units that no usual scaling gives
-SCANNED = 64  # noise levels at which a network is tried that was not finite at one
 WHOLE = "the network takes no fractions of a step, so it is asked at the two steps around each: steps='whole'"
 ASKED = ("between", "whole")  # steps k at which a network of a table of steps can be asked: fractions, or whole ones
 VARIANCES = ("large", "small", "learned")  # variances of a K-step model's steps: β_k, the posterior's, or between
@@ -83,9 +82,8 @@ class Denoiser(nn.Module):
             return options.pop("name"), options
         except (ValueError, AttributeError) as error:
             raise ValueError(
-                "this model cannot be saved, because its network was given as an object that cannot be made anew: give "
-                "from_denoiser factory='package.module:function', which makes network(x, τ), with its arguments as "
-                f"options={{…}}, and predicts={self.predicts!r}, in place of it"
+                "this model cannot be saved, because its network was given as an object: give "
+                "from_denoiser factory='package.module:function' with its options={…} in place of it"
             ) from error
 
     @property
@@ -137,10 +135,8 @@ class Denoiser(nn.Module):
         """x_τ, τ, and what the network says there, as it is: twice the channels where it has learned variances."""
         x, tau, f = self._called(y, level, c)
         if not isinstance(f, Tensor):
-            raise ValueError(
-                f"network must return a tensor, got {type(f).__name__}; a function can take it out: "
-                "lambda x, tau: network(x, tau).sample"
-            )
+            hint = "a function can take it out: lambda x, tau: network(x, tau).sample"
+            raise ValueError(f"network must return a tensor, got {type(f).__name__}; {hint}")
         if f.shape not in (x.shape, (len(x), 2 * x.shape[1], *x.shape[2:])):
             raise ValueError(f"network must return {tuple(x.shape)}, or twice the channels, got {tuple(f.shape)}")
         if not f.is_floating_point():
@@ -148,8 +144,7 @@ class Denoiser(nn.Module):
         if not bool((finite := f.isfinite().flatten(1).all(1)).all()):
             ordinary = y.flatten(1).abs().amax(1) < LARGE  # at others it may overflow
             for row in (~finite & ordinary).nonzero()[:1]:
-                found = self._not_finite(y[row], None if c is None else c[row]) or f"{level[row].exp().item():.3g}"
-                raise ValueError(f"network must be finite, got NaN or infinity at σ/α {found}")
+                raise ValueError(f"network must be finite, got NaN or infinity at σ/α {level[row].exp().item():.3g}")
         return x, tau, f.to(y.dtype)
 
     def _called(self, y: Batch, level: PerSample, c: Tensor | None) -> tuple[Tensor, Tensor, Any]:
@@ -173,14 +168,6 @@ class Denoiser(nn.Module):
     def _asked(self, x: Batch, tau: Tensor, c: Tensor | None) -> Any:
         return self.network(x.clone(), tau, *(() if c is None else (c.clone(),)))  # it may change its arguments
 
-    @torch.no_grad()
-    def _not_finite(self, y: Batch, c: Tensor | None) -> str:
-        """The σ/α at which the network is not finite for one sample, of some along the path, in words."""
-        first, last = self.noises.level(torch.tensor(self.noises.range, dtype=torch.float64)).tolist()
-        levels = torch.linspace(first, last, SCANNED, dtype=torch.float64, device=y.device)
-        ratios = [level.exp().item() for level in levels if not self._called(y, level[None], c)[2].isfinite().all()]
-        return f"from {min(ratios):.3g} to {max(ratios):.3g} ({len(ratios)} of {SCANNED} tried)" if ratios else ""
-
 
 def from_denoiser(
     network: Callable[..., Tensor] | None = None,
@@ -199,15 +186,13 @@ def from_denoiser(
 ) -> INDM:
     """A diffusion or flow-matching model trained elsewhere as an INDM, whose flow is the identity.
 
-    Everything that takes an INDM then takes it: :func:`indm.evaluate`, ``model.log_prob``, :func:`indm.sample`,
-    :func:`indm.inpaint` and the rest. The likelihood is N(0, prior_std² I), the path's own start, pulled back
-    by the probability flow. Grey levels, where ``scaling`` has them, get no noise (see :class:`indm.GreyLevels`).
+    The likelihood is N(0, prior_std² I), the path's own start, pulled back by the probability flow. Grey levels, where
+    ``scaling`` has them, get no noise (see :class:`indm.GreyLevels`).
 
     Args:
         network: network(x, τ) or, with a condition, network(x, τ, c): x (B, *shape), τ (B,) in the path's own units.
-            Twice the channels mean a learned variance. A module is used in evaluation mode, and the model is put where
-            it is and has its precision. A function hides what it calls: do both for that yourself, and leave gradients
-            on.
+            Twice the channels mean a learned variance. A module is used in evaluation mode, on its device and in its
+            precision. For what a function calls do that yourself, and leave gradients on.
         predicts: "noise", "data", "v" = α n − σ x_0, "score", or "velocity" = dx_τ/dτ.
         path: "edm" (σ from 0.002 to 80), "linear" (flow matching with noise at τ = 1), "linear-reversed" (data at 1),
             "trigonometric", "trigonometric-reversed", ``{"sigmas": (low, high)}``, ``{"betas": …}`` or
@@ -220,15 +205,13 @@ def from_denoiser(
             class, 1 for this one, all 0 where it is hidden.
         dequantization: the noise of grey levels that the network was trained with; by default none.
         eps: τ at which likelihoods begin; by default where the path has least noise. Each gives a bound of log P of
-            grey levels, the best where the network has learned best. (``eps`` of :func:`indm.evaluate` is a time of
-            the model's SDE, from 1e-5 to 1, evenly in log(σ/α).)
+            grey levels, the best where the network has learned best.
         variance: "large", "small" or "learned", of the steps of a K-step model, see :func:`indm.discrete_nelbo`.
         steps: "whole" for a network of a table of steps that takes whole k alone, such as one with ``nn.Embedding``:
-            it is asked at the two k around a fraction, in int64, and its output is linear between them. This doubles
-            the evaluations, which ``nfe`` does not count. "between" asks at fractions. By default a first call that
-            fails tells that "whole" is needed, with a warning.
+            it is asked at the two k around a fraction, in int64, and its output is linear between them. "between" asks
+            at fractions. By default a first call that fails tells that "whole" is needed, with a warning.
         factory: in place of ``network`` ``"package.module:function"``, so that the model can be saved, and read again
-            inside :func:`indm.trust`. A module that keeps its arguments as attributes can be saved as it is.
+            inside :func:`indm.trust`. A module that keeps its arguments as attributes can be saved, too.
         options: arguments of the factory.
 
     Raises:
@@ -263,11 +246,8 @@ def from_denoiser(
 
 
 def sde_of(path: Path, eps: float | None = None) -> LogLinearSDE:
-    """The SDE that has the path's clock from ``eps`` on, and the prior of the path's start.
-
-    Raises:
-        ValueError: ``eps`` is outside of the path.
-    """
+    """The SDE with the path's clock from ``eps`` on, and the prior of its start; ValueError for ``eps`` outside of
+    it."""
     first, last = path.range
     eps = first if eps is None else eps
     require(first <= eps < last or last < eps <= first, "eps", eps, f"a τ from {first:g} to {last:g}, the path's own")

@@ -33,9 +33,8 @@ def discrete_nelbo(
     .. math:: -\log P \le E_q\Big[KL(q(x_{K-1}|x_0) \| \pi) + \sum_{k \ge 1} KL(q(x_{k-1}|x_k, x_0) \| p_\theta)
               - \log P(x|x_{k=0})\Big]
 
-    The network is asked at whole k alone. It is the bound of samples drawn in all K steps, and no ODE is solved. Which
-    variance the steps have matters much: with β_k the excess over −log p of an exact network is small, and with the
-    posterior's it can be half a nat a dimension.
+    The network is asked at whole k alone. It is the bound of samples drawn in all K steps. With the variance β_k the
+    excess over −log p of an exact network is small, and with the posterior's it can be half a nat a dimension.
 
     Args:
         model: what :func:`indm.from_denoiser` made with a table of steps.
@@ -100,10 +99,7 @@ def discrete_nelbo(
 
 
 def _shares(levels: Tensor, x: Batch, reference: GaussianReference | None) -> Tensor:
-    """Probability of drawing each step k ≥ 1, (K − 1,): proportional to its part of the bound under ``reference``.
-
-    A tenth is shared by length on the log-SNR clock, for networks that are worse than that somewhere.
-    """
+    """Probability of each step k ≥ 1, (K − 1,): by its part of the bound under ``reference``, a tenth by its length."""
     law = GaussianReference.standard(x[:1]) if reference is None else reference
     variance, r = double(law.variance), (2 * levels[1:, None]).exp()
     clock = 2 * levels.diff()

@@ -113,10 +113,7 @@ def from_diffusers(
         True
     """
     if "encoder_hidden_states" in inspect.signature(getattr(unet, "forward", unet)).parameters:
-        raise ValueError(
-            f"unet must be a network of pixels without a text, got {type(unet).__name__}; "
-            "give its text in a function of (x, τ) for from_denoiser"
-        )
+        raise ValueError(f"unet must be a network of pixels without a text, got {type(unet).__name__}")
     config = scheduler.config
     predicts = config.get("prediction_type")
     _check_classes(getattr(getattr(unet, "config", None), "num_class_embeds", None), condition)
@@ -136,7 +133,9 @@ def from_diffusers(
             "scheduler must have alphas_cumprod and predict epsilon, sample or v_prediction, or be one of EDM or flow "
             f"matching, got {type(scheduler).__name__} of prediction_type {predicts!r}"
         )
-    shape = _shape_of(unet.config) if shape is None else shape
+    if shape is None:
+        side = unet.config.sample_size
+        shape = (unet.config.in_channels, *((side, side) if isinstance(side, int) else side))
     return _indm(OfDiffusers(unet, **call), shape, scaling, condition=condition, eps=eps, **known)
 
 
@@ -169,13 +168,12 @@ def from_denoising_diffusion(diffusion: Any, *, scaling: Scaling | None = None, 
     from denoising_diffusion_pytorch import ElucidatedDiffusion, GaussianDiffusion, LearnedGaussianDiffusion
 
     if isinstance(diffusion, ElucidatedDiffusion):
-        sides, network, call = (diffusion.image_size, diffusion.image_size), diffusion, _of_elucidated
+        sides, network = (diffusion.image_size, diffusion.image_size), diffusion
+        call: Any = lambda diffusion, x, sigma: diffusion.preconditioned_network_forward(x, sigma)  # noqa: E731
         known: dict[str, Any] = {"predicts": "data", "path": {"sigmas": (diffusion.sigma_min, diffusion.sigma_max)}}
     elif isinstance(diffusion, GaussianDiffusion):
         if diffusion.offset_noise_strength:
-            raise ValueError(
-                f"offset_noise_strength must be 0, got {diffusion.offset_noise_strength}: the noise is not white"
-            )
+            raise ValueError(f"offset_noise_strength must be 0, got {diffusion.offset_noise_strength}: it is not white")
         sides, network, call = diffusion.image_size, diffusion.model, nn.Module.__call__
         learned = isinstance(diffusion, LearnedGaussianDiffusion)  # it predicts noise, whatever it was asked for
         known = {"predicts": OF_DENOISING_DIFFUSION["pred_noise" if learned else diffusion.objective]}
@@ -183,15 +181,9 @@ def from_denoising_diffusion(diffusion: Any, *, scaling: Scaling | None = None, 
         if scaling is None and diffusion.normalize(torch.zeros(())) != -1:
             raise ValueError("scaling must be given where auto_normalize is False, such as Scaling.between(-1, 1)")
     else:
-        raise ValueError(
-            "diffusion must be a GaussianDiffusion, a LearnedGaussianDiffusion or an ElucidatedDiffusion, got "
-            f"{type(diffusion).__name__}; use from_denoiser for others"
-        )
+        kinds = "a GaussianDiffusion, a LearnedGaussianDiffusion or an ElucidatedDiffusion"
+        raise ValueError(f"diffusion must be {kinds}, got {type(diffusion).__name__}; use from_denoiser for others")
     return _indm(Called(network, call), (diffusion.channels, *sides), scaling, eps=eps, **known)
-
-
-def _of_elucidated(diffusion: Any, x: Tensor, sigma: Tensor) -> Tensor:
-    return diffusion.preconditioned_network_forward(x, sigma)
 
 
 def from_torchcfm(network: Any, *, shape: tuple[int, ...], sigma: float = 0.0, **options: Any) -> INDM:
@@ -303,11 +295,6 @@ def _indm(network: nn.Module, shape: tuple[int, ...], scaling: Scaling | None = 
     if scaling is None and len(shape) == 3:
         scaling = Scaling.between(-1, 1)
     return from_denoiser(network, shape=shape, scaling=scaling, **options)
-
-
-def _shape_of(config: Any) -> tuple[int, ...]:
-    side = config.sample_size
-    return (config.in_channels, *((side, side) if isinstance(side, int) else side))
 
 
 def _check_classes(count: int | None, condition: Condition | None) -> None:

@@ -108,8 +108,6 @@ class Sigmas(Path):
 class Steps(Path):
     """K steps with α² = ᾱ_k and σ² = 1 − ᾱ_k; τ = k = 0 … K − 1, and between them log(σ/α) by monotone cubics.
 
-    Its slope is continuous, as a kink at every k would cost an ODE solver its order.
-
     Steps at the end with ᾱ = 0 (zero terminal SNR) or nearly so are cut off, as log(σ/α) is infinite there.
     """
 
@@ -125,12 +123,8 @@ class Steps(Path):
                 f"got {len(table)} from {table[:1].tolist()} to {table[-1:].tolist()}"
             )
         if kept < len(table):
-            warnings.warn(
-                f"the last {len(table) - kept} of {len(table)} steps has no signal (zero terminal SNR), so log(σ/α) is "
-                f"infinite: the path ends at step {kept - 1}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            words = f"the last {len(table) - kept} of {len(table)} steps has no signal (zero terminal SNR)"
+            warnings.warn(f"{words}: the path ends at step {kept - 1}", RuntimeWarning, stacklevel=2)
         self.levels = levels[:kept]
         self.range = (0.0, float(kept - 1))
         slopes = PchipInterpolator(range(kept), self.levels.numpy()).derivative()(range(kept))
@@ -249,10 +243,9 @@ class Given(Path):
         self.range = (first, last)
         levels = self.level(torch.linspace(first, last, POINTS, dtype=torch.float64))
         if not bool(levels.isfinite().all()) or not bool((levels.diff() > 0).all()):
-            raise ValueError(
-                f"path must have a finite log(σ/α) that rises from range[0] = {first:g} to range[1] = {last:g}, got "
-                f"{levels[0]:.3g} and {levels[-1]:.3g} there; keep away from the ends at which σ or α is 0"
-            )
+            where = f"range[0] = {first:g} to range[1] = {last:g}"
+            got = f"{levels[0]:.3g} and {levels[-1]:.3g} there"
+            raise ValueError(f"path must have a finite log(σ/α) that rises from {where}, got {got}")
         self.prior_std = float(getattr(path, "prior_std", self.sigma(torch.tensor(last, dtype=torch.float64))))
 
     def alpha(self, tau: Times) -> Tensor:

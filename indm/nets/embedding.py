@@ -16,11 +16,8 @@ LONGEST_PERIOD = 32.0
 class LevelEmbedding(nn.Module):
     r"""Sinusoidal features of the log noise level :math:`\log(\sigma/\alpha)`, then a two-layer MLP.
 
-    The periods go down geometrically from 32, more than twice the range [−8, 6] of the level, so that no two levels
-    look alike, to ``shortest``: at 1, a difference of 0.05 turns the phase by a twentieth of a circle. Shorter periods
-    make the network less smooth in the level, so that its ODE needs more steps.
-
-    ``frequencies`` is the number of periods, at least 2; each gives a sine and a cosine.
+    The periods of the ``frequencies`` go down geometrically from 32, more than twice the range [−8, 6] of the level, to
+    ``shortest``. Shorter periods make the network less smooth in the level, so that its ODE needs more steps.
 
     Source: the sinusoidal embedding of Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, of another variable.
     """
@@ -48,10 +45,7 @@ def with_waves(z: Tensor, frequencies: Sequence[float]) -> Tensor:
 
 
 class ConditionEmbedding(nn.Module):
-    """A vector made of c (B, *seen_shape), which is added to the embedding of the level: 0 at first.
-
-    ``blocks`` is the number of residual blocks before the last layer, for a c that says much in many numbers.
-    """
+    """A vector made of c (B, *seen_shape) by ``blocks`` residual blocks, added to the level's embedding: 0 at first."""
 
     def __init__(self, seen_shape: tuple[int, ...], width: int, blocks: int = 0, dropout: float = 0.0):
         super().__init__()
@@ -109,8 +103,6 @@ def seen(network: nn.Module, c: Tensor | None, z: Tensor) -> Tensor | None:
         return None
     c = z.new_zeros(len(z), *shape) if c is None else c.to(z.dtype)
     if not shape or tuple(c.shape) != (len(z), *shape):
-        raise ValueError(
-            f"c must have shape {(len(z), *shape)}, as {type(network).__name__} has condition {shape}, got "
-            f"{tuple(c.shape)}"
-        )
+        name, wanted = type(network).__name__, (len(z), *shape)
+        raise ValueError(f"c must have shape {wanted}, as {name} has condition {shape}, got {tuple(c.shape)}")
     return c

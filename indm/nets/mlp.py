@@ -12,10 +12,7 @@ from indm.tensors import Batch, PerSample, zeroed
 
 
 class MLPBlock(nn.Module):
-    """h ↦ h + W₂ silu((1 + a) · W₁ norm(h) + b), with a and b linear in the level's embedding (FiLM).
-
-    The modulation follows W₁, so the level gates the block's hidden units, of which training drops a share.
-    """
+    """h ↦ h + W₂ silu((1 + a) · W₁ norm(h) + b), with a and b linear in the level's embedding (FiLM)."""
 
     def __init__(self, width: int, dropout: float = 0.0):
         super().__init__()
@@ -37,11 +34,10 @@ class MLP(nn.Module):
         shape: the event shape, any number of axes.
         width: hidden width, also of the noise level's embedding.
         depth: number of residual blocks.
-        fourier: the first layer also sees sin(ωz) and cos(ωz) of every entry for ω = 2ᵏπ/2, k < ``fourier``.
-            A plain MLP is slow to learn sharp edges: with data of unit scale and 4 frequencies (periods 4 … 1/2), the
-            NELBO of a checkerboard after the same short training is a third of a nat lower than without.
+        fourier: the first layer also sees sin(ωz) and cos(ωz) of every entry for ω = 2ᵏπ/2, k < ``fourier``, as a
+            plain MLP is slow to learn sharp edges.
         condition: shape of what it sees of a condition, :attr:`indm.conditions.Condition.seen_shape`; () for none. It
-            is in the embedding and, beside z, in the first layer: what depends on differences of z and c needs that.
+            is in the embedding and, beside z, in the first layer.
         condition_blocks: of the embedding of a condition, see :class:`indm.nets.embedding.ConditionEmbedding`; None for
             a condition in the first layer alone.
         dropout: share of the hidden units of blocks that are dropped in training.
@@ -104,8 +100,7 @@ class MLP(nn.Module):
 class Zero(nn.Module):
     """(z, level) → 0: with :class:`~indm.score.ScoreModel` the exact score of latents distributed as N(0, I).
 
-    It makes an INDM a plain normalizing flow: as the latents stay N(0, I) at all times, the NELBO is the flow's own
-    −log N(h(x); 0, I) − log|det ∂h/∂x|, up to what truncation at ε and the prior at T leave.
+    It makes an INDM a plain normalizing flow, whose NELBO is −log N(h(x); 0, I) − log|det ∂h/∂x|, but for ε and T.
 
     Example: behind it the bound of a model is the likelihood of its flow, here of z = 2x.
 

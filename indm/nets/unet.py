@@ -18,11 +18,8 @@ def attend(
     key: Float[Tensor, "batch heads tokens features"],
     value: Float[Tensor, "batch heads tokens features"],
 ) -> Float[Tensor, "batch heads tokens features"]:
-    """softmax(query keyᵀ/√features) value.
-
-    PyTorch's fused kernel does it, but for few tokens in bfloat16 on a CPU, where its gradient takes 2 to 8 times as
-    long as the gradient of the formula written out (torch 2.13; 64 and 16 tokens, and about as long at 128).
-    """
+    """softmax(query keyᵀ/√features) value; written out for few tokens in bfloat16 on CPUs, where the fused one is
+    slow."""
     if query.dtype != torch.bfloat16 or query.device.type != "cpu" or query.shape[2] > FEW:
         return F.scaled_dot_product_attention(query, key, value)
     scores = query @ (key / math.sqrt(key.shape[3])).transpose(2, 3)
@@ -100,10 +97,8 @@ class Stage(nn.Module):
 class UNet(nn.Module):
     """U-Net (z, level) → an output of z's shape for images; its output convolution, and so its output, starts at zero.
 
-    Each level halves the side by average pooling; ``blocks`` residual blocks go down, their outputs meet as many
-    blocks on the way up. Images whose sides do not halve evenly are padded with zeros at the bottom and the right,
-    and the output is cropped. Activations have the memory format of the weights: ``channels_last`` is the faster one
-    on GPUs, the contiguous one on CPUs in bfloat16.
+    Each level halves the side by average pooling. Images whose sides do not halve evenly are padded with zeros at the
+    bottom and the right. Activations have the memory format of the weights: ``channels_last`` is faster on GPUs.
 
     Args:
         shape: (channels, height, width) of an image, any number of channels, height and width at least 8.
@@ -113,9 +108,8 @@ class UNet(nn.Module):
         attention: feature-map heights, after padding, whose blocks are followed by self-attention. The middle,
             at the lowest resolution, always has one.
         dropout: probability of dropping a feature inside the residual blocks, in training.
-        fourier: frequencies k of sin(πkz) and cos(πkz), which the input gets beside z. They show where in its bin a
-            value lies: for L grey levels in [−1, 1], choose L/2 and L, as Kingma et al. 2021, "Variational Diffusion
-            Models", https://arxiv.org/abs/2107.00630. Without them bfloat16 rounds z near ±1 to half of a level of 256.
+        fourier: frequencies k of sin(πkz) and cos(πkz), which the input gets beside z: for L grey levels in [−1, 1]
+            choose L/2 and L, as in "Variational Diffusion Models", https://arxiv.org/abs/2107.00630.
         condition: shape of what it sees of a condition, :attr:`indm.conditions.Condition.seen_shape`; () for none.
 
     Raises:
@@ -149,14 +143,10 @@ class UNet(nn.Module):
         self.shape, self.multipliers, self.attention = tuple(shape), tuple(multipliers), tuple(attention)
         self.channels, self.blocks, self.dropout, self.fourier = channels, blocks, dropout, tuple(fourier)
         if len(self.shape) != 3 or min(self.shape[1:]) < SMALLEST_SIDE:
-            raise ValueError(
-                f"shape must be (channels, height, width) with height and width at least {SMALLEST_SIDE}, got "
-                f"{self.shape}; pad or resize smaller images, and use the MLP for vectors"
-            )
+            sides = f"(channels, height, width) with height and width at least {SMALLEST_SIDE}"
+            raise ValueError(f"shape must be {sides}, got {self.shape}; the MLP takes vectors")
         if not self.multipliers or blocks < 1:
-            raise ValueError(
-                f"multipliers and blocks must not be empty, got {self.multipliers} and {blocks}; 1 will do"
-            )
+            raise ValueError(f"multipliers and blocks must not be empty, got {self.multipliers} and {blocks}")
         resolutions = len(self.multipliers)
         self.multiple = 2 ** (resolutions - 1)
         widths = [channels * m for m in self.multipliers]

@@ -30,10 +30,9 @@ SAMPLERS = BUILT_IN["sampler"]  # the names of the samplers of this package; mak
 class Sampler:
     """A rule that carries z_T ~ π to z_ε, by the generative SDE or by its probability flow.
 
-    To write a one-step sampler, derive from this class, set ``order``, and define :meth:`step`. Constructor arguments
-    are its options: make it a frozen dataclass, or keep each argument as an attribute of the same name. A sampler that
-    remembers earlier steps, or chooses its own, defines :meth:`solve` instead:
-    ``indm.sample(model, 8, sampler=Mine())``.
+    To write a one-step sampler, set ``order`` and define :meth:`step`. Constructor arguments are its options: make it a
+    frozen dataclass, or keep each as an attribute of the same name. A sampler that remembers earlier steps, or chooses
+    its own, defines :meth:`solve` instead: ``indm.sample(model, 8, sampler=Mine())``.
 
     Attributes:
         order: of convergence in the step size: of the solution for the probability flow, of moments for the SDE.
@@ -119,10 +118,8 @@ def _times(sde: LinearSDE, log_snr: Tensor) -> Tensor:
 
 
 def steps_in_time(sde: LinearSDE) -> Points:
-    """Points on the clock −log SNR, equally spaced in a mean of t and the clock, each as a share of its way.
-
-    The clock has a weight of 25 steps, at least 0.1: up to 25 steps are equal on the clock.
-    """
+    """Points on the clock −log SNR, equally spaced in a mean of t and the clock, which has a weight of 25 steps, at
+    least 0.1."""
 
     def points(start: float, end: float, steps: int) -> list[float]:
         clock = torch.linspace(start, end, 10_001, dtype=torch.float64)

@@ -54,10 +54,9 @@ class Heun(Sampler):
 class ExponentialAdams(Sampler):
     """The probability flow as d(z/σ)/dλ = e^λ E[z_0|z_t], λ = ½ log SNR: multistep, one evaluation a step.
 
-    The exponential is integrated exactly, the prediction E[z_0|z_t] as the polynomial through its last values: of a
-    predictor of order p the last p. With a ``corrector``, of order p + 1, each step is repeated once the prediction at
-    its end is known, with that value added; the prediction itself is not computed again. Where the network may have
-    ripples in t, steps are placed by :func:`steps_in_time`.
+    The exponential is integrated exactly, E[z_0|z_t] as the polynomial through its last values: of a predictor of order
+    p the last p. With a ``corrector``, of order p + 1, each step is repeated with the prediction at its end added.
+    Where the network may have ripples in t, steps are placed by :func:`steps_in_time`.
     """
 
     corrector: ClassVar[bool] = False
@@ -100,7 +99,7 @@ class DPMSolver2M(ExponentialAdams):
 
     Source: Lu et al. 2022, "DPM-Solver++", algorithm 2, https://arxiv.org/abs/2211.01095.
 
-    Example: N(0, I) under VP, where z_ε is z_T. Twice the steps leave a quarter of the error.
+    Example: N(0, I) under VP, where z_ε is z_T.
 
         >>> from indm import ScoreModel, VPSDE
         >>> from indm.nets import Zero
@@ -119,7 +118,7 @@ class UniPC(ExponentialAdams):
 
     Source: Zhao et al. 2023, "UniPC", https://arxiv.org/abs/2302.04867 (with exact integrals of the interpolant).
 
-    Example: N(0, I) under VP, where z_ε is z_T. It is nearer than ``DPMSolver2M`` in as many evaluations.
+    Example: as above, it is nearer than ``DPMSolver2M`` in as many evaluations.
 
         >>> from indm import ScoreModel, VPSDE
         >>> from indm.nets import Zero
@@ -171,8 +170,8 @@ def follow_flow(
 ) -> tuple[Tensor, int]:
     """z at time s from z at time t, in either direction, by the probability-flow ODE on the clock −log SNR.
 
-    Steps are equal on the clock. A network that may have ripples in t needs more of them where t changes quickly: there
-    they are placed by :func:`steps_in_time`, by Adams' method of order 2: higher ones amplify what they do not resolve.
+    Steps are equal on the clock, or as :func:`steps_in_time` says by Adams' method of order 2 where a network may have
+    ripples in t: higher orders amplify ripples that the steps do not resolve.
 
     Args:
         tol: largest root mean square error of a sample, in units of √(α² + σ²): :func:`indm.ode.converge`, in the
@@ -224,9 +223,8 @@ def balance(clock: PerSample, variances: tuple[float, ...]) -> tuple[PerSample, 
 
     The probability flow of N(0, λI) keeps z_t/√(λα_t² + σ_t²). In z_t/√(α_t² + σ_t²), which is kept for λ = 1, it
     stretches a direction of variance λ ≪ 1 by e^{clock/2} from r = λ to 1, and steps of a whole unit are not stable on
-    the way back. Latents have directions of many variances, for images of clothes from 1e-4 to 8. In the geometric
-    mean of the coordinates for n ``variances`` λ_i, rates are about half as large, and directions are still nearly at
-    rest at both ends. Away from data nothing is unstable in z_t/√(α_t² + σ_t²), but balance makes errors smaller.
+    the way back. In the geometric mean of the coordinates for n ``variances`` λ_i, rates are about half as large, and
+    directions are still nearly at rest at both ends.
     """
     r = clock.exp()[..., None]
     own = r.new_tensor(variances)

@@ -37,8 +37,7 @@ def sample(
 
     Args:
         shape_or_n: how many (the model then knows its event shape), or the whole shape with the batch axis.
-        c: the condition, of a model that has one: for all samples or one for each, see :meth:`indm.INDM.given`. Of a
-            model that knows p(x), too (``drop`` of its condition), None samples that.
+        c: the condition, of a model that has one, see :meth:`indm.INDM.given`; None samples p(x), if that is known.
         guidance: w of :class:`indm.score.GivenScore`: above 1 samples are more typical of c and less diverse, at two
             evaluations each. Only 1, which is the model, has a likelihood.
         sampler: a name in :data:`SAMPLERS`, or a :class:`Sampler`, such as ``PredictorCorrector(snr=0.1)``.
@@ -71,12 +70,8 @@ def sample(
     require(0 < temperature < math.inf, "temperature", temperature, "positive and finite", "1 samples the model")
     sampler = make_sampler(sampler)
     if steps <= FEW and not sampler.adaptive and not is_smooth(model.score):
-        warnings.warn(
-            f"the network may have ripples in t, and samples in {steps} steps may then be far from converged ones; "
-            f"leave steps out to take {RESOLVING}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        words = f"the network may have ripples in t, and {steps} steps may be too few; leave steps out for {RESOLVING}"
+        warnings.warn(words, RuntimeWarning, stacklevel=2)
     model, parts = model.truncated(eps), []
     with evaluation_mode(model):
         for part, z_T in prior_batches(model, shape_or_n, c, batch_size, generator, progress, guidance=guidance):

@@ -33,16 +33,11 @@ Times = Float[Tensor, "..."]
 
 
 class Kernel(NamedTuple):
-    r"""The law :math:`q(z_t \mid z_0) = N(\alpha_t z_0, \sigma_t^2 I)` at times (B,), (B,) each.
+    r"""The law :math:`q(z_t \mid z_0) = N(\alpha_t z_0, \sigma_t^2 I)` at times (B,): log α and σ, (B,) each.
 
-    Attributes:
-        log_alpha: log α, of the scale of the mean.
-        sigma: the standard deviation.
-
-    Example:
-        >>> kernel = VPSDE().kernel(torch.tensor([0.5]))
-        >>> torch.allclose(kernel.alpha**2 + kernel.sigma**2, torch.ones(1))
-        True
+    >>> kernel = VPSDE().kernel(torch.tensor([0.5]))
+    >>> torch.allclose(kernel.alpha**2 + kernel.sigma**2, torch.ones(1))
+    True
     """
 
     log_alpha: Tensor
@@ -67,10 +62,9 @@ class LinearSDE(nn.Module, ABC):
     The prior is N(prior_mean, prior_std² I). ``prior_mean`` is a buffer (zero unless set, for example to
     the mean of the latents), so it moves and is saved with the model.
 
-    To write an SDE, define its five abstract methods: :meth:`log_alpha`, :meth:`sigma`, :meth:`drift`,
-    :meth:`diffusion` and :meth:`time`. They take times of any shape and return numbers of the same shape and
-    dtype, so all entries of a latent share one SDE. Set ``prior_std`` where σ_T is not 1, and keep every constructor
-    argument as an attribute of the same name, so that a saved model can describe itself.
+    To write an SDE, define its five abstract methods, which take times of any shape and return numbers of the same
+    shape and dtype. Set ``prior_std`` where σ_T is not 1, and keep every constructor argument as an attribute of the
+    same name.
 
     Example: a variance-preserving diffusion at a constant rate.
 
@@ -100,8 +94,7 @@ class LinearSDE(nn.Module, ABC):
 
     def __init__(self, eps: float = 1e-5):
         super().__init__()
-        if not 0.0 < eps < self.T:
-            raise ValueError(f"eps must lie strictly between 0 and {self.T}, got {eps}; 1e-5 is usual")
+        require(0.0 < eps < self.T, "eps", eps, f"strictly between 0 and {self.T}", "1e-5 is usual")
         self.eps = eps
         self.register_buffer("prior_mean", torch.tensor(0.0))
 
@@ -178,22 +171,16 @@ class LinearSDE(nn.Module, ABC):
         """``eps``, checked; the SDE's own where it is None."""
         if eps is None:
             return self.eps
-        if not self.eps <= eps < self.T:
-            raise ValueError(f"eps must lie in [{self.eps}, {self.T}), got {eps}; it can only raise the SDE's own")
+        in_range = self.eps <= eps < self.T
+        require(in_range, "eps", eps, f"in [{self.eps}, {self.T})", "it can only raise the SDE's own")
         return eps
 
     def sample_time(
         self, n: int, *, importance: bool, eps: float | None = None, generator=None, device=None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        r"""Draw ``n`` stratified times on [ε, T], in random order.
+        r"""Draw ``n`` stratified times on [ε, T], in random order, and the reciprocals of their density, (n,) each.
 
-        Args:
-            importance: density ∝ g²/σ² (uniform in log-SNR) instead of uniform in t.
-            eps: a truncation ε above the SDE's own (soft truncation).
-
-        Returns:
-            t: (n,), one in each of n strata of equal probability.
-            weight: (n,), the reciprocal of the density, so that E[weight · h(t)] = ∫ h(t) dt.
+        ``importance`` is a density ∝ g²/σ² (uniform in log-SNR) instead of uniform in t; ``eps`` raises the truncation.
         """
         eps = self.truncation(eps)
         device = self.prior_mean.device if device is None else device
@@ -247,11 +234,9 @@ class _VariancePreserving(LinearSDE):
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, eps: float = 1e-5):
         super().__init__(eps)
-        if not 0.0 < beta_min < beta_max:
-            raise ValueError(
-                f"beta_min and beta_max must satisfy 0 < beta_min < beta_max, got {beta_min} and {beta_max}; "
-                "0.1 and 20 are usual"
-            )
+        in_order = 0.0 < beta_min < beta_max
+        pair = beta_min, beta_max
+        require(in_order, "beta_min and beta_max", pair, "0 < beta_min < beta_max", "0.1 and 20 are usual")
         self.beta_min, self.beta_max = beta_min, beta_max
 
     def beta(self, t: Times) -> Times:
@@ -340,11 +325,9 @@ class VESDE(LinearSDE):
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, eps: float = 1e-5):
         super().__init__(eps)
-        if not 0.0 < sigma_min < sigma_max:
-            raise ValueError(
-                f"sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}; "
-                "0.01 and 50 are usual"
-            )
+        in_order = 0.0 < sigma_min < sigma_max
+        pair = sigma_min, sigma_max
+        require(in_order, "sigma_min and sigma_max", pair, "0 < sigma_min < sigma_max", "0.01 and 50 are usual")
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.log_ratio = math.log(sigma_max / sigma_min)
         self.prior_std = sigma_max
@@ -452,18 +435,17 @@ def check_sde(sde: LinearSDE) -> None:
             "log_snr": (log_snr, 2 * (log_alpha - sigma.log()), "log(α²/σ²)"),
             "time": (twin.time(log_snr), t, "the inverse of log_snr"),
         }
-    for name, (value, wanted, words) in expected.items():
+    name = type(sde).__name__
+    for method, (value, wanted, words) in expected.items():
         if not value.shape == wanted.shape == t.shape:
-            raise ValueError(
-                f"coefficients of {type(sde).__name__} must be one number for each time, {tuple(t.shape)}, got "
-                f"{tuple(torch.broadcast_shapes(value.shape[1:], wanted.shape[1:]))} for each by {name}"
-            )
+            got = f"{tuple(torch.broadcast_shapes(value.shape[1:], wanted.shape[1:]))} for each by {method}"
+            raise ValueError(f"coefficients of {name} must be one number for each time, {tuple(t.shape)}, got {got}")
         excess = ((value - wanted).abs() - PRECISION * (1e-2 + wanted.abs())).detach().nan_to_num(torch.inf)
         worst = int(excess.argmax())
         if excess[worst] > 0:
-            square = "² " if name == "diffusion" else " "
+            square = "² " if method == "diffusion" else " "
             raise ValueError(
-                f"{name} of {type(sde).__name__} must be {words}, got {name}{square}= {value[worst]:.6g} in place of "
+                f"{method} of {name} must be {words}, got {method}{square}= {value[worst]:.6g} in place of "
                 f"{wanted[worst]:.6g} at t = {t[worst]:.3g}"
             )
 

@@ -25,13 +25,10 @@ class Calibration:
 
     The rank of a parameter is the number of draws below its true value (Talts et al. 2018, "Validating Bayesian
     Inference Algorithms with Simulation-Based Calibration"). TARP ranks all parameters at once: it counts the draws
-    that are nearer to a random reference point than the true θ is. The share of the pairs in which a share below α of
-    the draws is nearer is the expected coverage at α, and should be α (Lemos et al. 2023, "Sampling-Based Accuracy
-    Testing of Posterior Estimators for General Inference"). In both, draws that equal the true θ are on either side at
-    random, so that whole numbers are ranked uniformly, too.
+    that are nearer to a random reference point than the true θ is (Lemos et al. 2023, "Sampling-Based Accuracy Testing
+    of Posterior Estimators for General Inference"). Draws that equal the true θ are on either side at random.
 
-    Both tests can be passed by posteriors that are too wide, such as the prior itself. Their mean log p tells them from
-    better ones.
+    The prior itself passes both tests; mean log p tells better posteriors from it.
 
     Attributes:
         ranks: of each parameter in each pair, 0 … ``draws``, (pairs, d).
@@ -120,9 +117,8 @@ class Calibration:
     def plot(self, path: str | Path, names: Sequence[str] | None = None) -> None:
         """Write a PNG: the expected coverage, and the shares of ranks of each parameter below a level.
 
-        Calibrated curves are on the diagonal, but for chance: at any one level 95 % of them are in the grey band. Ranks
-        of posteriors that are too wide are below the diagonal at levels under ½ and above it over ½; of those that are
-        too narrow it is the other way round.
+        Of calibrated posteriors 95 % of the curves are in the grey band at any one level. Ranks of posteriors that are
+        too wide are below the diagonal under ½ and above it over ½.
         """
         from matplotlib.figure import Figure  # imported here: it takes a second
 

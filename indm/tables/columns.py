@@ -25,16 +25,14 @@ class Columns:
     r"""The invertible map z = (ψ(a((b(x) − centre)/scale)) − mean − c @ slope) @ whitening of rows x at conditions c.
 
     b maps the interval of a column onto the line: log(x − low) or −log(high − x); without bounds b(x) = x. Between two
-    bounds, with u = (x − low)/(high − low), it is the normal quantile of u, which makes a uniform column a normal one,
-    or 2u − 1 + e logit(u), which keeps what is linear in the middle: :func:`best_edges` chooses.
-    a(u) = 3 asinh(u/3) in columns where a few values are far from all others, which it brings near; else a(u) = u. ψ is
-    the power of Yeo and Johnson (2000), one λ a column:
+    bounds, with u = (x − low)/(high − low), it is the normal quantile of u or 2u − 1 + e logit(u): :func:`best_edges`
+    chooses. a(u) = 3 asinh(u/3) in columns where a few values are far from all others; else a(u) = u. ψ is the power of
+    Yeo and Johnson (2000), one λ a column:
 
     .. math:: \psi_\lambda(u) = \frac{(1+u)^\lambda - 1}{\lambda}\ (u \ge 0), \qquad
               \psi_\lambda(u) = -\frac{(1-u)^{2-\lambda} - 1}{2-\lambda}\ (u < 0)
 
-    It makes skewed columns symmetric and long tails shorter. For λ in [0, 2] it maps the line onto the line, and λ = 1
-    is the identity. Where it is convex away from 0, it goes on as its tangent beyond the fitted rows.
+    λ in [0, 2] maps the line onto the line. Where ψ is convex away from 0, it is its tangent beyond the fitted rows.
 
     Args:
         centre, scale, power, far: of each column, (columns,); ``power`` is λ, and ``far`` says where a is asinh.
@@ -179,10 +177,10 @@ def log_slope(X: Array, interval: Array, edge: Array | float = np.nan) -> Array:
 
 @np.errstate(all="ignore")  # a gain that is not a number is none
 def best_edges(X: Array, c: Array, interval: Array) -> Array:
-    """e of each column with two bounds, NaN where the quantile is best and of the others: (columns,).
+    """e of each column with two bounds, (columns,), NaN where the quantile is best, and of the others.
 
-    One row in five says how likely a column is that is Gaussian after b, with a mean that is linear in c; the quantile
-    is left where the gain is above its standard error.
+    One row in five says how likely a column is that is Gaussian after b, with a mean that is linear in c; a gain must
+    be above its standard error.
     """
     if not np.isfinite(interval).all(0).any():
         return np.full(X.shape[1], np.nan)
@@ -197,10 +195,7 @@ def best_edges(X: Array, c: Array, interval: Array) -> Array:
 
 
 def _gaussian_log_prob(X: Array, c: Array, interval: Array, edge: Array, is_valid: Array) -> Array:
-    """Log p of each column in the rows of validation, fitted to the others, up to a constant: (n, columns).
-
-    It is not finite in a column that is linear in c, or whose numbers are too large for squares.
-    """
+    """Log p of each column in the rows of validation, fitted to the others, up to a constant: (n, columns)."""
     c, line = np.column_stack([np.ones(len(X)), c]), to_line(X, interval, edge)
     gram = c[~is_valid].T @ c[~is_valid] + np.eye(c.shape[1])  # with a penalty of one row more
     rest = line - c @ np.linalg.solve(gram, c[~is_valid].T @ line[~is_valid])
@@ -216,10 +211,7 @@ def _shares(X: Array, interval: Array) -> tuple[Array, Array]:
 
 
 def _logit_of(line: Array, edge: Array | float) -> Array:
-    """v of tanh(v/2) + e v = line, by Newton's method.
-
-    For v above 0 the function is concave and below 1 + e v and (1/2 + e) v, so that steps from these bounds rise to v.
-    """
+    """v of tanh(v/2) + e v = line, by Newton's method from bounds below a concave function."""
     y = np.abs(line)
     v = np.maximum((y - 1) / edge, y / (0.5 + edge))
     for _ in range(NEWTON_STEPS):
@@ -241,10 +233,8 @@ def moments(X: Array) -> tuple[Array, Array]:
 
 
 def moments_of_most(X: Array) -> tuple[Array, Array]:
-    """The median of each column, and the deviation of the normal law that has its quantiles of 5 and 95 %.
-
-    Where these are equal, the quantiles of 1 and 99 % are used, and where those are, too, the deviation of all rows.
-    """
+    """The median of each column, and the deviation of the normal law with its quantiles of 5 and 95 %, or 1 and 99 %
+    where these are equal, or else the deviation of all rows."""
     _, scale = moments(X)
     for share, distance in reversed(SHARES.items()):
         low, high = np.quantile(X, [share, 1 - share], axis=0)

@@ -31,10 +31,8 @@ class Column:
         name: in messages.
         values: of a column of categories, in the order of their codes; of a column with spikes, the spikes, whose codes
             begin at 1; else empty. Spikes beside one other value alone are categories.
-        is_number: whether there are numbers beside the spikes.
-        is_whole: whether these are whole numbers, which get noise.
-        constant: the value of a column that never varies, which is left out; else None. A column of fewer than two
-            entries is left out, too, and has none.
+        is_number, is_whole: whether there are numbers beside the spikes, and whole ones, which get noise.
+        constant: the value of a column that never varies, which is left out, as one of fewer than two entries is.
         map: numbers to latents, without conditions; of a column with numbers.
     """
 
@@ -61,11 +59,8 @@ class Column:
         return len(self.values) + (self.is_number and bool(self.values))
 
     def encoded(self, entries: Array) -> tuple[Array, Array]:
-        """Numbers, NaN where there is none, and codes, −1 where an entry is missing.
-
-        Raises:
-            ValueError: an entry is not a number, not whole, outside of the bounds, or an unknown category.
-        """
+        """Numbers, NaN where there is none, and codes, −1 where an entry is missing; ValueError for an entry that does
+        not fit."""
         missing = are_missing(entries)
         numbers, codes = np.full(len(entries), np.nan), np.where(missing, -1, 0)
         if self.is_out and not isinstance(self.constant, float):
@@ -103,9 +98,6 @@ class Column:
 @dataclass(frozen=True)
 class Encoding:
     """The kinds of a table's columns, and the map from its rows to numbers, codes and latents.
-
-    Args:
-        columns: one for each column of the table.
 
     Rows are encoded as ``x`` (n, d), numbers with NaN where there are none, and ``codes`` (n, J), −1 where they are
     missing, of the columns that :attr:`numbers` and :attr:`categories` name.
@@ -218,12 +210,8 @@ def fitted_column(
     interval: tuple[float, float],
     spikes: Sequence[Any],
 ) -> Column:
-    """The kind and the map of a column whose rows are ``entries`` (n,).
-
-    Raises:
-        ValueError: more than :data:`MOST_CATEGORIES`, nearly as many as entries, or without an order; it has
-            categories and bounds or spikes; spikes that are equal or not finite; what :meth:`Column.encoded` raises.
-    """
+    """The kind and the map of a column whose rows are ``entries`` (n,); ValueError for categories that are too many, or
+    nearly as many as entries, or have bounds or spikes, for equal spikes, and as :meth:`Column.encoded`."""
     present = entries[~are_missing(entries)]
     if len(present) < 2:
         return Column(name)
@@ -265,10 +253,8 @@ def fitted_column(
 
 
 def best_map(x: Array, interval: Array, numbers: np.random.RandomState, may_bend: bool) -> Columns:
-    """The map of a column x (n, 1) to a latent that makes it most nearly normal, on rows that did not fit it.
-
-    The plain one is kept where the gain of another is not above its standard error.
-    """
+    """The map of a column x (n, 1) to a latent that is most nearly normal, on rows that did not fit it: the plain one,
+    unless the gain of another is above its standard error."""
     none = np.zeros((len(x), 0))
     is_far = bool(far_columns(x)[0]) and not np.isfinite(interval).any()
     fits: list[tuple[list[int], bool]] = [([], False), *[([], True)] * is_far, *[([0], is_far)] * may_bend]

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from indm.conditions import Vector
 from indm.flows.base import Identity
+from indm.likelihood import log_prob
 from indm.model import INDM
 from indm.sampling import sample
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
-from indm.tables.columns import FAR, are_near, moments_of_most
+from indm.tables.columns import FAR, Columns, are_near, moments_of_most
 from indm.tables.encoding import Encoding, are_missing, fitted_column
 from indm.tables.estimator import (
     DRAWING,
@@ -55,17 +56,14 @@ MOST_DRAWN = 50_000  # rows drawn for ranges before the draw is given up, or 100
 HELD_QUESTIONS = 64  # questions by which a model is validated
 ALL_ASKED, NONE_ABSENT = 0.25, 0.5  # shares of the questions that ask for all columns, and that leave none out
 
+AT_ALL, AT_SOME = 0.5, 0.25  # shares of a posterior's questions of X at all entries of c, and at some of them
+
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Masks of the numbers and categories that each row is asked, and of those that it is given.
-
-    Args:
-        asked, given: of numbers, (n, d).
-        asked_codes, given_codes: of columns of categories, (n, J).
-    """
+    """Masks of numbers (n, d) that rows are ``asked`` and ``given``, and the same of columns of categories (n, J)."""
 
     asked: Array
     given: Array
@@ -88,11 +86,8 @@ class Questions:
 
 @dataclass(eq=False)
 class JointTraining(Training):
-    """A :class:`~indm.tables.fit.Training` of a :class:`MaskedMixtureMLP` on questions of all kinds.
-
-    Args:
-        questions, one_hot: of the rows ``held``, whose conditions are made of them.
-    """
+    """A training of a :class:`MaskedMixtureMLP` on questions of all kinds; ``questions`` and ``one_hot`` are of
+    ``held``."""
 
     questions: Questions = field(kw_only=True)
     one_hot: Tensor = field(kw_only=True)
@@ -154,16 +149,11 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     r"""One density of a table that answers any question: columns given others, missing entries, categories.
 
     A network is trained on questions at random: each asks for some columns of a row, gives others and leaves the rest
-    out. It starts from a Gaussian mixture of all columns, fitted to tables with missing entries, whose law of any
-    columns given others has a closed form. Numbers follow a diffusion whose probability flow has a density that
-    integrates to 1 for every question. Categories follow the chain rule, one column after another, so their
-    probabilities sum to 1.
+    out. It starts from a Gaussian mixture of all columns. Numbers follow a diffusion whose probability flow has a
+    density that integrates to 1 for every question. Categories follow the chain rule, one column after another.
 
-    For one fixed question, p(x) or p(x|c), of numbers alone, :class:`DensityEstimator` is
-    somewhat better at equal cost.
-
-    Answers to different questions need not agree exactly, such as log p(a, b) and log p(a) + log p(b|a):
-    :meth:`disagreement` measures by how much they differ.
+    For one fixed question of numbers alone :class:`DensityEstimator` is somewhat better at equal cost. Answers to
+    different questions need not agree exactly: :meth:`disagreement` measures by how much they differ.
 
     Args:
         categories: columns of categories, by index or name. Columns of strings, of booleans and of pandas' categories
@@ -248,9 +238,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 identifiers as a column; a value outside of its bounds, or on one.
 
         Warns:
-            UserWarning: a column is left out, as it is constant or has fewer than two entries (its missing entries
-                stay missing in draws); a number is far from all others of its column; the network
-                found nothing that the mixture lacks.
+            UserWarning: a column is left out, or a number is far from others; the network found nothing.
         """
         check_options(self)
         began = time.perf_counter(), time.process_time()
@@ -332,18 +320,13 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         warn_of_few_values({columns[i].name: X[~are_missing(X[:, i]), i].astype(float) for i in plain}, stacklevel=4)
         for column in columns:
             if not column.is_number and len(column.values) > len(X) / 2:
-                warnings.warn(
-                    f"{column.name} has {len(column.values)} categories in {len(X)} rows: leave out a column of names, "
-                    "and turn strings of numbers into numbers",
-                    stacklevel=3,
-                )
+                many = f"{column.name} has {len(column.values)} categories in {len(X)} rows"
+                warnings.warn(f"{many}: leave out a column of names, and turn strings into numbers", stacklevel=3)
         return Encoding(tuple(columns))
 
     def _warn_of_far_rows(self, x: Array) -> None:
-        """Warn of the number that is farthest from most rows of its column, if it is far.
-
-        Numbers are compared as latents, or as they are in a column whose map brings far values near.
-        """
+        """Warn of the number that is farthest from most rows of its column, if it is far, in latents where the map is
+        plain."""
         bends = np.array([self.encoding_.map_of(i).far[0] for i in self.encoding_.numbers])
         values = np.where(bends, x, self._latents(x).numpy())
         off = np.zeros(x.shape)
@@ -354,19 +337,14 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         if (off > FAR).any():
             row, farthest = np.unravel_index(off.argmax(), off.shape)
             named = self._name(self.encoding_.numbers[farthest])
-            warnings.warn(
-                f"row {row} of X is far from the others: {x[row, farthest]:g} in {named}; where it is an error, "
-                "correct or drop the row",
-                stacklevel=3,
-            )
+            far = f"{x[row, farthest]:g} in {named}; where it is an error, correct or drop the row"
+            warnings.warn(f"row {row} of X is far from the others: {far}", stacklevel=3)
 
     def _started(
         self, x: Array, codes: Array, order: Array, held: int, numbers: np.random.RandomState, deadline: float
     ) -> list[JointTraining]:
-        """Trainings that start from the best mixture and from one Gaussian.
-
-        The first ``held`` rows of ``order`` validate them.
-        """
+        """Trainings that start from the best mixture and from one Gaussian; the first ``held`` rows of ``order``
+        validate them."""
         encoding = self.encoding_
         train_rows, valid = order[held:], order[:held]
         train_rows = train_rows[: MIXTURE_ROWS[int(np.isnan(x).any())]]
@@ -472,10 +450,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def score_samples(self, X, *, given: Sequence[Any] | Array = (), tol: float = SOLVER_ERROR) -> np.ndarray:
         """log p of what each row of ``X`` has, nats, of the units of ``X``: (n,).
 
-        Of a row with missing entries it is the marginal of the others. Columns that are ``given``, by index or name,
-        are what the others are conditioned on. Rows may be given different ones, by a mask (n, columns) that is true
-        where an entry is given. It is −∞ where a column that was constant differs. ``tol`` is the solver's error of a
-        row, nats.
+        Of a row with missing entries it is the marginal of the others. Columns that are ``given``, by index or name, or
+        by a mask (n, columns), are conditioned on. It is −∞ where a column that was constant differs. ``tol`` is the
+        solver's error of a row, nats.
 
         It is the log of probabilities of categories, spikes and whole numbers times a density of the others; for three
         and more whole numbers it is a lower bound, as of :class:`DensityEstimator`.
@@ -506,9 +483,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def log_prob_cells(self, X, *, tol: float = SOLVER_ERROR) -> np.ndarray:
         """log p of each entry of ``X`` given the others of its row, nats, (n, columns); NaN where there is none.
 
-        A low value marks an odd entry. Densities have the units of their columns, so an entry should be compared
-        with others of its column, such as by the share of fitted rows below it. An entry that is impossible, or more
-        than :data:`FAR` deviations from most of its column, is not given to the others: it would make them odd, too.
+        A low value marks an odd entry; compare it with others of its column, as densities have the column's unit. An
+        entry that is impossible, or more than :data:`FAR` deviations from most of its column, is not given to the
+        others.
 
         Raises, warns: as :meth:`score_samples`.
         """
@@ -537,7 +514,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """Rows drawn from the density, (n_samples, columns): a data frame where ``fit`` got one.
 
         ``steps`` of the sampler are by default ``sampling_steps_``. With ``gaps`` each row lacks the entries that a row
-        of the fitted table lacked, drawn at random. That is the table's law of gaps where they do not depend on values.
+        of the fitted table lacked, drawn at random.
         """
         return self.conditional({}).sample(n_samples, random_state, steps=steps, gaps=gaps)
 
@@ -545,11 +522,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """The density of all other columns at what is ``given``, by index or name: ``{"age": 30}``.
 
         A pair is a range of numbers, ends included: ``{"age": (30, 40), "income": (None, 1e5)}``. Several categories
-        are a set: ``{"city": ["Oslo", "Berlin"]}``. Both take draws only.
-
-        Raises:
-            ValueError: an unknown column or category; a value, or all of a range, outside of the bounds; a range of a
-                column of other than numbers.
+        are a set: ``{"city": ["Oslo", "Berlin"]}``. Both take draws only. ValueError for what is unknown, impossible,
+        or out of bounds.
         """
         check_is_fitted(self)
         if not hasattr(given, "items"):
@@ -572,11 +546,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def impute(self, X, n: int | None = None, random_state: Any = None):
         """``X`` with draws given the rest of its row in place of missing entries: one table, or a list of ``n``.
 
-        A data frame keeps its index. A number more than :data:`FAR` deviations from most of its column, which may be a
-        typo, is kept, but says nothing of the missing entries.
-
-        Raises:
-            ValueError: as :meth:`score_samples`; a value outside of its bounds.
+        A data frame keeps its index. A number more than :data:`FAR` deviations from most of its column is kept, but
+        says nothing of the missing entries. ValueError as of :meth:`score_samples`, and for a value outside of its
+        bounds.
         """
         check_is_fitted(self)
         check_count(1 if n is None else n, "n")
@@ -600,10 +572,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             raise ValueError(f"{column.name} must be inside of its bounds, got {x[row, j]:g} in row {row}")
 
     def disagreement(self, X, random_state: Any = None) -> dict[str, float]:
-        """The difference of log p of a row and log p(a) + log p(b|a), nats: its ``mean`` and ``rms`` over rows.
-
-        The columns a of each row are drawn; b are the other columns.
-        """
+        """``mean`` and ``rms`` over rows of log p of a row minus log p(a) + log p(b|a), nats, for random columns a."""
         check_is_fitted(self)
         X = self._validated(X, reset=False)
         first = check_random_state(random_state).uniform(size=X.shape) < 0.5
@@ -747,10 +716,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 class Conditional:
     """The density of a table's columns at fixed values of others, from :meth:`JointDensityEstimator.conditional`.
 
-    Args:
-        estimator: of the joint density.
-        row: the given values, and NaN in all other columns.
-        ranges: low and high of other columns by index, or an array of categories.
+    ``row`` has the given values, and NaN in other columns; ``ranges`` low and high, or categories, of columns by index.
     """
 
     estimator: JointDensityEstimator
@@ -762,11 +728,8 @@ class Conditional:
         return ~are_missing(self.row)
 
     def score_samples(self, X) -> np.ndarray:
-        """log p of rows ``X`` (n, columns), nats (n,); what they have in the given columns is replaced.
-
-        Raises:
-            ValueError: a range is given.
-        """
+        """log p of rows ``X`` (n, columns), nats (n,), whose given columns are replaced; ValueError where a range is
+        given."""
         if self.ranges:
             raise ValueError("score_samples needs values in given, not ranges, which draws alone take")
         X = self.estimator._validated(X, reset=False).astype(object)
@@ -779,11 +742,8 @@ class Conditional:
     ) -> Any:
         """Whole rows, (n_samples, columns), with the given values in their columns; ``gaps`` are only in others.
 
-        Where ranges are given, rows are drawn without, and those outside are rejected: what remains follows the density
-        given the ranges exactly. It takes as many draws as the ranges are rare.
-
-        Raises:
-            ValueError: too few of 50,000 draws, or of 100 for each row, are in the ranges.
+        Rows outside of ranges are rejected. ValueError where too few of 50,000 draws, or of 100 for each row, are
+        inside.
         """
         check_count(n_samples, "n_samples")
         numbers, n = check_random_state(random_state), n_samples
@@ -791,10 +751,8 @@ class Conditional:
         with bar_of(n, "draws in the ranges", self.estimator.progress) as bar:
             while len(found) < n:
                 if drawn >= max(MOST_DRAWN, 100 * n):
-                    raise ValueError(
-                        f"given has ranges with {len(found)} of {drawn:,} draws in them, too few for n_samples={n}; "
-                        "widen them, or draw fewer rows"
-                    )
+                    few = f"{len(found)} of {drawn:,} draws in them, too few for n_samples={n}"
+                    raise ValueError(f"given has ranges with {few}; widen them, or draw fewer rows")
                 more = min(ROWS_AT_ONCE, math.ceil(1.2 * drawn * (n - len(found)) / max(len(found), 0.1)))
                 found, drawn = np.concatenate([found, self._drawn(more, numbers, steps)]), drawn + more
                 bar.update(len(found) - bar.n)
@@ -821,3 +779,89 @@ def unasked_log_prob(sde: VPSDE, unasked: Tensor) -> Tensor:
     """Log density of the columns that are not asked, each N(0, 1), at the value 0, (n,)."""
     (log_alpha,) = sde.log_alpha(sde.endpoints(torch.zeros(1, dtype=torch.double))[0]).unbind()
     return unasked.sum(1) * (log_alpha - 0.5 * math.log(2 * math.pi))
+
+
+class JointConditional(JointDensityEstimator):
+    """p(X|c) of one joint density of rows X and conditions c, for a posterior: any entry of c may be NaN.
+
+    It has what :class:`~indm.PosteriorEstimator` needs of a :class:`~indm.DensityEstimator`, and the methods of a
+    :class:`~indm.JointDensityEstimator` of tables that have X's columns, then c's.
+    """
+
+    def fit(self, X: Array, y: Any = None, *, c: Array) -> "JointConditional":
+        self._d, self.n_conditions_ = X.shape[1], c.shape[1]
+        super().fit(np.concatenate([X, c], 1))
+        maps = [self.encoding_.map_of(i) for i, varies in enumerate(self.varies_) if varies]
+        names = "centre", "scale", "power", "far", "mean", "edge", "interval", "reach"
+        stacked = {name: np.concatenate([getattr(part, name) for part in maps], -1) for name in names}
+        slope, whitening = np.zeros((self.n_conditions_, len(maps))), np.diag([part.whitening[0, 0] for part in maps])
+        self.columns_ = Columns(**stacked, slope=slope, whitening=whitening)
+        self.gains_ = [self.gain_]
+        return self
+
+    def _random_question(self, numbers: np.random.RandomState) -> tuple[Array, Array]:
+        kind, asked = numbers.uniform(), np.arange(self._d + self.n_conditions_) < self._d
+        if kind > AT_ALL + AT_SOME:
+            return super()._random_question(numbers)
+        return asked, ~asked & (numbers.uniform(size=len(asked)) > (0 if kind < AT_ALL else numbers.uniform()))
+
+    # ── Under the names of DensityEstimator ─────────────────────────────────────────────────────────────────────────
+
+    @property
+    def discrete_(self) -> Array:
+        return np.array([i for i in range(self._d) if self.encoding_.columns[i].is_whole], dtype=int)
+
+    @property
+    def constant_(self) -> Array:
+        found = [self.encoding_.columns[i].constant for i in range(self._d)]
+        return np.array([np.nan if value is None else value for value in found])
+
+    @property
+    def varies_(self) -> Array:
+        return np.isnan(self.constant_)
+
+    def score_samples(self, X: Array, c: Array, *, tol: float = SOLVER_ERROR) -> Array:
+        rows = self._joined(X, c)
+        asked, given = self._masks(len(rows))
+        return self._score(rows, asked, given, tol)
+
+    def sample(self, n_samples: int = 1, random_state: Any = None, *, c: Array, steps: int | None = None) -> Array:
+        x, codes = self.encoding_.encoded(self._joined(np.full((n_samples, self._d), np.nan), c))
+        questions = self._posed(*self._masks(len(x)), (x, codes))
+        drawn = self._drawn((x, codes), questions, steps, check_random_state(random_state))
+        return self.encoding_.table(*drawn)[:, : self._d].astype(float)
+
+    def log_likelihood(self, c: Array, X: Array) -> Array:
+        """log p(c|X) of what each row of c (n, k) has, nats (n,), at rows of X (n, d)."""
+        rows = self._joined(X, c)
+        asked, given = self._masks(len(rows))
+        return self._score(rows, given, asked, SOLVER_ERROR)
+
+    def standardised(self, c: Array, rows: int) -> Array:
+        """Rows of c for ``rows`` of X, of one for all or one for each."""
+        return np.broadcast_to(c, (rows, self.n_conditions_))
+
+    def possible(self, X: Array) -> Array:
+        """The indices of rows inside of the bounds whose constant columns have their values."""
+        x, _ = self.encoding_.encoded(self._joined(X, np.full((1, self.n_conditions_), np.nan)))
+        same = np.isfinite(self._constant_log_prob(X, np.ones(X.shape, dtype=bool)))
+        return np.flatnonzero(same & self.encoding_.is_possible(x).all(1))
+
+    def log_densities(self, z: Tensor, c: Array, steps: int) -> Iterator[Tensor]:
+        """log p of latents (n, d) at rows of c, nats (n,), with gradients, in so many steps of the ODE."""
+        x, codes = self.encoding_.encoded(self._joined(np.full((len(z), self._d), np.nan), c))
+        net, questions = self.model_.score.backbone, self._posed(*self._masks(len(x)), (x, codes))
+        is_asked, is_given, index = questions.masks()
+        net.set_questions(is_asked, is_given)
+        at = net.condition(self._latents(x).double(), torch.zeros(len(z), net.m), torch.from_numpy(index))
+        rows = z.new_zeros(x.shape).masked_scatter(torch.from_numpy(questions.asked), z)
+        value = log_prob(self.model_.given(at), rows, steps=steps, exact=True)
+        yield value - unasked_log_prob(self.model_.sde, ~torch.from_numpy(questions.asked))
+
+    def _masks(self, n: int) -> tuple[Array, Array]:
+        """Masks of the asked and of the given columns, (n, columns) each."""
+        asked = np.tile(np.arange(self._d + self.n_conditions_) < self._d, (n, 1))
+        return asked, ~asked
+
+    def _joined(self, X: Array, c: Array) -> Array:
+        return np.concatenate([X, self.standardised(c, len(X))], 1)

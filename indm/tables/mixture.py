@@ -79,11 +79,7 @@ def log_gaussians(rows: Array, mean: Array, covariance: Array) -> Array:
 def best_mixture(
     training: tuple[Array, Array], validation: tuple[Array, Array], most: int, seed: int, until: float, draws: int = 1
 ) -> Mixture:
-    """The :class:`Mixture` of the best validation among those that can be fitted before ``until``.
-
-    Numbers of components rise up to ``most``, each with several floors. Each validation row stands there ``draws``
-    times.
-    """
+    """The :class:`Mixture` of the best validation, of up to ``most`` components, see :func:`best_of`."""
     most = min(most, len(training[0]) // PER_COMPONENT)
     ladder = [(k, floor) for k in COMPONENTS if k == 1 or k <= most for floor in FLOORS]
     return best_of(ladder, lambda k, floor: Mixture.fitted(*training, k, floor, seed), validation, until, draws)
@@ -98,10 +94,8 @@ def best_of(
 ) -> Law:
     """The law of the best validation among those that can be fitted before ``until``; the first one in any case.
 
-    Args:
-        ladder: numbers of components and floors of the covariances.
-        fit: makes the law of each.
-        validation: the arguments of its ``log_prob``; each row of the table stands there ``draws`` times.
+    ``fit`` makes the law of each number of components and floor of the ``ladder``. ``validation`` are the arguments of
+    its ``log_prob``, in which each row of the table stands ``draws`` times.
     """
     best = fit(*ladder[0])
     value = best.log_prob(*validation)
@@ -115,11 +109,8 @@ def best_of(
 
 
 def bounded(gains: Array, draws: int = 1) -> Array:
-    """The gains of rows, nats, each as if it were at most :data:`MOST_GAIN` up or down.
-
-    So a row far from all others decides next to nothing, but the tails count. Each row has ``draws`` gains, of which
-    the mean is taken.
-    """
+    """The gains of rows, nats, the mean of ``draws`` each, as if they were at most :data:`MOST_GAIN` up or down: a row
+    far from all others then decides next to nothing, but the tails count."""
     return gains.reshape(-1, draws).mean(1).clip(-MOST_GAIN, MOST_GAIN)
 
 

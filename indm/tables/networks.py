@@ -91,9 +91,8 @@ def pushed(layers: Iterable[nn.Module], x: Tensor, dx: Tensor) -> Pushed:
 class ColumnMLP(nn.Module):
     """One small MLP, shared by all columns, adds to a number's noise what its own column explains; it starts at zero.
 
-    What an end of an interval or a tail adds depends on the noised number and the level, and on the centre of the
-    column's law given what is known. The MLP sees these, and some numbers for each column. From few rows of many
-    columns it learns what an MLP of all columns together does not.
+    It sees the noised number, the level, the centre of the column's law given what is known, and some numbers for each
+    column. From few rows of many columns it learns what an MLP of all columns together does not.
 
     Args:
         d: columns.
@@ -146,13 +145,12 @@ class MixtureMLP(nn.Module):
     r"""The score of latents that follow a Gaussian mixture, plus two MLPs that start at zero.
 
     Noise keeps a mixture a mixture: with r = σ²/α², z_t/α_t follows :math:`\sum_k w_k N(m_k, Q_k\Lambda_kQ_k^T + rI)`.
-    So with the mixture of :meth:`set_mixture` the probability flow has the density of the mixture before any training.
-    At first the mixture is N(0, I), and the output 0.
+    So with the mixture of :meth:`set_mixture`, at first N(0, I), the probability flow has the density of the mixture
+    before any training.
 
-    With a condition the mixture is one of latents and conditions together, whose law of z at c is again a mixture:
-    m_k is then linear in c, and :math:`w_k \propto` its share of the density of c. The MLP sees the mixture's output
-    beside c, so that it can undo what a narrow component is wrong about. Beside an :class:`~indm.nets.MLP` of all
-    entries there is a :class:`ColumnMLP`, of what each column of the table adds by itself.
+    With a condition the mixture is one of latents and conditions together: m_k is then linear in c, and
+    :math:`w_k \propto` its share of the density of c. The MLP sees the mixture's output beside c. Beside an
+    :class:`~indm.nets.MLP` of all entries there is a :class:`ColumnMLP`.
 
     Args:
         shape: the event shape, any number of axes.
@@ -202,10 +200,8 @@ class MixtureMLP(nn.Module):
         self.register_buffer("column_slope", torch.zeros(k, d))
 
     def set_columns(self, unwhitening: Tensor, mean: Tensor, slope: Tensor) -> None:
-        """Take the columns of latents: z @ ``unwhitening`` (d, d) + ``mean`` (d,) + c @ ``slope`` (j, d).
-
-        c are here the first j numbers of what is seen of a condition. At first the columns are the latents.
-        """
+        """Take the columns of latents: z @ ``unwhitening`` (d, d) + ``mean`` (d,) + c @ ``slope`` (j, d), c the first j
+        numbers that are seen of a condition."""
         self.unwhitening.copy_(unwhitening)
         self.column_mean.copy_(mean)
         self.column_slope[: len(slope)] = slope
@@ -309,22 +305,15 @@ class MixtureLaw(NamedTuple):
         return self.network.mixture_at(z, clean, self.c).log_prob()
 
     def denoising(self, sde: LinearSDE, z: Batch, eps: float) -> PerSample | None:
-        """Score and reconstruction terms of −log p(z) by the exact score, on average over the noise, (B,).
-
-        They are known at the SDE's own truncation alone; at another ``eps`` it is None.
-
-        Raises:
-            ValueError: a component is so narrow that the noise at ε is not small beside it.
-        """
+        """Score and reconstruction terms of −log p(z) by the exact score, on average over the noise, (B,); None at
+        another truncation than the SDE's own. ValueError for a component that is narrow beside the noise at ε."""
         if eps != sde.eps:
             return None
         limit = NARROWEST * math.exp(0.5 * sde.clock_span()[0])  # σ/α at ε is the root of e^clock
         narrow = self.network.variance.sqrt().amin(1)
         if (deviation := narrow.min().item()) < limit:
-            raise ValueError(
-                f"components of the mixture must have deviations above {NARROWEST} σ/α at ε, {limit:.2g}, "
-                f"got a deviation of {deviation:.2g} in component {int(narrow.argmin())}; take a smaller eps"
-            )
+            got = f"{deviation:.2g} in component {int(narrow.argmin())}; take a smaller eps"
+            raise ValueError(f"deviations of components must be above {NARROWEST} σ/α at ε, {limit:.2g}, got {got}")
         return -self.log_prob(z) - prior_term(sde, z) - constant_part(sde, z, eps)
 
 
@@ -351,10 +340,8 @@ class Components(NamedTuple):
 
     def gate(self) -> PerSample:
         """The share of what is learned that counts, (B,): 1 near the mixture, and 0 from √d + :data:`FAR` deviations
-        from each component on, with noise of variance :data:`BLUR` added to it.
-
-        Nothing is trained on states so far away. There the slopes of the MLPs would let the ODE grow exponentially.
-        """
+        from each component on, with noise of variance :data:`BLUR`. Nothing is trained so far away, where slopes of the
+        MLPs would grow."""
         closed, _, _ = self._closed()
         return 1 - closed.square() * (3 - 2 * closed)
 
@@ -370,10 +357,8 @@ class Components(NamedTuple):
         return gate[:, None] * learned, gate * divergence - fall * outwards
 
     def _closed(self) -> tuple[PerSample, Tensor, float]:
-        """Position of the gate from open to closed, 0 to 1; the nearest component; the length of the way.
-
-        The way is one of squared distances, which have a slope everywhere.
-        """
+        """Position of the gate from open to closed, 0 to 1; the nearest component; the length of the way in squared
+        distances."""
         root = math.sqrt(self.offset.shape[2])
         least, most = (root + FAR / 2) ** 2, (root + FAR) ** 2
         square, nearest = (self.offset.square() / (self.total + BLUR)).sum(2).min(1)
@@ -422,12 +407,11 @@ class Laws(NamedTuple):
 class MaskedMixtureMLP(nn.Module):
     r"""The score of the asked columns of rows, given other columns; what is neither asked nor given is left out.
 
-    Events are whole rows (d,). Columns that are not asked are N(0, 1), independent of all else, so their density is
-    known and can be divided out. A mixture over all columns gives the law of the asked ones given others in closed
-    form, and an MLP that sees the noised columns, the given ones and which they are learns what the mixture lacks.
+    Events are whole rows (d,). Columns that are not asked are N(0, 1), independent of all else. A mixture over all
+    columns gives the law of the asked ones given others in closed form, and an MLP learns what the mixture lacks.
 
-    Rows may have categories, too. Within a component they are independent of each other and of the numbers.
-    A second MLP learns their probabilities given numbers and other categories, beyond the mixture's.
+    Categories of a row are independent within a component. A second MLP learns their probabilities given numbers and
+    other categories, beyond the mixture's.
 
     Args:
         shape: (d,), the columns of numbers.

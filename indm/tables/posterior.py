@@ -3,23 +3,26 @@
 import copy
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from scipy.special import logsumexp
+from scipy.stats import multivariate_t
 from sklearn.base import clone
 from sklearn.covariance import OAS
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
-from indm.tables import importance, summaries
+from indm.tables import summaries
 from indm.tables.calibration import Calibration
 from indm.tables.columns import are_near, moments_of_most, to_line
 from indm.tables.estimator import ROWS_AT_ONCE, DensityEstimator, bar_of, check_count
-from indm.tables.joint import JointDensityEstimator
-from indm.tables.joint_conditional import JointConditional
+from indm.tables.joint import JointConditional, JointDensityEstimator
+from indm.tables.mixture import Mixture
 from indm.tables.prior import Prior, array, finite
 
 NUDGE = 1e-3  # step in a latent for derivatives of the columns
@@ -27,6 +30,11 @@ MODE_DRAWS, MODE_ODE_STEPS = 200, 24  # draws of which the best begins the ascen
 MODE_STEPS, MODE_GAIN = 20, 1e-4  # most steps of the ascent; gain of a step, relative above 1 nat, that ends it
 FARTHEST = 10.0  # size of a latent in the ascent, at most
 START_DRAWS = 256  # draws of the posterior of one observation, for the first proposal
+ROUNDS, MODES, ROWS_OF_MODE = 5, 4, 25  # rounds, and Gaussians of a proposal, at most; effective draws of each Gaussian
+FEWEST = 100  # candidates of a round, at least: of very few draws a first proposal would decide their law
+TAILS = 5.0  # degrees of freedom of proposals
+FLOOR, LEAST = 1e-2, 1e-6  # variance that is added to a mixture, and to the draws that it is fitted to; relative, and
+# enough that scipy takes a covariance of fewer effective draws than dimensions for a regular one (2e-10)
 POOR = 0.1  # effective draws, as a share of those asked for, below which there is a warning
 
 Array = np.ndarray
@@ -35,18 +43,17 @@ Array = np.ndarray
 class PosteriorEstimator:
     r"""The posterior p(θ|x) of a simulator, for every x, from pairs (θ, x): θ from the prior, x simulated at θ.
 
-    It is a :class:`~indm.DensityEstimator` of θ at the condition x, with what users of simulators need: the prior, the
-    mode, gradients, several observations of one θ, calibration, and a warning at an x unlike the simulated ones.
+    It is a :class:`~indm.DensityEstimator` of θ at the condition x, with the prior, the mode, gradients, several
+    observations of one θ, calibration, and a warning at an x unlike the simulated ones.
 
     Args:
         prior: of θ. A pair (low, high) of numbers or of arrays (d,) is the uniform law in that box (ends may be
             infinite). Of a ``torch.distributions.Distribution`` it is the support; where that is not a box, as for a
             Dirichlet law, torch's map from all vectors to it is used. Its density matters for several observations
-            alone. None: all of the line. No draw is outside of the support.
-        embedding: a module (n, *event) → (n, …) that turns observations of any shape into numbers. A copy of it is
-            trained with a first posterior, which sees x through it alone; the estimator is then fitted to its output.
-            Each of the two has half of ``max_seconds``, and ``n_models`` is 1. x is standardised before, along the
-            first axis of an event.
+            alone. None: all of the line.
+        embedding: a module (n, *event) → (n, …) that turns standardised observations of any shape into numbers. A copy
+            is trained with a first posterior; the estimator is then fitted to its output. Each of the two has half of
+            ``max_seconds``, and ``n_models`` is 1.
         estimator: a :class:`~indm.DensityEstimator`, for which you may give its options; or a
             :class:`~indm.JointDensityEstimator`: one model of (θ, x), for x in which entries are missing (NaN), at
             random, in simulations or at the observation, and for p(x|θ), by :meth:`log_likelihood`.
@@ -109,10 +116,9 @@ class PosteriorEstimator:
         outside = np.argwhere((theta < self.prior_.low) | (theta > self.prior_.high))
         if len(outside):
             row, i = outside[0]
-            raise ValueError(
-                f"theta must be drawn from the prior, got {theta[row, i]:g} in row {row} of parameter {i}, where the "
-                f"prior is from {self.prior_.low[i]:g} to {self.prior_.high[i]:g}"
-            )
+            box = f"where it is from {self.prior_.low[i]:g} to {self.prior_.high[i]:g}"
+            got = f"{theta[row, i]:g} in row {row} of parameter {i}"
+            raise ValueError(f"theta must be drawn from the prior, got {got}, {box}")
         options = self.estimator.get_params()
         self.estimator_ = JointConditional(**options) if self._is_joint else clone(self.estimator)
         self.estimator_.bounds = self.estimator_.bounds if self.prior is None else self.prior_.bounds
@@ -133,9 +139,7 @@ class PosteriorEstimator:
         """x as numbers, which may be missing where the estimator is of θ and x together."""
         x = finite(x, "x", may_miss=True)
         if np.isnan(x).any() and not self._is_joint:
-            raise ValueError(
-                "x must be finite numbers, got NaN: where entries are missing, give estimator=JointDensityEstimator()"
-            )
+            raise ValueError("x must be finite numbers, got NaN; JointDensityEstimator takes x with missing entries")
         return x
 
     def _embed(self, embedding: nn.Module, theta: Array, x: Array) -> summaries.Embedded:
@@ -172,9 +176,8 @@ class PosteriorEstimator:
     def grad_log_prob(self, theta: Any, x: Any, *, steps: int = 64) -> Array:
         """∂ log p(θ|x)/∂θ, (n, d), of ``theta`` (n, d) at one x or at one for each; NaN outside of the prior.
 
-        It is the gradient of :meth:`log_prob` itself: its ODE, in ``steps`` equal steps, is differentiated. Up to 40
-        parameters its only error is due to the steps: for the thin crescents of two moons 1e-4 of its size in 64, 6e-3
-        in 24. Above, it has the noise of 8 probes. (The score at the smallest noise was off by its own size.)
+        The ODE of :meth:`log_prob`, in ``steps`` equal steps, is differentiated. Up to 40 parameters the only error is
+        due to the steps; above, it has the noise of 8 probes.
 
         Raises:
             ValueError: a discrete parameter; a prior whose support is not a box.
@@ -189,9 +192,8 @@ class PosteriorEstimator:
     def mode(self, x: Any, *, random_state: Any = 0) -> tuple[Array, float]:
         """θ (d,) of the highest log p(θ|x) that was found for one x, and that log p.
 
-        The best of 200 draws begins an ascent (L-BFGS in the latents of θ). It is a local maximum: of a posterior with
-        several peaks, the peak of the best draw. Where log p rises towards an end of the prior's box, it is next to it.
-        It takes up to twenty gradients, each of half a second on one core: as long as some 50,000 draws.
+        The best of 200 draws begins an ascent (L-BFGS in the latents of θ) of up to twenty gradients, to a local
+        maximum. Where log p rises towards an end of the prior's box, it is next to it.
 
         Raises:
             ValueError: several x; a discrete parameter; a prior whose support is not a box.
@@ -231,11 +233,8 @@ class PosteriorEstimator:
         return theta_of(found.x)[0]
 
     def log_likelihood(self, x: Any, theta: Any) -> Array:
-        """log p(x|θ), nats (n,), of one x or of one for each of ``theta`` (n, d).
-
-        Raises:
-            ValueError: the estimator is not of θ and x together.
-        """
+        """log p(x|θ), nats (n,), of one x or of one for each of ``theta`` (n, d); ValueError unless the estimator is of
+        both."""
         if not self._is_joint:
             raise ValueError("the likelihood of x needs one model of both: give estimator=JointDensityEstimator()")
         theta, (rows, _) = self._parameters(theta), self._observed(x)
@@ -248,10 +247,8 @@ class PosteriorEstimator:
 
         .. math:: \sum_i \log p(\theta|x_i) - (m-1)\log p(\theta)
 
-        The errors of m posteriors add up. One that was fitted to all m, as one x, does not have that error.
-
-        Raises:
-            ValueError: the prior has no density, as it is None or an infinite box.
+        The errors of m posteriors add up, unlike with one fitted to all m. ValueError where the prior has no
+        density.
         """
         theta, (rows, _) = self._parameters(theta), self._observed(xs)
         return self._log_prob_iid(theta, self._familiar(rows)) - self.prior_.log_volume(theta)
@@ -267,12 +264,10 @@ class PosteriorEstimator:
     def sample_iid(self, n: int, xs: Any, *, random_state: Any = None) -> tuple[Array, float]:
         r"""``n`` draws (n, d) of p(θ|x_1 … x_m), and their effective number.
 
-        Candidates are weighted by :meth:`log_prob_iid`, and draws resampled from them (:mod:`indm.tables.importance`):
-        as candidates grow in number the draws become exact for this density. The first proposal is the product of
-        Gaussians that have the moments of each posterior and of the prior, with heavier tails. Later ones are fitted to
-        the candidates so far. There are one to five rounds of n candidates, at least 100, until the effective number is
-        n. Each candidate takes a solution of the ODE for each observation. A peak that no proposal found is missed, and
-        the effective number does not tell.
+        Candidates are weighted by :meth:`log_prob_iid`, and draws resampled from them (:func:`resampled`), in one to
+        five rounds of n candidates, each with one solution of the ODE for each observation. The first proposal is the
+        product of Gaussians with the moments of each posterior and of the prior. A peak that no proposal found is
+        missed.
 
         Raises:
             ValueError: as :meth:`log_prob_iid`; a discrete parameter.
@@ -284,13 +279,10 @@ class PosteriorEstimator:
         c, numbers = self._familiar(rows), check_random_state(random_state)
         self._check_continuous()
         first = self._product(c, numbers)
-        draws, effective = importance.resampled(lambda u: self._log_target(u, c), first, n, numbers)
+        draws, effective = resampled(lambda u: self._log_target(u, c), first, n, numbers)
         if effective < POOR * n:
-            warnings.warn(
-                f"{n} draws of a posterior of {len(c)} observations are as good as {effective:.0f} independent ones; "
-                "where the observations disagree, or each is far from what was simulated, more draws do not help",
-                stacklevel=2,
-            )
+            words = f"{n} draws of a posterior of {len(c)} observations are as good as {effective:.0f} independent ones"
+            warnings.warn(f"{words}; the observations may disagree, or be far from all simulated ones", stacklevel=2)
         return self.prior_.parameters(self._from_latents(draws)), effective
 
     def _log_target(self, u: Array, c: Array) -> Array:
@@ -301,7 +293,7 @@ class PosteriorEstimator:
         found[inside] -= self.estimator_.columns_.log_volume(theta[np.ix_(inside, self.estimator_.varies_)])
         return found
 
-    def _product(self, c: Array, numbers: np.random.RandomState) -> importance.Proposal:
+    def _product(self, c: Array, numbers: np.random.RandomState) -> "Proposal":
         """The product of Gaussians with the moments of each posterior, over all but one of the prior's, in latents."""
         mean, covariance = self._prior_moments
         root = np.linalg.cholesky(covariance)  # below, the prior is N(0, I)
@@ -312,7 +304,7 @@ class PosteriorEstimator:
             precision, pull = precision + inverse, pull + inverse @ u.mean(1)
         values, vectors = np.linalg.eigh(precision)
         inverse = vectors / values.clip(1.0) @ vectors.T  # at most as wide as the prior
-        return importance.Proposal(np.ones(1), (mean + root @ inverse @ pull)[None], (root @ inverse @ root.T)[None])
+        return Proposal(np.ones(1), (mean + root @ inverse @ pull)[None], (root @ inverse @ root.T)[None])
 
     # ── Trust ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -334,15 +326,9 @@ class PosteriorEstimator:
         return Calibration.of(theta, draws, latents=latents, seed=numbers.randint(2**31 - 1))
 
     def distill(self, x: Any, **limits: Any) -> "PosteriorEstimator":
-        """A copy of this posterior with a student, taught at observations ``x``, such as the fitted ones.
-
-        ``limits`` are passed to :meth:`indm.DensityEstimator.distill`.
-
-        Densities then take a hundredth of the time or less, so that Markov chains and :meth:`sample_iid` are quick.
-
-        Raises:
-            ValueError: the estimator is of θ and x together.
-        """
+        """A copy of this posterior with a student, taught at observations ``x`` within ``limits`` of
+        :meth:`indm.DensityEstimator.distill`; ValueError where the estimator is of θ and x together. Densities then
+        take a hundredth of the time or less."""
         if self._is_joint:
             raise ValueError("a student needs an estimator of θ given x, got one of both: JointDensityEstimator")
         found = copy.copy(self)
@@ -497,10 +483,8 @@ def without_failed(theta: Array, x: Array) -> tuple[Array, Array]:
 
 
 class Familiar:
-    """The farthest that simulated observations are from their centre, and a warning for what is farther.
-
-    Distances are Mahalanobis', of asinh((x − centre)/scale), so that a few far rows do not decide them.
-    """
+    """The farthest that simulated observations are from their centre, and a warning for what is farther, in
+    Mahalanobis' distance of asinh((x − centre)/scale)."""
 
     def __init__(self, c: Array):
         self.centre = np.nanmedian(c, axis=0)
@@ -525,9 +509,67 @@ class Familiar:
             warnings.warn(
                 f"x is unlike the simulated ones: {beyond} of {len(c)} {'is' if beyond == 1 else 'are'} farther from "
                 f"their centre than all of {self.rows}, {distance.max():.3g} deviations where these have at most "
-                f"{self.limit:.3g}; a posterior there is a guess. Is the simulator wrong, or x in other units?",
+                f"{self.limit:.3g}; a posterior there is a guess",
                 stacklevel=4,
             )
+
+
+class Proposal:
+    """A mixture of multivariate t laws of ``weight`` (K,), ``mean`` (K, d) and scale matrix ``covariance`` (K, d,
+    d)."""
+
+    def __init__(self, weight: Array, mean: Array, covariance: Array):
+        self.weight = weight
+        self.laws = [multivariate_t(*law, df=TAILS) for law in zip(mean, covariance, strict=True)]
+
+    @classmethod
+    def fitted(cls, u: Array, weight: Array, numbers: np.random.RandomState) -> "Proposal":
+        """The proposal fitted to rows (n, d) with weights (n,)."""
+        mean = weight @ u
+        covariance = (u - mean).T @ ((u - mean) * weight[:, None])
+        root = np.linalg.cholesky(covariance + LEAST * (1 + np.trace(covariance)) * np.eye(len(mean)))
+        v = np.linalg.solve(root, (u[numbers.choice(len(u), len(u), p=weight)] - mean).T).T
+        components = int(np.clip(effective_number(weight) / ROWS_OF_MODE, 1, MODES))
+        law = Mixture.fitted(v, v[:, :0], components, FLOOR, numbers.randint(2**31 - 1))
+        return cls(law.weight, mean + law.mean @ root.T, root @ law.covariance @ root.T)
+
+    def draws(self, n: int, numbers: np.random.RandomState) -> Array:
+        """(n, d)."""
+        counts = zip(self.laws, numbers.multinomial(n, self.weight), strict=True)
+        return np.concatenate([law.rvs(k, random_state=numbers).reshape(k, -1) for law, k in counts if k])
+
+    def log_prob(self, u: Array) -> Array:
+        """Nats, (n,)."""
+        each = np.stack([np.atleast_1d(law.logpdf(u)) for law in self.laws])
+        return logsumexp(each, axis=0, b=self.weight[:, None])
+
+
+def effective_number(weight: Array) -> float:
+    """(Σw)²/Σw²: how many draws of equal weight are as good."""
+    return float(weight.sum() ** 2 / np.square(weight).sum())
+
+
+def resampled(
+    log_target: Callable[[Array], Array], first: Proposal, n: int, numbers: np.random.RandomState
+) -> tuple[Array, float]:
+    """``n`` draws (n, d) of a density ∝ exp ``log_target``, and their effective number.
+
+    Each round has n candidates, at least 100. All so far are weighted by the target over the mean density of the
+    proposals so far, to which the next proposal is fitted. It ends when they are as good as n draws, or after five
+    rounds.
+
+    Source: Cornuet et al. 2012, "Adaptive Multiple Importance Sampling", https://arxiv.org/abs/0907.1254.
+    """
+    laws, u, target = [first], np.zeros((0, len(first.laws[0].loc))), np.zeros(0)
+    while True:
+        fresh = laws[-1].draws(max(n, FEWEST), numbers)
+        u, target = np.concatenate([u, fresh]), np.append(target, log_target(fresh))
+        log_weight = target - logsumexp([law.log_prob(u) for law in laws], axis=0)
+        weight = np.exp(log_weight - logsumexp(log_weight))
+        effective = effective_number(weight)
+        if effective >= n or len(laws) == ROUNDS:
+            return u[numbers.choice(len(u), n, p=weight)], effective
+        laws.append(Proposal.fitted(u, weight, numbers))
 
 
 class SbiPosterior:

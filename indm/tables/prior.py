@@ -28,9 +28,6 @@ class Prior:
         low, high: of the numbers, (k,), infinite where there is no box.
         map: of numbers to θ; None where they are the same.
 
-    Raises:
-        ValueError: the box has other than d parameters, or low above high.
-
     Example:
 
         >>> prior = Prior(([0.0, -1.0], [2.0, 1.0]), 2)
@@ -51,15 +48,14 @@ class Prior:
             k = d if self.map is None else self.map.inverse_shape((d,))[0]
             self.low, self.high = (np.broadcast_to(array(end), (k,)) for end in ends)
         except (TypeError, ValueError) as error:
+            ends, shapes = f"numbers, or arrays of {d}, one for each column of theta", [np.shape(end) for end in ends]
             raise ValueError(
-                f"prior must have as ends numbers, or arrays of {d}, one for each column of theta, got shapes "
-                f"{[np.shape(end) for end in ends]}; theta comes first in fit(theta, x)"
+                f"prior must have as ends {ends}, got shapes {shapes}; theta comes first in fit"
             ) from error
         self.is_whole = np.isin(np.arange(len(self.low)), list(whole))
         for i in np.flatnonzero(self.low > self.high)[:1]:
-            raise ValueError(
-                f"prior must have low below high, got {self.low[i]:g} and {self.high[i]:g} for parameter {i}"
-            )
+            pair = f"{self.low[i]:g} and {self.high[i]:g} for parameter {i}"
+            raise ValueError(f"prior must have low below high, got {pair}")
 
     @property
     def bounds(self) -> dict[int, tuple[float, float]] | None:
@@ -95,11 +91,7 @@ class Prior:
         return np.where(near, theta.clip(self.low + CLEARANCE * width, self.high - CLEARANCE * width), theta)
 
     def log_prob(self, theta: Array) -> Array:
-        """Nats, (n,), of numbers ``theta`` (n, k); −∞ outside of the box.
-
-        Raises:
-            ValueError: it has no density, being None or an infinite box.
-        """
+        """Nats, (n,), of numbers ``theta`` (n, k); −∞ outside of the box; ValueError for a law without a density."""
         is_law = isinstance(self.law, Distribution)
         if not (is_law or np.isfinite(self.interval).all()):
             raise ValueError("prior must have a density for several observations: give a finite box or a distribution")

@@ -31,14 +31,9 @@ LogDensity = Callable[[Array, Array], Array]  # latents (n, d) and conditions (n
 class Student(nn.Module):
     r"""log p of latents: the log p of a base, and a network that has learned what the teacher has beyond the base.
 
-    It is fitted by regression to the teacher's log p at draws of the teacher, some with noise. It knows what is as near
-    to a draw that it was fitted to as most draws are to each other, in latents and conditions together. The teacher
-    answers elsewhere. Draws that were held out give the difference of these answers from the teacher, and their mass
-    :math:`E_p[\tilde p/p]`, which is near 1.
-
-    Args:
-        d: numbers of a latent.
-        k: numbers of a condition.
+    It is fitted by regression to the teacher's log p at draws of the teacher, some with noise. Latents and conditions
+    that are as near to a fitted draw as most draws are to each other are known to it. Held-out draws give its
+    difference from the teacher, and its mass :math:`E_p[\tilde p/p]`, which is near 1.
 
     Attributes:
         difference: mean and 95 % quantile of \|student − teacher\| at held-out draws, nats.

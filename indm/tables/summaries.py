@@ -25,10 +25,8 @@ Array = np.ndarray
 
 
 class Embedded(Numbers):
-    """An observation of any shape, standardised along its first axis, that networks see through an embedding.
-
-    Rows of c are flat. What is seen is the output of the embedding, also flat, and a one.
-    """
+    """An observation of any shape, standardised along its first axis, that networks see through an embedding, and a
+    one."""
 
     def __init__(self, embedding: nn.Module, x: Tensor):
         super().__init__(x.shape[1], 0.0, False)

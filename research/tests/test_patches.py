@@ -94,5 +94,5 @@ def test_evaluate_states_errors_over_groups():
     report, nats = found.report, found.nats
     for kind, n in (("nelbo", 24), ("nll", 12)):
         _, error = mean_and_error(nats[kind], groups[:n])
-        assert report[kind]["with_reconstruction"]["nats_standard_error"] == pytest.approx(error)
+        assert report.measured[kind].with_reconstruction["nats_standard_error"] == pytest.approx(error)
         assert error > 1.3 * mean_and_error(nats[kind])[1]

@@ -161,7 +161,7 @@ def test_a_truncated_one_is_a_copy(sde):
         assert raised.sample_time(64, importance=importance)[0].min() > 0.2 - 1e-6
     assert sde.eps == before
     for eps in (before / 2, 1.0, 2.0):
-        with pytest.raises(ValueError, match="eps must lie in"):
+        with pytest.raises(ValueError, match="eps must be in"):
             sde.sample_time(4, importance=True, eps=eps)
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import warnings
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ import indm
 from indm.evaluation.evaluate import draw_all, evaluate
 from indm.evaluation.mean_nll import RepeatableDraws
 from indm.evaluation.measures import NLL, Bound, Estimate, SamplerBound
+from indm.evaluation.report import Report, level_table
 from indm.evaluation.statistics import in_units
-from indm.evaluation.text import level_table
 from indm.flows import Identity
 from indm.flows.base import ExactFlow
 from indm.likelihood import nll
@@ -58,11 +59,11 @@ def test_the_bound_of_few_steps_is_a_row_beside_that_of_the_sde():
     score, x = gaussian("vp", (3,)), torch.randn(400, 3, generator=seeded(0))
     model = INDM(Identity(), score)
     found = evaluate(model, x, [Bound(times=8), SamplerBound(steps=8, times=8)], progress=False)
-    report, nats = dict(found.report), found.nats
+    report, nats = found.report, found.nats
     terms = nelbo(model, x, times=64, ancestral=8, generator=seeded(1))
-    row, noise = report["ancestral"]["with_reconstruction"], terms.total.std().item() / 20
+    row, noise = report.ancestral.with_reconstruction, terms.total.std().item() / 20
     assert row["nats"] == pytest.approx(terms.total.mean().item(), abs=4 * row["nats_estimator_noise"] + noise / 4)
-    assert row["nats"] > report["nelbo"]["with_reconstruction"]["nats"] + 1 and nats["ancestral"].shape == (400,)
+    assert row["nats"] > report.nelbo.with_reconstruction["nats"] + 1 and nats["ancestral"].shape == (400,)
     lines = str(found).splitlines()
     assert sum(line.startswith("NELBO of few steps, N = 8") for line in lines) == 2 and "ε = 1e-05" in lines
 
@@ -115,6 +116,17 @@ def test_a_difference_of_evaluations_is_paired_over_examples_or_groups(tmp_path,
         assert error < 0.5 * math.hypot(a.mean(kind, "nats")[1], b.mean(kind, "nats")[1])
 
 
+def test_the_fields_of_a_report_do_not_depend_on_the_measures(tmp_path):
+    model, x = INDM(Identity(), gaussian("vp"), shape=(2,)), torch.randn(20, 2, generator=seeded(0))
+    keys = []
+    for measures in ([Bound()], [NLL(steps=8)], [Bound(), NLL(steps=8), SamplerBound(steps=4)]):
+        evaluate(model, x, measures, progress=False).save(tmp_path)
+        content = json.loads((tmp_path / "evaluation.json").read_text())
+        keys += [set(content), *(set(content[kind]) for kind in ("nelbo", "nll", "ancestral") if content[kind])]
+        assert [kind for kind in ("nelbo", "nll", "iw", "ancestral") if content[kind]] == [m.kind for m in measures]
+    assert len({frozenset(found) for found in keys}) == 2  # the report's, and those of the numbers of a measure
+
+
 def test_a_difference_needs_the_same_examples_seed_and_unit():
     model, x = INDM(Identity(), gaussian("vp"), shape=(2,)), torch.randn(20, 2, generator=seeded(0))
     of_levels = INDM(Identity(), gaussian("vp"), Scaling.images(4), (2,))
@@ -164,12 +176,12 @@ def test_ctrl_c_keeps_what_is_done(interrupted_at, number, rows):
     whole = evaluate(model, x, [Bound(), NLL(steps=16)], **options)
     interrupted_at(number)
     found = evaluate(model, x, [Bound(), NLL() if number is None else NLL(steps=16)], **options)
-    assert found.report["interrupted"] and "interrupted: these are the examples" in str(found)
-    assert found.report["images"] == {"nelbo": 100} | ({} if rows is None else {"nll": rows})
+    assert found.report.interrupted and "interrupted: these are the examples" in str(found)
+    assert found.report.images == {"nelbo": 100} | ({} if rows is None else {"nll": rows})
     assert torch.equal(found.nats["nelbo"], whole.nats["nelbo"])
     if rows == 40:
         assert torch.equal(found.nats["nll"], whole.nats["nll"][:40])
-    assert ("nll" in found.nats) == (rows is not None) and found.report["interrupted"] > whole.report["interrupted"]
+    assert ("nll" in found.nats) == (rows is not None) and found.report.interrupted > whole.report.interrupted
 
 
 def test_ctrl_c_before_anything_is_done_is_an_interruption(interrupted_at):
@@ -202,35 +214,37 @@ def test_evaluate_vectors():
     found = evaluate(model, raw, measures, batch_size=300, progress=False)
     report, samples = found.report, found.nats
 
-    assert json.loads(json.dumps(report)) == report
-    assert {"images", "dims", "dequantization", "eps", "repeats", "seed", "nelbo", "nll"} <= set(report)
-    assert report["images"] == {"nelbo": 3000, "nll": 400} and report["dims"] == 2 and report["eps"] == 1e-5
-    assert report["dequantization"].startswith("none")
-    assert {"nll_error", "divergence", "nfe", "solver_error", "unconverged"} <= set(report["nll"])
+    assert Report.read(json.loads(json.dumps(asdict(report)))) == report
+    assert report.images == {"nelbo": 3000, "nll": 400} and report.dims == 2 and report.eps == 1e-5
+    assert report.dequantization.startswith("none")
+    assert {"nll_error", "divergence"} <= set(report.nll.settings) and report.nll.nfe > 0
     for kind, n in (("nelbo", 3000), ("nll", 400)):
-        for table, key in (("with_reconstruction", kind), ("without_reconstruction", f"{kind}_without_reconstruction")):
-            numbers = report[kind][table]
+        for table, key in (
+            ("with_reconstruction", kind),
+            ("without_reconstruction", f"{kind}_without_reconstruction"),
+        ):
+            numbers = getattr(report.measured[kind], table)
             assert set(numbers) == NUMBERS and samples[key].shape == (n,)
             assert numbers["nats"] == pytest.approx(samples[key].mean().item(), rel=1e-9)
             assert numbers["nats_standard_error"] == pytest.approx((samples[key].std() / math.sqrt(n)).item(), rel=1e-9)
             assert numbers["bits_per_dim"] == pytest.approx(numbers["nats"] / (2 * math.log(2)), rel=1e-9)
 
-    errors, said = samples["nll_solver_error"], report["nll"]["solver_error"]
+    errors, said = samples["nll_solver_error"], report.nll.solver_error
     assert errors.shape == (400,) and said["nats"] == pytest.approx(errors.mean().item())
     assert said["largest_bits_per_dim"] == pytest.approx(errors.max().item() / (2 * math.log(2)))
 
     std = score.variance.sqrt() * scale.double()
     truth = -normal_log_prob(raw.double(), score.mean * scale + shift, std**2)
-    solved = report["nll"]["with_reconstruction"]
+    solved = report.nll.with_reconstruction
     assert (samples["nll"] - truth[:400]).mean().abs().item() < 2e-3
     assert solved["nats_estimator_noise"] < 1e-3 * solved["nats_standard_error"]
     assert solved["nats_standard_error"] == pytest.approx((truth[:400].std() / math.sqrt(400)).item(), rel=0.01)
-    nelbo = report["nelbo"]["with_reconstruction"]
+    nelbo = report.nelbo.with_reconstruction
     difference = samples["nelbo"] - truth
     assert abs(difference.mean().item()) < 4 * difference.std().item() / math.sqrt(3000)
     assert nelbo["nats_estimator_noise"] > 3 * solved["nats_estimator_noise"]
     # Without the reconstruction: the entropy of z_ε, a little another number in model units.
-    gap = report["nll"]["without_reconstruction"]["nats"] - solved["nats"]
+    gap = report.nll.without_reconstruction["nats"] - solved["nats"]
     assert gap == pytest.approx(0.0, abs=0.01)
 
 
@@ -254,16 +268,16 @@ def test_evaluate_grey_levels(centered, levels):
     found = evaluate(model, raw, [Bound(), NLL(exact=True, steps=32)], repeats=4, progress=False)
     report, samples = found.report, found.nats
     m = f"{levels * 2.0**-22:.3g}"
-    assert report["dequantization"] == f"uniform on [{m}, 1 − {m}], {levels} grey levels, its density counted"
+    assert report.dequantization == f"uniform on [{m}, 1 − {m}], {levels} grey levels, its density counted"
     difference = samples["nll"] - nats
     assert abs(difference.mean().item()) < 4.5 * difference.std().item() / math.sqrt(200) + 16 * 1e-3
-    bits = report["nll"]["with_reconstruction"]["bits_per_dim"]
+    bits = report.nll.with_reconstruction["bits_per_dim"]
     assert bits == pytest.approx(nats.mean().item() / (16 * math.log(2)), abs=0.01)
     if levels == 256:  # cells much narrower than the Gaussian: its differential entropy in grey levels
         assert bits == pytest.approx(math.log2(0.08 * levels * math.sqrt(2 * math.pi * math.e)), abs=0.03)
-    assert abs(report["nelbo"]["with_reconstruction"]["bits_per_dim"] - bits) < 0.5
+    assert abs(report.nelbo.with_reconstruction["bits_per_dim"] - bits) < 0.5
     # Dequantization is drawn anew in every repeat: estimator noise that the NLL's report shows.
-    noise = report["nll"]["with_reconstruction"]["nats_estimator_noise"]
+    noise = report.nll.with_reconstruction["nats_estimator_noise"]
     per_pixel = (2 * (raw.double() + 0.5 - 0.55 * levels)) ** 2 / 12 / (4 * (0.08 * levels) ** 4)  # leading order
     expected = math.sqrt(per_pixel.flatten(1).sum(1).mean().item() / (4 * 200))
     assert noise == pytest.approx(expected, rel=0.15)
@@ -277,7 +291,7 @@ def test_evaluate_names_the_numbers_without_reconstruction(name, eps, own):
     raw, n = score.sample(4000, seeded(0), dtype=torch.float32), 4000
     measures = [Bound(times=8), NLL()]
     report = evaluate(INDM(Identity(), score), raw, measures, eps=eps, progress=False, batch_size=n).report
-    assert report["eps"] == report["nll"]["eps"] == eps and score.sde.eps == own
+    assert report.eps == report.nll.settings["eps"] == eps and score.sde.eps == own
     variance = score.law(torch.tensor(eps, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64))[1]
     at_eps = 0.5 * (2 * math.pi * math.e * variance).log().sum().item()
     for kind in ("nelbo", "nll"):
@@ -285,7 +299,7 @@ def test_evaluate_names_the_numbers_without_reconstruction(name, eps, own):
             ("with_reconstruction", score.entropy() + score.bound_gap(eps)),
             ("without_reconstruction", at_eps),
         ):
-            numbers = report[kind][table]
+            numbers = getattr(report.measured[kind], table)
             assert abs(numbers["nats"] - expected) < 4.5 * numbers["nats_standard_error"] + 2e-3
             assert numbers["nats_standard_error"] < 0.1
     assert abs(at_eps - score.entropy() - score.bound_gap(eps)) > 0.1
@@ -298,17 +312,17 @@ def test_evaluate_says_where_the_bound_lies(groups):
     raw = raw.repeat(300 // len(raw) + 1, *[1] * (raw.ndim - 1))[:300]
     found = evaluate(model, raw, [Bound()], groups=groups, batch_size=128, progress=False)
     report, nats = found.report, found.nats
-    assert json.loads(json.dumps(report)) == report
-    assert report["groups"] == (None if groups is None else len(groups.unique()))  # its fields do not depend on options
-    assert report["network"] is report["codes"] is None and report["interrupted"] is False
-    nelbo, levels = report["nelbo"], nats["nelbo_by_noise_level"]
-    by_level, terms = nelbo["by_noise_level"], nelbo["terms"]
+    assert Report.read(json.loads(json.dumps(asdict(report)))) == report
+    assert report.groups == (None if groups is None else len(groups.unique()))  # its fields do not depend on options
+    assert report.network is report.codes is None and report.interrupted is False
+    nelbo, levels = report.nelbo, nats["nelbo_by_noise_level"]
+    by_level, terms = nelbo.by_noise_level, nelbo.terms
     assert levels.shape == (300, 8) and set(terms) == {"score", "reconstruction", "prior", "flow", "constant", "log_q"}
-    difference = nelbo["with_reconstruction"]["nats"] - nelbo["without_reconstruction"]["nats"]
+    difference = nelbo.with_reconstruction["nats"] - nelbo.without_reconstruction["nats"]
     assert terms["reconstruction"]["nats"] == pytest.approx(difference, rel=1e-5)
     for unit in ("nats", "bits_per_dim"):
         assert sum(row[unit] for row in by_level) == pytest.approx(terms["score"][unit], rel=1e-9)
-        assert sum(v[unit] for v in terms.values()) == pytest.approx(nelbo["with_reconstruction"][unit], rel=1e-6)
+        assert sum(v[unit] for v in terms.values()) == pytest.approx(nelbo.with_reconstruction[unit], rel=1e-6)
     for row, own in zip(by_level, levels.T, strict=True):
         assert row["nats"] == pytest.approx(own.mean().item())
         means = own if groups is None else torch.stack([own[groups == group].mean() for group in groups.unique()])
@@ -318,7 +332,7 @@ def test_evaluate_says_where_the_bound_lies(groups):
     t = torch.tensor([model.sde.eps, 1.0]).double()
     assert [ends[0], ends[-1]] == pytest.approx((model.sde.sigma(t) / model.sde.alpha(t)).tolist())
     assert ends[1:-1:2] == ends[2::2] and np.diff(np.log(ends))[::2] == pytest.approx(np.log(ends[-1] / ends[0]) / 8)
-    table, others = level_table(report | {"unit": "bits/dim"})
+    table, others = level_table(replace(report, unit="bits/dim"))
     assert len(table.splitlines()) == 9 and f"flow {terms['flow']['bits_per_dim']:.4f} ± " in others
 
 
@@ -357,7 +371,7 @@ def test_models_compared_at_one_seed_share_dequantization_times_and_noise():
 def test_evaluate_without_nll():
     model, raw, _ = grey_model(True)
     found = evaluate(model, raw, [Bound()], progress=False)
-    assert "nll" not in found.report and "nll" not in found.nats and found.report["images"] == {"nelbo": len(raw)}
+    assert found.report.nll is None and "nll" not in found.nats and found.report.images == {"nelbo": len(raw)}
 
 
 def test_evaluate_checks_its_arguments():

@@ -2,16 +2,16 @@
 
 import json
 import math
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
 import indm
-from indm.evaluation.evaluate import Likelihoods
-from indm.evaluation.mean_nll import RepeatableDraws, cheapest, corrected
+from indm.evaluation.mean_nll import LEAST, RepeatableDraws, cheapest, corrected
+from indm.evaluation.report import Likelihoods
 from indm.likelihood import latent_reference
-from indm.multilevel import LEAST
 from indm.tensors import SEED_STRIDE
 from indm.workbench.evaluation.results import difference
 
@@ -50,24 +50,23 @@ def mean(model, raw):
 
 
 def test_the_mean_is_that_of_fine_solves_of_all_examples(each, mean):
-    fine, found = each[0]["nll"], mean[0]["nll"]
+    fine, found = each[0].nll, mean[0].nll
     for row in ("with_reconstruction", "without_reconstruction"):
-        assert abs(found[row]["nats"] - fine[row]["nats"]) < 4 * found["added_error"]["nats"] + 1e-6
-    error = found["with_reconstruction"]["nats_standard_error"]
-    assert error == pytest.approx(fine["with_reconstruction"]["nats_standard_error"], rel=0.02)
-    assert 0 < found["added_error"]["nats"] < 0.25 * error
-    assert found["nfe"] < 0.6 * fine["nfe"]
-    assert found["rungs"][-1]["estimates"] >= LEAST
+        assert abs(getattr(found, row)["nats"] - getattr(fine, row)["nats"]) < 4 * found.added_error["nats"] + 1e-6
+    error = found.with_reconstruction["nats_standard_error"]
+    assert error == pytest.approx(fine.with_reconstruction["nats_standard_error"], rel=0.02)
+    assert 0 < found.added_error["nats"] < 0.25 * error
+    assert found.nfe < 0.6 * fine.nfe
+    assert found.rungs[-1]["estimates"] >= LEAST
 
 
 def test_a_single_group_has_no_standard_error_and_its_mean_is_corrected(model, raw, each, mean):
     """What corrections may add is then a share of the error of examples that are independent."""
     one_group, _ = evaluated(model, raw, groups=torch.zeros(N, dtype=torch.long))
-    assert (
-        json.loads(json.dumps(one_group, allow_nan=False))["nll"]["with_reconstruction"]["nats_standard_error"] is None
-    )
-    assert one_group["nll"]["with_reconstruction"]["nats"] == mean[0]["nll"]["with_reconstruction"]["nats"]
-    assert one_group["nll"]["added_error"] == mean[0]["nll"]["added_error"]
+    json.dumps(asdict(one_group), allow_nan=False)
+    assert one_group.nll.with_reconstruction["nats_standard_error"] is None
+    assert one_group.nll.with_reconstruction["nats"] == mean[0].nll.with_reconstruction["nats"]
+    assert one_group.nll.added_error == mean[0].nll.added_error
 
 
 def test_every_evaluation_is_counted(model, raw, monkeypatch):
@@ -82,7 +81,7 @@ def test_every_evaluation_is_counted(model, raw, monkeypatch):
     monkeypatch.setattr("indm.likelihood.check_gradient", lambda score, z: 0.0)  # which is not a part of the solve
     report, _ = evaluated(model, raw, each=False)
     assert sum(calls) == pytest.approx(
-        report["nll"]["nfe"] * N * REPEATS + N * REPEATS * 3, rel=1e-6
+        report.nll.nfe * N * REPEATS + N * REPEATS * 3, rel=1e-6
     )  # and of the NELBO and of the reconstruction
 
 
@@ -103,8 +102,8 @@ def test_differences_are_of_the_same_draws(model, raw, each, mean):
     torch.testing.assert_close(
         fine.reshape(N, REPEATS).mean(1), each[1]["nll_without_reconstruction"], rtol=0, atol=1e-9
     )
-    if len(mean[0]["nll"]["rungs"]) == 2:
-        few = mean[0]["nll"]["rungs"][0]["steps"]
+    if len(mean[0].nll.rungs) == 2:
+        few = mean[0].nll.rungs[0]["steps"]
         coarse = torch.empty(N * REPEATS, dtype=torch.float64)
         coarse[places] = draws.solve(places, [few])[0][0]
         chosen = nats["nll_rung_1_estimates"]
@@ -228,13 +227,13 @@ def test_a_difference_is_corrected_by_the_same_estimates(model, raw, mean, each,
     other.flow.log_scale.data.fill_(0.01)
     runs = {"one": mean, "other": evaluated(other, raw, each=False)}
     for name, (report, nats) in runs.items():
-        Likelihoods(report | {"unit": "nats"}, nats).save(tmp_path / name)
+        Likelihoods(replace(report, unit="nats"), nats).save(tmp_path / name)
     one_of, other_of = (Likelihoods.load(tmp_path / name) for name in runs)
     error = one_of.added_error(other_of, "nll")
     apart = (one_of.per_example("nll") - other_of.per_example("nll")).numpy()
     fine = (each[1]["nll"] - evaluated(other, raw, each=True)[1]["nll"]).numpy()
     assert apart.mean() == pytest.approx(fine.mean(), abs=4 * error + 1e-6)
-    assert error < 0.5 * math.hypot(*(report["nll"]["added_error"]["nats"] for report, _ in runs.values()))
+    assert error < 0.5 * math.hypot(*(report.nll.added_error["nats"] for report, _ in runs.values()))
     found = difference([(tmp_path / "one", tmp_path / "other")], "nll")
     assert found.difference == pytest.approx(apart.mean())
     assert found.standard_error_shared == pytest.approx(math.hypot(apart.std(ddof=1) / math.sqrt(N), error))

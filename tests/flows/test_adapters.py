@@ -23,7 +23,7 @@ def test_an_inverse_that_misses_is_an_error():
     flow, z = Bisected(False), torch.tensor([[3.0], [-18.0]])
     back, residual, iterations, converged = flow.solve_inverse(z)
     assert torch.equal(back, z / 2) and iterations.tolist() == [0, 0] and bool(converged.all())
-    with pytest.raises(RuntimeError, match=r"inverse did not reach tol=5e-05 for 1 of 2 samples \(indices 1;"):
+    with pytest.raises(RuntimeError, match=r"inverse did not reach tol=5e-05 for 1 of 2 samples \(indices 1\);"):
         flow.inverse(torch.tensor([[3.0], [-22.0]]))
     _, residual, _, converged = flow.solve_inverse(torch.tensor([[3.0], [-22.0]]))
     assert residual.tolist() == pytest.approx([0, 2 / 22]) and converged.tolist() == [True, False]

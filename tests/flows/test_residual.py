@@ -496,9 +496,9 @@ def test_inverse_names_the_samples_that_did_not_converge():
     z[[3, 7]] = 0.3
     flow = Compose([block])
     block.solve_inverse = functools.partial(block.solve_inverse, max_iterations=2)
-    with pytest.raises(RuntimeError, match=r"2 of 30 samples \(indices 3, 7; largest residual .* after 2 iterations"):
+    with pytest.raises(RuntimeError, match=r"2 of 30 samples \(indices 3, 7\); largest residual .* after 2 iterations"):
         flow.inverse(z)
-    with pytest.raises(RuntimeError, match=r"30 of 30 samples \(indices 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …;"):
+    with pytest.raises(RuntimeError, match=r"30 of 30 samples \(indices 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …\);"):
         flow.inverse(torch.full((30, 5), 0.3))
     assert torch.equal(flow.inverse(z[:3]), z[:3])
     assert bool(flow.solve_inverse(z)[3].sum() == 28)
@@ -525,8 +525,8 @@ def test_far_latents_are_inverted_in_single_precision(shape):
         ({"norm": 3.0}, "norm must be 2"),
         ({"norm": "spectral"}, "norm must be 2"),
         ({"norm": math.nan}, "norm must be 2"),
-        ({"coeff": 1.0}, "coeff must lie in"),
-        ({"coeff": 0.0}, "coeff must lie in"),
+        ({"coeff": 1.0}, "coeff must be in"),
+        ({"coeff": 0.0}, "coeff must be in"),
         ({"blocks": ()}, "blocks must name"),
         ({"blocks": (4, 0)}, "blocks must name"),
         ({"shape": (3, 8)}, "shape must be"),

@@ -216,7 +216,7 @@ def test_coupled_noise_is_found():
     with pytest.warns(RuntimeWarning, match="with noise coupled") as warned:
         shown = indm.evaluate(model, raw[:64], [indm.Bound()], batch_size=20, progress=False)
     assert warned[0].filename == __file__ and max(batches) == 20
-    assert f"\nnetwork: {shown.report['network']}" in str(shown) and "loses at least" in shown.report["network"]
+    assert f"\nnetwork: {shown.report.network}" in str(shown) and "loses at least" in shown.report.network
 
 
 def test_a_right_description_asks_the_network_once_a_level():

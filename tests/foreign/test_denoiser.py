@@ -322,15 +322,13 @@ def test_a_network_may_change_its_arguments():
 
 
 @pytest.mark.parametrize("asked", ASKED)
-@pytest.mark.parametrize("first, last", [(0.0, 100.0), (1.0, 3.0)])
-def test_a_network_that_is_not_finite_is_named_with_its_noise_levels(first, last, asked):
+def test_a_network_that_is_not_finite_is_named_with_a_noise_level(asked):
     def network(x, sigma):
         s = sigma[:, None]
-        return torch.where((s > first) & (s < last), torch.nan, x / (1 + s**2))
+        return torch.where((s > 1.0) & (s < 3.0), torch.nan, x / (1 + s**2))
 
     model = indm.from_denoiser(network, predicts="data", path="edm", shape=(2,))
-    ends = "0.002 to 80" if first == 0 else "1.01 to 2.77"
-    with pytest.raises(ValueError, match=f"network must be finite, got NaN or infinity at σ/α from {ends}"):
+    with pytest.raises(ValueError, match=r"network must be finite, got NaN or infinity at σ/α [12]\.\d"):
         ASKED[asked](model, torch.randn(40, 2))
 
 

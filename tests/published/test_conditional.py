@@ -328,7 +328,7 @@ def test_what_needs_one_map_says_so():
         ({"activation": "gelu"}, "activation must be one of sin, softplus"),
         ({"norm": "columns"}, "norm must be 2"),
         ({"width": 0}, "width must be at least 1"),
-        ({"coeff": 1.0}, "coeff must lie in"),
+        ({"coeff": 1.0}, "coeff must be in"),
         ({"blocks": (1, 1, 1, 1, 1)}, "squeeze 4 times"),
     ],
 )

@@ -121,7 +121,7 @@ def test_transitions_in_closed_form():
 @pytest.mark.parametrize("kind", SDES.values())
 @pytest.mark.parametrize("eps", [0.0, -1e-5, 1.0, 2.0, float("nan")])
 def test_eps_must_lie_inside(kind, eps):
-    with pytest.raises(ValueError, match="eps must lie strictly between 0 and 1"):
+    with pytest.raises(ValueError, match="eps must be strictly between 0 and 1"):
         kind(eps=eps)
 
 

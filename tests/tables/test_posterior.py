@@ -14,8 +14,7 @@ from indm import DensityEstimator, JointDensityEstimator, PosteriorEstimator
 from indm.likelihood import WhitenedFlow
 from indm.tables import posterior as module
 from indm.tables.calibration import LEVELS, Calibration
-from indm.tables.importance import Proposal, resampled
-from indm.tables.posterior import Familiar
+from indm.tables.posterior import Familiar, Proposal, resampled
 from indm.tables.prior import Prior
 
 SMALL = {"n_models": 1, "max_components": 1, "width": 8, "depth": 1, "max_steps": 0, "random_state": 0}
@@ -167,7 +166,7 @@ def test_weights_correct_a_proposal_that_is_far_off(gaussian, monkeypatch, coars
     monkeypatch.setattr(gaussian, "_product", lambda *_: start)
     draws, effective = gaussian.sample_iid(400, xs, random_state=0)
     assert effective > 200 and draws.mean(0) == pytest.approx(law(xs).mean, abs=0.1)
-    monkeypatch.setattr("indm.tables.importance.ROUNDS", 1)
+    monkeypatch.setattr("indm.tables.posterior.ROUNDS", 1)
     with pytest.warns(UserWarning, match="100 draws of a posterior of 2 observations are as good as"):
         assert gaussian.sample_iid(100, xs, random_state=0)[1] < 10
 
@@ -180,7 +179,7 @@ def test_a_first_proposal_is_as_wide_as_the_prior_where_observations_say_nothing
         firsts.append(first)
         return resampled(log_target, first, n, numbers)
 
-    monkeypatch.setattr("indm.tables.importance.resampled", noted)
+    monkeypatch.setattr("indm.tables.posterior.resampled", noted)
     posterior.sample_iid(50, [0.1, -0.2], random_state=0)
     latent = np.var(posterior.estimator_.columns_.latents(theta, np.zeros((2000, 1))))
     assert firsts[0].laws[0].shape.item() == pytest.approx(latent, rel=0.2)

@@ -44,7 +44,7 @@ class Evaluate(ShowsProgress):
     def run(self) -> int:
         from accelerate import PartialState
 
-        from indm.evaluation.text import level_table
+        from indm.evaluation.report import Report, level_table
         from indm.workbench.evaluation.results import evaluate_run
         from indm.workbench.evaluation.text import likelihood_table, verdict
         from indm.workbench.runs.folder import check_absent, recipe_of, run_folder
@@ -58,7 +58,7 @@ class Evaluate(ShowsProgress):
         check_absent(run, ["evaluation.json", "evaluation.npz"], self.overwrite)
         result = evaluate_run(run, options, data_table=data, progress=self.progress)
         if PartialState().is_main_process:  # it alone has the results of all processes
-            print(likelihood_table(result), *(level_table(result) if "nelbo" in result else []), sep="\n")
+            print(likelihood_table(result), *level_table(Report.read(result)), sep="\n")
             print("nothing was written" if result["interrupted"] else verdict(result))
         return INTERRUPTED if result["interrupted"] else DONE
 

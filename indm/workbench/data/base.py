@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset
 
 from indm.checks import arguments_of, brief, check_arguments, counted, require, takes_any_name
+from indm.conditions import Condition
 from indm.names import find
 from indm.scaling import Scaling
 from indm.workbench.data.examples import Examples, InMemory, OnDemand, events
@@ -92,6 +93,20 @@ class Data:
                 "a data set of pairs (x, c), in Python also as_data(pairs, c=True)"
             )
         return rows[split]
+
+    def rows(self, condition: Condition, split: str) -> Tensor:
+        """c of the examples of a split, as ``condition`` takes it, classes by their names.
+
+        Raises:
+            ValueError: there are none of this kind.
+        """
+        try:
+            c = self.c(split, condition.is_class)
+            if condition.is_class and self.classes:
+                c = torch.tensor([condition.number(name) for name in self.classes])[c]
+            return condition.rows(c)
+        except (ValueError, IndexError) as error:
+            raise ValueError(f"the {split} data do not fit the condition: {error}") from error
 
 
 def check_kind(data: Data, like: Any, whose: str, name: str = "data") -> None:

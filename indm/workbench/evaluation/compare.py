@@ -12,8 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from indm.evaluation.report import KINDS, Report, Row, table, unconverged
 from indm.evaluation.statistics import LEVEL, Difference, judged, over_seeds
-from indm.evaluation.text import KINDS, Row, number_key, table, unconverged
 from indm.files import atomic, untrusted
 from indm.workbench.evaluation.results import check_same_examples, difference, read_evaluation
 from indm.workbench.evaluation.text import baseline_name, verdict
@@ -53,6 +53,7 @@ class Run:
 
     folder: Path
     evaluation: dict
+    report: Report
     recipe: Recipe
     log: list[dict]
     parameters: int | None = None
@@ -62,7 +63,8 @@ class Run:
         recipe, file = recipe_of(folder), folder / "summary.json"
         summary = untrusted.json_object(file) if file.exists() else {}
         count = sum(count for name, count in summary.items() if name.endswith("_parameters"))
-        return cls(folder, read_evaluation(folder), recipe, read_metrics(folder), count or None)
+        evaluation = read_evaluation(folder)
+        return cls(folder, evaluation, Report.read(evaluation), recipe, read_metrics(folder), count or None)
 
     @property
     def seed(self) -> int:
@@ -75,9 +77,9 @@ class Run:
 
     def bound(self, kind: str = "nelbo") -> tuple[float, float] | None:
         """A likelihood with its standard error over examples, in the run's unit; None where it was not evaluated."""
-        if kind not in self.evaluation:
+        if (numbers := self.report.measured.get(kind)) is None:
             return None
-        values, key = self.evaluation[kind]["with_reconstruction"], number_key(self.evaluation)
+        values, key = numbers.with_reconstruction, self.report.key
         return values[key], values[f"{key}_standard_error"]
 
 
@@ -90,8 +92,7 @@ def compare(folders: Sequence[Path], out: Path, *, equal: Equal = "cost") -> str
 
     Runs whose recipes differ in the seed alone are one method; where all are of one, each stands for itself. Methods
     are compared in pairs of equal seeds, on the same examples. With two pairs or more a difference has a p and a
-    verdict, adjusted by Holm's method over all differences that are shown; with one, its error is over examples, and it
-    has no verdict. Nor has it one where the two are not known to have spent the same.
+    verdict, adjusted by Holm's method over all differences that are shown, unless the two may not have spent the same.
 
     Writes ``comparison.html``, a page, its picture ``comparison.png`` and ``comparison.json`` into ``out``; returns the
     tables as text. With ``equal`` "cost" methods must have spent as much in steps times their cost, with "steps" in
@@ -143,8 +144,8 @@ def compare(folders: Sequence[Path], out: Path, *, equal: Equal = "cost") -> str
 def methods_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """The runs by method: their recipes differ in the seed alone. A second run of one seed begins another method.
 
-    Numbers of steps within the margin of equal budgets are one. A method is called as the folder that holds its runs
-    and none of another method, or as its first run. Where all runs are of one method, each stands for itself.
+    Numbers of steps within the margin of equal budgets are one. A method has the name of the folder that holds its runs
+    and no others, or of its first run. Where all runs are of one method, each stands for itself.
     """
     methods: list[list[Run]] = []
     for run in runs:
@@ -189,10 +190,9 @@ def are_equal(budgets: Sequence[float]) -> bool:
 def differences(methods: Methods, equal: Equal = "cost") -> dict[str, dict[str, dict]]:
     """Every method minus the first, by its name and the kind of likelihood that both have, judged as one family.
 
-    Returns:
-        Rows of :func:`indm.evaluation.statistics.judged`, each with the seeds that were ``left_out`` for want
-        of a partner, and what :func:`budget_of` says. Without any pair the verdict is :data:`NO_SEED`. Where budgets
-        differ or are not known it is :data:`NOT_COMPARABLE`, and the difference is not in the family.
+    Rows of :func:`indm.evaluation.statistics.judged` with the seeds ``left_out`` for want of a partner, and
+    :func:`budget_of`. Without any pair the verdict is :data:`NO_SEED`; where budgets differ or are not known it is
+    :data:`NOT_COMPARABLE`, and the difference is not in the family.
     """
     (_, first), *following = methods.items()
     family: dict[tuple[str, str], Difference] = {}
@@ -203,7 +203,7 @@ def differences(methods: Methods, equal: Equal = "cost") -> dict[str, dict[str, 
         left_out = sorted(run.seed for run in (*runs, *first) if run not in paired)
         about[name] = {"left_out": left_out} | budget_of(pairs, runs, first, equal)
         for kind in KINDS:
-            if all(kind in run.evaluation for run in paired or (*runs, *first)):
+            if all(kind in run.report.measured for run in paired or (*runs, *first)):
                 folders = [(run.folder, other.folder) for run, other in pairs]
                 family[name, kind] = difference(folders, kind) if pairs else Difference(math.nan, 0, math.nan)
     found: dict[str, dict[str, dict]] = {name: {} for name, _ in following}
@@ -217,9 +217,8 @@ def differences(methods: Methods, equal: Equal = "cost") -> dict[str, dict[str, 
 def budget_of(pairs: Sequence[tuple[Run, Run]], runs: Sequence[Run], first: Sequence[Run], equal: Equal) -> dict:
     """The budgets of a method's ``runs`` and of the ``first`` method's, in ``pairs``, for a comparison.
 
-    ``steps`` are the steps of both. ``cost`` is the cost of a step, relative to the first method's, from a run's
-    record; None where no run has it, and 1 with ``equal`` "steps". ``budgets`` are words. ``why`` says why they cannot
-    be compared; it is "" where they can.
+    ``steps`` are of both. ``cost`` is the cost of a step, relative to the first method's; None where no run has it, and
+    1 with ``equal`` "steps". ``budgets`` are words. ``why`` says why they cannot be compared, "" where they can.
     """
     keys = key_of(runs[0].recipe), key_of(first[0].recipe)
     is_alike = equal == "steps" or keys[0] == keys[1]
@@ -252,7 +251,7 @@ def _span(values: Sequence[float | None]) -> str:
 
 def unit_of(methods: Methods) -> str:
     """ "bits/dim" or "nats"."""
-    return next(iter(methods.values()))[0].evaluation["unit"]
+    return next(iter(methods.values()))[0].report.unit
 
 
 # ── Text, page and picture ──────────────────────────────────────────────────────────────────────────────────────────
@@ -264,9 +263,9 @@ def sections(methods: Methods, by_method: Differences, equal: Equal) -> list[tup
     names = {name: ", ".join(str(run.folder) for run in trainings) for name, trainings in methods.items()}
     notes = [f"{name}: {folders}" for name, folders in names.items() if name != folders]
     notes += [f"{unit_of(methods)}, {OF_LIKELIHOODS}, {runs[0].evaluation['split']} split"]
-    notes += [f"{run.folder}: {line}" for run in runs for line in unconverged(run.evaluation)]
-    if len({run.evaluation["dequantization"] for run in runs}) > 1:
-        notes += [f"dequantization: {run.evaluation['dequantization']}: {run.folder}" for run in runs]
+    notes += [f"{run.folder}: {line}" for run in runs for line in unconverged(run.report)]
+    if len({run.report.dequantization for run in runs}) > 1:
+        notes += [f"dequantization: {run.report.dequantization}: {run.folder}" for run in runs]
     likelihoods = "Likelihood and budget", likelihood_rows(methods), notes
     if not by_method:
         return [likelihoods]
@@ -311,11 +310,8 @@ def bound_of(runs: Sequence[Run], kind: str = "nelbo") -> tuple[float, float] | 
 
 
 def likelihood_rows(methods: Methods) -> list[Row]:
-    """A row for each method: its seeds, size, budget and likelihoods; the baselines; the entropy where it is known.
-
-    A method's error is over its seeds; the error of a single run or a baseline is over the examples. Baselines are of
-    the examples of the NELBO.
-    """
+    """A row for each method, the baselines, of the examples of the NELBO, and the entropy where it is known. A method's
+    error is over its seeds; the error of a single run or a baseline is over the examples."""
     unit, runs = unit_of(methods), [run for trainings in methods.values() for run in trainings]
     kinds = [kind for kind in KINDS if any(run.bound(kind) for run in runs)]
     rows = [("", "seeds", "± over", "parameters", "steps", "seconds", *(f"{KINDS[kind]}, {unit}" for kind in kinds))]
@@ -326,7 +322,7 @@ def likelihood_rows(methods: Methods) -> list[Row]:
         over = "seeds" if len(trainings) > 1 else "examples"
         parameters = "–" if trainings[0].parameters is None else f"{trainings[0].parameters:,}"
         rows.append((name, str(len(trainings)), over, parameters, *budget, *bounds))
-    key, blank = number_key(runs[0].evaluation), [""] * (len(kinds) - 1)
+    key, blank = runs[0].report.key, [""] * (len(kinds) - 1)
     for row in next((run.evaluation["baselines"] for run in runs if "baselines" in run.evaluation), {}).values():
         value = with_error(row[key], row[f"{key}_standard_error"])
         rows.append((f"baseline: {baseline_name(row)}", "", "examples", "", "", "", value, *blank))
@@ -355,7 +351,7 @@ def verdicts(methods: Methods) -> list[str]:
     """The verdict on each method beside the baselines, a line for each; of several seeds the worst is reported."""
     lines = {}
     for name, trainings in methods.items():
-        worst = max(trainings, key=lambda run: run.evaluation["nelbo"]["with_reconstruction"]["nats"])
+        worst = max(trainings, key=lambda run: run.evaluation["nelbo"]["with_reconstruction"][run.report.key])
         lines[name + (f", the worst of {len(trainings)} seeds" if len(trainings) > 1 else "")] = verdict(
             worst.evaluation
         )

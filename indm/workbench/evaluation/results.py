@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from indm.checks import brief
-from indm.evaluation.evaluate import Likelihoods, evaluate
+from indm.evaluation.evaluate import evaluate
 from indm.evaluation.measures import NLL, Bound, Measure, SamplerBound, WeightedNLL
+from indm.evaluation.report import KINDS, NUMBERS, Likelihoods, Report
 from indm.evaluation.statistics import Difference, mean_and_error, paired_by_examples
-from indm.evaluation.text import KINDS, NUMBERS
 from indm.files import untrusted
 from indm.names import name_of
 from indm.workbench.data.base import PARTS, stack
@@ -30,7 +30,7 @@ from indm.workbench.runs.devices import on_cpu
 from indm.workbench.runs.folder import data_of, fitted_to, open_model, read_metrics, recipe_of
 from indm.workbench.runs.provenance import provenance, trained_on_others, warn_of_other_splits, weights_hash
 
-REQUIRED = ("nelbo", "images", "data", "split", "unit", "dims", "dequantization", "weights_sha256")
+REQUIRED = ("nelbo", "images", "data", "split", "unit", "dims", "dequantization", "weights_sha256", "examples_sha256")
 
 
 def evaluate_run(
@@ -70,27 +70,28 @@ def evaluate_run(
     raw = torch.cat([stack(getattr(data, part), options.examples) for part in splits])[: options.examples]
     c = None
     if not model.condition.is_none:
-        c = torch.cat([model.condition.rows_of(data, part) for part in splits])[: len(raw)]
+        c = torch.cat([data.rows(model.condition, part) for part in splits])[: len(raw)]
     groups = torch.cat([data.groups[part] for part in splits])[: len(raw)] if data.groups else None
     found = evaluate(
         model, raw, measures_of(options), c=c, groups=groups, eps=options.eps or None, repeats=options.repeats,
         batch_size=options.batch_size, seed=options.seed, progress=progress and main, distributed=distributed,
     )  # fmt: skip
-    result, nats = found.report | {"split": split}, dict(found.nats)
-    if not main or result["interrupted"]:
-        return result
+    if not main or found.report.interrupted:
+        return asdict(found.report) | {"split": split}
+    more: dict[str, Any] = {"split": split}
+    nelbo = found.nats["nelbo"]
     if c is not None:
-        result["condition"] = name_of("condition", type(model.condition))
+        more["condition"] = name_of("condition", type(model.condition))
         if model.condition.is_class:
-            result["classes"] = per_class(nats["nelbo"], c, model.condition.labels, groups)
+            more["classes"] = per_class(nelbo, c, model.condition.labels, groups)
     fitted = None if whole else data
     if whole:
         with suppress(ValueError, OSError):  # the data of the training may not be at hand
             fitted = data_of(run, model)
-    result["baselines"], of_baselines = baselines(data, fitted, raw, nats["nelbo"], options.seed, groups)
-    nats |= {f"baseline_{name}": values for name, values in of_baselines.items()}
+    more["baselines"], of_baselines = baselines(data, fitted, raw, nelbo, options.seed, groups)
+    nats = found.nats | {f"baseline_{name}": values for name, values in of_baselines.items()}
     weights = weights_hash(run)
-    result |= {
+    more |= {
         "unended": is_unended(run),
         "data": table,
         "data_changed": changed,
@@ -99,8 +100,8 @@ def evaluate_run(
         "provenance": provenance(options.seed, {str(run): weights}),
         "entropy_nats": data.entropy,
     }
-    Likelihoods(result, nats).save(run)
-    return result
+    replace(found, nats=nats).save(run, **more)
+    return asdict(found.report) | more
 
 
 def measures_of(options: Evaluation) -> list[Measure]:
@@ -164,19 +165,20 @@ def difference(pairs: Sequence[tuple[Path, Path]], kind: str = "nelbo") -> Diffe
 
 
 def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
-    """ValueError where runs were not evaluated on the same examples, with the same numbers of draws and steps.
-
-    A likelihood that only one has does not count. Data may have been moved: paths may differ, the examples must not.
-    """
+    """ValueError where runs were not evaluated on the same examples, with the same numbers of draws and steps; paths
+    and likelihoods that only one has do not count."""
     (baseline, first), *following = evaluations.items()
+    report = Report.read(first)
     for folder, result in following:
-        both = [kind for kind in KINDS if kind in result and kind in first]
-        own, others = (one | {"data": recipes.without_paths(one["data"])} for one in (result, first))
+        read, own = Report.read(result), result | {"data": recipes.without_paths(result["data"])}
+        others = first | {"data": recipes.without_paths(first["data"])}
         pairs = {key: (own[key], others[key]) for key in ("split", "data")}
-        pairs |= {f"examples of the {KINDS[kind]}": (own["images"][kind], others["images"][kind]) for kind in both}
-        pairs |= {key: (own[kind][key], others[kind][key]) for kind, (key, _) in NUMBERS.items() if kind in both}
-        if "examples_sha256" in own and "examples_sha256" in others:
-            pairs["examples_sha256"] = own["examples_sha256"], others["examples_sha256"]
+        for kind in [kind for kind in read.measured if kind in report.measured]:
+            pairs[f"examples of the {KINDS[kind]}"] = read.images[kind], report.images[kind]
+            if kind in NUMBERS:
+                setting = NUMBERS[kind][0]
+                pairs[setting] = tuple(one.measured[kind].settings[setting] for one in (read, report))
+        pairs["examples_sha256"] = read.examples_sha256, report.examples_sha256
         for key, (value, other) in pairs.items():
             if value != other:
                 raise ValueError(

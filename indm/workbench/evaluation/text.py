@@ -2,29 +2,26 @@
 
 from collections.abc import Mapping
 
-from indm.evaluation.text import ENDS, Row, likelihood_rows, nats_of_unit, notes, number_key, shown, table
+from indm.evaluation.report import ENDS, Report, Row, likelihood_rows, notes, number_key, shown, table
 
 
 def likelihood_table(result: Mapping) -> str:
-    """The report of :func:`indm.evaluate` or of a run's evaluation as text, in bits/dim or nats.
-
-    NELBO and NLL, each with and without the reconstruction term, and the baselines. ``examples`` is how many examples
-    the mean of a row is of.
-    """
-    key, rows = number_key(result), likelihood_rows(result)
+    """The evaluation of a run as text, in bits/dim or nats: the report of :func:`indm.evaluate`, and baselines."""
+    report = Report.read(result)
+    rows = likelihood_rows(report)
     for row in result.get("baselines", {}).values():
-        numbers = (shown(row[key + end]) for end in ENDS[:2])
-        rows.append((f"baseline: {baseline_name(row)}", str(result["images"]["nelbo"]), *numbers, "", ""))
+        numbers = (shown(row[report.key + end]) for end in ENDS[:2])
+        rows.append((f"baseline: {baseline_name(row)}", str(report.images["nelbo"]), *numbers, "", ""))
     if result.get("entropy_nats") is not None:
         rows.append(("entropy of the data", "", f"{result['entropy_nats']:.4f}", "", "", ""))
-    first, *others = notes(result)
-    split = f"{result['split']} {'examples' if result['split'] == 'all' else 'split'}; " if "split" in result else ""
+    first, *others = notes(report)
+    split = f"{result['split']} {'examples' if result['split'] == 'all' else 'split'}; "
     lines = [table(rows), split + first, *others]
     if "condition" in result:
         lines.append(f"condition: {result['condition']}; the model is one of p(x|c), and the baselines do not see c")
     if result.get("unended"):
         lines.append("weights of a checkpoint: the training has not ended")
-    return "\n".join(lines + of_classes(result))
+    return "\n".join(lines + of_classes(report, result.get("classes")))
 
 
 def verdict(result: Mapping) -> str:
@@ -34,7 +31,7 @@ def verdict(result: Mapping) -> str:
     >>> verdict({"unit": "nats", "nelbo": {"with_reconstruction": {"nats": 2.0}}, "baselines": {"gaussian": row}})
     'The model (2.00 nats) is better than a Gaussian (5.00).'
     """
-    key, found = number_key(result), dict[str, list[str]]()
+    key, found = number_key(result["unit"]), dict[str, list[str]]()
     for row in sorted(result.get("baselines", {}).values(), key=lambda row: row[key]):
         difference, error = (row["nelbo_difference"][key + end] for end in ENDS[:2])
         if error is not None:
@@ -45,15 +42,15 @@ def verdict(result: Mapping) -> str:
     return f"{model} is {', but '.join(parts)}." if parts else ""
 
 
-def of_classes(result: Mapping) -> list[str]:
+def of_classes(report: Report, classes: Mapping | None) -> list[str]:
     """The NELBO of each class, where the model is one of p(x|class)."""
-    if not result.get("classes"):
+    if not classes:
         return []
-    rows: list[Row] = [("class", "examples", f"NELBO, {result['unit']}", "± standard error")]
-    for label, row in result["classes"].items():
-        numbers = (row[key] / nats_of_unit(result) for key in ("nats", "nats_standard_error"))
+    rows: list[Row] = [("class", "examples", f"NELBO, {report.unit}", "± standard error")]
+    for label, row in classes.items():
+        numbers = (row[key] / report.nats_of_unit for key in ("nats", "nats_standard_error"))
         rows.append((label, str(row["images"]), *map(shown, numbers)))
-    left_out = ["classes of one group have no standard error and are left out"] if result.get("groups") else []
+    left_out = ["classes of one group have no standard error and are left out"] if report.groups else []
     return ["", table(rows), *left_out, ""]
 
 

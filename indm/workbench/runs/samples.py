@@ -101,7 +101,7 @@ def _drawn(
     n = drawing.n if c is None else len(c)
     if drawing.latent_mean:
         data = data_of(run, model)
-        of_data = None if model.condition.is_none else model.condition.rows_of(data, "train")[:10_000]
+        of_data = None if model.condition.is_none else data.rows(model.condition, "train")[:10_000]
         centre_prior(model, stack(data.train, 10_000), c=of_data, generator=generator)
     before, shared = generator.get_state(), ("guidance", "steps", "eps", "temperature", "last_denoising", "batch_size")
     options: dict[str, Any] = {name: getattr(drawing, name) for name in shared}
@@ -189,7 +189,7 @@ def conditions(run: Path, model: Any, drawing: Drawing | InpaintingOptions) -> T
             value = [condition.number(str(name)) for name in names]
         return condition.rows(value, drawing.n)
     try:
-        rows = condition.rows_of(data_of(run, model), "train")
+        rows = data_of(run, model).rows(condition, "train")
     except ValueError as error:
         if not condition.is_class:
             raise

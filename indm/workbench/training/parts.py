@@ -188,7 +188,7 @@ def check_parts(model: nn.Module, options: TrainOptions, objective: Objective) -
 def check_condition(condition: Condition, data: Data) -> None:
     """ValueError where data have no conditions of this kind in one of their splits, or cannot be flipped with them."""
     for split in PARTS:
-        condition.rows_of(data, split)
+        data.rows(condition, split)
     wanted = "false for a condition of images, which would not be flipped with x"
     require(not (data.flip and len(condition.seen_shape) > 1), "data.flip", data.flip, wanted)
 

@@ -122,7 +122,7 @@ class Trainer(Descent):
         check_raw(model, stack(train, None if isinstance(train, InMemory) else 2))
         if not model.condition.is_none:
             check_condition(model.condition, self.data)
-            model.condition.fit(model.condition.rows_of(self.data, "train"))
+            model.condition.fit(self.data.rows(model.condition, "train"))
         return model
 
     def _second_data(self, recipe: Recipe) -> Data | None:
@@ -168,7 +168,7 @@ class Trainer(Descent):
 
     def c_of(self, split: str, n: int | None = None) -> Tensor | None:
         """The conditions of the first ``n`` examples of a split (all by default); None for a model without one."""
-        return None if self.condition.is_none else self.condition.rows_of(self.data, split)[:n]
+        return None if self.condition.is_none else self.data.rows(self.condition, split)[:n]
 
     def parameter_groups(self) -> list[dict]:
         """The parts of the model, each with its own learning rate (before the schedule) and weight decay."""

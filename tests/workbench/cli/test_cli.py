@@ -156,7 +156,7 @@ def test_evaluate_in_few_steps_says_how_wrong_they_may_be(run, capsys):
     assert main([str(a) for a in arguments]) == 0
     result = json.loads((run / "evaluation.json").read_text())
     nll = result["nll"]
-    assert nll["steps"] == 8 and nll["nfe"] == 18 and result["eps"] == nll["eps"] == 1e-3
+    assert nll["settings"]["steps"] == 8 and nll["nfe"] == 18 and result["eps"] == nll["settings"]["eps"] == 1e-3
     error = nll["solver_error"]
     assert 1e-3 < error["bits_per_dim"] <= error["largest_bits_per_dim"] and nll["unconverged"] > 0
     assert error["nats"] == pytest.approx(error["bits_per_dim"] * 64 * math.log(2))
@@ -456,7 +456,7 @@ def workplace(run, tmp_path_factory):
         *((f"evaluate trained --overwrite --nll-error {tol}", "evaluate.nll_error must be positive and finite, got")
           for tol in ("inf", "nan", "0")),
         ("evaluate trained --overwrite --steps 7", "evaluate.steps must be 0, or 8 or more, got 7"),
-        ("evaluate trained --eps 1e-6 --overwrite", "eps must lie in [1e-05, 1.0), got 1e-06"),
+        ("evaluate trained --eps 1e-6 --overwrite", "eps must be in [1e-05, 1.0), got 1e-06"),
         ("sample trained --sampler dmp++", "sampler must be one of"),
         ("sample trained -n 0", "n must be at least 1, got 0"),
         ("sample trained --sampler ode --sampler.snr 0.1", "sampler 'ode' has no option 'snr' (there are: tol)"),

@@ -172,13 +172,13 @@ def test_classes_are_known_by_name():
     x, _ = rows()
     data = as_data(x, c=np.array(["dog", "cat"] * (N // 2)))
     model_has = Classes(("cow", "dog", "cat"))
-    names = np.array(model_has.labels)[model_has.rows_of(data, "train").numpy()]
+    names = np.array(model_has.labels)[data.rows(model_has, "train").numpy()]
     even = stack(data.train)[:, 0].numpy() % 2 == 0
     assert (names == np.where(even, "dog", "cat")).all()
     with pytest.raises(ValueError, match="the test data do not fit the condition: c must be one of cow, dog"):
-        Classes(("cow", "dog")).rows_of(data, "test")
+        data.rows(Classes(("cow", "dog")), "test")
     with pytest.raises(ValueError, match="have no numbers"):
-        Vector(1).rows_of(data, "train")
+        data.rows(Vector(1), "train")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -38,13 +38,14 @@ def evaluated(folder, nats, seed=0, nll=None, steps=10, **changes):
     kinds = {"nelbo": nats} | ({} if nll is None else {"nll": nll})
     result = {"unit": "bits/dim", "dims": DIMS, "data": {"name": "digits"}, "split": "test", "eps": 1e-5,
               "dequantization": "uniform", "entropy_nats": None, "weights_sha256": "0" * 64,
+              "repeats": 2, "seed": 0, "examples_sha256": "a",
               "images": {kind: len(kinds.get(kind, ())) for kind in ("nelbo", "nll")}}  # fmt: skip
     for kind, values in kinds.items():
         bits = values / (DIMS * math.log(2))
         means = {"bits_per_dim": bits.mean(), "nats": values.mean()}
         numbers = {key: float(np.nan_to_num(mean, posinf=1e30)) for key, mean in means.items()}  # as files may hold
         numbers |= {f"{key}{end}": 0.1 for key in list(numbers) for end in ("_standard_error", "_estimator_noise")}
-        result[kind] = {"with_reconstruction": numbers, "without_reconstruction": numbers}
+        result[kind] = {"settings": {}, "with_reconstruction": numbers, "without_reconstruction": numbers}
     (folder / "evaluation.json").write_text(json.dumps(result))
     np.savez(folder / "evaluation.npz", **kinds)
     return folder
@@ -204,8 +205,7 @@ def test_one_training_each_has_an_error_over_examples_and_no_verdict(tmp_path):
 @pytest.mark.parametrize(
     ("paths", "hashes", "same"),
     [
-        (("mine.npy", "/home/mine.npy"), (None, None), True),  # of data without a fingerprint
-        (("mine.npy", "/home/mine.npy"), (None, "a"), True),
+        (("mine.npy", "/home/mine.npy"), ("a", "a"), True),
         (("/old/mine.npy", "/new/mine.npy"), ("a", "a"), True),
         (("/old/mine.npy", "/new/mine.npy"), ("a", "b"), False),
         (("/home/mine.npy", "/home/mine.npy"), ("a", "b"), False),
@@ -214,8 +214,7 @@ def test_one_training_each_has_an_error_over_examples_and_no_verdict(tmp_path):
 def test_the_examples_of_an_evaluation_decide_not_where_they_are(paths, hashes, same, tmp_path):
     results = {}
     for path, sha256, run in zip(paths, hashes, trained(tmp_path, "indm", (0, 1)), strict=True):
-        results[run] = read_evaluation(run) | {"data": {"name": "array", "path": path}}
-        results[run] |= {} if sha256 is None else {"examples_sha256": sha256}
+        results[run] = read_evaluation(run) | {"data": {"name": "array", "path": path}, "examples_sha256": sha256}
     wanted = "must be evaluated on the same examples with the same options, got the examples_sha256 b and a"
     with contextlib.nullcontext() if same else pytest.raises(ValueError, match=wanted):
         check_same_examples(results)
@@ -254,10 +253,14 @@ def test_the_page_says_what_the_text_says(tmp_path):
     """Of several methods, one with baselines, whose worst seed says whether it learned; of one run alone."""
     runs = [run for name in ("linear", "indm") for run in trained(tmp_path, name, (0, 1))]
     for run, value in zip(runs[2:], (2.0, 3.0), strict=True):
-        numbers = {"nats": value * 64 * math.log(2), "bits_per_dim": value, "bits_per_dim_standard_error": 0.1}
+        numbers = {"bits_per_dim": value, "bits_per_dim_standard_error": 0.1}
         less = {"bits_per_dim": value - 2.5, "bits_per_dim_standard_error": 0.01}
         row = {"name": "a Gaussian", "bits_per_dim": 2.5, "bits_per_dim_standard_error": 0.02, "nelbo_difference": less}
-        about = {"baselines": {"gaussian": row}, "data_changed": False, "nelbo": {"with_reconstruction": numbers}}
+        about = {
+            "baselines": {"gaussian": row},
+            "data_changed": False,
+            "nelbo": {"settings": {}, "with_reconstruction": numbers},
+        }
         changed(run, **about)
     changed(runs[0], entropy_nats=7.0)
     text, _ = compared(runs, tmp_path / "out", equal="steps")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from indm.multilevel import LEAST, Mean, multilevel_mean, order, sizes
+from indm.evaluation.mean_nll import LEAST, Mean, multilevel_mean, order, sizes
 
 N, SUBSETS = 1000, (80, 40)
 
