@@ -430,7 +430,9 @@ def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pt") as plain_file, zipfile.ZipFile(tmp_path / "b.pt", "w", 8) as packed:
         for name in plain_file.namelist():
             packed.writestr(name, plain_file.read(name))
-    with pytest.raises(ValueError, match=r"unpacked size must be at most the \d+ bytes that .* holds, got 4\d+"):
+    with pytest.raises(
+        ValueError, match=r"unpacked size must be at most the \d+ bytes that .* holds, got 4\d+"
+    ):
         untrusted.checkpoint(tmp_path / "b.pt")
 
 

@@ -120,9 +120,6 @@ class TrainOptions(Checked):
     noise_levels: Literal["gradients", "even"] = "gradients"
     """Noise levels of the "mle" objective: more where "gradients" are large, which needs fewer steps, or "even" on the
     log-SNR clock, as for soft truncation and published networks."""
-    noise_pairs: bool = False
-    """Noise each example twice, by n and by −n ("mle"). At small noise their gradients nearly cancel, which helped on
-    grey images and not on colour ones. A step then costs as much as one of twice the train.batch_size without."""
     soft_truncation: Amount = 0.0
     """Exponent k of the density τ⁻ᵏ of the random truncation τ (often 1.2); 0 always truncates at ε."""
     terminal: Amount = 0.0

@@ -181,8 +181,6 @@ def check_parts(model: nn.Module, options: TrainOptions, objective: Objective) -
     fits = not options.soft_truncation or (objective.truncates and objective.takes("eps"))
     wanted = f"0 with {name}, which is not an objective at every truncation"
     require(fits, "train.soft_truncation", options.soft_truncation, wanted)
-    fits = not options.noise_pairs or objective.takes("pairs")
-    require(fits, "train.noise_pairs", options.noise_pairs, f"false with {name}, whose noise has no pairs")
 
 
 def check_condition(condition: Condition, data: Data) -> None:

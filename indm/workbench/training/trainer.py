@@ -203,8 +203,6 @@ class Trainer(Descent):
             step_arguments["progress"] = self.progress
         if self.levels is not None:
             step_arguments["noise_levels"] = self.levels
-        if self.options.noise_pairs:
-            step_arguments["pairs"] = True
         return step_arguments
 
     def flow_use(self) -> FlowUse:

@@ -206,16 +206,6 @@ def test_truncations_are_drawn_with_the_exponent_of_the_recipe():
     assert trainer.step_arguments()["eps"] is None
 
 
-def test_examples_are_noised_in_pairs_where_the_recipe_asks_for_them():
-    def rows_seen(**options):
-        trainer, rows = Trainer(recipes.resolve(change(DIGITS, **options)), load_data("digits"), Accelerator()), []
-        trainer.model.score.backbone.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-        trainer.train_step(trainer.batches())
-        return rows
-
-    assert max(rows_seen(batch_size=16)) == 16 and max(rows_seen(batch_size=16, noise_pairs=True)) == 32
-
-
 @pytest.mark.parametrize("flip", [False, True])
 def test_half_of_the_images_are_flipped_where_the_data_allow_it(flip):
     data = dataclasses.replace(load_data("digits"), flip=flip)
@@ -333,7 +323,6 @@ def test_a_plain_flow_trains_without_a_score(tmp_path, objective):
         ({"net": {"name": "zero"}}, {"pretrain": 0.5}, r"train\.pretrain must be 0 .*, got 0\.5"),
         ({"net": {"name": "zero"}, "flow": {"name": "identity"}}, {}, r"flow\.name and net\.name must leave something"),
         ({"net": {"name": "zero"}}, {"objective": "flow", "soft_truncation": 1.2}, r"train\.soft_truncation must be 0"),
-        ({}, {"objective": "fid", "noise_pairs": True}, r"train\.noise_pairs must be false .*, got True"),
     ],
 )
 def test_what_trains_nothing_or_leaves_something_untrained_is_refused(tables, options, said):
