@@ -55,7 +55,7 @@ FILES = {
 POINTS, IMAGES, SOLVED, TIMES = 512, 256, 8, 16  # rows of a bound, images of an NLL, network evaluations of a bound
 BY_SCIPY = 4  # points that SciPy solves, too
 LOSS = re.compile(r".*?at least ([\d.e-]+) bits/dim.*", re.DOTALL)  # what check_denoiser says is lost
-ENTROPY = math.log(2 * math.pi) + math.log(9 * 0.2) - 0.5 * math.log(2)  # of the moons, at most: both as if apart
+ENTROPY = math.log(2 * math.pi) + math.log(9 * 0.2) - 0.5 * math.log(2)  # the moons have at most this: both as if apart
 
 
 def read(folder: Path, name: str) -> Path:

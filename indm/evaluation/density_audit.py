@@ -20,16 +20,16 @@ from indm.checks import reason, require
 from indm.tensors import outside_inference
 
 LIMIT = 4.0  # standard errors from which a deviation is a fault: right values of a normal law exceed it once in 16,000
-COMPONENTS, PER_COMPONENT = 8, 10  # of the mixture, at most; fewest draws for each of their dimensions
+COMPONENTS, PER_COMPONENT = 8, 10  # most components of the mixture; fewest draws for each of their dimensions
 WIDER, WIDE, SHARE = 1.2, 9.0, 0.1  # variance of components, variance and share of the one that covers the tails
 EFFECTIVE = 0.1  # share of effective draws from which the error of a mean of weights is reliable
 LARGEST, LARGEST_LOG = 100.0, 600.0  # weight to which larger ones are cut where it is not; float64 ends at e^709
-TREES, OVERLAP = 50, 0.01  # of the classifier; mean of p/(p + q) or q/(p + q) from which draws of both are compared
+TREES, OVERLAP = 50, 0.01  # trees of the classifier; mean of p/(p + q) or q/(p + q) from which draws are compared
 POINTS = {1: 1025, 2: 129, 3: 33}  # points of a quadrature along each axis, by dimension
-MARGIN, ROUGH = 0.25, 0.1  # by which its box is wider than the draws, on each side; error from which it says nothing
+MARGIN, ROUGH = 0.25, 0.1  # share by which its box is wider than the draws; error from which it says nothing
 FEW, ONE_BY_ONE = 64, 4  # rows whose log p is compared with the same in other calls, and of them rows alone
 NEAR, SLOPE = 1e-2, 0.05  # step of a finite difference in deviations, and the relative error of a gradient
-SCALE, OF_JACOBIAN = 10.0, 0.05  # by which units change, and the share of d log(scale) that may be missing
+SCALE, OF_JACOBIAN = 10.0, 0.05  # factor between the units, and the share of d log(scale) that may be missing
 Function = Callable[[Any], Any]
 Rows = tuple[Tensor, Tensor]  # x and log p, or log p/q, in float64
 

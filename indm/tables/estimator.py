@@ -83,7 +83,7 @@ class Fitted(NamedTuple):
     start: str  # "flow", or how many Gaussians
     gain: Gain  # over the start
     beyond: Gain  # over the best mixture
-    late: Gain  # by the end of its seconds
+    late: Gain  # in the last part of its seconds
 
 
 class NamedColumns:
@@ -353,8 +353,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
         It is the NELBO, by so many ``pairs`` of noises n and −n for each row: −log p of the start, which has a closed
         form, and what the network changes of the bound (:func:`indm.mle_loss`). It takes a tenth of the time of
-        :meth:`score`, and belongs to the diffusion, whose density may differ a little from that of the ODE. Single rows
-        have too much noise. Of several models it is the mean of their bounds, which is below that of their average.
+        :meth:`score`, and belongs to the diffusion, whose density may differ a little from the ODE's. Single rows have
+        too much noise. Of several models it is the mean of their bounds, which is below the bound of their average.
 
         Example: where no network is trained, it is the mean log p.
 
