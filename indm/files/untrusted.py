@@ -137,7 +137,9 @@ def checkpoint(path: Path, known: Mapping[str, Callable] | None = None) -> Any:
         with torch.serialization.safe_globals([(made, name) for name, made in (known or {}).items()]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        raise ValueError("it asks for more than tensors, numbers and texts, and pickled code is not run") from error
+        raise ValueError(
+            "it is damaged, or has more than tensors, numbers and texts: no pickled code is run"
+        ) from error
 
 
 def check_stored(state: Mapping[str, Tensor], held: int) -> None:

@@ -139,7 +139,7 @@ class PosteriorEstimator:
         """x as numbers, which may be missing where the estimator is of θ and x together."""
         x = finite(x, "x", may_miss=True)
         if np.isnan(x).any() and not self._is_joint:
-            raise ValueError("x must be finite numbers, got NaN; JointDensityEstimator takes x with missing entries")
+            raise ValueError("x must be finite numbers, got NaN; estimator=JointDensityEstimator() takes missing ones")
         return x
 
     def _embed(self, embedding: nn.Module, theta: Array, x: Array) -> summaries.Embedded:

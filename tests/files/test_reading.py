@@ -403,7 +403,7 @@ def test_pickled_code_is_not_run(tmp_path, monkeypatch, content, zipped):
     path = tmp_path / "checkpoints" / "00000001.pt"
     path.parent.mkdir()
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r"asks for more than tensors, .* pickled code is not run"):
+    with pytest.raises(ValueError, match=r"more than tensors, .* no pickled code is run"):
         untrusted.checkpoint(path)
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         checkpoints.newest(tmp_path)
@@ -430,9 +430,7 @@ def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pt") as plain_file, zipfile.ZipFile(tmp_path / "b.pt", "w", 8) as packed:
         for name in plain_file.namelist():
             packed.writestr(name, plain_file.read(name))
-    with pytest.raises(
-        ValueError, match=r"unpacked size must be at most the \d+ bytes that .* holds, got 4\d+"
-    ):
+    with pytest.raises(ValueError, match=r"unpacked size must be at most the \d+ bytes that .* holds, got 4\d+"):
         untrusted.checkpoint(tmp_path / "b.pt")
 
 

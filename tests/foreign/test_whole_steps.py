@@ -88,11 +88,11 @@ def points(n):
 def test_the_stated_error_covers_the_kinks_at_whole_steps(count, steps):
     betas, levels = steps_of(count)
     model, x, alpha = model_of(betas, levels, steps="whole"), points(16), math.sqrt(1 - betas[0])
-    report = indm.log_likelihood(model, x, generator=torch.Generator().manual_seed(1), steps=steps)
+    report = indm.nll(model, x, generator=torch.Generator().manual_seed(1), steps=steps)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype).numpy()
     start = x.numpy() + math.exp(levels[0]) * noise  # z_ε/α_ε
     expected = carried(start, levels, PchipInterpolator(np.arange(count), levels)) - 2 * math.log(alpha)
-    off = np.abs((report.log_prob + report.reconstruction).numpy() - expected)
+    off = np.abs((report.reconstruction - report.total).numpy() - expected)
     assert (off <= report.solver_error.numpy()).all(), (off, report.solver_error)
     assert report.solver_error.max() < 0.2
 

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import indm
+from indm.dequantization import Uniform
 from indm.files import atomic
 from indm.objective import Objective
 from indm.scaling import Scaling
@@ -219,7 +220,7 @@ def test_half_of_the_images_are_flipped_where_the_data_allow_it(flip):
 
 def test_each_batch_of_validation_has_noise_of_its_own_and_the_same_every_time():
     raw, model = torch.zeros(9, 2), nn.Identity()
-    model.scaling = Scaling.images(4)
+    model.scaling, model.dequantization = Scaling.images(4), Uniform()
     one, again = (drawn(raw, lambda x, generator: x[:, 0], model, Accelerator(), 3, seed=5) for _ in range(2))
     assert torch.equal(one, again) and len(one.unique()) == 9
 
