@@ -251,7 +251,6 @@ def check_loss(objective: Objective, model: nn.Module, x: Tensor, step_arguments
         )
 
 
-# ── The penalty of a bridge ───────────────────────────────────────────────────────────────────────────────────────────
 # The nonlinear diffusion x_t = h⁻¹(z_t) ends at x_T ~ h⁻¹#π, and a chosen law is x_T's.
 
 
