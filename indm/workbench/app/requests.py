@@ -193,9 +193,6 @@ def likelihood(side: Side, source: Source, draws: int, seed: float, c: str | Non
     return "\n".join([*lines, "", f"{said}±: standard error over {draws} draws, of this image alone."])
 
 
-# ── Translation ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @dataclass(frozen=True)
 class Ends:
     """A and B of a translation: each with its model and images, and the runs that lead from one to the other."""
