@@ -9,7 +9,6 @@ solved by SciPy, from the network's own velocity alone.
 """
 
 import argparse
-import gzip
 import hashlib
 import importlib.util
 import math
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 import indm
 from indm.evaluation.statistics import mean_and_error
+from indm.workbench.data.standard import read_idx
 from indm.workbench.evaluation.baselines import png_nats
 from research.descriptions import LINEAR, Theirs, of_strangers
 from research.markdown import in_table, with_error
@@ -99,8 +99,7 @@ def network_of_images(folder: Path, whose: str, data: str) -> nn.Module:
 
 
 def images(folder: Path, data: str) -> Tensor:
-    pixels = gzip.decompress(read(folder, f"{data}.gz").read_bytes())[16:]
-    return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(-1, 1, 28, 28)
+    return torch.from_numpy(read_idx(read(folder, f"{data}.gz"), magic=2051))[:, None]
 
 
 def by_scipy(velocity: nn.Module, x: Tensor) -> Tensor:
@@ -127,7 +126,7 @@ def of_points(folder: Path, name: str) -> Row:
     model = indm.from_denoiser(velocity, **of_strangers(f"torchcfm-{name}"))
     checked = indm.check_denoiser(model, moons(4096, seed=1))
     with torch.no_grad():
-        bound = indm.nelbo(model, x, times=TIMES, generator=torch.Generator().manual_seed(0)).nats()
+        bound = indm.nelbo(model, x, times=TIMES, generator=torch.Generator().manual_seed(0)).nats
         nll = -model.log_prob(x, steps=256)
     exact = by_scipy(velocity, x[:BY_SCIPY])
     off = (-nll[:BY_SCIPY].double() - exact).abs()
@@ -151,15 +150,15 @@ def of_images(folder: Path, whose: str, data: str) -> Row:
     bits = math.log(2) * 28 * 28
     with torch.no_grad():
         bounds = {
-            key: mean_and_error(of(model, x, times=TIMES, log_q=log_q, generator=generator).nats() / bits)
+            key: mean_and_error(of(model, x, times=TIMES, log_q=log_q, generator=generator).nats / bits)
             for key, of in (("nelbo", indm.nelbo), ("bound_of_steps", indm.discrete_nelbo))
         }
-    report = indm.log_likelihood(model, x[:SOLVED], log_q=log_q[:SOLVED], steps=64, generator=generator)
+    report = indm.nll(model, x[:SOLVED], log_q=log_q[:SOLVED], steps=64, generator=generator)
     png = png_nats(raw, 256)
     assert png is not None
     return {
         "call": "from_denoiser(steps='whole')", "check": checked.verdict, "unit": "bits/dim", **bounds,
-        "nll": mean_and_error(report.nats() / bits), "solver_error": report.solver_error.mean().item() / bits,
+        "nll": mean_and_error(report.nats / bits), "solver_error": report.solver_error.mean().item() / bits,
         "least": (png / bits).mean().item(),
     }  # fmt: skip
 
