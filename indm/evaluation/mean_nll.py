@@ -58,7 +58,7 @@ class Mean:
     degrees: float
 
     def interval(self, level: float) -> tuple[float, float]:
-        """Where the mean of the best values over these examples is, with probability ``level``."""
+        """The ends of an interval that has the mean of the best values with probability ``level``."""
         half = self.added_error * student.ppf(0.5 + level / 2, self.degrees) if self.added_error else 0.0
         return self.value - half, self.value + half
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm.checks import require
 from indm.conditions import Conditioned, features_of
 from indm.flows.base import Compose, ExactFlow
-from indm.flows.coupling import Affine, RationalQuadratic, Transform, usual_bound
+from indm.flows.coupling import Affine, Transform, transform_of, usual_bound
 from indm.tensors import Batch, PerSample, zeroed
 
 
@@ -136,12 +137,11 @@ class MaskedFlow(Compose):
         shape, features = tuple(shape), features_of(condition)
         if len(shape) != 1:
             raise ValueError(f"shape must be (D,), got {shape}; CouplingFlow takes images")
-        if min(depth, width, layers) < 1:
-            raise ValueError(f"depth, width and layers must be at least 1, got {depth}, {width} and {layers}")
-        if transform not in ("affine", "spline"):
-            raise ValueError(f'transform must be "spline" or "affine", got {transform!r}')
+        for name, count in {"depth": depth, "width": width, "layers": layers}.items():
+            require(count >= 1, name, count, "at least 1")
         bound = usual_bound(shape) if bound is None else bound
-        kind: Transform = Chained(Affine(), RationalQuadratic(bins, bound)) if transform == "spline" else Affine()
+        kind: Transform = transform_of(transform, bins, bound, max_log_scale=1.0)
+        kind = Chained(Affine(), kind) if transform == "spline" else kind
         super().__init__([MaskedStep(shape[0], width, layers, kind, i % 2 == 1, features) for i in range(depth)])
         self.shape, self.depth, self.width, self.layers = shape, depth, width, layers
         self.transform, self.bins, self.bound, self.condition = transform, bins, bound, tuple(condition)

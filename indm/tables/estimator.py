@@ -43,8 +43,19 @@ from indm.tables.columns import (
     moments_of_most,
 )
 from indm.tables.encoding import DATES
-from indm.tables.fit import ALONE, INTERRUPT, MARKS, VALIDATION_ROWS, FlowTraining, Training, at, is_gain, race
-from indm.tables.mixture import COMPONENTS, Mixture, best_mixture, bounded
+from indm.tables.fit import (
+    ALONE,
+    INTERRUPT,
+    MARKS,
+    VALIDATION_ROWS,
+    FlowTraining,
+    Training,
+    at,
+    is_gain,
+    race,
+    shuffled_times,
+)
+from indm.tables.mixture import COMPONENTS, Mixture, best_mixture, bounded, with_one_gaussian
 from indm.tables.networks import Components, MixtureMLP
 from indm.tables.student import USUALLY_UNKNOWN, Student
 from indm.tensors import evaluation_mode, event_sum, expand_like
@@ -375,12 +386,10 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
         each = []
         for rows, at_c in zip(*(batched(part, max(1, ROWS_AT_ONCE // pairs)) for part in (X, c)), strict=True):
-            many, at_c = np.repeat(self._noisy(rows[:, self.varies_], numbers), pairs, 0), np.repeat(at_c, pairs, 0)
-            z, log_volume = self.columns_.latents(many, at_c), self.columns_.log_volume(many)
-            bounds = [
-                bound_of(at(model, torch.from_numpy(at_c)), torch.from_numpy(z), generator) for model in self.models_
-            ]
-            each.append((torch.stack(bounds).mean(0).numpy() + log_volume).reshape(-1, pairs))
+            noisy = self._noisy(rows[:, self.varies_], numbers)
+            z, c_of_rows = torch.from_numpy(self.columns_.latents(noisy, at_c)), torch.from_numpy(at_c)
+            bounds = torch.stack([bounds_of(model, z, c_of_rows, pairs, generator) for model in self.models_])
+            each.append(bounds.mean(0).numpy() + self.columns_.log_volume(noisy)[:, None])
         values = np.concatenate(each)
         return float(values.mean()), float(np.sqrt(values.var(1, ddof=1).sum() / pairs) / len(values))
 
@@ -677,7 +686,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _may_flow(self, rows: int) -> bool:
         """Whether a flow is one of the starts."""
-        is_wanted = rows >= FLOW_ROWS and not self.n_conditions_ if self.flow is None else self.flow
+        is_wanted = rows >= FLOW_ROWS if self.flow is None else self.flow
         return bool(is_wanted and self.max_steps and not self.n_conditions_)
 
     def _trainings(
@@ -725,9 +734,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         until = time.perf_counter() + MIXTURE_SHARE * (deadline - time.perf_counter())
         most = 1 if is_over else self._most_components()
         mixture = best_mixture(rows[0], rows[1], most, seed, until, repeats)
-        mixtures = [mixture]
-        if len(mixture.weight) > 1:
-            mixtures.append(best_mixture(rows[0], rows[1], 1, seed, math.inf, repeats))
+        mixtures = with_one_gaussian(mixture, rows[0], rows[1], seed, repeats)
 
         def behind(i: Tensor) -> tuple[Tensor, Tensor]:
             z, c = batch(i)
@@ -753,19 +760,16 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         started, found = time.perf_counter(), []
         most = self._most_components()
         for i, columns in enumerate(maps, 1):
-            (train, c), (valid, c_valid) = ((columns.latents(*rows), rows[1]) for rows in (training, validation))
-            until = started + seconds * i / len(maps)
-            mixture = best_mixture((train, c), (valid, c_valid), most, seed, until, draws)
-            found.append((columns, mixture, mixture.log_prob(valid, c_valid) + columns.log_volume(validation[0])))
+            train, held = ((columns.latents(*rows), rows[1]) for rows in (training, validation))
+            mixture = best_mixture(train, held, most, seed, started + seconds * i / len(maps), draws)
+            value = mixture.log_prob(*held) + columns.log_volume(validation[0])
+            found.append((columns, mixture, value, train, held))
         best = found[0]
         for other in found[1:]:
             gain = bounded(other[2] - best[2], draws)
             best = other if gain.mean() > gain.std() / math.sqrt(draws * len(gain)) else best
-        columns, mixture, value = best
-        if len(mixture.weight) == 1:
-            return columns, [mixture], value.mean()
-        parts, held = ((columns.latents(*rows), rows[1]) for rows in (training, validation))
-        return columns, [mixture, best_mixture(parts, held, 1, seed, math.inf, draws)], value.mean()
+        columns, mixture, value, train, held = best
+        return columns, with_one_gaussian(mixture, train, held, seed, draws), value.mean()
 
     def _build(self, mixture: Mixture, flow: Flow) -> INDM:
         """An untrained model behind ``flow`` whose network has the mixture, and the columns if they are its latents."""
@@ -1061,14 +1065,15 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
 
 
 @torch.no_grad()
-def bound_of(model: nn.Module, z: Tensor, generator: torch.Generator) -> Tensor:
-    """A draw of the NELBO's negative at each row of latents, by a pair of noises, nats (B,)."""
-    h, _ = model.flow(z)
-    t, weight, _ = NoiseLevels(model.score.sde).draw(len(z), generator, uniform=True)
-    order = torch.randperm(len(z), generator=generator)
-    t, weight = t[order].to(z), weight[order].to(z)
+def bounds_of(model: INDM, z: Tensor, c: Tensor, pairs: int, generator: torch.Generator) -> Tensor:
+    """Draws of the NELBO's negative at latents z (B, d) and c (B, k), each by a pair of noises, nats (B, pairs)."""
+    h, log_det = model.flow(z)
+    start = mixture_of(at(model, c), h).log_prob() + log_det
+    h, c = (part.repeat_interleave(pairs, 0) for part in (h, c))
+    t, weight, _ = (part.to(z) for part in shuffled_times(NoiseLevels(model.sde), len(h), generator, uniform=True))
     noise = torch.randn(h.shape, generator=generator, dtype=h.dtype)
-    return start_log_prob(model, z) - weight * drawn_error(model.score, True, h, t, noise, pairs=True)[0]
+    change = weight * drawn_error(at(model, c).score, True, h, t, noise, pairs=True)[0]
+    return start[:, None] - change.reshape(-1, pairs)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from indm.flows.base import Flow
 from indm.model import INDM
 from indm.objective import half_square, in_pairs, noise_error
+from indm.sde.linear import VPSDE
 from indm.tables.mixture import bounded
 from indm.training import Descent, NoiseLevels, course, learning_rate_factor
 
@@ -37,6 +38,7 @@ FLOW_SHARE = 0.75  # share of the seconds that a flow may take; the rest is for 
 RACE_STEPS = 1_000  # steps of each training in a race, at most
 RACE_SHARE = 0.5, 0.3  # share of the seconds, at most, of a race of two, and of three
 EMA_DECAY, BETAS, CLIP = 0.9995, (0.9, 0.99), 1.0
+STANDARD = VPSDE()  # whose prior is N(0, I)
 
 INTERRUPT = "interrupt"
 
@@ -149,7 +151,14 @@ class FlowTraining(Validated):
 def flow_nats(flow: nn.Module, z: Tensor) -> Tensor:
     """−log p of latents by a flow with N(0, I) behind it, (B,)."""
     h, log_det = flow(z)
-    return 0.5 * (h.square() + math.log(2 * math.pi)).sum(1) - log_det
+    return -STANDARD.prior_log_prob(h) - log_det
+
+
+def shuffled_times(levels: NoiseLevels, n: int, generator: torch.Generator | None = None, uniform: bool = False) -> Any:
+    """Times of :meth:`NoiseLevels.draw`, their weights and their cells, each (n,), in random order."""
+    drawn = levels.draw(n, generator, uniform)
+    order = torch.randperm(n, generator=generator)
+    return tuple(part[order] for part in drawn)
 
 
 @dataclass(eq=False)
@@ -187,9 +196,8 @@ class Training(Validated):
     def _fixed(self) -> tuple[Tensor, Tensor, Tensor]:
         """Times, their weights and noise of the validation rows."""
         generator = torch.Generator().manual_seed(0)
-        t, weight, _ = self.clock.draw(len(self.held), generator, uniform=True)
-        order = torch.randperm(len(t), generator=generator)
-        return t[order], weight[order], torch.randn(self.held.shape, generator=generator)
+        t, weight, _ = shuffled_times(self.clock, len(self.held), generator, uniform=True)
+        return t, weight, torch.randn(self.held.shape, generator=generator)
 
     @torch.no_grad()
     def _errors(self) -> Tensor:
@@ -209,9 +217,7 @@ class Training(Validated):
 
     def _denoising(self, z: Tensor, c: Tensor, mask: Tensor | float = 1.0) -> Tensor:
         """The bound of −log p(z|c), up to a constant, for each column; noise is only where ``mask`` is 1."""
-        t, weight, cell = self.clock.draw(len(z))
-        order = torch.randperm(len(z))
-        t, weight, cell = t[order], weight[order], cell[order]
+        t, weight, cell = shuffled_times(self.clock, len(z))
         error, difference = paired_error(self.model, c, z, t, mask * torch.randn_like(z))
         self.clock.measure(cell, gradient_square(difference.detach(), self.hidden.unflatten(0, (2, -1))))
         return (weight * error).mean().div(z.shape[1])

@@ -85,6 +85,14 @@ def best_mixture(
     return best_of(ladder, lambda k, floor: Mixture.fitted(*training, k, floor, seed), validation, until, draws)
 
 
+def with_one_gaussian(
+    mixture: Mixture, training: tuple[Array, Array], validation: tuple[Array, Array], seed: int, draws: int
+) -> list[Mixture]:
+    """A mixture, and beside one of several components the best single Gaussian."""
+    several = len(mixture.weight) > 1
+    return [mixture, *([best_mixture(training, validation, 1, seed, np.inf, draws)] if several else [])]
+
+
 def best_of(
     ladder: Sequence[tuple[int, float]],
     fit: Callable[[int, float], Law],

@@ -10,7 +10,7 @@ import torch
 import indm
 from indm import DensityEstimator
 from indm.flows import MaskedFlow
-from indm.tables.estimator import at, bound_of, start_log_prob
+from indm.tables.estimator import at, bounds_of, latent_log_prob, start_log_prob
 from indm.tables.fit import FlowTraining, race
 from indm.tables.mixture import Mixture
 
@@ -89,11 +89,21 @@ def test_the_bound_without_an_ode_is_the_nelbo(fitted):
     torch.nn.init.normal_(model.score.backbone.mlp.output.weight, std=0.05)
     z = torch.randn(256, 2, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    found = torch.stack([bound_of(model, z, generator) for _ in range(100)])
+    found = bounds_of(model, z, torch.zeros(256, 0), 100, generator).T
     other = torch.stack([-indm.nelbo(model, z, times=100, generator=generator).total.mean() for _ in range(8)])
     off, error = found.mean() - other.mean(), math.hypot(found.mean(1).std() / 100**0.5, other.std() / 8**0.5)
     assert error < 0.05 and abs(off) < 4 * error
     assert (found - start_log_prob(model, z)).mean(0).abs().max() > 0.1  # the network counts
+
+
+def test_a_network_behind_a_flow_has_the_log_prob_of_the_whole_model(fitted):
+    torch.manual_seed(0)
+    (model,) = copy.deepcopy(fitted.models_)
+    torch.nn.init.normal_(model.score.backbone.mlp.output.weight, std=0.05)
+    z = torch.randn(16, 2, dtype=torch.float64)
+    found, _ = latent_log_prob(model, z, 0.01)
+    expected = model.log_prob(z, steps=96, exact=True).detach()
+    assert (found - expected).abs().max() < 0.05 and (model.flow(z)[1].abs() > 0.2).any()
 
 
 def test_the_bound_of_rows_is_near_their_mean_log_prob(fitted):

@@ -351,7 +351,7 @@ def verdicts(methods: Methods) -> list[str]:
     """The verdict on each method beside the baselines, a line for each; of several seeds the worst is reported."""
     lines = {}
     for name, trainings in methods.items():
-        worst = max(trainings, key=lambda run: run.evaluation["nelbo"]["with_reconstruction"][run.report.key])
+        worst = max(trainings, key=lambda run: run.report.measured["nelbo"].with_reconstruction[run.report.key])
         lines[name + (f", the worst of {len(trainings)} seeds" if len(trainings) > 1 else "")] = verdict(
             worst.evaluation
         )
