@@ -368,7 +368,7 @@ def _constants(model: Model, z: Tensor, eps: float) -> Tensor:
     return constant_term(sde, z, start) + decoder.mean_reconstruction(model.scaling, sde.kernel(start), z)
 
 
-def _unit(model: Model) -> float:
+def reconstruction_units(model: Model) -> float:
     """Units that the reconstruction term adds to :func:`extended_clock`: 0 where it does not use the score."""
     return 1.0 if decoder_of(model) is None else 0.0
 
@@ -494,10 +494,12 @@ def mle_loss(
     base = None if decoder_of(model) else base_of(model.score)
     start = None if base is None else base.denoising(sde, z, eps)
     if noise_levels is None:
-        t, length = extended_clock(sde, len(z), eps, unit=_unit(model), generator=generator, device=z.device)
+        t, length = extended_clock(
+            sde, len(z), eps, unit=reconstruction_units(model), generator=generator, device=z.device
+        )
         weight, cell = t.new_full((len(z),), length), t
     else:
-        whole = eps == sde.eps and _unit(model) == 1
+        whole = eps == sde.eps and reconstruction_units(model) == 1
         require(whole, "noise_levels", noise_levels, "None where the bound is truncated or decoded")
         t, weight, cell = (part.to(z.device) for part in noise_levels.draw(len(z), generator))
     noise, t, weight = randn_like(z, generator), t.to(z.dtype), weight.to(z.dtype)
@@ -561,7 +563,7 @@ def fid_loss(model: Model, x: Tensor, *, eps: float | None = None, generator: to
     z, log_det = model.encode(x, generator=generator)
     n, noise = len(z), randn_like(z, generator)
 
-    clock, length = extended_clock(sde, n, eps, unit=_unit(model), generator=generator, device=z.device)
+    clock, length = extended_clock(sde, n, eps, unit=reconstruction_units(model), generator=generator, device=z.device)
     uniform, span = sde.sample_time(n, importance=False, eps=eps, generator=generator, device=z.device)
     from_clock = strata(n, generator=generator, device=z.device).to(z.device, torch.float32) < 0.5
     t = torch.where(from_clock, clock, uniform)

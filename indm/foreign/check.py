@@ -1,9 +1,10 @@
 r"""The description of a network trained elsewhere, judged by its denoising error on data.
 
 An error e = E‖n − n̂‖²/d that is larger by Δ over a part of the clock Λ = log(σ²/α²) of width w costs the NELBO ½ Δ w
-nats a dimension. Three errors bound the least possible one from above: the error of the best linear predictor, the
-error of the best combination a f + b x_τ + c of output and input, and what a level with more noise allows: as Λ falls,
-log(e/(1 − e)) rises at most as fast, by Stam's inequality for the Fisher information (1 − e)/σ² of x_0 + σ n.
+nats a dimension; at the least noise it costs another ½ Δ, by the reconstruction term. Three errors bound the least
+possible one from above: the error of the best linear predictor, the error of the best combination a f + b x_τ + c of
+output and input, and what a level with more noise allows: as Λ falls, log(e/(1 − e)) rises at most as fast, by Stam's
+inequality for the Fisher information (1 − e)/σ² of x_0 + σ n.
 """
 
 import math
@@ -21,11 +22,12 @@ from indm.dequantization import check_raw, from_data
 from indm.foreign.paths import PREDICTIONS
 from indm.gaussian import GaussianReference
 from indm.likelihood import check_gradient
+from indm.objective import reconstruction_units
 from indm.protocols import Model
 from indm.score import context_of, described, unguided
 from indm.tensors import evaluation_mode, randn_like
 
-NOISE_LEVELS = 8  # at which the error is measured, evenly on the clock
+NOISE_LEVELS = 8  # at which the error is measured, evenly on the clock, beside the least noise
 ENTRIES = 2**13  # numbers of data that make the errors of vectors precise enough; images have more
 ROWS, FEW, MOST = 256, 32, 10_000  # at least, at least for other descriptions, at most for the linear predictor
 LOST, TRIED = 0.05, 0.02  # bits/dim from which a loss is a finding, and from which other descriptions are tried
@@ -41,10 +43,11 @@ class DenoiserCheck:
     """The error of a denoiser on data, by noise level.
 
     Attributes:
-        levels: log(σ/α), (8,).
-        errors: for each kind of prediction that the network could have made, E‖n − n̂‖²/d at each level, (8,).
-        linear: error of the best linear predictor of these data, (8,).
-        lost: bits per dimension that the network loses at least at each level, (8,).
+        levels: log(σ/α), (levels,): eight, evenly on the clock, and before them the least one, if the reconstruction
+            uses the network there.
+        errors: for each kind of prediction that the network could have made, E‖n − n̂‖²/d at each level, (levels,).
+        linear: error of the best linear predictor of these data, (levels,).
+        lost: bits per dimension that the network loses at least at each level, (levels,).
         predicts: the kind that the model was given.
         verdict: a sentence that follows from the rows.
         wrong: whether the network loses 0.05 bits per dimension or more, or another description fits it better.
@@ -105,8 +108,10 @@ def check_denoiser(
     most = min(max(2, len(raw) // 2), max(ROWS, ENTRIES // math.prod(model.shape)))
     ours, others = order[:most], order[len(raw) // 2 :][:MOST]
     start, width = model.sde.clock_span()[0], model.sde.log_snr_range() / NOISE_LEVELS
-    levels = 0.5 * (start + width * (torch.arange(NOISE_LEVELS).double() + 0.5))
-    bits = 0.5 * width / math.log(2)  # a dimension, for a unit of error at one level
+    first = [(0.0, unit)] if (unit := reconstruction_units(model)) else []
+    parts = [(width * (i + 0.5), width) for i in range(NOISE_LEVELS)]
+    clock, widths = torch.tensor(first + parts).double().T
+    levels, bits = 0.5 * (start + clock), 0.5 * widths / math.log(2)  # bits/dim for a unit of error at each level
     with evaluation_mode(model):
         x, rest = (from_data(model, raw[rows], generator=generator)[0] for rows in (ours, others))
         score = unguided(model).given(c, rows=ours).score
@@ -116,9 +121,10 @@ def check_denoiser(
         error, linear = errors[denoiser.predicts], errors.pop("linear").mean(1)
         best, noise = torch.minimum(least, linear), SIGNIFICANT * error.std(1) / len(x) ** 0.5
         above = (torch.minimum(best, error.mean(1)) + noise)[1:].clamp(1e-12, 1 - 1e-9)
-        best[:-1] = torch.minimum(best[:-1], (above.logit() + width).sigmoid() + noise[:-1])
+        best[:-1] = torch.minimum(best[:-1], (above.logit() + 2 * levels.diff()).sigmoid() + noise[:-1])
         lost = bits * (error.mean(1) - best).clamp_min(0)
-        gains = {words: bits * gain for words, gain in _gains(denoiser, asked)} if lost.sum() >= TRIED else {}
+        tried = _gains(denoiser, (*asked[:2], levels[-NOISE_LEVELS:], batch_size)) if lost.sum() >= TRIED else ()
+        gains = {words: bits[-1].item() * gain for words, gain in tried}  # at the least noise paths differ too much
     verdict, wrong = _verdict(levels, lost, error.mean(1) / linear, gains)
     return DenoiserCheck(
         levels, {k: v.mean(1) for k, v in errors.items()}, linear, lost, denoiser.predicts, verdict, wrong
@@ -183,7 +189,7 @@ def _gains(denoiser: Any, asked: Asked) -> Iterator[tuple[str, float]]:
 
 def _verdict(levels: Tensor, lost: Tensor, ratio: Tensor, gains: Mapping[str, float]) -> tuple[str, bool]:
     """A sentence that follows from the rows, and whether something is wrong."""
-    total, where = lost.sum().item(), lost >= 0.5 * lost.max()
+    total, on_clock, where = lost.sum().item(), lost[-NOISE_LEVELS:].sum().item(), lost >= 0.5 * lost.max()
     if total < TRIED and ratio.max() < WEAK:
         return "nothing looks wrong", False
     noise = ", ".join(f"{noise:.2g}" for noise in levels[where].exp().tolist())
@@ -191,7 +197,7 @@ def _verdict(levels: Tensor, lost: Tensor, ratio: Tensor, gains: Mapping[str, fl
     if (worst := ratio[where].max().item()) > WEAK:
         text += f", where its error is up to {worst:.2g} times that of the best linear predictor"
     words, gain = max(gains.items(), key=lambda item: item[1], default=("", 0.0))
-    if gain >= TRIED and total - gain <= min(REST * total, max(LOST, OF_MUCH * total)):
+    if gain >= TRIED and on_clock - gain <= min(REST * on_clock, max(LOST, OF_MUCH * on_clock)):
         return f"{words} fits the network better, by {gain:.2g} bits/dim: as described it {text}", True
     if gain >= TRIED:
         text += f"; the best of {len(gains)} other descriptions, {words}, loses {gain:.2g} bits/dim less"

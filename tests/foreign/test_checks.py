@@ -114,10 +114,28 @@ def test_bits_lost_are_those_of_the_nelbo(said):
     assert "none of 9 other descriptions loses 0.02 bits/dim less" in found.verdict
 
 
+@pytest.mark.parametrize("levels", [None, 17])
+def test_bits_lost_at_the_least_noise_are_those_of_the_reconstruction(levels):
+    """A network that errs next to its least noise alone; a decoder of grey levels does not use it there."""
+    path, scaling = {"sigmas": (0.1, 2000.0)}, indm.Scaling.between(-2, 2, levels) if levels else None
+    exact = Exact("noise", path, *LAW)
+    network = lambda x, tau: exact(x, tau) + 2.0 * (tau < 0.1005)[:, None] * (1000 * x).sin()  # noqa: E731
+    raw = (4 * data() + 8).round().clamp(0, 16) if levels else data()
+    bits, lost = [], []
+    for net in (network, exact):
+        model = indm.from_denoiser(net, predicts="noise", path=path, shape=(2,), scaling=scaling).double()
+        checked = indm.check_denoiser(model, raw, generator=seeded())
+        with torch.no_grad():
+            bits.append(indm.nelbo(model, raw, times=64, generator=seeded(3)).bits_per_dim)
+        lost.append(checked.lost.sum().item())
+    assert len(checked.levels) == (8 if levels else 9) and lost[1] < 0.05 < (2 if levels else lost[0])
+    assert lost[0] - lost[1] == pytest.approx(bits[0] - bits[1], rel=0.1, abs=0.02)
+
+
 def test_a_small_loss_is_no_finding():
     path = {"sigmas": (0.1, 2000.0)}
     exact = Exact("noise", path, *LAW)
-    found = check(lambda x, tau: exact(x, tau) + 0.02 * (1000 * x).sin(), path=path)
+    found = check(lambda x, tau: exact(x, tau) + 0.05 * (1000 * x).sin(), path=path)
     assert not found.wrong and found.lost.sum() < 0.02
     assert found.verdict.startswith("the description looks right, but the network loses at least")
     assert "times that of the best linear predictor" in found.verdict and "other descriptions" not in found.verdict
@@ -130,19 +148,19 @@ def test_a_level_with_more_noise_bounds_the_error_of_the_next():
     path = {"sigmas": (0.002, 20.0)}
     exact = Exact("noise", path, *law)
     found = check(exact, path=path, raw=raw)
-    error, width = found.errors["noise"], 2 * (found.levels[1] - found.levels[0]).item()
+    error, width = found.errors["noise"], 2 * found.levels.diff()
     assert (torch.logit(error[:-1]) < torch.logit(error[1:]) + width + 0.2).all() and found.lost.sum() < 0.01
-    hole = found.levels[3].exp()
+    hole, width = found.levels[4].exp(), width[-1].item()
 
     def network(x, tau):
         linear = tau[:, None] * x / (1 + tau**2)[:, None]
         return torch.where((tau - hole).abs()[:, None] < 1e-3, linear, exact(x, tau))
 
     holed = check(network, path=path, raw=raw)
-    next_error = error[4].item()
+    next_error = error[5].item()
     allowed = 1 / (1 + (1 - next_error) / next_error * math.exp(-width))
-    expected = 0.5 * width / math.log(2) * (holed.errors["noise"][3].item() - allowed)
-    assert holed.lost[3].item() == pytest.approx(expected, rel=0.15) and holed.lost[3] > 0.5
+    expected = 0.5 * width / math.log(2) * (holed.errors["noise"][4].item() - allowed)
+    assert holed.lost[4].item() == pytest.approx(expected, rel=0.15) and holed.lost[4] > 0.5
     assert holed.wrong and f"most at σ/α = {hole:.2g}" in holed.verdict
 
 
@@ -170,8 +188,8 @@ def test_a_combination_of_the_output_and_x_shows_a_loss():
     """An output of half the size loses what least squares regains, at each level."""
     exact = Exact("noise", "linear", *LAW)
     found, right = check(lambda x, tau: 0.5 * exact(x, tau)), check(exact)
-    bits = (found.levels[1] - found.levels[0]) / math.log(2)
-    expected = bits * (found.errors["noise"] - right.errors["noise"])
+    bits = (found.levels[2] - found.levels[1]) / math.log(2)
+    expected = torch.tensor([0.5 / math.log(2), *[bits] * 8]).double() * (found.errors["noise"] - right.errors["noise"])
     torch.testing.assert_close(found.lost, expected, rtol=0.05, atol=0.03)
 
 
@@ -201,20 +219,20 @@ def test_the_network_sees_the_condition_of_each_row():
 
 
 def test_coupled_noise_is_found():
-    """A velocity whose noise was the data times 2: u = n − x_0 = n/2, and x_τ = (1 + τ) n/2."""
+    """A velocity whose noise was the data times 4: u = n − x_0 = 3n/4, and x_τ = (1 + 3τ) n/4."""
     batches = []
 
     def network(x, tau):
         batches.append(len(x))
-        return x / (1 + tau)[:, None]
+        return 3 * x / (1 + 3 * tau)[:, None]
 
     model = indm.from_denoiser(network, predicts="velocity", path="linear", shape=(2,))
-    raw = 0.5 * torch.randn(256, 2, generator=seeded(0))
+    raw = 0.25 * torch.randn(256, 2, generator=seeded(1))
     found = indm.check_denoiser(model, raw)
     assert found.wrong and "If the noise was coupled, the likelihood of the probability flow" in found.verdict
     batches.clear()
     with pytest.warns(RuntimeWarning, match="with noise coupled") as warned:
-        shown = indm.evaluate(model, raw[:64], [indm.Bound()], batch_size=20, progress=False)
+        shown = indm.evaluate(model, raw, [indm.Bound()], batch_size=20, progress=False)
     assert warned[0].filename == __file__ and max(batches) == 20
     assert f"\nnetwork: {shown.report.network}" in str(shown) and "loses at least" in shown.report.network
 
@@ -229,7 +247,7 @@ def test_a_right_description_asks_the_network_once_a_level():
 
     model = indm.from_denoiser(network, predicts="noise", path="linear", shape=(2,))
     indm.check_denoiser(model, data(200).float(), batch_size=30)
-    assert max(seen) == 30 and sum(seen) == 8 * 100 + 3 * 2 * 4  # and what compares the gradient
+    assert max(seen) == 30 and sum(seen) == 9 * 100 + 3 * 2 * 4  # and what compares the gradient
 
 
 def test_the_error_is_that_of_the_output():
