@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import math
 import re
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -23,11 +24,12 @@ import numpy as np
 import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
+from torchvision.transforms.functional import resize
 
 import indm
 from indm.evaluation.statistics import mean_and_error
 from indm.workbench.data.standard import read_idx
-from indm.workbench.evaluation.baselines import png_nats
+from indm.workbench.evaluation.baselines import fit_gaussian, png_nats
 from research.descriptions import LINEAR, Theirs, of_strangers
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, Row, made_by
@@ -35,6 +37,7 @@ from research.records import RECORDS, Records, Row, made_by
 CFM = "atong01/conditional-flow-matching a9e3033e examples/models/gaussian-moons"
 PULFER = "BrianPulfer/PapersReimplementations 9ebf59a ddpm"
 NIUWENGANG = "niuwengang/mnist_ddpm 5984b63"
+SLIM = "HendricSch/Slim-Diffusion 2a04c42"
 # file of FOLDER: the first digits of its SHA-256, and where it is from
 FILES = {
     "torchcfm/cfm_v1.pt": ("8065a23a8a4b0b82", CFM),
@@ -49,12 +52,25 @@ FILES = {
     "niuwengang/ddpm_mnist.pt": ("f7c506e4fd00981e", NIUWENGANG),
     "niuwengang/ddpm_fashion.pt": ("6608ac18a9b806de", NIUWENGANG),
     "niuwengang/models.py": ("b9bb8ab284c76e4d", NIUWENGANG),
+    "slim/weights/cifar-10.pt": ("2bb693827b52f60b", SLIM),
+    "slim/weights/mnist.pt": ("cea17e659883ad9f", SLIM),
+    "slim/slim_diffusion/models/__init__.py": ("a5ca2cf1e1b24501", SLIM),
+    "slim/slim_diffusion/models/conv_down.py": ("c00cbf8b30ee0850", SLIM),
+    "slim/slim_diffusion/models/conv_up.py": ("1242277135ea3026", SLIM),
+    "slim/slim_diffusion/models/double_conv.py": ("490f149edccae295", SLIM),
+    "slim/slim_diffusion/models/double_conv_attention.py": ("2a53bd8b412f449d", SLIM),
+    "slim/slim_diffusion/models/multihead_attention.py": ("9c633c77f75f078a", SLIM),
+    "slim/slim_diffusion/models/time_embedding.py": ("f88efd72b0aefbc3", SLIM),
+    "slim/slim_diffusion/models/unet.py": ("8400f0b1cecce825", SLIM),
+    "slim/slim_diffusion/models/unet_attention.py": ("065f1ccd00ba47e9", SLIM),
+    "cifar10.npz": ("d6ae3f5bf394298a", "python -m research.data.cifar10"),
     "mnist.gz": ("8d422c7b0a1c1c79", "xdong99/ScoreBasedGenerativeModels afaf62e MNIST/raw/t10k-images-idx3-ubyte.gz"),
     "fashion.gz": ("cc1d090a38ace84d", "Debian's dataset-fashion-mnist, t10k-images-idx3-ubyte.gz"),
 }
 POINTS, IMAGES, SOLVED, TIMES = 512, 256, 8, 16  # rows of a bound, images of an NLL, network evaluations of a bound
 BY_SCIPY = 4  # points that SciPy solves, too
-LOSS = re.compile(r".*?at least ([\d.e-]+) bits/dim.*", re.DOTALL)  # what check_denoiser says is lost
+LOSS = re.compile(r".*?at least ([\d.e+-]+) bits/dim.*", re.DOTALL)  # what check_denoiser says is lost
+KNOWN = ("cfm", "flow_matching")  # networks of independent noise whose path is known and gives n̂ at the data end, too
 ENTROPY = math.log(2 * math.pi) + math.log(9 * 0.2) - 0.5 * math.log(2)  # the moons have at most this: both as if apart
 
 
@@ -87,8 +103,22 @@ def network_of_points(folder: Path, name: str) -> nn.Module:
         return torch.load(read(folder, f"torchcfm/{name}_v1.pt"), weights_only=True, map_location="cpu").eval()
 
 
+def slim_network(folder: Path, data: str) -> nn.Module:
+    """A U-Net of Slim-Diffusion, 200 steps."""
+    for name in FILES:
+        if name.startswith("slim/slim_diffusion/"):
+            read(folder, name)
+    sys.path.insert(0, str(folder / "slim"))
+    module = importlib.import_module("slim_diffusion.models.unet")
+    net = module.UNet(3 if data == "cifar-10" else 1, 32, 200)
+    net.load_state_dict(torch.load(read(folder, f"slim/weights/{data}.pt"), weights_only=True, map_location="cpu"))
+    return net.eval().requires_grad_(False)
+
+
 def network_of_images(folder: Path, whose: str, data: str) -> nn.Module:
     """A U-Net of noise, called as (x, k) at whole k, whose code is in the folder beside its weights."""
+    if whose == "slim":
+        return slim_network(folder, data)
     spec = importlib.util.spec_from_file_location("theirs", read(folder, f"{whose}/models.py"))
     assert spec is not None and spec.loader is not None
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
@@ -98,8 +128,13 @@ def network_of_images(folder: Path, whose: str, data: str) -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-def images(folder: Path, data: str) -> Tensor:
-    return torch.from_numpy(read_idx(read(folder, f"{data}.gz"), magic=2051))[:, None]
+def images(folder: Path, whose: str, data: str) -> Tensor:
+    """Test images in grey levels, (N, C, H, W); Slim-Diffusion's are 32 × 32, of MNIST by bilinear resizing."""
+    if data == "cifar-10":
+        made = np.load(read(folder, "cifar10.npz"))
+        return torch.from_numpy(made["x"][made["sizes"][0] :])
+    raw = torch.from_numpy(read_idx(read(folder, f"{data}.gz"), magic=2051))[:, None]
+    return resize(raw, [32, 32], antialias=True) if whose == "slim" else raw
 
 
 def by_scipy(velocity: nn.Module, x: Tensor) -> Tensor:
@@ -121,33 +156,42 @@ def by_scipy(velocity: nn.Module, x: Tensor) -> Tensor:
 
 
 def of_points(folder: Path, name: str) -> Row:
-    """The density of the library's own ODE, nats, and SciPy's; the NELBO holds if noise and data were not coupled."""
+    """The density of the library's own ODE, nats, SciPy's, and where the network learned a known path its NELBO."""
     velocity, x = network_of_points(folder, name), moons(POINTS)
-    model = indm.from_denoiser(velocity, **of_strangers(f"torchcfm-{name}"))
-    checked = indm.check_denoiser(model, moons(4096, seed=1))
+    made: Row = {"call": "from_denoiser(predicts='velocity')", "unit": "nats"}
+    if name in KNOWN:
+        model = indm.from_denoiser(velocity, **of_strangers(f"torchcfm-{name}"))
+        made["check"] = indm.check_denoiser(model, moons(4096, seed=1)).verdict
+        with torch.no_grad():
+            bound = indm.nelbo(model, x, times=TIMES, generator=torch.Generator().manual_seed(0)).nats
+        made["nelbo"] = mean_and_error(bound)
+    same_ode = indm.from_denoiser(velocity, **of_strangers("torchcfm-flow_matching"))  # dx/dτ is the output on any path
     with torch.no_grad():
-        bound = indm.nelbo(model, x, times=TIMES, generator=torch.Generator().manual_seed(0)).nats
-        nll = -model.log_prob(x, steps=256)
+        nll = -same_ode.log_prob(x, steps=256)
     exact = by_scipy(velocity, x[:BY_SCIPY])
     off = (-nll[:BY_SCIPY].double() - exact).abs()
-    return {
-        "call": "from_denoiser(predicts='velocity')", "check": checked.verdict, "unit": "nats",
-        "nelbo": mean_and_error(bound), "nll": mean_and_error(nll), "scipy_off": off.max().item(),
-        "least": ENTROPY,
-    }  # fmt: skip
+    normal = gaussian(moons(4096, seed=1), x, 0.0).mean().item()
+    return made | {"nll": mean_and_error(nll), "scipy_off": off.max().item(), "gaussian": normal, "least": ENTROPY}
+
+
+def gaussian(rest: Tensor, x: Tensor, noise: float) -> Tensor:
+    """−log density of each of x, nats in their units, under a Gaussian fitted to the rest, (N,)."""
+    train, valid = rest[500:].flatten(1).double(), rest[:500].flatten(1).double()
+    fit, _ = fit_gaussian(train, valid, torch.full((train.shape[1],), noise).double(), full=True)
+    return fit.nats(fit.squares(x.flatten(1).double()))
 
 
 def of_images(folder: Path, whose: str, data: str) -> Row:
     """NELBO, the bound of K steps and the NLL, bits/dim, of networks that index an embedding by whole k."""
-    net, raw = network_of_images(folder, whose, data), images(folder, data)
-    model = indm.from_denoiser(
-        net, predicts="noise", path=LINEAR, shape=(1, 28, 28), scaling=indm.Scaling.between(-1, 1), steps="whole"
-    )
+    net, raw = network_of_images(folder, whose, data), images(folder, whose, data)
+    path = {"betas": 1e-4 + 0.0199 * torch.arange(200) / 200} if whose == "slim" else LINEAR
+    shape, scaling = tuple(raw.shape[1:]), indm.Scaling.between(-1, 1)
+    model = indm.from_denoiser(net, predicts="noise", path=path, shape=shape, scaling=scaling, steps="whole")
     checked = indm.check_denoiser(model, raw[-IMAGES:])
-    raw = raw[:IMAGES]
+    raw, rest = raw[:IMAGES], raw[IMAGES:]
     x, log_q = model.from_data(raw)
     generator = torch.Generator().manual_seed(0)
-    bits = math.log(2) * 28 * 28
+    bits = math.log(2) * math.prod(shape)
     with torch.no_grad():
         bounds = {
             key: mean_and_error(of(model, x, times=TIMES, log_q=log_q, generator=generator).nats / bits)
@@ -156,10 +200,11 @@ def of_images(folder: Path, whose: str, data: str) -> Row:
     report = indm.nll(model, x[:SOLVED], log_q=log_q[:SOLVED], steps=64, generator=generator)
     png = png_nats(raw, 256)
     assert png is not None
+    normal = gaussian(rest + torch.rand(rest.shape, generator=generator), raw + 0.5, 1 / 12)
     return {
         "call": "from_denoiser(steps='whole')", "check": checked.verdict, "unit": "bits/dim", **bounds,
         "nll": mean_and_error(report.nats / bits), "solver_error": report.solver_error.mean().item() / bits,
-        "least": (png / bits).mean().item(),
+        "gaussian": (normal / bits).mean().item(), "least": (png / bits).mean().item(),
     }  # fmt: skip
 
 
@@ -170,6 +215,8 @@ def networks() -> Iterator[tuple[str, Any]]:
     for whose in ("BrianPulfer", "niuwengang"):
         for data in ("mnist", "fashion"):
             yield f"{data}, {whose}", lambda folder, whose=whose, data=data: of_images(folder, whose, data)
+    for data in ("mnist", "cifar-10"):
+        yield f"{data} 32×32, slim", lambda folder, data=data: of_images(folder, "slim", data)
 
 
 def study(made: Records, folder: Path, only: str = "") -> None:
@@ -196,8 +243,8 @@ def table(rows: list[Row]) -> str:
     lines = [
         (
             row["network"], row["unit"], *(shown(row, key) for key in ("nelbo", "bound_of_steps", "nll")),
-            f"{row['solver_error']:.1g}" if "solver_error" in row else f"{row['scipy_off']:.1g}", f"{row['least']:.2f}",
-            LOSS.sub(r"\1", row["check"]), row["cpu_seconds"],
+            f"{row['solver_error'] if 'solver_error' in row else row['scipy_off']:.1g}", f"{row['gaussian']:.2f}",
+            f"{row['least']:.2f}", LOSS.sub(r"\1", row.get("check", "")), row["cpu_seconds"],
         )
         for row in rows
     ]  # fmt: skip
@@ -206,6 +253,7 @@ def table(rows: list[Row]) -> str:
         "bound of K steps",
         "NLL",
         "solver error",
+        "a Gaussian",
         "entropy or PNG",
         "check_denoiser: bits lost",
         "CPU seconds",
