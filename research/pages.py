@@ -10,7 +10,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
-from research import descriptions, discrete_laws, pretrained, speed, strangers
+from research import audits, descriptions, discrete_laws, pretrained, speed, strangers
 from research.markdown import in_table, with_tables
 from research.posteriors import boxes, sbibm
 from research.posteriors import study as posteriors
@@ -71,6 +71,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "verdict-dial-costs": lambda: dial.cost_table(of("verdict-dial-costs")),
     "descriptions": lambda: descriptions.table(of("descriptions").rows()),
     "descriptions-counts": lambda: descriptions.counts(of("descriptions").rows()),
+    "audits": lambda: audits.table(of("audits").rows()),
     "strangers": lambda: strangers.table(of("strangers").rows()),
     "discrete_laws": lambda: discrete_laws.best_table(discrete_laws.read(of("discrete_laws"))),
 }
