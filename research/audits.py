@@ -87,7 +87,7 @@ def of_normflows(name: str) -> Density:
         ]
     flow = nf.NormalizingFlow(nf.distributions.DiagGaussian(2, trainable=False), steps)
     descent(flow, flow.forward_kld, after=after)
-    learned = [p for key, p in flow.named_parameters() if not key.endswith(("geom_p", "lamb"))]  # of random lengths
+    learned = [p for key, p in flow.named_parameters() if not key.endswith(("geom_p", "lamb"))]  # lengths of series
     return Density(flow.log_prob, lambda n: flow.sample(n)[0].detach(), parameters=learned)
 
 
