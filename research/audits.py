@@ -37,7 +37,7 @@ ZUKO = ("NICE", "MAF", "NSF", "NAF", "SOSPF", "GF", "BPF", "CNF")
 
 @dataclass
 class Density:
-    """What the audit takes: log p and draws, the law that was fitted, and parameters to differentiate in."""
+    """Input of the audit: log p and draws, the law that was fitted, and parameters to differentiate in."""
 
     log_prob: Callable[[Any], Any]
     sample: Callable[[int], Any]
@@ -102,7 +102,7 @@ class Velocity(nn.Module):
         return self.net(torch.cat([x, torch.as_tensor(t).to(x).expand(len(x))[:, None]], 1))
 
     def loss(self, x: Tensor) -> Tensor:
-        """Of flow matching, along straight lines from N(0, I) at t = 0."""
+        """The loss of flow matching, along straight lines from N(0, I) at t = 0."""
         noise, t = torch.randn_like(x), torch.rand(len(x))
         return (self(t[:, None] * x + (1 - t[:, None]) * noise, t) - x + noise).square().mean()
 
