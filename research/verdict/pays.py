@@ -154,10 +154,10 @@ def jobs() -> Iterator[Job]:
     for seed in SEEDS:
         for data in STUDIES:
             yield from (Job(data, model, "uniform", STEPS, seed) for model in MODELS)
-    for seed in FEW_SEEDS:
-        for data in STUDIES:
-            lengths = SHORT_AND_LONG[: 1 if data == "emoji-32" else 2]
-            yield from (Job(data, model, "uniform", steps, seed) for steps in lengths for model in CURVES)
+    for steps in SHORT_AND_LONG:
+        for seed in FEW_SEEDS:
+            for data in STUDIES[: 3 if steps == min(SHORT_AND_LONG) else 2]:  # emoji have no long ones
+                yield from (Job(data, model, "uniform", steps, seed) for model in CURVES)
     for seed in FEW_SEEDS:
         for data in ("clothes-16", "emoji-32"):
             yield from (Job(data, model, "variational", STEPS, seed) for model in OF_NOISE)
