@@ -1,0 +1,57 @@
+"""The picture of README's "Does it pay?", from records: bits/dim by budget, on each data set.
+
+python -m research.verdict.pays_figure
+"""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from indm.evaluation.statistics import over_seeds
+from indm.workbench.figures.plots import COLOURS, METHODS, save_figure, styled
+from research.records import RECORDS, Records
+from research.verdict import pays
+
+FIGURE = Path(__file__).parents[2] / "docs" / "figures" / "pays.png"
+SHOWN = {  # models of the study: name and colour
+    "linear": ("linear diffusion", METHODS["linear"]),
+    "fixed curve": ("the same behind a fitted curve", COLOURS[5]),
+    "spline": ("INDM (spline)", METHODS["spline"]),
+    "coupling": ("INDM (coupling)", METHODS["INDM"]),
+    "flow alone": ("its flow alone", METHODS["flow alone"]),
+}
+TITLES = {"clothes-16": "clothes, 16×16", "cifar10-16": "CIFAR-10, 16×16", "emoji-32": "emoji, 32×32"}
+
+
+def panel(axes: Axes, table: Records, data: str) -> None:
+    """Means over seeds with two standard errors, by steps of linear diffusion that cost as much."""
+    for shift, (model, (name, colour)) in enumerate(SHOWN.items()):
+        found = table.at(data=data, model=model, noise="uniform").rows()
+        steps = sorted({row["steps"] for row in found})
+        means, errors = np.array(
+            [over_seeds([row["bits"] for row in found if row["steps"] == n]) for n in steps], dtype=float
+        ).T
+        at = np.array(steps) * 1.03 ** (shift - 2)
+        axes.errorbar(at, means, yerr=2 * errors, fmt="o-", ms=4, capsize=2, color=colour, label=name)
+    axes.set(xscale="log", xlabel="budget, steps of linear diffusion", title=TITLES[data])
+    budgets = sorted({row["steps"] for row in table.at(data=data, noise="uniform").rows()})
+    axes.set_xticks(budgets, [f"{n:,}" for n in budgets])
+    axes.minorticks_off()
+
+
+@styled
+def main() -> None:
+    table = Records(RECORDS / "verdict-pays.csv")
+    studies = [data for data in pays.STUDIES if table.at(data=data, model="flow alone").rows()]
+    figure = Figure(figsize=(4.2 * len(studies), 3.4))
+    for axes, data in zip(np.atleast_1d(figure.subplots(1, len(studies))), studies, strict=True):
+        panel(axes, table, data)
+    figure.axes[0].set_ylabel("bits/dim of test images")
+    figure.axes[0].legend(fontsize="small")
+    save_figure(figure, FIGURE)
+
+
+if __name__ == "__main__":
+    main()
