@@ -63,6 +63,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "verdict-signals-family": lambda: signals.family(of("verdict-signals")),
     "verdict-pays": lambda: pays.markdown(of("verdict-pays")),
     "verdict-pays-family": lambda: pays.family_table(of("verdict-pays")),
+    "verdict-pays-behaviour": lambda: pays.behaviour_table(of("verdict-pays")),
     "verdict-losses": lambda: losses.markdown(of("verdict-losses")),
     "verdict-losses-deviations": lambda: losses.deviation_table(of("verdict-losses")),
     "verdict-dial": lambda name: dial.markdown(of("verdict-dial"), name),

@@ -419,6 +419,26 @@ def markdown(table: Records) -> str:
     return in_table("steps", "noise", "model", *STUDIES, "seeds", rows=rows)
 
 
+def behaviour_table(table: Records) -> str:
+    """How far flows move images, and the diffusion on the data at three noise levels: means over the described seeds."""
+    lines = []
+    for data in STUDIES:
+        for name in ("spline", "coupling"):
+            rows = table.at(data=data, model=name, noise="uniform", steps=STEPS).rows()
+            described = [row for row in rows if row.get("behaviour")]
+            levels = [list(level) for level in zip(*(row["behaviour"] for row in described), strict=True)]
+            for level in levels[::2]:
+                noise, drift, beyond, anisotropy = (
+                    float(np.mean([seed[key] for seed in level]))
+                    for key in ("noise", "drift", "drift_beyond_linear", "anisotropy")
+                )
+                size = np.mean([row["displacement"]["size"] for row in described])
+                shares = f"{noise:.2g}", f"{beyond / drift:.2f}", f"{anisotropy:.2g}"
+                lines.append((data, name, f"{size:.2f}", *shares, len(described)))
+    titles = "displacement", "σ/α", "drift beyond linear", "anisotropy of the volatility", "seeds"
+    return in_table("data", "model", *titles, rows=lines)
+
+
 def images_of(data: str) -> Images:
     """The images of a study, of the folder that the command names."""
     return load(data, Path(sys.argv[1]))
