@@ -35,7 +35,7 @@ def panel(axes: Axes, table: Records, data: str) -> None:
         ).T
         at = np.array(steps) * 1.03 ** (shift - 2)
         axes.errorbar(at, means, yerr=2 * errors, fmt="o-", ms=4, capsize=2, color=colour, label=name)
-    axes.set(xscale="log", xlabel="budget, steps of linear diffusion", title=TITLES[data])
+    axes.set(xscale="log", xlabel="cost, in steps of linear diffusion", title=TITLES[data])
     budgets = sorted({row["steps"] for row in table.at(data=data, noise="uniform").rows()})
     axes.set_xticks(budgets, [f"{n:,}" for n in budgets])
     axes.minorticks_off()
@@ -49,7 +49,6 @@ def main() -> None:
     for axes, data in zip(np.atleast_1d(figure.subplots(1, len(studies))), studies, strict=True):
         panel(axes, table, data)
     figure.axes[0].set_ylabel("bits/dim of test images")
-    figure.axes[0].legend(fontsize="small")
     save_figure(figure, FIGURE)
 
 
