@@ -23,32 +23,39 @@ from indm.sampling import sample
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
 from indm.tables.columns import FAR, Columns, are_near, moments_of_most
-from indm.tables.encoding import Encoding, are_missing, fitted_column
-from indm.tables.estimator import (
-    DRAWING,
-    DRAWN,
-    EPS,
+from indm.tables.encoding import (
     FEWEST_ROWS,
-    MIXTURE_SHARE,
-    ROWS_AT_ONCE,
-    SOLVER_ERROR,
+    Encoding,
     NamedColumns,
-    bar_of,
+    are_missing,
+    fitted_column,
+    is_frame,
+    warn_of_few_values,
+)
+from indm.tables.fit import (
+    EPS,
+    MIXTURE_SHARE,
+    VALIDATION_ROWS,
+    Training,
     check_count,
     check_options,
-    checked_table,
     ended_by,
+    race,
+    warn_of_fit,
+)
+from indm.tables.mixture import LAW_ENTRIES, JointMixture, best_joint_mixture
+from indm.tables.networks import MaskedMixtureMLP
+from indm.tables.solve import (
+    DRAWING,
+    DRAWN,
+    ROWS_AT_ONCE,
+    SOLVER_ERROR,
+    bar_of,
     integrated,
-    is_frame,
     latent_log_prob,
     steps_for_draws,
     warn_above,
-    warn_of_few_values,
-    warn_of_fit,
 )
-from indm.tables.fit import VALIDATION_ROWS, Training, race
-from indm.tables.mixture import LAW_ENTRIES, JointMixture, best_joint_mixture
-from indm.tables.networks import MaskedMixtureMLP
 
 MIXTURE_ROWS = 5_000, 2_000  # on which a mixture is fitted, without and with missing entries
 QUESTIONS = 8  # questions of a training batch, at most
@@ -287,7 +294,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _validated(self, X, reset: bool = True, **options: Any) -> Array:
         """Rows as an array, in which columns of a frame keep their kinds."""
-        X = checked_table(X) if reset else self._in_order(checked_table(X))
+        X = self._table(X, reset)
         X = X.astype(object) if is_frame(X) else X
         return validate_data(self, X, dtype=None, reset=reset, **{"ensure_all_finite": "allow-nan"} | options)
 

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from indm.tables import summaries
 from indm.tables.calibration import Calibration
 from indm.tables.columns import are_near, moments_of_most, to_line
-from indm.tables.estimator import ROWS_AT_ONCE, DensityEstimator, bar_of, check_count
+from indm.tables.estimator import DensityEstimator
+from indm.tables.fit import check_count
 from indm.tables.joint import JointConditional, JointDensityEstimator
 from indm.tables.mixture import Mixture
 from indm.tables.prior import Prior, array, finite
+from indm.tables.solve import ROWS_AT_ONCE, averaged, bar_of
 
 NUDGE = 1e-3  # step in a latent for derivatives of the columns
 MODE_DRAWS, MODE_ODE_STEPS = 200, 24  # draws of which the best begins the ascent
@@ -451,8 +453,7 @@ class PosteriorEstimator:
         parts = (torch.from_numpy(np.array(part)).split(ROWS_AT_ONCE) for part in (latents, c))
         for z, rows in zip(*parts, strict=True):
             z = z.clone().requires_grad_()
-            each = list(self.estimator_.log_densities(z, rows.numpy(), steps))
-            value = torch.stack(each).logsumexp(0) - math.log(len(each))
+            value = averaged(self.estimator_.log_densities(z, rows.numpy(), steps))
             (slope,) = torch.autograd.grad(value.sum(), z)
             values.append(value.detach().numpy())
             slopes.append(slope.numpy())
