@@ -23,6 +23,7 @@ from indm.model import INDM
 from indm.sampling import sample
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
+from indm.tables import solve
 from indm.tables.columns import (
     FAR,
     LARGEST,
@@ -44,7 +45,7 @@ from indm.tables.fit import (
     FlowTraining,
     Gain,
     Training,
-    at,
+    bounds_of,
     check_count,
     check_options,
     ended_by,
@@ -53,23 +54,6 @@ from indm.tables.fit import (
 )
 from indm.tables.mixture import COMPONENTS, Mixture, best_mixture, bounded, with_one_gaussian
 from indm.tables.networks import MixtureMLP
-from indm.tables.solve import (
-    DRAWING,
-    DRAWN,
-    PROBES,
-    ROWS_AT_ONCE,
-    SOLVER_ERROR,
-    averaged,
-    bar_of,
-    batched,
-    bounds_of,
-    integrated,
-    latent_log_prob,
-    mixture_of,
-    start_log_prob,
-    steps_for_draws,
-    warn_above,
-)
 from indm.tables.student import USUALLY_UNKNOWN, Student
 
 FEW_ROWS, MORE_ROWS = 500, 2_000  # rows up to which models are averaged: MODELS of them; as many as time allows
@@ -255,8 +239,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 if fitting.ended == INTERRUPT:
                     break
         warn_of_fit(self, gains, self.ended_, late, began)
-        c, seed = c[np.linspace(0, len(c) - 1, DRAWN).astype(int)], numbers.randint(2**31 - 1)
-        self.sampling_steps_, self.sampling_error_ = steps_for_draws(
+        c, seed = c[np.linspace(0, len(c) - 1, solve.DRAWN).astype(int)], numbers.randint(2**31 - 1)
+        self.sampling_steps_, self.sampling_error_ = solve.steps_for_draws(
             lambda steps: self._latents(c, steps, np.random.RandomState(seed))
         )
         return self
@@ -295,8 +279,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             errors.append(error)
             return value.reshape(-1, len(points))
 
-        with bar_of(len(rows), "log p", self.progress) as bar:
-            found[rows] = integrated(log_density, len(rows), len(self._whole), self.draws, bar)
+        with solve.bar_of(len(rows), "log p", self.progress) as bar:
+            found[rows] = solve.integrated(log_density, len(rows), len(self._whole), self.draws, bar)
         is_known = np.concatenate(known)
         if self.student_ is not None and tol is None and (~is_known).sum() > USUALLY_UNKNOWN * len(is_known):
             warnings.warn(
@@ -304,7 +288,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 "so that their ODE is solved",
                 stacklevel=2,
             )
-        warn_above(SOLVER_ERROR if tol is None else tol, torch.cat(errors, 1), stacklevel=3)
+        solve.warn_above(solve.SOLVER_ERROR if tol is None else tol, torch.cat(errors, 1), stacklevel=3)
         return found
 
     def score(self, X, y=None, c=None) -> float:
@@ -336,8 +320,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             return -math.inf, 0.0
         numbers = check_random_state(random_state)
         generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
-        each = []
-        for rows, at_c in zip(*(batched(part, max(1, ROWS_AT_ONCE // pairs)) for part in (X, c)), strict=True):
+        each, size = [], max(1, solve.ROWS_AT_ONCE // pairs)
+        for rows, at_c in zip(solve.batched(X, size), solve.batched(c, size), strict=True):
             noisy = self._noisy(rows[:, self.varies_], numbers)
             z, c_of_rows = torch.from_numpy(self.columns_.latents(noisy, at_c)), torch.from_numpy(at_c)
             bounds = torch.stack([bounds_of(model, z, c_of_rows, pairs, generator) for model in self.models_])
@@ -394,8 +378,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         found = copy.copy(self)
 
         def teacher(z: np.ndarray, c: np.ndarray) -> np.ndarray:
-            value, errors = self._latent_log_density(z, c, SOLVER_ERROR)
-            warn_above(SOLVER_ERROR, errors, stacklevel=5)
+            value, errors = self._latent_log_density(z, c, solve.SOLVER_ERROR)
+            solve.warn_above(solve.SOLVER_ERROR, errors, stacklevel=5)
             return value
 
         with torch.random.fork_rng(devices=[]):
@@ -648,7 +632,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         with torch.no_grad():
             h, log_det = flow(held)
         models = [self._build(mixture, flow) for mixture in mixtures]
-        bases = [-log_det - mixture_of(at(model, c_held), h).log_prob() for model in models]
+        bases = [-log_det - solve.mixture_of(solve.at(model, c_held), h).log_prob() for model in models]
         is_large = self._is_large(rows)
         rate, alone = self.pace(is_large)[1] * (1 if flow.is_identity else BEHIND_A_FLOW), ALONE[is_large]
         return [
@@ -679,7 +663,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
         @torch.no_grad()
         def latents(z: Tensor) -> Tensor:
-            return torch.cat([flow.latent(part) for part in z.split(ROWS_AT_ONCE)])
+            return torch.cat([flow.latent(part) for part in z.split(solve.ROWS_AT_ONCE)])
 
         parts = (batch(torch.randperm(n)[:MIXTURE_ROWS])[0], held[0])
         rows = [(latents(z).double().numpy(), np.zeros((len(z), 0))) for z in parts]
@@ -738,22 +722,22 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def log_densities(self, z: Tensor, c: np.ndarray, steps: int) -> Iterator[Tensor]:
         """log p of latents z (n, d) at standardised c, nats (n,), by each model, with gradients, in so many steps."""
-        options: dict[str, Any] = {"exact": True} if z.shape[1] <= MOST_EXACT_SLOPE else {"probes": PROBES}
+        options: dict[str, Any] = {"exact": True} if z.shape[1] <= MOST_EXACT_SLOPE else {"probes": solve.PROBES}
         for model in self.models_:
             generator = torch.Generator().manual_seed(0)
-            yield log_prob(at(model, torch.from_numpy(c)), z, steps=steps, generator=generator, **options)
+            yield log_prob(solve.at(model, torch.from_numpy(c)), z, steps=steps, generator=generator, **options)
 
     def _latents(self, c: np.ndarray, steps: int, numbers: np.random.RandomState) -> np.ndarray:
         """A draw at each row of ``c``, from one of the models."""
         chosen = numbers.randint(len(self.models_), size=len(c))
         generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
         latents = np.zeros((len(c), self.varies_.sum()))
-        with bar_of(len(c), "draws", self.progress) as bar:
+        with solve.bar_of(len(c), "draws", self.progress) as bar:
             for i, model in enumerate(self.models_):
                 single, own = copy.deepcopy(model).float(), np.flatnonzero(chosen == i)
-                for rows in batched(own, ROWS_AT_ONCE):
+                for rows in solve.batched(own, solve.ROWS_AT_ONCE):
                     at_c = torch.from_numpy(c[rows]).float() if self.n_conditions_ else None
-                    latents[rows] = sample(single, len(rows), c=at_c, steps=steps, generator=generator, **DRAWING)
+                    latents[rows] = sample(single, len(rows), c=at_c, steps=steps, generator=generator, **solve.DRAWING)
                     bar.update(len(rows))
         return latents
 
@@ -768,18 +752,18 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             known = self.student_.knows(latents, c)
             base = self._start_log_density(latents[known], c[known])
             found[known] = self.student_.log_prob(latents[known], c[known], base)
-        tol = SOLVER_ERROR if tol is None else tol
+        tol = solve.SOLVER_ERROR if tol is None else tol
         found[~known], errors = self._latent_log_density(latents[~known], c[~known], tol)
         return found + self.columns_.log_volume(X), known, errors
 
     def _latent_log_density(self, latents: np.ndarray, c: np.ndarray, tol: float) -> tuple[np.ndarray, Tensor]:
         """log of the mean density of the models at latents, nats (n,), and the errors of each model's ODE, (k, n)."""
-        parts = list(zip(*(torch.from_numpy(part).split(ROWS_AT_ONCE) for part in (latents, c)), strict=True))
-        each = [[latent_log_prob(at(model, rows), z, tol) for z, rows in parts] for model in self.models_]
+        parts = list(zip(*(torch.from_numpy(part).split(solve.ROWS_AT_ONCE) for part in (latents, c)), strict=True))
+        each = [[solve.latent_log_prob(solve.at(model, rows), z, tol) for z, rows in parts] for model in self.models_]
         log_prob, errors = ([torch.cat([pair[i] for pair in of]) for of in each] for i in (0, 1))
-        return averaged(log_prob).numpy(), torch.stack(errors)
+        return solve.averaged(log_prob).numpy(), torch.stack(errors)
 
     def _start_log_density(self, latents: np.ndarray, c: np.ndarray) -> np.ndarray:
         """log of the mean density of the starts of the models, nats (n,)."""
         z, conditions = torch.from_numpy(latents), torch.from_numpy(c)
-        return averaged(start_log_prob(at(model, conditions), z) for model in self.models_).numpy()
+        return solve.averaged(solve.start_log_prob(solve.at(model, conditions), z) for model in self.models_).numpy()

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from indm.checks import counted, require
 from indm.flows.base import Flow
 from indm.model import INDM
-from indm.objective import half_square, in_pairs, noise_error
+from indm.objective import drawn_error, half_square, in_pairs, noise_error
 from indm.sde.linear import VPSDE
 from indm.tables.mixture import bounded
+from indm.tables.solve import at, mixture_of
 from indm.training import Descent, NoiseLevels, course, learning_rate_factor
 
 VALIDATION_ROWS = 2_048  # noised at every validation, at most
@@ -257,11 +258,6 @@ def gradient_square(difference: Tensor, hidden: Tensor) -> Tensor:
     return torch.einsum("ibd,jbd,ibw,jbw->b", difference, difference, hidden, hidden)
 
 
-def at(model: Any, c: Tensor) -> Any:
-    """``model`` at the conditions ``c`` (n, k); k may be 0."""
-    return model.given(c) if c.shape[1] else model
-
-
 def race(trainings: Sequence[Validated], rows: Rows, n: int, size: int, max_steps: int, deadline: float) -> Any:
     """:func:`train` several in turn, the worst pausing after each round, and the best to its end; the best of them all.
 
@@ -348,6 +344,18 @@ def batches(rows: int, size: int) -> Iterator[Tensor]:
     size = min(size, rows)
     while True:
         yield from torch.randperm(rows)[: rows // size * size].split(size)
+
+
+@torch.no_grad()
+def bounds_of(model: INDM, z: Tensor, c: Tensor, pairs: int, generator: torch.Generator) -> Tensor:
+    """Draws of the NELBO's negative at latents z (B, d) and c (B, k), each by a pair of noises, nats (B, pairs)."""
+    h, log_det = model.flow(z)
+    start = mixture_of(at(model, c), h).log_prob() + log_det
+    h, c = (part.repeat_interleave(pairs, 0) for part in (h, c))
+    t, weight, _ = (part.to(z) for part in shuffled_times(NoiseLevels(model.sde), len(h), generator, uniform=True))
+    noise = torch.randn(h.shape, generator=generator, dtype=h.dtype)
+    change = weight * drawn_error(at(model, c).score, True, h, t, noise, pairs=True)[0]
+    return start[:, None] - change.reshape(-1, pairs)
 
 
 def check_options(estimator: Any) -> None:

@@ -18,14 +18,10 @@ from tqdm.auto import tqdm
 from indm.checks import counted, require
 from indm.gaussian import GaussianReference
 from indm.likelihood import START, WhitenedFlow
-from indm.model import INDM
-from indm.objective import drawn_error
 from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, NotFinite, rademacher
 from indm.score import context_of, with_context
-from indm.tables.fit import at, shuffled_times
 from indm.tables.networks import Components
 from indm.tensors import evaluation_mode, event_sum, expand_like
-from indm.training import NoiseLevels
 
 SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
 ROUNDED = 0.02  # share of the error that may be rounding in single precision
@@ -38,6 +34,11 @@ SAMPLING_STEPS, SAMPLING_ERROR, DRAWN = (12, 24, 48, 96, 192), 0.01, 256  # step
 DELAY = 2.0  # seconds, after which a call shows a bar
 
 Array = np.ndarray
+
+
+def at(model: Any, c: Tensor) -> Any:
+    """``model`` at the conditions ``c`` (n, k); k may be 0."""
+    return model.given(c) if c.shape[1] else model
 
 
 def averaged(log_densities: Iterable[Tensor]) -> Tensor:
@@ -140,18 +141,6 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
     solve(~(is_far | is_beyond), torch.float32)
     solve((is_far | ~error.isfinite() | (found.abs() > most)) & ~is_beyond, torch.float64)
     return found + log_det, error
-
-
-@torch.no_grad()
-def bounds_of(model: INDM, z: Tensor, c: Tensor, pairs: int, generator: torch.Generator) -> Tensor:
-    """Draws of the NELBO's negative at latents z (B, d) and c (B, k), each by a pair of noises, nats (B, pairs)."""
-    h, log_det = model.flow(z)
-    start = mixture_of(at(model, c), h).log_prob() + log_det
-    h, c = (part.repeat_interleave(pairs, 0) for part in (h, c))
-    t, weight, _ = (part.to(z) for part in shuffled_times(NoiseLevels(model.sde), len(h), generator, uniform=True))
-    noise = torch.randn(h.shape, generator=generator, dtype=h.dtype)
-    change = weight * drawn_error(at(model, c).score, True, h, t, noise, pairs=True)[0]
-    return start[:, None] - change.reshape(-1, pairs)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from indm.tables import estimator
 from indm.tables.columns import Columns
 from indm.tables.fit import EPS
 from indm.tables.networks import MixtureMLP
-from indm.tables.solve import SAMPLING_ERROR, latent_log_prob
+from indm.tables.solve import SAMPLING_ERROR, _solved, latent_log_prob
 
 # In the few steps of SMALL; and where the machine is busy.
 pytestmark = pytest.mark.filterwarnings("ignore:the network found nothing", "ignore:max_seconds ended")
@@ -70,7 +70,7 @@ def coarse(monkeypatch):
     """The ODE in eight steps, whatever its error, where no test asks for its value."""
     solve = WhitenedFlow.solve
     monkeypatch.setattr(WhitenedFlow, "solve", lambda *arguments: solve(*arguments[:-1], 8))
-    monkeypatch.setattr(estimator, "SOLVER_ERROR", 1000.0)
+    monkeypatch.setattr("indm.tables.solve.SOLVER_ERROR", 1000.0)
     monkeypatch.setattr(estimator, "VALIDATION_ROWS", 512)
     monkeypatch.setattr("indm.tables.solve.SAMPLING_STEPS", (4,))
 
@@ -84,7 +84,9 @@ def test_scikit_learns_own_checks(coarse):
 
 
 def test_the_density_integrates_to_one_and_samples_follow_it(moons, monkeypatch):
-    monkeypatch.setattr(estimator, "SOLVER_ERROR", 0.5)  # of its estimate, which is large where the density is small
+    monkeypatch.setattr(
+        "indm.tables.solve.SOLVER_ERROR", 0.5
+    )  # its estimate is large where the density is small
     model = one_of(moons[0], 0)
     points, cell = grid(SHIFT + SCALE * [-2.0, -1.5], SHIFT + SCALE * [3.0, 2.0], 128)
     mass = np.exp(model.score_samples(points)) * cell
@@ -197,7 +199,7 @@ def test_a_probability_is_the_integral_over_its_cell_or_below(discrete, monkeypa
 def test_the_probabilities_of_constant_columns_sum_to_one_at_most(columns, exact, monkeypatch):
     """Components that are narrower than a cell make the density rough inside; the mean of the log allows for it."""
     X = np.full((300, columns), 7.0)
-    monkeypatch.setattr(estimator, "SOLVER_ERROR", 0.2)
+    monkeypatch.setattr("indm.tables.solve.SOLVER_ERROR", 0.2)
     options = SMALL | {"max_components": 5, "max_steps": 0}
     model = DensityEstimator(discrete=range(columns), **options).fit(X)
     assert model.models_[0].score.backbone.components > 1
@@ -401,7 +403,7 @@ def test_other_columns_and_numbers_of_samples_are_refused(moons):
 
 def test_a_solver_that_is_off_warns(moons, coarse, monkeypatch):
     model, X = moons
-    monkeypatch.setattr(estimator, "SOLVER_ERROR", 1e-12)
+    monkeypatch.setattr("indm.tables.solve.SOLVER_ERROR", 1e-12)
     with pytest.warns(ConvergenceWarning, match="log p is off by about"):
         model.score_samples(X[:1])
 
@@ -746,7 +748,7 @@ def test_single_precision_is_within_the_stated_error(deviation):
     mixture, zero = latent_log_prob(model, z, 0.05)
     torch.nn.init.constant_(net.mlp.output.bias, 1e-30)  # no longer 0, so that the ODE is solved
     found, error = latent_log_prob(model, z, 0.05)
-    exact, exact_error = estimator._solved(model.score, z, 0.05)
+    exact, exact_error = _solved(model.score, z, 0.05)
     left = 0.03  # of the mixture at T, where the ODE has N(0, I)
     assert ((mixture - exact).abs() <= exact_error + left)[:24].all() and not zero.any()
     assert ((found - exact).abs() <= error)[:32].all()

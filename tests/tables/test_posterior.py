@@ -59,7 +59,7 @@ def coarse(monkeypatch):
     """The ODE of densities in 12 steps, whatever its error, where that is enough or the same on both sides."""
     solve = WhitenedFlow.solve
     monkeypatch.setattr(WhitenedFlow, "solve", lambda *arguments: solve(*arguments[:-1], 12))
-    monkeypatch.setattr("indm.tables.estimator.SOLVER_ERROR", 1000.0)
+    monkeypatch.setattr("indm.tables.solve.SOLVER_ERROR", 1000.0)
 
 
 # ── one observation ──────────────────────────────────────────────────────────────────────────────────────────────────
