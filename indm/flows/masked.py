@@ -61,14 +61,6 @@ class MaskedStep(Conditioned, ExactFlow):
         width, depth: units of a hidden layer, and hidden layers.
         flip: the last number is the first of the order.
         features: numbers of a condition that θ sees.
-
-    Example: |det| is the product of the slopes, as the Jacobian is triangular.
-
-        >>> step, x = MaskedStep(3, 16, 2, Affine()), torch.randn(1, 3)
-        >>> _ = nn.init.normal_(step.output.weight, std=0.1)
-        >>> jacobian = torch.autograd.functional.jacobian(lambda x: step(x)[0][0], x)[:, 0]
-        >>> bool(jacobian.triu(1).abs().max() == 0), torch.allclose(step(x)[1], jacobian.det().log(), atol=1e-5)
-        (True, True)
     """
 
     def __init__(self, d: int, width: int, depth: int, transform: Transform, flip: bool = False, features: int = 0):

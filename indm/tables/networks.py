@@ -420,18 +420,6 @@ class MaskedMixtureMLP(nn.Module):
         width, depth, dropout: of the MLPs.
 
     What a row is asked is its condition c, of ``size`` numbers made by :meth:`condition`, with a one after them.
-
-    Example: x₂ = x₁ + noise of deviation 1; at x₁ = 2 the noised x₂ is N(2α, α² + σ²).
-
-        >>> from indm import ScoreModel, VPSDE
-        >>> net = MaskedMixtureMLP((2,))
-        >>> net.set_mixture(torch.ones(1), torch.zeros(1, 2), torch.tensor([[[1.0, 1.0], [1.0, 2.0]]]))
-        >>> net.set_questions(torch.tensor([[False, True]]), torch.tensor([[True, False]]))
-        >>> c = net.condition(torch.tensor([[2.0, 0.0]]), torch.zeros(1, 0), torch.tensor([0]))
-        >>> score, z_t, t = ScoreModel(net, VPSDE()), torch.randn(1, 2), torch.tensor([0.2])
-        >>> found = score(z_t, t, torch.cat([c, torch.ones(1, 1)], 1))
-        >>> torch.allclose(found[:, 1], 2 * score.sde.alpha(t) - z_t[:, 1], atol=1e-4)
-        True
     """
 
     is_smooth = True  # in the level, by its embedding
