@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.checks import require
+from indm.checks import check_counts, require
 from indm.conditions import Conditioned, features_of
 from indm.flows.base import Compose, ExactFlow
 from indm.flows.coupling import Affine, Transform, transform_of, usual_bound
@@ -127,10 +127,8 @@ class MaskedFlow(Compose):
         condition: tuple[int, ...] = (),
     ):
         shape, features = tuple(shape), features_of(condition)
-        if len(shape) != 1:
-            raise ValueError(f"shape must be (D,), got {shape}; CouplingFlow takes images")
-        for name, count in {"depth": depth, "width": width, "layers": layers}.items():
-            require(count >= 1, name, count, "at least 1")
+        require(len(shape) == 1, "shape", shape, "(D,)", "CouplingFlow takes images")
+        check_counts(depth=depth, width=width, layers=layers)
         bound = usual_bound(shape) if bound is None else bound
         kind: Transform = transform_of(transform, bins, bound, max_log_scale=1.0)
         kind = Chained(Affine(), kind) if transform == "spline" else kind

@@ -84,9 +84,7 @@ def test_scikit_learns_own_checks(coarse):
 
 
 def test_the_density_integrates_to_one_and_samples_follow_it(moons, monkeypatch):
-    monkeypatch.setattr(
-        "indm.tables.solve.SOLVER_ERROR", 0.5
-    )  # its estimate is large where the density is small
+    monkeypatch.setattr("indm.tables.solve.SOLVER_ERROR", 0.5)  # its estimate is large where the density is small
     model = one_of(moons[0], 0)
     points, cell = grid(SHIFT + SCALE * [-2.0, -1.5], SHIFT + SCALE * [3.0, 2.0], 128)
     mass = np.exp(model.score_samples(points)) * cell
