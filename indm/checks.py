@@ -95,6 +95,12 @@ def require(condition: bool, key: str, value: object, wanted: str, hint: str = "
         raise ValueError(f"{key} must be {wanted}, got {brief(repr(value))}{hint and f'; {hint}'}")
 
 
+def check_counts(**counts: int) -> None:
+    """ValueError naming a count below 1."""
+    for name, count in counts.items():
+        require(count >= 1, name, count, "at least 1")
+
+
 def check_whole_number(key: str, value: object) -> None:
     """ValueError where ``value`` is a whole number that is too large for what it counts, or for a seed."""
     most = LARGEST_SEED if key.endswith("seed") else LARGEST

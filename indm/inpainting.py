@@ -23,11 +23,11 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 
-from indm.checks import require
+from indm.checks import check_counts, require
 from indm.dequantization import from_data
 from indm.linearization import Operator, gmres
 from indm.protocols import Model
-from indm.sampling import Sampler, check_counts, default_steps, make_sampler, prior_batches, solve_latent
+from indm.sampling import Sampler, default_steps, make_sampler, prior_batches, solve_latent
 from indm.score import denoise
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, evaluation_mode, expand_like, outside_inference, with_parts

@@ -4,7 +4,7 @@ import torch
 from closed_form import gaussian
 from flow_tools import perturb
 
-from indm.flows import ActNorm, AutoregressiveFlow, Compose, CouplingFlow, Identity, InvertibleLinear, ResidualFlow
+from indm.flows import ActNorm, Compose, CouplingFlow, Identity, InvertibleLinear, ResidualFlow
 from indm.model import INDM
 
 FLOWS = {
@@ -16,8 +16,6 @@ FLOWS = {
     "spline-images": (lambda: CouplingFlow((1, 4, 4), scales=2, depth=1, width=8), (1, 4, 4)),
     "residual": (lambda: ResidualFlow((3,), (2,), 16, 2.0), (3,)),
     "residual-images": (lambda: ResidualFlow((1, 4, 4), (1, 1), 8, 2.0), (1, 4, 4)),
-    "autoregressive": (lambda: AutoregressiveFlow((3,), 2, width=16, layers=1), (3,)),
-    "autoregressive-images": (lambda: AutoregressiveFlow((1, 4, 4), 2, width=16, layers=1), (1, 4, 4)),
     "composed": (
         lambda: Compose([ActNorm(3), ResidualFlow((3,), (1,), 8), CouplingFlow((3,), depth=1, transform="affine")]),
         (3,),

@@ -11,7 +11,6 @@ from torch import nn
 import indm
 from indm.conditions import Classes, Condition, Conditioned, Image, Vector, given, sees_condition
 from indm.flows import CouplingFlow, ExactFlow, Frozen, Identity, ResidualFlow
-from indm.flows.autoregressive import AutoregressiveFlow
 from indm.likelihood import decode_with_log_prob, latent_reference
 from indm.model import build_model
 from indm.nets import MLP, UNet
@@ -176,7 +175,6 @@ def test_guidance_above_one_is_not_the_sharpened_density():
 
 FLOWS = {
     "coupling": lambda shape, k: CouplingFlow(shape, width=8, depth=2, condition=(k,)),
-    "autoregressive": lambda shape, k: AutoregressiveFlow(shape, blocks=2, width=8, layers=1, condition=(k,)),
     "residual": lambda shape, k: ResidualFlow(shape, blocks=(2,), width=8, condition=(k,)),
 }
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registered
 
 from indm.checks import brief, reason, require
-from indm.files.plain import check_plain, text
+from indm.files import check_plain, text
 
 COPIES = 3  # copies of a file's numbers in memory at one time: as they are read, in the type of the model, and split
 LARGEST_EVENT = 2**24  # numbers of an event, unless the weights have more

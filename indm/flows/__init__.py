@@ -11,7 +11,6 @@ Example: the contract of all of them, z = h(x) with its log-determinant, and the
 """
 
 from indm.flows.adapters import ForeignFlow as ForeignFlow
-from indm.flows.autoregressive import AutoregressiveFlow as AutoregressiveFlow
 from indm.flows.base import ActNorm as ActNorm
 from indm.flows.base import Compose as Compose
 from indm.flows.base import ExactFlow as ExactFlow

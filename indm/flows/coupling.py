@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.checks import require
+from indm.checks import check_counts, require
 from indm.conditions import Conditioned, features_of
 from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow, Squeeze, Unsqueeze
 from indm.tensors import Batch, PerSample, event_size, expand_like, full_precision, zeroed
@@ -349,11 +349,9 @@ class CouplingFlow(Compose):
         shape, max_log_scale, features = tuple(shape), float(max_log_scale), features_of(condition)
         bound = usual_bound(shape) if bound is None else bound
         kind = transform_of(transform, bins, bound, max_log_scale)
-        if min(scales, depth, width) < 1:
-            raise ValueError(f"scales, depth and width must be at least 1, got {scales}, {depth} and {width}")
-        image = len(shape) == 3
-        if not image and (len(shape) != 1 or shape[0] < 2):
-            raise ValueError(f"shape must be (C, H, W) for images or (D,) with D at least 2, got {shape}")
+        check_counts(scales=scales, depth=depth, width=width)
+        image, vector = len(shape) == 3, len(shape) == 1 and shape[0] >= 2
+        require(image or vector, "shape", shape, "(C, H, W) for images or (D,) with D at least 2")
         if image and (shape[1] % 2**scales or shape[2] % 2**scales):
             divisible = f"height and width must be divisible by {2**scales}"
             raise ValueError(f"scales={scales} squeezes {scales} times, so {divisible}, got shape {shape}")

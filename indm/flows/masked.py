@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.checks import require
+from indm.checks import check_counts, require
 from indm.conditions import Conditioned, features_of
 from indm.flows.base import Compose, ExactFlow
 from indm.flows.coupling import Affine, Transform, transform_of, usual_bound
@@ -61,14 +61,6 @@ class MaskedStep(Conditioned, ExactFlow):
         width, depth: units of a hidden layer, and hidden layers.
         flip: the last number is the first of the order.
         features: numbers of a condition that θ sees.
-
-    Example: |det| is the product of the slopes, as the Jacobian is triangular.
-
-        >>> step, x = MaskedStep(3, 16, 2, Affine()), torch.randn(1, 3)
-        >>> _ = nn.init.normal_(step.output.weight, std=0.1)
-        >>> jacobian = torch.autograd.functional.jacobian(lambda x: step(x)[0][0], x)[:, 0]
-        >>> bool(jacobian.triu(1).abs().max() == 0), torch.allclose(step(x)[1], jacobian.det().log(), atol=1e-5)
-        (True, True)
     """
 
     def __init__(self, d: int, width: int, depth: int, transform: Transform, flip: bool = False, features: int = 0):
@@ -135,10 +127,8 @@ class MaskedFlow(Compose):
         condition: tuple[int, ...] = (),
     ):
         shape, features = tuple(shape), features_of(condition)
-        if len(shape) != 1:
-            raise ValueError(f"shape must be (D,), got {shape}; CouplingFlow takes images")
-        for name, count in {"depth": depth, "width": width, "layers": layers}.items():
-            require(count >= 1, name, count, "at least 1")
+        require(len(shape) == 1, "shape", shape, "(D,)", "CouplingFlow takes images")
+        check_counts(depth=depth, width=width, layers=layers)
         bound = usual_bound(shape) if bound is None else bound
         kind: Transform = transform_of(transform, bins, bound, max_log_scale=1.0)
         kind = Chained(Affine(), kind) if transform == "spline" else kind

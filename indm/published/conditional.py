@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm import tensors
+from indm.checks import check_counts, require
 from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow
 from indm.flows.coupling import Coupling, InvertibleLinear
 from indm.flows.residual import Norm, ResidualBlock, Weights, check_block, checked_norm, residual_chain
@@ -242,17 +243,12 @@ class ConditionalResidualFlow(Flow):
         shape, blocks, norm = tuple(shape), tuple(blocks), checked_norm(norm)
         encoder_planes = tuple(encoder_planes)
         check_block(width, coeff, activation)
-        if code_dim < 2 or code_dim % 2:
-            raise ValueError(f"code_dim must be an even number of at least 2, got {code_dim}; take 64")
-        counts = {"encoder_channels": encoder_channels, "prior_steps": prior_steps, "prior_width": prior_width}
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
+        require(code_dim >= 2 and code_dim % 2 == 0, "code_dim", code_dim, "an even number of at least 2", "take 64")
+        check_counts(encoder_channels=encoder_channels, prior_steps=prior_steps, prior_width=prior_width)
         if not encoder_planes or min(encoder_planes) < 1:
             raise ValueError(f"encoder_planes must name the channels of each level, got {encoder_planes}; try (16, 32)")
         for name, value in {"encoder_activation": encoder_activation, "prior_activation": prior_activation}.items():
-            if value not in ENCODER_ACTIVATIONS:
-                raise ValueError(f"{name} must be one of {', '.join(ENCODER_ACTIVATIONS)}, got {value!r}")
+            require(value in ENCODER_ACTIVATIONS, name, value, f"one of {', '.join(ENCODER_ACTIVATIONS)}")
 
         def block(event: tuple[int, ...], preactivate: bool) -> ConditionalBlock:
             return ConditionalBlock(event, width, norm, coeff, preactivate, activation, code_dim=code_dim)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm.checks import require
 from indm.nets.embedding import ConditionOfImages, seen
 from indm.nets.unet import SKIP_SCALE, Attention, ResBlock, group_norm
 from indm.score import ScoreModel, called
@@ -141,11 +142,9 @@ class Filter(nn.Module):
     def __init__(self, taps: tuple[float, ...] = ()):
         super().__init__()
         self.taps = tuple(taps)
-        if self.taps and (len(self.taps) < 2 or sum(self.taps) <= 0):
-            raise ValueError(
-                f"fir must be two taps or more of positive sum, or empty for no filter, got {self.taps}; "
-                "a common value is (1, 3, 3, 1)"
-            )
+        is_filter = len(self.taps) >= 2 and sum(self.taps) > 0
+        wanted = "two taps or more of positive sum, or empty for no filter"
+        require(not self.taps or is_filter, "fir", self.taps, wanted, "a common value is (1, 3, 3, 1)")
         kernel = torch.outer(torch.tensor(self.taps), torch.tensor(self.taps)).float()
         self.register_buffer("kernel", kernel / kernel.sum(), persistent=False)
 
@@ -303,15 +302,11 @@ class NCSNpp(nn.Module):
                 f"shape must be (channels, height, width) with sides divisible by {multiple}, for as many levels as "
                 f"multipliers {self.multipliers} has, got {self.shape}; take fewer levels or other sides"
             )
-        if min(self.multipliers, default=0) < 1 or self.blocks < 1:
-            raise ValueError(
-                f"multipliers and blocks must be 1 or more, got {self.multipliers} and {self.blocks}; (1,) and 1 do"
-            )
-        if self.channels < 4:
-            raise ValueError(f"channels must be at least 4 for the embedding of the level, got {self.channels}")
+        both, are_counts = (self.multipliers, self.blocks), min(self.multipliers, default=0) >= 1 and self.blocks >= 1
+        require(are_counts, "multipliers and blocks", both, "1 or more", "(1,) and 1 do")
+        require(self.channels >= 4, "channels", self.channels, "at least 4 for the embedding of the level")
         for name, known in {"embedding": EMBEDDINGS, "input_pyramid": INPUT_PYRAMIDS}.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+            require(getattr(self, name) in known, name, getattr(self, name), f"one of {', '.join(known)}")
         if self.scale_by_sigma and self.embedding != "fourier":
             raise ValueError('scale_by_sigma must be false with the embedding "positional", whose level is not σ')
 

@@ -5,7 +5,6 @@ A new one-step sampler is a subclass of :class:`Sampler` with its ``step``. Samp
 
 from indm.sampling.base import SAMPLERS as SAMPLERS
 from indm.sampling.base import Sampler as Sampler
-from indm.sampling.base import check_counts as check_counts
 from indm.sampling.base import default_steps as default_steps
 from indm.sampling.base import intervals as intervals
 from indm.sampling.base import log_snr_grid as log_snr_grid

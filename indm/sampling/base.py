@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.checks import check_arguments
+from indm.checks import check_arguments, require
 from indm.names import BUILT_IN, find
 from indm.ode import Points
 from indm.protocols import Model, Score
@@ -154,12 +154,4 @@ def check_positive(name: str, value: object, usual: float, most: int = 1) -> Non
     """ValueError unless ``value`` is a positive, finite number, or a tuple of up to ``most`` of them."""
     numbers = value if isinstance(value, tuple) else (value,)
     positive = all(isinstance(number, int | float) and 0 < number < math.inf for number in numbers)
-    if not (1 <= len(numbers) <= most and positive):
-        raise ValueError(f"{name} must be positive and finite, got {value}; {usual:g} is usual")
-
-
-def check_counts(**counts: int) -> None:
-    """ValueError naming a count below 1."""
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+    require(1 <= len(numbers) <= most and positive, name, value, "positive and finite", f"{usual:g} is usual")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.checks import require
+from indm.checks import check_counts, require
 from indm.likelihood import decode_with_log_prob, latents_of
 from indm.protocols import Model
-from indm.sampling.base import FEW, RESOLVING, SAMPLER, Sampler, check_counts, default_steps, make_sampler
+from indm.sampling.base import FEW, RESOLVING, SAMPLER, Sampler, default_steps, make_sampler
 from indm.score import denoise, is_smooth
 from indm.tensors import Batch, evaluation_mode, expand_like
 

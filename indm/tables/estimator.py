@@ -1,7 +1,6 @@
 """A density estimator for tables of numbers that fits into scikit-learn: fit, score_samples, sample."""
 
 import copy
-import itertools
 import math
 import time
 import warnings
@@ -10,27 +9,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
-from scipy.stats import qmc
 from sklearn.base import BaseEstimator, DensityMixin
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import Tensor
 
-from indm.checks import counted, few_values, require
+from indm.checks import counted, require
 from indm.conditions import Vector
 from indm.flows.base import Flow, Identity
 from indm.flows.masked import MaskedFlow
-from indm.gaussian import GaussianReference
-from indm.likelihood import START, WhitenedFlow, log_prob
+from indm.likelihood import log_prob
 from indm.model import INDM
-from indm.objective import drawn_error
-from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, NotFinite, rademacher
 from indm.sampling import sample
-from indm.score import ScoreModel, context_of, with_context
+from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
+from indm.tables import solve
 from indm.tables.columns import (
     FAR,
     LARGEST,
@@ -42,49 +35,37 @@ from indm.tables.columns import (
     moments,
     moments_of_most,
 )
-from indm.tables.encoding import DATES
+from indm.tables.encoding import DATES, FEWEST_ROWS, NamedColumns, names_of, problems_of, warn_of_few_values
 from indm.tables.fit import (
     ALONE,
+    EPS,
     INTERRUPT,
-    MARKS,
+    MIXTURE_SHARE,
     VALIDATION_ROWS,
     FlowTraining,
+    Gain,
     Training,
-    at,
-    is_gain,
+    bounds_of,
+    check_count,
+    check_options,
+    ended_by,
     race,
-    shuffled_times,
+    warn_of_fit,
 )
 from indm.tables.mixture import COMPONENTS, Mixture, best_mixture, bounded, with_one_gaussian
-from indm.tables.networks import Components, MixtureMLP
+from indm.tables.networks import MixtureMLP
 from indm.tables.student import USUALLY_UNKNOWN, Student
-from indm.tensors import evaluation_mode, event_sum, expand_like
-from indm.training import NoiseLevels
 
-FEWEST_ROWS = 10  # rows that a table must have
 FEW_ROWS, MORE_ROWS = 500, 2_000  # rows up to which models are averaged: MODELS of them; as many as time allows
 MODELS, SECONDS_OF_A_MODEL = 4, 15.0  # models, at most; seconds of each above FEW_ROWS
-MIXTURE_ROWS, MIXTURE_SHARE = 5_000, 0.2  # to fit a mixture on; the share of the budget that may go to it
+MIXTURE_ROWS = 5_000  # to fit a mixture on
 DRAWS_OF_MIXTURE = 8  # draws of the noise of discrete columns that validate a mixture
 FLOW_ROWS, MANY_ROWS = 2_000, 5_000  # rows from which on a flow may be the start; from which on batches are large
 BATCH, RATE = (128, 512), (4e-3, 6e-3)  # for few rows, and for many
 BEHIND_A_FLOW = 0.2  # factor of the learning rate behind a flow, where little but noise is left to fit
-EPS = 1e-4  # truncation of the diffusion
-MOST_EXACT, MOST_EXACT_SLOPE, PROBES = 128, 40, 8  # columns up to which a divergence, and a gradient of one, is exact
-ROWS_AT_ONCE = 2_048
-DRAWING: dict[str, Any] = {"sampler": "unipc", "last_denoising": False, "batch_size": ROWS_AT_ONCE}
-SAMPLING_STEPS, SAMPLING_ERROR, DRAWN = (12, 24, 48, 96, 192), 0.01, 256  # steps tried; largest error; draws compared
-ROUNDED = 0.02  # share of the error that may be rounding in single precision
-SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
-POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # Gauss–Legendre points tried in a discrete column; for none, one, two
-CHANGE = 5e-3  # relative change of a probability by twice as many points; its error is then mostly below 1e-3
-REPEATED = 0.2  # share of a column's rows with one value, above which there is a warning
-DELAY = 2.0  # seconds, after which a call shows a bar
-LATE_GAIN = 0.05  # nats a row, above which a fit that time ended has stopped too early
+MOST_EXACT_SLOPE = 40  # columns up to which the gradient of a divergence is exact
 
-Array = np.ndarray
 Rows = tuple[np.ndarray, np.ndarray]  # a table and its conditions
-Gain = tuple[float, float]  # nats a row, and the standard error
 
 
 class Fitted(NamedTuple):
@@ -95,51 +76,6 @@ class Fitted(NamedTuple):
     gain: Gain  # over the start
     beyond: Gain  # over the best mixture
     late: Gain  # in the last part of its seconds
-
-
-class NamedColumns:
-    """Columns of a fitted estimator by index or name."""
-
-    n_features_in_: int
-
-    def _places(self, table: Any) -> Any:
-        """The places of the fitted columns in a table: by name in a data frame that has the same names."""
-        names, own = list(getattr(self, "feature_names_in_", ())), names_of(table)
-        return [own.index(name) for name in names] if names and set(names) == set(own) else slice(None)
-
-    def _in_order(self, table: Any) -> Any:
-        """A data frame with its columns in the order of the fitted ones, where it has the same names."""
-        return table.iloc[:, self._places(table)] if is_frame(table) else table
-
-    def _index(self, column: Any, argument: str) -> int:
-        """The index of a column that ``argument`` names."""
-        names = list(getattr(self, "feature_names_in_", ()))
-        if isinstance(column, str) and column in names:
-            return names.index(column)
-        if isinstance(column, int | np.integer) and not isinstance(column, bool) and 0 <= column < self.n_features_in_:
-            return int(column)
-        known = f"the names {', '.join(names)}, or " if names else ""
-        raise ValueError(
-            f"{argument} must hold columns of X ({known}indices 0 … {self.n_features_in_ - 1}), got {column!r}"
-        )
-
-    def _indices(self, columns: Any, argument: str) -> list[int]:
-        """The indices of columns, or of one, that ``argument`` names."""
-        alone = isinstance(columns, str | int | np.integer)
-        return [self._index(column, argument) for column in ([columns] if alone else columns)]
-
-    def _name(self, i: Any) -> str:
-        """A column in words."""
-        named = getattr(self, "feature_names_in_", None)
-        return f"column {i}" if named is None else f"column {i} ({named[i]})"
-
-    def _interval_of(self, i: int, pair: Any, argument: str = "bounds") -> tuple[float, float]:
-        """The ends of a column's interval, infinite where they are None; ValueError where they are not two in order."""
-        if np.shape(pair) == (2,):
-            low, high = (inf if end is None else end for end, inf in zip(pair, (-np.inf, np.inf), strict=True))
-            if all(isinstance(end, int | float | np.number) for end in (low, high)) and low < high:
-                return low, high
-        raise ValueError(f"{argument} must be a lower and a higher number or None, got {pair} of {self._name(i)}")
 
 
 class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
@@ -303,8 +239,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 if fitting.ended == INTERRUPT:
                     break
         warn_of_fit(self, gains, self.ended_, late, began)
-        c, seed = c[np.linspace(0, len(c) - 1, DRAWN).astype(int)], numbers.randint(2**31 - 1)
-        self.sampling_steps_, self.sampling_error_ = steps_for_draws(
+        c, seed = c[np.linspace(0, len(c) - 1, solve.DRAWN).astype(int)], numbers.randint(2**31 - 1)
+        self.sampling_steps_, self.sampling_error_ = solve.steps_for_draws(
             lambda steps: self._latents(c, steps, np.random.RandomState(seed))
         )
         return self
@@ -343,8 +279,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             errors.append(error)
             return value.reshape(-1, len(points))
 
-        with bar_of(len(rows), "log p", self.progress) as bar:
-            found[rows] = integrated(log_density, len(rows), len(self._whole), self.draws, bar)
+        with solve.bar_of(len(rows), "log p", self.progress) as bar:
+            found[rows] = solve.integrated(log_density, len(rows), len(self._whole), self.draws, bar)
         is_known = np.concatenate(known)
         if self.student_ is not None and tol is None and (~is_known).sum() > USUALLY_UNKNOWN * len(is_known):
             warnings.warn(
@@ -352,7 +288,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 "so that their ODE is solved",
                 stacklevel=2,
             )
-        warn_above(SOLVER_ERROR if tol is None else tol, torch.cat(errors, 1), stacklevel=3)
+        solve.warn_above(solve.SOLVER_ERROR if tol is None else tol, torch.cat(errors, 1), stacklevel=3)
         return found
 
     def score(self, X, y=None, c=None) -> float:
@@ -384,8 +320,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             return -math.inf, 0.0
         numbers = check_random_state(random_state)
         generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
-        each = []
-        for rows, at_c in zip(*(batched(part, max(1, ROWS_AT_ONCE // pairs)) for part in (X, c)), strict=True):
+        each, size = [], max(1, solve.ROWS_AT_ONCE // pairs)
+        for rows, at_c in zip(solve.batched(X, size), solve.batched(c, size), strict=True):
             noisy = self._noisy(rows[:, self.varies_], numbers)
             z, c_of_rows = torch.from_numpy(self.columns_.latents(noisy, at_c)), torch.from_numpy(at_c)
             bounds = torch.stack([bounds_of(model, z, c_of_rows, pairs, generator) for model in self.models_])
@@ -442,8 +378,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         found = copy.copy(self)
 
         def teacher(z: np.ndarray, c: np.ndarray) -> np.ndarray:
-            value, errors = self._latent_log_density(z, c, SOLVER_ERROR)
-            warn_above(SOLVER_ERROR, errors, stacklevel=5)
+            value, errors = self._latent_log_density(z, c, solve.SOLVER_ERROR)
+            solve.warn_above(solve.SOLVER_ERROR, errors, stacklevel=5)
             return value
 
         with torch.random.fork_rng(devices=[]):
@@ -464,7 +400,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _numbers(self, X: Any, reset: bool = True, **options: Any) -> np.ndarray:
         """Rows as numbers; where scikit-learn finds others in a data frame, an error names all such columns."""
-        X = checked_table(X) if reset else self._in_order(checked_table(X))
+        X = self._table(X, reset)
         try:
             found = validate_data(self, X, dtype=np.float64, reset=reset, **options)
         except (TypeError, ValueError) as error:
@@ -696,7 +632,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         with torch.no_grad():
             h, log_det = flow(held)
         models = [self._build(mixture, flow) for mixture in mixtures]
-        bases = [-log_det - mixture_of(at(model, c_held), h).log_prob() for model in models]
+        bases = [-log_det - solve.mixture_of(solve.at(model, c_held), h).log_prob() for model in models]
         is_large = self._is_large(rows)
         rate, alone = self.pace(is_large)[1] * (1 if flow.is_identity else BEHIND_A_FLOW), ALONE[is_large]
         return [
@@ -727,7 +663,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
         @torch.no_grad()
         def latents(z: Tensor) -> Tensor:
-            return torch.cat([flow.latent(part) for part in z.split(ROWS_AT_ONCE)])
+            return torch.cat([flow.latent(part) for part in z.split(solve.ROWS_AT_ONCE)])
 
         parts = (batch(torch.randperm(n)[:MIXTURE_ROWS])[0], held[0])
         rows = [(latents(z).double().numpy(), np.zeros((len(z), 0))) for z in parts]
@@ -786,22 +722,22 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def log_densities(self, z: Tensor, c: np.ndarray, steps: int) -> Iterator[Tensor]:
         """log p of latents z (n, d) at standardised c, nats (n,), by each model, with gradients, in so many steps."""
-        options: dict[str, Any] = {"exact": True} if z.shape[1] <= MOST_EXACT_SLOPE else {"probes": PROBES}
+        options: dict[str, Any] = {"exact": True} if z.shape[1] <= MOST_EXACT_SLOPE else {"probes": solve.PROBES}
         for model in self.models_:
             generator = torch.Generator().manual_seed(0)
-            yield log_prob(at(model, torch.from_numpy(c)), z, steps=steps, generator=generator, **options)
+            yield log_prob(solve.at(model, torch.from_numpy(c)), z, steps=steps, generator=generator, **options)
 
     def _latents(self, c: np.ndarray, steps: int, numbers: np.random.RandomState) -> np.ndarray:
         """A draw at each row of ``c``, from one of the models."""
         chosen = numbers.randint(len(self.models_), size=len(c))
         generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
         latents = np.zeros((len(c), self.varies_.sum()))
-        with bar_of(len(c), "draws", self.progress) as bar:
+        with solve.bar_of(len(c), "draws", self.progress) as bar:
             for i, model in enumerate(self.models_):
                 single, own = copy.deepcopy(model).float(), np.flatnonzero(chosen == i)
-                for rows in batched(own, ROWS_AT_ONCE):
+                for rows in solve.batched(own, solve.ROWS_AT_ONCE):
                     at_c = torch.from_numpy(c[rows]).float() if self.n_conditions_ else None
-                    latents[rows] = sample(single, len(rows), c=at_c, steps=steps, generator=generator, **DRAWING)
+                    latents[rows] = sample(single, len(rows), c=at_c, steps=steps, generator=generator, **solve.DRAWING)
                     bar.update(len(rows))
         return latents
 
@@ -816,287 +752,18 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             known = self.student_.knows(latents, c)
             base = self._start_log_density(latents[known], c[known])
             found[known] = self.student_.log_prob(latents[known], c[known], base)
-        tol = SOLVER_ERROR if tol is None else tol
+        tol = solve.SOLVER_ERROR if tol is None else tol
         found[~known], errors = self._latent_log_density(latents[~known], c[~known], tol)
         return found + self.columns_.log_volume(X), known, errors
 
     def _latent_log_density(self, latents: np.ndarray, c: np.ndarray, tol: float) -> tuple[np.ndarray, Tensor]:
         """log of the mean density of the models at latents, nats (n,), and the errors of each model's ODE, (k, n)."""
-        parts = list(zip(*(torch.from_numpy(part).split(ROWS_AT_ONCE) for part in (latents, c)), strict=True))
-        each = [[latent_log_prob(at(model, rows), z, tol) for z, rows in parts] for model in self.models_]
-        log_prob, errors = (torch.stack([torch.cat([pair[i] for pair in of]) for of in each]) for i in (0, 1))
-        return (log_prob.logsumexp(0) - math.log(len(each))).numpy(), errors
+        parts = list(zip(*(torch.from_numpy(part).split(solve.ROWS_AT_ONCE) for part in (latents, c)), strict=True))
+        each = [[solve.latent_log_prob(solve.at(model, rows), z, tol) for z, rows in parts] for model in self.models_]
+        log_prob, errors = ([torch.cat([pair[i] for pair in of]) for of in each] for i in (0, 1))
+        return solve.averaged(log_prob).numpy(), torch.stack(errors)
 
     def _start_log_density(self, latents: np.ndarray, c: np.ndarray) -> np.ndarray:
         """log of the mean density of the starts of the models, nats (n,)."""
         z, conditions = torch.from_numpy(latents), torch.from_numpy(c)
-        found = torch.stack([start_log_prob(at(model, conditions), z) for model in self.models_])
-        return (found.logsumexp(0) - math.log(len(found))).numpy()
-
-
-def check_options(estimator: Any) -> None:
-    """ValueError for an option of a fit that is out of range."""
-    optional = {name: 1 for name in ("max_components", "batch_size") if getattr(estimator, name) is not None}
-    for name, least in (optional | dict(max_steps=0, width=1, depth=1, draws=2)).items():
-        check_count(getattr(estimator, name), name, least)
-    for name in ("max_seconds", *["learning_rate"] * (estimator.learning_rate is not None)):
-        value = getattr(estimator, name)
-        require(isinstance(value, int | float | np.number) and bool(value > 0), name, value, "a positive number")
-    dropout, held = estimator.dropout, estimator.validation_fraction
-    require(0 <= dropout < 1, "dropout", dropout, "a share below 1", "0.1 is usual")
-    require(0 < held <= 0.5, "validation_fraction", held, "above 0 and at most 0.5", "0.1 is usual")
-
-
-def check_count(n: Any, name: str, least: int = 1) -> None:
-    """ValueError for other than a whole number of at least ``least``."""
-    require(isinstance(n, int | np.integer) and bool(n >= least), name, n, f"a whole number of at least {least}")
-
-
-def is_frame(table: Any) -> bool:
-    """Whether it is a data frame of pandas."""
-    return hasattr(table, "iloc") and table.ndim == 2
-
-
-def checked_table(table: Any) -> Any:
-    """A table in which masked entries are NaN; ValueError for a data frame in which two columns have one name."""
-    if is_frame(table) and not table.columns.is_unique:
-        twice = table.columns[table.columns.duplicated()][0]
-        raise ValueError(f"columns of X must have different names, got {twice!r} twice; rename one")
-    return np.ma.filled(table.astype(object), np.nan) if isinstance(table, np.ma.MaskedArray) else table
-
-
-def names_of(table: Any) -> list[Any]:
-    """Names of the columns of a data frame; none of other tables."""
-    return list(table.columns) if is_frame(table) else []
-
-
-def problems_of(table: Any) -> Iterator[str]:
-    """The reason why each column of a data frame is not of finite numbers, "" where it is."""
-    for i, kind in enumerate(table.dtypes if is_frame(table) else ()):
-        try:
-            numbers = table.iloc[:, i].to_numpy(dtype=float, na_value=np.nan)
-        except (TypeError, ValueError):
-            numbers = np.zeros(0)
-        found = {
-            "missing entries": table.iloc[:, i].isna().any(),
-            f"entries of type {kind}": kind.kind in "mM" or not len(numbers),
-            "infinite values": np.isinf(numbers).any(),
-        }
-        yield " and ".join(name for name, there in found.items() if there)
-
-
-def bar_of(total: int, text: str, shown: bool, unit: str = "row") -> tqdm:
-    """A bar that shows itself where the call lasts, with the time left by the rows that are done."""
-    options: dict[str, Any] = {"delay": DELAY, "miniters": 1, "leave": False}
-    return tqdm(total=total, desc=text, unit=unit, disable=not shown, **options)
-
-
-def batched(rows: Array, size: int, first: int | None = None) -> list[Array]:
-    """``rows`` in parts of ``size``, but for the first."""
-    return [part for part in np.split(rows, range(first or size, len(rows), size)) if len(part)]
-
-
-def integrated(log_density: Callable[[Array, Array], Array], n: int, k: int, draws: int, bar: tqdm) -> Array:
-    """log of the integral over the noise of ``k`` whole numbers in each of ``n`` rows, (n,), by which ``bar`` moves.
-
-    ``log_density`` takes indices of rows and points of the noise (m, k), and has a value for each of both. For one or
-    two whole numbers the points are as many as the integral needs. For more, and where that does not converge, it is
-    the mean over the noise of the log, a lower bound. The first batch of rows is small, so that the bar soon moves.
-    """
-    found, rules = np.zeros(n), list(_noise_rules(k, draws))
-    most = max(1, ROWS_AT_ONCE // sum(len(points) for points, _ in rules[:2]))  # two rules are enough for most rows
-    for part in batched(np.arange(n), most, max(1, most // 4)):
-        rows, before = part, np.full(len(part), np.inf)
-        for points, weight in rules:
-            if len(rows):
-                value = log_density(rows, points)
-                integral = logsumexp(value, axis=1, b=weight)
-                is_left = np.abs(integral - before) > CHANGE
-                found[rows] = np.where(is_left, value @ weight, integral)  # the former is below the log by Jensen
-                rows, before = rows[is_left], integral[is_left]
-        bar.update(len(part))
-    return found
-
-
-def _noise_rules(k: int, draws: int) -> Iterator[tuple[Array, Array]]:
-    """Points of the noise (n, k) and their weights (n,), each set finer than that before."""
-    if k >= len(POINTS):
-        yield qmc.LatinHypercube(k, scramble=False, rng=0).random(draws), np.full(draws, 1 / draws)
-        return
-    for n in POINTS[k]:
-        node, weight = np.polynomial.legendre.leggauss(n)
-        grid = [np.array(list(itertools.product(part, repeat=k))) for part in (0.5 + 0.5 * node, 0.5 * weight)]
-        yield grid[0], grid[1].prod(1)
-
-
-def steps_for_draws(draws: Callable[[int], Array]) -> tuple[int, float]:
-    """The fewest steps that leave draws (n, d) within ``SAMPLING_ERROR`` of twice as many, else the most; their error.
-
-    NaN are left out.
-    """
-    fine = draws(SAMPLING_STEPS[0])
-    for steps in SAMPLING_STEPS:
-        coarse, fine = fine, draws(2 * steps)
-        error = float(np.sqrt(np.nanmean(np.square(fine - coarse))))
-        if error < SAMPLING_ERROR:
-            break
-    return steps, error
-
-
-def warn_above(tol: float, errors: Tensor, stacklevel: int) -> None:
-    """ConvergenceWarning where the ODE's errors, nats (…, n), are above ``tol`` on average, or a row's is infinite."""
-    is_solved = errors.isfinite()
-    if not is_solved.all():
-        failed = (~is_solved).reshape(-1, errors.shape[-1]).any(0)
-        warnings.warn(
-            f"the ODE has no finite solution for {int(failed.sum())} of {counted(len(failed), 'row')}, whose log p is "
-            "that of the mixture of Gaussians from which the fit started",
-            ConvergenceWarning,
-            stacklevel=stacklevel,
-        )
-    errors = errors[is_solved]
-    if errors.numel() and errors.mean() > tol:
-        warnings.warn(
-            f"log p is off by about {errors.mean():.2g} nats on average, and {errors.max():.2g} at most, where the "
-            "density is narrow; rows far from all that were fitted are the usual cause",
-            ConvergenceWarning,
-            stacklevel=stacklevel,
-        )
-
-
-def warn_of_few_values(columns: dict[str, np.ndarray], stacklevel: int) -> None:
-    """UserWarnings that name columns of numbers of few values, and of one value in many rows."""
-    if few := few_values(columns):
-        warnings.warn(
-            f"{few}, and any other value looks like an outlier. Name whole numbers in discrete; a factor makes others "
-            "whole",
-            stacklevel=stacklevel,
-        )
-    for name, entries in columns.items():
-        values, counts = np.unique(entries, return_counts=True)
-        if counts.max() > REPEATED * len(entries) and not few_values({name: entries}):
-            warnings.warn(
-                f"{name} is {values[counts.argmax()]:g} in {counts.max() / len(entries):.0%} of its rows, where the "
-                "density is arbitrarily high: declare this value in spikes of JointDensityEstimator",
-                stacklevel=stacklevel,
-            )
-
-
-def ended_by(each: Sequence[str]) -> str:
-    """ "interrupt", "time", "steps" or "plateau" of what ended trainings."""
-    names = {INTERRUPT: INTERRUPT, "max_seconds": "time", "max_steps": "steps"}
-    return next((short for name, short in names.items() if name in each), "plateau")
-
-
-def warn_of_fit(
-    estimator: Any, gains: Sequence[Gain], ended: Sequence[tuple[int, str]], late: Sequence[Gain], began: tuple
-) -> None:
-    """UserWarnings where a fit was interrupted, no network gained over its mixture, or time ended one that gained."""
-    if ended[-1][1] == INTERRUPT:
-        warnings.warn("the fit was interrupted: the best density so far is kept", stacklevel=3)
-    elif estimator.max_steps and not any(is_gain(*gain) for gain in gains):
-        warnings.warn(no_gain(*gains[0], *ended[0]), stacklevel=3)
-    warn_of_time(max(late), began, stacklevel=4)
-
-
-def warn_of_time(late_gain: tuple[float, float], began: tuple[float, float], stacklevel: int) -> None:
-    """UserWarning where a fit that time ended still gained, by :meth:`indm.tables.fit.Training.late_gain`.
-
-    ``began`` is when the fit did, on the wall's and the processor's clock.
-    """
-    gain, error = late_gain
-    if gain > LATE_GAIN and is_gain(gain, error):
-        wall, processor = time.perf_counter() - began[0], time.process_time() - began[1]
-        shared = f". Its {wall:.0f} seconds had {processor:.0f} of processor time: other processes slowed it down"
-        warnings.warn(
-            f"max_seconds ended the fit while it still gained, {gain:.2g} ± {error:.2g} nats a row of validation "
-            f"between {MARKS[0]:.0%} and {MARKS[1]:.0%} of the time: raise it" + shared * (processor < wall / 2),
-            stacklevel=stacklevel,
-        )
-
-
-def no_gain(gain: float, error: float, steps: int, ended: str) -> str:
-    """The words of a warning that the network gained nothing in so many steps, ended by ``ended``."""
-    if not steps:
-        return f"{ended} ended the fit before its first step: the density is its mixture of Gaussians; raise {ended}"
-    return (
-        f"the network found nothing that its mixture of Gaussians lacks ({gain:.2g} nats a row of validation, within "
-        f"two errors of {error:.2g}; {counted(steps, 'step')}, ended by {ended}); if the table is not such a mixture, "
-        "give it more rows, max_seconds or max_steps, or another learning_rate"
-    )
-
-
-def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Tensor]:
-    """log p of the probability flow at rows of latents, to ``tol``, and an estimate of the error, nats (B,).
-
-    It is solved in single precision, whose rounding is a part of the estimate, but in double where |log p| is so large
-    that rounding counts. Where the network adds nothing, it is the mixture's in closed form. The ODE's differs from
-    that by what is left of the mixture at T: some 0.01 nats for usual rows.
-
-    Rows so far from the mixture that nothing learned counts (:meth:`~indm.tables.networks.Components.gate`) have its
-    density, too. It has a mass below exp(−FAR²/2) = 2e-22 there. A row that cannot be solved in double precision either
-    has the mixture's density, and an infinite error.
-    """
-    require(tol > 0, "tol", tol, "positive")
-    with torch.no_grad():
-        z, log_det = model.flow(z)
-    mixture = mixture_of(model, z)
-    found, is_beyond = mixture.log_prob(), mixture.gate() == 0
-    if model.score.backbone.is_mixture:
-        return found + log_det, z.new_zeros(len(z))
-    error = torch.where(is_beyond, 0.0, z.new_full((len(z),), math.inf))
-    most = ROUNDED * tol / (ROUNDING_OF_RATES * torch.finfo(torch.float32).eps)  # nats
-
-    def solve(rows: Tensor, dtype: torch.dtype) -> None:
-        if not bool(rows.any()):
-            return
-        score = copy.deepcopy(model.score).to(dtype)
-        score = with_context(score, tuple(part[rows].to(dtype) for part in context_of(score)))
-        try:
-            value, estimate = _solved(score, z[rows].to(dtype), tol)
-        except NotFinite as failure:
-            return solve(rows.masked_scatter(rows, ~failure.failed), dtype)
-        found[rows], error[rows] = value.to(z), estimate.to(z)
-
-    is_far = 0.5 * (z.square() + math.log(2 * math.pi)).sum(1) > most
-    solve(~(is_far | is_beyond), torch.float32)
-    solve((is_far | ~error.isfinite() | (found.abs() > most)) & ~is_beyond, torch.float64)
-    return found + log_det, error
-
-
-@torch.no_grad()
-def bounds_of(model: INDM, z: Tensor, c: Tensor, pairs: int, generator: torch.Generator) -> Tensor:
-    """Draws of the NELBO's negative at latents z (B, d) and c (B, k), each by a pair of noises, nats (B, pairs)."""
-    h, log_det = model.flow(z)
-    start = mixture_of(at(model, c), h).log_prob() + log_det
-    h, c = (part.repeat_interleave(pairs, 0) for part in (h, c))
-    t, weight, _ = (part.to(z) for part in shuffled_times(NoiseLevels(model.sde), len(h), generator, uniform=True))
-    noise = torch.randn(h.shape, generator=generator, dtype=h.dtype)
-    change = weight * drawn_error(at(model, c).score, True, h, t, noise, pairs=True)[0]
-    return start[:, None] - change.reshape(-1, pairs)
-
-
-@torch.no_grad()
-def start_log_prob(model: nn.Module, z: Tensor) -> Tensor:
-    """log p of latents by a model's start, its flow with the mixture behind it, (B,)."""
-    h, log_det = model.flow(z)
-    return mixture_of(model, h).log_prob() + log_det
-
-
-def mixture_of(model: nn.Module, z: Tensor) -> Components:
-    """The components of the mixture plus the noise of ε at rows of a flow's latents."""
-    sde = model.score.sde
-    r = (-sde.log_snr(sde.endpoints(z)[START])).exp()
-    return model.score.backbone.mixture_at(z / (1 + r).sqrt()[:, None], 0.5 * r.log(), *context_of(model.score))
-
-
-def _solved(score: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Tensor]:
-    """:func:`latent_log_prob` in the precision of ``z`` and ``score``."""
-    d = z.shape[1]
-    flow = WhitenedFlow(score, GaussianReference.standard(z), (d,), exact=d <= MOST_EXACT)
-    probe = rademacher(z[:1], PROBES, torch.Generator().manual_seed(0)).expand(len(z), -1, -1)
-    with evaluation_mode(score), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", OUT_OF_REACH, RuntimeWarning)  # a warning of all rows follows
-        log_alpha = score.sde.log_alpha(score.sde.endpoints(z)[START])
-        solution = flow.solve(expand_like(log_alpha.exp(), z) * z, START, probe, tol / (d * math.log(2)), None)
-        return event_sum(log_alpha, z) + flow.log_prob(solution.state), solution.error
+        return solve.averaged(solve.start_log_prob(solve.at(model, conditions), z) for model in self.models_).numpy()

@@ -10,18 +10,22 @@ import copy
 import functools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from indm.checks import counted, require
 from indm.flows.base import Flow
 from indm.model import INDM
-from indm.objective import half_square, in_pairs, noise_error
+from indm.objective import drawn_error, half_square, in_pairs, noise_error
 from indm.sde.linear import VPSDE
 from indm.tables.mixture import bounded
+from indm.tables.solve import at, mixture_of
 from indm.training import Descent, NoiseLevels, course, learning_rate_factor
 
 VALIDATION_ROWS = 2_048  # noised at every validation, at most
@@ -38,10 +42,14 @@ FLOW_SHARE = 0.75  # share of the seconds that a flow may take; the rest is for 
 RACE_STEPS = 1_000  # steps of each training in a race, at most
 RACE_SHARE = 0.5, 0.3  # share of the seconds, at most, of a race of two, and of three
 EMA_DECAY, BETAS, CLIP = 0.9995, (0.9, 0.99), 1.0
+EPS = 1e-4  # truncation of the diffusion
+MIXTURE_SHARE = 0.2  # share of the seconds that mixtures may take
+LATE_GAIN = 0.05  # nats a row, above which a fit that time ended has stopped too early
 STANDARD = VPSDE()  # whose prior is N(0, I)
 
 INTERRUPT = "interrupt"
 
+Gain = tuple[float, float]  # nats a row, and the standard error
 Rows = Callable[[Tensor], tuple[Any, ...]]  # indices ↦ a batch of Training.update
 
 
@@ -250,11 +258,6 @@ def gradient_square(difference: Tensor, hidden: Tensor) -> Tensor:
     return torch.einsum("ibd,jbd,ibw,jbw->b", difference, difference, hidden, hidden)
 
 
-def at(model: Any, c: Tensor) -> Any:
-    """``model`` at the conditions ``c`` (n, k); k may be 0."""
-    return model.given(c) if c.shape[1] else model
-
-
 def race(trainings: Sequence[Validated], rows: Rows, n: int, size: int, max_steps: int, deadline: float) -> Any:
     """:func:`train` several in turn, the worst pausing after each round, and the best to its end; the best of them all.
 
@@ -341,3 +344,77 @@ def batches(rows: int, size: int) -> Iterator[Tensor]:
     size = min(size, rows)
     while True:
         yield from torch.randperm(rows)[: rows // size * size].split(size)
+
+
+@torch.no_grad()
+def bounds_of(model: INDM, z: Tensor, c: Tensor, pairs: int, generator: torch.Generator) -> Tensor:
+    """Draws of the NELBO's negative at latents z (B, d) and c (B, k), each by a pair of noises, nats (B, pairs)."""
+    h, log_det = model.flow(z)
+    start = mixture_of(at(model, c), h).log_prob() + log_det
+    h, c = (part.repeat_interleave(pairs, 0) for part in (h, c))
+    t, weight, _ = (part.to(z) for part in shuffled_times(NoiseLevels(model.sde), len(h), generator, uniform=True))
+    noise = torch.randn(h.shape, generator=generator, dtype=h.dtype)
+    change = weight * drawn_error(at(model, c).score, True, h, t, noise, pairs=True)[0]
+    return start[:, None] - change.reshape(-1, pairs)
+
+
+def check_options(estimator: Any) -> None:
+    """ValueError for an option of a fit that is out of range."""
+    optional = {name: 1 for name in ("max_components", "batch_size") if getattr(estimator, name) is not None}
+    for name, least in (optional | dict(max_steps=0, width=1, depth=1, draws=2)).items():
+        check_count(getattr(estimator, name), name, least)
+    for name in ("max_seconds", *["learning_rate"] * (estimator.learning_rate is not None)):
+        value = getattr(estimator, name)
+        require(isinstance(value, int | float | np.number) and bool(value > 0), name, value, "a positive number")
+    dropout, held = estimator.dropout, estimator.validation_fraction
+    require(0 <= dropout < 1, "dropout", dropout, "a share below 1", "0.1 is usual")
+    require(0 < held <= 0.5, "validation_fraction", held, "above 0 and at most 0.5", "0.1 is usual")
+
+
+def check_count(n: Any, name: str, least: int = 1) -> None:
+    """ValueError for other than a whole number of at least ``least``."""
+    require(isinstance(n, int | np.integer) and bool(n >= least), name, n, f"a whole number of at least {least}")
+
+
+def ended_by(each: Sequence[str]) -> str:
+    """ "interrupt", "time", "steps" or "plateau" of what ended trainings."""
+    names = {INTERRUPT: INTERRUPT, "max_seconds": "time", "max_steps": "steps"}
+    return next((short for name, short in names.items() if name in each), "plateau")
+
+
+def warn_of_fit(
+    estimator: Any, gains: Sequence[Gain], ended: Sequence[tuple[int, str]], late: Sequence[Gain], began: tuple
+) -> None:
+    """UserWarnings where a fit was interrupted, no network gained over its mixture, or time ended one that gained."""
+    if ended[-1][1] == INTERRUPT:
+        warnings.warn("the fit was interrupted: the best density so far is kept", stacklevel=3)
+    elif estimator.max_steps and not any(is_gain(*gain) for gain in gains):
+        warnings.warn(no_gain(*gains[0], *ended[0]), stacklevel=3)
+    warn_of_time(max(late), began, stacklevel=4)
+
+
+def warn_of_time(late_gain: tuple[float, float], began: tuple[float, float], stacklevel: int) -> None:
+    """UserWarning where a fit that time ended still gained, by :meth:`indm.tables.fit.Training.late_gain`.
+
+    ``began`` is when the fit did, on the wall's and the processor's clock.
+    """
+    gain, error = late_gain
+    if gain > LATE_GAIN and is_gain(gain, error):
+        wall, processor = time.perf_counter() - began[0], time.process_time() - began[1]
+        shared = f". Its {wall:.0f} seconds had {processor:.0f} of processor time: other processes slowed it down"
+        warnings.warn(
+            f"max_seconds ended the fit while it still gained, {gain:.2g} ± {error:.2g} nats a row of validation "
+            f"between {MARKS[0]:.0%} and {MARKS[1]:.0%} of the time: raise it" + shared * (processor < wall / 2),
+            stacklevel=stacklevel,
+        )
+
+
+def no_gain(gain: float, error: float, steps: int, ended: str) -> str:
+    """The words of a warning that the network gained nothing in so many steps, ended by ``ended``."""
+    if not steps:
+        return f"{ended} ended the fit before its first step: the density is its mixture of Gaussians; raise {ended}"
+    return (
+        f"the network found nothing that its mixture of Gaussians lacks ({gain:.2g} nats a row of validation, within "
+        f"two errors of {error:.2g}; {counted(steps, 'step')}, ended by {ended}); if the table is not such a mixture, "
+        "give it more rows, max_seconds or max_steps, or another learning_rate"
+    )

@@ -22,31 +22,28 @@ from indm.model import INDM
 from indm.sampling import sample
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
+from indm.tables import solve
 from indm.tables.columns import FAR, Columns, are_near, moments_of_most
-from indm.tables.encoding import Encoding, are_missing, fitted_column
-from indm.tables.estimator import (
-    DRAWING,
-    DRAWN,
-    EPS,
+from indm.tables.encoding import (
     FEWEST_ROWS,
-    MIXTURE_SHARE,
-    ROWS_AT_ONCE,
-    SOLVER_ERROR,
+    Encoding,
     NamedColumns,
-    bar_of,
+    are_missing,
+    fitted_column,
+    is_frame,
+    warn_of_few_values,
+)
+from indm.tables.fit import (
+    EPS,
+    MIXTURE_SHARE,
+    VALIDATION_ROWS,
+    Training,
     check_count,
     check_options,
-    checked_table,
     ended_by,
-    integrated,
-    is_frame,
-    latent_log_prob,
-    steps_for_draws,
-    warn_above,
-    warn_of_few_values,
+    race,
     warn_of_fit,
 )
-from indm.tables.fit import VALIDATION_ROWS, Training, race
 from indm.tables.mixture import LAW_ENTRIES, JointMixture, best_joint_mixture
 from indm.tables.networks import MaskedMixtureMLP
 
@@ -271,13 +268,14 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             print(f"{gain:+.4f} ± {error:.4f} nats of a question by the network, ended by {best.ended}")
         warn_of_fit(self, [self.gain_], [self.ended_], [best.late_gain()], began)
         seed = numbers.randint(2**31 - 1)
-        nothing = self.encoding_.encoded(np.full((DRAWN, X.shape[1]), np.nan))
-        everything = self._posed(np.ones((DRAWN, X.shape[1]), bool), np.zeros((DRAWN, X.shape[1]), bool), nothing)
+        shape = solve.DRAWN, X.shape[1]
+        nothing = self.encoding_.encoded(np.full(shape, np.nan))
+        everything = self._posed(np.ones(shape, bool), np.zeros(shape, bool), nothing)
 
         def draws(steps: int) -> Array:
             return self._drawn(nothing, everything, steps, np.random.RandomState(seed))[0]
 
-        self.sampling_steps_, self.sampling_error_ = steps_for_draws(draws) if x.shape[1] else (1, 0.0)
+        self.sampling_steps_, self.sampling_error_ = solve.steps_for_draws(draws) if x.shape[1] else (1, 0.0)
         return self
 
     @property
@@ -287,7 +285,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _validated(self, X, reset: bool = True, **options: Any) -> Array:
         """Rows as an array, in which columns of a frame keep their kinds."""
-        X = checked_table(X) if reset else self._in_order(checked_table(X))
+        X = self._table(X, reset)
         X = X.astype(object) if is_frame(X) else X
         return validate_data(self, X, dtype=None, reset=reset, **{"ensure_all_finite": "allow-nan"} | options)
 
@@ -447,7 +445,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     # ── Answers ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def score_samples(self, X, *, given: Sequence[Any] | Array = (), tol: float = SOLVER_ERROR) -> np.ndarray:
+    def score_samples(self, X, *, given: Sequence[Any] | Array = (), tol: float = solve.SOLVER_ERROR) -> np.ndarray:
         """log p of what each row of ``X`` has, nats, of the units of ``X``: (n,).
 
         Of a row with missing entries it is the marginal of the others. Columns that are ``given``, by index or name, or
@@ -480,7 +478,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """The mean of :meth:`score_samples`; ``y`` is ignored."""
         return float(self.score_samples(X).mean())
 
-    def log_prob_cells(self, X, *, tol: float = SOLVER_ERROR) -> np.ndarray:
+    def log_prob_cells(self, X, *, tol: float = solve.SOLVER_ERROR) -> np.ndarray:
         """log p of each entry of ``X`` given the others of its row, nats, (n, columns); NaN where there is none.
 
         A low value marks an odd entry; compare it with others of its column, as densities have the column's unit. An
@@ -578,7 +576,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         first = check_random_state(random_state).uniform(size=X.shape) < 0.5
         none = np.zeros_like(first)
         asked, given = np.concatenate([~none, first, ~first]), np.concatenate([none, none, first])
-        whole, *chain = np.split(self._score(np.tile(X, (3, 1)), asked, given, SOLVER_ERROR), 3)
+        whole, *chain = np.split(self._score(np.tile(X, (3, 1)), asked, given, solve.SOLVER_ERROR), 3)
         difference = whole - chain[0] - chain[1]
         return {"mean": float(difference.mean()), "rms": float(np.sqrt(np.square(difference).mean()))}
 
@@ -590,7 +588,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         found += np.where((self.encoding_.is_possible(x) | ~questions.asked).all(1), 0.0, -np.inf)
         rows = np.flatnonzero(np.isfinite(found))
         whole, errors = questions.asked & self.encoding_.whole, [torch.zeros(0)]
-        with bar_of(len(rows), "log p", self.progress) as bar:
+        with solve.bar_of(len(rows), "log p", self.progress) as bar:
             for mask in np.unique(whole[rows], axis=0):
                 own = rows[(whole[rows] == mask).all(1)]
 
@@ -602,8 +600,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                     errors.append(error)
                     return value.reshape(len(chosen), -1)
 
-                found[own] += integrated(log_density, len(own), int(mask.sum()), self.draws, bar)
-        warn_above(tol, torch.cat(errors), stacklevel=4)
+                found[own] += solve.integrated(log_density, len(own), int(mask.sum()), self.draws, bar)
+        solve.warn_above(tol, torch.cat(errors), stacklevel=4)
         return found
 
     def _constant_log_prob(self, X: Array, asked: Array) -> Array:
@@ -635,7 +633,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 known = own.asked_codes[solved] | own.given_codes[solved]
                 c = net.condition(z[rows][solved], hidden(one_hot[rows][solved], net, known), index[solved])
                 asked = torch.from_numpy(own.asked[solved])
-                value, error = latent_log_prob(self.model_.given(c), asked * z[rows][solved], tol)
+                value, error = solve.latent_log_prob(self.model_.given(c), asked * z[rows][solved], tol)
                 found[rows[solved]] += value - unasked_log_prob(self.model_.sde, ~asked)
                 errors[rows[solved]] = error
         return found.numpy() + volume, errors
@@ -643,7 +641,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def _parts(self, net: MaskedMixtureMLP, questions: Questions) -> Iterator[tuple[Array, Tensor]]:
         """Parts of the rows with few questions each, which the network then has: their indices, and their questions."""
         asked, given, index = questions.masks()
-        most = int(max(1, min(ROWS_AT_ONCE, LAW_ENTRIES / (net.components * max(1, net.d) ** 2))))
+        most = int(max(1, min(solve.ROWS_AT_ONCE, LAW_ENTRIES / (net.components * max(1, net.d) ** 2))))
         order = np.argsort(index, kind="stable")
         for begin in range(0, len(order), most):
             rows = order[begin : begin + most]
@@ -688,11 +686,11 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
         one_hot, found = torch.from_numpy(self.encoding_.one_hot(codes)).float(), np.full(z.shape, np.nan)
         with_numbers = np.flatnonzero(questions.asked.any(1))
-        with bar_of(len(with_numbers), "draws", self.progress) as bar:
+        with solve.bar_of(len(with_numbers), "draws", self.progress) as bar:
             for local, index in self._parts(net, questions[with_numbers]):
                 part = with_numbers[local]
                 c = net.condition(z[part], hidden(one_hot[part], net, known[part]), index)
-                drawn = sample(model, len(part), c=c, steps=steps, generator=generator, **DRAWING).numpy()
+                drawn = sample(model, len(part), c=c, steps=steps, generator=generator, **solve.DRAWING).numpy()
                 found[part] = np.where(questions.asked[part], drawn, np.nan)
                 bar.update(len(part))
         return found, np.where(questions.asked_codes, codes, -1)
@@ -735,7 +733,7 @@ class Conditional:
         X = self.estimator._validated(X, reset=False).astype(object)
         given = np.tile(self._is_given, (len(X), 1))
         X[:, self._is_given] = self.row[self._is_given]
-        return self.estimator._score(X, ~given, given, SOLVER_ERROR)
+        return self.estimator._score(X, ~given, given, solve.SOLVER_ERROR)
 
     def sample(
         self, n_samples: int = 1, random_state: Any = None, *, steps: int | None = None, gaps: bool = False
@@ -748,12 +746,12 @@ class Conditional:
         check_count(n_samples, "n_samples")
         numbers, n = check_random_state(random_state), n_samples
         found, drawn = self._drawn(n, numbers, steps), n
-        with bar_of(n, "draws in the ranges", self.estimator.progress) as bar:
+        with solve.bar_of(n, "draws in the ranges", self.estimator.progress) as bar:
             while len(found) < n:
                 if drawn >= max(MOST_DRAWN, 100 * n):
                     few = f"{len(found)} of {drawn:,} draws in them, too few for n_samples={n}"
                     raise ValueError(f"given has ranges with {few}; widen them, or draw fewer rows")
-                more = min(ROWS_AT_ONCE, math.ceil(1.2 * drawn * (n - len(found)) / max(len(found), 0.1)))
+                more = min(solve.ROWS_AT_ONCE, math.ceil(1.2 * drawn * (n - len(found)) / max(len(found), 0.1)))
                 found, drawn = np.concatenate([found, self._drawn(more, numbers, steps)]), drawn + more
                 bar.update(len(found) - bar.n)
         found = found[:n]
@@ -820,7 +818,7 @@ class JointConditional(JointDensityEstimator):
     def varies_(self) -> Array:
         return np.isnan(self.constant_)
 
-    def score_samples(self, X: Array, c: Array, *, tol: float = SOLVER_ERROR) -> Array:
+    def score_samples(self, X: Array, c: Array, *, tol: float = solve.SOLVER_ERROR) -> Array:
         rows = self._joined(X, c)
         asked, given = self._masks(len(rows))
         return self._score(rows, asked, given, tol)
@@ -835,7 +833,7 @@ class JointConditional(JointDensityEstimator):
         """log p(c|X) of what each row of c (n, k) has, nats (n,), at rows of X (n, d)."""
         rows = self._joined(X, c)
         asked, given = self._masks(len(rows))
-        return self._score(rows, given, asked, SOLVER_ERROR)
+        return self._score(rows, given, asked, solve.SOLVER_ERROR)
 
     def standardised(self, c: Array, rows: int) -> Array:
         """Rows of c for ``rows`` of X, of one for all or one for each."""

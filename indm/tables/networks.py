@@ -420,18 +420,6 @@ class MaskedMixtureMLP(nn.Module):
         width, depth, dropout: of the MLPs.
 
     What a row is asked is its condition c, of ``size`` numbers made by :meth:`condition`, with a one after them.
-
-    Example: x₂ = x₁ + noise of deviation 1; at x₁ = 2 the noised x₂ is N(2α, α² + σ²).
-
-        >>> from indm import ScoreModel, VPSDE
-        >>> net = MaskedMixtureMLP((2,))
-        >>> net.set_mixture(torch.ones(1), torch.zeros(1, 2), torch.tensor([[[1.0, 1.0], [1.0, 2.0]]]))
-        >>> net.set_questions(torch.tensor([[False, True]]), torch.tensor([[True, False]]))
-        >>> c = net.condition(torch.tensor([[2.0, 0.0]]), torch.zeros(1, 0), torch.tensor([0]))
-        >>> score, z_t, t = ScoreModel(net, VPSDE()), torch.randn(1, 2), torch.tensor([0.2])
-        >>> found = score(z_t, t, torch.cat([c, torch.ones(1, 1)], 1))
-        >>> torch.allclose(found[:, 1], 2 * score.sde.alpha(t) - z_t[:, 1], atol=1e-4)
-        True
     """
 
     is_smooth = True  # in the level, by its embedding
@@ -496,7 +484,7 @@ class MaskedMixtureMLP(nn.Module):
         z = c[:, self.d : 2 * self.d] * z
         y, r, asked, components = self._components(z, level, c)
         weighted = components.share()[:, :, None] * components.offset / components.total
-        slope = self._along_each(weighted, components.basis.mT).sum(1)  # −∇ log p of y
+        slope = self._along(weighted, components.basis.mT).sum(1)  # −∇ log p of y
         noise = asked * r.sqrt() * (slope - y / (1 + r))  # beyond that of N(0, I)
         context = torch.cat([c[:, : 3 * self.d + self.m], noise], 1)
         learned = self.mlp(z, level, context) + self.columns(z, self._centre(c), level)
@@ -535,7 +523,7 @@ class MaskedMixtureMLP(nn.Module):
         values, asked, law = c[:, : self.d], c[:, self.d : 2 * self.d], self._law(c)
         r = (2 * level).exp()[:, None]
         y = (1 + r).sqrt() * z  # z_t/α_t
-        offset = self._along(y, law.basis) - self._along_each(law.mean + self._along(values, law.slope), law.basis)
+        offset = self._along(y, law.basis) - self._along(law.mean + self._along(values, law.slope), law.basis)
         total = law.variance + r[:, :, None]
         return y, r, asked, Components(self._log_weight(c, law), offset, total, law.basis)
 
@@ -561,17 +549,11 @@ class MaskedMixtureMLP(nn.Module):
 
     @staticmethod
     def _along(rows: Tensor, matrix: Tensor) -> Tensor:
-        """rows (B, d) times the matrices (1 or B, K, d, d): (B, K, d)."""
+        """rows (B, d), or (B, K, d) of each component, times its matrix (1 or B, K, d, d): (B, K, d)."""
+        of_rows = "bd" if rows.ndim == 2 else "bkd"
         if len(matrix) == 1:
-            return torch.einsum("bd,kde->bke", rows, matrix[0])
-        return torch.einsum("bd,bkde->bke", rows, matrix)
-
-    @staticmethod
-    def _along_each(rows: Tensor, matrix: Tensor) -> Tensor:
-        """rows (B, K, d) of each component times its matrix (1 or B, K, d, d): (B, K, d)."""
-        if len(matrix) == 1:
-            return torch.einsum("bkd,kde->bke", rows, matrix[0])
-        return torch.einsum("bkd,bkde->bke", rows, matrix)
+            return torch.einsum(f"{of_rows},kde->bke", rows, matrix[0])
+        return torch.einsum(f"{of_rows},bkde->bke", rows, matrix)
 
 
 def laws(weight: Tensor, mean: Tensor, covariance: Tensor, asked: Tensor, given: Tensor) -> Laws:

@@ -15,15 +15,17 @@ from sklearn.base import clone
 from sklearn.covariance import OAS
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
-from torch import Tensor, nn
+from torch import nn
 
 from indm.tables import summaries
 from indm.tables.calibration import Calibration
 from indm.tables.columns import are_near, moments_of_most, to_line
-from indm.tables.estimator import ROWS_AT_ONCE, DensityEstimator, bar_of, check_count
+from indm.tables.estimator import DensityEstimator
+from indm.tables.fit import check_count
 from indm.tables.joint import JointConditional, JointDensityEstimator
 from indm.tables.mixture import Mixture
 from indm.tables.prior import Prior, array, finite
+from indm.tables.solve import ROWS_AT_ONCE, averaged, bar_of
 
 NUDGE = 1e-3  # step in a latent for derivatives of the columns
 MODE_DRAWS, MODE_ODE_STEPS = 200, 24  # draws of which the best begins the ascent
@@ -335,10 +337,6 @@ class PosteriorEstimator:
         found.estimator_ = self.estimator_.distill(self._numbers(self._observed(x)[0]), **limits)
         return found
 
-    def sbi(self, x: Any = None) -> "SbiPosterior":
-        """This posterior under the names of the package sbi, with tensors in and out; ``x`` is the default one."""
-        return SbiPosterior(self, None if x is None else torch.as_tensor(x))
-
     # ── Shapes ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -451,8 +449,7 @@ class PosteriorEstimator:
         parts = (torch.from_numpy(np.array(part)).split(ROWS_AT_ONCE) for part in (latents, c))
         for z, rows in zip(*parts, strict=True):
             z = z.clone().requires_grad_()
-            each = list(self.estimator_.log_densities(z, rows.numpy(), steps))
-            value = torch.stack(each).logsumexp(0) - math.log(len(each))
+            value = averaged(self.estimator_.log_densities(z, rows.numpy(), steps))
             (slope,) = torch.autograd.grad(value.sum(), z)
             values.append(value.detach().numpy())
             slopes.append(slope.numpy())
@@ -570,62 +567,3 @@ def resampled(
         if effective >= n or len(laws) == ROUNDS:
             return u[numbers.choice(len(u), n, p=weight)], effective
         laws.append(Proposal.fitted(u, weight, numbers))
-
-
-class SbiPosterior:
-    """A :class:`PosteriorEstimator` under the names of the package sbi: its plots and diagnostics take it.
-
-    Tensors go in and out, and draws use torch's global generator. Further options of sbi, such as
-    ``show_progress_bars``, are accepted and change nothing.
-
-    Example:
-
-        >>> theta, noise = torch.randn(2, 200, 1, generator=torch.Generator().manual_seed(0))
-        >>> fitted = PosteriorEstimator(n_models=1, max_steps=0, random_state=0).fit(theta, theta + noise)
-        >>> posterior = fitted.sbi(torch.zeros(1))
-        >>> posterior.sample((5,)).shape, posterior.sample_batched((5,), x=torch.zeros(3, 1)).shape
-        (torch.Size([5, 1]), torch.Size([5, 3, 1]))
-    """
-
-    def __init__(self, posterior: PosteriorEstimator, x: Tensor | None = None):
-        self.posterior, self.default_x, self.prior = posterior, x, posterior.prior
-
-    def set_default_x(self, x: Tensor) -> "SbiPosterior":
-        """The observation where none is given."""
-        self.default_x = x
-        return self
-
-    def sample(self, sample_shape: Any = (), x: Tensor | None = None, **_: Any) -> Tensor:
-        """Draws at one x, (*sample_shape, d)."""
-        shape = torch.Size(sample_shape)
-        draws = self._sample(shape.numel(), self.posterior._single(self._x(x)))
-        return draws[0].reshape(*shape, -1)
-
-    def sample_batched(self, sample_shape: Any, x: Tensor, **_: Any) -> Tensor:
-        """Draws at each of m observations, (*sample_shape, m, d)."""
-        shape, rows = torch.Size(sample_shape), self.posterior._observed(x)[0]
-        return self._sample(shape.numel(), rows).transpose(0, 1).reshape(*shape, len(rows), -1)
-
-    def log_prob(self, theta: Tensor, x: Tensor | None = None, **_: Any) -> Tensor:
-        """log p(θ|x) at one x, (n,)."""
-        return torch.from_numpy(self.posterior.log_prob(theta, self.posterior._single(self._x(x)))).float()
-
-    def log_prob_batched(self, theta: Tensor, x: Tensor, **_: Any) -> Tensor:
-        """log p(θ|x) of θ (n, m, d) at each of m observations, (n, m)."""
-        many = np.concatenate([self.posterior._observed(x)[0]] * len(theta))
-        return torch.from_numpy(self.posterior.log_prob(theta.flatten(0, 1), many)).float().reshape(theta.shape[:2])
-
-    def map(self, x: Tensor | None = None, **_: Any) -> Tensor:
-        """The mode at one x, (1, d)."""
-        return torch.from_numpy(self.posterior.mode(self._x(x))[0]).float()[None]
-
-    def _x(self, x: Tensor | None) -> Tensor:
-        x = self.default_x if x is None else x
-        if x is None:
-            raise ValueError("x must be given, or set by set_default_x")
-        return x
-
-    def _sample(self, n: int, rows: Array) -> Tensor:
-        seed = int(torch.randint(2**31 - 1, ()))
-        draws = self.posterior.sample(n, rows, random_state=seed)
-        return torch.from_numpy(draws).float().reshape(len(rows), n, -1)

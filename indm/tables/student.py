@@ -81,19 +81,7 @@ class Student(nn.Module):
         max_steps: int,
         max_seconds: float,
     ) -> "Student":
-        """A student of ``teacher``, from draws by ``draw`` at rows of ``c`` (n, k), with the limits of ``distill``.
-
-        Example: the teacher is N(0, 4), the base N(0, 1).
-
-            >>> def normal(std):
-            ...     return lambda z, c: -0.5 * (z[:, 0] / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
-            >>> def draw(c, numbers):
-            ...     return 2 * numbers.normal(size=(len(c), 1))
-            >>> laws, limits = (draw, normal(2), normal(1)), dict(max_pairs=5_000, max_steps=500, max_seconds=60)
-            >>> student = Student.taught(*laws, np.zeros((1, 0)), np.random.RandomState(0), **limits)
-            >>> student.difference[0] < 0.05
-            True
-        """
+        """A student of ``teacher``, from draws by ``draw`` at rows of ``c`` (n, k), with the limits of ``distill``."""
         started = time.perf_counter()
         parts: list[tuple[Array, ...]] = []
         until = started + LABEL_SHARE * max_seconds

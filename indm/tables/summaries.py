@@ -14,8 +14,8 @@ from indm.model import INDM
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
 from indm.tables.columns import Columns
-from indm.tables.estimator import EPS, DensityEstimator
-from indm.tables.fit import Training, train
+from indm.tables.estimator import DensityEstimator
+from indm.tables.fit import EPS, Training, train
 from indm.tables.networks import MixtureMLP
 
 HELD = 512  # rows of validation, at least, of which some are one row in other noise

@@ -17,8 +17,7 @@ from torch import Tensor
 from tyro.conf import Positional, arg
 
 from indm.checks import brief, reason
-from indm.files import atomic, untrusted
-from indm.files.plain import check_plain
+from indm.files import atomic, check_plain, untrusted
 from indm.workbench.cli.common import DONE, Common
 from indm.workbench.data.standard import CIFAR10
 from research.command import main

@@ -19,8 +19,7 @@ from PIL import Image
 from tyro.conf import Positional, arg
 
 from indm.checks import counted, reason, require
-from indm.files import atomic
-from indm.files.plain import check_plain
+from indm.files import atomic, check_plain
 from indm.workbench.cli.common import DONE, Common
 from research.command import main
 from research.data.emoji import NAME, concept, is_flag

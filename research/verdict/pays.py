@@ -420,7 +420,7 @@ def markdown(table: Records) -> str:
 
 
 def behaviour_table(table: Records) -> str:
-    """How far flows move images, and the diffusion on the data at three noise levels: means over seeds."""
+    """The displacement by learned flows, and the diffusion on the data at three noise levels: means over seeds."""
     lines = []
     for data in STUDIES:
         for name in ("spline", "coupling"):

@@ -25,7 +25,6 @@ OPTIONS = {
         },
         "coupling": {"depth": 2, "width": 8},
         "elementwise": {"bins": 2},
-        "autoregressive": {"blocks": 2, "width": 16, "layers": 1},
         "masked": {"depth": 2, "width": 16, "layers": 1},
         "actnorm": {"channels": 4},
         "linear": {"channels": 4},

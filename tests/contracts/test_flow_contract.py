@@ -14,7 +14,6 @@ from flow_tools import batched_jacobian, perturb, slopes
 import indm
 from indm.flows import (
     ActNorm,
-    AutoregressiveFlow,
     Compose,
     CouplingFlow,
     ElementwiseFlow,
@@ -52,8 +51,6 @@ FLOWS = {name: (lambda t=table, s=shape: one_map(build(t, "flow", s)), shape) fo
 FLOWS |= {
     "composed": (composed, (3, 4, 6)),
     "second-half": (lambda: SecondHalf(ActNorm(3)), (5, 2, 4)),
-    "autoregressive-3x4x6": variant(AutoregressiveFlow, (3, 4, 6), 2, width=16, layers=1),
-    "autoregressive-spline-3x4x6": variant(AutoregressiveFlow, (3, 4, 6), 2, width=16, layers=1, transform="spline"),
     "elementwise-channel-2x4x6": variant(ElementwiseFlow, (2, 4, 6), "channel", bins=4),
     "elementwise-each-2x4x6": variant(ElementwiseFlow, (2, 4, 6), "none", bins=4),
     "residual-2-spectral": variant(ResidualFlow, (2,), (2, 2), 16, 2.0),
@@ -72,7 +69,7 @@ for activation in ("softplus", "elu", "swish", "lcube"):
 TRAINABLE = [name for name, (make, _) in FLOWS.items() if any(True for _ in make().parameters())]
 ITERATIVE = [name for name, (make, _) in FLOWS.items() if any(isinstance(m, ResidualBlock) for m in make().modules())]
 VARIANTS = {  # of a flow whose other rows are tried each time
-    "autoregressive-spline-3x4x6", "elementwise-channel-2x4x6", "residual-2-spectral",
+    "elementwise-channel-2x4x6", "residual-2-spectral",
     "coupling-affine-2", "coupling-affine-5", "coupling-spline-5", "coupling-spline-1x8x8",
     "residual-rows-softplus", "residual-rows-swish",
 }  # fmt: skip

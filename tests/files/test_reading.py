@@ -27,9 +27,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import indm
-from indm import names
+from indm import files, names
 from indm.checks import one_line
-from indm.files import plain, untrusted
+from indm.files import untrusted
 from indm.flows import ActNorm
 from indm.model import INDM, build_model
 from indm.scaling import Scaling
@@ -165,7 +165,7 @@ def test_a_log_is_read_as_a_stranger_s_file(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 4}]
     log.unlink()
     with log.open("wb") as file:
-        file.truncate(plain.LARGEST_TEXT + 1)
+        file.truncate(files.LARGEST_TEXT + 1)
     with pytest.raises(ValueError, match=r"metrics\.jsonl cannot be read as lines of JSON: it holds 33,554,433 bytes"):
         read_metrics(tmp_path)
 
@@ -184,13 +184,13 @@ def test_changes_of_a_recipe_have_a_largest_size():
         recipes.recipe("digits", {"train.steps": nines})
     assert recipes.value_of(keys) == keys
     with pytest.raises(ValueError, match=r"it holds 2,\d+,\d+ characters, and a text of this kind may hold 1,048,576"):
-        plain.toml(keys)
+        files.toml(keys)
 
 
 def test_text_has_a_largest_size(tmp_path):
     for name in ("recipe.toml", "versions.json"):
         with (tmp_path / name).open("wb") as file:
-            file.truncate(plain.LARGEST_TEXT + 1)
+            file.truncate(files.LARGEST_TEXT + 1)
     complaint = r"recipe\.toml is not valid TOML: it holds 33,554,433 bytes, and a file of this kind may hold 1,048,576"
     with pytest.raises(ValueError, match=complaint):
         recipes.load(tmp_path)
@@ -267,7 +267,7 @@ def edit(folder, change):
     (folder / "model.json").write_text(json.dumps(description))
 
 
-@pytest.mark.parametrize("flow", ["residual", "coupling", "autoregressive", "identity", "actnorm", "linear"])
+@pytest.mark.parametrize("flow", ["residual", "coupling", "masked", "identity", "actnorm", "linear"])
 def test_models_are_loaded_as_they_were(tmp_path, flow):
     table = {"name": flow} | ({"channels": 2} if flow in ("actnorm", "linear") else {})
     model, x = saved(tmp_path, flow=table).eval(), torch.randn(5, 2)
@@ -284,7 +284,7 @@ CLAIMS = [
     ({}, ("shape",), [2] * 1000),
     ({"flow": {"name": "coupling"}}, ("flow", "bins"), 10**7),
     ({"flow": {"name": "elementwise"}}, ("flow", "bins"), 10**7),
-    ({"flow": {"name": "autoregressive"}}, ("flow", "width"), 10**6),
+    ({"flow": {"name": "masked"}}, ("flow", "width"), 10**6),
     ({"flow": {"name": "linear", "channels": 2}}, ("flow", "channels"), 10**6),
     ({"flow": {"name": "compose", "flows": [{"name": "identity"}]}}, ("flow", "flows"),
      20_000 * [{"name": "identity"}]),

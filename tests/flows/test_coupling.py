@@ -1,4 +1,4 @@
-"""Coupling, elementwise and autoregressive flows: transforms against other implementations, starts, refusals."""
+"""Coupling and elementwise flows: transforms against other implementations, starts, refusals."""
 
 import copy
 import math
@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from indm.flows import ActNorm, AutoregressiveFlow, CouplingFlow, ElementwiseFlow, InvertibleLinear, initialize_actnorms
+from indm.flows import ActNorm, CouplingFlow, ElementwiseFlow, InvertibleLinear, initialize_actnorms
 from indm.flows.coupling import Affine, RationalQuadratic
 
 
@@ -133,8 +133,6 @@ def test_what_single_precision_cannot_invert_is_inverted_in_double():
         CouplingFlow((5,), depth=2, width=8, transform="affine"),
         CouplingFlow((5,), depth=2, width=8),
         CouplingFlow((1, 4, 4), scales=2, depth=2, width=8),
-        AutoregressiveFlow((5,), blocks=2, width=16, layers=1),
-        AutoregressiveFlow((1, 4, 4), blocks=2, width=16, layers=1),
     ],
     ids=lambda flow: f"{type(flow).__name__}{flow.shape}",
 )
@@ -171,11 +169,6 @@ def test_every_entry_is_transformed_by_what_others_are(flow):
         (lambda: ElementwiseFlow((4,), bound=0.0), "bound must be positive"),
         (lambda: CouplingFlow((4,), bins=1000), "fewer than 1,000, got 1000"),
         (lambda: ElementwiseFlow((4,), bins=1000), "fewer than 1,000, got 1000"),
-        (lambda: AutoregressiveFlow((4,), transform="spline", bins=5000), "fewer than 1,000, got 5000"),
-        (lambda: AutoregressiveFlow((1, 9, 8)), "divisible by patch=2"),
-        (lambda: AutoregressiveFlow((4,), width=48), "multiple of head_width=32"),
-        (lambda: AutoregressiveFlow((1, 8, 8), patch=0), "patch must be at least 1"),
-        (lambda: AutoregressiveFlow((4,), transform="cubic"), "transform must be"),
     ],
 )
 def test_what_cannot_be_built_is_said(build, message):

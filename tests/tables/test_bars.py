@@ -7,7 +7,7 @@ import pytest
 import tqdm.auto
 
 from indm import DensityEstimator, JointDensityEstimator, PosteriorEstimator
-from indm.tables import estimator, joint
+from indm.tables import solve
 
 FAST = {"max_steps": 0, "max_components": 2, "random_state": 0}
 
@@ -56,13 +56,12 @@ def test_a_call_that_lasts_shows_a_bar_and_others_show_nothing(call, monkeypatch
     kind, use, text, total = CALLS[call]
     model = fitted(kind)
     capsys.readouterr()
-    monkeypatch.setattr(estimator, "DELAY", 60.0)  # no call lasts, however slow the machine is
+    monkeypatch.setattr(solve, "DELAY", 60.0)  # no call lasts, however slow the machine is
     use(model)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(estimator, "DELAY", 1e-9)  # every call lasts
-    monkeypatch.setattr(estimator, "tqdm", functools.partial(tqdm.auto.tqdm, mininterval=0))
-    for module in (estimator, joint):
-        monkeypatch.setattr(module, "ROWS_AT_ONCE", 40)
+    monkeypatch.setattr(solve, "DELAY", 1e-9)  # every call lasts
+    monkeypatch.setattr(solve, "tqdm", functools.partial(tqdm.auto.tqdm, mininterval=0))
+    monkeypatch.setattr(solve, "ROWS_AT_ONCE", 40)
     use(model)
     shown = capsys.readouterr().err
     assert f"{text}: " in shown and f"/{total} [" in shown
@@ -80,7 +79,6 @@ def test_rows_in_batches_have_the_integral_of_all_at_once(monkeypatch):
     model = DensityEstimator(discrete=(0, 2), max_steps=30, n_models=1, max_components=2, random_state=0).fit(X)
     joint_model = JointDensityEstimator(discrete=(0, 2), max_steps=30, max_components=2, random_state=0).fit(X)
     whole = [found.score_samples(X[:15]) for found in (model, joint_model)]
-    for module in (estimator, joint):
-        monkeypatch.setattr(module, "ROWS_AT_ONCE", 60)
+    monkeypatch.setattr(solve, "ROWS_AT_ONCE", 60)
     for before, found in zip(whole, (model, joint_model), strict=True):
         np.testing.assert_allclose(found.score_samples(X[:15]), before, atol=1e-4)

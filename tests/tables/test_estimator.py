@@ -25,7 +25,9 @@ from indm.ode import Solution
 from indm.sde.linear import VPSDE
 from indm.tables import estimator
 from indm.tables.columns import Columns
+from indm.tables.fit import EPS
 from indm.tables.networks import MixtureMLP
+from indm.tables.solve import SAMPLING_ERROR, _solved, latent_log_prob
 
 # In the few steps of SMALL; and where the machine is busy.
 pytestmark = pytest.mark.filterwarnings("ignore:the network found nothing", "ignore:max_seconds ended")
@@ -68,9 +70,9 @@ def coarse(monkeypatch):
     """The ODE in eight steps, whatever its error, where no test asks for its value."""
     solve = WhitenedFlow.solve
     monkeypatch.setattr(WhitenedFlow, "solve", lambda *arguments: solve(*arguments[:-1], 8))
-    monkeypatch.setattr(estimator, "SOLVER_ERROR", 1000.0)
+    monkeypatch.setattr("indm.tables.solve.SOLVER_ERROR", 1000.0)
     monkeypatch.setattr(estimator, "VALIDATION_ROWS", 512)
-    monkeypatch.setattr(estimator, "SAMPLING_STEPS", (4,))
+    monkeypatch.setattr("indm.tables.solve.SAMPLING_STEPS", (4,))
 
 
 def test_scikit_learns_own_checks(coarse):
@@ -82,7 +84,7 @@ def test_scikit_learns_own_checks(coarse):
 
 
 def test_the_density_integrates_to_one_and_samples_follow_it(moons, monkeypatch):
-    monkeypatch.setattr(estimator, "SOLVER_ERROR", 0.5)  # of its estimate, which is large where the density is small
+    monkeypatch.setattr("indm.tables.solve.SOLVER_ERROR", 0.5)  # its estimate is large where the density is small
     model = one_of(moons[0], 0)
     points, cell = grid(SHIFT + SCALE * [-2.0, -1.5], SHIFT + SCALE * [3.0, 2.0], 128)
     mass = np.exp(model.score_samples(points)) * cell
@@ -129,8 +131,8 @@ def test_no_row_depends_on_another(moons, monkeypatch, coarse):
     together = model.score_samples(X[:2])
     rounding = 2e-6  # of single precision
     assert together == pytest.approx([model.score_samples(row[None])[0] for row in X[:2]], abs=rounding)
-    monkeypatch.setattr(estimator, "MOST_EXACT", 1)
-    monkeypatch.setattr(estimator, "PROBES", 2)
+    monkeypatch.setattr("indm.tables.solve.MOST_EXACT", 1)
+    monkeypatch.setattr("indm.tables.solve.PROBES", 2)
     probed = model.score_samples(X[:2])
     assert probed == pytest.approx([model.score_samples(row[None])[0] for row in X[:2]], abs=rounding)
     assert probed != pytest.approx(together, abs=1e-4)
@@ -142,7 +144,7 @@ def test_the_density_of_a_hundred_columns_has_no_noise_of_probes():
     torch.nn.init.normal_(net.mlp.output.weight, std=0.1)
     model = INDM(Identity(), ScoreModel(net, VPSDE(eps=1e-4)), shape=(100,)).double()
     z = torch.randn(2, 100, dtype=torch.double)
-    found, error = estimator.latent_log_prob(model, z, 0.05)
+    found, error = latent_log_prob(model, z, 0.05)
     options = {"steps": 24, "generator": torch.Generator().manual_seed(0)}
     exact, probed = (model.log_prob(z, **options, **own).detach() for own in ({"exact": True}, {"probes": 2}))
     assert (error < 0.05).all() and torch.allclose(found, exact, rtol=0, atol=1e-3)
@@ -182,9 +184,9 @@ def test_a_probability_is_the_integral_over_its_cell_or_below(discrete, monkeypa
     exact = np.log(np.exp(log_density).mean())
     assert model.score_samples(cell)[0] == pytest.approx(exact, abs=2e-3)
     with monkeypatch.context() as patch:
-        patch.setattr(estimator, "CHANGE", 0.0)
+        patch.setattr("indm.tables.solve.CHANGE", 0.0)
         assert model.score_samples(cell)[0] == pytest.approx(log_density.mean(), abs=0.03)
-    monkeypatch.setattr(estimator, "POINTS", ((1,),))
+    monkeypatch.setattr("indm.tables.solve.POINTS", ((1,),))
     drawn = qmc.LatinHypercube(2, scramble=False, rng=0).random(model.draws)
     expected = model._log_density(cell + drawn, np.zeros((len(drawn), 0)), None)[0].mean()
     assert model.score_samples(cell)[0] == pytest.approx(expected, abs=1e-9)
@@ -195,7 +197,7 @@ def test_a_probability_is_the_integral_over_its_cell_or_below(discrete, monkeypa
 def test_the_probabilities_of_constant_columns_sum_to_one_at_most(columns, exact, monkeypatch):
     """Components that are narrower than a cell make the density rough inside; the mean of the log allows for it."""
     X = np.full((300, columns), 7.0)
-    monkeypatch.setattr(estimator, "SOLVER_ERROR", 0.2)
+    monkeypatch.setattr("indm.tables.solve.SOLVER_ERROR", 0.2)
     options = SMALL | {"max_components": 5, "max_steps": 0}
     model = DensityEstimator(discrete=range(columns), **options).fit(X)
     assert model.models_[0].score.backbone.components > 1
@@ -399,7 +401,7 @@ def test_other_columns_and_numbers_of_samples_are_refused(moons):
 
 def test_a_solver_that_is_off_warns(moons, coarse, monkeypatch):
     model, X = moons
-    monkeypatch.setattr(estimator, "SOLVER_ERROR", 1e-12)
+    monkeypatch.setattr("indm.tables.solve.SOLVER_ERROR", 1e-12)
     with pytest.warns(ConvergenceWarning, match="log p is off by about"):
         model.score_samples(X[:1])
 
@@ -562,7 +564,7 @@ def test_draws_are_as_near_to_converged_ones_as_stated(bounded):
     model, _ = bounded
     few, many = (model._latents(np.zeros((500, 0)), n, np.random.RandomState(1)) for n in (model.sampling_steps_, 500))
     assert np.sqrt(np.square(few - many).mean()) < 2 * model.sampling_error_ + 1e-4
-    assert model.sampling_error_ < estimator.SAMPLING_ERROR
+    assert model.sampling_error_ < SAMPLING_ERROR
     rough = model._latents(np.zeros((500, 0)), 2, np.random.RandomState(1))
     assert np.abs(rough - many).max() > 10 * model.sampling_error_
 
@@ -628,7 +630,7 @@ def mixture_of_two(d, variance=1.0):
         torch.tensor([0.7, 0.3]).double(), mean, torch.eye(d).double() * torch.tensor([[[variance]], [[0.01]]])
     )
     torch.nn.init.normal_(net.mlp.output.weight, std=0.02)
-    return INDM(Identity(), ScoreModel(net.double(), VPSDE(eps=estimator.EPS)), shape=(d,))
+    return INDM(Identity(), ScoreModel(net.double(), VPSDE(eps=EPS)), shape=(d,))
 
 
 def test_rows_beyond_all_that_was_trained_have_the_mixtures_density(monkeypatch):
@@ -636,7 +638,7 @@ def test_rows_beyond_all_that_was_trained_have_the_mixtures_density(monkeypatch)
     model, solved, solve = mixture_of_two(3), [], WhitenedFlow.solve
     monkeypatch.setattr(WhitenedFlow, "solve", lambda flow, z, *rest: solved.append(len(z)) or solve(flow, z, *rest))
     z = torch.tensor([[0.0, 1000.0, 0.5], [1.0, 1.0, 2.5], [-14.0, 0.0, 0.0]], dtype=torch.float64)
-    found, error = estimator.latent_log_prob(model, z, 0.05)
+    found, error = latent_log_prob(model, z, 0.05)
     variance = 1 + model.sde.sigma(torch.tensor([model.sde.eps]).double()) ** 2
     expected = np.log(0.7) + multivariate_normal.logpdf(z.numpy(), np.zeros(3), variance.item())
     assert sum(solved) == 1 and error[[0, 2]].tolist() == [0.0, 0.0] and 0 < error[1] < 0.05
@@ -650,7 +652,7 @@ def test_what_a_network_extrapolates_does_not_drive_rows_away():
     for parameter in model.score.backbone.mlp.parameters():
         torch.nn.init.normal_(parameter, std=0.35)
     z = torch.linspace(-15, 15, 6001, dtype=torch.float64)[:, None]
-    found, _ = estimator.latent_log_prob(model, z, 0.05)
+    found, _ = latent_log_prob(model, z, 0.05)
     assert found.min() > -0.5 * (15**2) - 10
     assert found.exp().sum().item() * 0.005 == pytest.approx(1, abs=1e-2)
 
@@ -661,7 +663,7 @@ def test_what_noise_takes_to_a_narrow_component_is_not_beyond(variance, solved, 
     found, solve = [], WhitenedFlow.solve
     monkeypatch.setattr(WhitenedFlow, "solve", lambda flow, z, *rest: found.append(len(z)) or solve(flow, z, *rest))
     z = torch.tensor([[6.0], [9.0]], dtype=torch.float64)
-    estimator.latent_log_prob(mixture_of_two(1, variance), z, 1e9)
+    latent_log_prob(mixture_of_two(1, variance), z, 1e9)
     assert found[0] == solved[0]
 
 
@@ -670,7 +672,7 @@ def test_no_mass_is_beyond_and_the_density_has_mass_one_with_it():
     d = np.arange(1, 200)
     assert (chi2.sf((np.sqrt(d) + estimator.FAR) ** 2, d) < np.exp(-0.5 * estimator.FAR**2)).all()
     z = torch.linspace(-30, 30, 1201, dtype=torch.float64)[:, None]
-    found, _ = estimator.latent_log_prob(mixture_of_two(1), z, 0.05)
+    found, _ = latent_log_prob(mixture_of_two(1), z, 0.05)
     assert found.exp().sum().item() * 0.05 == pytest.approx(1, abs=3e-3)
 
 
@@ -737,14 +739,14 @@ def test_single_precision_is_within_the_stated_error(deviation):
     root = basis * torch.tensor([deviation, 0.3, 1.0])
     net, mean = MixtureMLP((3,), 2, width=8, depth=1), torch.randn(2, 3, dtype=torch.float64)
     net.set_mixture(torch.tensor([0.3, 0.7]).double(), mean, root @ root.mT)
-    model = INDM(Identity(), ScoreModel(net.double(), VPSDE(eps=estimator.EPS)), shape=(3,))
+    model = INDM(Identity(), ScoreModel(net.double(), VPSDE(eps=EPS)), shape=(3,))
     scale = torch.tensor([1.0, 1.0, 1.0, 5.0])[:, None, None, None]
     z = (mean[:, None] + scale * torch.randn(4, 2, 4, 3, dtype=torch.float64) @ root.mT).flatten(0, 2)
     z = torch.cat([z, torch.full((1, 3), 100.0, dtype=torch.float64)])
-    mixture, zero = estimator.latent_log_prob(model, z, 0.05)
+    mixture, zero = latent_log_prob(model, z, 0.05)
     torch.nn.init.constant_(net.mlp.output.bias, 1e-30)  # no longer 0, so that the ODE is solved
-    found, error = estimator.latent_log_prob(model, z, 0.05)
-    exact, exact_error = estimator._solved(model.score, z, 0.05)
+    found, error = latent_log_prob(model, z, 0.05)
+    exact, exact_error = _solved(model.score, z, 0.05)
     left = 0.03  # of the mixture at T, where the ODE has N(0, I)
     assert ((mixture - exact).abs() <= exact_error + left)[:24].all() and not zero.any()
     assert ((found - exact).abs() <= error)[:32].all()

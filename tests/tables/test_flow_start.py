@@ -10,9 +10,9 @@ import torch
 import indm
 from indm import DensityEstimator
 from indm.flows import MaskedFlow
-from indm.tables.estimator import at, bounds_of, latent_log_prob, start_log_prob
-from indm.tables.fit import FlowTraining, race
+from indm.tables.fit import FlowTraining, bounds_of, race
 from indm.tables.mixture import Mixture
+from indm.tables.solve import at, latent_log_prob, start_log_prob
 
 
 def banana(n, seed):

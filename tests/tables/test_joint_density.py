@@ -17,7 +17,7 @@ from indm.conditions import Vector
 from indm.flows import Identity
 from indm.likelihood import WhitenedFlow
 from indm.score import ScoreModel
-from indm.tables import estimator, joint, mixture
+from indm.tables import joint, mixture
 from indm.tables.joint import JointTraining, Questions
 from indm.tables.mixture import JointMixture, best_joint_mixture
 from indm.tables.networks import MaskedMixtureMLP
@@ -36,9 +36,9 @@ def coarse(monkeypatch):
     """The ODE in eight steps, whatever its error, where no test asks for its value."""
     solve = WhitenedFlow.solve
     monkeypatch.setattr(WhitenedFlow, "solve", lambda *arguments: solve(*arguments[:-1], 8))
-    monkeypatch.setattr(joint, "SOLVER_ERROR", 1000.0)
+    monkeypatch.setattr("indm.tables.solve.SOLVER_ERROR", 1000.0)
     monkeypatch.setattr(joint, "VALIDATION_ROWS", 256)
-    monkeypatch.setattr(estimator, "SAMPLING_STEPS", (4,))
+    monkeypatch.setattr("indm.tables.solve.SAMPLING_STEPS", (4,))
 
 
 def people(n, seed=0, missing=0.1):

@@ -1,4 +1,4 @@
-"""Posteriors of a simulator: closed forms, finite differences, calibration, sbi's names."""
+"""Posteriors of a simulator: closed forms, finite differences, calibration."""
 
 import pickle
 from typing import ClassVar
@@ -59,7 +59,7 @@ def coarse(monkeypatch):
     """The ODE of densities in 12 steps, whatever its error, where that is enough or the same on both sides."""
     solve = WhitenedFlow.solve
     monkeypatch.setattr(WhitenedFlow, "solve", lambda *arguments: solve(*arguments[:-1], 12))
-    monkeypatch.setattr("indm.tables.estimator.SOLVER_ERROR", 1000.0)
+    monkeypatch.setattr("indm.tables.solve.SOLVER_ERROR", 1000.0)
 
 
 # ── one observation ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -531,28 +531,6 @@ def test_an_embedding_is_trained_on_all_rows_but_those_of_validation():
     module.summaries.trained(Noting(), theta, x, is_valid, options)
     standardised = (x[~is_valid, 0, 0, 0] - x.mean()) / x.std(ddof=1)
     assert sorted(Noting.noted) == pytest.approx(sorted(standardised), abs=1e-5)
-
-
-# ── sbi ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_the_names_of_sbi(gaussian, coarse):
-    theta, x = (torch.tensor(part).float() for part in simulated(4, seed=7))
-    posterior = gaussian.sbi().set_default_x(x[:1])
-    torch.manual_seed(0)
-    draws = posterior.sample((3, 2))
-    torch.manual_seed(0)
-    assert (posterior.sample((3, 2), x=x[0], show_progress_bars=False) == draws).all()
-    assert draws.shape == (3, 2, 2) and draws.dtype == torch.float32
-    assert posterior.sample((), x=x[0]).shape == (2,)
-    assert posterior.sample_batched((5,), x=x, show_progress_bars=False).shape == (5, 4, 2)
-    each = posterior.log_prob_batched(theta.expand(3, 4, 2), x)
-    assert each.shape == (3, 4) and posterior.log_prob(theta, x=x[1])[1] == pytest.approx(float(each[0, 1]))
-    assert posterior.log_prob(theta[0]) == pytest.approx(gaussian.log_prob(theta[:1], x[:1])[0], rel=1e-5)
-    with pytest.raises(ValueError, match="x must be given, or set by set_default_x"):
-        gaussian.sbi().sample((3,))
-    with pytest.raises(ValueError, match="x must be one observation, got 4"):
-        posterior.sample((3,), x=x)
 
 
 def test_whole_parameters_may_be_on_the_box_and_have_no_gradient(coarse):

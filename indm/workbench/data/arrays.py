@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from indm.checks import brief, listed, nearest, reason
-from indm.files import untrusted
-from indm.files.plain import check_plain
+from indm.files import check_plain, untrusted
 from indm.files.untrusted import check_memory
 from indm.workbench.data.base import Data, DividedLoader
 from indm.workbench.data.examples import OnDemand, are_lost, grey_levels, in_words_lost

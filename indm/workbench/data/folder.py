@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from indm.checks import counted, nearest, reason, require
-from indm.files.plain import check_plain
+from indm.files import check_plain
 from indm.workbench.data.base import Data
 from indm.workbench.data.images import SUFFIXES, ImageOptions, Stored, read_image, read_kind
 

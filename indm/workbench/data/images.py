@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from indm.checks import counted, nearest, reason, require
-from indm.files.plain import check_plain
+from indm.files import check_plain
 from indm.scaling import Scaling
 from indm.workbench.data.base import Data, DividedLoader, condition_fields, describe_split
 from indm.workbench.data.examples import check_size, height_and_width, words_of

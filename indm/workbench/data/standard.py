@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from indm.checks import reason, require
-from indm.files.plain import cache_folder, check_plain
+from indm.files import cache_folder, check_plain
 from indm.scaling import Scaling
 from indm.workbench.data.base import PARTS, Data, Loader, describe_split, limited, split
 from indm.workbench.data.examples import InMemory, check_size, height_and_width, words_of

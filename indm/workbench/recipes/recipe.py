@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from indm import files
 from indm.checks import check_name, check_types, nearest, require
-from indm.files import plain
 from indm.names import BUILT_IN, GIVEN, KINDS, OPTIONAL_KINDS
 from indm.workbench.recipes.options import Evaluation, SampleOptions, TrainOptions
 
@@ -103,8 +103,8 @@ class About:
 
 def bundled() -> dict[str, About]:
     """The names of the recipes that come with indm, and what they say of themselves."""
-    files = sorted(BUNDLED.glob("*.toml"), key=lambda path: path.stem)
-    return {path.stem: _about(path.read_text("utf-8")) for path in files}
+    paths = sorted(BUNDLED.glob("*.toml"), key=lambda path: path.stem)
+    return {path.stem: _about(path.read_text("utf-8")) for path in paths}
 
 
 def _about(text: str) -> About:
@@ -134,7 +134,7 @@ def load(source: str | Path) -> Tables:
         near = "" if len(path.parts) > 1 else nearest(str(source), bundled())
         raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{near}")
     try:
-        recipe = plain.toml(plain.text(path, largest=plain.LARGEST_TOML))
+        recipe = files.toml(files.text(path, largest=files.LARGEST_TOML))
     except ValueError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     for table, content in recipe.items():
@@ -288,7 +288,7 @@ def literal(value) -> str:
 def value_of(text: str):
     """``text`` as TOML reads a value, or as a string where it is not TOML."""
     try:
-        value = plain.toml(f"value = {text}")["value"]
+        value = files.toml(f"value = {text}")["value"]
     except ValueError:
         return text
     return value if isinstance(value, bool | int | float | str | list | dict) else text

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 
 from indm import checks
-from indm.files import atomic, untrusted
-from indm.files.plain import check_plain
+from indm.files import atomic, check_plain, untrusted
 from indm.files.untrusted import causes, raise_if_out_of_memory
 
 FOLDER = "checkpoints"

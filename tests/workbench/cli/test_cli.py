@@ -422,7 +422,7 @@ def workplace(run, tmp_path_factory):
         ("train setps.toml", "train.setps is no known key; did you mean 'steps'?"),
         ("train digits --flow coupling --flow.widht 3", "flow 'coupling' has no option 'widht'; did you mean 'width'?"),
         ("train digits --flow coupling --flow.width three", "flow.width must be a whole number, got 'three'"),
-        ("train digits --flow coupling --flow.depth 0", "scales, depth and width must be at least 1"),
+        ("train digits --flow coupling --flow.depth 0", "depth must be at least 1, got 0"),
         ("train digits --flow compose --flow.flows [1]", "must be a list of tables, one for each flow, got [1]"),
         ("train digits --sde pv", "sde.name must be one of"),
         ("train digits --sde.beta_min -1", "0 < beta_min < beta_max"),

@@ -87,7 +87,7 @@ def test_recipes_of_two_data_sets_differ_in_the_one_thing_that_names_them(name):
 @pytest.mark.parametrize("name", [name for name in recipes.bundled() if "data_b" in recipes.load(name)])
 def test_recipes_say_what_is_other_for_a_bridge(name):
     bridge, pair = as_bridge(recipes.load(name)), recipes.load(name)
-    assert bridge["flow"]["name"] == "autoregressive" and pair["flow"] == {"name": "coupling"}
+    assert bridge["flow"]["name"] == "coupling" and pair["flow"] == {"name": "coupling"} and "scales" in bridge["flow"]
     other = {"flow_update_every", "terminal", "terminal_noise", "initial_noise", "flow_lr"}
     assert bridge["train"].keys() | other == pair["train"].keys() | other and bridge["net"] == pair["net"]
     assert (bridge["train"]["terminal"], bridge["train"]["flow_update_every"]) == (100, 1) and is_bridge(bridge)
