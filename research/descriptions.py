@@ -416,6 +416,11 @@ def study(made: Records, only: str, folder: Path) -> None:
             print(name, "|", words, "|", row.get("cost"), row.get("lost"), row["wrong"], "|", row["verdict"][:230])
 
 
+def in_bits(lost: float) -> str:
+    """Bits, of a network that fails in powers of ten."""
+    return f"{lost:.0e}" if lost > 1e4 else f"{lost:.3f}"
+
+
 def table(rows: list[Row]) -> str:
     lines = []
     for row in rows:
@@ -424,7 +429,7 @@ def table(rows: list[Row]) -> str:
         named = row["named"] and not right and row["named"] in row["verdict"]
         found = ("loses bits" if right else "named" if named else "found") if row["wrong"] else "–"
         lines.append(
-            (row["network"], row["said"], "right" if right else cost, f"{row.get('lost', math.nan):.3f}", found)
+            (row["network"], row["said"], "right" if right else cost, in_bits(row.get("lost", math.nan)), found)
         )
     return in_table("network", "said", "cost", "lost at least", "finding", rows=lines)
 

@@ -123,8 +123,9 @@ def check_denoiser(
         above = (torch.minimum(best, error.mean(1)) + noise)[1:].clamp(1e-12, 1 - 1e-9)
         best[:-1] = torch.minimum(best[:-1], (above.logit() + 2 * levels.diff()).sigmoid() + noise[:-1])
         lost = bits * (error.mean(1) - best).clamp_min(0)
-        tried = _gains(denoiser, (*asked[:2], levels[-NOISE_LEVELS:], batch_size)) if lost.sum() >= TRIED else ()
-        gains = {words: bits[-1].item() * gain for words, gain in tried}  # at the least noise paths differ too much
+        tried = _gains(denoiser, asked) if lost.sum() >= TRIED else ()
+        on_clock = torch.arange(len(bits)) >= len(bits) - NOISE_LEVELS  # at the least noise, paths differ too much
+        gains = {w: (gain @ (bits if w.startswith("predicts") else bits * on_clock)).item() for w, gain in tried}
     verdict, wrong = _verdict(levels, lost, error.mean(1) / linear, gains)
     return DenoiserCheck(
         levels, {k: v.mean(1) for k, v in errors.items()}, linear, lost, denoiser.predicts, verdict, wrong
@@ -165,8 +166,8 @@ def _errors(
     return errors, size[:, 3] ** 2 / torch.linalg.inv(unit)[:, 3, 3] / max(x.numel() - TAKEN, 1)
 
 
-def _gains(denoiser: Any, asked: Asked) -> Iterator[tuple[str, float]]:
-    """Other descriptions in words, and the error, summed over levels, by which each is better than the one given."""
+def _gains(denoiser: Any, asked: Asked) -> Iterator[tuple[str, Tensor]]:
+    """Other descriptions in words, and the error by which each is better than the one given, (levels,)."""
     x, seen, levels, batch_size = asked
     rows = max(FEW, ENTRIES // x[0].numel())
     asked = (x := x[:rows], tuple(part[:rows] for part in seen), levels, batch_size)
@@ -184,7 +185,7 @@ def _gains(denoiser: Any, asked: Asked) -> Iterator[tuple[str, float]]:
         with suppress(IndexError, RuntimeError, ValueError):  # networks may not accept such a call
             errors[words] = _errors(other, asked, reference, *scaling)[0][denoiser.predicts]
     for words, error in errors.items():
-        yield f"predicts={words!r}" if words in PREDICTIONS else words, (given - error).mean(1).sum().item()
+        yield f"predicts={words!r}" if words in PREDICTIONS else words, (given - error).mean(1)
 
 
 def _verdict(levels: Tensor, lost: Tensor, ratio: Tensor, gains: Mapping[str, float]) -> tuple[str, bool]:
@@ -197,7 +198,8 @@ def _verdict(levels: Tensor, lost: Tensor, ratio: Tensor, gains: Mapping[str, fl
     if (worst := ratio[where].max().item()) > WEAK:
         text += f", where its error is up to {worst:.2g} times that of the best linear predictor"
     words, gain = max(gains.items(), key=lambda item: item[1], default=("", 0.0))
-    if gain >= TRIED and on_clock - gain <= min(REST * on_clock, max(LOST, OF_MUCH * on_clock)):
+    rest = on_clock - gain
+    if gain >= max(TRIED, 0.5 * total) and rest <= min(REST * on_clock, max(LOST, OF_MUCH * on_clock)):
         return f"{words} fits the network better, by {gain:.2g} bits/dim: as described it {text}", True
     if gain >= TRIED:
         text += f"; the best of {len(gains)} other descriptions, {words}, loses {gain:.2g} bits/dim less"
