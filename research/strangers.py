@@ -255,7 +255,7 @@ def table(rows: list[Row]) -> str:
         "solver error",
         "a Gaussian",
         "entropy or PNG",
-        "check_denoiser: bits lost",
+        "check_denoiser: bits/dim lost",
         "CPU seconds",
     )
     return in_table("network", "unit", *titles, rows=lines)
