@@ -139,7 +139,7 @@ def of_ours(name: str) -> Density:
 
 
 def of_sbi(name: str) -> Density:
-    """p(θ | x = 1) of x = |θ| + noise in a box, whose ends the posterior touches."""
+    """p(θ | x) at one x, of x = |θ| + noise and θ in a box, whose ends the posterior touches."""
     from sbi.inference import NPE
     from sbi.utils import BoxUniform
 
@@ -154,10 +154,11 @@ def of_sbi(name: str) -> Density:
 
 def of_sklearn(name: str) -> Density:
     x = LAW.sample((5_000,)).numpy()
-    fit = GaussianMixture(8, random_state=0).fit(x) if name == "mixture" else KernelDensity(bandwidth=0.15).fit(x)
-    if name == "mixture":
-        return Density(fit.score_samples, lambda n: np.random.default_rng(0).permutation(fit.sample(n)[0]))
-    return Density(fit.score_samples, fit.sample)
+    if name == "kernel density":
+        density = KernelDensity(bandwidth=0.15).fit(x)
+        return Density(density.score_samples, density.sample)
+    mixture = GaussianMixture(8, random_state=0).fit(x)  # it draws one component after the other
+    return Density(mixture.score_samples, lambda n: np.random.default_rng(0).permutation(mixture.sample(n)[0]))
 
 
 def densities() -> Iterator[tuple[str, str, Callable[[], Density]]]:

@@ -67,6 +67,7 @@ FILES = {
     "mnist.gz": ("8d422c7b0a1c1c79", "xdong99/ScoreBasedGenerativeModels afaf62e MNIST/raw/t10k-images-idx3-ubyte.gz"),
     "fashion.gz": ("cc1d090a38ace84d", "Debian's dataset-fashion-mnist, t10k-images-idx3-ubyte.gz"),
 }
+SLIM_PATH = {"betas": 1e-4 + 0.0199 * torch.arange(200) / 200}
 POINTS, IMAGES, SOLVED, TIMES = 512, 256, 8, 16  # rows of a bound, images of an NLL, network evaluations of a bound
 BY_SCIPY = 4  # points that SciPy solves, too
 LOSS = re.compile(r".*?at least ([\d.e+-]+) bits/dim.*", re.DOTALL)  # what check_denoiser says is lost
@@ -117,8 +118,6 @@ def slim_network(folder: Path, data: str) -> nn.Module:
 
 def network_of_images(folder: Path, whose: str, data: str) -> nn.Module:
     """A U-Net of noise, called as (x, k) at whole k, whose code is in the folder beside its weights."""
-    if whose == "slim":
-        return slim_network(folder, data)
     spec = importlib.util.spec_from_file_location("theirs", read(folder, f"{whose}/models.py"))
     assert spec is not None and spec.loader is not None
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
@@ -128,13 +127,17 @@ def network_of_images(folder: Path, whose: str, data: str) -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-def images(folder: Path, whose: str, data: str) -> Tensor:
-    """Test images in grey levels, (N, C, H, W); Slim-Diffusion's are 32 × 32, of MNIST by bilinear resizing."""
-    if data == "cifar-10":
-        made = np.load(read(folder, "cifar10.npz"))
-        return torch.from_numpy(made["x"][made["sizes"][0] :])
-    raw = torch.from_numpy(read_idx(read(folder, f"{data}.gz"), magic=2051))[:, None]
-    return resize(raw, [32, 32], antialias=True) if whose == "slim" else raw
+def images(folder: Path, data: str) -> Tensor:
+    """Test images in grey levels, (N, 1, 28, 28)."""
+    return torch.from_numpy(read_idx(read(folder, f"{data}.gz"), magic=2051))[:, None]
+
+
+def slim_images(folder: Path, data: str) -> Tensor:
+    """Test images as Slim-Diffusion takes them, (N, C, 32, 32); MNIST's by bilinear resizing."""
+    if data == "mnist":
+        return resize(images(folder, data), [32, 32], antialias=True)
+    made = np.load(read(folder, "cifar10.npz"))
+    return torch.from_numpy(made["x"][made["sizes"][0] :])
 
 
 def by_scipy(velocity: nn.Module, x: Tensor) -> Tensor:
@@ -181,10 +184,8 @@ def gaussian(rest: Tensor, x: Tensor, noise: float) -> Tensor:
     return fit.nats(fit.squares(x.flatten(1).double()))
 
 
-def of_images(folder: Path, whose: str, data: str) -> Row:
-    """NELBO, the bound of K steps and the NLL, bits/dim, of networks that index an embedding by whole k."""
-    net, raw = network_of_images(folder, whose, data), images(folder, whose, data)
-    path = {"betas": 1e-4 + 0.0199 * torch.arange(200) / 200} if whose == "slim" else LINEAR
+def of_images(net: nn.Module, raw: Tensor, path: dict[str, Tensor]) -> Row:
+    """NELBO, the bound of K steps and the NLL, bits/dim, of a network that indexes an embedding by whole k."""
     shape, scaling = tuple(raw.shape[1:]), indm.Scaling.between(-1, 1)
     model = indm.from_denoiser(net, predicts="noise", path=path, shape=shape, scaling=scaling, steps="whole")
     checked = indm.check_denoiser(model, raw[-IMAGES:])
@@ -214,9 +215,17 @@ def networks() -> Iterator[tuple[str, Any]]:
         yield f"moons, {name}", lambda folder, name=name: of_points(folder, name)
     for whose in ("BrianPulfer", "niuwengang"):
         for data in ("mnist", "fashion"):
-            yield f"{data}, {whose}", lambda folder, whose=whose, data=data: of_images(folder, whose, data)
+            yield (
+                f"{data}, {whose}",
+                lambda folder, whose=whose, data=data: of_images(
+                    network_of_images(folder, whose, data), images(folder, data), LINEAR
+                ),
+            )
     for data in ("mnist", "cifar-10"):
-        yield f"{data} 32×32, slim", lambda folder, data=data: of_images(folder, "slim", data)
+        yield (
+            f"{data} 32×32, slim",
+            lambda folder, data=data: of_images(slim_network(folder, data), slim_images(folder, data), SLIM_PATH),
+        )
 
 
 def study(made: Records, folder: Path, only: str = "") -> None:

@@ -37,5 +37,5 @@ def toml(content: str) -> dict[str, Any]:
 
 
 def cache_folder() -> Path:
-    """Where files are kept that can be made or downloaded again: $INDM_DATA, or ~/.cache/indm."""
+    """The folder of files that can be made or downloaded again: $INDM_DATA, or ~/.cache/indm."""
     return Path(os.environ.get("INDM_DATA") or Path.home() / ".cache" / "indm").expanduser()

@@ -31,7 +31,8 @@ NOISE_LEVELS = 8  # at which the error is measured, evenly on the clock, beside 
 ENTRIES = 2**13  # numbers of data that make the errors of vectors precise enough; images have more
 ROWS, FEW, MOST = 256, 32, 10_000  # at least, at least for other descriptions, at most for the linear predictor
 LOST, TRIED = 0.05, 0.02  # bits/dim from which a loss is a finding, and from which other descriptions are tried
-REST, OF_MUCH = 0.2, 0.05  # shares of the loss, and of one above 1 bit/dim, that another description may leave
+EXPLAINED = 0.5  # share of the loss that another description explains at least, if it is named
+REST, OF_MUCH = 0.2, 0.05  # shares of the loss beyond the least noise, and of one above 1 bit/dim, that it may leave
 WEAK = 1.5  # ratio of a level's error to the linear predictor's from which it is mentioned
 SIGNIFICANT = 3.0  # standard errors by which an estimate may be off
 TAKEN = 3 + SIGNIFICANT * 6**0.5  # unit squares that a fit of three coefficients removes, at most: χ² of 3
@@ -123,9 +124,7 @@ def check_denoiser(
         above = (torch.minimum(best, error.mean(1)) + noise)[1:].clamp(1e-12, 1 - 1e-9)
         best[:-1] = torch.minimum(best[:-1], (above.logit() + 2 * levels.diff()).sigmoid() + noise[:-1])
         lost = bits * (error.mean(1) - best).clamp_min(0)
-        tried = _gains(denoiser, asked) if lost.sum() >= TRIED else ()
-        on_clock = torch.arange(len(bits)) >= len(bits) - NOISE_LEVELS  # at the least noise, paths differ too much
-        gains = {w: (gain @ (bits if w.startswith("predicts") else bits * on_clock)).item() for w, gain in tried}
+        gains = dict(_gains(denoiser, asked, bits)) if lost.sum() >= TRIED else {}
     verdict, wrong = _verdict(levels, lost, error.mean(1) / linear, gains)
     return DenoiserCheck(
         levels, {k: v.mean(1) for k, v in errors.items()}, linear, lost, denoiser.predicts, verdict, wrong
@@ -166,8 +165,11 @@ def _errors(
     return errors, size[:, 3] ** 2 / torch.linalg.inv(unit)[:, 3, 3] / max(x.numel() - TAKEN, 1)
 
 
-def _gains(denoiser: Any, asked: Asked) -> Iterator[tuple[str, Tensor]]:
-    """Other descriptions in words, and the error by which each is better than the one given, (levels,)."""
+def _gains(denoiser: Any, asked: Asked, bits: Tensor) -> Iterator[tuple[str, float]]:
+    """Other descriptions in words, and the bits/dim by which each is better, by ``bits`` for a unit of error.
+
+    At the least noise paths differ too much to be compared, so only other predictions count there.
+    """
     x, seen, levels, batch_size = asked
     rows = max(FEW, ENTRIES // x[0].numel())
     asked = (x := x[:rows], tuple(part[:rows] for part in seen), levels, batch_size)
@@ -185,7 +187,11 @@ def _gains(denoiser: Any, asked: Asked) -> Iterator[tuple[str, Tensor]]:
         with suppress(IndexError, RuntimeError, ValueError):  # networks may not accept such a call
             errors[words] = _errors(other, asked, reference, *scaling)[0][denoiser.predicts]
     for words, error in errors.items():
-        yield f"predicts={words!r}" if words in PREDICTIONS else words, (given - error).mean(1)
+        gain = bits * (given - error).mean(1)
+        if words in PREDICTIONS:
+            yield f"predicts={words!r}", gain.sum().item()
+        else:
+            yield words, gain[-NOISE_LEVELS:].sum().item()
 
 
 def _verdict(levels: Tensor, lost: Tensor, ratio: Tensor, gains: Mapping[str, float]) -> tuple[str, bool]:
@@ -199,7 +205,7 @@ def _verdict(levels: Tensor, lost: Tensor, ratio: Tensor, gains: Mapping[str, fl
         text += f", where its error is up to {worst:.2g} times that of the best linear predictor"
     words, gain = max(gains.items(), key=lambda item: item[1], default=("", 0.0))
     rest = on_clock - gain
-    if gain >= max(TRIED, 0.5 * total) and rest <= min(REST * on_clock, max(LOST, OF_MUCH * on_clock)):
+    if gain >= max(TRIED, EXPLAINED * total) and rest <= min(REST * on_clock, max(LOST, OF_MUCH * on_clock)):
         return f"{words} fits the network better, by {gain:.2g} bits/dim: as described it {text}", True
     if gain >= TRIED:
         text += f"; the best of {len(gains)} other descriptions, {words}, loses {gain:.2g} bits/dim less"

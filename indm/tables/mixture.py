@@ -89,8 +89,9 @@ def with_one_gaussian(
     mixture: Mixture, training: tuple[Array, Array], validation: tuple[Array, Array], seed: int, draws: int
 ) -> list[Mixture]:
     """A mixture, and beside one of several components the best single Gaussian."""
-    several = len(mixture.weight) > 1
-    return [mixture, *([best_mixture(training, validation, 1, seed, np.inf, draws)] if several else [])]
+    if len(mixture.weight) == 1:
+        return [mixture]
+    return [mixture, best_mixture(training, validation, 1, seed, np.inf, draws)]
 
 
 def best_of(

@@ -156,8 +156,9 @@ def jobs() -> Iterator[Job]:
             yield from (Job(data, model, "uniform", STEPS, seed) for model in MODELS)
     for steps in SHORT_AND_LONG:
         for seed in FEW_SEEDS:
-            for data in STUDIES[: 3 if steps == min(SHORT_AND_LONG) else 2]:  # emoji have no long ones
-                yield from (Job(data, model, "uniform", steps, seed) for model in CURVES)
+            for data in STUDIES:
+                if steps < STEPS or data != "emoji-32":
+                    yield from (Job(data, model, "uniform", steps, seed) for model in CURVES)
     for seed in FEW_SEEDS:
         for data in ("clothes-16", "emoji-32"):
             yield from (Job(data, model, "variational", STEPS, seed) for model in OF_NOISE)
@@ -426,15 +427,12 @@ def behaviour_table(table: Records) -> str:
         for name in ("spline", "coupling"):
             rows = table.at(data=data, model=name, noise="uniform", steps=STEPS).rows()
             described = [row for row in rows if row.get("behaviour")]
-            levels = [list(level) for level in zip(*(row["behaviour"] for row in described), strict=True)]
-            for level in levels[::2]:
-                noise, drift, beyond, anisotropy = (
-                    float(np.mean([seed[key] for seed in level]))
-                    for key in ("noise", "drift", "drift_beyond_linear", "anisotropy")
-                )
+            for level in list(zip(*(row["behaviour"] for row in described), strict=True))[::2]:
+                mean = {key: np.mean([seed[key] for seed in level]) for key in level[0] if key != "spectrum"}
                 size = np.mean([row["displacement"]["size"] for row in described])
-                shares = f"{noise:.2g}", f"{beyond / drift:.2f}", f"{anisotropy:.2g}"
-                lines.append((data, name, f"{size:.2f}", *shares, len(described)))
+                share = mean["drift_beyond_linear"] / mean["drift"]
+                cells = f"{size:.2f}", f"{mean['noise']:.2g}", f"{share:.2f}", f"{mean['anisotropy']:.2g}"
+                lines.append((data, name, *cells, len(described)))
     titles = "displacement", "σ/α", "drift beyond linear", "anisotropy of the volatility", "seeds"
     return in_table("data", "model", *titles, rows=lines)
 

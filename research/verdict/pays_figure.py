@@ -1,4 +1,4 @@
-"""The picture of README's "Does it pay?", from records: bits/dim by budget, on each data set.
+"""The picture of README's "Does a learned flow pay?", from records: bits/dim by budget, on each data set.
 
 python -m research.verdict.pays_figure
 """

@@ -25,7 +25,7 @@ FONT_SIZE = 10  # points
 # instead of yellow, which is too pale for lines. Black is for the data.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")
 DATA_COLOUR = "black"
-METHODS = {"linear": COLOURS[6], "spline": COLOURS[0], "INDM": COLOURS[1], "flow alone": COLOURS[2]}  # everywhere
+METHODS = {"linear": COLOURS[6], "spline": COLOURS[0], "INDM": COLOURS[1], "flow alone": COLOURS[2]}  # in all figures
 CHARACTER = 0.65 * FONT_SIZE / 72  # inches, about
 Pixels = UInt8[np.ndarray, "height width 3"]
 Colours = Mapping[str, str]  # colour of each model, the same in all figures of a page; others are black
