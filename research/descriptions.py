@@ -300,9 +300,9 @@ STRANGERS = (
 )  # fmt: skip
 
 
-def noisy(alpha: Callable[[Tensor], Tensor], sigma: Callable[[Tensor], Tensor]) -> SimpleNamespace:
-    """torchcfm's path from noise at 0 to data at 1, on which noise of deviation 0.1 remains."""
-    return SimpleNamespace(alpha=alpha, sigma=sigma, range=(1.0, 1e-4), prior_std=1.0)
+def noisy(alpha: Callable[[Tensor], Tensor], sigma: Callable[[Tensor], Tensor], end: float = 1.0) -> SimpleNamespace:
+    """torchcfm's path from noise at 0 to data at ``end``, on which noise of deviation 0.1 remains."""
+    return SimpleNamespace(alpha=alpha, sigma=sigma, range=(end, 1e-4), prior_std=1.0)
 
 
 def of_strangers(name: str) -> dict[str, Any]:
@@ -313,7 +313,8 @@ def of_strangers(name: str) -> dict[str, Any]:
     if name.endswith("flow_matching"):
         path = noisy(lambda t: t, lambda t: 1 - 0.9 * t)
     if name.endswith("interpolant"):
-        path = noisy(lambda t: (math.pi / 2 * t).sin(), lambda t: ((math.pi / 2 * t).cos() ** 2 + 0.01).sqrt())
+        deviation = lambda t: ((math.pi / 2 * t).cos() ** 2 + 0.01).sqrt()  # noqa: E731
+        path = noisy(lambda t: (math.pi / 2 * t).sin(), deviation, end=0.99)  # at 1 a velocity says nothing of noise
     return {"predicts": "velocity", "path": path, "shape": (2,), "scaling": None}
 
 

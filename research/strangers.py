@@ -71,7 +71,7 @@ SLIM_PATH = {"betas": 1e-4 + 0.0199 * torch.arange(200) / 200}
 POINTS, IMAGES, SOLVED, TIMES = 512, 256, 8, 16  # rows of a bound, images of an NLL, network evaluations of a bound
 BY_SCIPY = 4  # points that SciPy solves, too
 LOSS = re.compile(r".*?at least ([\d.e+-]+) bits/dim.*", re.DOTALL)  # what check_denoiser says is lost
-KNOWN = ("cfm", "flow_matching")  # networks of independent noise whose path is known and gives n̂ at the data end, too
+KNOWN = ("cfm", "flow_matching", "stochastic_interpolant")  # networks of independent noise whose path is known
 ENTROPY = math.log(2 * math.pi) + math.log(9 * 0.2) - 0.5 * math.log(2)  # the moons have at most this: both as if apart
 
 

@@ -18,7 +18,7 @@ from indm.conditions import Condition
 from indm.dequantization import Dequantization, GreyLevels
 from indm.flows.base import Identity
 from indm.foreign.check import check_denoiser
-from indm.foreign.paths import PREDICTIONS, Path, path_of
+from indm.foreign.paths import POINTS, PREDICTIONS, Path, path_of
 from indm.model import INDM, describe
 from indm.names import find
 from indm.scaling import Scaling
@@ -27,6 +27,7 @@ from indm.sde.linear import LogLinearSDE
 from indm.tensors import Batch, PerSample, double, expand_like
 
 SDE_EPS = 1e-5  # the time of the SDE at which the path begins
+MOST_GAIN, USUAL_GAIN = 1e3, 10.0  # error of the noise for one of the velocity: refused from here on, and harmless
 LARGE = 20.0  # |x| of data in model units that no usual scaling gives
 WHOLE = "the network takes no fractions of a step, so it is asked at the two steps around each: steps='whole'"
 ASKED = ("between", "whole")  # steps k at which a network of a table of steps can be asked: fractions, or whole ones
@@ -216,7 +217,7 @@ def from_denoiser(
 
     Raises:
         ValueError: an unknown word, "whole" steps of a continuous path, a path that is not monotone, ``eps`` outside
-            of it, or a module in half precision.
+            of it or where a velocity does not determine the noise, or a module in half precision.
 
     Example: the velocity of N(0, I), E[n − x_0|x], in flow matching.
 
@@ -238,7 +239,10 @@ def from_denoiser(
     if dequantization is None and scaling.levels is not None:
         dequantization = GreyLevels()
     require(min(shape, default=0) >= 1, "shape", shape, "positive sizes, as (3, 32, 32)")
-    model = INDM(Identity(), ScoreModel(denoiser, sde_of(noises, eps)), scaling, shape, dequantization, condition)
+    sde = sde_of(noises, eps)
+    if predicts == "velocity":
+        check_velocity(noises, noises.range[0] if eps is None else eps)
+    model = INDM(Identity(), ScoreModel(denoiser, sde), scaling, shape, dequantization, condition)
     weight = next(denoiser.parameters(), model.scaling.scale)
     if weight.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"network must be in float32 or float64, got {weight.dtype}; network.float() makes it so")
@@ -256,6 +260,17 @@ def sde_of(path: Path, eps: float | None = None) -> LogLinearSDE:
     at_zero = at_end + (at_eps - at_end) / (1 - SDE_EPS)
     size = torch.hypot(path.alpha(ends[1]), path.sigma(ends[1])).item()
     return LogLinearSDE(at_zero, at_end, path.prior_std / size, SDE_EPS)
+
+
+def check_velocity(path: Path, eps: float) -> None:
+    """ValueError where a velocity says nothing of the noise at ``eps``, such as where α and σ both stand still."""
+    tau = torch.linspace(eps, path.range[1], POINTS, dtype=torch.float64)
+    (alpha, sigma), (alpha_slope, sigma_slope) = (path.alpha(tau), path.sigma(tau)), path.slopes(tau)
+    gain = alpha / (alpha * sigma_slope - sigma * alpha_slope).abs()
+    if not bool(gain[0] < MOST_GAIN):
+        later = tau[gain < USUAL_GAIN][:1].tolist()
+        advice = f"a τ nearer to the noise, such as {later[0]:.4g}" if later else "one where log(σ/α) changes with τ"
+        raise ValueError(f"eps must be {advice}: at {eps:g} a velocity does not say what the noise is")
 
 
 class Preconditioned(nn.Module):

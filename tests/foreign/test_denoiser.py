@@ -1,6 +1,7 @@
 """Networks trained elsewhere, against exact denoisers and the prior that the exact flow pulls back."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,6 +142,20 @@ def test_a_path_must_rise():
     path.range = (0.99, 0.01)
     with pytest.raises(ValueError, match=r"rises from range\[0\] = 0.99"):
         model_of("noise", path)
+
+
+def test_a_velocity_must_determine_the_noise():
+    """On α = sin, σ² = cos² + 0.01 both stand still at τ = 1; at 0.99 the error of the noise is 4 of the velocity."""
+    quarter = 0.5 * math.pi
+    path = SimpleNamespace(
+        alpha=lambda tau: (quarter * tau).sin(),
+        sigma=lambda tau: ((quarter * tau).cos() ** 2 + 0.01).sqrt(),
+        range=(1.0, 1e-4),
+    )
+    model_of("noise", path)
+    with pytest.raises(ValueError, match=r"eps must be a τ nearer to the noise, such as 0.99\d*: at 1 a velocity"):
+        model_of("velocity", path)
+    model_of("velocity", path, eps=0.99)
 
 
 RETURNS = {
