@@ -36,7 +36,7 @@ from indm.training import Descent, FlowUse, NoiseLevels, TrainingStep, learning_
 from indm.workbench.data.base import Data, check_kind, load_data, stack
 from indm.workbench.data.examples import InMemory, Paired, flip_horizontally, loader
 from indm.workbench.recipes.options import TrainOptions
-from indm.workbench.recipes.recipe import Recipe, model_of
+from indm.workbench.recipes.recipe import Recipe, model_tables
 from indm.workbench.runs.devices import by_main_process
 from indm.workbench.training import checkpoints
 from indm.workbench.training.parts import (
@@ -144,7 +144,7 @@ class Trainer(Descent):
 
     def build_model(self, recipe: Recipe) -> nn.Module:
         """The module to train, on the CPU, with ``scaling``, ``shape``, ``trained_parts`` and ``save(folder)``."""
-        return build_model(model_of(recipe), self.data.shape, self.data.scaling)
+        return build_model(model_tables(recipe), self.data.shape, self.data.scaling)
 
     def _try_outside_parts(self) -> None:
         """See that parts from outside this package return what they must, before anything is written."""
