@@ -24,7 +24,6 @@ from indm import names
 from indm.checks import reason, require
 from indm.conditions import Condition, NoCondition, sees_condition
 from indm.dequantization import check_raw, decoder_of, from_data
-from indm.files.untrusted import raise_if_out_of_memory
 from indm.flows.base import Flow, check_flow
 from indm.likelihood import latent_reference
 from indm.model import build_model, count_parameters
@@ -386,15 +385,15 @@ class Trainer(Descent):
         The main process finds it, and all take that very one. The number of processes may have been another one.
 
         Raises:
-            ValueError: none is intact, or it is one of another model.
-            OSError, MemoryError: it cannot be read now.
+            ValueError: it is one of another model.
+            FileNotFoundError: none is intact.
+            OSError, RuntimeError, MemoryError: it cannot be read now.
         """
         path = by_main_process(lambda: checkpoints.newest(run)[0])
         state = checkpoints.read(path)
         try:
             return self._take(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise_if_out_of_memory(path, error)
             raise ValueError(f"{path} is not a checkpoint of this recipe: {reason(error)}") from error
 
     def _take(self, state: dict) -> dict[str, Any]:
