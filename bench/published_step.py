@@ -26,7 +26,7 @@ def main() -> None:
     recipe = recipes.resolve(recipes.load(options.recipe))
     shape = (3, 32, 32) if recipe["data"]["name"] == "cifar10" else (3, 64, 64)
     scaling = Scaling.images(256, recipe["data"].get("centered", True))
-    model = build_model(recipes.model_of(recipe), shape, scaling).train()
+    model = build_model(recipes.model_tables(recipe), shape, scaling).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
     raw = torch.randint(0, 256, (options.batch, *shape), dtype=torch.uint8)
     for _ in range(2):

@@ -207,10 +207,10 @@ def nelbo(
     score, sde, n = model.score, model.score.sde, len(x)
     # Everything but the flow's own probes is drawn first, so that models compared at one seed share it.
     parts = [n] if reference is None else [n // 2, n - n // 2]  # control_variate needs independent halves
-    strata = torch.cat([stratified_times(sde, rows, times, generator, x.device) for rows in parts], 1).to(x.dtype)
+    drawn_times = torch.cat([stratified_times(sde, rows, times, generator, x.device) for rows in parts], 1).to(x.dtype)
     noises = [randn_like(x, generator) for _ in range(times + 1)]
     z, log_det = model.encode(x, generator=generator)
-    pairs = list(zip(strata, noises, strict=False))
+    pairs = list(zip(drawn_times, noises, strict=False))
     if ancestral is None:
         drawn = [denoising_error(score, z, t, noise) for t, noise in pairs]
     else:
@@ -218,7 +218,7 @@ def nelbo(
         pairs = [(t, noise) for (t, _), noise in steps]
         drawn = [step_divergence(score, z, t, s, noise) for (t, s), noise in steps]
         drawn = [divergence * ancestral / sde.log_snr_range() for divergence in drawn]  # per unit of the clock
-    errors, position = torch.stack(drawn), sde.place(sde.clock(strata))
+    errors, position = torch.stack(drawn), sde.place(sde.clock(drawn_times))
     course = errors.new_zeros(n, NOISE_LEVELS)
     if reference is not None:
         excess = torch.stack([reference.excess(sde, z, t, noise) for t, noise in pairs])
@@ -455,11 +455,19 @@ def mle_loss(
 ) -> Losses:
     r"""Flow and score both minimise the NELBO (with reconstruction, at truncation ``eps``).
 
-    Most networks add to the score of a law that is known, such as N(0, I) (:attr:`indm.ScoreModel.base`). The bound of
-    the flow with this law has a closed form, and noise is drawn only for what the network adds, f:
+    Most networks add f to the noise that a known law B of the latents expects, such as N(0, I)
+    (:attr:`indm.ScoreModel.base`). The bound under B's own score has a closed form N, at the SDE's own ε it is −log B,
+    and noise is drawn only for what f changes. With R the length of the log-SNR clock, and one more unit at ε:
 
-    .. math:: E[\tfrac12\|f\|^2 - \langle f, a\rangle], \qquad a = n - E[n|z_t] \text{ under the law}.
+    .. math:: -\log|\det \partial h/\partial x| + N(h(x)) + (R + 1)\, E[\tfrac12\|f\|^2 - \langle f, a\rangle],
+              \qquad a = n - E_B[n|z_t]
 
+    Where no law is known, or grey levels are decoded, noise is drawn for the whole error of the network:
+
+    .. math:: -\log|\det \partial h/\partial x| + E[-\log\pi(z_T)] + (R + 1)\, E[\tfrac12\|n + \sigma_t s(z_t, t)\|^2]
+              + \text{constants}
+
+    A decoder of grey levels has its own reconstruction term in place of the unit at ε.
 
     Args:
         model: an INDM.

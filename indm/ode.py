@@ -20,6 +20,8 @@ Attempt = tuple[State, Tensor, int]  # the state at the end, its error, evaluati
 
 FEWEST, MOST = 64, 256  # equal steps of :func:`solve`: errors stated by 64 covered the true ones of eight models
 FEWEST_SMOOTH = 32  # the same of a field without ripples in t (both: bench/solver_error.py)
+COARSE, COARSE_SMOOTH = 16, 12  # steps of the cheapest solution whose mean error a subset can correct
+SAMPLED, SAMPLED_SMOOTH = 400, 25  # steps of samples: of UniPC, 0.02 grey levels of 256 from many (bench/ripples.py)
 LEAST_SMOOTH, MOST_SMOOTH = 24, 96  # steps in which that counts: fewer resolve too little, more err by rounding
 PROBED = 8  # steps of which one is looked into, between its ends: an eighth more evaluations
 GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, fill [0, 1) most evenly and have no period

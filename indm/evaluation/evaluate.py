@@ -45,6 +45,10 @@ def evaluate(
 ) -> Likelihoods:
     """Likelihoods of raw data, each with and without reconstruction, with standard errors.
 
+    The ODE of :class:`indm.NLL` is solved in as many steps as its ``nll_error`` needs, by default 1e-3 bits/dim of an
+    example. Of hundreds of examples all are solved in 12 or 16 steps, and random ones to that error, which corrects the
+    mean (:mod:`indm.evaluation.mean_nll`). :class:`indm.NLL` takes ``steps`` for another number.
+
     Ctrl-C ends it with the examples and measures that are done, and ``report.interrupted`` is then True.
 
     Args:
@@ -63,6 +67,11 @@ def evaluate(
         progress: show a bar.
         distributed: every process of ``torch.distributed`` calls this with the same bare model and data, takes its
             share of the batches, and returns the whole.
+
+    Returns:
+        ``report`` has for each measure the mean, its standard error, the noise of the estimator, the mean and largest
+        error that the ODE's solver states, and how many examples are above ``nll_error`` (``unconverged``). ``nats``
+        has the values of every example, and the solver's errors as ``"nll_solver_error"``.
 
     Raises:
         ValueError: an option that is out of range, or wrong raw data, see :meth:`indm.Scaling.check`.

@@ -27,12 +27,12 @@ from torch import Tensor
 from indm.dequantization import from_data
 from indm.gaussian import GaussianReference
 from indm.likelihood import NLL_ERROR, Start, WhitenedFlow, start_of
+from indm.ode import COARSE, COARSE_SMOOTH
 from indm.protocols import Score
 from indm.score import is_smooth
 from indm.tensors import double, evaluation_mode
 
 LEAST = 48  # examples of a rung, from which its variance is known well enough where differences have heavy tails
-FIRST_SMOOTH, FIRST = 12, 16  # steps of the coarsest rung, for networks known to be smooth in t and for others
 DOUBLINGS = 3  # times that intermediate rungs may double the coarsest rung's steps
 UNUSUAL = 2.0  # an estimate whose stated error is above this many times the median is solved finely for certain
 MOST_UNUSUAL = 20  # one in so many estimates can be
@@ -156,7 +156,7 @@ class Corrected:
 
 def first_steps(score: Score) -> int:
     """Steps of the coarsest rung."""
-    return FIRST_SMOOTH if is_smooth(score) else FIRST
+    return COARSE_SMOOTH if is_smooth(score) else COARSE
 
 
 def corrected(

@@ -1,6 +1,7 @@
 """The likelihoods that :func:`indm.evaluate` estimates, each a small class whose fields are its options."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -71,7 +72,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
+class Measure(ABC):
     """A likelihood of the first ``examples``, of all by default."""
 
     kind: ClassVar[str]  # its key in a report
@@ -91,15 +92,15 @@ class Measure:
         """Options of :func:`indm.nll` for its ODE; empty for a measure without one."""
         return {}
 
+    @abstractmethod
     def calls(self, dims: int) -> float:
         """About how many evaluations of the network an estimate of an event of so many entries takes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def estimate(
         self, model: Any, raw: Tensor, reference: GaussianReference | None, generator: torch.Generator
     ) -> Estimate:
         """A draw for a batch; ``model`` is at its conditions, ``reference`` is the law of the latents."""
-        raise NotImplementedError
 
     def coarse(self, model: Any, estimates: int) -> "Measure":
         """The measure of which all ``estimates`` are drawn."""

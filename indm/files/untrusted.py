@@ -122,8 +122,8 @@ def checkpoint(path: Path, known: Mapping[str, Callable] | None = None) -> Any:
     """The content of a file by ``torch.save``: tensors, numbers, text and containers of them, and ``known`` names.
 
     PyTorch's weights-only reader runs no pickled code. Tensors of stride 0 may claim more than is stored: call
-    :func:`check_stored` before computing with them. ValueError where the pickle asks for more than is known, the file
-    holds or memory has; nearly any error for a damaged file.
+    :func:`check_stored` before computing with them. ValueError where the pickle asks for more than is known or the file
+    holds, MemoryError where it has not enough memory; nearly any error for a damaged file.
     """
     if path.exists() and not path.is_dir():  # the errors of both say what they are
         check_plain(path)
@@ -206,21 +206,7 @@ def _at_most(numbers: int, parts: int) -> Iterator[None]:
 
 
 def check_memory(claimed: int) -> None:
-    """ValueError where ``claimed`` bytes do not fit into what this machine has free."""
+    """MemoryError where ``claimed`` bytes do not fit into what this machine has free."""
     free = psutil.virtual_memory().available
     if claimed > free:
-        raise ValueError(f"it claims {claimed:,} bytes, and this process can have {free:,} bytes of memory")
-
-
-def raise_if_out_of_memory(path: Path, error: BaseException) -> None:
-    """MemoryError where ``error``, raised while ``path`` was read, comes from a lack of memory, not from damage."""
-    for cause in causes(error):
-        if isinstance(cause, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(cause):
-            raise MemoryError(f"{path} takes more memory than there is: {reason(error)}") from error
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and the errors from which it was raised or during whose handling it arose."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+        raise MemoryError(f"it claims {claimed:,} bytes, and this process can have {free:,} bytes of memory")

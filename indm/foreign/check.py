@@ -22,12 +22,11 @@ from indm.dequantization import check_raw, from_data
 from indm.foreign.paths import PREDICTIONS
 from indm.gaussian import GaussianReference
 from indm.likelihood import check_gradient
-from indm.objective import reconstruction_units
+from indm.objective import NOISE_LEVELS, reconstruction_units
 from indm.protocols import Model
 from indm.score import context_of, described, unguided
 from indm.tensors import evaluation_mode, randn_like
 
-NOISE_LEVELS = 8  # at which the error is measured, evenly on the clock, beside the least noise
 ENTRIES = 2**13  # numbers of data that make the errors of vectors precise enough; images have more
 ROWS, FEW, MOST = 256, 32, 10_000  # at least, at least for other descriptions, at most for the linear predictor
 LOST, TRIED = 0.05, 0.02  # bits/dim from which a loss is a finding, and from which other descriptions are tried

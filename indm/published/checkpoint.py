@@ -84,7 +84,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # damaged files surface as almost anything
-        reason = checks.reason(error) if isinstance(error, ValueError) else "it is damaged, or of another kind"
+        is_said = isinstance(error, ValueError | MemoryError)
+        reason = checks.reason(error) if is_said else "it is damaged, or of another kind"
         raise ValueError(f"{path} cannot be read as a checkpoint of torch: {reason}") from error
     state = content.get("model") if isinstance(content, dict) else None
     if not (isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())):

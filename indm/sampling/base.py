@@ -13,16 +13,13 @@ from tqdm.auto import tqdm
 
 from indm.checks import check_arguments, require
 from indm.names import BUILT_IN, find
-from indm.ode import Points
+from indm.ode import SAMPLED, SAMPLED_SMOOTH, Points
 from indm.protocols import Model, Score
 from indm.score import is_smooth
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample
 
 SAMPLER = "unipc"  # default sampler: the best in few steps
-STEPS = 25  # default number of steps: UniPC is then 0.02 grey levels of 256 from converged samples
-FEW = 25  # steps in which, or in fewer, a network with ripples in t is not resolved
-RESOLVING = 400  # steps by default where a network may have ripples in t (bench/ripples.py)
 LEAST_WEIGHT = 0.1  # weight of the clock in :func:`steps_in_time`, at least
 SAMPLERS = BUILT_IN["sampler"]  # the names of the samplers of this package; make_sampler makes one
 
@@ -80,7 +77,7 @@ class Sampler:
 
 def default_steps(model: Model) -> int:
     """25, and 400 where the network may have ripples in t."""
-    return STEPS if is_smooth(model.score) else RESOLVING
+    return SAMPLED_SMOOTH if is_smooth(model.score) else SAMPLED
 
 
 def make_sampler(sampler: str | type[Sampler] | Sampler, **options: Any) -> Sampler:
@@ -124,7 +121,7 @@ def steps_in_time(sde: LinearSDE) -> Points:
     def points(start: float, end: float, steps: int) -> list[float]:
         clock = torch.linspace(start, end, 10_001, dtype=torch.float64)
         t = sde.time(-clock)
-        weight = min(1.0, max(LEAST_WEIGHT, FEW / steps))
+        weight = min(1.0, max(LEAST_WEIGHT, SAMPLED_SMOOTH / steps))
         along = (1 - weight) * (t - t[0]) / (t[-1] - t[0]) + weight * (clock - start) / (end - start)
         return np.interp(np.linspace(0, 1, steps + 1), along.numpy(), clock.numpy()).tolist()
 

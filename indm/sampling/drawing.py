@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 
 from indm.checks import check_counts, require
 from indm.likelihood import decode_with_log_prob, latents_of
+from indm.ode import SAMPLED, SAMPLED_SMOOTH
 from indm.protocols import Model
-from indm.sampling.base import FEW, RESOLVING, SAMPLER, Sampler, default_steps, make_sampler
+from indm.sampling.base import SAMPLER, Sampler, default_steps, make_sampler
 from indm.score import denoise, is_smooth
 from indm.tensors import Batch, evaluation_mode, expand_like
 
@@ -69,8 +70,8 @@ def sample(
     check_counts(steps=steps)
     require(0 < temperature < math.inf, "temperature", temperature, "positive and finite", "1 samples the model")
     sampler = make_sampler(sampler)
-    if steps <= FEW and not sampler.adaptive and not is_smooth(model.score):
-        words = f"the network may have ripples in t, and {steps} steps may be too few; leave steps out for {RESOLVING}"
+    if steps <= SAMPLED_SMOOTH and not sampler.adaptive and not is_smooth(model.score):
+        words = f"the network may have ripples in t, and {steps} steps may be too few; leave steps out for {SAMPLED}"
         warnings.warn(words, RuntimeWarning, stacklevel=2)
     model, parts = model.truncated(eps), []
     with evaluation_mode(model):

@@ -579,7 +579,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         held_rows = self._noisy(many, numbers)
         draws = min(repeats, DRAWS_OF_MIXTURE)
         thinned = np.arange(len(many)) % repeats < draws
-        self.columns_, mixtures, value = self._start(
+        self.columns_, mixtures, value = self._mixtures(
             (self._noisy(rows[:MIXTURE_ROWS], numbers), c[:MIXTURE_ROWS]),
             (held_rows[thinned], c_held[thinned]),
             maps,
@@ -604,21 +604,21 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         trainings = self._trainings(Identity(), mixtures, *parts, repeats, len(rows))
         flowing = [FlowTraining(MaskedFlow(held.shape[1:]), held, repeats)] if self._may_flow(len(rows)) else []
         best = race([*trainings, *flowing], batch, *limits)
-        late, begin, name = best.late_gain(), trainings[0].start, counted(len(mixtures[0].weight), "Gaussian")
-        mixture = begin
+        late, start, name = best.late_gain(), trainings[0].start, counted(len(mixtures[0].weight), "Gaussian")
+        of_mixture = start
         if best in flowing:
             best = self._corrected(best, batch, parts, repeats, limits, numbers.randint(2**31 - 1))
-            begin, name = best.start, "flow"
+            start, name = best.start, "flow"
         elif best is not trainings[0]:
             name = "1 Gaussian"
-        gain, error = best.gain(begin)
+        gain, error = best.gain(start)
         if self.verbose:
             print(
                 f"model {len(self.models_) + 1}: mixture of {len(mixtures[0].weight)}, validation {value:.4f} nats; "
-                f"start {name}, {begin.mean():.4f}, {gain:+.4f} ± {error:.4f} by the network, at step {best.best_step} "
+                f"start {name}, {start.mean():.4f}, {gain:+.4f} ± {error:.4f} by the network, at step {best.best_step} "
                 f"of {best.step}, ended by {best.ended}"
             )
-        return Fitted(best, name, (gain, error), best.gain(mixture), max(late, best.late_gain()))
+        return Fitted(best, name, (gain, error), best.gain(of_mixture), max(late, best.late_gain()))
 
     def _may_flow(self, rows: int) -> bool:
         """Whether a flow is one of the starts."""
@@ -629,15 +629,15 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         self, flow: Flow, mixtures: Sequence[Mixture], held: Tensor, c_held: Tensor, repeats: int, rows: int
     ) -> list[Training]:
         """Trainings behind ``flow`` that start from mixtures of its latents."""
-        with torch.no_grad():
-            h, log_det = flow(held)
         models = [self._build(mixture, flow) for mixture in mixtures]
-        bases = [-log_det - solve.mixture_of(solve.at(model, c_held), h).log_prob() for model in models]
+        starts = [solve.start_log_prob(solve.at(model, c_held), held) for model in models]
+        with torch.no_grad():
+            h, _ = flow(held)
         is_large = self._is_large(rows)
         rate, alone = self.pace(is_large)[1] * (1 if flow.is_identity else BEHIND_A_FLOW), ALONE[is_large]
         return [
-            Training(model, h, c_held, rate, self.weight_decay, repeats, base, alone)
-            for model, base in zip(models, bases, strict=True)
+            Training(model, h, c_held, rate, self.weight_decay, repeats, -start, alone)
+            for model, start in zip(models, starts, strict=True)
         ]
 
     def _is_large(self, rows: int) -> bool:
@@ -685,7 +685,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """The largest number of components of a mixture."""
         return (1 if self.n_conditions_ else max(COMPONENTS)) if self.max_components is None else self.max_components
 
-    def _start(
+    def _mixtures(
         self, training: Rows, validation: Rows, maps: list[Columns], seed: int, seconds: float, draws: int = 1
     ) -> tuple[Columns, list[Mixture], float]:
         """The best mixture that can be fitted in that time, with one Gaussian; its map and its validation log p.

@@ -11,6 +11,7 @@ import functools
 import math
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from indm.model import INDM
 from indm.objective import drawn_error, half_square, in_pairs, noise_error
 from indm.sde.linear import VPSDE
 from indm.tables.mixture import bounded
-from indm.tables.solve import at, mixture_of
+from indm.tables.solve import at, start_log_prob
 from indm.training import Descent, NoiseLevels, course, learning_rate_factor
 
 VALIDATION_ROWS = 2_048  # noised at every validation, at most
@@ -60,7 +61,7 @@ def paired_error(model: Any, c: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> 
     return half_square(difference).unflatten(0, (2, -1)).mean(0), difference.unflatten(0, (2, -1))
 
 
-class Validated(Descent):
+class Validated(Descent, ABC):
     """A model in training, its average, and its best validated state.
 
     Args:
@@ -84,11 +85,11 @@ class Validated(Descent):
         self.start = self.lowest = self._errors()
         self.best: Any = copy.deepcopy(self.ema.model)
 
-    def _errors(self) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _errors(self) -> Tensor: ...
 
-    def _gradients(self, *batch: Any) -> dict[str, Tensor]:
-        raise NotImplementedError
+    @abstractmethod
+    def _gradients(self, *batch: Any) -> dict[str, Tensor]: ...
 
     def update(self, batch: tuple[Any, ...], factor: float) -> bool:
         """One step on ``batch`` at ``factor`` of the rate; whether it was skipped, as something was not finite."""
@@ -349,9 +350,8 @@ def batches(rows: int, size: int) -> Iterator[Tensor]:
 @torch.no_grad()
 def bounds_of(model: INDM, z: Tensor, c: Tensor, pairs: int, generator: torch.Generator) -> Tensor:
     """Draws of the NELBO's negative at latents z (B, d) and c (B, k), each by a pair of noises, nats (B, pairs)."""
-    h, log_det = model.flow(z)
-    start = mixture_of(at(model, c), h).log_prob() + log_det
-    h, c = (part.repeat_interleave(pairs, 0) for part in (h, c))
+    start = start_log_prob(at(model, c), z)
+    h, c = (part.repeat_interleave(pairs, 0) for part in (model.flow(z)[0], c))
     t, weight, _ = (part.to(z) for part in shuffled_times(NoiseLevels(model.sde), len(h), generator, uniform=True))
     noise = torch.randn(h.shape, generator=generator, dtype=h.dtype)
     change = weight * drawn_error(at(model, c).score, True, h, t, noise, pairs=True)[0]

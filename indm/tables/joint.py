@@ -128,6 +128,11 @@ def hidden(one_hot: Tensor, net: MaskedMixtureMLP, known: Array) -> Tensor:
     return one_hot * torch.from_numpy(np.repeat(known, net.categories, axis=1))
 
 
+def lacking(x: Array, codes: Array) -> tuple[Array, Array]:
+    """Masks of the numbers (n, d) and of the codes (n, J) that encoded rows lack."""
+    return np.isnan(x), codes < 0
+
+
 def chain_log_prob(net: MaskedMixtureMLP, z: Tensor, one_hot: Tensor, questions: Questions, index: Tensor) -> Tensor:
     """log p of the asked categories given numbers and categories, (n,): one column after another."""
     total, known = z.new_zeros(len(z)), questions.given_codes.copy()
@@ -252,7 +257,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         order, held = numbers.permutation(len(x)), max(1, round(self.validation_fraction * len(x)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(numbers.randint(2**31 - 1))
-            trainings = self._started(x, codes, order, held, numbers, deadline)
+            trainings = self._trainings(x, codes, order, held, numbers, deadline)
             x, codes = x[order[held:]], codes[order[held:]]
             middle, one_hot = self._latents(x), torch.from_numpy(self.encoding_.one_hot(codes)).float()
 
@@ -338,7 +343,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             far = f"{x[row, farthest]:g} in {named}; where it is an error, correct or drop the row"
             warnings.warn(f"row {row} of X is far from the others: {far}", stacklevel=3)
 
-    def _started(
+    def _trainings(
         self, x: Array, codes: Array, order: Array, held: int, numbers: np.random.RandomState, deadline: float
     ) -> list[JointTraining]:
         """Trainings that start from the best mixture and from one Gaussian; the first ``held`` rows of ``order``
@@ -395,18 +400,17 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def _asked(self, x: Array, codes: Array, rows: Array, numbers: np.random.RandomState) -> tuple[Array, Questions]:
         """Rows of a batch and what they are asked: some questions, each of rows that have the columns it needs."""
         taken, asked, given = [], [], []
+        columns = np.concatenate([self.encoding_.numbers, self.encoding_.categories])
+
+        def lacks(chosen: Any) -> Array:
+            return np.concatenate(lacking(x[chosen], codes[chosen]), 1)
+
         for part in np.array_split(rows, min(QUESTIONS, len(rows))):
             a, g = self._random_question(numbers)
-            of_x, of_codes = ((a | g)[columns] for columns in (self.encoding_.numbers, self.encoding_.categories))
-            first = np.isnan(x[part[0], of_x]), codes[part[0], of_codes] < 0
-
-            def fits(chosen: Any, first: Any = first, of_x: Array = of_x, of_codes: Array = of_codes) -> Array:
-                """Mask of the rows that lack the same columns as the first one."""
-                lacks_same = (codes[chosen][:, of_codes] < 0) == first[1]
-                return (np.isnan(x[chosen][:, of_x]) == first[0]).all(1) & lacks_same.all(1)
-
-            if not fits(part).all():
-                part = numbers.choice(np.flatnonzero(fits(slice(None))), len(part))
+            needed = (a | g)[columns]
+            first = lacks(part[:1])[:, needed]  # other rows of this question must lack the same columns
+            if (lacks(part)[:, needed] != first).any():
+                part = numbers.choice(np.flatnonzero((lacks(slice(None))[:, needed] == first).all(1)), len(part))
             taken.append(part)
             asked.append(np.tile(a, (len(part), 1)))
             given.append(np.tile(g, (len(part), 1)))
@@ -417,14 +421,14 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _posed(self, asked: Array, given: Array, rows: tuple[Array, Array]) -> Questions:
         """Masks of numbers and categories from masks of columns (n, columns); ``rows`` have what is given."""
-        (x, codes), numbers, categories = rows, self.encoding_.numbers, self.encoding_.categories
-        known = given[:, numbers] & ~np.isnan(x), given[:, categories] & (codes >= 0)
+        numbers, categories, (no_number, no_code) = self.encoding_.numbers, self.encoding_.categories, lacking(*rows)
+        known = given[:, numbers] & ~no_number, given[:, categories] & ~no_code
         return Questions(asked[:, numbers], known[0], asked[:, categories], known[1])
 
     def _questions(self, asked: Array, given: Array, rows: tuple[Array, Array]) -> Questions:
         """:meth:`_posed`, without what ``rows`` lack of what is asked: they have the answers."""
-        found = self._posed(asked, given, rows)
-        return replace(found, asked=found.asked & ~np.isnan(rows[0]), asked_codes=found.asked_codes & (rows[1] >= 0))
+        found, (no_number, no_code) = self._posed(asked, given, rows), lacking(*rows)
+        return replace(found, asked=found.asked & ~no_number, asked_codes=found.asked_codes & ~no_code)
 
     def _noise(self, x: Array, asked: Array, numbers: np.random.RandomState) -> Array:
         """Noise of whole numbers: uniform where they are asked, and 1/2 elsewhere."""

@@ -123,19 +123,16 @@ def test_a_packed_array_is_in_memory_once(tmp_path):
     assert 8e7 < peak < 1.5 * 8e7
 
 
-def test_a_parquet_file_is_counted_by_its_cells(tmp_path, monkeypatch):
-    """Zeros take next to nothing in the file."""
-    pandas, n = pytest.importorskip("pandas"), 10**6
+def test_of_a_parquet_file_only_the_columns_that_are_named_are_read(tmp_path, monkeypatch):
+    pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
-    path = tmp_path / "a.parquet"
-    pandas.DataFrame({"a": np.zeros(n), "b": np.zeros(n), "c": np.zeros(n, int)}).to_parquet(path)
-    assert path.stat().st_size < 50_000
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match="claims 96,000,000 bytes"):
-        patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=95_000_000))
-        patch.setattr(pandas, "read_parquet", lambda *_, **__: pytest.fail("it was read"))
-        arrays.read_columns(path, (), ("c",))
-    x, c = arrays.read_columns(path, ("a", "b"), ("c",))
-    assert x.shape == (n, 2) and x.dtype == np.float32 and c.dtype == np.int64
+    path, read = tmp_path / "a.parquet", pandas.read_parquet
+    pandas.DataFrame({"a": [1.5, 2.0], "b": [0.0, 1.0], "c": [0, 1]}, index=["u", "v"]).to_parquet(path)
+    asked = []
+    monkeypatch.setattr(pandas, "read_parquet", lambda *a, columns: asked.append(columns) or read(*a, columns=columns))
+    x, c = arrays.read_columns(path, ("b",), ("c",))
+    assert asked == [["b", "c"]] and x.tolist() == [[0.0], [1.0]] and c.tolist() == [0, 1]
+    assert arrays.read_columns(path, (), ("c",))[0].tolist() == [[1.5, 0.0], [2.0, 1.0]]  # without the index
 
 
 PIPES = {
@@ -405,10 +402,10 @@ def test_pickled_code_is_not_run(tmp_path, monkeypatch, content, zipped):
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match=r"more than tensors, .* no pickled code is run"):
         untrusted.checkpoint(path)
-    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(FileNotFoundError, match="no intact checkpoint"):
         checkpoints.newest(tmp_path)
     assert not (tmp_path / "run-by-a-pickle").exists()
-    torch.load(path, weights_only=False)  # as it would have been
+    torch.load(f"{path}.damaged", weights_only=False)  # as it would have been
     assert (tmp_path / "run-by-a-pickle").exists()
 
 

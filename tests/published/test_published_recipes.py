@@ -108,6 +108,6 @@ def test_settings_are_the_published_ones(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_models_of_the_published_settings(name):
     recipe = recipes.load(name)
-    model = build_model(recipes.model_of(recipes.override(recipe, REDUCED)), image_shape(recipe))
+    model = build_model(recipes.model_tables(recipes.override(recipe, REDUCED)), image_shape(recipe))
     assert type(model.score) is PublishedScore and type(model.flow) is ConditionalResidualFlow
     assert model.sde.eps == 1e-5 and isinstance(model.sde, VESDE if "ve" in name else VPSDE)

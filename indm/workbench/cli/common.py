@@ -1,6 +1,7 @@
 """Common ground of all commands: options, exit statuses, printing."""
 
 import os
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ DONE, SOME_FAILED, MISTAKE, DEFECT, INTERRUPTED, NOBODY_READS = 0, 1, 2, 3, 130,
 
 
 @dataclass(kw_only=True)
-class Common:
+class Common(ABC):
     """Options of every command. A command is a dataclass of its options with ``run() -> exit status``."""
 
     tables: ClassVar[tuple[str, ...]] = ()
@@ -43,8 +44,9 @@ class Common:
         """Inside, everything is computed where the command shall compute."""
         return nullcontext()
 
+    @abstractmethod
     def run(self) -> int:
-        raise NotImplementedError
+        """Do it; the exit status."""
 
 
 @dataclass(kw_only=True)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": r"\s+"}
 SUFFIXES, PARQUET = {*SEPARATORS}, {".parquet", ".pq"}
 CURE = "data.read_csv has arguments of pandas.read_csv, such as {sep = ';', decimal = ','}"
-CELLS = 4  # copies of a table's cells in memory at one time, each of 8 bytes: 25 bytes a cell were measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +165,6 @@ def read_columns(
         raise ValueError(f"{path}: column {c[0]!r} is empty in row {row}, or has a word that stands for that, as NA")
     if labels.dtype.kind in "iub":
         return values, labels.to_numpy()
-    check_memory(CELLS * 4 * len(labels) * max(len(str(label)) for label in labels.unique()))
     return values, labels.to_numpy().astype(str)
 
 
@@ -258,17 +256,12 @@ def _is_number(text: str) -> bool:
 
 
 def _parquet(path: Path, x: Sequence[str], c: Sequence[str]) -> "pandas.DataFrame":
-    """Columns of a Parquet file; its numbers are counted first, as zeros take next to nothing in it."""
+    """Columns ``x`` and ``c`` of a Parquet file, of which all others are left unread; all without ``x``."""
     import pandas
     from pyarrow import parquet
 
-    claims = parquet.read_metadata(path)
-    schema = claims.schema.to_arrow_schema()
-    _check_names(schema.names, (*x, *c))
-    index = (schema.pandas_metadata or {}).get("index_columns", ())
-    chosen = [*(name for name in x or schema.names if name not in (*c, *index)), *c]
-    check_memory(CELLS * 8 * claims.num_rows * len(chosen))
-    return pandas.read_parquet(path, columns=chosen)
+    _check_names(parquet.read_schema(path).names, (*x, *c))
+    return pandas.read_parquet(path, columns=[*x, *c] if x else None)
 
 
 def _numbers(path: Path, table: "pandas.DataFrame", names: Sequence[str]) -> np.ndarray:

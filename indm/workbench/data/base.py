@@ -7,6 +7,7 @@ that :func:`as_data` takes.
 import hashlib
 import inspect
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +139,7 @@ def stack(dataset: Examples, n: int | None = None) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loader:
+class Loader(ABC):
     """A data set by its options: those that all have in common, and those that a subclass adds."""
 
     limit: int | None = None
@@ -148,9 +149,9 @@ class Loader:
     flip: bool = False
     """Whether training flips images horizontally at random."""
 
+    @abstractmethod
     def data(self) -> Data:
         """Read it; ValueError for an option out of range, and for files that cannot be used."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ on these densities "how far from perfect" is a number. All lie within a few unit
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,16 +23,16 @@ Points = Float[Tensor, "batch 2"]
 Values = Float[Tensor, " batch"]
 
 
-class Density:
+class Density(ABC):
     """A density on the plane: exact samples, exact log-density, known entropy. All logarithms are natural."""
 
+    @abstractmethod
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Points:
         """``n`` independent points, (n, 2) float32."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_prob(self, x: Points) -> Values:
         """log p(x) in nats, computed in float64 and returned in the dtype of ``x``; −∞ outside the support."""
-        raise NotImplementedError
 
     def entropy(self) -> float:
         """Differential entropy −E log p(x) in nats: by :func:`quadrature_entropy`, unless it has a closed form."""

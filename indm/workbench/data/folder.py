@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import os
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,8 +37,8 @@ class Chosen(Sequence[Any]):
     def __getitem__(self, index):
         return self.select(index) if isinstance(index, slice) else self.at(int(self.chosen[index]))
 
-    def at(self, position: int) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def at(self, position: int) -> Any: ...
 
     def select(self, index: slice | np.ndarray) -> Self:
         """The items at the positions ``index``."""

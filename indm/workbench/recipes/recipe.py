@@ -236,7 +236,7 @@ def _part(table: str, content: Mapping[str, Any] | str) -> Part:
     return Part(name, {key: value for key, value in content.items() if key != "name"})
 
 
-def model_of(recipe: AnyTables) -> dict[str, Mapping[str, Any]]:
+def model_tables(recipe: AnyTables) -> dict[str, Mapping[str, Any]]:
     """The tables that describe the model, as :func:`indm.build_model` takes them."""
     return {table: recipe[table] for table in (*KINDS, *OPTIONAL_KINDS) if table in recipe}
 

@@ -4,16 +4,14 @@
 it is used.
 """
 
-import errno
 import warnings
 import zipfile
 from pathlib import Path
 
 import torch
 
-from indm import checks
+from indm.checks import reason
 from indm.files import atomic, check_plain, untrusted
-from indm.files.untrusted import causes, raise_if_out_of_memory
 
 FOLDER = "checkpoints"
 DAMAGED = ".damaged"  # suffix of states that are set aside
@@ -44,40 +42,27 @@ def newest(run: Path) -> tuple[Path, dict]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: none is intact.
-        OSError, MemoryError: one cannot be read now, which does not say that it is damaged.
+        OSError, RuntimeError, MemoryError: one cannot be read now, which does not say that it is damaged.
     """
-    complaints: dict[Path, str] = {}
     for path in numbered(run):
         try:
-            state = read(path)
-        except Exception as error:  # a damaged archive surfaces as almost anything
-            raise_if_out_of_memory(path, error)
-            for cause in causes(error):  # zipfile has one answer to all that goes wrong at the end of a file
-                if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):
-                    raise OSError(cause.errno, cause.strerror, str(path)) from error
-            complaints[path] = checks.reason(error)
-            continue
-        for damaged, reason in complaints.items():
-            warnings.warn(f"{damaged} is damaged ({reason}); going on from {path}, the newest intact one", stacklevel=2)
-            damaged.replace(damaged.with_name(damaged.name + DAMAGED))
-        return path, state
-    if not complaints:
-        raise FileNotFoundError(f"resume must be false: {run} holds no checkpoint; move it away and start anew")
-    path, reason = next(iter(complaints.items()))
-    raise ValueError(f"{path} cannot be read as a checkpoint: {reason}; nor can any older one in {run}")
+            return path, read(path)
+        except ValueError as error:
+            warnings.warn(f"{path} is damaged ({error}) and set aside; an older one takes its place", stacklevel=2)
+            path.replace(path.with_name(path.name + DAMAGED))
+    raise FileNotFoundError(f"resume must be false: {run} holds no intact checkpoint; move it away and start anew")
 
 
 def read(path: Path) -> dict:
-    """The state in ``path``.
-
-    Raises:
-        ValueError: a member of the archive is not what was written, or it is not the state of a run. Other damage
-            raises what zipfile or torch do.
-    """
+    """The state in ``path``; ValueError where it is damaged, by its checksums, or is not the state of a run."""
     check_plain(path)
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except OSError:
+        raise
+    except Exception as error:  # a damaged archive surfaces as almost anything
+        raise ValueError(reason(error)) from error
     if damaged is not None:
         raise ValueError(f"the checksum of its {damaged} is wrong")
     state = untrusted.checkpoint(path)

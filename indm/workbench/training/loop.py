@@ -36,7 +36,7 @@ from indm.workbench.runs.folder import check_folder, claimed, is_run
 from indm.workbench.runs.provenance import describe, split_record, warn_of_other_splits
 from indm.workbench.training import checkpoints, costs
 from indm.workbench.training.log import BEST, LOOK_EVERY, MetricsLog
-from indm.workbench.training.parts import check_start, parts_of, recipe_of
+from indm.workbench.training.parts import check_start, make_recipe, parts_of
 from indm.workbench.training.trainer import Trainer
 
 TIMED = 3  # steps at least, of a plan
@@ -112,7 +112,7 @@ def train(
         >>> first["interrupted"], first["steps"], second["steps"]
         (True, 4, 6)
     """
-    wanted, out = recipe_of(recipe, model, data, objective), Path(out)
+    wanted, out = make_recipe(recipe, model, data, objective), Path(out)
     if resume and is_run(out):
         wanted = recipes.resolve(recipes.as_continued(wanted, out))
     shows = PartialState(cpu=on_cpu()).is_main_process and progress

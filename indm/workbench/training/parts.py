@@ -32,7 +32,7 @@ MOST_IN_MEMORY = 20_000  # examples of the law that x_T shall have
 ROUNDING = 1e-5  # largest output of a network that is said to give 0
 
 
-def recipe_of(
+def make_recipe(
     source: str | Path | AnyTables | TrainOptions,
     model: nn.Module | None = None,
     data: Any = None,
@@ -103,7 +103,7 @@ def parts_of(
         recipe = with_condition(recipe, data)
     return {
         "data": data,
-        "model": None if model is None else model_of(model, recipe, data),
+        "model": None if model is None else whole_model(model, recipe, data),
         "objective": None if objective is None else objective_of(names.find("objective", objective)),
     }
 
@@ -121,7 +121,7 @@ def with_condition(recipe: Recipe, data: Data) -> Recipe:
     return replace(recipe, condition=Part(recipe.condition.name, {**decided, **recipe.condition.options}))
 
 
-def model_of(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
+def whole_model(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
     """A model from Python as a whole one that fits ``data``.
 
     A network gets the flow and the SDE of ``recipe``. An INDM without a shape gets the data's shape. One without

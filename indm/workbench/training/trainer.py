@@ -24,7 +24,6 @@ from indm import names
 from indm.checks import reason, require
 from indm.conditions import Condition, NoCondition, sees_condition
 from indm.dequantization import check_raw, decoder_of, from_data
-from indm.files.untrusted import raise_if_out_of_memory
 from indm.flows.base import Flow, check_flow
 from indm.likelihood import latent_reference
 from indm.model import build_model, count_parameters
@@ -36,7 +35,7 @@ from indm.training import Descent, FlowUse, NoiseLevels, TrainingStep, learning_
 from indm.workbench.data.base import Data, check_kind, load_data, stack
 from indm.workbench.data.examples import InMemory, Paired, flip_horizontally, loader
 from indm.workbench.recipes.options import TrainOptions
-from indm.workbench.recipes.recipe import Recipe, model_of
+from indm.workbench.recipes.recipe import Recipe, model_tables
 from indm.workbench.runs.devices import by_main_process
 from indm.workbench.training import checkpoints
 from indm.workbench.training.parts import (
@@ -144,7 +143,7 @@ class Trainer(Descent):
 
     def build_model(self, recipe: Recipe) -> nn.Module:
         """The module to train, on the CPU, with ``scaling``, ``shape``, ``trained_parts`` and ``save(folder)``."""
-        return build_model(model_of(recipe), self.data.shape, self.data.scaling)
+        return build_model(model_tables(recipe), self.data.shape, self.data.scaling)
 
     def _try_outside_parts(self) -> None:
         """See that parts from outside this package return what they must, before anything is written."""
@@ -386,15 +385,15 @@ class Trainer(Descent):
         The main process finds it, and all take that very one. The number of processes may have been another one.
 
         Raises:
-            ValueError: none is intact, or it is one of another model.
-            OSError, MemoryError: it cannot be read now.
+            ValueError: it is one of another model.
+            FileNotFoundError: none is intact.
+            OSError, RuntimeError, MemoryError: it cannot be read now.
         """
         path = by_main_process(lambda: checkpoints.newest(run)[0])
         state = checkpoints.read(path)
         try:
             return self._take(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise_if_out_of_memory(path, error)
             raise ValueError(f"{path} is not a checkpoint of this recipe: {reason(error)}") from error
 
     def _take(self, state: dict) -> dict[str, Any]:

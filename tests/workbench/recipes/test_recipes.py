@@ -46,12 +46,12 @@ def test_every_recipe_is_complete_and_builds_its_model(name):
     if recipe["net"]["name"] == "ncsnpp":
         recipe = recipes.override(recipe, REDUCED)
     scaling = Scaling.images(256) if len(shape) == 3 else None
-    model = build_model(recipes.model_of(recipe), shape, scaling)
+    model = build_model(recipes.model_tables(recipe), shape, scaling)
     assert sum(p.numel() for p in model.flow.parameters()) > 0
     x = torch.randn(2, *shape)
     z, log_det = model.eval().encode(x)
     assert torch.allclose(z, x, atol=1e-6) and torch.allclose(log_det, torch.zeros(2), atol=1e-4)  # starts at identity
-    twin = build_model(recipes.model_of(recipes.override(recipe, {"flow": "identity"})), shape, scaling)
+    twin = build_model(recipes.model_tables(recipes.override(recipe, {"flow": "identity"})), shape, scaling)
     assert not list(twin.flow.parameters())
 
 

