@@ -26,7 +26,7 @@ from indm.model import INDM
 from indm.objective import drawn_error, half_square, in_pairs, noise_error
 from indm.sde.linear import VPSDE
 from indm.tables.mixture import bounded
-from indm.tables.solve import at, start_log_prob
+from indm.tables.solve import SOLVER_ERROR, at, latent_log_prob, start_log_prob
 from indm.training import Descent, NoiseLevels, course, learning_rate_factor
 
 VALIDATION_ROWS = 2_048  # noised at every validation, at most
@@ -41,6 +41,7 @@ MARKS = 0.35, 0.7  # shares of the seconds between which a fit that time ends sh
 FLOW_BATCH, FLOW_RATE, FLOW_DECAY, FLOW_CLIP = 256, 4e-3, 1e-4, 5.0  # the training of a flow
 FLOW_SHARE = 0.75  # share of the seconds that a flow may take; the rest is for the diffusion behind it
 RACE_STEPS = 1_000  # steps of each training in a race, at most
+EXACT_ROWS = 256  # validation rows at which densities of two kinds are compared
 RACE_SHARE = 0.5, 0.3  # share of the seconds, at most, of a race of two, and of three
 EMA_DECAY, BETAS, CLIP = 0.9995, (0.9, 0.99), 1.0
 EPS = 1e-4  # truncation of the diffusion
@@ -112,6 +113,10 @@ class Validated(Descent, ABC):
         gains = (self.start if start is None else start) - (self.lowest if end is None else end)
         gains = gains.unflatten(0, (-1, self.groups)).mean(1)
         return gains.mean().item(), (gains.std() / math.sqrt(len(gains))).item() if len(gains) > 1 else math.inf
+
+    def exact(self) -> Tensor:
+        """−log p of the best state at the first :data:`EXACT_ROWS` validation rows, nats, up to its solver's error."""
+        return self.lowest[:: self.groups][:EXACT_ROWS]
 
     def start_columns(self) -> bool:
         """Train the parts that wait from here on, too; whether there were any."""
@@ -217,6 +222,11 @@ class Training(Validated):
         t, weight, noise = self.fixed
         return self.offset + weight * paired_error(self.ema.model, self.c_held, self.held, t, noise)[0]
 
+    def exact(self) -> Tensor:
+        """By the ODE, of which the bound falls short the more the network has learned; for a model without a flow."""
+        z, c = (part[:: self.groups][:EXACT_ROWS].double() for part in (self.held, self.c_held))
+        return -latent_log_prob(at(copy.deepcopy(self.best).double(), c), z, SOLVER_ERROR)[0].float()
+
     def _keep(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
         self.hidden = inputs[0].detach()
 
@@ -263,7 +273,7 @@ def race(trainings: Sequence[Validated], rows: Rows, n: int, size: int, max_step
     """:func:`train` several in turn, the worst pausing after each round, and the best to its end; the best of them all.
 
     Where it ends at a plateau, the best of another kind has the rest of the time, but without the lead not the last
-    part of it. An interrupt ends the race, and the best so far is kept.
+    part of it. Between two kinds exact densities decide. An interrupt ends the race, and the best so far is kept.
     """
     now, going, rounds = time.perf_counter(), list(trainings), len(trainings) - 1
     seconds, race_share = deadline - now, RACE_SHARE[len(trainings) > 2]
@@ -276,13 +286,24 @@ def race(trainings: Sequence[Validated], rows: Rows, n: int, size: int, max_step
         first = functools.reduce(_better, trainings)
         for _ in runs[first]:
             pass
-        others = [one for one in trainings if one.kind != first.kind and first.ended == "plateau"]
-        for _ in runs[functools.reduce(_better, others)] if others else ():
-            if time.perf_counter() > now + FLOW_SHARE * seconds and functools.reduce(_better, trainings) is first:
-                break
+        rivals = [one for one in trainings if one.kind != first.kind]
+        until = now + FLOW_SHARE * seconds
+        for _ in runs[functools.reduce(_better, rivals)] if rivals and first.ended == "plateau" else ():
+            if time.perf_counter() > until:
+                if _best(trainings) is first:
+                    break
+                until = math.inf
     except KeyboardInterrupt:
         functools.reduce(_better, trainings).ended = INTERRUPT
-    return functools.reduce(_better, trainings)
+        return functools.reduce(_better, trainings)
+    return _best(trainings)
+
+
+def _best(trainings: Sequence[Validated]) -> Validated:
+    """The best of each kind by validation, and of these the best by exact densities."""
+    kinds = {one.kind for one in trainings}
+    of_kinds = [functools.reduce(_better, [one for one in trainings if one.kind == kind]) for kind in sorted(kinds)]
+    return functools.reduce(lambda a, b: b if bounded((a.exact() - b.exact()).numpy()).mean() > 0 else a, of_kinds)
 
 
 def _better(a: Validated, b: Validated) -> Validated:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": r"\s+"}
 SUFFIXES, PARQUET = {*SEPARATORS}, {".parquet", ".pq"}
+CELL = 32  # bytes that a cell takes while a table is read: its copies at one time; 25 were measured
 CURE = "data.read_csv has arguments of pandas.read_csv, such as {sep = ';', decimal = ','}"
 
 
@@ -198,14 +200,13 @@ def read_frame(
 
     Cells are separated by commas in .csv, by tabs in .tsv and by blanks in .txt files, where # begins a comment;
     ``read_csv`` are other arguments of pandas. A first line without a number names the columns. Of Parquet only the
-    columns ``x`` and ``c`` are read.
+    columns ``x`` and ``c`` are read, and where memory cannot hold them, random rows, of which a warning says how many.
 
     Raises:
         ValueError: it cannot be read, or memory cannot hold it; no such column, or two of one name.
     """
     try:
         check_plain(path)
-        check_memory(2 * path.stat().st_size)  # a number takes two characters or more, and four bytes in memory
         table = _parquet(path, x, c) if path.suffix.lower() in PARQUET else _text(path, (*x, *c), read_csv)
     except ImportError as error:  # pandas needs pyarrow
         raise ValueError(f"{path}: Parquet needs pyarrow: pip install pyarrow") from error
@@ -227,6 +228,7 @@ def _check_names(names: Sequence[str], wanted: Sequence[str]) -> None:
 def _text(path: Path, wanted: Sequence[str], read_csv: Mapping[str, Any]) -> "pandas.DataFrame":
     import pandas
 
+    check_memory(2 * path.stat().st_size)  # a number takes two characters or more, and four bytes in memory
     suffix = path.suffix.lower()
     is_exact = tuple(map(int, pandas.__version__.split(".")[:2])) >= (3, 1)  # exact by itself, the option deprecated
     options: dict[str, Any] = {
@@ -256,12 +258,20 @@ def _is_number(text: str) -> bool:
 
 
 def _parquet(path: Path, x: Sequence[str], c: Sequence[str]) -> "pandas.DataFrame":
-    """Columns ``x`` and ``c`` of a Parquet file, of which all others are left unread; all without ``x``."""
+    """Columns ``x`` and ``c`` of a Parquet file, all without ``x``; random rows where memory cannot hold them."""
     import pandas
     from pyarrow import parquet
 
-    _check_names(parquet.read_schema(path).names, (*x, *c))
-    return pandas.read_parquet(path, columns=[*x, *c] if x else None)
+    file, chosen = parquet.ParquetFile(path), [*x, *c] if x else None
+    _check_names(file.schema_arrow.names, (*x, *c))
+    rows, columns = file.metadata.num_rows, len(chosen or file.schema_arrow.names)
+    share = psutil.virtual_memory().available / max(1, CELL * rows * columns)
+    if share >= 1:
+        return pandas.read_parquet(path, columns=chosen)
+    warnings.warn(f"memory cannot hold the {rows:,} rows of {path}: a random {share:.1%} are read", stacklevel=2)
+    numbers = np.random.default_rng(0)
+    parts = (batch.to_pandas() for batch in file.iter_batches(columns=chosen))
+    return pandas.concat([part[numbers.random(len(part)) < share] for part in parts], ignore_index=True)
 
 
 def _numbers(path: Path, table: "pandas.DataFrame", names: Sequence[str]) -> np.ndarray:

@@ -1,8 +1,10 @@
 """Tables as programs write them: what separates, what names, and what is said of a cell that is no number."""
 
 import csv
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -108,6 +110,20 @@ def test_two_columns_of_one_name_are_an_error(tmp_path, suffix):
         parquet.write_table(pyarrow.table([[1.0], [2.0], [3.0]], ["a", "b", "a"]), path)
     with pytest.raises(ValueError, match=r"two columns are called 'a'; each needs a name of its own"):
         read_columns(path, ("b",), ())
+
+
+def test_of_a_parquet_file_larger_than_memory_random_rows_are_read(tmp_path, monkeypatch):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "a.parquet"
+    pandas.DataFrame({"a": np.arange(100_000.0), "b": 0.0}).to_parquet(path)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=32 * 100_000))
+    with pytest.warns(UserWarning, match=r"cannot hold the 100,000 rows of .*a\.parquet: a random 50\.0% are read"):
+        rows = read_table(path)[:, 0]
+    assert abs(len(rows) - 50_000) < 1_000 and abs(rows.mean() - 50_000) < 1_000
+    assert len(set(rows.tolist())) == len(rows)
+    with pytest.warns(UserWarning, match="are read"):
+        assert len(read_columns(path, ("a", "b"), ())[0]) == len(rows)
 
 
 def test_a_table_is_data(tmp_path):
