@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from indm.checks import brief, check_arguments
+from indm.checks import brief, check_arguments, require
 from indm.nets.unet import Attention, ResBlock
 from indm.published.checkpoint import Reader, State, check_agrees
 from indm.published.ncsnpp import Fourier, Inlet, NCSNpp
@@ -42,8 +42,8 @@ def architecture(state: State, given: Tables, fallback: Tables, size: int | None
     recipe, then as published; a ValueError where what is given or the recipe contradicts the tensors."""
     chosen, default = (dict(tables.get("net", {})) for tables in (given, fallback))
     for net in (chosen, default):
-        if (name := net.pop("name", "ncsnpp")) != "ncsnpp":
-            raise ValueError(f"net.name must be ncsnpp, whose checkpoint this is, got {name!r}")
+        name = net.pop("name", "ncsnpp")
+        require(name == "ncsnpp", "net.name", name, "ncsnpp, whose checkpoint this is")
         check_arguments(NCSNpp, net, table="net", what="net 'ncsnpp'", given_later=("shape",))
     sde = _sde_table(given, fallback)
     inferred, attends, image_channels = infer(state)
@@ -70,11 +70,8 @@ def _sde_table(given: Tables, fallback: Tables) -> dict:
     sde, default = given.get("sde", {}), fallback.get("sde", {})
     if sde.get("name", default.get("name")) == default.get("name"):
         sde = default | sde
-    if sde.get("name") not in tuple(ASSUMED):
-        raise ValueError(
-            f"sde must be given (vp, subvp or ve), or a recipe, got {brief(repr(sde.get('name')))}: "
-            "the tensors do not tell which it was"
-        )
+    is_known = sde.get("name") in tuple(ASSUMED)
+    require(is_known, "sde", sde.get("name"), "vp, subvp or ve, or a recipe: the tensors do not tell which it was")
     return sde
 
 

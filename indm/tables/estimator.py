@@ -406,10 +406,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         except (TypeError, ValueError) as error:
             wrong = [f"{kind} in column {i} ({X.columns[i]})" for i, kind in enumerate(problems_of(X)) if kind]
             if wrong:
-                raise ValueError(
-                    f"X must hold numbers, got {', '.join(wrong)}: JointDensityEstimator takes categories and missing "
-                    "entries (NaN); " + DATES
-                ) from error
+                takes = f"JointDensityEstimator takes categories and missing entries (NaN); {DATES}"
+                raise ValueError(f"X must hold numbers, got {', '.join(wrong)}: {takes}") from error
             raise
         if np.abs(found).max() > LARGEST:
             raise ValueError(f"X must hold numbers of at most {LARGEST:g}, got {np.abs(found).max():g}")
@@ -429,10 +427,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         for i in self.discrete_.tolist():
             broken = X[X[:, i] != np.floor(X[:, i]), i]
             if len(broken):
-                raise ValueError(
-                    f"discrete columns must hold whole numbers, got {broken[0]:g} in {self._name(i)}; multiply it, or "
-                    "leave it out of discrete"
-                )
+                got = f"{broken[0]:g} in {self._name(i)}; multiply it, or leave it out of discrete"
+                raise ValueError(f"discrete columns must hold whole numbers, got {got}")
 
     def _varying(self, X: np.ndarray) -> np.ndarray:
         """The columns of ``X`` that are not constant, or discrete; a warning names the others.

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from indm.checks import brief
+from indm.checks import require
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow, Identity
 from indm.model import INDM, build, count_parameters
@@ -76,8 +76,8 @@ def convert(
     if "name" in data:
         check_data(**data)
     size = _side_of(data)
-    if size is not None and (type(size) is not int or size < 1):
-        raise ValueError(f"data.size must be a whole number of pixels, 1 or more, got {brief(repr(size))}")
+    is_side = size is None or (type(size) is int and size >= 1)
+    require(is_side, "data.size", size, "a whole number of pixels, 1 or more")
     source = read_checkpoint(checkpoint)
     layout = architecture(source.state, given, fallback, size)
     if "name" not in data:

@@ -178,9 +178,8 @@ class Fid(DrawsSamples):
         defaults = vars(SampleDrawing()) | dict.fromkeys(self.table_values)
         for name, value in (vars(self.drawing) | self.table_values).items():
             if value != defaults[name]:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} is for samples drawn from a run, and {self.source} is not a run"
-                )
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{flag} is for samples drawn from a run, and {self.source} is not a run")
 
 
 @dataclass
@@ -269,9 +268,8 @@ class Inpaint(ShowsProgress):
         else:
             raise ValueError(f"--mask must be given for {self.image}, which has no transparent pixels")
         if mask.size != (width, height):
-            raise ValueError(
-                f"{self.mask} must have {width}×{height} pixels, as {self.image}, got {mask.width}×{mask.height}"
-            )
+            got = f"{mask.width}×{mask.height}"
+            raise ValueError(f"{self.mask} must have {width}×{height} pixels, as {self.image}, got {got}")
         sides = model.shape[1], model.shape[2]
         holes = shown_part(mask.point(lambda level: 255 * (level >= 128)), sides, data.get("crop", True))
         missing = pixels_of(holes.resize(sides[::-1], Image.Resampling.BILINEAR)) > 0

@@ -129,10 +129,8 @@ class TrainPair(TrainsRecipe):
         summaries = train_pair(recipe, out, resume=self.resume, progress=self.progress)
         side, last = list(summaries.items())[-1]
         if last["interrupted"] or len(summaries) < 2:
-            say(
-                f"Interrupted in {side}, at step {last['steps']}. The same command with --resume continues.",
-                file=sys.stderr,
-            )
+            where = f"in {side}, at step {last['steps']}"
+            say(f"Interrupted {where}. The same command with --resume continues.", file=sys.stderr)
             return INTERRUPTED
         for side, summary in summaries.items():
             say(f"{out / side}: {came_to(summary)}")
@@ -171,10 +169,8 @@ class TrainBridge(TrainsRecipe):
         else:
             recipe, name = recipe_of_two(self.sources, self.table_values, as_bridge)
             if not is_bridge(recipe):
-                raise ValueError(
-                    "train.terminal must be above 0 for --form terminal, got 0: a recipe without [bridge.train] needs "
-                    "it, --train.terminal 100"
-                )
+                why = "a recipe without [bridge.train] needs it, --train.terminal 100"
+                raise ValueError(f"train.terminal must be above 0 for --form terminal, got 0: {why}")
         return self.train(recipe, self.out or Path("runs") / f"{name}-bridge", translates=True)
 
 

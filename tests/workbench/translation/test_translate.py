@@ -456,7 +456,7 @@ def test_mistakes(trained, toys, tmp_path, capsys):
         ([pair / "a", toys[0]], "is not a bridge"),
         ([pair / "a", pair / "b", pair / "a", toys[0]], "one or two run folders must come first, got 3"),
         ([pair, tmp_path / "none"], "no image or array found in"),
-        ([pair, toys[0], "--strength", "0"], "strength must lie in"),
+        ([pair, toys[0], "--strength", "0"], "strength must be in"),
         ([trained / "bridge", toys[0], "--stochastic", "--direction", "backward"], "stochastic must be false"),
         ([pair, toys[0], "--stochastic", "--cycle"], "no way back along noise"),
         ([pair, toys[0], "--batch-size", "0"], "batch_size must be at least 1"),
