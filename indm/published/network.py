@@ -151,7 +151,8 @@ def _kind(layer: State) -> str:
     """The kind of a layer in the original's list, by the names of its tensors; "empty" for a layer without any."""
     names = {key.rpartition(".")[0] for key in layer}
     if names & {"Dense_0", "Conv_1", "GroupNorm_1"}:
-        return "resampling" if "Conv_2" in names and _inputs(layer) == _outputs(layer) else "block"
+        inputs = _width(layer, "GroupNorm_0.weight", "GroupNorm_0.bias")
+        return "resampling" if "Conv_2" in names and inputs == _outputs(layer) else "block"
     if names & {"NIN_1", "NIN_2", "NIN_3"}:
         return "attention"
     for mark, kind in {"Conv2d_0": "filtered", "Conv_0": "strided"}.items():
@@ -162,10 +163,6 @@ def _kind(layer: State) -> str:
     if "weight" in layer:
         return {1: "norm", 2: "linear", 4: "conv"}.get(layer["weight"].ndim, "unknown")
     return "unknown" if layer else "empty"
-
-
-def _inputs(block: State) -> int:
-    return _width(block, "GroupNorm_0.weight", "GroupNorm_0.bias")
 
 
 def _outputs(block: State) -> int:

@@ -598,7 +598,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         parts, size = (held, torch.from_numpy(c_held).float()), self.pace(self._is_large(len(rows)))[0]
         limits = len(rows), size, self.max_steps, deadline
         trainings = self._trainings(Identity(), mixtures, *parts, repeats, len(rows))
-        flowing = [FlowTraining(MaskedFlow(held.shape[1:]), held, repeats)] if self._may_flow(len(rows)) else []
+        is_wanted = len(rows) >= FLOW_ROWS if self.flow is None else self.flow
+        may_flow = is_wanted and self.max_steps and not self.n_conditions_
+        flowing = [FlowTraining(MaskedFlow(held.shape[1:]), held, repeats)] if may_flow else []
         best = race([*trainings, *flowing], batch, *limits)
         late, start, name = best.late_gain(), trainings[0].start, counted(len(mixtures[0].weight), "Gaussian")
         of_mixture = start
@@ -615,11 +617,6 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 f"of {best.step}, ended by {best.ended}"
             )
         return Fitted(best, name, (gain, error), best.gain(of_mixture), max(late, best.late_gain()))
-
-    def _may_flow(self, rows: int) -> bool:
-        """Whether a flow is one of the starts."""
-        is_wanted = rows >= FLOW_ROWS if self.flow is None else self.flow
-        return bool(is_wanted and self.max_steps and not self.n_conditions_)
 
     def _trainings(
         self, flow: Flow, mixtures: Sequence[Mixture], held: Tensor, c_held: Tensor, repeats: int, rows: int

@@ -326,7 +326,7 @@ class Translate(ShowsProgress):
         from indm.workbench.runs.folder import check_empty, is_run, run_folder
         from indm.workbench.training.pairs import is_pair
         from indm.workbench.translation.routes import found_in, open_runs
-        from indm.workbench.translation.translate import sentences, translate_files
+        from indm.workbench.translation.translate import summary, translate_files
 
         if not self.overwrite:
             check_empty(self.out, "name another, or add --overwrite")
@@ -341,7 +341,7 @@ class Translate(ShowsProgress):
         found_in(sources)
         opened = open_runs(given[:count], self.direction, self.condition, method=self.options.method)
         report = translate_files(opened, sources, self.out, self.options, progress=self.progress)
-        print("\n".join(sentences(report)))
+        print(summary(report))
         for name, why in report["failed"].items():
             print(f"indm: not translated: {one_line(name)}: {why}", file=sys.stderr)
         print(self.out / "sheet.png" if report["examples"] else "nothing was translated")

@@ -124,7 +124,7 @@ def compare(folders: Sequence[Path], out: Path, *, equal: Equal = "cost") -> str
     atomic.together(writes | {out / "comparison.json": atomic.json_into(content)})
     said = verdicts(methods)
     page = Page("Runs compared")
-    page.conclude(said)
+    page.conclusion += said
     lines: list[str] = []
     for heading, rows, notes in sections(methods, by_method, equal):
         lines += [heading, table(rows), *notes, ""]

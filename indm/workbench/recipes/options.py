@@ -101,8 +101,6 @@ class TrainOptions(Checked):
     """Largest norm of the gradient; score and flow are clipped separately."""
     warmup: Warmup = 0
     """Steps in which the learning rates rise linearly; a value below 1 is a fraction of the run."""
-    flow_warmup: Warmup = 0
-    """The same for the flow. Takes effect if it is longer than train.warmup: the score then has a head start."""
     decay: Annotated[float, Must("in [0, 1]", lambda v: 0 <= v <= 1)] = 0.0
     """Last fraction of the run, in which the learning rates fall linearly to 0."""
     ema: Share = 0.999

@@ -285,8 +285,7 @@ def save_final(trainer: Trainer, best: dict[str, Any], out: Path) -> None:
 
 def warn_of_short_run(trainer: Trainer, interrupted: bool) -> None:
     """Warn where a run has spent its budget before it could learn much."""
-    o, step = trainer.options, trainer.step
-    warmup = max(o.warmup, o.flow_warmup)
+    o, step, warmup = trainer.options, trainer.step, trainer.options.warmup
     if interrupted or not (step < FEW_STEPS or step <= warmup):
         return
     why = f"inside its warm-up of {warmup:g} steps" if 1 <= warmup >= step else f"after {counted(step, 'step')}"

@@ -309,8 +309,7 @@ class Trainer(Descent):
         """The share of its learning rate at which the coming step trains a part."""
         o, begun = self.options, self._share(self.began, self.began_seconds)
         progress = (self.progress - begun) / ((o.flow_first if self.is_flow_alone else 1.0) - begun)
-        warmups = o.warmup, self._option_of(part, "warmup")
-        factor = min(learning_rate_factor(self.step - self.began, progress, warmup, o.decay) for warmup in warmups)
+        factor = learning_rate_factor(self.step - self.began, progress, o.warmup, o.decay)
         is_slow = part == "flow" and o.flow_first > 0 and not self.opening
         return factor * (o.joint_factor if is_slow else 1.0)
 
