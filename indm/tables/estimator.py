@@ -65,7 +65,7 @@ BATCH, RATE = (128, 512), (4e-3, 6e-3)  # for few rows, and for many
 BEHIND_A_FLOW = 0.2  # factor of the learning rate behind a flow, where little but noise is left to fit
 MOST_EXACT_SLOPE = 40  # columns up to which the gradient of a divergence is exact
 
-Rows = tuple[np.ndarray, np.ndarray]  # a table and its conditions
+Table = tuple[np.ndarray, np.ndarray]  # a table and its conditions
 
 
 class Fitted(NamedTuple):
@@ -192,8 +192,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
         Raises:
             ValueError: an argument out of range; missing or infinite values; fewer than 10 rows; no column that varies;
-                a discrete column that is none or has other than whole numbers; a value outside of its bounds; another
-                number of rows of ``c``.
+                an unknown column in ``discrete``, or one with other than whole numbers; a value outside of its bounds;
+                another number of rows of ``c``.
 
         Warns:
             UserWarning: a row is so far from all others that it decides the deviation of a column; a column is constant
@@ -453,7 +453,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """Read ``bounds`` as an interval of each varying column.
 
         Raises:
-            ValueError: it is none, or a value is outside or, but in a discrete column, on a bound.
+            ValueError: a pair that is not an interval; a value outside of it, or on its end in a column that is not
+                discrete.
         """
         interval = np.array([[-np.inf], [np.inf]]).repeat(self.n_features_in_, 1)
         for column, pair in dict(self.bounds or {}).items():
@@ -559,8 +560,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _fitted(
         self,
-        training: Rows,
-        validation: Rows,
+        training: Table,
+        validation: Table,
         maps: list[Columns],
         numbers: np.random.RandomState,
         deadline: float,
@@ -679,7 +680,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         return (1 if self.n_conditions_ else max(COMPONENTS)) if self.max_components is None else self.max_components
 
     def _mixtures(
-        self, training: Rows, validation: Rows, maps: list[Columns], seed: int, seconds: float, draws: int = 1
+        self, training: Table, validation: Table, maps: list[Columns], seed: int, seconds: float, draws: int = 1
     ) -> tuple[Columns, list[Mixture], float]:
         """The best mixture that can be fitted in that time, with one Gaussian; its map and its validation log p.
 
