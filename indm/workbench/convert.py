@@ -26,7 +26,7 @@ from indm.workbench.data.base import check_data
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Tables
 from indm.workbench.runs.folder import CONVERSION, check_empty
-from indm.workbench.runs.provenance import describe, provenance
+from indm.workbench.runs.provenance import describe_run, provenance
 
 TABLES = ("data", "sde", "net", "flow", "evaluate")  # tables of a recipe that may be changed
 PUBLISHED: dict[tuple[int, ...], dict] = {(3, 32, 32): {"name": "cifar10"}, (3, 64, 64): {"name": "celeba"}}
@@ -109,7 +109,7 @@ def convert(
     notes = [f"converted from {file['name']}" for file in files]
     parts = {kind: {k: v for k, v in table.items() if k != "shape"} for kind, table in model.description().items()}
     tables = {table: fallback.get(table, {}) | given.get(table, {}) for table in ("train", "evaluate")}
-    describe(out, recipes.resolve({"data": data} | parts | tables), torch.device("cpu"), notes)
+    describe_run(out, recipes.resolve({"data": data} | parts | tables), torch.device("cpu"), notes)
     model.save(out)
     atomic.whole(out / CONVERSION, conversion)
     return result

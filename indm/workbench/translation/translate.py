@@ -21,7 +21,7 @@ from indm.translation import Route
 from indm.workbench.data.images import Example
 from indm.workbench.recipes.options import TranslationOptions
 from indm.workbench.runs.provenance import provenance, weights_hash
-from indm.workbench.translation.routes import SHEET, Item, TranslationRuns, find
+from indm.workbench.translation.routes import SHEET, Item, TranslationRuns, find_items
 
 REPORT = "translation.json"
 IN_SHEET = 64  # results that the sheet shows, at most
@@ -30,7 +30,7 @@ IN_SHEET = 64  # results that the sheet shows, at most
 def translate_files(
     runs: TranslationRuns, sources: Sequence[Path], out: Path, options: TranslationOptions, *, progress: bool = True
 ) -> dict:
-    """Translate the examples in ``sources`` (see :func:`find`) into ``out``.
+    """Translate the examples in ``sources`` (see :func:`find_items`) into ``out``.
 
     Writes ``NAME.png`` for every image, ``NAME.npz`` for every array (``samples``, and the numbers of their ``rows``:
     one that failed is left out), ``sheet.png`` with sources and results, and ``translation.json``; on request the way
@@ -50,7 +50,7 @@ def translate_files(
     if options.cycle:
         route.back()  # an error now, where no way leads back
     model = route.models[0]
-    items = find(sources, model, runs.data)
+    items = find_items(sources, model, runs.data)
     check_sources_stay(items, out, ["cycle"] if options.cycle else [])
     weights = {str(folder): weights_hash(folder) for folder in runs.folders}
     translation = Translation(route, options, out)

@@ -61,7 +61,7 @@ def test_a_run_is_whole(tmp_path):
     lines = read_metrics(run)
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8, 9]
     assert [line["step"] for line in lines if "valid_nelbo" in line] == [4, 8, 9]
-    assert recipes.differences(recipes.load(run), recipes.resolve(recipe)) == []
+    assert recipes.differing_keys(recipes.load(run), recipes.resolve(recipe)) == []
     made_by = json.loads((run / "versions.json").read_text())
     assert torch.__version__.startswith(made_by["torch"]) and made_by["indm"] == indm.__version__ and made_by["data"]
     assert not list(run.glob(atomic.HALF_WRITTEN)), "nothing half written is left"

@@ -23,7 +23,7 @@ from indm.workbench.runs.folder import open_run, read_metrics
 from indm.workbench.runs.provenance import weights_hash
 from indm.workbench.training.pairs import as_bridge, as_one
 from indm.workbench.training.trainer import Trainer
-from indm.workbench.translation.routes import TranslationRuns, find, open_runs
+from indm.workbench.translation.routes import TranslationRuns, find_items, open_runs
 from indm.workbench.translation.translate import summary, translate_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
@@ -66,7 +66,7 @@ def translated(runs, sources, out, *options, status=0):
 
 def test_a_pair_is_two_ordinary_runs_that_differ_in_their_data(trained, toys):
     a, b = (recipes.load(trained / "pair" / side) for side in "ab")
-    assert recipes.differences(a, b) == ["data.path"]
+    assert recipes.differing_keys(a, b) == ["data.path"]
     assert (a["data"]["path"], b["data"]["path"]) == tuple(map(str, toys)) and a["data"]["size"] == 8
     assert a["train"]["terminal"] == 0 and "data_b" not in a
     assert main(["evaluate", str(trained / "pair" / "b"), "--quiet", "--examples", "2", "--nll-examples", "0"]) == 0
@@ -124,7 +124,7 @@ def test_a_folder_is_translated_name_by_name(trained, toys, tmp_path, capsys):
 def test_backward_undoes_forward(kind, trained, toys, tmp_path):
     folders = [trained / "pair" / "a", trained / "pair" / "b"] if kind == "two runs" else [trained / kind]
     model, recipe = open_run(folders[0] / "a" if kind == "pair" else folders[0])
-    images = [item.read()[0] for item in find([toys[0]], model, recipe["data"])][:4]
+    images = [item.read()[0] for item in find_items([toys[0]], model, recipe["data"])][:4]
     x = model.scaling.centre(torch.stack(images))
     there, back = (open_runs(folders, direction).route(steps=60) for direction in ("forward", "backward"))
     assert (back.follow(there.follow(x).x).x - x).abs().max() * 128 < 0.5
@@ -221,7 +221,7 @@ def test_sources_are_composited_on_the_background_of_the_data(trained, tmp_path)
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     model, recipe = open_run(trained / "bridge")
     for table, colour in ((recipe["data"], [255] * 3), (recipe["data"] | {"background": "#0a141e"}, [10, 20, 30])):
-        (item,) = find([tmp_path / "clear.png"], model, table)
+        (item,) = find_items([tmp_path / "clear.png"], model, table)
         assert item.read()[0][:, 0, 0].tolist() == colour
 
 
