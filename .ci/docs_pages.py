@@ -73,7 +73,7 @@ def commands_page() -> str:
     for group, commands in main.GROUPS.items():
         parts.append(f"## {group}")
         for name in commands:
-            kind = main.find(name)
+            kind = main.command_of(name)
             rows = sorted(options(kind), key=lambda row: not row[3])
             places = " ".join(flag for flag, _, default, is_place in rows if is_place)
             parts += [f"### indm {name}", f"```text\nindm {name} {places} [OPTIONS]\n```"]

@@ -158,8 +158,8 @@ class Classes(Condition):
     def __init__(self, labels: tuple[str, ...] = (), drop: float = 0.0, flow: bool = False):
         super().__init__(drop, flow)
         self.labels = tuple(map(str, labels))
-        if len(set(self.labels)) != len(self.labels) or len(self.labels) < 2:
-            raise ValueError(f"labels must be the names of two or more classes, each once, got {self.labels}")
+        fits = len(set(self.labels)) == len(self.labels) > 1
+        require(fits, "labels", self.labels, "the names of two or more classes, each once")
 
     @classmethod
     def of_data(cls, c: Tensor, labels: Sequence[str]) -> dict[str, Any]:
@@ -244,8 +244,7 @@ class Numbers(Condition):
             c = c.reshape(-1, 1)
         if tuple(c.shape[1:]) != self.event or c.is_complex():
             raise ValueError(f"{wanted} {tuple(c.shape)}")
-        if not bool(c.isfinite().all()):
-            raise ValueError("c must be finite, got NaN or infinity")
+        require(bool(c.isfinite().all()), "c", "NaN or infinity", "finite")
         return _as_many(c, n)
 
     def forward(self, c: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch *event"]:
@@ -314,8 +313,7 @@ def _as_many(c: Tensor, n: int | None) -> Tensor:
     """``c`` with ``n`` rows: its own, or its only one repeated."""
     if n is None or len(c) == n:
         return c
-    if len(c) != 1:
-        raise ValueError(f"c must have one row for all samples or {n}, one for each, got {len(c)}")
+    require(len(c) == 1, "the rows of c", len(c), f"one for all samples, or {n}, one for each")
     return c.expand(n, *c.shape[1:])
 
 
@@ -342,8 +340,7 @@ class Conditioned(nn.Module):
 
 def features_of(condition: tuple[int, ...]) -> int:
     """The numbers that a flow sees of a condition of that shape; 0 for (). ValueError where it is an image."""
-    if len(condition) > 1:
-        raise ValueError(f"condition of a flow must be classes or a vector, got an image {tuple(condition)}")
+    require(len(condition) < 2, "condition of a flow", condition, "of classes or a vector, not an image")
     return sum(condition)
 
 

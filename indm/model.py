@@ -104,12 +104,6 @@ class INDM(nn.Module):
         return parts
 
     @property
-    def optional_parts(self) -> dict[str, nn.Module]:
-        """Optional parts present in this model, keyed by kind."""
-        parts = {"dequantization": self.dequantization, "condition": self.condition}
-        return {kind: part for kind, part in parts.items() if part is not None and not isinstance(part, NoCondition)}
-
-    @property
     def has_shape(self) -> bool:
         """Whether the model was made with an event shape."""
         return self._shape is not None
@@ -230,8 +224,9 @@ class INDM(nn.Module):
         require(isinstance(self.score, ScoreModel), "score", made_as.__name__, "a ScoreModel to be described")
         goes_with = score_for(self.score.backbone)
         require(made_as is goes_with, "score", made_as.__name__, f"the network's {goes_with.__name__} to be described")
-        parts = {"flow": self.flow, "sde": self.sde, "net": self.score.backbone}
-        parts |= self.optional_parts
+        parts: dict[str, nn.Module] = {"flow": self.flow, "sde": self.sde, "net": self.score.backbone}
+        parts |= {} if self.dequantization is None else {"dequantization": self.dequantization}
+        parts |= {} if self.condition.is_none else {"condition": self.condition}
         return {kind: describe(part, kind, self._tables.get(kind)) for kind, part in parts.items()}
 
     def save(self, folder: str | Path) -> None:

@@ -18,8 +18,7 @@ def check_levels(levels: int) -> None:
     """ValueError for a number of grey levels that cannot be dequantized."""
     whole = levels % 1 == 0 and levels >= 2
     require(whole, "levels", levels, "at least 2 grey levels, a whole number, or None for continuous data")
-    if levels > MOST_LEVELS:
-        raise ValueError(f"levels must be at most {MOST_LEVELS:,} grey levels, got {levels:,}; store floats instead")
+    require(levels <= MOST_LEVELS, "levels", levels, f"at most {MOST_LEVELS:,} grey levels", "store floats instead")
 
 
 def least_std(mean: Tensor, share: float) -> Tensor:
@@ -51,8 +50,7 @@ class Scaling(nn.Module):
         self.levels = levels
         self.register_buffer("shift", torch.as_tensor(shift, dtype=torch.float32))
         self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32))
-        if not bool((self.scale > 0).all()):
-            raise ValueError("scale must be positive everywhere; give constant features a scale of 1")
+        require(bool((self.scale > 0).all()), "scale", scale, "positive", "give constant features a scale of 1")
 
     @property
     def margin(self) -> float:
@@ -76,8 +74,7 @@ class Scaling(nn.Module):
         tensor([-1.,  1.])
         """
         check_levels(levels)
-        if not low < high:
-            raise ValueError(f"low and high must satisfy low < high, got {low} and {high}; -1 and 1 are usual")
+        require(low < high, "low", low, f"below high, {high}", "-1 and 1 are usual")
         width = (levels - 1) / (high - low)  # grey levels in one model unit
         return cls(0.5 - low * width, width, levels)
 
@@ -108,8 +105,7 @@ class Scaling(nn.Module):
         """Data of that mean and deviation to zero mean and unit variance; constant features keep scale 1, and
         ValueError where all are constant."""
         varies = std > least_std(mean, 1e-8)
-        if not bool(varies.any()):
-            raise ValueError(f"data must vary in one feature at least, got {std.numel()} that are all constant")
+        require(bool(varies.any()), "data", f"{std.numel()} constant ones", "of one feature that varies, at least")
         return cls(mean, torch.where(varies, std, torch.ones_like(std)))
 
     def check(self, raw: Tensor, shape: tuple[int, ...] | None = None) -> None:

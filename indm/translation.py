@@ -401,8 +401,7 @@ def translate_bridge(
 
 def check_pair(source: INDM, target: INDM) -> None:
     """ValueError if ``target`` cannot decode latents of ``source``: other shapes, grey levels, or SDE."""
-    if source.shape != target.shape:
-        raise ValueError(f"source and target must have events of one shape, got {source.shape} and {target.shape}")
+    require(source.shape == target.shape, "the shape of target", target.shape, f"that of source, {source.shape}")
     if source.scaling.levels != target.scaling.levels:
         levels = f"{source.scaling.levels} and {target.scaling.levels}"
         raise ValueError(f"source and target must have the same grey levels, got {levels}")
@@ -428,8 +427,8 @@ def _rest(sde: LinearSDE, time: float, z: Tensor) -> Tensor | float:
 
 def _way(strength: float, sde: LinearSDE) -> float:
     """``strength`` as a time after ε."""
-    if not sde.eps < strength * sde.T <= sde.T:
-        raise ValueError(f"strength must lie in ({sde.eps / sde.T:.2g}, 1], got {strength:g}; 1 goes all the way")
+    fits = sde.eps < strength * sde.T <= sde.T
+    require(fits, "strength", strength, f"in ({sde.eps / sde.T:.2g}, 1]", "1 goes all the way")
     return strength * sde.T
 
 

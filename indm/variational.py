@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm.checks import require
 from indm.dequantization import Dequantization
 from indm.flows.coupling import Affine, Conditioner
 from indm.tensors import Batch, PerSample, image_or_vector, rand_like
@@ -34,8 +35,8 @@ class Variational(Dequantization):
     def __init__(self, shape: tuple[int, ...], width: int = 32, depth: int = 4):
         super().__init__()
         shape = image_or_vector(shape)
-        if width < 1 or depth < 2:
-            raise ValueError(f"width must be at least 1 and depth at least 2, got {width} and {depth}")
+        require(width >= 1, "width", width, "at least 1")
+        require(depth >= 2, "depth", depth, "at least 2")
         self.shape, self.width, self.depth = shape, width, depth
         self.transform = Affine(max_log_scale=3.0)
         self.conditioners = nn.ModuleList(

@@ -611,7 +611,7 @@ MISTAKES = [
     (of_classes(torch.tensor([0, 3])), "c must be from 0 to 2, got 0 … 3"),
     (of_classes(torch.tensor([-1])), "c must be from 0 to 2, got -1 … -1"),
     (of_classes(torch.zeros(2)), "c must be classes"),
-    (of_classes([0, 1]), "c must have one row for all samples or 3, one for each, got 2"),
+    (of_classes([0, 1]), "the rows of c must be one for all samples, or 3, one for each, got 2"),
     (lambda: Vector(2).rows(torch.zeros(3, 3), 3), r"c must be numbers of shape \(2\) or \(n, 2\), got \(3, 3\)"),
     (lambda: Vector(2).rows(torch.tensor([[math.nan, 0.0]]), 3), "c must be finite"),
     (lambda: Vector(2).rows("cat", 3), r"c must be numbers of shape \(2\) or \(n, 2\), got 'cat'"),

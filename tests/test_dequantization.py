@@ -330,7 +330,7 @@ def test_vectors_without_grey_levels_take_no_noise(name, tmp_path, capsys):
 
 
 def test_arguments_are_checked():
-    with pytest.raises(ValueError, match="depth at least 2, got 8 and 1"):
+    with pytest.raises(ValueError, match="depth must be at least 2, got 1"):
         indm.Variational((1, 2, 2), width=8, depth=1)
     with pytest.raises(ValueError, match=r"shape must be \(C, H, W\)"):
         indm.Variational((2, 2))

@@ -135,5 +135,5 @@ def test_what_cannot_be_decoded_is_refused():
         indm.INDM(Identity(), score, indm.Scaling(), (4,), indm.GreyLevels())
     with pytest.raises(ValueError, match=r"scaling must have one scale .* got 4"):
         indm.INDM(Identity(), score, indm.Scaling(0.0, torch.ones(4), 7), (4,), indm.GreyLevels())
-    with pytest.raises(ValueError, match="low and high must satisfy low < high, got 1 and 1"):
+    with pytest.raises(ValueError, match="low must be below high, 1, got 1"):
         indm.Scaling.between(1, 1)

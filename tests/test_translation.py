@@ -359,7 +359,7 @@ def test_steps_of_the_forward_sde_add_up_to_its_kernel(sde):
 @pytest.mark.parametrize(
     ("other", "complaint"),
     [
-        (lambda: INDM(Identity(), gaussian("vp", (3,)), shape=(3,)), r"one shape, got \(2,\) and \(3,\)"),
+        (lambda: INDM(Identity(), gaussian("vp", (3,)), shape=(3,)), r"that of source, \(2,\), got \(3,\)"),
         (lambda: INDM(Identity(), gaussian("vp"), Scaling.images(17), shape=(2,)), "grey levels, got None and 17"),
         (lambda: model_of("ve", 0), "the same SDE, got VPSDE .* and VESDE"),
         (lambda: model_of("vp", 0, eps=1e-3), "the same SDE, got VPSDE .*1e-05.* and VPSDE .*0.001"),
@@ -376,7 +376,7 @@ def test_arguments_are_checked():
     x = data_of(model, 3)
     for strength in (0.0, 1e-6, 1.2, -1.0):
         for route in (two_models, bridge, sdedit):
-            with pytest.raises(ValueError, match=r"strength must lie in \(1e-05, 1\], got"):
+            with pytest.raises(ValueError, match=r"strength must be in \(1e-05, 1\], got"):
                 route(*[model] * (1 + (route is two_models)), strength=strength)
     with pytest.raises(ValueError, match="steps must be at least 2, one a leg"):
         translate(model, model, x, steps=1)

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from indm.checks import require
 from indm.dequantization import check_raw, from_data
 from indm.objective import nelbo
 from indm.protocols import Model
@@ -89,12 +90,12 @@ def classify(
     if not condition.is_class:
         raise ValueError("model must be one of p(x|class) to classify, with the condition classes")
     check_raw(model, raw)
-    if draws < 2 or times < 1:
-        raise ValueError(f"draws must be at least 2 and times at least 1, got {draws} and {times}")
+    require(draws >= 2, "draws", draws, "at least 2")
+    require(times >= 1, "times", times, "at least 1")
     classes = len(condition.labels)
     prior = torch.full((classes,), 1 / classes) if prior is None else torch.as_tensor(prior)
-    if tuple(prior.shape) != (classes,) or not bool((prior > 0).all()) or abs(float(prior.sum()) - 1) > 1e-4:
-        raise ValueError(f"prior must be {classes} positive probabilities that sum to 1, got {prior.tolist()}")
+    fits = tuple(prior.shape) == (classes,) and bool((prior > 0).all()) and abs(float(prior.sum()) - 1) <= 1e-4
+    require(fits, "prior", prior.tolist(), f"{classes} positive probabilities that sum to 1")
     device = model.scaling.scale.device
     generator, values = torch.Generator(device), torch.empty(draws, len(raw), classes, dtype=torch.float64)
     batches = torch.arange(len(raw)).split(batch_size)

@@ -121,8 +121,8 @@ def audit(
         'wrong: total mass, total mass by quadrature,'
     """
     require(draws >= FEW, "draws", draws, f"at least {FEW}", "2000 is usual")
-    if sample is None and law is None and x is None:
-        raise ValueError("sample, law or x must be given, got None for each; x are rows of data")
+    is_known = not (sample is None and law is None and x is None)
+    require(is_known, "sample, law or x", None, "given; x are rows of data")
     given = sample(2 * draws) if sample is not None else law.sample((2 * draws,)) if law is not None else x
     require(len(given) >= FEW, "x", f"{len(given)} rows", f"at least {FEW} rows")
     density = _Density(log_prob, given, batch_size)

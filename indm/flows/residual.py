@@ -309,17 +309,12 @@ def residual_chain(
 ) -> list[Flow]:
     """Groups of residual blocks with squeezes between them; ``block`` takes the shape and whether to pre-activate."""
     image_or_vector(shape)
-    if not blocks or min(blocks) < 1:
-        raise ValueError(f"blocks must name at least one block for each group, got {blocks}; (4, 4) is usual")
-    image = len(shape) == 3
-    if squeeze and not image:
-        raise ValueError(f"squeeze must be false for vectors, got true for shape {shape}")
-    squeezes = len(blocks) - 1 + squeeze
-    if image and (shape[1] % 2**squeezes or shape[2] % 2**squeezes):
-        raise ValueError(
-            f"blocks={blocks} and squeeze={squeeze} squeeze {squeezes} times, so height and width must be divisible by "
-            f"{2**squeezes}, got shape {shape}; use fewer groups, such as blocks=({sum(blocks)},)"
-        )
+    require(min(blocks, default=0) >= 1, "blocks", blocks, "one or more in each group", "(4, 4) is usual")
+    image, squeezes = len(shape) == 3, len(blocks) - 1 + squeeze
+    require(image or not squeeze, "squeeze", squeeze, "false for vectors")
+    wanted = f"of sides divisible by {2**squeezes}, which blocks={blocks} and squeeze={squeeze} halve {squeezes} times"
+    fits = not image or not (shape[1] % 2**squeezes or shape[2] % 2**squeezes)
+    require(fits, "shape", shape, wanted, f"use fewer groups, such as blocks=({sum(blocks)},)")
     flows: list[Flow] = []
     for group, count in enumerate(blocks):
         if image and (group > 0 or squeeze):

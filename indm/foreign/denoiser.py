@@ -69,8 +69,7 @@ class Denoiser(nn.Module):
         require(steps != "whole" or self.noises.is_table, "steps", steps, "'between', as the path has no steps")
         self.made_by = factory if isinstance(factory, str) else None
         self.network = find("net", factory)(**(options or {})) if self.made_by else factory
-        if not callable(self.network):
-            raise ValueError(f"network must be callable as network(x, τ), got {type(self.network).__name__}")
+        require(callable(self.network), "network", self.network, "callable as network(x, τ)")
         self.predicts, self.given_options, self.variance = predicts, dict(options or {}), variance
 
     @property

@@ -10,7 +10,7 @@ import torch
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
-from indm.checks import did_you_mean
+from indm.checks import did_you_mean, require
 
 Times = Tensor  # τ in float64, (B,)
 ENDS = 1e-4  # distance from the ends of a path on [0, 1] that has no noise, or no data, there
@@ -87,8 +87,7 @@ class Sigmas(Path):
     """α = 1 and σ = τ, from ``low`` to ``high``: EDM, and every VE diffusion."""
 
     def __init__(self, low: float = 0.002, high: float = 80.0):
-        if not 0 < low < high:
-            raise ValueError(f"path sigmas must be (low, high) with 0 < low < high, got ({low}, {high})")
+        require(0 < low < high, "path sigmas", (low, high), "(low, high) with 0 < low < high")
         self.range, self.prior_std = (float(low), float(high)), float(high)
 
     def alpha(self, tau: Times) -> Tensor:

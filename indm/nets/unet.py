@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm.checks import require
 from indm.nets.embedding import ConditionOfImages, LevelEmbedding, seen, with_waves
 from indm.tensors import PerSample, zeroed
 
@@ -145,8 +146,8 @@ class UNet(nn.Module):
         if len(self.shape) != 3 or min(self.shape[1:]) < SMALLEST_SIDE:
             sides = f"(channels, height, width) with height and width at least {SMALLEST_SIDE}"
             raise ValueError(f"shape must be {sides}, got {self.shape}; the MLP takes vectors")
-        if not self.multipliers or blocks < 1:
-            raise ValueError(f"multipliers and blocks must not be empty, got {self.multipliers} and {blocks}")
+        require(len(self.multipliers) > 0, "multipliers", multipliers, "one or more, one for each resolution")
+        require(blocks >= 1, "blocks", blocks, "at least 1")
         resolutions = len(self.multipliers)
         self.multiple = 2 ** (resolutions - 1)
         widths = [channels * m for m in self.multipliers]

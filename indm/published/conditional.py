@@ -245,8 +245,8 @@ class ConditionalResidualFlow(Flow):
         check_block(width, coeff, activation)
         require(code_dim >= 2 and code_dim % 2 == 0, "code_dim", code_dim, "an even number of at least 2", "take 64")
         check_counts(encoder_channels=encoder_channels, prior_steps=prior_steps, prior_width=prior_width)
-        if not encoder_planes or min(encoder_planes) < 1:
-            raise ValueError(f"encoder_planes must name the channels of each level, got {encoder_planes}; try (16, 32)")
+        fits = min(encoder_planes, default=0) >= 1
+        require(fits, "encoder_planes", encoder_planes, "the channels of each resolution", "try (16, 32)")
         for name, value in {"encoder_activation": encoder_activation, "prior_activation": prior_activation}.items():
             require(value in ENCODER_ACTIVATIONS, name, value, f"one of {', '.join(ENCODER_ACTIVATIONS)}")
 
@@ -321,9 +321,8 @@ class ConditionalResidualFlow(Flow):
 
     def _checked(self, code: Tensor, x: Tensor) -> Tensor:
         if code.shape != (len(x), self.code_dim):
-            raise ValueError(
-                f"code must have shape {(len(x), self.code_dim)}, one row for each sample, got {tuple(code.shape)}"
-            )
+            wanted = f"{(len(x), self.code_dim)}, one row for each sample"
+            raise ValueError(f"code must have shape {wanted}, got {tuple(code.shape)}")
         return code
 
     def _draw(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:

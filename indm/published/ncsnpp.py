@@ -50,9 +50,8 @@ class PublishedScore(ScoreModel):
 
     def __init__(self, backbone: nn.Module, sde: LinearSDE):
         if not isinstance(sde, VPSDE | SubVPSDE | VESDE):
-            raise ValueError(
-                f"sde must be vp, subvp or ve for a published network, got {type(sde).__name__}; unet and mlp take any"
-            )
+            got = f"{type(sde).__name__}; unet and mlp take any"
+            raise ValueError(f"sde must be vp, subvp or ve for a published network, got {got}")
         super().__init__(backbone, sde)
         eps = torch.tensor(sde.eps, device="cpu")  # has a value even while the model is built on the meta device
         if not self.published_sigma(eps) > 0:
@@ -298,10 +297,8 @@ class NCSNpp(nn.Module):
         """Check the arguments, which are attributes by now."""
         multiple = 2 ** (len(self.multipliers) - 1)
         if len(self.shape) != 3 or self.shape[1] % multiple or self.shape[2] % multiple:
-            raise ValueError(
-                f"shape must be (channels, height, width) with sides divisible by {multiple}, for as many levels as "
-                f"multipliers {self.multipliers} has, got {self.shape}; take fewer levels or other sides"
-            )
+            wanted = f"(channels, height, width) with sides divisible by {multiple}, for multipliers {self.multipliers}"
+            raise ValueError(f"shape must be {wanted}, got {self.shape}; take fewer multipliers or other sides")
         both, are_counts = (self.multipliers, self.blocks), min(self.multipliers, default=0) >= 1 and self.blocks >= 1
         require(are_counts, "multipliers and blocks", both, "1 or more", "(1,) and 1 do")
         require(self.channels >= 4, "channels", self.channels, "at least 4 for the embedding of the level")

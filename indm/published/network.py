@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from indm.checks import brief, check_arguments
+from indm.checks import brief, check_arguments, require
 from indm.nets.unet import Attention, ResBlock
 from indm.published.checkpoint import Reader, State, check_agrees
 from indm.published.ncsnpp import Fourier, Inlet, NCSNpp
@@ -42,8 +42,8 @@ def architecture(state: State, given: Tables, fallback: Tables, size: int | None
     recipe, then as published; a ValueError where what is given or the recipe contradicts the tensors."""
     chosen, default = (dict(tables.get("net", {})) for tables in (given, fallback))
     for net in (chosen, default):
-        if (name := net.pop("name", "ncsnpp")) != "ncsnpp":
-            raise ValueError(f"net.name must be ncsnpp, whose checkpoint this is, got {name!r}")
+        name = net.pop("name", "ncsnpp")
+        require(name == "ncsnpp", "net.name", name, "ncsnpp, whose checkpoint this is")
         check_arguments(NCSNpp, net, table="net", what="net 'ncsnpp'", given_later=("shape",))
     sde = _sde_table(given, fallback)
     inferred, attends, image_channels = infer(state)
@@ -70,11 +70,8 @@ def _sde_table(given: Tables, fallback: Tables) -> dict:
     sde, default = given.get("sde", {}), fallback.get("sde", {})
     if sde.get("name", default.get("name")) == default.get("name"):
         sde = default | sde
-    if sde.get("name") not in tuple(ASSUMED):
-        raise ValueError(
-            f"sde must be given (vp, subvp or ve), or a recipe, got {brief(repr(sde.get('name')))}: "
-            "the tensors do not tell which it was"
-        )
+    is_known = sde.get("name") in tuple(ASSUMED)
+    require(is_known, "sde", sde.get("name"), "vp, subvp or ve, or a recipe: the tensors do not tell which it was")
     return sde
 
 
@@ -154,7 +151,8 @@ def _kind(layer: State) -> str:
     """The kind of a layer in the original's list, by the names of its tensors; "empty" for a layer without any."""
     names = {key.rpartition(".")[0] for key in layer}
     if names & {"Dense_0", "Conv_1", "GroupNorm_1"}:
-        return "resampling" if "Conv_2" in names and _inputs(layer) == _outputs(layer) else "block"
+        inputs = _width(layer, "GroupNorm_0.weight", "GroupNorm_0.bias")
+        return "resampling" if "Conv_2" in names and inputs == _outputs(layer) else "block"
     if names & {"NIN_1", "NIN_2", "NIN_3"}:
         return "attention"
     for mark, kind in {"Conv2d_0": "filtered", "Conv_0": "strided"}.items():
@@ -165,10 +163,6 @@ def _kind(layer: State) -> str:
     if "weight" in layer:
         return {1: "norm", 2: "linear", 4: "conv"}.get(layer["weight"].ndim, "unknown")
     return "unknown" if layer else "empty"
-
-
-def _inputs(block: State) -> int:
-    return _width(block, "GroupNorm_0.weight", "GroupNorm_0.bias")
 
 
 def _outputs(block: State) -> int:

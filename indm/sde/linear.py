@@ -372,8 +372,7 @@ class LogLinearSDE(LinearSDE):
         self, log_snr_max: float = 13.0, log_snr_min: float = -10.0, prior_std: float = 1.0, eps: float = 1e-5
     ):
         super().__init__(eps)
-        if not log_snr_min < log_snr_max:
-            raise ValueError(f"log_snr_max must be above log_snr_min, got {log_snr_max} and {log_snr_min}")
+        require(log_snr_min < log_snr_max, "log_snr_max", log_snr_max, f"above log_snr_min, {log_snr_min}")
         require(prior_std > 0, "prior_std", prior_std, "positive", "1 is usual")
         self.log_snr_max, self.log_snr_min, self.prior_std = log_snr_max, log_snr_min, prior_std
         self.rate = log_snr_max - log_snr_min

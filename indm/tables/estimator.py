@@ -65,7 +65,7 @@ BATCH, RATE = (128, 512), (4e-3, 6e-3)  # for few rows, and for many
 BEHIND_A_FLOW = 0.2  # factor of the learning rate behind a flow, where little but noise is left to fit
 MOST_EXACT_SLOPE = 40  # columns up to which the gradient of a divergence is exact
 
-Rows = tuple[np.ndarray, np.ndarray]  # a table and its conditions
+Table = tuple[np.ndarray, np.ndarray]  # a table and its conditions
 
 
 class Fitted(NamedTuple):
@@ -192,8 +192,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
         Raises:
             ValueError: an argument out of range; missing or infinite values; fewer than 10 rows; no column that varies;
-                a discrete column that is none or has other than whole numbers; a value outside of its bounds; another
-                number of rows of ``c``.
+                an unknown column in ``discrete``, or one with other than whole numbers; a value outside of its bounds;
+                another number of rows of ``c``.
 
         Warns:
             UserWarning: a row is so far from all others that it decides the deviation of a column; a column is constant
@@ -406,10 +406,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         except (TypeError, ValueError) as error:
             wrong = [f"{kind} in column {i} ({X.columns[i]})" for i, kind in enumerate(problems_of(X)) if kind]
             if wrong:
-                raise ValueError(
-                    f"X must hold numbers, got {', '.join(wrong)}: JointDensityEstimator takes categories and missing "
-                    "entries (NaN); " + DATES
-                ) from error
+                takes = f"JointDensityEstimator takes categories and missing entries (NaN); {DATES}"
+                raise ValueError(f"X must hold numbers, got {', '.join(wrong)}: {takes}") from error
             raise
         if np.abs(found).max() > LARGEST:
             raise ValueError(f"X must hold numbers of at most {LARGEST:g}, got {np.abs(found).max():g}")
@@ -429,10 +427,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         for i in self.discrete_.tolist():
             broken = X[X[:, i] != np.floor(X[:, i]), i]
             if len(broken):
-                raise ValueError(
-                    f"discrete columns must hold whole numbers, got {broken[0]:g} in {self._name(i)}; multiply it, or "
-                    "leave it out of discrete"
-                )
+                got = f"{broken[0]:g} in {self._name(i)}; multiply it, or leave it out of discrete"
+                raise ValueError(f"discrete columns must hold whole numbers, got {got}")
 
     def _varying(self, X: np.ndarray) -> np.ndarray:
         """The columns of ``X`` that are not constant, or discrete; a warning names the others.
@@ -457,7 +453,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """Read ``bounds`` as an interval of each varying column.
 
         Raises:
-            ValueError: it is none, or a value is outside or, but in a discrete column, on a bound.
+            ValueError: a pair that is not an interval; a value outside of it, or on its end in a column that is not
+                discrete.
         """
         interval = np.array([[-np.inf], [np.inf]]).repeat(self.n_features_in_, 1)
         for column, pair in dict(self.bounds or {}).items():
@@ -563,8 +560,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _fitted(
         self,
-        training: Rows,
-        validation: Rows,
+        training: Table,
+        validation: Table,
         maps: list[Columns],
         numbers: np.random.RandomState,
         deadline: float,
@@ -602,7 +599,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         parts, size = (held, torch.from_numpy(c_held).float()), self.pace(self._is_large(len(rows)))[0]
         limits = len(rows), size, self.max_steps, deadline
         trainings = self._trainings(Identity(), mixtures, *parts, repeats, len(rows))
-        flowing = [FlowTraining(MaskedFlow(held.shape[1:]), held, repeats)] if self._may_flow(len(rows)) else []
+        is_wanted = len(rows) >= FLOW_ROWS if self.flow is None else self.flow
+        may_flow = is_wanted and self.max_steps and not self.n_conditions_
+        flowing = [FlowTraining(MaskedFlow(held.shape[1:]), held, repeats)] if may_flow else []
         best = race([*trainings, *flowing], batch, *limits)
         late, start, name = best.late_gain(), trainings[0].start, counted(len(mixtures[0].weight), "Gaussian")
         of_mixture = start
@@ -619,11 +618,6 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 f"of {best.step}, ended by {best.ended}"
             )
         return Fitted(best, name, (gain, error), best.gain(of_mixture), max(late, best.late_gain()))
-
-    def _may_flow(self, rows: int) -> bool:
-        """Whether a flow is one of the starts."""
-        is_wanted = rows >= FLOW_ROWS if self.flow is None else self.flow
-        return bool(is_wanted and self.max_steps and not self.n_conditions_)
 
     def _trainings(
         self, flow: Flow, mixtures: Sequence[Mixture], held: Tensor, c_held: Tensor, repeats: int, rows: int
@@ -686,7 +680,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         return (1 if self.n_conditions_ else max(COMPONENTS)) if self.max_components is None else self.max_components
 
     def _mixtures(
-        self, training: Rows, validation: Rows, maps: list[Columns], seed: int, seconds: float, draws: int = 1
+        self, training: Table, validation: Table, maps: list[Columns], seed: int, seconds: float, draws: int = 1
     ) -> tuple[Columns, list[Mixture], float]:
         """The best mixture that can be fitted in that time, with one Gaussian; its map and its validation log p.
 

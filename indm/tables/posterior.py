@@ -17,6 +17,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 from torch import nn
 
+from indm.checks import require
 from indm.tables import summaries
 from indm.tables.calibration import Calibration
 from indm.tables.columns import are_near, moments_of_most, to_line
@@ -201,7 +202,9 @@ class PosteriorEstimator:
             ValueError: several x; a discrete parameter; a prior whose support is not a box.
         """
         self._check_box()
-        c = self._familiar(self._single(x))
+        rows, _ = self._observed(x)
+        require(len(rows) == 1, "x", len(rows), "one observation")
+        c = self._familiar(rows)
         draws = self._sample(MODE_DRAWS, c, random_state)[0]
         start = draws[self.estimator_.score_samples(draws, c).argmax()]
         both = np.stack([start, self._ascended(start, c)])
@@ -380,12 +383,6 @@ class PosteriorEstimator:
         if x.shape[1:] != self._event:
             raise ValueError(f"x must have shape {self._event}, or one axis more for several, got {x.shape}")
         return x, len(x) == 1
-
-    def _single(self, x: Any) -> Array:
-        rows, _ = self._observed(x)
-        if len(rows) != 1:
-            raise ValueError(f"x must be one observation, got {len(rows)}")
-        return rows
 
     def _numbers(self, rows: Array) -> Array:
         """Numbers that the estimator is given for rows of x, (m, k)."""

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from indm.checks import brief
+from indm.checks import require
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow, Identity
 from indm.model import INDM, build, count_parameters
@@ -26,7 +26,7 @@ from indm.workbench.data.base import check_data
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Tables
 from indm.workbench.runs.folder import CONVERSION, check_empty
-from indm.workbench.runs.provenance import describe, provenance
+from indm.workbench.runs.provenance import describe_run, provenance
 
 TABLES = ("data", "sde", "net", "flow", "evaluate")  # tables of a recipe that may be changed
 PUBLISHED: dict[tuple[int, ...], dict] = {(3, 32, 32): {"name": "cifar10"}, (3, 64, 64): {"name": "celeba"}}
@@ -76,8 +76,8 @@ def convert(
     if "name" in data:
         check_data(**data)
     size = _side_of(data)
-    if size is not None and (type(size) is not int or size < 1):
-        raise ValueError(f"data.size must be a whole number of pixels, 1 or more, got {brief(repr(size))}")
+    is_side = size is None or (type(size) is int and size >= 1)
+    require(is_side, "data.size", size, "a whole number of pixels, 1 or more")
     source = read_checkpoint(checkpoint)
     layout = architecture(source.state, given, fallback, size)
     if "name" not in data:
@@ -109,7 +109,7 @@ def convert(
     notes = [f"converted from {file['name']}" for file in files]
     parts = {kind: {k: v for k, v in table.items() if k != "shape"} for kind, table in model.description().items()}
     tables = {table: fallback.get(table, {}) | given.get(table, {}) for table in ("train", "evaluate")}
-    describe(out, recipes.resolve({"data": data} | parts | tables), torch.device("cpu"), notes)
+    describe_run(out, recipes.resolve({"data": data} | parts | tables), torch.device("cpu"), notes)
     model.save(out)
     atomic.whole(out / CONVERSION, conversion)
     return result

@@ -47,7 +47,7 @@ def test_one_condition_is_that_of_all(case):
     assert torch.equal(
         condition(condition.rows(c[0], 3)), condition(condition.rows(c, 1)).expand(3, *condition.seen_shape)
     )
-    with pytest.raises(ValueError, match="one row for all samples or 5"):
+    with pytest.raises(ValueError, match="one for all samples, or 5"):
         condition.rows(draws(condition, 2), 5)
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 import indm
 from indm.evaluation.evaluate import draw_all, evaluate
 from indm.evaluation.mean_nll import RepeatableDraws
-from indm.evaluation.measures import NLL, Bound, Estimate, SamplerBound
+from indm.evaluation.measures import NLL, Bound, Estimate, Measure, SamplerBound
 from indm.evaluation.report import Report, level_table
 from indm.evaluation.statistics import in_units
 from indm.flows import Identity
@@ -397,3 +397,8 @@ def test_evaluate_needs_two_images_for_a_standard_error_of_the_nll(examples):
         evaluate(model, raw[:10], [Bound(), NLL(examples=examples)], progress=False)
     with pytest.raises(ValueError, match=r"measures must be one or more, each kind once, got \['nll', 'nll'\]"):
         evaluate(model, raw, [NLL(), NLL(each=True)])
+
+
+def test_a_measure_must_say_its_cost_and_its_estimate():
+    with pytest.raises(TypeError, match=r"abstract methods '?calls'?, '?estimate'?"):
+        type("Nothing", (Measure,), {"kind": "nothing"})()

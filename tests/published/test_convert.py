@@ -253,9 +253,9 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     "arguments, complaint",
     [
-        ("checkpoint_1.pth", "sde must be given (vp, subvp or ve), or a recipe, got None"),
+        ("checkpoint_1.pth", "sde must be vp, subvp or ve, or a recipe"),
         ("checkpoint_1.pth --sde vp", "data.size must be given, or a recipe"),
-        ("checkpoint_1.pth --sde learned --data.size 16", "sde must be given"),
+        ("checkpoint_1.pth --sde learned --data.size 16", "sde must be vp, subvp or ve"),
         ("missing.pth --sde vp --data.size 16", "missing.pth cannot be read: No such file"),
         ("text.pth --sde vp --data.size 16", "text.pth cannot be read as a checkpoint of torch: it is damaged"),
         ("cut.pth --sde vp --data.size 16", "cut.pth cannot be read as a checkpoint of torch: it is damaged"),
@@ -278,7 +278,7 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
         ("checkpoint_1.pth --sde vp --data.size 16 --data.path \ud800", "is not Unicode text"),
         ("checkpoint_1.pth --sde vp --data.size 16 --net.centered 5", "net.centered must be true or false, got 5"),
         ("checkpoint_1.pth --sde vp --data.size 16 --net.attention 5", "net.attention must be a list of a whole"),
-        ("checkpoint_1.pth --sde.name [1] --data.size 16", "or a recipe, got [1]"),
+        ("checkpoint_1.pth --sde.name [1] --data.size 16", "which it was, got [1]"),
         ("checkpoint_1.pth --sde vp --data.size 16 --sde.beta_max [1]", "sde.beta_max must be a number, got [1]"),
         ("checkpoint_1.pth --sde vp --data.size 16 --net.dropout x", "net.dropout must be a number, got 'x'"),
     ],

@@ -105,7 +105,11 @@ ERRORS = {
         "in several rows each, got 38 .*: drop a column of ident",
     ),
     "dates": ([datetime.date(2024, 1, i) for i in range(1, 9)], {}, r"got date; turn dates .*pd.to_datetime\(dates\)"),
-    "words of dates": ([f"2024-01-{i}" for i in range(10, 31)], {}, "got 21 in 21 rows: turn dates into numbers, such"),
+    "words of dates": (
+        [f"2024-01-{i}" for i in range(10, 31)],
+        {},
+        "got 21 in 21 rows, from '2024-01-10' to '2024-01-30'",
+    ),
     "no order": (["a", 1j, 2j], {"is_category": True}, r"column 0 \(age\) must hold strings, numbers or truth values"),
     "sets": (["a", {1}], {}, r"column 0 \(age\) must hold strings, numbers or truth values as categories"),
     "too large": ([1.0, 10**400], {}, r"column 0 \(age\) must hold numbers"),

@@ -51,7 +51,7 @@ def test_all_problems_of_a_table_are_in_one_error():
     with pytest.raises(ValueError) as told:
         JointDensityEstimator(**FAST).fit(frame)
     assert "column 2 (pay) must hold numbers" in str(told.value) and "got inf" in str(told.value)
-    assert "'n.a.' is not a number" in str(told.value) and "age" not in str(told.value)
+    assert "to 'n.a.': " in str(told.value) and "age" not in str(told.value)
 
 
 def test_the_share_of_blanks_of_a_constant_column_is_told():

@@ -81,9 +81,9 @@ class Builder:
             have, label = side.test is not None, "or the test image of number"
             index = gr.Number(0 if have else None, label=label, precision=0, minimum=0, visible=have)
             start = requests.preview(side, Source(None, 0)) if have else None
-            shown = picture("Image, as the model sees it", height=180, value=start)
+            shown = image_field("Image, as the model sees it", height=180, value=start)
         for field in (file, index):
-            self.on(field.change, lambda *chosen: seen(side, *chosen), [file, index], shown)
+            self.on(field.change, lambda *chosen: seen_image(side, *chosen), [file, index], shown)
         return [file, index]
 
     def samples(self, side: Side) -> None:
@@ -100,7 +100,7 @@ class Builder:
                                      visible=side.knows_marginal)  # fmt: skip
                 button = gr.Button("Sample", variant="primary")
             with gr.Column(scale=2, min_width=300):
-                grid = picture("Samples")
+                grid = image_field("Samples")
         self.on(button.click, functools.partial(requests.samples, side),
                 [n, steps, sampler, seed, temperature, c, guidance], grid)  # fmt: skip
 
@@ -131,7 +131,7 @@ class Builder:
                                      info="More leads farther away from A, at a loss of detail.")  # fmt: skip
                 button = gr.Button("Translate", variant="primary")
             with gr.Column(scale=2, min_width=300):
-                pair, strip = picture("Source and result"), picture("The way")
+                pair, strip = image_field("Source and result"), image_field("The way")
 
         def compute(file: str | None, index: float | None, way: str, c_a: str, c_b: str, *more: Any) -> tuple:
             return ends.translate(Source(file, index), way, (c_a, c_b), *more)
@@ -139,12 +139,12 @@ class Builder:
         self.on(button.click, compute, [*chosen, way, *classes, strength, steps, guidance], [pair, strip])
 
 
-def seen(side: Side, file: str | None, index: float | None) -> requests.Picture | None:
+def seen_image(side: Side, file: str | None, index: float | None) -> requests.Picture | None:
     """The image as the model sees it; None where none is chosen."""
     return None if file is None and index is None else requests.preview(side, Source(file, index))
 
 
-def picture(label: str, **options: Any) -> gr.Image:
+def image_field(label: str, **options: Any) -> gr.Image:
     options |= {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}
     return gr.Image(label=label, elem_classes=["picture"], **options)
 
@@ -159,7 +159,7 @@ def condition_field(side: Side, label: str = "Condition") -> gr.Dropdown:
     return gr.Dropdown(choices, value=next(iter(side.labels), None), label=label, visible=bool(side.labels))
 
 
-def build(sides: Sequence[Side], seconds: float) -> gr.Blocks:
+def build_page(sides: Sequence[Side], seconds: float) -> gr.Blocks:
     """The page of one or two models."""
     make, side, ends = Builder(seconds), sides[0], requests.ends_of(sides)
     title = f"indm: {' and '.join(side.name for side in sides)}"
@@ -179,7 +179,7 @@ def serving(sides: Sequence[Side], host: str, port: int | None, seconds: float) 
     """Serve the page; gives its address."""
     with tempfile.TemporaryDirectory(prefix="indm-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        page = build(sides, seconds)
+        page = build_page(sides, seconds)
         options: Any = {"prevent_thread_lock": True, "quiet": True, "share": False, "ssr_mode": False}
         options |= {"footer_links": [], "run_history": False, "enable_monitoring": False, "pwa": False}
         options |= {"server_name": host, "server_port": port, "max_file_size": LARGEST_UPLOAD}

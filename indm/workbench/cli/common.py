@@ -85,7 +85,7 @@ def say(text: str, file: Any = None) -> None:
         print(text, file=file)
 
 
-def name_of(source: str) -> str:
+def run_name(source: str) -> str:
     """Name of a run of a recipe or on a folder: a single name, which never leads out of the folder of runs."""
     path = Path(os.path.abspath(source))
     return (path.name if path.is_dir() else path.stem).lstrip(".") or "run"

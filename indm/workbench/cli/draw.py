@@ -19,13 +19,11 @@ from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import (
     Drawing,
     InpaintingOptions,
-    SampleDrawing,
     ScoringOptions,
     TranslationOptions,
     default,
 )
 
-IN_ROW, IN_ALL, MOST_ROWS = 8, 80, 40  # samples of a class and together, and classes, that are drawn by default
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -38,7 +36,7 @@ class DrawsSamples(ShowsProgress):
 
     tables = ("sampler",)
 
-    drawing: Annotated[Drawing, arg(name="")]
+    drawing: Annotated[Drawing, arg(name="")] = field(default_factory=Drawing)
     overwrite: bool = False
     """Overwrite existing samples that were drawn otherwise."""
 
@@ -60,7 +58,6 @@ class Sample(DrawsSamples):
     """
 
     run_folder: RunFolder
-    drawing: Annotated[SampleDrawing, arg(name="")] = field(default_factory=SampleDrawing, kw_only=True)
     out: Annotated[Path | None, arg(metavar="FOLDER"), default("the run folder")] = None
     """Where to write."""
 
@@ -70,15 +67,14 @@ class Sample(DrawsSamples):
         from indm.workbench.runs.samples import SAMPLES, change_line, draw
 
         run = run_folder(self.run_folder)
-        out, recipe = self.out or run, recipe_of(run)
-        drawing = replace(with_defaults(self.drawing, recipe), sampler_options=self.sampler_options())
+        out, drawing = self.out or run, replace(self.drawing, sampler_options=self.sampler_options())
         options = {"overwrite": self.overwrite, "progress": self.progress}
         samples, levels, drawn = draw(run, drawing, out, **options)
         made_by: Any = drawn
         if (out / "samples.png").exists():
             pass  # the picture shows the same samples
-        elif samples.ndim == 4 and drawing.condition == "all":
-            sheets.save_classes(samples, levels or 256, recipe.labels, out / "samples.png")
+        elif samples.ndim == 4 and made_by["condition"] == "all":
+            sheets.save_classes(samples, levels or 256, recipe_of(run).labels, out / "samples.png")
         elif samples.ndim == 4:
             sheets.save_grid(samples, levels or 256, out / "samples.png")
         elif samples.shape[1] > 1:
@@ -89,20 +85,6 @@ class Sample(DrawsSamples):
         if line := change_line(out, levels):
             print(line)
         return DONE
-
-
-def with_defaults(drawing: SampleDrawing, recipe: recipes.Recipe) -> Drawing:
-    """The drawing with what it leaves to a run's recipe: how many samples, of which classes, at which guidance."""
-    chosen = vars(drawing)
-    if drawing.n is None and drawing.condition is None and 0 < len(recipe.labels) <= MOST_ROWS:
-        chosen = chosen | {"condition": "all"}
-    if drawing.n is None:
-        row = min(IN_ROW, max(2, IN_ALL // max(1, len(recipe.labels))))
-        chosen = chosen | {"n": row if chosen["condition"] == "all" else 64}
-    if drawing.guidance is None:
-        is_guided = recipe.condition is not None and drawing.condition != "none"
-        chosen = chosen | {"guidance": recipe.sample.guidance if is_guided else 1.0}
-    return Drawing(**chosen)
 
 
 def test_data(table: dict[str, Any], n: int) -> Any:
@@ -128,7 +110,6 @@ class Fid(DrawsSamples):
     source: Annotated[Positional[Path], arg(metavar="RUN|FOLDER")]
     """A run folder, whose samples are scored, or a folder of images."""
     scoring: Annotated[ScoringOptions, arg(name="")] = field(default_factory=ScoringOptions, kw_only=True)
-    drawing: Annotated[SampleDrawing, arg(name="")] = field(default_factory=SampleDrawing, kw_only=True)
     out: Annotated[Path | None, arg(metavar="FOLDER"), default("the run folder, or .")] = None
     """Where to write."""
 
@@ -141,7 +122,7 @@ class Fid(DrawsSamples):
         from indm.files import atomic
         from indm.names import find, is_outside
         from indm.workbench.evaluation import fid
-        from indm.workbench.runs.folder import check_absent, is_run, recipe_of
+        from indm.workbench.runs.folder import check_absent, is_run
         from indm.workbench.runs.samples import draw
 
         scoring, run = self.scoring, self.source
@@ -161,8 +142,7 @@ class Fid(DrawsSamples):
         fid.check_number("reference", len(reference.raw))
         if of_run:
             n = self.drawing.n or min(len(reference.raw), fid.MOST)
-            drawing = with_defaults(replace(self.drawing, n=n), recipe_of(run))
-            drawing = replace(drawing, sampler_options=self.sampler_options())
+            drawing = replace(self.drawing, n=n, sampler_options=self.sampler_options())
             raw, levels, drawn = draw(run, drawing, out, overwrite=self.overwrite, progress=self.progress)
             samples = fid.Images(raw, levels, {"run": str(run), "drawn": drawn})
         else:
@@ -175,12 +155,11 @@ class Fid(DrawsSamples):
 
     def check_nothing_is_drawn(self) -> None:
         """ValueError where an option says how to draw samples from a run, and the source is not a run."""
-        defaults = vars(SampleDrawing()) | dict.fromkeys(self.table_values)
+        defaults = vars(Drawing()) | dict.fromkeys(self.table_values)
         for name, value in (vars(self.drawing) | self.table_values).items():
             if value != defaults[name]:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} is for samples drawn from a run, and {self.source} is not a run"
-                )
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{flag} is for samples drawn from a run, and {self.source} is not a run")
 
 
 @dataclass
@@ -269,9 +248,8 @@ class Inpaint(ShowsProgress):
         else:
             raise ValueError(f"--mask must be given for {self.image}, which has no transparent pixels")
         if mask.size != (width, height):
-            raise ValueError(
-                f"{self.mask} must have {width}×{height} pixels, as {self.image}, got {mask.width}×{mask.height}"
-            )
+            got = f"{mask.width}×{mask.height}"
+            raise ValueError(f"{self.mask} must have {width}×{height} pixels, as {self.image}, got {got}")
         sides = model.shape[1], model.shape[2]
         holes = shown_part(mask.point(lambda level: 255 * (level >= 128)), sides, data.get("crop", True))
         missing = pixels_of(holes.resize(sides[::-1], Image.Resampling.BILINEAR)) > 0
@@ -328,7 +306,7 @@ class Translate(ShowsProgress):
         from indm.workbench.runs.folder import check_empty, is_run, run_folder
         from indm.workbench.training.pairs import is_pair
         from indm.workbench.translation.routes import found_in, open_runs
-        from indm.workbench.translation.translate import sentences, translate_files
+        from indm.workbench.translation.translate import summary, translate_files
 
         if not self.overwrite:
             check_empty(self.out, "name another, or add --overwrite")
@@ -343,7 +321,7 @@ class Translate(ShowsProgress):
         found_in(sources)
         opened = open_runs(given[:count], self.direction, self.condition, method=self.options.method)
         report = translate_files(opened, sources, self.out, self.options, progress=self.progress)
-        print("\n".join(sentences(report)))
+        print(summary(report))
         for name, why in report["failed"].items():
             print(f"indm: not translated: {one_line(name)}: {why}", file=sys.stderr)
         print(self.out / "sheet.png" if report["examples"] else "nothing was translated")

@@ -43,7 +43,7 @@ To know more:  indm COMMAND --help     indm list"""
 CONFIG = (tyro.conf.FlagCreatePairsOff,)
 
 
-def find(name: str) -> type[Common]:
+def command_of(name: str) -> type[Common]:
     """The command of that name.
 
     Raises:
@@ -59,7 +59,7 @@ def overview() -> str:
     """All commands on one screen."""
     lines = ["usage: indm COMMAND …", TITLE, ""]
     for title, group in GROUPS.items():
-        lines += [title, *(f"  {name:14}{str(find(name).__doc__).splitlines()[0]}" for name in group)]
+        lines += [title, *(f"  {name:14}{str(command_of(name).__doc__).splitlines()[0]}" for name in group)]
     return "\n".join([*lines, "", MORE])
 
 
@@ -76,7 +76,7 @@ def parse(arguments: list[str]) -> Common:
         raise SystemExit
     if name.startswith("-"):
         raise ValueError(f"a command must come before {name}{nearest(name.lstrip('-'), COMMANDS)}")
-    kind = find(name)
+    kind = command_of(name)
     options, values = take_tables(options, kind.tables)
     command, unknown = tyro.cli(kind, prog=f"indm {name}", args=options, config=CONFIG, return_unknown_args=True)
     if unknown:

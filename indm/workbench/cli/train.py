@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from indm.checks import counted, one_line
-from indm.workbench.cli.common import DONE, INTERRUPTED, ShowsProgress, name_of, say
+from indm.workbench.cli.common import DONE, INTERRUPTED, ShowsProgress, run_name, say
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import default
 
@@ -100,7 +100,7 @@ class Train(TrainsRecipe):
             raise ValueError(f"--like gives the budget: leave out {', '.join(both)}")
         recipe = recipes.override(loaded(self.recipe), self.table_values)
         is_run = self.recipe not in recipes.bundled() and Path(self.recipe).is_dir()
-        out = self.out or (Path(self.recipe) if is_run else Path("runs") / name_of(self.recipe))
+        out = self.out or (Path(self.recipe) if is_run else Path("runs") / run_name(self.recipe))
         return self.train(recipe, out, self.like)
 
 
@@ -129,10 +129,8 @@ class TrainPair(TrainsRecipe):
         summaries = train_pair(recipe, out, resume=self.resume, progress=self.progress)
         side, last = list(summaries.items())[-1]
         if last["interrupted"] or len(summaries) < 2:
-            say(
-                f"Interrupted in {side}, at step {last['steps']}. The same command with --resume continues.",
-                file=sys.stderr,
-            )
+            where = f"in {side}, at step {last['steps']}"
+            say(f"Interrupted {where}. The same command with --resume continues.", file=sys.stderr)
             return INTERRUPTED
         for side, summary in summaries.items():
             say(f"{out / side}: {came_to(summary)}")
@@ -171,10 +169,8 @@ class TrainBridge(TrainsRecipe):
         else:
             recipe, name = recipe_of_two(self.sources, self.table_values, as_bridge)
             if not is_bridge(recipe):
-                raise ValueError(
-                    "train.terminal must be above 0 for --form terminal, got 0: a recipe without [bridge.train] needs "
-                    "it, --train.terminal 100"
-                )
+                why = "a recipe without [bridge.train] needs it, --train.terminal 100"
+                raise ValueError(f"train.terminal must be above 0 for --form terminal, got 0: {why}")
         return self.train(recipe, self.out or Path("runs") / f"{name}-bridge", translates=True)
 
 
@@ -233,4 +229,4 @@ def recipe_of_two(
         recipe = recipes.override(prepared(recipes.load("translate-folders")), paths | both | changes)
     if "data_b" not in recipe:
         raise ValueError(f"{sources[0]} has no [data_b]: give two image folders, or a recipe with two data sets")
-    return recipe, "-".join(map(name_of, sources))
+    return recipe, "-".join(map(run_name, sources))

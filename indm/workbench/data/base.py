@@ -89,10 +89,9 @@ class Data:
                 if labels
                 else 'the array "c" of an .npz (data.c "c"), or columns of a table (data.c)'
             )
-            raise ValueError(
-                f"data {self.name!r} have no {'class labels' if labels else 'numbers'} for a condition; {places}, and "
-                "a data set of pairs (x, c), in Python also as_data(pairs, c=True)"
-            )
+            kind = "class labels" if labels else "numbers"
+            places += ", and a data set of pairs (x, c), in Python also as_data(pairs, c=True)"
+            raise ValueError(f"data {self.name!r} have no {kind} for a condition; {places}")
         return rows[split]
 
     def rows(self, condition: Condition, split: str) -> Tensor:
@@ -221,10 +220,8 @@ def split_groups(
             filled = {part: sizes[held[part]].sum() / wanted[part] for part in held}
             held[min(filled, key=filled.__getitem__)].append(number)
     if not held["valid"]:
-        raise ValueError(
-            "groups must be three or more, or in two classes two or more each, to be in three splits; got "
-            f"{counted(len(names), 'group')}, as {brief(', '.join(names.tolist()))}"
-        )
+        got = f"{counted(len(names), 'group')}, as {brief(', '.join(names.tolist()))}"
+        raise ValueError(f"groups must be three or more, or in two classes two each, for three splits; got {got}")
     order = torch.randperm(len(group), generator=generator)
     chosen = {part: torch.from_numpy(np.isin(group, held[part]))[order] for part in ("valid", "test")}
     train = order[~(chosen["valid"] | chosen["test"])]
@@ -262,10 +259,8 @@ def condition_fields(
     c = np.asarray(c)
     n = 1 + max(int(index.max()) for index in parts.values() if len(index))
     if len(c) < n or c.ndim == 3 or c.ndim > 4 or c.dtype.kind not in "biufUSO":
-        raise ValueError(
-            f"the conditions of {where} must be a row for each example: labels (n,), numbers (n, size) or images "
-            f"(n, C, H, W), got {c.dtype} of shape {c.shape} for {n} examples"
-        )
+        wanted = "a row for each example: labels (n,), numbers (n, size) or images (n, C, H, W)"
+        raise ValueError(f"the conditions of {where} must be {wanted}, {n} in all, got {c.dtype} of shape {c.shape}")
     fields: dict[str, Any] = {}
     if c.ndim == 1 and c.dtype.kind not in "f":
         values, numbers = np.unique(c.astype(str) if c.dtype.kind == "O" else c, return_inverse=True)
@@ -363,9 +358,7 @@ def second_entries(source: Any, where: str | Path) -> Any:
     for i in range(len(source)):
         item = source[i]
         if not isinstance(item, tuple | list) or len(item) < 2:
-            raise ValueError(
-                f"item {i} of {where} must be a pair (x, c) for a model with a condition, got {brief(item)}"
-            )
+            raise ValueError(f"item {i} of {where} must be a pair (x, c) where there is a condition, got {brief(item)}")
         rows.append(item[1] if isinstance(item[1], str) else np.asarray(item[1]))
     return np.array(rows)
 

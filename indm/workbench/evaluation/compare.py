@@ -120,11 +120,11 @@ def compare(folders: Sequence[Path], out: Path, *, equal: Equal = "cost") -> str
         "differences": by_method,
         "provenance": provenance(None, {str(run.folder): run.evaluation["weights_sha256"] for run in runs}),
     }
-    writes = {out / "comparison.png": plots.pixels_into(picture(methods))}
+    writes = {out / "comparison.png": plots.pixels_into(samples_of(methods))}
     atomic.together(writes | {out / "comparison.json": atomic.json_into(content)})
     said = verdicts(methods)
     page = Page("Runs compared")
-    page.conclude(said)
+    page.conclusion += said
     lines: list[str] = []
     for heading, rows, notes in sections(methods, by_method, equal):
         lines += [heading, table(rows), *notes, ""]
@@ -167,7 +167,7 @@ def methods_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _is_one_method(one: Run, other: Run) -> bool:
-    differing = recipes.differences(one.recipe, other.recipe)
+    differing = recipes.differing_keys(one.recipe, other.recipe)
     changed = {key for key in differing if not key.startswith("evaluate.")} - ALIKE
     if are_equal([one.recipe.train.steps, other.recipe.train.steps]):
         changed -= {"train.steps"}
@@ -266,7 +266,7 @@ def sections(methods: Methods, by_method: Differences, equal: Equal) -> list[tup
     notes += [f"{run.folder}: {line}" for run in runs for line in unconverged(run.report)]
     if len({run.report.dequantization for run in runs}) > 1:
         notes += [f"dequantization: {run.report.dequantization}: {run.folder}" for run in runs]
-    likelihoods = "Likelihood and budget", likelihood_rows(methods), notes
+    likelihoods = "Likelihood and budget", method_rows(methods), notes
     if not by_method:
         return [likelihoods]
     first = next(iter(methods))
@@ -279,7 +279,7 @@ def sections(methods: Methods, by_method: Differences, equal: Equal) -> list[tup
     return [likelihoods, ("Differences between methods", difference_rows(by_method, first, unit_of(methods)), lines)]
 
 
-def picture(methods: Methods) -> plots.Pixels:
+def samples_of(methods: Methods) -> plots.Pixels:
     """Samples of each method's first run."""
     panels: dict[str, Tensor | str] = {}
     levels = 0
@@ -303,13 +303,13 @@ def with_error(mean: float | None, error: float | None, digits: int = 3) -> str:
     return f"{mean:.{digits}f}" + ("" if error is None or math.isnan(error) else f" ± {error:.{digits}f}")
 
 
-def bound_of(runs: Sequence[Run], kind: str = "nelbo") -> tuple[float, float] | None:
+def mean_bound(runs: Sequence[Run], kind: str = "nelbo") -> tuple[float, float] | None:
     """A likelihood of a method and its standard error: over its seeds, or of a single run over the examples."""
     bounds = [bound for run in runs if (bound := run.bound(kind))]
     return over_seeds([mean for mean, _ in bounds], bounds[0][1]) if bounds else None
 
 
-def likelihood_rows(methods: Methods) -> list[Row]:
+def method_rows(methods: Methods) -> list[Row]:
     """A row for each method, the baselines, of the examples of the NELBO, and the entropy where it is known. A method's
     error is over its seeds; the error of a single run or a baseline is over the examples."""
     unit, runs = unit_of(methods), [run for trainings in methods.values() for run in trainings]
@@ -318,7 +318,7 @@ def likelihood_rows(methods: Methods) -> list[Row]:
     for name, trainings in methods.items():
         ends = [run.log[-1] for run in trainings if run.log]
         budget = [f"{statistics.mean(end[key] for end in ends):.0f}" if ends else "–" for key in ("step", "seconds")]
-        bounds = [with_error(*(bound_of(trainings, kind) or (None, None))) for kind in kinds]
+        bounds = [with_error(*(mean_bound(trainings, kind) or (None, None))) for kind in kinds]
         over = "seeds" if len(trainings) > 1 else "examples"
         parameters = "–" if trainings[0].parameters is None else f"{trainings[0].parameters:,}"
         rows.append((name, str(len(trainings)), over, parameters, *budget, *bounds))

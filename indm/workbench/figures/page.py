@@ -6,7 +6,6 @@ in the light or the dark as the reader's system has it, and without its scripts.
 
 import base64
 import html
-from collections.abc import Sequence
 from pathlib import Path
 
 from indm.files import atomic
@@ -15,14 +14,10 @@ LONG = 40  # characters from which a cell may be broken
 
 
 class Page:
-    """Collects what is added and writes it as one file, pictures included."""
+    """Collects what is added and writes it as one file, pictures included; the ``conclusion`` stands on top."""
 
     def __init__(self, title: str):
         self.title, self.conclusion, self.parts = title, list[str](), list[str]()
-
-    def conclude(self, paragraphs: Sequence[str]) -> None:
-        """Add paragraphs to the conclusion, which stands on top."""
-        self.conclusion += paragraphs
 
     def heading(self, text: str) -> None:
         self.parts.append(f"<h2>{html.escape(text)}</h2>")

@@ -69,7 +69,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 @styled
-def pixels_of(figure: Figure) -> Pixels:
+def rendered(figure: Figure) -> Pixels:
     """A finished figure as bytes."""
     finish(figure)
     figure.set_dpi(DPI)

@@ -159,4 +159,4 @@ def samples_picture(panels: Mapping[str, Tensor | str], levels: int, colours: Co
         why = samples if isinstance(samples, str) else "single numbers: no picture of points"
         axes.text(0.5, 0.5, textwrap.fill(why, 32), ha="center", va="center", transform=axes.transAxes, color="0.35")
         axes.set(title=name, xticks=[], yticks=[])
-    return plots.pixels_of(figure)
+    return plots.rendered(figure)

@@ -101,8 +101,6 @@ class TrainOptions(Checked):
     """Largest norm of the gradient; score and flow are clipped separately."""
     warmup: Warmup = 0
     """Steps in which the learning rates rise linearly; a value below 1 is a fraction of the run."""
-    flow_warmup: Warmup = 0
-    """The same for the flow. Takes effect if it is longer than train.warmup: the score then has a head start."""
     decay: Annotated[float, Must("in [0, 1]", lambda v: 0 <= v <= 1)] = 0.0
     """Last fraction of the run, in which the learning rates fall linearly to 0."""
     ema: Share = 0.999
@@ -231,14 +229,20 @@ class SampleOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing(Checked):
-    """Options that decide the samples of a run. The values go to :func:`indm.sample`."""
+    """Options that decide the samples of a run, with defaults that depend on its recipe, for :func:`indm.sample`."""
 
-    n: Annotated[int, AT_LEAST_1, arg(aliases=["-n"])] = 64
-    """How many samples."""
+    n: Annotated[
+        int | None,
+        AT_LEAST_1,
+        arg(aliases=["-n"], metavar="N"),
+        default("64, or up to 8 a class; of fid, as the reference"),
+    ] = None
+    """How many samples. Without "n" and "condition", a model of up to 40 classes draws a row of each. For scores, by
+    default as many as the reference has, at most 50,000."""
     condition: Annotated[str | None, arg(metavar="C"), default("drawn from the training data")] = None
     """The c of a model of p(x|c): a class by its name, or by its index from 0 unless a class name contains a digit; or
     numbers as [0.5,1.2]. "all" draws n of every class, "none" samples p(x) of a model trained with condition.drop."""
-    guidance: float = 1.0
+    guidance: Annotated[float | None, default("sample.guidance of the recipe")] = None
     """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
     in training."""
     sampler: str = "unipc"
@@ -261,23 +265,6 @@ class Drawing(Checked):
     """Samples at a time. A different size gives different samples."""
     seed: int = 0
     """Seed of the noise."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleDrawing(Drawing):
-    """The samples of a run, with defaults that depend on its recipe."""
-
-    n: Annotated[
-        int | None,
-        AT_LEAST_1,
-        arg(aliases=["-n"], metavar="N"),
-        default("64, or up to 8 a class; of fid, as the reference"),
-    ] = None  # type: ignore[assignment]
-    """How many samples. Without "n" and "condition", a model of up to 40 classes draws a row of each. For scores, by
-    default as many as the reference has, at most 50,000."""
-    guidance: Annotated[float | None, default("sample.guidance of the recipe")] = None  # type: ignore[assignment]
-    """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
-    in training."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -221,7 +221,7 @@ def resolve(tables: AnyTables) -> Recipe:
     for table in tables:
         check_name(table, (*TABLES, BRIDGE), "table", f"[{table}]")
     parts: Any = {t: _part(t, tables.get(t, {})) for t in PART_TABLES if t in {*NAMED_TABLES, *tables}}
-    options: Any = {name: kind(**checked(name, tables.get(name, {}))) for name, kind in OPTION_TABLES.items()}
+    options: Any = {name: kind(**checked_options(name, tables.get(name, {}))) for name, kind in OPTION_TABLES.items()}
     guidance, condition = options["sample"].guidance, parts.get("condition")
     is_known = condition is not None and condition.options.get("drop", 0) != 0
     require(guidance == 1 or is_known, "sample.guidance", guidance, "1 without condition.drop")
@@ -241,7 +241,7 @@ def model_tables(recipe: AnyTables) -> dict[str, Mapping[str, Any]]:
     return {table: recipe[table] for table in (*KINDS, *OPTIONAL_KINDS) if table in recipe}
 
 
-def checked(table: str, content: Mapping[str, object]) -> dict[str, Any]:
+def checked_options(table: str, content: Mapping[str, object]) -> dict[str, Any]:
     """The options ``content`` of [train], [evaluate] or [sample], names and types checked, with lists as tuples."""
     hints = get_type_hints(OPTION_TABLES[table])
     for key in content:
@@ -250,7 +250,7 @@ def checked(table: str, content: Mapping[str, object]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
 
 
-def differences(old: AnyTables, new: AnyTables) -> list[str]:
+def differing_keys(old: AnyTables, new: AnyTables) -> list[str]:
     """The dotted keys in which two recipes differ."""
     a, b = tomllib.loads(to_toml(old)), tomllib.loads(to_toml(new))
     keys = [(table, key) for table in TABLES for key in {**a.get(table, {}), **b.get(table, {})}]

@@ -50,7 +50,7 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
         raise FileNotFoundError(f"resume must be false: {run} holds no run to resume (no {RECIPE} in it)")
     before = recipe_of(run)
     free = FREE_ON_RESUME | RATES | recipes.missing_paths(before)
-    others = set(recipes.differences(before, recipes.absolute(recipe))) - free
+    others = set(recipes.differing_keys(before, recipes.absolute(recipe))) - free
     differing = sorted(key for key in others if not key.startswith(("evaluate.", "sample.")))
     if differing:
         raise ValueError(f"out must be a new folder: {run} is of another recipe, it differs in {', '.join(differing)}")

@@ -42,7 +42,7 @@ def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device
     }
 
 
-def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[str], more: dict | None = None) -> None:
+def describe_run(run: Path, recipe: Recipe, device: torch.device, notes: list[str], more: dict | None = None) -> None:
     """Write ``recipe.toml`` and ``versions.json``: the provenance of the run, where its data came from, and ``more``,
     such as their :func:`split_record`.
 
@@ -53,7 +53,7 @@ def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[s
     run.mkdir(parents=True, exist_ok=True)
     atomic.text(run / "recipe.toml", text)
     before = parts_of_record(run)
-    made_by |= {"data": data_notes} | (more or {})
+    made_by |= {"data": notes} | (more or {})
     atomic.json_object(run / RECORD, made_by | ({"before": before} if before else {}))
 
 

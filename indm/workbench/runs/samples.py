@@ -21,12 +21,14 @@ from indm.tensors import Batch, PerSample, evaluation_mode
 from indm.workbench.data.arrays import names_of
 from indm.workbench.data.base import stack
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import Drawing, InpaintingOptions
+from indm.workbench.recipes.options import Drawing
+from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.folder import check_absent, data_of, open_run
 from indm.workbench.runs.provenance import provenance, weights_hash
 
 SAMPLES = "samples.npz"
 Samples = tuple[Tensor, int, dict | None]  # in data units, their grey levels (0: none), how they were drawn
+IN_ROW, IN_ALL, MOST_ROWS = 8, 80, 40  # samples of a class and together, and classes, that are drawn by default
 CHECKED = 8  # samples that are solved again, in twice the steps
 SAMPLE_FILES = ("samples.json", "samples.csv", SAMPLES, "samples.png")  # all of one drawing
 
@@ -45,6 +47,7 @@ def draw(
         ValueError: bad options, or other samples in ``out``: only ``overwrite`` replaces them and their picture.
     """
     model, recipe = open_run(run)
+    drawing = with_defaults(drawing, recipe)
     steps = drawing.steps or default_steps(model)
     with trust(drawing.sampler):  # the caller names it; it does not come from a file
         sampler = make_sampler(drawing.sampler, **drawing.sampler_options)
@@ -76,6 +79,20 @@ def draw(
     return read_samples(file)
 
 
+def with_defaults(drawing: Drawing, recipe: Recipe) -> Drawing:
+    """The drawing with what it leaves to a run's recipe: how many samples, of which classes, at which guidance."""
+    chosen = vars(drawing)
+    if drawing.n is None and drawing.condition is None and 0 < len(recipe.labels) <= MOST_ROWS:
+        chosen = chosen | {"condition": "all"}
+    if drawing.n is None:
+        row = min(IN_ROW, max(2, IN_ALL // max(1, len(recipe.labels))))
+        chosen = chosen | {"n": row if chosen["condition"] == "all" else 64}
+    if drawing.guidance is None:
+        is_guided = recipe.condition is not None and drawing.condition != "none"
+        chosen = chosen | {"guidance": recipe.sample.guidance if is_guided else 1.0}
+    return Drawing(**chosen)
+
+
 def _drawn_before(file: Path, made_by: dict) -> Samples | None:
     """Samples in ``file`` if they were drawn in the same way, with a line on standard error; else None."""
 
@@ -93,7 +110,7 @@ def _drawn_before(file: Path, made_by: dict) -> Samples | None:
 
 
 def _drawn(
-    run: Path, model: INDM, drawing: Drawing, sampler: Sampler, generator: torch.Generator, progress: bool
+    run: Path, model: INDM, drawing: Any, sampler: Sampler, generator: torch.Generator, progress: bool
 ) -> tuple[Tensor, Tensor | None, list[float] | None]:
     """Samples in data units, their conditions, and how far the first are from those in twice the steps, where that
     says something of the steps."""
@@ -162,8 +179,10 @@ def change_line(folder: Path, levels: int) -> str | None:
     )
 
 
-def conditions(run: Path, model: Any, drawing: Drawing | InpaintingOptions) -> Tensor | None:
+def conditions(run: Path, model: Any, drawing: Any) -> Tensor | None:
     """The conditions at which samples are drawn, a row for each; None for a model without one, and for p(x).
+
+    ``drawing`` has ``n`` and ``guidance``, ``condition`` and ``seed``, as :class:`Drawing` after :func:`with_defaults`.
 
     Raises:
         ValueError: ``drawing.condition`` is none of the model's.

@@ -33,7 +33,7 @@ from indm.workbench.recipes.options import FEW_STEPS, TrainOptions
 from indm.workbench.recipes.recipe import AnyTables, Recipe
 from indm.workbench.runs.devices import by_main_process, interruptible, make_accelerator, on_cpu, peak_memory_mib
 from indm.workbench.runs.folder import check_folder, claimed, is_run
-from indm.workbench.runs.provenance import describe, split_record, warn_of_other_splits
+from indm.workbench.runs.provenance import describe_run, split_record, warn_of_other_splits
 from indm.workbench.training import checkpoints, costs
 from indm.workbench.training.log import BEST, LOOK_EVERY, MetricsLog
 from indm.workbench.training.parts import check_start, make_recipe, parts_of
@@ -154,7 +154,7 @@ def run_in(
     remarks = trainer.data.remarks
     if main:
         record = split_record(trainer.data) | {"threads": n_threads, costs.STEP_COSTS: dict(measured)}
-        describe(out, trainer.recipe, trainer.accelerator.device, remarks, record)
+        describe_run(out, trainer.recipe, trainer.accelerator.device, remarks, record)
     tell(*remarks, shown=progress and main)
 
     log = MetricsLog(trainer, out, state)
@@ -250,7 +250,7 @@ def plan(recipe: AnyTables) -> tuple[Recipe, dict]:
     (seconds,) = costs.interleaved_seconds({"": trainer}, {"": n_threads}, rounds=1, steps=TIMED, progress=False)[""]
     steps = min(o.steps, o.seconds / seconds)
     return trainer.recipe, {
-        **{name.replace("_", " "): count for name, count in sizes(trainer).items()},
+        **{name.replace("_", " "): count for name, count in parameter_counts(trainer).items()},
         "event shape": tuple(trainer.data.shape),
         "examples": {split: len(getattr(trainer.data, split)) for split in ("train", "valid", "test")},
         "device": str(accelerator.device),
@@ -285,8 +285,7 @@ def save_final(trainer: Trainer, best: dict[str, Any], out: Path) -> None:
 
 def warn_of_short_run(trainer: Trainer, interrupted: bool) -> None:
     """Warn where a run has spent its budget before it could learn much."""
-    o, step = trainer.options, trainer.step
-    warmup = max(o.warmup, o.flow_warmup)
+    o, step, warmup = trainer.options, trainer.step, trainer.options.warmup
     if interrupted or not (step < FEW_STEPS or step <= warmup):
         return
     why = f"inside its warm-up of {warmup:g} steps" if 1 <= warmup >= step else f"after {counted(step, 'step')}"
@@ -298,7 +297,7 @@ def warn_of_short_run(trainer: Trainer, interrupted: bool) -> None:
     )
 
 
-def sizes(trainer: Trainer) -> dict[str, int]:
+def parameter_counts(trainer: Trainer) -> dict[str, int]:
     """The parameters of each part of the model."""
     return {f"{g['name']}_parameters": sum(p.numel() for p in g["params"]) for g in trainer.parameter_groups()}
 
@@ -315,7 +314,7 @@ def summarise(trainer: Trainer, log: MetricsLog, out: Path, interrupted: bool) -
         **log.validation,
         **({"best": log.best} if log.best else {}),
         "skipped_steps": log.skipped,
-        **sizes(trainer),
+        **parameter_counts(trainer),
         "peak_memory_mib": round(peak_memory_mib()),
         "unreadable_images": count_unreadable(
             trainer.data.train, lambda met: trainer.accelerator.reduce(met.to(trainer.accelerator.device))

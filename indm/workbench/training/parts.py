@@ -164,9 +164,7 @@ def check_parts(model: nn.Module, options: TrainOptions, objective: Objective) -
     """
     sizes = {name: count_parameters(part) for name, part in model.trained_parts.items()}
     if not sum(sizes.values()):
-        raise ValueError(
-            "flow.name and net.name must leave something to train, got a flow and a score without parameters"
-        )
+        raise ValueError("flow.name and net.name must leave something to train, got parts without parameters")
     cures = {"flow": 'take a flow.name such as "coupling"', "score": 'train.objective "flow" trains a flow alone'}
     for key, part in (("pretrain", "score"), ("flow_first", "flow"), ("flow_first", "score")):
         share, fits = getattr(options, key), sizes[part] > 0 or not getattr(options, key)
@@ -230,9 +228,8 @@ def _called(kind: str, part: nn.Module, *inputs: Tensor, **options: Any) -> Any:
         return part(*inputs, **options)
     except (RuntimeError, IndexError, TypeError) as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        raise ValueError(
-            f"{kind} {type(part).__name__} cannot be called with inputs of shape {shapes}: {error}"
-        ) from error
+        name = f"{kind} {type(part).__name__}"
+        raise ValueError(f"{name} cannot be called with inputs of shape {shapes}: {error}") from error
 
 
 def check_loss(objective: Objective, model: nn.Module, x: Tensor, step_arguments: dict[str, Any]) -> None:
@@ -245,10 +242,8 @@ def check_loss(objective: Objective, model: nn.Module, x: Tensor, step_arguments
     if not fits or not all(isinstance(value, Tensor) and value.ndim == 0 for value in scalars):
         raise ValueError(f"objective {name} must return a scalar loss and a dict of scalar terms, got {result!r:.200}")
     if not result[0].requires_grad and any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(
-            f"objective {name} must return a loss with a gradient, got one that depends on no parameter of the model: "
-            "detach its terms, not the loss"
-        )
+        got = "one that depends on no parameter of the model: detach its terms, not the loss"
+        raise ValueError(f"objective {name} must return a loss with a gradient, got {got}")
 
 
 # The nonlinear diffusion x_t = h⁻¹(z_t) ends at x_T ~ h⁻¹#π, and a chosen law is x_T's.

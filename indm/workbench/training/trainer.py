@@ -96,7 +96,7 @@ class Trainer(Descent):
         self.began_seconds = 0.0  # before the schedule of the rates began
         self.flow_bounds: list[float] = []  # validations of the flow alone
         self.best_flow: dict[str, Tensor] | None = None  # the average at the lowest of them
-        self.levels = self._noise_levels()
+        self.noise_levels = self._noise_levels()
         self.network = accelerator.prepare_model(self.build_step(recipe).train())
         self._seed_this_process()
 
@@ -200,8 +200,8 @@ class Trainer(Descent):
             step_arguments["eps"] = soft_truncation(self.model.sde, k) if k else None
         if self.objective.takes("progress"):
             step_arguments["progress"] = self.progress
-        if self.levels is not None:
-            step_arguments["noise_levels"] = self.levels
+        if self.noise_levels is not None:
+            step_arguments["noise_levels"] = self.noise_levels
         return step_arguments
 
     def flow_use(self) -> FlowUse:
@@ -291,9 +291,9 @@ class Trainer(Descent):
         step_arguments = self.step_arguments()
         gradients = partial(self.forward_backward, batches, step_arguments)
         terms = self.advance(gradients, self.factor_of, partial(self.accelerator.reduce, reduction="sum"))
-        if self.levels is not None and self.accelerator.num_processes > 1:
-            squares = self.levels.squares.to(self.accelerator.device)
-            self.levels.squares = self.accelerator.reduce(squares, reduction="mean").cpu()
+        if self.noise_levels is not None and self.accelerator.num_processes > 1:
+            squares = self.noise_levels.squares.to(self.accelerator.device)
+            self.noise_levels.squares = self.accelerator.reduce(squares, reduction="mean").cpu()
         return terms
 
     def agree(self, stops: bool) -> bool:
@@ -309,8 +309,7 @@ class Trainer(Descent):
         """The share of its learning rate at which the coming step trains a part."""
         o, begun = self.options, self._share(self.began, self.began_seconds)
         progress = (self.progress - begun) / ((o.flow_first if self.is_flow_alone else 1.0) - begun)
-        warmups = o.warmup, self._option_of(part, "warmup")
-        factor = min(learning_rate_factor(self.step - self.began, progress, warmup, o.decay) for warmup in warmups)
+        factor = learning_rate_factor(self.step - self.began, progress, o.warmup, o.decay)
         is_slow = part == "flow" and o.flow_first > 0 and not self.opening
         return factor * (o.joint_factor if is_slow else 1.0)
 
@@ -371,7 +370,7 @@ class Trainer(Descent):
             "optimizer": self.optimizer.state_dict(),
             "random": gather_object([random_states(self.accelerator.device)]),  # states of all processes
             "log": log or {},
-            "squares": self.levels and self.levels.squares,
+            "squares": self.noise_levels and self.noise_levels.squares,
             **{name: getattr(self, name) for name in KEPT},
         }
         if self.accelerator.is_main_process:
@@ -402,8 +401,8 @@ class Trainer(Descent):
         self.optimizer.load_state_dict(state["optimizer"])
         for name in KEPT:
             setattr(self, name, state[name])
-        if self.levels is not None and state["squares"] is not None:
-            self.levels.squares = state["squares"]
+        if self.noise_levels is not None and state["squares"] is not None:
+            self.noise_levels.squares = state["squares"]
         if len(state["random"]) == self.accelerator.num_processes:
             restore_random_states(state["random"][self.accelerator.process_index], self.accelerator.device)
         else:

@@ -37,7 +37,7 @@ class Item:
     row: int | None = None  # the row in an array; None for an image file
 
 
-def find(sources: Sequence[Path], model: INDM, data: dict) -> list[Item]:
+def find_items(sources: Sequence[Path], model: INDM, data: dict) -> list[Item]:
     """The examples in files, folders (searched recursively), glob patterns, ``.npz`` and ``.npy`` arrays, and tables of
     vectors in ``.csv`` files (but not ``.csv`` files inside folders), with the shape and the grey levels of ``model``;
     ``data`` is the ``[data]`` table of a run on a folder, see :func:`read_example`.

@@ -1,7 +1,6 @@
 """``indm translate``: files of A translated into files of B, with a report of how well."""
 
 import functools
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,9 +21,8 @@ from indm.translation import Route
 from indm.workbench.data.images import Example
 from indm.workbench.recipes.options import TranslationOptions
 from indm.workbench.runs.provenance import provenance, weights_hash
-from indm.workbench.translation.routes import SHEET, Item, TranslationRuns, find
+from indm.workbench.translation.routes import SHEET, Item, TranslationRuns, find_items
 
-NEAR_SOURCE = 3 / 256  # distance of a result from its source, as a share of the grey levels
 REPORT = "translation.json"
 IN_SHEET = 64  # results that the sheet shows, at most
 
@@ -32,7 +30,7 @@ IN_SHEET = 64  # results that the sheet shows, at most
 def translate_files(
     runs: TranslationRuns, sources: Sequence[Path], out: Path, options: TranslationOptions, *, progress: bool = True
 ) -> dict:
-    """Translate the examples in ``sources`` (see :func:`find`) into ``out``.
+    """Translate the examples in ``sources`` (see :func:`find_items`) into ``out``.
 
     Writes ``NAME.png`` for every image, ``NAME.npz`` for every array (``samples``, and the numbers of their ``rows``:
     one that failed is left out), ``sheet.png`` with sources and results, and ``translation.json``; on request the way
@@ -52,7 +50,7 @@ def translate_files(
     if options.cycle:
         route.back()  # an error now, where no way leads back
     model = route.models[0]
-    items = find(sources, model, runs.data)
+    items = find_items(sources, model, runs.data)
     check_sources_stay(items, out, ["cycle"] if options.cycle else [])
     weights = {str(folder): weights_hash(folder) for folder in runs.folders}
     translation = Translation(route, options, out)
@@ -203,11 +201,11 @@ def check_sources_stay(items: Sequence[Item], out: Path, beside: Sequence[str]) 
         raise ValueError(f"out must be another folder: a result would be written over the source {over[0]}")
 
 
-def sentences(report: dict) -> list[str]:
-    """The result of a translation: a line of numbers, and a warning where the models have hardly learned."""
+def summary(report: dict) -> str:
+    """The result of a translation in one line."""
     rows, options = report["examples"], report["options"]
     if not rows:
-        return [f"0 translated, {len(report['failed'])} failed"]
+        return f"0 translated, {len(report['failed'])} failed"
     distance, levels = sum(row["distance_rms"] for row in rows) / len(rows), report["levels"]
     unit = f"of {levels} grey levels"
     parts = [f"{len(rows)} translated", f"distance from the source {distance:.1f} {unit} (RMS, mean over examples)"]
@@ -217,14 +215,7 @@ def sentences(report: dict) -> list[str]:
         error = max(row["cycle_error_max"] for row in rows)
         cure = " (more steps make it smaller)" if error >= 1 else ""
         parts.append(f"error of the cycle at most {error:.3g} {unit}{cure}")
-    lines = [", ".join([*parts, f"{report['nfe']} evaluations, {report['seconds_per_example']:.2g} s each"])]
-    if options["strength"] == 1 and levels and distance < NEAR_SOURCE * levels:  # below strength 1 little shall change
-        commands = " and ".join(f"'{shlex.join(['indm', 'evaluate', run])}'" for run in dict.fromkeys(report["models"]))
-        lines.append(
-            f"The models translate almost every picture into itself: results are {distance:.1f} {unit} from their "
-            f"sources. {commands} shows whether the models have learned their data."
-        )
-    return lines
+    return ", ".join([*parts, f"{report['nfe']} evaluations, {report['seconds_per_example']:.2g} s each"])
 
 
 def picture(pixels: Num[Tensor, "c h w"], levels: int) -> Image.Image:

@@ -24,8 +24,8 @@ from indm.checks import arguments_of
 from indm.sampling import PredictorCorrector, centre_prior
 from indm.workbench.cli import listing
 from indm.workbench.cli import train as train_commands
-from indm.workbench.cli.common import name_of
-from indm.workbench.cli.main import COMMANDS, find, main, take_tables
+from indm.workbench.cli.common import run_name
+from indm.workbench.cli.main import COMMANDS, command_of, main, take_tables
 from indm.workbench.data.base import load_data
 from indm.workbench.evaluation import results
 from indm.workbench.recipes import recipe as recipes
@@ -281,7 +281,7 @@ def test_all_commands_are_on_one_screen(arguments, capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command_is_there_and_has_no_empty_default(command, capsys):
     shown = shown_by(capsys, command, "--help")
-    assert f"usage: indm {command} " in shown and str(find(command).__doc__).splitlines()[0] in shown
+    assert f"usage: indm {command} " in shown and str(command_of(command).__doc__).splitlines()[0] in shown
     assert "default: )" not in shown
 
 
@@ -498,7 +498,7 @@ def test_every_failure_is_one_line_and_a_status(error, status, said, monkeypatch
         raise error
 
     for command in ("train digits", "evaluate r", "translate r a --out o", "list"):
-        monkeypatch.setattr(find(command.split()[0]), "run", fail)
+        monkeypatch.setattr(command_of(command.split()[0]), "run", fail)
         assert main(command.split()) == status
         shown = capsys.readouterr().err
         assert shown.startswith(said) and shown.count("\n") == 1
@@ -537,7 +537,7 @@ def test_a_run_that_was_ended_before_its_first_step_says_what_to_do(tmp_path, ca
 
 @pytest.mark.parametrize("source", ["../up.toml", "...toml", "..", "../../..", "/dev/null", "runs/../x", ".hidden"])
 def test_the_name_of_a_run_never_leads_out_of_the_folder_of_runs(source):
-    assert Path(name_of(source)).name == name_of(source) not in ("", ".", "..")
+    assert Path(run_name(source)).name == run_name(source) not in ("", ".", "..")
 
 
 @pytest.mark.long

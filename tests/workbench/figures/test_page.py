@@ -34,7 +34,7 @@ def test_page_holds_everything_and_escapes_it(tmp_path):
     page = Page(f"title {NASTY}")
     page.heading(f"heading {NASTY}")
     page.text(f"text {NASTY}")
-    page.conclude([f"so {NASTY}", "and more"])
+    page.conclusion += [f"so {NASTY}", "and more"]
     page.table([("", f"head {NASTY}"), (f"cell {NASTY}", "worse")])
     page.picture(tmp_path / "a.png", f"caption {NASTY}")
     page.write(tmp_path / "index.html")

@@ -24,7 +24,8 @@ def test_a_recipe_is_parsed_once_and_is_the_mapping_of_its_tables():
         recipe.condition is None and "condition" not in recipe and list(recipe)[-3:] == ["train", "evaluate", "sample"]
     )
     changed = recipe | {"sde": recipe["sde"] | {"name": "ve"}}
-    assert changed.sde.name == "ve" and recipe.sde.name == "vp" and recipes.differences(recipe, changed) == ["sde.name"]
+    assert (changed.sde.name, recipe.sde.name) == ("ve", "vp")
+    assert recipes.differing_keys(recipe, changed) == ["sde.name"]
     assert recipes.resolve(recipe) is recipe and recipes.resolve(dict(recipe)) == recipe
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.flow = recipe.sde

@@ -21,7 +21,7 @@ from indm.workbench.cli.main import main
 from indm.workbench.recipes.recipe import recipe
 from indm.workbench.runs.devices import run_lock
 from indm.workbench.runs.folder import read_metrics
-from indm.workbench.runs.provenance import describe
+from indm.workbench.runs.provenance import describe_run
 from indm.workbench.runs.samples import change_in_twice_the_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
@@ -41,7 +41,7 @@ def test_a_line_of_the_metrics_that_was_cut_off_is_left_out(tmp_path):
 def test_every_part_of_a_run_says_what_made_it(tmp_path, monkeypatch):
     for part in ("one", "two", "three"):
         monkeypatch.setattr(sys, "argv", ["indm", part])
-        describe(tmp_path, recipe("digits"), torch.device("cpu"), [part])
+        describe_run(tmp_path, recipe("digits"), torch.device("cpu"), [part])
     last = json.loads((tmp_path / "versions.json").read_text())
     before = last.pop("before")
     assert [made_by["command"][1] for made_by in [*before, last]] == ["one", "two", "three"]

@@ -80,7 +80,7 @@ def test_a_pair_is_resumed_only_where_it_is_one_and_the_same(toys, tmp_path, cap
 @pytest.mark.parametrize("name", [name for name in recipes.bundled() if "data_b" in recipes.load(name)])
 def test_recipes_of_two_data_sets_differ_in_the_one_thing_that_names_them(name):
     a, b = sides_of(recipes.load(name)).values()
-    (key,) = recipes.differences(a, b) or ["data.path"]
+    (key,) = recipes.differing_keys(a, b) or ["data.path"]
     assert key in ("data.label", "data.path") and "terminal" not in recipes.load(name)["train"]
 
 

@@ -23,8 +23,8 @@ from indm.workbench.runs.folder import open_run, read_metrics
 from indm.workbench.runs.provenance import weights_hash
 from indm.workbench.training.pairs import as_bridge, as_one
 from indm.workbench.training.trainer import Trainer
-from indm.workbench.translation.routes import TranslationRuns, find, open_runs
-from indm.workbench.translation.translate import sentences, translate_files
+from indm.workbench.translation.routes import TranslationRuns, find_items, open_runs
+from indm.workbench.translation.translate import summary, translate_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
 
@@ -66,7 +66,7 @@ def translated(runs, sources, out, *options, status=0):
 
 def test_a_pair_is_two_ordinary_runs_that_differ_in_their_data(trained, toys):
     a, b = (recipes.load(trained / "pair" / side) for side in "ab")
-    assert recipes.differences(a, b) == ["data.path"]
+    assert recipes.differing_keys(a, b) == ["data.path"]
     assert (a["data"]["path"], b["data"]["path"]) == tuple(map(str, toys)) and a["data"]["size"] == 8
     assert a["train"]["terminal"] == 0 and "data_b" not in a
     assert main(["evaluate", str(trained / "pair" / "b"), "--quiet", "--examples", "2", "--nll-examples", "0"]) == 0
@@ -117,14 +117,14 @@ def test_a_folder_is_translated_name_by_name(trained, toys, tmp_path, capsys):
     largest = max(row["cycle_error_max"] for row in report["examples"])
     assert f" of 256 grey levels (RMS, mean over examples), error of the cycle at most {largest:.3g} of 256" in shown
     report["examples"][0]["cycle_error_max"] = 130.4
-    assert "at most 130 of 256 grey levels (more steps make it smaller), " in sentences(report)[0]
+    assert "at most 130 of 256 grey levels (more steps make it smaller), " in summary(report)
 
 
 @pytest.mark.parametrize("kind", ["pair", "bridge", "two runs", "one"])
 def test_backward_undoes_forward(kind, trained, toys, tmp_path):
     folders = [trained / "pair" / "a", trained / "pair" / "b"] if kind == "two runs" else [trained / kind]
     model, recipe = open_run(folders[0] / "a" if kind == "pair" else folders[0])
-    images = [item.read()[0] for item in find([toys[0]], model, recipe["data"])][:4]
+    images = [item.read()[0] for item in find_items([toys[0]], model, recipe["data"])][:4]
     x = model.scaling.centre(torch.stack(images))
     there, back = (open_runs(folders, direction).route(steps=60) for direction in ("forward", "backward"))
     assert (back.follow(there.follow(x).x).x - x).abs().max() * 128 < 0.5
@@ -221,7 +221,7 @@ def test_sources_are_composited_on_the_background_of_the_data(trained, tmp_path)
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     model, recipe = open_run(trained / "bridge")
     for table, colour in ((recipe["data"], [255] * 3), (recipe["data"] | {"background": "#0a141e"}, [10, 20, 30])):
-        (item,) = find([tmp_path / "clear.png"], model, table)
+        (item,) = find_items([tmp_path / "clear.png"], model, table)
         assert item.read()[0][:, 0, 0].tolist() == colour
 
 
@@ -291,12 +291,10 @@ def test_an_inverse_that_does_not_converge_is_named_image_by_image(toys, tmp_pat
     options = TranslationOptions(steps=60)
     report = translate_files(opened, [home], tmp_path / "out", options, progress=False)
     assert [row["name"] for row in report["examples"]] == ["dark"]
-    assert "into itself: results are 0.0 of 256 grey levels" in sentences(report)[1]
-    partly = TranslationOptions(steps=8, strength=0.5)
-    assert len(sentences(translate_files(opened, [home], tmp_path / "partly", partly, progress=False))) == 1
+    assert "1 translated, distance from the source 0.0 of 256 grey levels" in summary(report)
     array = np.stack([np.full((3, 8, 8), grey, np.uint8) for grey in (250, 20, 30)])
     np.savez(tmp_path / "three.npz", samples=array)
-    again = translate_files(opened, [tmp_path / "three.npz"], tmp_path / "arrays", partly, progress=False)
+    again = translate_files(opened, [tmp_path / "three.npz"], tmp_path / "arrays", options, progress=False)
     with np.load(tmp_path / "arrays" / "three.npz") as content:
         assert content["rows"].tolist() == [1, 2] and list(again["failed"]) == ["three-00000"]
     assert "inverse did not reach" in report["failed"]["light"] and not (tmp_path / "out" / "light.png").exists()
@@ -456,7 +454,7 @@ def test_mistakes(trained, toys, tmp_path, capsys):
         ([pair / "a", toys[0]], "is not a bridge"),
         ([pair / "a", pair / "b", pair / "a", toys[0]], "one or two run folders must come first, got 3"),
         ([pair, tmp_path / "none"], "no image or array found in"),
-        ([pair, toys[0], "--strength", "0"], "strength must lie in"),
+        ([pair, toys[0], "--strength", "0"], "strength must be in"),
         ([trained / "bridge", toys[0], "--stochastic", "--direction", "backward"], "stochastic must be false"),
         ([pair, toys[0], "--stochastic", "--cycle"], "no way back along noise"),
         ([pair, toys[0], "--batch-size", "0"], "batch_size must be at least 1"),
@@ -500,15 +498,3 @@ def test_results_are_never_written_over_by_one_another(trained, tmp_path, capsys
     Image.new("RGB", (8, 8)).save(home / "cycle" / "a.png")
     error = error_of(capsys, "translate", pair, home, "--out", tmp_path / "twice", "--cycle", "--quiet")
     assert "names of results come twice, such as 'cycle/a'" in error
-
-
-@pytest.mark.parametrize(("distance", "levels", "said"), [(3.1, 17, False), (2.9, 17, True), (0.0, None, False)])
-def test_a_translation_into_itself_is_called_so(distance, levels, said):
-    """Distances in 256ths of the grey levels."""
-    rows, options = [{"distance_rms": distance * (levels or 1) / 256}], {"cycle": False, "strength": 1}
-    report = {"examples": rows, "levels": levels, "options": options, "models": ["a", "b", "a"], "failed": {}}
-    _, *warning = sentences(report | {"nfe": 1, "seconds_per_example": 0.1})
-    assert bool(warning) == said
-    if said:
-        assert "into itself: results are 0.2 of 17 grey levels from their sources" in warning[0]
-        assert "'indm evaluate a' and 'indm evaluate b' shows" in warning[0]
