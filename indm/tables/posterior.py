@@ -53,9 +53,10 @@ class PosteriorEstimator(BaseEstimator):
             infinite). Of a ``torch.distributions.Distribution`` it is the support; where that is not a box, as for a
             Dirichlet law, torch's map from all vectors to it is used. Its density matters for several observations
             alone. None: all of the line.
-        embedding: a module (n, *event) → (n, …) that turns standardised observations of any shape into numbers. A copy
-            is trained with a first posterior; the estimator is then fitted to its output. Each of the two has half of
-            ``max_seconds``, and ``n_models`` is 1.
+        embedding: a module (n, *event) → (n, …) that turns standardised observations of any shape into numbers; or the
+            name of a ready one: "series" for x (n, channels, length) or (n, length), "set" for x (n, features, members)
+            or (n, members) whose members have no order. A copy is trained with a first posterior; the estimator is then
+            fitted to its output. Each of the two has half of ``max_seconds``, and ``n_models`` is 1.
         estimator: a :class:`~indm.DensityEstimator`, for which you may give its options; or a
             :class:`~indm.JointDensityEstimator`: one model of (θ, x), for x in which entries are missing (NaN), at
             random, in simulations or at the observation, and for p(x|θ), by :meth:`log_likelihood`. Where simulations
@@ -84,7 +85,7 @@ class PosteriorEstimator(BaseEstimator):
     def __init__(
         self,
         prior: Any = None,
-        embedding: nn.Module | None = None,
+        embedding: nn.Module | str | None = None,
         *,
         estimator: DensityEstimator | JointDensityEstimator | None = None,
         **options: Any,
@@ -157,7 +158,7 @@ class PosteriorEstimator(BaseEstimator):
     def _is_joint(self) -> bool:
         return isinstance(self.estimator_, JointConditional)
 
-    def _embed(self, embedding: nn.Module, theta: Array, x: Array) -> summaries.Embedded:
+    def _embed(self, embedding: nn.Module | str, theta: Array, x: Array) -> summaries.Embedded:
         """The trained embedding; the estimator then validates on the rows that it did not see, in the time left."""
         options, numbers = self.estimator_, check_random_state(self.estimator_.random_state)
         options.n_models, options.max_seconds = 1, options.max_seconds / 2
