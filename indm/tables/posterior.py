@@ -287,7 +287,8 @@ class PosteriorEstimator(BaseEstimator):
         Candidates are weighted by :meth:`log_prob_iid`, and draws resampled from them (:func:`resampled`), in one to
         five rounds of n candidates, each with one solution of the ODE for each observation. The first proposal is the
         product of Gaussians with the moments of each posterior and of the prior. A peak that no proposal found is
-        missed.
+        missed. Errors of the m posteriors add up, without a sign of it in the effective number: of a normal simulator
+        and 4,000 pairs the mean was off by 0.2 deviations of the posterior at m = 50, and by 0.5 at 200.
 
         Raises:
             ValueError: as :meth:`log_prob_iid`; a discrete parameter.

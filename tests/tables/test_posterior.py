@@ -170,6 +170,18 @@ def test_several_observations_of_a_linear_gaussian_simulator(gaussian, coarse):
     assert (gaussian.sample_iid(5, xs, random_state=1)[0] == gaussian.sample_iid(5, xs, random_state=1)[0]).all()
 
 
+def test_fifty_observations_beside_the_conjugate_normal(coarse):
+    """θ ~ N(0, 1), x_i ~ N(θ, 1): N(Σ x_i/51, 1/51); the mean is off by what 50 posteriors of 4,000 pairs add up."""
+    theta, noise = np.random.default_rng(0).normal(size=(2, 4000, 1))
+    posterior = PosteriorEstimator(td.Normal(torch.zeros(1), 1.0), **SMALL).fit(theta, theta + noise)
+    for seed in range(3):
+        numbers = np.random.default_rng(100 + seed)
+        xs = numbers.normal() + numbers.normal(size=(50, 1))
+        draws, effective = posterior.sample_iid(400, xs, random_state=0)
+        assert effective > 300 and abs(draws.mean() - xs.sum() / 51) < 0.4 * 51**-0.5
+        assert draws.std() == pytest.approx(51**-0.5, rel=0.15)
+
+
 def test_few_draws_are_of_the_same_law_as_many(gaussian, coarse):
     """One draw for each of 150 seeds, from a posterior of two observations: mean and covariance of its closed form."""
     xs = np.array([0.5, -1.0]) @ A.T + np.zeros((2, 3))
