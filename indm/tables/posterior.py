@@ -11,10 +11,10 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 from scipy.stats import multivariate_t
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.covariance import OAS
-from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from indm.checks import require
@@ -43,7 +43,7 @@ POOR = 0.1  # effective draws, as a share of those asked for, below which there 
 Array = np.ndarray
 
 
-class PosteriorEstimator:
+class PosteriorEstimator(BaseEstimator):
     r"""The posterior p(θ|x) of a simulator, for every x, from pairs (θ, x): θ from the prior, x simulated at θ.
 
     It is a :class:`~indm.DensityEstimator` of θ at the condition x, with the prior, the mode, gradients, several
@@ -54,16 +54,20 @@ class PosteriorEstimator:
             infinite). Of a ``torch.distributions.Distribution`` it is the support; where that is not a box, as for a
             Dirichlet law, torch's map from all vectors to it is used. Its density matters for several observations
             alone. None: all of the line.
-        embedding: a module (n, *event) → (n, …) that turns standardised observations of any shape into numbers. A copy
-            is trained with a first posterior; the estimator is then fitted to its output. Each of the two has half of
-            ``max_seconds``, and ``n_models`` is 1.
+        embedding: a module (n, *event) → (n, …) that turns standardised observations of any shape into numbers; or the
+            name of a ready one: "series" for x (n, channels, length) or (n, length), "set" for x (n, features, members)
+            or (n, members) whose members have no order. A copy is trained with a first posterior; the estimator is then
+            fitted to its output. Each of the two has half of ``max_seconds``, and ``n_models`` is 1.
         estimator: a :class:`~indm.DensityEstimator`, for which you may give its options; or a
             :class:`~indm.JointDensityEstimator`: one model of (θ, x), for x in which entries are missing (NaN), at
-            random, in simulations or at the observation, and for p(x|θ), by :meth:`log_likelihood`.
-        options: of :class:`~indm.DensityEstimator`, such as ``max_seconds`` and ``random_state``.
+            random, in simulations or at the observation, and for p(x|θ), by :meth:`log_likelihood`. Where simulations
+            have gaps, it takes the place of the former, with the options that both have.
+        options: of :class:`~indm.DensityEstimator`, such as ``max_seconds`` and ``random_state``. scikit-learn's
+            ``set_params`` and ``GridSearchCV`` know them as ``estimator__max_seconds`` and so on.
 
     Attributes:
-        estimator_: the fitted :class:`~indm.DensityEstimator`, of θ at the condition x or at the embedding's output.
+        estimator_: the fitted :class:`~indm.DensityEstimator`, of θ at the condition x or at the embedding's output; or
+            the :class:`~indm.JointDensityEstimator` of both.
         embedding_: the trained embedding with its scales, None without.
 
     Example: θ ~ N(0, 1) and x ~ N(θ, 1), so that p(θ|x) = N(x/2, 1/2).
@@ -82,7 +86,7 @@ class PosteriorEstimator:
     def __init__(
         self,
         prior: Any = None,
-        embedding: nn.Module | None = None,
+        embedding: nn.Module | str | None = None,
         *,
         estimator: DensityEstimator | JointDensityEstimator | None = None,
         **options: Any,
@@ -91,10 +95,6 @@ class PosteriorEstimator:
             raise ValueError(f"options belong to the estimator where one is given, got {', '.join(options)} beside it")
         self.prior, self.embedding = prior, embedding
         self.estimator = DensityEstimator(**options) if estimator is None else estimator
-        if prior is not None and self.estimator.bounds is not None:
-            raise ValueError("bounds must be left out where there is a prior, whose box they are")
-        if embedding is not None and self._is_joint:
-            raise ValueError("embedding must be left out where the estimator is of θ and x together")
 
     # ── Fit ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -104,14 +104,20 @@ class PosteriorEstimator:
         Simulations that are NaN throughout have failed: they are left out, and a warning counts them.
 
         Raises:
-            ValueError: theta outside of the prior's box; x that is not a vector, without an
-                embedding, or not finite; what :meth:`indm.DensityEstimator.fit` raises.
+            ValueError: theta outside of the prior's box; x that is not a vector, without an embedding, or infinite;
+                gaps in x, or a joint estimator, beside an embedding; bounds beside a prior; what
+                :meth:`indm.DensityEstimator.fit` raises.
+
+        Warns:
+            UserWarning: simulations have failed; x has gaps, so that a joint estimator is fitted.
         """
+        if self.prior is not None and self.estimator.bounds is not None:
+            raise ValueError("bounds must be left out where there is a prior, whose box they are")
         theta, x = (part[:, None] if part.ndim == 1 else part for part in (array(theta), array(x, None)))
         if len(x) != len(theta):
             raise ValueError(f"x must have a row for each of theta, {len(theta)}, got {len(x)}")
         theta, x = without_failed(theta, x)
-        x = self._checked(x)
+        x = finite(x, "x", may_miss=True)
         if x.ndim > 2 and self.embedding is None:
             raise ValueError(f"x must be vectors where there is no embedding, got events of shape {x.shape[1:]}")
         self._event, self.prior_ = x.shape[1:], Prior(self.prior, theta.shape[1], self.estimator.discrete)
@@ -122,8 +128,7 @@ class PosteriorEstimator:
             box = f"where it is from {self.prior_.low[i]:g} to {self.prior_.high[i]:g}"
             got = f"{theta[row, i]:g} in row {row} of parameter {i}"
             raise ValueError(f"theta must be drawn from the prior, got {got}, {box}")
-        options = self.estimator.get_params()
-        self.estimator_ = JointConditional(**options) if self._is_joint else clone(self.estimator)
+        self.estimator_ = self._chosen(bool(np.isnan(x).any()))
         self.estimator_.bounds = self.estimator_.bounds if self.prior is None else self.prior_.bounds
         self.embedding_ = None if self.embedding is None else self._embed(self.embedding, theta, x)
         c = self._numbers(x)
@@ -134,18 +139,27 @@ class PosteriorEstimator:
         self._prior_moments = u.mean(0), np.cov(u.T).reshape(u.shape[1], -1)
         return self
 
+    def _chosen(self, has_gaps: bool) -> DensityEstimator | JointConditional:
+        """A copy of the estimator to fit: of θ and x together if it was given or x has gaps."""
+        is_given = isinstance(self.estimator, JointDensityEstimator)
+        if not (is_given or has_gaps):
+            return clone(self.estimator)
+        if self.embedding is not None:
+            gaps = "" if is_given else "; fill the gaps (NaN) of x, and mark them in a channel of their own"
+            raise ValueError(f"embedding must be left out where the estimator is of θ and x together{gaps}")
+        options = self.estimator.get_params()
+        if not is_given:
+            warnings.warn("x has gaps (NaN): a JointDensityEstimator of theta and x together is fitted", stacklevel=3)
+            default, known = DensityEstimator().get_params(), JointDensityEstimator().get_params()
+            is_set = {name: not np.array_equal(value, default[name]) for name, value in options.items()}
+            options = {name: options[name] for name in known if is_set.get(name)}
+        return JointConditional(**options)
+
     @property
     def _is_joint(self) -> bool:
-        return isinstance(self.estimator, JointDensityEstimator)
+        return isinstance(self.estimator_, JointConditional)
 
-    def _checked(self, x: Any) -> Array:
-        """x as numbers, which may be missing where the estimator is of θ and x together."""
-        x = finite(x, "x", may_miss=True)
-        if np.isnan(x).any() and not self._is_joint:
-            raise ValueError("x must be finite numbers, got NaN; estimator=JointDensityEstimator() takes missing ones")
-        return x
-
-    def _embed(self, embedding: nn.Module, theta: Array, x: Array) -> summaries.Embedded:
+    def _embed(self, embedding: nn.Module | str, theta: Array, x: Array) -> summaries.Embedded:
         """The trained embedding; the estimator then validates on the rows that it did not see, in the time left."""
         options, numbers = self.estimator_, check_random_state(self.estimator_.random_state)
         options.n_models, options.max_seconds = 1, options.max_seconds / 2
@@ -175,6 +189,10 @@ class PosteriorEstimator:
         """
         theta, (rows, _) = self._parameters(theta), self._observed(x)
         return self.estimator_.score_samples(theta, self._familiar(rows)) - self.prior_.log_volume(theta)
+
+    def score(self, theta: Any, x: Any) -> float:
+        """The mean :meth:`log_prob` of pairs, nats, which scikit-learn's ``GridSearchCV`` makes as large as it can."""
+        return float(self.log_prob(theta, x).mean())
 
     def grad_log_prob(self, theta: Any, x: Any, *, steps: int = 64) -> Array:
         """∂ log p(θ|x)/∂θ, (n, d), of ``theta`` (n, d) at one x or at one for each; NaN outside of the prior.
@@ -240,9 +258,9 @@ class PosteriorEstimator:
     def log_likelihood(self, x: Any, theta: Any) -> Array:
         """log p(x|θ), nats (n,), of one x or of one for each of ``theta`` (n, d); ValueError unless the estimator is of
         both."""
+        theta, (rows, _) = self._parameters(theta), self._observed(x)
         if not self._is_joint:
             raise ValueError("the likelihood of x needs one model of both: give estimator=JointDensityEstimator()")
-        theta, (rows, _) = self._parameters(theta), self._observed(x)
         return self.estimator_.log_likelihood(np.broadcast_to(rows, (len(theta), rows.shape[1])), theta)
 
     # ── Several observations of one θ ───────────────────────────────────────────────────────────────────────────────
@@ -272,7 +290,8 @@ class PosteriorEstimator:
         Candidates are weighted by :meth:`log_prob_iid`, and draws resampled from them (:func:`resampled`), in one to
         five rounds of n candidates, each with one solution of the ODE for each observation. The first proposal is the
         product of Gaussians with the moments of each posterior and of the prior. A peak that no proposal found is
-        missed.
+        missed. Errors of the m posteriors add up, without a sign of it in the effective number: of a normal simulator
+        and 4,000 pairs the mean was off by 0.2 deviations of the posterior at m = 50, and by 0.5 at 200.
 
         Raises:
             ValueError: as :meth:`log_prob_iid`; a discrete parameter.
@@ -334,10 +353,11 @@ class PosteriorEstimator:
         """A copy of this posterior with a student, taught at observations ``x`` within ``limits`` of
         :meth:`indm.DensityEstimator.distill`; ValueError where the estimator is of θ and x together. Densities then
         take a hundredth of the time or less."""
+        rows, _ = self._observed(x)
         if self._is_joint:
             raise ValueError("a student needs an estimator of θ given x, got one of both: JointDensityEstimator")
         found = copy.copy(self)
-        found.estimator_ = self.estimator_.distill(self._numbers(self._observed(x)[0]), **limits)
+        found.estimator_ = self.estimator_.distill(self._numbers(rows), **limits)
         return found
 
     # ── Shapes ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -345,29 +365,24 @@ class PosteriorEstimator:
     @property
     def gains_(self) -> list[tuple[float, float]]:
         """The estimator's gains, see :class:`indm.DensityEstimator`."""
-        self._check_fitted()
+        check_is_fitted(self, "estimator_")
         return self.estimator_.gains_
 
     @property
     def n_steps_(self) -> list[int]:
         """The estimator's steps, see :class:`indm.DensityEstimator`."""
-        self._check_fitted()
+        check_is_fitted(self, "estimator_")
         return np.ravel(self.estimator_.n_steps_).tolist()
 
     @property
     def ended_by_(self) -> str:
         """The reason why the estimator's fit ended, see :attr:`indm.DensityEstimator.ended_by_`."""
-        self._check_fitted()
+        check_is_fitted(self, "estimator_")
         return self.estimator_.ended_by_
-
-    def _check_fitted(self) -> None:
-        """scikit-learn's error before :meth:`fit`."""
-        if not hasattr(self, "estimator_"):
-            raise NotFittedError("this PosteriorEstimator is not fitted yet: call fit(theta, x) first")
 
     def _parameters(self, theta: Any) -> Array:
         """The prior's numbers of rows of θ, (n, k); one row may stand alone."""
-        self._check_fitted()
+        check_is_fitted(self, "estimator_")
         theta, d = array(theta), self.prior_.d
         theta = theta.reshape(-1, d) if theta.ndim == 1 and (d == 1 or len(theta) == d) else theta
         if theta.ndim != 2 or theta.shape[1] != d:
@@ -376,8 +391,11 @@ class PosteriorEstimator:
 
     def _observed(self, x: Any) -> tuple[Array, bool]:
         """Rows of x, (m, *event), and whether it is one, with an axis of rows or without."""
-        self._check_fitted()
-        x = self._checked(x)
+        check_is_fitted(self, "estimator_")
+        x = finite(x, "x", may_miss=True)
+        if np.isnan(x).any() and not self._is_joint:
+            joint = "fit with gaps in x, or with estimator=JointDensityEstimator()"
+            raise ValueError(f"x must be finite numbers, got NaN after a fit without gaps; {joint}")
         if x.shape == self._event or (x.ndim < 2 and self._event == (1,)):
             x = x.reshape(-1, *self._event)
         if x.shape[1:] != self._event:
@@ -468,9 +486,11 @@ class PosteriorEstimator:
 
 
 def without_failed(theta: Array, x: Array) -> tuple[Array, Array]:
-    """The pairs whose x is not NaN throughout; a warning counts the others."""
+    """The pairs whose x is not NaN throughout; a warning counts the others, ValueError where there is none."""
     failed = (x != x).reshape(len(x), -1).all(1)
-    if failed.any() and not failed.all():
+    if failed.all():
+        raise ValueError("x must be finite numbers, got NaN throughout in all simulations")
+    if failed.any():
         warnings.warn(f"left out {failed.sum()} of {len(x)} simulations, whose x is NaN throughout", stacklevel=3)
         theta, x = theta[~failed], x[~failed]
     return theta, x

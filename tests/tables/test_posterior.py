@@ -1,12 +1,15 @@
 """Posteriors of a simulator: closed forms, finite differences, calibration."""
 
 import pickle
+import warnings
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import gamma, multivariate_normal, norm
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
 from torch import distributions as td
 from torch import nn
 
@@ -16,6 +19,7 @@ from indm.tables import posterior as module
 from indm.tables.calibration import LEVELS, Calibration
 from indm.tables.posterior import Familiar, Proposal, resampled
 from indm.tables.prior import Prior
+from indm.tables.summaries import SeriesEmbedding
 
 SMALL = {"n_models": 1, "max_components": 1, "width": 8, "depth": 1, "max_steps": 0, "random_state": 0}
 A, NOISE = np.array([[1.0, 0.5], [0.0, 1.0], [-1.0, 1.0]]), 1.0
@@ -124,6 +128,30 @@ def test_parameters_that_rounding_put_on_the_box_are_inside(coarse):
     assert np.isfinite(posterior.log_prob(theta[:2], x[:2])).all()
 
 
+# ── as scikit-learn has an estimator ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_grid_search_scores_settings_by_the_mean_log_p_of_pairs(coarse):
+    """θ ~ N(0, 1), x ~ N(θ, 1): the mean log p(θ|x) is −½ log πe; a prior's box that cuts the law of θ is worse."""
+    numbers = np.random.default_rng(0)
+    theta = numbers.normal(size=(400, 1))
+    x, prior = theta + numbers.normal(size=theta.shape), (np.array([-50.0]), np.array([50.0]))
+    search = GridSearchCV(PosteriorEstimator(**SMALL), {"prior": [None, prior], "estimator__width": [8]}, cv=2)
+    found = search.fit(theta, x).best_estimator_
+    assert search.cv_results_["mean_test_score"] == pytest.approx(-0.5 * np.log(np.pi * np.e), abs=0.1)
+    assert found.score(theta, x) == found.log_prob(theta, x).mean()
+    assert found.estimator_.bounds == (None if search.best_index_ == 0 else {0: (-50.0, 50.0)})
+
+
+def test_a_clone_has_the_settings_and_no_fit(gaussian):
+    given = PosteriorEstimator(STANDARD, nn.Linear(3, 1), **SMALL).set_params(estimator__width=5)
+    copied = clone(given)
+    assert copied.get_params()["estimator__width"] == 5 and copied.estimator is not given.estimator
+    assert copied.embedding.weight.tolist() == given.embedding.weight.tolist()
+    with pytest.raises(ValueError, match="not fitted yet"):
+        clone(gaussian).sample(1, np.zeros(3))
+
+
 # ── several observations ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -140,6 +168,18 @@ def test_several_observations_of_a_linear_gaussian_simulator(gaussian, coarse):
     assert draws.mean(0) == pytest.approx(mass @ points, abs=4 * std.max() / np.sqrt(effective))
     assert np.cov(draws.T) == pytest.approx(np.cov(points.T, aweights=mass), abs=0.02)
     assert (gaussian.sample_iid(5, xs, random_state=1)[0] == gaussian.sample_iid(5, xs, random_state=1)[0]).all()
+
+
+def test_fifty_observations_beside_the_conjugate_normal(coarse):
+    """θ ~ N(0, 1), x_i ~ N(θ, 1): N(Σ x_i/51, 1/51); the mean is off by what 50 posteriors of 4,000 pairs add up."""
+    theta, noise = np.random.default_rng(0).normal(size=(2, 4000, 1))
+    posterior = PosteriorEstimator(td.Normal(torch.zeros(1), 1.0), **SMALL).fit(theta, theta + noise)
+    for seed in range(3):
+        numbers = np.random.default_rng(100 + seed)
+        xs = numbers.normal() + numbers.normal(size=(50, 1))
+        draws, effective = posterior.sample_iid(400, xs, random_state=0)
+        assert effective > 300 and abs(draws.mean() - xs.sum() / 51) < 0.4 * 51**-0.5
+        assert draws.std() == pytest.approx(51**-0.5, rel=0.15)
 
 
 def test_few_draws_are_of_the_same_law_as_many(gaussian, coarse):
@@ -308,7 +348,7 @@ def test_where_a_prior_is_zero_inside_its_box_so_is_the_posterior(gaussian, coar
     "make, message",
     [
         (lambda: PosteriorEstimator(estimator=DensityEstimator(), width=3), "options belong to the estimator .* width"),
-        (lambda: PosteriorEstimator((0, 1), bounds={0: (0, 1)}), "bounds must be left out"),
+        (lambda: PosteriorEstimator((0, 1), bounds={0: (0, 1)}).fit([[0.5]], [[1]]), "bounds must be left out"),
         (lambda: Prior((0, 1, 2), 2), r"prior must be a pair \(low, high\), or a torch distribution, got .0, 1, 2"),
         (
             lambda: PosteriorEstimator(([0] * 3, [1] * 3)).fit(np.ones((20, 2)), np.ones((20, 3))),
@@ -319,19 +359,31 @@ def test_where_a_prior_is_zero_inside_its_box_so_is_the_posterior(gaussian, coar
         (lambda: Prior([td.Normal(0, 1)] * 2, 2), "numbers, or arrays of 2"),
         (lambda: PosteriorEstimator((0, 1)).fit([[0.5], [7]], [[1], [1]]), "drawn from the prior, got 7 in row 1"),
         (
-            lambda: PosteriorEstimator(STANDARD, nn.Flatten(), estimator=JointDensityEstimator()),
+            lambda: PosteriorEstimator(STANDARD, nn.Flatten(), estimator=JointDensityEstimator()).fit(*simulated(9)),
             "embedding must be left out",
         ),
-        (lambda: PosteriorEstimator().fit([[1.0]], [[np.nan]]), "x must be finite numbers"),
+        (
+            lambda: PosteriorEstimator(embedding=nn.Flatten()).fit([[1.0]], [[1.0, np.nan]]),
+            r"embedding must be left out .*; fill the gaps \(NaN\) of x, and mark them in a channel of their own",
+        ),
+        (lambda: PosteriorEstimator().fit([[1.0]], [[np.nan]]), "x must be finite numbers, got NaN throughout"),
+        (
+            lambda: PosteriorEstimator(embedding="sets", **SMALL).fit(*simulated(20)),
+            "embedding must be a module, or one of series, set, got .sets.",
+        ),
+        (
+            lambda: PosteriorEstimator(embedding="set", **SMALL).fit(np.ones((20, 1)), np.ones((20, 1, 4, 4))),
+            r"x must be of shape \(n, length\) or \(n, channels, length\) for embedding=\"set\", got \(20, 1, 4, 4\)",
+        ),
         (lambda: PosteriorEstimator().fit([[1.0]], [[1j]]), "x must be real numbers, got complex128"),
         (
             lambda: PosteriorEstimator().fit([[1.0]], np.zeros((1, 1), "M8[D]")),
             r"x must be real .*, got datetime64\[D\]",
         ),
         (lambda: PosteriorEstimator().fit([[1.0]], [[object()]]), "x must be real numbers, got object"),
-        (lambda: PosteriorEstimator().sample(3, [1.0]), "this PosteriorEstimator is not fitted yet: call fit"),
-        (lambda: PosteriorEstimator().log_prob([[1.0]], [1.0]), "this PosteriorEstimator is not fitted yet"),
-        (lambda: PosteriorEstimator().gains_, "this PosteriorEstimator is not fitted yet"),
+        (lambda: PosteriorEstimator().sample(3, [1.0]), "PosteriorEstimator instance is not fitted yet"),
+        (lambda: PosteriorEstimator().log_prob([[1.0]], [1.0]), "PosteriorEstimator instance is not fitted yet"),
+        (lambda: PosteriorEstimator().gains_, "PosteriorEstimator instance is not fitted yet"),
         (lambda: PosteriorEstimator(**SMALL).fit(np.ones((20, 2)), np.ones((19, 2))), "x must have a row for each"),
         (lambda: PosteriorEstimator(**SMALL).fit(np.ones((20, 2)), np.ones((20, 2, 2))), "there is no embedding"),
     ],
@@ -352,7 +404,7 @@ def test_errors_of_a_fitted_one(gaussian):
         (lambda: gaussian.calibration(np.zeros((4, 2)), np.zeros((3, 3))), "x must have a row for each of theta, 4"),
         (
             lambda: gaussian.sample(5, [0.0, np.nan, 0.0]),
-            r"x must be finite numbers, got NaN; estimator=JointDensityEstimator",
+            r"x must be finite numbers, got NaN after a fit without gaps; fit with gaps in x, or with estimator=Joint",
         ),
         (lambda: gaussian.log_likelihood(np.zeros(3), np.zeros((1, 2))), "the likelihood of x needs one model of both"),
     ):
@@ -497,6 +549,45 @@ def test_an_embedding_is_trained_with_the_posterior(coarse):
     assert pickle.loads(pickle.dumps(posterior)).log_prob(fresh[:3], at[:3]) == pytest.approx(log_p[:3], abs=1e-5)
 
 
+def spreads(n, seed=0):
+    """θ uniform in [1, 3], and 30 numbers of deviation θ, whose order tells nothing."""
+    numbers = np.random.default_rng(seed)
+    theta = numbers.uniform(1, 3, size=(n, 1))
+    return theta, theta * numbers.normal(size=(n, 30))
+
+
+def waves(n, seed=0):
+    """θ uniform in [1, 3]: the number of waves in a series of 30 days and two channels, with a random phase."""
+    numbers = np.random.default_rng(seed)
+    theta, phase = numbers.uniform(1, 3, size=(n, 1)), numbers.uniform(0, 2 * np.pi, size=(n, 1))
+    angle = 2 * np.pi * theta * np.linspace(0, 1, 30) + phase
+    return theta, np.stack([np.sin(angle), np.cos(angle)], 1) + 0.5 * numbers.normal(size=(n, 2, 30))
+
+
+@pytest.mark.filterwarnings("ignore:the network found nothing", "ignore:max_seconds ended")
+@pytest.mark.parametrize("name, simulate", [("set", spreads), ("series", waves)])
+def test_a_ready_embedding_finds_what_no_single_entry_tells(name, simulate, coarse):
+    options = SMALL | {"max_steps": 150, "width": 16, "learning_rate": 1e-2, "dropout": 0.0}
+    posterior = PosteriorEstimator((1, 3), name, **options).fit(*simulate(1000))
+    theta, x = simulate(100, seed=1)
+    log_p = posterior.log_prob(theta, x)
+    assert log_p.mean() > -np.log(2) + 0.5  # the prior's is −log 2
+    order = np.random.default_rng(2).permutation(30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shuffled = posterior.log_prob(theta, x[..., order])
+    assert (np.abs(shuffled - log_p).max() < 1e-3) == (name == "set")
+    loaded = pickle.loads(pickle.dumps(posterior))
+    assert loaded.log_prob(theta[:3], x[:3]) == pytest.approx(log_p[:3], abs=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 100])
+def test_series_of_any_length_have_an_embedding(length):
+    net, x = SeriesEmbedding((2, length)), torch.ones(3, 2, length, requires_grad=True)
+    (slope,) = torch.autograd.grad(net(x).sum(), x)
+    assert net(x).shape == (3, 8) and (slope != 0).all()
+
+
 def test_the_estimator_validates_on_rows_that_trained_no_embedding(monkeypatch):
     seen = {}
     fitted, trained = DensityEstimator._fitted, module.summaries.trained
@@ -596,11 +687,14 @@ def test_one_model_has_the_likelihood_too(joint):
 
 
 @pytest.mark.filterwarnings("ignore:the network found nothing", "ignore:max_seconds ended")
-def test_one_model_of_both_is_trained():
+def test_gaps_choose_one_model_of_both_with_the_options_that_were_given():
     theta, x = simulated(300)
     x[:100, 1] = np.nan
-    options = {"max_components": 1, "width": 8, "depth": 1, "max_steps": 20, "random_state": 0}
-    model = PosteriorEstimator(STANDARD, estimator=JointDensityEstimator(**options)).fit(theta, x)
+    with pytest.warns(UserWarning, match=r"x has gaps \(NaN\): a JointDensityEstimator of theta and x together is"):
+        model = PosteriorEstimator(STANDARD, **SMALL | {"max_steps": 20, "depth": 2}).fit(theta, x)
+    options = JointDensityEstimator().get_params() | SMALL | {"max_steps": 20, "depth": 2}
+    options.pop("n_models")
+    assert model.estimator_.get_params() == options | {"bounds": model.prior_.bounds}
     assert model.estimator_.ended_[0] == 20
     row = np.array([0.5, np.nan, -1.0])
     assert model.sample(2000, row, random_state=0).mean(0) == pytest.approx(law_of_some(row).mean, abs=0.3)

@@ -1,0 +1,51 @@
+"""The posterior of an epidemic's rates given its curve: embedding="series" beside four summaries made by hand.
+
+python examples/epidemic.py               # three minutes on a laptop
+"""
+
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+import indm
+
+LOW, HIGH = [0.2, 0.05], [1.0, 0.4]  # ends of θ: rates of infection and of recovery, a day
+PEOPLE, DAYS, FIRST, SHARE = 2000, 40, 5, 0.5  # FIRST: infected at the start; SHARE: of the cases, that are reported
+
+
+def simulate(theta, numbers):
+    """Reported cases of each day (n, 40) in a chain-binomial SIR epidemic."""
+    infection, recovery = theta.T
+    susceptible, infected = np.full(len(theta), PEOPLE - FIRST), np.full(len(theta), FIRST)
+    cases = np.zeros((len(theta), DAYS))
+    for day in range(DAYS):
+        new = numbers.binomial(susceptible, 1 - np.exp(-infection * infected / PEOPLE))
+        susceptible, infected = susceptible - new, infected + new - numbers.binomial(infected, 1 - np.exp(-recovery))
+        cases[:, day] = numbers.binomial(new, SHARE)
+    return cases
+
+
+def by_hand(cases):
+    """Peak, its day, total, and growth from the first week to the second."""
+    weeks = cases[:, :14].reshape(-1, 2, 7).sum(2)
+    growth = np.log1p(weeks[:, 1]) - np.log1p(weeks[:, 0])
+    return np.c_[np.log1p(cases.max(1)), cases.argmax(1), np.log1p(cases.sum(1)), growth]
+
+
+def main(steps: int = 4000, out: Path = Path("runs/example-epidemic")) -> None:
+    """steps: of the optimizer, at most, for each part of a fit; out: the folder for series.png and by-hand.png."""
+    numbers = np.random.default_rng(0)
+    theta, fresh = (numbers.uniform(LOW, HIGH, (n, 2)) for n in (20_000, 500))
+    cases, new = simulate(theta, numbers), simulate(fresh, numbers)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, embedding, numbers_of in (("series", "series", np.log1p), ("by-hand", None, by_hand)):
+        posterior = indm.PosteriorEstimator((LOW, HIGH), embedding, max_seconds=160, max_steps=steps, random_state=0)
+        posterior.fit(theta, numbers_of(cases))
+        found = posterior.calibration(fresh, numbers_of(new), 100)
+        print(f"{name}: mean log p of fresh pairs {posterior.score(fresh, numbers_of(new)):.3f} nats\n{found}")
+        found.plot(out / f"{name}.png", ["infection", "recovery"])
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
