@@ -22,7 +22,7 @@ from indm.tables.networks import MixtureMLP
 
 HELD = 512  # rows of validation, at least, of which some are one row in other noise
 ROWS_AT_ONCE = 1_024
-PLACES = 8  # of a series, at most, that are left for the last layers
+PLACES = 8  # places of a series, at most, that are left for the last layers
 
 Array = np.ndarray
 
