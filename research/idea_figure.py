@@ -1,40 +1,60 @@
-"""The pictures of the idea in docs/method.md and README: data, latent, and noise of a learned diffusion in the plane.
+"""The pictures of the idea in README and docs/method.md: noise and samples of linear and of learned diffusion.
 
 indm train two-spirals --flow coupling --flow.depth 6 --flow.width 64 --train.flow_lr 3e-3 --train.flow_update_every 1 \
   --train.batch_size 512 --train.steps 3000 --train.seconds inf --out runs/idea
+indm train two-spirals --train.batch_size 512 --train.steps 4000 --train.seconds inf --out runs/linear
 indm train eight-gaussians --train.steps 4000 --train.seconds inf
 indm evaluate runs/eight-gaussians --examples 5000 --nll-examples 5000
-python -m research.idea_figure runs/idea --out docs/figures/idea.png
-python -m research.idea_figure runs/idea --density runs/eight-gaussians --out docs/figures/first.png
+python -m research.idea_figure moving runs/linear runs/idea --out docs/figures/idea.gif
+python -m research.idea_figure still runs/linear runs/idea --out docs/figures/idea.png
+python -m research.idea_figure density runs/eight-gaussians --out docs/figures/density.png
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
-from indm import INDM, forward_path, nll
+from indm import INDM, forward_path, sample
 from indm.workbench.data.base import load_data, stack
 from indm.workbench.evaluation.results import read_evaluation
-from indm.workbench.figures.plots import DATA_COLOUR, save_figure, styled
+from indm.workbench.figures.plots import DATA_COLOUR, rendered, save_figure, styled
 from indm.workbench.runs.folder import open_run
 
-POINTS, CIRCLES, RADIUS, SIDE, REACH, DRAWS = 2000, 50, 0.1, 160, 1.4, 4
-TIMES = (0.0, 0.05, 0.2, 1.0)
+POINTS, CIRCLES, RADIUS, SIDE, REACH = 2000, 50, 0.1, 160, 1.4
+TIMES, STEPS = (0.0, 0.05, 0.2, 1.0), 10
+FRAMES, FRAME_MS, PAUSE = 32, 120, 16  # pictures of a GIF, and how often the last one is repeated
+NAMES = ("linear diffusion", "INDM")
 
 
-def noise_of(run: Path) -> tuple[INDM, Tensor, Tensor, Tensor, Tensor]:
-    """The model, test points x in model units, some of them, circles of noise around their latents, and these in x."""
-    model, recipe = open_run(run)
-    x = model.scaling.to_model(stack(load_data(**recipe["data"]).test, POINTS))
+def opened(*runs: Path) -> tuple[list[INDM], Tensor]:
+    """Models, and test points in their units."""
+    found = [open_run(run) for run in runs]
+    x = found[0][0].scaling.to_model(stack(load_data(**found[0][1]["data"]).test, POINTS))
+    return [model for model, _ in found], x
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def noised(model: INDM, x: Tensor, times: Sequence[float]) -> Tensor:
+    """x_t in model units, (times, n, 2)."""
+    return forward_path(model, x, torch.tensor([max(t, model.sde.eps) for t in times]), generator=seeded())
+
+
+def noise_of(model: INDM, x: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Circles of noise around the latents of some points, and these curves in the data space."""
     angle = torch.linspace(0, 2 * torch.pi, 80)
-    chosen = x[:, 0].argsort()[:: POINTS // CIRCLES]
     circles = model.flow.latent(x)[chosen, None] + RADIUS * torch.stack([angle.cos(), angle.sin()], 1)
-    return model, x, chosen, circles, model.flow.inverse(circles.flatten(0, 1)).unflatten(0, circles.shape[:2])
+    return circles, model.flow.inverse(circles.flatten(0, 1)).unflatten(0, circles.shape[:2])
 
 
 def around(axes: Axes, points: Tensor, curves: Tensor, colour: Tensor) -> None:
@@ -43,82 +63,105 @@ def around(axes: Axes, points: Tensor, curves: Tensor, colour: Tensor) -> None:
     axes.add_collection(LineCollection(curves.numpy(), array=colour.numpy(), linewidths=0.8))
 
 
-def within(axes: Axes, reach: float) -> None:
-    half = round(reach * 2 / 3)
-    limits = {"xlim": (-reach, reach), "ylim": (-reach, reach)}
-    axes.set(xticks=(-half, 0, half), yticks=(-half, 0, half), aspect="equal", **limits)
+def scattered(axes: Axes, points: Tensor, colour: Tensor | None = None) -> None:
+    """Points, each in the colour of its place in the data, or black."""
+    looks = {"c": DATA_COLOUR} if colour is None else {"c": colour.numpy(), "cmap": "viridis"}
+    axes.scatter(*points.T.numpy(), s=1, linewidths=0, **looks)
+
+
+def bare(axes: Axes, reach: float) -> None:
+    axes.set(xticks=(), yticks=(), aspect="equal", xlim=(-reach, reach), ylim=(-reach, reach))
+    axes.spines[:].set_visible(False)
 
 
 @styled
 @torch.no_grad()
-def idea(run: Path, out: Path) -> None:
-    """x_t above z_t at a few times, in model units, each particle in one colour; then noise of one size around some."""
-    model, x, chosen, circles, curves = noise_of(run)
-    times = torch.tensor([max(t, model.sde.eps) for t in TIMES])
-    x_t = forward_path(model, x, times, generator=torch.Generator().manual_seed(0))
-    z_t = torch.stack([model.flow.latent(frame) for frame in x_t])
-    radius = x.norm(dim=1)
-    figure = Figure(figsize=(7.5, 3.6))
-    rows = (
-        (x_t, curves, "x_t", "x", 1.5),
-        (z_t, circles, "z_t", "z = h(x)", 3.0),
-    )
-    for panels, (frames, noise, label, first, reach) in zip(figure.subplots(2, len(TIMES) + 1), rows, strict=True):
-        for axes, t, frame in zip(panels, TIMES, frames, strict=False):
-            axes.scatter(*frame.T.numpy(), c=radius.numpy(), s=1, cmap="viridis", linewidths=0)
-            axes.set_title(f"t = {t:g}" if t else first)
-        around(panels[-1], frames[0], noise, radius[chosen])
-        panels[-1].set_title("noise")
-        panels[0].set_ylabel(label)
-        for axes in panels:
-            within(axes, reach)
-            axes.tick_params(labelleft=axes is panels[0], labelsize=8)
+def still(linear: Path, learned: Path, out: Path) -> None:
+    """x_t at a few times, noise of one size around some points, and samples; of an INDM also its latents."""
+    models, x = opened(linear, learned)
+    chosen, radius = x[:, 0].argsort()[:: POINTS // CIRCLES], x.norm(dim=1)
+    figure = Figure(figsize=(8, 4))
+    panels = figure.subplots(3, len(TIMES) + 2)
+    for row, model, name in zip(panels, models, NAMES, strict=False):
+        frames = noised(model, x, TIMES)
+        for axes, frame in zip(row, frames, strict=False):
+            scattered(axes, frame, radius)
+        around(row[-2], frames[0], noise_of(model, x, chosen)[1], radius[chosen])
+        scattered(row[-1], sample(model, POINTS, steps=STEPS, generator=seeded()))
+        row[0].set_ylabel(f"{name}\nx_t")
+    for axes, frame in zip(panels[2], frames, strict=False):
+        scattered(axes, models[1].flow.latent(frame), radius)
+    around(panels[2, -2], models[1].flow.latent(x), noise_of(models[1], x, chosen)[0], radius[chosen])
+    panels[2, 0].set_ylabel("INDM\nz_t = h(x_t)")
+    titles = (*(f"t = {t:g}" for t in TIMES), "noise", f"samples,\n{STEPS} steps")
+    for axes, title in zip(panels[0], titles, strict=True):
+        axes.set_title(title)
+    for axes in panels.flat:
+        bare(axes, 3.0 if axes in panels[2] else 1.5)
     save_figure(figure, out)
 
 
+@torch.no_grad()
+def moving(linear: Path, learned: Path, out: Path) -> None:
+    """A GIF: noise at growing times, beside samples in more and more steps, of both models."""
+    models, x = opened(linear, learned)
+    times = [(k / (FRAMES - 1)) ** 2 for k in range(FRAMES)]
+    steps = [1 + k // 2 for k in range(FRAMES)]
+    paths = [noised(model, x, times) for model in models]
+    drawn = {n: [sample(model, POINTS, steps=n, generator=seeded()) for model in models] for n in sorted({*steps})}
+    frames = [
+        Image.fromarray(frame([path[k] for path in paths], drawn[n], x.norm(dim=1), t, n)).quantize(48)
+        for k, (t, n) in enumerate(zip(times, steps, strict=True))
+    ]
+    rest = [*frames[1:], *[frames[-1]] * PAUSE]
+    frames[0].save(out, save_all=True, append_images=rest, duration=FRAME_MS, loop=0, optimize=True)
+
+
+@styled
+def frame(noisy: list[Tensor], drawn: list[Tensor], colour: Tensor, t: float, steps: int) -> np.ndarray:
+    """One picture of a GIF: a row for each model."""
+    figure = Figure(figsize=(4.2, 4.2))
+    panels = figure.subplots(2, 2)
+    for row, name, x_t, samples in zip(panels, NAMES, noisy, drawn, strict=True):
+        scattered(row[0], x_t, colour)
+        scattered(row[1], samples)
+        row[0].set_ylabel(name)
+    panels[0, 0].set_title(f"noise, t = {t:.2f}")
+    panels[0, 1].set_title(f"samples, {steps} step{'s' * (steps > 1)}")
+    for axes in panels.flat:
+        bare(axes, 1.5)
+    return rendered(figure)
+
+
 @styled
 @torch.no_grad()
-def first(spirals: Path, gaussians: Path, out: Path) -> None:
-    """Data with noise that follows them and their latent; data of known entropy and the density of a model of them."""
-    model, x, chosen, circles, curves = noise_of(spirals)
-    figure = Figure(figsize=(10, 2.5))
-    data, latent, truth, learned = figure.subplots(1, 4)
-    radius = x.norm(dim=1)[chosen]
-    for axes, points, noise, reach, title in (
-        (data, x, curves, 1.1, "data x: noise\nfollows the arms"),
-        (latent, model.flow.latent(x), circles, 2.7, "latent z: noise\nis round"),
-    ):
-        around(axes, points, noise, radius)
-        within(axes, reach)
-        axes.set_title(title)
-    model, recipe = open_run(gaussians)
+def density(run: Path, out: Path) -> None:
+    """Data of known entropy, and the density of a model of them."""
+    figure = Figure(figsize=(5, 2.6))
+    truth, learned = figure.subplots(1, 2)
+    model, recipe = open_run(run)
     law = load_data(**recipe["data"])
-    truth.plot(*stack(law.test, POINTS).T.numpy(), ".", color=DATA_COLOUR, markersize=1)
+    scattered(truth, stack(law.test, POINTS))
     truth.set_title(f"data, entropy\n{law.entropy:.3f} nats")
     side = torch.linspace(-REACH, REACH, SIDE)
-    points, log_q = model.from_data(torch.cartesian_prod(side, side))
-    draws = [-nll(model, points, log_q=log_q, steps=48).nats for _ in range(DRAWS)]
-    density = torch.stack(draws).exp().mean(0).reshape(SIDE, SIDE)
-    learned.pcolormesh(side, side, density.T.numpy(), vmin=0, vmax=density.quantile(0.995).item())
-    found = read_evaluation(gaussians)["nll"]["with_reconstruction"]
+    x = model.scaling.to_model(torch.cartesian_prod(side, side))
+    p = model.log_prob(x, steps=48, exact=True).exp().reshape(SIDE, SIDE)
+    learned.pcolormesh(side, side, p.T.numpy(), vmin=0, vmax=p.quantile(0.995).item())
+    found = read_evaluation(run)["nll"]["with_reconstruction"]
     learned.set_title(f"model, −log p\n{found['nats']:.3f} ± {found['nats_standard_error']:.3f}")
     for axes in (truth, learned):
-        within(axes, REACH)
-    for axes in (data, latent, truth, learned):
-        axes.set(xticks=(), yticks=())
-        axes.spines[:].set_visible(False)
+        bare(axes, REACH)
     save_figure(figure, out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    pictures = {made.__name__: made for made in (moving, still, density)}
+    parser.add_argument("picture", choices=pictures)
+    parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--density", type=Path, help="an evaluated run, of data of known entropy: draw README's picture"
-    )
     o = parser.parse_args()
-    first(o.run, o.density, o.out) if o.density else idea(o.run, o.out)
+    pictures[o.picture](*o.runs, o.out)
 
 
 if __name__ == "__main__":
