@@ -355,7 +355,7 @@ def trials() -> str:
     return in_table(*titles, rows=rows)
 
 
-LOOKS: dict[str, tuple[str, str, dict[str, str]]] = {  # by variant: method, addition to its name, marks
+LOOKS: dict[str, tuple[str, str, dict[str, str]]] = {  # each variant's method, addition to its name, marks
     "linear": ("linear diffusion", "", {"fmt": "o-"}),
     "spline": ("INDM (spline)", "", {"fmt": "o-"}),
     "flow alone": ("flow alone", "", {"fmt": "o-"}),
