@@ -91,9 +91,9 @@ def studies(named: str) -> list:
 
 
 def on_files(files, config, **_):
-    """README, research/'s pages and figures, and the pictures of the models in the package are files of the site."""
+    """Both READMEs, research/'s pages and figures, and pictures of the models in the package are files of the site."""
     research = [*(ROOT / "research").rglob("*.md"), *(ROOT / "research").rglob("*.png")]
-    for path in [ROOT / "README.md", *research, *(ROOT / MODELS).rglob("*.png")]:
+    for path in [ROOT / "README.md", ROOT / "docs" / "README.md", *research, *(ROOT / MODELS).rglob("*.png")]:
         place = place_of(path.relative_to(ROOT).as_posix())
         files.append(File.generated(config, place, abs_src_path=str(path)))
     return files
@@ -103,7 +103,7 @@ def place_of(path: str) -> str | None:
     """Where a file of the repository is in the site; None if it is not there."""
     first, _, rest = path.partition("/")
     if first == "docs":
-        return rest
+        return "manual.md" if rest == "README.md" else rest
     if path == "README.md":
         return "index.md"
     if first == "research" and path.endswith((".md", ".png")):

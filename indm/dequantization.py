@@ -80,7 +80,7 @@ class Uniform(Dequantization):
 
 
 class GreyLevels(Dequantization):
-    r"""No noise: a grey level is the middle of its bin, and z_ε is decoded to the levels by Bayes' rule,
+    r"""No noise: a grey level is the middle of its bin, and z_ε is decoded to the levels by Bayes' rule.
 
     .. math:: P(\text{raw}|z_\epsilon) \propto q(z_\epsilon|\text{raw}), \qquad
               -\log P(\text{raw}) \le E[-\log p_\epsilon(z_\epsilon) + \log q(z_\epsilon|\text{raw})

@@ -280,10 +280,10 @@ def nll(
     log_q: Float[Tensor, " batch"] | None = None,
     generator: torch.Generator | None = None,
 ) -> LikelihoodReport:
-    r"""−log p(x) by the probability-flow ODE on the latent, from one draw of z_ε for each sample, with log p =
+    r"""−log p(x) by the probability-flow ODE on the latent, from one draw of z_ε for each sample.
 
-    .. math:: \log|\det \partial h/\partial x| + \log\pi(z_T) + \int_\epsilon^T \nabla\cdot(fz-\tfrac12 g^2 s)\,dt
-              - \log q(z_\epsilon|z_0) + \log p(z_0|z_\epsilon)
+    .. math:: \log p = \log|\det \partial h/\partial x| + \log\pi(z_T)
+              + \int_\epsilon^T \nabla\cdot(fz-\tfrac12 g^2 s)\,dt - \log q(z_\epsilon|z_0) + \log p(z_0|z_\epsilon)
 
     The ODE is solved over the clock −log SNR in equal steps, in the coordinate in which a Gaussian law of the latents
     is at rest (:class:`indm.gaussian.GaussianReference`). Only the difference from that law's divergence is estimated.

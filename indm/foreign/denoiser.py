@@ -273,7 +273,7 @@ def check_velocity(path: Path, eps: float) -> None:
 
 
 class Preconditioned(nn.Module):
-    r"""EDM's network F(c_in x, ¼ log σ, …) as one that predicts data, :math:`D = c_{skip} x + c_{out} F`.
+    r"""EDM's network F(c_in x, ¼ log σ, …) as one that predicts data, D = c_skip x + c_out F.
 
     Args:
         network: F.

@@ -33,7 +33,7 @@ Times = Float[Tensor, "..."]
 
 
 class Kernel(NamedTuple):
-    r"""The law :math:`q(z_t \mid z_0) = N(\alpha_t z_0, \sigma_t^2 I)` at times (B,): log α and σ, (B,) each.
+    """The law q(z_t | z_0) = N(α_t z_0, σ_t² I) at times (B,): log α and σ, (B,) each.
 
     >>> kernel = VPSDE().kernel(torch.tensor([0.5]))
     >>> torch.allclose(kernel.alpha**2 + kernel.sigma**2, torch.ones(1))
@@ -259,7 +259,7 @@ class _VariancePreserving(LinearSDE):
 
 
 class VPSDE(_VariancePreserving):
-    r"""Variance preserving: :math:`g^2=\beta`, :math:`\alpha=e^{-B/2}`, :math:`\sigma^2=1-e^{-B}`, prior N(0, I).
+    r"""Variance preserving: g² = β, α = exp(−B/2), σ² = 1 − exp(−B), prior N(0, I).
 
     Args:
         beta_min, beta_max: β(0) and β(1).
@@ -284,7 +284,7 @@ class VPSDE(_VariancePreserving):
 
 
 class SubVPSDE(_VariancePreserving):
-    r"""Sub-VP: :math:`g^2=\beta(1-e^{-2B})`, :math:`\alpha=e^{-B/2}`, :math:`\sigma=1-e^{-B}`, prior N(0, I).
+    r"""Sub-VP: g² = β (1 − exp(−2B)), α = exp(−B/2), σ = 1 − exp(−B), prior N(0, I).
 
     Args:
         beta_min, beta_max: β(0) and β(1).
@@ -308,7 +308,7 @@ class SubVPSDE(_VariancePreserving):
 
 
 class VESDE(LinearSDE):
-    r"""Variance exploding: :math:`f=0`, :math:`\alpha=1`, :math:`\sigma=\sigma_{min}(\sigma_{max}/\sigma_{min})^t`.
+    r"""Variance exploding: f = 0, α = 1, σ = σ_min (σ_max/σ_min)^t.
 
     The prior is N(prior_mean, σ_max² I).
 
@@ -349,8 +349,8 @@ class VESDE(LinearSDE):
 
 
 class LogLinearSDE(LinearSDE):
-    r"""Variance preserving with a log-SNR that falls linearly in t: :math:`\alpha^2 = 1 - \sigma^2`,
-    :math:`g^2 = c\,\sigma^2`, :math:`f = -g^2/2`, c its rate.
+    r"""Variance preserving with a log-SNR that falls linearly in t: α² = 1 − σ²,
+    g² = c σ², f = −g²/2, c its rate.
 
     The prior is N(prior_mean, prior_std² I).
 

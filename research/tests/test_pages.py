@@ -5,7 +5,10 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from scipy.spatial.distance import pdist
 
+from indm.workbench.figures.plots import METHODS
 from research.markdown import ERROR, MARKED, errors_outside, in_table, with_tables, words
 from research.pages import PAGES, ROOT, SHOWN, shown
 from research.tables import flows
@@ -76,3 +79,15 @@ def test_a_sentence_has_a_cell_of_a_table(monkeypatch):
     assert shown("cell:made:a:x/y_z:d_e") == "−1 ± 2" and shown("cell:made:a:x/w:d") == "3"
     with pytest.raises(ValueError, match="unpack"):
         shown("cell:made:a:x:d")  # two rows
+
+
+def test_readers_with_any_colour_vision_tell_the_methods_apart():
+    """Colours as the red- and the green-blind see them, by Machado et al. 2009 on linear RGB."""
+    blind = [
+        [[0.1521, 1.0526, -0.2047], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]],
+        [[0.3673, 0.8606, -0.2280], [0.2801, 0.6727, 0.0471], [-0.0118, 0.0429, 0.9689]],
+    ]
+    colours = np.array([to_rgb(colour) for colour in METHODS.values()]) ** 2.2
+    for seen in (np.eye(3), *map(np.array, blind)):
+        shown = (colours @ seen.T).clip(0, 1) ** (1 / 2.2)
+        assert pdist(shown).min() > 0.15

@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import fmean, median
+from statistics import median
 from typing import Annotated, ClassVar
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 from torch.nn import functional as F
 from tyro.conf import Positional, arg
@@ -31,6 +34,7 @@ from indm.score import ScoreModel
 from indm.sde import VPSDE
 from indm.training import Descent, course, learning_rate_factor
 from indm.workbench.cli.common import DONE, Common
+from indm.workbench.figures.plots import METHODS, save_figure, styled
 from research.command import main
 from research.lab.costs import seconds_in_turns
 from research.markdown import in_table, with_error
@@ -126,7 +130,11 @@ DIALS: dict[str, list[Law]] = {
     "atom": [Atom(share) for share in (0.0, 0.3, 0.6)],
     "ridge-2": [Ridge(sigma, 1) for sigma in (0.3, 0.1, 0.03)],
 }
-TITLES = {"ridge": "ridge, 8 columns", "atom": "atom, 8 columns", "ridge-2": "ridge, 2 columns"}
+TITLES = {
+    "ridge": "bent ridges in 8 columns",
+    "atom": "a repeated value in 8 columns",
+    "ridge-2": "one bent ridge in 2 columns",
+}
 TUNED_ON = Ridge(0.1, 4)
 
 
@@ -347,23 +355,38 @@ def trials() -> str:
     return in_table(*titles, rows=rows)
 
 
-def figure(table: Records) -> None:
-    """One panel a dial, one curve a variant."""
-    from matplotlib.figure import Figure
+LOOKS: dict[str, tuple[str, str, dict[str, str]]] = {  # each variant's method, addition to its name, marks
+    "linear": ("linear diffusion", "", {"fmt": "o-"}),
+    "spline": ("INDM (spline)", "", {"fmt": "o-"}),
+    "flow alone": ("flow alone", "", {"fmt": "o-"}),
+    "flow first": ("INDM (coupling)", ", flow first", {"fmt": "s--", "mfc": "white"}),
+    "INDM": ("INDM (coupling)", "", {"fmt": "o-"}),
+    "INDM, noisy gradient": ("INDM (coupling)", ", noisy gradient", {"fmt": "x"}),
+    "linear, noisy gradient": ("linear diffusion", ", noisy gradient", {"fmt": "x"}),
+}
 
+
+@styled
+def figure(table: Records) -> None:
+    """Draw one panel for each dial and one curve for each variant: means over seeds with two standard errors."""
     dials = [dial for dial in DIALS if any(counted(table, dial).values())]
-    drawing = Figure(figsize=(4 * len(dials), 3.4), layout="constrained")
-    for axes, dial in zip(drawing.subplots(1, len(dials), squeeze=False)[0], dials, strict=True):
+    drawing = Figure(figsize=(4 * len(dials), 4))
+    panels = drawing.subplots(1, len(dials), squeeze=False)[0]
+    for axes, dial in zip(panels, dials, strict=True):
         cells = counted(table, dial)
-        for name in VARIANTS:
+        for name, (method, addition, marks) in LOOKS.items():
             settings = [setting for setting, by in cells.items() if name in by]
-            axes.plot(settings, [fmean(cells[setting][name]) for setting in settings], marker="o", label=name)
-        axes.set(title=TITLES[dial], ylabel="gap, nats", yscale="log")
-        axes.set(**{"xlabel": "share of black"} if dial == "atom" else {"xlabel": "σ", "xscale": "log"})
+            means, errors = np.array([over_seeds(cells[setting][name]) for setting in settings]).reshape(-1, 2).T
+            axes.errorbar(settings, means, 2 * errors, color=METHODS[method], label=method + addition, **marks)
+        axes.set(title=TITLES[dial], yscale="log")
+        if dial == "atom":
+            axes.set_xlabel("atom: share of this value")
+        else:
+            axes.set(xlabel="σ: width of the ridge", xscale="log")
         axes.set_xticks([*cells], [f"{setting:g}" for setting in cells])
-        axes.minorticks_off()
-    drawing.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
-    drawing.savefig(FIGURE, dpi=110)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    panels[0].set_ylabel("gap: log-likelihood lost against the true density, nats")
+    save_figure(drawing, FIGURE)
 
 
 @dataclass

@@ -21,11 +21,11 @@ from indm.files import atomic
 
 DPI = 120  # resolution of figures
 FONT_SIZE = 10  # points
-# Seven that people with any kind of colour vision tell apart, of Okabe & Ito 2008, "Color Universal Design", with grey
-# instead of yellow, which is too pale for lines. Black is for the data.
+# Colour-blind safe (Okabe & Ito 2008, "Color Universal Design"), with grey in place of yellow; black is for the data.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")
 DATA_COLOUR = "black"
-METHODS = {"linear": COLOURS[6], "spline": COLOURS[0], "INDM": COLOURS[1], "flow alone": COLOURS[2]}  # in all figures
+LEARNED = ("INDM (spline)", "INDM (coupling)", "flow alone")  # blue, orange and green in every figure
+METHODS = {"linear diffusion": COLOURS[6]} | dict(zip(LEARNED, COLOURS, strict=False))
 CHARACTER = 0.65 * FONT_SIZE / 72  # inches, about
 Pixels = UInt8[np.ndarray, "height width 3"]
 Colours = Mapping[str, str]  # colour of each model, the same in all figures of a page; others are black

@@ -1,0 +1,84 @@
+"""The pictures of docs/likelihood.md: its three numbers as a drawing, and stated and true errors from records.
+
+    python -m research.likelihood_figures
+
+Errors, left: the table of :func:`research.speed.solver_error`. Right: bounds above the entropy under learned noise, of
+the flow that :func:`research.discrete_laws.best_cell` takes.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from indm.workbench.figures.plots import COLOURS, DATA_COLOUR, save_figure, styled
+from research.discrete_laws import DRAWS, LAWS, best_cell, read
+from research.records import RECORDS, Records
+from research.speed import BENCH
+
+FIGURES = Path(__file__).parents[1] / "docs" / "figures"
+LIMITS = (5e-6, 0.6)
+KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)", f"iw-{DRAWS[-1]}": f"IW-NLL, {DRAWS[-1]} draws"}
+NELBO, NLL, WEIGHTED = COLOURS[3:6]  # colours that are not those of methods
+
+
+def solver(axes: Axes) -> None:
+    """Stated over true errors, a point for each trained model."""
+    rows = Records(BENCH / "solver_error.csv").rows()
+    for solve, style in (("default", {"color": DATA_COLOUR}), ("24 steps", {"mfc": "none", "mec": DATA_COLOUR})):
+        found = [row for row in rows if row["solve"] == solve]
+        axes.loglog([row["error"] for row in found], [row["stated"] for row in found], "o", label=solve, **style)
+    axes.fill_between(LIMITS, LIMITS, LIMITS[1], color="0.93", linewidth=0)
+    axes.text(7e-6, 0.25, "stated error covers the true one", fontsize="small")
+    axes.set(xlim=LIMITS, ylim=LIMITS, xlabel="true error, bits/dim", ylabel="stated error, bits/dim")
+    axes.set_title("error of the ODE solver")
+
+
+def bounds(axes: Axes) -> None:
+    """Bounds minus the entropy, with two standard errors, for each law."""
+    made = read(Records(RECORDS / "discrete_laws.csv"))
+    for place, law in enumerate(LAWS):
+        best = made[best_cell(made, law, "variational")]["bound_minus_entropy_bits_per_dim"]
+        for shift, (colour, (kind, name)) in enumerate(zip((NELBO, NLL, WEIGHTED), KINDS.items(), strict=True)):
+            mean, error = best[kind]
+            at = place + 0.2 * (shift - 1)
+            axes.errorbar(mean, at, xerr=2 * error, fmt="o", markersize=4, color=colour, label=name)
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    axes.set_yticks(range(len(LAWS)), [law.replace("-", ", ") + " levels" for law in LAWS])
+    axes.set(xlabel="bits/dim, ± 2 errors", title="bound − entropy of the data")
+    axes.invert_yaxis()
+
+
+def numbers(axes: Axes) -> None:
+    """Bounds above the values of −log p that they bound, which differ between the SDE and the ODE."""
+    for left, right, truth, name in ((-0.4, 2.4, 1.0, "SDE"), (3.2, 8, 1.6, "probability-flow ODE")):
+        axes.plot([left, right], [truth, truth], color=DATA_COLOUR)
+        axes.text((left + right) / 2, truth - 0.1, f"−log-likelihood of the {name}", ha="center", va="top")
+    for x, y, truth, colour, name in ((1, 3.4, 1.0, NELBO, "NELBO"), (4, 3.0, 1.6, NLL, "NLL (ODE)")):
+        axes.annotate("", (x, truth), (x, y), arrowprops={"arrowstyle": "->", "color": "0.6"})
+        axes.plot(x, y, "o", color=colour, markersize=10)
+        axes.text(x + 0.2, y + 0.1, name)
+    fall = np.arange(6)  # log2 of the draws K; the height is a drawing, not a measurement
+    axes.plot(4 + 0.75 * fall, 1.7 + 1.3 / 1.7**fall, "o-", color=WEIGHTED, zorder=1)
+    for k in fall[1:]:
+        axes.text(4.1 + 0.75 * k, 1.8 + 1.3 / 1.7**k, f"K = {2**k}", color="0.3", size="small")
+    axes.text(5.6, 2.65, "IW-NLL, K draws")
+    axes.set(xlim=(-0.6, 8.4), ylim=(0.6, 3.8), xticks=(), yticks=(), ylabel="bits/dim:\nlower is better")
+    axes.spines["bottom"].set_visible(False)
+
+
+@styled
+def main() -> None:
+    drawing = Figure(figsize=(7.5, 3))
+    numbers(drawing.subplots())
+    save_figure(drawing, FIGURES / "numbers.png")
+    figure = Figure(figsize=(9, 3.6))
+    left, right = figure.subplots(1, 2)
+    solver(left)
+    bounds(right)
+    save_figure(figure, FIGURES / "errors.png")
+
+
+if __name__ == "__main__":
+    main()
