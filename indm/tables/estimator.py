@@ -45,6 +45,7 @@ from indm.tables.fit import (
     FlowTraining,
     Gain,
     Training,
+    Validated,
     bounds_of,
     check_count,
     check_options,
@@ -71,7 +72,7 @@ Table = tuple[np.ndarray, np.ndarray]  # a table and its conditions
 class Fitted(NamedTuple):
     """A model that was fitted."""
 
-    training: Training
+    training: Validated
     start: str  # "flow", or how many Gaussians
     gain: Gain  # over the start
     beyond: Gain  # over the best mixture
@@ -606,7 +607,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         late, start, name = best.late_gain(), trainings[0].start, counted(len(mixtures[0].weight), "Gaussian")
         of_mixture = start
         if best in flowing:
-            best = self._corrected(best, batch, parts, repeats, limits, numbers.randint(2**31 - 1))
+            best = self._corrected(flowing[0], batch, parts, repeats, limits, numbers.randint(2**31 - 1))
             start, name = best.start, "flow"
         elif best is not trainings[0]:
             name = "1 Gaussian"

@@ -37,6 +37,7 @@ from indm.tables.fit import (
     EPS,
     MIXTURE_SHARE,
     VALIDATION_ROWS,
+    HeldDraws,
     Training,
     check_count,
     check_options,
@@ -89,20 +90,19 @@ class JointTraining(Training):
     questions: Questions = field(kw_only=True)
     one_hot: Tensor = field(kw_only=True)
 
-    def _fixed(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _held_draws(self) -> HeldDraws:
         net = self.ema.model.score.backbone
         asked, given, index = self.questions.masks()
         net.set_questions(asked, given)
-        self.index, known = torch.from_numpy(index), self.questions.asked_codes | self.questions.given_codes
-        self.c_held = net.condition(self.held, hidden(self.one_hot, net, known), self.index)
-        t, weight, noise = super()._fixed()
-        return t, weight, torch.from_numpy(self.questions.asked) * noise
+        question, known = torch.from_numpy(index), self.questions.asked_codes | self.questions.given_codes
+        c, drawn = net.condition(self.held, hidden(self.one_hot, net, known), question), super()._held_draws()
+        return replace(drawn, c=c, question=question, noise=torch.from_numpy(self.questions.asked) * drawn.noise)
 
     @torch.no_grad()
-    def _errors(self) -> Tensor:
-        """The bound of −log p of the average's answers at the validation rows, up to a constant."""
+    def _bounds(self) -> Tensor:
+        """With −log p of the categories that are asked."""
         net = self.ema.model.score.backbone
-        return super()._errors() - chain_log_prob(net, self.held, self.one_hot, self.questions, self.index)
+        return super()._bounds() - chain_log_prob(net, self.held, self.one_hot, self.questions, self.draws.question)
 
     def _gradients(self, z: Tensor, one_hot: Tensor, questions: Questions) -> dict[str, Tensor]:
         net = self.model.score.backbone

@@ -94,7 +94,7 @@ def test_a_gain_is_that_of_the_bound_and_its_error_over_rows():
     rows = torch.randn(1_500, 2, generator=torch.Generator().manual_seed(0))
     training = training_of(rows.repeat_interleave(4, 0), groups=4)
     training.ema.model.score.backbone.set_mixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
-    assert training.check()
+    assert training.validate()
     gain, error = training.gain()
     assert gain == pytest.approx(2 * np.log(2) - 0.75, abs=3 * error + 0.02)
     assert 0.005 < error < 0.1
@@ -170,7 +170,7 @@ def test_what_time_ended_says_what_it_gained_late(monkeypatch):
 
     training.lowest = torch.full((8,), 4.0)
     monkeypatch.setattr(training, "update", update)
-    monkeypatch.setattr(training, "check", lambda: False)
+    monkeypatch.setattr(training, "validate", lambda: False)
     for _ in train(training, lambda i: (i,), 8, 4, 100, 1.0):
         pass
     assert training.ended == "max_seconds" and training.late_gain() == (1.5, 0.0)

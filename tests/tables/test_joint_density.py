@@ -393,7 +393,7 @@ def test_numbers_are_trained_on_the_categories_that_are_asked_with_them():
     for _ in range(120):
         rows = torch.randint(400, 900, (128,))
         training.update((z[rows], sign[rows], questions[rows.numpy()]), 1.0)
-    assert training.check() and training.gain()[0] == pytest.approx(np.log(2), abs=0.25)
+    assert training.validate() and training.gain()[0] == pytest.approx(np.log(2), abs=0.25)
 
 
 def test_frames_come_back_as_frames():
