@@ -27,7 +27,18 @@ from indm.conditions import sees_condition
 from indm.dequantization import check_raw, constant_log_q, from_data
 from indm.gaussian import GaussianReference
 from indm.objective import reconstruction as reconstruction_of
-from indm.ode import FEWEST, Solution, adams, basis, error_of_integral, offsets, rademacher, solve, value_and_divergence
+from indm.ode import (
+    FEWEST_STEPS,
+    FEWEST_WITH_ERROR,
+    Solution,
+    adams,
+    basis,
+    error_of_integral,
+    offsets,
+    rademacher,
+    solve,
+    value_and_divergence,
+)
 from indm.protocols import Model
 from indm.score import closed_flow, context_of, has_kinks, is_smooth, probability_flow, unguided, with_context
 from indm.tensors import (
@@ -44,9 +55,8 @@ from indm.tensors import (
 )
 
 NLL_ERROR = 1e-3  # bits/dim, of the solver
-NEAR = 1e-3  # step of a finite difference, in σ
+NEAR_SIGMAS = 1e-3  # step of a finite difference, in σ
 WRONG_SLOPE = 0.03  # error of the divergence of E[z_0|z_t] a dimension: 0.04 bits/dim for each factor of e in σ/α
-FEWEST_WITH_ERROR = 8  # steps that can be given an error
 SMALL = 16  # dimensions of a vector up to which the divergence is exact by default
 START, END = 0, 1  # ε and T
 State = tuple[Tensor, ...]
@@ -187,9 +197,9 @@ def _slope_errors(score: nn.Module, z: Batch, n: int) -> tuple[Float[Tensor, "2 
     w, v = alpha * z_0 + q * randn_like(z_0, generator), rademacher(z_0, 1, generator)
     field = probability_flow(score, clock)
     value, product = value_and_divergence(field, w, v)
-    v = NEAR * q * v[:, 0]
+    v = NEAR_SIGMAS * q * v[:, 0]
     above, below = field(w + v), field(w - v)
-    along = ((above - below) * v / (2 * (NEAR * q).square())).flatten(1).sum(1)
+    along = ((above - below) * v / (2 * (NEAR_SIGMAS * q).square())).flatten(1).sum(1)
     noise = (above + below - 2 * value).unflatten(0, (2, n)).flatten(1).square().mean(1).amax().sqrt().item()
     rounding = 0.5 * noise * event_size(z) * abs(span[END] - span[START])  # half of it in every entry at all levels
     return 2 * (product - along).unflatten(0, (2, n)) / event_size(z), rounding
@@ -473,7 +483,7 @@ def log_prob(
     c: Any = None,
     probes: int = 1,
     exact: bool | None = None,
-    steps: int = FEWEST,
+    steps: int = FEWEST_STEPS,
     eps: float | None = None,
     reference: GaussianReference | None = None,
     generator: torch.Generator | None = None,
@@ -521,7 +531,7 @@ def log_prob(
     model.flow.check_density("log_prob")
     check_units(x)
     require(probes >= 1, "probes", probes, "at least 1")
-    require(steps >= 1, "steps", steps, "at least 1", f"{FEWEST} is usual")
+    require(steps >= 1, "steps", steps, "at least 1", f"{FEWEST_STEPS} is usual")
     model = unguided(model).given(c, len(x)).truncated(eps)
     score, sde = model.score, model.sde
     parameters = tuple(parameter for parameter in score.parameters() if parameter.requires_grad)
@@ -627,7 +637,7 @@ def check_solver(probes: int, steps: int | None, nll_error: float) -> None:
     """ValueError where one of these is out of range."""
     require(probes >= 1, "probes", probes, "at least 1")
     wanted = f"at least {FEWEST_WITH_ERROR}, or None for as many as nll_error needs"
-    require(steps is None or steps >= FEWEST_WITH_ERROR, "steps", steps, wanted, f"{FEWEST} is usual")
+    require(steps is None or steps >= FEWEST_WITH_ERROR, "steps", steps, wanted, f"{FEWEST_STEPS} is usual")
     check_nll_error(nll_error)
 
 

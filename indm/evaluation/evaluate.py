@@ -24,7 +24,7 @@ from indm.score import described
 from indm.tensors import SEED_STRIDE, evaluation_mode, outside_inference, squared_norm
 
 T = TypeVar("T")
-BAR = "{desc}: {percentage:3.0f}% {bar:20} {elapsed}<{remaining}"
+EVALUATION_BAR = "{desc}: {percentage:3.0f}% {bar:20} {elapsed}<{remaining}"
 MEASURES = (Bound(), NLL())
 
 
@@ -194,7 +194,7 @@ def draw_all(
     """
     share, drawn = _share(len(jobs), distributed), dict[int, list[Estimate]]()
     total = repeats * sum(jobs[job][1] for job in share)
-    with tqdm(total=total, bar_format=BAR, disable=not progress) as bar, warnings.catch_warnings():
+    with tqdm(total=total, bar_format=EVALUATION_BAR, disable=not progress) as bar, warnings.catch_warnings():
         try:
             for job in share:
                 kind, cost = jobs[job]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from indm.checks import require
 from indm.dequantization import from_data
-from indm.evaluation.mean_nll import LEAST, SHARE, Corrected, Steps, corrected
+from indm.evaluation.mean_nll import ERROR_SHARE, PILOT, Corrected, Steps, corrected
 from indm.evaluation.report import InUnits, Measured
 from indm.evaluation.statistics import in_both_units, in_units, mean_and_error
 from indm.gaussian import GaussianReference
@@ -215,7 +215,7 @@ class NLL(Solved):
         return Estimate.solved(nll(model, x, **self.solver, **options))
 
     def coarse(self, model: Model, estimates):
-        if self.each or self.steps is not None or estimates < 4 * LEAST:
+        if self.each or self.steps is not None or estimates < 4 * PILOT:
             return self
         return replace(self, steps=COARSE_SMOOTH if is_smooth(model.score) else COARSE)
 
@@ -228,7 +228,7 @@ class NLL(Solved):
         bits, error = setting.dims * math.log(2), numbers.with_reconstruction["nats_standard_error"]
         if error is None:  # a single group: take its examples as independent
             _, error = mean_and_error(nats[""])
-        allowed = SHARE * error if self.mean_error is None else self.mean_error * bits
+        allowed = ERROR_SHARE * error if self.mean_error is None else self.mean_error * bits
         result = corrected(coarse, stated, few, numbers.nfe, allowed, setting.seed, solve)
         return of_rungs(numbers, nats, result, len(coarse), setting.dims)
 

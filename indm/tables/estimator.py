@@ -26,7 +26,7 @@ from indm.sde.linear import VPSDE
 from indm.tables import solve
 from indm.tables.columns import (
     FAR,
-    LARGEST,
+    LARGEST_X,
     Columns,
     are_near,
     best_edges,
@@ -53,7 +53,7 @@ from indm.tables.fit import (
     race,
     warn_of_fit,
 )
-from indm.tables.mixture import COMPONENTS, Mixture, best_mixture, bounded, with_one_gaussian
+from indm.tables.mixture import MIXTURE_SIZES, Mixture, best_mixture, bounded, with_one_gaussian
 from indm.tables.networks import MixtureMLP
 from indm.tables.student import USUALLY_UNKNOWN, Student
 
@@ -62,7 +62,7 @@ MODELS, SECONDS_OF_A_MODEL = 4, 15.0  # models, at most; seconds of each above F
 MIXTURE_ROWS = 5_000  # to fit a mixture on
 DRAWS_OF_MIXTURE = 8  # draws of the noise of discrete columns that validate a mixture
 FLOW_ROWS, MANY_ROWS = 2_000, 5_000  # rows from which on a flow may be the start; from which on batches are large
-BATCH, RATE = (128, 512), (4e-3, 6e-3)  # for few rows, and for many
+BATCH_SIZES, LEARNING_RATES = (128, 512), (4e-3, 6e-3)  # for few rows, and for many
 BEHIND_A_FLOW = 0.2  # factor of the learning rate behind a flow, where little but noise is left to fit
 MOST_EXACT_SLOPE = 40  # columns up to which the gradient of a divergence is exact
 
@@ -410,8 +410,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 takes = f"JointDensityEstimator takes categories and missing entries (NaN); {DATES}"
                 raise ValueError(f"X must hold numbers, got {', '.join(wrong)}: {takes}") from error
             raise
-        if np.abs(found).max() > LARGEST:
-            raise ValueError(f"X must hold numbers of at most {LARGEST:g}, got {np.abs(found).max():g}")
+        if np.abs(found).max() > LARGEST_X:
+            raise ValueError(f"X must hold numbers of at most {LARGEST_X:g}, got {np.abs(found).max():g}")
         return found
 
     def _checked(self, rows: int) -> int:
@@ -641,7 +641,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def pace(self, is_large: bool) -> tuple[int, float]:
         """The batch size and the learning rate of a fit to many rows, or to few."""
-        return self.batch_size or BATCH[is_large], self.learning_rate or RATE[is_large]
+        return self.batch_size or BATCH_SIZES[is_large], self.learning_rate or LEARNING_RATES[is_large]
 
     def _corrected(
         self,
@@ -678,7 +678,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _most_components(self) -> int:
         """The largest number of components of a mixture."""
-        return (1 if self.n_conditions_ else max(COMPONENTS)) if self.max_components is None else self.max_components
+        return (1 if self.n_conditions_ else max(MIXTURE_SIZES)) if self.max_components is None else self.max_components
 
     def _mixtures(
         self, training: Table, validation: Table, maps: list[Columns], seed: int, seconds: float, draws: int = 1

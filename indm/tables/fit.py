@@ -31,9 +31,9 @@ from indm.training import Descent, NoiseLevels, course, learning_rate_factor
 
 VALIDATION_ROWS = 2_048  # noised at every validation, at most
 CHECK_EVERY = 50  # steps, at least
-PATIENCE, LEAST = 15, 500  # epochs and steps without a better check, until the batch grows and then the rate falls
+PATIENCE, LEAST_STEPS = 15, 500  # epochs and steps without a gain, until the batch grows and then the rate falls
 # It is twice as many where nothing has been gained: a network may stand at zero for a thousand steps, and then learn.
-GROWTH, LARGEST_SHARE, LARGEST = 4, 0.25, 2_048  # growth of the batch: factor at a plateau, share of the rows, rows
+GROWTH, LARGEST_SHARE, LARGEST_BATCH = 4, 0.25, 2_048  # the batch: factor at a plateau, most of the rows, most rows
 ALONE = 0.5, 0.0  # share of the seconds, at most, in which the MLP of all columns trains alone: of few rows, of many
 ANNEAL = 0.3  # steps of the falling rate, as a share of those before; its share of the seconds
 WARMUP = 50  # steps
@@ -47,7 +47,7 @@ EMA_DECAY, BETAS, CLIP = 0.9995, (0.9, 0.99), 1.0
 EPS = 1e-4  # truncation of the diffusion
 MIXTURE_SHARE = 0.2  # share of the seconds that mixtures may take
 LATE_GAIN = 0.05  # nats a row, above which a fit that time ended has stopped too early
-STANDARD = VPSDE()  # whose prior is N(0, I)
+STANDARD_SDE = VPSDE()  # whose prior is N(0, I)
 
 INTERRUPT = "interrupt"
 
@@ -166,7 +166,7 @@ class FlowTraining(Validated):
 def flow_nats(flow: nn.Module, z: Tensor) -> Tensor:
     """−log p of latents by a flow with N(0, I) behind it, (B,)."""
     h, log_det = flow(z)
-    return -STANDARD.prior_log_prob(h) - log_det
+    return -STANDARD_SDE.prior_log_prob(h) - log_det
 
 
 def shuffled_times(
@@ -367,7 +367,7 @@ class Plateau:
     fall: tuple[int, int] | None = None  # the step at which the rate starts to fall, and the steps that this takes
 
     def __post_init__(self):
-        self.first, most = self.batch, min(LARGEST, int(LARGEST_SHARE * self.rows))
+        self.first, most = self.batch, min(LARGEST_BATCH, int(LARGEST_SHARE * self.rows))
         self.grown = min(GROWTH * self.first, max(self.first, most))
         self.indices = batches(self.rows, self.batch)
 
@@ -385,7 +385,7 @@ class Plateau:
 
     def is_reached(self, step: int, has_gained: bool) -> bool:
         """Whether the patience is over, before the rate falls."""
-        patience = max(PATIENCE * self.epoch, LEAST) * (1 if has_gained else 2)
+        patience = max(PATIENCE * self.epoch, LEAST_STEPS) * (1 if has_gained else 2)
         return self.fall is None and step - self.since >= patience // (2 if self.batch > self.first else 1)
 
     def leave(self, step: int, has_new_parts: bool) -> None:

@@ -48,7 +48,7 @@ from indm.tables.fit import (
 from indm.tables.mixture import LAW_ENTRIES, JointMixture, best_joint_mixture
 from indm.tables.networks import MaskedMixtureMLP
 
-MIXTURE_ROWS = 5_000, 2_000  # on which a mixture is fitted, without and with missing entries
+JOINT_MIXTURE_ROWS = 5_000, 2_000  # on which a mixture is fitted, without and with missing entries
 QUESTIONS = 8  # questions of a training batch, at most
 MOST_DRAWN = 50_000  # rows drawn for ranges before the draw is given up, or 100 for each row asked for
 HELD_QUESTIONS = 64  # questions by which a model is validated
@@ -350,7 +350,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         validate them."""
         encoding = self.encoding_
         train_rows, valid = order[held:], order[:held]
-        train_rows = train_rows[: MIXTURE_ROWS[int(np.isnan(x).any())]]
+        train_rows = train_rows[: JOINT_MIXTURE_ROWS[int(np.isnan(x).any())]]
         everything = np.ones(x.shape, dtype=bool)
         z = encoding.latents(x + self._noise(x, everything, numbers))
         one_hot = encoding.one_hot(codes)

@@ -141,7 +141,7 @@ class Fid(DrawsSamples):
         reference = fid.open_images(scoring.reference or self.source, split=scoring.split, size=scoring.size)
         fid.check_number("reference", len(reference.raw))
         if of_run:
-            n = self.drawing.n or min(len(reference.raw), fid.MOST)
+            n = self.drawing.n or min(len(reference.raw), fid.MOST_SAMPLES)
             drawing = replace(self.drawing, n=n, sampler_options=self.sampler_options())
             raw, levels, drawn = draw(run, drawing, out, overwrite=self.overwrite, progress=self.progress)
             samples = fid.Images(raw, levels, {"run": str(run), "drawn": drawn})

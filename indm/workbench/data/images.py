@@ -26,7 +26,7 @@ from indm.scaling import Scaling
 from indm.workbench.data.base import Data, DividedLoader, condition_fields, describe_split
 from indm.workbench.data.examples import check_size, height_and_width, words_of
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 RESIZE_MODES = {mode.name.lower(): mode for mode in Image.Resampling}
 MOST_IN_A_ROW = 100  # unreadable images one after the other, before that is an error

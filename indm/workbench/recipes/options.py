@@ -46,9 +46,9 @@ Number = Annotated[int, NOT_NEGATIVE]
 Positive = Annotated[float, POSITIVE]
 Amount = Annotated[float, NOT_NEGATIVE]
 Share = Annotated[float, BELOW_1]
-STEPS = "a whole number of steps, or a share of the run below 1"
-Interval = Annotated[float, Must(STEPS, _is_interval)]
-Warmup = Annotated[float, Must(f"0, {STEPS}", lambda v: not v or _is_interval(v))]
+STEPS_WANTED = "a whole number of steps, or a share of the run below 1"
+Interval = Annotated[float, Must(STEPS_WANTED, _is_interval)]
+Warmup = Annotated[float, Must(f"0, {STEPS_WANTED}", lambda v: not v or _is_interval(v))]
 Steps = Annotated[float, POSITIVE, Must("a whole number, or inf", lambda v: v == math.inf or v == int(v))]
 Decays = Must("two numbers in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
 
