@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from indm.checks import require
 from indm.conditions import sees_condition
+from indm.defaults import NLL_ERROR
 from indm.dequantization import check_raw, constant_log_q, from_data
 from indm.gaussian import GaussianReference
 from indm.objective import reconstruction as reconstruction_of
@@ -54,7 +55,6 @@ from indm.tensors import (
     randn_like,
 )
 
-NLL_ERROR = 1e-3  # bits/dim, of the solver
 NEAR_SIGMAS = 1e-3  # step of a finite difference, in σ
 WRONG_SLOPE = 0.03  # error of the divergence of E[z_0|z_t] a dimension: 0.04 bits/dim for each factor of e in σ/α
 SMALL = 16  # dimensions of a vector up to which the divergence is exact by default
@@ -312,6 +312,7 @@ def nll(
         reference: the Gaussian law; default N(0, I). A law fitted to the data's latents (:func:`latent_reference`)
             takes fewer steps and leaves less noise.
         log_q: log q(x|raw), the second result of ``model.from_data(raw)``; needed for other noise than uniform.
+        generator: of z_ε and the probes; by default the global one.
 
     Raises:
         ValueError: an option out of range, no ``log_q``, or a network without its whole gradient.

@@ -24,9 +24,10 @@ from jaxtyping import Float
 from scipy.stats import t as student
 from torch import Tensor
 
+from indm.defaults import NLL_ERROR
 from indm.dequantization import from_data
 from indm.gaussian import GaussianReference
-from indm.likelihood import NLL_ERROR, Start, WhitenedFlow, start_of
+from indm.likelihood import Start, WhitenedFlow, start_of
 from indm.tensors import double, evaluation_mode
 
 PILOT = 48  # examples of a rung, from which its variance is known well enough where differences have heavy tails

@@ -73,7 +73,7 @@ def evaluate_run(
         c = torch.cat([data.rows(model.condition, part) for part in splits])[: len(raw)]
     groups = torch.cat([data.groups[part] for part in splits])[: len(raw)] if data.groups else None
     found = evaluate(
-        model, raw, measures_of(options), c=c, groups=groups, eps=options.eps or None, repeats=options.repeats,
+        model, raw, measures_of(options), c=c, groups=groups, eps=options.eps, repeats=options.repeats,
         batch_size=options.batch_size, seed=options.seed, progress=progress and main, distributed=distributed,
     )  # fmt: skip
     if not main or found.report.interrupted:
@@ -106,10 +106,10 @@ def evaluate_run(
 
 def measures_of(options: Evaluation) -> list[Measure]:
     """The measures that the recipe's ``[evaluate]`` asks for."""
-    solver: dict[str, Any] = {"probes": options.probes, "nll_error": options.nll_error, "steps": options.steps or None}
+    solver: dict[str, Any] = {"probes": options.probes, "nll_error": options.nll_error, "steps": options.steps}
     measures: list[Measure] = [Bound(times=options.times)]
     if options.nll_examples:
-        mean_error = options.mean_error or None
+        mean_error = options.mean_error
         measures.append(NLL(examples=options.nll_examples, each=options.each, mean_error=mean_error, **solver))
     if options.draws:
         measures.append(WeightedNLL(examples=options.iw_examples, draws=options.draws, **solver))

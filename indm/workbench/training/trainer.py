@@ -1,6 +1,6 @@
 """The state of a training run, and one step of it: the model, its average, the optimizer and how far the run is.
 
-:class:`Trainer` reads and writes no other files than checkpoints; the loop over its steps is
+:class:`Trainer` writes checkpoints and the averaged model; the loop over its steps is
 :func:`indm.workbench.training.loop.train`.
 """
 

@@ -1,0 +1,6 @@
+"""Defaults that likelihoods in Python and a recipe's [evaluate] table share. Without PyTorch, so that help is quick."""
+
+NLL_ERROR = 1e-3  # bits/dim, of the solver
+TIMES, PROBES = 4, 1  # score evaluations of a NELBO; Hutchinson probes of a divergence
+IW_EXAMPLES = 100
+REPEATS, BATCH_SIZE = 2, 256
