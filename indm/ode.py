@@ -20,14 +20,11 @@ Attempt = tuple[State, Tensor, int]  # the state at the end, its error, evaluati
 
 # Steps of the ODE by default, and of fields without ripples in t; tables.solve and tables.posterior draw in their own.
 #                                       taken by                                why
-FEWEST_STEPS, FEWEST_SMOOTH = (
-    64,
-    32,
-)  # nll at first; log_prob, grad_log_prob   errors hold (bench/solver_error.py)
+FEWEST_STEPS, FEWEST_SMOOTH = 64, 32  # nll at first; log_prob, grad_log_prob   errors hold: bench/solver_error.py
 MOST_SOLVED = 256  #                    nll, where its error needs so many
 FEWEST_WITH_ERROR = 8  #                nll in a given number, at least         fewer leave no fourth differences
 COARSE, COARSE_SMOOTH = 16, 12  #       evaluate, of hundreds of examples       a subset can correct the mean error
-SAMPLED, SAMPLED_SMOOTH = 400, 25  #    sample, inpaint                         0.02 grey levels off (bench/ripples.py)
+SAMPLED, SAMPLED_SMOOTH = 400, 25  #    sample, inpaint                         0.02 grey levels: bench/ripples.py
 LEAST_SMOOTH, MOST_SMOOTH = 24, 96  # steps in which that counts: fewer resolve too little, more err by rounding
 PROBED = 8  # steps of which one is looked into, between its ends: an eighth more evaluations
 GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, fill [0, 1) most evenly and have no period

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from indm.flows.base import INVERSE_TOLERANCE, Certificate, Flow, measured_certificate
+from indm.flows.base import TOLERANCE, Certificate, Flow, measured_certificate
 from indm.tensors import Batch, PerSample, expand_like, full_precision
 
 TO_LATENT, TO_DATA = "the data to the latent", "the latent to the data"
@@ -58,7 +58,7 @@ class ForeignFlow(Flow):
             raise ValueError(f"flow must keep the shape {tuple(x.shape)}, but it makes it {tuple(z.shape)}")
         return z, log_det + x.new_zeros(len(x))
 
-    def solve_inverse(self, z: Tensor, tol: float = INVERSE_TOLERANCE) -> Certificate:
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
         finite = z.flatten(1).isfinite().all(1)
         z = torch.where(expand_like(finite, z), z, 0.0)  # one sample that is not finite stops some flows for all
         x = _apply(self, self.to_data, z if self.inverse_is_formula else z.detach(), TO_DATA)

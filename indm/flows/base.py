@@ -12,7 +12,7 @@ from indm.tensors import Batch, PerSample, double, evaluation_mode, event_size, 
 
 # Of max|h(x) − z|/max(1, max|z|): what rounding leaves of it in single precision where h expands twentyfold, and a
 # hundredth of half a grey level of 256.
-INVERSE_TOLERANCE = 5e-5
+TOLERANCE = 5e-5
 Certificate = tuple[Tensor, Tensor, Tensor, Tensor]  # x, residual, iterations, converged, see Flow.solve_inverse
 
 
@@ -94,14 +94,14 @@ class Flow(Constrained, ABC):
         return self(x, generator=generator)[0]
 
     @abstractmethod
-    def solve_inverse(self, z: Tensor, tol: float = INVERSE_TOLERANCE) -> Certificate:
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
         """The inverse with its certificate: x, residual, iterations, converged, all but the first (B,).
 
         The residual is max|h(x) − z| over one sample's entries, relative to max(1, max|z|); ``converged`` says where
         it is at most ``tol``. No gradient flows through an iterative inverse.
         """
 
-    def inverse(self, z: Tensor, tol: float = INVERSE_TOLERANCE) -> Tensor:
+    def inverse(self, z: Tensor, tol: float = TOLERANCE) -> Tensor:
         """x with h(x) = z; samples whose residual stays above ``tol`` in single precision are solved in double.
         RuntimeError names the samples that are not solved then."""
         x, residual, iterations, converged = self.solve_inverse(z, tol=tol)
@@ -167,7 +167,7 @@ class ExactFlow(Flow):
     def inverse_step(self, z: Batch) -> Batch:
         """x with h(x) = z, exactly up to rounding."""
 
-    def solve_inverse(self, z: Tensor, tol: float = INVERSE_TOLERANCE) -> Certificate:
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
         x = self.inverse_step(z)
         zero = z.new_zeros(len(z))
         return x, zero, zero.long(), x.flatten(1).isfinite().all(1)
@@ -221,7 +221,7 @@ class Frozen(Flow):
         with torch.no_grad():
             return self.flow.latent(x, generator=generator), x.new_zeros(x.shape[0])
 
-    def solve_inverse(self, z: Tensor, tol: float = INVERSE_TOLERANCE) -> Certificate:
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
         return self.flow.solve_inverse(z, tol=tol)
 
 
@@ -261,7 +261,7 @@ class Compose(Flow):
             x = flow.latent(x, generator=generator)
         return x
 
-    def solve_inverse(self, z: Tensor, tol: float = INVERSE_TOLERANCE) -> Certificate:
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
         """Inverts flow by flow, each to a tenth of ``tol``, and certifies the whole by one pass of h."""
         x, iterations = z, torch.zeros(len(z), dtype=torch.long, device=z.device)
         for flow in reversed(self.flows):
@@ -393,21 +393,16 @@ def _check(flow: Flow, x: Tensor) -> None:
     name = type(flow).__name__
     z, log_det = flow(x)
     if x[0].numel() <= LARGEST_JACOBIAN and torch.equal(flow(x)[1], log_det):
-        logs = singular_values(flow, x).log()
+        logs = torch.linalg.svdvals(torch.stack([_jacobian(flow, sample) for sample in x])).log()
         error = (log_det - logs.sum(1)).abs()
         worst = int(error.argmax())
         if not bool((error <= PRECISION * (1 + logs.abs().sum(1))).all()):
             given, wanted = log_det[worst] + 0.0, logs[worst].sum()
             raise ValueError(f"flow {name} gives log|det ∂z/∂x| = {given:.6g} nats where its Jacobian has {wanted:.6g}")
-    again, _, _, converged = flow.solve_inverse(z, tol=INVERSE_TOLERANCE)
+    again, _, _, converged = flow.solve_inverse(z, tol=TOLERANCE)
     missed = (flow.latent(again) - z).flatten(1).abs().amax(1) / magnitude(z)
-    if not bool((missed[converged] <= INVERSE_TOLERANCE).all()) or not bool(converged.all()):
+    if not bool((missed[converged] <= TOLERANCE).all()) or not bool(converged.all()):
         raise ValueError(f"flow {name} does not invert itself: h(h⁻¹(z)) is off from z by {missed.max():.2g}")
-
-
-def singular_values(flow: Flow, x: Batch) -> Float[Tensor, "batch d"]:
-    """Singular values of ∂h/∂x at each sample, falling; for small d."""
-    return torch.linalg.svdvals(torch.stack([_jacobian(flow, sample) for sample in x]))
 
 
 def _jacobian(flow: Flow, sample: Tensor) -> Float[Tensor, "d d"]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from indm.checks import check_counts, require
 from indm.conditions import Conditioned, features_of
-from indm.flows.base import INVERSE_TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow, Squeeze, Unsqueeze
+from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow, Squeeze, Unsqueeze
 from indm.tensors import Batch, PerSample, event_size, expand_like, full_precision, zeroed
 
 
@@ -297,7 +297,7 @@ class SecondHalf(Flow):
         z, log_det = self.flow(right, generator=generator)
         return torch.cat([left, z], dim=1), log_det
 
-    def solve_inverse(self, z: Tensor, tol: float = INVERSE_TOLERANCE) -> Certificate:
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
         left, right = z.tensor_split([z.shape[1] // 2], dim=1)
         x, residual, iterations, converged = self.flow.solve_inverse(right, tol=tol)
         return torch.cat([left, x], dim=1), residual, iterations, converged & left.flatten(1).isfinite().all(1)

@@ -12,17 +12,7 @@ from torch.nn import functional as F
 
 from indm.checks import require
 from indm.conditions import Conditioned, features_of
-from indm.flows.base import (
-    INVERSE_TOLERANCE,
-    ActNorm,
-    Certificate,
-    Compose,
-    Constrained,
-    Flow,
-    Squeeze,
-    Unsqueeze,
-    magnitude,
-)
+from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, Constrained, Flow, Squeeze, Unsqueeze, magnitude
 from indm.flows.contraction import ExactLogDet, PowerSeries, fixed_point
 from indm.tensors import Batch, PerSample, full_precision, image_or_vector, zeroed
 
@@ -294,7 +284,7 @@ class ResidualBlock(Conditioned, Flow):
         return x + self._evaluate(x, self._weights())
 
     @torch.no_grad()
-    def solve_inverse(self, z: Batch, tol: float = INVERSE_TOLERANCE, max_iterations: int = 1000) -> Certificate:
+    def solve_inverse(self, z: Batch, tol: float = TOLERANCE, max_iterations: int = 1000) -> Certificate:
         """The fixed point of x ↦ z − g(x), accelerated, each sample until its own residual is at most ``tol``."""
         weights = self._weights()
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from indm import tensors
 from indm.checks import check_counts, require
-from indm.flows.base import INVERSE_TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow
+from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow
 from indm.flows.coupling import Coupling, InvertibleLinear
 from indm.flows.residual import Norm, ResidualBlock, Weights, check_block, checked_norm, residual_chain
 from indm.tensors import Batch, PerSample, full_precision, zeroed
@@ -305,11 +305,11 @@ class ConditionalResidualFlow(Flow):
         code = self._draw(x, generator)[0] if code is None else self._checked(code, x)
         return self._at(code).latent(x)
 
-    def inverse(self, z: Tensor, tol: float = INVERSE_TOLERANCE, *, code: Tensor | None = None) -> Tensor:
+    def inverse(self, z: Tensor, tol: float = TOLERANCE, *, code: Tensor | None = None) -> Tensor:
         """x with h_u(x) = z at ``code`` (B, K), by default drawn from p(u)."""
         return self._at(self._code_of(z, code)).inverse(z, tol)
 
-    def solve_inverse(self, z: Tensor, tol: float = INVERSE_TOLERANCE, *, code: Tensor | None = None) -> Certificate:
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE, *, code: Tensor | None = None) -> Certificate:
         return self._at(self._code_of(z, code)).solve_inverse(z, tol=tol)
 
     def _code_of(self, z: Tensor, code: Tensor | None) -> Tensor:

@@ -8,10 +8,9 @@ from typing import Any, cast
 import numpy as np
 
 from indm.checks import few_values
-from indm.tables.columns import LARGEST_X, Columns, are_near, best_edges, far_columns, is_inside
+from indm.tables.columns import LARGEST_X, Array, Columns, are_near, best_edges, far_columns, is_inside
 from indm.tables.mixture import bounded
 
-Array = np.ndarray
 NONE = np.zeros((1, 0))  # an array without conditions
 MOST_CATEGORIES = 1000  # categories of a column, at most: each row has a number for each of them
 FEWEST_ROWS = 10  # rows that a table must have

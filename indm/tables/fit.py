@@ -180,20 +180,13 @@ def shuffled_times(
 
 @dataclass(frozen=True)
 class HeldDraws:
-    """The noise by which a network is validated, the same each time, at each of m validation rows.
+    """The noise by which a network is validated, the same each time, at each of m validation rows."""
 
-    Args:
-        c: the network's condition, (m, k).
-        t, weight: times and their weights, (m,).
-        noise: of the latents, (m, d).
-        question: index of the question that the row asks, (m,); 0 where a model answers only one.
-    """
-
-    c: Tensor
-    t: Tensor
-    weight: Tensor
-    noise: Tensor
-    question: Tensor
+    c: Tensor  # the network's condition, (m, k)
+    t: Tensor  # times, (m,)
+    weight: Tensor  # of the times, (m,)
+    noise: Tensor  # of the latents, (m, d)
+    question: Tensor  # index of the question that the row asks, (m,); 0 where a model answers only one
 
 
 @dataclass(eq=False)
@@ -355,14 +348,10 @@ class Plateau:
 
     Where a validation has not been better for some epochs, the batch grows; at the next plateau, after half as many
     epochs, the rate falls to 0.
-
-    Args:
-        rows: of the training data.
-        batch: rows of a batch.
     """
 
-    rows: int
-    batch: int
+    rows: int  # of the training data
+    batch: int  # rows of a batch
     since = 0  # step of the last plateau or better validation
     fall: tuple[int, int] | None = None  # the step at which the rate starts to fall, and the steps that this takes
 
@@ -379,9 +368,6 @@ class Plateau:
     def rate(self, step: int) -> float:
         """The share of the rate that is left."""
         return 1.0 if self.fall is None else 1 - (step - self.fall[0]) / self.fall[1]
-
-    def is_time_to_validate(self, step: int) -> bool:
-        return step % max(CHECK_EVERY, min(self.epoch, 10 * CHECK_EVERY)) == 0
 
     def is_reached(self, step: int, has_gained: bool) -> bool:
         """Whether the patience is over, before the rate falls."""
@@ -419,7 +405,7 @@ def train(training: Validated, rows: Rows, n: int, batch_size: int, max_steps: i
             break
         if training.update(rows(next(plateau.indices)), factor):
             training.back()
-        if plateau.is_time_to_validate(training.step):
+        if training.step % max(CHECK_EVERY, min(plateau.epoch, 10 * CHECK_EVERY)) == 0:
             if training.validate():
                 plateau.since = training.step
             if plateau.is_reached(training.step, is_gain(*training.gain())):

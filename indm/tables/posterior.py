@@ -21,7 +21,7 @@ from indm.checks import require
 from indm.ode import FEWEST_STEPS
 from indm.tables import summaries
 from indm.tables.calibration import Calibration
-from indm.tables.columns import are_near, moments_of_most, to_line
+from indm.tables.columns import Array, are_near, moments_of_most, to_line
 from indm.tables.estimator import DensityEstimator
 from indm.tables.fit import check_count
 from indm.tables.joint import JointConditional, JointDensityEstimator
@@ -40,8 +40,6 @@ TAILS = 5.0  # degrees of freedom of proposals
 VARIANCE_FLOOR = 1e-2  # variance that is added to a mixture
 LEAST_VARIANCE = 1e-6  # and to the draws that it is fitted to, relative: scipy calls a covariance singular below 2e-10
 POOR = 0.1  # effective draws, as a share of those asked for, below which there is a warning
-
-Array = np.ndarray
 
 
 class PosteriorEstimator(BaseEstimator):

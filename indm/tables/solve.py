@@ -20,6 +20,7 @@ from indm.gaussian import GaussianReference
 from indm.likelihood import START, WhitenedFlow
 from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, NotFinite, rademacher
 from indm.score import context_of, with_context
+from indm.tables.columns import Array
 from indm.tables.networks import Components
 from indm.tensors import evaluation_mode, event_sum, expand_like
 
@@ -32,8 +33,6 @@ ROWS_AT_ONCE = 2_048
 DRAWING: dict[str, Any] = {"sampler": "unipc", "last_denoising": False, "batch_size": ROWS_AT_ONCE}
 SAMPLING_STEPS, SAMPLING_ERROR, DRAWN = (12, 24, 48, 96, 192), 0.01, 256  # steps tried; largest error; draws compared
 DELAY = 2.0  # seconds, after which a call shows a bar
-
-Array = np.ndarray
 
 
 def at(model: Any, c: Tensor) -> Any:

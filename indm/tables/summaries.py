@@ -15,7 +15,7 @@ from indm.flows.base import Identity
 from indm.model import INDM
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
-from indm.tables.columns import Columns
+from indm.tables.columns import Array, Columns
 from indm.tables.estimator import DensityEstimator
 from indm.tables.fit import EPS, Training, train
 from indm.tables.networks import MixtureMLP
@@ -23,8 +23,6 @@ from indm.tables.networks import MixtureMLP
 HELD_ROWS = 512  # rows of validation, at least, of which some are one row in other noise
 EMBEDDED_AT_ONCE = 1_024
 PLACES = 8  # places of a series, at most, that are left for the last layers
-
-Array = np.ndarray
 
 
 class SeriesEmbedding(nn.Sequential):
@@ -135,10 +133,8 @@ def trained(embedding: nn.Module | str, theta: Array, x: Array, is_valid: Array,
     z = torch.from_numpy(Columns.fitted(theta, none, np.array([], dtype=int)).latents(theta, none)).float()
     observed = torch.from_numpy(x).float()
     condition, shape = Embedded(copy.deepcopy(embedding).float(), observed), z.shape[1:]
-    network = MixtureMLP(
-        shape, 1, options.width, options.depth, dropout=options.dropout, condition=condition.seen_shape
-    )
-    model = INDM(Identity(), ScoreModel(network, VPSDE(eps=EPS)), shape=shape, condition=condition)
+    net = MixtureMLP(shape, 1, options.width, options.depth, dropout=options.dropout, condition=condition.seen_shape)
+    model = INDM(Identity(), ScoreModel(net, VPSDE(eps=EPS)), shape=shape, condition=condition)
     c, valid = observed.flatten(1), torch.from_numpy(is_valid)
     repeats = max(1, HELD_ROWS // int(is_valid.sum()))
     held, c_held = (part[valid].repeat_interleave(repeats, 0) for part in (z, c))

@@ -16,13 +16,7 @@ from tyro.conf import Positional, arg
 from indm.checks import counted, one_line, reason, require
 from indm.workbench.cli.common import DONE, SOME_FAILED, RunFolder, ShowsProgress
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import (
-    Drawing,
-    InpaintingOptions,
-    ScoringOptions,
-    TranslationOptions,
-    default,
-)
+from indm.workbench.recipes.options import Drawing, InpaintingOptions, ScoringOptions, TranslationOptions, default
 
 if TYPE_CHECKING:
     from torch import Tensor

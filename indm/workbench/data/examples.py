@@ -120,9 +120,7 @@ def grey_levels(array: np.ndarray, levels: int | None, where: str | Path) -> tup
     levels = 256 if levels is None else levels
     check_levels(levels)
     if array.min() < 0 or array.max() >= levels:
-        raise ValueError(
-            f"{where} holds values {array.min()} … {array.max()}, not 0 … {levels - 1}; pass other levels="
-        )
+        raise ValueError(f"{where} holds values {array.min()} … {array.max()}, not 0 … {levels - 1}; pass levels=")
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[-1] < MIN_SIZE <= array.shape[1]:  # the short axis is the channels

@@ -309,15 +309,11 @@ class ImageFiles(Dataset):
             except (ValueError, OSError) as error:
                 self._skip(position, error)
                 continue
-            made = self._made_of(image, position)
+            made = fitted(image, self.shape, self.resize, self.crop)
             if self.keeps:
                 self.kept[index] = made
             return made
         raise ValueError(f"{tries} images in a row cannot be read, beginning with {self.files[index]}")
-
-    def _made_of(self, image: Image.Image, position: int) -> Tensor:
-        """The data set's example from the decoded file at ``position``."""
-        return fitted(image, self.shape, self.resize, self.crop)
 
     def _skip(self, position: int, error: Exception) -> None:
         if not bool(self.unreadable.any()):

@@ -191,8 +191,7 @@ class Evaluation(Checked):
     """Solve the NLL of every example to nll_error. Otherwise all are solved in few steps, and some of them to
     nll_error, which corrects the mean."""
     mean_error: Annotated[float | None, FINITE] = None
-    """Standard error, bits/dim, that these corrections may add to the mean NLL, in place of a fifth of that over
-    examples."""
+    """Standard error, bits/dim, that these corrections may add to the mean NLL, in place of a fifth of its own."""
     draws: Annotated[int | None, AT_LEAST_1, at_most(MOST_ESTIMATES)] = None
     """Also estimate the importance-weighted bound of that NLL (IW-NLL), whose divergence is exact, from this many draws
     of noise; often 8. It takes the time of draws × dimensions estimates of the NLL."""

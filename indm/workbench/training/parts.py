@@ -280,7 +280,6 @@ def with_noise(law: DrawLaw, deviation: float) -> DrawLaw:
 
     Source: Zhai et al. 2024, "Normalizing Flows are Capable Generative Models", https://arxiv.org/abs/2412.06329.
     """
-
     return (lambda n: noisy(law(n), deviation)) if deviation else law
 
 

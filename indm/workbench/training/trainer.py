@@ -170,16 +170,13 @@ class Trainer(Descent):
         return None if self.condition.is_none else self.data.rows(self.condition, split)[:n]
 
     def parameter_groups(self) -> list[dict]:
-        """The parts of the model, each with its own learning rate (before the schedule) and weight decay."""
+        """The parts of the model, each with its own highest learning rate and weight decay, where there are such."""
+        options = self.options
         return [
             {"name": name, "params": list(part.parameters())}
-            | {key: self._option_of(name, key) for key in ("lr", "weight_decay")}
+            | {key: getattr(options, f"{name}_{key}", getattr(options, key)) for key in ("lr", "weight_decay")}
             for name, part in self.model.trained_parts.items()
         ]
-
-    def _option_of(self, part: str, key: str) -> float:
-        """``train.PART_KEY`` where there is such a key, else ``train.KEY``."""
-        return getattr(self.options, f"{part}_{key}", getattr(self.options, key))
 
     def build_optimizer(self, groups: list[dict]) -> torch.optim.Optimizer:
         """An optimizer that leaves all as it is where its ``found_inf`` is 1, as fused ones do on the device."""
