@@ -1,4 +1,4 @@
-"""Defaults that likelihoods in Python and a recipe's [evaluate] table share. Without PyTorch, so that help is quick."""
+"""Defaults of likelihoods, without PyTorch, which takes seconds to import."""
 
 NLL_ERROR = 1e-3  # bits/dim, of the solver
 TIMES, PROBES = 4, 1  # score evaluations of a NELBO; Hutchinson probes of a divergence

@@ -254,8 +254,7 @@ class WeightedNLL(Solved):
         return self.draws * (self.steps or SOLVED_IN) * (1 + 2 * products)
 
     def estimate(self, model: Model, raw: Tensor, reference: Reference, generator: torch.Generator) -> Estimate:
-        options = self.solver | {"exact": self.exact is not False}
-        options |= {"reference": reference, "generator": generator}
+        options = self.solver | {"exact": self.exact is not False, "reference": reference, "generator": generator}
         return Estimate.solved(importance_bound(model, raw, draws=self.draws, **options))
 
     def numbers(self, estimates: Estimates, setting: Setting, solve: Solve | None) -> Results:

@@ -290,8 +290,7 @@ def race(trainings: Sequence[One], rows: Rows, n: int, size: int, max_steps: int
     Where it ends at a plateau, the best of another kind has the rest of the time, but without the lead not the last
     part of it. Between two kinds exact densities decide. An interrupt ends the race, and the best so far is kept.
     """
-    now = time.perf_counter()
-    seconds = deadline - now
+    seconds = deadline - (now := time.perf_counter())
     runs = {one: train(one, rows, n, size, max_steps, now + one.share * seconds) for one in trainings}
     try:
         _race_in_rounds(runs, now, seconds)
@@ -344,11 +343,7 @@ def _worse(a: One, b: One) -> One:
 
 @dataclass
 class Plateau:
-    """The batch and the rate of a training whose validation may stop to improve.
-
-    Where a validation has not been better for some epochs, the batch grows; at the next plateau, after half as many
-    epochs, the rate falls to 0.
-    """
+    """At a plateau of validation the batch grows; at the next, which takes half the patience, the rate falls to 0."""
 
     rows: int  # of the training data
     batch: int  # rows of a batch

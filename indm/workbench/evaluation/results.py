@@ -109,8 +109,8 @@ def measures_of(options: Evaluation) -> list[Measure]:
     solver: dict[str, Any] = {"probes": options.probes, "nll_error": options.nll_error, "steps": options.steps}
     measures: list[Measure] = [Bound(times=options.times)]
     if options.nll_examples:
-        mean_error = options.mean_error
-        measures.append(NLL(examples=options.nll_examples, each=options.each, mean_error=mean_error, **solver))
+        solved = NLL(examples=options.nll_examples, each=options.each, mean_error=options.mean_error, **solver)
+        measures.append(solved)
     if options.draws:
         measures.append(WeightedNLL(examples=options.iw_examples, draws=options.draws, **solver))
     if options.ancestral:
