@@ -19,7 +19,7 @@ from multilevel import draws_of
 from timing import ratio, seconds
 
 from indm.evaluation.evaluate import shared
-from indm.evaluation.mean_nll import SHARE, RepeatableDraws, corrected, first_steps
+from indm.evaluation.mean_nll import ERROR_SHARE, RepeatableDraws, corrected, first_steps
 from indm.ode import rademacher
 from indm.tensors import evaluation_mode
 from indm.workbench.runs.folder import run_folder
@@ -36,7 +36,7 @@ def by_few(draws: RepeatableDraws, mean_error: float | None) -> tuple[float, flo
     parts = [draws.solve(part, [first]) for part in torch.arange(n).split(draws.batch_size)]
     coarse, stated = torch.cat([nats[0] for nats, _, _ in parts]), torch.cat([error for _, error, _ in parts])
     spent = sum(cost for _, _, cost in parts)
-    allowed = SHARE * coarse.std().item() / math.sqrt(n) if mean_error is None else mean_error
+    allowed = ERROR_SHARE * coarse.std().item() / math.sqrt(n) if mean_error is None else mean_error
     found = corrected(coarse, stated, first, spent / n, allowed, 0, shared(draws, False, False))
     mean = coarse.mean().item() + found.correction.value
     return mean, found.correction.added_error, (spent + found.evaluations) / n

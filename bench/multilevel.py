@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from indm.evaluation.mean_nll import DOUBLINGS, SHARE, Corrected, RepeatableDraws, corrected, first_steps
+from indm.evaluation.mean_nll import DOUBLINGS, ERROR_SHARE, Corrected, RepeatableDraws, corrected, first_steps
 from indm.likelihood import latent_reference
 from indm.workbench.data.base import stack
 from indm.workbench.runs.folder import data_of, open_model, recipe_of, run_folder
@@ -74,7 +74,7 @@ def row(name: str, kept: dict[str, np.ndarray]) -> dict[str, object]:
     error, shift = (values[-1].std() / math.sqrt(n)).item(), (values[-1] - values[0]).mean().item()
     errors, spent, inside = [], [], {0.9: 0, 0.99: 0}
     for seed in range(CHOICES):
-        found, evaluations = chosen(kept, torch.arange(n), SHARE * error, seed)
+        found, evaluations = chosen(kept, torch.arange(n), ERROR_SHARE * error, seed)
         errors.append(found.correction.value - shift)
         spent.append(evaluations)
         for share in inside:

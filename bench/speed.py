@@ -20,7 +20,7 @@ from timing import peak_mib, reset_peak, seconds
 import indm
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.devices import device, make_accelerator
-from indm.workbench.training.costs import ROUNDS, interleaved_seconds
+from indm.workbench.training.costs import TIMED_ROUNDS, interleaved_seconds
 from indm.workbench.training.trainer import Trainer
 
 HOW = {"float32": ("no", False), "bfloat16": ("bf16", False), "compiled": ("bf16", True)}
@@ -52,7 +52,7 @@ def speed(
 
     reset_peak()
     threads = torch.get_num_threads()
-    measured("steps", 1, interleaved_seconds({how: trainer}, {how: threads}, rounds=ROUNDS, progress=False)[how])
+    measured("steps", 1, interleaved_seconds({how: trainer}, {how: threads}, rounds=TIMED_ROUNDS, progress=False)[how])
     raw = torch.randint(0, 256, (images, *model.shape), dtype=torch.uint8, device=device())
     with torch.autocast(torch.device(device()).type, torch.bfloat16, enabled=precision == "bf16"):
         measured("samples", images, seconds({"": lambda: indm.sample(model, images)}, 2)[""].clock)

@@ -68,7 +68,7 @@ def few_values(columns: Mapping[str, Any]) -> str:
     return named if few else ""
 
 
-LARGEST, LARGEST_SEED = 2**31 - 1, 2**63 - 1  # whole numbers that torch takes for a size, and for a seed
+LARGEST_SIZE, LARGEST_SEED = 2**31 - 1, 2**63 - 1  # whole numbers that torch takes for a size, and for a seed
 WORDS = {
     int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "a table",
     list: "a list", tuple: "a list", Path: "a path",
@@ -103,7 +103,7 @@ def check_counts(**counts: int) -> None:
 
 def check_whole_number(key: str, value: object) -> None:
     """ValueError where ``value`` is a whole number that is too large for what it counts, or for a seed."""
-    most = LARGEST_SEED if key.endswith("seed") else LARGEST
+    most = LARGEST_SEED if key.endswith("seed") else LARGEST_SIZE
     if isinstance(value, int):
         require(abs(value) <= most, key, value, f"within ±{most:,}")
 

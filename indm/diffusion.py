@@ -40,7 +40,7 @@ from indm.tensors import Batch, PerSample, double, evaluation_mode, event_size, 
 Grid = Float[Tensor, " times"]
 Path = Float[Tensor, "times batch *event"]
 
-TOLERANCE = 1e-4  # largest ‖(∂h/∂x) y − v‖/‖v‖: within reach of single precision where h is badly conditioned
+DRIFT_TOLERANCE = 1e-4  # largest ‖(∂h/∂x) y − v‖/‖v‖: within reach of single precision where h is badly conditioned
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -102,8 +102,8 @@ class NonlinearDiffusion:
         True
     """
 
-    def __init__(self, model: Model, *, tol: float = TOLERANCE, probes: int = 1):
-        require(tol > 0, "tol", tol, "positive", f"{TOLERANCE:g} is usual")
+    def __init__(self, model: Model, *, tol: float = DRIFT_TOLERANCE, probes: int = 1):
+        require(tol > 0, "tol", tol, "positive", f"{DRIFT_TOLERANCE:g} is usual")
         require(probes >= 1, "probes", probes, "at least 1")
         at_c = model.condition.is_none
         require(

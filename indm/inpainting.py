@@ -32,8 +32,8 @@ from indm.score import denoise
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, evaluation_mode, expand_like, outside_inference, with_parts
 
-SAMPLER = "sde-dpm++2m"  # noise in each step corrects what the approximation did in earlier ones
-TOLERANCE, MOST = 0.03, 8  # tolerated residual of the system, as a share of y − A D; most products with V
+INPAINTING_SAMPLER = "sde-dpm++2m"  # noise in each step corrects what the approximation did in earlier ones
+RESIDUAL_TOLERANCE, MOST_PRODUCTS = 0.03, 8  # residual that is left, as a share of y − A D; most products with V
 
 
 class ObservedScore(nn.Module):
@@ -65,7 +65,7 @@ class ObservedScore(nn.Module):
             return A(V(u))
 
         gap = A(self.y - D.detach())
-        solution = gmres(Operator(AVA, AVA), gap, TOLERANCE * gap.flatten(1).norm(dim=1), MOST)
+        solution = gmres(Operator(AVA, AVA), gap, RESIDUAL_TOLERANCE * gap.flatten(1).norm(dim=1), MOST_PRODUCTS)
         return ((alpha * (D + V(solution)) - z_t) / sigma**2).detach()
 
 
@@ -78,7 +78,7 @@ def inpaint(
     *,
     c: Any = None,
     guidance: float = 1.0,
-    sampler: str | type[Sampler] | Sampler = SAMPLER,
+    sampler: str | type[Sampler] | Sampler = INPAINTING_SAMPLER,
     steps: int | None = None,
     batch_size: int = 64,
     generator: torch.Generator | None = None,
@@ -122,7 +122,7 @@ def inpaint(
     name = type(model.flow).__name__
     require(model.flow.is_elementwise, "flow", name, "one of each entry by itself", "elementwise and identity are")
     sampler = make_sampler(sampler)
-    require(not sampler.adaptive, "sampler", sampler, "one with fixed steps", f"{SAMPLER!r} is the default")
+    require(not sampler.adaptive, "sampler", sampler, "one with fixed steps", f"{INPAINTING_SAMPLER!r} is the default")
     raw, missing = _rows("observed", observed, model, n), _rows("mask", mask, model, n)
     require(missing.dtype == torch.bool, "mask", missing.dtype, "bool, True where an entry is missing")
     raw = torch.where(missing, 0, raw)

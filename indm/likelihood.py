@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from indm import ode
 from indm.checks import require
 from indm.conditions import sees_condition
+from indm.defaults import NLL_ERROR
 from indm.dequantization import check_raw, constant_log_q, from_data
 from indm.gaussian import GaussianReference
 from indm.objective import reconstruction as reconstruction_of
-from indm.ode import FEWEST, Solution, adams, basis, error_of_integral, offsets, rademacher, solve, value_and_divergence
+from indm.ode import Solution, State, adams, basis, error_of_integral, offsets, rademacher, solve, value_and_divergence
 from indm.protocols import Model
 from indm.score import closed_flow, context_of, has_kinks, is_smooth, probability_flow, unguided, with_context
 from indm.tensors import (
@@ -43,13 +45,10 @@ from indm.tensors import (
     randn_like,
 )
 
-NLL_ERROR = 1e-3  # bits/dim, of the solver
-NEAR = 1e-3  # step of a finite difference, in σ
+NEAR_SIGMAS = 1e-3  # step of a finite difference, in σ
 WRONG_SLOPE = 0.03  # error of the divergence of E[z_0|z_t] a dimension: 0.04 bits/dim for each factor of e in σ/α
-FEWEST_WITH_ERROR = 8  # steps that can be given an error
 SMALL = 16  # dimensions of a vector up to which the divergence is exact by default
 START, END = 0, 1  # ε and T
-State = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -187,9 +186,9 @@ def _slope_errors(score: nn.Module, z: Batch, n: int) -> tuple[Float[Tensor, "2 
     w, v = alpha * z_0 + q * randn_like(z_0, generator), rademacher(z_0, 1, generator)
     field = probability_flow(score, clock)
     value, product = value_and_divergence(field, w, v)
-    v = NEAR * q * v[:, 0]
+    v = NEAR_SIGMAS * q * v[:, 0]
     above, below = field(w + v), field(w - v)
-    along = ((above - below) * v / (2 * (NEAR * q).square())).flatten(1).sum(1)
+    along = ((above - below) * v / (2 * (NEAR_SIGMAS * q).square())).flatten(1).sum(1)
     noise = (above + below - 2 * value).unflatten(0, (2, n)).flatten(1).square().mean(1).amax().sqrt().item()
     rounding = 0.5 * noise * event_size(z) * abs(span[END] - span[START])  # half of it in every entry at all levels
     return 2 * (product - along).unflatten(0, (2, n)) / event_size(z), rounding
@@ -302,6 +301,7 @@ def nll(
         reference: the Gaussian law; default N(0, I). A law fitted to the data's latents (:func:`latent_reference`)
             takes fewer steps and leaves less noise.
         log_q: log q(x|raw), the second result of ``model.from_data(raw)``; needed for other noise than uniform.
+        generator: of z_ε and the probes; by default the global one.
 
     Raises:
         ValueError: an option out of range, no ``log_q``, or a network without its whole gradient.
@@ -473,7 +473,7 @@ def log_prob(
     c: Any = None,
     probes: int = 1,
     exact: bool | None = None,
-    steps: int = FEWEST,
+    steps: int = ode.FEWEST_STEPS,
     eps: float | None = None,
     reference: GaussianReference | None = None,
     generator: torch.Generator | None = None,
@@ -521,7 +521,7 @@ def log_prob(
     model.flow.check_density("log_prob")
     check_units(x)
     require(probes >= 1, "probes", probes, "at least 1")
-    require(steps >= 1, "steps", steps, "at least 1", f"{FEWEST} is usual")
+    require(steps >= 1, "steps", steps, "at least 1", f"{ode.FEWEST_STEPS} is usual")
     model = unguided(model).given(c, len(x)).truncated(eps)
     score, sde = model.score, model.sde
     parameters = tuple(parameter for parameter in score.parameters() if parameter.requires_grad)
@@ -546,10 +546,10 @@ def log_prob(
         begin, span = flow.state(expand_like(log_alpha.exp(), z) * z, START), sde.clock_span()
         field, drift = recomputed(flow), recomputed(flow.drift)
         options: dict[str, Any] = {"drift": drift, "context": (probe, *context_of(score))}
-        if steps >= FEWEST_WITH_ERROR:
+        if steps >= ode.FEWEST_WITH_ERROR:
             options |= {"watch": torch.no_grad()(flow.rate), "between": offsets(steps)}
         state, _, rates, others = adams(field, begin, *span, steps=steps, **options)
-        if steps >= FEWEST_WITH_ERROR:
+        if steps >= ode.FEWEST_WITH_ERROR:
             step = abs(span[END] - span[START]) / steps
             about = is_smooth(score), has_kinks(score)
             error = error_of_integral(torch.stack(rates), torch.stack(others), step, z.dtype, *about)
@@ -626,8 +626,8 @@ def check_nll_error(nll_error: float) -> None:
 def check_solver(probes: int, steps: int | None, nll_error: float) -> None:
     """ValueError where one of these is out of range."""
     require(probes >= 1, "probes", probes, "at least 1")
-    wanted = f"at least {FEWEST_WITH_ERROR}, or None for as many as nll_error needs"
-    require(steps is None or steps >= FEWEST_WITH_ERROR, "steps", steps, wanted, f"{FEWEST} is usual")
+    wanted = f"at least {ode.FEWEST_WITH_ERROR}, or None for as many as nll_error needs"
+    require(steps is None or steps >= ode.FEWEST_WITH_ERROR, "steps", steps, wanted, f"{ode.FEWEST_STEPS} is usual")
     check_nll_error(nll_error)
 
 

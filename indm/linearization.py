@@ -17,8 +17,8 @@ from indm.tensors import Batch, PerSample
 
 Map = Callable[[Tensor], Tensor]
 
-MEMORY = 256  # directions that the Krylov solver keeps
-CYCLES = 4  # cycles of MEMORY directions each, before it gives up
+KRYLOV_DIRECTIONS = 256  # directions that the Krylov solver keeps
+CYCLES = 4  # cycles of KRYLOV_DIRECTIONS directions each, before it gives up
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def solve(A: Operator, b: Batch, tol: float, guess: Operator | None = None) -> B
     )
 
 
-def gmres(A: Operator, r: Batch, goal: PerSample, most: int = MEMORY) -> Batch:
+def gmres(A: Operator, r: Batch, goal: PerSample, most: int = KRYLOV_DIRECTIONS) -> Batch:
     """y that minimises ‖A y − r‖ over a growing Krylov space, each sample up to its ``goal``, by ``most`` products at
     most.
 

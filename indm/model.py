@@ -18,7 +18,7 @@ from indm.conditions import Condition, NoCondition, given, sees_condition
 from indm.dequantization import Dequantization, check_levels_for, check_raw, checked, decoder_of, from_data
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow
-from indm.names import KINDS, OPTIONAL_KINDS, Untrusted, find, is_outside, name_of
+from indm.names import OPTIONAL_KINDS, PART_KINDS, Untrusted, find, is_outside, name_of
 from indm.protocols import Score
 from indm.scaling import Scaling
 from indm.score import GivenScore, ScoreModel, score_for, takes_condition
@@ -240,7 +240,7 @@ class INDM(nn.Module):
         """Read what :meth:`save` wrote, in evaluation mode; ValueError where a file is missing, unreadable or does not
         fit."""
         with reading(folder) as saved:
-            tables, shape = {kind: saved.description[kind] for kind in KINDS}, saved.shape
+            tables, shape = {kind: saved.description[kind] for kind in PART_KINDS}, saved.shape
             tables |= {kind: saved.description[kind] for kind in OPTIONAL_KINDS if kind in saved.description}
             make = functools.partial(build_model, tables, shape, saved.scaling)
             model = untrusted.build_described(make, saved.state)
@@ -294,17 +294,17 @@ def build_model(description: Mapping[str, Any], shape: tuple[int, ...], scaling:
         ('CouplingFlow', 'VPSDE')
     """
     description = {kind: {"name": table} if isinstance(table, str) else table for kind, table in description.items()}
-    for kind in {*KINDS, *description}:
-        if kind not in (*KINDS, *OPTIONAL_KINDS):
-            raise ValueError(f"description has an unknown table {kind!r}{nearest(kind, (*KINDS, *OPTIONAL_KINDS))}")
+    for kind in {*PART_KINDS, *description}:
+        if kind not in (*PART_KINDS, *OPTIONAL_KINDS):
+            raise ValueError(f"description has an unknown table {kind!r}{nearest(kind, PART_KINDS + OPTIONAL_KINDS)}")
         if not isinstance(description.get(kind), Mapping):
             raise ValueError(f"description needs a table {kind!r} with a name, got {description.get(kind)!r}")
     condition = build(description["condition"], "condition", shape) if "condition" in description else NoCondition()
-    for kind in KINDS:
+    for kind in PART_KINDS:
         if tuple(description[kind].get("shape", shape)) != tuple(shape):
             raise ValueError(f"{kind}.shape must be the model's, {tuple(shape)}, got {description[kind]['shape']}")
     tables = {**description, **dict(_seeing(description, condition))}
-    flow, sde, net = (build(tables[kind], kind, shape) for kind in KINDS)
+    flow, sde, net = (build(tables[kind], kind, shape) for kind in PART_KINDS)
     if type(net).forward is nn.Module.forward:
         raise ValueError(f"net {description['net'].get('name')!r} must have forward(z, level), got none")
     noise = build_dequantization(description, shape, Scaling() if scaling is None else scaling)
@@ -317,7 +317,7 @@ def _seeing(
     description: Mapping[str, Mapping[str, Any]], condition: Condition
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The tables of flow, SDE and network with the shape of what they see of a condition."""
-    for kind in KINDS:
+    for kind in PART_KINDS:
         table = description[kind]
         if not condition.is_none and (kind == "net" or (kind == "flow" and condition.flow)):
             if "condition" in arguments_of(find(kind, table.get("name"))):
@@ -373,15 +373,15 @@ def describe(module: nn.Module, kind: str, made_by: Mapping[str, Any] | None = N
     """
     table: dict[str, Any] = {"name": name_of(kind, type(module))}
     made_by = made_by if made_by and made_by["name"] in (table["name"], type(module)) else {}
-    given = made_by if is_outside(table["name"]) else {}
+    outside = made_by if is_outside(table["name"]) else {}
     for key, parameter in arguments_of(type(module)).items():
         value = getattr(module, key, None)
         if isinstance(value, nn.ModuleList):
             parts = made_by.get(key) or [None] * len(value)
             table[key] = [describe(part, kind, made) for part, made in zip(value, parts, strict=True)]
-        elif key in given or (isinstance(value, PLAIN) and hasattr(module, key)):
-            table[key] = _plain(given.get(key, value))
-        elif not given or parameter.default is parameter.empty:
+        elif key in outside or (isinstance(value, PLAIN) and hasattr(module, key)):
+            table[key] = _plain(outside.get(key, value))
+        elif not outside or parameter.default is parameter.empty:
             raise ValueError(
                 f"{kind} {type(module).__name__} cannot be described: keep its argument {key!r} as an attribute of "
                 "that name, or make it by indm.build_model"

@@ -18,14 +18,14 @@ from typing import Any, get_args, get_origin
 
 from indm.checks import brief, did_you_mean, hints_of, nearest, require
 
-KINDS = ("flow", "sde", "net")  # the parts of which a model is made
+PART_KINDS = ("flow", "sde", "net")  # the parts of which a model is made
 OPTIONAL_KINDS = ("dequantization", "condition")  # those that a model may be without
 HERE = Path(__file__).parent
-FILES = [HERE / "parts.toml", *sorted(HERE.glob("*/parts.toml"))]  # the method's, and one of each house
-ROOMS = [tomllib.loads(file.read_text("utf-8")) for file in FILES]
+PART_FILES = [HERE / "parts.toml", *sorted(HERE.glob("*/parts.toml"))]  # the method's, and one of each house
+ROOMS = [tomllib.loads(file.read_text("utf-8")) for file in PART_FILES]
 BUILT_IN = {  # kind → name → place
     kind: {name: place for room in ROOMS for name, place in room.get(kind, {}).items()}
-    for kind in (*KINDS, *OPTIONAL_KINDS, "data", "objective", "sampler")
+    for kind in (*PART_KINDS, *OPTIONAL_KINDS, "data", "objective", "sampler")
 }
 MADE = {kind: places.split(", ") for room in ROOMS for kind, places in room.get("made", {}).items()}  # see _check_made
 GIVEN = "given"  # stands for what was given in Python and cannot be named
@@ -77,7 +77,7 @@ def find(kind: str, name: Any) -> Any:
         raise ValueError(f"{kind} {GIVEN!r} was given in Python and has no name: give it again, or name another one")
     outside = OUTSIDE.fullmatch(name) if isinstance(name, str) else None
     if outside is None:
-        option = f"{kind}.name" if kind in ("data", *KINDS) else kind  # what the user wrote the name for
+        option = f"{kind}.name" if kind in ("data", *PART_KINDS) else kind  # what the user wrote the name for
         raise ValueError(
             f"{option} must be one of {', '.join(known)}, or package.module:Name, got {brief(repr(name))}"
             f"{did_you_mean(str(name), known)}"

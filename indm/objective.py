@@ -181,6 +181,7 @@ def nelbo(
         reference: a Gaussian law of the latents, for :func:`control_variate`: the same mean, a fraction of the noise.
             Times are then stratified in each half of the batch by itself.
         log_q: log q(x|raw), the second result of ``model.from_data(raw)``; needed where it differs between samples.
+        generator: of times, noise and the flow's probes; by default the global one.
 
     Returns:
         The five terms.

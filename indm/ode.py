@@ -15,20 +15,23 @@ from torch import Tensor
 from indm.tensors import double, event_size, float64_device, widest
 
 State = tuple[Tensor, ...]
-Points = Callable[[float, float, int], list[float]]
+Spacing = Callable[[float, float, int], list[float]]
 Attempt = tuple[State, Tensor, int]  # the state at the end, its error, evaluations
 
-FEWEST, MOST = 64, 256  # equal steps of :func:`solve`: errors stated by 64 covered the true ones of eight models
-FEWEST_SMOOTH = 32  # the same of a field without ripples in t (both: bench/solver_error.py)
-COARSE, COARSE_SMOOTH = 16, 12  # steps of the cheapest solution whose mean error a subset can correct
-SAMPLED, SAMPLED_SMOOTH = 400, 25  # steps of samples: of UniPC, 0.02 grey levels of 256 from many (bench/ripples.py)
+# Steps of the ODE by default, and of fields without ripples in t; tables.solve and tables.posterior draw in their own.
+#                                       taken by                                why
+FEWEST_STEPS, FEWEST_SMOOTH = 64, 32  # nll at first; log_prob, grad_log_prob   errors hold: bench/solver_error.py
+MOST_SOLVED = 256  #                    nll, where its error needs so many
+FEWEST_WITH_ERROR = 8  #                nll in a given number, at least         fewer leave no fourth differences
+COARSE, COARSE_SMOOTH = 16, 12  #       evaluate, of hundreds of examples       a subset can correct the mean error
+SAMPLED, SAMPLED_SMOOTH = 400, 25  #    sample, inpaint                         0.02 grey levels: bench/ripples.py
 LEAST_SMOOTH, MOST_SMOOTH = 24, 96  # steps in which that counts: fewer resolve too little, more err by rounding
 PROBED = 8  # steps of which one is looked into, between its ends: an eighth more evaluations
 GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, fill [0, 1) most evenly and have no period
-MOST_STEPS = 1536  # most steps of :func:`converge`: 12 steps, doubled seven times
+MOST_CONVERGED = 1536  # most steps of :func:`converge`: 12 steps, doubled seven times
 WHITE = 70.0  # variance of fourth differences of white noise of variance 1: 1 + 16 + 36 + 16 + 1
 OUT_OF_REACH = "the ODE's stated error is up to"  # how the warning begins
-ROUNDING = 8  # units in the last place: a sum of 64 terms, each rounded by one, is off by √64
+ROUNDING_UNITS = 8  # units in the last place: a sum of 64 terms, each rounded by one, is off by √64
 ROUNDING_OF_RATES = 32  # the same of ∫ |rates|, whose terms, a network's, are themselves off by some four units
 
 
@@ -49,7 +52,7 @@ def adams(
     watch: Callable[[State, State], Tensor] | None = None,
     between: Mapping[int, float] = MappingProxyType({}),
     context: tuple[Tensor, ...] = (),
-    points: Points = equal_steps,
+    points: Spacing = equal_steps,
 ) -> tuple[State, int, list[Tensor], list[Tensor]]:
     """Adams–Bashforth–Moulton, by default in equal steps.
 
@@ -148,7 +151,7 @@ def unresolved(
     if kinks:
         return 6 * deviation(rates, step)
     power = 1.5 if smooth and LEAST_SMOOTH <= len(rates) - 1 <= MOST_SMOOTH else 1.0
-    deviations = 3 if smooth or len(rates) > FEWEST else 6
+    deviations = 3 if smooth or len(rates) > FEWEST_STEPS else 6
     return deviations * fine * (2 * fine / coarse.clamp_min(1e-300)).clamp_max(1.0) ** power
 
 
@@ -215,7 +218,7 @@ def solve(
     drift: Callable[..., State],
     context: tuple[Tensor, ...] = (),
     steps: int | None = None,
-    most: int = MOST,
+    most: int = MOST_SOLVED,
     smooth: bool = False,
     kinks: bool = False,
 ) -> Solution:
@@ -249,7 +252,7 @@ def solve(
         stated[rows] = error
         return found, error, evaluations
 
-    first = FEWEST_SMOOTH if smooth else FEWEST
+    first = FEWEST_SMOOTH if smooth else FEWEST_STEPS
     return _in_doubled_steps(attempt, state, tol, first if steps is None else steps, most)
 
 
@@ -262,9 +265,9 @@ def converge(
     tol: float,
     context: tuple[Tensor, ...] = (),
     first: int = 8,
-    most: int = MOST_STEPS,
+    most: int = MOST_CONVERGED,
     order: int = 4,
-    points: Points = equal_steps,
+    points: Spacing = equal_steps,
 ) -> Solution:
     r""":func:`adams` in as many steps as each sample needs for an error of ``tol`` of its state.
 
@@ -285,7 +288,7 @@ def converge(
         RuntimeError: the field or the state is not finite.
     """
     change = double(state[0].new_zeros(len(state[0])))  # 0 where none is known
-    floor = ROUNDING * torch.finfo(state[0].dtype).eps
+    floor = ROUNDING_UNITS * torch.finfo(state[0].dtype).eps
     if start == end:
         nothing = torch.zeros_like(change, dtype=torch.long)
         return Solution(state, change, nothing, nothing)

@@ -19,8 +19,8 @@ from indm.sde.linear import LinearSDE
 from indm.tensors import event_size, noisy, strata
 
 CELLS = 24  # parts of the clock in which gradients are measured
-FLOOR = 0.3  # share of the draws that are uniform on the clock
-MEMORY = 0.98  # weight of a cell's earlier measurements in their average
+UNIFORM_SHARE = 0.3  # share of the draws that are uniform on the clock
+GRADIENT_MEMORY = 0.98  # weight of a cell's earlier measurements in their average
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class NoiseLevels:
     def share(self) -> Tensor:
         """The probability of each cell."""
         mass = self.widths * self.squares.sqrt()
-        return FLOOR * self.widths / self.length + (1 - FLOOR) * mass / mass.sum()
+        return UNIFORM_SHARE * self.widths / self.length + (1 - UNIFORM_SHARE) * mass / mass.sum()
 
     def draw(self, n: int, generator: torch.Generator | None = None, uniform: bool = False) -> tuple[Tensor, ...]:
         """Stratified times, the weights that make their mean an integral over the clock, and their cells, each (n,)."""
@@ -133,7 +133,7 @@ class NoiseLevels:
         cell, square = cell[finite].cpu(), square[finite].cpu().float()
         counts = torch.bincount(cell, minlength=CELLS)
         means = torch.bincount(cell, square, minlength=CELLS) / counts.clamp_min(1)
-        weight = torch.where(counts > 0, 1 - MEMORY, 0.0)
+        weight = torch.where(counts > 0, 1 - GRADIENT_MEMORY, 0.0)
         self.squares = torch.lerp(self.squares, means, weight)
 
 

@@ -9,7 +9,7 @@ from indm.dequantization import Dequantization
 from indm.flows.coupling import Affine, Conditioner
 from indm.tensors import Batch, PerSample, image_or_vector, rand_like
 
-LEAST = 2.0**-25  # below what torch.rand gives, other than 0
+LEAST_UNIFORM = 2.0**-25  # below what torch.rand gives, other than 0
 
 
 class Variational(Dequantization):
@@ -50,7 +50,7 @@ class Variational(Dequantization):
         return f"variational, {self.depth} couplings of width {self.width}"
 
     def forward(self, centre: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
-        v = rand_like(centre, generator).clamp_min(LEAST).logit()
+        v = rand_like(centre, generator).clamp_min(LEAST_UNIFORM).logit()
         log_q = log_logistic(v)
         for step, conditioner in enumerate(self.conditioners):
             is_moved = self.is_odd ^ (step % 2 == 1)

@@ -20,6 +20,6 @@ def quick_costs():
     from indm.workbench.training import costs
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(costs, "ROUNDS", 2)
+        patch.setattr(costs, "TIMED_ROUNDS", 2)
         patch.setattr(costs, "TURN", 0.0)
         yield

@@ -85,7 +85,7 @@ def test_missing_entries_of_a_gaussian_field_have_the_law_of_the_closed_form(mis
 
 
 @pytest.mark.parametrize(
-    "name, wrong", [("MOST", 1), ("gmres", lambda A, r, goal, most: r)], ids=["one product", "V = I"]
+    "name, wrong", [("MOST_PRODUCTS", 1), ("gmres", lambda A, r, goal, most: r)], ids=["one product", "V = I"]
 )
 def test_the_law_is_wrong_where_the_formula_is(name, wrong, monkeypatch):
     monkeypatch.setattr(inpainting, name, wrong)

@@ -278,7 +278,7 @@ def test_each_part_of_the_state_meets_the_tolerance():
 
 def test_keeps_dtype_and_states_no_error_below_its_rounding():
     solution = converge(lambda t, s: (-s[0],), (torch.ones(2, 3),), 0.0, 1.0, tol=1e-6)
-    assert solution.state[0].dtype == torch.float32 and (solution.error == ode.ROUNDING * 2.0**-23).all()
+    assert solution.state[0].dtype == torch.float32 and (solution.error == ode.ROUNDING_UNITS * 2.0**-23).all()
     torch.testing.assert_close(solution.state[0], torch.full((2, 3), math.exp(-1)), rtol=0, atol=1e-6)
 
 

@@ -21,17 +21,17 @@ from indm.tensors import outside_inference
 
 LIMIT = 4.0  # standard errors from which a deviation is a fault: right values of a normal law exceed it once in 16,000
 COMPONENTS, PER_COMPONENT = 8, 10  # most components of the mixture; fewest draws for each of their dimensions
-WIDER, WIDE, SHARE = 1.2, 9.0, 0.1  # variance of components, variance and share of the one that covers the tails
+WIDER, WIDE, TAIL_SHARE = 1.2, 9.0, 0.1  # variance of components, variance and share of the one that covers the tails
 EFFECTIVE = 0.1  # share of effective draws from which the error of a mean of weights is reliable
-LARGEST, LARGEST_LOG = 100.0, 600.0  # weight to which larger ones are cut where it is not; float64 ends at e^709
+LARGEST_WEIGHT, LARGEST_LOG = 100.0, 600.0  # weight to which larger ones are cut where it is not; float64 ends at e^709
 TREES, OVERLAP = 50, 0.01  # trees of the classifier; mean of p/(p + q) or q/(p + q) from which draws are compared
-POINTS = {1: 1025, 2: 129, 3: 33}  # points of a quadrature along each axis, by dimension
-MARGIN, ROUGH = 0.25, 0.1  # share by which its box is wider than the draws; error from which it says nothing
-FEW, ONE_BY_ONE = 64, 4  # rows whose log p is compared with the same in other calls, and of them rows alone
-NEAR, SLOPE = 1e-2, 0.05  # step of a finite difference in deviations, and the relative error of a gradient
+QUADRATURE_POINTS = {1: 1025, 2: 129, 3: 33}  # points of a quadrature along each axis, by dimension
+BOX_MARGIN, ROUGH = 0.25, 0.1  # share by which its box is wider than the draws; error from which it says nothing
+AGAIN, ONE_BY_ONE = 64, 4  # rows whose log p is compared with the same in other calls, and of them rows alone
+NEAR_DEVIATIONS, SLOPE = 1e-2, 0.05  # step of a finite difference in deviations, and the relative error of a gradient
 SCALE, OF_JACOBIAN = 10.0, 0.05  # factor between the units, and the share of d log(scale) that may be missing
 Function = Callable[[Any], Any]
-Rows = tuple[Tensor, Tensor]  # x and log p, or log p/q, in float64
+Scored = tuple[Tensor, Tensor]  # x and log p, or log p/q, in float64
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,11 @@ def audit(
         >>> audit(lambda x: -0.5 * x.square().sum(1), lambda n: law.sample((n,)), draws=500).verdict[:44]
         'wrong: total mass, total mass by quadrature,'
     """
-    require(draws >= FEW, "draws", draws, f"at least {FEW}", "2000 is usual")
+    require(draws >= AGAIN, "draws", draws, f"at least {AGAIN}", "2000 is usual")
     is_known = not (sample is None and law is None and x is None)
     require(is_known, "sample, law or x", None, "given; x are rows of data")
     given = sample(2 * draws) if sample is not None else law.sample((2 * draws,)) if law is not None else x
-    require(len(given) >= FEW, "x", f"{len(given)} rows", f"at least {FEW} rows")
+    require(len(given) >= AGAIN, "x", f"{len(given)} rows", f"at least {AGAIN} rows")
     density = _Density(log_prob, given, batch_size)
     wide, own = _Mixture(given, seed), density(given)
     others = density(wide.sample(2 * draws).reshape(2 * draws, *own[0].shape[1:]))
@@ -142,9 +142,9 @@ def audit(
         rows.append(_judged("above the law's entropy", *_mean(gain), -math.inf, tolerance))
     if rescaled is not None:
         jacobian = own[0][0].numel() * math.log(SCALE)
-        off = (_Density(rescaled(SCALE), given, batch_size)(SCALE * own[0][:FEW])[1] - own[1][:FEW]) / jacobian + 1
+        off = (_Density(rescaled(SCALE), given, batch_size)(SCALE * own[0][:AGAIN])[1] - own[1][:AGAIN]) / jacobian + 1
         rows.append(_judged("change of units", *_mean(off), -OF_JACOBIAN, OF_JACOBIAN, "of the Jacobian"))
-    first = own[0][:FEW], own[1][:FEW]
+    first = own[0][:AGAIN], own[1][:AGAIN]
     return Audit((*rows, *_calls(density, *first, tolerance), *_gradients(density, *first, list(parameters))))
 
 
@@ -179,7 +179,7 @@ class _Density:
         require(tuple(found.shape) == (len(x),), "log_prob(x)", tuple(found.shape), f"of shape ({len(x)},)")
         return found
 
-    def __call__(self, x: Any) -> Rows:
+    def __call__(self, x: Any) -> Scored:
         x = self.like(x)
         log_p = [self.call(part).detach().double().cpu() for part in x.split(self.batch_size)]
         return x.double().cpu(), torch.cat(log_p)
@@ -198,7 +198,7 @@ class _Mixture:
         shares, means, covs = map(torch.as_tensor, (fitted.weights_, fitted.means_, fitted.covariances_))
         cov = unit.T.cov().reshape(1, d, d) + 1e-6 * torch.eye(d)
         self.axes = torch.linalg.eigh(cov[0]).eigenvectors
-        self.shares = torch.cat([(1 - SHARE) * shares, shares.new_tensor([SHARE])])
+        self.shares = torch.cat([(1 - TAIL_SHARE) * shares, shares.new_tensor([TAIL_SHARE])])
         self.parts = MultivariateNormal(torch.cat([means, 0 * means[:1]]), torch.cat([WIDER * covs, WIDE * cov]))
 
     def sample(self, n: int) -> Tensor:
@@ -219,27 +219,27 @@ def _mass(log_w: Tensor, tolerance: float) -> AuditRow:
     effective = (w.sum().square() / w.square().sum().clamp_min(1e-300)).item() / len(w)
     if effective >= EFFECTIVE:
         return _judged("total mass", *_mean(w), 1 - tolerance, 1 + tolerance)
-    row = _judged("total mass", *_mean(w.clamp_max(LARGEST)), -math.inf, 1 + tolerance, "at least")
+    row = _judged("total mass", *_mean(w.clamp_max(LARGEST_WEIGHT)), -math.inf, 1 + tolerance, "at least")
     return row if not row.passed else _unknown("total mass", f"{effective:.1%} of the mixture's draws count")
 
 
 def _quadrature(density: _Density, wide: _Mixture, x: Tensor, tolerance: float) -> Iterator[AuditRow]:
     """The trapezoidal rule in a box along the principal axes; the sum over half the points bounds its error."""
     check, flat = "total mass by quadrature", (x.reshape(len(x), -1) - wide.mean) / wide.std @ wide.axes
-    if (d := flat.shape[1]) not in POINTS:
+    if (d := flat.shape[1]) not in QUADRATURE_POINTS:
         return
     low, size = flat.amin(0), flat.amax(0) - flat.amin(0)
-    ticks = torch.linspace(-MARGIN, 1 + MARGIN, POINTS[d], dtype=torch.float64)
+    ticks = torch.linspace(-BOX_MARGIN, 1 + BOX_MARGIN, QUADRATURE_POINTS[d], dtype=torch.float64)
     grid = low + size * torch.cartesian_prod(*[ticks] * d).reshape(-1, d)
     p = density((wide.mean + wide.std * (grid @ wide.axes.T)).reshape(-1, *x.shape[1:]))[1].exp()
-    p, cell = p.reshape([POINTS[d]] * d), ((ticks[1] - ticks[0]) * size * wide.std).prod()
+    p, cell = p.reshape([QUADRATURE_POINTS[d]] * d), ((ticks[1] - ticks[0]) * size * wide.std).prod()
     fine, coarse = (p.sum() * cell).item(), (p[(slice(None, None, 2),) * d].sum() * cell * 2**d).item()
     row = _judged(check, fine, abs(fine - coarse) / LIMIT, 1 - tolerance, 1 + tolerance)
     rough = row.passed and abs(fine - coarse) > ROUGH
     yield _unknown(check, f"half of the points: {coarse:.2g} in place of {fine:.2g}") if rough else row
 
 
-def _compared(own: Rows, others: Rows, tolerance: float, seed: int) -> Iterator[AuditRow]:
+def _compared(own: Scored, others: Scored, tolerance: float, seed: int) -> Iterator[AuditRow]:
     """E_p[f/(1 + w)] − E_q[f w/(1 + w)] on the second halves, for f = 1 and for a classifier of the first halves."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -291,7 +291,7 @@ def _gradients(density: _Density, x: Tensor, log_p: Tensor, parameters: list[Ten
     if in_x is None:
         yield AuditRow("gradient in x", math.nan, 0, 0, SLOPE, False, "None or not finite")
     else:
-        step = NEAR * x.std(0) * (1 - 2 * (torch.arange(len(x)) % 2)).reshape(-1, *[1] * (x.ndim - 1))
+        step = NEAR_DEVIATIONS * x.std(0) * (1 - 2 * (torch.arange(len(x)) % 2)).reshape(-1, *[1] * (x.ndim - 1))
         wide, near = ((density(x + h)[1] - density(x - h)[1]) / 2 for h in (step, step / 4))
         along, size = (in_x.double().cpu() * step).reshape(len(x), -1).sum(1), wide.abs().median().clamp_min(1e-300)
         off, error = ((4 * near - other).abs().median().item() / size.item() for other in (along, wide))

@@ -13,9 +13,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from indm.checks import require
+from indm.defaults import BATCH_SIZE, REPEATS
 from indm.dequantization import check_raw, in_words
 from indm.evaluation.mean_nll import RepeatableDraws, Steps
-from indm.evaluation.measures import NLL, Bound, Estimate, Measure, Setting, Solve
+from indm.evaluation.measures import NLL, Bound, Estimate, Estimates, Measure, Setting, Solve
 from indm.evaluation.report import Likelihoods, Measured, Report
 from indm.likelihood import latent_reference
 from indm.ode import OUT_OF_REACH
@@ -24,7 +25,8 @@ from indm.score import described
 from indm.tensors import SEED_STRIDE, evaluation_mode, outside_inference, squared_norm
 
 T = TypeVar("T")
-BAR = "{desc}: {percentage:3.0f}% {bar:20} {elapsed}<{remaining}"
+Job = tuple[Measure, float]  # and its cost
+EVALUATION_BAR = "{desc}: {percentage:3.0f}% {bar:20} {elapsed}<{remaining}"
 MEASURES = (Bound(), NLL())
 
 
@@ -37,8 +39,8 @@ def evaluate(
     c: Any = None,
     groups: Int[Tensor, " n"] | None = None,
     eps: float | None = None,
-    repeats: int = 2,
-    batch_size: int = 256,
+    repeats: int = REPEATS,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     progress: bool = True,
     distributed: bool = False,
@@ -123,8 +125,7 @@ def evaluate(
         return shared(made, progress, distributed)
 
     dims = math.prod(raw.shape[1:])
-    costs = {kind: measure.calls(dims) for kind, measure in drawn.items()}
-    work = [(kind, costs[kind] * len(rows)) for kind, rows in jobs]
+    work = [(drawn[kind], drawn[kind].calls(dims) * len(rows)) for kind, rows in jobs]
     with evaluation_mode(model):
         estimates, ended = draw_all(draw, work, repeats, progress, distributed)
     counts = {kind: sum(len(batch[0].total) for batch in batches) for kind, batches in estimates.items()}
@@ -185,34 +186,34 @@ def _check(model: Model, raw: Tensor, measures: Sequence[Measure], repeats: int,
 
 
 def draw_all(
-    draw: Callable[[int, int], Estimate], jobs: list[tuple[str, float]], repeats: int, progress: bool, distributed: bool
-) -> tuple[dict[str, list[list[Estimate]]], bool]:
+    draw: Callable[[int, int], Estimate], jobs: Sequence[Job], repeats: int, progress: bool, distributed: bool
+) -> tuple[dict[str, Estimates], bool]:
     """``draw(job, number)`` for each job and repeat, ``number`` counting all draws: by kind, and whether all are done.
 
-    A job is its kind and its cost, by which the bar moves. With ``distributed`` every process draws its share of the
+    The bar moves by the costs of the jobs. With ``distributed`` every process draws its share of the
     jobs and gets the estimates of all. Otherwise Ctrl-C keeps the jobs that are done.
     """
     share, drawn = _share(len(jobs), distributed), dict[int, list[Estimate]]()
     total = repeats * sum(jobs[job][1] for job in share)
-    with tqdm(total=total, bar_format=BAR, disable=not progress) as bar, warnings.catch_warnings():
+    with tqdm(total=total, bar_format=EVALUATION_BAR, disable=not progress) as bar, warnings.catch_warnings():
         try:
             for job in share:
-                kind, cost = jobs[job]
-                bar.set_description(kind.upper())
+                measure, cost = jobs[job]
+                bar.set_description(measure.kind.upper())
                 estimates = []
                 for repeat in range(repeats):
                     estimates.append(draw(job, job * repeats + repeat))
                     bar.update(cost)
-                    if kind != "nelbo":  # warn once if the tolerance cannot be reached
+                    if measure.solves_ode:  # warn once if the tolerance cannot be reached
                         warnings.filterwarnings("ignore", OUT_OF_REACH, RuntimeWarning)
                 drawn[job] = estimates
         except KeyboardInterrupt:
             if distributed:
                 raise
     drawn = _gathered(drawn, distributed)
-    by_kind: dict[str, list[list[Estimate]]] = {}
+    by_kind: dict[str, Estimates] = {}
     for job in sorted(drawn):
-        by_kind.setdefault(jobs[job][0], []).append(drawn[job])
+        by_kind.setdefault(jobs[job][0].kind, []).append(drawn[job])
     return by_kind, len(drawn) == len(jobs)
 
 

@@ -24,17 +24,18 @@ from jaxtyping import Float
 from scipy.stats import t as student
 from torch import Tensor
 
+from indm.defaults import NLL_ERROR
 from indm.dequantization import from_data
 from indm.gaussian import GaussianReference
-from indm.likelihood import NLL_ERROR, Start, WhitenedFlow, start_of
+from indm.likelihood import Start, WhitenedFlow, start_of
 from indm.tensors import double, evaluation_mode
 
-LEAST = 48  # examples of a rung, from which its variance is known well enough where differences have heavy tails
+PILOT = 48  # examples of a rung, from which its variance is known well enough where differences have heavy tails
 DOUBLINGS = 3  # times that intermediate rungs may double the coarsest rung's steps
 UNUSUAL = 2.0  # an estimate whose stated error is above this many times the median is solved finely for certain
 MOST_UNUSUAL = 20  # one in so many estimates can be
 PARTS = ("estimates", "differences", "error")  # fields of a rung with an entry for each estimate
-SHARE = 0.2  # error that the corrections may add by default, as a share of the standard error over examples
+ERROR_SHARE = 0.2  # error that the corrections may add by default, as a share of the standard error over examples
 
 Steps = int | None  # None: as many as the error that is asked for needs
 
@@ -162,7 +163,7 @@ def corrected(
 ) -> Corrected:
     """The correction by finer solves to the mean of ``coarse``.
 
-    A pilot of :data:`LEAST` estimates shows variance and cost of one correction to the finest rung. Where that costs
+    A pilot of :data:`PILOT` estimates shows variance and cost of one correction to the finest rung. Where that costs
     more than the coarse solves, the cheapest rungs between are chosen. Sizes are fixed then.
 
     Args:
@@ -191,10 +192,10 @@ def corrected(
         return Rung(steps[number], estimates, differences, error, spent / max(len(estimates), 1))
 
     steps: list[Steps] = [first, None]
-    pilot = rung(1, steps, subset(1)[:LEAST])
+    pilot = rung(1, steps, subset(1)[:PILOT])
     spent, allowed = 0.0, mean_error / share
     wanted = sizes([pilot.differences.var().item()], [pilot.evaluations], usual, allowed)
-    if wanted[0] > 2 * LEAST and wanted[0] * pilot.evaluations > n * evaluations:
+    if wanted[0] > 2 * PILOT and wanted[0] * pilot.evaluations > n * evaluations:
         between = [first * 2**k for k in range(1, DOUBLINGS + 1)]
         nats, _, looked = solve(pilot.estimates, between)
         values = torch.stack([coarse[pilot.estimates], *nats, coarse[pilot.estimates] + pilot.differences])
@@ -203,7 +204,7 @@ def corrected(
         steps = [first, *(between[k] for k in chosen), None]
         spent = looked
     if len(steps) == 2:
-        rungs = [pilot.joined(rung(1, steps, subset(1)[LEAST : wanted[0]]))]
+        rungs = [pilot.joined(rung(1, steps, subset(1)[PILOT : wanted[0]]))]
     else:  # use fresh subsets, which played no part in the choice of the rungs
         spent += pilot.evaluations * len(pilot.estimates)
         rungs = [rung(k, steps, subset(k + 1)[:size]) for k, size in enumerate(wanted, 1)]
@@ -261,7 +262,7 @@ def multilevel_mean(coarse: Float[Tensor, " n"], corrections: Sequence[Float[Ten
 def sizes(variances: Sequence[float], costs: Sequence[float], n: int, added_error: float) -> list[int]:
     """The number of the n examples to correct at each rung, such that ``added_error`` is reached at the least cost.
 
-    M_l ∝ √(V_l/C_l), at least :data:`LEAST` or n, and at most n, for variances V_l of differences that cost C_l each.
+    M_l ∝ √(V_l/C_l), at least :data:`PILOT` or n, and at most n, for variances V_l of differences that cost C_l each.
 
     Example: one rung, of variance 1, in a large population.
 
@@ -276,7 +277,7 @@ def sizes(variances: Sequence[float], costs: Sequence[float], n: int, added_erro
         wanted = {rung: math.sqrt(variances[rung] / costs[rung]) * total / budget for rung in free if budget}
         above = {rung for rung, size in wanted.items() if size >= n}
         if not above:
-            least = min(LEAST, n)
+            least = min(PILOT, n)
             return [n if rung in exact else max(least, math.ceil(wanted.get(rung, 0.0))) for rung in range(len(costs))]
         exact |= above
 

@@ -12,12 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from indm.checks import require
+from indm.defaults import IW_EXAMPLES, NLL_ERROR, PROBES, TIMES
 from indm.dequantization import from_data
-from indm.evaluation.mean_nll import LEAST, SHARE, Corrected, Steps, corrected
+from indm.evaluation.mean_nll import ERROR_SHARE, PILOT, Corrected, Steps, corrected
 from indm.evaluation.report import InUnits, Measured
 from indm.evaluation.statistics import in_both_units, in_units, mean_and_error
 from indm.gaussian import GaussianReference
-from indm.likelihood import NLL_ERROR, LikelihoodReport, check_nll_error, importance_bound, nll
+from indm.likelihood import LikelihoodReport, check_nll_error, importance_bound, nll
 from indm.objective import NOISE_LEVELS, nelbo
 from indm.ode import COARSE, COARSE_SMOOTH
 from indm.protocols import Model
@@ -27,6 +28,7 @@ from indm.sde.linear import LinearSDE
 TERMS = ("reconstruction", "prior", "flow", "constant", "log_q")  # terms of the NELBO beside its score term
 SOLVED_IN = 48  # steps of an ODE, where its error decides; of digits and of vectors, for the share of a progress bar
 Solve = Callable[[Tensor, Sequence[Steps]], tuple[Tensor, Tensor, int]]  # see indm.evaluation.mean_nll
+Reference = GaussianReference | None
 Results = tuple[Measured, dict[str, Tensor]]  # numbers, and nats of every example by the suffix of their key
 
 
@@ -63,6 +65,9 @@ class Estimate:
         return replace(estimate, nfe=report.nfe, solver_error=report.solver_error.cpu().double())
 
 
+Estimates = list[list[Estimate]]  # batch by batch and repeat by repeat
+
+
 @dataclass(frozen=True)
 class Setting:
     """The setting that all measures share."""
@@ -79,6 +84,7 @@ class Measure(ABC):
 
     kind: ClassVar[str]  # its key in a report
     examples: int | None = None
+    solves_ode: ClassVar[bool] = False
 
     def count(self, n: int) -> int:
         """The number of examples, of n, that it is computed for."""
@@ -99,16 +105,14 @@ class Measure(ABC):
         """About how many evaluations of the network an estimate of an event of so many entries takes."""
 
     @abstractmethod
-    def estimate(
-        self, model: Any, raw: Tensor, reference: GaussianReference | None, generator: torch.Generator
-    ) -> Estimate:
+    def estimate(self, model: Model, raw: Tensor, reference: Reference, generator: torch.Generator) -> Estimate:
         """A draw for a batch; ``model`` is at its conditions, ``reference`` is the law of the latents."""
 
-    def coarse(self, model: Any, estimates: int) -> "Measure":
+    def coarse(self, model: Model, estimates: int) -> "Measure":
         """The measure of which all ``estimates`` are drawn."""
         return self
 
-    def numbers(self, estimates: list[list[Estimate]], setting: Setting, solve: Solve | None) -> Results:
+    def numbers(self, estimates: Estimates, setting: Setting, solve: Solve | None) -> Results:
         """The numbers of estimates, batch by batch and repeat by repeat; without ``solve`` nothing more is solved."""
         return summary(estimates, setting)
 
@@ -122,21 +126,20 @@ class Bound(Measure):
     """
 
     kind = "nelbo"
-    times: int = 4
+    times: int = TIMES
 
-    def calls(self, dims):
+    def calls(self, dims: int) -> float:
         return self.times
 
-    def estimate(self, model: Model, raw, reference, generator):
+    def estimate(self, model: Model, raw: Tensor, reference: Reference, generator: torch.Generator) -> Estimate:
         x, log_q = from_data(model, raw, generator=generator)
-        options = {"times": self.times, "log_q": log_q, "generator": generator}
-        terms = nelbo(model, x, reference=reference, **options)
+        terms = nelbo(model, x, times=self.times, reference=reference, log_q=log_q, generator=generator)
         estimate = Estimate.of(terms.total, terms.reconstruction, log_q, {"times": self.times})
-        assert terms.by_noise_level is not None  # missing only from the bound of few steps
+        assert terms.by_noise_level is not None  # which only discrete_nelbo leaves out
         columns = [*terms.by_noise_level.unbind(1), *(getattr(terms, name).expand(len(x)) for name in TERMS)]
         return replace(estimate, terms=torch.stack(columns, 1).cpu().double())
 
-    def numbers(self, estimates, setting, solve):
+    def numbers(self, estimates: Estimates, setting: Setting, solve: Solve | None) -> Results:
         numbers, nats = summary(estimates, setting)
         terms = stacked(estimates, "terms").mean(0)
         nats["_by_noise_level"] = terms[:, :NOISE_LEVELS]
@@ -153,12 +156,12 @@ class SamplerBound(Measure):
 
     kind = "ancestral"
     steps: int
-    times: int = 4
+    times: int = TIMES
 
-    def calls(self, dims):
+    def calls(self, dims: int) -> float:
         return self.times
 
-    def estimate(self, model: Model, raw, reference, generator):
+    def estimate(self, model: Model, raw: Tensor, reference: Reference, generator: torch.Generator) -> Estimate:
         x, log_q = from_data(model, raw, generator=generator)
         terms = nelbo(model, x, times=self.times, ancestral=self.steps, log_q=log_q, generator=generator)
         return Estimate.of(terms.total, terms.reconstruction, log_q, {"times": self.times, "steps": self.steps})
@@ -168,16 +171,17 @@ class SamplerBound(Measure):
 class Solved(Measure):
     """Base of the measures that solve the probability-flow ODE; fields are options of :func:`indm.nll`."""
 
-    probes: int = 1
+    solves_ode = True
+    probes: int = PROBES
     exact: bool | None = None
     nll_error: float = NLL_ERROR
     steps: int | None = None
 
-    def check(self, n):
+    def check(self, n: int) -> None:
         super().check(n)
         check_nll_error(self.nll_error)
 
-    def calls(self, dims):
+    def calls(self, dims: int) -> float:
         products = dims if self.exact else self.probes  # with a Jacobian, each of about two evaluations
         return (self.steps or SOLVED_IN) * (1 + 2 * products)
 
@@ -204,22 +208,21 @@ class NLL(Solved):
     each: bool = False
     mean_error: float | None = None
 
-    def check(self, n):
+    def check(self, n: int) -> None:
         super().check(n)
         fits = self.mean_error is None or 0 < self.mean_error < math.inf
         require(fits, "mean_error", self.mean_error, "positive and finite", "1e-3 bits/dim is usual")
 
-    def estimate(self, model: Model, raw, reference, generator):
+    def estimate(self, model: Model, raw: Tensor, reference: Reference, generator: torch.Generator) -> Estimate:
         x, log_q = from_data(model, raw, generator=generator)
-        options = {"reference": reference, "log_q": log_q, "generator": generator}
-        return Estimate.solved(nll(model, x, **self.solver, **options))
+        return Estimate.solved(nll(model, x, reference=reference, log_q=log_q, generator=generator, **self.solver))
 
-    def coarse(self, model: Model, estimates):
-        if self.each or self.steps is not None or estimates < 4 * LEAST:
+    def coarse(self, model: Model, estimates: int) -> Measure:
+        if self.each or self.steps is not None or estimates < 4 * PILOT:
             return self
         return replace(self, steps=COARSE_SMOOTH if is_smooth(model.score) else COARSE)
 
-    def numbers(self, estimates, setting, solve):
+    def numbers(self, estimates: Estimates, setting: Setting, solve: Solve | None) -> Results:
         numbers, nats = summary(estimates, setting)
         few = numbers.settings.get("steps")
         if few is None or self.steps is not None or solve is None:  # every example was solved as asked for
@@ -228,7 +231,7 @@ class NLL(Solved):
         bits, error = setting.dims * math.log(2), numbers.with_reconstruction["nats_standard_error"]
         if error is None:  # a single group: take its examples as independent
             _, error = mean_and_error(nats[""])
-        allowed = SHARE * error if self.mean_error is None else self.mean_error * bits
+        allowed = ERROR_SHARE * error if self.mean_error is None else self.mean_error * bits
         result = corrected(coarse, stated, few, numbers.nfe, allowed, setting.seed, solve)
         return of_rungs(numbers, nats, result, len(coarse), setting.dims)
 
@@ -243,19 +246,18 @@ class WeightedNLL(Solved):
     """
 
     kind = "iw"
-    examples: int | None = 100
+    examples: int | None = IW_EXAMPLES
     draws: int = 8
 
-    def calls(self, dims):
+    def calls(self, dims: int) -> float:
         products = self.probes if self.exact is False else dims
         return self.draws * (self.steps or SOLVED_IN) * (1 + 2 * products)
 
-    def estimate(self, model: Model, raw, reference, generator):
-        options = self.solver | {"exact": self.exact is not False}
-        options |= {"reference": reference, "generator": generator}
+    def estimate(self, model: Model, raw: Tensor, reference: Reference, generator: torch.Generator) -> Estimate:
+        options = self.solver | {"exact": self.exact is not False, "reference": reference, "generator": generator}
         return Estimate.solved(importance_bound(model, raw, draws=self.draws, **options))
 
-    def numbers(self, estimates, setting, solve):
+    def numbers(self, estimates: Estimates, setting: Setting, solve: Solve | None) -> Results:
         numbers, nats = summary(estimates, setting)
         del nats["_without_reconstruction"]  # the weights are that term, too
         return replace(numbers, without_reconstruction=None), nats
@@ -266,7 +268,7 @@ def stacked(estimates: list[list[Estimate]], part: str) -> Float[Tensor, "repeat
     return torch.cat([torch.stack([getattr(e, part) for e in batch]) for batch in estimates], 1)
 
 
-def summary(estimates: list[list[Estimate]], setting: Setting) -> Results:
+def summary(estimates: Estimates, setting: Setting) -> Results:
     """Means over repeats with and without reconstruction, and the solver's error, the largest of them."""
     total, without = stacked(estimates, "total"), stacked(estimates, "without_reconstruction")
     groups = None if setting.groups is None else setting.groups[: total.shape[1]]

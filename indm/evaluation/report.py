@@ -14,11 +14,11 @@ from torch import Tensor
 from indm.checks import require
 from indm.evaluation.statistics import mean_and_error
 from indm.files import atomic, untrusted
-from indm.ode import MOST
+from indm.ode import MOST_SOLVED
 
-KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)", "iw": "IW-NLL", "ancestral": "NELBO of few steps"}
+TITLES = {"nelbo": "NELBO", "nll": "NLL (ODE)", "iw": "IW-NLL", "ancestral": "NELBO of few steps"}
 NUMBERS = {"iw": ("draws", "K = "), "ancestral": ("steps", "N = ")}  # settings that belong to a kind's name
-ENDS = ("", "_standard_error", "_estimator_noise")  # endings of the keys of one number
+KEY_ENDS = ("", "_standard_error", "_estimator_noise")  # endings of the keys of one number
 Row = tuple[str, ...]
 InUnits = dict[str, Any]  # numbers by unit, "nats" or "bits_per_dim", and an ending
 
@@ -90,12 +90,12 @@ class Report:
     def read(cls, content: Mapping[str, Any]) -> "Report":
         """From the content of ``evaluation.json``, which may have further entries."""
         known = {f.name: content[f.name] for f in fields(cls) if f.name in content}
-        return cls(**known | {kind: Measured(**known[kind]) for kind in KINDS if known.get(kind)})
+        return cls(**known | {kind: Measured(**known[kind]) for kind in TITLES if known.get(kind)})
 
     @property
     def measured(self) -> dict[str, Measured]:
         """The numbers of each measure that was asked for, by its kind."""
-        return {kind: numbers for kind in KINDS if (numbers := getattr(self, kind)) is not None}
+        return {kind: numbers for kind in TITLES if (numbers := getattr(self, kind)) is not None}
 
     @property
     def key(self) -> str:
@@ -197,7 +197,7 @@ def likelihood_rows(report: Report) -> list[Row]:
     """The table: each likelihood with and without the reconstruction term, its number of examples, and a header."""
     rows: list[Row] = [("", "examples", report.unit, "± standard error", "estimator noise", "solver error")]
     for kind, numbers in report.measured.items():
-        name, count = KINDS[kind], str(report.images[kind])
+        name, count = TITLES[kind], str(report.images[kind])
         if kind in NUMBERS:
             setting, letter = NUMBERS[kind]
             name += f", {letter}{numbers.settings[setting]}"
@@ -205,7 +205,7 @@ def likelihood_rows(report: Report) -> list[Row]:
         remark = " without reconstruction (no likelihood)"
         for label, values in ((name, numbers.with_reconstruction), (name + remark, numbers.without_reconstruction)):
             if values is not None:
-                rows.append((label, count, *(shown(values[report.key + end]) for end in ENDS), error))
+                rows.append((label, count, *(shown(values[report.key + end]) for end in KEY_ENDS), error))
     return rows
 
 
@@ -231,7 +231,7 @@ def level_table(report: Report) -> list[str]:
     """Lines of text: the NELBO's score term by noise level, and its other terms; none without a NELBO."""
     if report.nelbo is None or report.nelbo.terms is None:
         return []
-    keys = [report.key + end for end in ENDS[:2]]
+    keys = [report.key + end for end in KEY_ENDS[:2]]
     rows: list[Row] = [("score term of the NELBO, σ/α", report.unit, "± standard error")]
     for level in report.nelbo.by_noise_level:
         rows.append((" to ".join(f"{end:.3g}" for end in level["noise"]), *(shown(level[key]) for key in keys)))
@@ -254,11 +254,11 @@ def unconverged(report: Report) -> list[str]:
     lines = []
     for kind, numbers in report.measured.items():
         if numbers.unconverged and numbers.solver_error:
-            steps = numbers.settings.get("steps") or MOST
+            steps = numbers.settings.get("steps") or MOST_SOLVED
             rungs = numbers.rungs
             of = f"{rungs[-1]['estimates']} estimates" if rungs else f"{report.images[kind]} examples"
             lines.append(
-                f"The {KINDS[kind]} has not converged: the solver's error may be above "
+                f"The {TITLES[kind]} has not converged: the solver's error may be above "
                 f"{numbers.settings['nll_error']:g} bits/dim in {numbers.unconverged} of {of}, up to "
                 f"{numbers.solver_error['largest_bits_per_dim']:.1g} bits/dim, in {steps} steps; take more steps, such "
                 f"as {2 * steps}, or a larger nll_error."

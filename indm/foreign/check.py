@@ -28,7 +28,7 @@ from indm.score import context_of, described, unguided
 from indm.tensors import evaluation_mode, randn_like
 
 ENTRIES = 2**13  # numbers of data that make the errors of vectors precise enough; images have more
-ROWS, FEW, MOST = 256, 32, 10_000  # at least, at least for other descriptions, at most for the linear predictor
+ROWS, OTHERS, MOST_FITTED = 256, 32, 10_000  # at least, at least for other descriptions, at most for the linear fit
 LOST, TRIED = 0.05, 0.02  # bits/dim from which a loss is a finding, and from which other descriptions are tried
 EXPLAINED = 0.5  # share of the loss that another description explains at least, if it is named
 REST, OF_MUCH = 0.2, 0.05  # shares of the loss beyond the least noise, and of one above 1 bit/dim, that it may leave
@@ -106,7 +106,7 @@ def check_denoiser(
     c = model.rows(c, len(raw))
     order = torch.randperm(len(raw), generator=torch.Generator().manual_seed(0))  # classes may come one by one
     most = min(max(2, len(raw) // 2), max(ROWS, ENTRIES // math.prod(model.shape)))
-    ours, others = order[:most], order[len(raw) // 2 :][:MOST]
+    ours, others = order[:most], order[len(raw) // 2 :][:MOST_FITTED]
     start, width = model.sde.clock_span()[0], model.sde.log_snr_range() / NOISE_LEVELS
     first = [(0.0, unit)] if (unit := reconstruction_units(model)) else []
     parts = [(width * (i + 0.5), width) for i in range(NOISE_LEVELS)]
@@ -170,7 +170,7 @@ def _gains(denoiser: Any, asked: Asked, bits: Tensor) -> Iterator[tuple[str, flo
     At the least noise paths differ too much to be compared, so only other predictions count there.
     """
     x, seen, levels, batch_size = asked
-    rows = max(FEW, ENTRIES // x[0].numel())
+    rows = max(OTHERS, ENTRIES // x[0].numel())
     asked = (x := x[:rows], tuple(part[:rows] for part in seen), levels, batch_size)
     a, b, std, mean = (v.item() for v in (x.min(), x.max(), x.std(), x.mean()))
     scalings = {"[−1, 1]": ((b - a) / 2 or 1, (a + b) / 2), "[0, 1]": (b - a or 1, a), "deviation 1": (std or 1, mean)}

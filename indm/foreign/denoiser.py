@@ -18,7 +18,7 @@ from indm.conditions import Condition
 from indm.dequantization import Dequantization, GreyLevels
 from indm.flows.base import Identity
 from indm.foreign.check import check_denoiser
-from indm.foreign.paths import POINTS, PREDICTIONS, Path, path_of
+from indm.foreign.paths import PATH_POINTS, PREDICTIONS, Path, path_of
 from indm.model import INDM, describe
 from indm.names import find
 from indm.scaling import Scaling
@@ -27,11 +27,11 @@ from indm.sde.linear import LogLinearSDE
 from indm.tensors import Batch, PerSample, double, expand_like
 
 SDE_EPS = 1e-5  # the time of the SDE at which the path begins
-MOST_GAIN, USUAL_GAIN = 1e3, 10.0  # error of the noise for one of the velocity: refused from here on, and harmless
+MOST_NOISE_GAIN, USUAL_GAIN = 1e3, 10.0  # error of the noise for one of the velocity: refused from here, and harmless
 LARGE = 20.0  # |x| of data in model units that no usual scaling gives
 WHOLE = "the network takes no fractions of a step, so it is asked at the two steps around each: steps='whole'"
 ASKED = ("between", "whole")  # steps k at which a network of a table of steps can be asked: fractions, or whole ones
-VARIANCES = ("large", "small", "learned")  # variances of a K-step model's steps: β_k, the posterior's, or between
+STEP_VARIANCES = ("large", "small", "learned")  # variances of a K-step model's steps: β_k, the posterior's, or between
 
 
 def check_word(name: str, value: str, known: Collection[str]) -> None:
@@ -63,7 +63,7 @@ class Denoiser(nn.Module):
     ):
         super().__init__()
         check_word("predicts", predicts, PREDICTIONS)
-        check_word("variance", variance, VARIANCES)
+        check_word("variance", variance, STEP_VARIANCES)
         check_word("steps", steps or ASKED[0], ASKED)
         self.noises, self.given_path, self.steps = path_of(path), path, steps
         require(steps != "whole" or self.noises.is_table, "steps", steps, "'between', as the path has no steps")
@@ -263,10 +263,10 @@ def sde_of(path: Path, eps: float | None = None) -> LogLinearSDE:
 
 def check_velocity(path: Path, eps: float) -> None:
     """ValueError where a velocity says nothing of the noise at ``eps``, such as where α and σ both stand still."""
-    tau = torch.linspace(eps, path.range[1], POINTS, dtype=torch.float64)
+    tau = torch.linspace(eps, path.range[1], PATH_POINTS, dtype=torch.float64)
     (alpha, sigma), (alpha_slope, sigma_slope) = (path.alpha(tau), path.sigma(tau)), path.slopes(tau)
     gain = alpha / (alpha * sigma_slope - sigma * alpha_slope).abs()
-    if not bool(gain[0] < MOST_GAIN):
+    if not bool(gain[0] < MOST_NOISE_GAIN):
         later = tau[gain < USUAL_GAIN][:1].tolist()
         advice = f"a τ nearer to the noise, such as {later[0]:.4g}" if later else "one where log(σ/α) changes with τ"
         raise ValueError(f"eps must be {advice}: at {eps:g} a velocity does not say what the noise is")

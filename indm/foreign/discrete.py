@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from indm.checks import require
 from indm.dequantization import constant_log_q
 from indm.foreign.check import denoiser_of
-from indm.foreign.denoiser import VARIANCES, Denoiser, check_word
+from indm.foreign.denoiser import STEP_VARIANCES, Denoiser, check_word
 from indm.gaussian import GaussianReference
 from indm.objective import NELBO, constant_term, mean_reconstruction, prior_term
 from indm.protocols import Model
@@ -76,7 +76,7 @@ def discrete_nelbo(
     log_q = constant_log_q(model, x) if log_q is None else log_q
     model = unguided(model).given(c, len(x))
     sde, variance = model.score.sde, denoiser.variance if variance is None else variance
-    check_word("variance", variance, VARIANCES)
+    check_word("variance", variance, STEP_VARIANCES)
     whole, start = denoiser.noises.whole_levels(), 0.5 * sde.clock_span()[0]
     # The first step leads to ε, which may lie between two k. The network is asked where a step begins, at whole k.
     levels = nn.functional.pad(whole[whole > start + SAME], (1, 0), value=start).to(x.device)

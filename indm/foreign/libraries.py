@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from indm.conditions import Classes, Condition
 from indm.foreign.denoiser import Preconditioned, check_word, from_denoiser
-from indm.foreign.paths import ENDS
+from indm.foreign.paths import PATH_ENDS
 from indm.model import INDM
 from indm.names import find, name_of
 from indm.scaling import Scaling
@@ -223,7 +223,7 @@ def from_torchcfm(network: Any, *, shape: tuple[int, ...], sigma: float = 0.0, *
         return network(torch.cat([x, t[:, None]], 1)) if together else network(t, x, *numbers)
 
     noisy = SimpleNamespace(
-        alpha=lambda t: t, sigma=lambda t: ((1 - t) ** 2 + sigma**2).sqrt(), range=(1.0, ENDS), prior_std=1.0
+        alpha=lambda t: t, sigma=lambda t: ((1 - t) ** 2 + sigma**2).sqrt(), range=(1.0, PATH_ENDS), prior_std=1.0
     )
     path = noisy if sigma else "linear-reversed"
     return _indm(Called(network, call), shape, predicts="velocity", path=path, **options)
@@ -250,7 +250,7 @@ def from_flow_matching(model: Any, *, shape: tuple[int, ...], path: Any = "linea
     scheduler = getattr(path, "scheduler", path)
     if callable(scheduler):
         path = SimpleNamespace(
-            alpha=lambda t: scheduler(t).alpha_t, sigma=lambda t: scheduler(t).sigma_t, range=(1 - ENDS, ENDS)
+            alpha=lambda t: scheduler(t).alpha_t, sigma=lambda t: scheduler(t).sigma_t, range=(1 - PATH_ENDS, PATH_ENDS)
         )
 
     def call(model: Any, x: Tensor, t: Tensor, *c: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ from torch import Tensor
 from indm.checks import did_you_mean, require
 
 Times = Tensor  # τ in float64, (B,)
-ENDS = 1e-4  # distance from the ends of a path on [0, 1] that has no noise, or no data, there
-POINTS = 257  # at which a path is checked
+PATH_ENDS = 1e-4  # distance from the ends of a path on [0, 1] that has no noise, or no data, there
+PATH_POINTS = 257  # at which a path is checked
 HALVINGS = 60  # halvings of an interval, to find τ: below float64's rounding
 NEWTON = 6  # steps of Newton's method from a line, which reach the rounding of float64 on the usual schedules
-ROUNDED = 1e-4  # error of a whole k, at most: log(σ/α) was rounded to float32
+ROUNDED_INDEX = 1e-4  # error of a whole k, at most: log(σ/α) was rounded to float32
 MOST_LEVEL = 0.5 * math.log(1e12)  # log(σ/α) from which the data cannot be told from zero
 Coefficients = tuple[Tensor, ...]  # α and σ, for a velocity also dα/dτ and dσ/dτ, which broadcast against x
 # What a network of each kind says of the noise: n̂ from its output f and x_τ.
@@ -154,7 +154,7 @@ class Steps(Path):
             value, slope = _cubic(*ends, share)
             share = (share - (value - level) / slope).clamp(0, 1)
         tau = below + share
-        return torch.where((tau - tau.round()).abs() < ROUNDED, tau.round(), tau)
+        return torch.where((tau - tau.round()).abs() < ROUNDED_INDEX, tau.round(), tau)
 
     def others(self) -> Iterator[tuple[str, "Path", Any]]:
         last = self.range[1]
@@ -196,7 +196,7 @@ class _OfTheUnitInterval(Path):
 
     def __init__(self, reversed: bool = False):
         self.reversed = reversed
-        self.range = (1 - ENDS, ENDS) if reversed else (ENDS, 1 - ENDS)
+        self.range = (1 - PATH_ENDS, PATH_ENDS) if reversed else (PATH_ENDS, 1 - PATH_ENDS)
         self.prior_std = float(self.sigma(torch.tensor(self.range[1], dtype=torch.float64)))
 
     def alpha(self, tau: Times) -> Tensor:
@@ -240,7 +240,7 @@ class Given(Path):
         self.path = path
         first, last = (float(end) for end in path.range)
         self.range = (first, last)
-        levels = self.level(torch.linspace(first, last, POINTS, dtype=torch.float64))
+        levels = self.level(torch.linspace(first, last, PATH_POINTS, dtype=torch.float64))
         if not bool(levels.isfinite().all()) or not bool((levels.diff() > 0).all()):
             where = f"range[0] = {first:g} to range[1] = {last:g}"
             got = f"{levels[0]:.3g} and {levels[-1]:.3g} there"
@@ -261,7 +261,7 @@ NAMED: Mapping[str, Path] = {
     "trigonometric": Trigonometric(),
     "trigonometric-reversed": Trigonometric(reversed=True),
 }
-TABLES: Mapping[str, Any] = {
+PATH_TABLES: Mapping[str, Any] = {
     "sigmas": lambda ends: Sigmas(*ends),
     "betas": lambda betas: Steps((1 - torch.as_tensor(betas, dtype=torch.float64, device="cpu")).cumprod(0)),
     "alphas_bar": Steps,
@@ -274,15 +274,15 @@ def path_of(path: Any) -> Path:
     >>> path_of("edm").range, path_of({"betas": [0.1, 0.2, 0.3]}).range
     ((0.002, 80.0), (0.0, 2.0))
     """
-    words = f"{', '.join(map(repr, NAMED))}, {', '.join(f'{{{name!r}: …}}' for name in TABLES)}, or an object"
+    words = f"{', '.join(map(repr, NAMED))}, {', '.join(f'{{{name!r}: …}}' for name in PATH_TABLES)}, or an object"
     if isinstance(path, Path):
         return path
     if isinstance(path, str) and path in NAMED:
         return NAMED[path]
-    if isinstance(path, Mapping) and len(path) == 1 and next(iter(path)) in TABLES:
+    if isinstance(path, Mapping) and len(path) == 1 and next(iter(path)) in PATH_TABLES:
         ((name, numbers),) = path.items()
         try:
-            return TABLES[name](numbers)
+            return PATH_TABLES[name](numbers)
         except (TypeError, RuntimeError) as error:
             raise ValueError(f"path {name} must be numbers, got {type(numbers).__name__}: {error}") from error
     if not isinstance(path, str | Mapping) and all(hasattr(path, name) for name in ("alpha", "sigma", "range")):

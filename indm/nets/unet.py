@@ -11,7 +11,7 @@ from indm.checks import require
 from indm.nets.embedding import ConditionOfImages, LevelEmbedding, seen, with_waves
 from indm.tensors import PerSample, zeroed
 
-FEW = 128  # tokens up to which the formula is the quicker one in bfloat16 on a CPU
+FEW_TOKENS = 128  # tokens up to which the formula is the quicker one in bfloat16 on a CPU
 
 
 def attend(
@@ -21,7 +21,7 @@ def attend(
 ) -> Float[Tensor, "batch heads tokens features"]:
     """softmax(query keyᵀ/√features) value; written out for few tokens in bfloat16 on CPUs, where the fused one is
     slow."""
-    if query.dtype != torch.bfloat16 or query.device.type != "cpu" or query.shape[2] > FEW:
+    if query.dtype != torch.bfloat16 or query.device.type != "cpu" or query.shape[2] > FEW_TOKENS:
         return F.scaled_dot_product_attention(query, key, value)
     scores = query @ (key / math.sqrt(key.shape[3])).transpose(2, 3)
     return scores.float().softmax(3).to(value.dtype) @ value

@@ -14,7 +14,7 @@ from indm import checks
 from indm.checks import brief, listed
 from indm.files import untrusted
 
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 Weights = Literal["ema", "model"]
 # Entries, by the last part of their names, that are computed from the weights or only count: matrix inverses, norms and
 # statistics of the roulette estimator, whether an ActNorm has seen data (checked elsewhere), noise levels of the SDE.
@@ -35,8 +35,8 @@ class NumPyPart:
         pass
 
 
-NAMES = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-NUMPY: dict[str, Callable] = dict.fromkeys(NAMES, NumPyPart)
+NUMPY_NAMES = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+NUMPY: dict[str, Callable] = dict.fromkeys(NUMPY_NAMES, NumPyPart)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Checkpoint:
     """The contents of a released file."""
 
     path: Path
-    state: State  # the last weights, by name
+    state: StateDict  # the last weights, by name
     shadow: list[Tensor] | None  # their moving averages, in the order of the parameters
     step: int | None
     others: tuple[str, ...] = ()  # entries of the file that are not read, such as the state of an optimizer
@@ -54,7 +54,7 @@ class Checkpoint:
         """Entries of the file that no model is made from, and kinds of tensors that follow from others."""
         return [*self.others, *sorted({key.rpartition(".")[2] for key in self.state} & INCIDENTAL)]
 
-    def weights(self, which: Weights) -> State:
+    def weights(self, which: Weights) -> StateDict:
         """The state with the trainable parameters' last values ("model") or their moving averages ("ema")."""
         if which == "model":
             return self.state

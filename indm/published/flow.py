@@ -23,7 +23,7 @@ from indm.published.conditional import ConditionalBlock, ConditionalResidualFlow
 
 ENCODER = "discriminator.encoder.net."
 HEAD = "discriminator.fc.linear"
-STEPS = "discriminator.prior.flow.steps."
+STEPS_KEY = "discriminator.prior.flow.steps."
 
 
 def flow_from_state(state: Mapping[str, Tensor], given: Mapping[str, Any], shape: tuple[int, ...]) -> Flow:
@@ -147,8 +147,8 @@ def code_arguments(reader: Reader) -> dict[str, Any]:
         "code_dim": reader.shape(f"{HEAD}.weight_v", 2)[0] // 2,
         "encoder_planes": tuple(reader.shape(f"{ENCODER}resnet{i}.main.0.conv1.weight", 4)[0] for i in levels),
         "encoder_channels": reader.shape(f"{ENCODER}top.weight", 4)[0],
-        "prior_steps": len(reader.indices(STEPS)),
-        "prior_width": reader.shape(f"{STEPS}0.unit.coupling1_up.net.fc1.weight", 2)[0],
+        "prior_steps": len(reader.indices(STEPS_KEY)),
+        "prior_width": reader.shape(f"{STEPS_KEY}0.unit.coupling1_up.net.fc1.weight", 2)[0],
     }
 
 
@@ -178,7 +178,7 @@ def read_prior(reader: Reader, flow: ConditionalResidualFlow) -> None:
              "unit.coupling2_dn")  # fmt: skip
     layers: Iterable[Any] = flow.prior.flows
     for i, layer in enumerate(layers):
-        source = f"{STEPS}{i // len(names)}.{names[i % len(names)]}"
+        source = f"{STEPS_KEY}{i // len(names)}.{names[i % len(names)]}"
         if isinstance(layer, ActNorm):
             reader.copy(f"{source}.log_scale", layer.log_scale)
             reader.copy(f"{source}.bias", layer.shift)

@@ -15,10 +15,10 @@ from indm.sde.linear import VESDE, VPSDE, LinearSDE, SubVPSDE
 from indm.tensors import Batch, PerSample, double, expand_like, zeroed
 
 Images = Float[Tensor, "batch channels height width"]
-EMBEDDINGS = ("positional", "fourier")
+TIME_EMBEDDINGS = ("positional", "fourier")
 INPUT_PYRAMIDS = ("none", "residual")
 LARGEST_LEVEL = 999  # the published level at T under VP, the last of 1000 discrete steps counted from 0
-LONGEST_PERIOD = 10_000  # in radians, of the positional embedding
+POSITIONAL_PERIOD = 10_000  # in radians, of the positional embedding
 CAUTIOUS_GAIN = math.sqrt(0.1)  # gain of the 1×1 maps that start small in the original
 
 
@@ -85,7 +85,7 @@ class Positional(nn.Module):
     def __init__(self, features: int):
         super().__init__()
         half = features // 2
-        omega = torch.exp(-math.log(LONGEST_PERIOD) / (half - 1) * torch.arange(half))
+        omega = torch.exp(-math.log(POSITIONAL_PERIOD) / (half - 1) * torch.arange(half))
         self.features = features
         self.register_buffer("omega", omega, persistent=False)
 
@@ -302,7 +302,7 @@ class NCSNpp(nn.Module):
         both, are_counts = (self.multipliers, self.blocks), min(self.multipliers, default=0) >= 1 and self.blocks >= 1
         require(are_counts, "multipliers and blocks", both, "1 or more", "(1,) and 1 do")
         require(self.channels >= 4, "channels", self.channels, "at least 4 for the embedding of the level")
-        for name, known in {"embedding": EMBEDDINGS, "input_pyramid": INPUT_PYRAMIDS}.items():
+        for name, known in {"embedding": TIME_EMBEDDINGS, "input_pyramid": INPUT_PYRAMIDS}.items():
             require(getattr(self, name) in known, name, getattr(self, name), f"one of {', '.join(known)}")
         if self.scale_by_sigma and self.embedding != "fourier":
             raise ValueError('scale_by_sigma must be false with the embedding "positional", whose level is not σ')

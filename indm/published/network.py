@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from indm.checks import brief, check_arguments, require
 from indm.nets.unet import Attention, ResBlock
-from indm.published.checkpoint import Reader, State, check_agrees
+from indm.published.checkpoint import Reader, StateDict, check_agrees
 from indm.published.ncsnpp import Fourier, Inlet, NCSNpp
 
 Tables = dict[str, dict[str, Any]]  # keys by table
@@ -37,7 +37,7 @@ class Architecture:
     assumed: dict  # the part of net that is taken from a recipe or as published
 
 
-def architecture(state: State, given: Tables, fallback: Tables, size: int | None) -> Architecture:
+def architecture(state: StateDict, given: Tables, fallback: Tables, size: int | None) -> Architecture:
     """The architecture of a network for images of side ``size``: by the tensors, then by what is ``given``, then by a
     recipe, then as published; a ValueError where what is given or the recipe contradicts the tensors."""
     chosen, default = (dict(tables.get("net", {})) for tables in (given, fallback))
@@ -83,7 +83,7 @@ def _sigmas(deviations: Tensor) -> dict[str, float]:
     return {"sigma_min": _rounded(deviations[-1]), "sigma_max": _rounded(deviations[0])}
 
 
-def infer(state: State) -> tuple[dict, list[bool], int]:
+def infer(state: StateDict) -> tuple[dict, list[bool], int]:
     """Arguments of :class:`NCSNpp`, attention at each level, and image channels, as the tensors show them."""
     layers = _layers(state)
     kinds = [_kind(layers.get(n, {})) for n in range(max(layers) + 1)]
@@ -93,9 +93,9 @@ def infer(state: State) -> tuple[dict, list[bool], int]:
         raise ValueError(f"{FOREIGN}: {brief(', '.join(kinds))}") from error
 
 
-def _layers(state: State) -> dict[int, State]:
+def _layers(state: StateDict) -> dict[int, StateDict]:
     """The tensors of each layer of the original's list, by their names in it."""
-    layers: dict[int, State] = {}
+    layers: dict[int, StateDict] = {}
     for key, value in state.items():
         match = re.fullmatch(r"all_modules\.(\d+)\.(.+)", key)
         if match:
@@ -109,7 +109,7 @@ def _layers(state: State) -> dict[int, State]:
     return layers
 
 
-def _infer(layers: dict[int, State], kinds: list[str]) -> tuple[dict, list[bool], int]:
+def _infer(layers: dict[int, StateDict], kinds: list[str]) -> tuple[dict, list[bool], int]:
     """:func:`infer` from the layers and the kind of each."""
     stem = kinds.index("conv")
     runs, between = _runs(kinds, stem + 1)
@@ -147,7 +147,7 @@ def _runs(kinds: list[str], start: int) -> tuple[list[list[int]], list[list[int]
     return runs, between[1:]
 
 
-def _kind(layer: State) -> str:
+def _kind(layer: StateDict) -> str:
     """The kind of a layer in the original's list, by the names of its tensors; "empty" for a layer without any."""
     names = {key.rpartition(".")[0] for key in layer}
     if names & {"Dense_0", "Conv_1", "GroupNorm_1"}:
@@ -165,11 +165,11 @@ def _kind(layer: State) -> str:
     return "unknown" if layer else "empty"
 
 
-def _outputs(block: State) -> int:
+def _outputs(block: StateDict) -> int:
     return _width(block, "Conv_1.bias", "GroupNorm_1.weight", "GroupNorm_1.bias", "Dense_0.bias")
 
 
-def _width(layer: State, *names: str) -> int:
+def _width(layer: StateDict, *names: str) -> int:
     """Length of the first tensor that is there, of names with one entry for each channel; 0 where there is none."""
     return next((len(layer[name]) for name in names if name in layer and layer[name].ndim > 0), 0)
 
@@ -230,7 +230,7 @@ def _of_layer(name: str, layer: Any) -> list[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def load_published(net: NCSNpp, state: State) -> None:
+def load_published(net: NCSNpp, state: StateDict) -> None:
     """Load the original's ``state`` (names without "module.") into ``net``.
 
     Raises:

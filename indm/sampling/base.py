@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from indm.checks import check_arguments, require
 from indm.names import BUILT_IN, find
-from indm.ode import SAMPLED, SAMPLED_SMOOTH, Points
+from indm.ode import SAMPLED, SAMPLED_SMOOTH, Spacing
 from indm.protocols import Model, Score
 from indm.score import is_smooth
 from indm.sde.linear import LinearSDE
@@ -114,8 +114,8 @@ def _times(sde: LinearSDE, log_snr: Tensor) -> Tensor:
     return times
 
 
-def steps_in_time(sde: LinearSDE) -> Points:
-    """Points on the clock −log SNR, equally spaced in a mean of t and the clock, which has a weight of 25 steps, at
+def steps_in_time(sde: LinearSDE) -> Spacing:
+    """Spacing on the clock −log SNR, equally spaced in a mean of t and the clock, which has a weight of 25 steps, at
     least 0.1."""
 
     def points(start: float, end: float, steps: int) -> list[float]:

@@ -15,7 +15,7 @@ from indm.score import context_of, denoise, is_smooth, probability_flow, with_co
 from indm.tensors import Batch, PerSample, expand_like
 
 FLOW_TOLERANCE = 1e-4  # tolerance of the probability flow: an eightieth of one of 256 grey levels
-LONGEST_STEP, FEWEST_STEPS = 2.4, 4  # longest step and fewest steps of the flow's first solution, on the clock −log SNR
+LONGEST_STEP, FEWEST_FIRST = 2.4, 4  # longest step and fewest steps of the flow's first solution, on the clock −log SNR
 FIRST_RESOLVING = 128  # steps of the first solution for a network that may have ripples in t
 VARIANCES = tuple(10.0**k for k in range(-5, 2))  # variances of latents for :func:`balance`, towards data
 OUTWARD_VARIANCES = VARIANCES[2:]  # away from data: in few steps, rates of the other variances would not be stable
@@ -209,7 +209,7 @@ def follow_flow(
         if steps is not None:
             (v,), nfe, _, _ = adams(field, state, start, end, steps=steps, **options)
             return after * v, nfe
-        first = max(FEWEST_STEPS, math.ceil(abs(end - start) / LONGEST_STEP))
+        first = max(FEWEST_FIRST, math.ceil(abs(end - start) / LONGEST_STEP))
         if not is_smooth(score):
             first = max(first, math.ceil(FIRST_RESOLVING * abs(t - s) / sde.T))
         solution = converge(field, state, start, end, tol=tol, first=first, **options)

@@ -99,10 +99,8 @@ class SDEDPMSolver2M(Sampler):
             prediction = middle = denoise(score, z, t)
             if before:
                 middle = prediction + 0.5 * h / before[1] * (prediction - before[0])
-            alpha, sigma, shrunk = (
-                expand_like(v, z) for v in (sde.alpha(s), sde.sigma(s), sde.sigma(s) / sde.sigma(t))
-            )
-            mean = shrunk * (-h).exp() * z - alpha * torch.expm1(-2 * h) * middle
+            alpha, sigma, ratio = (expand_like(v, z) for v in (sde.alpha(s), sde.sigma(s), sde.sigma(s) / sde.sigma(t)))
+            mean = ratio * (-h).exp() * z - alpha * torch.expm1(-2 * h) * middle
             z = mean + sigma * (-torch.expm1(-2 * h)).sqrt() * randn_like(z, generator)
             before = prediction, h
         return z, steps

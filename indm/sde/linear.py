@@ -396,7 +396,7 @@ class LogLinearSDE(LinearSDE):
         return (self.log_snr_max - log_snr) / self.rate
 
 
-TIMES, PRECISION = 24, 1e-4
+TIMES, SLOPE_PRECISION = 24, 1e-4
 
 
 def check_sde(sde: LinearSDE) -> None:
@@ -439,7 +439,7 @@ def check_sde(sde: LinearSDE) -> None:
         if not value.shape == wanted.shape == t.shape:
             got = f"{tuple(torch.broadcast_shapes(value.shape[1:], wanted.shape[1:]))} for each by {method}"
             raise ValueError(f"coefficients of {name} must be one number for each time, {tuple(t.shape)}, got {got}")
-        excess = ((value - wanted).abs() - PRECISION * (1e-2 + wanted.abs())).detach().nan_to_num(torch.inf)
+        excess = ((value - wanted).abs() - SLOPE_PRECISION * (1e-2 + wanted.abs())).detach().nan_to_num(torch.inf)
         worst = int(excess.argmax())
         if excess[worst] > 0:
             square = "² " if method == "diffusion" else " "

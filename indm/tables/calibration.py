@@ -9,14 +9,13 @@ import numpy as np
 from scipy.stats import binom, chisquare
 
 from indm.files import atomic
+from indm.tables.columns import Array
 
 MOST_BINS, LEAST_IN_BIN = 10, 10  # bins of the test of uniformity, at most; ranks in each, at least
 LEVELS = np.linspace(0, 1, 101)  # levels at which the figure draws its curves
 BAND = 0.95  # share of calibrated curves that are in the band, at any one level
 
 OWN = 1804_06788  # second seed: a user's simulations may be drawn from the same first one
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True)

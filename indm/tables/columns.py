@@ -9,12 +9,12 @@ from sklearn.covariance import OAS
 
 LEAST_REST = 1e-6  # deviation that conditions leave a column, at least, as a share of the column's own
 POWER_ROWS = 5_000  # rows on which powers are fitted, at most
-LARGEST = 1e300  # largest number allowed, so that differences do not overflow
+LARGEST_X = 1e300  # largest number allowed, so that differences do not overflow
 FAR = 10.0  # ratio of a column's deviation to the one of most rows, above which a few rows decide it
 BEND = 3.0  # deviations of most rows beyond which far values are brought near
 EDGES = (0.3, 0.03)  # weights of the logit that are tried beside the quantile
 NEWTON_STEPS = 20  # from below, of a concave function; eight are enough for these weights
-ROUNDING = 8 * np.finfo(np.float64).eps  # relative difference up to which the values of a column are the same
+ROUNDING_OF_VALUES = 8 * np.finfo(np.float64).eps  # relative difference up to which the values of a column are the same
 SHARES = {0.05: 3.290, 0.01: 4.653}  # share of the rows on either side of most: the width of most of N(0, 1)
 
 Array = np.ndarray
@@ -135,7 +135,7 @@ class Columns:
 
 def are_near(X: Array, value: Array | float) -> Array:
     """Mask of the entries that equal ``value`` up to rounding."""
-    return np.abs(X - value) <= ROUNDING * np.abs(value)
+    return np.abs(X - value) <= ROUNDING_OF_VALUES * np.abs(value)
 
 
 def is_inside(X: Array, interval: Array, is_whole: Array | bool = False) -> Array:

@@ -8,10 +8,9 @@ from typing import Any, cast
 import numpy as np
 
 from indm.checks import few_values
-from indm.tables.columns import LARGEST, Columns, are_near, best_edges, far_columns, is_inside
+from indm.tables.columns import LARGEST_X, Array, Columns, are_near, best_edges, far_columns, is_inside
 from indm.tables.mixture import bounded
 
-Array = np.ndarray
 NONE = np.zeros((1, 0))  # an array without conditions
 MOST_CATEGORIES = 1000  # categories of a column, at most: each row has a number for each of them
 FEWEST_ROWS = 10  # rows that a table must have
@@ -22,7 +21,7 @@ DATES = (
     "turn dates into numbers, such as days: (pd.to_datetime(dates) - pd.Timestamp('2000-01-01')).dt.days, or into "
     "columns of .dt.year and .dt.month"
 )
-NAMES = "drop a column of identifiers, turn dates and strings of numbers into numbers, or give rare values one name"
+ADVICE = "drop a column of identifiers, turn dates and strings of numbers into numbers, or give rare values one name"
 
 
 @dataclass(frozen=True)
@@ -229,7 +228,7 @@ def fitted_column(
         if len(values) > min(few, MOST_CATEGORIES):
             raise ValueError(
                 f"{name} must have at most {MOST_CATEGORIES:,} categories, in several rows each, got {len(values):,} "
-                f"in {len(present):,} rows, from {values[0]!r} to {values[-1]!r}: {NAMES}"
+                f"in {len(present):,} rows, from {values[0]!r} to {values[-1]!r}: {ADVICE}"
             )
         if np.isfinite(interval).any() or spikes or is_whole:
             raise ValueError(f"{name} has categories, so it cannot have bounds, spikes or whole numbers")
@@ -282,8 +281,8 @@ def as_numbers(entries: Array, name: str) -> Array:
     except (TypeError, ValueError, OverflowError) as error:
         kinds = ", ".join(sorted({type(entry).__name__ for entry in entries.flat} - {"int", "float"})) or "huge numbers"
         raise ValueError(f"{name} must hold numbers, or be among the categories, got {kinds}; {DATES}") from error
-    if not (np.abs(found) <= LARGEST).all():
-        raise ValueError(f"{name} must hold numbers of at most {LARGEST:g}, got {found[np.abs(found).argmax()]:g}")
+    if not (np.abs(found) <= LARGEST_X).all():
+        raise ValueError(f"{name} must hold numbers of at most {LARGEST_X:g}, got {found[np.abs(found).argmax()]:g}")
     return found
 
 

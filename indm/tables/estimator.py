@@ -23,10 +23,11 @@ from indm.model import INDM
 from indm.sampling import sample
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
+from indm.tables import fit as fitting
 from indm.tables import solve
 from indm.tables.columns import (
     FAR,
-    LARGEST,
+    LARGEST_X,
     Columns,
     are_near,
     best_edges,
@@ -36,23 +37,7 @@ from indm.tables.columns import (
     moments_of_most,
 )
 from indm.tables.encoding import DATES, FEWEST_ROWS, NamedColumns, names_of, problems_of, warn_of_few_values
-from indm.tables.fit import (
-    ALONE,
-    EPS,
-    INTERRUPT,
-    MIXTURE_SHARE,
-    VALIDATION_ROWS,
-    FlowTraining,
-    Gain,
-    Training,
-    bounds_of,
-    check_count,
-    check_options,
-    ended_by,
-    race,
-    warn_of_fit,
-)
-from indm.tables.mixture import COMPONENTS, Mixture, best_mixture, bounded, with_one_gaussian
+from indm.tables.mixture import MIXTURE_SIZES, Mixture, best_mixture, bounded, with_one_gaussian
 from indm.tables.networks import MixtureMLP
 from indm.tables.student import USUALLY_UNKNOWN, Student
 
@@ -61,7 +46,7 @@ MODELS, SECONDS_OF_A_MODEL = 4, 15.0  # models, at most; seconds of each above F
 MIXTURE_ROWS = 5_000  # to fit a mixture on
 DRAWS_OF_MIXTURE = 8  # draws of the noise of discrete columns that validate a mixture
 FLOW_ROWS, MANY_ROWS = 2_000, 5_000  # rows from which on a flow may be the start; from which on batches are large
-BATCH, RATE = (128, 512), (4e-3, 6e-3)  # for few rows, and for many
+BATCH_SIZES, LEARNING_RATES = (128, 512), (4e-3, 6e-3)  # for few rows, and for many
 BEHIND_A_FLOW = 0.2  # factor of the learning rate behind a flow, where little but noise is left to fit
 MOST_EXACT_SLOPE = 40  # columns up to which the gradient of a divergence is exact
 
@@ -71,11 +56,11 @@ Table = tuple[np.ndarray, np.ndarray]  # a table and its conditions
 class Fitted(NamedTuple):
     """A model that was fitted."""
 
-    training: Training
+    training: fitting.Validated
     start: str  # "flow", or how many Gaussians
-    gain: Gain  # over the start
-    beyond: Gain  # over the best mixture
-    late: Gain  # in the last part of its seconds
+    gain: fitting.Gain  # over the start
+    beyond: fitting.Gain  # over the best mixture
+    late: fitting.Gain  # in the last part of its seconds
 
 
 class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
@@ -227,18 +212,18 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 parts = (X[~is_valid], c[~is_valid]), (X[is_valid], c[is_valid])
                 until = began[0] + self.max_seconds * (i + 1) / n_models
                 found = self._fitted(*parts, maps, numbers, until)
-                fitting = found.training
+                winner = found.training
                 maps = [self.columns_]
-                self.models_.append(fitting.best.double())
-                self.n_steps_.append(fitting.best_step)
-                self.ended_.append((fitting.step, fitting.ended))
+                self.models_.append(winner.best.double())
+                self.n_steps_.append(winner.best_step)
+                self.ended_.append((winner.step, winner.ended))
                 self.starts_.append(found.start)
                 self.gains_.append(found.gain)
                 gains.append(found.beyond)
                 late.append(found.late)
-                if fitting.ended == INTERRUPT:
+                if winner.ended == fitting.INTERRUPT:
                     break
-        warn_of_fit(self, gains, self.ended_, late, began)
+        fitting.warn_of_fit(self, gains, self.ended_, late, began)
         c, seed = c[np.linspace(0, len(c) - 1, solve.DRAWN).astype(int)], numbers.randint(2**31 - 1)
         self.sampling_steps_, self.sampling_error_ = solve.steps_for_draws(
             lambda steps: self._latents(c, steps, np.random.RandomState(seed))
@@ -312,7 +297,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             (True, 0.0)
         """
         check_is_fitted(self)
-        check_count(pairs, "pairs", 2)
+        fitting.check_count(pairs, "pairs", 2)
         X = self._numbers(X, reset=False)
         self._check_whole(X)
         c = self.standardised(c, len(X))
@@ -324,7 +309,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         for rows, at_c in zip(solve.batched(X, size), solve.batched(c, size), strict=True):
             noisy = self._noisy(rows[:, self.varies_], numbers)
             z, c_of_rows = torch.from_numpy(self.columns_.latents(noisy, at_c)), torch.from_numpy(at_c)
-            bounds = torch.stack([bounds_of(model, z, c_of_rows, pairs, generator) for model in self.models_])
+            bounds = torch.stack([fitting.bounds_of(model, z, c_of_rows, pairs, generator) for model in self.models_])
             each.append(bounds.mean(0).numpy() + self.columns_.log_volume(noisy)[:, None])
         values = np.concatenate(each)
         return float(values.mean()), float(np.sqrt(values.var(1, ddof=1).sum() / pairs) / len(values))
@@ -336,7 +321,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         default ``sampling_steps_``, in which draws are off by ``sampling_error_``.
         """
         check_is_fitted(self)
-        check_count(n_samples, "n_samples")
+        fitting.check_count(n_samples, "n_samples")
         c = self.standardised(c, n_samples)
         latents = self._latents(c, self.sampling_steps_ if steps is None else steps, check_random_state(random_state))
         rows = np.tile(self.constant_, (n_samples, 1))
@@ -370,8 +355,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             True
         """
         check_is_fitted(self)
-        check_count(max_pairs, "max_pairs")
-        check_count(max_steps, "max_steps")
+        fitting.check_count(max_pairs, "max_pairs")
+        fitting.check_count(max_steps, "max_steps")
         require(max_seconds > 0, "max_seconds", max_seconds, "positive")
         table = self.standardised(c, 1 if c is None else len(c))
         numbers = check_random_state(random_state)
@@ -409,13 +394,13 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 takes = f"JointDensityEstimator takes categories and missing entries (NaN); {DATES}"
                 raise ValueError(f"X must hold numbers, got {', '.join(wrong)}: {takes}") from error
             raise
-        if np.abs(found).max() > LARGEST:
-            raise ValueError(f"X must hold numbers of at most {LARGEST:g}, got {np.abs(found).max():g}")
+        if np.abs(found).max() > LARGEST_X:
+            raise ValueError(f"X must hold numbers of at most {LARGEST_X:g}, got {np.abs(found).max():g}")
         return found
 
     def _checked(self, rows: int) -> int:
         """The number of models; ValueError where an argument is out of range."""
-        check_options(self)
+        fitting.check_options(self)
         if self.n_models is None:  # few rows are soon overfitted, many take time
             in_time = max(1, min(MODELS, int(self.max_seconds / SECONDS_OF_A_MODEL)))
             return MODELS if rows <= FEW_ROWS else in_time if rows <= MORE_ROWS else 1
@@ -484,7 +469,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     @property
     def ended_by_(self) -> str:
         """The end of the fit: "time" if ``max_seconds`` ended a model, "steps" for ``max_steps``, else "plateau"."""
-        return ended_by([ended for _, ended in self.ended_])
+        return fitting.ended_by([ended for _, ended in self.ended_])
 
     def _far(self, X: np.ndarray, noisy: np.ndarray) -> list[np.ndarray]:
         """Columns with values far from all others, a list of one mask or none; a warning names the farthest value."""
@@ -559,20 +544,15 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     # ── Models ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _fitted(
-        self,
-        training: Table,
-        validation: Table,
-        maps: list[Columns],
-        numbers: np.random.RandomState,
-        deadline: float,
+        self, training: Table, validation: Table, maps: list[Columns], numbers: np.random.RandomState, deadline: float
     ) -> "Fitted":
         """A model of the rows and conditions ``training``, by the best of ``maps``, which becomes ``columns_``.
 
         It starts from the best mixture, from one Gaussian or from a flow: a race tells which ends best.
         """
         (rows, c), (valid, c_valid) = training, validation
-        repeats = max(1, VALIDATION_ROWS // len(valid))
-        many, c_held = (np.repeat(part[:VALIDATION_ROWS], repeats, axis=0) for part in (valid, c_valid))
+        repeats = max(1, fitting.VALIDATION_ROWS // len(valid))
+        many, c_held = (np.repeat(part[: fitting.VALIDATION_ROWS], repeats, axis=0) for part in (valid, c_valid))
         held_rows = self._noisy(many, numbers)
         draws = min(repeats, DRAWS_OF_MIXTURE)
         thinned = np.arange(len(many)) % repeats < draws
@@ -581,7 +561,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             (held_rows[thinned], c_held[thinned]),
             maps,
             numbers.randint(2**31 - 1),
-            MIXTURE_SHARE * (deadline - time.perf_counter()),
+            fitting.MIXTURE_SHARE * (deadline - time.perf_counter()),
             draws,
         )
         c_train = torch.from_numpy(c).float()
@@ -601,12 +581,12 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         trainings = self._trainings(Identity(), mixtures, *parts, repeats, len(rows))
         is_wanted = len(rows) >= FLOW_ROWS if self.flow is None else self.flow
         may_flow = is_wanted and self.max_steps and not self.n_conditions_
-        flowing = [FlowTraining(MaskedFlow(held.shape[1:]), held, repeats)] if may_flow else []
-        best = race([*trainings, *flowing], batch, *limits)
+        flowing = [fitting.FlowTraining(MaskedFlow(held.shape[1:]), held, repeats)] if may_flow else []
+        best = fitting.race([*trainings, *flowing], batch, *limits)
         late, start, name = best.late_gain(), trainings[0].start, counted(len(mixtures[0].weight), "Gaussian")
         of_mixture = start
         if best in flowing:
-            best = self._corrected(best, batch, parts, repeats, limits, numbers.randint(2**31 - 1))
+            best = self._corrected(flowing[0], batch, parts, repeats, limits, numbers.randint(2**31 - 1))
             start, name = best.start, "flow"
         elif best is not trainings[0]:
             name = "1 Gaussian"
@@ -621,16 +601,16 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _trainings(
         self, flow: Flow, mixtures: Sequence[Mixture], held: Tensor, c_held: Tensor, repeats: int, rows: int
-    ) -> list[Training]:
+    ) -> list[fitting.Training]:
         """Trainings behind ``flow`` that start from mixtures of its latents."""
         models = [self._build(mixture, flow) for mixture in mixtures]
         starts = [solve.start_log_prob(solve.at(model, c_held), held) for model in models]
         with torch.no_grad():
             h, _ = flow(held)
         is_large = self._is_large(rows)
-        rate, alone = self.pace(is_large)[1] * (1 if flow.is_identity else BEHIND_A_FLOW), ALONE[is_large]
+        rate, alone = self.pace(is_large)[1] * (1 if flow.is_identity else BEHIND_A_FLOW), fitting.ALONE[is_large]
         return [
-            Training(model, h, c_held, rate, self.weight_decay, repeats, -start, alone)
+            fitting.Training(model, h, c_held, rate, self.weight_decay, repeats, -start, alone)
             for model, start in zip(models, starts, strict=True)
         ]
 
@@ -640,20 +620,20 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def pace(self, is_large: bool) -> tuple[int, float]:
         """The batch size and the learning rate of a fit to many rows, or to few."""
-        return self.batch_size or BATCH[is_large], self.learning_rate or RATE[is_large]
+        return self.batch_size or BATCH_SIZES[is_large], self.learning_rate or LEARNING_RATES[is_large]
 
     def _corrected(
         self,
-        flowing: FlowTraining,
+        flowing: fitting.FlowTraining,
         batch: Callable[[Tensor], tuple[Tensor, Tensor]],
         held: tuple[Tensor, Tensor],
         repeats: int,
         limits: tuple[int, int, int, float],
         seed: int,
-    ) -> Training:
+    ) -> fitting.Training:
         """A model behind the trained flow, which stays as it is; it starts from a mixture of the flow's latents."""
         flow, (n, size, max_steps, deadline) = flowing.best, limits
-        is_over = flowing.ended == INTERRUPT
+        is_over = flowing.ended == fitting.INTERRUPT
 
         @torch.no_grad()
         def latents(z: Tensor) -> Tensor:
@@ -661,7 +641,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
         parts = (batch(torch.randperm(n)[:MIXTURE_ROWS])[0], held[0])
         rows = [(latents(z).double().numpy(), np.zeros((len(z), 0))) for z in parts]
-        until = time.perf_counter() + MIXTURE_SHARE * (deadline - time.perf_counter())
+        until = time.perf_counter() + fitting.MIXTURE_SHARE * (deadline - time.perf_counter())
         most = 1 if is_over else self._most_components()
         mixture = best_mixture(rows[0], rows[1], most, seed, until, repeats)
         mixtures = with_one_gaussian(mixture, rows[0], rows[1], seed, repeats)
@@ -671,13 +651,13 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             return latents(z), c
 
         trainings = self._trainings(flow, mixtures, *held, repeats, n)
-        best = race(trainings, behind, n, size, 0 if is_over else max_steps, deadline)
-        best.ended = INTERRUPT if is_over else best.ended
+        best = fitting.race(trainings, behind, n, size, 0 if is_over else max_steps, deadline)
+        best.ended = fitting.INTERRUPT if is_over else best.ended
         return best
 
     def _most_components(self) -> int:
         """The largest number of components of a mixture."""
-        return (1 if self.n_conditions_ else max(COMPONENTS)) if self.max_components is None else self.max_components
+        return (1 if self.n_conditions_ else max(MIXTURE_SIZES)) if self.max_components is None else self.max_components
 
     def _mixtures(
         self, training: Table, validation: Table, maps: list[Columns], seed: int, seconds: float, draws: int = 1
@@ -712,7 +692,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         if flow.is_identity:
             columns = np.linalg.inv(self.columns_.whitening), self.columns_.mean, self.columns_.slope
             backbone.set_columns(*map(torch.from_numpy, columns))
-        return INDM(flow, ScoreModel(backbone, VPSDE(eps=EPS)), shape=shape, condition=condition)
+        return INDM(flow, ScoreModel(backbone, VPSDE(eps=fitting.EPS)), shape=shape, condition=condition)
 
     def log_densities(self, z: Tensor, c: np.ndarray, steps: int) -> Iterator[Tensor]:
         """log p of latents z (n, d) at standardised c, nats (n,), by each model, with gradients, in so many steps."""

@@ -12,9 +12,9 @@ import math
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,9 +31,9 @@ from indm.training import Descent, NoiseLevels, course, learning_rate_factor
 
 VALIDATION_ROWS = 2_048  # noised at every validation, at most
 CHECK_EVERY = 50  # steps, at least
-PATIENCE, LEAST = 15, 500  # epochs and steps without a better check, until the batch grows and then the rate falls
+PATIENCE, LEAST_STEPS = 15, 500  # epochs and steps without a gain, until the batch grows and then the rate falls
 # It is twice as many where nothing has been gained: a network may stand at zero for a thousand steps, and then learn.
-GROWTH, LARGEST_SHARE, LARGEST = 4, 0.25, 2_048  # growth of the batch: factor at a plateau, share of the rows, rows
+GROWTH, LARGEST_SHARE, LARGEST_BATCH = 4, 0.25, 2_048  # the batch: factor at a plateau, most of the rows, most rows
 ALONE = 0.5, 0.0  # share of the seconds, at most, in which the MLP of all columns trains alone: of few rows, of many
 ANNEAL = 0.3  # steps of the falling rate, as a share of those before; its share of the seconds
 WARMUP = 50  # steps
@@ -47,12 +47,13 @@ EMA_DECAY, BETAS, CLIP = 0.9995, (0.9, 0.99), 1.0
 EPS = 1e-4  # truncation of the diffusion
 MIXTURE_SHARE = 0.2  # share of the seconds that mixtures may take
 LATE_GAIN = 0.05  # nats a row, above which a fit that time ended has stopped too early
-STANDARD = VPSDE()  # whose prior is N(0, I)
+STANDARD_SDE = VPSDE()  # whose prior is N(0, I)
 
 INTERRUPT = "interrupt"
 
 Gain = tuple[float, float]  # nats a row, and the standard error
 Rows = Callable[[Tensor], tuple[Any, ...]]  # indices ↦ a batch of Training.update
+One = TypeVar("One", bound="Validated")
 
 
 def paired_error(model: Any, c: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,8 +80,8 @@ class Validated(Descent, ABC):
     own_batch: int | None = None  # rows of its first batches, in place of those that the fit has
     share = 1.0  # share of the seconds that it may have, if it is the best of a race
 
-    def validate(self) -> None:
-        """Begin: the start is the best state so far."""
+    def begin(self) -> None:
+        """Take the start as the best state so far."""
         self.best_step, self.ended = 0, ""  # "plateau", "max_steps", "max_seconds" or "interrupt"
         self.marks: list[Tensor] = []  # the lowest errors at the shares MARKS of the seconds
         self.start = self.lowest = self._errors()
@@ -96,8 +97,8 @@ class Validated(Descent, ABC):
         """One step on ``batch`` at ``factor`` of the rate; whether it was skipped, as something was not finite."""
         return bool(self.advance(lambda: self._gradients(*batch), factor)["skipped"])
 
-    def check(self) -> bool:
-        """Validate the average; whether it is the best so far."""
+    def validate(self) -> bool:
+        """Compare the average with the best so far at the validation rows; whether it is better."""
         errors = self._errors()
         if not self.is_lower(errors, self.lowest):
             return False
@@ -151,7 +152,7 @@ class FlowTraining(Validated):
     def __post_init__(self):
         group = {"name": "flow", "params": list(self.flow.parameters()), "weight_decay": FLOW_DECAY}
         super().__init__(self.flow, torch.optim.AdamW([group], FLOW_RATE, BETAS, fused=True), EMA_DECAY, FLOW_CLIP)
-        self.validate()
+        self.begin()
 
     @torch.no_grad()
     def _errors(self) -> Tensor:
@@ -165,14 +166,27 @@ class FlowTraining(Validated):
 def flow_nats(flow: nn.Module, z: Tensor) -> Tensor:
     """−log p of latents by a flow with N(0, I) behind it, (B,)."""
     h, log_det = flow(z)
-    return -STANDARD.prior_log_prob(h) - log_det
+    return -STANDARD_SDE.prior_log_prob(h) - log_det
 
 
-def shuffled_times(levels: NoiseLevels, n: int, generator: torch.Generator | None = None, uniform: bool = False) -> Any:
+def shuffled_times(
+    levels: NoiseLevels, n: int, generator: torch.Generator | None = None, uniform: bool = False
+) -> tuple[Tensor, ...]:
     """Times of :meth:`NoiseLevels.draw`, their weights and their cells, each (n,), in random order."""
     drawn = levels.draw(n, generator, uniform)
     order = torch.randperm(n, generator=generator)
     return tuple(part[order] for part in drawn)
+
+
+@dataclass(frozen=True)
+class HeldDraws:
+    """The noise by which a network is validated, the same each time, at each of m validation rows."""
+
+    c: Tensor  # the network's condition, (m, k)
+    t: Tensor  # times, (m,)
+    weight: Tensor  # of the times, (m,)
+    noise: Tensor  # of the latents, (m, d)
+    question: Tensor  # index of the question that the row asks, (m,); 0 where a model answers only one
 
 
 @dataclass(eq=False)
@@ -203,28 +217,29 @@ class Training(Validated):
         self.clock = NoiseLevels(self.model.sde)
         self._switch_columns(is_off=True)
         self.model.score.backbone.mlp.output.register_forward_pre_hook(self._keep)
-        self.fixed, self.offset = self._fixed(), torch.zeros(())
-        self.offset = torch.zeros(()) if self.base is None else self.base - self._errors()
-        self.validate()
+        self.draws = self._held_draws()
+        self.offset = torch.zeros(()) if self.base is None else self.base - self._bounds()
+        self.begin()
 
-    def _fixed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Times, their weights and noise of the validation rows."""
-        generator = torch.Generator().manual_seed(0)
-        t, weight, _ = shuffled_times(self.clock, len(self.held), generator, uniform=True)
-        return t, weight, torch.randn(self.held.shape, generator=generator)
+    def _held_draws(self) -> HeldDraws:
+        generator, m = torch.Generator().manual_seed(0), len(self.held)
+        t, weight, _ = shuffled_times(self.clock, m, generator, uniform=True)
+        noise = torch.randn(self.held.shape, generator=generator)
+        return HeldDraws(self.c_held, t, weight, noise, torch.zeros(m, dtype=torch.long))
+
+    def _errors(self) -> Tensor:
+        """The bound of −log p of the average: −log p of the start, plus how much more the average errs than it."""
+        return self.offset + self._bounds()
 
     @torch.no_grad()
-    def _errors(self) -> Tensor:
-        """The bound of −log p of the average at the validation rows, by the same draws each time.
-
-        It is −log p of the start, plus how much more the average errs than the start at these draws.
-        """
-        t, weight, noise = self.fixed
-        return self.offset + weight * paired_error(self.ema.model, self.c_held, self.held, t, noise)[0]
+    def _bounds(self) -> Tensor:
+        """The bound of −log p of the average at the validation rows, up to a constant, by the same draws each time."""
+        at_rows = self.draws
+        return at_rows.weight * paired_error(self.ema.model, at_rows.c, self.held, at_rows.t, at_rows.noise)[0]
 
     def exact(self) -> Tensor:
         """By the ODE, of which the bound falls short the more the network has learned; for a model without a flow."""
-        z, c = (part[:: self.groups][:EXACT_ROWS].double() for part in (self.held, self.c_held))
+        z, c = (part[:: self.groups][:EXACT_ROWS].double() for part in (self.held, self.draws.c))
         return -latent_log_prob(at(copy.deepcopy(self.best).double(), c), z, SOLVER_ERROR)[0].float()
 
     def _keep(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -269,61 +284,107 @@ def gradient_square(difference: Tensor, hidden: Tensor) -> Tensor:
     return torch.einsum("ibd,jbd,ibw,jbw->b", difference, difference, hidden, hidden)
 
 
-def race(trainings: Sequence[Validated], rows: Rows, n: int, size: int, max_steps: int, deadline: float) -> Any:
+def race(trainings: Sequence[One], rows: Rows, n: int, size: int, max_steps: int, deadline: float) -> One:
     """:func:`train` several in turn, the worst pausing after each round, and the best to its end; the best of them all.
 
     Where it ends at a plateau, the best of another kind has the rest of the time, but without the lead not the last
     part of it. Between two kinds exact densities decide. An interrupt ends the race, and the best so far is kept.
     """
-    now, going, rounds = time.perf_counter(), list(trainings), len(trainings) - 1
-    seconds, race_share = deadline - now, RACE_SHARE[len(trainings) > 2]
+    seconds = deadline - (now := time.perf_counter())
     runs = {one: train(one, rows, n, size, max_steps, now + one.share * seconds) for one in trainings}
     try:
-        for i in range(rounds):
-            while going and time.perf_counter() < now + race_share * seconds * (i + 1) / rounds:
-                going = [one for one in going if one.step < RACE_STEPS and next(runs[one], "ended") is None]
-            going = [one for one in going if one is not functools.reduce(_worse, going)]
+        _race_in_rounds(runs, now, seconds)
         first = functools.reduce(_better, trainings)
         for _ in runs[first]:
             pass
-        rivals = [one for one in trainings if one.kind != first.kind]
-        until = now + FLOW_SHARE * seconds
-        for _ in runs[functools.reduce(_better, rivals)] if rivals and first.ended == "plateau" else ():
-            if time.perf_counter() > until:
-                if _best(trainings) is first:
-                    break
-                until = math.inf
+        if first.ended == "plateau":
+            _race_on(first, runs, now + FLOW_SHARE * seconds)
     except KeyboardInterrupt:
-        functools.reduce(_better, trainings).ended = INTERRUPT
-        return functools.reduce(_better, trainings)
+        best = functools.reduce(_better, trainings)
+        best.ended = INTERRUPT
+        return best
     return _best(trainings)
 
 
-def _best(trainings: Sequence[Validated]) -> Validated:
+def _race_in_rounds(runs: Mapping[One, Iterator[None]], now: float, seconds: float) -> None:
+    """Train all in turn; after each round the worst of them pauses, until one is left."""
+    going, rounds = list(runs), len(runs) - 1
+    share = RACE_SHARE[len(runs) > 2]
+    for i in range(rounds):
+        while going and time.perf_counter() < now + share * seconds * (i + 1) / rounds:
+            going = [one for one in going if one.step < RACE_STEPS and next(runs[one], "ended") is None]
+        going = [one for one in going if one is not functools.reduce(_worse, going)]
+
+
+def _race_on(first: One, runs: Mapping[One, Iterator[None]], until: float) -> None:
+    """Train the best of another kind than ``first``, which has ended; after ``until`` only if it leads by then."""
+    rivals = [one for one in runs if one.kind != first.kind]
+    for _ in runs[functools.reduce(_better, rivals)] if rivals else ():
+        if time.perf_counter() > until:
+            if _best(list(runs)) is first:
+                break
+            until = math.inf
+
+
+def _best(trainings: Sequence[One]) -> One:
     """The best of each kind by validation, and of these the best by exact densities."""
     kinds = {one.kind for one in trainings}
     of_kinds = [functools.reduce(_better, [one for one in trainings if one.kind == kind]) for kind in sorted(kinds)]
     return functools.reduce(lambda a, b: b if bounded((a.exact() - b.exact()).numpy()).mean() > 0 else a, of_kinds)
 
 
-def _better(a: Validated, b: Validated) -> Validated:
+def _better(a: One, b: One) -> One:
     return b if b.is_lower(b.lowest, a.lowest) else a
 
 
-def _worse(a: Validated, b: Validated) -> Validated:
+def _worse(a: One, b: One) -> One:
     return a if _better(a, b) is b else b
+
+
+@dataclass
+class Plateau:
+    """At a plateau of validation the batch grows; at the next, which takes half the patience, the rate falls to 0."""
+
+    rows: int  # of the training data
+    batch: int  # rows of a batch
+    since = 0  # step of the last plateau or better validation
+    fall: tuple[int, int] | None = None  # the step at which the rate starts to fall, and the steps that this takes
+
+    def __post_init__(self):
+        self.first, most = self.batch, min(LARGEST_BATCH, int(LARGEST_SHARE * self.rows))
+        self.grown = min(GROWTH * self.first, max(self.first, most))
+        self.indices = batches(self.rows, self.batch)
+
+    @property
+    def epoch(self) -> int:
+        """Steps, at least one."""
+        return max(1, self.rows // self.batch)
+
+    def rate(self, step: int) -> float:
+        """The share of the rate that is left."""
+        return 1.0 if self.fall is None else 1 - (step - self.fall[0]) / self.fall[1]
+
+    def is_reached(self, step: int, has_gained: bool) -> bool:
+        """Whether the patience is over, before the rate falls."""
+        patience = max(PATIENCE * self.epoch, LEAST_STEPS) * (1 if has_gained else 2)
+        return self.fall is None and step - self.since >= patience // (2 if self.batch > self.first else 1)
+
+    def leave(self, step: int, has_new_parts: bool) -> None:
+        """Let the batch grow, or else the rate fall, but first give new parts their time."""
+        self.since = step
+        if self.batch < self.grown:
+            self.batch, self.indices = self.grown, batches(self.rows, self.grown)
+        elif not has_new_parts:
+            self.fall = step, max(CHECK_EVERY, int(ANNEAL * step))
 
 
 def train(training: Validated, rows: Rows, n: int, batch_size: int, max_steps: int, deadline: float) -> Iterator[None]:
     """Train on ``rows`` of n until validation no longer improves; stop at each validation, to go on when asked.
 
-    Where a check has not been better for some epochs, the MLP of single columns starts, and the batch grows; at the
-    next plateau, after half as many epochs, or when the seconds are nearly over, the rate falls to 0.
-    ``training.ended`` says what ended it.
+    At the first :class:`Plateau` the MLP of single columns starts, too. The rate also falls when the seconds are nearly
+    over. ``training.ended`` says what ended it.
     """
-    first = min(training.own_batch or batch_size, n)
-    grown = min(GROWTH * first, max(first, min(LARGEST, int(LARGEST_SHARE * n))))
-    batch, loader, since, fall = first, batches(n, first), 0, None
+    plateau = Plateau(n, min(training.own_batch or batch_size, n))
     for spent in course(deadline=deadline):
         if training.step >= max_steps:
             training.ended = "max_steps"
@@ -332,33 +393,23 @@ def train(training: Validated, rows: Rows, n: int, batch_size: int, max_steps: i
             training.start_columns()
         if spent >= (*MARKS, math.inf)[len(training.marks)]:
             training.marks.append(training.lowest)
-        factor = learning_rate_factor(training.step, 0.0, WARMUP, 0.0)
+        factor = learning_rate_factor(training.step, 0.0, WARMUP, 0.0) * plateau.rate(training.step)
         factor *= min(1.0, (1 - spent) / ANNEAL, (max_steps - training.step) / (ANNEAL * max_steps))
-        if fall is not None:
-            factor *= 1 - (training.step - fall[0]) / fall[1]
-            if factor <= 0:
-                training.ended = "plateau"
-                break
-        if training.update(rows(next(loader)), factor):
+        if factor <= 0:
+            training.ended = "plateau"
+            break
+        if training.update(rows(next(plateau.indices)), factor):
             training.back()
-        epoch = max(1, n // batch)
-        if training.step % max(CHECK_EVERY, min(epoch, 10 * CHECK_EVERY)) == 0:
-            if training.check():
-                since = training.step
-            patience = max(PATIENCE * epoch, LEAST) * (1 if is_gain(*training.gain()) else 2)
-            patience //= 2 if batch > first else 1
-            if fall is None and training.step - since >= patience:
+        if training.step % max(CHECK_EVERY, min(plateau.epoch, 10 * CHECK_EVERY)) == 0:
+            if training.validate():
+                plateau.since = training.step
+            if plateau.is_reached(training.step, is_gain(*training.gain())):
                 training.back()
-                since = training.step
-                is_new = training.start_columns()
-                if batch < grown:
-                    batch, loader = grown, batches(n, grown)
-                elif not is_new:
-                    fall = training.step, max(CHECK_EVERY, int(ANNEAL * training.step))
+                plateau.leave(training.step, has_new_parts=training.start_columns())
             yield
     else:
         training.ended = "max_seconds"
-    training.check()
+    training.validate()
 
 
 def batches(rows: int, size: int) -> Iterator[Tensor]:

@@ -22,8 +22,9 @@ from indm.model import INDM
 from indm.sampling import sample
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
+from indm.tables import fit as fitting
 from indm.tables import solve
-from indm.tables.columns import FAR, Columns, are_near, moments_of_most
+from indm.tables.columns import FAR, Array, Columns, are_near, moments_of_most
 from indm.tables.encoding import (
     FEWEST_ROWS,
     Encoding,
@@ -33,29 +34,16 @@ from indm.tables.encoding import (
     is_frame,
     warn_of_few_values,
 )
-from indm.tables.fit import (
-    EPS,
-    MIXTURE_SHARE,
-    VALIDATION_ROWS,
-    Training,
-    check_count,
-    check_options,
-    ended_by,
-    race,
-    warn_of_fit,
-)
 from indm.tables.mixture import LAW_ENTRIES, JointMixture, best_joint_mixture
 from indm.tables.networks import MaskedMixtureMLP
 
-MIXTURE_ROWS = 5_000, 2_000  # on which a mixture is fitted, without and with missing entries
+JOINT_MIXTURE_ROWS = 5_000, 2_000  # on which a mixture is fitted, without and with missing entries
 QUESTIONS = 8  # questions of a training batch, at most
 MOST_DRAWN = 50_000  # rows drawn for ranges before the draw is given up, or 100 for each row asked for
 HELD_QUESTIONS = 64  # questions by which a model is validated
 ALL_ASKED, NONE_ABSENT = 0.25, 0.5  # shares of the questions that ask for all columns, and that leave none out
 
 AT_ALL, AT_SOME = 0.5, 0.25  # shares of a posterior's questions of X at all entries of c, and at some of them
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -82,27 +70,26 @@ class Questions:
 
 
 @dataclass(eq=False)
-class JointTraining(Training):
+class JointTraining(fitting.Training):
     """A training of a :class:`MaskedMixtureMLP` on questions of all kinds; ``questions`` and ``one_hot`` are of
     ``held``."""
 
     questions: Questions = field(kw_only=True)
     one_hot: Tensor = field(kw_only=True)
 
-    def _fixed(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _held_draws(self) -> fitting.HeldDraws:
         net = self.ema.model.score.backbone
         asked, given, index = self.questions.masks()
         net.set_questions(asked, given)
-        self.index, known = torch.from_numpy(index), self.questions.asked_codes | self.questions.given_codes
-        self.c_held = net.condition(self.held, hidden(self.one_hot, net, known), self.index)
-        t, weight, noise = super()._fixed()
-        return t, weight, torch.from_numpy(self.questions.asked) * noise
+        question, known = torch.from_numpy(index), self.questions.asked_codes | self.questions.given_codes
+        c, drawn = net.condition(self.held, hidden(self.one_hot, net, known), question), super()._held_draws()
+        return replace(drawn, c=c, question=question, noise=torch.from_numpy(self.questions.asked) * drawn.noise)
 
     @torch.no_grad()
-    def _errors(self) -> Tensor:
-        """The bound of −log p of the average's answers at the validation rows, up to a constant."""
+    def _bounds(self) -> Tensor:
+        """With −log p of the categories that are asked."""
         net = self.ema.model.score.backbone
-        return super()._errors() - chain_log_prob(net, self.held, self.one_hot, self.questions, self.index)
+        return super()._bounds() - chain_log_prob(net, self.held, self.one_hot, self.questions, self.draws.question)
 
     def _gradients(self, z: Tensor, one_hot: Tensor, questions: Questions) -> dict[str, Tensor]:
         net = self.model.score.backbone
@@ -242,7 +229,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         Warns:
             UserWarning: a column is left out, or a number is far from others; the network found nothing.
         """
-        check_options(self)
+        fitting.check_options(self)
         began = time.perf_counter(), time.process_time()
         deadline = began[0] + self.max_seconds
         self._kinds = X.dtypes if is_frame(X) else None
@@ -265,13 +252,13 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 rows, questions = self._asked(x, codes, i.numpy(), numbers)
                 return self._noised(middle[rows], x[rows], questions.asked, numbers), one_hot[rows], questions
 
-            best = race(trainings, batch, len(x), self.batch_size, self.max_steps, deadline)
+            best = fitting.race(trainings, batch, len(x), self.batch_size, self.max_steps, deadline)
         self.model_, self.n_steps_ = best.best.double(), best.best_step
         self.ended_ = best.step, best.ended
         self.gain_ = gain, error = best.gain(trainings[0].start)
         if self.verbose:
             print(f"{gain:+.4f} ± {error:.4f} nats of a question by the network, ended by {best.ended}")
-        warn_of_fit(self, [self.gain_], [self.ended_], [best.late_gain()], began)
+        fitting.warn_of_fit(self, [self.gain_], [self.ended_], [best.late_gain()], began)
         seed = numbers.randint(2**31 - 1)
         shape = solve.DRAWN, X.shape[1]
         nothing = self.encoding_.encoded(np.full(shape, np.nan))
@@ -286,7 +273,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     @property
     def ended_by_(self) -> str:
         """The reason why the fit ended, see :attr:`DensityEstimator.ended_by_`."""
-        return ended_by([self.ended_[1]])
+        return fitting.ended_by([self.ended_[1]])
 
     def _validated(self, X, reset: bool = True, **options: Any) -> Array:
         """Rows as an array, in which columns of a frame keep their kinds."""
@@ -350,18 +337,18 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         validate them."""
         encoding = self.encoding_
         train_rows, valid = order[held:], order[:held]
-        train_rows = train_rows[: MIXTURE_ROWS[int(np.isnan(x).any())]]
+        train_rows = train_rows[: JOINT_MIXTURE_ROWS[int(np.isnan(x).any())]]
         everything = np.ones(x.shape, dtype=bool)
         z = encoding.latents(x + self._noise(x, everything, numbers))
         one_hot = encoding.one_hot(codes)
-        until = time.perf_counter() + MIXTURE_SHARE * (deadline - time.perf_counter())
-        fitted, held_rows = ((z[rows], one_hot[rows]) for rows in (train_rows, valid[:VALIDATION_ROWS]))
+        until = time.perf_counter() + fitting.MIXTURE_SHARE * (deadline - time.perf_counter())
+        fitted, held_rows = ((z[rows], one_hot[rows]) for rows in (train_rows, valid[: fitting.VALIDATION_ROWS]))
         seed = numbers.randint(2**31 - 1)
         laws = [best_joint_mixture(fitted, held_rows, encoding.sizes, self.max_components, seed, until)]
         if len(laws[0].weight) > 1:
             laws.append(best_joint_mixture(fitted, held_rows, encoding.sizes, 1, seed, math.inf))
-        repeats = max(1, VALIDATION_ROWS // held)
-        rows = np.repeat(valid[:VALIDATION_ROWS], repeats)
+        repeats = max(1, fitting.VALIDATION_ROWS // held)
+        rows = np.repeat(valid[: fitting.VALIDATION_ROWS], repeats)
         questions = [self._random_question(numbers) for _ in range(HELD_QUESTIONS)]
         chosen = np.arange(len(rows)) % HELD_QUESTIONS
         asked, given = (np.stack([pair[i] for pair in questions])[chosen] for i in (0, 1))
@@ -384,7 +371,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             net = MaskedMixtureMLP(shape, sizes, len(law.weight), self.width, self.depth, **options)
         net.set_mixture(*map(torch.from_numpy, (law.weight, law.mean, law.covariance, law.log_share)))
         known = shape if law.mean.shape[1] else None  # a table of categories alone has no event
-        return INDM(Identity(), ScoreModel(net, VPSDE(eps=EPS)), shape=known, condition=Vector(net.size))
+        return INDM(Identity(), ScoreModel(net, VPSDE(eps=fitting.EPS)), shape=known, condition=Vector(net.size))
 
     def _random_question(self, numbers: np.random.RandomState) -> tuple[Array, Array]:
         """Masks of columns of the table that are asked and given, (columns,)."""
@@ -553,7 +540,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         bounds.
         """
         check_is_fitted(self)
-        check_count(1 if n is None else n, "n")
+        fitting.check_count(1 if n is None else n, "n")
         index = X.index if is_frame(X) else None
         X = self._validated(X, reset=False)
         self._check_possible(X)
@@ -747,7 +734,7 @@ class Conditional:
         Rows outside of ranges are rejected. ValueError where too few of 50,000 draws, or of 100 for each row, are
         inside.
         """
-        check_count(n_samples, "n_samples")
+        fitting.check_count(n_samples, "n_samples")
         numbers, n = check_random_state(random_state), n_samples
         found, drawn = self._drawn(n, numbers, steps), n
         with solve.bar_of(n, "draws in the ranges", self.estimator.progress) as bar:

@@ -13,12 +13,12 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-COMPONENTS = (1, 2, 3, 5, 8, 12, 20, 32, 50)  # numbers of components that are tried
+MIXTURE_SIZES = (1, 2, 3, 5, 8, 12, 20, 32, 50)  # numbers of components that are tried
 FLOORS, EM_STEPS = (1e-2, 1e-3, 1e-1), 50  # floors of the covariances that are tried; steps of a fit, at most
-PER_COMPONENT = 5  # rows, at least
-JOINT_COMPONENTS, JOINT_FLOORS = COMPONENTS[:7], FLOORS[:2]  # with categories or gaps a fit takes longer
+ROWS_PER_COMPONENT = 5  # rows, at least
+JOINT_COMPONENTS, JOINT_FLOORS = MIXTURE_SIZES[:7], FLOORS[:2]  # with categories or gaps a fit takes longer
 LAW_ENTRIES = 2e7  # numbers of the laws of a batch, at most
-CHANGE = 1e-3  # nats of a row between two steps, below which a fit ends
+LEAST_CHANGE = 1e-3  # nats of a row between two steps, below which a fit ends
 MOST_GAIN = 10.0  # nats by which a row counts in a choice between models
 COUNT = 1.0  # count of each category in each component before any row is seen
 
@@ -80,8 +80,8 @@ def best_mixture(
     training: tuple[Array, Array], validation: tuple[Array, Array], most: int, seed: int, until: float, draws: int = 1
 ) -> Mixture:
     """The :class:`Mixture` of the best validation, of up to ``most`` components, see :func:`best_of`."""
-    most = min(most, len(training[0]) // PER_COMPONENT)
-    ladder = [(k, floor) for k in COMPONENTS if k == 1 or k <= most for floor in FLOORS]
+    most = min(most, len(training[0]) // ROWS_PER_COMPONENT)
+    ladder = [(k, floor) for k in MIXTURE_SIZES if k == 1 or k <= most for floor in FLOORS]
     return best_of(ladder, lambda k, floor: Mixture.fitted(*training, k, floor, seed), validation, until, draws)
 
 
@@ -168,7 +168,7 @@ class JointMixture:
         parts = patterns(z, components)
         for _ in range(EM_STEPS):
             share, filled, rest, value = law._expected(z, categories, parts)
-            if value - before < CHANGE or time.perf_counter() > until:
+            if value - before < LEAST_CHANGE or time.perf_counter() > until:
                 break
             before, law = value, cls._most_likely(share, filled, rest, categories, sizes, floor)
         return law
@@ -263,7 +263,7 @@ def best_joint_mixture(
     until: float,
 ) -> JointMixture:
     """The mixture of the best validation among those that can be fitted before ``until``, of ``most`` components."""
-    most = min(most, len(training[0]) // PER_COMPONENT)
+    most = min(most, len(training[0]) // ROWS_PER_COMPONENT)
     ladder = [(k, floor) for k in JOINT_COMPONENTS if k == 1 or k <= most for floor in JOINT_FLOORS]
 
     def fit(components: int, floor: float) -> JointMixture:

@@ -350,11 +350,9 @@ class Components(NamedTuple):
         closed, nearest, span = self._closed()
         rows, gate = torch.arange(len(closed), device=closed.device), self.gate()
         scaled = (self.offset / (self.total + BLUR))[rows, nearest]
-        outwards = torch.einsum(
-            "bd,bde,be->b", learned, self.basis.expand(len(rows), -1, -1, -1)[rows, nearest], scaled
-        )
+        outward = torch.einsum("bd,bde,be->b", learned, self.basis.expand(len(rows), -1, -1, -1)[rows, nearest], scaled)
         fall = 12 * closed * (1 - closed) / span * (1 + r[:, 0]).sqrt()
-        return gate[:, None] * learned, gate * divergence - fall * outwards
+        return gate[:, None] * learned, gate * divergence - fall * outward
 
     def _closed(self) -> tuple[PerSample, Tensor, float]:
         """Position of the gate from open to closed, 0 to 1; the nearest component; the length of the way in squared

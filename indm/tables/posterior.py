@@ -18,9 +18,10 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from indm.checks import require
+from indm.ode import FEWEST_STEPS
 from indm.tables import summaries
 from indm.tables.calibration import Calibration
-from indm.tables.columns import are_near, moments_of_most, to_line
+from indm.tables.columns import Array, are_near, moments_of_most, to_line
 from indm.tables.estimator import DensityEstimator
 from indm.tables.fit import check_count
 from indm.tables.joint import JointConditional, JointDensityEstimator
@@ -34,13 +35,11 @@ MODE_STEPS, MODE_GAIN = 20, 1e-4  # most steps of the ascent; gain of a step, re
 FARTHEST = 10.0  # size of a latent in the ascent, at most
 START_DRAWS = 256  # draws of the posterior of one observation, for the first proposal
 ROUNDS, MODES, ROWS_OF_MODE = 5, 4, 25  # rounds, and Gaussians of a proposal, at most; effective draws of each Gaussian
-FEWEST = 100  # candidates of a round, at least: of very few draws a first proposal would decide their law
+FEWEST_CANDIDATES = 100  # candidates of a round, at least: of very few draws a first proposal would decide their law
 TAILS = 5.0  # degrees of freedom of proposals
-FLOOR, LEAST = 1e-2, 1e-6  # variance that is added to a mixture, and to the draws that it is fitted to; relative, and
-# enough that scipy takes a covariance of fewer effective draws than dimensions for a regular one (2e-10)
+VARIANCE_FLOOR = 1e-2  # variance that is added to a mixture
+LEAST_VARIANCE = 1e-6  # and to the draws that it is fitted to, relative: scipy calls a covariance singular below 2e-10
 POOR = 0.1  # effective draws, as a share of those asked for, below which there is a warning
-
-Array = np.ndarray
 
 
 class PosteriorEstimator(BaseEstimator):
@@ -194,7 +193,7 @@ class PosteriorEstimator(BaseEstimator):
         """The mean :meth:`log_prob` of pairs, nats, which scikit-learn's ``GridSearchCV`` makes as large as it can."""
         return float(self.log_prob(theta, x).mean())
 
-    def grad_log_prob(self, theta: Any, x: Any, *, steps: int = 64) -> Array:
+    def grad_log_prob(self, theta: Any, x: Any, *, steps: int = FEWEST_STEPS) -> Array:
         """∂ log p(θ|x)/∂θ, (n, d), of ``theta`` (n, d) at one x or at one for each; NaN outside of the prior.
 
         The ODE of :meth:`log_prob`, in ``steps`` equal steps, is differentiated. Up to 40 parameters the only error is
@@ -541,10 +540,10 @@ class Proposal:
         """The proposal fitted to rows (n, d) with weights (n,)."""
         mean = weight @ u
         covariance = (u - mean).T @ ((u - mean) * weight[:, None])
-        root = np.linalg.cholesky(covariance + LEAST * (1 + np.trace(covariance)) * np.eye(len(mean)))
+        root = np.linalg.cholesky(covariance + LEAST_VARIANCE * (1 + np.trace(covariance)) * np.eye(len(mean)))
         v = np.linalg.solve(root, (u[numbers.choice(len(u), len(u), p=weight)] - mean).T).T
         components = int(np.clip(effective_number(weight) / ROWS_OF_MODE, 1, MODES))
-        law = Mixture.fitted(v, v[:, :0], components, FLOOR, numbers.randint(2**31 - 1))
+        law = Mixture.fitted(v, v[:, :0], components, VARIANCE_FLOOR, numbers.randint(2**31 - 1))
         return cls(law.weight, mean + law.mean @ root.T, root @ law.covariance @ root.T)
 
     def draws(self, n: int, numbers: np.random.RandomState) -> Array:
@@ -576,7 +575,7 @@ def resampled(
     """
     laws, u, target = [first], np.zeros((0, len(first.laws[0].loc))), np.zeros(0)
     while True:
-        fresh = laws[-1].draws(max(n, FEWEST), numbers)
+        fresh = laws[-1].draws(max(n, FEWEST_CANDIDATES), numbers)
         u, target = np.concatenate([u, fresh]), np.append(target, log_target(fresh))
         log_weight = target - logsumexp([law.log_prob(u) for law in laws], axis=0)
         weight = np.exp(log_weight - logsumexp(log_weight))

@@ -20,20 +20,19 @@ from indm.gaussian import GaussianReference
 from indm.likelihood import START, WhitenedFlow
 from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, NotFinite, rademacher
 from indm.score import context_of, with_context
+from indm.tables.columns import Array
 from indm.tables.networks import Components
 from indm.tensors import evaluation_mode, event_sum, expand_like
 
 SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
-ROUNDED = 0.02  # share of the error that may be rounding in single precision
+ROUNDED_SHARE = 0.02  # share of the error that may be rounding in single precision
 MOST_EXACT, PROBES = 128, 8  # columns up to which a divergence is exact; probes of others
 POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # Gauss–Legendre points tried in a discrete column; for none, one, two
-CHANGE = 5e-3  # relative change of a probability by twice as many points; its error is then mostly below 1e-3
+CONVERGED_CHANGE = 5e-3  # relative change of a probability by twice as many points; its error is then mostly below 1e-3
 ROWS_AT_ONCE = 2_048
 DRAWING: dict[str, Any] = {"sampler": "unipc", "last_denoising": False, "batch_size": ROWS_AT_ONCE}
 SAMPLING_STEPS, SAMPLING_ERROR, DRAWN = (12, 24, 48, 96, 192), 0.01, 256  # steps tried; largest error; draws compared
 DELAY = 2.0  # seconds, after which a call shows a bar
-
-Array = np.ndarray
 
 
 def at(model: Any, c: Tensor) -> Any:
@@ -73,7 +72,7 @@ def integrated(log_density: Callable[[Array, Array], Array], n: int, k: int, dra
             if len(rows):
                 value = log_density(rows, points)
                 integral = logsumexp(value, axis=1, b=weight)
-                is_left = np.abs(integral - before) > CHANGE
+                is_left = np.abs(integral - before) > CONVERGED_CHANGE
                 found[rows] = np.where(is_left, value @ weight, integral)  # the former is below the log by Jensen
                 rows, before = rows[is_left], integral[is_left]
         bar.update(len(part))
@@ -124,7 +123,7 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
     if model.score.backbone.is_mixture:
         return found + log_det, z.new_zeros(len(z))
     error = torch.where(is_beyond, 0.0, z.new_full((len(z),), math.inf))
-    most = ROUNDED * tol / (ROUNDING_OF_RATES * torch.finfo(torch.float32).eps)  # nats
+    most = ROUNDED_SHARE * tol / (ROUNDING_OF_RATES * torch.finfo(torch.float32).eps)  # nats
 
     def solve(rows: Tensor, dtype: torch.dtype) -> None:
         if not bool(rows.any()):

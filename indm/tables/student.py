@@ -18,10 +18,10 @@ LABELLED, LABEL_SHARE = 1_024, 0.5  # latents at once; share of the seconds that
 SPREAD, SPREAD_SHARE = 0.5, 0.2  # deviation of the noise on a share of the draws, so that rare rows are seen, too
 KNOWN = 0.99  # share of the pairs that are as near to another one as what the student knows
 USUALLY_UNKNOWN = 0.05  # share of rows that it may not know without a warning
-HELD = 0.2  # share of the other draws, which are compared and not fitted
-WIDTH, HIDDEN = 128, 3
+HELD_SHARE = 0.2  # share of the other draws, which are compared and not fitted
+NETWORK_WIDTH, HIDDEN = 128, 3
 FREQUENCIES = 0.25, 0.5, 1.0  # frequencies of the waves of each number, in half turns; its deviation is 1
-BATCH, RATE, DECAY = 512, 2e-3, 0.7
+BATCH_ROWS, RATE, DECAY = 512, 2e-3, 0.7
 KINK = 0.3  # nats, above which an error counts linearly
 
 Array = np.ndarray
@@ -50,7 +50,7 @@ class Student(nn.Module):
         super().__init__()
         self.register_buffer("centre", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
-        sizes = [(1 + 2 * len(FREQUENCIES)) * (d + k), *[WIDTH] * HIDDEN, 1]
+        sizes = [(1 + 2 * len(FREQUENCIES)) * (d + k), *[NETWORK_WIDTH] * HIDDEN, 1]
         layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.SiLU())]
         self.layers = nn.Sequential(*layers[:-1])
 
@@ -89,7 +89,7 @@ class Student(nn.Module):
             at = c[numbers.randint(len(c), size=LABELLED)]
             z, chance = draw(at, numbers), numbers.uniform(size=LABELLED)
             z += SPREAD * (chance < SPREAD_SHARE)[:, None] * numbers.normal(size=z.shape)
-            parts.append((z, at, base(z, at), teacher(z, at), chance > 1 - HELD * (1 - SPREAD_SHARE)))
+            parts.append((z, at, base(z, at), teacher(z, at), chance > 1 - HELD_SHARE * (1 - SPREAD_SHARE)))
         z, at, start, target, is_held = map(np.concatenate, zip(*parts, strict=True))
         found = cls(z.shape[1], at.shape[1])
         inputs, beyond = torch.from_numpy(np.concatenate([z, at], 1)).float(), torch.from_numpy(target - start).float()
@@ -111,7 +111,7 @@ class Student(nn.Module):
         generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
 
         def gradients() -> dict[str, Tensor]:
-            i = torch.randint(len(v), (BATCH,), generator=generator)
+            i = torch.randint(len(v), (BATCH_ROWS,), generator=generator)
             F.smooth_l1_loss(self(v[i]), beyond[i], beta=KINK).backward()
             return {}
 

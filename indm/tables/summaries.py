@@ -15,16 +15,14 @@ from indm.flows.base import Identity
 from indm.model import INDM
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
-from indm.tables.columns import Columns
+from indm.tables.columns import Array, Columns
 from indm.tables.estimator import DensityEstimator
 from indm.tables.fit import EPS, Training, train
 from indm.tables.networks import MixtureMLP
 
-HELD = 512  # rows of validation, at least, of which some are one row in other noise
-ROWS_AT_ONCE = 1_024
+HELD_ROWS = 512  # rows of validation, at least, of which some are one row in other noise
+EMBEDDED_AT_ONCE = 1_024
 PLACES = 8  # places of a series, at most, that are left for the last layers
-
-Array = np.ndarray
 
 
 class SeriesEmbedding(nn.Sequential):
@@ -71,15 +69,15 @@ class SetEmbedding(nn.Module):
         return self.of_mean(self.of_members(x).mean(2))
 
 
-EMBEDDINGS = {"series": SeriesEmbedding, "set": SetEmbedding}
+DATA_EMBEDDINGS = {"series": SeriesEmbedding, "set": SetEmbedding}
 
 
 def made(name: str, x: Array) -> tuple[nn.Module, Array]:
     """The embedding of that name, for observations (n, channels, length), which are returned; or (n, length)."""
-    require(name in EMBEDDINGS, "embedding", name, f"a module, or one of {', '.join(EMBEDDINGS)}")
+    require(name in DATA_EMBEDDINGS, "embedding", name, f"a module, or one of {', '.join(DATA_EMBEDDINGS)}")
     x = x[:, None] if x.ndim == 2 else x
     require(x.ndim == 3, "x", x.shape, f'of shape (n, length) or (n, channels, length) for embedding="{name}"')
-    return EMBEDDINGS[name](x.shape[1:]), x
+    return DATA_EMBEDDINGS[name](x.shape[1:]), x
 
 
 class Embedded(Numbers):
@@ -115,14 +113,14 @@ class Embedded(Numbers):
     def numbers(self, c: Tensor) -> Array:
         """The output of the embedding at flat rows c, (n, size)."""
         self.eval()
-        return torch.cat([self(rows.float())[:, :-1] for rows in c.split(ROWS_AT_ONCE)]).double().numpy()
+        return torch.cat([self(rows.float())[:, :-1] for rows in c.split(EMBEDDED_AT_ONCE)]).double().numpy()
 
 
 def trained(embedding: nn.Module | str, theta: Array, x: Array, is_valid: Array, options: DensityEstimator) -> Embedded:
     """A trained copy of ``embedding``, in a posterior that starts as N(0, I) and sees x through it alone.
 
     Args:
-        embedding: (n, *event) → (n, …); or its name in ``EMBEDDINGS``.
+        embedding: (n, *event) → (n, …); or its name in ``DATA_EMBEDDINGS``.
         theta: varying parameters, as numbers of the whole line, (n, d).
         x: observations (n, *event).
         is_valid: the rows of validation, (n,), by which the best state is chosen.
@@ -135,12 +133,10 @@ def trained(embedding: nn.Module | str, theta: Array, x: Array, is_valid: Array,
     z = torch.from_numpy(Columns.fitted(theta, none, np.array([], dtype=int)).latents(theta, none)).float()
     observed = torch.from_numpy(x).float()
     condition, shape = Embedded(copy.deepcopy(embedding).float(), observed), z.shape[1:]
-    network = MixtureMLP(
-        shape, 1, options.width, options.depth, dropout=options.dropout, condition=condition.seen_shape
-    )
-    model = INDM(Identity(), ScoreModel(network, VPSDE(eps=EPS)), shape=shape, condition=condition)
+    net = MixtureMLP(shape, 1, options.width, options.depth, dropout=options.dropout, condition=condition.seen_shape)
+    model = INDM(Identity(), ScoreModel(net, VPSDE(eps=EPS)), shape=shape, condition=condition)
     c, valid = observed.flatten(1), torch.from_numpy(is_valid)
-    repeats = max(1, HELD // int(is_valid.sum()))
+    repeats = max(1, HELD_ROWS // int(is_valid.sum()))
     held, c_held = (part[valid].repeat_interleave(repeats, 0) for part in (z, c))
     size, rate = options.pace(is_large=False)
     fitting = Training(model, held, c_held, rate, options.weight_decay, repeats)

@@ -16,7 +16,7 @@ from indm.checks import require
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow, Identity
 from indm.model import INDM, build, count_parameters
-from indm.published.checkpoint import Checkpoint, State, Weights, read_checkpoint
+from indm.published.checkpoint import Checkpoint, StateDict, Weights, read_checkpoint
 from indm.published.flow import flow_from_state
 from indm.published.ncsnpp import PublishedScore
 from indm.published.network import Architecture, architecture, load_published
@@ -28,9 +28,9 @@ from indm.workbench.recipes.recipe import Tables
 from indm.workbench.runs.folder import CONVERSION, check_empty
 from indm.workbench.runs.provenance import describe_run, provenance
 
-TABLES = ("data", "sde", "net", "flow", "evaluate")  # tables of a recipe that may be changed
+CHANGEABLE_TABLES = ("data", "sde", "net", "flow", "evaluate")  # tables of a recipe that may be changed
 PUBLISHED: dict[tuple[int, ...], dict] = {(3, 32, 32): {"name": "cifar10"}, (3, 64, 64): {"name": "celeba"}}
-LEVELS = 256  # grey levels of the released models' data
+GREY_LEVELS = 256  # grey levels of the released models' data
 
 
 def convert(
@@ -65,8 +65,8 @@ def convert(
     """
     out = Path(out)
     check_empty(out)
-    for name in {key.partition(".")[0] for key in changes or {}} - set(TABLES):
-        raise ValueError(f"{name} is not for converting; {', '.join(TABLES)} can be changed")
+    for name in {key.partition(".")[0] for key in changes or {}} - set(CHANGEABLE_TABLES):
+        raise ValueError(f"{name} is not for converting; {', '.join(CHANGEABLE_TABLES)} can be changed")
     given = recipes.override({}, changes or {})
     if "flow" in given and flow_checkpoint is None:
         raise ValueError("flow must be left out where there is no flow checkpoint: the flow is the identity")
@@ -92,7 +92,7 @@ def convert(
         files.append(_file(source_of_flow, weights or "model"))
         state = source_of_flow.weights(weights or "model")
         flow = flow_from_state(state, given.get("flow", {}), layout.shape)
-    model = INDM(flow, score, Scaling.images(LEVELS, score.backbone.centered), layout.shape).eval()
+    model = INDM(flow, score, Scaling.images(GREY_LEVELS, score.backbone.centered), layout.shape).eval()
 
     result = {
         "files": files,
@@ -115,7 +115,7 @@ def convert(
     return result
 
 
-def score_of_checkpoint(state: State, sde: dict, net: dict, shape: tuple[int, ...]) -> PublishedScore:
+def score_of_checkpoint(state: StateDict, sde: dict, net: dict, shape: tuple[int, ...]) -> PublishedScore:
     """The published score with the weights of the original's ``state``, in evaluation mode."""
     make = functools.partial(build, {"name": "ncsnpp", **net}, "net", shape)
     network: Any = untrusted.build_described(make, state)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from indm.workbench.data.base import PARTS, load_data
+from indm.workbench.data.base import SPLITS, load_data
 from research.command import main
 from research.data import fruits
 
@@ -54,7 +54,7 @@ def test_the_recipes_data_keep_a_kind_in_one_split(films, tmp_path):
     fruits.convert(films, tmp_path / "out")
     data = load_data("folder", path=tmp_path / "out", size=32, classes=True, groups="subfolder")
     assert data.classes == tuple(sorted(fruits.NAMES))
-    kinds = [set(data.groups[part].tolist()) for part in PARTS]
+    kinds = [set(data.groups[part].tolist()) for part in SPLITS]
     assert sum(map(len, kinds)) == len(set.union(*kinds)) == len(KINDS)
     several = {i for i, name in enumerate(data.classes) if len(fruits.NAMES[name]) > 1}
     assert {*data.labels["valid"].tolist(), *data.labels["test"].tolist()} == several

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from indm.workbench.data.base import PARTS, load_data
+from indm.workbench.data.base import SPLITS, load_data
 from research.command import main
 from research.data import vendors
 
@@ -32,11 +32,11 @@ def test_a_thing_of_all_vendors_and_tones_is_in_one_split(folders, tmp_path, cap
     assert capsys.readouterr().out.splitlines() == ["noto: 60 emojis", "fluent: 60 emojis"]
     assert (tmp_path / "out" / "noto" / "1f440_1f440-1f3fb.png").exists()
     data = load_data("folder", path=tmp_path / "out", size=32, classes=True, groups="prefix")
-    things = [data.groups[part].unique(return_counts=True) for part in PARTS]
+    things = [data.groups[part].unique(return_counts=True) for part in SPLITS]
     assert [len(names) for names, _ in things] == [16, 2, 2]
     assert all(bool((counts == 6).all()) for _, counts in things)
     assert data.classes == ("fluent", "noto")
-    assert [data.labels[part].bincount().tolist() for part in PARTS] == [[48, 48], [6, 6], [6, 6]]
+    assert [data.labels[part].bincount().tolist() for part in SPLITS] == [[48, 48], [6, 6], [6, 6]]
 
 
 def test_a_drawing_is_centred_on_white_and_averaged(tmp_path):

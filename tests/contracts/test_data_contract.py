@@ -8,7 +8,7 @@ from contract_parts import OPTIONS
 from PIL import Image
 
 from indm.names import BUILT_IN
-from indm.workbench.data.base import PARTS, Data, load_data, stack
+from indm.workbench.data.base import SPLITS, Data, load_data, stack
 from indm.workbench.data.examples import loader
 
 FILES = {
@@ -46,13 +46,13 @@ def rows(examples):
 def test_three_splits_of_one_shape_without_a_common_example(load):
     data = load()
     assert isinstance(data, Data) and data.name
-    for part in PARTS:
+    for part in SPLITS:
         examples = getattr(data, part)
         assert len(examples) > 0 and examples[0].shape == data.shape == stack(examples).shape[1:]
         assert torch.equal(stack(examples)[len(examples) - 1], examples[len(examples) - 1])
         if data.labels:
             assert len(data.labels[part]) == len(examples)
-    first, second, third = (rows(getattr(data, part)) for part in PARTS)
+    first, second, third = (rows(getattr(data, part)) for part in SPLITS)
     common = len(first & second) + len(first & third) + len(second & third)
     assert common <= 0.001 * len(first), "but for examples that are in the pool twice"
 
@@ -72,7 +72,7 @@ def test_model_units_are_of_order_one_and_lead_back(load):
 def test_loaded_again_it_is_the_same_and_another_seed_is_another_draw(load):
     one, same, other = load(), load(), load(seed=1)
     assert one.fingerprint == same.fingerprint and one.notes == same.notes
-    for part in PARTS:
+    for part in SPLITS:
         assert torch.equal(stack(getattr(one, part)), stack(getattr(same, part)))
         assert rows(getattr(one, part)) != rows(getattr(other, part))
 

@@ -89,7 +89,7 @@ def test_a_tolerance_out_of_reach_is_said_once():
         return Estimate.of(*torch.zeros(3, 2), {})
 
     with pytest.warns(RuntimeWarning) as caught:
-        draw_all(draw, [(kind, 1.0) for kind in ("nelbo", "nll", "nll", "iw")], 2, progress=False, distributed=False)
+        draw_all(draw, [(measure(), 1.0) for measure in (Bound, NLL, NLL)], 2, progress=False, distributed=False)
     assert [str(w.message).removeprefix(OUT_OF_REACH) for w in caught] == [" 0", " 1", " 2"]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import indm
-from indm.evaluation.mean_nll import LEAST, RepeatableDraws, cheapest, corrected
+from indm.evaluation.mean_nll import PILOT, RepeatableDraws, cheapest, corrected
 from indm.evaluation.report import Likelihoods
 from indm.likelihood import latent_reference
 from indm.tensors import SEED_STRIDE
@@ -57,7 +57,7 @@ def test_the_mean_is_that_of_fine_solves_of_all_examples(each, mean):
     assert error == pytest.approx(fine.with_reconstruction["nats_standard_error"], rel=0.02)
     assert 0 < found.added_error["nats"] < 0.25 * error
     assert found.nfe < 0.6 * fine.nfe
-    assert found.rungs[-1]["estimates"] >= LEAST
+    assert found.rungs[-1]["estimates"] >= PILOT
 
 
 def test_a_single_group_has_no_standard_error_and_its_mean_is_corrected(model, raw, each, mean):
@@ -149,7 +149,7 @@ def test_levels_between_are_chosen_where_they_are_cheaper():
         torch.stack([values[n][:32] for n in (12, 24, 48, 96, None)]), [48, 96, 192, 100], 1000, 0.02
     )
     assert chosen and len(wanted) == len(chosen) + 1
-    assert cheapest(torch.stack([values[12][:32], values[12][:32]]), [100], 1000, 0.02) == ([], [LEAST])
+    assert cheapest(torch.stack([values[12][:32], values[12][:32]]), [100], 1000, 0.02) == ([], [PILOT])
 
 
 def test_a_correction_between_two_levels_costs_a_solve_at_each():
@@ -178,9 +178,9 @@ def test_sizes_and_errors_are_those_of_the_share_that_is_usual():
     stated[::20] = 3.0
     found = corrected(values[12], stated, 12, 25.0, 0.03, 0, solve)
     (level,), share, usual = found.rungs, 0.95, 950
-    pilot = level.differences[:LEAST].var().item()
+    pilot = level.differences[:PILOT].var().item()
     m = len(level.differences)
-    assert m == math.ceil(pilot / ((0.03 / share) ** 2 + pilot / usual)) > LEAST
+    assert m == math.ceil(pilot / ((0.03 / share) ** 2 + pilot / usual)) > PILOT
     added = share * math.sqrt(level.differences.var().item() / m * (1 - m / usual))
     assert found.correction.added_error == pytest.approx(added)
 

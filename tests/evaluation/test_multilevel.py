@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from indm.evaluation.mean_nll import LEAST, Mean, multilevel_mean, order, sizes
+from indm.evaluation.mean_nll import PILOT, Mean, multilevel_mean, order, sizes
 
 N, SUBSETS = 1000, (80, 40)
 
@@ -83,10 +83,10 @@ def test_sizes_reach_the_error_at_the_least_cost(variances, costs, target):
         return sum(v / k * (1 - k / n) for v, k in zip(variances, m, strict=True))
 
     best = sizes(variances, costs, n, target)
-    assert added(best) <= target**2 * 1.001 and all(LEAST <= m <= n for m in best)
+    assert added(best) <= target**2 * 1.001 and all(PILOT <= m <= n for m in best)
     for i in range(len(best)):  # moving examples from one level to another at the same cost is no gain
         for j in range(len(best)):
-            if i != j and best[i] > LEAST + 20:
+            if i != j and best[i] > PILOT + 20:
                 moved = list(best)
                 moved[i], moved[j] = best[i] - 10, best[j] + 10 * costs[i] / costs[j]
                 assert added(moved) >= added(best) * 0.999

@@ -17,7 +17,7 @@ from indm.sde.linear import VPSDE
 from indm.tables import fit
 from indm.tables.fit import Training, gradient_square, paired_error, train
 from indm.tables.networks import MixtureMLP
-from indm.training import CELLS, FLOOR, NoiseLevels
+from indm.training import CELLS, UNIFORM_SHARE, NoiseLevels
 
 
 def model_of(k: int = 0, width: int = 8) -> INDM:
@@ -77,7 +77,7 @@ def test_levels_are_drawn_where_gradients_are_large():
         clock.measure(cells, torch.where(cells == 7, 100.0, 1.0))
     share, roots = clock.share, torch.where(torch.arange(CELLS) == 7, 10.0, 1.0)
     mass = clock.widths * roots
-    expected = FLOOR * clock.widths / clock.length + (1 - FLOOR) * mass / mass.sum()
+    expected = UNIFORM_SHARE * clock.widths / clock.length + (1 - UNIFORM_SHARE) * mass / mass.sum()
     torch.testing.assert_close(share, expected, rtol=0.02, atol=0)
     assert share.sum().item() == pytest.approx(1)
 
@@ -94,7 +94,7 @@ def test_a_gain_is_that_of_the_bound_and_its_error_over_rows():
     rows = torch.randn(1_500, 2, generator=torch.Generator().manual_seed(0))
     training = training_of(rows.repeat_interleave(4, 0), groups=4)
     training.ema.model.score.backbone.set_mixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
-    assert training.check()
+    assert training.validate()
     gain, error = training.gain()
     assert gain == pytest.approx(2 * np.log(2) - 0.75, abs=3 * error + 0.02)
     assert 0.005 < error < 0.1
@@ -112,7 +112,7 @@ def test_training_follows_the_condition():
 @pytest.mark.parametrize("rows, growths", [(40, 0), (4_000, 1)])
 def test_it_ends_some_epochs_after_the_last_gain_and_the_batch_grows_before(rows, growths, monkeypatch):
     """A tiny rate gains nothing: a plateau at once, in the larger batch another, and then the fall of the rate."""
-    for name, value in {"CHECK_EVERY": 5, "PATIENCE": 1, "LEAST": 20}.items():
+    for name, value in {"CHECK_EVERY": 5, "PATIENCE": 1, "LEAST_STEPS": 20}.items():
         monkeypatch.setattr(fit, name, value)
     z, sizes, rates = torch.randn(rows, 2), [], []
     training = training_of(z[:20], rate=1e-12)
@@ -170,7 +170,7 @@ def test_what_time_ended_says_what_it_gained_late(monkeypatch):
 
     training.lowest = torch.full((8,), 4.0)
     monkeypatch.setattr(training, "update", update)
-    monkeypatch.setattr(training, "check", lambda: False)
+    monkeypatch.setattr(training, "validate", lambda: False)
     for _ in train(training, lambda i: (i,), 8, 4, 100, 1.0):
         pass
     assert training.ended == "max_seconds" and training.late_gain() == (1.5, 0.0)
@@ -193,7 +193,7 @@ def test_a_row_far_from_all_others_does_not_choose_a_state():
 @pytest.mark.parametrize("n", [40, 400])
 def test_the_columns_start_at_the_first_plateau_and_the_rate_falls_at_a_later_one(n, monkeypatch):
     """With few rows the batch cannot grow: the first plateau starts the columns alone."""
-    monkeypatch.setattr(fit, "LEAST", 150)
+    monkeypatch.setattr(fit, "LEAST_STEPS", 150)
     training = training_of(torch.randn(64, 2), rate=0.0)
     columns, started = training.model.score.backbone.columns, []
     for _ in train(training, lambda i: (torch.randn(len(i), 2), torch.zeros(len(i), 0)), n, 40, 10_000, math.inf):

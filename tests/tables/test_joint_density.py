@@ -70,7 +70,7 @@ def test_expectation_maximisation_climbs_with_missing_entries_and_categories(mon
     z[numbers.uniform(size=z.shape) < 0.3], hot[::5] = np.nan, 0
     expected = JointMixture._expected
     monkeypatch.setattr(JointMixture, "_expected", lambda law, *rows: _kept(values, expected(law, *rows)))
-    monkeypatch.setattr(mixture, "CHANGE", -np.inf)
+    monkeypatch.setattr(mixture, "LEAST_CHANGE", -np.inf)
     monkeypatch.setattr(mixture, "COUNT", 0.0)
     law = JointMixture.fitted(z, hot, (3,), 3, 0.0, 0)
     assert len(values) == mixture.EM_STEPS and np.diff(values).min() > -1e-5
@@ -108,7 +108,7 @@ def test_shares_of_categories_are_shrunk_towards_those_of_all_rows(monkeypatch):
 
 def test_a_gaussian_is_found_where_missing_depends_on_what_is_there(monkeypatch):
     """The second number is missing where the first is above 0: the mean of the others is off by half a deviation."""
-    monkeypatch.setattr(mixture, "CHANGE", 0.0)
+    monkeypatch.setattr(mixture, "LEAST_CHANGE", 0.0)
     numbers = np.random.default_rng(0)
     x = numbers.normal(size=(4_000, 1))
     z = np.concatenate([x, x + 0.5 * numbers.normal(size=x.shape)], 1)
@@ -393,7 +393,7 @@ def test_numbers_are_trained_on_the_categories_that_are_asked_with_them():
     for _ in range(120):
         rows = torch.randint(400, 900, (128,))
         training.update((z[rows], sign[rows], questions[rows.numpy()]), 1.0)
-    assert training.check() and training.gain()[0] == pytest.approx(np.log(2), abs=0.25)
+    assert training.validate() and training.gain()[0] == pytest.approx(np.log(2), abs=0.25)
 
 
 def test_frames_come_back_as_frames():

@@ -42,6 +42,6 @@ def test_components_are_chosen_by_the_density_at_c():
 
 
 def test_one_gaussian_is_fitted_whatever_the_time(monkeypatch):
-    monkeypatch.setattr(mixture, "COMPONENTS", (1, 2))
+    monkeypatch.setattr(mixture, "MIXTURE_SIZES", (1, 2))
     z = np.random.default_rng(0).normal(size=(50, 1))
     assert len(best_mixture((z, z[:, :0]), (z, z[:, :0]), 2, 0, -np.inf).weight) == 1

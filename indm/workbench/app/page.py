@@ -25,13 +25,13 @@ from indm.checks import one_line
 from indm.sampling.base import SAMPLER, SAMPLERS
 from indm.workbench.app import requests
 from indm.workbench.app.requests import WAYS, Ends, Side, Source
-from indm.workbench.data.images import SUFFIXES
+from indm.workbench.data.images import IMAGE_SUFFIXES
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
-LARGEST_UPLOAD, MOST_WAITING, KEPT = 10 * 2**20, 4, 3600  # bytes of a file; requests; seconds of an upload
+LARGEST_UPLOAD, MOST_WAITING, KEPT_SECONDS = 10 * 2**20, 4, 3600  # bytes of a file; requests; seconds of an upload
 AROUND = 2**20  # bytes of a request beside a file
 THEME = gr.themes.Base(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-STYLE = """
+PAGE_STYLE = """
 img { image-rendering: pixelated; } .picture .image-container { padding-top: 2rem; }
 #likelihood :is(th, td) { white-space: nowrap; padding: 0.5em; }
 """
@@ -77,7 +77,7 @@ class Builder:
     def source(self, side: Side) -> list[Any]:
         """Fields that choose an image, and how the model sees it; gives its file and its number."""
         with gr.Column(min_width=200):
-            file = gr.File(label="Image", file_types=sorted(SUFFIXES), height=150)
+            file = gr.File(label="Image", file_types=sorted(IMAGE_SUFFIXES), height=150)
             have, label = side.test is not None, "or the test image of number"
             index = gr.Number(0 if have else None, label=label, precision=0, minimum=0, visible=have)
             start = requests.preview(side, Source(None, 0)) if have else None
@@ -163,7 +163,7 @@ def build_page(sides: Sequence[Side], seconds: float) -> gr.Blocks:
     """The page of one or two models."""
     make, side, ends = Builder(seconds), sides[0], requests.ends_of(sides)
     title = f"indm: {' and '.join(side.name for side in sides)}"
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
         gr.Markdown(f"# {title}\n{' '.join(f'`{side.run}`' for side in sides)}")
         for name, tab in {"Sample": make.samples, "Likelihood": make.likelihood}.items():
             with gr.Tab(name):
@@ -188,7 +188,7 @@ def serving(sides: Sequence[Side], host: str, port: int | None, seconds: float) 
             guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, "[::1]"]))
         options["app_kwargs"] = {"middleware": guards}
         try:
-            _, address, _ = page.launch(theme=THEME, css=STYLE, **options)
+            _, address, _ = page.launch(theme=THEME, css=PAGE_STYLE, **options)
         except OSError as error:
             place = f"port {port}" if port else "any port from 7860 to 7959"
             raise OSError(f"nothing can listen at {host} and {place}; choose another host or port") from error

@@ -16,13 +16,7 @@ from tyro.conf import Positional, arg
 from indm.checks import counted, one_line, reason, require
 from indm.workbench.cli.common import DONE, SOME_FAILED, RunFolder, ShowsProgress
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import (
-    Drawing,
-    InpaintingOptions,
-    ScoringOptions,
-    TranslationOptions,
-    default,
-)
+from indm.workbench.recipes.options import Drawing, InpaintingOptions, ScoringOptions, TranslationOptions, default
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,7 +135,7 @@ class Fid(DrawsSamples):
         reference = fid.open_images(scoring.reference or self.source, split=scoring.split, size=scoring.size)
         fid.check_number("reference", len(reference.raw))
         if of_run:
-            n = self.drawing.n or min(len(reference.raw), fid.MOST)
+            n = self.drawing.n or min(len(reference.raw), fid.MOST_SAMPLES)
             drawing = replace(self.drawing, n=n, sampler_options=self.sampler_options())
             raw, levels, drawn = draw(run, drawing, out, overwrite=self.overwrite, progress=self.progress)
             samples = fid.Images(raw, levels, {"run": str(run), "drawn": drawn})

@@ -73,8 +73,9 @@ def of_table(table: str) -> str:
     sentences = sentences_of(options)
     lines = [wrapped(options.__doc__ or "")]
     for option in fields(options):
-        lines.append(f"--{table}.{option.name} {metavar(option.type)}")
-        lines.append(wrapped(f"{sentences[option.name]} (default: {recipes.literal(option.default)})", 4, first=4))
+        value = "none" if option.default is None else recipes.literal(option.default)
+        words = wrapped(f"{sentences[option.name]} (default: {value})", 4, first=4)
+        lines += [f"--{table}.{option.name} {metavar(option.type)}", words]
     return "\n".join(lines)
 
 

@@ -84,10 +84,10 @@ class Compare(ShowsProgress):
     """What must be equal: "cost" is steps times the cost of a step, "steps" is the number of steps alone."""
 
     def run(self) -> int:
-        from indm.workbench.evaluation.compare import FILES, compare
+        from indm.workbench.evaluation.compare import COMPARISON_FILES, compare
         from indm.workbench.runs.folder import check_absent
 
-        check_absent(self.out, FILES, self.overwrite)
+        check_absent(self.out, COMPARISON_FILES, self.overwrite)
         print(compare(self.run_folders, self.out, equal=self.equal))
         print(f"{self.out / 'comparison.html'}")
         return DONE

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": r"\s+"}
-SUFFIXES, PARQUET = {*SEPARATORS}, {".parquet", ".pq"}
+TABLE_SUFFIXES, PARQUET = {*SEPARATORS}, {".parquet", ".pq"}
 CELL = 32  # bytes that a cell takes while a table is read: its copies at one time; 25 were measured
 CURE = "data.read_csv has arguments of pandas.read_csv, such as {sep = ';', decimal = ','}"
 
@@ -86,7 +86,7 @@ def _with_conditions(
     read_csv: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The array of a file, and the conditions that ``c`` names in it or beside it, None without."""
-    if path.suffix.lower() in SUFFIXES | PARQUET:
+    if path.suffix.lower() in TABLE_SUFFIXES | PARQUET:
         if key is not None:
             raise ValueError(f"{path}: key {key!r} was given, but a table is one array without a name")
         values, conditions = read_columns(path, x, c, read_csv)
@@ -178,7 +178,7 @@ def names_of(data: Mapping[str, Any]) -> list[str]:
     """
     x, c = ([part] if isinstance(part, str) else list(part) for part in (data.get("x", ()), data.get("c", ())))
     path = Path(data.get("path", ""))
-    if x or path.suffix.lower() not in SUFFIXES:
+    if x or path.suffix.lower() not in TABLE_SUFFIXES:
         return x
     return _all_but(c, read_frame(path, read_csv={"nrows": 0, **data.get("read_csv", {})}))
 

@@ -24,7 +24,7 @@ from indm.names import find
 from indm.scaling import Scaling
 from indm.workbench.data.examples import Examples, InMemory, OnDemand, events
 
-PARTS = ("train", "valid", "test")
+SPLITS = ("train", "valid", "test")
 Items = TypeVar("Items", Tensor, list)
 Source = InMemory | OnDemand
 
@@ -329,7 +329,7 @@ def as_data(
     if isinstance(source, tuple):
         sets, levels, fingerprint = _divided_before(source, levels, limit, where)
         starts, total = itertools.accumulate(map(len, source), initial=0), sum(map(len, source))
-        parts = {part: start + torch.arange(len(sets[part])) for part, start in zip(PARTS, starts, strict=False)}
+        parts = {part: start + torch.arange(len(sets[part])) for part, start in zip(SPLITS, starts, strict=False)}
         note = "divided before: " + ", ".join(f"{part} {len(examples)}" for part, examples in sets.items())
     else:
         examples, levels = _examples(source, levels, where)
@@ -390,10 +390,10 @@ def _divided_before(
     source: tuple, levels: int | None, limit: int | None, where: str | Path
 ) -> tuple[dict[str, Source], int | None, str]:
     """Three splits, how many grey levels they have, and their fingerprint."""
-    if len(source) != len(PARTS):
+    if len(source) != len(SPLITS):
         raise ValueError(f"{where} as a tuple must be three, (train, valid, test), got {len(source)}")
     sets, kinds = {}, set()
-    for part, given in zip(PARTS, source, strict=True):
+    for part, given in zip(SPLITS, source, strict=True):
         sets[part], found = _examples(given, levels, f"the {part} split of {where}")
         kinds.add((sets[part].shape, found))
     if len(kinds) > 1:

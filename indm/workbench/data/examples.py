@@ -17,8 +17,8 @@ from indm.checks import brief, require
 from indm.scaling import Scaling, check_levels
 
 MIN_SIZE = 8  # pixels
-STEPS = 100  # fewest single-precision steps in a column's deviation: with fewer a density describes the rounding
-ROUNDING = 1e-12  # largest relative spread of a constant column
+ULPS = 100  # fewest single-precision steps in a column's deviation: with fewer a density describes the rounding
+ROUNDING_OF_COLUMN = 1e-12  # largest relative spread of a constant column
 Size = int | str | Sequence[int]  # size of images: a side of squares, "24x48" or (24, 48), height before width
 
 
@@ -102,7 +102,7 @@ def are_lost(array: np.ndarray) -> np.ndarray:
         return np.zeros(array.shape[1:], dtype=bool)
     most, width = np.abs(array).max(0), np.ptp(array, axis=0)
     step = np.spacing(most.astype(np.float32))
-    return (width > ROUNDING * most) & (array.std(0) < STEPS * step)
+    return (width > ROUNDING_OF_COLUMN * most) & (array.std(0) < ULPS * step)
 
 
 def in_words_lost(column: np.ndarray) -> str:
@@ -120,9 +120,7 @@ def grey_levels(array: np.ndarray, levels: int | None, where: str | Path) -> tup
     levels = 256 if levels is None else levels
     check_levels(levels)
     if array.min() < 0 or array.max() >= levels:
-        raise ValueError(
-            f"{where} holds values {array.min()} … {array.max()}, not 0 … {levels - 1}; pass other levels="
-        )
+        raise ValueError(f"{where} holds values {array.min()} … {array.max()}, not 0 … {levels - 1}; pass levels=")
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[-1] < MIN_SIZE <= array.shape[1]:  # the short axis is the channels

@@ -19,9 +19,9 @@ import numpy as np
 from indm.checks import counted, nearest, reason, require
 from indm.files import check_plain
 from indm.workbench.data.base import Data
-from indm.workbench.data.images import SUFFIXES, ImageOptions, Stored, read_image, read_kind
+from indm.workbench.data.images import IMAGE_SUFFIXES, ImageOptions, Stored, read_image, read_kind
 
-KINDS = (None, "L", "RGB")  # kinds of a file: not a usable image, grey, colour
+FILE_KINDS = (None, "L", "RGB")  # kinds of a file: not a usable image, grey, colour
 LOOKED_AT = 32  # images of a data set of the hub whose headers decide on colour
 
 
@@ -88,16 +88,16 @@ def list_files(folder: Path, below: Sequence[str] = ("",)) -> Files:
 
 
 def kinds_of(files: Files, whole: bool = False) -> np.ndarray:
-    """The positions in :data:`KINDS` of files, by their headers or, with ``whole``, from all of each."""
+    """The positions in :data:`FILE_KINDS` of files, by their headers or, with ``whole``, from all of each."""
     with ThreadPoolExecutor(os.cpu_count() if whole else None) as pool:  # one image may take a gigabyte to decode
         return np.fromiter(pool.map(partial(_kind, whole=whole), files), np.uint8, len(files))
 
 
 def _kind(path: Path, whole: bool) -> int:
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
         return 0
     try:
-        return KINDS.index(read_image(path).mode if whole else read_kind(path))
+        return FILE_KINDS.index(read_image(path).mode if whole else read_kind(path))
     except (ValueError, OSError):
         return 0
 
@@ -125,7 +125,7 @@ def find_images(
 
 def _first_bad(path: Path) -> str:
     """A path, and why it is not a usable image."""
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
         return f"{path}: not an image by its name"
     try:
         read_image(path)

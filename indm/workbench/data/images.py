@@ -26,7 +26,7 @@ from indm.scaling import Scaling
 from indm.workbench.data.base import Data, DividedLoader, condition_fields, describe_split
 from indm.workbench.data.examples import check_size, height_and_width, words_of
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 RESIZE_MODES = {mode.name.lower(): mode for mode in Image.Resampling}
 MOST_IN_A_ROW = 100  # unreadable images one after the other, before that is an error
@@ -309,15 +309,11 @@ class ImageFiles(Dataset):
             except (ValueError, OSError) as error:
                 self._skip(position, error)
                 continue
-            made = self._made_of(image, position)
+            made = fitted(image, self.shape, self.resize, self.crop)
             if self.keeps:
                 self.kept[index] = made
             return made
         raise ValueError(f"{tries} images in a row cannot be read, beginning with {self.files[index]}")
-
-    def _made_of(self, image: Image.Image, position: int) -> Tensor:
-        """The data set's example from the decoded file at ``position``."""
-        return fitted(image, self.shape, self.resize, self.crop)
 
     def _skip(self, position: int, error: Exception) -> None:
         if not bool(self.unreadable.any()):

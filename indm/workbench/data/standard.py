@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from indm.checks import reason, require
 from indm.files import cache_folder, check_plain
 from indm.scaling import Scaling
-from indm.workbench.data.base import PARTS, Data, Loader, describe_split, limited, split
+from indm.workbench.data.base import SPLITS, Data, Loader, describe_split, limited, split
 from indm.workbench.data.examples import InMemory, check_size, height_and_width, words_of
 from indm.workbench.data.images import ImageFiles, data_of_images
 
@@ -71,7 +71,7 @@ class Digits(Loader):
         rest, test = train_test_split(np.arange(len(labels)), test_size=360, random_state=self.seed, stratify=labels)
         train, valid = train_test_split(rest, test_size=180, random_state=self.seed, stratify=labels[rest])
         numbers, indices = torch.from_numpy(labels), map(torch.from_numpy, (train, valid, test))
-        parts = select(dict(zip(PARTS, indices, strict=True)), numbers, self.label)
+        parts = select(dict(zip(SPLITS, indices, strict=True)), numbers, self.label)
         parts["train"] = limited(parts["train"], self.limit)
         pool = torch.from_numpy(images.astype(np.uint8)).reshape(-1, 1, 8, 8)
         notes = ["scikit-learn's bundled digits", describe_split(parts, self.seed, "within classes ")]
@@ -132,7 +132,7 @@ class CelebA(Downloaded):
         check_size(self.crop)
         sides = height_and_width(self.size)
         sets: dict[str, Any] = {}
-        for part in PARTS:
+        for part in SPLITS:
             dataset = from_torchvision("celeba", "CelebA", str(self.home), split=part, download=self.download)
             files = [Path(dataset.root, dataset.base_folder, "img_align_celeba", name) for name in dataset.filename]
             sets[part] = ImageFiles(

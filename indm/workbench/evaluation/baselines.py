@@ -20,8 +20,8 @@ from indm.workbench.data.base import Data, Examples
 
 MOST_TRAINING, MOST_TRAINING_DIAGONAL = 20_000, 2_000  # examples that a Gaussian is fitted to, flipped ones included
 MOST_VALIDATION = 500
-WEIGHTS = torch.logspace(-6, 0, 25, dtype=torch.float64).tolist()  # weights of uncorrelated entries, see fit_gaussian
-FLOORS = (1e-6, 1e-4, 1e-2)  # floors of an entry's variance, as a share of the mean over all entries
+SHRINKAGES = torch.logspace(-6, 0, 25, dtype=torch.float64).tolist()  # weights of no correlation, see fit_gaussian
+VARIANCE_FLOORS = (1e-6, 1e-4, 1e-2)  # floors of an entry's variance, as a share of the mean over all entries
 BATCH_SIZE = 2048  # examples in double precision at a time
 
 
@@ -64,10 +64,10 @@ def fit_gaussian(
         gram = sum((v.T @ v for v in parts), torch.zeros(len(var), len(var)).double())
         values, basis = torch.linalg.eigh(gram / len(train))
     fits = []
-    for floor in FLOORS:
+    for floor in VARIANCE_FLOORS:
         std = ((1 - floor) * var + floor * var.mean()).sqrt()
         squares = Gaussian(mean, std, basis, values, noise).squares(valid).mean(0, keepdim=True)
-        for weight in WEIGHTS if full else [1.0]:
+        for weight in SHRINKAGES if full else [1.0]:
             gaussian = Gaussian(mean, std, basis, (1 - weight) * values.clamp_min(0) + weight, noise)
             fits.append((gaussian.nats(squares).item(), gaussian, weight))
     return min(fits, key=lambda fit: fit[0])[1:]

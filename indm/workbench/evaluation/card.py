@@ -8,7 +8,7 @@ from pathlib import Path
 from indm.checks import counted, one_line, require
 from indm.files import atomic, untrusted
 from indm.model import DESCRIPTION, WEIGHTS
-from indm.names import KINDS, OPTIONAL_KINDS
+from indm.names import OPTIONAL_KINDS, PART_KINDS
 from indm.workbench.evaluation.results import read_evaluation
 from indm.workbench.evaluation.text import likelihood_table
 from indm.workbench.recipes import recipe as recipes
@@ -61,7 +61,7 @@ def write(run: Path, folder: Path, name: str, license: str | None = None, more: 
 
 def _about(recipe: Recipe, steps: int) -> str:
     """The model's parts, its data and its steps of training, in a line each."""
-    kinds = {kind: getattr(recipe, kind) for kind in (*KINDS, *OPTIONAL_KINDS)}
+    kinds = {kind: getattr(recipe, kind) for kind in (*PART_KINDS, *OPTIONAL_KINDS)}
     parts = ", ".join(f"{kind} `{part.name}`" for kind, part in kinds.items() if part is not None)
     classes = f", classes {one_line(', '.join(recipe.labels))}" if recipe.labels else ""
     return f"- model: {parts}\n- data: `{recipe.data.name}`{classes}\n- training: {counted(steps, 'step')}"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from indm.evaluation.report import KINDS, Report, Row, table, unconverged
+from indm.evaluation.report import TITLES, Report, Row, table, unconverged
 from indm.evaluation.statistics import LEVEL, Difference, judged, over_seeds
 from indm.files import atomic, untrusted
 from indm.workbench.evaluation.results import check_same_examples, difference, read_evaluation
@@ -27,7 +27,7 @@ from indm.workbench.runs.provenance import provenance
 from indm.workbench.runs.samples import SAMPLES, read_samples
 from indm.workbench.training.costs import key_of, ratio_in
 
-FILES = ("comparison.html", "comparison.json", "comparison.png")
+COMPARISON_FILES = ("comparison.html", "comparison.json", "comparison.png")
 # How a run is watched and evaluated makes no difference, but its budget does. The place of its data makes none, since
 # runs that are compared were evaluated on the same examples.
 ALIKE = {"train.seed", *FREE_ON_RESUME, *(f"data.{key}" for key in recipes.PATH_KEYS)}
@@ -202,7 +202,7 @@ def differences(methods: Methods, equal: Equal = "cost") -> dict[str, dict[str, 
         paired = [run for pair in pairs for run in pair]
         left_out = sorted(run.seed for run in (*runs, *first) if run not in paired)
         about[name] = {"left_out": left_out} | budget_of(pairs, runs, first, equal)
-        for kind in KINDS:
+        for kind in TITLES:
             if all(kind in run.report.measured for run in paired or (*runs, *first)):
                 folders = [(run.folder, other.folder) for run, other in pairs]
                 family[name, kind] = difference(folders, kind) if pairs else Difference(math.nan, 0, math.nan)
@@ -313,8 +313,8 @@ def method_rows(methods: Methods) -> list[Row]:
     """A row for each method, the baselines, of the examples of the NELBO, and the entropy where it is known. A method's
     error is over its seeds; the error of a single run or a baseline is over the examples."""
     unit, runs = unit_of(methods), [run for trainings in methods.values() for run in trainings]
-    kinds = [kind for kind in KINDS if any(run.bound(kind) for run in runs)]
-    rows = [("", "seeds", "± over", "parameters", "steps", "seconds", *(f"{KINDS[kind]}, {unit}" for kind in kinds))]
+    kinds = [kind for kind in TITLES if any(run.bound(kind) for run in runs)]
+    rows = [("", "seeds", "± over", "parameters", "steps", "seconds", *(f"{TITLES[kind]}, {unit}" for kind in kinds))]
     for name, trainings in methods.items():
         ends = [run.log[-1] for run in trainings if run.log]
         budget = [f"{statistics.mean(end[key] for end in ends):.0f}" if ends else "–" for key in ("step", "seconds")]
@@ -343,7 +343,7 @@ def difference_rows(by_method: Differences, first: str, unit: str) -> list[Row]:
             if row["left_out"]:
                 seeds += f" (without a partner: {', '.join(map(str, row['left_out']))})"
             cells = with_error(row["difference"], row["standard_error"], digits=4), seeds, row["budgets"], *tests
-            rows.append((name, KINDS[kind], *cells, row["verdict"]))
+            rows.append((name, TITLES[kind], *cells, row["verdict"]))
     return rows
 
 

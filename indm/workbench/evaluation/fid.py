@@ -27,8 +27,8 @@ from indm.workbench.runs.provenance import provenance
 INCEPTION = "inception-v3-compat"  # torch-fidelity's name of the network of the original FID
 USERS = "users"  # the name under which it knows a function of the user
 SETTINGS = {"isc_splits": 10, "kid_subsets": 100, "prc_neighborhood": 3, "rng_seed": 2020}
-FEWEST = 20  # images, at least, whose scores mean something
-MOST = 50_000  # samples drawn of a run by default, as published scores have them
+FEWEST_IMAGES = 20  # images, at least, whose scores mean something
+MOST_SAMPLES = 50_000  # samples drawn of a run by default, as published scores have them
 ToFeatures = Callable[[Num[Tensor, "n c h w"]], Float[Tensor, "n k"]]
 
 
@@ -48,7 +48,7 @@ class Images:
 
 def check_number(name: str, n: int) -> None:
     """ValueError where ``n`` images are too few to be scored."""
-    require(n >= FEWEST, name, n, f"at least {FEWEST} images, of which scores can be made")
+    require(n >= FEWEST_IMAGES, name, n, f"at least {FEWEST_IMAGES} images, of which scores can be made")
 
 
 def open_images(folder: Path, *, split: str = "train+valid", size: Size | None = None) -> Images:

@@ -17,11 +17,11 @@ from torch import Tensor
 from indm.checks import brief
 from indm.evaluation.evaluate import evaluate
 from indm.evaluation.measures import NLL, Bound, Measure, SamplerBound, WeightedNLL
-from indm.evaluation.report import KINDS, NUMBERS, Likelihoods, Report
+from indm.evaluation.report import NUMBERS, TITLES, Likelihoods, Report
 from indm.evaluation.statistics import Difference, mean_and_error, paired_by_examples
 from indm.files import untrusted
 from indm.names import name_of
-from indm.workbench.data.base import PARTS, stack
+from indm.workbench.data.base import SPLITS, stack
 from indm.workbench.data.images import count_unreadable
 from indm.workbench.evaluation.baselines import baselines
 from indm.workbench.recipes import recipe as recipes
@@ -60,7 +60,7 @@ def evaluate_run(
     if main and (noise := recipe.train.initial_noise):
         said = f"the model has learned data with noise of deviation {noise:g} (train.initial_noise), not clean ones"
         warnings.warn(said, stacklevel=2)
-    splits, split = (PARTS, "all") if whole else ((options.split,), options.split)
+    splits, split = (SPLITS, "all") if whole else ((options.split,), options.split)
     count = sum(len(getattr(data, part)) for part in splits)
     if count < 2:
         raise ValueError(
@@ -73,7 +73,7 @@ def evaluate_run(
         c = torch.cat([data.rows(model.condition, part) for part in splits])[: len(raw)]
     groups = torch.cat([data.groups[part] for part in splits])[: len(raw)] if data.groups else None
     found = evaluate(
-        model, raw, measures_of(options), c=c, groups=groups, eps=options.eps or None, repeats=options.repeats,
+        model, raw, measures_of(options), c=c, groups=groups, eps=options.eps, repeats=options.repeats,
         batch_size=options.batch_size, seed=options.seed, progress=progress and main, distributed=distributed,
     )  # fmt: skip
     if not main or found.report.interrupted:
@@ -106,11 +106,11 @@ def evaluate_run(
 
 def measures_of(options: Evaluation) -> list[Measure]:
     """The measures that the recipe's ``[evaluate]`` asks for."""
-    solver: dict[str, Any] = {"probes": options.probes, "nll_error": options.nll_error, "steps": options.steps or None}
+    solver: dict[str, Any] = {"probes": options.probes, "nll_error": options.nll_error, "steps": options.steps}
     measures: list[Measure] = [Bound(times=options.times)]
     if options.nll_examples:
-        mean_error = options.mean_error or None
-        measures.append(NLL(examples=options.nll_examples, each=options.each, mean_error=mean_error, **solver))
+        solved = NLL(examples=options.nll_examples, each=options.each, mean_error=options.mean_error, **solver)
+        measures.append(solved)
     if options.draws:
         measures.append(WeightedNLL(examples=options.iw_examples, draws=options.draws, **solver))
     if options.ancestral:
@@ -174,7 +174,7 @@ def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
         others = first | {"data": recipes.without_paths(first["data"])}
         pairs = {key: (own[key], others[key]) for key in ("split", "data")}
         for kind in [kind for kind in read.measured if kind in report.measured]:
-            pairs[f"examples of the {KINDS[kind]}"] = read.images[kind], report.images[kind]
+            pairs[f"examples of the {TITLES[kind]}"] = read.images[kind], report.images[kind]
             if kind in NUMBERS:
                 setting = NUMBERS[kind][0]
                 pairs[setting] = tuple(one.measured[kind].settings[setting] for one in (read, report))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from indm.evaluation.report import ENDS, Report, Row, likelihood_rows, notes, number_key, shown, table
+from indm.evaluation.report import KEY_ENDS, Report, Row, likelihood_rows, notes, number_key, shown, table
 
 
 def likelihood_table(result: Mapping) -> str:
@@ -10,7 +10,7 @@ def likelihood_table(result: Mapping) -> str:
     report = Report.read(result)
     rows = likelihood_rows(report)
     for row in result.get("baselines", {}).values():
-        numbers = (shown(row[report.key + end]) for end in ENDS[:2])
+        numbers = (shown(row[report.key + end]) for end in KEY_ENDS[:2])
         rows.append((f"baseline: {baseline_name(row)}", str(report.images["nelbo"]), *numbers, "", ""))
     if result.get("entropy_nats") is not None:
         rows.append(("entropy of the data", "", f"{result['entropy_nats']:.4f}", "", "", ""))
@@ -33,7 +33,7 @@ def verdict(result: Mapping) -> str:
     """
     key, found = number_key(result["unit"]), dict[str, list[str]]()
     for row in sorted(result.get("baselines", {}).values(), key=lambda row: row[key]):
-        difference, error = (row["nelbo_difference"][key + end] for end in ENDS[:2])
+        difference, error = (row["nelbo_difference"][key + end] for end in KEY_ENDS[:2])
         if error is not None:
             words = "better than" if difference < -2 * error else "not better than"
             found.setdefault(words, []).append(f"{row['name']} ({row[key]:.2f})")

@@ -30,7 +30,7 @@ CHARACTER = 0.65 * FONT_SIZE / 72  # inches, about
 Pixels = UInt8[np.ndarray, "height width 3"]
 Colours = Mapping[str, str]  # colour of each model, the same in all figures of a page; others are black
 
-STYLE: dict[Any, Any] = {
+PLOT_STYLE: dict[Any, Any] = {
     "font.size": FONT_SIZE,
     "axes.titlesize": FONT_SIZE,
     "legend.frameon": False,
@@ -42,7 +42,7 @@ STYLE: dict[Any, Any] = {
 }
 """Settings of matplotlib with which all figures are drawn, also those of the tutorials."""
 
-styled = matplotlib.rc_context(STYLE)
+styled = matplotlib.rc_context(PLOT_STYLE)
 """Decorates whatever makes figures."""
 
 

@@ -21,10 +21,10 @@ from indm.workbench.figures.plots import DATA_COLOUR, Colours, Pixels
 SMALLEST = 64  # pixels of an image's shorter side, at least
 WIDTH = 1100  # pixels of a sheet, about
 PAD, GREY = 6, 0.6  # the lines between images: pixels, and brightness
-FEWEST = 8  # images side by side in a sheet of many, at least, however large they are
+FEWEST_IN_ROW = 8  # images side by side in a sheet of many, at least, however large they are
 GAP = 12  # pixels around a panel
 SIDE = 5  # images along a side of a panel of samples
-IN_ROW = 16  # images of a class
+MOST_OF_CLASS = 16  # images of a class
 IN_GRID = 256  # images of a grid, at most
 FONT = ImageFont.truetype(
     Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), round(plots.FONT_SIZE * plots.DPI / 72)
@@ -117,7 +117,7 @@ def _band(
 def interleaved(rows: Mapping[str, Tensor], levels: int) -> Pixels:
     """Images (N, C, H, W) of equal N, by the word on their left, below one another in as many bands as it takes."""
     first = next(iter(rows.values()))
-    fit = max(FEWEST, WIDTH // (enlargement(first.shape) * first.shape[-1]))
+    fit = max(FEWEST_IN_ROW, WIDTH // (enlargement(first.shape) * first.shape[-1]))
     bands = math.ceil(len(first) / fit)
     columns = math.ceil(len(first) / bands)
     parts = zip(*(images.split(columns) for images in rows.values()), strict=True)
@@ -133,9 +133,9 @@ def save_grid(images: Num[Tensor, "n c h w"], levels: int, path: Path, columns: 
 def save_classes(images: Num[Tensor, "n c h w"], levels: int, labels: Sequence[str], path: Path) -> None:
     """Write images of the classes ``labels``, as many of each, one class after the other, a row a class.
 
-    At most :data:`IN_ROW` of each are shown.
+    At most :data:`MOST_OF_CLASS` of each are shown.
     """
-    shown = images.unflatten(0, (len(labels), -1))[:, :IN_ROW]
+    shown = images.unflatten(0, (len(labels), -1))[:, :MOST_OF_CLASS]
     panel = Panel(shown.flatten(0, 1), columns=shown.shape[1], rows=labels)
     plots.save_pixels(sheet([panel], levels), path)
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Suppress, arg
 
+from indm import defaults
 from indm.checks import Must, check_options, require
 from indm.names import BUILT_IN, GIVEN, is_outside
 
@@ -46,9 +47,9 @@ Number = Annotated[int, NOT_NEGATIVE]
 Positive = Annotated[float, POSITIVE]
 Amount = Annotated[float, NOT_NEGATIVE]
 Share = Annotated[float, BELOW_1]
-STEPS = "a whole number of steps, or a share of the run below 1"
-Interval = Annotated[float, Must(STEPS, _is_interval)]
-Warmup = Annotated[float, Must(f"0, {STEPS}", lambda v: not v or _is_interval(v))]
+STEPS_WANTED = "a whole number of steps, or a share of the run below 1"
+Interval = Annotated[float, Must(STEPS_WANTED, _is_interval)]
+Warmup = Annotated[float, Must(f"0, {STEPS_WANTED}", lambda v: not v or _is_interval(v))]
 Steps = Annotated[float, POSITIVE, Must("a whole number, or inf", lambda v: v == math.inf or v == int(v))]
 Decays = Must("two numbers in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
 
@@ -189,28 +190,28 @@ class Evaluation(Checked):
     each: bool = False
     """Solve the NLL of every example to nll_error. Otherwise all are solved in few steps, and some of them to
     nll_error, which corrects the mean."""
-    mean_error: Amount = 0.0
-    """Standard error, bits/dim, that these corrections may add to the mean NLL; 0: a fifth of that over examples."""
-    draws: Annotated[int, NOT_NEGATIVE, at_most(MOST_ESTIMATES)] = 0
-    """Draws of noise in the importance-weighted bound of that NLL (IW-NLL; often 8), whose divergence is exact; 0
-    skips it. It takes the time of draws × dimensions estimates of the NLL."""
-    iw_examples: Two = 100
+    mean_error: Annotated[float | None, FINITE] = None
+    """Standard error, bits/dim, that these corrections may add to the mean NLL, in place of a fifth of its own."""
+    draws: Annotated[int | None, AT_LEAST_1, at_most(MOST_ESTIMATES)] = None
+    """Also estimate the importance-weighted bound of that NLL (IW-NLL), whose divergence is exact, from this many draws
+    of noise; often 8. It takes the time of draws × dimensions estimates of the NLL."""
+    iw_examples: Two = defaults.IW_EXAMPLES
     """How many examples, from the first, to use for the IW-NLL."""
-    ancestral: Number = 0
-    """Also bound the likelihood of samples by "ancestral" in this many steps, on the NELBO's examples; 0 skips it."""
-    repeats: Annotated[int, AT_LEAST_2, at_most(MOST_ESTIMATES)] = 2
+    ancestral: Annotated[int | None, AT_LEAST_1] = None
+    """Also bound the likelihood of samples by "ancestral" in this many steps, on the NELBO's examples."""
+    repeats: Annotated[int, AT_LEAST_2, at_most(MOST_ESTIMATES)] = defaults.REPEATS
     """Independent estimates for each example (2 or more), which show the estimator's noise."""
-    times: Annotated[int, AT_LEAST_1, at_most(MOST_ESTIMATES)] = 4
+    times: Annotated[int, AT_LEAST_1, at_most(MOST_ESTIMATES)] = defaults.TIMES
     """Score evaluations of one NELBO estimate."""
-    probes: Annotated[int, AT_LEAST_1, at_most(MOST_ESTIMATES)] = 1
+    probes: Annotated[int, AT_LEAST_1, at_most(MOST_ESTIMATES)] = defaults.PROBES
     """Hutchinson probes of the divergence."""
-    nll_error: Annotated[float, FINITE] = 1e-3
+    nll_error: Annotated[float, FINITE] = defaults.NLL_ERROR
     """Largest stated error of the ODE solver, bits/dim of an example: those above it are solved again in more steps."""
-    steps: Annotated[int, Must("0, or 8 or more", lambda v: v == 0 or v >= 8)] = 0
-    """Steps of the ODE solver; its error is then only printed. 0 takes as many as nll_error needs, up to 256."""
-    eps: Amount = 0.0
-    """Truncation of bound and ODE, at or above the model's own; 0 is the model's own."""
-    batch_size: Count = 250
+    steps: Annotated[int | None, Must("8 or more", lambda v: v >= 8)] = None
+    """Steps of the ODE solver, in place of as many as nll_error needs, up to 256; its error is then only printed."""
+    eps: Annotated[float | None, POSITIVE] = None
+    """Truncation of bound and ODE, at or above the model's own, in place of it."""
+    batch_size: Count = defaults.BATCH_SIZE
     """Examples at a time."""
     seed: Number = 0
     """Seed of dequantization, noise, times and probes."""
@@ -260,7 +261,7 @@ class Drawing(Checked):
     temperature: float = 1.0
     """Factor on the latent before it is decoded; 1 samples the model."""
     last_denoising: bool = True
-    """Leave out the last step, from z at the truncation to the mean of z_0 given it."""
+    """Take the last step, from z at the truncation to the mean of z_0 given it."""
     batch_size: Count = 256
     """Samples at a time. A different size gives different samples."""
     seed: int = 0

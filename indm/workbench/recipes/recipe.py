@@ -21,10 +21,10 @@ from typing import Any, get_type_hints
 
 from indm import files
 from indm.checks import check_name, check_types, nearest, require
-from indm.names import BUILT_IN, GIVEN, KINDS, OPTIONAL_KINDS
+from indm.names import BUILT_IN, GIVEN, OPTIONAL_KINDS, PART_KINDS
 from indm.workbench.recipes.options import Evaluation, SampleOptions, TrainOptions
 
-NAMED_TABLES = ("data", *KINDS)
+NAMED_TABLES = ("data", *PART_KINDS)
 BUNDLED = Path(__file__).parent / "bundled"
 DATA_TABLES, PATH_KEYS = ("data", "data_b"), ("path", "root")  # tables of data sets; keys of paths in the built-in ones
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -78,7 +78,7 @@ class Recipe(Mapping[str, dict[str, Any]]):
         found = getattr(self, table) if table in TABLES else None
         if found is None:
             raise KeyError(table)
-        return found.table() if isinstance(found, Part) else asdict(found)
+        return found.table() if isinstance(found, Part) else {k: v for k, v in asdict(found).items() if v is not None}
 
     def __iter__(self) -> Iterator[str]:
         return (table for table in TABLES if getattr(self, table) is not None)
@@ -134,20 +134,20 @@ def load(source: str | Path) -> Tables:
         near = "" if len(path.parts) > 1 else nearest(str(source), bundled())
         raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{near}")
     try:
-        recipe = files.toml(files.text(path, largest=files.LARGEST_TOML))
+        tables = files.toml(files.text(path, largest=files.LARGEST_TOML))
     except ValueError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
-    for table, content in recipe.items():
+    for table, content in tables.items():
         if not isinstance(content, dict):
             raise ValueError(f"{path}: {table} must be a table, [{table}], got {content!r}")
-    return absolute(recipe) if Path(source).is_dir() else recipe
+    return absolute(tables) if Path(source).is_dir() else tables
 
 
 def _of_saved_model(description: Path) -> Tables:
     """The tables of a model that ``INDM.save`` wrote, whose data are not known."""
     from indm.files import untrusted  # needs PyTorch, which takes seconds
 
-    tables = {k: v for k, v in untrusted.json_object(description).items() if k in (*KINDS, *OPTIONAL_KINDS)}
+    tables = {k: v for k, v in untrusted.json_object(description).items() if k in (*PART_KINDS, *OPTIONAL_KINDS)}
     known = {table: {k: v for k, v in content.items() if v is not None} for table, content in tables.items()}
     return known | {"data": {"name": GIVEN}}
 
@@ -172,15 +172,15 @@ def recipe(source: str | Path, changes: Mapping[str, object] | None = None) -> R
     return resolve(override(load(source), texts))
 
 
-def override(recipe: AnyTables, changes: Mapping[str, str]) -> Tables:
-    """The tables of ``recipe`` with dotted keys changed, values in TOML: ``{"train.steps": "9", "flow": "identity"}``.
+def override(tables: AnyTables, changes: Mapping[str, str]) -> Tables:
+    """``tables`` with dotted keys changed, values in TOML: ``{"train.steps": "9", "flow": "identity"}``.
 
-    Where the recipe's budget is one of seconds alone, a number of steps replaces it, unless seconds are given too.
+    Where their budget is one of seconds alone, a number of steps replaces it, unless seconds are given too.
     A bare table name puts another thing of that kind in its place and keeps none of the old table. Another SDE of this
     package keeps ε, which belongs to the data. A flow in place of the elementwise one has the learning rate of the
     score, unless one is given. What is not TOML is taken as a string, and so is whatever ``path`` or ``root`` is.
     """
-    changed = {table: dict(content) for table, content in recipe.items()}
+    changed = {table: dict(content) for table, content in tables.items()}
     for table in (key for key in changes if "." not in key):
         check_name(table, PART_TABLES, "table that can be replaced", table)
         kept = {"eps"} if table == "sde" and changes[table] in BUILT_IN["sde"] else set()
@@ -191,18 +191,18 @@ def override(recipe: AnyTables, changes: Mapping[str, str]) -> Tables:
         value = value_of(changes[dotted])
         is_text = key in PATH_KEYS and not isinstance(value, str)
         changed.setdefault(table, {})[key] = changes[dotted] if is_text else value
-    if "train.steps" in changes and "train.seconds" not in changes and recipe.get("train", {}).get("steps") == math.inf:
+    if "train.steps" in changes and "train.seconds" not in changes and tables.get("train", {}).get("steps") == math.inf:
         changed["train"]["seconds"] = math.inf
-    own, other = recipe.get("flow", {}).get("name"), changed.get("flow", {}).get("name")
+    own, other = tables.get("flow", {}).get("name"), changed.get("flow", {}).get("name")
     if own == "elementwise" and other not in (own, "identity") and "train.flow_lr" not in changes:
         train = changed["train"]  # an elementwise flow bears rates at which others diverge
         train |= {"flow_lr": train.get("lr", TrainOptions.lr)} if "flow_lr" in train else {}
     return changed
 
 
-def as_continued(recipe: AnyTables, run: str | Path) -> Tables:
-    """The tables of ``recipe`` with what the data decided in ``run``."""
-    own, before = {table: dict(content) for table, content in recipe.items()}, load(run)
+def as_continued(tables: AnyTables, run: str | Path) -> Tables:
+    """``tables`` with what the data decided in ``run``."""
+    own, before = {table: dict(content) for table, content in tables.items()}, load(run)
     if "condition" in own:
         decided = before.get("condition", {})
         same = decided.get("name") == own["condition"].get("name")
@@ -236,9 +236,9 @@ def _part(table: str, content: Mapping[str, Any] | str) -> Part:
     return Part(name, {key: value for key, value in content.items() if key != "name"})
 
 
-def model_tables(recipe: AnyTables) -> dict[str, Mapping[str, Any]]:
+def model_tables(tables: AnyTables) -> dict[str, Mapping[str, Any]]:
     """The tables that describe the model, as :func:`indm.build_model` takes them."""
-    return {table: recipe[table] for table in (*KINDS, *OPTIONAL_KINDS) if table in recipe}
+    return {table: tables[table] for table in (*PART_KINDS, *OPTIONAL_KINDS) if table in tables}
 
 
 def checked_options(table: str, content: Mapping[str, object]) -> dict[str, Any]:
@@ -257,11 +257,11 @@ def differing_keys(old: AnyTables, new: AnyTables) -> list[str]:
     return [f"{t}.{k}" for t, k in keys if a.get(t, {}).get(k) != b.get(t, {}).get(k)]
 
 
-def to_toml(recipe: AnyTables) -> str:
+def to_toml(tables: AnyTables) -> str:
     """The recipe as TOML text."""
     blocks = [
         "\n".join([f"[{table}]", *(f"{_key(key)} = {literal(value)}" for key, value in content.items())])
-        for table, content in recipe.items()
+        for table, content in tables.items()
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -297,26 +297,26 @@ def value_of(text: str):
 # ── Where the files of a data set are: the recipe of a run holds absolute paths, whatever the current folder ─────────
 
 
-def absolute(recipe: AnyTables) -> Tables:
-    """``recipe`` with absolute paths of its data. What code from outside calls a path stays as it is."""
-    return _with_paths(recipe, lambda path: os.path.abspath(os.path.expanduser(path)))
+def absolute(tables: AnyTables) -> Tables:
+    """``tables`` with absolute paths of its data. What code from outside calls a path stays as it is."""
+    return _with_paths(tables, lambda path: os.path.abspath(os.path.expanduser(path)))
 
 
-def without_places(recipe: AnyTables) -> Tables:
-    """``recipe`` with only the names of what its data are in, not where that is."""
-    return _with_paths(recipe, lambda path: Path(path).name)
+def without_places(tables: AnyTables) -> Tables:
+    """``tables`` with only the names of what its data are in, not where that is."""
+    return _with_paths(tables, lambda path: Path(path).name)
 
 
-def _with_paths(recipe: AnyTables, changed: Callable[[str], str]) -> Tables:
-    tables = {table: dict(content) for table, content in recipe.items()}
-    for table, key in _paths_in(tables):
-        tables[table][key] = changed(tables[table][key])
-    return tables
+def _with_paths(tables: AnyTables, changed: Callable[[str], str]) -> Tables:
+    placed = {table: dict(content) for table, content in tables.items()}
+    for table, key in _paths_in(placed):
+        placed[table][key] = changed(placed[table][key])
+    return placed
 
 
-def missing_paths(recipe: AnyTables) -> set[str]:
+def missing_paths(tables: AnyTables) -> set[str]:
     """The dotted keys of paths of the data at which nothing is."""
-    return {f"{t}.{k}" for t, k in _paths_in(recipe) if not os.path.exists(os.path.expanduser(recipe[t][k]))}
+    return {f"{t}.{k}" for t, k in _paths_in(tables) if not os.path.exists(os.path.expanduser(tables[t][k]))}
 
 
 def without_paths(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -325,8 +325,8 @@ def without_paths(table: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in table.items() if key not in places}
 
 
-def _paths_in(recipe: AnyTables) -> Iterator[tuple[str, str]]:
+def _paths_in(tables: AnyTables) -> Iterator[tuple[str, str]]:
     for table in DATA_TABLES:
-        content = recipe.get(table, {})
+        content = tables.get(table, {})
         if str(content.get("name")) in BUILT_IN["data"]:
             yield from ((table, key) for key in PATH_KEYS if isinstance(content.get(key), str))

@@ -31,7 +31,7 @@ from indm.workbench.training.parts import parts_of
 from indm.workbench.training.trainer import Trainer
 
 STEP_COSTS = "step_costs"  # in the record of a run: seconds by recipe
-ROUNDS = 6
+TIMED_ROUNDS = 6
 TURN = 0.4  # seconds of a round that each trainer has, about; one cycle of steps at least
 
 
@@ -160,7 +160,7 @@ def budget_like(
         parts = parts_of(whole, a, copy.deepcopy(model), data, objective)
         with torch.random.fork_rng(devices=[]):
             trainers = {like: trainer_of(kept), out: trainer_of(whole, trainer, **parts)}
-            seconds = medians(interleaved_seconds(trainers, threads, rounds=ROUNDS, progress=progress))
+            seconds = medians(interleaved_seconds(trainers, threads, rounds=TIMED_ROUNDS, progress=progress))
         ratio = seconds[out] / seconds[like]
         measured = {key_of(whole): seconds[out], key_of(other): seconds[like]}
     budget = {"steps": max(1, round(steps / ratio)), "seconds": math.inf, "threads": threads[out]}

@@ -40,8 +40,8 @@ from indm.workbench.training.parts import check_start, make_recipe, parts_of
 from indm.workbench.training.trainer import Trainer
 
 TIMED = 3  # steps at least, of a plan
-BAR, BAR_INTERVAL = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}, {desc}", 2.0  # seconds
-ROUNDING = 1e-9  # tolerance of a share, in intervals: three tenths of ten steps are three
+TRAINING_BAR, BAR_INTERVAL = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}, {desc}", 2.0  # seconds
+ROUNDING_OF_SHARES = 1e-9  # tolerance of a share, in intervals: three tenths of ten steps are three
 Callback = Callable[[Trainer, dict[str, Tensor]], bool | None]
 
 
@@ -185,7 +185,7 @@ def is_due(step: int, before: float, progress: float, every: float) -> bool:
     """
     if every >= 1:
         return step % every == 0  # never, where it is infinite
-    return math.floor(progress / every + ROUNDING) > math.floor(before / every + ROUNDING)
+    return math.floor(progress / every + ROUNDING_OF_SHARES) > math.floor(before / every + ROUNDING_OF_SHARES)
 
 
 def loop(
@@ -205,7 +205,7 @@ def loop(
     """
     o, stops = trainer.options, False
     done = min(trainer.progress, 1.0)
-    with tqdm(total=1, initial=done, bar_format=BAR, mininterval=BAR_INTERVAL, disable=not progress) as bar:
+    with tqdm(total=1, initial=done, bar_format=TRAINING_BAR, mininterval=BAR_INTERVAL, disable=not progress) as bar:
         for terms, before in trainer.steps():
             log.add(terms)
             answers = [callback(trainer, terms) for callback in callbacks]

@@ -21,15 +21,15 @@ from indm.objective import Objective, flow_nll, objective_of
 from indm.score import base_of, context_of, score_for
 from indm.tensors import evaluation_mode, noisy
 from indm.training import Penalty
-from indm.workbench.data.base import PARTS, Data, as_data, check_kind, load_data, stack
+from indm.workbench.data.base import SPLITS, Data, as_data, check_kind, load_data, stack
 from indm.workbench.data.examples import flip_horizontally
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import TrainOptions
 from indm.workbench.recipes.recipe import AnyTables, Part, Recipe
 
-Law = Callable[[int], Tensor]  # n ↦ n draws in model units, (n, *event)
+DrawLaw = Callable[[int], Tensor]  # n ↦ n draws in model units, (n, *event)
 MOST_IN_MEMORY = 20_000  # examples of the law that x_T shall have
-ROUNDING = 1e-5  # largest output of a network that is said to give 0
+LARGEST_ZERO = 1e-5  # largest output of a network that is said to give 0
 
 
 def make_recipe(
@@ -183,7 +183,7 @@ def check_parts(model: nn.Module, options: TrainOptions, objective: Objective) -
 
 def check_condition(condition: Condition, data: Data) -> None:
     """ValueError where data have no conditions of this kind in one of their splits, or cannot be flipped with them."""
-    for split in PARTS:
+    for split in SPLITS:
         data.rows(condition, split)
     wanted = "false for a condition of images, which would not be flipped with x"
     require(not (data.flip and len(condition.seen_shape) > 1), "data.flip", data.flip, wanted)
@@ -199,7 +199,7 @@ def check_start(model: Any, x: Tensor) -> None:
         z, _ = model.encode(x)
         added = model.score.noise_parts(z, z.new_ones(len(z)))[1].abs().max().item()
     hint = "set the weights and biases of its last layer to 0"
-    require(added < ROUNDING, f"the output of {name}", added, "0 at the start of a run with train.flow_first", hint)
+    require(added < LARGEST_ZERO, f"the output of {name}", added, "0 at the start of a run with train.flow_first", hint)
 
 
 def check_shapes(model: nn.Module, x: Tensor) -> None:
@@ -262,7 +262,7 @@ def penalties_of(
     return [Penalty("terminal", options.terminal, lambda model, x: flow_nll(model, law(len(x))).mean(), in_nats=True)]
 
 
-def terminal_law(model: nn.Module, data: Data, second: Data | None, device: torch.device) -> Law:
+def terminal_law(model: nn.Module, data: Data, second: Data | None, device: torch.device) -> DrawLaw:
     """A function that draws examples of the law that x_T shall have, in model units."""
     if second is None:
         return normal_law(_without_gradient(model, stack(data.train, MOST_IN_MEMORY).to(device)))
@@ -275,12 +275,11 @@ def terminal_law(model: nn.Module, data: Data, second: Data | None, device: torc
     return draw
 
 
-def with_noise(law: Law, deviation: float) -> Law:
+def with_noise(law: DrawLaw, deviation: float) -> DrawLaw:
     """``law`` of x + deviation · n, n ~ N(0, I): the noise augmentation of TarFlow.
 
     Source: Zhai et al. 2024, "Normalizing Flows are Capable Generative Models", https://arxiv.org/abs/2412.06329.
     """
-
     return (lambda n: noisy(law(n), deviation)) if deviation else law
 
 
@@ -290,7 +289,7 @@ def _without_gradient(model: nn.Module, raw: Tensor) -> Tensor:
     return from_data(model, raw)[0]
 
 
-def normal_law(x: Float[Tensor, "batch *event"]) -> Law:
+def normal_law(x: Float[Tensor, "batch *event"]) -> DrawLaw:
     """A sampler of the Gaussian with the mean and the covariance of the data ``x`` (n, *event)."""
     flat = x.flatten(1)
     mean, centred = flat.mean(0), flat - flat.mean(0)

@@ -1,6 +1,6 @@
 """The state of a training run, and one step of it: the model, its average, the optimizer and how far the run is.
 
-:class:`Trainer` reads and writes no other files than checkpoints; the loop over its steps is
+:class:`Trainer` writes checkpoints and the averaged model; the loop over its steps is
 :func:`indm.workbench.training.loop.train`.
 """
 
@@ -49,9 +49,9 @@ from indm.workbench.training.parts import (
 
 Draw = Callable[..., Tensor]  # (x, generator) or, of a model with a condition, (x, generator, c) ↦ nats, (B,)
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
-PATIENCE = 3  # validations without a gain, after which a flow is no longer trained alone
+FLOW_PATIENCE = 3  # validations without a gain, after which a flow is no longer trained alone
 # Kept by a checkpoint, beside weights, moments and random states:
-KEPT = ("step", "seconds", "opening", "began", "began_seconds", "flow_bounds", "best_flow")
+KEPT_FIELDS = ("step", "seconds", "opening", "began", "began_seconds", "flow_bounds", "best_flow")
 
 
 class Trainer(Descent):
@@ -170,16 +170,13 @@ class Trainer(Descent):
         return None if self.condition.is_none else self.data.rows(self.condition, split)[:n]
 
     def parameter_groups(self) -> list[dict]:
-        """The parts of the model, each with its own learning rate (before the schedule) and weight decay."""
+        """The parts of the model, each with its own highest learning rate and weight decay, where there are such."""
+        options = self.options
         return [
             {"name": name, "params": list(part.parameters())}
-            | {key: self._option_of(name, key) for key in ("lr", "weight_decay")}
+            | {key: getattr(options, f"{name}_{key}", getattr(options, key)) for key in ("lr", "weight_decay")}
             for name, part in self.model.trained_parts.items()
         ]
-
-    def _option_of(self, part: str, key: str) -> float:
-        """``train.PART_KEY`` where there is such a key, else ``train.KEY``."""
-        return getattr(self.options, f"{part}_{key}", getattr(self.options, key))
 
     def build_optimizer(self, groups: list[dict]) -> torch.optim.Optimizer:
         """An optimizer that leaves all as it is where its ``found_inf`` is 1, as fused ones do on the device."""
@@ -223,7 +220,7 @@ class Trainer(Descent):
     def opening_is_over(self) -> bool:
         """Whether the share of the opening is spent, or the flow that is trained alone no longer gains."""
         bounds = self.flow_bounds
-        is_stale = len(bounds) > PATIENCE and min(bounds[-PATIENCE:]) >= min(bounds[:-PATIENCE])
+        is_stale = len(bounds) > FLOW_PATIENCE and min(bounds[-FLOW_PATIENCE:]) >= min(bounds[:-FLOW_PATIENCE])
         return is_stale or self.progress >= self.alone
 
     @property
@@ -371,7 +368,7 @@ class Trainer(Descent):
             "random": gather_object([random_states(self.accelerator.device)]),  # states of all processes
             "log": log or {},
             "squares": self.noise_levels and self.noise_levels.squares,
-            **{name: getattr(self, name) for name in KEPT},
+            **{name: getattr(self, name) for name in KEPT_FIELDS},
         }
         if self.accelerator.is_main_process:
             checkpoints.write(run, state, self.options.keep_last)
@@ -399,7 +396,7 @@ class Trainer(Descent):
         self.model.load_state_dict(state["model"])
         self.ema.model.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name in KEPT:
+        for name in KEPT_FIELDS:
             setattr(self, name, state[name])
         if self.noise_levels is not None and state["squares"] is not None:
             self.noise_levels.squares = state["squares"]

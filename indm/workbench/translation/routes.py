@@ -18,12 +18,12 @@ from indm.model import INDM
 from indm.translation import DIRECTIONS, Route, bridge, sdedit, two_models
 from indm.workbench.data import arrays
 from indm.workbench.data.arrays import read_events
-from indm.workbench.data.images import SUFFIXES, Example, read_example
+from indm.workbench.data.images import IMAGE_SUFFIXES, Example, read_example
 from indm.workbench.runs.folder import open_run
 from indm.workbench.training.pairs import SIDES, is_bridge, is_pair, noise_of
 
 ARRAY_SUFFIXES = {".npz", ".npy"}
-IN_FOLDERS = SUFFIXES | ARRAY_SUFFIXES
+IN_FOLDERS = IMAGE_SUFFIXES | ARRAY_SUFFIXES
 SHEET = "sheet"  # a picture beside the results, so that an image of that name keeps its suffix
 
 
@@ -47,7 +47,7 @@ def find_items(sources: Sequence[Path], model: INDM, data: dict) -> list[Item]:
             one name.
     """
     items, levels = list[Item](), model.scaling.levels
-    as_arrays = ARRAY_SUFFIXES | arrays.SUFFIXES if len(model.shape) == 1 else ARRAY_SUFFIXES
+    as_arrays = ARRAY_SUFFIXES | arrays.TABLE_SUFFIXES if len(model.shape) == 1 else ARRAY_SUFFIXES
     for file, name in found_in(sources):
         if file.suffix.lower() in as_arrays:
             array = read_events(file, levels)

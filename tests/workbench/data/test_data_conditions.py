@@ -7,7 +7,7 @@ from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
 from indm.conditions import Classes, Vector
-from indm.workbench.data.base import PARTS, as_data, load_data, stack
+from indm.workbench.data.base import SPLITS, as_data, load_data, stack
 from indm.workbench.data.examples import Paired, loader
 from indm.workbench.data.standard import CLASSES
 
@@ -22,7 +22,7 @@ def rows():
 
 def assert_together(data, labels=False):
     """In every split the c of each x is its own."""
-    for split in PARTS:
+    for split in SPLITS:
         c = data.c(split, labels=labels).reshape(-1).float()
         assert torch.equal(stack(getattr(data, split))[:, 0].float(), c)
 
@@ -95,7 +95,7 @@ def test_a_folder_for_each_class(tmp_path):
             Image.fromarray(np.full((8, 8), 100 * k + i, np.uint8)).save(tmp_path / name / "deep" / f"{i}.png")
     data = load_data("folder", path=tmp_path, size=8, classes=True)
     assert data.classes == ("cat", "dog")
-    for split in PARTS:
+    for split in SPLITS:
         grey = stack(getattr(data, split)).float().mean((1, 2, 3))
         assert torch.equal((grey >= 100).long(), data.c(split, labels=True))
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "stray.png")
@@ -112,8 +112,8 @@ def test_some_folders_are_the_classes_in_the_order_they_are_named(tmp_path):
     with pytest.warns(UserWarning, match="1 of 17 files"):
         data = load_data("folder", path=tmp_path, size=8, classes=["far/bird", "dog"])
     assert data.classes == ("far/bird", "dog")
-    grey = torch.cat([stack(getattr(data, part)) for part in PARTS])[:, 0, 0, 0]
-    labels = torch.cat([data.labels[part] for part in PARTS])
+    grey = torch.cat([stack(getattr(data, part)) for part in SPLITS])[:, 0, 0, 0]
+    labels = torch.cat([data.labels[part] for part in SPLITS])
     assert labels[grey.argsort()].tolist() == [1] * 8 + [0] * 8  # dogs are darker
     assert data.fingerprint != load_data("folder", path=tmp_path, size=8, classes=["far/bird", "cat"]).fingerprint
     with pytest.raises(ValueError, match="cow' must be a folder, and it is not there"):

@@ -10,7 +10,7 @@ from PIL import Image
 import indm
 from indm.evaluation.statistics import mean_and_error
 from indm.files import untrusted
-from indm.workbench.data.base import PARTS, load_data, split_groups, stack
+from indm.workbench.data.base import SPLITS, load_data, split_groups, stack
 from indm.workbench.evaluation.results import evaluate_run
 
 
@@ -27,7 +27,7 @@ def films(folder, **frames):
 
 
 def levels_of(data):
-    return {part: stack(getattr(data, part))[:, 0, 0, 0] for part in PARTS}
+    return {part: stack(getattr(data, part))[:, 0, 0, 0] for part in SPLITS}
 
 
 def test_no_group_is_in_two_splits_and_every_class_that_can_has_one_held_out(tmp_path):
@@ -45,7 +45,7 @@ def test_no_group_is_in_two_splits_and_every_class_that_can_has_one_held_out(tmp
             "apple": 2, "fig": 1, "kiwi": 0, "pear": 1,
         }  # fmt: skip
         assert films_of["valid"] and films_of["test"]
-        for part in PARTS:  # groups are numbered in the order of their paths, as the levels are
+        for part in SPLITS:  # groups are numbered in the order of their paths, as the levels are
             assert torch.equal(data.groups[part], levels[part].long() - 1)
             names = [data.classes[label] for label in data.labels[part].tolist()]
             assert all(level in of_class[name] for level, name in zip(levels[part].tolist(), names, strict=True))

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from indm.workbench.data import load_data
-from indm.workbench.data.base import PARTS, stack
+from indm.workbench.data.base import SPLITS, stack
 
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("pyarrow")
@@ -62,7 +62,7 @@ def test_shards_hold_what_a_folder_holds(tmp_path, folder, monkeypatch):
         members |= {f"{i:02d}.png": png(image), f"{i:02d}.cls": str(i % 2).encode()}
     data = load_data("datasets", path=shards(tmp_path / "shards", members), x="png", c="cls", **OPTIONS)
     assert data.shape == (3, 8, 10) and data.classes == ("0", "1")
-    for part in PARTS:
+    for part in SPLITS:
         assert torch.equal(stack(getattr(data, part)), stack(getattr(folder, part)))
     assert data.labels["train"].tolist() == [int(path.stem) % 2 for path in folder.train.files]
 
@@ -140,7 +140,7 @@ def test_a_mapped_array_is_the_array(tmp_path, kind):
     np.save(tmp_path / "c.npy", numbers.normal(size=(len(array), 2)))
     read, mapped = (load_data("array", path=tmp_path / "x.npy", c="c.npy", seed=2, mmap=mmap) for mmap in (False, True))
     assert isinstance(mapped.train.source, np.memmap)
-    for part in PARTS:
+    for part in SPLITS:
         assert torch.equal(stack(getattr(mapped, part)), stack(getattr(read, part)))
         assert torch.equal(mapped.conditions[part], read.conditions[part])
     torch.testing.assert_close(mapped.scaling.scale, read.scaling.scale, rtol=1e-6, atol=0)
