@@ -14,6 +14,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 LONGEST_VALUE = 200  # characters of a value that a message quotes
 MOST_LISTED = 40  # problems that one message lists
+
+# Defaults of likelihoods, where nothing loads PyTorch: commands show them in their help.
+NLL_ERROR = 1e-3  # bits/dim, of the solver
+TIMES, PROBES = 4, 1  # score evaluations of a NELBO; Hutchinson probes of a divergence
+IW_EXAMPLES, REPEATS, BATCH_SIZE = 100, 2, 256
 FEW_VALUES, REPEATS = 64, 10  # most distinct values of a column with few; fewest rows per value, on average
 
 

@@ -23,9 +23,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from indm import ode
-from indm.checks import require
+from indm.checks import NLL_ERROR, require
 from indm.conditions import sees_condition
-from indm.defaults import NLL_ERROR
 from indm.dequantization import check_raw, constant_log_q, from_data
 from indm.gaussian import GaussianReference
 from indm.objective import reconstruction as reconstruction_of

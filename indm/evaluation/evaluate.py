@@ -12,8 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.checks import require
-from indm.defaults import BATCH_SIZE, REPEATS
+from indm.checks import BATCH_SIZE, REPEATS, require
 from indm.dequantization import check_raw, in_words
 from indm.evaluation.mean_nll import RepeatableDraws, Steps
 from indm.evaluation.measures import NLL, Bound, Estimate, Estimates, Measure, Setting, Solve

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from scipy.stats import t as student
 from torch import Tensor
 
-from indm.defaults import NLL_ERROR
+from indm.checks import NLL_ERROR
 from indm.dequantization import from_data
 from indm.gaussian import GaussianReference
 from indm.likelihood import Start, WhitenedFlow, start_of

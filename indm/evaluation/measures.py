@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from indm.checks import require
-from indm.defaults import IW_EXAMPLES, NLL_ERROR, PROBES, TIMES
+from indm.checks import IW_EXAMPLES, NLL_ERROR, PROBES, TIMES, require
 from indm.dequantization import from_data
 from indm.evaluation.mean_nll import ERROR_SHARE, PILOT, Corrected, Steps, corrected
 from indm.evaluation.report import InUnits, Measured
@@ -135,7 +134,7 @@ class Bound(Measure):
         x, log_q = from_data(model, raw, generator=generator)
         terms = nelbo(model, x, times=self.times, reference=reference, log_q=log_q, generator=generator)
         estimate = Estimate.of(terms.total, terms.reconstruction, log_q, {"times": self.times})
-        assert terms.by_noise_level is not None  # which only discrete_nelbo leaves out
+        assert terms.by_noise_level is not None  # discrete_nelbo alone leaves it out
         columns = [*terms.by_noise_level.unbind(1), *(getattr(terms, name).expand(len(x)) for name in TERMS)]
         return replace(estimate, terms=torch.stack(columns, 1).cpu().double())
 

@@ -184,8 +184,8 @@ class HeldDraws:
 
     c: Tensor  # the network's condition, (m, k)
     t: Tensor  # times, (m,)
-    weight: Tensor  # of the times, (m,)
-    noise: Tensor  # of the latents, (m, d)
+    weight: Tensor  # one of each time, (m,)
+    noise: Tensor  # in the latents, (m, d)
     question: Tensor  # index of the question that the row asks, (m,); 0 where a model answers only one
 
 
@@ -345,8 +345,8 @@ def _worse(a: One, b: One) -> One:
 class Plateau:
     """At a plateau of validation the batch grows; at the next, which takes half the patience, the rate falls to 0."""
 
-    rows: int  # of the training data
-    batch: int  # rows of a batch
+    rows: int  # in the training data
+    batch: int  # rows at a time
     since = 0  # step of the last plateau or better validation
     fall: tuple[int, int] | None = None  # the step at which the rate starts to fall, and the steps that this takes
 

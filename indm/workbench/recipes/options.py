@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Suppress, arg
 
-from indm import defaults
+from indm import checks
 from indm.checks import Must, check_options, require
 from indm.names import BUILT_IN, GIVEN, is_outside
 
@@ -195,23 +195,23 @@ class Evaluation(Checked):
     draws: Annotated[int | None, AT_LEAST_1, at_most(MOST_ESTIMATES)] = None
     """Also estimate the importance-weighted bound of that NLL (IW-NLL), whose divergence is exact, from this many draws
     of noise; often 8. It takes the time of draws × dimensions estimates of the NLL."""
-    iw_examples: Two = defaults.IW_EXAMPLES
+    iw_examples: Two = checks.IW_EXAMPLES
     """How many examples, from the first, to use for the IW-NLL."""
     ancestral: Annotated[int | None, AT_LEAST_1] = None
     """Also bound the likelihood of samples by "ancestral" in this many steps, on the NELBO's examples."""
-    repeats: Annotated[int, AT_LEAST_2, at_most(MOST_ESTIMATES)] = defaults.REPEATS
+    repeats: Annotated[int, AT_LEAST_2, at_most(MOST_ESTIMATES)] = checks.REPEATS
     """Independent estimates for each example (2 or more), which show the estimator's noise."""
-    times: Annotated[int, AT_LEAST_1, at_most(MOST_ESTIMATES)] = defaults.TIMES
+    times: Annotated[int, AT_LEAST_1, at_most(MOST_ESTIMATES)] = checks.TIMES
     """Score evaluations of one NELBO estimate."""
-    probes: Annotated[int, AT_LEAST_1, at_most(MOST_ESTIMATES)] = defaults.PROBES
+    probes: Annotated[int, AT_LEAST_1, at_most(MOST_ESTIMATES)] = checks.PROBES
     """Hutchinson probes of the divergence."""
-    nll_error: Annotated[float, FINITE] = defaults.NLL_ERROR
+    nll_error: Annotated[float, FINITE] = checks.NLL_ERROR
     """Largest stated error of the ODE solver, bits/dim of an example: those above it are solved again in more steps."""
     steps: Annotated[int | None, Must("8 or more", lambda v: v >= 8)] = None
     """Steps of the ODE solver, in place of as many as nll_error needs, up to 256; its error is then only printed."""
     eps: Annotated[float | None, POSITIVE] = None
     """Truncation of bound and ODE, at or above the model's own, in place of it."""
-    batch_size: Count = defaults.BATCH_SIZE
+    batch_size: Count = checks.BATCH_SIZE
     """Examples at a time."""
     seed: Number = 0
     """Seed of dequantization, noise, times and probes."""
