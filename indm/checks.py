@@ -19,7 +19,7 @@ MOST_LISTED = 40  # problems that one message lists
 NLL_ERROR = 1e-3  # bits/dim, of the solver
 TIMES, PROBES = 4, 1  # score evaluations of a NELBO; Hutchinson probes of a divergence
 IW_EXAMPLES, REPEATS, BATCH_SIZE = 100, 2, 256
-FEW_VALUES, REPEATS = 64, 10  # most distinct values of a column with few; fewest rows per value, on average
+FEW_VALUES, ROWS_PER_VALUE = 64, 10  # most distinct values of a column with few; fewest rows per value, on average
 
 
 def one_line(text: object) -> str:
@@ -67,7 +67,11 @@ def few_values(columns: Mapping[str, Any]) -> str:
     """Words that name the columns, arrays of numbers, of few values that each stand in many rows; "" of none."""
     import numpy as np  # not needed by `indm list`, which starts faster without it
 
-    few = [name for name, values in columns.items() if len(np.unique(values)) <= min(FEW_VALUES, len(values) / REPEATS)]
+    few = [
+        name
+        for name, values in columns.items()
+        if len(np.unique(values)) <= min(FEW_VALUES, len(values) / ROWS_PER_VALUE)
+    ]
     more = f" and {len(few) - 3} others" if len(few) > 3 else ""
     named = f"few values, each in many rows, in {', '.join(few[:3])}{more}: the density there is arbitrarily high"
     return named if few else ""
