@@ -71,7 +71,7 @@ def coarse(monkeypatch):
     solve = WhitenedFlow.solve
     monkeypatch.setattr(WhitenedFlow, "solve", lambda *arguments: solve(*arguments[:-1], 8))
     monkeypatch.setattr("indm.tables.solve.SOLVER_ERROR", 1000.0)
-    monkeypatch.setattr(estimator, "VALIDATION_ROWS", 512)
+    monkeypatch.setattr("indm.tables.fit.VALIDATION_ROWS", 512)
     monkeypatch.setattr("indm.tables.solve.SAMPLING_STEPS", (4,))
 
 

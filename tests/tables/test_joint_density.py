@@ -18,6 +18,7 @@ from indm.flows import Identity
 from indm.likelihood import WhitenedFlow
 from indm.score import ScoreModel
 from indm.tables import joint, mixture
+from indm.tables.fit import MIXTURE_SHARE
 from indm.tables.joint import JointTraining, Questions
 from indm.tables.mixture import JointMixture, best_joint_mixture
 from indm.tables.networks import MaskedMixtureMLP
@@ -37,7 +38,7 @@ def coarse(monkeypatch):
     solve = WhitenedFlow.solve
     monkeypatch.setattr(WhitenedFlow, "solve", lambda *arguments: solve(*arguments[:-1], 8))
     monkeypatch.setattr("indm.tables.solve.SOLVER_ERROR", 1000.0)
-    monkeypatch.setattr(joint, "VALIDATION_ROWS", 256)
+    monkeypatch.setattr("indm.tables.fit.VALIDATION_ROWS", 256)
     monkeypatch.setattr("indm.tables.solve.SAMPLING_STEPS", (4,))
 
 
@@ -348,7 +349,7 @@ def test_the_mixture_has_its_share_of_the_time(monkeypatch, coarse):
 
     monkeypatch.setattr(joint, "best_joint_mixture", noted)
     JointDensityEstimator(**SMALL | {"max_seconds": 50}).fit(people(100))
-    assert 0 < left[0] <= 50 * joint.MIXTURE_SHARE
+    assert 0 < left[0] <= 50 * MIXTURE_SHARE
 
 
 def test_missing_entries_are_filled_and_others_stay(model):

@@ -37,7 +37,7 @@ GROUPS = {
     "More": {"list": "listing:List", "convert": "runs:Convert", "push": "runs:Push"},
 }
 COMMANDS = {name: place for group in GROUPS.values() for name, place in group.items()}
-TITLE = "Log-likelihoods of diffusion models, with error bars: yours, or one trained on images, tables and simulators."
+TITLE = "Log-likelihoods of diffusion models, with error bars: yours, or one trained here."
 MORE = """To begin:      indm list recipes     indm train digits     indm sample runs/digits
 To know more:  indm COMMAND --help     indm list"""
 CONFIG = (tyro.conf.FlagCreatePairsOff,)

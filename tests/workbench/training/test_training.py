@@ -480,10 +480,10 @@ def test_noise_levels_are_drawn_where_gradients_are_large_and_kept_by_a_checkpoi
     trainer = Trainer(recipe, load_data("digits"), Accelerator())
     for _ in trainer.steps():
         pass
-    assert (trainer.levels is None) == is_even
+    assert (trainer.noise_levels is None) == is_even
     if not is_even:
-        assert trainer.levels.squares.unique().numel() > 4
+        assert trainer.noise_levels.squares.unique().numel() > 4
         trainer.save(tmp_path)
         other = Trainer(recipe, load_data("digits"), Accelerator())
         other.load(tmp_path)
-        assert torch.equal(other.levels.squares, trainer.levels.squares)
+        assert torch.equal(other.noise_levels.squares, trainer.noise_levels.squares)
