@@ -1,4 +1,4 @@
-"""Log-likelihoods of diffusion models, with error bars: yours, or one trained on images, tables and simulators.
+"""Log-likelihoods of diffusion models, with error bars: yours, or one trained here.
 
 The models trained here are implicit nonlinear diffusion models (INDM): a normalizing flow takes data to a latent, and a
 linear diffusion runs there.
