@@ -28,6 +28,9 @@ from indm.checks import NLL_ERROR
 from indm.dequantization import from_data
 from indm.gaussian import GaussianReference
 from indm.likelihood import Start, WhitenedFlow, start_of
+from indm.ode import COARSE, COARSE_SMOOTH
+from indm.protocols import Score
+from indm.score import is_smooth
 from indm.tensors import double, evaluation_mode
 
 PILOT = 48  # examples of a rung, from which its variance is known well enough where differences have heavy tails
@@ -150,6 +153,11 @@ class Corrected:
     rungs: list[Rung]
     certain: tuple[Tensor, Tensor]
     evaluations: float
+
+
+def first_steps(score: Score) -> int:
+    """Steps of the coarsest rung."""
+    return COARSE_SMOOTH if is_smooth(score) else COARSE
 
 
 def corrected(

@@ -13,15 +13,13 @@ from torch import Tensor
 
 from indm.checks import IW_EXAMPLES, NLL_ERROR, PROBES, TIMES, require
 from indm.dequantization import from_data
-from indm.evaluation.mean_nll import ERROR_SHARE, PILOT, Corrected, Steps, corrected
+from indm.evaluation.mean_nll import ERROR_SHARE, PILOT, Corrected, Steps, corrected, first_steps
 from indm.evaluation.report import InUnits, Measured
 from indm.evaluation.statistics import in_both_units, in_units, mean_and_error
 from indm.gaussian import GaussianReference
 from indm.likelihood import LikelihoodReport, check_nll_error, importance_bound, nll
 from indm.objective import NOISE_LEVELS, nelbo
-from indm.ode import COARSE, COARSE_SMOOTH
 from indm.protocols import Model
-from indm.score import is_smooth
 from indm.sde.linear import LinearSDE
 
 TERMS = ("reconstruction", "prior", "flow", "constant", "log_q")  # terms of the NELBO beside its score term
@@ -219,7 +217,7 @@ class NLL(Solved):
     def coarse(self, model: Model, estimates: int) -> Measure:
         if self.each or self.steps is not None or estimates < 4 * PILOT:
             return self
-        return replace(self, steps=COARSE_SMOOTH if is_smooth(model.score) else COARSE)
+        return replace(self, steps=first_steps(model.score))
 
     def numbers(self, estimates: Estimates, setting: Setting, solve: Solve | None) -> Results:
         numbers, nats = summary(estimates, setting)
