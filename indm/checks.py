@@ -19,6 +19,7 @@ MOST_LISTED = 40  # problems that one message lists
 NLL_ERROR = 1e-3  # bits/dim, of the solver
 TIMES, PROBES = 4, 1  # score evaluations of a NELBO; Hutchinson probes of a divergence
 IW_EXAMPLES, REPEATS, BATCH_SIZE = 100, 2, 256
+
 FEW_VALUES, ROWS_PER_VALUE = 64, 10  # most distinct values of a column with few; fewest rows per value, on average
 
 

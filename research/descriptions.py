@@ -313,8 +313,8 @@ def of_strangers(name: str) -> dict[str, Any]:
     if name.endswith("flow_matching"):
         path = noisy(lambda t: t, lambda t: 1 - 0.9 * t)
     if name.endswith("interpolant"):
-        deviation = lambda t: ((math.pi / 2 * t).cos() ** 2 + 0.01).sqrt()  # noqa: E731
-        path = noisy(lambda t: (math.pi / 2 * t).sin(), deviation, end=0.99)  # at 1 a velocity says nothing of noise
+        angle = math.pi / 2  # at the end τ = 1 a velocity says nothing of the noise
+        path = noisy(lambda t: (angle * t).sin(), lambda t: ((angle * t).cos() ** 2 + 0.01).sqrt(), end=0.99)
     return {"predicts": "velocity", "path": path, "shape": (2,), "scaling": None}
 
 

@@ -238,9 +238,10 @@ def from_denoiser(
     if dequantization is None and scaling.levels is not None:
         dequantization = GreyLevels()
     require(min(shape, default=0) >= 1, "shape", shape, "positive sizes, as (3, 32, 32)")
+    eps = noises.range[0] if eps is None else eps
     sde = sde_of(noises, eps)
     if predicts == "velocity":
-        check_velocity(noises, noises.range[0] if eps is None else eps)
+        check_velocity(noises, eps)
     model = INDM(Identity(), ScoreModel(denoiser, sde), scaling, shape, dequantization, condition)
     weight = next(denoiser.parameters(), model.scaling.scale)
     if weight.dtype not in (torch.float32, torch.float64):
@@ -248,11 +249,10 @@ def from_denoiser(
     return model.to(weight.device, weight.dtype)
 
 
-def sde_of(path: Path, eps: float | None = None) -> LogLinearSDE:
+def sde_of(path: Path, eps: float) -> LogLinearSDE:
     """The SDE with the path's clock from ``eps`` on, and the prior of its start; ValueError for ``eps`` outside of
     it."""
     first, last = path.range
-    eps = first if eps is None else eps
     require(first <= eps < last or last < eps <= first, "eps", eps, f"a τ from {first:g} to {last:g}, the path's own")
     ends = torch.tensor([eps, last], dtype=torch.float64)
     at_eps, at_end = (-2 * path.level(ends)).tolist()

@@ -115,7 +115,7 @@ def _times(sde: LinearSDE, log_snr: Tensor) -> Tensor:
 
 
 def steps_in_time(sde: LinearSDE) -> Spacing:
-    """Spacing on the clock −log SNR, equally spaced in a mean of t and the clock, which has a weight of 25 steps, at
+    """Points on the clock −log SNR, equally spaced in a mean of t and the clock, which has a weight of 25 steps, at
     least 0.1."""
 
     def points(start: float, end: float, steps: int) -> list[float]:

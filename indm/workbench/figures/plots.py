@@ -24,8 +24,8 @@ FONT_SIZE = 10  # points
 # Colour-blind safe (Okabe & Ito 2008, "Color Universal Design"), with grey in place of yellow; black is for the data.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")
 DATA_COLOUR = "black"
-LEARNED = ("INDM (spline)", "INDM (coupling)", "flow alone")  # blue, orange and green in every figure
-METHODS = {"linear diffusion": COLOURS[6]} | dict(zip(LEARNED, COLOURS, strict=False))
+GREY, BLUE, ORANGE, GREEN = COLOURS[6], *COLOURS[:3]
+METHODS = {"linear diffusion": GREY, "INDM (spline)": BLUE, "INDM (coupling)": ORANGE, "flow alone": GREEN}
 CHARACTER = 0.65 * FONT_SIZE / 72  # inches, about
 Pixels = UInt8[np.ndarray, "height width 3"]
 Colours = Mapping[str, str]  # colour of each model, the same in all figures of a page; others are black

@@ -49,7 +49,7 @@ from indm.workbench.training.parts import (
 
 Draw = Callable[..., Tensor]  # (x, generator) or, of a model with a condition, (x, generator, c) ↦ nats, (B,)
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
-FLOW_PATIENCE = 3  # validations without a gain, after which a flow is no longer trained alone
+FLOW_PATIENCE = 3  # validations without a gain, which end the training of the flow alone
 # Kept by a checkpoint, beside weights, moments and random states:
 KEPT_FIELDS = ("step", "seconds", "opening", "began", "began_seconds", "flow_bounds", "best_flow")
 
