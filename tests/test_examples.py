@@ -63,9 +63,9 @@ def workplace(tmp_path, monkeypatch):
 
 
 def marks_of(name):
-    """Those of an example; in three steps the network of one finds nothing."""
+    """Those of an example; in three steps the network of a posterior finds nothing."""
     found_nothing = pytest.mark.filterwarnings("ignore:the network found nothing")
-    return [*[pytest.mark.long] * (name in SLOW), *[found_nothing] * (name == "epidemic")]
+    return [*[pytest.mark.long] * (name in SLOW), *[found_nothing] * (name in CALIBRATED)]
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.stem, marks=marks_of(path.stem)) for path in EXAMPLES])
