@@ -91,7 +91,8 @@ def test_a_run_goes_on_with_the_best_rate_and_begins_again_what_another_machine_
     monkeypatch.setattr(real, "method_of", method_of)
     monkeypatch.setattr(real, "columns_of", lambda X, *_: Columns.fitted(X, X[:, :0], np.arange(2)))
     assert len(list(real.block(table, X, real.SHORT, 0))) == 3 + 9 and len(table.rows()) == 12
-    assert len(list(real.block(table, X, real.LONG, 0))) == 6 + 5
+    spaces = real.MAPPED, real.STANDARDISED
+    assert [len(list(real.block(table, X, real.LONG, 0, space))) for space in spaces] == [6, 5]
     assert {rate for _, rate in made[12:]} == {None, real.RATES[1]}
     for seed in (0, 1):
         table.at(seconds=real.LONG, seed=seed, space="mapped", method="kde", rate=None).add({"machine": "another"})
