@@ -15,7 +15,7 @@ from research.markdown import in_table, with_tables
 from research.posteriors import boxes, sbibm
 from research.posteriors import study as posteriors
 from research.records import RECORDS, Records
-from research.tables import flows, imputation, laws, real, regression
+from research.tables import flows, gaps, laws, real, regression
 from research.translation import answers
 from research.verdict import dial, joint, losses, pays, signals
 
@@ -48,7 +48,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "tables": lambda: flows.markdown(of("tables", seconds=10.0)),
     "real_tables": lambda seconds, space: real.summary(of("real_tables"), float(seconds), space),
     "real_tables-data": real.listed,
-    "imputation": lambda measure: imputation.summary(of("imputation", seconds=60.0), measure),
+    "gaps": lambda measure: gaps.summary(of("gaps", seconds=60.0), of("gaps-published"), measure),
     "laws": lambda: laws.summary(of("laws", seconds=60.0)),
     "regression": lambda seconds: regression.summary(of("regression", seconds=float(seconds))),
     "regression-cells": lambda: regression.cell_table(of("regression", seconds=60.0)),

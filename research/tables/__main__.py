@@ -2,11 +2,11 @@
 
 import sys
 
-from research.tables import flows, imputation, laws, regression
+from research.tables import flows, gaps, laws, regression
 
 COMMANDS = {
     "flows": flows.main,
-    "imputation": imputation.main,
+    "gaps": gaps.main,
     "laws": laws.main,
     "regression": regression.main,
 }
