@@ -8,7 +8,7 @@ from scipy.special import boxcox1p, expit, inv_boxcox1p, ndtr, ndtri
 from sklearn.covariance import OAS
 
 LEAST_REST = 1e-6  # deviation that conditions leave a column, at least, as a share of the column's own
-POWER_ROWS = 5_000  # rows on which powers are fitted, at most
+POWER_ROWS, MAP_ROWS = 5_000, 100_000  # rows on which powers are fitted, and maps, at most
 LARGEST_X = 1e300  # largest number allowed, so that differences do not overflow
 FAR = 10.0  # ratio of a column's deviation to the one of most rows, above which a few rows decide it
 BEND = 3.0  # deviations of most rows beyond which far values are brought near
@@ -80,8 +80,9 @@ class Columns:
 
         Columns of the indices ``skewed`` get the power that is most likely if ψ is normal; the others keep λ = 1. The
         columns that ``far`` marks, by default none, are measured by most of their rows. What is linear in c is taken
-        away, and correlations of the rest are shrunk where rows are few.
+        away, and correlations of the rest are shrunk where rows are few. Of many rows some, evenly, are enough.
         """
+        X, c = thinned(X, MAP_ROWS), thinned(c, MAP_ROWS)
         far = np.zeros(X.shape[1], dtype=bool) if far is None else far
         interval = np.array([[-np.inf], [np.inf]]).repeat(X.shape[1], 1) if interval is None else interval
         edge = best_edges(X, c, interval) if edge is None else edge
@@ -89,7 +90,7 @@ class Columns:
         centre, scale = np.where(far, moments_of_most(X), moments(X)) if far.any() else moments(X)
         u = _near((X - centre) / scale, far)
         power = np.ones(X.shape[1])
-        power[skewed] = [most_likely_power(v) for v in u[:: max(1, len(X) // POWER_ROWS)].T[skewed]]
+        power[skewed] = [most_likely_power(v) for v in thinned(u, POWER_ROWS).T[skewed]]
         y, reach = _psi(u, power), np.stack([u.min(0), u.max(0)])
         mean = y.mean(0)
         penalty = np.eye(c.shape[1])  # the weight of one more row
@@ -133,6 +134,11 @@ class Columns:
         return np.where(_exponent(u, self.power) > 1, u.clip(*self.reach), u)
 
 
+def thinned(rows: Array, most: int) -> Array:
+    """Every row, or every second, and so on: ``most`` of them, or fewer."""
+    return rows[:: max(1, -(-len(rows) // most))]
+
+
 def are_near(X: Array, value: Array | float) -> Array:
     """Mask of the entries that equal ``value`` up to rounding."""
     return np.abs(X - value) <= ROUNDING_OF_VALUES * np.abs(value)
@@ -146,6 +152,8 @@ def is_inside(X: Array, interval: Array, is_whole: Array | bool = False) -> Arra
 
 def to_line(X: Array, interval: Array, edge: Array | float = np.nan) -> Array:
     """b(x) of :class:`Columns`: rows whose columns are in ``interval``, as numbers of the whole line."""
+    if not np.isfinite(interval).any():
+        return X
     low, high = interval
     u, rest = _shares(X, interval)
     with np.errstate(all="ignore"):  # in columns of another kind
@@ -156,6 +164,8 @@ def to_line(X: Array, interval: Array, edge: Array | float = np.nan) -> Array:
 
 def from_line(line: Array, interval: Array, edge: Array | float = np.nan) -> Array:
     """The inverse of :func:`to_line`; between two bounds it is inside of them, also where that takes rounding."""
+    if not np.isfinite(interval).any():
+        return line
     low, high = interval
     with np.errstate(all="ignore"):
         inner = np.nextafter(low, high), np.nextafter(high, low)
@@ -167,6 +177,8 @@ def from_line(line: Array, interval: Array, edge: Array | float = np.nan) -> Arr
 
 def log_slope(X: Array, interval: Array, edge: Array | float = np.nan) -> Array:
     """log db/dx, (n, columns)."""
+    if not np.isfinite(interval).any():
+        return np.zeros_like(X)
     low, high = interval
     u, rest = _shares(X, interval)
     with np.errstate(all="ignore"):
@@ -256,7 +268,8 @@ def _exponent(u: Array, power: Array) -> Array:
 
 
 def _psi(u: Array, power: Array) -> Array:
-    return np.sign(u) * boxcox1p(np.abs(u), _exponent(u, power))
+    size = np.abs(u)
+    return np.sign(u) * boxcox1p(size, _exponent(u, power), where=power != 1, out=size)
 
 
 def _log_rise(u: Array, power: Array) -> Array:
