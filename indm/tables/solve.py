@@ -24,7 +24,7 @@ from indm.tables.columns import Array
 from indm.tables.networks import Components
 from indm.tensors import evaluation_mode, event_sum, expand_like
 
-SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
+SOLVER_ERROR = 0.05  # nats of a row; the estimate is two to ten times the true error on average
 ROUNDED_SHARE = 0.02  # share of the error that may be rounding in single precision
 MOST_EXACT, PROBES = 128, 8  # columns up to which a divergence is exact; probes of others
 POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # Gauss–Legendre points tried in a discrete column; for none, one, two
