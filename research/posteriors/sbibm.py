@@ -1,9 +1,10 @@
-"""The ten tasks of the benchmark sbibm (Lueckmann et al. 2021): indm.DensityEstimator beside NPE of sbi; see sbibm.md.
+"""The ten tasks of the benchmark sbibm (Lueckmann et al. 2021): indm.DensityEstimator beside sbi; see sbibm.md.
 
     python -m research.posteriors sbibm --home HOME    # goes on where it stopped
 
 Tasks, observations, reference draws and the C2ST come from the package. SIR and Lotka–Volterra are solved by SciPy
-in place of Julia. ``--home`` keeps the simulations and the table ``sbibm.csv``, which has a row for each task, seed and
+in place of Julia, and their counts are seen as logarithms. Parameters in a box are given to all methods as numbers of
+the whole line. ``--home`` keeps the simulations and the table ``sbibm.csv``, which has a row for each task, seed and
 method.
 """
 
@@ -16,7 +17,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,21 +31,27 @@ from scipy.integrate import odeint
 from indm import PosteriorEstimator
 from indm.evaluation.statistics import over_seeds
 from indm.files import atomic
+from indm.tables.columns import from_line, log_slope, to_line
 from research.markdown import in_table, with_error
 from research.posteriors import study
 from research.records import Records, made_by
 from research.tables import command
 
 Array = np.ndarray
-METHODS = {
-    "indm": study.indm,
-    "npe": functools.partial(study.npe, flow="nsf"),
+Fit = Callable[..., study.Fitted]  # of θ, x, a seed and seconds
+OWN = "indm"
+RIVALS: dict[str, Fit] = {
+    "npe": study.npe,
+    "npe nsf": functools.partial(study.npe, flow="nsf"),
     "fmpe": functools.partial(study.vector_field, kind="FMPE"),
     "npse": functools.partial(study.vector_field, kind="NPSE"),
 }
-BOTH = ("indm", "npe")  # methods of the table
+METHODS = (OWN, *RIVALS)
+SEEDS = {OWN: (0, 1, 2)} | dict.fromkeys(RIVALS, (0, 1))
+OBSERVATIONS = {"two_moons": 10, "gaussian_mixture": 10}  # how many; of the others 3, as their C2ST takes minutes
 FRESH = 1_000  # pairs, not fitted, for the mean log p
 CHECKED = 300  # pairs among these, for a picture of the calibration
+SHOWN = {"c2st": 3, "log_p": 2, "fit_cpu_seconds": 0, "outside": 2}  # numbers of the tables, and their digits
 TOLERANCE, MOST_STEPS = 1e-8, 100_000  # tolerance of the ODEs; steps between two of their save points
 PUBLISHED = {  # C2ST at 10,000 simulations of NPE and of the best sequential method, over observations 1–10 and 1–3
     "two_moons": ((0.606, 0.586), (0.554, 0.537)),
@@ -134,12 +141,40 @@ def bounds(task: Any) -> dict[int, tuple[float | None, float | None]]:
     return {}
 
 
+def seen(name: str, x: Array) -> Array:
+    """What methods see of data: logarithms of counts, which have heavy tails."""
+    return np.log1p(x) if name in RATES else x
+
+
+def boxed(fit: Fit, box: dict[int, tuple[float | None, float | None]]) -> Fit:
+    """A method whose θ are mapped from their intervals to the line, by normal quantiles or logarithms."""
+
+    def fitted(theta: Array, x: Array, seed: int, seconds: float) -> study.Fitted:
+        ends = [box.get(i, (None, None)) for i in range(theta.shape[1])]
+        interval = np.array([(-np.inf if a is None else a, np.inf if b is None else b) for a, b in ends]).T
+        inner = fit(to_line(theta, interval), x, seed, seconds)
+        return study.Fitted(
+            lambda x, n, seed: from_line(inner.draw(x, n, seed), interval),
+            lambda theta, x: inner.log_prob(to_line(theta, interval), x) + log_slope(theta, interval).sum(1),
+            inner.setting,
+        )
+
+    return fitted
+
+
+def fit_of(method: str, task: Any) -> Fit:
+    """A method for a task, which knows the intervals of its prior."""
+    if method == OWN:
+        return functools.partial(study.indm, bounds=bounds(task))
+    return boxed(RIVALS[method], bounds(task))
+
+
 def judged(task: Any, fitted: study.Fitted, observation: int, draws: int) -> dict[str, float]:
     """The C2ST at an observation, the share of draws outside the prior, and the CPU seconds of both parts."""
     from sbibm.metrics.c2st import c2st
 
     start = time.process_time()
-    x = task.get_observation(observation)[0].double().numpy()
+    x = seen(task.name, task.get_observation(observation)[0].double().numpy())
     drawn, share = study.within(functools.partial(inside, task), fitted, x, draws)
     middle = time.process_time()
     value = c2st(task.get_reference_posterior_samples(observation)[:draws], torch.from_numpy(drawn).float())
@@ -151,19 +186,23 @@ def trained(name: str, seed: int, method: str, o: argparse.Namespace) -> dict[st
     """The record of one training."""
     task = task_of(name)
     theta, x = pairs(task, o.simulations + FRESH, seed, o.home)
-    ours = method == "indm"
-    limit, options = (o.seconds, {"bounds": bounds(task)}) if ours else (math.inf, {})  # NPE stops by itself
+    x, limit = seen(name, x), o.seconds if method == OWN else math.inf  # the others stop by themselves
     start = time.process_time()
-    fitted = METHODS[method](theta[:-FRESH], x[:-FRESH], seed, limit, **options)
+    fitted = fit_of(method, task)(theta[:-FRESH], x[:-FRESH], seed, limit)
     spent = time.process_time() - start
     log_prob = fitted.log_prob(theta[-FRESH:], x[-FRESH:])
-    each = [judged(task, fitted, observation, o.draws) for observation in o.observations]
+    each = [judged(task, fitted, observation, o.draws) for observation in observations(name)]
     return {
         "setting": fitted.setting, "fit_cpu_seconds": round(spent, 1), "ended_itself": spent < limit,
         **{key: [round(one[key], 4) for one in each] for key in each[0]},
         "log_p": None if np.isnan(log_prob).any() else round(float(log_prob.mean()), 4),
         "sbi": importlib.metadata.version("sbi"), "sbibm": importlib.metadata.version("sbibm"),
     } | made_by(seed)  # fmt: skip
+
+
+def observations(name: str) -> list[int]:
+    """The observations at which a task is judged."""
+    return list(range(1, 1 + OBSERVATIONS.get(name, 3)))
 
 
 def summary(rows: Sequence[dict[str, Any]], key: str, digits: int) -> str:
@@ -173,19 +212,18 @@ def summary(rows: Sequence[dict[str, Any]], key: str, digits: int) -> str:
     return with_error(*over_seeds([float(np.mean(row[key])) for row in rows]), f".{digits}f")
 
 
-def markdown(table: Records) -> str:
-    """All tasks with both methods and what was published."""
-    measured = {"C2ST": ("c2st", 3), "outside": ("outside", 2), "CPU s": ("fit_cpu_seconds", 0), "log p": ("log_p", 2)}
-    first, *others = [[f"{what} {method}" for method in BOTH] for what in measured]
+def markdown(table: Records, key: str) -> str:
+    """A number of the tasks that were run: means over seeds and observations of the methods, and what was published."""
     lines = []
     for name, published in PUBLISHED.items():
-        found = [table.at(task=name, method=method).rows() for method in BOTH]
-        cells = [summary(rows, *what) for what in measured.values() for rows in found]
-        known = [f"{ten:.3f} ({three:.3f})" for ten, three in published]
-        ended = f"{sum(row['ended_itself'] for row in found[0])} of {len(found[0])}" if found[0] else "–"
-        lines.append([name, *cells[:2], *known, *cells[2:], ended])
-    columns = [*first, "published NPE", "published sequential", *itertools.chain(*others), "indm ended by itself"]
-    return in_table("task", *columns, rows=lines)
+        found = [table.at(task=name, method=method).rows() for method in METHODS]
+        if any(found):
+            known = [f"{ten if name in OBSERVATIONS else three:.3f}" for ten, three in published]
+            cells = [summary([row for row in rows if row[key] is not None], key, SHOWN[key]) for rows in found]
+            seeds = f"{len(found[0])}, {min(map(len, found[1:]))}"
+            lines.append([name, seeds, *cells, *(known if key == "c2st" else ())])
+    columns = ("published NPE", "published sequential") if key == "c2st" else ()
+    return in_table("task", "seeds", *METHODS, *columns, rows=lines)
 
 
 def calibrated(name: str, o: argparse.Namespace) -> str:
@@ -205,10 +243,8 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--home", type=Path, required=True, help="folder of the simulations and the table")
     parser.add_argument("--tasks", nargs="+", choices=PUBLISHED, default=list(PUBLISHED))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=BOTH)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--simulations", type=int, default=10_000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--observations", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--draws", type=int, default=10_000, help="of the reference and of the estimate")
     parser.add_argument("--seconds", type=float, default=120.0, help="CPU seconds of indm's fit, at most")
     parser.add_argument(
@@ -223,7 +259,10 @@ def main(arguments: list[str]) -> None:
         for name in o.tasks:
             print(calibrated(name, o))
         return
-    table = Records(o.home / "sbibm.csv").at(simulations=o.simulations, draws=o.draws, observations=o.observations)
-    for seed, name, method in itertools.product(o.seeds, o.tasks, o.methods):
-        study.record(table.at(task=name, seed=seed, method=method), lambda c=(name, seed, method): trained(*c, o))
-    print(markdown(table))
+    table = Records(o.home / "sbibm.csv").at(simulations=o.simulations, draws=o.draws, seconds=o.seconds)
+    for name, method in itertools.product(o.tasks, o.methods):
+        for seed in SEEDS[method]:
+            cell = table.at(task=name, seed=seed, method=method)
+            study.record(cell, functools.partial(trained, name, seed, method, o))
+    for key in SHOWN:
+        print(f"\n{key}\n{markdown(table, key)}")

@@ -6,18 +6,22 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
+from scipy.stats import lognorm, norm
 
 from research.posteriors import sbibm, study
 from research.records import Records
 
 INSTALLED = importlib.util.find_spec("sbibm") is not None
 needs_sbibm = pytest.mark.skipif(not INSTALLED, reason="sbibm is not installed: research/posteriors/sbibm.md")
-SMALL = ("--simulations", 200, "--draws", 50, "--observations", 1, "--seeds", 0, "--seconds", 2)
+SMALL = ("--simulations", 200, "--draws", 50, "--seconds", 2)
 
 
 @pytest.fixture
-def few_fresh_pairs(monkeypatch):
+def few(monkeypatch):
+    """Few fresh pairs, one seed and one observation."""
     monkeypatch.setattr(sbibm, "FRESH", 50)
+    monkeypatch.setattr(sbibm, "SEEDS", dict.fromkeys(sbibm.METHODS, (0,)))
+    monkeypatch.setattr(sbibm, "observations", lambda name: [1])
 
 
 def run(home, *arguments):
@@ -25,21 +29,39 @@ def run(home, *arguments):
     return Records(home / "sbibm.csv")
 
 
-def test_the_table_has_means_over_seeds_and_the_published_numbers(tmp_path):
+def test_the_tables_have_means_over_seeds_and_the_published_numbers(tmp_path):
+    """A task of three observations and one of ten, a method without log p, and tasks that were not run."""
     table = Records(tmp_path / "sbibm.csv")
-    measured = {"fit_cpu_seconds": 10.0, "outside": [0.0, 0.5], "log_p": 1.25}
-    for seed, c2st in enumerate(([0.5, 0.6], [0.7, 0.8])):
-        cell = table.at(task="two_moons", seed=seed, method="indm")
-        cell.add(measured | {"c2st": c2st, "ended_itself": seed == 0})
-    lines = [line.strip("| ").split(" | ") for line in sbibm.markdown(table).splitlines()]
-    row = dict(zip(lines[0], lines[2], strict=True))
-    assert len(lines) == 2 + 10
-    assert row["C2ST indm"] == "0.650 ± 0.100" and row["published NPE"] == "0.606 (0.586)" and row["C2ST npe"] == "–"
-    assert (
-        row["outside indm"] == "0.25 ± 0.00"
-        and row["indm ended by itself"] == "1 of 2"
-        and row["log p indm"] == "1.25 ± 0.00"
-    )
+    for task in ("two_moons", "sir"):
+        for seed, c2st in enumerate(([0.5, 0.6], [0.7, 0.8])):
+            for method in (*sbibm.METHODS, "indm"):
+                log_p = None if method == "npse" else 1.25
+                table.at(task=task, seed=seed, method=method).add({"c2st": c2st, "log_p": log_p})
+    found = {}
+    for key in ("c2st", "log_p"):
+        head, _, *lines = (line.strip("| ").split(" | ") for line in sbibm.markdown(table, key).splitlines())
+        found[key] = [dict(zip(head, line, strict=True)) for line in lines]
+        assert [row["task"] for row in found[key]] == ["two_moons", "sir"] and found[key][0]["seeds"] == "2, 2"
+    assert found["c2st"][0]["indm"] == "0.650 ± 0.100" and found["c2st"][0]["published NPE"] == "0.606"
+    assert found["c2st"][1]["published NPE"] == "0.841" and len(sbibm.observations("sir")) == 3
+    assert found["log_p"][1]["fmpe"] == "1.25 ± 0.00" and found["log_p"][1]["npse"] == "–"
+    assert len(found["log_p"][0]) == len(found["c2st"][0]) - 2
+
+
+def test_a_box_is_a_transform_of_any_method_with_its_jacobian():
+    """θ is uniform between bounds, log-normal, and normal; a method that finds their law on the line has log p exactly."""
+    numbers, given = np.random.default_rng(0), []
+    theta = np.column_stack([numbers.uniform(-1, 3, 500), numbers.lognormal(size=500), numbers.normal(size=500)])
+
+    def fit(line, x, seed, seconds):
+        given.append(line)
+        return study.Fitted(lambda x, n, seed: line[:n], lambda line, x: norm.logpdf(line).sum(1), {})
+
+    fitted = sbibm.boxed(fit, {0: (-1.0, 3.0), 1: (0.0, None)})(theta, theta, 0, 1.0)
+    assert (np.abs(given[0].mean(0)) < 0.15).all() and (np.abs(given[0].std(0) - 1) < 0.1).all()
+    np.testing.assert_allclose(fitted.draw(theta[0], 100, 0), theta[:100])
+    exact = np.log(1 / 4) + lognorm.logpdf(theta[:, 1], 1) + norm.logpdf(theta[:, 2])
+    np.testing.assert_allclose(fitted.log_prob(theta, theta), exact, atol=1e-9)
 
 
 @pytest.mark.parametrize("share, seeds", [(0.5, [0, 10]), (0.9, [0, 10]), (0.0, range(0, 10 * study.MOST_TRIES, 10))])
@@ -90,30 +112,30 @@ def test_every_task_has_observations_and_a_prior():
 
 
 @needs_sbibm
-def test_a_row_is_made_once(tmp_path, monkeypatch, few_fresh_pairs):
+def test_a_row_is_made_once(tmp_path, monkeypatch, few):
     """Two methods draw from the prior: NPE ends by itself, and simulations are kept."""
     limits = []
 
-    def prior(theta, x, seed, limit, **options):
+    def prior(theta, x, seed, limit):
         limits.append(limit)
         return study.Fitted(lambda x, n, seed: theta[:n], lambda theta, x: np.zeros(len(theta)), {})
 
-    monkeypatch.setattr(sbibm, "METHODS", {"indm": prior, "npe": prior})
+    monkeypatch.setattr(sbibm, "fit_of", lambda method, task: prior)
     monkeypatch.setattr(sbibm.importlib.metadata, "version", lambda name: "0")
     monkeypatch.setattr(sbibm.importlib.util, "find_spec", lambda name: True)
-    table = run(tmp_path, "--tasks", "gaussian_mixture")
+    table = run(tmp_path, "--tasks", "gaussian_mixture", "--methods", "indm", "npe")
     (row,) = table.at(method="npe").rows()
     assert limits == [2.0, float("inf")] and row["ended_itself"] and row["outside"] == [0] and row["c2st"][0] > 0.7
     with table.path.open(newline="") as file:
         lines = list(csv.reader(file))
     assert len(lines) == 3 and len(list((tmp_path / "simulations").glob("*.npz"))) == 1
     table.path.write_text("".join(line for line in table.path.read_text().splitlines(True) if ",npe," not in line))
-    (again,) = run(tmp_path, "--tasks", "gaussian_mixture").at(method="npe").rows()
+    (again,) = run(tmp_path, "--tasks", "gaussian_mixture", "--methods", "indm", "npe").at(method="npe").rows()
     assert len(limits) == 3 and again["c2st"] == row["c2st"]
 
 
 @needs_sbibm
-def test_two_tasks_in_miniature(tmp_path, few_fresh_pairs):
+def test_two_tasks_in_miniature(tmp_path, few):
     table = run(tmp_path, "--tasks", "two_moons", "gaussian_linear_uniform", "--methods", "indm")
     assert [row["task"] for row in table.rows()] == ["gaussian_linear_uniform", "two_moons"]
     for row in table.rows():
