@@ -38,7 +38,7 @@ from research.records import Records, made_by
 from research.tables import command
 
 Array = np.ndarray
-Fit = Callable[..., study.Fitted]  # of θ, x, a seed and seconds
+Fit = Callable[..., study.Fitted]  # takes θ, x, a seed and seconds
 OWN = "indm"
 RIVALS: dict[str, Fit] = {
     "npe": study.npe,
@@ -142,7 +142,7 @@ def bounds(task: Any) -> dict[int, tuple[float | None, float | None]]:
 
 
 def seen(name: str, x: Array) -> Array:
-    """What methods see of data: logarithms of counts, which have heavy tails."""
+    """Data as methods see them: counts, which have heavy tails, as logarithms."""
     return np.log1p(x) if name in RATES else x
 
 

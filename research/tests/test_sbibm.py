@@ -49,7 +49,7 @@ def test_the_tables_have_means_over_seeds_and_the_published_numbers(tmp_path):
 
 
 def test_a_box_is_a_transform_of_any_method_with_its_jacobian():
-    """θ is uniform between bounds, log-normal, and normal; a method that finds their law on the line has log p exactly."""
+    """θ is uniform, log-normal and normal; a method that finds their law on the line exactly has log p exactly."""
     numbers, given = np.random.default_rng(0), []
     theta = np.column_stack([numbers.uniform(-1, 3, 500), numbers.lognormal(size=500), numbers.normal(size=500)])
 
