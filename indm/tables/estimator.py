@@ -50,17 +50,68 @@ BATCH_SIZES, LEARNING_RATES = (128, 512), (4e-3, 6e-3)  # for few rows, and for 
 BEHIND_A_FLOW = 0.2  # factor of the learning rate behind a flow, where little but noise is left to fit
 MOST_EXACT_SLOPE = 40  # columns up to which the gradient of a divergence is exact
 
-Table = tuple[np.ndarray, np.ndarray]  # a table and its conditions
+
+class Table(NamedTuple):
+    """Rows (n, columns) and their conditions (n, k)."""
+
+    X: np.ndarray
+    c: np.ndarray
+
+    def rows(self, chosen: Any) -> "Table":
+        """Some rows, by a mask, indices or a slice."""
+        return Table(self.X[chosen], self.c[chosen])
+
+
+class Start(NamedTuple):
+    """The mixtures from which a fit may start."""
+
+    columns: Columns  # of whose latents they are
+    mixtures: list[Mixture]  # the best, and beside one of several components a single Gaussian
+    value: float  # log p of the validation rows by the best, nats of a row
+
+
+class Latents(NamedTuple):
+    """The latents and conditions that train a model, and those that validate it."""
+
+    columns: Columns
+    n: int  # rows that train
+    batch: Callable[[Tensor], tuple[Tensor, Tensor]]  # their indices ↦ latents and conditions, in new noise
+    held: Tensor  # latents of the validation rows, each in some draws of the noise
+    c_held: Tensor
+    draws: int
+    deadline: float
 
 
 class Fitted(NamedTuple):
     """A model that was fitted."""
 
+    start: Start
+    mixture: Tensor  # −log p of the validation rows by the best mixture, nats
     training: fitting.Validated
-    start: str  # "flow", or how many Gaussians
-    gain: fitting.Gain  # over the start
-    beyond: fitting.Gain  # over the best mixture
     late: fitting.Gain  # in the last part of its seconds
+
+    @property
+    def flow(self) -> Flow:
+        return self.training.best.flow
+
+    @property
+    def name(self) -> str:
+        """The start that won: "flow", or how many Gaussians."""
+        gaussians = counted(self.training.best.score.backbone.components, "Gaussian")
+        return gaussians if self.flow.is_identity else "flow"
+
+    @property
+    def base(self) -> Tensor:
+        """−log p of the validation rows by the best mixture, or by the flow with a mixture behind it, nats."""
+        return self.mixture if self.flow.is_identity else self.training.start
+
+    def __str__(self) -> str:
+        gain, error = self.training.gain(self.base)
+        return (
+            f"mixture of {len(self.start.mixtures[0].weight)}, validation {self.start.value:.4f} nats; "
+            f"start {self.name}, {self.base.mean():.4f}, {gain:+.4f} ± {error:.4f} by the network, "
+            f"at step {self.training.best_step} of {self.training.step}, ended by {self.training.ended}"
+        )
 
 
 class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
@@ -204,26 +255,26 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             maps = [Columns.fitted(noisy, c, skewed, far, *box) for far in tails for skewed in choices]
             order, size = numbers.permutation(len(X)), max(1, round(self.validation_fraction * len(X)))
             order = order if self._order is None else self._order
-            self.models_, self.n_steps_, self.ended_, self.starts_, self.gains_ = [], [], [], [], []
-            gains, late = [], []
+            table = Table(X, c)
+            fits: list[Fitted] = []
             for i in range(n_models):
-                is_valid = np.zeros(len(X), dtype=bool)
-                is_valid[order[np.arange(i * size, (i + 1) * size) % len(X)]] = True
-                parts = (X[~is_valid], c[~is_valid]), (X[is_valid], c[is_valid])
-                until = began[0] + self.max_seconds * (i + 1) / n_models
-                found = self._fitted(*parts, maps, numbers, until)
-                winner = found.training
-                maps = [self.columns_]
-                self.models_.append(winner.best.double())
-                self.n_steps_.append(winner.best_step)
-                self.ended_.append((winner.step, winner.ended))
-                self.starts_.append(found.start)
-                self.gains_.append(found.gain)
-                gains.append(found.beyond)
-                late.append(found.late)
-                if winner.ended == fitting.INTERRUPT:
+                shuffled, until = (
+                    table.rows(np.roll(order, -i * size)),
+                    began[0] + self.max_seconds * (i + 1) / n_models,
+                )
+                valid, train = (shuffled.rows(part) for part in (slice(size), slice(size, None)))
+                fits.append(self._fitted(train, valid, maps, numbers, until))
+                maps = [fits[-1].start.columns]
+                if self.verbose:
+                    print(f"model {i + 1}: {fits[-1]}")
+                if fits[-1].training.ended == fitting.INTERRUPT:
                     break
-        fitting.warn_of_fit(self, gains, self.ended_, late, began)
+        (self.columns_,), trainings = maps, [found.training for found in fits]
+        self.models_, self.n_steps_ = [one.best.double() for one in trainings], [one.best_step for one in trainings]
+        self.ended_, self.starts_ = [(one.step, one.ended) for one in trainings], [found.name for found in fits]
+        self.gains_ = [found.training.gain(found.base) for found in fits]
+        beyond, late = [found.training.gain(found.mixture) for found in fits], [found.late for found in fits]
+        fitting.warn_of_fit(self, beyond, self.ended_, late, began)
         c, seed = c[np.linspace(0, len(c) - 1, solve.DRAWN).astype(int)], numbers.randint(2**31 - 1)
         self.sampling_steps_, self.sampling_error_ = solve.steps_for_draws(
             lambda steps: self._latents(c, steps, np.random.RandomState(seed))
@@ -544,73 +595,57 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     # ── Models ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _fitted(
-        self, training: Table, validation: Table, maps: list[Columns], numbers: np.random.RandomState, deadline: float
-    ) -> "Fitted":
-        """A model of the rows and conditions ``training``, by the best of ``maps``, which becomes ``columns_``.
+        self, train: Table, valid: Table, maps: list[Columns], numbers: np.random.RandomState, deadline: float
+    ) -> Fitted:
+        """A model of some rows, by the best of ``maps``, validated on others; both are in random order.
 
         It starts from the best mixture, from one Gaussian or from a flow: a race tells which ends best.
         """
-        (rows, c), (valid, c_valid) = training, validation
-        repeats = max(1, fitting.VALIDATION_ROWS // len(valid))
-        many, c_held = (np.repeat(part[: fitting.VALIDATION_ROWS], repeats, axis=0) for part in (valid, c_valid))
-        held_rows = self._noisy(many, numbers)
-        draws = min(repeats, DRAWS_OF_MIXTURE)
-        thinned = np.arange(len(many)) % repeats < draws
-        self.columns_, mixtures, value = self._mixtures(
-            (self._noisy(rows[:MIXTURE_ROWS], numbers), c[:MIXTURE_ROWS]),
-            (held_rows[thinned], c_held[thinned]),
-            maps,
-            numbers.randint(2**31 - 1),
-            fitting.MIXTURE_SHARE * (deadline - time.perf_counter()),
-            draws,
+        repeats = max(1, fitting.VALIDATION_ROWS // len(valid.X))
+        most = min(len(valid.X), fitting.VALIDATION_ROWS)
+        held, first = (
+            part._replace(X=self._noisy(part.X, numbers))
+            for part in (valid.rows(np.repeat(np.arange(most), repeats)), train.rows(slice(MIXTURE_ROWS)))
         )
-        c_train = torch.from_numpy(c).float()
+        start = self._start(first, held, maps, numbers.randint(2**31 - 1), deadline, repeats)
+        data = self._latents_of(start.columns, train, held, repeats, deadline)
+        limits = data.n, self.pace(self._is_large(data.n))[0], self.max_steps, deadline
+        trainings = self._trainings(Identity(), start.mixtures, data)
+        is_wanted = len(train.X) >= FLOW_ROWS if self.flow is None else self.flow
+        may_flow = is_wanted and self.max_steps and not self.n_conditions_
+        flowing = [fitting.FlowTraining(MaskedFlow(data.held.shape[1:]), data.held, repeats)] if may_flow else []
+        best = fitting.race([*trainings, *flowing], data.batch, *limits)
+        late, mixture = best.late_gain(), trainings[0].start
+        if best in flowing:
+            best = self._corrected(flowing[0], data, numbers.randint(2**31 - 1))
+        return Fitted(start, mixture, best, max(late, best.late_gain()))
+
+    def _latents_of(self, columns: Columns, train: Table, held: Table, draws: int, deadline: float) -> Latents:
+        """The latents of rows that train, and of rows that validate, which have their noise already."""
+        c = torch.from_numpy(train.c).float()
         if not len(self._whole):  # otherwise a batch has noise of its own
-            latents = torch.from_numpy(self.columns_.latents(rows, c)).float()
+            latents = torch.from_numpy(columns.latents(*train)).float()
 
         def batch(i: Tensor) -> tuple[Tensor, Tensor]:
-            if len(self._whole):
-                noisy = rows[i.numpy()]
-                noisy[:, self._whole] += 1 - torch.rand(len(i), len(self._whole), dtype=torch.float64).numpy()
-                return torch.from_numpy(self.columns_.latents(noisy, c[i.numpy()])).float(), c_train[i]
-            return latents[i], c_train[i]
+            if not len(self._whole):
+                return latents[i], c[i]
+            noisy = train.rows(i.numpy())
+            noisy.X[:, self._whole] += 1 - torch.rand(len(i), len(self._whole), dtype=torch.float64).numpy()
+            return torch.from_numpy(columns.latents(*noisy)).float(), c[i]
 
-        held = torch.from_numpy(self.columns_.latents(held_rows, c_held)).float()
-        parts, size = (held, torch.from_numpy(c_held).float()), self.pace(self._is_large(len(rows)))[0]
-        limits = len(rows), size, self.max_steps, deadline
-        trainings = self._trainings(Identity(), mixtures, *parts, repeats, len(rows))
-        is_wanted = len(rows) >= FLOW_ROWS if self.flow is None else self.flow
-        may_flow = is_wanted and self.max_steps and not self.n_conditions_
-        flowing = [fitting.FlowTraining(MaskedFlow(held.shape[1:]), held, repeats)] if may_flow else []
-        best = fitting.race([*trainings, *flowing], batch, *limits)
-        late, start, name = best.late_gain(), trainings[0].start, counted(len(mixtures[0].weight), "Gaussian")
-        of_mixture = start
-        if best in flowing:
-            best = self._corrected(flowing[0], batch, parts, repeats, limits, numbers.randint(2**31 - 1))
-            start, name = best.start, "flow"
-        elif best is not trainings[0]:
-            name = "1 Gaussian"
-        gain, error = best.gain(start)
-        if self.verbose:
-            print(
-                f"model {len(self.models_) + 1}: mixture of {len(mixtures[0].weight)}, validation {value:.4f} nats; "
-                f"start {name}, {start.mean():.4f}, {gain:+.4f} ± {error:.4f} by the network, at step {best.best_step} "
-                f"of {best.step}, ended by {best.ended}"
-            )
-        return Fitted(best, name, (gain, error), best.gain(of_mixture), max(late, best.late_gain()))
+        z, c_held = (torch.from_numpy(part).float() for part in (columns.latents(*held), held.c))
+        return Latents(columns, len(train.X), batch, z, c_held, draws, deadline)
 
-    def _trainings(
-        self, flow: Flow, mixtures: Sequence[Mixture], held: Tensor, c_held: Tensor, repeats: int, rows: int
-    ) -> list[fitting.Training]:
+    def _trainings(self, flow: Flow, mixtures: Sequence[Mixture], data: Latents) -> list[fitting.Training]:
         """Trainings behind ``flow`` that start from mixtures of its latents."""
-        models = [self._build(mixture, flow) for mixture in mixtures]
-        starts = [solve.start_log_prob(solve.at(model, c_held), held) for model in models]
+        models = [self._build(mixture, flow, data.columns) for mixture in mixtures]
+        starts = [solve.start_log_prob(solve.at(model, data.c_held), data.held) for model in models]
         with torch.no_grad():
-            h, _ = flow(held)
-        is_large = self._is_large(rows)
+            h, _ = flow(data.held)
+        is_large = self._is_large(data.n)
         rate, alone = self.pace(is_large)[1] * (1 if flow.is_identity else BEHIND_A_FLOW), fitting.ALONE[is_large]
         return [
-            fitting.Training(model, h, c_held, rate, self.weight_decay, repeats, -start, alone)
+            fitting.Training(model, h, data.c_held, rate, self.weight_decay, data.draws, -start, alone)
             for model, start in zip(models, starts, strict=True)
         ]
 
@@ -622,36 +657,25 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """The batch size and the learning rate of a fit to many rows, or to few."""
         return self.batch_size or BATCH_SIZES[is_large], self.learning_rate or LEARNING_RATES[is_large]
 
-    def _corrected(
-        self,
-        flowing: fitting.FlowTraining,
-        batch: Callable[[Tensor], tuple[Tensor, Tensor]],
-        held: tuple[Tensor, Tensor],
-        repeats: int,
-        limits: tuple[int, int, int, float],
-        seed: int,
-    ) -> fitting.Training:
+    def _corrected(self, flowing: fitting.FlowTraining, data: Latents, seed: int) -> fitting.Training:
         """A model behind the trained flow, which stays as it is; it starts from a mixture of the flow's latents."""
-        flow, (n, size, max_steps, deadline) = flowing.best, limits
-        is_over = flowing.ended == fitting.INTERRUPT
+        flow, is_over = flowing.best, flowing.ended == fitting.INTERRUPT
 
         @torch.no_grad()
         def latents(z: Tensor) -> Tensor:
             return torch.cat([flow.latent(part) for part in z.split(solve.ROWS_AT_ONCE)])
 
-        parts = (batch(torch.randperm(n)[:MIXTURE_ROWS])[0], held[0])
-        rows = [(latents(z).double().numpy(), np.zeros((len(z), 0))) for z in parts]
-        until = time.perf_counter() + fitting.MIXTURE_SHARE * (deadline - time.perf_counter())
-        most = 1 if is_over else self._most_components()
-        mixture = best_mixture(rows[0], rows[1], most, seed, until, repeats)
-        mixtures = with_one_gaussian(mixture, rows[0], rows[1], seed, repeats)
-
         def behind(i: Tensor) -> tuple[Tensor, Tensor]:
-            z, c = batch(i)
+            z, c = data.batch(i)
             return latents(z), c
 
-        trainings = self._trainings(flow, mixtures, *held, repeats, n)
-        best = fitting.race(trainings, behind, n, size, 0 if is_over else max_steps, deadline)
+        first, _ = data.batch(torch.randperm(data.n)[:MIXTURE_ROWS])
+        train, held = (Table(latents(z).double().numpy(), np.zeros((len(z), 0))) for z in (first, data.held))
+        until = time.perf_counter() + fitting.MIXTURE_SHARE * (data.deadline - time.perf_counter())
+        mixture = best_mixture(train, held, 1 if is_over else self._most_components(), seed, until, data.draws)
+        trainings = self._trainings(flow, with_one_gaussian(mixture, train, held, seed, data.draws), data)
+        size, max_steps = self.pace(self._is_large(data.n))[0], 0 if is_over else self.max_steps
+        best = fitting.race(trainings, behind, data.n, size, max_steps, data.deadline)
         best.ended = fitting.INTERRUPT if is_over else best.ended
         return best
 
@@ -659,29 +683,27 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """The largest number of components of a mixture."""
         return (1 if self.n_conditions_ else max(MIXTURE_SIZES)) if self.max_components is None else self.max_components
 
-    def _mixtures(
-        self, training: Table, validation: Table, maps: list[Columns], seed: int, seconds: float, draws: int = 1
-    ) -> tuple[Columns, list[Mixture], float]:
-        """The best mixture that can be fitted in that time, with one Gaussian; its map and its validation log p.
+    def _start(self, train: Table, held: Table, maps: list[Columns], seed: int, deadline: float, repeats: int) -> Start:
+        """The best mixture that a share of the time allows, of the latents by one of ``maps``.
 
-        The map is the first, but where the gain of another on the validation rows is more than its standard error.
-        Each of these rows is there in ``draws`` of the noise.
+        The map is the first, but where the gain of another on the validation rows is more than its standard error. Each
+        of these rows stands ``repeats`` times, in other noise.
         """
-        started, found = time.perf_counter(), []
-        most = self._most_components()
+        now, draws = time.perf_counter(), min(repeats, DRAWS_OF_MIXTURE)
+        thinned, found = held.rows(np.arange(len(held.X)) % repeats < draws), []
         for i, columns in enumerate(maps, 1):
-            train, held = ((columns.latents(*rows), rows[1]) for rows in (training, validation))
-            mixture = best_mixture(train, held, most, seed, started + seconds * i / len(maps), draws)
-            value = mixture.log_prob(*held) + columns.log_volume(validation[0])
-            found.append((columns, mixture, value, train, held))
-        best = found[0]
-        for other in found[1:]:
-            gain = bounded(other[2] - best[2], draws)
+            z, valid = (table._replace(X=columns.latents(*table)) for table in (train, thinned))
+            until = now + fitting.MIXTURE_SHARE * (deadline - now) * i / len(maps)
+            mixture = best_mixture(z, valid, self._most_components(), seed, until, draws)
+            found.append((columns, mixture, z, valid, mixture.log_prob(*valid) + columns.log_volume(thinned.X)))
+        best, *others = found
+        for other in others:
+            gain = bounded(other[-1] - best[-1], draws)
             best = other if gain.mean() > gain.std() / math.sqrt(draws * len(gain)) else best
-        columns, mixture, value, train, held = best
-        return columns, with_one_gaussian(mixture, train, held, seed, draws), value.mean()
+        columns, mixture, z, valid, value = best
+        return Start(columns, with_one_gaussian(mixture, z, valid, seed, draws), value.mean())
 
-    def _build(self, mixture: Mixture, flow: Flow) -> INDM:
+    def _build(self, mixture: Mixture, flow: Flow, columns: Columns) -> INDM:
         """An untrained model behind ``flow`` whose network has the mixture, and the columns if they are its latents."""
         shape = (int(self.varies_.sum()),)
         condition = Vector(self.n_conditions_) if self.n_conditions_ else None
@@ -690,8 +712,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         backbone = MixtureMLP(shape, *size, dropout=self.dropout, condition=seen)
         backbone.set_mixture(*map(torch.from_numpy, (mixture.weight, mixture.mean, mixture.covariance)))
         if flow.is_identity:
-            columns = np.linalg.inv(self.columns_.whitening), self.columns_.mean, self.columns_.slope
-            backbone.set_columns(*map(torch.from_numpy, columns))
+            of_columns = np.linalg.inv(columns.whitening), columns.mean, columns.slope
+            backbone.set_columns(*map(torch.from_numpy, of_columns))
         return INDM(flow, ScoreModel(backbone, VPSDE(eps=fitting.EPS)), shape=shape, condition=condition)
 
     def log_densities(self, z: Tensor, c: np.ndarray, steps: int) -> Iterator[Tensor]:

@@ -10,7 +10,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chi2, multivariate_normal, qmc
+from scipy.stats import chi2, multivariate_normal, norm, qmc
 from sklearn import config_context
 from sklearn.datasets import make_moons
 from sklearn.exceptions import ConvergenceWarning
@@ -23,7 +23,7 @@ from indm.flows.base import Identity
 from indm.likelihood import WhitenedFlow
 from indm.ode import Solution
 from indm.sde.linear import VPSDE
-from indm.tables import estimator
+from indm.tables import estimator, fit
 from indm.tables.columns import Columns
 from indm.tables.fit import EPS
 from indm.tables.networks import MixtureMLP
@@ -752,3 +752,14 @@ def test_single_precision_is_within_the_stated_error(deviation):
     assert ((found - exact).abs() <= error)[:32].all()
     assert (found - exact)[:24].abs().max() < 1e-3
     assert torch.equal(found[32:], mixture[32:])
+
+
+def test_sorted_rows_are_fitted_as_others(monkeypatch):
+    """Of many rows some fit the mixture and some validate it: of a sorted table, too, from all of it."""
+    monkeypatch.setattr(estimator, "MIXTURE_ROWS", 100)
+    monkeypatch.setattr(fit, "VALIDATION_ROWS", 20)
+    numbers = np.random.default_rng(0)
+    X = np.sort(np.concatenate([numbers.normal(-8, 1, 300), numbers.normal(8, 1, 300)]))[:, None]
+    density = DensityEstimator(max_steps=0, max_components=2, n_models=1, random_state=0).fit(X)
+    exact = np.logaddexp(norm.logpdf(X, -8), norm.logpdf(X, 8)).mean() - np.log(2)
+    assert density.score(X) == pytest.approx(exact, abs=0.1)

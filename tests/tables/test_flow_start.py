@@ -10,6 +10,7 @@ import torch
 import indm
 from indm import DensityEstimator
 from indm.flows import MaskedFlow
+from indm.tables.estimator import Latents
 from indm.tables.fit import FlowTraining, bounds_of, race
 from indm.tables.mixture import Mixture
 from indm.tables.solve import at, latent_log_prob, start_log_prob
@@ -70,7 +71,8 @@ def test_errors_of_a_race_are_the_bound_of_all_starts(fitted):
     z = torch.from_numpy(fitted.columns_.latents(X, np.zeros((len(X), 0)))).float()
     law = Mixture(np.ones(1), np.full((1, 2), 0.1), 1.5 * np.eye(2)[None], 2)
     flow = copy.deepcopy(fitted.models_[0].flow).float()
-    (training,) = fitted._trainings(flow, [law], z, torch.zeros(len(z), 0), 1, 2_000)
+    data = Latents(fitted.columns_, 2_000, lambda i: (z[i], z[i, :0]), z, z[:, :0], 1, math.inf)
+    (training,) = fitted._trainings(flow, [law], data)
     torch.testing.assert_close(training.start, -start_log_prob(training.model, z), atol=1e-3, rtol=1e-3)
 
 
