@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom, chisquare
+from scipy.stats import chisquare, kstwo
 
 from indm.files import atomic
 from indm.tables.columns import Array
 
 MOST_BINS, LEAST_IN_BIN = 10, 10  # bins of the test of uniformity, at most; ranks in each, at least
 LEVELS = np.linspace(0, 1, 101)  # levels at which the figure draws its curves
-BAND = 0.95  # share of calibrated curves that are in the band, at any one level
+BAND = 0.95  # share of calibrated curves that stay in the band at all levels
 
 OWN = 1804_06788  # second seed: a user's simulations may be drawn from the same first one
 
@@ -116,17 +116,16 @@ class Calibration:
     def plot(self, path: str | Path, names: Sequence[str] | None = None) -> None:
         """Write a PNG: the expected coverage, and the shares of ranks of each parameter below a level.
 
-        Of calibrated posteriors 95 % of the curves are in the grey band at any one level. Ranks of posteriors that are
-        too wide are below the diagonal under ½ and above it over ½.
+        Of calibrated posteriors 95 % of the curves stay in the grey band at all levels (Kolmogorov's test). Ranks of
+        posteriors that are too wide are below the diagonal under ½ and above it over ½.
         """
         from matplotlib.figure import Figure  # imported here: it takes a second
 
         figure = Figure(figsize=(9, 5), layout="constrained")
         names = [f"θ{i}" for i in range(self.ranks.shape[1])] if names is None else names
         panels = {"expected coverage": {"TARP": self.tarp}, "ranks": dict(zip(names, self.ranks.T, strict=True))}
-        low, high = (
-            binom.ppf(share, len(self.tarp), LEVELS) / len(self.tarp) for share in (0.5 - BAND / 2, 0.5 + BAND / 2)
-        )
+        width = kstwo.ppf(BAND, len(self.tarp))
+        low, high = (LEVELS - width).clip(min=0), (LEVELS + width).clip(max=1)
         for axes, (title, curves) in zip(figure.subplots(1, 2), panels.items(), strict=True):
             axes.fill_between(LEVELS, low, high, color="0.9", label="95 % of calibrated ones")
             axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
