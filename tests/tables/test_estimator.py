@@ -594,8 +594,9 @@ def test_another_start_is_taken_where_its_gain_is_above_its_error(gain, taken, m
     first, other = (Columns.fitted(X, c, np.array([], dtype=int)) for _ in range(2))
     values = {id(first): np.zeros(100), id(other): gain + np.tile([1.0, -1.0], 50)}
     monkeypatch.setattr(Columns, "log_volume", lambda self, _: values[id(self)])
-    columns, _, _ = DensityEstimator(max_components=1)._mixtures((X, c), (X, c), [first, other], 0, 100.0)
-    assert columns is (other if taken else first)
+    table, deadline = estimator.Table(X, c), time.perf_counter() + 500.0
+    start = DensityEstimator(max_components=1)._start(table, table, [first, other], 0, deadline, 1)
+    assert start.columns is (other if taken else first)
 
 
 @pytest.mark.parametrize("error, warned", [(0.04, False), (0.06, True)])

@@ -88,12 +88,13 @@ def test_a_flow_is_compared_with_the_density_of_a_diffusion_and_not_with_its_bou
     """The diffusion is exact, its bound is 0.3 nats above; the flow is 0.1 nats off."""
     z = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
     law = Mixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None], 2)
-    (diffusion,) = fitted._trainings(indm.flows.Identity(), [law], z, torch.zeros(300, 0), 1, 2_000)
+    data = Latents(fitted.columns_, 2_000, lambda i: (z[i], z[i, :0]), z, z[:, :0], 1, math.inf)
+    (diffusion,) = fitted._trainings(indm.flows.Identity(), [law], data)
     flowing = FlowTraining(MaskedFlow((2,), depth=1, width=8), z)
     exact = 0.5 * z.square().sum(1) + math.log(2 * math.pi)
     diffusion.lowest, flowing.lowest = exact + 0.3, exact + 0.1
     torch.testing.assert_close(diffusion.exact(), exact[:256], atol=1e-3, rtol=1e-3)
-    assert race([flowing, diffusion], lambda i: (z[i], torch.zeros(len(i), 0)), 300, 16, 0, math.inf) is diffusion
+    assert race([flowing, diffusion], data.batch, 300, 16, 0, math.inf) is diffusion
 
 
 def test_the_bound_without_an_ode_is_the_nelbo(fitted):

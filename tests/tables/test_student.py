@@ -83,7 +83,7 @@ def test_a_student_of_conditions_and_whole_numbers() -> None:
     numbers = np.random.default_rng(0)
     c = numbers.uniform(-1, 1, (1500, 1))
     X = numbers.poisson(np.exp(1 + c)).astype(float)
-    options = {"n_models": 1, "max_steps": 150, "random_state": 0}
+    options = {"n_models": 1, "max_steps": 250, "random_state": 0}
     teacher = DensityEstimator(discrete=[0], bounds={0: (0, None)}, **options).fit(X, c=c)
     fast = teacher.distill(c, max_pairs=2_000, max_steps=500, max_seconds=500, random_state=0)
     counts = np.arange(40.0)[:, None]
