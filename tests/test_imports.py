@@ -123,3 +123,12 @@ def test_a_customer_of_the_method_uses_no_private_name(folder):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("indm"):
                 assert not [alias.name for alias in node.names if alias.name.startswith("_")], path
+
+
+@pytest.mark.parametrize("folder", ["bench", "examples", "research"])
+def test_names_that_others_import_are_there(folder):
+    """Most of these programs run in no test."""
+    for path in sorted((rooms.ROOT.parent / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("indm"):
+                exec(compile(ast.Module([node], []), str(path), "exec"))

@@ -65,16 +65,6 @@ def correlated(n, d=3, seed=0):
     return numbers.normal(size=(n, d)) @ root.T + 5, root @ root.T
 
 
-@pytest.fixture
-def coarse(monkeypatch):
-    """The ODE in eight steps, whatever its error, where no test asks for its value."""
-    solve = WhitenedFlow.solve
-    monkeypatch.setattr(WhitenedFlow, "solve", lambda *arguments: solve(*arguments[:-1], 8))
-    monkeypatch.setattr("indm.tables.solve.SOLVER_ERROR", 1000.0)
-    monkeypatch.setattr("indm.tables.fit.VALIDATION_ROWS", 512)
-    monkeypatch.setattr("indm.tables.solve.SAMPLING_STEPS", (4,))
-
-
 def test_scikit_learns_own_checks(coarse):
     """But for two that ask more of single precision than it has: log p beside other rows is off by a last digit."""
     invariance = ("check_methods_subset_invariance", "check_methods_sample_order_invariance")

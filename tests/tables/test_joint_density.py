@@ -15,7 +15,6 @@ from sklearn.utils.estimator_checks import check_estimator
 from indm import INDM, VPSDE, JointDensityEstimator
 from indm.conditions import Vector
 from indm.flows import Identity
-from indm.likelihood import WhitenedFlow
 from indm.score import ScoreModel
 from indm.tables import joint, mixture
 from indm.tables.fit import MIXTURE_SHARE
@@ -30,16 +29,6 @@ pytestmark = pytest.mark.filterwarnings(
 
 SMALL = {"max_components": 2, "width": 8, "depth": 1, "max_steps": 5, "random_state": 0}
 NAMES = ["height", "weight", "smoker", "rain"]
-
-
-@pytest.fixture
-def coarse(monkeypatch):
-    """The ODE in eight steps, whatever its error, where no test asks for its value."""
-    solve = WhitenedFlow.solve
-    monkeypatch.setattr(WhitenedFlow, "solve", lambda *arguments: solve(*arguments[:-1], 8))
-    monkeypatch.setattr("indm.tables.solve.SOLVER_ERROR", 1000.0)
-    monkeypatch.setattr("indm.tables.fit.VALIDATION_ROWS", 256)
-    monkeypatch.setattr("indm.tables.solve.SAMPLING_STEPS", (4,))
 
 
 def people(n, seed=0, missing=0.1):
