@@ -258,11 +258,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             table = Table(X, c)
             fits: list[Fitted] = []
             for i in range(n_models):
-                shuffled, until = (
-                    table.rows(np.roll(order, -i * size)),
-                    began[0] + self.max_seconds * (i + 1) / n_models,
-                )
+                shuffled = table.rows(np.roll(order, -i * size))
                 valid, train = (shuffled.rows(part) for part in (slice(size), slice(size, None)))
+                until = began[0] + self.max_seconds * (i + 1) / n_models
                 fits.append(self._fitted(train, valid, maps, numbers, until))
                 maps = [fits[-1].start.columns]
                 if self.verbose:
