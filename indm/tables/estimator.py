@@ -124,9 +124,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     components, a fit from one Gaussian is trained, too, and the better of both goes on. From 2,000 rows on a masked
     autoregressive flow (:class:`~indm.flows.MaskedFlow`) is a third start: trained by its own likelihood, it stays as
     it is, and the diffusion corrects what its latents are beyond a mixture. The density belongs to the probability
-    flow: it integrates to 1, and its ODE is solved for each row to 0.05 nats, by an estimate that is some
-    ten times the true error; where the network adds nothing, it is the mixture's in closed form. Of a small table
-    several models are trained, each validated on other rows, and their densities averaged.
+    flow: it integrates to 1, and its ODE is solved for each row to 0.05 nats, by an estimate that is two to
+    ten times the true error on average; where the network adds nothing, it is the mixture's in closed form. Of a small
+    table several models are trained, each validated on other rows, and their densities averaged.
 
     With conditions c, numbers of each row that are given to ``fit`` and the other methods, the density is p(x|c): the
     mixture is one of rows and conditions together, whose law at c has a closed form, and the network sees c. By default
