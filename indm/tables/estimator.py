@@ -62,7 +62,7 @@ class Table(NamedTuple):
         return Table(self.X[chosen], self.c[chosen])
 
 
-class Start(NamedTuple):
+class Mixtures(NamedTuple):
     """The mixtures from which a fit may start."""
 
     columns: Columns  # of whose latents they are
@@ -85,7 +85,7 @@ class Latents(NamedTuple):
 class Fitted(NamedTuple):
     """A model that was fitted."""
 
-    start: Start
+    start: Mixtures
     mixture: Tensor  # −log p of the validation rows by the best mixture, nats
     training: fitting.Validated
     late: fitting.Gain  # in the last part of its seconds
@@ -681,7 +681,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """The largest number of components of a mixture."""
         return (1 if self.n_conditions_ else max(MIXTURE_SIZES)) if self.max_components is None else self.max_components
 
-    def _start(self, train: Table, held: Table, maps: list[Columns], seed: int, deadline: float, repeats: int) -> Start:
+    def _start(
+        self, train: Table, held: Table, maps: list[Columns], seed: int, deadline: float, repeats: int
+    ) -> Mixtures:
         """The best mixture that a share of the time allows, of the latents by one of ``maps``.
 
         The map is the first, but where the gain of another on the validation rows is more than its standard error. Each
@@ -699,7 +701,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             gain = bounded(other[-1] - best[-1], draws)
             best = other if gain.mean() > gain.std() / math.sqrt(draws * len(gain)) else best
         columns, mixture, z, valid, value = best
-        return Start(columns, with_one_gaussian(mixture, z, valid, seed, draws), value.mean())
+        return Mixtures(columns, with_one_gaussian(mixture, z, valid, seed, draws), value.mean())
 
     def _build(self, mixture: Mixture, flow: Flow, columns: Columns) -> INDM:
         """An untrained model behind ``flow`` whose network has the mixture, and the columns if they are its latents."""
