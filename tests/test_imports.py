@@ -1,6 +1,7 @@
 """The house: the method knows nothing of its workbench, and nothing is loaded before it is used."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -125,10 +126,13 @@ def test_a_customer_of_the_method_uses_no_private_name(folder):
                 assert not [alias.name for alias in node.names if alias.name.startswith("_")], path
 
 
-@pytest.mark.parametrize("folder", ["bench", "examples", "research"])
+@pytest.mark.parametrize("folder", ["bench", "examples", "research", "docs/tutorials"])
 def test_names_that_others_import_are_there(folder):
     """Most of these programs run in no test."""
-    for path in sorted((rooms.ROOT.parent / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for path in [p for p in (rooms.ROOT.parent / folder).rglob("*") if p.suffix in (".py", ".ipynb")]:
+        code = path.read_text("utf-8")
+        if path.suffix == ".ipynb":
+            code = "\n".join("".join(c["source"]) for c in json.loads(code)["cells"] if c["cell_type"] == "code")
+        for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("indm"):
                 exec(compile(ast.Module([node], []), str(path), "exec"))

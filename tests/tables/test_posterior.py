@@ -495,9 +495,8 @@ def test_the_calibration_of_an_estimator(gaussian, tmp_path):
 
 def test_calibrated_curves_stay_in_the_band_of_the_figure(tmp_path, monkeypatch):
     """Of 1,000 curves of 300 uniform ranks 95 % stay in it at all levels, and not many more: Kolmogorov's law."""
-    bands, numbers = [], np.random.default_rng(0)
+    bands, ranks = [], np.random.default_rng(0).integers(0, 1001, (1000, 300))
     monkeypatch.setattr(Axes, "fill_between", lambda axes, x, low, high, **_: bands.append((low, high)))
-    ranks = numbers.integers(0, 1001, (1000, 300))
     Calibration(ranks[:1].T, ranks[0], 1000).plot(tmp_path / "calibration.png")
     low, high = bands[0]
     curves = np.stack([Calibration(ranks[:1].T, tarp, 1000).coverage(LEVELS) for tarp in ranks])
