@@ -451,7 +451,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """The number of models; ValueError where an argument is out of range."""
         fitting.check_options(self)
         if self.n_models is None:  # few rows are soon overfitted, many take time
-            in_time = max(1, min(MODELS, int(self.max_seconds / SECONDS_OF_A_MODEL)))
+            in_time = max(1, int(min(MODELS, self.max_seconds / SECONDS_OF_A_MODEL)))
             return MODELS if rows <= FEW_ROWS else in_time if rows <= MORE_ROWS else 1
         require(self.n_models >= 1, "n_models", self.n_models, "at least 1, or None for as suits the rows")
         return self.n_models

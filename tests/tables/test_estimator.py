@@ -743,11 +743,11 @@ def test_single_precision_is_within_the_stated_error(deviation):
     assert torch.equal(found[32:], mixture[32:])
 
 
-def test_sorted_rows_are_fitted_as_others(monkeypatch):
+def test_sorted_rows_are_fitted_as_others_without_a_limit_of_time(monkeypatch):
     """Of many rows some fit the mixture and some validate it: of a sorted table, too, from all of it."""
     monkeypatch.setattr(estimator, "MIXTURE_ROWS", 100)
     monkeypatch.setattr(fit, "VALIDATION_ROWS", 20)
     numbers = np.random.default_rng(0)
     X = np.sort(np.concatenate([numbers.normal(-8, 1, 300), numbers.normal(8, 1, 300)]))[:, None]
-    density = DensityEstimator(max_steps=0, max_components=2, n_models=1, random_state=0).fit(X)
+    density = DensityEstimator(max_steps=0, max_components=2, max_seconds=np.inf, random_state=0).fit(X)
     assert density.score(X) == pytest.approx(np.logaddexp(*norm.logpdf(X, [[[-8]], [[8]]])).mean() - np.log(2), abs=0.1)
