@@ -65,7 +65,7 @@ class Table(NamedTuple):
 class Mixtures(NamedTuple):
     """The mixtures from which a fit may start."""
 
-    columns: Columns  # of whose latents they are
+    columns: Columns  # their map to latents
     mixtures: list[Mixture]  # the best, and beside one of several components a single Gaussian
     value: float  # log p of the validation rows by the best, nats of a row
 
