@@ -152,39 +152,40 @@ def is_inside(X: Array, interval: Array, is_whole: Array | bool = False) -> Arra
 
 def to_line(X: Array, interval: Array, edge: Array | float = np.nan) -> Array:
     """b(x) of :class:`Columns`: rows whose columns are in ``interval``, as numbers of the whole line."""
-    if not np.isfinite(interval).any():
-        return X
-    low, high = interval
-    u, rest = _shares(X, interval)
+    found = X.astype(float)
+    columns, x, interval, edge = _with_a_bound(X, interval, edge)
+    (low, high), (u, rest) = interval, _shares(x, interval)
     with np.errstate(all="ignore"):  # in columns of another kind
         quantile = np.where(u < 0.5, ndtri(u), -ndtri(rest))
         logit = u - rest + edge * (np.log(u) - np.log(rest))
-        return np.select(_kinds(interval, edge), [quantile, logit, np.log(X - low), -np.log(high - X)], X)
+        found[:, columns] = np.select(_kinds(interval, edge), [quantile, logit, np.log(x - low), -np.log(high - x)])
+    return found
 
 
 def from_line(line: Array, interval: Array, edge: Array | float = np.nan) -> Array:
     """The inverse of :func:`to_line`; between two bounds it is inside of them, also where that takes rounding."""
-    if not np.isfinite(interval).any():
-        return line
+    found = line.astype(float)
+    columns, z, interval, edge = _with_a_bound(line, interval, edge)
     low, high = interval
     with np.errstate(all="ignore"):
         inner = np.nextafter(low, high), np.nextafter(high, low)
-        v = _logit_of(line, edge)
-        share, rest = np.stack([ndtr(line), expit(v)]), np.stack([ndtr(-line), expit(-v)])
+        v = _logit_of(z, edge)
+        share, rest = np.stack([ndtr(z), expit(v)]), np.stack([ndtr(-z), expit(-v)])
         quantile, logit = np.where(share < 0.5, low + (high - low) * share, high - (high - low) * rest).clip(*inner)
-        return np.select(_kinds(interval, edge), [quantile, logit, low + np.exp(line), high - np.exp(-line)], line)
+        found[:, columns] = np.select(_kinds(interval, edge), [quantile, logit, low + np.exp(z), high - np.exp(-z)])
+    return found
 
 
 def log_slope(X: Array, interval: Array, edge: Array | float = np.nan) -> Array:
     """log db/dx, (n, columns)."""
-    if not np.isfinite(interval).any():
-        return np.zeros_like(X)
-    low, high = interval
-    u, rest = _shares(X, interval)
+    found = np.zeros(X.shape)
+    columns, x, interval, edge = _with_a_bound(X, interval, edge)
+    (low, high), (u, rest) = interval, _shares(x, interval)
     with np.errstate(all="ignore"):
-        quantile = 0.5 * (to_line(X, interval) ** 2 + np.log(2 * np.pi)) - np.log(high - low)
+        quantile = 0.5 * (to_line(x, interval) ** 2 + np.log(2 * np.pi)) - np.log(high - low)
         logit = np.log(2 + edge / (u * rest)) - np.log(high - low)
-        return np.select(_kinds(interval, edge), [quantile, logit, -np.log(X - low), -np.log(high - X)], 0.0)
+        found[:, columns] = np.select(_kinds(interval, edge), [quantile, logit, -np.log(x - low), -np.log(high - x)])
+    return found
 
 
 @np.errstate(all="ignore")  # a gain that is not a number is none
@@ -213,6 +214,12 @@ def _gaussian_log_prob(X: Array, c: Array, interval: Array, edge: Array, is_vali
     rest = line - c @ np.linalg.solve(gram, c[~is_valid].T @ line[~is_valid])
     spread = rest[~is_valid].std(0)
     return (-0.5 * (rest / spread) ** 2 - np.log(spread) + log_slope(X, interval, edge))[is_valid]
+
+
+def _with_a_bound(X: Array, interval: Array, edge: Array | float) -> tuple[Array, Array, Array, Array]:
+    """Mask of the columns with a bound, and of these alone the rows, the interval and e: others cost nothing."""
+    columns = np.isfinite(interval).any(0)
+    return columns, X[:, columns], interval[:, columns], np.broadcast_to(edge, X.shape[1:])[columns]
 
 
 def _shares(X: Array, interval: Array) -> tuple[Array, Array]:

@@ -607,12 +607,11 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         )
         start = self._start(first, held, maps, numbers.randint(2**31 - 1), deadline, repeats)
         data = self._latents_of(start.columns, train, held, repeats, deadline)
-        limits = data.n, self.pace(self._is_large(data.n))[0], self.max_steps, deadline
         trainings = self._trainings(Identity(), start.mixtures, data)
-        is_wanted = len(train.X) >= FLOW_ROWS if self.flow is None else self.flow
+        is_wanted = data.n >= FLOW_ROWS if self.flow is None else self.flow
         may_flow = is_wanted and self.max_steps and not self.n_conditions_
         flowing = [fitting.FlowTraining(MaskedFlow(data.held.shape[1:]), data.held, repeats)] if may_flow else []
-        best = fitting.race([*trainings, *flowing], data.batch, *limits)
+        best = self._race([*trainings, *flowing], data, self.max_steps)
         late, mixture = best.late_gain(), trainings[0].start
         if best in flowing:
             best = self._corrected(flowing[0], data, numbers.randint(2**31 - 1))
@@ -647,6 +646,11 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             for model, start in zip(models, starts, strict=True)
         ]
 
+    def _race(self, trainings: Sequence[fitting.One], data: Latents, max_steps: int) -> fitting.One:
+        """The best of trainings on the same rows, in the time that is left."""
+        size, _ = self.pace(self._is_large(data.n))
+        return fitting.race(trainings, data.batch, data.n, size, max_steps, data.deadline)
+
     def _is_large(self, rows: int) -> bool:
         """Whether a fit to so many rows has large batches."""
         return rows >= MANY_ROWS and not self.n_conditions_
@@ -672,8 +676,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         until = time.perf_counter() + fitting.MIXTURE_SHARE * (data.deadline - time.perf_counter())
         mixture = best_mixture(train, held, 1 if is_over else self._most_components(), seed, until, data.draws)
         trainings = self._trainings(flow, with_one_gaussian(mixture, train, held, seed, data.draws), data)
-        size, max_steps = self.pace(self._is_large(data.n))[0], 0 if is_over else self.max_steps
-        best = fitting.race(trainings, behind, data.n, size, max_steps, data.deadline)
+        best = self._race(trainings, data._replace(batch=behind), 0 if is_over else self.max_steps)
         best.ended = fitting.INTERRUPT if is_over else best.ended
         return best
 
@@ -690,12 +693,12 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         of these rows stands ``repeats`` times, in other noise.
         """
         now, draws = time.perf_counter(), min(repeats, DRAWS_OF_MIXTURE)
-        thinned, found = held.rows(np.arange(len(held.X)) % repeats < draws), []
+        few, found = held.rows(np.arange(len(held.X)) % repeats < draws), []
         for i, columns in enumerate(maps, 1):
-            z, valid = (table._replace(X=columns.latents(*table)) for table in (train, thinned))
+            z, valid = (table._replace(X=columns.latents(*table)) for table in (train, few))
             until = now + fitting.MIXTURE_SHARE * (deadline - now) * i / len(maps)
             mixture = best_mixture(z, valid, self._most_components(), seed, until, draws)
-            found.append((columns, mixture, z, valid, mixture.log_prob(*valid) + columns.log_volume(thinned.X)))
+            found.append((columns, mixture, z, valid, mixture.log_prob(*valid) + columns.log_volume(few.X)))
         best, *others = found
         for other in others:
             gain = bounded(other[-1] - best[-1], draws)
