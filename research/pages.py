@@ -54,7 +54,9 @@ SHOWN: dict[str, Callable[..., str]] = {
     "regression-cells": lambda: regression.cell_table(of("regression", seconds=60.0)),
     "posteriors-boxes": lambda: boxes.markdown(of("posteriors-boxes")),
     "posteriors": lambda: posteriors.markdown(of("posteriors")),
-    "sbibm": lambda key, seconds: sbibm.markdown(of("sbibm", draws=10_000, seconds=float(seconds)), key),
+    "sbibm": lambda key, seconds: sbibm.markdown(
+        of("sbibm", simulations=10_000, draws=10_000, seconds=float(seconds)), key
+    ),
     "gallery": pretrained.gallery,
     "cell": lambda *arguments: cell(*arguments),
     "verdict-joint": lambda: joint.markdown(of("verdict-joint")),

@@ -63,7 +63,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 def marks_of(name):
-    """Those of an example; in three steps the network of a posterior finds nothing."""
+    """The marks of an example; in three steps the network of a posterior finds nothing."""
     found_nothing = pytest.mark.filterwarnings("ignore:the network found nothing")
     return [*[pytest.mark.long] * (name in SLOW), *[found_nothing] * (name in CALIBRATED)]
 

