@@ -552,16 +552,16 @@ def log_prob(
             step = abs(span[END] - span[START]) / steps
             about = is_smooth(score), has_kinks(score)
             error = error_of_integral(torch.stack(rates), torch.stack(others), step, z.dtype, *about)
-            _warn_unsolved(error, x, steps)
+            warn_unsolved(error, x, NLL_ERROR, f"in {steps} steps; steps={2 * steps} makes it smaller")
         return log_det + event_sum(log_alpha, z) + flow.log_prob(state)
 
 
-def _warn_unsolved(error: PerSample, x: Batch, steps: int) -> None:
-    """RuntimeWarning where the solver's error, in nats, is above :data:`NLL_ERROR` bits/dim."""
+def warn_unsolved(error: PerSample, x: Batch, nll_error: float, advice: str) -> None:
+    """RuntimeWarning where the error that a solver states, in nats, is above ``nll_error`` bits/dim of ``x``."""
     bits = error / (event_size(x) * math.log(2))
-    if bool(((bits > NLL_ERROR) & bits.isfinite()).any()):
-        message = f"the error of log_prob's ODE solver is above {NLL_ERROR:g} bits/dim in {steps} steps"
-        warnings.warn(f"{message}; steps={2 * steps} makes it smaller", RuntimeWarning, stacklevel=4)
+    if bool(((bits > nll_error) & bits.isfinite()).any()):
+        message = f"the error of log_prob's ODE solver is above {nll_error:g} bits/dim"
+        warnings.warn(f"{message} {advice}", RuntimeWarning, stacklevel=4)
 
 
 @outside_inference
@@ -617,17 +617,12 @@ def decode_with_log_prob(
     return x, log_det + event_sum(log_alpha, z) + log_p_eps, error
 
 
-def check_nll_error(nll_error: float) -> None:
-    """ValueError where it is not positive and finite."""
-    require(0 < nll_error < math.inf, "nll_error", nll_error, "positive and finite", f"{NLL_ERROR:g} bits/dim is usual")
-
-
 def check_solver(probes: int, steps: int | None, nll_error: float) -> None:
     """ValueError where one of these is out of range."""
     require(probes >= 1, "probes", probes, "at least 1")
     wanted = f"at least {ode.FEWEST_WITH_ERROR}, or None for as many as nll_error needs"
     require(steps is None or steps >= ode.FEWEST_WITH_ERROR, "steps", steps, wanted, f"{ode.FEWEST_STEPS} is usual")
-    check_nll_error(nll_error)
+    require(0 < nll_error < math.inf, "nll_error", nll_error, "positive and finite", f"{NLL_ERROR:g} bits/dim is usual")
 
 
 @contextmanager

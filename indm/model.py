@@ -26,6 +26,7 @@ from indm.sde.linear import LinearSDE, truncated
 from indm.tensors import check_units, full_precision, with_parts
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+FORMAT = 1  # the version of these files, counted up where an older release could not read them
 PLAIN = (bool, int, float, str, tuple, list, dict, type(None))  # what a description can hold
 
 
@@ -231,7 +232,7 @@ class INDM(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``model.json``, both or none; OSError leaves what was there as it was."""
-        content = {"format": 1, "shape": list(self.shape), "levels": self.scaling.levels, **self.description()}
+        content = {"format": FORMAT, "shape": list(self.shape), "levels": self.scaling.levels, **self.description()}
         files = {WEIGHTS: atomic.weights_into(self.state_dict()), DESCRIPTION: atomic.json_into(content)}
         atomic.together({Path(folder) / name: write for name, write in files.items()})
 
@@ -268,6 +269,8 @@ def reading(folder: str | Path) -> Iterator[Saved]:
             raise ValueError(f"{folder} holds no saved model: there is no file {name} in it")
     try:
         description = untrusted.json_object(folder / DESCRIPTION)
+        written = description.get("format")
+        require(written == FORMAT, "format", written, f"{FORMAT}", "another release of indm wrote it")
         state = untrusted.weights(folder / WEIGHTS)  # mapped from the file: Windows keeps it while one of them lives
         untrusted.check_event(description, state)
         scaling = Scaling(state["scaling.shift"].clone(), state["scaling.scale"].clone(), description["levels"])

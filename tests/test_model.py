@@ -430,7 +430,7 @@ DAMAGE = {
     "empty description": (lambda f: truncated(f, "model.json", 0), ""),
     "binary description": (lambda f: (f / "model.json").write_bytes(b"\xff\xfe\x00\x80"), ""),
     "description is a list": (lambda f: (f / "model.json").write_text("[]"), ""),
-    "description is a number": (lambda f: (f / "model.json").write_text("3"), ""),
+    "a later format": (lambda f: edited(f, format=2), "format must be 1, got 2; another release"),
     "no net": (lambda f: without(f, "net"), "net"),
     "no levels": (lambda f: without(f, "levels"), "levels"),
     "no shape": (lambda f: without(f, "shape"), "shape"),

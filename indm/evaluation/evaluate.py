@@ -95,6 +95,8 @@ def evaluate(
         NLL (ODE)                                         500       2.89...
     """
     check_raw(model, raw)
+    has_groups = groups is None or len(groups) == len(raw)
+    require(has_groups, "groups", None if groups is None else len(groups), f"one for each of {len(raw)} examples")
     _check(model, raw, measures, repeats, batch_size)
     c, n, device = model.rows(c, len(raw)), len(raw), model.scaling.scale.device
     model.flow.check()
@@ -110,16 +112,18 @@ def evaluate(
     drawn = {m.kind: m.coarse(model, m.count(n) * repeats) for m in measures}
     jobs = [(m.kind, rows) for m in measures for rows in torch.arange(m.count(n)).split(batch_size)]
 
-    def draw(job: int, number: int) -> Estimate:
+    def seed_of(job: int, repeat: int) -> int:
+        return seed + SEED_STRIDE * (job * repeats + repeat)
+
+    def draw(job: int, repeat: int) -> Estimate:
         kind, rows = jobs[job]
-        generator.manual_seed(seed + SEED_STRIDE * number)
+        generator.manual_seed(seed_of(job, repeat))
         return drawn[kind].estimate(model.given(c, rows=rows), raw[rows].to(device), reference, generator)
 
     def solver_of(measure: Measure) -> Solve:
         """A function that repeats the draws of ``measure`` and solves them in other numbers of steps."""
-        first = [kind for kind, _ in jobs].index(measure.kind) * repeats
-        count = measure.count(n)
-        seeds = [seed + SEED_STRIDE * (first + k) for k in range(math.ceil(count / batch_size) * repeats)]
+        count, own = measure.count(n), [job for job, (kind, _) in enumerate(jobs) if kind == measure.kind]
+        seeds = [seed_of(job, repeat) for job in own for repeat in range(repeats)]
         made = RepeatableDraws(model, raw[:count], c, reference, batch_size, repeats, seeds, measure.solver)
         return shared(made, progress, distributed)
 
@@ -187,7 +191,7 @@ def _check(model: Model, raw: Tensor, measures: Sequence[Measure], repeats: int,
 def draw_all(
     draw: Callable[[int, int], Estimate], jobs: Sequence[Job], repeats: int, progress: bool, distributed: bool
 ) -> tuple[dict[str, Estimates], bool]:
-    """``draw(job, number)`` for each job and repeat, ``number`` counting all draws: by kind, and whether all are done.
+    """``draw(job, repeat)`` for each job and repeat: the estimates by kind, and whether all are done.
 
     The bar moves by the costs of the jobs. With ``distributed`` every process draws its share of the
     jobs and gets the estimates of all. Otherwise Ctrl-C keeps the jobs that are done.
@@ -201,7 +205,7 @@ def draw_all(
                 bar.set_description(measure.kind.upper())
                 estimates = []
                 for repeat in range(repeats):
-                    estimates.append(draw(job, job * repeats + repeat))
+                    estimates.append(draw(job, repeat))
                     bar.update(cost)
                     if measure.solves_ode:  # warn once if the tolerance cannot be reached
                         warnings.filterwarnings("ignore", OUT_OF_REACH, RuntimeWarning)

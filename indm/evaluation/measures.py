@@ -17,7 +17,7 @@ from indm.evaluation.mean_nll import ERROR_SHARE, PILOT, Corrected, Steps, corre
 from indm.evaluation.report import InUnits, Measured
 from indm.evaluation.statistics import in_both_units, in_units, mean_and_error
 from indm.gaussian import GaussianReference
-from indm.likelihood import LikelihoodReport, check_nll_error, importance_bound, nll
+from indm.likelihood import LikelihoodReport, check_solver, importance_bound, nll
 from indm.objective import NOISE_LEVELS, nelbo
 from indm.protocols import Model
 from indm.sde.linear import LinearSDE
@@ -176,7 +176,7 @@ class Solved(Measure):
 
     def check(self, n: int) -> None:
         super().check(n)
-        check_nll_error(self.nll_error)
+        check_solver(self.probes, self.steps, self.nll_error)
 
     def calls(self, dims: int) -> float:
         products = dims if self.exact else self.probes  # with a Jacobian, each of about two evaluations

@@ -13,7 +13,10 @@ another output names the subclass of :class:`~indm.ScoreModel` that goes with it
 :class:`indm.NCSNpp`, the published network, does so. One that varies slowly along the level, without ripples of an
 embedding, says so by ``is_smooth = True``: likelihoods and samples then take fewer steps. One that sees a condition is
 called as forward(z, level, c), and says so by ``takes_condition = True``. One whose divergence in z has a
-closed form may give it by ``with_divergence(z, level)``, which returns the output and its divergence (B,).
+closed form may give it by ``with_divergence(z, level)``, which returns the output and its divergence (B,). One whose
+slope along the level jumps says so by ``has_kinks = True``. One that adds to the exact score of another law than
+N(0, I) has this law as ``base``, and its ``noise_parts(z, level, c)`` returns the noise that the law has and N(0, I)
+has not, and what the network adds.
 """
 
 from indm.nets.mlp import MLP as MLP

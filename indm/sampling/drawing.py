@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from indm.checks import check_counts, require
-from indm.likelihood import decode_with_log_prob, latents_of
+from indm.likelihood import NLL_ERROR, decode_with_log_prob, latents_of, warn_unsolved
 from indm.ode import SAMPLED, SAMPLED_SMOOTH
 from indm.protocols import Model
 from indm.sampling.base import SAMPLER, Sampler, default_steps, make_sampler
@@ -105,6 +105,9 @@ def sample_with_log_prob(
         ValueError: a number out of range, or a flow without a density.
         RuntimeError: the score is not finite, or the flow's inverse did not converge.
 
+    Warns:
+        RuntimeWarning: where the solver states an error above ``nll_error``.
+
     Example: the normalising constant of a density from samples of a model near it.
 
         >>> import indm
@@ -117,9 +120,10 @@ def sample_with_log_prob(
     model, parts = model.truncated(eps), []
     with evaluation_mode(model):
         for part, z_T in prior_batches(model, shape_or_n, c, batch_size, generator, progress):
-            parts.append(decode_with_log_prob(part, z_T, generator=generator, **solver)[:2])
-    samples, log_probs = zip(*parts, strict=True)
-    return torch.cat(samples), torch.cat(log_probs)
+            parts.append(decode_with_log_prob(part, z_T, generator=generator, **solver))
+    samples, log_probs, errors = map(torch.cat, zip(*parts, strict=True))
+    warn_unsolved(errors, samples, solver.get("nll_error", NLL_ERROR), "of samples; more steps, or none, may help")
+    return samples, log_probs
 
 
 def prior_batches(

@@ -380,6 +380,10 @@ def test_evaluate_checks_its_arguments():
         evaluate(model, raw, repeats=1)
     with pytest.raises(ValueError, match="raw must be at least 2"):
         evaluate(model, raw[:1])
+    with pytest.raises(ValueError, match=f"groups must be one for each of {len(raw)} examples, got {len(raw) + 1}"):
+        evaluate(model, raw, groups=torch.arange(len(raw) + 1))
+    with pytest.raises(ValueError, match="probes must be at least 1, got 0"):
+        evaluate(model, raw, [NLL(probes=0)])
     for measures in (Bound(), [Bound], ["nll"]):  # as one may write them
         with pytest.raises(ValueError, match=r"measures must be a list of measures, got .*; \[indm\.Bound\(\), "):
             evaluate(model, raw, measures)
