@@ -13,9 +13,9 @@ from nbclient import NotebookClient
 from research.pretrained import in_few_colours
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
-NAMES = ("density", "tables", "images", "classes", "translation", "diffusion")
+NAMES = ("likelihood", "density", "tables", "images", "classes", "translation", "diffusion")
 SHORT = {  # the constants of a short run
-    "STEPS": 2,
+    "STEPS": 4,
     "TABLE_STEPS": 2,
     "POSTERIOR_STEPS": 10,
     "PICTURES": 100,
