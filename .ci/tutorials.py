@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 from research.pretrained import in_few_colours
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
-NAMES = ("likelihood", "density", "tables", "images", "classes", "translation", "diffusion")
+NAMES = ("likelihood", "from-scratch", "tables", "images", "classes", "translation", "diffusion")
 SHORT = {  # the constants of a short run
     "STEPS": 4,
     "TABLE_STEPS": 2,
@@ -23,6 +23,7 @@ SHORT = {  # the constants of a short run
     "NLL_POINTS": 2,
     "NLL_PICTURES": 2,
     "SIDE": 5,
+    "SOME": 1,
     "DIGITS": 8,
     "TRANSLATED": 4,
     "TIMES": 10,

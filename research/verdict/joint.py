@@ -114,6 +114,10 @@ VARIANTS: dict[str, tuple[str, tuple[Stage, ...]]] = {
     "linear, plain loss": ("identity", (Stage(1.0, lambda model: plain_loss, (0.0, 2e-3)),)),
     "linear": ("identity", (Stage(1.0, paired, (0.0, 2e-3), ROWS // 2),)),
     "flow alone": ("coupling", (Stage(1.0, lambda model: flow_loss, (2e-2, 0.0)),)),
+    "flow alone, rates of flow first": (
+        "coupling",
+        (Stage(0.5, lambda model: flow_loss, (2e-2, 0.0)), Stage(0.5, lambda model: flow_loss, (2e-3, 0.0))),
+    ),
     "INDM, plain loss, rates of the manual": ("coupling", (Stage(1.0, lambda model: plain_loss, (4e-3, 4e-3)),)),
     "INDM, plain loss": ("coupling", (Stage(1.0, lambda model: plain_loss, (2e-2, 2e-3)),)),
     "INDM": ("coupling", (Stage(1.0, exact(), (2e-2, 2e-3)),)),
