@@ -36,8 +36,8 @@ class Calibration:
 
     Example: draws of deviation 1 and of 1.5 beside truths of deviation 1.
 
-        >>> numbers = np.random.default_rng(0)
-        >>> theta, draws = numbers.normal(size=(500, 1)), numbers.normal(size=(500, 99, 1))
+        >>> rng = np.random.default_rng(0)
+        >>> theta, draws = rng.normal(size=(500, 1)), rng.normal(size=(500, 99, 1))
         >>> right, wide = Calibration.of(theta, draws), Calibration.of(theta, 1.5 * draws)
         >>> bool(right.p_values.min() > 0.05), bool(wide.p_values.max() < 1e-6)
         (True, True)
@@ -57,19 +57,19 @@ class Calibration:
                 may depend on x. By default columns are standardised by the true ones.
             seed: of the references, and of ranks among equal draws.
         """
-        numbers = np.random.default_rng([seed, OWN])
+        rng = np.random.default_rng([seed, OWN])
         truth = np.expand_dims(theta, 1)
         equal = draws == truth
-        ranks = (draws < truth).sum(1) + numbers.integers(0, equal.sum(1) + 1)
+        ranks = (draws < truth).sum(1) + rng.integers(0, equal.sum(1) + 1)
         if latents is None:
             mean, std = theta.mean(0), theta.std(0)
             std[std == 0] = 1.0
             latents = (theta - mean) / std, (draws - mean) / std
-        references = numbers.normal(size=latents[0].shape)
+        references = rng.normal(size=latents[0].shape)
         distance = np.linalg.norm(latents[0] - references, axis=1)
         as_near = equal.all(2)  # the true θ itself, whatever rounding makes of its latents
         nearer = (np.linalg.norm(latents[1] - references[:, None], axis=2) < distance[:, None]) & ~as_near
-        tarp = nearer.sum(1) + numbers.integers(0, as_near.sum(1) + 1)
+        tarp = nearer.sum(1) + rng.integers(0, as_near.sum(1) + 1)
         return cls(ranks, tarp, draws.shape[1])
 
     @property

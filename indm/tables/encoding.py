@@ -204,7 +204,7 @@ class Encoding:
 def fitted_column(
     entries: Array,
     name: str,
-    numbers: np.random.RandomState,
+    rng: np.random.RandomState,
     *,
     is_category: bool,
     is_whole: bool,
@@ -248,18 +248,18 @@ def fitted_column(
     if not len(x) or (not is_whole and are_near(x.min(), x.max())):  # beside the spikes one value, or none
         values = (*spikes, *map(float, x[:1]))
         return Column(name, values) if len(values) > 1 else Column(name, constant=values[0])
-    noisy = (x + (1 - numbers.uniform(size=len(x)) if is_whole else 0))[:, None]
+    noisy = (x + (1 - rng.uniform(size=len(x)) if is_whole else 0))[:, None]
     ends = np.array([[low], [high + is_whole]])
-    return Column(name, tuple(spikes), True, is_whole, map=best_map(noisy, ends, numbers, may_bend=not is_whole))
+    return Column(name, tuple(spikes), True, is_whole, map=best_map(noisy, ends, rng, may_bend=not is_whole))
 
 
-def best_map(x: Array, interval: Array, numbers: np.random.RandomState, may_bend: bool) -> Columns:
+def best_map(x: Array, interval: Array, rng: np.random.RandomState, may_bend: bool) -> Columns:
     """The map of a column x (n, 1) to a latent that is most nearly normal, on rows that did not fit it: the plain one,
     unless the gain of another is above its standard error."""
     none = np.zeros((len(x), 0))
     is_far = bool(far_columns(x)[0]) and not np.isfinite(interval).any()
     fits: list[tuple[list[int], bool]] = [([], False), *[([], True)] * is_far, *[([0], is_far)] * may_bend]
-    order = numbers.permutation(len(x))
+    order = rng.permutation(len(x))
     train, valid = order[len(x) // 5 :], order[: len(x) // 5]
     found = []
     for skewed, far in fits:

@@ -244,16 +244,16 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         X = self._varying(X)
         self._check_bounds(X)
         c = self._fitted_conditions(c, len(X))
-        numbers = check_random_state(self.random_state)
+        rng = check_random_state(self.random_state)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(numbers.randint(2**31 - 1))
+            torch.manual_seed(rng.randint(2**31 - 1))
             continuous = np.setdiff1d(np.arange(X.shape[1]), self._whole)
             choices = [continuous[:0], continuous] if len(continuous) else [continuous]
-            noisy = self._noisy(X, numbers)
+            noisy = self._noisy(X, rng)
             tails = [np.zeros(X.shape[1], dtype=bool), *self._far(X, noisy)]
             box = self._interval, best_edges(noisy, c, self._interval)
             maps = [Columns.fitted(noisy, c, skewed, far, *box) for far in tails for skewed in choices]
-            order, size = numbers.permutation(len(X)), max(1, round(self.validation_fraction * len(X)))
+            order, size = rng.permutation(len(X)), max(1, round(self.validation_fraction * len(X)))
             order = order if self._order is None else self._order
             table = Table(X, c)
             fits: list[Fitted] = []
@@ -261,7 +261,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 shuffled = table.rows(np.roll(order, -i * size))
                 valid, train = (shuffled.rows(part) for part in (slice(size), slice(size, None)))
                 until = began[0] + self.max_seconds * (i + 1) / n_models
-                fits.append(self._fitted(train, valid, maps, numbers, until))
+                fits.append(self._fitted(train, valid, maps, rng, until))
                 maps = [fits[-1].start.columns]
                 if self.verbose:
                     print(f"model {i + 1}: {fits[-1]}")
@@ -273,7 +273,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         self.gains_ = [found.training.gain(found.base) for found in fits]
         beyond, late = [found.training.gain(found.mixture) for found in fits], [found.late for found in fits]
         fitting.warn_of_fit(self, beyond, self.ended_, late, began)
-        c, seed = c[np.linspace(0, len(c) - 1, solve.DRAWN).astype(int)], numbers.randint(2**31 - 1)
+        c, seed = c[np.linspace(0, len(c) - 1, solve.DRAWN).astype(int)], rng.randint(2**31 - 1)
         self.sampling_steps_, self.sampling_error_ = solve.steps_for_draws(
             lambda steps: self._latents(c, steps, np.random.RandomState(seed))
         )
@@ -352,11 +352,11 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         c = self.standardised(c, len(X))
         if len(self.possible(X)) < len(X):
             return -math.inf, 0.0
-        numbers = check_random_state(random_state)
-        generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
+        rng = check_random_state(random_state)
+        generator = torch.Generator().manual_seed(rng.randint(2**31 - 1))
         each, size = [], max(1, solve.ROWS_AT_ONCE // pairs)
         for rows, at_c in zip(solve.batched(X, size), solve.batched(c, size), strict=True):
-            noisy = self._noisy(rows[:, self.varies_], numbers)
+            noisy = self._noisy(rows[:, self.varies_], rng)
             z, c_of_rows = torch.from_numpy(self.columns_.latents(noisy, at_c)), torch.from_numpy(at_c)
             bounds = torch.stack([fitting.bounds_of(model, z, c_of_rows, pairs, generator) for model in self.models_])
             each.append(bounds.mean(0).numpy() + self.columns_.log_volume(noisy)[:, None])
@@ -408,7 +408,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         fitting.check_count(max_steps, "max_steps")
         require(max_seconds > 0, "max_seconds", max_seconds, "positive")
         table = self.standardised(c, 1 if c is None else len(c))
-        numbers = check_random_state(random_state)
+        rng = check_random_state(random_state)
         found = copy.copy(self)
 
         def teacher(z: np.ndarray, c: np.ndarray) -> np.ndarray:
@@ -417,13 +417,13 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             return value
 
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(numbers.randint(2**31 - 1))
+            torch.manual_seed(rng.randint(2**31 - 1))
             found.student_ = Student.taught(
-                lambda rows, numbers: self._latents(rows, self.sampling_steps_, numbers),
+                lambda rows, rng: self._latents(rows, self.sampling_steps_, rng),
                 teacher,
                 self._start_log_density,
                 table,
-                numbers,
+                rng,
                 max_pairs=max_pairs,
                 max_steps=max_steps,
                 max_seconds=max_seconds,
@@ -584,16 +584,16 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         u = (c - self._c_mean) / self._c_std
         return np.where(self._c_far, np.arcsinh(u), u)
 
-    def _noisy(self, X: np.ndarray, numbers: np.random.RandomState) -> np.ndarray:
+    def _noisy(self, X: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
         """``X`` with uniform noise in its discrete columns."""
         noise = np.zeros_like(X)
-        noise[:, self._whole] = 1 - numbers.uniform(size=(len(X), len(self._whole)))  # not 0, which may be a bound
+        noise[:, self._whole] = 1 - rng.uniform(size=(len(X), len(self._whole)))  # not 0, which may be a bound
         return X + noise
 
     # ── Models ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _fitted(
-        self, train: Table, valid: Table, maps: list[Columns], numbers: np.random.RandomState, deadline: float
+        self, train: Table, valid: Table, maps: list[Columns], rng: np.random.RandomState, deadline: float
     ) -> Fitted:
         """A model of some rows, by the best of ``maps``, validated on others; both are in random order.
 
@@ -602,10 +602,10 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         repeats = max(1, fitting.VALIDATION_ROWS // len(valid.X))
         most = min(len(valid.X), fitting.VALIDATION_ROWS)
         held, first = (
-            part._replace(X=self._noisy(part.X, numbers))
+            part._replace(X=self._noisy(part.X, rng))
             for part in (valid.rows(np.repeat(np.arange(most), repeats)), train.rows(slice(MIXTURE_ROWS)))
         )
-        start = self._start(first, held, maps, numbers.randint(2**31 - 1), deadline, repeats)
+        start = self._start(first, held, maps, rng.randint(2**31 - 1), deadline, repeats)
         data = self._latents_of(start.columns, train, held, repeats, deadline)
         trainings = self._trainings(Identity(), start.mixtures, data)
         is_wanted = data.n >= FLOW_ROWS if self.flow is None else self.flow
@@ -614,7 +614,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         best = self._race([*trainings, *flowing], data, self.max_steps)
         late, mixture = best.late_gain(), trainings[0].start
         if best in flowing:
-            best = self._corrected(flowing[0], data, numbers.randint(2**31 - 1))
+            best = self._corrected(flowing[0], data, rng.randint(2**31 - 1))
         return Fitted(start, mixture, best, max(late, best.late_gain()))
 
     def _latents_of(self, columns: Columns, train: Table, held: Table, draws: int, deadline: float) -> Latents:
@@ -726,10 +726,10 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             generator = torch.Generator().manual_seed(0)
             yield log_prob(solve.at(model, torch.from_numpy(c)), z, steps=steps, generator=generator, **options)
 
-    def _latents(self, c: np.ndarray, steps: int, numbers: np.random.RandomState) -> np.ndarray:
+    def _latents(self, c: np.ndarray, steps: int, rng: np.random.RandomState) -> np.ndarray:
         """A draw at each row of ``c``, from one of the models."""
-        chosen = numbers.randint(len(self.models_), size=len(c))
-        generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
+        chosen = rng.randint(len(self.models_), size=len(c))
+        generator = torch.Generator().manual_seed(rng.randint(2**31 - 1))
         latents = np.zeros((len(c), self.varies_.sum()))
         with solve.bar_of(len(c), "draws", self.progress) as bar:
             for i, model in enumerate(self.models_):

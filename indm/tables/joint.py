@@ -168,9 +168,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     Example: rows that are Gaussian, so that no network is needed.
 
         >>> import numpy as np
-        >>> numbers = np.random.default_rng(0)
-        >>> x = numbers.normal(size=300)
-        >>> X = np.stack([x, x + 0.5 * numbers.normal(size=300)], 1)
+        >>> rng = np.random.default_rng(0)
+        >>> x = rng.normal(size=300)
+        >>> X = np.stack([x, x + 0.5 * rng.normal(size=300)], 1)
         >>> X[::5, 1] = np.nan
         >>> estimator = JointDensityEstimator(max_steps=0, max_components=1, random_state=0).fit(X)
         >>> at_two = estimator.conditional({0: 2.0}).sample(200, random_state=0)
@@ -235,22 +235,22 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         self._kinds = X.dtypes if is_frame(X) else None
         categorical = {i for i, kind in enumerate(() if self._kinds is None else self._kinds) if kind == "category"}
         X = self._validated(X, ensure_min_samples=FEWEST_ROWS, ensure_all_finite=False)  # columns are named below
-        numbers = check_random_state(self.random_state)
+        rng = check_random_state(self.random_state)
         self.gaps_ = np.unique(are_missing(X), axis=0, return_counts=True)
-        self.encoding_ = self._encoding(X, categorical, numbers)
+        self.encoding_ = self._encoding(X, categorical, rng)
         x, codes = self.encoding_.encoded(X)
-        self.encoding_ = self.encoding_.given_others(x + self._noise(x, np.ones(x.shape, bool), numbers), codes)
+        self.encoding_ = self.encoding_.given_others(x + self._noise(x, np.ones(x.shape, bool), rng), codes)
         self._warn_of_far_rows(x)
-        order, held = numbers.permutation(len(x)), max(1, round(self.validation_fraction * len(x)))
+        order, held = rng.permutation(len(x)), max(1, round(self.validation_fraction * len(x)))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(numbers.randint(2**31 - 1))
-            trainings = self._trainings(x, codes, order, held, numbers, deadline)
+            torch.manual_seed(rng.randint(2**31 - 1))
+            trainings = self._trainings(x, codes, order, held, rng, deadline)
             x, codes = x[order[held:]], codes[order[held:]]
             middle, one_hot = self._latents(x), torch.from_numpy(self.encoding_.one_hot(codes)).float()
 
             def batch(i: Tensor) -> tuple[Tensor, Tensor, Questions]:
-                rows, questions = self._asked(x, codes, i.numpy(), numbers)
-                return self._noised(middle[rows], x[rows], questions.asked, numbers), one_hot[rows], questions
+                rows, questions = self._asked(x, codes, i.numpy(), rng)
+                return self._noised(middle[rows], x[rows], questions.asked, rng), one_hot[rows], questions
 
             best = fitting.race(trainings, batch, len(x), self.batch_size, self.max_steps, deadline)
         self.model_, self.n_steps_ = best.best.double(), best.best_step
@@ -259,7 +259,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         if self.verbose:
             print(f"{gain:+.4f} ± {error:.4f} nats of a question by the network, ended by {best.ended}")
         fitting.warn_of_fit(self, [self.gain_], [self.ended_], [best.late_gain()], began)
-        seed = numbers.randint(2**31 - 1)
+        seed = rng.randint(2**31 - 1)
         shape = solve.DRAWN, X.shape[1]
         nothing = self.encoding_.encoded(np.full(shape, np.nan))
         everything = self._posed(np.ones(shape, bool), np.zeros(shape, bool), nothing)
@@ -281,7 +281,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         X = X.astype(object) if is_frame(X) else X
         return validate_data(self, X, dtype=None, reset=reset, **{"ensure_all_finite": "allow-nan"} | options)
 
-    def _encoding(self, X: Array, categorical: set[int], numbers: np.random.RandomState) -> Encoding:
+    def _encoding(self, X: Array, categorical: set[int], rng: np.random.RandomState) -> Encoding:
         """Kind and map of each column; those in ``categorical`` are of categories, too."""
         categories = categorical | set(self._indices(self.categories, "categories"))
         whole = set(self._indices(self.discrete, "discrete"))
@@ -292,7 +292,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             interval, own = self._interval_of(i, bounds.get(i, (None, None))), np.atleast_1d(spikes.get(i, ())).tolist()
             kind = {"is_category": i in categories, "is_whole": i in whole}
             try:
-                columns.append(fitted_column(X[:, i], self._name(i), numbers, **kind, interval=interval, spikes=own))
+                columns.append(fitted_column(X[:, i], self._name(i), rng, **kind, interval=interval, spikes=own))
             except ValueError as error:
                 problems.append(str(error))
         if problems:
@@ -331,7 +331,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             warnings.warn(f"row {row} of X is far from the others: {far}", stacklevel=3)
 
     def _trainings(
-        self, x: Array, codes: Array, order: Array, held: int, numbers: np.random.RandomState, deadline: float
+        self, x: Array, codes: Array, order: Array, held: int, rng: np.random.RandomState, deadline: float
     ) -> list[JointTraining]:
         """Trainings that start from the best mixture and from one Gaussian; the first ``held`` rows of ``order``
         validate them."""
@@ -339,21 +339,21 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         train_rows, valid = order[held:], order[:held]
         train_rows = train_rows[: JOINT_MIXTURE_ROWS[int(np.isnan(x).any())]]
         everything = np.ones(x.shape, dtype=bool)
-        z = encoding.latents(x + self._noise(x, everything, numbers))
+        z = encoding.latents(x + self._noise(x, everything, rng))
         one_hot = encoding.one_hot(codes)
         until = time.perf_counter() + fitting.MIXTURE_SHARE * (deadline - time.perf_counter())
         fitted, held_rows = ((z[rows], one_hot[rows]) for rows in (train_rows, valid[: fitting.VALIDATION_ROWS]))
-        seed = numbers.randint(2**31 - 1)
+        seed = rng.randint(2**31 - 1)
         laws = [best_joint_mixture(fitted, held_rows, encoding.sizes, self.max_components, seed, until)]
         if len(laws[0].weight) > 1:
             laws.append(best_joint_mixture(fitted, held_rows, encoding.sizes, 1, seed, math.inf))
         repeats = max(1, fitting.VALIDATION_ROWS // held)
         rows = np.repeat(valid[: fitting.VALIDATION_ROWS], repeats)
-        questions = [self._random_question(numbers) for _ in range(HELD_QUESTIONS)]
+        questions = [self._random_question(rng) for _ in range(HELD_QUESTIONS)]
         chosen = np.arange(len(rows)) % HELD_QUESTIONS
         asked, given = (np.stack([pair[i] for pair in questions])[chosen] for i in (0, 1))
         asked_of = self._questions(asked, given, (x[rows], codes[rows]))
-        latents = self._noised(self._latents(x[rows]), x[rows], asked_of.asked, numbers)
+        latents = self._noised(self._latents(x[rows]), x[rows], asked_of.asked, rng)
         held_codes = torch.from_numpy(one_hot[rows]).float()
         c = latents.new_zeros(len(rows), 0)  # made of the questions
         rates = self.learning_rate, self.weight_decay
@@ -373,18 +373,18 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         known = shape if law.mean.shape[1] else None  # a table of categories alone has no event
         return INDM(Identity(), ScoreModel(net, VPSDE(eps=fitting.EPS)), shape=known, condition=Vector(net.size))
 
-    def _random_question(self, numbers: np.random.RandomState) -> tuple[Array, Array]:
+    def _random_question(self, rng: np.random.RandomState) -> tuple[Array, Array]:
         """Masks of columns of the table that are asked and given, (columns,)."""
         n = len(self.encoding_.columns)
-        if numbers.uniform() < ALL_ASKED:
+        if rng.uniform() < ALL_ASKED:
             return np.ones(n, dtype=bool), np.zeros(n, dtype=bool)
-        absent = numbers.uniform(size=n) < (0 if numbers.uniform() < NONE_ABSENT else numbers.uniform())
-        given = ~absent & (numbers.uniform(size=n) < numbers.uniform())
+        absent = rng.uniform(size=n) < (0 if rng.uniform() < NONE_ABSENT else rng.uniform())
+        given = ~absent & (rng.uniform(size=n) < rng.uniform())
         asked = ~absent & ~given
-        asked[numbers.randint(n)] |= not asked.any()
+        asked[rng.randint(n)] |= not asked.any()
         return asked, given & ~asked
 
-    def _asked(self, x: Array, codes: Array, rows: Array, numbers: np.random.RandomState) -> tuple[Array, Questions]:
+    def _asked(self, x: Array, codes: Array, rows: Array, rng: np.random.RandomState) -> tuple[Array, Questions]:
         """Rows of a batch and what they are asked: some questions, each of rows that have the columns it needs."""
         taken, asked, given = [], [], []
         columns = np.concatenate([self.encoding_.numbers, self.encoding_.categories])
@@ -393,11 +393,11 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             return np.concatenate(lacking(x[chosen], codes[chosen]), 1)
 
         for part in np.array_split(rows, min(QUESTIONS, len(rows))):
-            a, g = self._random_question(numbers)
+            a, g = self._random_question(rng)
             needed = (a | g)[columns]
             first = lacks(part[:1])[:, needed]  # other rows of this question must lack the same columns
             if (lacks(part)[:, needed] != first).any():
-                part = numbers.choice(np.flatnonzero((lacks(slice(None))[:, needed] == first).all(1)), len(part))
+                part = rng.choice(np.flatnonzero((lacks(slice(None))[:, needed] == first).all(1)), len(part))
             taken.append(part)
             asked.append(np.tile(a, (len(part), 1)))
             given.append(np.tile(g, (len(part), 1)))
@@ -417,9 +417,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         found, (no_number, no_code) = self._posed(asked, given, rows), lacking(*rows)
         return replace(found, asked=found.asked & ~no_number, asked_codes=found.asked_codes & ~no_code)
 
-    def _noise(self, x: Array, asked: Array, numbers: np.random.RandomState) -> Array:
+    def _noise(self, x: Array, asked: Array, rng: np.random.RandomState) -> Array:
         """Noise of whole numbers: uniform where they are asked, and 1/2 elsewhere."""
-        noise = np.where(asked, 1 - numbers.uniform(size=x.shape), 0.5)
+        noise = np.where(asked, 1 - rng.uniform(size=x.shape), 0.5)
         return np.where(self.encoding_.whole, noise, 0.0)
 
     def _latents(self, x: Array) -> Tensor:
@@ -427,11 +427,11 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         z = self.encoding_.latents(x + 0.5 * self.encoding_.whole)
         return torch.from_numpy(np.nan_to_num(z)).float()
 
-    def _noised(self, middle: Tensor, x: Array, asked: Array, numbers: np.random.RandomState) -> Tensor:
+    def _noised(self, middle: Tensor, x: Array, asked: Array, rng: np.random.RandomState) -> Tensor:
         """Latents ``middle`` with noise in the whole numbers that are asked."""
         if not self.encoding_.whole.any():
             return middle
-        noisy = self.encoding_.latents(x + self._noise(x, asked, numbers))
+        noisy = self.encoding_.latents(x + self._noise(x, asked, rng))
         return torch.from_numpy(np.nan_to_num(noisy)).float()
 
     # ── Answers ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -544,10 +544,10 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         index = X.index if is_frame(X) else None
         X = self._validated(X, reset=False)
         self._check_possible(X)
-        numbers = check_random_state(random_state)
+        rng = check_random_state(random_state)
         known = self._is_near(X)
         copies = n or 1
-        filled = self._filled(np.tile(X, (copies, 1)), numbers, None, np.tile(known, (copies, 1)))
+        filled = self._filled(np.tile(X, (copies, 1)), rng, None, np.tile(known, (copies, 1)))
         tables = [self._as_fitted(table, index) for table in np.split(filled, copies)]
         return tables[0] if n is None else tables
 
@@ -640,18 +640,18 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             net.set_questions(asked[needed], given[needed])
             yield rows, torch.from_numpy(local.reshape(-1))
 
-    def _filled(self, X: Array, numbers: np.random.RandomState, steps: int | None, known: Array | bool = True) -> Array:
+    def _filled(self, X: Array, rng: np.random.RandomState, steps: int | None, known: Array | bool = True) -> Array:
         """Rows (n, columns) with draws in place of missing entries, given the others that are ``known``."""
         x, codes = self.encoding_.encoded(X)
         is_there = ~are_missing(X)
         questions = self._posed(~is_there, is_there & known, (x, codes))
-        table = self.encoding_.table(*self._drawn((x, codes), questions, steps, numbers))
+        table = self.encoding_.table(*self._drawn((x, codes), questions, steps, rng))
         absent = [column.is_absent for column in self.encoding_.columns]
         found = np.where(is_there, X.astype(object), table)
         return found if is_there[:, absent].any() else found.astype(table.dtype)  # it may have entries of any kind
 
     def _drawn(
-        self, rows: tuple[Array, Array], questions: Questions, steps: int | None, numbers: np.random.RandomState
+        self, rows: tuple[Array, Array], questions: Questions, steps: int | None, rng: np.random.RandomState
     ) -> tuple[Array, Array]:
         """Latents, NaN where a spike was drawn, and codes of asked columns, given ``rows``; NaN and −1 in others."""
         model = copy.deepcopy(self.model_).float()
@@ -667,14 +667,14 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 c = net.condition(z[chosen], hidden(one_hot, net, known[chosen]), index)
                 with torch.no_grad():
                     log_prob = net.category_log_prob(c).split(net.categories, 1)[j]
-                gumbel = numbers.gumbel(size=log_prob.shape)
+                gumbel = rng.gumbel(size=log_prob.shape)
                 codes[chosen, j] = (log_prob.double().numpy() + gumbel).argmax(1)
             known[asked, j] = True
         spiked = np.zeros(x.shape, dtype=bool)  # entries whose codes give their values
         for j, i in enumerate(self.encoding_.categories):
             spiked[:, self.encoding_.numbers == i] = codes[:, j : j + 1] > 0
         questions = replace(questions, asked=questions.asked & ~spiked)
-        generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
+        generator = torch.Generator().manual_seed(rng.randint(2**31 - 1))
         one_hot, found = torch.from_numpy(self.encoding_.one_hot(codes)).float(), np.full(z.shape, np.nan)
         with_numbers = np.flatnonzero(questions.asked.any(1))
         with solve.bar_of(len(with_numbers), "draws", self.progress) as bar:
@@ -735,26 +735,26 @@ class Conditional:
         inside.
         """
         fitting.check_count(n_samples, "n_samples")
-        numbers, n = check_random_state(random_state), n_samples
-        found, drawn = self._drawn(n, numbers, steps), n
+        rng, n = check_random_state(random_state), n_samples
+        found, drawn = self._drawn(n, rng, steps), n
         with solve.bar_of(n, "draws in the ranges", self.estimator.progress) as bar:
             while len(found) < n:
                 if drawn >= max(MOST_DRAWN, 100 * n):
                     few = f"{len(found)} of {drawn:,} draws in them, too few for n_samples={n}"
                     raise ValueError(f"given has ranges with {few}; widen them, or draw fewer rows")
                 more = min(solve.ROWS_AT_ONCE, math.ceil(1.2 * drawn * (n - len(found)) / max(len(found), 0.1)))
-                found, drawn = np.concatenate([found, self._drawn(more, numbers, steps)]), drawn + more
+                found, drawn = np.concatenate([found, self._drawn(more, rng, steps)]), drawn + more
                 bar.update(len(found) - bar.n)
         found = found[:n]
         if gaps:
             masks, counts = self.estimator.gaps_
-            missing = masks[numbers.choice(len(masks), n, p=counts / counts.sum())]
+            missing = masks[rng.choice(len(masks), n, p=counts / counts.sum())]
             found[missing & ~self._is_given] = np.nan
         return self.estimator._as_fitted(found)
 
-    def _drawn(self, n: int, numbers: np.random.RandomState, steps: int | None) -> Array:
+    def _drawn(self, n: int, rng: np.random.RandomState, steps: int | None) -> Array:
         """The rows inside all ranges among ``n`` draws."""
-        rows = self.estimator._filled(np.tile(self.row, (n, 1)), numbers, steps)
+        rows = self.estimator._filled(np.tile(self.row, (n, 1)), rng, steps)
         inside = np.ones(n, dtype=bool)
         for i, allowed in self.ranges.items():
             if isinstance(allowed, tuple):
@@ -788,11 +788,11 @@ class JointConditional(JointDensityEstimator):
         self.gains_ = [self.gain_]
         return self
 
-    def _random_question(self, numbers: np.random.RandomState) -> tuple[Array, Array]:
-        kind, asked = numbers.uniform(), np.arange(self._d + self.n_conditions_) < self._d
+    def _random_question(self, rng: np.random.RandomState) -> tuple[Array, Array]:
+        kind, asked = rng.uniform(), np.arange(self._d + self.n_conditions_) < self._d
         if kind > AT_ALL + AT_SOME:
-            return super()._random_question(numbers)
-        return asked, ~asked & (numbers.uniform(size=len(asked)) > (0 if kind < AT_ALL else numbers.uniform()))
+            return super()._random_question(rng)
+        return asked, ~asked & (rng.uniform(size=len(asked)) > (0 if kind < AT_ALL else rng.uniform()))
 
     # ── Under the names of DensityEstimator ─────────────────────────────────────────────────────────────────────────
 

@@ -71,9 +71,9 @@ class PosteriorEstimator(BaseEstimator):
 
     Example: θ ~ N(0, 1) and x ~ N(θ, 1), so that p(θ|x) = N(x/2, 1/2).
 
-        >>> numbers = np.random.default_rng(0)
-        >>> theta = numbers.normal(size=(1000, 1))
-        >>> x = theta + numbers.normal(size=(1000, 1))
+        >>> rng = np.random.default_rng(0)
+        >>> theta = rng.normal(size=(1000, 1))
+        >>> x = theta + rng.normal(size=(1000, 1))
         >>> posterior = PosteriorEstimator(max_steps=0, random_state=0).fit(theta, x)
         >>> draws = posterior.sample(500, [1.0], random_state=0)
         >>> draws.shape, bool(abs(draws.mean() - 0.5) < 0.1)
@@ -160,12 +160,12 @@ class PosteriorEstimator(BaseEstimator):
 
     def _embed(self, embedding: nn.Module | str, theta: Array, x: Array) -> summaries.Embedded:
         """The trained embedding; the estimator then validates on the rows that it did not see, in the time left."""
-        options, numbers = self.estimator_, check_random_state(self.estimator_.random_state)
+        options, rng = self.estimator_, check_random_state(self.estimator_.random_state)
         options.n_models, options.max_seconds = 1, options.max_seconds / 2
-        options._order = order = numbers.permutation(len(theta))
+        options._order = order = rng.permutation(len(theta))
         is_valid = np.isin(np.arange(len(theta)), order[: max(1, round(options.validation_fraction * len(theta)))])
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(numbers.randint(2**31 - 1))
+            torch.manual_seed(rng.randint(2**31 - 1))
             varying = to_line(theta, self.prior_.interval)[:, np.ptp(theta, axis=0) > 0]
             return summaries.trained(embedding, varying, x, is_valid, options)
 
@@ -299,10 +299,10 @@ class PosteriorEstimator(BaseEstimator):
             UserWarning: where the effective number is below n/10.
         """
         rows, _ = self._observed(xs)
-        c, numbers = self._familiar(rows), check_random_state(random_state)
+        c, rng = self._familiar(rows), check_random_state(random_state)
         self._check_continuous()
-        first = self._product(c, numbers)
-        draws, effective = resampled(lambda u: self._log_target(u, c), first, n, numbers)
+        first = self._product(c, rng)
+        draws, effective = resampled(lambda u: self._log_target(u, c), first, n, rng)
         if effective < POOR * n:
             words = f"{n} draws of a posterior of {len(c)} observations are as good as {effective:.0f} independent ones"
             warnings.warn(f"{words}; the observations may disagree, or be far from all simulated ones", stacklevel=2)
@@ -316,11 +316,11 @@ class PosteriorEstimator(BaseEstimator):
         found[inside] -= self.estimator_.columns_.log_volume(theta[np.ix_(inside, self.estimator_.varies_)])
         return found
 
-    def _product(self, c: Array, numbers: np.random.RandomState) -> "Proposal":
+    def _product(self, c: Array, rng: np.random.RandomState) -> "Proposal":
         """The product of Gaussians with the moments of each posterior, over all but one of the prior's, in latents."""
         mean, covariance = self._prior_moments
         root = np.linalg.cholesky(covariance)  # below, the prior is N(0, I)
-        draws = self._sample(START_DRAWS, c, numbers)
+        draws = self._sample(START_DRAWS, c, rng)
         precision, pull = (1 - len(c)) * np.eye(len(mean)), np.zeros(len(mean))
         for u in (np.linalg.solve(root, (self._latents(theta) - mean).T) for theta in draws):
             inverse = np.linalg.inv(OAS().fit(u.T).covariance_)
@@ -340,13 +340,13 @@ class PosteriorEstimator(BaseEstimator):
         theta, (rows, _) = self._parameters(theta), self._observed(x)
         if len(theta) != len(rows):
             raise ValueError(f"x must have a row for each of theta, {len(theta)}, got {len(rows)}")
-        numbers = check_random_state(random_state)
+        rng = check_random_state(random_state)
         c = self._numbers(rows)
-        draws = self._sample(n, c, numbers)
+        draws = self._sample(n, c, rng)
         c, flat = self.estimator_.standardised(c, len(c)), draws.reshape(len(theta) * n, -1)
         latents = self._latents(theta, c), self._latents(flat, np.repeat(c, n, axis=0)).reshape(len(theta), n, -1)
         theta, draws = self.prior_.parameters(theta), self.prior_.parameters(draws)
-        return Calibration.of(theta, draws, latents=latents, seed=numbers.randint(2**31 - 1))
+        return Calibration.of(theta, draws, latents=latents, seed=rng.randint(2**31 - 1))
 
     def distill(self, x: Any, **limits: Any) -> "PosteriorEstimator":
         """A copy of this posterior with a student, taught at observations ``x`` within ``limits`` of
@@ -536,20 +536,20 @@ class Proposal:
         self.laws = [multivariate_t(*law, df=TAILS) for law in zip(mean, covariance, strict=True)]
 
     @classmethod
-    def fitted(cls, u: Array, weight: Array, numbers: np.random.RandomState) -> "Proposal":
+    def fitted(cls, u: Array, weight: Array, rng: np.random.RandomState) -> "Proposal":
         """The proposal fitted to rows (n, d) with weights (n,)."""
         mean = weight @ u
         covariance = (u - mean).T @ ((u - mean) * weight[:, None])
         root = np.linalg.cholesky(covariance + LEAST_VARIANCE * (1 + np.trace(covariance)) * np.eye(len(mean)))
-        v = np.linalg.solve(root, (u[numbers.choice(len(u), len(u), p=weight)] - mean).T).T
+        v = np.linalg.solve(root, (u[rng.choice(len(u), len(u), p=weight)] - mean).T).T
         components = int(np.clip(effective_number(weight) / ROWS_OF_MODE, 1, MODES))
-        law = Mixture.fitted(v, v[:, :0], components, VARIANCE_FLOOR, numbers.randint(2**31 - 1))
+        law = Mixture.fitted(v, v[:, :0], components, VARIANCE_FLOOR, rng.randint(2**31 - 1))
         return cls(law.weight, mean + law.mean @ root.T, root @ law.covariance @ root.T)
 
-    def draws(self, n: int, numbers: np.random.RandomState) -> Array:
+    def draws(self, n: int, rng: np.random.RandomState) -> Array:
         """(n, d)."""
-        counts = zip(self.laws, numbers.multinomial(n, self.weight), strict=True)
-        return np.concatenate([law.rvs(k, random_state=numbers).reshape(k, -1) for law, k in counts if k])
+        counts = zip(self.laws, rng.multinomial(n, self.weight), strict=True)
+        return np.concatenate([law.rvs(k, random_state=rng).reshape(k, -1) for law, k in counts if k])
 
     def log_prob(self, u: Array) -> Array:
         """Nats, (n,)."""
@@ -563,7 +563,7 @@ def effective_number(weight: Array) -> float:
 
 
 def resampled(
-    log_target: Callable[[Array], Array], first: Proposal, n: int, numbers: np.random.RandomState
+    log_target: Callable[[Array], Array], first: Proposal, n: int, rng: np.random.RandomState
 ) -> tuple[Array, float]:
     """``n`` draws (n, d) of a density ∝ exp ``log_target``, and their effective number.
 
@@ -575,11 +575,11 @@ def resampled(
     """
     laws, u, target = [first], np.zeros((0, len(first.laws[0].loc))), np.zeros(0)
     while True:
-        fresh = laws[-1].draws(max(n, FEWEST_CANDIDATES), numbers)
+        fresh = laws[-1].draws(max(n, FEWEST_CANDIDATES), rng)
         u, target = np.concatenate([u, fresh]), np.append(target, log_target(fresh))
         log_weight = target - logsumexp([law.log_prob(u) for law in laws], axis=0)
         weight = np.exp(log_weight - logsumexp(log_weight))
         effective = effective_number(weight)
         if effective >= n or len(laws) == ROUNDS:
-            return u[numbers.choice(len(u), n, p=weight)], effective
-        laws.append(Proposal.fitted(u, weight, numbers))
+            return u[rng.choice(len(u), n, p=weight)], effective
+        laws.append(Proposal.fitted(u, weight, rng))

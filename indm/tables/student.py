@@ -75,7 +75,7 @@ class Student(nn.Module):
         teacher: LogDensity,
         base: LogDensity,
         c: Array,
-        numbers: np.random.RandomState,
+        rng: np.random.RandomState,
         *,
         max_pairs: int,
         max_steps: int,
@@ -86,15 +86,15 @@ class Student(nn.Module):
         parts: list[tuple[Array, ...]] = []
         until = started + LABEL_SHARE * max_seconds
         while not parts or (len(parts) * LABELLED < max_pairs and time.perf_counter() < until):
-            at = c[numbers.randint(len(c), size=LABELLED)]
-            z, chance = draw(at, numbers), numbers.uniform(size=LABELLED)
-            z += SPREAD * (chance < SPREAD_SHARE)[:, None] * numbers.normal(size=z.shape)
+            at = c[rng.randint(len(c), size=LABELLED)]
+            z, chance = draw(at, rng), rng.uniform(size=LABELLED)
+            z += SPREAD * (chance < SPREAD_SHARE)[:, None] * rng.normal(size=z.shape)
             parts.append((z, at, base(z, at), teacher(z, at), chance > 1 - HELD_SHARE * (1 - SPREAD_SHARE)))
         z, at, start, target, is_held = map(np.concatenate, zip(*parts, strict=True))
         found = cls(z.shape[1], at.shape[1])
         inputs, beyond = torch.from_numpy(np.concatenate([z, at], 1)).float(), torch.from_numpy(target - start).float()
         is_fitted = torch.from_numpy(~is_held)
-        found.fit(inputs[is_fitted], beyond[is_fitted], max_steps, started + max_seconds, numbers)
+        found.fit(inputs[is_fitted], beyond[is_fitted], max_steps, started + max_seconds, rng)
         found.places = KDTree(inputs[is_fitted].numpy())
         found.reach = float(np.quantile(found.places.query(found.places.data, 2)[0][:, 1], KNOWN))
         off = found.log_prob(z[is_held], at[is_held], start[is_held]) - target[is_held]
@@ -104,11 +104,11 @@ class Student(nn.Module):
         found.pairs = len(z)
         return found
 
-    def fit(self, v: Tensor, beyond: Tensor, steps: int, deadline: float, numbers: np.random.RandomState) -> None:
+    def fit(self, v: Tensor, beyond: Tensor, steps: int, deadline: float, rng: np.random.RandomState) -> None:
         """Regression of ``beyond`` (n,) on inputs ``v`` (n, d + k), until ``deadline`` at the latest."""
         self.centre.copy_(beyond.median())
         self.scale.copy_(beyond.std())
-        generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
+        generator = torch.Generator().manual_seed(rng.randint(2**31 - 1))
 
         def gradients() -> dict[str, Tensor]:
             i = torch.randint(len(v), (BATCH_ROWS,), generator=generator)
