@@ -35,7 +35,7 @@ class Hostile(nn.Module):
 
     def __init__(self, smooth: bool):
         super().__init__()
-        self.is_smooth = smooth
+        self.is_smooth, self.takes_condition = smooth, True
 
     def forward(self, y: Tensor, level: Tensor, c: Tensor) -> Tensor:
         kind, size, own, place = c.unbind(1)

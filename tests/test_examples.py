@@ -148,7 +148,7 @@ def test_the_readme_is_short_and_its_python_runs(capsys):
     """As it stands there, at two steps or a second of fitting and four rows."""
     network, table = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(README.splitlines()) <= 170
-    few = [("range(250)", "range(2)"), ("raw[1500:]", "raw[1500:1504]"), ("NLL(examples=8)", "NLL(examples=2)")]
+    few = [("range(250)", "range(2)"), ("raw[1500:]", "raw[1500:1504]"), ("NLL(examples=32)", "NLL(examples=2)")]
     few += [("max_seconds=60", "max_seconds=1"), ("table[400:]", "table[400:404]")]
     assert all((network + table).count(there) == 1 for there, _ in few)
     for code in network, table:
