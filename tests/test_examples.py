@@ -185,8 +185,8 @@ def test_the_training_loop_of_the_manual_runs(workplace, capsys):
     assert code.count("_loss, 1000,") == code.count("_loss, 500,") == 2 and "log_prob(test," in code
     given: dict = {}
     exec(re.sub(r"_loss, (1000|500),", "_loss, 4,", code).replace("log_prob(test,", "log_prob(test[:4],"), given)
-    numbers = re.findall(r"(?:diffusion|flow|INDM) (-?\d+\.\d\d)", capsys.readouterr().out)
-    assert len(numbers) == 3 and given["draws"].shape == (1000, 2)
+    gains = re.findall(r"INDM − (?:linear diffusion|flow): -?\d+\.\d\d nats, error \d", capsys.readouterr().out)
+    assert len(gains) == 2 and given["draws"].shape == (1000, 2)
     x = given["test"][:4]
     assert torch.equal(indm.INDM.load("moons").encode(x)[0], given["model"].encode(x)[0])
 

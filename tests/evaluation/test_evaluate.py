@@ -84,13 +84,13 @@ def test_print_shows_each_number_with_its_error_and_how_many_examples_it_is_of(g
 def test_a_tolerance_out_of_reach_is_said_once():
     """Of many batches and repeats; a bound that is no likelihood hides nothing that comes after it."""
 
-    def draw(job, number):
-        warnings.warn(f"{OUT_OF_REACH} {number}", RuntimeWarning, stacklevel=1)
+    def draw(job, repeat):
+        warnings.warn(f"{OUT_OF_REACH} {job}{repeat}", RuntimeWarning, stacklevel=1)
         return Estimate.of(*torch.zeros(3, 2), {})
 
     with pytest.warns(RuntimeWarning) as caught:
         draw_all(draw, [(measure(), 1.0) for measure in (Bound, NLL, NLL)], 2, progress=False, distributed=False)
-    assert [str(w.message).removeprefix(OUT_OF_REACH) for w in caught] == [" 0", " 1", " 2"]
+    assert [str(w.message).removeprefix(OUT_OF_REACH) for w in caught] == [" 00", " 01", " 10"]
 
 
 @pytest.mark.parametrize("grouped", [False, True])
