@@ -34,7 +34,7 @@ def index() -> str:
         text += f"\n## [{source.splitlines()[0][2:]}]({page})\n\n| name | in a sentence |\n|---|---|\n"
         for name, members in ENTRY.findall(source):
             for full in [f"{name}.{member}" for member in re.findall(r"\w+", members)] or [name]:
-                first = re.split(r"(?<=\.)(?<!al\.)\s|\n\n", docstring(full) or "")[0].replace("\n", " ")
+                first = re.split(r"(?<=\.)\s(?![a-z])|\n\n", docstring(full) or "")[0].replace("\n", " ")
                 said = ROLE.sub(r"`\1\2\3`", first).replace("|", "\\|")
                 text += f"| [`{full.removeprefix('indm.')}`]({page}#{full}) | {said} |\n"
     return text

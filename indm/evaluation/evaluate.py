@@ -95,9 +95,7 @@ def evaluate(
         NLL (ODE)                                         500       2.89...
     """
     check_raw(model, raw)
-    has_groups = groups is None or len(groups) == len(raw)
-    require(has_groups, "groups", None if groups is None else len(groups), f"one for each of {len(raw)} examples")
-    _check(model, raw, measures, repeats, batch_size)
+    _check(model, raw, measures, groups, repeats, batch_size)
     c, n, device = model.rows(c, len(raw)), len(raw), model.scaling.scale.device
     model.flow.check()
     generator = torch.Generator(device)
@@ -169,12 +167,16 @@ def evaluate(
     return Likelihoods(report, nats)
 
 
-def _check(model: Model, raw: Tensor, measures: Sequence[Measure], repeats: int, batch_size: int) -> None:
+def _check(
+    model: Model, raw: Tensor, measures: Sequence[Measure], groups: Tensor | None, repeats: int, batch_size: int
+) -> None:
     are_measures = isinstance(measures, Sequence) and all(isinstance(measure, Measure) for measure in measures)
     require(are_measures, "measures", measures, "a list of measures", "[indm.Bound(), indm.NLL()] would do")
     kinds = [measure.kind for measure in measures]
     require(repeats >= 2, "repeats", repeats, "at least 2", "one draw cannot show its own noise")
     require(len(raw) >= 2, "raw", len(raw), "at least 2 samples for a standard error")
+    if groups is not None:
+        require(len(groups) == len(raw), "groups", len(groups), f"one for each of {len(raw)} examples")
     require(0 < len(kinds) == len(set(kinds)), "measures", kinds, "one or more, each kind once")
     for measure in measures:
         measure.check(len(raw))

@@ -87,6 +87,7 @@ def sample_with_log_prob(
     *,
     c: Any = None,
     eps: float | None = None,
+    nll_error: float = NLL_ERROR,
     batch_size: int = 256,
     generator: torch.Generator | None = None,
     progress: bool = False,
@@ -96,7 +97,7 @@ def sample_with_log_prob(
 
     Args:
         model, shape_or_n, c, eps, batch_size: as of :func:`sample`.
-        **solver: ``probes``, ``exact``, ``nll_error``, ``steps`` and ``reference``, as in :func:`indm.nll`.
+        nll_error, **solver: ``probes``, ``exact``, ``steps`` and ``reference`` are the others, as in :func:`indm.nll`.
 
     Returns:
         x in model units, (n, *event), and log p(x) in nats, (n,), which is :meth:`INDM.log_prob`.
@@ -120,9 +121,9 @@ def sample_with_log_prob(
     model, parts = model.truncated(eps), []
     with evaluation_mode(model):
         for part, z_T in prior_batches(model, shape_or_n, c, batch_size, generator, progress):
-            parts.append(decode_with_log_prob(part, z_T, generator=generator, **solver))
+            parts.append(decode_with_log_prob(part, z_T, nll_error=nll_error, generator=generator, **solver))
     samples, log_probs, errors = map(torch.cat, zip(*parts, strict=True))
-    warn_unsolved(errors, samples, solver.get("nll_error", NLL_ERROR), "of samples; more steps, or none, may help")
+    warn_unsolved(errors, samples, nll_error, "of samples; more steps, or none, may help")
     return samples, log_probs
 
 
