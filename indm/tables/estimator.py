@@ -717,7 +717,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         if flow.is_identity:
             of_columns = np.linalg.inv(columns.whitening), columns.mean, columns.slope
             backbone.set_columns(*map(torch.from_numpy, of_columns))
-        return INDM(flow, ScoreModel(backbone, VPSDE(eps=fitting.EPS)), shape=shape, condition=condition)
+        narrowest = np.linalg.eigvalsh(mixture.covariance).min()
+        sde = VPSDE(eps=min(fitting.EPS, narrowest / 10))  # with noise of a hundredth of that variance, at most
+        return INDM(flow, ScoreModel(backbone, sde), shape=shape, condition=condition)
 
     def log_densities(self, z: Tensor, c: np.ndarray, steps: int) -> Iterator[Tensor]:
         """log p of latents z (n, d) at standardised c, nats (n,), by each model, with gradients, in so many steps."""

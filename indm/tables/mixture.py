@@ -15,6 +15,7 @@ from sklearn.mixture import GaussianMixture
 
 MIXTURE_SIZES = (1, 2, 3, 5, 8, 12, 20, 32, 50)  # numbers of components that are tried
 FLOORS, EM_STEPS = (1e-2, 1e-3, 1e-1), 50  # floors of the covariances that are tried; steps of a fit, at most
+NARROW_FLOORS = (1e-4, 1e-5, 1e-6)  # floors that are tried after these, while they help
 ROWS_PER_COMPONENT = 5  # rows, at least
 JOINT_COMPONENTS, JOINT_FLOORS = MIXTURE_SIZES[:7], FLOORS[:2]  # with categories or gaps a fit takes longer
 LAW_ENTRIES = 2e7  # numbers of the laws of a batch, at most
@@ -82,7 +83,18 @@ def best_mixture(
     """The :class:`Mixture` of the best validation, of up to ``most`` components, see :func:`best_of`."""
     most = min(most, len(training[0]) // ROWS_PER_COMPONENT)
     ladder = [(k, floor) for k in MIXTURE_SIZES if k == 1 or k <= most for floor in FLOORS]
-    return best_of(ladder, lambda k, floor: Mixture.fitted(*training, k, floor, seed), validation, until, draws)
+
+    def fit(k: int, floor: float) -> Mixture:
+        return Mixture.fitted(*training, k, floor, seed)
+
+    best = best_of(ladder, fit, validation, until, draws)
+    for floor in NARROW_FLOORS:  # where columns nearly follow from each other
+        k = len(best.weight)
+        narrower = best_of([(k, floor)], fit, validation, until, draws, best)
+        if narrower is best:
+            break
+        best = narrower
+    return best
 
 
 def with_one_gaussian(
@@ -100,15 +112,19 @@ def best_of(
     validation: tuple[Array, Array],
     until: float,
     draws: int = 1,
+    best: Law | None = None,
 ) -> Law:
-    """The law of the best validation among those that can be fitted before ``until``; the first one in any case.
+    """The law of the best validation among those that can be fitted before ``until``, and ``best``.
+
+    Where there is no ``best``, the first one is fitted in any case.
 
     ``fit`` makes the law of each number of components and floor of the ``ladder``. ``validation`` are the arguments of
     its ``log_prob``, in which each row of the table stands ``draws`` times.
     """
-    best = fit(*ladder[0])
+    if best is None:
+        best, ladder = fit(*ladder[0]), ladder[1:]
     value = best.log_prob(*validation)
-    for components, floor in ladder[1:]:
+    for components, floor in ladder:
         if time.perf_counter() < until:
             law = fit(components, floor)
             other = law.log_prob(*validation)

@@ -109,6 +109,15 @@ def test_gaussian_rows_have_nearly_their_entropy():
     assert 0 <= (truth - model.score_samples(fresh)).mean() < 0.02  # an estimate of the divergence
 
 
+def test_columns_that_nearly_follow_from_others_have_nearly_their_entropy():
+    """y = |x| up to 0.01: the floor of the variances, and the noise at ε, must be less."""
+    rng = np.random.default_rng(0)
+    x = rng.choice([-5.0, 5.0], 1_000) + rng.normal(size=1_000)
+    X = np.stack([x, abs(x) + 0.01 * rng.normal(size=1_000)], 1)
+    model = DensityEstimator(**SMALL | {"max_steps": 0}).fit(X[:800])
+    assert model.score(X[800:]) == pytest.approx(-np.log(2 * 2 * np.pi * np.e * 0.01), abs=0.1)
+
+
 def test_units_of_a_column_shift_its_log_density(moons, coarse):
     _, X = moons
     first, second = (DensityEstimator(**SMALL).fit(rows) for rows in (X, X * [4.0, 1.0]))
