@@ -21,6 +21,7 @@ ROLE = re.compile(r":(?:class|func|meth|attr|data|mod):`(~?)([\w.]+)`")
 DISPLAY = re.compile(r"^( *)\.\. math:: (.*(?:\n\1  +\S.*)*)", re.MULTILINE)
 EXAMPLE = re.compile(r"^( *)>>> .*(?:\n\1\S.*)*", re.MULTILINE)
 EVIDENCE = "Evidence"  # the entry of the menu that gets the pages of research/
+NAMED = re.compile(r"\[`(\S+)`\]\(\.\./\.\./indm/\S+?\)")  # a name in the index of the reference, with its file
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#:\s]+)(#[^)]*)?\)")
 
 
@@ -113,8 +114,11 @@ def place_of(path: str) -> str | None:
 
 def on_page_markdown(text: str, page, config, **_) -> str:
     """Links and pictures lead to the files of the site, see :func:`place_of`. Links to other files lead to the
-    repository; while it has no address, words and the path in it stand in their place."""
+    repository; while it has no address, words and the path in it stand in their place. Names in the index of the
+    reference lead to their docstrings."""
     here = page.file.src_uri
+    if here == "reference/index.md":
+        text = NAMED.sub(r"[`\1`][indm.\1]", text)
     source = "" if here == "index.md" else posixpath.dirname(here if here.startswith("research/") else f"docs/{here}")
 
     def link(match: re.Match) -> str:

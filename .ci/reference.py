@@ -1,17 +1,22 @@
-"""The index of the reference: each name with the first line of its docstring, read and not imported.
+"""The index of the reference: each name with its arguments and the first line of its docstring.
 
 `python .ci/reference.py` writes docs/reference/index.md; tests/test_site.py tests that it is up to date.
 """
 
 import ast
+import importlib
+import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import rooms
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "reference"
 ENTRY = re.compile(r"^::: (\S+)$(?:\n    options: \{members: \[(.*)\]\})?", re.MULTILINE)  # or a module and some of it
+SECTION = re.compile(r"^(##? .*)\n((?:(?!##? ).*\n)*)", re.MULTILINE)  # a heading, and what is below it
+MOST, LONGEST = 6, 12  # arguments of a call that are shown, and letters of a default
 ROLE = re.compile(r":math:`([^`]*)`|:\w+:`~?(?:[\w.]+\.)?(\w+)`|``([^`]*)``")
 
 
@@ -26,17 +31,50 @@ def docstring(name: str) -> str | None:
     return ast.get_docstring(definitions[-1])  # after its overloads
 
 
+def named(name: str) -> Any:
+    """The class, function or protocol of a name."""
+    module, _, last = name.rpartition(".")
+    return inspect.unwrap(getattr(importlib.import_module(module), last))
+
+
+def arguments(found: Any) -> str:
+    """What a call takes: names and defaults, the first ones."""
+    shown = []
+    for parameter in inspect.signature(found).parameters.values():
+        if parameter.kind == parameter.KEYWORD_ONLY and not any(name.startswith("*") for name in shown):
+            shown.append("*")
+        default = repr(parameter.default)
+        is_long = parameter.default is not parameter.empty and (len(default) > LONGEST or default.startswith("<"))
+        shown.append(f"{parameter.name}=…" if is_long else str(parameter.replace(annotation=parameter.empty)))
+    shown = [name for name in shown if name not in ("*args", "**kwargs")]  # those of a base class
+    return ", ".join(shown if len(shown) <= MOST + 1 else [*shown[:MOST], "…"])
+
+
+def spelled(name: str, members: str) -> list[str]:
+    """The names of an entry: those of its members, if it has some."""
+    return [f"{name}.{member}" for member in re.findall(r"\w+", members)] or [name]
+
+
+def row(name: str, is_main: bool) -> str:
+    """A line of the table: the name, which leads to its code, and what its docstring says first."""
+    found = named(name)
+    path = Path(inspect.getsourcefile(found) or "").resolve().relative_to(ROOT)
+    first = re.split(r"(?<=\.)\s(?![a-z])|\n\n", docstring(name) or "")[0].replace("\n", " ")
+    said = ROLE.sub(r"`\1\2\3`", first).replace("|", "\\|")
+    call = f"`({arguments(found)})`" if is_main and callable(found) else ""
+    return f"| [`{name.removeprefix('indm.')}`](../../{path.as_posix()}){call} | {said} |\n"
+
+
 def index() -> str:
-    """The index as Markdown: what stands before its first table, then a table for each page."""
+    """The index as Markdown: what stands before its first heading, then the tables of each page."""
     text = (FOLDER / "index.md").read_text("utf-8").partition("\n## ")[0]
     for page in re.findall(r"- reference/(?!index)(\w+\.md)", (ROOT / "mkdocs.yml").read_text("utf-8")):
-        source = (FOLDER / page).read_text("utf-8")
-        text += f"\n## [{source.splitlines()[0][2:]}]({page})\n\n| name | in a sentence |\n|---|---|\n"
-        for name, members in ENTRY.findall(source):
-            for full in [f"{name}.{member}" for member in re.findall(r"\w+", members)] or [name]:
-                first = re.split(r"(?<=\.)\s(?![a-z])|\n\n", docstring(full) or "")[0].replace("\n", " ")
-                said = ROLE.sub(r"`\1\2\3`", first).replace("|", "\\|")
-                text += f"| [`{full.removeprefix('indm.')}`]({page}#{full}) | {said} |\n"
+        for heading, rest in SECTION.findall((FOLDER / page).read_text("utf-8")):
+            text += f"\n#{heading}\n"
+            names = [full for name, members in ENTRY.findall(rest) for full in spelled(name, members)]
+            if names:
+                text += "\n| name | in a sentence |\n|---|---|\n"
+                text += "".join(row(name, "parts" not in heading) for name in names)
     return text
 
 
