@@ -149,7 +149,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         validation_fraction: share of the rows on which a model is validated, at most half; models have different ones.
         max_seconds: of the fit, at most, by the clock on the wall.
         max_steps: of the optimizer, at most, for each model.
-        max_components: of the mixture, at most. By default 50, but 1 with conditions.
+        max_components: of the mixture, at most, beside one Gaussian of all rows. By default 50, but 1 with conditions.
         flow: whether a masked autoregressive flow may be the start, too. By default from 2,000 rows on; never with
             conditions.
         width, depth, dropout: of the network.

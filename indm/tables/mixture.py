@@ -51,12 +51,24 @@ class Mixture:
 
     @classmethod
     def fitted(cls, z: Array, c: Array, components: int, floor: float, seed: int) -> "Mixture":
-        """A mixture fitted by expectation maximisation, with ``floor`` added to the variances."""
+        """A mixture fitted by expectation maximisation, with ``floor`` added to the variances.
+
+        Beside several components stands the Gaussian of all rows, with the weight of one row: for rows that are far
+        from each component.
+        """
         mixture = GaussianMixture(components, reg_covar=floor, max_iter=EM_STEPS, random_state=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            mixture.fit(np.concatenate([z, c], 1))
-        return cls(mixture.weights_, mixture.means_, mixture.covariances_, z.shape[1])
+            mixture.fit(rows := np.concatenate([z, c], 1))
+        found = cls(mixture.weights_, mixture.means_, mixture.covariances_, z.shape[1])
+        return found if components == 1 else found.beside(rows, floor)
+
+    def beside(self, rows: Array, floor: float) -> "Mixture":
+        """This mixture beside the Gaussian of ``rows`` (n, d + k), which has the weight of one of them."""
+        weight = np.append(self.weight * len(rows), 1.0) / (len(rows) + 1)
+        whole = np.cov(rows.T, bias=True) + floor * np.eye(rows.shape[1])
+        mean, covariance = np.vstack([self.mean, rows.mean(0)]), np.concatenate([self.covariance, whole[None]])
+        return Mixture(weight, mean, covariance, self.d)
 
     def log_prob(self, z: Array, c: Array) -> Array:
         """log p(z|c) of each row, nats (n,)."""
@@ -89,8 +101,8 @@ def best_mixture(
 
     best = best_of(ladder, fit, validation, until, draws)
     for floor in NARROW_FLOORS:  # where columns nearly follow from each other
-        k = len(best.weight)
-        narrower = best_of([(k, floor)], fit, validation, until, draws, best)
+        components = max(1, len(best.weight) - 1)  # without the one of all rows
+        narrower = best_of([(components, floor)], fit, validation, until, draws, best)
         if narrower is best:
             break
         best = narrower
