@@ -24,7 +24,7 @@ def simulate(theta, numbers):
 def main(steps: int = 3000, out: Path = Path("runs/example-posterior")) -> None:
     """steps: of the optimizer, at most, for embedding and estimator each; out: the folder for calibration.png."""
     numbers = np.random.default_rng(0)
-    theta, fresh, true = (numbers.uniform(LOW, HIGH, (n, 2)) for n in (5000, 300, 1))
+    theta, fresh, true = (numbers.uniform(LOW, HIGH, (n, 2)) for n in (20_000, 300, 1))
     embedding = nn.Sequential(nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 6))
     posterior = indm.PosteriorEstimator((LOW, HIGH), embedding, max_seconds=120, max_steps=steps, random_state=0)
     posterior.fit(theta, simulate(theta, numbers))
