@@ -17,8 +17,8 @@ class Spiral(Dataset):
     """Points on a noisy spiral. Items may also be tuples: the first entry is the example."""
 
     def __init__(self, n: int = 5000, seed: int = 0):
-        angle = 3 * math.pi * torch.rand(n, generator=(rng := torch.Generator().manual_seed(seed))).sqrt()
-        self.points = angle[:, None] / 3 * torch.stack([angle.cos(), angle.sin()], 1) + torch.randn(n, 2, generator=rng) / 20
+        phi = 3 * math.pi * torch.rand(n, generator=(rng := torch.Generator().manual_seed(seed))).sqrt()
+        self.points = phi[:, None] / 3 * torch.stack([phi.cos(), phi.sin()], 1) + torch.randn(n, 2, generator=rng) / 20
 
     def __len__(self) -> int:
         return len(self.points)

@@ -126,7 +126,7 @@ def frame(noisy: list[Tensor], drawn: list[Tensor], colour: Tensor, t: float, st
         scattered(row[0], x_t, colour)
         scattered(row[1], samples)
         row[0].set_ylabel(name)
-    panels[0, 0].set_title(f"noise\nt = {t:.2f}")
+    panels[0, 0].set_title(f"noised data\nt = {t:.2f}")
     panels[0, 1].set_title(f"samples\n{steps} step{'s' * (steps > 1)}")
     for axes in panels.flat:
         bare(axes, 1.5)
