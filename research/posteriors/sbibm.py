@@ -47,8 +47,10 @@ RIVALS: dict[str, Fit] = {
     "fmpe": functools.partial(study.vector_field, kind="FMPE"),
     "npse": functools.partial(study.vector_field, kind="NPSE"),
 }
-METHODS = (OWN, *RIVALS)
-SEEDS = {OWN: (0, 1, 2)} | dict.fromkeys(RIVALS, (0, 1))
+FREE = ", no box"  # a rival that sees parameters as they are; its draws outside the prior are rejected
+CONTROLS = {name + FREE: RIVALS[name] for name in ("npe nsf", "fmpe", "npse")}
+METHODS = (OWN, *RIVALS, *CONTROLS)
+SEEDS = {OWN: (0, 1, 2)} | dict.fromkeys(RIVALS, (0, 1)) | dict.fromkeys(CONTROLS, (0,))
 OBSERVATIONS = {"two_moons": 10, "gaussian_mixture": 10}  # how many; of the others 3, as their C2ST takes minutes
 FRESH = 1_000  # pairs, not fitted, for the mean log p
 CHECKED = 300  # pairs among these, for a picture of the calibration
@@ -160,7 +162,7 @@ def fit_of(method: str, task: Any) -> Fit:
     """A method for a task, which knows the intervals of its prior."""
     if method == OWN:
         return functools.partial(study.indm, bounds=prior(task).bounds)
-    return boxed(RIVALS[method], prior(task).interval)
+    return CONTROLS[method] if method in CONTROLS else boxed(RIVALS[method], prior(task).interval)
 
 
 def judged(task: Any, fitted: study.Fitted, observation: int, draws: int) -> dict[str, float]:
@@ -214,7 +216,7 @@ def markdown(table: Records, key: str) -> str:
         if any(found):
             known = [f"{ten if name in OBSERVATIONS else three:.3f}" for ten, three in published]
             cells = [summary([row for row in rows if row[key] is not None], key, SHOWN[key]) for rows in found]
-            seeds = f"{len(found[0])}, {min(map(len, found[1:]))}"
+            seeds = f"{len(found[0])}, {min(map(len, found[1 : 1 + len(RIVALS)]))}"
             lines.append([name, seeds, *cells, *(known if key == "c2st" else ())])
     columns = ("published NPE", "published sequential") if key == "c2st" else ()
     return in_table("task", "seeds", *METHODS, *columns, rows=lines)
