@@ -38,9 +38,6 @@ def test_a_flow_wins_where_a_gaussian_is_poor_and_the_density_is_right(fitted):
     grid = np.stack(np.meshgrid(*axis, indexing="ij"), -1).reshape(-1, 2)
     mass = np.exp(fitted.score_samples(grid)).sum() * np.prod([part[1] - part[0] for part in axis])
     assert abs(mass - 1) < 0.03
-
-
-def test_draws_go_through_the_flow(fitted):
     drawn = fitted.sample(2_000, random_state=0)
     assert abs((drawn[:, 1] - drawn[:, 0] ** 2).std() - 0.2) < 0.05
     assert abs(fitted.score_samples(drawn[:500]).mean() + 0.5 * 2 * (1 + np.log(2 * np.pi)) + np.log(0.2)) < 0.15
