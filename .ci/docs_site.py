@@ -118,7 +118,7 @@ def on_page_markdown(text: str, page, config, **_) -> str:
     reference lead to their docstrings."""
     here = page.file.src_uri
     if here == "reference/index.md":
-        text = NAMED.sub(r"[`\1`][indm.\1]", text)
+        text = NAMED.sub(r"[`\1`][indm.\1]", text).replace("][indm.INDM.log_prob]", "][indm.likelihood.log_prob]")
     source = "" if here == "index.md" else posixpath.dirname(here if here.startswith("research/") else f"docs/{here}")
 
     def link(match: re.Match) -> str:

@@ -16,6 +16,12 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "reference"
 ENTRY = re.compile(r"^::: (\S+)$(?:\n    options: \{members: \[(.*)\]\})?", re.MULTILINE)  # or a module and some of it
 SECTION = re.compile(r"^(##? .*)\n((?:(?!##? ).*\n)*)", re.MULTILINE)  # a heading, and what is below it
+METHODS = {  # methods with a row, of classes whose users call them
+    "INDM": "log_prob given from_data encode decode save load",
+    "DensityEstimator": "fit score_samples score score_bound sample distill",
+    "PosteriorEstimator": "fit sample log_prob mode calibration sample_iid log_likelihood grad_log_prob distill score",
+    "JointDensityEstimator": "fit score_samples score log_prob_cells sample conditional impute disagreement",
+}
 MOST, LONGEST = 6, 12  # arguments of a call that are shown, and letters of a default
 ROLE = re.compile(r":math:`([^`]*)`|:\w+:`~?(?:[\w.]+\.)?(\w+)`|``([^`]*)``")
 
@@ -25,6 +31,8 @@ def docstring(name: str) -> str | None:
     if name in rooms.MODULES:
         return ast.get_docstring(ast.parse(rooms.MODULES[name].read_text("utf-8")))
     module, _, last = name.rpartition(".")
+    if module.rpartition(".")[2] in METHODS:
+        return inspect.getdoc(named(name))
     if last in (found := rooms.exported(module)):
         return docstring(f"{found[last]}.{last}")
     definitions = [n for n in ast.parse(rooms.MODULES[module].read_text()).body if getattr(n, "name", "") == last]
@@ -32,15 +40,18 @@ def docstring(name: str) -> str | None:
 
 
 def named(name: str) -> Any:
-    """The class, function or protocol of a name."""
-    module, _, last = name.rpartition(".")
-    return inspect.unwrap(getattr(importlib.import_module(module), last))
+    """The class, function, protocol or method of a name."""
+    home, _, last = name.rpartition(".")
+    owner = named(home) if home.rpartition(".")[2] in METHODS else importlib.import_module(home)
+    return inspect.unwrap(getattr(owner, last))
 
 
-def arguments(found: Any) -> str:
+def arguments(found: Any, is_method: bool) -> str:
     """What a call takes: names and defaults, the first ones."""
-    shown = []
-    for parameter in inspect.signature(found).parameters.values():
+    shown, parameters = [], [*inspect.signature(found).parameters.values()]
+    if is_method and not inspect.ismethod(found):  # a method of the class is bound to it
+        del parameters[0]
+    for parameter in parameters:
         if parameter.kind == parameter.KEYWORD_ONLY and not any(name.startswith("*") for name in shown):
             shown.append("*")
         default = repr(parameter.default)
@@ -51,7 +62,9 @@ def arguments(found: Any) -> str:
 
 
 def spelled(name: str, members: str) -> list[str]:
-    """The names of an entry: those of its members, if it has some."""
+    """The names of an entry: those of its members, if it has some; a class and its :data:`METHODS`."""
+    if methods := METHODS.get(name.removeprefix("indm.")):
+        return [name, *(f"{name}.{method}" for method in methods.split())]
     return [f"{name}.{member}" for member in re.findall(r"\w+", members)] or [name]
 
 
@@ -61,7 +74,8 @@ def row(name: str, is_main: bool) -> str:
     path = Path(inspect.getsourcefile(found) or "").resolve().relative_to(ROOT)
     first = re.split(r"(?<=\.)\s(?![a-z])|\n\n", docstring(name) or "")[0].replace("\n", " ")
     said = ROLE.sub(r"`\1\2\3`", first).replace("|", "\\|")
-    call = f"`({arguments(found)})`" if is_main and callable(found) else ""
+    is_method = name.split(".")[-2] in METHODS
+    call = f"`({arguments(found, is_method)})`" if is_main and callable(found) else ""
     return f"| [`{name.removeprefix('indm.')}`](../../{path.as_posix()}){call} | {said} |\n"
 
 
