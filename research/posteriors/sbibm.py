@@ -50,7 +50,11 @@ RIVALS: dict[str, Fit] = {
 FREE = ", no box"  # a rival that sees parameters as they are; its draws outside the prior are rejected
 CONTROLS = {name + FREE: RIVALS[name] for name in ("npe nsf", "fmpe", "npse")}
 METHODS = (OWN, *RIVALS, *CONTROLS)
-SEEDS = {OWN: (0, 1, 2)} | dict.fromkeys(RIVALS, (0, 1)) | dict.fromkeys(CONTROLS, (0,))
+PARENTS: dict[str, Fit] = {  # beside the linear diffusion that OWN is; within the same seconds
+    "flow": functools.partial(study.flow_first, corrected=False),
+    "flow first": study.flow_first,
+}
+SEEDS = {OWN: (0, 1, 2)} | dict.fromkeys(RIVALS, (0, 1)) | dict.fromkeys((*CONTROLS, *PARENTS), (0,))
 OBSERVATIONS = {"two_moons": 10, "gaussian_mixture": 10}  # how many; of the others 3, as their C2ST takes minutes
 FRESH = 1_000  # pairs, not fitted, for the mean log p
 CHECKED = 300  # pairs among these, for a picture of the calibration
@@ -162,7 +166,7 @@ def fit_of(method: str, task: Any) -> Fit:
     """A method for a task, which knows the intervals of its prior."""
     if method == OWN:
         return functools.partial(study.indm, bounds=prior(task).bounds)
-    return CONTROLS[method] if method in CONTROLS else boxed(RIVALS[method], prior(task).interval)
+    return CONTROLS[method] if method in CONTROLS else boxed((RIVALS | PARENTS)[method], prior(task).interval)
 
 
 def judged(task: Any, fitted: study.Fitted, observation: int, draws: int) -> dict[str, float]:
@@ -182,7 +186,7 @@ def trained(name: str, seed: int, method: str, o: argparse.Namespace) -> dict[st
     """The record of one training."""
     task = task_of(name)
     theta, x = pairs(task, o.simulations + FRESH, seed, o.home)
-    x, limit = seen(name, x), o.seconds if method == OWN else math.inf  # the others stop by themselves
+    x, limit = seen(name, x), o.seconds if method in (OWN, *PARENTS) else math.inf  # the others stop by themselves
     start = time.process_time()
     fitted = fit_of(method, task)(theta[:-FRESH], x[:-FRESH], seed, limit)
     spent = time.process_time() - start
@@ -240,7 +244,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--home", type=Path, required=True, help="folder of the simulations and the table")
     parser.add_argument("--tasks", nargs="+", choices=PUBLISHED, default=list(PUBLISHED))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=(*METHODS, *PARENTS), default=METHODS)
     parser.add_argument("--simulations", type=int, default=10_000)
     parser.add_argument("--draws", type=int, default=10_000, help="of the reference and of the estimate")
     parser.add_argument("--seconds", type=float, default=120.0, help="CPU seconds of indm's fit, at most")

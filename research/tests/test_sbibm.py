@@ -81,6 +81,23 @@ def simulated(task, theta, n):
     return task.get_simulator()(theta.expand(n, -1)).double()
 
 
+@pytest.mark.filterwarnings("ignore:max_seconds ended the fit", "ignore:the network found nothing")
+@pytest.mark.parametrize("corrected", [False, True])
+def test_a_flow_with_and_without_a_diffusion_behind_it_has_the_density_of_its_draws(corrected, monkeypatch):
+    """θ is 3 x + a mixture of two Gaussians, in a fit that ends at once: log q integrates to 1, and draws follow it."""
+    monkeypatch.setattr(study, "PATIENCE", 5)
+    numbers = np.random.default_rng(0)
+    x = 5 + 4 * numbers.standard_normal((600, 1))
+    theta = 3 * x + numbers.choice([-2, 2], (600, 1)) + 0.5 * numbers.standard_normal((600, 1))
+    fitted = study.flow_first(theta, x, 0, 6.0, corrected)
+    grid, at = np.linspace(-10, 10, 401), np.array([6.0])
+    density = np.exp(fitted.log_prob(18 + grid[:, None], at))
+    assert density.sum() * 0.05 == pytest.approx(1, abs=0.02)
+    drawn = np.histogram(fitted.draw(at, 4_000, 0) - 18, np.linspace(-10, 10, 11))[0] / 4_000
+    assert np.abs(drawn - density[:400].reshape(10, 40).sum(1) * 0.05).sum() < 0.08
+    assert ("steps" in fitted.setting) == corrected
+
+
 @needs_sbibm
 @pytest.mark.parametrize("name", sbibm.RATES)
 def test_the_true_parameters_explain_the_observations(name):
