@@ -45,6 +45,7 @@ class DiffusersUNet(nn.Module):
         step = right - 1 + ((level - low) / (high - low)).clamp(0, 1)
         predicted = self.network(z, step.to(z.dtype)).sample
         q2 = torch.sigmoid(2 * level)[:, None, None, None]  # σ²/(α² + σ²)
+        # A backbone gives ε − qz, the noise beyond that of N(0, I); with ε = √(1 − q²) v + qz that is √(1 − q²) v.
         return (1 - q2).sqrt() * predicted if self.prediction == "v_prediction" else predicted - q2.sqrt() * z
 
 

@@ -14,15 +14,15 @@ LOW, HIGH = [0.2, 0.05], [1.0, 0.4]  # ends of θ: rates of infection and of rec
 PEOPLE, DAYS, FIRST, SHARE = 2000, 40, 5, 0.5  # FIRST: infected at the start; SHARE: of the cases, that are reported
 
 
-def simulate(theta, numbers):
+def simulate(theta, rng):
     """Reported cases of each day (n, 40) in a chain-binomial SIR epidemic."""
     infection, recovery = theta.T
     susceptible, infected = np.full(len(theta), PEOPLE - FIRST), np.full(len(theta), FIRST)
     cases = np.zeros((len(theta), DAYS))
     for day in range(DAYS):
-        new = numbers.binomial(susceptible, 1 - np.exp(-infection * infected / PEOPLE))
-        susceptible, infected = susceptible - new, infected + new - numbers.binomial(infected, 1 - np.exp(-recovery))
-        cases[:, day] = numbers.binomial(new, SHARE)
+        new = rng.binomial(susceptible, 1 - np.exp(-infection * infected / PEOPLE))
+        susceptible, infected = susceptible - new, infected + new - rng.binomial(infected, 1 - np.exp(-recovery))
+        cases[:, day] = rng.binomial(new, SHARE)
     return cases
 
 
@@ -35,9 +35,9 @@ def by_hand(cases):
 
 def main(steps: int = 4000, out: Path = Path("runs/example-epidemic")) -> None:
     """steps: of the optimizer, at most, for each part of a fit; out: the folder for series.png and by-hand.png."""
-    numbers = np.random.default_rng(0)
-    theta, fresh = (numbers.uniform(LOW, HIGH, (n, 2)) for n in (20_000, 500))
-    cases, new = simulate(theta, numbers), simulate(fresh, numbers)
+    rng = np.random.default_rng(0)
+    theta, fresh = (rng.uniform(LOW, HIGH, (n, 2)) for n in (20_000, 500))
+    cases, new = simulate(theta, rng), simulate(fresh, rng)
     out.mkdir(parents=True, exist_ok=True)
     for name, embedding, numbers_of in (("series", "series", np.log1p), ("by-hand", None, by_hand)):
         posterior = indm.PosteriorEstimator((LOW, HIGH), embedding, max_seconds=160, max_steps=steps, random_state=0)

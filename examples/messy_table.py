@@ -14,17 +14,17 @@ import indm
 
 
 def write_messy(path: Path, n: int = 2000) -> None:
-    numbers = np.random.default_rng(0)
-    age = numbers.integers(18, 80, n)
-    plan = np.where(age > 50, "family", numbers.choice(["basic", "family"], n))
+    rng = np.random.default_rng(0)
+    age = rng.integers(18, 80, n)
+    plan = np.where(age > 50, "family", rng.choice(["basic", "family"], n))
     plan[::400] = "trial"
-    income = np.exp(10 + 0.01 * age + 0.3 * numbers.standard_t(5, n))
-    table = pd.DataFrame({"customer": [f"C{i:05}" for i in numbers.permutation(n)], "age": age, "plan": plan})
-    table["joined"] = pd.Timestamp("2015-01-01") + pd.to_timedelta(numbers.integers(0, 3000, n), "D")
-    table["income"], table["active"] = income.round(2), numbers.uniform(size=n) < 1 / (1 + np.exp((age - 50) / 10))
-    table["spent"] = np.where(table["active"], (0.02 * income * numbers.gamma(2.0, size=n)).round(2), 0.0)
+    income = np.exp(10 + 0.01 * age + 0.3 * rng.standard_t(5, n))
+    table = pd.DataFrame({"customer": [f"C{i:05}" for i in rng.permutation(n)], "age": age, "plan": plan})
+    table["joined"] = pd.Timestamp("2015-01-01") + pd.to_timedelta(rng.integers(0, 3000, n), "D")
+    table["income"], table["active"] = income.round(2), rng.uniform(size=n) < 1 / (1 + np.exp((age - 50) / 10))
+    table["spent"] = np.where(table["active"], (0.02 * income * rng.gamma(2.0, size=n)).round(2), 0.0)
     table.loc[7, "income"] *= 1000  # a typo
-    gaps = numbers.uniform(size=(n, 3)) < 0.1
+    gaps = rng.uniform(size=(n, 3)) < 0.1
     table[["age", "income", "plan"]] = table[["age", "income", "plan"]].mask(gaps)
     table.to_csv(path, index=False)
 

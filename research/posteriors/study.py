@@ -115,7 +115,7 @@ def vector_field(theta: Array, x: Array, seed: int, seconds: float, kind: str) -
 
 
 METHODS = {"indm": indm, "npe": npe}
-BATCH, RATE, PATIENCE = 256, 1e-3, 20  # of a spline flow; epochs without a better validation that end it
+BATCH, RATE, PATIENCE = 256, 1e-3, 20  # epochs without a better validation end it
 
 
 def spline_flow(theta: Array, x: Array, seed: int, seconds: float) -> tuple[Any, float]:

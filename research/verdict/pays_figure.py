@@ -17,12 +17,16 @@ from research.verdict import pays
 FIGURE = Path(__file__).parents[2] / "docs" / "figures" / "pays.png"
 SHOWN = {  # models of the study: name in the legend and colour
     "linear": ("linear diffusion", METHODS["linear diffusion"]),
-    "fixed curve": ("linear diffusion, fitted curve", COLOURS[5]),
+    "fixed curve": ("linear diffusion behind a fixed curve", COLOURS[5]),
     "spline": ("INDM (spline)", METHODS["INDM (spline)"]),
     "coupling": ("INDM (coupling)", METHODS["INDM (coupling)"]),
     "flow alone": ("flow alone (exact)", METHODS["flow alone"]),
 }
 TITLES = {"clothes-16": "clothes, 16×16", "cifar10-16": "CIFAR-10, 16×16", "emoji-32": "emoji, 32×32"}
+
+
+def budgets_of(table: Records, data: str) -> list[int]:
+    return sorted({row["steps"] for row in table.at(data=data, noise="uniform").rows()})
 
 
 def panel(axes: Axes, table: Records, data: str) -> None:
@@ -34,8 +38,9 @@ def panel(axes: Axes, table: Records, data: str) -> None:
             [over_seeds([row["bits"] for row in found if row["steps"] == n]) for n in steps], dtype=float
         ).T
         axes.errorbar(steps, means, yerr=2 * errors, fmt="o-", ms=4, capsize=2, color=colour, label=name)
-    axes.set(xscale="log", xlabel="cost, in steps of linear diffusion", title=TITLES[data])
-    budgets = sorted({row["steps"] for row in table.at(data=data, noise="uniform").rows()})
+    budgets = budgets_of(table, data)
+    axes.set(xscale="log", xlabel="cost, steps of linear diffusion", title=TITLES[data])
+    axes.set_xlim(budgets[0] / 1.2, budgets[-1] * 1.2)
     axes.set_xticks(budgets, [f"{n:,}" for n in budgets])
     axes.minorticks_off()
 
@@ -45,8 +50,9 @@ def main() -> None:
     table = Records(RECORDS / "verdict-pays.csv")
     # a single seed has no error bar and waits for others
     studies = [data for data in pays.STUDIES if len(table.at(data=data, model="flow alone").rows()) > 1]
-    figure = Figure(figsize=(4.6 * len(studies), 3.4))
-    for axes, data in zip(np.atleast_1d(figure.subplots(1, len(studies))), studies, strict=True):
+    widths = [4.6 if len(budgets_of(table, data)) > 1 else 2.6 for data in studies]
+    figure = Figure(figsize=(sum(widths), 3.4))
+    for axes, data in zip(figure.subplots(1, len(studies), width_ratios=widths), studies, strict=True):
         panel(axes, table, data)
     figure.axes[0].set_ylabel("bits/dim of test images")
     save_figure(figure, FIGURE)
