@@ -54,15 +54,21 @@ class Leg:
         return replace(self, model=model, c=None, guidance=1.0, away_from=None)
 
     def times(self, frames: int) -> list[float]:
-        """``frames`` equally spaced times, both ends among them."""
-        inner = torch.linspace(self.start, self.end, frames, dtype=torch.float64).tolist()[1:-1]
-        return [self.start, *inner, self.end]
+        """``frames`` times with both ends, equally spaced in log SNR: data and noise are alike in the middle."""
+        clock = torch.linspace(*self.log_snrs, frames, dtype=torch.float64)
+        return [self.start, *self.model.sde.time(clock)[1:-1].tolist(), self.end]
+
+    @property
+    def log_snrs(self) -> tuple[float, float]:
+        """At its ends."""
+        start, end = self.model.sde.log_snr(torch.tensor([self.start, self.end], dtype=torch.float64)).tolist()
+        return start, end
 
     @property
     def length(self) -> float:
         """On the clock −log SNR."""
-        low, high = self.model.sde.log_snr(torch.tensor([self.start, self.end], dtype=torch.float64)).tolist()
-        return abs(high - low)
+        start, end = self.log_snrs
+        return abs(end - start)
 
 
 @dataclass(frozen=True)
@@ -216,7 +222,7 @@ class Route:
         return [t for leg in self.legs for t in leg.times(frames)]
 
     def _frames(self, z: Tensor, frames: int, generator: torch.Generator | None) -> Iterator[Tensor]:
-        """h⁻¹(z_t) at equally spaced times of every leg. Solved apart from the route, which is more exact unbroken."""
+        """h⁻¹(z_t) at the :meth:`Leg.times` of every leg. Solved apart from the route, which is more exact unbroken."""
         for leg in self.legs:
             yield leg.model.decode(z)
             for start, end in itertools.pairwise(leg.times(frames)):
