@@ -20,7 +20,7 @@ from research.markdown import in_table
 ROOT = Path(__file__).parents[1]
 POSITIONAL, HIDDEN = (get_args(marker[int])[1] for marker in (Positional, Suppress))
 MARKUP = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`|``")  # markup of docstrings
-PICTURES = {"super_resolution": "super-resolution-digits", "posterior": "example-posterior"}  # in docs/figures
+PICTURES = {"super_resolution": "super-resolution", "posterior": "example-posterior"}  # in docs/figures
 
 
 def on_files(files, config, **_):

@@ -34,7 +34,7 @@ ADAPTERS = {
     "normflows_flow": "normflows",
     "zuko_flow": "zuko",
 }
-SLOW = {"anomaly_detection", "epidemic", "foreign", "images", "messy_table", "posterior", "translation"}
+SLOW = set("anomaly_detection epidemic foreign images messy_table posterior super_resolution translation".split())
 CALIBRATED = {"posterior": ["calibration"], "epidemic": ["series", "by-hand"]}  # pictures of those of a simulator
 PAGE = (ROOT / "docs" / "extending.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
