@@ -57,6 +57,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "sbibm": lambda key, seconds: sbibm.markdown(
         of("sbibm", simulations=10_000, draws=10_000, seconds=float(seconds)), key
     ),
+    "sbibm-parents": lambda: sbibm.parents_table(of("sbibm", simulations=10_000, draws=10_000)),
     "gallery": pretrained.gallery,
     "cell": lambda *arguments: cell(*arguments),
     "verdict-joint": lambda: joint.markdown(of("verdict-joint")),

@@ -58,6 +58,8 @@ SEEDS = {OWN: (0, 1, 2)} | dict.fromkeys(RIVALS, (0, 1)) | dict.fromkeys((*CONTR
 OBSERVATIONS = {"two_moons": 10, "gaussian_mixture": 10}  # how many; of the others 3, as their C2ST takes minutes
 FRESH = 1_000  # pairs, not fitted, for the mean log p
 CHECKED = 300  # pairs among these, for a picture of the calibration
+BOTH = {"c2st": "C2ST", "log_p": "log q"}
+SIDES = ("linear diffusion", "flow", "flow first")
 SHOWN = {"c2st": 3, "log_p": 2, "fit_cpu_seconds": 0, "outside": 2}  # numbers of the tables, and their digits
 TOLERANCE, MOST_STEPS = 1e-8, 100_000  # tolerance of the ODEs; steps between two of their save points
 PUBLISHED = {  # C2ST at 10,000 simulations of NPE and of the best sequential method, over observations 1–10 and 1–3
@@ -224,6 +226,16 @@ def markdown(table: Records, key: str) -> str:
             lines.append([name, seeds, *cells, *(known if key == "c2st" else ())])
     columns = ("published NPE", "published sequential") if key == "c2st" else ()
     return in_table("task", "seeds", *METHODS, *columns, rows=lines)
+
+
+def parents_table(table: Records) -> str:
+    """C2ST and log q of the linear diffusion, a flow and both, by task and seconds: seed 0, means over observations."""
+    lines = []
+    for name, seconds in itertools.product(PUBLISHED, sorted({row["seconds"] for row in table.rows()})):
+        found = [table.at(task=name, seconds=seconds, method=method, seed=0).rows() for method in (OWN, *PARENTS)]
+        if any(found[1:]):
+            lines.append([name, f"{seconds:g}", *(summary(rows, key, SHOWN[key]) for key in BOTH for rows in found)])
+    return in_table("task", "seconds", *(f"{key} {m}" for key in BOTH.values() for m in SIDES), rows=lines)
 
 
 def calibrated(name: str, o: argparse.Namespace) -> str:

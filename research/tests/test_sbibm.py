@@ -48,6 +48,15 @@ def test_the_tables_have_means_over_seeds_and_the_published_numbers(tmp_path):
     assert len(found["log_p"][0]) == len(found["c2st"][0]) - 2
 
 
+def test_the_table_of_parents_has_them_at_each_budget(tmp_path):
+    table = Records(tmp_path / "sbibm.csv")
+    for seconds, method in ((120.0, "indm"), (480.0, "indm"), (120.0, "flow"), (120.0, "flow first")):
+        cell = table.at(seconds=seconds, task="slcp", method=method, seed=0)
+        cell.add({"c2st": [0.5, 0.6], "log_p": seconds})
+    _, _, *lines = sbibm.parents_table(table).splitlines()
+    assert lines == ["| slcp | 120 | 0.550 | 0.550 | 0.550 | 120.00 | 120.00 | 120.00 |"]
+
+
 def test_a_box_is_a_transform_of_any_method_with_its_jacobian():
     """θ is uniform, log-normal and normal; a method that finds their law on the line exactly has log p exactly."""
     numbers, given = np.random.default_rng(0), []
