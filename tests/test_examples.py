@@ -27,14 +27,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps s
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # What is of other libraries may be longer.
-ADAPTERS = {
-    "diffusers_unet": "diffusers",
-    "export": "indm",
-    "foreign": "denoising_diffusion_pytorch",
-    "normflows_flow": "normflows",
-    "zuko_flow": "zuko",
-}
-SLOW = set("anomaly_detection epidemic foreign images messy_table posterior super_resolution translation".split())
+ADAPTERS = {"diffusers_unet": "diffusers", "export": "indm", "foreign": "denoising_diffusion_pytorch"}
+ADAPTERS |= {"normflows_flow": "normflows", "zuko_flow": "zuko"}
+SLOW = {"anomaly_detection", "epidemic", "foreign", "images", "messy_table", "posterior"}
+SLOW |= {"super_resolution", "translation"}
 CALIBRATED = {"posterior": ["calibration"], "epidemic": ["series", "by-hand"]}  # pictures of those of a simulator
 PAGE = (ROOT / "docs" / "extending.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
