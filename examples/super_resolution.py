@@ -28,7 +28,7 @@ def main(steps: int = 900, out: Path = Path("runs/example-super-resolution")) ->
     clothes = load_data("fashion-mnist")  # 30 MB, if this machine does not have it
     data = as_data(TensorDataset(x := stack(clothes.train), blurred(x)), levels=256, c=True)
     indm.train(indm.recipe("fashion-mnist", CHANGES | {"train.steps": steps}), out, data=data)
-    x = torch.stack([clothes.test[(clothes.labels["test"] == k).nonzero()[1, 0].item()] for k in range(10)])
+    x = stack(clothes.test)[[int((clothes.labels["test"] == k).nonzero()[1, 0]) for k in range(10)]]
     model, c, generator = indm.INDM.load(out), blurred(x), torch.Generator().manual_seed(0)
     samples = torch.cat([model.scaling.to_data(indm.sample(model, 10, c=c, generator=generator)) for _ in range(3)])
     print("RMS of the means of samples less c:", (blurred(samples) - c.repeat(3, 1, 1, 1)).square().mean().sqrt())
