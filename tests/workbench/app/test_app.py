@@ -140,8 +140,8 @@ def test_a_translation_is_that_of_the_library(home, panels, tmp_path, way):
     assert torch.equal(pair.images, torch.cat([raw, result]))
     assert torch.equal(up.images[0], raw[0]) and len(up.images) == len(down.images) == requests.FRAMES
     assert (down.images[-1].int() - result[0].int()).abs().max() <= 2  # solved in parts, which is less exact
-    assert up.tops == ["t = 1e-05", "0.13", "0.25", "0.38", "0.5"]  # it turns at half strength
-    assert [word.removeprefix("t = ") for word in down.tops] == ["0.5", "0.38", "0.25", "0.13", "1e-05"]
+    assert up.tops == ["t = 1e-05", "0.00055", "0.014", "0.13", "0.5"]  # it turns at half strength
+    assert [word.removeprefix("t = ") for word in down.tops] == ["0.5", "0.13", "0.014", "0.00055", "1e-05"]
 
 
 def test_one_model_translates_between_its_classes(home, classes, exact, panels):
