@@ -326,6 +326,7 @@ def test_frames_are_decoded_latents_from_the_source_to_the_result(pair):
     assert (turn[0] - turn[1]).abs().max() < 1e-6  # one z_T, decoded by either flow
     assert plain.frames.shape == (8, 0, 2)
     up = torch.tensor(route.times(4), dtype=torch.float64)[:4]
+    assert (up[0], up[-1]) == (source.sde.eps, 1.0)
     between = source.sde.log_snr(up).diff()  # equal steps
     assert between.std() < 1e-6 < between.abs().min() and route.times(4) == [*up.tolist(), *up.tolist()[::-1]]
 

@@ -52,7 +52,7 @@ def main() -> None:
     studies = [data for data in pays.STUDIES if len(table.at(data=data, model="flow alone").rows()) > 1]
     widths = [4.6 if len(budgets_of(table, data)) > 1 else 2.6 for data in studies]
     figure = Figure(figsize=(sum(widths), 3.4))
-    for axes, data in zip(figure.subplots(1, len(studies), width_ratios=widths), studies, strict=True):
+    for axes, data in zip(np.atleast_1d(figure.subplots(1, len(studies), width_ratios=widths)), studies, strict=True):
         panel(axes, table, data)
     figure.axes[0].set_ylabel("bits/dim of test images")
     save_figure(figure, FIGURE)
