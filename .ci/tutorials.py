@@ -76,9 +76,16 @@ def show_end(notebook: nbformat.NotebookNode) -> None:
     notebook.cells[0].attachments = {"end.png": {"image/png": picture}}
 
 
+def end_of(name: str) -> bytes:
+    """The picture at the end of a tutorial, as a PNG file."""
+    return base64.b64decode(read(name).cells[0].attachments["end.png"]["image/png"])
+
+
 if __name__ == "__main__":
     for name in sys.argv[1:] or NAMES:
         notebook = read(name)
         execute([notebook])
         show_end(notebook)
         nbformat.write(notebook, FOLDER / f"{name}.ipynb")
+        if name == "likelihood":
+            (FOLDER.parent / "figures" / "likelihood.png").write_bytes(end_of(name))

@@ -1,11 +1,10 @@
-"""The pictures of the idea in README and docs/method.md: noise and samples of linear and of learned diffusion.
+"""The pictures of the idea in docs/method.md: noise and samples of linear and of learned diffusion.
 
 indm train two-spirals --flow coupling --flow.depth 6 --flow.width 64 --train.flow_lr 3e-3 --train.flow_update_every 1 \
   --train.batch_size 512 --train.steps 3000 --train.seconds inf --out runs/idea
 indm train two-spirals --train.batch_size 512 --train.steps 4000 --train.seconds inf --out runs/linear
 indm train eight-gaussians --train.steps 4000 --train.seconds inf
 indm evaluate runs/eight-gaussians --examples 5000 --nll-examples 5000
-python -m research.idea_figure moving runs/linear runs/idea --out docs/figures/idea.gif
 python -m research.idea_figure still runs/linear runs/idea --out docs/figures/idea.png
 python -m research.idea_figure density runs/eight-gaussians --out docs/figures/density.png
 """
@@ -14,23 +13,20 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from indm import INDM, forward_path, sample
 from indm.workbench.data.base import load_data, stack
 from indm.workbench.evaluation.results import read_evaluation
-from indm.workbench.figures.plots import DATA_COLOUR, rendered, save_figure, styled
+from indm.workbench.figures.plots import DATA_COLOUR, save_figure, styled
 from indm.workbench.runs.folder import open_run
 
 POINTS, CIRCLES, RADIUS, SIDE, REACH = 2000, 50, 0.1, 160, 1.4
 TIMES, STEPS = (0.0, 0.05, 0.2, 1.0), 10
-FRAMES, FRAME_MS, PAUSE = 32, 120, 16  # pictures of a GIF, and how often the last one is repeated
 NAMES = ("linear diffusion", "INDM")
 
 
@@ -101,38 +97,6 @@ def still(linear: Path, learned: Path, out: Path) -> None:
     save_figure(figure, out)
 
 
-@torch.no_grad()
-def moving(linear: Path, learned: Path, out: Path) -> None:
-    """A GIF: noise at growing times, beside samples in more and more steps, of both models."""
-    models, x = opened(linear, learned)
-    times = [(k / (FRAMES - 1)) ** 2 for k in range(FRAMES)]
-    steps = [1 + k // 2 for k in range(FRAMES)]
-    paths = [noised(model, x, times) for model in models]
-    drawn = {n: [sample(model, POINTS, steps=n, generator=seeded()) for model in models] for n in sorted({*steps})}
-    frames = [
-        Image.fromarray(frame([path[k] for path in paths], drawn[n], x.norm(dim=1), t, n)).quantize(48)
-        for k, (t, n) in enumerate(zip(times, steps, strict=True))
-    ]
-    rest = [*frames[1:], *[frames[-1]] * PAUSE]
-    frames[0].save(out, save_all=True, append_images=rest, duration=FRAME_MS, loop=0, optimize=True)
-
-
-@styled
-def frame(noisy: list[Tensor], drawn: list[Tensor], colour: Tensor, t: float, steps: int) -> np.ndarray:
-    """One picture of a GIF: a row for each model."""
-    figure = Figure(figsize=(4.2, 4.2))
-    panels = figure.subplots(2, 2)
-    for row, name, x_t, samples in zip(panels, NAMES, noisy, drawn, strict=True):
-        scattered(row[0], x_t, colour)
-        scattered(row[1], samples)
-        row[0].set_ylabel(name)
-    panels[0, 0].set_title(f"noised data\nt = {t:.2f}")
-    panels[0, 1].set_title(f"samples\n{steps} step{'s' * (steps > 1)}")
-    for axes in panels.flat:
-        bare(axes, 1.5)
-    return rendered(figure)
-
-
 @styled
 @torch.no_grad()
 def density(run: Path, out: Path) -> None:
@@ -156,7 +120,7 @@ def density(run: Path, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    pictures = {made.__name__: made for made in (moving, still, density)}
+    pictures = {made.__name__: made for made in (still, density)}
     parser.add_argument("picture", choices=pictures)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)

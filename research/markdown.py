@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 MARKED = re.compile(r"<!-- (table|value) (\S+) -->(.*?)<!-- end -->", re.DOTALL)
 ERROR = re.compile(r"±\s*[\d.]")  # a number's
-NOT_PROSE = re.compile(r"^```.*?^```$|^ {4}.*?$|^!\[.*?$|<!--.*?-->|\]\([^)]*\)", re.DOTALL | re.MULTILINE)
 
 
 def in_table(*columns: str, rows: Sequence[Sequence[object]]) -> str:
@@ -45,12 +44,3 @@ def errors_outside(page: str) -> list[str]:
     ['1 ± 0.1']
     """
     return [line for line in MARKED.sub("", page).splitlines() if ERROR.search(line)]
-
-
-def words(page: str) -> int:
-    """Words, without what stands between markers, code, pictures and addresses of links.
-
-    >>> words("Two [words](https://example.org)\\n\\n<!-- table x -->\\n| a |\\n<!-- end -->\\n\\n    code")
-    2
-    """
-    return len(re.findall(r"\w[\w.,'’%-]*", NOT_PROSE.sub("", MARKED.sub("", page))))

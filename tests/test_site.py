@@ -61,12 +61,6 @@ def test_the_index_of_the_reference_is_made_from_the_docstrings():
     assert (DOCS / "reference" / "index.md").read_text("utf-8") == index(), "run python .ci/reference.py"
 
 
-def test_pages_of_the_manual_are_short():
-    """Words of docs/ as it is written, without the reference."""
-    words = {path.name: len(path.read_text("utf-8").split()) for path in DOCS.glob("*.md")}
-    assert sum(words.values()) <= 19_000 and max(words.values()) <= 1_500, words
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_links_lead_to_files(page):
     """As the repository shows them; the site's own check, with anchors, is that of the build."""

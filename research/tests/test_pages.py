@@ -13,7 +13,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.preprocessing import PowerTransformer
 
 from indm.workbench.figures.plots import METHODS
-from research.markdown import ERROR, MARKED, errors_outside, in_table, with_tables, words
+from research.markdown import ERROR, MARKED, errors_outside, in_table, with_tables
 from research.pages import PAGES, ROOT, SHOWN, shown
 from research.tables import flows
 
@@ -58,11 +58,6 @@ def test_a_number_with_an_error_is_seen(text):
     marked = f"<!-- value x -->{text}<!-- end -->"
     assert errors_outside(f"a\n{text}\n{marked}\n") == [text] and not errors_outside(marked)
     assert not ERROR.search("± one standard error, ±τ")
-
-
-@pytest.mark.parametrize("page", STUDIES, ids=name)
-def test_a_page_of_research_has_at_most_800_words(page):
-    assert words(page.read_text("utf-8")) <= 800
 
 
 def test_pictures_of_studies_are_shown_on_a_page():
