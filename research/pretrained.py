@@ -19,7 +19,7 @@ import argparse
 import io
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,15 @@ from torch import Tensor
 import indm
 from indm.files import atomic, untrusted
 from indm.model import DESCRIPTION, WEIGHTS
+from indm.names import OPTIONAL_KINDS, PART_KINDS
 from indm.workbench import hub
 from indm.workbench.data.base import Data, stack
 from indm.workbench.data.images import ImageFiles
-from indm.workbench.evaluation import card, fid
+from indm.workbench.evaluation import fid
 from indm.workbench.evaluation.results import evaluate_run, read_evaluation
+from indm.workbench.evaluation.text import likelihood_table
 from indm.workbench.figures import plots, sheets
+from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import Drawing
 from indm.workbench.runs.folder import RECIPE, data_of, end_of, recipe_of
 from indm.workbench.runs.samples import SAMPLES, draw
@@ -47,7 +50,7 @@ from research.markdown import in_table, with_error
 
 LICENSE, END = "apache-2.0", "-pretrained"
 NUMBERS = "numbers.json"  # file of a shipped model's numbers, for the gallery
-NEIGHBOURS = "neighbours.png"
+CARD, PICTURE, NEIGHBOURS = "README.md", "samples.png", "neighbours.png"
 TEST = "test images"
 EVALUATED, SOLVED = 2000, 100  # test images for the NELBO and for the NLL, at most
 DRAWN, COLUMNS = 1000, 8  # samples; of a row of a picture
@@ -269,6 +272,55 @@ def in_few_colours(picture: bytes) -> bytes:
     return small.getvalue()
 
 
+def card(run: Path, name: str, sections: Sequence[str]) -> str:
+    """The README of a shipped model: its parts, its likelihood, its samples, ``sections``, and how it is loaded."""
+    recipe = recipe_of(run)
+    kinds = {kind: getattr(recipe, kind) for kind in (*PART_KINDS, *OPTIONAL_KINDS)}
+    parts = ", ".join(f"{kind} `{part.name}`" for kind, part in kinds.items() if part is not None)
+    classes = f", classes {', '.join(recipe.labels)}" if recipe.labels else ""
+    given = "" if recipe.condition is None else ", c=0"
+    more = "\n\n".join(sections)
+    return f"""---
+library_name: indm
+tags:
+- diffusion
+- normalizing-flow
+- density-estimation
+- indm
+license: {LICENSE}
+---
+
+# {name}
+
+- model: {parts}
+- data: `{recipe.data.name}`{classes}
+- training: {end_of(run)["steps"]:,} steps
+
+## Likelihood
+
+−log p of the raw data, lower is better.
+
+```
+{likelihood_table(read_evaluation(run))}
+```
+
+## Samples
+
+![Samples of the model]({PICTURE})
+
+{more}
+
+## How to load
+
+```python
+import indm
+
+model = indm.from_pretrained("{name}")
+raw = model.scaling.to_data(indm.sample(model, 16{given}))
+```
+"""
+
+
 def ship(finished: Path, extractors: Path, home: Path = hub.SHIPPED, folder_of_unseen: Path | None = None) -> Path:
     """Write what others get of a finished run into a folder below ``home``.
 
@@ -285,17 +337,23 @@ def ship(finished: Path, extractors: Path, home: Path = hub.SHIPPED, folder_of_u
     compared = raw if c is None else raw[torch.isin(c, of)]
     numbers: dict[str, Any] = {"copies": check_of_copies(compared, data, others, run / NEIGHBOURS)}
     sections = [f"Made by `{origin.command}`.", f"## Licence of the data\n\n{origin.data}"]
-    picture(raw, c, data, run / card.PICTURE)
+    picture(raw, c, data, run / PICTURE)
     if c is not None:
         extractor = load_or_train(extractors / f"{data.name}-{'x'.join(map(str, data.shape))}", data)
         numbers["classes"] = classes(run, data, {TEST: unseen(data, None), name: (others, of)}, extractor)
         sections.append(about_classes(numbers["classes"], origin.of_test))
     sections.append(about_copies(numbers["copies"], name))
     folder = home / f"{finished.name}{END}"
-    card.write(run, folder, folder.name, LICENSE, sections)
-    shutil.copyfile(run / NEIGHBOURS, folder / NEIGHBOURS)
-    for name in (card.PICTURE, NEIGHBOURS):
-        (folder / name).write_bytes(in_few_colours((folder / name).read_bytes()))
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (DESCRIPTION, WEIGHTS):
+        shutil.copyfile(run / file, folder / file)
+    for picture_file in (PICTURE, NEIGHBOURS):
+        (folder / picture_file).write_bytes(in_few_colours((run / picture_file).read_bytes()))
+    tables = recipes.load(run)
+    for key in {"path", "root"} & {*tables["data"]}:  # not where the data were
+        tables["data"][key] = Path(tables["data"][key]).name
+    atomic.text(folder / RECIPE, recipes.to_toml(tables))
+    atomic.text(folder / CARD, card(run, folder.name, sections))
     bits = {kind: result[kind]["with_reconstruction"] for kind in ("nelbo", "nll")}
     numbers |= {key: value for key, value in end_of(run).items() if key in ("steps", "seconds")}
     atomic.json_object(folder / NUMBERS, numbers | bits)

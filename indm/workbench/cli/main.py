@@ -34,7 +34,7 @@ GROUPS = {
         "app": "runs:App",
         "translate": "draw:Translate",
     },
-    "More": {"list": "listing:List", "convert": "runs:Convert", "push": "runs:Push"},
+    "More": {"list": "listing:List", "convert": "runs:Convert"},
 }
 COMMANDS = {name: place for group in GROUPS.values() for name, place in group.items()}
 TITLE = "Log-likelihoods of diffusion models, with error bars: yours, or one trained here."

@@ -1,9 +1,8 @@
-"""Commands on runs: ``indm evaluate``, ``compare``, ``app``, ``convert`` and ``push``."""
+"""Commands on runs: ``indm evaluate``, ``compare``, ``app`` and ``convert``."""
 
 import importlib.util
 import signal
 import sys
-import tempfile
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -174,41 +173,4 @@ class Convert(Common):
             print(f"passed over in {file['name']}: {', '.join(file['passed_over']) or 'nothing'}")
         files = " and ".join(f"{file['name']} ({file['weights']})" for file in made["files"])
         print(f"{self.out}: {files}, step {made['step']}, {made['parameters']['score']:,} parameters of the score")
-        return DONE
-
-
-@dataclass
-class Push(Common):
-    """Share a run on the Hugging Face hub: model, recipe, samples.png and a model card.
-
-    The card says what the model is, and has the last evaluation, the samples and how to load the model.
-    Neither checkpoints nor the places of your data are shared. It needs a token: "hf auth login", or HF_TOKEN. Another
-    server of that interface: HF_ENDPOINT.
-    """
-
-    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
-    name: Annotated[Positional[str], arg(metavar="USER/NAME")]
-    """What the hub shall call it."""
-    license: Annotated[str | None, arg(metavar="ID"), default("the card names none")] = None
-    """Under which licence, as the hub calls it: apache-2.0, cc-by-4.0, …"""
-    private: bool = False
-    """Let only yourself see it, where it is new."""
-    out: Annotated[Path | None, arg(metavar="FOLDER"), default("push")] = None
-    """Only write what would be pushed, into this folder."""
-
-    def run(self) -> int:
-        from indm.workbench import hub
-        from indm.workbench.evaluation import card
-        from indm.workbench.runs.folder import check_empty
-
-        hub.check_name(self.name)
-        if self.out is not None:
-            check_empty(self.out, "give another")
-            card.write(self.run_folder, self.out, self.name, self.license)
-            print(self.out / card.CARD)
-            return DONE
-        with tempfile.TemporaryDirectory() as folder:
-            card.write(self.run_folder, Path(folder), self.name, self.license)
-            print(hub.push(Path(folder), self.name, private=self.private))
         return DONE

@@ -14,7 +14,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -299,18 +299,9 @@ def value_of(text: str):
 
 def absolute(tables: AnyTables) -> Tables:
     """``tables`` with absolute paths of its data. What code from outside calls a path stays as it is."""
-    return _with_paths(tables, lambda path: os.path.abspath(os.path.expanduser(path)))
-
-
-def without_places(tables: AnyTables) -> Tables:
-    """``tables`` with only the names of what its data are in, not where that is."""
-    return _with_paths(tables, lambda path: Path(path).name)
-
-
-def _with_paths(tables: AnyTables, changed: Callable[[str], str]) -> Tables:
     placed = {table: dict(content) for table, content in tables.items()}
     for table, key in _paths_in(placed):
-        placed[table][key] = changed(placed[table][key])
+        placed[table][key] = os.path.abspath(os.path.expanduser(placed[table][key]))
     return placed
 
 

@@ -20,7 +20,7 @@ from indm.workbench.runs.devices import LOCK, by_main_process, device, run_lock
 
 RECIPE = "recipe.toml"  # resolved
 CONVERSION = "conversion.json"  # record of a converted run: its sources and the assumptions
-FETCHED = (RECIPE, DESCRIPTION, WEIGHTS)  # files fetched of another person's run
+FETCHED = [RECIPE, DESCRIPTION, WEIGHTS]  # files fetched of another person's run
 # What may differ between a run and its continuation: how long it is, how it is watched, on which processors;
 FREE_ON_RESUME = {
     f"train.{key}"
@@ -136,7 +136,7 @@ def from_pretrained(name_or_folder: str | Path, device: str = "cpu", *, revision
     """The model in a folder, or the one that the Hugging Face hub calls user/name; in evaluation mode.
 
     It is read as :meth:`indm.INDM.load` reads a stranger's: code outside this package only inside :func:`indm.trust`.
-    It is fetched once, and then taken from the cache of the hub's library (``HF_HOME``, ``HF_HUB_OFFLINE=1``).
+    It is fetched once by ``huggingface_hub.snapshot_download``, and then taken from that library's cache.
 
     Args:
         name_or_folder: user/name; a folder that :meth:`indm.INDM.save` or a training wrote; or the name of a model that
@@ -153,13 +153,15 @@ def from_pretrained(name_or_folder: str | Path, device: str = "cpu", *, revision
         >>> from_pretrained("digits-pretrained").shape
         (1, 8, 8)
     """
+    from huggingface_hub import snapshot_download
+
     folder, name = Path(name_or_folder), str(name_or_folder)
     if not folder.is_dir():
         here = hub.shipped(name)
         if here is None and not hub.is_name(name):
             known = ", ".join(hub.shipped_names())
             raise ValueError(f"name_or_folder must be a folder, user/name of the hub, or {known}, got {name!r}")
-        folder = here or hub.fetch(name, (DESCRIPTION, WEIGHTS), revision=revision)
+        folder = here or Path(snapshot_download(name, revision=revision, allow_patterns=[DESCRIPTION, WEIGHTS]))
     return INDM.load(folder, device)
 
 
@@ -193,13 +195,15 @@ def check_no_links(folder: Path) -> None:
 
 
 def run_folder(source: Path) -> Path:
-    """``source``, or where the run is that is called so, and is fetched if need be.
+    """``source``, or the local folder of the run of that name, downloaded if missing.
 
-    That is runs/user--name of the hub's user/name, and runs/NAME of a model that comes with this package.
+    A model user/name of the hub goes to runs/user--name, a model that comes with this package to runs/NAME.
 
     Raises:
         OSError: the hub has none of that name, or cannot be reached.
     """
+    from huggingface_hub import snapshot_download
+
     name = source.as_posix()
     shipped = None if source.exists() else hub.shipped(name)
     if shipped is None and (source.exists() or source.parent.is_dir() or not hub.is_name(name)):
@@ -214,7 +218,7 @@ def run_folder(source: Path) -> Path:
         print(f"{folder}: the model that comes with indm", file=sys.stderr)
         return folder
     try:
-        hub.fetch(name, FETCHED, folder)
+        snapshot_download(name, allow_patterns=FETCHED, local_dir=folder)
     except OSError as error:
         raise OSError(f"{source} is not a run folder; {error}") from error
     print(f"{folder}: fetched from the hub", file=sys.stderr)

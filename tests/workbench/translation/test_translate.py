@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -314,23 +313,6 @@ def test_vectors_are_translated_as_arrays(tmp_path):
         assert content["samples"].shape == (40, 2) and content["levels"] == 0
     assert max(row["cycle_error_max"] for row in report["examples"]) < 0.01
     assert (out / "sheet.png").exists() and report["options"]["steps"] == 120
-
-
-@pytest.mark.parametrize(("name", "said"), [("bridge", "flow `coupling`"), ("one", "classes red, blue")])
-def test_a_card_says_what_a_model_translates(name, said, trained, few, tmp_path, monkeypatch):
-    """And the model translates as it comes from the hub."""
-    monkeypatch.chdir(tmp_path)
-    fetched = Path("runs") / f"ann--{name}"
-    assert main(["push", str(trained / name), f"ann/{name}", "--out", str(fetched)]) == 0
-    assert said in (fetched / "README.md").read_text("utf-8")
-    assert main(["translate", f"ann/{name}", str(few), "--out", "translated", "--steps", "4", "--quiet"]) == 0
-
-
-def test_a_pair_is_pushed_as_two_models(trained, capsys):
-    pair = trained / "pair"
-    said = f"{pair} is a pair of runs, and each is a model of its own: "
-    said += f"'indm push {pair / 'a'} ann/toys-a' and 'indm push {pair / 'b'} ann/toys-b'\n"
-    assert error_of(capsys, "push", pair, "ann/toys").endswith(said)
 
 
 @pytest.mark.long
