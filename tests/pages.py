@@ -36,24 +36,6 @@ class Reader(HTMLParser):
         return [base64.b64decode(source.partition(",")[2], validate=True) for source in sources]
 
 
-def assert_alone(text):
-    """Nothing is fetched from elsewhere, and no element is active but scripts in the page itself."""
-    reader = Reader(text)
-    assert {tag for tag, _ in reader.elements} & {"script", "link", "iframe", "object", "embed"} == {"script"}
-    anchors = [attributes["id"] for tag, attributes in reader.elements if "id" in attributes]
-    assert len(set(anchors)) == len(anchors)
-    for tag, attributes in reader.elements:
-        if "href" in attributes:  # leads to a place of this page
-            assert tag == "a" and attributes.pop("href").removeprefix("#") in anchors
-    for tag, attributes in reader.elements:
-        assert not {"href", "srcset", "style", "onload", "onerror"} & attributes.keys()
-        assert "src" not in attributes or tag == "img"
-    style = "".join(reader.text("style"))
-    assert style and "url(" not in style and "@import" not in style
-    assert "http:" not in text and "https:" not in text
-    return reader
-
-
 def tables_of(text):
     """The tables of a page as rows of cells."""
     found, cell = [], None

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from indm.evaluation.statistics import Difference, judged
+from research.lab.seeds import Difference, judged
 from research.markdown import with_error
 
 FOLDS = 10  # parts of the data in the jackknife
@@ -18,7 +18,7 @@ UNMADE = Difference(0.0, 2, 1.0)  # p = 1: the family is as large as it was plan
 
 
 def judged_as_planned(differences: Sequence[Difference], planned: int) -> list[dict]:
-    """:func:`indm.evaluation.statistics.judged`, where Holm counts ``planned`` tests, made or not."""
+    """:func:`research.lab.seeds.judged`, where Holm counts ``planned`` tests, made or not."""
     tested = sum(difference.seeds > 1 for difference in differences)
     return judged([*differences, *[UNMADE] * (planned - tested)])[: len(differences)]
 

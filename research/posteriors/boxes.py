@@ -14,8 +14,8 @@ import numpy as np
 from scipy.special import ndtr
 
 from indm import DensityEstimator
-from indm.evaluation.statistics import over_seeds
 from indm.tables import columns, fit
+from research.lab.seeds import over_seeds
 from research.markdown import in_table, with_error
 from research.records import Records, made_by
 from research.tables import command

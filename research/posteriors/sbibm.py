@@ -29,10 +29,10 @@ from filelock import FileLock
 from scipy.integrate import odeint
 
 from indm import PosteriorEstimator
-from indm.evaluation.statistics import over_seeds
 from indm.files import atomic
 from indm.tables.columns import from_line, log_slope, to_line
 from indm.tables.prior import Prior
+from research.lab.seeds import over_seeds
 from research.markdown import in_table, with_error
 from research.posteriors import study
 from research.records import Records, made_by

@@ -35,7 +35,8 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 
 from indm import DensityEstimator
-from indm.evaluation.statistics import mean_and_error, over_seeds
+from indm.evaluation.statistics import mean_and_error
+from research.lab.seeds import over_seeds
 from research.markdown import in_table, with_error
 from research.posteriors.simulators import SIMULATORS
 from research.records import Records, made_by

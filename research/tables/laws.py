@@ -20,7 +20,8 @@ import torch
 import zuko
 from scipy.special import logsumexp
 
-from indm.evaluation.statistics import mean_and_error, over_seeds
+from indm.evaluation.statistics import mean_and_error
+from research.lab.seeds import over_seeds
 from research.markdown import in_table, with_error
 from research.records import Records, made_by
 from research.tables import command, flows

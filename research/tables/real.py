@@ -24,10 +24,11 @@ from matplotlib.figure import Figure
 from sklearn.neighbors import KernelDensity
 
 from indm import DensityEstimator
-from indm.evaluation.statistics import Difference, mean_and_error, paired
+from indm.evaluation.statistics import mean_and_error
 from indm.tables.columns import Columns
 from indm.workbench.figures.plots import COLOURS, GREEN, save_figure, styled
 from research.data import real_tables
+from research.lab.seeds import Difference, paired
 from research.lab.statistics import judged_as_planned
 from research.markdown import in_table
 from research.records import RECORDS, Records, Row, machine, made_by

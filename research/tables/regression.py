@@ -27,7 +27,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from indm import DensityEstimator, JointDensityEstimator
-from indm.evaluation.statistics import over_seeds
+from research.lab.seeds import over_seeds
 from research.lab.statistics import crps
 from research.markdown import in_table, with_error
 from research.records import Records, made_by

@@ -25,7 +25,7 @@ from torch import Tensor
 from torchvision.io import read_image
 
 import indm
-from indm.evaluation.statistics import mean_and_error, over_seeds
+from indm.evaluation.statistics import mean_and_error
 from indm.model import count_parameters
 from indm.tensors import double
 from indm.translation import Route
@@ -38,6 +38,7 @@ from indm.workbench.translation.routes import open_runs
 from research.data import thinned
 from research.lab.costs import costs_in_turns, step_of
 from research.lab.extractor import Extractor, FeatureNetwork, general_features, load_or_train
+from research.lab.seeds import over_seeds
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
 from research.translation.metrics import recall, rms_distance, two_classes

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from tyro.conf import Positional, arg
 
 from indm import INDM, flow_loss, mle_loss, nelbo
-from indm.evaluation.statistics import mean_and_error, over_seeds
+from indm.evaluation.statistics import mean_and_error
 from indm.flows import CouplingFlow, ElementwiseFlow, Flow, Identity
 from indm.gaussian import GaussianReference
 from indm.nets import MLP, Zero
@@ -37,6 +37,7 @@ from indm.workbench.cli.common import DONE, Common
 from indm.workbench.figures.plots import METHODS, save_figure, styled
 from research.command import main
 from research.lab.costs import seconds_in_turns
+from research.lab.seeds import over_seeds
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
 from research.verdict.losses import plain_loss

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from indm.evaluation.statistics import paired_by_examples
+from research.lab.seeds import paired_by_examples
 from research.lab.statistics import judged_as_planned
 
 Member = tuple[str, str, str]  # data, variant, baseline
@@ -22,7 +22,7 @@ def family(planned: Sequence[Member], bits: Mapping[Member, tuple[Bits, Bits]]) 
 
     Returns:
         A row for each measured member, in the planned order: ``data``, ``variant``, ``baseline`` and the numbers of
-        :func:`indm.evaluation.statistics.judged`.
+        :func:`research.lab.seeds.judged`.
 
     Raises:
         ValueError: a measured member that was not planned.

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from indm import INDM, flow_loss, mle_loss
-from indm.evaluation.statistics import over_seeds
 from indm.nets import MLP, Zero
 from indm.score import ScoreModel
 from indm.sde import VPSDE
 from indm.training import course
+from research.lab.seeds import over_seeds
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
 from research.verdict.dial import Atom, Law, Ridge, Rows, descended, flow_of, gaps, gradients

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from indm import INDM
-from indm.evaluation.statistics import over_seeds, paired_by_examples
 from indm.objective import Objective, constant_part, denoising_error, extended_clock, prior_term
 from indm.tensors import event_size, randn_like
 from indm.training import TrainingStep, course
 from research.lab.costs import Step, kept_costs
+from research.lab.seeds import over_seeds, paired_by_examples
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
 from research.verdict.images import DIMS, Images, load

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 import indm
 from indm import INDM, Objective, flow_loss, mle_loss
-from indm.evaluation.statistics import Difference, over_seeds
 from indm.flows import Compose, CouplingFlow, ElementwiseFlow, ExactFlow, Flow, Identity
 from indm.nets import Zero
 from indm.objective import flow_nll
@@ -32,6 +31,7 @@ from indm.sde import VPSDE
 from indm.tensors import evaluation_mode, event_size
 from indm.training import Descent, FlowUse, NoiseLevels, TrainingStep, course, learning_rate_factor
 from research.lab.costs import Step, kept_costs
+from research.lab.seeds import Difference, over_seeds
 from research.lab.statistics import cells_of
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from indm.evaluation.statistics import over_seeds
 from indm.workbench.figures.plots import COLOURS, METHODS, save_figure, styled
+from research.lab.seeds import over_seeds
 from research.records import RECORDS, Records
 from research.verdict import pays
 

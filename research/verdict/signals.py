@@ -15,7 +15,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 from indm import INDM, flow_loss, nelbo
-from indm.evaluation.statistics import mean_and_error, over_seeds, paired
+from indm.evaluation.statistics import mean_and_error
 from indm.flows import Compose, CouplingFlow, ElementwiseFlow, ExactFlow, Flow, Identity
 from indm.gaussian import GaussianReference
 from indm.nets import Zero
@@ -23,6 +23,7 @@ from indm.objective import flow_nll
 from indm.score import ScoreModel
 from indm.sde import VPSDE
 from indm.training import Descent, course, learning_rate_factor
+from research.lab.seeds import over_seeds, paired
 from research.lab.statistics import cells_of, judged_as_planned
 from research.markdown import in_table, with_error
 from research.networks.circle import Convolutions

@@ -13,7 +13,6 @@ from indm.evaluation.mean_nll import PILOT, RepeatableDraws, cheapest, corrected
 from indm.evaluation.report import Likelihoods
 from indm.likelihood import latent_reference
 from indm.tensors import SEED_STRIDE
-from indm.workbench.evaluation.results import difference
 
 N, REPEATS, BATCH = 100, 2, 64
 
@@ -234,9 +233,9 @@ def test_a_difference_is_corrected_by_the_same_estimates(model, raw, mean, each,
     fine = (each[1]["nll"] - evaluated(other, raw, each=True)[1]["nll"]).numpy()
     assert apart.mean() == pytest.approx(fine.mean(), abs=4 * error + 1e-6)
     assert error < 0.5 * math.hypot(*(report.nll.added_error["nats"] for report, _ in runs.values()))
-    found = difference([(tmp_path / "one", tmp_path / "other")], "nll")
-    assert found.difference == pytest.approx(apart.mean())
-    assert found.standard_error_shared == pytest.approx(math.hypot(apart.std(ddof=1) / math.sqrt(N), error))
+    found, its_error = (one_of - other_of)["nll"]
+    assert found == pytest.approx(apart.mean())
+    assert its_error == pytest.approx(math.hypot(apart.std(ddof=1) / math.sqrt(N), error))
 
 
 def test_a_wrong_mean_error_is_named(model, raw):

@@ -15,7 +15,7 @@ from indm.names import GIVEN
 from indm.workbench.cli.common import DONE, INTERRUPTED, Common, Computes, RunFolder, ShowsProgress
 from indm.workbench.cli.listing import flags_of
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import ConversionOptions, Equal, Evaluation, default
+from indm.workbench.recipes.options import ConversionOptions, Evaluation, default
 
 EvaluationFlags = flags_of(Evaluation, "the recipe's")
 
@@ -66,10 +66,8 @@ class Evaluate(ShowsProgress):
 class Compare(ShowsProgress):
     """Compare evaluated runs: a table, paired differences from the first, a page.
 
-    Runs whose recipes differ in the seed alone are one method. Methods are compared in pairs of equal seeds. A verdict
-    needs two seeds or more of each method, and an adjusted p of at most 5 % (Holm, over all differences shown). If the
-    total training cost of two methods differs by more than 10 %, they are not comparable and get no verdict. The cost
-    is steps times the cost of a step, measured side by side if a run was trained with --like the other. With one run,
+    The table shows parameters, steps, seconds and likelihoods of each run, and differences from the first run. Their
+    error is over the examples, for these trainings. To compare methods, train each with several seeds. With one run,
     the page shows that run.
     """
 
@@ -79,15 +77,13 @@ class Compare(ShowsProgress):
     """Where to write comparison.html, comparison.png and comparison.json."""
     overwrite: bool = False
     """Overwrite an existing comparison."""
-    equal: Equal = "cost"
-    """What must be equal: "cost" is steps times the cost of a step, "steps" is the number of steps alone."""
 
     def run(self) -> int:
         from indm.workbench.evaluation.compare import COMPARISON_FILES, compare
         from indm.workbench.runs.folder import check_absent
 
         check_absent(self.out, COMPARISON_FILES, self.overwrite)
-        print(compare(self.run_folders, self.out, equal=self.equal))
+        print(compare(self.run_folders, self.out))
         print(f"{self.out / 'comparison.html'}")
         return DONE
 

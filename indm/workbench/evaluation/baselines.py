@@ -14,7 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from indm.evaluation.statistics import in_both_units, mean_and_error, paired_by_examples
+from indm.evaluation.statistics import in_both_units, mean_and_error
 from indm.gaussian import LARGEST_DENSE
 from indm.workbench.data.base import Data, Examples
 
@@ -127,12 +127,11 @@ def baselines(
         by_name["gaussian"] = gaussian_nats(fitted, raw, seed)
     if (png := png_nats(raw, levels)) is not None:
         by_name["png"] = png, {"name": "PNG", "detail": "header included"}
-    of_groups = None if groups is None else groups.numpy()
     rows = {}
     for name, (values, about) in by_name.items():
         mean, error = mean_and_error(values, groups)
-        paired = paired_by_examples(nelbo.double().numpy()[None], values.numpy()[None], of_groups)
-        less = {"": paired.difference, "_standard_error": paired.standard_error_shared}
+        less, its_error = mean_and_error(nelbo.double() - values, groups)
         numbers = in_both_units({"": mean, "_standard_error": error}, dims)
-        rows[name] = about | numbers | {"nelbo_difference": in_both_units(less, dims)}
+        difference = in_both_units({"": less, "_standard_error": its_error}, dims)
+        rows[name] = about | numbers | {"nelbo_difference": difference}
     return rows, {name: values for name, (values, _) in by_name.items()}

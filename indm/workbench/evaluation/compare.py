@@ -1,102 +1,42 @@
-"""``indm compare``: evaluated runs side by side, and differences of methods from the first, as text and as a page.
+"""``indm compare``: evaluated runs side by side and their differences from the first, as a table and a picture."""
 
-Wall-clock time also depends on other processes. So what a method spent is the steps of its runs times what a step
-costs, as ``like`` measured it, in units of a step of the first method.
-"""
-
+import base64
+import html
 import math
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from indm.evaluation.report import TITLES, Report, Row, table, unconverged
-from indm.evaluation.statistics import LEVEL, Difference, judged, over_seeds
+from indm.evaluation.report import TITLES, Likelihoods, Row, table, unconverged
 from indm.files import atomic, untrusted
-from indm.workbench.evaluation.results import check_same_examples, difference, read_evaluation
+from indm.workbench.evaluation.results import check_same_examples, read_evaluation
 from indm.workbench.evaluation.text import baseline_name, verdict
 from indm.workbench.figures import plots, sheets
-from indm.workbench.figures.page import Page
-from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import Equal
-from indm.workbench.recipes.recipe import Recipe
-from indm.workbench.runs.folder import FREE_ON_RESUME, read_metrics, recipe_of
+from indm.workbench.runs.folder import read_metrics, recipe_of
 from indm.workbench.runs.provenance import provenance
 from indm.workbench.runs.samples import SAMPLES, read_samples
-from indm.workbench.training.costs import key_of, ratio_in
 
 COMPARISON_FILES = ("comparison.html", "comparison.json", "comparison.png")
-# How a run is watched and evaluated makes no difference, but its budget does. The place of its data makes none, since
-# runs that are compared were evaluated on the same examples.
-ALIKE = {"train.seed", *FREE_ON_RESUME, *(f"data.{key}" for key in recipes.PATH_KEYS)}
-ALIKE -= {"train.steps", "train.seconds"}
-MARGIN = 0.10  # largest difference of budgets that are called equal
-NO_SEED, NOT_COMPARABLE = "untested: no seed in common", "not comparable"  # verdicts without a test
-ONE_TRAINING = (
-    "An error over the examples of one training says which of two models is better, not which method: a verdict on "
-    "methods needs more seeds (train.seed)."
-)
-OF_DIFFERENCES = (
-    "In pairs of equal seeds; those without a partner do not count. ± is √(a² + b²) of the standard errors over seeds "
-    "and over the examples, which all seeds share. p is that of Student's paired t over seeds; Holm's p is adjusted "
-    f"over all rows of this table; a verdict needs one of at most {LEVEL:.0%}, and budgets that differ by at most "
-    f"{MARGIN:.0%}."
-)
-OF_LIKELIHOODS = "± one standard error, with the reconstruction term; log p(x|c) of a model of p(x|c)"
+STYLE = """
+:root { color-scheme: light dark }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
+div { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: 0.25em 0.8em; text-align: left; white-space: nowrap; border-bottom: 1px solid #8886 }
+img { max-width: 100% }
+"""
+Differences = Mapping[str, Mapping[str, tuple[float, float]]]  # by run and kind: mean and standard error
 
 
-@dataclass(frozen=True)
-class Run:
-    """Records of one run. A converted checkpoint has no log, and its number of parameters is unknown."""
+def compare(folders: Sequence[Path], out: Path) -> str:
+    """A table of evaluated runs with their budgets, likelihoods, and differences from the first run.
 
-    folder: Path
-    evaluation: dict
-    report: Report
-    recipe: Recipe
-    log: list[dict]
-    parameters: int | None = None
+    Differences are paired by example. Their error is over the examples, for these trainings: it says which of two
+    models is better, not which method is.
 
-    @classmethod
-    def read(cls, folder: Path) -> "Run":
-        recipe, file = recipe_of(folder), folder / "summary.json"
-        summary = untrusted.json_object(file) if file.exists() else {}
-        count = sum(count for name, count in summary.items() if name.endswith("_parameters"))
-        evaluation = read_evaluation(folder)
-        return cls(folder, evaluation, Report.read(evaluation), recipe, read_metrics(folder), count or None)
-
-    @property
-    def seed(self) -> int:
-        return self.recipe.train.seed
-
-    @property
-    def steps(self) -> int | None:
-        """Optimizer steps; None where there is no log."""
-        return self.log[-1]["step"] if self.log else None
-
-    def bound(self, kind: str = "nelbo") -> tuple[float, float] | None:
-        """A likelihood with its standard error over examples, in the run's unit; None where it was not evaluated."""
-        if (numbers := self.report.measured.get(kind)) is None:
-            return None
-        values, key = numbers.with_reconstruction, self.report.key
-        return values[key], values[f"{key}_standard_error"]
-
-
-Methods = Mapping[str, Sequence[Run]]  # runs that differ in the seed alone, by name; the first is the baseline
-Differences = Mapping[str, Mapping[str, Mapping]]  # keyed by method and kind, see differences
-
-
-def compare(folders: Sequence[Path], out: Path, *, equal: Equal = "cost") -> str:
-    """Evaluated runs side by side: tables, and differences of methods from the first run's.
-
-    Runs whose recipes differ in the seed alone are one method; where all are of one, each stands for itself. Methods
-    are compared in pairs of equal seeds, on the same examples. With two pairs or more a difference has a p and a
-    verdict, adjusted by Holm's method over all differences that are shown, unless the two may not have spent the same.
-
-    Writes ``comparison.html``, a page, its picture ``comparison.png`` and ``comparison.json`` into ``out``; returns the
-    tables as text. With ``equal`` "cost" methods must have spent as much in steps times their cost, with "steps" in
-    steps alone.
+    Writes ``comparison.html`` (the table and samples of each run), the picture ``comparison.png``, and
+    ``comparison.json`` into ``out``; returns the table as text.
 
     Raises:
         ValueError: no run, one that is named twice, or other examples.
@@ -108,251 +48,136 @@ def compare(folders: Sequence[Path], out: Path, *, equal: Equal = "cost") -> str
     for i, folder in enumerate(folders):
         if places[i] in places[:i]:
             raise ValueError(f"run folders must differ, got {folder} twice; name each once")
-    runs = [Run.read(folder) for folder in folders]
-    check_same_examples({run.folder: run.evaluation for run in runs})
-    methods = methods_of(runs)
-    by_method = differences(methods, equal)
+    for folder in folders:
+        recipe_of(folder)
+    results = {folder: read_evaluation(folder) for folder in folders}
+    check_same_examples(results)
+    evaluated = {folder: Likelihoods.load(folder) for folder in folders}
+    first, *following = folders
+    differences = {str(folder): evaluated[folder] - evaluated[first] for folder in following}
+    unit = evaluated[first].report.unit
+    rows = run_rows(evaluated, differences)
+    blank = ("",) * (len(rows[0]) - 2)
+    for name, value in references(results, evaluated[first].report.key).items():
+        rows.append((name, *blank[:3], value, *blank[3:]))
+    notes = [
+        f"{unit}, ± one standard error over the examples, with the reconstruction term",
+        f"{results[first]['split']} split; a negative difference is better than {first}",
+    ]
+    notes += [f"{folder}: {line}" for folder, found in evaluated.items() for line in unconverged(found.report)]
+    if len({found.report.dequantization for found in evaluated.values()}) > 1:
+        notes += [f"dequantization: {found.report.dequantization}: {folder}" for folder, found in evaluated.items()]
+    sentences = {folder: verdict(result) for folder, result in results.items()}
+    notes += [f"{folder}: {sentence}" for folder, sentence in sentences.items() if sentence]
     content = {
-        "baseline": next(iter(methods)),
-        "unit": unit_of(methods),
-        "equal": equal,
-        "methods": {name: [str(run.folder) for run in trainings] for name, trainings in methods.items()},
-        "differences": by_method,
-        "provenance": provenance(None, {str(run.folder): run.evaluation["weights_sha256"] for run in runs}),
+        "baseline": str(first),
+        "unit": unit,
+        "differences": {
+            name: {kind: {"difference": mean, "standard_error": error} for kind, (mean, error) in by_kind.items()}
+            for name, by_kind in differences.items()
+        },
+        "provenance": provenance(None, {str(folder): r["weights_sha256"] for folder, r in results.items()}),
     }
-    writes = {out / "comparison.png": plots.pixels_into(samples_of(methods))}
-    atomic.together(writes | {out / "comparison.json": atomic.json_into(content)})
-    said = verdicts(methods)
-    page = Page("Runs compared")
-    page.conclusion += said
-    lines: list[str] = []
-    for heading, rows, notes in sections(methods, by_method, equal):
-        lines += [heading, table(rows), *notes, ""]
-        page.heading(heading)
-        page.table(rows)
-        for note in notes:
-            page.text(note)
-    page.heading("Samples")
-    page.picture(out / "comparison.png", "Samples of the first run of each method.")
-    page.write(out / "comparison.html")
-    return "\n".join([*lines, *said])
+    picture = out / "comparison.png"
+    atomic.together(
+        {picture: plots.pixels_into(samples_of(folders)), out / "comparison.json": atomic.json_into(content)}
+    )
+    atomic.text(out / "comparison.html", page(rows, notes, picture.read_bytes()))
+    return "\n".join([table(rows), *notes])
 
 
-# ── Methods and their differences ───────────────────────────────────────────────────────────────────────────────────
+def run_rows(evaluated: Mapping[Path, Likelihoods], differences: Differences) -> list[Row]:
+    """The header, and a row for each run."""
+    reports = [found.report for found in evaluated.values()]
+    kinds = [kind for kind in TITLES if any(kind in report.measured for report in reports)]
+    header = ["", "parameters", "steps", "seconds"]
+    for kind in kinds:
+        header.append(f"{TITLES[kind]}, {reports[0].unit}")
+        if differences:
+            header.append("− first")
+    rows: list[Row] = [tuple(header)]
+    for folder, found in evaluated.items():
+        cells = [str(folder), *budget_of(folder)]
+        for kind in kinds:
+            cells.append(bound(found, kind))
+            if differences:
+                mean, error = differences.get(str(folder), {}).get(kind, (None, None))
+                cells.append(with_error(mean, error, digits=4))
+        rows.append(tuple(cells))
+    return rows
 
 
-def methods_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs by method: their recipes differ in the seed alone. A second run of one seed begins another method.
-
-    Numbers of steps within the margin of equal budgets are one. A method has the name of the folder that holds its runs
-    and no others, or of its first run. Where all runs are of one method, each stands for itself.
-    """
-    methods: list[list[Run]] = []
-    for run in runs:
-        for others in methods:
-            if run.seed not in [other.seed for other in others] and _is_one_method(others[0], run):
-                others.append(run)
-                break
-        else:
-            methods.append([run])
-    if len(methods) == 1:
-        return {str(run.folder): [run] for run in runs}
-    named: dict[str, list[Run]] = {}
-    for trainings in methods:
-        place = trainings[0].folder.resolve()
-        beside = [run for run in runs if run.folder.resolve().parent == place.parent]
-        name = place.parent.name if len(trainings) > 1 and beside == trainings else place.name
-        named[str(trainings[0].folder) if name in named else name] = trainings
-    return named
-
-
-def _is_one_method(one: Run, other: Run) -> bool:
-    differing = recipes.differing_keys(one.recipe, other.recipe)
-    changed = {key for key in differing if not key.startswith("evaluate.")} - ALIKE
-    if are_equal([one.recipe.train.steps, other.recipe.train.steps]):
-        changed -= {"train.steps"}
-    return not changed
-
-
-def pairs_of(runs: Sequence[Run], first: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Runs of two methods in pairs of equal seeds, none where no seed is in both; two single runs are always a pair."""
-    if len(runs) == len(first) == 1:
-        return [(runs[0], first[0])]
-    by_seed = {run.seed: run for run in first}
-    return [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed]
-
-
-def are_equal(budgets: Sequence[float]) -> bool:
-    """Whether the largest is within :data:`MARGIN` of the smallest."""
-    return max(budgets) <= (1 + MARGIN) * min(budgets)
-
-
-def differences(methods: Methods, equal: Equal = "cost") -> dict[str, dict[str, dict]]:
-    """Every method minus the first, by its name and the kind of likelihood that both have, judged as one family.
-
-    Rows of :func:`indm.evaluation.statistics.judged` with the seeds ``left_out`` for want of a partner, and
-    :func:`budget_of`. Without any pair the verdict is :data:`NO_SEED`; where budgets differ or are not known it is
-    :data:`NOT_COMPARABLE`, and the difference is not in the family.
-    """
-    (_, first), *following = methods.items()
-    family: dict[tuple[str, str], Difference] = {}
-    about: dict[str, dict] = {}
-    for name, runs in following:
-        pairs = pairs_of(runs, first)
-        paired = [run for pair in pairs for run in pair]
-        left_out = sorted(run.seed for run in (*runs, *first) if run not in paired)
-        about[name] = {"left_out": left_out} | budget_of(pairs, runs, first, equal)
-        for kind in TITLES:
-            if all(kind in run.report.measured for run in paired or (*runs, *first)):
-                folders = [(run.folder, other.folder) for run, other in pairs]
-                family[name, kind] = difference(folders, kind) if pairs else Difference(math.nan, 0, math.nan)
-    found: dict[str, dict[str, dict]] = {name: {} for name, _ in following}
-    rows = judged(list(family.values()), [not about[name]["why"] for name, _ in family])
-    for (name, kind), row in zip(family, rows, strict=True):
-        verdict = NO_SEED if not row["seeds"] else NOT_COMPARABLE if about[name]["why"] else row["verdict"]
-        found[name][kind] = row | {"verdict": verdict} | about[name]
-    return found
-
-
-def budget_of(pairs: Sequence[tuple[Run, Run]], runs: Sequence[Run], first: Sequence[Run], equal: Equal) -> dict:
-    """The budgets of a method's ``runs`` and of the ``first`` method's, in ``pairs``, for a comparison.
-
-    ``steps`` are of both. ``cost`` is the cost of a step, relative to the first method's; None where no run has it, and
-    1 with ``equal`` "steps". ``budgets`` are words. ``why`` says why they cannot be compared, "" where they can.
-    """
-    keys = key_of(runs[0].recipe), key_of(first[0].recipe)
-    is_alike = equal == "steps" or keys[0] == keys[1]
-    cost = 1.0 if is_alike else ratio_in([run.folder for run in (*runs, *first)], *keys)
-    steps, steps_of_first = ([pair[i].steps for pair in pairs] for i in (0, 1))
-    budget = {"steps": (steps, steps_of_first), "cost": cost, "budgets": "–", "why": ""}
-    if not pairs:
-        return budget
-    known, of_first = ([n for n in values if n is not None] for values in (steps, steps_of_first))
-    spent = [n * (cost or math.nan) for n in known]
-    product = "" if cost == 1 else f" × {cost:.3g} = {_span(spent)}" if cost else " × –"
-    words = f"{_span(steps)} steps{product} against {_span(steps_of_first)}"
-    if len(known) + len(of_first) < 2 * len(pairs):
-        why = f"as the steps of a run are not known ({words})"
-    elif cost is None:
-        why = f"as the cost of a step is not known ({words}): train one like the other, or compare at equal steps"
-    else:
-        why = f"as the budgets differ by more than {MARGIN:.0%}: {words}; a run trained like another has its budget"
-        why = "" if are_equal([*spent, *of_first]) else why
-    return budget | {"budgets": words, "why": why}
-
-
-def _span(values: Sequence[float | None]) -> str:
-    """The least and the largest number of steps, "–" where one is not known."""
-    known = [round(value) for value in values if value is not None]
-    if len(known) < len(values):
+def bound(found: Likelihoods, kind: str) -> str:
+    """A likelihood with its standard error, "–" where it was not evaluated."""
+    numbers = found.report.measured.get(kind)
+    if numbers is None:
         return "–"
-    return f"{min(known):,}" + (f"–{max(known):,}" if max(known) > min(known) else "")
+    key = found.report.key
+    return with_error(numbers.with_reconstruction[key], numbers.with_reconstruction[f"{key}_standard_error"])
 
 
-def unit_of(methods: Methods) -> str:
-    """ "bits/dim" or "nats"."""
-    return next(iter(methods.values()))[0].report.unit
+def budget_of(folder: Path) -> tuple[str, str, str]:
+    """The parameters, steps and seconds of a run; a converted checkpoint has no log, and its parameters are unknown."""
+    log = read_metrics(folder)
+    file = folder / "summary.json"
+    summary = untrusted.json_object(file) if file.exists() else {}
+    parameters = sum(count for name, count in summary.items() if name.endswith("_parameters"))
+    steps, seconds = (f"{log[-1][key]:.0f}" if log else "–" for key in ("step", "seconds"))
+    return f"{parameters:,}" if parameters else "–", steps, seconds
 
 
-# ── Text, page and picture ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-def sections(methods: Methods, by_method: Differences, equal: Equal) -> list[tuple[str, list[Row], list[str]]]:
-    """Sections of the text and the page: headings, their tables, and the lines below."""
-    runs = [run for trainings in methods.values() for run in trainings]
-    names = {name: ", ".join(str(run.folder) for run in trainings) for name, trainings in methods.items()}
-    notes = [f"{name}: {folders}" for name, folders in names.items() if name != folders]
-    notes += [f"{unit_of(methods)}, {OF_LIKELIHOODS}, {runs[0].evaluation['split']} split"]
-    notes += [f"{run.folder}: {line}" for run in runs for line in unconverged(run.report)]
-    if len({run.report.dequantization for run in runs}) > 1:
-        notes += [f"dequantization: {run.report.dequantization}: {run.folder}" for run in runs]
-    likelihoods = "Likelihood and budget", method_rows(methods), notes
-    if not by_method:
-        return [likelihoods]
-    first = next(iter(methods))
-    costs = f"steps × cost of a step, measured interleaved, that of {first} being 1"
-    lines = [OF_DIFFERENCES, f"Budgets are {costs if equal == 'cost' else 'steps, whatever a step costs'}."]
-    reasons = {name: row["why"] for name, by_kind in by_method.items() for row in by_kind.values()}
-    lines += [f"{name} and {first} are not comparable, {why}." for name, why in reasons.items() if why]
-    if any(row["verdict"] == "untested" for by_kind in by_method.values() for row in by_kind.values()):
-        lines.append(ONE_TRAINING)
-    return [likelihoods, ("Differences between methods", difference_rows(by_method, first, unit_of(methods)), lines)]
-
-
-def samples_of(methods: Methods) -> plots.Pixels:
-    """Samples of each method's first run."""
-    panels: dict[str, Tensor | str] = {}
-    levels = 0
-    for name, (first, *_) in methods.items():
-        panels[name] = f"not sampled yet: indm sample {first.folder}"
-        if (file := first.folder / SAMPLES).exists():
-            samples, levels, _ = read_samples(file)
-            if samples.ndim not in (2, 4):
-                raise ValueError(f"{file} must hold samples (N, C, H, W) or (N, D), got {tuple(samples.shape)}")
-            panels[name] = samples
-    return sheets.samples_picture(panels, levels, plots.colours_of(methods))
-
-
-# ── Tables: rows of cells, the first row the header ─────────────────────────────────────────────────────────────────
+def references(results: Mapping[Path, dict], key: str) -> dict[str, str]:
+    """The likelihoods of the baselines, of the examples of the NELBO, and the entropy where it is known."""
+    baselines = next((result["baselines"] for result in results.values() if "baselines" in result), {})
+    found = {
+        f"baseline: {baseline_name(row)}": with_error(row[key], row[f"{key}_standard_error"])
+        for row in baselines.values()
+    }
+    entropy = next(iter(results.values())).get("entropy_nats")
+    if entropy is not None:
+        found["entropy of the data"] = f"{entropy:.3f}"
+    return found
 
 
 def with_error(mean: float | None, error: float | None, digits: int = 3) -> str:
     """ "mean ± error", the mean alone where the error is NaN or None, "–" where the mean is None."""
     if mean is None:
         return "–"
-    return f"{mean:.{digits}f}" + ("" if error is None or math.isnan(error) else f" ± {error:.{digits}f}")
+    if error is None or math.isnan(error):
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
-def mean_bound(runs: Sequence[Run], kind: str = "nelbo") -> tuple[float, float] | None:
-    """A likelihood of a method and its standard error: over its seeds, or of a single run over the examples."""
-    bounds = [bound for run in runs if (bound := run.bound(kind))]
-    return over_seeds([mean for mean, _ in bounds], bounds[0][1]) if bounds else None
+def samples_of(folders: Sequence[Path]) -> plots.Pixels:
+    """Samples of each run side by side, where there are any."""
+    panels: dict[str, Tensor | str] = {}
+    levels = 0
+    for folder in folders:
+        panels[str(folder)] = f"not sampled yet: indm sample {folder}"
+        file = folder / SAMPLES
+        if file.exists():
+            samples, levels, _ = read_samples(file)
+            if samples.ndim not in (2, 4):
+                raise ValueError(f"{file} must hold samples (N, C, H, W) or (N, D), got {tuple(samples.shape)}")
+            panels[str(folder)] = samples
+    return sheets.samples_picture(panels, levels, plots.colours_of(panels))
 
 
-def method_rows(methods: Methods) -> list[Row]:
-    """A row for each method, the baselines, of the examples of the NELBO, and the entropy where it is known. A method's
-    error is over its seeds; the error of a single run or a baseline is over the examples."""
-    unit, runs = unit_of(methods), [run for trainings in methods.values() for run in trainings]
-    kinds = [kind for kind in TITLES if any(run.bound(kind) for run in runs)]
-    rows = [("", "seeds", "± over", "parameters", "steps", "seconds", *(f"{TITLES[kind]}, {unit}" for kind in kinds))]
-    for name, trainings in methods.items():
-        ends = [run.log[-1] for run in trainings if run.log]
-        budget = [f"{statistics.mean(end[key] for end in ends):.0f}" if ends else "–" for key in ("step", "seconds")]
-        bounds = [with_error(*(mean_bound(trainings, kind) or (None, None))) for kind in kinds]
-        over = "seeds" if len(trainings) > 1 else "examples"
-        parameters = "–" if trainings[0].parameters is None else f"{trainings[0].parameters:,}"
-        rows.append((name, str(len(trainings)), over, parameters, *budget, *bounds))
-    key, blank = runs[0].report.key, [""] * (len(kinds) - 1)
-    for row in next((run.evaluation["baselines"] for run in runs if "baselines" in run.evaluation), {}).values():
-        value = with_error(row[key], row[f"{key}_standard_error"])
-        rows.append((f"baseline: {baseline_name(row)}", "", "examples", "", "", "", value, *blank))
-    if (entropy := runs[0].evaluation.get("entropy_nats")) is not None:
-        rows.append(("entropy of the data", *[""] * 5, *[f"{entropy:.3f}"] * len(kinds)))
-    return rows
-
-
-def difference_rows(by_method: Differences, first: str, unit: str) -> list[Row]:
-    """The differences of methods from the ``first``."""
-    rows: list[Row] = [
-        ("", "likelihood", f"difference from {first}, {unit}", "seeds", "steps × cost", "p", "Holm's p", "verdict")
-    ]
-    for name, by_kind in by_method.items():
-        for kind, row in by_kind.items():
-            tests = ["–" if row[key] is None else f"{row[key]:.2g}" for key in ("p", "p_holm")]
-            seeds = str(row["seeds"])
-            if row["left_out"]:
-                seeds += f" (without a partner: {', '.join(map(str, row['left_out']))})"
-            cells = with_error(row["difference"], row["standard_error"], digits=4), seeds, row["budgets"], *tests
-            rows.append((name, TITLES[kind], *cells, row["verdict"]))
-    return rows
-
-
-def verdicts(methods: Methods) -> list[str]:
-    """The verdict on each method beside the baselines, a line for each; of several seeds the worst is reported."""
-    lines = {}
-    for name, trainings in methods.items():
-        worst = max(trainings, key=lambda run: run.report.measured["nelbo"].with_reconstruction[run.report.key])
-        lines[name + (f", the worst of {len(trainings)} seeds" if len(trainings) > 1 else "")] = verdict(
-            worst.evaluation
-        )
-    return [f"{name}: {sentence}" for name, sentence in lines.items() if sentence]
+def page(rows: Sequence[Row], notes: Sequence[str], picture: bytes) -> str:
+    """The table, its notes and the picture as one HTML file."""
+    (head, *body) = rows
+    lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
+    lines += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in body]
+    cells = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    texts = "\n".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Runs compared</title><style>{STYLE}</style></head><body><h1>Runs compared</h1>
+<div><table>
+{cells}
+</table></div>
+{texts}
+<figure><img src="{source}" alt="Samples of each run."></figure>
+</body></html>
+"""

@@ -1,6 +1,5 @@
 """The evaluation of a run: written into its folder, read, and compared by example."""
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -8,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from jaxtyping import Float, Int
@@ -17,8 +15,8 @@ from torch import Tensor
 from indm.checks import brief
 from indm.evaluation.evaluate import evaluate
 from indm.evaluation.measures import NLL, Bound, Measure, SamplerBound, WeightedNLL
-from indm.evaluation.report import NUMBERS, TITLES, Likelihoods, Report
-from indm.evaluation.statistics import Difference, mean_and_error, paired_by_examples
+from indm.evaluation.report import NUMBERS, TITLES, Report
+from indm.evaluation.statistics import mean_and_error
 from indm.files import untrusted
 from indm.names import name_of
 from indm.workbench.data.base import SPLITS, stack
@@ -153,15 +151,6 @@ def read_evaluation(folder: Path) -> dict:
     if missing := [name for name in REQUIRED if name not in result]:
         raise ValueError(f"{file} is not an evaluation, without {missing[0]}; evaluate {folder} anew")
     return result
-
-
-def difference(pairs: Sequence[tuple[Path, Path]], kind: str = "nelbo") -> Difference:
-    """The first minus the second of each pair of runs, one pair for each seed, all evaluated on the same examples."""
-    evaluated = [(Likelihoods.load(one), Likelihoods.load(other)) for one, other in pairs]
-    first, second = np.stack([[run.per_example(kind).numpy() for run in pair] for pair in evaluated], axis=1)
-    added = math.hypot(*(one.added_error(other, kind) for one, other in evaluated)) / len(pairs)
-    groups = evaluated[0][0].nats.get("groups")
-    return paired_by_examples(first, second, None if groups is None else groups[: first.shape[1]].numpy(), added)
 
 
 def check_same_examples(evaluations: Mapping[Path, dict]) -> None:

@@ -18,7 +18,6 @@ from indm.names import BUILT_IN, GIVEN, is_outside
 FEW_STEPS = 200  # a training of fewer steps has hardly learned anything
 MOST_PROCESSES = 1024  # or threads: more than a machine has, of a recipe from a larger one
 MOST_ESTIMATES = 10_000  # most estimates of one likelihood: its error falls with the square root of their number
-Equal = Literal["cost", "steps"]  # what methods that are compared must have spent alike: steps × cost, or steps
 
 
 def default(words: str):

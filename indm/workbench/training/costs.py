@@ -1,19 +1,16 @@
-"""Costs of training steps: their measurement, and the budgets that follow from it.
+"""Seconds of training steps, and budgets that cost the same.
 
-Wall-clock time also depends on other processes. So trainings that are compared get steps: the cost of a step of each
-is measured interleaved, in one process, and each makes as many as cost the same. The record of the run that was
-measured keeps it, so that a comparison has the same outcome.
+Wall-clock time also depends on other processes. So ``like`` gives a run steps, not seconds: a step of each run is
+measured in turns, in one process, and the new run makes as many steps as cost the same.
 """
 
 import contextlib
 import copy
-import hashlib
-import json
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +19,13 @@ from tqdm.auto import tqdm
 
 from indm.workbench.data.base import without_download
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import TrainOptions
 from indm.workbench.recipes.recipe import AnyTables, Recipe
 from indm.workbench.runs.devices import by_main_process, make_accelerator
 from indm.workbench.runs.folder import FREE_ON_RESUME, end_of, recipe_of
-from indm.workbench.runs.provenance import last_part, parts_of_record
+from indm.workbench.runs.provenance import last_part
 from indm.workbench.training.parts import parts_of
 from indm.workbench.training.trainer import Trainer
 
-STEP_COSTS = "step_costs"  # in the record of a run: seconds by recipe
 TIMED_ROUNDS = 6
 TURN = 0.4  # seconds of a round that each trainer has, about; one cycle of steps at least
 
@@ -46,9 +41,6 @@ def on_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# ── The time of a step ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def interleaved_seconds(
     trainers: Mapping[Any, Trainer],
     threads: Mapping[Any, int],
@@ -57,7 +49,7 @@ def interleaved_seconds(
     steps: int | None = None,
     progress: bool = True,
 ) -> dict[Any, list[float]]:
-    """Seconds of a training step of each trainer by round, measured interleaved, in this process. Collective.
+    """Seconds of a training step of each trainer by round, measured in turns, in this process. Collective.
 
     Each round has whole cycles of steps with and without the flow of each trainer: at least ``steps``, by default as
     many as take :data:`TURN`. Before the first round each trainer makes two cycles, to prepare kernels and memory.
@@ -67,8 +59,10 @@ def interleaved_seconds(
     batches = {name: trainer.batches() for name, trainer in trainers.items()}
 
     def seconds_of(name: Any, cycles: int) -> float:
-        trainer, seconds = trainers[name], 0.0
-        count, opening = cycles * trainer.options.flow_update_every, trainer.alone
+        trainer = trainers[name]
+        seconds = 0.0
+        count = cycles * trainer.options.flow_update_every
+        opening = trainer.alone
         with on_threads(threads[name]):
             for share, trainer.opening in ((opening, True), (1 - opening, False)):
                 if share:
@@ -90,33 +84,6 @@ def interleaved_seconds(
     return by_main_process(lambda: {name: [row[name] for row in rows] for name in trainers})
 
 
-def medians(seconds: Mapping[Any, Sequence[float]]) -> dict[Any, float]:
-    """Seconds of a step: of the first the median over rounds, of another that times the median of its ratios to it.
-
-    So what slows a whole round down leaves the ratios as they are.
-    """
-    first, *_ = seconds.values()
-    cost = statistics.median(first)
-    return {
-        name: cost * statistics.median(a / b for a, b in zip(values, first, strict=True))
-        for name, values in seconds.items()
-    }
-
-
-# ── Budgets ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def key_of(recipe: Recipe) -> str:
-    """A hash of a recipe without seed, budget and how a run is watched; runs whose steps cost the same have one key."""
-    free = {key.removeprefix("train.") for key in FREE_ON_RESUME} | {"seed"}
-    usual = asdict(TrainOptions(steps=1))
-    train = {key: value for key, value in recipe["train"].items() if key not in free and value != usual.get(key)}
-    tables = {table: content for table, content in recipe.items() if table not in recipes.OPTION_TABLES}
-    tables |= {table: recipes.without_paths(tables[table]) for table in recipes.DATA_TABLES if table in tables}
-    text = json.dumps(tables | {"train": train}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def trainer_of(recipe: Recipe, trainer: type[Trainer] = Trainer, **parts: Any) -> Trainer:
     """A trainer at the beginning of a run without end by that recipe; ``parts`` are what Python gave in its place."""
     recipe = replace(recipe, train=replace(recipe.train, steps=10**9, seconds=math.inf))
@@ -130,6 +97,12 @@ def threads_for(run: Path) -> int:
     return min(threads, own) if type(threads) is int and threads >= 1 else own
 
 
+def have_equal_steps(recipe: Recipe, other: Recipe) -> bool:
+    """Whether a step of both costs the same, as they differ in the seed, the budget or how a run is watched alone."""
+    differing = recipes.differing_keys(other, recipes.absolute(recipe))
+    return all(key in {"train.seed", *FREE_ON_RESUME} or key.startswith(("evaluate.", "sample.")) for key in differing)
+
+
 def budget_like(
     recipe: AnyTables,
     like: Path,
@@ -140,39 +113,27 @@ def budget_like(
     objective: Any = None,
     trainer: type[Trainer] = Trainer,
     progress: bool = True,
-) -> tuple[Recipe, dict[str, float], str]:
+) -> tuple[Recipe, str]:
     """The full ``recipe`` of the run ``out`` with as many steps as cost what ``like`` has spent, on as many threads.
 
-    Both costs are measured interleaved, unless the recipes say that they are the same. Also returns the seconds of a
-    step by :func:`key_of` recipes that were measured, and a sentence that says so. Collective.
+    A step of both is measured, unless the recipes say that it costs the same. What slows a whole round down leaves the
+    ratios of that round as they are, and their median counts. Also returns a sentence that says so. Collective.
 
     Raises:
         ValueError: ``like`` has not come to an end.
     """
     other, steps = recipe_of(like), end_of(like)["steps"]
-    kept = other | {table: without_download(other[table]) for table in recipes.DATA_TABLES if table in other}
     whole = recipes.resolve(recipes.as_continued(recipe, like))
-    own, other_threads = whole.train.threads, threads_for(like)
-    threads = {like: other_threads, out: own or other_threads}
-    ratio, measured = 1.0, dict[str, float]()
-    if key_of(whole) != key_of(other):
-        a = make_accelerator(whole.train)
-        parts = parts_of(whole, a, copy.deepcopy(model), data, objective)
+    threads = {"like": threads_for(like), "out": whole.train.threads or threads_for(like)}
+    ratio = 1.0
+    if not have_equal_steps(whole, other):
+        kept = other | {table: without_download(other[table]) for table in recipes.DATA_TABLES if table in other}
+        accelerator = make_accelerator(whole.train)
+        parts = parts_of(whole, accelerator, copy.deepcopy(model), data, objective)
         with torch.random.fork_rng(devices=[]):
-            trainers = {like: trainer_of(kept), out: trainer_of(whole, trainer, **parts)}
-            seconds = medians(interleaved_seconds(trainers, threads, rounds=TIMED_ROUNDS, progress=progress))
-        ratio = seconds[out] / seconds[like]
-        measured = {key_of(whole): seconds[out], key_of(other): seconds[like]}
-    budget = {"steps": max(1, round(steps / ratio)), "seconds": math.inf, "threads": threads[out]}
+            trainers = {"like": trainer_of(kept), "out": trainer_of(whole, trainer, **parts)}
+            seconds = interleaved_seconds(trainers, threads, rounds=TIMED_ROUNDS, progress=progress)
+        ratio = statistics.median(a / b for a, b in zip(seconds["out"], seconds["like"], strict=True))
+    budget = {"steps": max(1, round(steps / ratio)), "seconds": math.inf, "threads": threads["out"]}
     note = f"{budget['steps']:,} steps, which cost the {steps:,} of {like}: a step costs {ratio:.3g} of one there"
-    return replace(whole, train=replace(whole.train, **budget)), measured, note
-
-
-def ratio_in(runs: Sequence[Path], key: str, other: str) -> float | None:
-    """The cost of a step of recipe ``key`` over the cost with ``other``, measured for the budget of one of the runs."""
-    for run in runs:
-        for part in reversed(parts_of_record(run)):
-            costs = part.get(STEP_COSTS)
-            if isinstance(costs, dict) and all(isinstance(costs.get(k), float) and costs[k] > 0 for k in (key, other)):
-                return costs[key] / costs[other]
-    return None
+    return replace(whole, train=replace(whole.train, **budget)), note

@@ -10,7 +10,7 @@ import math
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,11 +117,10 @@ def train(
         wanted = recipes.resolve(recipes.as_continued(wanted, out))
     shows = PartialState(cpu=on_cpu()).is_main_process and progress
     by_main_process(partial(check_folder, out, wanted, resume))  # before anything slow
-    measured: dict[str, float] = {}
     if like is not None:
         if resume:
             raise ValueError(f"like must be left out to resume {out}, whose recipe has the steps; got {like}")
-        wanted, measured, note = costs.budget_like(
+        wanted, note = costs.budget_like(
             wanted, Path(like), out, model=model, data=data, objective=objective, trainer=trainer or Trainer,
             progress=shows,
         )  # fmt: skip
@@ -130,17 +129,10 @@ def train(
     parts_of_run = parts_of(wanted, accelerator, model, data, objective)
     made = (trainer or Trainer)(wanted, accelerator=accelerator, **parts_of_run)
     with claimed(out, made.recipe, resume):
-        return run_in(out, made, resume, callbacks, progress, measured)
+        return run_in(out, made, resume, callbacks, progress)
 
 
-def run_in(
-    out: Path,
-    trainer: Trainer,
-    resume: bool,
-    callbacks: Sequence[Callback],
-    progress: bool,
-    measured: Mapping[str, float],
-) -> Summary:
+def run_in(out: Path, trainer: Trainer, resume: bool, callbacks: Sequence[Callback], progress: bool) -> Summary:
     """Train in a folder that no other process uses, from the start or from the state in it; see :func:`train`."""
     main, state = trainer.accelerator.is_main_process, None
     resumes = resume and by_main_process(lambda: bool(checkpoints.numbered(out)) or (out / WEIGHTS).exists())
@@ -153,7 +145,7 @@ def run_in(
     n_threads = trainer.options.threads or torch.get_num_threads()
     remarks = trainer.data.remarks
     if main:
-        record = split_record(trainer.data) | {"threads": n_threads, costs.STEP_COSTS: dict(measured)}
+        record = split_record(trainer.data) | {"threads": n_threads}
         describe_run(out, trainer.recipe, trainer.accelerator.device, remarks, record)
     tell(*remarks, shown=progress and main)
 

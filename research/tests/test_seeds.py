@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
-from indm.evaluation.statistics import Difference, holm, judged, over_seeds, paired, paired_by_examples
+from research.lab.seeds import Difference, holm, judged, over_seeds, paired, paired_by_examples
 
 
 def test_means_over_seeds():
