@@ -35,7 +35,6 @@ from indm.names import OPTIONAL_KINDS, PART_KINDS
 from indm.workbench import hub
 from indm.workbench.data.base import Data, stack
 from indm.workbench.data.images import ImageFiles
-from indm.workbench.evaluation import fid
 from indm.workbench.evaluation.results import evaluate_run, read_evaluation
 from indm.workbench.evaluation.text import likelihood_table
 from indm.workbench.figures import plots, sheets
@@ -44,6 +43,7 @@ from indm.workbench.recipes.options import Drawing
 from indm.workbench.runs.folder import RECIPE, data_of, end_of, recipe_of
 from indm.workbench.runs.samples import SAMPLES, draw
 from research import copies
+from research.lab import fidelity
 from research.lab.extractor import Extractor, load_or_train
 from research.lab.statistics import share_error
 from research.markdown import in_table, with_error
@@ -188,11 +188,10 @@ The number above each pair is its similarity.
 # ── Classes ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def agreement(raw: Tensor, c: Tensor, extractor: Extractor, reference: fid.Images) -> dict[str, float]:
+def agreement(raw: Tensor, c: Tensor, extractor: Extractor, reference: Tensor) -> dict[str, float]:
     """The share of images whose class by the classifier is ``c``, and their distance from the reference."""
     share = (extractor.head(extractor.features(raw)).argmax(1) == c).double().mean().item()
-    images = fid.Images(raw.to(reference.raw.dtype), reference.levels, {})
-    found = fid.score(images, reference, extractor.features, progress=False)["scores"]
+    found = fidelity.scores(raw.to(reference.dtype), reference, extractor.features)
     scores = {"frechet_distance": found["frechet_inception_distance"]}
     scores |= {key: found[key] for key in ("precision", "recall")}
     return {"agreement": share, "agreement_standard_error": share_error(share, len(raw))} | scores
@@ -201,10 +200,10 @@ def agreement(raw: Tensor, c: Tensor, extractor: Extractor, reference: fid.Image
 @torch.no_grad()
 def classes(run: Path, data: Data, known: Mapping[str, tuple[Tensor, Tensor]], extractor: Extractor) -> dict[str, Any]:
     """:func:`agreement` of samples at each guidance, and of images whose classes are ``known``."""
-    reference = fid.Images(stack(data.train, REFERENCE), int(data.scaling.levels or 0), {})
+    reference = stack(data.train, REFERENCE)
     images = {f"samples, w = {guidance:g}": drawn(run, guidance) for guidance in GUIDANCE} | known
     rows = {name: agreement(*of, extractor, reference) for name, of in images.items()}
-    return {"rows": rows, "images": DRAWN, "training_images": len(reference.raw)}
+    return {"rows": rows, "images": DRAWN, "training_images": len(reference)}
 
 
 def about_classes(numbers: dict[str, Any], of_test: str) -> str:

@@ -15,7 +15,6 @@ from indm.files import untrusted
 from indm.workbench import hub
 from indm.workbench.cli.main import main
 from indm.workbench.data.base import as_data, load_data, stack
-from indm.workbench.evaluation import fid
 from research import copies, pretrained
 from research.lab.extractor import Extractor, FeatureNetwork
 
@@ -129,7 +128,7 @@ def test_the_share_of_samples_of_the_class_that_was_asked_for(tmp_path, monkeypa
     raw = levels.expand(-1, 1, 8, 8).to(torch.uint8)
     c = torch.tensor([0, 1]).repeat(20)
     c[:10] = 1 - c[:10]
-    found = pretrained.agreement(raw, c, Brightness(), fid.Images(raw, 256, {}))
+    found = pretrained.agreement(raw, c, Brightness(), raw)
     assert found["agreement"] == 0.75 and found["agreement_standard_error"] == pytest.approx((0.75 * 0.25 / 40) ** 0.5)
     assert found["frechet_distance"] == pytest.approx(0, abs=1e-6) and found["recall"] == found["precision"] == 1.0
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from indm.checks import counted, one_line, reason, require
+from indm.checks import counted, one_line, reason
 from indm.workbench.cli.common import DONE, SOME_FAILED, RunFolder, ShowsProgress
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import Drawing, InpaintingOptions, ScoringOptions, TranslationOptions, default
+from indm.workbench.recipes.options import Drawing, InpaintingOptions, TranslationOptions, default
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,67 +93,38 @@ def test_data(table: dict[str, Any], n: int) -> Any:
 
 
 @dataclass
-class Fid(DrawsSamples):
-    """Score samples by torch-fidelity: FID, Inception score, KID, precision, recall.
+class Fid(ShowsProgress):
+    """Score samples by torch-fidelity: FID, Inception score, precision, recall.
 
-    indm fid runs/cifar10 draws samples as "indm sample" does, keeps them in samples.npz and uses them again. Writes the
-    scores into fid.json with their provenance: pixels, sampler, split, features. Needs torch-fidelity, which fetches
-    Inception's weights.
+    Writes the scores into fid.json. Needs torch-fidelity, which downloads Inception's weights.
     """
 
-    source: Annotated[Positional[Path], arg(metavar="RUN|FOLDER")]
-    """A run folder, whose samples are scored, or a folder of images."""
-    scoring: Annotated[ScoringOptions, arg(name="")] = field(default_factory=ScoringOptions, kw_only=True)
-    out: Annotated[Path | None, arg(metavar="FOLDER"), default("the run folder, or .")] = None
+    samples: Annotated[Positional[Path], arg(metavar="RUN|FOLDER")]
+    """A folder that holds samples.npz of "indm sample", or a folder of images."""
+    reference: Annotated[Positional[str], arg(metavar="FOLDER|NAME")]
+    """A folder of images, or a data set that torch-fidelity knows, such as cifar10-train."""
+    out: Annotated[Path | None, arg(metavar="FOLDER"), default("that of the samples")] = None
     """Where to write."""
-
-    def named(self) -> list[str]:
-        return [*super().named(), self.scoring.features]
+    overwrite: bool = False
+    """Overwrite existing scores."""
 
     def run(self) -> int:
         if importlib.util.find_spec("torch_fidelity") is None:
             raise ValueError("indm fid needs the library torch-fidelity: pip install torch-fidelity")
         from indm.files import atomic
-        from indm.names import find, is_outside
         from indm.workbench.evaluation import fid
-        from indm.workbench.runs.folder import check_absent, is_run
-        from indm.workbench.runs.samples import draw
+        from indm.workbench.runs.folder import check_absent
+        from indm.workbench.runs.provenance import provenance
 
-        scoring, run = self.scoring, self.source
-        of_run = is_run(run)
-        if not of_run:
-            self.check_nothing_is_drawn()
-        if scoring.reference is None and not of_run:
-            raise ValueError(f"--reference must be given for {self.source}, which is not a run folder")
-        out = self.out or (run if of_run else Path("."))
+        out = self.out or self.samples
         check_absent(out, ["fid.json"], self.overwrite)
-        if self.drawing.n is not None:
-            fid.check_number("n", self.drawing.n)
-        name = scoring.features
-        require(name == "inception" or is_outside(name), "features", name, "inception or package.module:function")
-        features = None if name == "inception" else find("features", name)
-        reference = fid.open_images(scoring.reference or self.source, split=scoring.split, size=scoring.size)
-        fid.check_number("reference", len(reference.raw))
-        if of_run:
-            n = self.drawing.n or min(len(reference.raw), fid.MOST_SAMPLES)
-            drawing = replace(self.drawing, n=n, sampler_options=self.sampler_options())
-            raw, levels, drawn = draw(run, drawing, out, overwrite=self.overwrite, progress=self.progress)
-            samples = fid.Images(raw, levels, {"run": str(run), "drawn": drawn})
-        else:
-            samples = fid.open_images(self.source, size=scoring.size)
-        record = fid.score(samples, reference, features, progress=self.progress)
-        print(fid.score_table(record))
-        atomic.json_object(out / "fid.json", record)
+        scores = fid.score(self.samples, self.reference, progress=self.progress)
+        record = {"scores": scores, "samples": str(self.samples), "reference": self.reference}
+        atomic.json_object(out / "fid.json", record | {"provenance": provenance(None, {})})
+        for name, value in scores.items():
+            print(f"{name.replace('_', ' '):32} {value:.5g}")
         print(out / "fid.json")
         return DONE
-
-    def check_nothing_is_drawn(self) -> None:
-        """ValueError where an option says how to draw samples from a run, and the source is not a run."""
-        defaults = vars(Drawing()) | dict.fromkeys(self.table_values)
-        for name, value in (vars(self.drawing) | self.table_values).items():
-            if value != defaults[name]:
-                flag = f"--{name.replace('_', '-')}"
-                raise ValueError(f"{flag} is for samples drawn from a run, and {self.source} is not a run")
 
 
 @dataclass

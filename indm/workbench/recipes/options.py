@@ -6,7 +6,6 @@ imported here, so that the help of the command line is quick.
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Suppress, arg
@@ -235,10 +234,9 @@ class Drawing(Checked):
         int | None,
         AT_LEAST_1,
         arg(aliases=["-n"], metavar="N"),
-        default("64, or up to 8 a class; of fid, as the reference"),
+        default("64, or up to 8 a class"),
     ] = None
-    """How many samples. Without "n" and "condition", a model of up to 40 classes draws a row of each. For scores, by
-    default as many as the reference has, at most 50,000."""
+    """How many samples. Without "n" and "condition", a model of up to 40 classes draws a row of each."""
     condition: Annotated[str | None, arg(metavar="C"), default("drawn from the training data")] = None
     """The c of a model of p(x|c): a class by its name, or by its index from 0 unless a class name contains a digit; or
     numbers as [0.5,1.2]. "all" draws n of every class, "none" samples p(x) of a model trained with condition.drop."""
@@ -283,20 +281,6 @@ class InpaintingOptions(Checked):
     """Draws at a time; lower it where memory is short."""
     seed: int = 0
     """Seed of all noise."""
-
-
-@dataclass(frozen=True)
-class ScoringOptions:
-    """Reference and features for the scores of samples."""
-
-    reference: Annotated[Path | None, arg(metavar="FOLDER"), default("the run's data")] = None
-    """A folder of images, or a run folder, which stands for its data."""
-    split: Literal["train+valid", "train", "valid", "test"] = "train+valid"
-    """Split of a run's data. Published scores use all data that are not for testing: train+valid."""
-    features: Annotated[str, arg(metavar="inception|package.module:function")] = "inception"
-    """Features of images: inception, or a function from their grey levels, (n, C, H, W), to (n, K)."""
-    size: Annotated[str | None, arg(metavar="PIXELS"), default("as they are")] = None
-    """Resize the images of a folder to squares of this side, or to a height x width such as 24x48."""
 
 
 @dataclass(frozen=True)
