@@ -18,9 +18,9 @@ ENTRY = re.compile(r"^::: (\S+)$(?:\n    options: \{members: \[(.*)\]\})?", re.M
 SECTION = re.compile(r"^(##? .*)\n((?:(?!##? ).*\n)*)", re.MULTILINE)  # a heading, and what is below it
 METHODS = {  # methods with a row, of classes whose users call them
     "INDM": "log_prob given from_data encode decode save load",
-    "DensityEstimator": "fit score_samples score score_bound sample distill",
-    "PosteriorEstimator": "fit sample log_prob mode calibration sample_iid log_likelihood grad_log_prob distill score",
-    "JointDensityEstimator": "fit score_samples score log_prob_cells sample conditional impute disagreement",
+    "DensityEstimator": "fit score_samples score score_bound sample",
+    "PosteriorEstimator": "fit sample log_prob mode calibration sample_iid log_likelihood grad_log_prob score",
+    "JointDensityEstimator": "fit score_samples score log_prob_cells sample conditional impute",
 }
 MOST, LONGEST = 6, 12  # arguments of a call that are shown, and letters of a default
 ROLE = re.compile(r":math:`([^`]*)`|:\w+:`~?(?:[\w.]+\.)?(\w+)`|``([^`]*)``")

@@ -1,4 +1,4 @@
-"""The posterior of an epidemic's rates given its curve: embedding="series" beside four summaries made by hand.
+"""The posterior of an epidemic's rates given its curve: an embedding compared with four summaries made by hand.
 
 python examples/epidemic.py               # three minutes on a laptop
 """
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import tyro
+from torch import nn
 
 import indm
 
@@ -33,13 +34,27 @@ def by_hand(cases):
     return np.c_[np.log1p(cases.max(1)), cases.argmax(1), np.log1p(cases.sum(1)), growth]
 
 
+def series_embedding(width=32):
+    """A module (n, 1, 40) → (n, 8): convolutions of stride 2 until 5 days are left, then an MLP."""
+    layers = []
+    for channels in (1, width, width):
+        layers += [nn.Conv1d(channels, width, 5, stride=2, padding=2), nn.SiLU()]
+    head = nn.Linear(5 * width, 2 * width), nn.SiLU(), nn.Linear(2 * width, 8)
+    return nn.Sequential(*layers, nn.Flatten(), *head)
+
+
+def logarithms(cases):
+    """log(1 + cases) as one channel, (n, 1, 40)."""
+    return np.log1p(cases)[:, None]
+
+
 def main(steps: int = 4000, out: Path = Path("runs/example-epidemic")) -> None:
     """steps: of the optimizer, at most, for each part of a fit; out: the folder for series.png and by-hand.png."""
     rng = np.random.default_rng(0)
     theta, fresh = (rng.uniform(LOW, HIGH, (n, 2)) for n in (20_000, 500))
     cases, new = simulate(theta, rng), simulate(fresh, rng)
     out.mkdir(parents=True, exist_ok=True)
-    for name, embedding, numbers_of in (("series", "series", np.log1p), ("by-hand", None, by_hand)):
+    for name, embedding, numbers_of in (("series", series_embedding(), logarithms), ("by-hand", None, by_hand)):
         posterior = indm.PosteriorEstimator((LOW, HIGH), embedding, max_seconds=160, max_steps=steps, random_state=0)
         posterior.fit(theta, numbers_of(cases))
         found = posterior.calibration(fresh, numbers_of(new), 100)

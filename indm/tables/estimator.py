@@ -39,7 +39,6 @@ from indm.tables.columns import (
 from indm.tables.encoding import DATES, FEWEST_ROWS, NamedColumns, names_of, problems_of, warn_of_few_values
 from indm.tables.mixture import MIXTURE_SIZES, Mixture, best_mixture, bounded, with_one_gaussian
 from indm.tables.networks import MixtureMLP
-from indm.tables.student import USUALLY_UNKNOWN, Student
 
 FEW_ROWS, MORE_ROWS = 500, 2_000  # rows up to which models are averaged: MODELS of them; as many as time allows
 MODELS, SECONDS_OF_A_MODEL = 4, 15.0  # models, at most; seconds of each above FEW_ROWS
@@ -172,7 +171,6 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         n_steps_: optimizer steps of each model until it was best.
         ended_: optimizer steps that were made of each model, and what ended them: "plateau", "max_steps" or
             "max_seconds".
-        student_: of :meth:`distill`, :class:`~indm.tables.student.Student`; None without.
         sampling_steps_, sampling_error_: steps in which rows are drawn, and the root mean square distance of latents,
             whose deviation is 1, from those in twice as many.
         n_features_in_, feature_names_in_: as in scikit-learn.
@@ -190,7 +188,6 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     """
 
     _order: np.ndarray | None = None  # order of the rows, the first of which validate; drawn by default
-    student_: Student | None = None  # made by :meth:`distill`
 
     def __init__(  # checked by fit, as scikit-learn has it
         self,
@@ -236,7 +233,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 and left out; a column of few values is not among ``discrete``; the network found nothing that the
                 mixture lacks.
         """
-        began, self.student_ = (time.perf_counter(), time.process_time()), None
+        began = time.perf_counter(), time.process_time()
         X = self._numbers(X, ensure_min_samples=FEWEST_ROWS)
         n_models = self._checked(len(X))
         self.discrete_ = np.unique(self._indices(self.discrete, "discrete")).astype(int)
@@ -303,26 +300,18 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         c = self.standardised(c, len(X))
         found, rows = np.full(len(X), -np.inf), self.possible(X)
         X, c = X[rows][:, self.varies_], c[rows]
-        known, errors = [np.ones(0, dtype=bool)], [torch.zeros(len(self.models_), 0)]
+        tol, errors = solve.SOLVER_ERROR if tol is None else tol, [torch.zeros(len(self.models_), 0)]
 
         def log_density(chosen: np.ndarray, points: np.ndarray) -> np.ndarray:
             many = np.repeat(X[chosen], len(points), axis=0)
             many[:, self._whole] += np.tile(points, (len(chosen), 1))
-            value, is_known, error = self._log_density(many, np.repeat(c[chosen], len(points), axis=0), tol)
-            known.append(is_known)
+            value, error = self._log_density(many, np.repeat(c[chosen], len(points), axis=0), tol)
             errors.append(error)
             return value.reshape(-1, len(points))
 
         with solve.bar_of(len(rows), "log p", self.progress) as bar:
             found[rows] = solve.integrated(log_density, len(rows), len(self._whole), self.draws, bar)
-        is_known = np.concatenate(known)
-        if self.student_ is not None and tol is None and (~is_known).sum() > USUALLY_UNKNOWN * len(is_known):
-            warnings.warn(
-                f"{(~is_known).sum()} of {counted(len(is_known), 'row')} are unlike those that the student was taught, "
-                "so that their ODE is solved",
-                stacklevel=2,
-            )
-        solve.warn_above(solve.SOLVER_ERROR if tol is None else tol, torch.cat(errors, 1), stacklevel=3)
+        solve.warn_above(tol, torch.cat(errors, 1), stacklevel=3)
         return found
 
     def score(self, X, y=None, c=None) -> float:
@@ -377,58 +366,6 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         rows[:, self.varies_] = self.columns_.rows(latents, c)
         rows[:, self.discrete_] = np.floor(rows[:, self.discrete_])
         return rows
-
-    def distill(
-        self, c=None, *, max_pairs=20_000, max_steps=10_000, max_seconds=60.0, random_state: Any = None
-    ) -> "DensityEstimator":
-        """This density with a student, by which ``score_samples`` takes a hundredth of the time or less.
-
-        The student is a network of what log p has beyond the mixture, fitted to log p at draws. Its
-        ``student_.difference`` has the mean and the 95 % quantile of its distance from log p at other draws, nats.
-        Rows that are unlike these draws, also by their condition, are scored as before, and so are any with ``tol``;
-        a warning counts the former if they are more than 5 %. Draws are as before.
-
-        Args:
-            c: conditions that the student shall know (n, k), such as those that were fitted; none without conditions.
-            max_pairs: draws at which the ODE is solved, at most.
-            max_steps: of the optimizer, at most.
-            max_seconds: of all, at most. The solutions may take half of them.
-            random_state: of draws, weights and batches.
-
-        Example:
-
-            >>> X = np.random.default_rng(0).normal(5.0, 2.0, (300, 2))
-            >>> density = DensityEstimator(max_steps=0, n_models=1, random_state=0).fit(X)
-            >>> fast = density.distill(max_pairs=2_000, max_steps=200, random_state=0)
-            >>> bool(abs(fast.score(X) - density.score(X)) < 0.05)
-            True
-        """
-        check_is_fitted(self)
-        fitting.check_count(max_pairs, "max_pairs")
-        fitting.check_count(max_steps, "max_steps")
-        require(max_seconds > 0, "max_seconds", max_seconds, "positive")
-        table = self.standardised(c, 1 if c is None else len(c))
-        rng = check_random_state(random_state)
-        found = copy.copy(self)
-
-        def teacher(z: np.ndarray, c: np.ndarray) -> np.ndarray:
-            value, errors = self._latent_log_density(z, c, solve.SOLVER_ERROR)
-            solve.warn_above(solve.SOLVER_ERROR, errors, stacklevel=5)
-            return value
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng.randint(2**31 - 1))
-            found.student_ = Student.taught(
-                lambda rows, rng: self._latents(rows, self.sampling_steps_, rng),
-                teacher,
-                self._start_log_density,
-                table,
-                rng,
-                max_pairs=max_pairs,
-                max_steps=max_steps,
-                max_seconds=max_seconds,
-            )
-        return found
 
     # ── The table ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -742,29 +679,11 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                     bar.update(len(rows))
         return latents
 
-    def _log_density(self, X: np.ndarray, c: np.ndarray, tol: float | None) -> tuple[np.ndarray, np.ndarray, Tensor]:
-        """log of the mean density of the models at rows without discrete columns, nats (n,).
-
-        A student answers where there is one, ``tol`` is not given, and the row is like those it was fitted to. Also a
-        mask of the rows that it answers, and the errors of each model's ODE at the others.
-        """
-        latents, found, known = self.columns_.latents(X, c), np.zeros(len(X)), np.zeros(len(X), dtype=bool)
-        if self.student_ is not None and tol is None:
-            known = self.student_.knows(latents, c)
-            base = self._start_log_density(latents[known], c[known])
-            found[known] = self.student_.log_prob(latents[known], c[known], base)
-        tol = solve.SOLVER_ERROR if tol is None else tol
-        found[~known], errors = self._latent_log_density(latents[~known], c[~known], tol)
-        return found + self.columns_.log_volume(X), known, errors
-
-    def _latent_log_density(self, latents: np.ndarray, c: np.ndarray, tol: float) -> tuple[np.ndarray, Tensor]:
-        """log of the mean density of the models at latents, nats (n,), and the errors of each model's ODE, (k, n)."""
+    def _log_density(self, X: np.ndarray, c: np.ndarray, tol: float) -> tuple[np.ndarray, Tensor]:
+        """log of the mean density of the models at rows without discrete columns, nats (n,), and the errors of each
+        model's ODE, (k, n)."""
+        latents = self.columns_.latents(X, c)
         parts = list(zip(*(torch.from_numpy(part).split(solve.ROWS_AT_ONCE) for part in (latents, c)), strict=True))
         each = [[solve.latent_log_prob(solve.at(model, rows), z, tol) for z, rows in parts] for model in self.models_]
         log_prob, errors = ([torch.cat([pair[i] for pair in of]) for of in each] for i in (0, 1))
-        return solve.averaged(log_prob).numpy(), torch.stack(errors)
-
-    def _start_log_density(self, latents: np.ndarray, c: np.ndarray) -> np.ndarray:
-        """log of the mean density of the starts of the models, nats (n,)."""
-        z, conditions = torch.from_numpy(latents), torch.from_numpy(c)
-        return solve.averaged(solve.start_log_prob(solve.at(model, conditions), z) for model in self.models_).numpy()
+        return solve.averaged(log_prob).numpy() + self.columns_.log_volume(X), torch.stack(errors)

@@ -142,7 +142,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     density that integrates to 1 for every question. Categories follow the chain rule, one column after another.
 
     For one fixed question of numbers alone :class:`DensityEstimator` is somewhat better at equal cost. Answers to
-    different questions need not agree exactly: :meth:`disagreement` measures by how much they differ.
+    different questions need not agree exactly.
 
     Args:
         categories: columns of categories, by index or name. Columns of strings, of booleans and of pandas' categories
@@ -559,17 +559,6 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             row, j = outside[0]
             column = self.encoding_.columns[self.encoding_.numbers[j]]
             raise ValueError(f"{column.name} must be inside of its bounds, got {x[row, j]:g} in row {row}")
-
-    def disagreement(self, X, random_state: Any = None) -> dict[str, float]:
-        """``mean`` and ``rms`` over rows of log p of a row minus log p(a) + log p(b|a), nats, for random columns a."""
-        check_is_fitted(self)
-        X = self._validated(X, reset=False)
-        first = check_random_state(random_state).uniform(size=X.shape) < 0.5
-        none = np.zeros_like(first)
-        asked, given = np.concatenate([~none, first, ~first]), np.concatenate([none, none, first])
-        whole, *chain = np.split(self._score(np.tile(X, (3, 1)), asked, given, solve.SOLVER_ERROR), 3)
-        difference = whole - chain[0] - chain[1]
-        return {"mean": float(difference.mean()), "rms": float(np.sqrt(np.square(difference).mean()))}
 
     def _score(self, X: Array, asked: Array, given: Array, tol: float) -> Array:
         """log p of asked columns of rows ``X`` given others, masks (n, columns) each."""

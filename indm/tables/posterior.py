@@ -1,6 +1,5 @@
 """Posteriors p(θ|x) of a simulator, from pairs of parameters θ and observations x."""
 
-import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -53,10 +52,9 @@ class PosteriorEstimator(BaseEstimator):
             infinite). Of a ``torch.distributions.Distribution`` it is the support; where that is not a box, as for a
             Dirichlet law, torch's map from all vectors to it is used. Its density matters for several observations
             alone. None: all of the line.
-        embedding: a module (n, *event) → (n, …) that turns standardised observations of any shape into numbers; or the
-            name of a ready one: "series" for x (n, channels, length) or (n, length), "set" for x (n, features, members)
-            or (n, members) whose members have no order. A copy is trained with a first posterior; the estimator is then
-            fitted to its output. Each of the two has half of ``max_seconds``, and ``n_models`` is 1.
+        embedding: a module (n, *event) → (n, …) that turns standardised observations of any shape into numbers. A copy
+            is trained with a first posterior; the estimator is then fitted to its output. Each of the two has half of
+            ``max_seconds``, and ``n_models`` is 1.
         estimator: a :class:`~indm.DensityEstimator`, for which you may give its options; or a
             :class:`~indm.JointDensityEstimator`: one model of (θ, x), for x in which entries are missing (NaN), at
             random, in simulations or at the observation, and for p(x|θ), by :meth:`log_likelihood`. Where simulations
@@ -85,7 +83,7 @@ class PosteriorEstimator(BaseEstimator):
     def __init__(
         self,
         prior: Any = None,
-        embedding: nn.Module | str | None = None,
+        embedding: nn.Module | None = None,
         *,
         estimator: DensityEstimator | JointDensityEstimator | None = None,
         **options: Any,
@@ -158,8 +156,9 @@ class PosteriorEstimator(BaseEstimator):
     def _is_joint(self) -> bool:
         return isinstance(self.estimator_, JointConditional)
 
-    def _embed(self, embedding: nn.Module | str, theta: Array, x: Array) -> summaries.Embedded:
+    def _embed(self, embedding: nn.Module, theta: Array, x: Array) -> summaries.Embedded:
         """The trained embedding; the estimator then validates on the rows that it did not see, in the time left."""
+        require(isinstance(embedding, nn.Module), "embedding", embedding, "a module")
         options, rng = self.estimator_, check_random_state(self.estimator_.random_state)
         options.n_models, options.max_seconds = 1, options.max_seconds / 2
         options._order = order = rng.permutation(len(theta))
@@ -347,17 +346,6 @@ class PosteriorEstimator(BaseEstimator):
         latents = self._latents(theta, c), self._latents(flat, np.repeat(c, n, axis=0)).reshape(len(theta), n, -1)
         theta, draws = self.prior_.parameters(theta), self.prior_.parameters(draws)
         return Calibration.of(theta, draws, latents=latents, seed=rng.randint(2**31 - 1))
-
-    def distill(self, x: Any, **limits: Any) -> "PosteriorEstimator":
-        """A copy of this posterior with a student, taught at observations ``x`` within ``limits`` of
-        :meth:`indm.DensityEstimator.distill`; ValueError where the estimator is of θ and x together. Densities then
-        take a hundredth of the time or less."""
-        rows, _ = self._observed(x)
-        if self._is_joint:
-            raise ValueError("a student needs an estimator of θ given x, got one of both: JointDensityEstimator")
-        found = copy.copy(self)
-        found.estimator_ = self.estimator_.distill(self._numbers(rows), **limits)
-        return found
 
     # ── Shapes ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

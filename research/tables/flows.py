@@ -31,6 +31,7 @@ from sklearn.neighbors import KernelDensity
 
 from indm import DensityEstimator
 from indm.evaluation.statistics import mean_and_error
+from indm.tables.solve import SOLVER_ERROR
 from research.lab.seeds import over_seeds
 from research.markdown import in_table, with_error
 from research.records import Records, made_by
@@ -139,7 +140,7 @@ def indm(train: Array, valid: Array, space: Space, seed: int, seconds: float) ->
     }
 
     def log_density(rows: Array) -> Array:
-        value, _, errors = found._log_density(rows, np.zeros((len(rows), 0)), None)
+        value, errors = found._log_density(rows, np.zeros((len(rows), 0)), SOLVER_ERROR)
         is_solved = errors.isfinite()
         setting["unsolved"] = setting.get("unsolved", 0) + int((~is_solved).any(0).sum())
         setting["ode_error"] = round(errors[is_solved].mean().nan_to_num().item(), 4)

@@ -34,7 +34,6 @@ CALLS = {
     "sample": (DensityEstimator, lambda model: model.sample(100), "draws", 100),
     "joint.score_samples": (JointDensityEstimator, lambda model: model.score_samples(gaps(), given=[]), "log p", 100),
     "log_prob_cells": (JointDensityEstimator, lambda model: model.log_prob_cells(ROWS), "log p", 200),
-    "disagreement": (JointDensityEstimator, lambda model: model.disagreement(ROWS), "log p", 300),
     "joint.sample": (JointDensityEstimator, lambda model: model.sample(100), "draws", 100),
     "impute": (JointDensityEstimator, lambda model: model.impute(gaps(), n=3), "draws", 300),
     "conditional": (JointDensityEstimator, lambda model: model.conditional({0: 1.0}).sample(100), "draws", 100),

@@ -27,7 +27,7 @@ from indm.tables import estimator, fit
 from indm.tables.columns import Columns
 from indm.tables.fit import EPS
 from indm.tables.networks import MixtureMLP
-from indm.tables.solve import SAMPLING_ERROR, _solved, latent_log_prob
+from indm.tables.solve import SAMPLING_ERROR, _solved, at, latent_log_prob, start_log_prob
 
 pytestmark = pytest.mark.filterwarnings("ignore:the network found nothing", "ignore:max_seconds ended")
 
@@ -179,7 +179,7 @@ def test_a_probability_is_the_integral_over_its_cell_or_below(discrete, monkeypa
     model, _ = discrete
     cell, n = np.array([[1.0, 1.0]]), 24
     within = (np.stack(np.meshgrid(*2 * [np.arange(n)]), -1).reshape(-1, 2) + 0.5) / n
-    log_density, _, _ = model._log_density(cell + within, np.zeros((n**2, 0)), None)
+    log_density, _ = model._log_density(cell + within, np.zeros((n**2, 0)), 0.05)
     exact = np.log(np.exp(log_density).mean())
     assert model.score_samples(cell)[0] == pytest.approx(exact, abs=2e-3)
     with monkeypatch.context() as patch:
@@ -187,7 +187,7 @@ def test_a_probability_is_the_integral_over_its_cell_or_below(discrete, monkeypa
         assert model.score_samples(cell)[0] == pytest.approx(log_density.mean(), abs=0.03)
     monkeypatch.setattr("indm.tables.solve.POINTS", ((1,),))
     drawn = qmc.LatinHypercube(2, scramble=False, rng=0).random(model.draws)
-    expected = model._log_density(cell + drawn, np.zeros((len(drawn), 0)), None)[0].mean()
+    expected = model._log_density(cell + drawn, np.zeros((len(drawn), 0)), 0.05)[0].mean()
     assert model.score_samples(cell)[0] == pytest.approx(expected, abs=1e-9)
     assert log_density.mean() < exact - 0.01
 
@@ -698,7 +698,8 @@ def test_a_row_without_a_solution_costs_no_other(moons, monkeypatch):
     with pytest.warns(ConvergenceWarning, match="no finite solution for 3 of 300 rows") as told:
         found = model.score_samples(X)
     failed = worst > least
-    mixture = model._start_log_density(z, none) + model.columns_.log_volume(X)
+    mixture = start_log_prob(at(model.models_[0], torch.from_numpy(none)), torch.from_numpy(z)).numpy()
+    mixture += model.columns_.log_volume(X)
     assert len(told) == 1 and failed.sum() == 3
     assert found[failed] == pytest.approx(mixture[failed]) and found[~failed] == pytest.approx(plain[~failed], abs=1e-5)
 

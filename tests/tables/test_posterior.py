@@ -1,7 +1,6 @@
 """Posteriors of a simulator: closed forms, finite differences, calibration."""
 
 import pickle
-import warnings
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +19,6 @@ from indm.tables import posterior as module
 from indm.tables.calibration import LEVELS, Calibration
 from indm.tables.posterior import Familiar, Proposal, resampled
 from indm.tables.prior import Prior
-from indm.tables.summaries import SeriesEmbedding
 
 SMALL = {"n_models": 1, "max_components": 1, "width": 8, "depth": 1, "max_steps": 0, "random_state": 0}
 A, NOISE = np.array([[1.0, 0.5], [0.0, 1.0], [-1.0, 1.0]]), 1.0
@@ -370,11 +368,11 @@ def test_where_a_prior_is_zero_inside_its_box_so_is_the_posterior(gaussian, coar
         (lambda: PosteriorEstimator().fit([[1.0]], [[np.nan]]), "x must be finite numbers, got NaN throughout"),
         (
             lambda: PosteriorEstimator(embedding="sets", **SMALL).fit(*simulated(20)),
-            "embedding must be a module, or one of series, set, got .sets.",
+            "embedding must be a module, got .sets.",
         ),
         (
-            lambda: PosteriorEstimator(embedding="set", **SMALL).fit(np.ones((20, 1)), np.ones((20, 1, 4, 4))),
-            r"x must be of shape \(n, length\) or \(n, channels, length\) for embedding=\"set\", got \(20, 1, 4, 4\)",
+            lambda: PosteriorEstimator(embedding=nn.Linear(2, 2), **SMALL).fit(*simulated(20)),
+            r"embedding must take x of shape \(20, 3\)",
         ),
         (lambda: PosteriorEstimator().fit([[1.0]], [[1j]]), "x must be real numbers, got complex128"),
         (
@@ -558,45 +556,6 @@ def test_an_embedding_is_trained_with_the_posterior(coarse):
     assert log_p.mean() > norm.logpdf(fresh).mean() + 0.3
     assert posterior.sample(3, at[0]).shape == (3, 1) and posterior.sample(3, at[:2]).shape == (2, 3, 1)
     assert pickle.loads(pickle.dumps(posterior)).log_prob(fresh[:3], at[:3]) == pytest.approx(log_p[:3], abs=1e-5)
-
-
-def spreads(n, seed=0):
-    """θ uniform in [1, 3], and 30 numbers of deviation θ, whose order tells nothing."""
-    numbers = np.random.default_rng(seed)
-    theta = numbers.uniform(1, 3, size=(n, 1))
-    return theta, theta * numbers.normal(size=(n, 30))
-
-
-def waves(n, seed=0):
-    """θ uniform in [1, 3]: the number of waves in a series of 30 days and two channels, with a random phase."""
-    numbers = np.random.default_rng(seed)
-    theta, phase = numbers.uniform(1, 3, size=(n, 1)), numbers.uniform(0, 2 * np.pi, size=(n, 1))
-    angle = 2 * np.pi * theta * np.linspace(0, 1, 30) + phase
-    return theta, np.stack([np.sin(angle), np.cos(angle)], 1) + 0.5 * numbers.normal(size=(n, 2, 30))
-
-
-@pytest.mark.filterwarnings("ignore:the network found nothing", "ignore:max_seconds ended")
-@pytest.mark.parametrize("name, simulate", [("set", spreads), ("series", waves)])
-def test_a_ready_embedding_finds_what_no_single_entry_tells(name, simulate, coarse):
-    options = SMALL | {"max_steps": 150, "width": 16, "learning_rate": 1e-2, "dropout": 0.0}
-    posterior = PosteriorEstimator((1, 3), name, **options).fit(*simulate(1000))
-    theta, x = simulate(100, seed=1)
-    log_p = posterior.log_prob(theta, x)
-    assert log_p.mean() > -np.log(2) + 0.5  # the prior's is −log 2
-    order = np.random.default_rng(2).permutation(30)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        shuffled = posterior.log_prob(theta, x[..., order])
-    assert (np.abs(shuffled - log_p).max() < 1e-3) == (name == "set")
-    loaded = pickle.loads(pickle.dumps(posterior))
-    assert loaded.log_prob(theta[:3], x[:3]) == pytest.approx(log_p[:3], abs=1e-5)
-
-
-@pytest.mark.parametrize("length", [1, 7, 8, 9, 100])
-def test_series_of_any_length_have_an_embedding(length):
-    net, x = SeriesEmbedding((2, length)), torch.ones(3, 2, length, requires_grad=True)
-    (slope,) = torch.autograd.grad(net(x).sum(), x)
-    assert net(x).shape == (3, 8) and (slope != 0).all()
 
 
 def test_the_estimator_validates_on_rows_that_trained_no_embedding(monkeypatch):
