@@ -128,7 +128,7 @@ class MaskedFlow(Compose):
     ):
         shape, features = tuple(shape), features_of(condition)
         require(len(shape) == 1, "shape", shape, "(D,)", "CouplingFlow takes images")
-        check_counts(depth=depth, width=width, layers=layers)
+        check_counts(shape=shape[0], depth=depth, width=width, layers=layers)
         bound = usual_bound(shape) if bound is None else bound
         kind: Transform = transform_of(transform, bins, bound, max_log_scale=1.0)
         kind = Chained(Affine(), kind) if transform == "spline" else kind

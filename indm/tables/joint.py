@@ -440,8 +440,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """log p of what each row of ``X`` has, nats, of the units of ``X``: (n,).
 
         Of a row with missing entries it is the marginal of the others. Columns that are ``given``, by index or name, or
-        by a mask (n, columns), are conditioned on. It is −∞ where a column that was constant differs. ``tol`` is the
-        solver's error of a row, nats.
+        by a mask (n, columns), are conditioned on. It is −∞ where a number, asked or given, is outside of its bounds,
+        and where an asked column that was constant differs. ``tol`` is the solver's error of a row, nats.
 
         It is the log of probabilities of categories, spikes and whole numbers times a density of the others; for three
         and more whole numbers it is a lower bound, as of :class:`DensityEstimator`.
@@ -565,7 +565,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         found = self._constant_log_prob(X, asked)
         x, codes = self.encoding_.encoded(X)
         questions = self._questions(asked, given, (x, codes))
-        found += np.where((self.encoding_.is_possible(x) | ~questions.asked).all(1), 0.0, -np.inf)
+        is_counted = questions.asked | questions.given
+        found += np.where((self.encoding_.is_possible(x) | ~is_counted).all(1), 0.0, -np.inf)
         rows = np.flatnonzero(np.isfinite(found))
         whole, errors = questions.asked & self.encoding_.whole, [torch.zeros(0)]
         with solve.bar_of(len(rows), "log p", self.progress) as bar:
@@ -804,13 +805,15 @@ class JointConditional(JointDensityEstimator):
         return self._score(rows, asked, given, tol)
 
     def sample(self, n_samples: int = 1, random_state: Any = None, *, c: Array, steps: int | None = None) -> Array:
-        x, codes = self.encoding_.encoded(self._joined(np.full((n_samples, self._d), np.nan), c))
+        rows = self._joined(np.full((n_samples, self._d), np.nan), c)
+        self._check_possible(rows)
+        x, codes = self.encoding_.encoded(rows)
         questions = self._posed(*self._masks(len(x)), (x, codes))
         drawn = self._drawn((x, codes), questions, steps, check_random_state(random_state))
         return self.encoding_.table(*drawn)[:, : self._d].astype(float)
 
     def log_likelihood(self, c: Array, X: Array) -> Array:
-        """log p(c|X) of what each row of c (n, k) has, nats (n,), at rows of X (n, d)."""
+        """log p(c|X) of what each row of c (n, k) has, nats (n,), at rows of X (n, d); −∞ outside of the bounds."""
         rows = self._joined(X, c)
         asked, given = self._masks(len(rows))
         return self._score(rows, given, asked, solve.SOLVER_ERROR)
@@ -819,22 +822,35 @@ class JointConditional(JointDensityEstimator):
         """Rows of c for ``rows`` of X, of one for all or one for each."""
         return np.broadcast_to(c, (rows, self.n_conditions_))
 
-    def possible(self, X: Array) -> Array:
-        """The indices of rows inside of the bounds whose constant columns have their values."""
-        x, _ = self.encoding_.encoded(self._joined(X, np.full((1, self.n_conditions_), np.nan)))
-        same = np.isfinite(self._constant_log_prob(X, np.ones(X.shape, dtype=bool)))
-        return np.flatnonzero(same & self.encoding_.is_possible(x).all(1))
+    def possible(self, X: Array, c: Array) -> Array:
+        """The indices of rows that have a density at their c: both are inside of the bounds, constant columns of X have
+        their values, and no entry of X is a spike."""
+        rows = self._joined(X, c)
+        asked, _ = self._masks(len(rows))
+        x, _ = self.encoding_.encoded(rows)
+        is_same = np.isfinite(self._constant_log_prob(rows, asked))
+        is_spike = np.isnan(x[:, self.encoding_.numbers < self._d]).any(1)
+        return np.flatnonzero(is_same & ~is_spike & self.encoding_.is_possible(x).all(1))
 
     def log_densities(self, z: Tensor, c: Array, steps: int) -> Iterator[Tensor]:
-        """log p of latents (n, d) at rows of c, nats (n,), with gradients, in so many steps of the ODE."""
+        """log p of latents (n, d) at rows of c, nats (n,), with gradients, in so many steps of the ODE.
+
+        Of columns of X with spikes it is the density of the other values.
+        """
         x, codes = self.encoding_.encoded(self._joined(np.full((len(z), self._d), np.nan), c))
+        codes[:, self.encoding_.categories < self._d] = 0  # latents are numbers, not spikes
         net, questions = self.model_.score.backbone, self._posed(*self._masks(len(x)), (x, codes))
-        is_asked, is_given, index = questions.masks()
+        is_asked, is_given, numbers = questions.masks()
         net.set_questions(is_asked, is_given)
-        at = net.condition(self._latents(x).double(), torch.zeros(len(z), net.m), torch.from_numpy(index))
+        index, given = torch.from_numpy(numbers), self._latents(x).double()
+        one_hot = torch.from_numpy(self.encoding_.one_hot(codes))
+        with torch.no_grad():
+            log_share = chain_log_prob(net, given, one_hot, questions, index)
+        known = questions.asked_codes | questions.given_codes
+        at = net.condition(given, hidden(one_hot, net, known), index)
         rows = z.new_zeros(x.shape).masked_scatter(torch.from_numpy(questions.asked), z)
         value = log_prob(self.model_.given(at), rows, steps=steps, exact=True)
-        yield value - unasked_log_prob(self.model_.sde, ~torch.from_numpy(questions.asked))
+        yield log_share + value - unasked_log_prob(self.model_.sde, ~torch.from_numpy(questions.asked))
 
     def _masks(self, n: int) -> tuple[Array, Array]:
         """Masks of the asked and of the given columns, (n, columns) each."""

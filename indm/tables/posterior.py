@@ -193,7 +193,8 @@ class PosteriorEstimator(BaseEstimator):
         return float(self.log_prob(theta, x).mean())
 
     def grad_log_prob(self, theta: Any, x: Any, *, steps: int = FEWEST_STEPS) -> Array:
-        """∂ log p(θ|x)/∂θ, (n, d), of ``theta`` (n, d) at one x or at one for each; NaN outside of the prior.
+        """∂ log p(θ|x)/∂θ, (n, d), of ``theta`` (n, d) at one x or at one for each; NaN outside of the prior, and where
+        x is outside of its bounds.
 
         The ODE of :meth:`log_prob`, in ``steps`` equal steps, is differentiated. Up to 40 parameters the only error is
         due to the steps; above, it has the noise of 8 probes.
@@ -436,7 +437,7 @@ class PosteriorEstimator(BaseEstimator):
         self._check_continuous()
         found = self.estimator_
         c, gradient = found.standardised(c, len(theta)), np.full(theta.shape, np.nan)
-        value, rows = np.full(len(theta), -np.inf), found.possible(theta)
+        value, rows = np.full(len(theta), -np.inf), found.possible(theta, c)
         X, c = theta[rows][:, self.estimator_.varies_], c[rows]
         stretch, bend = self._derivatives(X, c)
         log_p, slope = self._slope_of_latents(found.columns_.latents(X, c), c, steps)

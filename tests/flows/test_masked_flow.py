@@ -38,6 +38,7 @@ def test_a_condition_reaches_every_number():
     "options, named",
     [
         ({"shape": (2, 3)}, "shape"),
+        ({"shape": (0,)}, "shape"),
         ({"depth": 0}, "depth"),
         ({"transform": "cube"}, "transform"),
         ({"bins": 1}, "bins"),

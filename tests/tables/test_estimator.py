@@ -5,6 +5,7 @@ import io
 import itertools
 import pickle
 import time
+from types import SimpleNamespace
 
 import joblib
 import numpy as np
@@ -205,6 +206,34 @@ def test_the_probabilities_of_constant_columns_sum_to_one_at_most(columns, exact
     assert probability.sum() <= 1 + 1e-3 and probability.argmax() == len(cells) // 2
     if exact:
         assert probability.sum() == pytest.approx(1, abs=1e-3)
+
+
+def test_the_bound_of_discrete_columns_counts_their_noise():
+    """Bounds of other draws scatter as they say, and are below the score."""
+    numbers = np.random.default_rng(0)
+    X = np.stack([numbers.poisson(2, 300), numbers.normal(size=300)], 1)
+    model = DensityEstimator(discrete=(0,), **SMALL | {"max_steps": 0}).fit(X)
+    bounds, errors = np.transpose([model.score_bound(X[:30], pairs=4, random_state=seed) for seed in range(80)])
+    assert bounds.std() == pytest.approx(np.sqrt(np.square(errors).mean()), rel=0.3)
+    assert bounds.mean() < model.score(X[:30]) - 3 * bounds.std() / np.sqrt(80)
+    with pytest.raises(ValueError, match="pairs must be at most 2048, got 1000000000"):
+        model.score_bound(X, pairs=10**9)
+
+
+@pytest.mark.parametrize("gain, chosen", [(0.05, 0), (0.15, 1)])
+def test_another_map_needs_a_gain_above_its_standard_error(gain, chosen, monkeypatch):
+    """Gains of 100 rows of deviation 1, each in 8 draws of the noise: the standard error is 0.1."""
+    gains = np.resize([1.0, -1.0], 100) + gain
+    maps = [
+        SimpleNamespace(latents=lambda X, c: X, log_volume=lambda X, value=value: np.repeat(value, 8))
+        for value in (np.zeros(100), gains)
+    ]
+    law = SimpleNamespace(log_prob=lambda z, c: np.zeros(len(z)))
+    monkeypatch.setattr(estimator, "best_mixture", lambda *arguments: law)
+    monkeypatch.setattr(estimator, "with_one_gaussian", lambda *arguments: [law])
+    train, held = (estimator.Table(np.zeros((n, 1)), np.zeros((n, 0))) for n in (50, 800))
+    start = DensityEstimator(max_components=1)._start(train, held, maps, 0, np.inf, 8)
+    assert start.columns is maps[chosen]
 
 
 def test_fractions_are_refused_where_they_are_scored_too(discrete):

@@ -500,6 +500,22 @@ def test_questions_without_an_answer_are_refused(use, message, model):
         use(model)
 
 
+def test_a_number_outside_of_its_bounds_has_no_density_asked_or_given():
+    """v is in (0, 1), and whole numbers in the other column may be on the lower end."""
+    numbers = np.random.default_rng(0)
+    v, count = numbers.uniform(size=300), numbers.integers(0, 4, 300)
+    X = np.stack([v + 0.1 * numbers.normal(size=300), v, count], 1)
+    options = SMALL | {"max_steps": 0}
+    fitted = JointDensityEstimator(bounds={1: (0, 1), 2: (0, 4)}, discrete=(2,), **options).fit(X)
+    rows = np.array([[0.5, 0.999, 0.0], [0.5, 1.5, 0.0], [0.5, -3.0, 0.0], [0.5, 1.0, 0.0], [0.5, 0.5, -1.0]])
+    for given in ([], [0], [1, 2], [1], [0, 1, 2]):
+        assert np.isneginf(fitted.score_samples(rows, given=given)).tolist() == [False, True, True, True, True]
+    left_out = np.array([[np.nan, 0.5, np.nan], [0.5, np.nan, np.nan]])
+    assert np.isfinite(fitted.score_samples(left_out, given=[1])).all()
+    cells = fitted.log_prob_cells(rows)
+    assert np.isneginf(cells).argmax(1).tolist() == [0, 1, 1, 1, 2] and np.isneginf(cells).sum() == 4
+
+
 def test_whole_numbers_have_probabilities_that_sum_to_one():
     numbers = np.random.default_rng(0)
     counts = numbers.binomial(3, 0.5, 300).astype(float)

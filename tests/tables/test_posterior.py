@@ -656,6 +656,85 @@ def test_one_model_has_the_likelihood_too(joint):
     assert np.abs(joint.log_likelihood(x, theta) - exact).mean() < 0.1
 
 
+JOINT = {"max_components": 2, "width": 8, "depth": 1, "max_steps": 0, "random_state": 0}
+
+
+def slopes(posterior, theta, row):
+    """∂ log p/∂θ by differences of the scores, (d,)."""
+    step = 1e-4 * np.eye(len(theta))
+    return (posterior.log_prob(theta + step, row) - posterior.log_prob(theta - step, row)) / 2e-4
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """Of θ ~ N(0, 1), and x of a number, a binary one and one that is 0 in many rows, whose odds depend on θ."""
+    numbers = np.random.default_rng(0)
+    theta = numbers.normal(size=(2000, 1))
+    flag = numbers.uniform(size=theta.shape) < 1 / (1 + np.exp(-4 * theta))
+    rain = np.where(
+        numbers.uniform(size=theta.shape) < 0.4, 0.0, np.exp(theta + 0.3 * numbers.normal(size=theta.shape))
+    )
+    x = np.hstack([theta + numbers.normal(size=theta.shape), flag, rain])
+    estimator = JointDensityEstimator(categories=(2,), spikes={3: 0}, bounds={3: (0, None)}, **JOINT)
+    return PosteriorEstimator(estimator=estimator).fit(theta, x)
+
+
+def test_gradients_and_modes_depend_on_categories_and_spikes_of_x(mixed):
+    rows = np.array([[0.3, 0.0, 0.0], [0.3, 1.0, 0.0], [0.3, 0.0, 1.2], [0.3, 1.0, 1.2]])
+    at = np.array([0.4])
+    exact = np.array([slopes(mixed, at, row) for row in rows])
+    assert np.abs(np.diff(exact, axis=0)).min() > 0.2
+    found = np.array([mixed.grad_log_prob(at, row)[0] for row in rows])
+    assert found == pytest.approx(exact, abs=0.02)
+    grid = np.linspace(-3, 3, 601)[:, None]
+    for row in rows[:2]:
+        mode, value = mixed.mode(row)
+        log_p = mixed.log_prob(grid, row)
+        assert mode == pytest.approx(grid[log_p.argmax()], abs=0.03) and value == pytest.approx(log_p.max(), abs=1e-2)
+
+
+def test_a_gradient_of_spiked_parameters_is_of_their_density():
+    """The value of which it is the slope has the probability that θ is none of the spikes."""
+    numbers = np.random.default_rng(0)
+    theta = np.where(numbers.uniform(size=(1000, 1)) < 0.3, 0.0, 1 + numbers.normal(size=(1000, 1)))
+    x = theta + numbers.normal(size=theta.shape)
+    posterior = PosteriorEstimator(estimator=JointDensityEstimator(spikes={0: 0}, **JOINT)).fit(theta, x)
+    value, slope = posterior._slope(np.array([[0.7], [0.0]]), np.array([[0.5]]), 24)
+    assert slope[0] == pytest.approx(slopes(posterior, np.array([0.7]), [0.5]), abs=0.02)
+    assert value[0] == pytest.approx(posterior.log_prob([0.7], [0.5])[0], abs=0.02)
+    assert np.isneginf(value[1]) and np.isnan(slope[1])
+
+
+@pytest.mark.parametrize("has_gaps", [False, True])
+def test_a_constant_entry_of_x_leaves_gradients_and_modes(has_gaps):
+    theta, x = simulated(400)
+    x[:, 1] = 7.0
+    x[:100, 0] = np.where(has_gaps, np.nan, x[:100, 0])
+    options = JOINT | {"max_components": 1}
+    estimator = None if has_gaps else JointDensityEstimator(**options)
+    options = SMALL if has_gaps else {}
+    with pytest.warns(UserWarning, match="x has gaps|all have the same value"):
+        posterior = PosteriorEstimator(estimator=estimator, **options).fit(theta, x)
+    row, at = np.array([0.5, 7.0, -1.0]), np.array([0.3, -0.2])
+    exact = np.array([slopes(posterior, at, row)])
+    assert posterior.grad_log_prob(at, row) == pytest.approx(exact, abs=0.02)
+    covariance = np.linalg.inv(np.eye(2) + A[[0, 2]].T @ A[[0, 2]])
+    assert posterior.mode(row)[0] == pytest.approx(covariance @ A[[0, 2]].T @ row[[0, 2]], abs=0.25)
+
+
+def test_observations_and_parameters_outside_of_their_bounds_have_no_density(mixed):
+    outside, theta = np.array([0.3, 1.0, -1.0]), np.array([[0.4]])
+    assert np.isneginf(mixed.log_prob(theta, outside)) and np.isnan(mixed.grad_log_prob(theta, outside)).all()
+    for use in (lambda: mixed.sample(3, outside), lambda: mixed.mode(outside)):
+        with pytest.raises(ValueError, match="column 3 must be inside of its bounds, got -1"):
+            use()
+    theta, x = boxed(200)
+    posterior = PosteriorEstimator(([-1, 0], [1, 4]), estimator=JointDensityEstimator(**JOINT)).fit(theta, x)
+    at = np.array([[0.5, 1.0], [1.5, 1.0], [-7.0, 1.0], [0.5, -0.1]])
+    assert np.isneginf(posterior.log_likelihood(x[0], at)).tolist() == [False, True, True, True]
+    assert np.isneginf(posterior.log_prob(at, x[0])).tolist() == [False, True, True, True]
+
+
 @pytest.mark.filterwarnings("ignore:the network found nothing", "ignore:max_seconds ended")
 def test_gaps_choose_one_model_of_both_with_the_options_that_were_given():
     theta, x = simulated(300)
