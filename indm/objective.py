@@ -25,7 +25,7 @@ from indm.checks import require
 from indm.dequantization import constant_log_q, decoder_of
 from indm.gaussian import STANDARD, GaussianReference
 from indm.protocols import Model, Score
-from indm.score import base_of, context_of, unguided, with_context
+from indm.score import base_of, context_of, noise_parts, unguided, with_context
 from indm.sde.linear import Kernel, LinearSDE
 from indm.tensors import (
     Batch,
@@ -456,8 +456,8 @@ def mle_loss(
 ) -> Losses:
     r"""Flow and score both minimise the NELBO (with reconstruction, at truncation ``eps``).
 
-    Most networks add f to the noise that a known law B of the latents expects, such as N(0, I)
-    (:attr:`indm.ScoreModel.base`). The bound under B's own score has a closed form N, at the SDE's own ε it is −log B,
+    ε̂ of a :class:`indm.ScoreModel` is f plus the noise that a known law B of the latents expects, such as N(0, I)
+    (:func:`indm.score.base_of`). The bound under B's own score has a closed form N, at the SDE's own ε it is −log B,
     and noise is drawn only for what f changes. With R the length of the log-SNR clock, and one more unit at ε:
 
     .. math:: -\log|\det \partial h/\partial x| + N(h(x)) + (R + 1)\, E[\tfrac12\|f\|^2 - \langle f, a\rangle],
@@ -532,7 +532,7 @@ def drawn_error(
         score = with_context(score, tuple(context))
     kernel = score.sde.kernel(t)
     if is_known:
-        known, added = score.noise_parts(kernel.perturb(z, noise), t)
+        known, added = noise_parts(score, kernel.perturb(z, noise), t)
         error = noise - known
         value, error = event_sum(added * (0.5 * added - error), z), error - added
     else:

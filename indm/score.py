@@ -24,6 +24,9 @@ class ScoreModel(nn.Module):
     For latents of unit variance y has unit variance under every SDE (under VP it is z_t). A backbone that returns 0
     gives the exact score of latents distributed as N(0, I), so it learns the difference from that.
 
+    For another parameterization, such as v or data prediction, override ``forward`` and nothing else: it returns
+    s_θ(z_t, t). Losses, likelihoods and samples all follow from it.
+
     Example: with a backbone that gives 0, the score of N(0, I), which is the law of z_t at all times under VP.
 
         >>> from indm.nets import Zero
@@ -52,7 +55,11 @@ class ScoreModel(nn.Module):
 
     @property
     def base(self) -> Any:
-        """The law of latents whose exact score the backbone adds to: its attribute ``base``, by default N(0, I)."""
+        """The law of latents whose exact score the backbone adds to: its attribute ``base``, by default N(0, I).
+
+        A subclass may set it to None. Its likelihood is then trained by the network's whole error, see
+        :func:`indm.objective.mle_loss`.
+        """
         return getattr(self.backbone, "base", STANDARD)
 
     def forward(self, z_t: Batch, t: PerSample, c: Tensor | None = None) -> Batch:
@@ -66,23 +73,46 @@ class ScoreModel(nn.Module):
         y = z_t / expand_like(std, z_t)
         return expand_like(sigma / std, z_t) * y, y, -0.5 * self.sde.log_snr(t)
 
-    def noise_parts(self, z_t: Batch, t: PerSample, c: Tensor | None = None) -> tuple[Batch, Batch]:
-        """ε̂ = −σ_t s_θ in two parts: the noise that :attr:`base` expects at z_t, and what the backbone adds to it."""
-        standard, y, level = self._standard(z_t, t)
-        if self.base is STANDARD:
-            return standard, called(self.backbone, y, level, c).to(z_t.dtype)
-        beyond, added = self.backbone.noise_parts(y, level, c)
-        return standard + beyond.to(z_t.dtype), added.to(z_t.dtype)
-
 
 def called(network: Backbone, z: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
     """The output of a score or its backbone, which gets no c where there is none."""
     return network(z, t) if c is None else network(z, t, c)
 
 
+def adds_output(score: Any) -> bool:
+    """Whether ε̂ is the noise that N(0, I) expects plus the backbone's output: no subclass overrides ``forward``."""
+    return isinstance(score, ScoreModel) and type(score).forward is ScoreModel.forward
+
+
 def base_of(score: Score) -> Any:
-    """The law whose exact score a network adds to, see :attr:`ScoreModel.base`; None where none is known."""
-    return score.base if isinstance(score, ScoreModel | GivenScore) else None
+    """The law of latents whose exact noise :func:`noise_parts` takes from that of ``score``; None where it takes none.
+
+    It is :attr:`ScoreModel.base` where the backbone's output is added to that noise, and N(0, I) for a subclass with
+    another parameterization.
+    """
+    if isinstance(score, GivenScore):
+        base = base_of(score.score) if score.guidance == 1 else None
+        return None if base is None else base.given(score.c)
+    if not isinstance(score, ScoreModel) or score.base is None:
+        return None
+    return score.base if adds_output(score) else STANDARD
+
+
+def noise_parts(score: Any, z_t: Batch, t: PerSample, c: Tensor | None = None) -> tuple[Batch, Batch]:
+    """ε̂ = −σ_t s_θ in two parts: the noise that the law of :func:`base_of` expects at z_t, and the rest.
+
+    The rest is the network's output where that is added, and otherwise the difference.
+    """
+    if isinstance(score, GivenScore):
+        return noise_parts(score.score, z_t, t, score.c)
+    standard, y, level = score._standard(z_t, t)
+    if not adds_output(score):
+        noise = -expand_like(score.sde.sigma(t), z_t) * called(score, z_t, t, c)
+        return standard, noise - standard
+    if score.base is STANDARD:
+        return standard, called(score.backbone, y, level, c).to(z_t.dtype)
+    beyond, added = score.backbone.noise_parts(y, level, c)
+    return standard + beyond.to(z_t.dtype), added.to(z_t.dtype)
 
 
 def has_kinks(score: Score) -> bool:
@@ -128,16 +158,6 @@ class GivenScore(nn.Module):
     @property
     def backbone(self) -> nn.Module:
         return self.score.backbone
-
-    @property
-    def base(self) -> Any:
-        """The base of the score at these rows; None where the score is guided."""
-        base = self.score.base
-        return base if base is None else base.given(self.c) if self.guidance == 1 else None
-
-    def noise_parts(self, z_t: Batch, t: PerSample) -> tuple[Batch, Batch]:
-        """See :meth:`ScoreModel.noise_parts`."""
-        return self.score.noise_parts(z_t, t, self.c)
 
     @property
     def context(self) -> tuple[Tensor, ...]:
@@ -205,7 +225,7 @@ def probability_flow(score: Score, clock: PerSample) -> Callable[[Tensor], Tenso
     return velocity
 
 
-def closed_flow(score: Score, clock: PerSample) -> Callable[[Tensor], tuple[Tensor, PerSample]] | None:
+def closed_flow(score: Any, clock: PerSample) -> Callable[[Tensor], tuple[Tensor, PerSample]] | None:
     r""":func:`probability_flow` with its exact divergence (B,), without gradients; None where no closed form is known.
 
     A :class:`ScoreModel` has ε̂ = q w + output, so that the velocity is ½ q output. Its backbone may have
@@ -214,7 +234,7 @@ def closed_flow(score: Score, clock: PerSample) -> Callable[[Tensor], tuple[Tens
     given: tuple[Tensor, ...] = ()
     if isinstance(score, GivenScore) and score.guidance == 1:
         score, given = score.score, (score.c,)
-    if type(score) is not ScoreModel or not hasattr(score.backbone, "with_divergence"):
+    if not adds_output(score) or not hasattr(score.backbone, "with_divergence"):
         return None
 
     def velocity(w: Batch) -> tuple[Batch, PerSample]:

@@ -18,7 +18,7 @@ from indm.conditions import Condition
 from indm.dequantization import from_data
 from indm.model import INDM, build, build_dequantization, count_parameters, describe
 from indm.objective import Objective, flow_nll, objective_of
-from indm.score import base_of, context_of, score_for
+from indm.score import base_of, context_of, noise_parts, score_for
 from indm.tensors import evaluation_mode, noisy
 from indm.training import Penalty
 from indm.workbench.data.base import SPLITS, Data, as_data, check_kind, load_data, stack
@@ -197,7 +197,7 @@ def check_start(model: Any, x: Tensor) -> None:
         raise ValueError(f"train.flow_first must be 0 where {name} gives the noise itself: it does not add to N(0, I)")
     with evaluation_mode(model):
         z, _ = model.encode(x)
-        added = model.score.noise_parts(z, z.new_ones(len(z)))[1].abs().max().item()
+        added = noise_parts(model.score, z, z.new_ones(len(z)))[1].abs().max().item()
     hint = "set the weights and biases of its last layer to 0"
     require(added < LARGEST_ZERO, f"the output of {name}", added, "0 at the start of a run with train.flow_first", hint)
 
