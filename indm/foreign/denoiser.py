@@ -24,12 +24,13 @@ from indm.names import find
 from indm.scaling import Scaling
 from indm.score import ScoreModel
 from indm.sde.linear import LogLinearSDE
-from indm.tensors import Batch, PerSample, double, expand_like
+from indm.tensors import Batch, PerSample, double, evaluation_mode, expand_like
 
 SDE_EPS = 1e-5  # the time of the SDE at which the path begins
 MOST_NOISE_GAIN, USUAL_GAIN = 1e3, 10.0  # error of the noise for one of the velocity: refused from here, and harmless
 LARGE = 20.0  # |x| of data in model units that no usual scaling gives
 WHOLE = "the network takes no fractions of a step, so it is asked at the two steps around each: steps='whole'"
+OF_EMBEDDINGS = (IndexError, RuntimeError, TypeError)  # what a network of whole steps raises at another
 ASKED = ("between", "whole")  # steps k at which a network of a table of steps can be asked: fractions, or whole ones
 STEP_VARIANCES = ("large", "small", "learned")  # variances of a K-step model's steps: β_k, the posterior's, or between
 
@@ -151,19 +152,37 @@ class Denoiser(nn.Module):
         tau = self.noises.time(double(level)).clamp(min(self.noises.range), max(self.noises.range))
         x = expand_like(torch.hypot(self.noises.alpha(tau), self.noises.sigma(tau)).to(y), y) * y
         if self.steps != "whole":
-            try:
-                return x, tau, self._asked(x, tau.to(x, copy=True), c)
-            except (IndexError, RuntimeError, TypeError):
-                if self.steps == "between" or not self.noises.is_table:
-                    raise
+            return x, tau, self._asked(x, tau.to(x, copy=True), c)
         below, share = tau.floor().long(), expand_like(tau.frac().to(x), x)
         f = self._asked(x, below, c)
         if bool(share.any()):
             f = torch.lerp(f, self._asked(x, tau.ceil().long(), c), share)
-        if self.steps is None:
-            self.steps = "whole"
-            warnings.warn(WHOLE, RuntimeWarning, stacklevel=2)
         return x, tau, f
+
+    def find_steps(self, x: Batch, c: Tensor | None = None) -> None:
+        """Ask once, at one row, whether a network of a table of steps takes fractions of a step, if nobody has said so.
+
+        What takes whole steps alone, such as ``nn.Embedding``, refuses the float each time and takes the integer. All
+        other errors say nothing of the steps: the call that meets them raises them.
+        """
+        if self.steps is not None or not self.noises.is_table:
+            return
+        fraction = x.new_full((len(x),), 0.5)
+        refused = isinstance(self._error(x, fraction, c), OF_EMBEDDINGS)
+        takes_whole = refused and self._error(x, fraction.long(), c) is None
+        if takes_whole and isinstance(self._error(x, fraction, c), OF_EMBEDDINGS):  # not for a moment only
+            self.steps = "whole"
+            warnings.warn(WHOLE, RuntimeWarning, stacklevel=3)
+
+    def _error(self, x: Batch, tau: Tensor, c: Tensor | None) -> Exception | None:
+        """What the network raises at these steps, if anything."""
+        try:
+            self._asked(x, tau, c)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            return error
+        return None
 
     def _asked(self, x: Batch, tau: Tensor, c: Tensor | None) -> Any:
         return self.network(x.clone(), tau, *(() if c is None else (c.clone(),)))  # it may change its arguments
@@ -209,7 +228,8 @@ def from_denoiser(
         variance: "large", "small" or "learned", of the steps of a K-step model, see :func:`indm.discrete_nelbo`.
         steps: "whole" for a network of a table of steps that takes whole k alone, such as one with ``nn.Embedding``:
             it is asked at the two k around a fraction, in int64, and its output is linear between them. "between" asks
-            at fractions. By default a first call that fails tells that "whole" is needed, with a warning.
+            at fractions. By default the network is asked once, at one row: if it refuses a float and takes an integer,
+            it is asked at whole steps, with a warning. Say "whole" of a function that works on another device alone.
         factory: in place of ``network`` ``"package.module:function"``, so that the model can be saved, and read again
             inside :func:`indm.trust`. A module that keeps its arguments as attributes can be saved, too.
         options: arguments of the factory.
@@ -246,7 +266,14 @@ def from_denoiser(
     weight = next(denoiser.parameters(), model.scaling.scale)
     if weight.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"network must be in float32 or float64, got {weight.dtype}; network.float() makes it so")
-    return model.to(weight.device, weight.dtype)
+    model.to(weight.device, weight.dtype)
+    x, c = model.scaling.scale.new_zeros(1, *shape), None
+    if condition is not None:
+        c = condition.absent(1)
+        c[:, 0] = 1  # not a hidden one, which the network may not know
+    with evaluation_mode(model):
+        denoiser.find_steps(x, c)
+    return model
 
 
 def sde_of(path: Path, eps: float) -> LogLinearSDE:

@@ -114,13 +114,65 @@ def test_the_slope_of_the_path_has_no_kink_at_a_step():
 
 
 @pytest.mark.filterwarnings("ignore:the error of log_prob's ODE")
-def test_whole_steps_are_found_by_the_first_call():
-    betas, levels = steps_of(50)
-    model, x = model_of(betas, levels), points(4)
+@pytest.mark.parametrize("shape", [(2,), (1, 2, 2)])
+def test_whole_steps_are_found_at_one_row_before_any_call(shape):
+    seen, betas = [], steps_of(50)[0]
+    table = torch.linspace(0.1, 1, 50)
+
+    def network(x, k):
+        seen.append(tuple(x.shape))
+        return table[k].view(-1, *[1] * (x.ndim - 1)) * x
+
+    options = {"predicts": "noise", "path": {"betas": torch.as_tensor(betas)}, "shape": shape}
     with pytest.warns(RuntimeWarning, match="asked at the two steps around"):
-        found = model.log_prob(x)
-    torch.testing.assert_close(found, model_of(betas, levels, steps="whole").log_prob(x), rtol=0, atol=0)
-    assert model.score.backbone.steps == "whole"
+        found = indm.from_denoiser(network, **options)
+    assert set(seen) == {(1, *shape)} and found.score.backbone.steps == "whole"
+    said = indm.from_denoiser(network, **options, steps="whole")
+    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(*(model.log_prob(x, steps=8, exact=True) for model in (found, said)))
+
+
+class Failing(Table):
+    """A network that fails in some calls, as one that has no memory does for a moment."""
+
+    def __init__(self, levels, fails, takes_fractions):
+        super().__init__(levels)
+        self.calls, self.fails, self.takes_fractions = 0, fails, takes_fractions
+
+    def forward(self, x, k):
+        self.calls += 1
+        if self.calls in self.fails:
+            raise RuntimeError("CUDA out of memory")
+        return super().forward(x, k.long() if self.takes_fractions else k)
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 7])
+def test_an_error_at_any_call_does_not_change_the_steps(call):
+    betas, levels = steps_of(50)
+    network = Failing(levels, {call}, takes_fractions=True)
+    model = indm.from_denoiser(network, predicts="noise", path={"betas": torch.as_tensor(betas)}, shape=(2,))
+    if call > 1:  # the first is the question whether it takes fractions
+        with pytest.raises(RuntimeError, match="CUDA out of memory"):
+            model.log_prob(points(4))
+    assert model.score.backbone.steps is None
+
+
+def test_what_has_no_memory_for_one_row_says_so():
+    def network(x, k):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        indm.from_denoiser(network, predicts="noise", path={"betas": [0.1, 0.2]}, shape=(2,))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, IndexError, TypeError, ValueError, AssertionError])
+def test_an_error_of_another_kind_is_raised_by_the_call_that_meets_it(error):
+    def network(x, k):
+        raise error("mat1 and mat2 shapes cannot be multiplied")
+
+    model = indm.from_denoiser(network, predicts="noise", path={"betas": [0.1, 0.2]}, shape=(2,))
+    with pytest.raises(error, match="mat1 and mat2"):
+        model.log_prob(torch.zeros(3, 2))
 
 
 def test_fractions_are_an_error_where_they_are_asked_for():
