@@ -92,7 +92,7 @@ gpu:
 	PYTHONPATH=$(CURDIR) $(PYTHON) bench/gpu.py --data $(DATA) --out $(OUT)
 
 # What it needs beside PyTorch, fetched where there is a network: 60 MB in DATA.
-WHEELS = docstring-parser filelock jaxtyping safetensors tqdm tyro huggingface_hub psutil pytest
+WHEELS = docstring-parser filelock jaxtyping lazy_loader safetensors tqdm tyro huggingface_hub psutil pytest
 gpu-data:
 	mkdir -p $(DATA)/fashion-mnist $(DATA)/emoji
 	cd $(DATA) && apt-get download dataset-fashion-mnist && dpkg-deb --fsys-tarfile dataset-fashion-mnist_*.deb | \

@@ -7,7 +7,7 @@ Of a call it also counts the stays in rooms of the workbench, and the returns to
 is a container, such as ``__len__``, are no visits.
 
 A room is a folder or module of ``indm/``, of ``workbench/``, of ``tables/`` or of ``published/``. It imports what its
-code imports, anywhere in it, and what its ``parts.toml`` names.
+code imports, anywhere in it.
 """
 
 import ast
@@ -16,7 +16,6 @@ import itertools
 import re
 import sys
 import tempfile
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,22 +64,14 @@ def imports(module: str) -> frozenset[str]:
     return frozenset(found - {module})
 
 
-def named(folder: Path) -> set[str]:
-    """The modules that the ``parts.toml`` of a folder names."""
-    file = folder / "parts.toml"
-    tables = tomllib.loads(file.read_text()) if file.exists() else {}
-    return {place.split(":")[0] for table in tables.values() for place in table.values()}
-
-
 ROOMS = sorted({room(module) for module in MODULES} - {"", "__main__"})
 
 
 @functools.cache
 def below(name: str) -> frozenset[str]:
     """The rooms that a room imports."""
-    folder = ROOT.joinpath(*name.split("."))
     modules = [module for module in MODULES if room(module) == name]
-    found = {room(other) for module in modules for other in imports(module)} | {room(m) for m in named(folder)}
+    found = {room(other) for module in modules for other in imports(module)}
     return frozenset(found - {"", name, *HOUSES})
 
 

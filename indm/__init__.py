@@ -4,31 +4,16 @@ The models trained here are implicit nonlinear diffusion models (INDM): a normal
 linear diffusion runs there.
 """
 
-import importlib
 import importlib.metadata
-import re
-from pathlib import Path
-from typing import Any
 
-_STUB = Path(__file__).with_suffix(".pyi").read_text("utf-8")  # the one list of public names, for type checkers too
-_MODULES = {name: module for module, name in re.findall(r"^from (\S+) import (\w+)", _STUB, re.MULTILINE)}
-__all__ = list(_MODULES)
+import lazy_loader
+
+from indm import parts as parts  # gives the built-in parts their names
+
+# PyTorch takes seconds, so each public name is imported on first use. The stub is the one list of them.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 try:
     __version__ = importlib.metadata.version("indm")
 except importlib.metadata.PackageNotFoundError:  # the source alone, on PYTHONPATH
     __version__ = "0.0.0+unknown"
-
-
-def __getattr__(name: str) -> Any:
-    """A public name, imported when it is first used: PyTorch takes seconds."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = _MODULES[name] if _MODULES[name] != "." else f".{name}"
-    found = importlib.import_module(module, __name__)
-    globals()[name] = found if module == f".{name}" else getattr(found, name)
-    return globals()[name]
-
-
-def __dir__() -> list[str]:
-    return __all__

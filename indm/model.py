@@ -18,7 +18,7 @@ from indm.conditions import Condition, NoCondition, given, sees_condition
 from indm.dequantization import Dequantization, check_levels_for, check_raw, checked, decoder_of, from_data
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow
-from indm.names import OPTIONAL_KINDS, PART_KINDS, Untrusted, find, is_outside, name_of
+from indm.names import OPTIONAL_KINDS, PART_KINDS, Untrusted, find, is_outside, name_of, place_of
 from indm.protocols import Score
 from indm.scaling import Scaling
 from indm.score import GivenScore, ScoreModel, score_for, takes_condition
@@ -375,7 +375,9 @@ def describe(module: nn.Module, kind: str, made_by: Mapping[str, Any] | None = N
     the class cannot be named, or an argument is not known.
     """
     table: dict[str, Any] = {"name": name_of(kind, type(module))}
-    made_by = made_by if made_by and made_by["name"] in (table["name"], type(module)) else {}
+    made_by = made_by or {}
+    if place_of(kind, made_by.get("name")) not in (table["name"], type(module)):
+        made_by = {}
     outside = made_by if is_outside(table["name"]) else {}
     for key, parameter in arguments_of(type(module)).items():
         value = getattr(module, key, None)

@@ -1,14 +1,14 @@
 """Parts by name: flows, SDEs, networks and the rest, from this package or any other.
 
-The method and each house lists its own in its ``parts.toml``; :data:`BUILT_IN` has all rows. Any other name is
-``"package.module:Name"``, code outside this package. Names also stand in files that others wrote, so code outside is
-imported only inside :func:`trust`. Nothing is imported before it is asked for.
+:func:`register` names a part of this package, and the entry points of the group ``indm.parts`` name those of installed
+packages. Any other name is ``"package.module:Name"``. Names also stand in files that others wrote, so code outside this
+package is imported only inside :func:`trust`. Nothing is imported before it is asked for.
 """
 
 import importlib
+import importlib.metadata
 import re
 import sys
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,14 +20,9 @@ from indm.checks import brief, did_you_mean, hints_of, nearest, require
 
 PART_KINDS = ("flow", "sde", "net")  # the parts of which a model is made
 OPTIONAL_KINDS = ("dequantization", "condition")  # those that a model may be without
-HERE = Path(__file__).parent
-PART_FILES = [HERE / "parts.toml", *sorted(HERE.glob("*/parts.toml"))]  # the method's, and one of each house
-ROOMS = [tomllib.loads(file.read_text("utf-8")) for file in PART_FILES]
-BUILT_IN = {  # kind → name → place
-    kind: {name: place for room in ROOMS for name, place in room.get(kind, {}).items()}
-    for kind in (*PART_KINDS, *OPTIONAL_KINDS, "data", "objective", "sampler")
-}
-MADE = {kind: places.split(", ") for room in ROOMS for kind, places in room.get("made", {}).items()}  # see _check_made
+KINDS = (*PART_KINDS, *OPTIONAL_KINDS, "data", "objective", "sampler")
+BUILT_IN: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}  # kind → name → place, see register
+ENTRY_POINTS = "indm.parts"  # the group in which another package names its parts: "flow.mine" = "package.module:Mine"
 GIVEN = "given"  # stands for what was given in Python and cannot be named
 OUTSIDE = re.compile(r"(?P<package>\w+)(\.\w+)*:\w+(\.\w+)*")
 _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
@@ -49,11 +44,31 @@ def trust(*packages: str) -> Iterator[None]:
     ...     find("net", "torch.nn:Identity").__name__
     'Identity'
     """
-    token = _trusted.set(_trusted.get() | {package.split(":")[0].split(".")[0] for package in packages})
+    token = _trusted.set(_trusted.get() | set(map(_package, packages)))
     try:
         yield
     finally:
         _trusted.reset(token)
+
+
+def register(kind: str, name: str, place: str) -> None:
+    """Give a part of this package, at ``place`` = ``"module:Name"``, a name. It is imported on first use."""
+    if name in BUILT_IN[kind]:
+        raise ValueError(f"{kind} {name!r} is already {BUILT_IN[kind][name]}, got {place}")
+    BUILT_IN[kind][name] = place
+
+
+def installed(kind: str) -> dict[str, str]:
+    """Name and place of each part of that kind in the entry points of installed packages."""
+    parts: dict[str, str] = {}
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        of, _, name = entry.name.partition(".")
+        if of != kind:
+            continue
+        if parts.get(name, entry.value) != entry.value:
+            raise ValueError(f"{kind} {name!r} stands for two parts, {parts[name]} and {entry.value}: give the place")
+        parts[name] = entry.value
+    return parts
 
 
 def is_outside(name: object) -> bool:
@@ -61,8 +76,25 @@ def is_outside(name: object) -> bool:
     return isinstance(name, str) and OUTSIDE.fullmatch(name) is not None
 
 
+def outside_places(name: str) -> list[str]:
+    """The code outside this package for which ``name`` may ask, of whichever kind, as ``"package.module:Name"``."""
+    if is_outside(name):
+        return [name]
+    if not name or any(name in known for known in BUILT_IN.values()):
+        return []
+    return [parts[name] for parts in map(installed, KINDS) if name in parts]
+
+
+def place_of(kind: str, name: Any) -> Any:
+    """``"package.module:Name"`` for the name of an installed part of that kind; anything else as it is."""
+    if not isinstance(name, str) or name in BUILT_IN.get(kind, {}) or is_outside(name):
+        return name
+    return installed(kind).get(name, name)
+
+
 def find(kind: str, name: Any) -> Any:
-    """The part of that kind, most often a class, by a built-in name, ``"package.module:Name"``, or as the class itself.
+    """The part of that kind, most often a class, by a built-in or installed name, ``"package.module:Name"``, or as the
+    class itself.
 
     Raises:
         Untrusted: code outside this package that is not trusted, see :func:`trust`.
@@ -70,22 +102,34 @@ def find(kind: str, name: Any) -> Any:
     """
     if callable(name):
         return name
+    if name == GIVEN:
+        raise ValueError(f"{kind} {GIVEN!r} was given in Python and has no name: give it again, or name another one")
     known = BUILT_IN.get(kind, {})
     if isinstance(name, str) and name in known:
         return _imported(kind, known[name])
-    if name == GIVEN:
-        raise ValueError(f"{kind} {GIVEN!r} was given in Python and has no name: give it again, or name another one")
-    outside = OUTSIDE.fullmatch(name) if isinstance(name, str) else None
-    if outside is None:
+    place = place_of(kind, name)
+    if not is_outside(place):
+        names = [*known, *installed(kind)]
         option = f"{kind}.name" if kind in ("data", *PART_KINDS) else kind  # what the user wrote the name for
         raise ValueError(
-            f"{option} must be one of {', '.join(known)}, or package.module:Name, got {brief(repr(name))}"
-            f"{did_you_mean(str(name), known)}"
+            f"{option} must be one of {', '.join(names)}, or package.module:Name, got {brief(repr(name))}"
+            f"{did_you_mean(str(name), names)}"
         )
-    _check_trusted(outside["package"], f"{kind} {name!r} is code outside indm, and reading it would import and run")
-    part = _imported(kind, name)
-    _check_made(kind, name, part)
+    _check_trusted(_package(place), f"{kind} {name!r} is code outside indm, and reading it would import and run")
+    part = _imported(kind, place)
+    owner = _package(str(part.__module__ if hasattr(part, "__qualname__") else type(part).__module__))
+    if owner != "indm":
+        _check_trusted(owner, f"{kind} {name!r} leads to code of")
+    if kind in (*PART_KINDS, *OPTIONAL_KINDS):
+        from torch import nn
+
+        check_made(kind, name, part, nn.Module)
     return part
+
+
+def _package(place: str) -> str:
+    """The top-level package of ``"package.module:Name"``."""
+    return place.partition(":")[0].partition(".")[0]
 
 
 def _check_trusted(package: str, why: str) -> None:
@@ -96,23 +140,16 @@ def _check_trusted(package: str, why: str) -> None:
         raise Untrusted(message, package)
 
 
-def _check_made(kind: str, name: str, part: Any) -> None:
-    """ValueError unless ``part`` is code of a trusted package, and it makes something of its kind.
+def check_made(kind: str, name: str, part: Any, *classes: type) -> None:
+    """ValueError unless ``part`` is one of the ``classes``, or a function that says by its annotation to return one.
 
-    A trusted library may import functions that run any command. So a class must be one of :data:`MADE`, and a function
-    must say by its annotation that it returns one. Functions that no file gives arguments, as losses, may return any.
+    A trusted library may hold functions that run any command, and a file gives their arguments. Objectives get none.
     """
-    owner = part.__module__ if hasattr(part, "__qualname__") else type(part).__module__
-    if (package := str(owner).partition(".")[0]) != "indm":
-        _check_trusted(package, f"{kind} {name!r} leads to code of")
-    if kind in MADE:
-        made = part if isinstance(part, type) else hints_of(part, ["return"]).get("return")
-        places = MADE[kind]
-        known = tuple(_imported(kind, place) for place in places)
-        each = get_args(made) if get_origin(made) is tuple else [made]
-        fits = all(isinstance(one, type) and issubclass(one, known) for one in each)
-        wanted = f"a class, or a function annotated to return one, of {' or '.join(places)}"
-        require(fits, f"{kind} {name!r}", made, wanted)
+    made = part if isinstance(part, type) else hints_of(part, ["return"]).get("return")
+    each = get_args(made) if get_origin(made) is tuple else [made]
+    fits = all(isinstance(one, type) and issubclass(one, classes) for one in each)
+    known = " or ".join(f"{one.__module__}.{one.__name__}" for one in classes)
+    require(fits, f"{kind} {name!r}", made, f"a class, or a function annotated to return one, of {known}")
 
 
 def name_of(kind: str, part: Any) -> str:

@@ -86,7 +86,11 @@ OF_THE_WORKBENCH = re.compile(
     r"--[a-z]|\bindm (train|evaluate|sample|translate|inpaint|convert|compare|list|app|fid)\b|\brecipes?\b|"
     r"run folder|\b(train|data|evaluate|condition)\.[a-z_]+\b(?!\()|command line|workbench"
 )
-METHOD = [m for m in rooms.MODULES if rooms.house(rooms.room(m)) == "method" and m not in ("indm", "indm.__main__")]
+METHOD = [
+    m
+    for m in rooms.MODULES
+    if rooms.house(rooms.room(m)) == "method" and m not in ("indm", "indm.__main__", "indm.parts")
+]
 
 
 def tree(module):

@@ -38,7 +38,7 @@ class Common(ABC):
 
     def trusted(self) -> list[str]:
         """The packages whose code may be run."""
-        return [*self.trust, *filter(names.is_outside, self.named())]
+        return [*self.trust, *(place for name in self.named() for place in names.outside_places(name))]
 
     def computing(self) -> AbstractContextManager[None]:
         """Inside, everything is computed where the command shall compute."""

@@ -48,7 +48,8 @@ class List(Common):
         if self.what in OPTION_TABLES:
             print(of_table(self.what))
         for kind in names.BUILT_IN if self.what is None else {self.what} & {*names.BUILT_IN}:
-            print(wrapped(f"{kind}: {', '.join(names.BUILT_IN[kind])}", 2))
+            known = [*names.BUILT_IN[kind], *names.installed(kind)]
+            print(wrapped(f"{kind}: {', '.join(known)}", 2))
         return DONE
 
 

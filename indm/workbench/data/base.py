@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from indm.checks import arguments_of, brief, check_arguments, counted, require, takes_any_name
 from indm.conditions import Condition
-from indm.names import find
+from indm.names import check_made, find, is_outside, place_of
 from indm.scaling import Scaling
 from indm.workbench.data.examples import Examples, InMemory, OnDemand, events
 
@@ -417,7 +417,7 @@ def load_data(name: str, **options: object) -> Data:
     """Load the data set ``name``.
 
     Args:
-        name: a built-in name (a row of ``indm.names.BUILT_IN["data"]``), or ``package.module:Name``, a function
+        name: a built-in name (a key of ``indm.names.BUILT_IN["data"]``), or ``package.module:Name``, a function
             or class that returns a :class:`Data` or anything that :func:`as_data` takes.
         options: keyword arguments of what is called; those that it does not have go to :func:`as_data`.
 
@@ -453,6 +453,8 @@ def without_download(table: Mapping[str, Any]) -> dict[str, Any]:
 def check_data(name: str, **options: object) -> None:
     """See that there is such a data set with such options, without looking for its files."""
     loader = find("data", name)
+    if is_outside(place_of("data", name)):
+        check_made("data", name, loader, Data, Loader, Dataset, Tensor, np.ndarray)
     more = SHARED if _needs_as_data(loader) else {}
     check_arguments(loader, options, table="data", what=f"data {name!r}", more=more)
 

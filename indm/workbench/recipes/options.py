@@ -12,7 +12,7 @@ from tyro.conf import Suppress, arg
 
 from indm import checks
 from indm.checks import Must, check_options, require
-from indm.names import BUILT_IN, GIVEN, is_outside
+from indm.names import BUILT_IN, GIVEN, is_outside, place_of
 
 FEW_STEPS = 200  # a training of fewer steps has hardly learned anything
 MOST_PROCESSES = 1024  # or threads: more than a machine has, of a recipe from a larger one
@@ -166,7 +166,7 @@ class TrainOptions(Checked):
             noise = getattr(self, name)
             require(not noise or self.terminal > 0, f"train.{name}", noise, "0 where there is no train.terminal")
         names = BUILT_IN["objective"]
-        is_name = self.objective in (*names, GIVEN) or is_outside(self.objective)
+        is_name = self.objective in (*names, GIVEN) or is_outside(place_of("objective", self.objective))
         wanted = f"{' or '.join(map(repr, names))}, or a loss as package.module:name"
         require(is_name, "train.objective", self.objective, wanted)
         finite = math.isfinite(min(self.steps, self.seconds))

@@ -353,6 +353,24 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
     del sys.modules["my_nets"]
 
 
+@pytest.mark.filterwarnings("ignore:the network may have ripples")
+def test_the_short_name_of_an_installed_part_is_trusted_where_the_user_writes_it(tmp_path, monkeypatch, capsys):
+    (tmp_path / "site" / "my_nets-1.dist-info").mkdir(parents=True)
+    (tmp_path / "site" / "my_nets-1.dist-info" / "METADATA").write_text("Name: my_nets\nVersion: 1\n")
+    (tmp_path / "site" / "my_nets-1.dist-info" / "entry_points.txt").write_text("[indm.parts]\nnet.mine=my_nets:Net\n")
+    (tmp_path / "site" / "my_nets.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.chdir(tmp_path)
+    short = ["--train.steps=2", "--train.seconds=inf", "--train.validate_examples=20", "--quiet"]
+    assert main(["train", "digits", "--net", "mine", "--flow", "identity", *short, "--out", "run"]) == 0
+    del sys.modules["my_nets"]
+    few = ["evaluate", "run", "--examples", "20", "--nll-examples", "0", "--quiet"]
+    assert "--trust my_nets" in fails(capsys, *few) and "my_nets" not in sys.modules
+    assert main([*few, "--trust", "my_nets"]) == 0
+    assert "mine" in shown_by(capsys, "list", "net")
+    del sys.modules["my_nets"]
+
+
 # ── Whatever is wrong is one line ───────────────────────────────────────────────────────────────────────────────────
 
 

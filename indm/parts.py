@@ -1,0 +1,60 @@
+"""The names of the built-in parts, of the method and of each house. A new part has one line here."""
+
+from indm.names import register
+
+register("flow", "identity", "indm.flows.base:Identity")
+register("flow", "residual", "indm.flows.residual:ResidualFlow")
+register("flow", "coupling", "indm.flows.coupling:CouplingFlow")
+register("flow", "elementwise", "indm.flows.coupling:ElementwiseFlow")
+register("flow", "masked", "indm.flows.masked:MaskedFlow")
+register("flow", "actnorm", "indm.flows.base:ActNorm")
+register("flow", "linear", "indm.flows.coupling:InvertibleLinear")
+register("flow", "squeeze", "indm.flows.base:Squeeze")
+register("flow", "unsqueeze", "indm.flows.base:Unsqueeze")
+register("flow", "compose", "indm.flows.base:Compose")
+register("flow", "conditional-residual", "indm.published.conditional:ConditionalResidualFlow")
+
+register("sde", "vp", "indm.sde.linear:VPSDE")
+register("sde", "subvp", "indm.sde.linear:SubVPSDE")
+register("sde", "ve", "indm.sde.linear:VESDE")
+register("sde", "log-linear", "indm.sde.linear:LogLinearSDE")
+
+register("net", "mlp", "indm.nets.mlp:MLP")
+register("net", "unet", "indm.nets.unet:UNet")
+register("net", "zero", "indm.nets.mlp:Zero")
+register("net", "of-diffusers", "indm.foreign.libraries:OfDiffusers")
+register("net", "denoiser", "indm.foreign.denoiser:Denoiser")
+register("net", "mixture", "indm.tables.networks:MixtureMLP")
+register("net", "ncsnpp", "indm.published.ncsnpp:NCSNpp")
+
+register("sampler", "ode", "indm.sampling.deterministic:AdaptiveODE")
+register("sampler", "euler-maruyama", "indm.sampling.stochastic:EulerMaruyama")
+register("sampler", "ancestral", "indm.sampling.stochastic:Ancestral")
+register("sampler", "sde-dpm++2m", "indm.sampling.stochastic:SDEDPMSolver2M")
+register("sampler", "pc", "indm.sampling.stochastic:PredictorCorrector")
+register("sampler", "heun", "indm.sampling.deterministic:Heun")
+register("sampler", "dpm++2m", "indm.sampling.deterministic:DPMSolver2M")
+register("sampler", "unipc", "indm.sampling.deterministic:UniPC")
+
+register("dequantization", "uniform", "indm.dequantization:Uniform")
+register("dequantization", "levels", "indm.dequantization:GreyLevels")
+register("dequantization", "variational", "indm.variational:Variational")
+
+register("condition", "classes", "indm.conditions:Classes")
+register("condition", "vector", "indm.conditions:Vector")
+register("condition", "image", "indm.conditions:Image")
+
+register("objective", "mle", "indm.objective:mle_loss")
+register("objective", "fid", "indm.objective:fid_loss")
+register("objective", "flow", "indm.objective:flow_loss")
+
+register("data", "checkerboard", "indm.workbench.data.densities:load_checkerboard")
+register("data", "eight-gaussians", "indm.workbench.data.densities:load_eight_gaussians")
+register("data", "two-spirals", "indm.workbench.data.densities:load_two_spirals")
+register("data", "digits", "indm.workbench.data.standard:Digits")
+register("data", "fashion-mnist", "indm.workbench.data.standard:FashionMNIST")
+register("data", "cifar10", "indm.workbench.data.standard:CIFAR10")
+register("data", "celeba", "indm.workbench.data.standard:CelebA")
+register("data", "folder", "indm.workbench.data.folder:Folder")
+register("data", "array", "indm.workbench.data.arrays:ArrayFile")
+register("data", "datasets", "indm.workbench.data.folder:Datasets")
