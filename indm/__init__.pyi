@@ -24,6 +24,9 @@ from .evaluation.measures import Bound as Bound
 from .evaluation.measures import SamplerBound as SamplerBound
 from .evaluation.measures import WeightedNLL as WeightedNLL
 from .evaluation.report import Likelihoods as Likelihoods
+from .evaluation.weights import Interval as Interval
+from .evaluation.weights import Weights as Weights
+from .evaluation.weights import reweight as reweight
 from .flows.base import check_flow as check_flow
 from .foreign.check import DenoiserCheck as DenoiserCheck
 from .foreign.check import check_denoiser as check_denoiser
