@@ -18,7 +18,6 @@ from indm.checks import counted, require
 from indm.conditions import Vector
 from indm.flows.base import Flow, Identity
 from indm.flows.masked import MaskedFlow
-from indm.likelihood import log_prob
 from indm.model import INDM
 from indm.sampling import sample
 from indm.score import ScoreModel
@@ -47,7 +46,6 @@ DRAWS_OF_MIXTURE = 8  # draws of the noise of discrete columns that validate a m
 FLOW_ROWS, MANY_ROWS = 2_000, 5_000  # rows from which on a flow may be the start; from which on batches are large
 BATCH_SIZES, LEARNING_RATES = (128, 512), (4e-3, 6e-3)  # for few rows, and for many
 BEHIND_A_FLOW = 0.2  # factor of the learning rate behind a flow, where little but noise is left to fit
-MOST_EXACT_SLOPE = 40  # columns up to which the gradient of a divergence is exact
 
 
 class Table(NamedTuple):
@@ -666,10 +664,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def log_densities(self, z: Tensor, c: np.ndarray, steps: int) -> Iterator[Tensor]:
         """log p of latents z (n, d) at standardised c, nats (n,), by each model, with gradients, in so many steps."""
-        options: dict[str, Any] = {"exact": True} if z.shape[1] <= MOST_EXACT_SLOPE else {"probes": solve.PROBES}
         for model in self.models_:
-            generator = torch.Generator().manual_seed(0)
-            yield log_prob(solve.at(model, torch.from_numpy(c)), z, steps=steps, generator=generator, **options)
+            yield solve.log_prob_in_steps(solve.at(model, torch.from_numpy(c)), z, steps)
 
     def _latents(self, c: np.ndarray, steps: int, rng: np.random.RandomState) -> np.ndarray:
         """A draw at each row of ``c``, from one of the models."""

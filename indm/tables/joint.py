@@ -17,7 +17,6 @@ from torch import Tensor
 
 from indm.conditions import Vector
 from indm.flows.base import Identity
-from indm.likelihood import log_prob
 from indm.model import INDM
 from indm.sampling import sample
 from indm.score import ScoreModel
@@ -159,8 +158,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         encoding_: what each column is, :class:`~indm.tables.encoding.Encoding`.
         gaps_: the masks of missing entries that rows had, (u, columns), and in how many rows each was, (u,).
         model_: the fitted :class:`~indm.INDM` of the latents of numbers.
-        gain_: what the network gained over the mixture, nats of a question, and its standard error.
-        n_steps_: optimizer steps until it was best.
+        gain_: what the network gained over the mixture, nats of a question, and its standard error. If the gain is
+            within two errors, the density is the mixture's, and log p has a closed form.
+        n_steps_: optimizer steps until it was best, 0 for the mixture.
         ended_: optimizer steps that were made, and what ended them: "plateau", "max_steps" or "max_seconds".
         sampling_steps_, sampling_error_: as of :class:`DensityEstimator`.
         n_features_in_, feature_names_in_: as in scikit-learn.
@@ -253,9 +253,12 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 return self._noised(middle[rows], x[rows], questions.asked, rng), one_hot[rows], questions
 
             best = fitting.race(trainings, batch, len(x), self.batch_size, self.max_steps, deadline)
-        self.model_, self.n_steps_ = best.best.double(), best.best_step
         self.ended_ = best.step, best.ended
         self.gain_ = gain, error = best.gain(trainings[0].start)
+        has_gained = fitting.is_gain(gain, error)
+        self.model_, self.n_steps_ = (best if has_gained else trainings[0]).best.double(), best.best_step * has_gained
+        if not has_gained:
+            self.model_.score.backbone.forget()  # so that log p has a closed form
         if self.verbose:
             print(f"{gain:+.4f} ± {error:.4f} nats of a question by the network, ended by {best.ended}")
         fitting.warn_of_fit(self, [self.gain_], [self.ended_], [best.late_gain()], began)
@@ -849,7 +852,7 @@ class JointConditional(JointDensityEstimator):
         known = questions.asked_codes | questions.given_codes
         at = net.condition(given, hidden(one_hot, net, known), index)
         rows = z.new_zeros(x.shape).masked_scatter(torch.from_numpy(questions.asked), z)
-        value = log_prob(self.model_.given(at), rows, steps=steps, exact=True)
+        value = solve.log_prob_in_steps(self.model_.given(at), rows, steps)
         yield log_share + value - unasked_log_prob(self.model_.sde, ~torch.from_numpy(questions.asked))
 
     def _masks(self, n: int) -> tuple[Array, Array]:

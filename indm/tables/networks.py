@@ -506,6 +506,11 @@ class MaskedMixtureMLP(nn.Module):
         """Whether the MLPs add nothing to the mixture's score, as before any training."""
         return adds_nothing(self.mlp) and adds_nothing(self.columns)
 
+    def forget(self) -> None:
+        """Let the MLPs add nothing to the mixture, its score and its probabilities of categories, as at the start."""
+        for part in (self.mlp, self.columns, *([self.classifier] if self.m else [])):
+            zeroed(part.output)
+
     def _centre(self, c: Tensor) -> Tensor:
         """The mixture's mean of each column given those that ``c`` gives, (B, d)."""
         law = self._law(c)

@@ -31,6 +31,7 @@ from indm.tables.solve import ROWS_AT_ONCE, averaged, bar_of
 NUDGE = 1e-3  # step in a latent for derivatives of the columns
 MODE_DRAWS, MODE_ODE_STEPS = 200, 24  # draws of which the best begins the ascent
 MODE_STEPS, MODE_GAIN = 20, 1e-4  # most steps of the ascent; gain of a step, relative above 1 nat, that ends it
+MODE_NUDGE, LEAST_SPREAD = 0.05, 1e-6  # nudge of the ascent, in deviations of draws; least deviation of latents
 FARTHEST = 10.0  # size of a latent in the ascent, at most
 START_DRAWS = 256  # draws of the posterior of one observation, for the first proposal
 ROUNDS, MODES, ROWS_OF_MODE = 5, 4, 25  # rounds, and Gaussians of a proposal, at most; effective draws of each Gaussian
@@ -212,8 +213,8 @@ class PosteriorEstimator(BaseEstimator):
     def mode(self, x: Any, *, random_state: Any = 0) -> tuple[Array, float]:
         """θ (d,) of the highest log p(θ|x) that was found for one x, and that log p.
 
-        The best of 200 draws begins an ascent (L-BFGS in the latents of θ) of up to twenty gradients, to a local
-        maximum. Where log p rises towards an end of the prior's box, it is next to it.
+        The best of 200 draws begins an ascent of up to twenty steps to a local maximum (L-BFGS in the latents of θ,
+        with gradients by differences). Where log p rises towards an end of the prior's box, it is next to it.
 
         Raises:
             ValueError: several x; a discrete parameter; a prior whose support is not a box.
@@ -224,35 +225,48 @@ class PosteriorEstimator(BaseEstimator):
         c = self._familiar(rows)
         draws = self._sample(MODE_DRAWS, c, random_state)[0]
         start = draws[self.estimator_.score_samples(draws, c).argmax()]
-        both = np.stack([start, self._ascended(start, c)])
+        both = np.stack([start, self._ascended(start, draws, c)])
         values = self.estimator_.score_samples(both, c)
         return both[values.argmax()], float(values.max())
 
-    def _ascended(self, start: Array, c: Array) -> Array:
-        """θ (d,) of a local maximum."""
-        columns, at_c = self.estimator_.columns_, self.estimator_.standardised(c, 1)
-        unwhitening = np.linalg.inv(columns.whitening)
+    def _ascended(self, start: Array, draws: Array, c: Array) -> Array:
+        """θ (d,) of a local maximum, from ``start``; ``draws`` (n, d) have the scale of its steps."""
+        columns, at_c, varies = self.estimator_.columns_, self.estimator_.standardised(c, 1), self.estimator_.varies_
 
-        def theta_of(z: Array) -> Array:
-            theta = start[None].copy()
-            theta[:, self.estimator_.varies_] = columns.rows(z[None], at_c)
+        def latents(theta: Array) -> Array:
+            return columns.latents(theta[:, varies], np.repeat(at_c, len(theta), axis=0))
+
+        origin, spread = latents(start[None])[0], latents(draws).std(0).clip(LEAST_SPREAD)
+        nudges = MODE_NUDGE * np.concatenate([np.zeros((1, len(spread))), np.eye(len(spread)), -np.eye(len(spread))])
+
+        def theta_of(u: Array) -> Array:
+            theta = np.tile(start, (len(u), 1))
+            theta[:, varies] = columns.rows(origin + spread * u, np.repeat(at_c, len(u), axis=0))
             return self.prior_.within(theta)
 
-        def loss(z: Array) -> tuple[float, Array]:
-            theta = theta_of(z)
-            value, slope = self._slope(theta, c, MODE_ODE_STEPS)
-            stretch, _ = self._derivatives(theta[:, self.estimator_.varies_], at_c)
-            gradient = (slope[:, self.estimator_.varies_] / stretch) @ unwhitening.T
-            return -value[0], -gradient[0]
+        def loss(u: Array) -> tuple[float, Array]:
+            value, *sides = np.split(self._log_prob(theta_of(u + nudges), c), [1, 1 + len(u)])
+            return -value[0], (sides[1] - sides[0]) / (2 * MODE_NUDGE)
 
-        z = columns.latents(start[None, self.estimator_.varies_], at_c)[0]
-        box, options = [(-FARTHEST, FARTHEST)] * len(z), {"maxiter": MODE_STEPS, "ftol": MODE_GAIN}
-        shown = self.estimator_.progress
+        ends = [((-side * FARTHEST - origin) / spread).tolist() for side in (1, -1)]
+        options, shown = {"maxiter": MODE_STEPS, "ftol": MODE_GAIN}, self.estimator_.progress
         with warnings.catch_warnings(), bar_of(MODE_STEPS, "ascent to the mode", shown, "step") as bar:
             warnings.simplefilter("ignore", RuntimeWarning)  # few steps: the end is compared with the start
             kind: dict[str, Any] = {"jac": True, "method": "L-BFGS-B", "callback": lambda _: bar.update()}
-            found = minimize(loss, z, bounds=box, options=options, **kind)
-        return theta_of(found.x)[0]
+            box = list(zip(*ends, strict=True))
+            found = minimize(loss, np.zeros(len(spread)), bounds=box, options=options, **kind)
+        return theta_of(found.x[None])[0]
+
+    @torch.no_grad()
+    def _log_prob(self, theta: Array, c: Array) -> Array:
+        """log p in the steps of an ascent, (n,)."""
+        found = self.estimator_
+        c, value = found.standardised(c, len(theta)), np.full(len(theta), -np.inf)
+        rows = found.possible(theta, c)
+        X = theta[rows][:, found.varies_]
+        z = torch.from_numpy(found.columns_.latents(X, c[rows]))
+        value[rows] = averaged(found.log_densities(z, c[rows], MODE_ODE_STEPS)).numpy() + found.columns_.log_volume(X)
+        return value
 
     def log_likelihood(self, x: Any, theta: Any) -> Array:
         """log p(x|θ), nats (n,), of one x or of one for each of ``theta`` (n, d); ValueError unless the estimator is of

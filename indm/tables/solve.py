@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from indm.checks import counted, require
 from indm.gaussian import GaussianReference
-from indm.likelihood import START, WhitenedFlow
+from indm.likelihood import START, WhitenedFlow, log_prob
 from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, NotFinite, rademacher
 from indm.score import context_of, with_context
 from indm.tables.columns import Array
@@ -27,6 +27,7 @@ from indm.tensors import evaluation_mode, event_sum, expand_like
 SOLVER_ERROR = 0.05  # nats of a row; the estimate is two to ten times the true error on average
 ROUNDED_SHARE = 0.02  # share of the error that may be rounding in single precision
 MOST_EXACT, PROBES = 128, 8  # columns up to which a divergence is exact; probes of others
+MOST_EXACT_SLOPE = 40  # columns up to which the gradient of a divergence is exact
 POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # Gauss–Legendre points tried in a discrete column; for none, one, two
 CONVERGED_CHANGE = 5e-3  # relative change of a probability by twice as many points; its error is then mostly below 1e-3
 ROWS_AT_ONCE = 2_048
@@ -140,6 +141,16 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
     solve(~(is_far | is_beyond), torch.float32)
     solve((is_far | ~error.isfinite() | (found.abs() > most)) & ~is_beyond, torch.float64)
     return found + log_det, error
+
+
+def log_prob_in_steps(model: nn.Module, z: Tensor, steps: int) -> Tensor:
+    """log p of latents (B,), with gradients: by the ODE in so many equal steps, or in closed form where the network
+    adds nothing."""
+    if model.score.backbone.is_mixture:
+        h, log_det = model.flow(z)
+        return mixture_of(model, h).log_prob() + log_det
+    options: dict[str, Any] = {"exact": True} if z.shape[1] <= MOST_EXACT_SLOPE else {"probes": PROBES}
+    return log_prob(model, z, steps=steps, generator=torch.Generator().manual_seed(0), **options)
 
 
 @torch.no_grad()

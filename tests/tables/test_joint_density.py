@@ -372,6 +372,7 @@ def test_training_learns_what_the_mixture_lacks():
     options = SMALL | {"width": 32, "max_steps": 200, "max_components": 1, "learning_rate": 1e-2}
     fitted = JointDensityEstimator(**options).fit(X)
     assert fitted.gain_[0] > 10 * fitted.gain_[1] > 0
+    assert fitted.n_steps_ > 0 and not fitted.model_.score.backbone.is_mixture
 
 
 def test_numbers_are_trained_on_the_categories_that_are_asked_with_them():
@@ -498,6 +499,20 @@ def test_a_column_of_names_is_named():
 def test_questions_without_an_answer_are_refused(use, message, model):
     with pytest.raises(ValueError, match=message):
         use(model)
+
+
+def test_where_the_network_gains_nothing_the_density_is_the_mixture_in_closed_form(monkeypatch, coarse):
+    """With the probabilities of categories, which have a network of their own."""
+    X = people(300, missing=0.0)
+    monkeypatch.setattr(JointTraining, "gain", lambda training, start=None, end=None: (0.1, 0.06))
+    monkeypatch.setattr(JointTraining, "is_lower", lambda training, errors, others: True)  # each step is kept
+    options = SMALL | {"learning_rate": 1e-2, "spikes": {3: 0}}
+    found, start = (JointDensityEstimator(**options | {"max_steps": steps}).fit(X) for steps in (5, 0))
+    monkeypatch.setattr("indm.tables.solve._solved", lambda *arguments: pytest.fail("an ODE is solved"))
+    for given in ([], [0, 1]):
+        exact = start.score_samples(X[:20], given=given)
+        assert found.score_samples(X[:20], given=given) == pytest.approx(exact, abs=1e-9)
+    assert found.n_steps_ == 0
 
 
 def test_a_number_outside_of_its_bounds_has_no_density_asked_or_given():

@@ -1,5 +1,6 @@
 """Posteriors of a simulator: closed forms, finite differences, calibration."""
 
+import copy
 import pickle
 from typing import ClassVar
 
@@ -691,6 +692,20 @@ def test_gradients_and_modes_depend_on_categories_and_spikes_of_x(mixed):
         mode, value = mixed.mode(row)
         log_p = mixed.log_prob(grid, row)
         assert mode == pytest.approx(grid[log_p.argmax()], abs=0.03) and value == pytest.approx(log_p.max(), abs=1e-2)
+
+
+def test_a_networks_gradient_knows_categories_and_spikes_of_x(mixed):
+    """Of a network that adds something: its log p in steps beside that of the scores, at four kinds of x."""
+    posterior = copy.deepcopy(mixed)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(posterior.estimator_.model_.score.backbone.mlp.output.weight, std=0.1)
+    rows = np.array([[0.3, 0.0, 0.0], [0.3, 1.0, 0.0], [0.3, 0.0, 1.2], [0.3, 1.0, 1.2]])
+    at = np.full((4, 1), 0.4)
+    value, slope = posterior._slope(at, rows, 48)
+    assert value == pytest.approx(posterior.log_prob(at, rows), abs=0.03)
+    assert np.abs(value - mixed.log_prob(at, rows)).max() > 0.1  # the network counts
+    sides = [posterior._slope(at + step, rows, 48)[0] for step in (0.01, -0.01)]
+    assert slope[:, 0] == pytest.approx((sides[0] - sides[1]) / 0.02, abs=0.02)
 
 
 def test_a_gradient_of_spiked_parameters_is_of_their_density():
