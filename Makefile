@@ -94,9 +94,10 @@ gpu:
 # What it needs beside PyTorch, fetched where there is a network: 60 MB in DATA.
 WHEELS = docstring-parser filelock jaxtyping lazy_loader safetensors tqdm tyro huggingface_hub psutil pytest
 gpu-data:
-	mkdir -p $(DATA)/fashion-mnist $(DATA)/emoji
+	mkdir -p $(DATA)/fashion-mnist/FashionMNIST/raw $(DATA)/emoji
 	cd $(DATA) && apt-get download dataset-fashion-mnist && dpkg-deb --fsys-tarfile dataset-fashion-mnist_*.deb | \
-		tar x -C fashion-mnist --strip-components 5 ./usr/share/datasets/fashion-mnist
+		tar x -C fashion-mnist/FashionMNIST/raw --strip-components 5 ./usr/share/datasets/fashion-mnist
+	gunzip --force $(DATA)/fashion-mnist/FashionMNIST/raw/*.gz
 	cd $(DATA) && npm pack --silent emoji-datasource-google@16.0.0 && \
 		tar xzf emoji-datasource-google-16.0.0.tgz -C emoji package/img/google/64 package/LICENSE
 	rm $(DATA)/*.deb $(DATA)/*.tgz

@@ -9,6 +9,7 @@ solved by SciPy, from the network's own velocity alone.
 """
 
 import argparse
+import gzip
 import hashlib
 import importlib.util
 import math
@@ -28,7 +29,6 @@ from torchvision.transforms.functional import resize
 
 import indm
 from indm.evaluation.statistics import mean_and_error
-from indm.workbench.data.standard import read_idx
 from indm.workbench.evaluation.baselines import fit_gaussian, png_nats
 from research.descriptions import LINEAR, Theirs, of_strangers
 from research.markdown import in_table, with_error
@@ -129,7 +129,9 @@ def network_of_images(folder: Path, whose: str, data: str) -> nn.Module:
 
 def images(folder: Path, data: str) -> Tensor:
     """Test images in grey levels, (N, 1, 28, 28)."""
-    return torch.from_numpy(read_idx(read(folder, f"{data}.gz"), magic=2051))[:, None]
+    with gzip.open(read(folder, f"{data}.gz")) as file:
+        content = np.frombuffer(file.read(), np.uint8)
+    return torch.from_numpy(content[16:].reshape(-1, 1, 28, 28).copy())  # after the header of an IDX file
 
 
 def slim_images(folder: Path, data: str) -> Tensor:

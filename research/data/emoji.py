@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from indm.checks import brief
 from indm.workbench.data.base import Data, describe_split, limited
-from indm.workbench.data.folder import find_images
+from indm.workbench.data.folder import fingerprint_of, list_images
 from indm.workbench.data.images import ImageFiles, data_of_images
 
 SIDE = 64  # pixels of the files
@@ -68,22 +67,24 @@ def load_emoji(
     """
     if size not in (SIDE // 2, SIDE):
         raise ValueError(f"size must be {SIDE // 2} or {SIDE}, got {size}")
-    files, _, notes = find_images(image_folder(Path(path).expanduser()))
+    folder = image_folder(Path(path).expanduser())
+    files = list_images(folder)
+    notes = [f"read from {folder}"]
     unknown = [file for file in files if not NAME.fullmatch(file.stem)]
     if unknown:
         raise ValueError(f"path must hold images named by code points, as 1f600.png, got {brief(unknown[0])}")
-    files = files.select(np.flatnonzero([flags == "with" or is_flag(file.stem) == (flags == "only") for file in files]))
+    files = [file for file in files if flags == "with" or is_flag(file.stem) == (flags == "only")]
     names = [file.stem for file in files]
     parts = split_by_concept(names, seed, limit)
     shape = (3, size, size)
     sets = {
-        part: ImageFiles(files.select(chosen.numpy()), shape, resize="box", background=background)
+        part: ImageFiles([files[i] for i in chosen], shape, resize="box", background=background)
         for part, chosen in parts.items()
     }
     notes += [f"{flags} flags, on {background}" + (f", mean of 2×2 pixels of {SIDE}" if size < SIDE else "")]
     concepts = len(set(map(concept, names)))
     notes += [describe_split(parts, seed, f"of {len(names)} images of {concepts} concepts ")]
-    return data_of_images("emoji", sets, centered, flip, notes=notes, fingerprint=files.fingerprint())
+    return data_of_images("emoji", sets, centered, flip, notes=notes, fingerprint=fingerprint_of(files, folder))
 
 
 def image_folder(path: Path) -> Path:

@@ -1,6 +1,5 @@
 """``make gpu`` on the CPU, a hundredth of its size: every part once, named gaps, and nothing twice."""
 
-import gzip
 import importlib.metadata
 import json
 import math
@@ -26,8 +25,11 @@ from parts import Part, do_all
 def data(tmp_path_factory):
     """Noise in the files that make gpu-data brings."""
     root, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    fashion, emoji = root / "fashion-mnist", root / "emoji" / "package" / "img" / "google" / "64"
-    fashion.mkdir()
+    fashion, emoji = (
+        root / "fashion-mnist" / "FashionMNIST" / "raw",
+        root / "emoji" / "package" / "img" / "google" / "64",
+    )
+    fashion.mkdir(parents=True)
     emoji.mkdir(parents=True)
     for part, n in (("train", 5060), ("t10k", 40)):
         arrays = {
@@ -36,7 +38,7 @@ def data(tmp_path_factory):
         }
         for name, array in arrays.items():
             header = np.array([2048 + array.ndim, *array.shape], ">u4").tobytes()
-            (fashion / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes(), 1))
+            (fashion / f"{part}-{name}-ubyte").write_bytes(header + array.tobytes())
     for i in range(120):
         Image.fromarray(random.integers(0, 256, (64, 64, 4), np.uint8)).save(emoji / f"{0x1F400 + i:x}.png")
     return root

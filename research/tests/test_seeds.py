@@ -42,8 +42,8 @@ def test_errors_over_seeds_and_of_what_they_share_add_up():
     a = np.array([[-1.0, -2.0, -3.0], [-2.0, -3.0, -7.0]])
     found = paired_by_examples(a + 5, np.full((2, 3), 5.0))
     assert found.difference == pytest.approx(-3.0) and found.seeds == 2
-    assert found.standard_error_over_seeds == pytest.approx(1.0)  # of −2 and −4
-    assert found.standard_error_shared == pytest.approx(math.sqrt(3.25 / 3))  # of −1.5, −2.5 and −5
+    assert found.standard_error_over_seeds == pytest.approx(1.0)  # −2 and −4
+    assert found.standard_error_shared == pytest.approx(math.sqrt(3.25 / 3))  # −1.5, −2.5 and −5
     assert found.standard_error == pytest.approx(math.sqrt(1 + 3.25 / 3))
     assert found.p == pytest.approx(1 - 2 / math.pi * math.atan(3 / found.standard_error))  # Cauchy's tails
     assert paired(A, B, 0.3).standard_error == pytest.approx(math.hypot(paired(A, B).standard_error, 0.3))

@@ -46,7 +46,7 @@ OPTIONS = {
     "data": {
         "array": {"path": "vectors.npy"},
         "folder": {"path": "images", "size": 8},
-        "datasets": {"path": "saved", "size": 8},
+        "datasets": {"path": "images", "size": 8},
         **{name: FEW for name in DENSITIES},
     },
     "objective": {},  # tables of the recipe

@@ -1,6 +1,5 @@
 """What every data set of the table of parts must do, where its files can be had or made."""
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -26,9 +25,6 @@ def files(tmp_path_factory):
     (folder / "images").mkdir()
     for i in range(20):
         Image.fromarray(random.integers(0, 256, (9, 11, 3), dtype=np.uint8)).save(folder / "images" / f"{i}.png")
-    images = [str(path) for path in sorted((folder / "images").iterdir())]
-    rows = datasets.Dataset.from_dict({"image": images}).cast_column("image", datasets.Image())
-    rows.save_to_disk(folder / "saved")
     return folder
 
 

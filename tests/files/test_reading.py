@@ -5,7 +5,6 @@ to fit; an `.npy` whose header claims 10¹² numbers was a MemoryError; IDX file
 read.
 """
 
-import gzip
 import io
 import json
 import os
@@ -33,10 +32,8 @@ from indm.files import untrusted
 from indm.flows import ActNorm
 from indm.model import INDM, build_model
 from indm.scaling import Scaling
-from indm.workbench.data import arrays
 from indm.workbench.data.base import load_data
 from indm.workbench.data.images import read_image
-from indm.workbench.data.standard import read_idx
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.devices import peak_memory_mib
 from indm.workbench.runs.folder import read_metrics
@@ -123,18 +120,6 @@ def test_a_packed_array_is_in_memory_once(tmp_path):
     assert 8e7 < peak < 1.5 * 8e7
 
 
-def test_of_a_parquet_file_only_the_columns_that_are_named_are_read(tmp_path, monkeypatch):
-    pandas = pytest.importorskip("pandas")
-    pytest.importorskip("pyarrow")
-    path, read = tmp_path / "a.parquet", pandas.read_parquet
-    pandas.DataFrame({"a": [1.5, 2.0], "b": [0.0, 1.0], "c": [0, 1]}, index=["u", "v"]).to_parquet(path)
-    asked = []
-    monkeypatch.setattr(pandas, "read_parquet", lambda *a, columns: asked.append(columns) or read(*a, columns=columns))
-    x, c = arrays.read_columns(path, ("b",), ("c",))
-    assert asked == [["b", "c"]] and x.tolist() == [[0.0], [1.0]] and c.tolist() == [0, 1]
-    assert arrays.read_columns(path, (), ("c",))[0].tolist() == [[1.5, 0.0], [2.0, 1.0]]  # without the index
-
-
 PIPES = {
     "versions.json": lambda run: untrusted.json_object(run / "versions.json"),
     "metrics.jsonl": read_metrics,
@@ -142,7 +127,6 @@ PIPES = {
     "b.npy": lambda folder: load_data("array", path=folder / "b.npy"),
     "a.parquet": lambda folder: load_data("array", path=folder / "a.parquet"),
     "a.csv": lambda folder: load_data("array", path=folder / "a.csv", c="b"),
-    "a.gz": lambda folder: read_idx(folder / "a.gz", 2051),
     "a.pt": lambda folder: untrusted.checkpoint(folder / "a.pt"),
     "a.png": lambda folder: read_image(folder / "a.png"),
 }
@@ -193,14 +177,6 @@ def test_text_has_a_largest_size(tmp_path):
         recipes.load(tmp_path)
     with pytest.raises(ValueError, match=r"versions\.json cannot be read as JSON: it holds 33,554,433 bytes"):
         untrusted.json_object(tmp_path / "versions.json")
-
-
-def test_an_idx_file_that_claims_much(tmp_path):
-    path = tmp_path / "a.gz"
-    for shape in ((2**32 - 1,) * 3, (100, 28, 28)):
-        path.write_bytes(gzip.compress(np.array([2051, *shape], ">u4").tobytes() + bytes(10**7)))
-        with pytest.raises(ValueError, match=r"is damaged: it must have .* got 2051 and 10,000,016 bytes of shape"):
-            read_idx(path, 2051)
 
 
 # ── Images

@@ -1,7 +1,5 @@
 """Arrays in .npy and .npz files, and tables of numbers in text files and in Parquet, as pandas reads them."""
 
-import itertools
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,11 +7,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
-from indm.checks import brief, listed, nearest, reason
+from indm.checks import brief, nearest, reason
 from indm.files import check_plain, untrusted
 from indm.files.untrusted import check_memory
 from indm.workbench.data.base import Data, DividedLoader
@@ -23,7 +20,7 @@ if TYPE_CHECKING:
     import pandas
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": r"\s+"}
-TABLE_SUFFIXES, PARQUET = {*SEPARATORS}, {".parquet", ".pq"}
+PARQUET = (".parquet", ".pq")
 CELL = 32  # bytes that a cell takes while a table is read: its copies at one time; 25 were measured
 CURE = "data.read_csv has arguments of pandas.read_csv, such as {sep = ';', decimal = ','}"
 
@@ -48,6 +45,8 @@ class ArrayFile(DividedLoader):
     c: str | tuple[str, ...] = ()
     """What the condition of each example is: columns of a table by name, the key of another array of an .npz, or
     another .npy file by its path from the same folder. One column of words or whole numbers is one of class labels."""
+    header: bool = True
+    """Whether the first line of a table in a text file names its columns."""
     read_csv: dict[str, Any] = field(default_factory=dict)
     """Arguments of pandas.read_csv for a table in a text file, such as {sep = ";", decimal = ","}."""
     mmap: bool = False
@@ -60,7 +59,7 @@ class ArrayFile(DividedLoader):
             array: Any = OnDemand(_mapped_array(place), self.levels, place)
             conditions = untrusted.array(place.parent / c[0]) if c else None
         else:
-            array, conditions = _with_conditions(place, self.key, self.levels, x, c, self.read_csv)
+            array, conditions = _with_conditions(place, self.key, self.levels, x, c, self.read_csv, self.header)
         given = False if conditions is None else conditions
         data = self.as_data(array, name="array", levels=self.levels, where=self.path, c=given)
         note = f"read from {self.path}" + (f", key {self.key}" if self.key else "")
@@ -84,12 +83,13 @@ def _with_conditions(
     x: tuple[str, ...],
     c: tuple[str, ...],
     read_csv: Mapping[str, Any] = MappingProxyType({}),
+    header: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The array of a file, and the conditions that ``c`` names in it or beside it, None without."""
-    if path.suffix.lower() in TABLE_SUFFIXES | PARQUET:
+    if path.suffix.lower() in {*SEPARATORS, *PARQUET}:
         if key is not None:
             raise ValueError(f"{path}: key {key!r} was given, but a table is one array without a name")
-        values, conditions = read_columns(path, x, c, read_csv)
+        values, conditions = read_columns(path, x, c, read_csv, header)
         is_whole = levels is not None and np.array_equal(values, np.floor(values))
         return values.astype(np.int64) if is_whole else values, conditions
     if x or len(c) > 1:
@@ -141,33 +141,40 @@ def _read_array(path: Path, key: str | None) -> np.ndarray:
 
 
 def read_columns(
-    path: Path, x: Sequence[str], c: Sequence[str], read_csv: Mapping[str, Any] = MappingProxyType({})
+    path: Path,
+    x: Sequence[str] = (),
+    c: Sequence[str] = (),
+    read_csv: Mapping[str, Any] = MappingProxyType({}),
+    header: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The columns ``x`` as float32 (n, D), and ``c`` as labels (n,) or numbers (n, size); None without any.
 
-    Without ``x`` they are all but ``c`` and a first column without a name. A single column c of words or whole numbers
-    is one of labels.
+    Without ``x`` they are all but ``c``. A single column c of words or whole numbers is one of labels.
 
     Raises:
         ValueError: no such column, or a cell of ``x`` that is not a finite number.
     """
-    table = read_frame(path, x, c, read_csv)
+    table = read_frame(path, [*x, *c] if x else (), read_csv, header)
+    for name in (*x, *c):
+        if name not in table:
+            raise ValueError(f"{path} has no column {name!r}{nearest(name, table.columns)}")
     if both := set(x) & set(c):
         raise ValueError(f"{path}: column {min(both)!r} cannot be both x and c")
-    if not x and _has_index(table):
-        warnings.warn(f"{path}: the first column, which has no name, is left out", stacklevel=2)
-    values = _numbers(path, table, x or _all_but(c, table))
+    values = _numbers(path, table[[*x] if x else [name for name in table if name not in c]])
     if not c:
         return values, None
     labels = table[c[0]]
     if len(c) > 1 or labels.dtype.kind == "f":
-        return values, _numbers(path, table, c)
+        return values, _numbers(path, table[[*c]])
     if labels.isna().any():
         row = labels.isna().argmax() + 1
         raise ValueError(f"{path}: column {c[0]!r} is empty in row {row}, or has a word that stands for that, as NA")
     if labels.dtype.kind in "iub":
         return values, labels.to_numpy()
-    return values, labels.to_numpy().astype(str)
+    names = labels.astype("category").cat
+    words = names.categories.to_numpy().astype(str)
+    check_memory(words.itemsize * len(labels))
+    return values, words[names.codes.to_numpy()]
 
 
 def names_of(data: Mapping[str, Any]) -> list[str]:
@@ -178,120 +185,103 @@ def names_of(data: Mapping[str, Any]) -> list[str]:
     """
     x, c = ([part] if isinstance(part, str) else list(part) for part in (data.get("x", ()), data.get("c", ())))
     path = Path(data.get("path", ""))
-    if x or path.suffix.lower() not in TABLE_SUFFIXES:
+    if x or path.suffix.lower() not in SEPARATORS:
         return x
-    return _all_but(c, read_frame(path, read_csv={"nrows": 0, **data.get("read_csv", {})}))
-
-
-def _all_but(c: Sequence[str], table: "pandas.DataFrame") -> list[str]:
-    """The columns without ``c`` and without a first one that has no name."""
-    return [name for name in [*table][_has_index(table) :] if name not in c]
-
-
-def _has_index(table: "pandas.DataFrame") -> bool:
-    """Whether the first column is the index, as pandas writes it, without a name."""
-    return len(table.columns) > 1 and table.columns[0] == "Unnamed: 0"
+    table = read_frame(path, (), {**data.get("read_csv", {}), "nrows": 0}, data.get("header", True))
+    return [name for name in table if name not in c]
 
 
 def read_frame(
-    path: Path, x: Sequence[str] = (), c: Sequence[str] = (), read_csv: Mapping[str, Any] = MappingProxyType({})
+    path: Path,
+    columns: Sequence[str] = (),
+    read_csv: Mapping[str, Any] = MappingProxyType({}),
+    header: bool = True,
 ) -> "pandas.DataFrame":
-    """The table in a file; columns without names are x1, x2, ….
+    """The table in a file, as pandas reads it; of Parquet only the ``columns``. Columns without names are x1, x2, ….
 
-    Cells are separated by commas in .csv, by tabs in .tsv and by blanks in .txt files, where # begins a comment;
-    ``read_csv`` are other arguments of pandas. A first line without a number names the columns. Of Parquet only the
-    columns ``x`` and ``c`` are read, and where memory cannot hold them, random rows, of which a warning says how many.
+    Cells are separated by commas in .csv, by tabs in .tsv and by blanks in .txt files; ``read_csv`` are other arguments
+    of pandas.
 
     Raises:
-        ValueError: it cannot be read, or memory cannot hold it; no such column, or two of one name.
+        ValueError: it cannot be read, memory cannot hold it, or the first line has numbers where names must be.
     """
+    import pandas
+
     try:
         check_plain(path)
-        table = _parquet(path, x, c) if path.suffix.lower() in PARQUET else _text(path, (*x, *c), read_csv)
+        if path.suffix.lower() in PARQUET:
+            table = _parquet(path, [*columns] or None)
+        else:
+            check_memory(2 * path.stat().st_size)  # a number takes two characters or more, and four bytes in memory
+            options = {"sep": SEPARATORS[path.suffix.lower()], "skipinitialspace": True} | dict(read_csv)
+            is_exact = tuple(map(int, pandas.__version__.split(".")[:2])) >= (3, 1)  # exact without the option
+            exact = {} if is_exact or "engine" in options else {"float_precision": "round_trip"}
+            table = pandas.read_csv(path, header="infer" if header else None, **exact | options)
     except ImportError as error:  # pandas needs pyarrow
         raise ValueError(f"{path}: Parquet needs pyarrow: pip install pyarrow") from error
     except Exception as error:  # pandas and pyarrow raise of every kind
         raise ValueError(f"{path} cannot be read as a table: {reason(error)}") from error
-    return table.set_axis([str(name).strip() for name in table.columns], axis=1)
-
-
-def _check_names(names: Sequence[str], wanted: Sequence[str]) -> None:
-    """ValueError where two columns have one name, or one that is wanted is not there."""
-    names = [str(name).strip() for name in names]
-    if twice := [name for name, other in itertools.pairwise(sorted(names)) if name == other]:
-        raise ValueError(f"two columns are called {brief(repr(twice[0]))}; each needs a name of its own")
-    for name in wanted:
-        if name not in names:
-            raise ValueError(f"it has columns {brief(', '.join(names))}, and none {name!r}{nearest(name, names)}")
-
-
-def _text(path: Path, wanted: Sequence[str], read_csv: Mapping[str, Any]) -> "pandas.DataFrame":
-    import pandas
-
-    check_memory(2 * path.stat().st_size)  # a number takes two characters or more, and four bytes in memory
-    suffix = path.suffix.lower()
-    is_exact = tuple(map(int, pandas.__version__.split(".")[:2])) >= (3, 1)  # exact by itself, the option deprecated
-    options: dict[str, Any] = {
-        "sep": SEPARATORS[suffix],
-        "comment": "#" if suffix == ".txt" else None,
-        "encoding": "utf-8-sig",
-        "skipinitialspace": True,
-        "low_memory": False,
-        "float_precision": None if is_exact else "round_trip",
-    } | dict(read_csv)
-    first = pandas.read_csv(path, **options | {"header": None, "nrows": 1, "dtype": str, "keep_default_na": False})
-    cells = [cell.strip() for cell in first.iloc[0]]
-    has_names = not any(map(_is_number, cells))
-    names = cells if has_names else [f"x{i + 1}" for i in range(len(cells))]
-    _check_names(names, wanted)
-    table = pandas.read_csv(path, **{"header": 0 if has_names else None} | options)
-    if not isinstance(table.index, pandas.RangeIndex):
-        raise ValueError(f"its lines have more cells than its first, which has {len(cells)}; {CURE}")
-    return table if has_names else table.set_axis(names, axis=1)
+    if not header:
+        table.columns = [f"x{i + 1}" for i in range(len(table.columns))]
+    table.columns = [str(name).strip() for name in table.columns]
+    first = str(table.columns[0])
+    if not isinstance(table.index, pandas.RangeIndex) or first.startswith("Unnamed: "):
+        raise ValueError(f"{path}: its first column must have a name; {CURE}, and {{index_col = 0}} leaves it out")
+    if _is_number(first):
+        raise ValueError(f"header must be false where the first line is no line of names: {path} has {first!r} there")
+    return table
 
 
 def _is_number(text: str) -> bool:
     try:
-        return np.isfinite(float(text.replace(",", "."))).item()
+        return np.isfinite(float(text)).item()
     except ValueError:
         return False
 
 
-def _parquet(path: Path, x: Sequence[str], c: Sequence[str]) -> "pandas.DataFrame":
-    """Columns ``x`` and ``c`` of a Parquet file, all without ``x``; random rows where memory cannot hold them."""
-    import pandas
+def _parquet(path: Path, columns: list[str] | None) -> "pandas.DataFrame":
+    """Columns of a Parquet file, all without any, by row groups; MemoryError where its metadata say more than fits.
+
+    Words stay as numbers of a dictionary: a file of a megabyte may repeat one in a billion rows.
+    """
+    import pyarrow
     from pyarrow import parquet
 
-    file, chosen = parquet.ParquetFile(path), [*x, *c] if x else None
-    _check_names(file.schema_arrow.names, (*x, *c))
-    rows, columns = file.metadata.num_rows, len(chosen or file.schema_arrow.names)
-    share = psutil.virtual_memory().available / max(1, CELL * rows * columns)
-    if share >= 1:
-        return pandas.read_parquet(path, columns=chosen)
-    warnings.warn(f"memory cannot hold the {rows:,} rows of {path}: a random {share:.1%} are read", stacklevel=2)
-    numbers = np.random.default_rng(0)
-    parts = (batch.to_pandas() for batch in file.iter_batches(columns=chosen))
-    return pandas.concat([part[numbers.random(len(part)) < share] for part in parts], ignore_index=True)
+    schema = parquet.read_schema(path)
+    for name in columns or ():
+        if name not in schema.names:
+            raise ValueError(f"it has no column {name!r}{nearest(name, schema.names)}")
+    words = [field.name for field in schema if pyarrow.types.is_string(field.type)]
+    with parquet.ParquetFile(path, read_dictionary=words) as file:
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        rows = sum(group.num_rows for group in groups)
+        unpacked = sum(group.total_byte_size for group in groups)
+        check_memory(CELL * rows * len(columns or schema.names) + unpacked)
+        parts = [file.read_row_group(i, columns=columns) for i in range(len(groups))]
+    whole = pyarrow.concat_tables(parts) if parts else schema.empty_table()
+    return whole.unify_dictionaries().to_pandas().reset_index(drop=True)
 
 
-def _numbers(path: Path, table: "pandas.DataFrame", names: Sequence[str]) -> np.ndarray:
-    """Columns as finite float32 numbers, (rows, columns)."""
+def _numbers(path: Path, table: "pandas.DataFrame") -> np.ndarray:
+    """A table of finite numbers as float32 (rows, columns)."""
     import pandas
 
-    if table.empty or not names:
+    if table.empty:
         raise ValueError(f"{path} holds no rows of numbers")
-    values, problems, has_gaps = np.empty((len(table), len(names)), np.float32), list[str](), False
-    with np.errstate(all="ignore"):
-        for i, name in enumerate(names):
-            column = pandas.to_numeric(table[name], errors="coerce").to_numpy(np.float64, na_value=np.nan)
-            values[:, i] = column
-            if len(rows := np.flatnonzero(~np.isfinite(values[:, i]))):
-                got, has_gaps = table[name].iloc[rows[:1]].tolist()[0], has_gaps or bool(table[name].isna().any())
-                of = f"{brief(repr(got))} in row {rows[0] + 1} (of {len(rows)} such)"
-                problems.append(f"column {name!r} must hold finite numbers, got {of}")
-            elif are_lost(column):
-                problems.append(f"column {name!r} has {in_words_lost(column)}")
-    if problems:
-        joint = "; for gaps and words, in Python, there is indm.JointDensityEstimator" if has_gaps else ""
-        raise ValueError(f"{path}: {listed(problems)}; data.x names the columns to be used, and {CURE}{joint}")
+    values = np.empty(table.shape, np.float32)
+    for i, name in enumerate(table):
+        column = table[name]
+        if column.dtype.kind not in "biuf":
+            column = pandas.to_numeric(column.astype(object), errors="coerce")
+        exact = column.to_numpy(np.float64, na_value=np.nan)
+        with np.errstate(over="ignore"):
+            values[:, i] = exact
+        bad = np.flatnonzero(~np.isfinite(values[:, i]))
+        if len(bad):
+            got = brief(repr(table[name].iloc[bad[:1]].tolist()[0]))
+            cure = f"data.x names the columns to be used, and {CURE}; indm.JointDensityEstimator takes gaps and words"
+            where = f"row {bad[0] + 1} (of {len(bad)} such)"
+            raise ValueError(f"{path}: column {name!r} must hold finite numbers, got {got} in {where}; {cure}")
+        if are_lost(exact):
+            raise ValueError(f"{path}: column {name!r} has {in_words_lost(exact)}")
     return values

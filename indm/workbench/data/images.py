@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -29,19 +29,15 @@ from indm.workbench.data.examples import check_size, height_and_width, words_of
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 RESIZE_MODES = {mode.name.lower(): mode for mode in Image.Resampling}
+LOOKED_AT = 32  # images of a data set whose headers decide on colour
 MOST_IN_A_ROW = 100  # unreadable images one after the other, before that is an error
 MOST_KEPT = 512 * 2**20  # bytes of decoded images that stay in memory
 
 
-@dataclass(frozen=True)
-class Stored:
-    """An image file inside something larger: ``read`` gives its bytes, messages call it ``name``."""
+class Stored(Protocol):
+    """An image file inside something larger; messages call it by its ``str``."""
 
-    name: str
-    read: Callable[[], bytes]
-
-    def __str__(self) -> str:
-        return self.name
+    def read(self) -> bytes: ...
 
 
 Source = Path | Stored
@@ -75,6 +71,17 @@ def read_kind(source: Source) -> str:
     """Whether an image is grey ("L") or "RGB", by its header alone."""
     with _opened(source) as image:
         return _kind(image)
+
+
+def in_colour(images: Sequence[Source]) -> bool:
+    """Whether any of :data:`LOOKED_AT` images is in colour, by their headers; ValueError where none can be read."""
+    kinds = set()
+    for index in np.linspace(0, len(images) - 1, min(len(images), LOOKED_AT)).astype(int).tolist():
+        with contextlib.suppress(ValueError, OSError):  # when it is decoded, the next image takes its place
+            kinds.add(read_kind(images[index]))
+    if not kinds:
+        raise ValueError(f"path must hold images that can be read, as {images[0]} cannot")
+    return "RGB" in kinds
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -187,7 +194,7 @@ class ImageOptions(DividedLoader):
     size: int | str | list[int]
     """Side in pixels of the square to which all images are brought, or height x width: "24x48" or [24, 48]."""
     channels: int | None = None
-    """1 (grey) or 3 (RGB), by default 3 where any image is in colour."""
+    """1 (grey) or 3 (RGB), by default 3 where one of 32 images is in colour."""
     resize: str = "bilinear"
     """How: "bilinear", "bicubic", "lanczos", …; antialiased."""
     background: str = "white"
@@ -214,23 +221,22 @@ class ImageOptions(DividedLoader):
         self,
         name: str,
         where: str | Path,
-        images: Any,
-        colour: bool,
+        images: Sequence[Source],
+        fingerprint: str,
         notes: list[str],
         labels: Any = (),
         classes: Sequence[str] = (),
         groups: Sequence[str] = (),
     ) -> Data:
-        """The data set ``name`` of the ``images`` in ``where``: paths or :class:`Stored`, with ``select`` and
-        ``fingerprint``.
+        """The data set ``name`` of the ``images`` in ``where``.
 
         ``labels`` are in the order of ``classes`` or of the alphabet; for groups see
         :func:`~indm.workbench.data.base.split_groups`.
         """
-        shape = (self.channels or (3 if colour else 1), *self.sides)
+        shape = (self.channels or (3 if in_colour(images) else 1), *self.sides)
         parts = self.divided(len(images), groups, labels)
         sets = {
-            part: ImageFiles(images.select(index.numpy()), shape, self.resize, self.crop, self.background)
+            part: ImageFiles([images[i] for i in index.tolist()], shape, self.resize, self.crop, self.background)
             for part, index in parts.items()
         }
         how = "squashed" if self.crop is False else "centre-cropped"
@@ -238,7 +244,7 @@ class ImageOptions(DividedLoader):
         about = condition_fields(labels, parts, where, classes) if len(labels) else {}
         names, group = np.unique(np.asarray(groups), return_inverse=True)
         by = f"of {counted(len(names), 'group')} " if groups else ""
-        about |= {"notes": [*notes, how, describe_split(parts, self.seed, by)], "fingerprint": images.fingerprint()}
+        about |= {"notes": [*notes, how, describe_split(parts, self.seed, by)], "fingerprint": fingerprint}
         about |= {"groups": {part: torch.from_numpy(group)[index] for part, index in parts.items()}} if groups else {}
         return data_of_images(name, sets, self.centered, self.flip, **about)
 
@@ -257,7 +263,7 @@ class ImageFiles(Dataset):
     longer than a step of training.
 
     Args:
-        files: paths, a list or :class:`~indm.workbench.data.folder.Files`; or images inside of other files.
+        files: paths, or images inside of other files.
         shape: (channels, height, width) of the result.
         resize, crop, background: as in :class:`ImageOptions`; an integer ``crop`` is at most the largest rectangle's.
 
@@ -280,7 +286,7 @@ class ImageFiles(Dataset):
 
     def __init__(
         self,
-        files: Sequence[Path] | Sequence[Stored],
+        files: Sequence[Source],
         shape: tuple[int, int, int],
         resize: str = "bilinear",
         crop: bool | int = True,

@@ -1,7 +1,5 @@
 """Standard data sets of images: digits, CIFAR-10, CelebA and Fashion-MNIST."""
 
-import gzip
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from indm.checks import reason, require
-from indm.files import cache_folder, check_plain
+from indm.files import cache_folder
 from indm.scaling import Scaling
 from indm.workbench.data.base import SPLITS, Data, Loader, describe_split, limited, split
 from indm.workbench.data.examples import InMemory, check_size, height_and_width, words_of
 from indm.workbench.data.images import ImageFiles, data_of_images
 
-MOST_UNPACKED = 2**26  # bytes that are read of a file, at most: 60,000 images of 28×28 have 47 million
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
 
@@ -162,57 +158,23 @@ class FashionMNIST(Downloaded):
         sides = height_and_width(self.size)
         if max(sides) > 28:
             raise ValueError(f"size must be at most the 28 of Fashion-MNIST, got {words_of(sides)}")
-        folder = self.folder()
-        images, labels = (
-            [torch.from_numpy(read_idx(folder / f"{part}-{kind}-ubyte.gz", magic)) for part in ("train", "t10k")]
-            for kind, magic in (("images-idx3", 2051), ("labels-idx1", 2049))
+        train, test = (
+            from_torchvision("fashion-mnist", "FashionMNIST", str(self.home), train=part, download=self.download)
+            for part in (True, False)
         )
-        if any(i.shape != (len(y), 28, 28) for i, y in zip(images, labels, strict=True)):
-            raise ValueError(f"the files in {folder} are not Fashion-MNIST: images must be 28×28 with one label each")
-        n, pool, numbers = len(images[0]), torch.cat(images)[:, None], torch.cat(labels).long()
+        n = len(train.data)
+        pool = torch.cat([train.data, test.data])[:, None]
+        numbers = torch.cat([train.targets, test.targets])
         parts = split(n, valid=self.valid, seed=self.seed) | {"test": torch.arange(n, len(pool))}
         parts = select(parts, numbers, self.label)
         parts["train"] = limited(parts["train"], self.limit)
-        notes = [f"read from {folder}", describe_split(parts, self.seed)]
+        notes = ["torchvision's Fashion-MNIST", describe_split(parts, self.seed)]
         if min(sides) < 28:
             resized = (F.interpolate(x.float(), sides, mode="bilinear", antialias=True) for x in pool.split(4096))
             pool = torch.cat([x.round().clamp(0, 255).byte() for x in resized])
             notes += [f"resized from 28 to {words_of(sides)} (bilinear, antialiased, rounded)"]
         fields, scaling = pooled(pool, parts, numbers, CLASSES, self.label), Scaling.images(256, self.centered)
         return Data(name="fashion-mnist", scaling=scaling, flip=self.flip, notes=notes, **fields)
-
-    def folder(self) -> Path:
-        """Where the four files lie: under ``root``, else $INDM_DATA, else Debian's; else where they are downloaded."""
-        raw = self.home / "FashionMNIST" / "raw"
-        places = [self.home, raw] + ([] if self.root else [DEBIAN_FASHION_MNIST])
-        for place in places:
-            if (place / "train-images-idx3-ubyte.gz").is_file():
-                return place
-        if not self.download:
-            raise ValueError(f"fashion-mnist could not be loaded; {where_to_look(', '.join(map(str, places)))}")
-        from_torchvision("fashion-mnist", "FashionMNIST", str(self.home), download=True)
-        return raw
-
-
-def read_idx(path: Path, magic: int) -> np.ndarray:
-    """An array of a gzip-compressed IDX file (LeCun's format of MNIST); its ``magic`` number and size are checked.
-
-    torchvision reads unpacked files alone.
-    """
-    try:
-        check_plain(path)
-        with gzip.open(path) as file:
-            content = np.frombuffer(file.read(MOST_UNPACKED), np.uint8)
-    except Exception as error:  # damaged streams surface as almost anything
-        raise ValueError(f"{path} cannot be read as gzip-compressed IDX: {reason(error)}") from error
-    start = 4 * (1 + magic % 256)
-    first, *shape = np.resize(content[:start], start).view(">u4").tolist()
-    if first != magic or math.prod(shape) != len(content) - start:
-        raise ValueError(
-            f"{path} is damaged: it must have the magic number {magic} and what its header says, got {first} and "
-            f"{len(content):,} bytes of shape {shape}"
-        )
-    return content[start:].reshape(shape).copy()
 
 
 def from_torchvision(name: str, kind: str, *args: Any, **kwargs: Any) -> Any:
@@ -223,12 +185,5 @@ def from_torchvision(name: str, kind: str, *args: Any, **kwargs: Any) -> Any:
         return getattr(datasets, kind)(*args, **kwargs)
     except (RuntimeError, OSError, ImportError) as error:
         cause = reason(error).removesuffix(". You can use download=True to download it")
-        raise ValueError(f"{name} could not be loaded ({cause}); {where_to_look(args[0])}") from error
-
-
-def where_to_look(root: object) -> str:
-    """Advice for when a data set's files were not found in ``root``, or could not be downloaded to it."""
-    return (
-        f"they were looked for in {root}: data.root or $INDM_DATA names another folder; where there is a network, a "
-        "training downloads them, and so does data.download = true"
-    )
+        where = f"data.root or $INDM_DATA names another folder than {args[0]}, and data.download = true downloads them"
+        raise ValueError(f"{name} could not be loaded ({cause}); {where}") from error

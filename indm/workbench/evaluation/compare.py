@@ -26,7 +26,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: 0.25em 0.8em; text-align: left; white-space: nowrap; border-bottom: 1px solid #8886 }
 img { max-width: 100% }
 """
-Differences = Mapping[str, Mapping[str, tuple[float, float]]]  # by run and kind: mean and standard error
+Differences = Mapping[str, Mapping[str, tuple[float, float]]]  # mean and standard error, keyed by run and kind
 
 
 def compare(folders: Sequence[Path], out: Path) -> str:
@@ -128,7 +128,7 @@ def budget_of(folder: Path) -> tuple[str, str, str]:
 
 def references(results: Mapping[Path, dict], key: str) -> dict[str, str]:
     """The likelihoods of the baselines, of the examples of the NELBO, and the entropy where it is known."""
-    baselines = next((result["baselines"] for result in results.values() if "baselines" in result), {})
+    baselines: dict[str, dict] = next((result["baselines"] for result in results.values() if "baselines" in result), {})
     found = {
         f"baseline: {baseline_name(row)}": with_error(row[key], row[f"{key}_standard_error"])
         for row in baselines.values()

@@ -47,7 +47,7 @@ def find_items(sources: Sequence[Path], model: INDM, data: dict) -> list[Item]:
             one name.
     """
     items, levels = list[Item](), model.scaling.levels
-    as_arrays = ARRAY_SUFFIXES | arrays.TABLE_SUFFIXES if len(model.shape) == 1 else ARRAY_SUFFIXES
+    as_arrays = ARRAY_SUFFIXES | {*arrays.SEPARATORS} if len(model.shape) == 1 else ARRAY_SUFFIXES
     for file, name in found_in(sources):
         if file.suffix.lower() in as_arrays:
             array = read_events(file, levels)

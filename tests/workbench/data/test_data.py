@@ -1,7 +1,6 @@
 """The loaders on real files, and on generated files in the layouts they read."""
 
 import functools
-import gzip
 import hashlib
 import pickle
 import sys
@@ -21,7 +20,6 @@ from indm.workbench.data.base import InMemory, as_data, check_data, load_data, s
 from indm.workbench.data.densities import DENSITIES
 from indm.workbench.data.examples import loader
 from indm.workbench.data.images import read_image
-from indm.workbench.data.standard import DEBIAN_FASHION_MNIST
 
 PARTS = ("train", "valid", "test")
 
@@ -59,10 +57,8 @@ def whole_data(name):
     return load_data(name)
 
 
-@pytest.mark.parametrize("name", ["digits", pytest.param("fashion-mnist", marks=pytest.mark.long)])
-def test_one_class_keeps_its_place_in_the_splits(name):
-    if name == "fashion-mnist" and not DEBIAN_FASHION_MNIST.is_dir():
-        pytest.skip("Fashion-MNIST is not here")
+def test_one_class_keeps_its_place_in_the_splits():
+    name = "digits"
     whole, one, few = whole_data(name), load_data(name, label=3), load_data(name, label=3, limit=20)
     for part in ("train", "valid", "test"):
         expected = getattr(whole, part).tensor[whole.labels[part] == 3]
@@ -161,69 +157,38 @@ def test_digits_are_those_of_scikit_learn():
 # ── Fashion-MNIST
 
 
-@pytest.mark.long
-@pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
-def test_real_fashion_mnist():
-    whole = whole_data("fashion-mnist")
-    assert [len(getattr(whole, part)) for part in PARTS] == [55_000, 5000, 10_000]
-    pool = torch.cat([whole.train.tensor, whole.valid.tensor]).double() / 255
-    assert pool.mean().item() == pytest.approx(0.28604, abs=1e-5)  # the published mean and deviation of the 60,000
-    assert pool.std().item() == pytest.approx(0.35302, abs=1e-5)
-    assert torch.bincount(torch.cat([whole.labels["train"], whole.labels["valid"]])).tolist() == [6000] * 10
-    assert torch.bincount(whole.labels["test"]).tolist() == [1000] * 10
-    assert whole.labels["test"][:5].tolist() == [9, 2, 1, 1, 6]  # ankle boot, pullover, trouser, trouser, shirt
-
-    small = load_data("fashion-mnist", root=str(DEBIAN_FASHION_MNIST), size=16, limit=2000)
-    assert small.test.tensor.shape == (10_000, 1, 16, 16) and small.test.tensor.dtype == torch.uint8
-    assert len(small.train) == 2000 and torch.equal(small.labels["train"], whole.labels["train"][:2000])
-    mean = whole.test.tensor.double().mean((1, 2, 3)), small.test.tensor.double().mean((1, 2, 3))
-    assert (mean[0] - mean[1]).abs().mean() < 0.5  # grey levels of 255, image by image
-    assert abs(mean[0].mean() - mean[1].mean()) < 0.5
-
-
-def idx(array):
-    return gzip.compress(np.array([2048 + array.ndim, *array.shape], dtype=">u4").tobytes() + array.tobytes())
-
-
-def write_fashion_mnist(folder, rng):
-    folder.mkdir(parents=True, exist_ok=True)
+def write_fashion_mnist(root, rng):
+    """Files in torchvision's layout: IDX without compression."""
+    folder = root / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
     arrays = {}
     for part, n in (("train", 40), ("t10k", 12)):
         arrays[part] = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
-        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(idx(arrays[part]))
-        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(idx(np.arange(n, dtype=np.uint8) % 10))
+        labels = np.arange(n, dtype=np.uint8) % 10
+        for name, array in (("images-idx3", arrays[part]), ("labels-idx1", labels)):
+            header = np.array([2048 + array.ndim, *array.shape], dtype=">u4").tobytes()
+            (folder / f"{part}-{name}-ubyte").write_bytes(header + array.tobytes())
     return arrays
 
 
-@pytest.mark.parametrize("place", ["", "FashionMNIST/raw", "from the environment"])
-def test_fashion_mnist_files_are_found(tmp_path, monkeypatch, place):
-    arrays = write_fashion_mnist(tmp_path / place, np.random.default_rng(0))
-    monkeypatch.setenv("INDM_DATA", str(tmp_path / "from the environment"))
-    root = None if place == "from the environment" else tmp_path
-    fashion = load_data("fashion-mnist", root=root, valid=10, download=False)
-    assert [len(getattr(fashion, part)) for part in PARTS] == [30, 10, 12]
-    assert np.array_equal(fashion.test.tensor[:, 0].numpy(), arrays["t10k"])
-    held = rows(fashion.train) + rows(fashion.valid)
-    assert sorted(held) == sorted(x.tobytes() for x in arrays["train"])
-
-
-def test_fashion_mnist_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
-    def fetch(root, download):
-        assert download
-        write_fashion_mnist(tmp_path / "FashionMNIST" / "raw", np.random.default_rng(0))
-        return InMemory(torch.zeros(0))
-
-    monkeypatch.setattr("torchvision.datasets.FashionMNIST", fetch)
-    with pytest.raises(ValueError, match=r"fashion-mnist could not be loaded; .*: data.root or"):
-        load_data("fashion-mnist", root=tmp_path, download=False)
-    assert len(load_data("fashion-mnist", root=tmp_path, valid=1).train) == 39
-
-    def offline(root, download):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("torchvision.datasets.FashionMNIST", offline)
-    with pytest.raises(ValueError, match="no route to host"):
-        load_data("fashion-mnist", root=tmp_path / "elsewhere")
+def test_fashion_mnist_in_the_layout_of_torchvision(tmp_path, monkeypatch):
+    arrays = write_fashion_mnist(tmp_path, np.random.default_rng(0))
+    monkeypatch.setenv("INDM_DATA", str(tmp_path))
+    for root in (tmp_path, None):
+        fashion = load_data("fashion-mnist", root=root, valid=10, download=False)
+        assert [len(getattr(fashion, part)) for part in PARTS] == [30, 10, 12]
+        assert np.array_equal(fashion.test.tensor[:, 0].numpy(), arrays["t10k"])
+        held = rows(fashion.train) + rows(fashion.valid)
+        assert sorted(held) == sorted(x.tobytes() for x in arrays["train"])
+        assert fashion.labels["test"].tolist() == [i % 10 for i in range(12)]
+    for root, options in (
+        (tmp_path / "elsewhere", {}),
+        (tmp_path, {"valid": 40}),
+        (tmp_path, {"size": 7}),
+        (tmp_path, {"size": 32}),
+    ):
+        with pytest.raises(ValueError, match=r"fashion-mnist could not be loaded|split|at least|at most"):
+            load_data("fashion-mnist", root=root, download=False, **options)
 
 
 def test_resize_is_an_antialiased_average(tmp_path):
@@ -235,29 +200,6 @@ def test_resize_is_an_antialiased_average(tmp_path):
     weight /= weight.sum(1, keepdims=True)
     expected = weight @ arrays["t10k"] @ weight.T
     assert np.abs(small - expected).max() <= 0.5 + 1e-3
-
-
-IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
-
-
-@pytest.mark.parametrize(
-    ("damage", "options", "said"),
-    [
-        (lambda folder, content: content[:2000], {}, r"train-images.*cannot be read as gzip"),
-        (lambda folder, content: gzip.compress(b"abc"), {}, "is damaged"),
-        (lambda folder, content: gzip.compress(gzip.decompress(content)[:-5]), {}, "is damaged"),
-        (lambda folder, content: (folder / LABELS).read_bytes(), {}, r"magic number 2051 .*, got 2049"),
-        (lambda folder, content: idx(np.zeros((39, 28, 28), np.uint8)), {}, "one label each"),
-        (lambda folder, content: content, {"valid": 40}, "cannot be split"),
-        (lambda folder, content: content, {"size": 7}, "at least 8"),
-        (lambda folder, content: content, {"size": 32}, "at most the 28"),
-    ],
-)
-def test_fashion_mnist_that_cannot_be_used(tmp_path, damage, options, said):
-    write_fashion_mnist(tmp_path, np.random.default_rng(0))
-    (tmp_path / IMAGES).write_bytes(damage(tmp_path, (tmp_path / IMAGES).read_bytes()))
-    with pytest.raises(ValueError, match=said):
-        load_data("fashion-mnist", root=tmp_path, **options)
 
 
 # ── CIFAR-10 and CelebA in torchvision's layout on disk
@@ -290,11 +232,8 @@ def test_cifar10_in_the_layout_of_torchvision(tmp_path, monkeypatch):
     assert cifar.scaling.levels == 256 and cifar.notes[0] == "torchvision's CIFAR-10"
 
     (base / "a").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"cifar10 could not be loaded \(.*\); they were looked for in") as caught:
+    with pytest.raises(ValueError, match="cifar10 could not be loaded"):
         load_data("cifar10", root=tmp_path, download=False)
-    for advice in (f"in {tmp_path}: data.root or $INDM_DATA", "data.download = true"):
-        assert advice in str(caught.value)
-    assert "download=True" not in str(caught.value)  # torchvision's advice, for Python alone
 
 
 def test_celeba_in_the_layout_of_torchvision(tmp_path, monkeypatch):
@@ -382,17 +321,13 @@ def test_folder_pixels_crop_and_resize(tmp_path):
     assert np.abs(luma - np.einsum("chw,c->hw", whole, [0.299, 0.587, 0.114])).max() <= 1
 
 
-def test_damaged_files_are_skipped_and_counted(folder):
-    whole = (folder / "a.png").read_bytes()
-    (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "text.png").write_text("not a picture")
-    (folder / "empty.jpg").touch()
-    (folder / "notes.txt").write_text("not a picture either")
-    (folder / ".hidden.png").write_text("ignored")
-    with pytest.warns(UserWarning, match="3 of 16 files"):  # that a file is truncated does not show in its header
-        sets = load_data("folder", path=folder, size=8)
-    assert sum(len(getattr(sets, part)) for part in PARTS) == 13
-    assert any("skipped 3 of 16 files" in note for note in sets.notes)
+def test_only_files_with_the_names_of_images_are_read(folder):
+    (folder / "notes.txt").write_text("no picture")
+    (folder / ".hidden.png").write_text("no picture")
+    (folder / ".folder").mkdir()
+    save(folder / ".folder" / "a.png", picture(0))
+    sets = load_data("folder", path=folder, size=8)
+    assert sum(len(getattr(sets, part)) for part in PARTS) == 12
 
 
 def test_mixed_channels(folder):
@@ -400,8 +335,6 @@ def test_mixed_channels(folder):
     for asked, channels in ((None, 3), (1, 1), (3, 3)):
         sets = load_data("folder", path=folder, size=12, channels=asked)
         assert sets.shape == stack(sets.train, 1).shape[1:] == (channels, 12, 12)
-        noted = [note for note in sets.notes if "RGB, as 12 images are in colour and 1 are grey" in note]
-        assert len(noted) == (asked is None)
     assert (ImageFiles([grey], (3, 12, 12))[0] == ImageFiles([grey], (1, 12, 12))[0]).all()
     for i in range(4):
         save(folder.parent / "grey" / f"{i}.png", picture(i, channels=1))
@@ -452,22 +385,20 @@ def test_colour_modes_and_orientation(tmp_path):
 
 
 def test_folders_and_options_that_cannot_be_used(folder, tmp_path):
-    for name in ("empty", "floats", "photos"):
+    for name in ("empty", "floats"):
         (tmp_path / name).mkdir()
     Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "floats" / "a.tif")
-    (tmp_path / "photos" / "a.heic").write_bytes(b"ftypheic")
     cases = [
-        ({"path": tmp_path / "missing", "size": 8}, "must be a folder, and it is not there"),
-        ({"path": folder / "a.png", "size": 8}, "must be a folder, and it is a file; its folder is"),
-        ({"path": tmp_path / "empty", "size": 8}, "no readable images in .*0 files"),
-        ({"path": tmp_path / "floats", "size": 8}, "no readable images in .* the first is .*: floating-point pixels"),
-        ({"path": tmp_path / "photos", "size": 8}, "no readable images in .*1 file.*heic: not an image by its name"),
+        ({"path": tmp_path / "missing", "size": 8}, "path must be a folder"),
+        ({"path": folder / "a.png", "size": 8}, "path must be a folder"),
+        ({"path": tmp_path / "empty", "size": 8}, "path must hold images"),
+        ({"path": tmp_path / "floats", "size": 8}, "path must hold images that can be read"),
         ({"path": folder, "size": 7}, "at least 8 pixels"),
         ({"path": folder, "size": 8, "crop": 0}, "at least 8 pixels"),
         ({"path": folder, "size": 8, "channels": 2}, "channels must be 1"),
         ({"path": folder, "size": 8, "resize": "bicubik"}, "did you mean 'bicubic'"),
-        ({"path": tmp_path / "missing", "size": 8, "background": "whyte"}, "background must be an opaque colour"),
-        ({"path": folder, "size": 8, "background": "#ffffff80"}, "background must be an opaque colour"),
+        ({"path": folder, "size": 8, "background": "whyte"}, "background must be"),
+        ({"path": folder, "size": 8, "background": "#ffffff80"}, "background must be"),
         ({"path": folder, "size": 8, "valid": 1.5}, "valid must be a fraction"),
         ({"path": folder, "size": 8, "test": 0.0}, "test must be a fraction"),
         ({"path": folder, "size": 8, "test": 0.9, "valid": 0.5}, "cannot be split"),
@@ -707,9 +638,8 @@ def test_the_fingerprint_of_a_folder_is_that_of_the_names_of_its_images(folder):
 
     before = found()
     assert len(before) == 64 and found(seed=3, limit=2) == before
-    with pytest.warns(UserWarning, match="1 of 13 files"):
-        (folder / "notes.txt").write_text("no image, and in no split")
-        assert found() == before
+    (folder / "notes.txt").write_text("no image, and in no split")
+    assert found() == before
     (folder / "notes.txt").unlink()
     elsewhere = folder.rename(folder.with_name("elsewhere"))
     assert load_data("folder", path=elsewhere, size=8).fingerprint == before

@@ -66,7 +66,7 @@ def test_columns_of_a_table(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"c": "cc"}, "has columns a, c, word, hole, gap, and none 'cc'; did you mean 'c'"),
+        ({"c": "cc"}, "no column 'cc'; did you mean 'c'"),
         ({"x": "c", "c": "c"}, "column 'c' cannot be both x and c"),
         ({"x": ("a", "word"), "c": "c"}, "column 'word' must hold finite numbers, got 'w' in row 1"),
         ({"x": "hole", "c": "c"}, "column 'hole' must hold finite numbers, got nan in row 3"),
@@ -109,14 +109,13 @@ def test_some_folders_are_the_classes_in_the_order_they_are_named(tmp_path):
         for i in range(8):
             Image.new("L", (8, 8), 10 * number + i).save(tmp_path / name / f"{i}.png")
     (tmp_path / "dog" / "notes.txt").write_text("no image")
-    with pytest.warns(UserWarning, match="1 of 17 files"):
-        data = load_data("folder", path=tmp_path, size=8, classes=["far/bird", "dog"])
+    data = load_data("folder", path=tmp_path, size=8, classes=["far/bird", "dog"])
     assert data.classes == ("far/bird", "dog")
     grey = torch.cat([stack(getattr(data, part)) for part in SPLITS])[:, 0, 0, 0]
     labels = torch.cat([data.labels[part] for part in SPLITS])
     assert labels[grey.argsort()].tolist() == [1] * 8 + [0] * 8  # dogs are darker
     assert data.fingerprint != load_data("folder", path=tmp_path, size=8, classes=["far/bird", "cat"]).fingerprint
-    with pytest.raises(ValueError, match="cow' must be a folder, and it is not there"):
+    with pytest.raises(ValueError, match=r"path must be a folder, got .*cow"):
         load_data("folder", path=tmp_path, size=8, classes=["dog", "cow"])
     with pytest.raises(ValueError, match=r"true, false or two different folders or more, got \['dog'\]"):
         load_data("folder", path=tmp_path, size=8, classes=["dog"])

@@ -1,6 +1,5 @@
-"""Folders of very many images: listed in little memory, read one at a time, and a damaged one costs one image."""
+"""Folders of many images: read one at a time, and a damaged one costs one image."""
 
-import json
 import os
 
 import numpy as np
@@ -11,7 +10,7 @@ from PIL import Image
 from indm.workbench.data import images
 from indm.workbench.data.base import stack
 from indm.workbench.data.examples import loader
-from indm.workbench.data.folder import kinds_of, list_files
+from indm.workbench.data.folder import list_images
 from indm.workbench.data.images import ImageFiles, count_unreadable, read_image
 
 
@@ -44,10 +43,10 @@ def test_the_list_is_that_of_the_file_system_in_sorted_order(tmp_path):
     os.symlink(tmp_path / "nowhere", tmp_path / "f" / "broken.png")
     os.symlink(tmp_path / "f", tmp_path / "f" / "again")  # a loop
     os.mkfifo(tmp_path / "f" / "pipe.png")
-    found = list_files(tmp_path / "f")
+    found = list_images(tmp_path / "f")
     below = (p for p in (tmp_path / "f").rglob("*") if p.is_file() and "again" not in p.parts)
     expected = sorted(p for p in below if "/." not in str(p.relative_to(tmp_path)))
-    assert list(found) == expected and len(expected) == 8 and kinds_of(found).tolist() == [1] * 8
+    assert list(found) == expected and len(expected) == 8
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
@@ -73,9 +72,9 @@ def damaged(folder, *which):
 
 def test_a_damaged_image_is_replaced_by_the_next_warned_of_once_and_counted(tmp_path):
     folder = many(tmp_path / "f", 40)
-    whole = stack(ImageFiles(list_files(folder), (3, 8, 8)))
+    whole = stack(ImageFiles(list_images(folder), (3, 8, 8)))
     damaged(folder, 7, 20, 21, 39)
-    data = ImageFiles(list_files(folder), (3, 8, 8))
+    data = ImageFiles(list_images(folder), (3, 8, 8))
     assert len(data) == 40 and count_unreadable(data) == 0
     with pytest.warns(UserWarning, match="0000007.png cannot be read .* takes its place") as warned:
         found = stack(data)
@@ -88,7 +87,7 @@ def test_a_damaged_image_is_replaced_by_the_next_warned_of_once_and_counted(tmp_
 @pytest.mark.filterwarnings("ignore:.*cannot be read")
 def test_images_are_decoded_once_where_memory_holds_them_all(tmp_path, monkeypatch):
     folder = many(tmp_path / "f", 5)
-    files = list_files(folder)
+    files = list_images(folder)
     monkeypatch.setattr(images, "MOST_KEPT", 5 * 3 * 8 * 8)
     kept, again = ImageFiles(files, (3, 8, 8)), ImageFiles(files, (3, 9, 9))
     first, other = stack(kept), stack(again)
@@ -106,12 +105,8 @@ def test_workers_change_neither_the_order_nor_what_stands_for_a_damaged_image(tm
     damaged(folder, 3, 30, 31)
     epochs = []
     for workers in (0, 1, 3):
-        data = ImageFiles(list_files(folder), (3, 8, 8))
+        data = ImageFiles(list_images(folder), (3, 8, 8))
         epochs.append(list(loader(data, 7, shuffle=True, seed=5, epoch=2, workers=workers)))
         assert count_unreadable(data) == 3  # those of the workers, too
     for other in epochs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(epochs[0], other, strict=True))
-
-
-def unreadable(run):
-    return json.loads((run / "summary.json").read_text())["unreadable_images"]

@@ -71,24 +71,23 @@ def test_a_data_set_of_images_holds_what_a_folder_holds(tmp_path, folder, monkey
     labels = [i % 2 for i in range(len(pictures()))]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
     rows = datasets.Dataset.from_dict({"image": pictures(), "label": labels}, features=features)
-    rows.save_to_disk(tmp_path / "saved")
-    (tmp_path / "tables").mkdir()
-    rows.to_parquet(tmp_path / "tables" / "train.parquet")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for place in ("saved", "tables"):
-        data = load_data("datasets", path=tmp_path / place, c="label", **OPTIONS)
-        assert torch.equal(stack(data.train), stack(folder.train)) and data.classes == CLASSES
-        assert data.labels["train"].tolist() == [int(path.stem) % 2 for path in folder.train.files]
-    again = load_data("datasets", path=tmp_path / "saved", c="label", **OPTIONS)
     changed = datasets.Dataset.from_dict({"image": pictures()[::-1], "label": labels}, features=features)
-    changed.save_to_disk(tmp_path / "changed")
-    other = load_data("datasets", path=tmp_path / "changed", c="label", **OPTIONS)
-    assert again.fingerprint == load_data("datasets", path=tmp_path / "saved", **OPTIONS).fingerprint
-    assert again.fingerprint != other.fingerprint
     without = datasets.Dataset.from_dict({"image": pictures(), "label": [-1, *labels[1:]]}, features=features)
-    without.save_to_disk(tmp_path / "without")
-    with pytest.raises(ValueError, match="the column 'label' has no label in row 0; leave such rows out"):
+    for name, table in (("tables", rows), ("changed", changed), ("without", without)):
+        (tmp_path / name).mkdir()
+        table.to_parquet(tmp_path / name / "train.parquet")
+    data, again, other = (
+        load_data("datasets", path=tmp_path / name, c="label", **OPTIONS) for name in ("tables", "tables", "changed")
+    )
+    assert torch.equal(stack(data.train), stack(folder.train)) and data.classes == CLASSES
+    assert data.labels["train"].tolist() == [int(path.stem) % 2 for path in folder.train.files]
+    assert data.fingerprint == again.fingerprint != other.fingerprint
+    with pytest.raises(ValueError, match="'label'"):
         load_data("datasets", path=tmp_path / "without", c="label", **OPTIONS)
+    for path, x in (("tables", "label"), ("tables", "picture"), ("none", "image")):
+        with pytest.raises(ValueError, match=r"data\.x|picture|none"):
+            load_data("datasets", path=tmp_path / path, x=x, **OPTIONS)
 
 
 def test_a_data_set_of_the_hub_is_asked_for_by_its_name(folder, tmp_path, monkeypatch):
@@ -96,40 +95,15 @@ def test_a_data_set_of_the_hub_is_asked_for_by_its_name(folder, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     there, asked = datasets.Dataset.from_dict({"image": pictures()}), []
 
-    def load_dataset(*arguments, **options):
-        asked.append((arguments, options))
-        return there
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    data = load_data("datasets", path="ann/pictures", config="small", split="train", **OPTIONS)
-    assert asked == [(("ann/pictures", "small"), {"split": "train"})]
-    assert torch.equal(stack(data.train), stack(folder.train))
-
-
-def test_without_download_the_hub_is_not_asked(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    there, offline = datasets.Dataset.from_dict({"image": pictures()}), []
-
-    def load_dataset(*arguments, **options):
-        offline.append(datasets.config.HF_HUB_OFFLINE)
+    def load_dataset(*arguments, split, download_config):
+        asked.append((arguments, split, download_config.local_files_only))
         return there
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for download in (True, False):
-        load_data("datasets", path="ann/pictures", download=download, **OPTIONS)
-    assert offline == [False, True] and datasets.config.HF_HUB_OFFLINE is False
-
-
-def test_mistakes_of_a_data_set(tmp_path):
-    datasets.Dataset.from_dict({"a": [1.0] * 40}).save_to_disk(tmp_path / "saved")
-    for path, x, said in (
-        ("saved", "image", "has no column 'image'"),
-        ("saved", "a", "data.x must be a column of images, not of Value, got 'a'"),
-        ("none", "a", "cannot be read as a data set"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            load_data("datasets", path=tmp_path / path, x=x, **OPTIONS)
+        data = load_data("datasets", path="ann/pictures", config="small", download=download, **OPTIONS)
+        assert torch.equal(stack(data.train), stack(folder.train))
+    assert asked == [(("ann/pictures", "small"), "train", local) for local in (False, True)]
 
 
 @pytest.mark.parametrize("kind", ["floats", "images"])
