@@ -170,12 +170,10 @@ def name_of(kind: str, part: Any) -> str:
 
 
 def _imported(kind: str, place: str) -> Any:
-    import torch
 
     module, _, path = place.partition(":")
     try:
-        with torch.device("cpu"):  # not "meta", on which a model may be built: a module keeps the tensors that it makes
-            part = importlib.import_module(module)
+        part = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise ValueError(f"{kind} {place!r} cannot be imported: {error}") from error

@@ -4,7 +4,6 @@ The architecture is read off the tensors. What they do not show, the activations
 or else as published. Whatever does not match is listed in one error.
 """
 
-import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from indm.checks import brief
-from indm.files.untrusted import build_described
 from indm.flows.base import ActNorm, Flow
 from indm.flows.coupling import Coupling, InvertibleLinear
 from indm.flows.residual import ResidualBlock
@@ -63,8 +61,7 @@ def flow_from_state(state: Mapping[str, Tensor], given: Mapping[str, Any], shape
         inferred |= code_arguments(reader)
     check_agrees(inferred, given)
     arguments |= dict(given) | inferred
-    make = functools.partial(build, arguments, "flow", shape)
-    flow = build_described(make, reader.state)
+    flow: Any = build(arguments, "flow", shape)
     if conditional:
         read_chain(reader, prefix, flow.chain)
         read_encoder(reader, flow)

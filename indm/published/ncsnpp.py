@@ -53,7 +53,7 @@ class PublishedScore(ScoreModel):
             got = f"{type(sde).__name__}; unet and mlp take any"
             raise ValueError(f"sde must be vp, subvp or ve for a published network, got {got}")
         super().__init__(backbone, sde)
-        eps = torch.tensor(sde.eps, device="cpu")  # has a value even while the model is built on the meta device
+        eps = torch.tensor(sde.eps)
         if not self.published_sigma(eps) > 0:
             raise ValueError(f"sde.eps must leave noise in single precision, got {sde.eps}; a common value is 1e-5")
 

@@ -4,7 +4,6 @@ The layout is the one of the paper's code and of score_sde_pytorch. Settings tha
 the caller's arguments, then from a recipe, then from the published settings.
 """
 
-import functools
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, cast
 import torch
 
 from indm.checks import require
-from indm.files import atomic, untrusted
+from indm.files import atomic
 from indm.flows.base import Flow, Identity
 from indm.model import INDM, build, count_parameters
 from indm.published.checkpoint import Checkpoint, StateDict, Weights, read_checkpoint
@@ -117,8 +116,7 @@ def convert(
 
 def score_of_checkpoint(state: StateDict, sde: dict, net: dict, shape: tuple[int, ...]) -> PublishedScore:
     """The published score with the weights of the original's ``state``, in evaluation mode."""
-    make = functools.partial(build, {"name": "ncsnpp", **net}, "net", shape)
-    network: Any = untrusted.build_described(make, state)
+    network: Any = build({"name": "ncsnpp", **net}, "net", shape)
     load_published(network, state)
     return PublishedScore(network, cast(LinearSDE, build(sde, "sde", shape))).eval()
 

@@ -1,8 +1,6 @@
 """Files from strangers: nothing in them is run, and what they claim is checked before memory is taken.
 
-Most cases were found broken once: a `model.json` with a width of 10⁶ took the memory before the weights were found not
-to fit; an `.npy` whose header claims 10¹² numbers was a MemoryError; IDX files were unpacked before their header was
-read.
+An `.npy` whose header claims 10¹² numbers was a MemoryError once.
 """
 
 import io
@@ -11,8 +9,6 @@ import os
 import pickle
 import re
 import struct
-import sys
-import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -26,10 +22,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import indm
-from indm import files, names
+from indm import files
 from indm.checks import one_line
 from indm.files import untrusted
-from indm.flows import ActNorm
 from indm.model import INDM, build_model
 from indm.scaling import Scaling
 from indm.workbench.data.base import load_data
@@ -108,16 +103,6 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=23_999_000))
     with pytest.raises(ValueError, match=r"claims 24,000,384 bytes, and this process can have 23,999,000 bytes"):
         load_data("array", path=tmp_path / "large.npz")
-
-
-def test_a_packed_array_is_in_memory_once(tmp_path):
-    """The reader of a zip file made all the bytes that it was asked for, which were then copied."""
-    np.savez_compressed(tmp_path / "a.npz", a=np.zeros(10**7))
-    tracemalloc.start()
-    assert len(untrusted.array(tmp_path / "a.npz", "a")) == 10**7
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert 8e7 < peak < 1.5 * 8e7
 
 
 PIPES = {
@@ -234,123 +219,6 @@ def saved(folder, **changes):
     return model
 
 
-def edit(folder, change):
-    description = json.loads((folder / "model.json").read_text())
-    change(description)
-    (folder / "model.json").write_text(json.dumps(description))
-
-
-@pytest.mark.parametrize("flow", ["residual", "coupling", "masked", "identity", "actnorm", "linear"])
-def test_models_are_loaded_as_they_were(tmp_path, flow):
-    table = {"name": flow} | ({"channels": 2} if flow in ("actnorm", "linear") else {})
-    model, x = saved(tmp_path, flow=table).eval(), torch.randn(5, 2)
-    loaded = INDM.load(tmp_path)
-    assert torch.equal(loaded.encode(x)[0], model.encode(x)[0])
-    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
-
-
-NOTHING = {"flow": {"name": "identity"}, "net": {"name": "zero"}}
-CLAIMS = [
-    (NOTHING, ("shape",), [10**4] * 3),
-    ({}, ("flow", "width"), HUGE), ({}, ("flow", "blocks"), [10**7]), ({}, ("net", "width"), 10**5),
-    ({}, ("net", "depth"), 10**7), ({}, ("net", "fourier"), 10**7), ({}, ("shape",), [10**7]),
-    ({}, ("shape",), [2] * 1000),
-    ({"flow": {"name": "coupling"}}, ("flow", "bins"), 10**7),
-    ({"flow": {"name": "elementwise"}}, ("flow", "bins"), 10**7),
-    ({"flow": {"name": "masked"}}, ("flow", "width"), 10**6),
-    ({"flow": {"name": "linear", "channels": 2}}, ("flow", "channels"), 10**6),
-    ({"flow": {"name": "compose", "flows": [{"name": "identity"}]}}, ("flow", "flows"),
-     20_000 * [{"name": "identity"}]),
-    ({}, ("levels",), 2.5), ({}, ("levels",), float("nan")), ({}, ("shape",), [2.0]),
-    (NOTHING, ("shape",), [1] * 100_000),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("tables", "key", "value"), CLAIMS)
-def test_a_description_that_claims_more_than_the_weights_is_an_error(tmp_path, tables, key, value):
-    saved(tmp_path, **tables)
-
-    def change(description):
-        for part in key[:-1]:
-            description = description[part]
-        assert key[-1] in description
-        description[key[-1]] = value
-
-    edit(tmp_path, change)
-    with pytest.raises(ValueError, match="cannot be read") as caught:
-        INDM.load(tmp_path)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
-
-
-class WithNumbers(ActNorm):
-    """It cannot be built without numbers, on the meta device."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels)
-        self.size = self.shift.detach().sum().item()
-
-
-def test_what_is_described_is_counted_while_it_is_built(tmp_path):
-    """A network of 1.4 GB beside such a flow is not built."""
-    with indm.trust("test_reading"):
-        saved(tmp_path, flow={"name": "test_reading:WithNumbers", "channels": 2})
-        edit(tmp_path, lambda description: description["net"].update(width=1500, depth=40))
-        with pytest.raises(ValueError, match="the description is of a larger model than the weights"):
-            INDM.load(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["scaling.shift", "scaling.scale", "score.sde.prior_mean"])
-def test_what_is_broadcast_over_events_has_their_shape(tmp_path, name):
-    """A scale of 50,000 rows made as many rows of each sample."""
-    saved(tmp_path)
-    state = load_file(tmp_path / "model.safetensors")
-    for value, complaint in (
-        (torch.ones(500, 1, 2), "must be of a shape that fits [2], got [500, 1, 2]"),
-        (torch.ones(3), "must be of a shape that fits [2], got [3]"),
-        (torch.tensor([1.0, float("inf")]), "must be finite, got [inf]"),
-        (torch.ones(2, dtype=torch.bfloat16), "must be of float32 or float64, got torch.bfloat16"),
-        (torch.ones(2, dtype=torch.complex64), "must be of float32 or float64, got torch.complex64"),
-    ):
-        save_file(state | {name: value}, tmp_path / "model.safetensors")
-        with pytest.raises(ValueError, match=re.escape(f"{name} {complaint}")):
-            INDM.load(tmp_path)
-    weight = next(key for key in state if key.endswith("weight"))
-    save_file(state | {weight: state[weight].to(torch.complex64)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"must be of float32 or float64, got torch\.complex64"):
-        INDM.load(tmp_path)
-    for value in (torch.ones(2), torch.ones(1)):
-        save_file(state | {name: value}, tmp_path / "model.safetensors")
-        INDM.load(tmp_path)
-
-
-def test_weights_have_few_names(tmp_path):
-    """A header of 86 MB with 1.5 million empty tensors took minutes and 1.2 GB."""
-    saved(tmp_path)
-    empty = {f"{i:0100}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(30_000)}
-    text = json.dumps(empty).encode()
-    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
-    with pytest.raises(ValueError, match=r"its header claims 4,800,000 bytes, and may have 4,194,304"):
-        INDM.load(tmp_path)
-
-
-def test_tensors_are_counted_as_their_numbers_are(tmp_path):
-    """A tensor takes a kilobyte beside its numbers: the file of one large matrix described 600,000 small ones."""
-    saved(tmp_path, net={"name": "mlp", "width": 300, "depth": 1})
-    edit(tmp_path, lambda description: description["net"].update(width=2, depth=10**5))
-    with pytest.raises(ValueError, match="the description is of a larger model than the weights"):
-        INDM.load(tmp_path)
-
-
-def test_a_part_is_imported_with_the_numbers_of_its_module(tmp_path, monkeypatch):
-    """A module keeps the tensors that it makes when it is imported, and a model may be built without numbers then."""
-    source = "import torch\nHALF = torch.ones(3) / 2\nclass Net(torch.nn.Module): ...\n"
-    (tmp_path / "with_numbers.py").write_text(source)
-    monkeypatch.syspath_prepend(tmp_path)
-    with names.trust("with_numbers"), torch.device("meta"):
-        part = names.find("net", "with_numbers:Net")
-    assert sys.modules.pop(part.__module__).HALF.tolist() == [0.5] * 3
-
-
 def test_weights_that_claim_more_than_the_file_holds(tmp_path):
     saved(tmp_path)
     content = (tmp_path / "model.safetensors").read_bytes()
@@ -395,35 +263,6 @@ def test_pickles_in_other_files_are_not_read(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot be read"):
         INDM.load(tmp_path)
     assert not (tmp_path / "run-by-a-pickle").exists()
-
-
-def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
-    torch.save({"a": torch.zeros(10**6)}, tmp_path / "a.pt")
-    assert torch.equal(untrusted.checkpoint(tmp_path / "a.pt")["a"], torch.zeros(10**6))
-    with zipfile.ZipFile(tmp_path / "a.pt") as plain_file, zipfile.ZipFile(tmp_path / "b.pt", "w", 8) as packed:
-        for name in plain_file.namelist():
-            packed.writestr(name, plain_file.read(name))
-    with pytest.raises(ValueError, match=r"unpacked size must be at most the \d+ bytes that .* holds, got 4\d+"):
-        untrusted.checkpoint(tmp_path / "b.pt")
-
-
-@pytest.mark.parametrize(
-    ("tensor", "complaint"),
-    [
-        (torch.zeros(1).expand(10**12), "must be of at most the 4 bytes stored for it, got 4000000000000"),
-        (torch.zeros(2, 10**11, device="meta"), "must be a plain tensor of numbers, got 'torch.strided on meta'"),
-        (torch.zeros(3).to_sparse(), "must be a plain tensor of numbers, got 'torch.sparse_coo on cpu'"),
-        (torch.zeros(300), "must be of at most the 1000 bytes stored for it, got 1200"),
-        (torch.zeros([1] * 5000).expand([1] * 4999 + [2]), "must be of at most the 4 bytes stored for it, got 8"),
-    ],
-)
-def test_tensors_that_are_not_what_a_file_can_hold(tensor, complaint):
-    untrusted.check_stored({"a": torch.zeros(100), "b": torch.zeros(150)}, 1000)
-    for name in ("a", "a" + 10_000 * "b"):
-        with pytest.raises(ValueError, match=rf"^a(b{{199}}…)? {complaint}$"):
-            untrusted.check_stored({name: tensor}, 1000)
-    with pytest.raises(ValueError, match="b must be of at most the 300 bytes stored for it, got 600"):
-        untrusted.check_stored({"a": torch.zeros(175), "b": torch.zeros(150)}, 1000)
 
 
 def test_the_source_loads_no_pickle():
