@@ -1,11 +1,10 @@
 """Released checkpoint files, read without running code that is pickled in them, and the tensors in them."""
 
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -122,15 +121,6 @@ class Reader:
         pattern = re.compile(re.escape(prefix) + r"(\d+)(\.|$)")
         return sorted({int(match[1]) for match in map(pattern.match, self.state) if match})
 
-    def shape(self, key: str, sides: int) -> tuple[int, ...]:
-        """The shape of a tensor on which the architecture depends."""
-        if key not in self.state:
-            raise ValueError(f"state lacks {key!r}, from which the architecture is read")
-        shape = tuple(self.state[key].shape)
-        if len(shape) != sides:
-            raise ValueError(f"state must hold {sides} sides of {key!r}, got the shape {brief(shape)}")
-        return shape
-
     def take(self, key: str, like: Tensor) -> Tensor | None:
         """The tensor ``key``; None, and a problem noted, where it is missing or not of the shape of ``like``."""
         self.unused.discard(key)
@@ -164,20 +154,4 @@ class Reader:
         unknown = sorted(key for key in self.unused if key.rpartition(".")[2] not in INCIDENTAL)
         problems = self.problems + [f"{key} is not understood" for key in unknown]
         if problems:
-            raise ValueError(f"state does not fit the architecture that was read from it: {listed(problems)}")
-
-
-def check_agrees(actual: Mapping[str, Any], said: Mapping[str, Any]) -> None:
-    """ValueError listing what is ``said`` and is not the ``actual`` value, which the tensors show."""
-    shared = {key: value for key, value in said.items() if key in actual}
-    if differing := [f"{k} is {actual[k]}, not {value}" for k, value in shared.items() if not alike(actual[k], value)]:
-        raise ValueError(f"the tensors contradict what is given or the recipe: {listed(differing)}")
-
-
-def alike(a: object, b: object) -> bool:
-    """Whether values are equal, numbers within a relative 1e-6, lists and tuples entry by entry."""
-    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
-        return len(a) == len(b) and all(map(alike, a, b))
-    if isinstance(a, int | float) and isinstance(b, int | float):
-        return math.isclose(a, b, rel_tol=1e-6)
-    return a == b
+            raise ValueError(f"state does not fit the recipe: {listed(problems)}")

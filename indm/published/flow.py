@@ -1,8 +1,4 @@
-"""Released flow checkpoints as flows of this library: the plain residual flow and the conditional one.
-
-The architecture is read off the tensors. What they do not show, the activations and the Lipschitz coefficient, is given
-or else as published. Whatever does not match is listed in one error.
-"""
+"""Weights of released flows: the plain residual flow and the conditional one. What does not match is listed."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -16,7 +12,7 @@ from indm.flows.base import ActNorm, Flow
 from indm.flows.coupling import Coupling, InvertibleLinear
 from indm.flows.residual import ResidualBlock
 from indm.model import build
-from indm.published.checkpoint import Reader, check_agrees
+from indm.published.checkpoint import Reader
 from indm.published.conditional import ConditionalBlock, ConditionalResidualFlow, Interleaved
 
 ENCODER = "discriminator.encoder.net."
@@ -24,83 +20,42 @@ HEAD = "discriminator.fc.linear"
 STEPS_KEY = "discriminator.prior.flow.steps."
 
 
-def flow_from_state(state: Mapping[str, Tensor], given: Mapping[str, Any], shape: tuple[int, ...]) -> Flow:
+def flow_from_state(state: Mapping[str, Tensor], table: Mapping[str, Any], shape: tuple[int, ...]) -> Flow:
     """The flow of a released checkpoint, in evaluation mode and single precision.
 
     Args:
         state: its parameters; keys may begin with ``module.``.
-        given: arguments of the flow that tensors do not show: ``activation`` (default "sin"), ``coeff`` (0.98), and of
-            the conditional flow ``encoder_activation`` and ``prior_activation`` ("elu"). All others must agree with the
-            tensors.
+        table: the flow as a recipe describes it, with its ``name``: "residual" or "conditional-residual".
         shape: of the images, (C, H, W), before any squeeze.
 
-    Returns:
-        A :class:`~indm.flows.ResidualFlow` or :class:`~indm.published.ConditionalResidualFlow` that computes the same
-        z.
-
     Raises:
-        ValueError: naming the arguments that are unknown or at odds with the tensors, or listing the tensors that are
-            missing, not understood or of the wrong shape.
+        ValueError: naming the arguments that are wrong, or listing the tensors that are missing, not understood or of
+            the wrong shape.
     """
     reader = Reader({re.sub(r"^(module\.)+", "", key): value for key, value in state.items()})
-    shape = tuple(shape)
-    if len(shape) != 3:
-        raise ValueError(f"shape must be (C, H, W), got {shape}: the released flows are of images")
-    conditional = reader.has("generator.") or reader.has("discriminator.")
-    prefix = "generator.flow." if conditional else ""
-    if not chains(reader, prefix):
-        raise ValueError(
-            "state must hold a residual flow, with keys like 'transforms.0.chain.0.nnet.0.weight' or "
-            f"'generator.flow.transforms.…' for the conditional one, got {brief(', '.join(reader.state)) or 'nothing'}"
-        )
-    inferred = {"name": "conditional-residual" if conditional else "residual"}
-    inferred |= residual_arguments(reader, prefix, shape)
-    learned = any(key.endswith(".beta") for key in reader.state)
-    arguments = {"norm": "rows", "coeff": 0.98, "activation": "swish" if learned else "sin"}
-    if conditional:
-        inferred |= code_arguments(reader)
-    check_agrees(inferred, given)
-    arguments |= dict(given) | inferred
-    flow: Any = build(arguments, "flow", shape)
-    if conditional:
-        read_chain(reader, prefix, flow.chain)
-        read_encoder(reader, flow)
-        read_prior(reader, flow)
-    else:
-        read_chain(reader, prefix, flow.flows)
-    reader.finish()
-    return flow.eval()
-
-
-def residual_arguments(reader: Reader, prefix: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Arguments of the residual flow that tensors show."""
-    groups = [sum(reader.has(f"{chain}{j}.nnet.") for j in reader.indices(chain)) for chain in chains(reader, prefix)]
-    width, inputs = reader.shape(f"{first_block(reader, prefix)}.nnet.0.weight", 4)[:2]
-    squeeze = inputs == 4 * shape[0]
-    if inputs != shape[0] and not squeeze:
-        squeezed = f", or {inputs // 4} that are squeezed" if inputs % 4 == 0 else ""
-        raise ValueError(f"the flow is one of images of {inputs} channel(s){squeezed}, the shape asked for is {shape}")
-    if len(groups) > 2:
+    flow: Any = build(table, "flow", tuple(shape))
+    is_conditional = isinstance(flow, ConditionalResidualFlow)
+    prefix = "generator.flow." if is_conditional else ""
+    groups = len(chains(reader, prefix))
+    if groups > 2:
         raise ValueError(
             f"state must hold one or two groups of blocks, got {groups}: of more, the original puts the entries of z "
             "into another order than their places in the image"
         )
-    actnorm = any(key.endswith(".initialized") for key in reader.state)
-    uninitialized = [k for k, v in reader.state.items() if k.endswith(".initialized") and not v.all()]
+    uninitialized = [key for key, value in reader.state.items() if key.endswith(".initialized") and not value.all()]
     if uninitialized:
         raise ValueError(f"state holds an ActNorm that never saw data: {brief(', '.join(uninitialized))}")
-    return {"blocks": tuple(groups), "width": width, "squeeze": squeeze, "actnorm": actnorm}
+    read_chain(reader, prefix, flow.chain if is_conditional else flow.flows)
+    if is_conditional:
+        read_encoder(reader, flow)
+        read_prior(reader, flow)
+    reader.finish()
+    return flow.eval()
 
 
 def chains(reader: Reader, prefix: str) -> list[str]:
     """Prefixes of the groups of blocks."""
     return [f"{prefix}transforms.{i}.chain." for i in reader.indices(f"{prefix}transforms.")]
-
-
-def first_block(reader: Reader, prefix: str) -> str:
-    """The prefix of the first residual block."""
-    chain = chains(reader, prefix)[0]
-    return next((f"{chain}{j}" for j in reader.indices(chain) if reader.has(f"{chain}{j}.nnet.")), f"{chain}0")
 
 
 def read_chain(reader: Reader, prefix: str, flows: Iterable[nn.Module]) -> None:
@@ -135,18 +90,6 @@ def read_block(reader: Reader, source: str, target: ResidualBlock) -> None:
     for i, activation in enumerate(target.activations):
         for name, parameter in activation.named_parameters():
             reader.copy(f"{source}.nnet.{2 * i + (not target.preactivate)}.{name}", parameter)
-
-
-def code_arguments(reader: Reader) -> dict[str, Any]:
-    """Arguments of the encoder and the prior that tensors show."""
-    levels = reader.indices(f"{ENCODER}resnet")
-    return {
-        "code_dim": reader.shape(f"{HEAD}.weight_v", 2)[0] // 2,
-        "encoder_planes": tuple(reader.shape(f"{ENCODER}resnet{i}.main.0.conv1.weight", 4)[0] for i in levels),
-        "encoder_channels": reader.shape(f"{ENCODER}top.weight", 4)[0],
-        "prior_steps": len(reader.indices(STEPS_KEY)),
-        "prior_width": reader.shape(f"{STEPS_KEY}0.unit.coupling1_up.net.fc1.weight", 2)[0],
-    }
 
 
 @torch.no_grad()

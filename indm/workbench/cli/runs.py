@@ -7,7 +7,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -15,7 +15,7 @@ from indm.names import GIVEN
 from indm.workbench.cli.common import DONE, INTERRUPTED, Common, Computes, RunFolder, ShowsProgress
 from indm.workbench.cli.listing import flags_of
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.recipes.options import ConversionOptions, Evaluation, default
+from indm.workbench.recipes.options import Evaluation, default
 
 EvaluationFlags = flags_of(Evaluation, "the recipe's")
 
@@ -130,21 +130,9 @@ class App(Computes):
 class Convert(Common):
     """Make a run of a checkpoint that the paper's authors or score_sde_pytorch released.
 
-    Checkpoints of score_sde_pytorch have no flow. Channels, levels, blocks, attention, pyramids and embedding are read
-    from the tensors. The rest must be given:
-
-    by --recipe cifar10-vp-nll, which has all of it for that setting of the paper;
-
-    or by --sde vp, subvp or ve and --data.size, the side of the images. The remaining settings are then those published
-    for DDPM++ (vp, subvp) or NCSN++ (ve); they are listed, and --net.centered false, --net.fir "[1, 3, 3, 1]",
-    --net.scale_by_sigma, --net.rescale, --sde.beta_max and so on change them.
-
-    Of a flow the activations and the Lipschitz coefficient are those published; --flow.activation, --flow.coeff,
-    --flow.encoder_activation and --flow.prior_activation change them.
-
-    What "indm evaluate" loads is named by --data: --data folder --data.path my-images --data.size 32. Its images must
-    have the shape of the checkpoint's. Without --data they are the recipe's, or else assumed by the shape, and listed
-    so. A tensor that does not fit is an error that lists it. Nothing pickled in the files is run.
+    Checkpoints of score_sde_pytorch have no flow. --recipe says what the networks are: --recipe cifar10-vp-nll is that
+    setting of the paper. Keys like --net.blocks 8, --sde subvp, --flow.activation swish or --data.path my-images change
+    it. A tensor that does not fit is an error that lists it. Nothing pickled in the files is run.
     """
 
     tables = ("data", "sde", "net", "flow", "evaluate")
@@ -155,16 +143,22 @@ class Convert(Common):
     """The flow's file, for example flow_checkpoint_26.pth; without one the flow is the identity."""
     out: Annotated[Path, arg(metavar="RUN")] = Path("runs/converted")
     """The run folder."""
-    options: Annotated[ConversionOptions, arg(name="")] = field(default_factory=ConversionOptions)
+    recipe: Annotated[str, arg(metavar="RECIPE")] = field(kw_only=True)
+    """A recipe that describes data, SDE, network and flow."""
+    weights: Annotated[Literal["ema", "model", None], arg(metavar="ema|model"), default("as published")] = None
+    """Moving averages or the last weights. The paper's results are of the score's averages and the flow's last ones."""
 
     def run(self) -> int:
         from indm.workbench.convert import convert
 
-        flow, options = self.flow_checkpoint, vars(self.options)
-        made = convert(self.checkpoint, self.out, flow_checkpoint=flow, changes=self.table_values, **options)
-        for name in ("from_the_tensors", "assumed", "data"):
-            settings = ", ".join(f"{key} = {recipes.literal(value)}" for key, value in made[name].items())
-            print(f"{name.replace('_', ' ')}: {settings or 'nothing'}")
+        made = convert(
+            self.checkpoint,
+            self.out,
+            recipe=self.recipe,
+            flow_checkpoint=self.flow_checkpoint,
+            weights=self.weights,
+            changes=self.table_values,
+        )
         for file in made["files"]:
             print(f"passed over in {file['name']}: {', '.join(file['passed_over']) or 'nothing'}")
         files = " and ".join(f"{file['name']} ({file['weights']})" for file in made["files"])

@@ -283,16 +283,6 @@ class InpaintingOptions(Checked):
     """Seed of all noise."""
 
 
-@dataclass(frozen=True)
-class ConversionOptions:
-    """Options for reading a released checkpoint. The values go to :func:`indm.workbench.convert.convert`."""
-
-    weights: Annotated[Literal["ema", "model", None], arg(metavar="ema|model"), default("as published")] = None
-    """Moving averages or the last weights. The paper's results are of the score's averages and the flow's last ones."""
-    recipe: Annotated[str | None, arg(metavar="RECIPE"), default("none")] = None
-    """A recipe whose data, SDE and network hold where the tensors do not tell."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class TranslationOptions(Checked):
     """Options for translating images, and for the files beside the results."""
