@@ -41,7 +41,7 @@ from indm.workbench.figures import plots, sheets
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import Drawing
 from indm.workbench.runs.folder import RECIPE, data_of, end_of, recipe_of
-from indm.workbench.runs.samples import SAMPLES, draw
+from indm.workbench.runs.samples import SAMPLES, draw, read_samples
 from research import copies
 from research.lab import fidelity
 from research.lab.extractor import Extractor, load_or_train
@@ -236,7 +236,8 @@ def drawn(run: Path, guidance: float | None = None) -> tuple[Tensor, Tensor | No
     own = recipe.sample.guidance
     guidance = own if guidance is None else guidance
     out = run if guidance == own else run / f"guidance-{guidance:g}"
-    raw, _, _ = draw(run, Drawing(n=DRAWN, guidance=guidance), out)
+    file = out / SAMPLES
+    raw, _, _ = read_samples(file) if file.exists() else draw(run, Drawing(n=DRAWN, guidance=guidance), out)
     c = torch.from_numpy(untrusted.array(out / SAMPLES, "c")) if recipe.labels else None
     return raw, c
 

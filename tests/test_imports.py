@@ -83,7 +83,7 @@ def test_modules_for_numbers_load_no_library_for_pictures_or_scores(loaded):
 # ── Words and names ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 OF_THE_WORKBENCH = re.compile(
-    r"--[a-z]|\bindm (train|evaluate|sample|translate|inpaint|convert|compare|list|app|fid)\b|\brecipes?\b|"
+    r"--[a-z]|\bindm (train|evaluate|sample|translate|convert|compare|list|app|fid)\b|\brecipes?\b|"
     r"run folder|\b(train|data|evaluate|condition)\.[a-z_]+\b(?!\()|command line|workbench"
 )
 METHOD = [

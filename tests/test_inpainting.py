@@ -1,18 +1,11 @@
-"""Draws of missing entries given the others: against the closed form of Gaussians, and by the command."""
+"""Draws of missing entries given the others: against the closed form of Gaussians."""
 
-import errno
-import json
 import math
-import os
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from closed_form import MixtureScore
 from flow_tools import perturb
-from PIL import Image
-from toys import error_of, pixels
 
 import indm
 from indm import inpainting
@@ -20,8 +13,6 @@ from indm.flows import ElementwiseFlow, Identity
 from indm.model import INDM
 from indm.scaling import Scaling
 from indm.sde.linear import VPSDE
-from indm.workbench.cli.main import main
-from indm.workbench.runs.folder import run_folder
 
 SIDE = 6
 HALF, RANDOM = torch.zeros(SIDE, SIDE, dtype=torch.bool), torch.zeros(SIDE, SIDE, dtype=torch.bool)
@@ -172,89 +163,3 @@ def test_what_does_not_fit_is_named(change, said):
     arguments = {"model": build("elementwise"), "observed": GREY, "mask": MASK, "n": 2} | change
     with pytest.raises(ValueError, match=said):
         indm.inpaint(**arguments)
-
-
-@pytest.fixture
-def files(tmp_path, monkeypatch):
-    """The shipped run, a picture, a mask of its right half, and the picture with that half transparent."""
-    monkeypatch.chdir(tmp_path)
-    run_folder(Path("digits-pretrained"))
-    grey = (np.random.default_rng(0).integers(17, size=(8, 8)) * 255 / 16).round()
-    white = np.zeros((8, 8), np.uint8)
-    white[:, 4:] = 255
-    Image.fromarray(grey.astype(np.uint8)).save("digit.png")
-    Image.fromarray(white).save("mask.png")
-    Image.fromarray(np.stack([grey, 255 - white], 2).astype(np.uint8), "LA").save("clear.png")
-    return tmp_path
-
-
-def test_the_command_draws_what_is_white_or_transparent(files, capsys):
-    command = ["inpaint", "digits-pretrained", "--steps", "2", "-n", "2", "--quiet"]
-    assert main([*command, "digit.png", "--mask", "mask.png", "--out", "a"]) == 0
-    assert "sheet.png: 32 of 64 pixels, 2 draws" in capsys.readouterr().out
-    assert main([*command, "clear.png", "--out", "b"]) == 0
-    drawn = [pixels(f"a/{number}.png") for number in (1, 2)]
-    assert all((one[:, :4] == pixels("digit.png")[:, :4]).all() for one in drawn)
-    assert (drawn[0][:, 4:] != drawn[1][:, 4:]).any() and (pixels("b/1.png") == drawn[0]).all()
-    made_by = json.loads((files / "a" / "inpainting.json").read_text())
-    assert made_by["mask"] == "mask.png" and made_by["options"]["steps"] == 2 and made_by["provenance"]["seed"] == 0
-
-
-def test_an_image_of_another_size_is_cut_and_resized_with_its_mask(files, capsys):
-    image, hole = Image.new("L", (32, 16), 200), Image.new("L", (32, 16))
-    image.paste(0, (16, 0, 32, 16))
-    for picture in (image, hole):  # in one pixel of the model's, and with less weight in its neighbours
-        picture.paste(255, (10, 4, 12, 6))
-    image.save("wide.png")
-    hole.save("hole.png")
-    command = ["inpaint", "digits-pretrained", "wide.png", "--mask", "hole.png", "--steps", "2", "-n", "1", "--quiet"]
-    assert main([*command, "--out", "a"]) == 0
-    assert "sheet.png: 9 of 64 pixels, 1 draw" in capsys.readouterr().out
-    drawn = pixels("a/1.png")
-    kept = np.ones((8, 8), bool)
-    kept[1:4, 0:3] = False
-    assert drawn.shape == (8, 8) and (drawn[:, :3][kept[:, :3]] == 207).all() and (drawn[:, 5:] == 0).all()
-
-
-def test_mistakes_of_the_command_are_one_line(files, capsys):
-    command = ["inpaint", "digits-pretrained", "digit.png", "--out", "a"]
-    assert "--mask must be given for digit.png" in error_of(capsys, *command)
-    for name, size in {"black": (8, 8), "wide": (9, 8)}.items():
-        Image.new("L", size).save(f"{name}.png")
-    assert "must say which pixels are missing" in error_of(capsys, *command, "--mask", "black.png")
-    assert "wide.png must have 8×8 pixels, as digit.png, got 9×8" in error_of(capsys, *command, "--mask", "wide.png")
-    unknown = error_of(capsys, *command, "--mask", "mask.png", "--condition", "3")
-    assert "condition and guidance are for a model of p(x|c), got 3" in unknown
-    assert "--guidance nan needs --condition" in error_of(capsys, *command, "--mask", "mask.png", "--guidance", "nan")
-    Path("cut.png").write_bytes(Path("mask.png").read_bytes()[:-20])
-    for mask in ("cut.png", "absent.png"):
-        assert f"{mask} cannot be read as an image: " in error_of(capsys, *command, "--mask", mask)
-    cut = error_of(capsys, "inpaint", "digits-pretrained", "cut.png", "--mask", "mask.png", "--out", "a")
-    assert "cut.png cannot be read as an image: " in cut
-    assert not (files / "a").exists()
-    (files / "a").mkdir()
-    (files / "a" / "kept.txt").touch()
-    assert "a exists and is not empty; name another" in error_of(capsys, *command, "--mask", "mask.png")
-
-
-@pytest.mark.parametrize("out", ["digit.png/draws", "/proc/draws"])
-def test_a_place_that_cannot_be_written_is_found_before_anything_is_drawn(files, capsys, monkeypatch, out):
-    monkeypatch.setattr("indm.inpainting.inpaint", lambda *_, **__: pytest.fail("it was drawn"))
-    place = out.removesuffix("/draws")
-    assert place in error_of(capsys, "inpaint", "digits-pretrained", "clear.png", "--out", out)
-
-
-def test_a_full_disk_leaves_no_draws(files, capsys, monkeypatch):
-    """Else the same command would need --overwrite; the file is named, as the disk does not say which it was."""
-    save, made = Image.Image.save, []
-
-    def full(self, *arguments, **options):
-        made.append(self)
-        if len(made) == 3:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        save(self, *arguments, **options)
-
-    monkeypatch.setattr(Image.Image, "save", full)
-    command = ["inpaint", "digits-pretrained", "clear.png", "--steps", "2", "-n", "4", "--quiet", "--out", "a"]
-    assert "No space left on device: 'a/3.png'" in error_of(capsys, *command)
-    assert not list((files / "a").iterdir())

@@ -28,7 +28,7 @@ from indm.workbench.runs.folder import CONVERSION, check_empty
 from indm.workbench.runs.provenance import describe_run, provenance
 
 CHANGEABLE_TABLES = ("data", "sde", "net", "flow", "evaluate")  # tables of a recipe that may be changed
-SIDES = {"cifar10": 32, "celeba": 64}  # of the images of data sets that have no option for it, or a default
+SIDES = {"cifar10": 32, "celeba": 64}  # data sets whose size is no option, or has a default
 GREY_LEVELS = 256  # grey levels of the released models' data
 
 

@@ -38,7 +38,7 @@ def test_a_run_is_read_by_its_name(store, tmp_path):
     indm.train(indm.recipe("array", changes), store / "ann" / "tiny", progress=False)
     (tmp_path / "table.npy").unlink()
     assert main(["sample", "ann/tiny", "-n", "3", "--steps", "2", "--quiet", "--out", "drawn"]) == 0
-    assert main(["sample", "ann/tiny", "-n", "3", "--steps", "2", "--quiet"]) == 0  # of what is there already
+    assert main(["sample", "ann/tiny", "-n", "3", "--steps", "2", "--quiet"]) == 0  # of the folder that is there now
     assert (tmp_path / "drawn" / "samples.npz").exists() and (tmp_path / "runs/ann--tiny/samples.npz").exists()
     mine, theirs = indm.INDM.load(store / "ann" / "tiny"), indm.from_pretrained("ann/tiny")
     x = torch.randn(4, 2)

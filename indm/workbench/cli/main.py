@@ -27,7 +27,6 @@ GROUPS = {
     "Train": {"train": "train:Train", "train-pair": "train:TrainPair", "train-bridge": "train:TrainBridge"},
     "Look at a run": {
         "sample": "draw:Sample",
-        "inpaint": "draw:Inpaint",
         "evaluate": "runs:Evaluate",
         "fid": "draw:Fid",
         "compare": "runs:Compare",

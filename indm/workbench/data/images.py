@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from jaxtyping import Num
-from PIL import ExifTags, Image, ImageColor, ImageOps
+from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -84,13 +84,6 @@ def in_colour(images: Sequence[Source]) -> bool:
     return "RGB" in kinds
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image, upright as its EXIF data say, by its header alone."""
-    with _opened(path) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4  # turned by a quarter
-        return image.size if turned else image.size[::-1]
-
-
 def colour_of(background: str) -> tuple[int, int, int]:
     """Red, green and blue, 0 … 255, of a colour as Pillow's ImageColor reads it: "white", "#rrggbb"."""
     try:
@@ -124,14 +117,6 @@ def read_image(source: Source, background: str = "white") -> Image.Image:
         return image.convert(kind)
 
 
-def read_alpha(path: Path) -> Image.Image | None:
-    """Opacity of each pixel, 8-bit and upright as the image of :func:`read_image`; None for images without alpha."""
-    with _opened(path) as image:
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-
-
 def part(image: Image.Image, sides: tuple[int, int], crop: bool | int = True) -> Image.Image:
     """The part of ``image`` that :class:`ImageFiles` resizes to ``sides``, a height and width: all of it or a crop."""
     if crop is False:
@@ -141,11 +126,6 @@ def part(image: Image.Image, sides: tuple[int, int], crop: bool | int = True) ->
     height, width = (max(1, round(side * scale)) for side in sides)
     top, left = round((image.height - height) / 2), round((image.width - width) / 2)
     return image.crop((left, top, left + width, top + height))
-
-
-def shown_part(image: Image.Image, sides: tuple[int, int], crop: bool | int) -> Image.Image:
-    """:func:`part` of an image from outside the data; the whole image if it has these sides already."""
-    return image if (image.height, image.width) == sides else part(image, sides, crop)
 
 
 def fitted(
@@ -173,8 +153,8 @@ def read_example(file: Path, shape: tuple[int, ...], levels: int | None, data: d
     """
     channels, height, width = shape
     image = read_image(file, data.get("background", "white"))
-    shown = shown_part(image, (height, width), data.get("crop", True))
-    pixels = fitted(shown, (channels, height, width), data.get("resize", "bilinear"), crop=False)
+    crop = image.size != (width, height) and data.get("crop", True)
+    pixels = fitted(image, (channels, height, width), data.get("resize", "bilinear"), crop)
     note = "" if image.size == (width, height) else f"resized from {image.width}×{image.height}"
     return Example((pixels.double() * ((levels or 256) - 1) / 255).round().to(torch.uint8), note)
 

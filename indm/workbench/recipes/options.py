@@ -266,24 +266,6 @@ class Drawing(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InpaintingOptions(Checked):
-    """Options for drawing missing pixels. The values go to :func:`indm.inpaint`."""
-
-    n: Annotated[int, AT_LEAST_1, arg(aliases=["-n"])] = 8
-    """How many draws."""
-    condition: Annotated[str | None, arg(metavar="C"), default("p(x), without one")] = None
-    """Of a model of p(x|c), as in "indm sample": a class, numbers, or "all" for n draws of every class."""
-    guidance: float = 1.0
-    """Above 1, draws are more typical of c and less diverse; needs condition.drop in training."""
-    steps: Annotated[int | None, AT_LEAST_1, default("25; 400 where the network may have ripples in t")] = None
-    """Time steps, each with up to 10 passes of the network."""
-    batch_size: Count = 64
-    """Draws at a time; lower it where memory is short."""
-    seed: int = 0
-    """Seed of all noise."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class TranslationOptions(Checked):
     """Options for translating images, and for the files beside the results."""
 

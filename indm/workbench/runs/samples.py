@@ -40,11 +40,10 @@ def draw(
     which weights and data.
 
     They are kept in ``samples.npz`` in ``out`` (default: the run folder), vectors also in ``samples.csv`` with names of
-    columns. If the first file holds exactly this drawing, it is read instead, and a line on standard error says so.
-    ``samples.json`` beside it says what made them.
+    columns. ``samples.json`` says what made them.
 
     Raises:
-        ValueError: bad options, or other samples in ``out``: only ``overwrite`` replaces them and their picture.
+        ValueError: bad options, or samples in ``out``: only ``overwrite`` replaces them and their picture.
     """
     model, recipe = open_run(run)
     drawing = with_defaults(drawing, recipe)
@@ -57,8 +56,6 @@ def draw(
     made_by = asdict(drawing) | {"steps": None if sampler.adaptive else steps, "device": device.type}
     made_by |= {"weights_sha256": weights_hash(run), "data": data}
     made_by, file = json.loads(json.dumps(made_by)), (out or run) / SAMPLES  # with the types that JSON gives back
-    if (kept := _drawn_before(file, made_by)) is not None:
-        return kept
     check_absent(file.parent, SAMPLE_FILES, overwrite)
     generator = torch.Generator(device).manual_seed(drawing.seed)
     torch.manual_seed(drawing.seed)  # the published flow draws its codes from it
@@ -91,22 +88,6 @@ def with_defaults(drawing: Drawing, recipe: Recipe) -> Drawing:
         is_guided = recipe.condition is not None and drawing.condition != "none"
         chosen = chosen | {"guidance": recipe.sample.guidance if is_guided else 1.0}
     return Drawing(**chosen)
-
-
-def _drawn_before(file: Path, made_by: dict) -> Samples | None:
-    """Samples in ``file`` if they were drawn in the same way, with a line on standard error; else None."""
-
-    def wherever(made_by: dict) -> dict:
-        """A run and its data may be moved together."""
-        data = made_by.get("data")
-        return made_by | {"data": recipes.without_paths(data)} if isinstance(data, dict) else made_by
-
-    with contextlib.suppress(ValueError):  # a damaged file is not overwritten either
-        samples = read_samples(file)
-        if samples[2] is not None and wherever(samples[2]) == wherever(made_by):
-            print(f"{file} holds these samples already: nothing was drawn", file=sys.stderr)
-            return samples
-    return None
 
 
 def _drawn(
