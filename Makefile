@@ -76,7 +76,6 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python .ci/english.py
 
 # Ratios of speed and memory against the straightforward implementation; nothing else should run meanwhile.
 bench: env

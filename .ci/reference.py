@@ -10,9 +10,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import rooms
-
 ROOT = Path(__file__).parents[1]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "indm").rglob("*.py"))
+}
 FOLDER = ROOT / "docs" / "reference"
 ENTRY = re.compile(r"^::: (\S+)$(?:\n    options: \{members: \[(.*)\]\})?", re.MULTILINE)  # or a module and some of it
 SECTION = re.compile(r"^(##? .*)\n((?:(?!##? ).*\n)*)", re.MULTILINE)  # a heading, and what is below it
@@ -26,16 +28,28 @@ MOST, LONGEST = 6, 12  # arguments of a call that are shown, and letters of a de
 ROLE = re.compile(r":math:`([^`]*)`|:\w+:`~?(?:[\w.]+\.)?(\w+)`|``([^`]*)``")
 
 
+def exported(package: str) -> dict[str, str]:
+    """The module from which each name comes that a package exports, as its stub or its ``__init__.py`` says."""
+    stub = MODULES[package].with_suffix(".pyi")
+    tree = ast.parse((stub if stub.exists() else MODULES[package]).read_text("utf-8"))
+    homes = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            home = ".".join([package] * node.level + [node.module] * bool(node.module))
+            homes |= {alias.name: home for alias in node.names if alias.asname == alias.name}
+    return homes
+
+
 def docstring(name: str) -> str | None:
     """The docstring of a module, or of a class or function, there or where its package takes it from."""
-    if name in rooms.MODULES:
-        return ast.get_docstring(ast.parse(rooms.MODULES[name].read_text("utf-8")))
+    if name in MODULES:
+        return ast.get_docstring(ast.parse(MODULES[name].read_text("utf-8")))
     module, _, last = name.rpartition(".")
     if module.rpartition(".")[2] in METHODS:
         return inspect.getdoc(named(name))
-    if last in (found := rooms.exported(module)):
+    if last in (found := exported(module)):
         return docstring(f"{found[last]}.{last}")
-    definitions = [n for n in ast.parse(rooms.MODULES[module].read_text()).body if getattr(n, "name", "") == last]
+    definitions = [n for n in ast.parse(MODULES[module].read_text()).body if getattr(n, "name", "") == last]
     return ast.get_docstring(definitions[-1])  # after its overloads
 
 

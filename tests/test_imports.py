@@ -1,52 +1,85 @@
-"""The house: the method knows nothing of its workbench, and nothing is loaded before it is used."""
+"""The house: imports only go down, the method knows nothing of its workbench, and nothing is loaded before its use."""
 
 import ast
+import functools
 import json
 import re
 import subprocess
 import sys
 from collections import Counter
 from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
-import rooms
 
 import indm
 
-IMPORTED = [module for module in rooms.MODULES if not module.endswith("__main__")]
-METHOD_FLOORS, FLOORS, RETURNS = 8, 13, 30
+ROOT = Path(indm.__file__).parent
+HOUSES = ("workbench", "tables", "published")
+OF_ALL = ("indm", "indm.__main__", "indm.parts")  # these know the whole house
+MODULES = {
+    ".".join(("indm", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
 
 
-@pytest.mark.parametrize("name", [name for name in rooms.ROOMS if rooms.house(name) == "method"])
-def test_the_method_imports_nothing_but_the_method(name):
-    assert {other for other in rooms.below(name) if rooms.house(other) != "method"} == set()
+def house(module):
+    """The house of a module: "method", or one of HOUSES; "" for those that know them all."""
+    if module in OF_ALL:
+        return ""
+    folder = module.split(".")[1]
+    return folder if folder in HOUSES else "method"
 
 
-def test_tables_and_what_is_published_import_the_method_and_themselves():
-    for own in ("tables", "published"):
-        for name in (name for name in rooms.ROOMS if rooms.house(name) == own):
-            assert {rooms.house(other) for other in rooms.below(name)} <= {"method", own}, name
+def modules_of(*houses):
+    return [module for module in MODULES if house(module) in houses]
+
+
+@functools.cache
+def tree(module):
+    return ast.parse(MODULES[module].read_text("utf-8"))
+
+
+def imports(module):
+    """The modules of indm that a module imports, anywhere in its code."""
+    found = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return (found & MODULES.keys()) - {module, "indm"}
+
+
+def public_names(module):
+    """Names that a module imports from indm itself, which has those of every house."""
+    froms = [node for node in ast.walk(tree(module)) if isinstance(node, ast.ImportFrom) and node.module == "indm"]
+    return {alias.name for node in froms for alias in node.names if f"indm.{alias.name}" not in MODULES}
+
+
+ALLOWED = {  # house → the houses that it imports
+    "method": {"method"},
+    "tables": {"method", "tables"},
+    "published": {"method", "published"},
+    "workbench": {"method", "tables", "published", "workbench"},
+}
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_a_house_imports_only_what_is_below_it(name):
+    for module in modules_of(name):
+        assert {house(other) for other in imports(module)} <= ALLOWED[name], module
+        assert not public_names(module), module
 
 
 def test_what_is_published_is_needed_by_its_command_alone():
-    published = {name for name in rooms.ROOMS for other in rooms.below(name) if rooms.house(other) == "published"}
-    assert {name for name in published if rooms.house(name) != "published"} == {"workbench.convert"}
-
-
-def test_the_house_has_few_floors():
-    """``python .ci/rooms.py`` prints the floor of each room."""
-    assert max(rooms.floor(name) for name in rooms.ROOMS if rooms.house(name) == "method") <= METHOD_FLOORS
-    assert max(map(rooms.floor, rooms.ROOMS)) <= FLOORS
-
-
-@pytest.mark.filterwarnings("ignore:the run ended")
-def test_a_training_walks_through_the_workbench_once(tmp_path):
-    """``python .ci/rooms.py train`` counts the returns to its rooms."""
-    assert rooms.returns(rooms.walked(rooms.training(str(tmp_path / "run")))) <= RETURNS
+    workbench = modules_of("workbench")
+    needs = {module for module in workbench if any(house(other) == "published" for other in imports(module))}
+    assert needs == {"indm.workbench.convert"}
 
 
 def test_no_cycle():
-    graph = {module: rooms.imports(module) for module in IMPORTED}
+    graph = {module: imports(module) for module in MODULES}
     list(TopologicalSorter(graph).static_order())  # raises CycleError with the modules of a cycle
 
 
@@ -57,22 +90,21 @@ def test_every_public_name_is_found_where_the_stub_says():
 
 @pytest.fixture(scope="module")
 def loaded():
-    """What a fresh interpreter has loaded after the method, and after the evaluation without its pictures."""
-    method = [module for module in IMPORTED if rooms.house(rooms.room(module)) == "method"]
+    """The modules in a fresh interpreter after the method is imported, and then after the evaluation of runs."""
     numbers = [
         module
-        for module in IMPORTED
-        if rooms.room(module) in ("workbench.evaluation", "workbench.translation") and not module.endswith(".compare")
+        for module in modules_of("workbench")
+        if module.split(".")[2:3] in (["evaluation"], ["translation"]) and not module.endswith(".compare")
     ]
     program = "import importlib, sys\n"
-    for names in (method, numbers):
+    for names in (modules_of("method"), numbers):
         program += f"for name in {names}: importlib.import_module(name)\nprint(*sys.modules)\n"
     lines = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     return [line.split() for line in lines.splitlines()]
 
 
 def test_the_method_loads_nothing_of_the_workbench(loaded):
-    assert not [name for name in loaded[0] if name in rooms.MODULES and rooms.house(rooms.room(name)) != "method"]
+    assert not {*loaded[0]} & {*modules_of(*HOUSES)}
 
 
 def test_modules_for_numbers_load_no_library_for_pictures_or_scores(loaded):
@@ -86,18 +118,9 @@ OF_THE_WORKBENCH = re.compile(
     r"--[a-z]|\bindm (train|evaluate|sample|translate|convert|compare|list|app|fid)\b|\brecipes?\b|"
     r"run folder|\b(train|data|evaluate|condition)\.[a-z_]+\b(?!\()|command line|workbench"
 )
-METHOD = [
-    m
-    for m in rooms.MODULES
-    if rooms.house(rooms.room(m)) == "method" and m not in ("indm", "indm.__main__", "indm.parts")
-]
 
 
-def tree(module):
-    return ast.parse(rooms.MODULES[module].read_text("utf-8"))
-
-
-@pytest.mark.parametrize("module", METHOD)
+@pytest.mark.parametrize("module", modules_of("method"))
 def test_the_method_says_nothing_of_its_workbench(module):
     """Commands, flags, keys of recipes and run folders, in no string and no docstring."""
     texts = [node for node in ast.walk(tree(module)) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
@@ -109,7 +132,7 @@ def test_the_method_says_nothing_of_its_workbench(module):
 FLAG = re.compile(r"[\s`\"'(]--[a-z]")  # in a text; an argument of another program begins with it
 
 
-@pytest.mark.parametrize("module", [m for m in rooms.MODULES if rooms.room(m) != "workbench.cli"])
+@pytest.mark.parametrize("module", [m for m in MODULES if not m.startswith("indm.workbench.cli")])
 def test_only_the_command_line_names_its_flags(module):
     """A text names arguments, which Python and recipes have as well."""
     texts = [node.value for node in ast.walk(tree(module)) if isinstance(node, ast.Constant)]
@@ -117,14 +140,14 @@ def test_only_the_command_line_names_its_flags(module):
 
 
 def test_no_class_name_twice():
-    names = Counter(node.name for m in rooms.MODULES for node in ast.walk(tree(m)) if isinstance(node, ast.ClassDef))
+    names = Counter(node.name for m in MODULES for node in ast.walk(tree(m)) if isinstance(node, ast.ClassDef))
     assert {name for name, count in names.items() if count > 1} == set()
 
 
 @pytest.mark.parametrize("folder", ["indm/workbench", "indm/tables", "indm/published"])
 def test_a_customer_of_the_method_uses_no_private_name(folder):
     """Names with an underscore stay in their room."""
-    for path in sorted((rooms.ROOT.parent / folder).rglob("*.py")):
+    for path in sorted((ROOT.parent / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("indm"):
                 assert not [alias.name for alias in node.names if alias.name.startswith("_")], path
@@ -133,7 +156,7 @@ def test_a_customer_of_the_method_uses_no_private_name(folder):
 @pytest.mark.parametrize("folder", ["bench", "examples", "research", "docs/tutorials"])
 def test_names_that_others_import_are_there(folder):
     """Most of these programs run in no test."""
-    for path in [p for p in (rooms.ROOT.parent / folder).rglob("*") if p.suffix in (".py", ".ipynb")]:
+    for path in [p for p in (ROOT.parent / folder).rglob("*") if p.suffix in (".py", ".ipynb")]:
         code = path.read_text("utf-8")
         if path.suffix == ".ipynb":
             code = "\n".join("".join(c["source"]) for c in json.loads(code)["cells"] if c["cell_type"] == "code")

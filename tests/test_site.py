@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import rooms
-from reference import ENTRY, docstring, index
+import reference
+from reference import ENTRY, MODULES, docstring, index
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 ENTRIES = [(page, *entry) for page in (DOCS / "reference").glob("*.md") for entry in ENTRY.findall(page.read_text())]
 REFERENCE = {name: page for page, name, _ in ENTRIES}
 MEMBERS = {f"{module}.{name}" for _, module, names in ENTRIES for name in re.findall(r"\w+", names)}
-MODULES = {name for _, name, names in ENTRIES if names}
+WITH_MEMBERS = {name for _, name, names in ENTRIES if names}
 PACKAGES = ("indm", "indm.workbench.data", "indm.flows", "indm.nets", "indm.published", "indm.sde")
 PAGES = [
     ROOT / "README.md",
@@ -28,7 +28,7 @@ LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
 
 def exported(package: str) -> dict[str, str]:
     """Where the public names of a package are defined, with the name."""
-    return {name: f"{module}.{name}" for name, module in rooms.exported(package).items()}
+    return {name: f"{module}.{name}" for name, module in reference.exported(package).items()}
 
 
 HOMES = {f"{package}.{name}": home for package in PACKAGES for name, home in exported(package).items()}
@@ -45,15 +45,15 @@ def public_names() -> set[str]:
 
 
 def test_every_public_name_is_in_the_reference_once_and_has_a_docstring():
-    documented = [HOMES.get(name, name) for name in REFERENCE if name not in MODULES] + sorted(MEMBERS)
+    documented = [HOMES.get(name, name) for name in REFERENCE if name not in WITH_MEMBERS] + sorted(MEMBERS)
     assert len(set(documented)) == len(documented)
     homes = {HOMES.get(name, name) for name in public_names()}
-    assert not homes - {*documented} - rooms.MODULES.keys()  # a package has its parts there, in place of itself
+    assert not homes - {*documented} - MODULES.keys()  # a package has its parts there, in place of itself
     assert not [name for name in documented if not docstring(name)]
 
 
 def test_every_name_in_the_reference_has_an_example_that_is_run():
-    names = REFERENCE.keys() - MODULES
+    names = REFERENCE.keys() - WITH_MEMBERS
     assert not {name for name in names if ">>> " not in (docstring(HOMES.get(name, name)) or "")}
 
 

@@ -1,4 +1,4 @@
-"""Pages of the record: tables match the records, no error stands outside markers, and pages are short."""
+"""Pages of the record: tables match the records, and no error stands outside markers."""
 
 import itertools
 import math
