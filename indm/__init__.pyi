@@ -1,4 +1,5 @@
 from . import flows as flows
+from . import foreign as foreign
 from . import nets as nets
 from . import objective as objective
 from . import sampling as sampling

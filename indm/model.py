@@ -22,7 +22,7 @@ from indm.protocols import Score
 from indm.scaling import Scaling
 from indm.score import GivenScore, ScoreModel, score_for, takes_condition
 from indm.sde.linear import LinearSDE, truncated
-from indm.tensors import check_units, full_precision, with_parts
+from indm.tensors import check_shape, check_units, full_precision, with_parts
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 FORMAT = 1  # the version of these files, counted up where an older release could not read them
@@ -77,6 +77,8 @@ class INDM(nn.Module):
         self.condition = NoCondition() if condition is None else condition
         self.scaling = Scaling() if scaling is None else scaling
         self.dequantization = checked(dequantization, self.scaling)
+        if shape is not None:
+            check_shape(shape)
         self._shape = None if shape is None else tuple(shape)
         name, network = type(condition).__name__, type(getattr(score, "backbone", score)).__name__
         if not (self.condition.is_none or takes_condition(score) or sees_condition(flow)):
@@ -293,6 +295,7 @@ def build_model(description: Mapping[str, Any], shape: tuple[int, ...], scaling:
         >>> type(model.flow).__name__, type(model.sde).__name__
         ('CouplingFlow', 'VPSDE')
     """
+    check_shape(shape)
     description = {kind: {"name": table} if isinstance(table, str) else table for kind, table in description.items()}
     for kind in {*PART_KINDS, *description}:
         if kind not in (*PART_KINDS, *OPTIONAL_KINDS):

@@ -248,7 +248,7 @@ def solve(
         doublings, known = int(math.log2(most / steps)), stated[rows].isfinite()
         if doublings and bool(known.all()):
             foreseen = error * (error / stated[rows]).clamp_max(1.0) ** doublings
-            _warn_above(tol, error, foreseen, steps, spent + evaluations, doublings)
+            _warn_above(tol, error, foreseen, steps, spent + evaluations, doublings, unit=" nats")
         stated[rows] = error
         return found, error, evaluations
 
@@ -346,13 +346,15 @@ def _in_doubled_steps(
     return Solution(result, error.to(device, widest(device)), taken.to(device), nfe.to(device))
 
 
-def _warn_above(tol: float, error: Tensor, foreseen: Tensor, steps: int, nfe: int, doublings: int) -> None:
+def _warn_above(
+    tol: float, error: Tensor, foreseen: Tensor, steps: int, nfe: int, doublings: int, unit: str = ""
+) -> None:
     """RuntimeWarning where an error is foreseen to stay above ``tol``."""
     if above := int((foreseen > tol).sum()):
         most = f"up to {2**doublings * steps} steps are tried" if doublings else "these are the most"
         warnings.warn(
-            f"{OUT_OF_REACH} {error.max():.1g} after {nfe} evaluations, the last of them in {steps} steps, and will "
-            f"hardly come below {tol:.2g} for {above} of {len(error)} samples; {most}",
+            f"{OUT_OF_REACH} {error.max():.1g}{unit} after {nfe} evaluations, the last of them in {steps} steps, "
+            f"and will hardly come below {tol:.2g}{unit} for {above} of {len(error)} samples; {most}",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -28,6 +28,12 @@ def gradient_weighted(x: Tensor, weight: PerSample) -> Tensor:
     return x.detach() + expand_like(weight, x) * (x - x.detach())
 
 
+def check_shape(shape: Any) -> None:
+    """ValueError unless ``shape`` is a sequence, such as (2,) for vectors of two entries."""
+    if not isinstance(shape, Sequence):
+        raise ValueError(f"shape must be a tuple, such as (2,) for vectors of two entries, got {shape!r}")
+
+
 def image_or_vector(shape: Sequence[int]) -> tuple[int, ...]:
     """``shape`` as a tuple; ValueError unless it is the shape of an image, (C, H, W), or a vector, (D,)."""
     if len(shape) not in (1, 3):

@@ -555,3 +555,27 @@ def test_events_of_another_shape_are_refused(shape):
     for of_x in (*losses, model.log_prob, model.encode):
         with pytest.raises(ValueError, match=r"x must be a batch of events, of shape \(n, 2\), got shape"):
             of_x(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("made", ["model", "denoiser", "parts"])
+def test_a_shape_that_is_a_number_is_named(made):
+    with pytest.raises(ValueError, match="shape"):
+        if made == "model":
+            build_model({"flow": "identity", "sde": "vp", "net": "zero"}, 2)
+        elif made == "denoiser":
+            indm.from_denoiser(lambda x, sigma: x, predicts="noise", path="edm", shape=2)
+        else:
+            indm.INDM(indm.flows.Identity(), indm.ScoreModel(indm.nets.Zero(), indm.VPSDE()), shape=2)
+
+
+def test_draws_with_log_p_have_no_guidance():
+    """The error is that of the function that was called."""
+    model = build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,))
+    with pytest.raises(TypeError, match=r"sample_with_log_prob.*guidance"):
+        indm.sample_with_log_prob(model, 4, guidance=2.0)
+
+
+def test_names_of_the_reference_are_found_after_import_indm():
+    names = ["indm.foreign.denoiser.Preconditioned", "indm.foreign.paths", "indm.sampling.Sampler"]
+    code = f"import indm; [eval(name) for name in {names}]"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

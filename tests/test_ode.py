@@ -211,8 +211,8 @@ def test_each_sample_is_solved_in_its_own_steps():
     with pytest.warns(RuntimeWarning) as caught:
         solution = solved(frequency, tol=2e-4)
     assert len(caught) == 1 and str(caught[0].message).endswith(
-        "after 410 evaluations, the last of them in 128 steps, and will hardly come below 0.0002 for 1 of 2 samples; "
-        "up to 256 steps are tried"
+        "after 410 evaluations, the last of them in 128 steps, and will hardly come below 0.0002 nats for 1 of 2 "
+        "samples; up to 256 steps are tried"
     )
     assert solution.steps.tolist() == [64, 128, 256]
     assert solution.nfe.tolist() == [137, 137 + 273, 137 + 273 + 545]

@@ -24,7 +24,7 @@ from indm.names import find
 from indm.scaling import Scaling
 from indm.score import ScoreModel
 from indm.sde.linear import LogLinearSDE
-from indm.tensors import Batch, PerSample, double, evaluation_mode, expand_like
+from indm.tensors import Batch, PerSample, check_shape, double, evaluation_mode, expand_like
 
 SDE_EPS = 1e-5  # the time of the SDE at which the path begins
 MOST_NOISE_GAIN, USUAL_GAIN = 1e3, 10.0  # error of the noise for one of the velocity: refused from here, and harmless
@@ -257,6 +257,7 @@ def from_denoiser(
     check_call(denoiser.network, "network", "x", "τ", *(() if condition is None else ("c",)))
     if dequantization is None and scaling.levels is not None:
         dequantization = GreyLevels()
+    check_shape(shape)
     require(min(shape, default=0) >= 1, "shape", shape, "positive sizes, as (3, 32, 32)")
     eps = noises.range[0] if eps is None else eps
     sde = sde_of(noises, eps)

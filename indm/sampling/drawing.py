@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from indm.checks import check_counts, require
+from indm.gaussian import GaussianReference
 from indm.likelihood import NLL_ERROR, decode_with_log_prob, latents_of, warn_unsolved
 from indm.ode import SAMPLED, SAMPLED_SMOOTH
 from indm.protocols import Model
@@ -88,16 +89,19 @@ def sample_with_log_prob(
     c: Any = None,
     eps: float | None = None,
     nll_error: float = NLL_ERROR,
+    probes: int = 1,
+    exact: bool | None = None,
+    steps: int | None = None,
+    reference: GaussianReference | None = None,
     batch_size: int = 256,
     generator: torch.Generator | None = None,
     progress: bool = False,
-    **solver: Any,
 ) -> tuple[Tensor, Tensor]:
     """The samples of ``sample(…, sampler="ode", last_denoising=False)`` and their log p(x), from one solve of the ODE.
 
     Args:
         model, shape_or_n, c, eps, batch_size: as of :func:`sample`.
-        nll_error, **solver: ``probes``, ``exact``, ``steps`` and ``reference`` are the others, as in :func:`indm.nll`.
+        nll_error, probes, exact, steps, reference: of the solver, as in :func:`indm.nll`.
 
     Returns:
         x in model units, (n, *event), and log p(x) in nats, (n,), which is :meth:`INDM.log_prob`.
@@ -119,11 +123,15 @@ def sample_with_log_prob(
         True
     """
     model, parts = model.truncated(eps), []
+    solver: dict[str, Any] = {"probes": probes, "exact": exact, "steps": steps, "reference": reference}
     with evaluation_mode(model):
         for part, z_T in prior_batches(model, shape_or_n, c, batch_size, generator, progress):
             parts.append(decode_with_log_prob(part, z_T, nll_error=nll_error, generator=generator, **solver))
     samples, log_probs, errors = map(torch.cat, zip(*parts, strict=True))
-    warn_unsolved(errors, samples, nll_error, "of samples; more steps, or none, may help")
+    advice = "in as many steps as are tried; a larger nll_error accepts it"
+    if steps is not None:
+        advice = f"in {steps} steps; steps={2 * steps} makes it smaller"
+    warn_unsolved(errors, samples, nll_error, f"of some samples {advice}")
     return samples, log_probs
 
 
