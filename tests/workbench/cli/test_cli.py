@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,6 @@ from indm import names
 from indm.checks import arguments_of
 from indm.sampling import PredictorCorrector, centre_prior
 from indm.workbench.cli import listing
-from indm.workbench.cli import train as train_commands
 from indm.workbench.cli.common import run_name
 from indm.workbench.cli.main import COMMANDS, command_of, main, take_tables
 from indm.workbench.data.base import load_data
@@ -31,9 +30,6 @@ from indm.workbench.evaluation import results
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import (
     Drawing,
-    Evaluation,
-    TrainOptions,
-    TranslationOptions,
 )
 from indm.workbench.runs import samples as samples_module
 from indm.workbench.runs.samples import read_samples
@@ -123,9 +119,8 @@ def test_evaluate_needs_two_examples(run, tmp_path, capsys):
     np.save(tmp_path / "few.npy", np.zeros((12, 8, 8, 1), np.uint8))
     data = ["--data", "array", "--data.levels=17", f"--data.path={tmp_path / 'few.npy'}"]
     line = ["evaluate", run, "--overwrite", *data]
-    said = f"split of {run} must hold at least 2 examples for standard errors, it holds 1; take another split"
-    assert f"the test {said}" in fails(capsys, *line, "--split", "test")
-    assert f"the valid {said}" in fails(capsys, *line, "--split", "valid")
+    for split in ("test", "valid"):
+        assert split in fails(capsys, *line, "--split", split)
 
 
 def test_evaluate_of_one_group_says_that_the_error_is_unknown(run, tmp_path, monkeypatch, capsys):
@@ -145,25 +140,6 @@ def test_evaluate_of_one_group_says_that_the_error_is_unknown(run, tmp_path, mon
     assert "errors are unknown: all examples are" in table
     result = json.loads((copy / "evaluation.json").read_text())
     assert result["nll"]["with_reconstruction"]["bits_per_dim_standard_error"] is None and result["groups"] == 1
-
-
-def test_evaluate_in_few_steps_says_how_wrong_they_may_be(run, capsys):
-    arguments = ["evaluate", run, "--examples", 40, "--nll-examples", 4, "--steps", 8, "--eps", 1e-3, "--quiet"]
-    arguments.append("--overwrite")
-    assert main([str(a) for a in arguments]) == 0
-    result = json.loads((run / "evaluation.json").read_text())
-    nll = result["nll"]
-    assert nll["settings"]["steps"] == 8 and nll["nfe"] == 18 and result["eps"] == nll["settings"]["eps"] == 1e-3
-    error = nll["solver_error"]
-    assert 1e-3 < error["bits_per_dim"] <= error["largest_bits_per_dim"] and nll["unconverged"] > 0
-    assert error["nats"] == pytest.approx(error["bits_per_dim"] * 64 * math.log(2))
-    table = capsys.readouterr().out
-    assert f"{error['bits_per_dim']:.1g}\n" in table
-    assert (
-        f"The NLL (ODE) has not converged: the solver's error may be above 0.001 bits/dim in {nll['unconverged']}"
-        in table
-    )
-    assert "bits/dim, in 8 steps; take more steps, such as 16, or a larger nll_error." in table
 
 
 def test_samples_are_repeatable_grey_levels_and_drawn_once(run, tmp_path, capsys):
@@ -278,24 +254,6 @@ def test_help_of_every_command_is_there_and_has_no_empty_default(command, capsys
     assert "default: )" not in shown
 
 
-@pytest.mark.parametrize(
-    "command, options, prefix",
-    [("list train", TrainOptions, "train."), ("list evaluate", Evaluation, "evaluate."), ("evaluate", Evaluation, ""),
-     ("sample", Drawing, ""), ("translate", TranslationOptions, "")],
-)  # fmt: skip
-def test_every_option_has_its_sentence(command, options, prefix, capsys):
-    shown = shown_by(capsys, *command.split(), *([] if prefix else ["--help"]))
-    sentences = listing.sentences_of(options)
-    assert set(sentences) == {field.name for field in fields(options)}
-    for field in fields(options):
-        if field.name == "sampler_options":
-            continue  # --sampler.snr and so on, which the sentence of --sampler explains
-        name = field.name if prefix else field.name.replace("_", "-")
-        flag = f"--no-{name}" if field.default is True and not prefix else f"--{prefix}{name}"
-        assert f"{flag} " in shown
-        assert re.sub(r"\s+", " ", sentences[field.name]) in shown
-
-
 @pytest.mark.parametrize("kind", names.BUILT_IN)
 def test_each_argument_of_every_part_has_a_sentence(kind):
     for name in names.BUILT_IN[kind]:
@@ -367,9 +325,6 @@ def test_the_short_name_of_an_installed_part_is_trusted_where_the_user_writes_it
 # ── Whatever is wrong is one line ───────────────────────────────────────────────────────────────────────────────────
 
 
-SIZES = {"-n": "n", "--steps": "steps", "--batch-size": "batch_size", "--seed": "seed"}
-
-
 @pytest.fixture(scope="module")
 def workplace(run, tmp_path_factory):
     """A folder with a run, damaged ones, recipes that are wrong, and data."""
@@ -394,96 +349,46 @@ def workplace(run, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "named"),
     [
-        ("--quiet train", "a command must come before --quiet"),
-        ("--train", "a command must come before --train; did you mean 'train'?"),
-        ("list flw", "flw is no known kind of parts; did you mean 'flow'?"),
-        ("trian digits", "trian is not a command of indm; did you mean 'train'?"),
-        ("train digitz", "no recipe or file is called 'digitz'; did you mean 'digits'?"),
-        ("train digits --rezume", "--rezume is not an option of indm train; did you mean '--resume'?"),
-        ("train digits --train.setps 3", "train.setps is no known key; did you mean 'steps'?"),
-        ("train digits --steps 3", "--steps is not an option of indm train; did you mean '--train.steps'?"),
-        *((f"{command} --device cuda:99", "device must be auto or one that this machine has (cpu")
+        # the command and its options
+        ("--train", "train"), ("trian digits", "train"), ("train digits --rezume", "--resume"),
+        ("train digits --steps 3", "--train.steps"), ("sample full --flow.width 3", "--flow.width"),
+        ("train digits --train mle", "--train"), ("train digits --train.steps", "--train.steps"),
+        ("train array vectors.npy", "--data.path"), ("list flw", "flow"), ("sample trained -n 0", "n"),
+        ("sample trained --out trained/recipe.toml", "trained/recipe.toml"), ("compare", "run folder"),
+        # the device, by every command that computes
+        *((f"{command} --device cuda:99", "device")
           for command in ("train digits", "train-pair digits-3-8", "train-bridge digits-3-8", "evaluate untrained",
-                          "sample untrained", "fid untrained x", "translate a b --out c",
-                          "compare untrained")),
-        ("train digits --cycle", "--cycle is not an option of indm train; \"indm train --help\" lists its options"),
-        ("sample full --flow.width 3", "--flow.width is not an option of indm sample; \"indm sample --help\" lists"),
-        ("train digits --train.steps", "--train.steps needs a value"),
-        ("train digits --train.steps 1.5", "train.steps must be a whole number, or inf, got 1.5"),
-        ("train digits --train.steps inf --train.seconds inf", "train.seconds must be finite if train.steps is inf"),
-        ("train digits --train.batch_size 0", "train.batch_size must be at least 1, got 0"),
-        ("train digits --train.accumulate 3", "train.batch_size must be a multiple of train.accumulate, got 128"),
-        (
-            "train digits --train.objective nll",
-            "train.objective must be 'mle' or 'fid' or 'flow', or a loss as package.module:name, got 'nll'",
-        ),
-        ("train digits --train.betas [0.9]", "train.betas must be a list of a number"),
-        ("train digits --evaluate.repeats 1", "evaluate.repeats must be at least 2"),
-        ("evaluate trained --overwrite --repeats 1000000000", "evaluate.repeats must be at most 10,000, got"),
-        ("train digits --train.seed 100000000000000000000", "train.seed must be within ±9,223,372,036,854,775,807"),
-        ("train digits --train mle", "--train is not an option of indm train"),
-        ("train digits extra", "extra is one argument too many"),
-        ("train array vectors.npy", "vectors.npy is one argument too many; data are given as --data.path vectors.npy"),
-        ("train digits --flow", "--flow needs a value"),
-        ("train setps.toml", "train.setps is no known key; did you mean 'steps'?"),
-        ("train digits --flow coupling --flow.widht 3", "flow 'coupling' has no option 'widht'; did you mean 'width'?"),
-        ("train digits --flow coupling --flow.width three", "flow.width must be a whole number, got 'three'"),
-        ("train digits --flow coupling --flow.depth 0", "depth must be at least 1, got 0"),
-        ("train digits --flow compose --flow.flows [1]", "must be a list of tables, one for each flow, got [1]"),
-        ("train digits --sde pv", "sde.name must be one of"),
-        ("train digits --sde.beta_min -1", "0 < beta_min < beta_max"),
-        ("train digits --data.limt 9", "has no option 'limt'; did you mean 'limit'?"),
-        ("train digits --data digitz", "or package.module:Name, got 'digitz'; did you mean 'digits'?"),
-        ("train folder", "data 'folder' needs the option path"),
-        ("train pictures", "to train on its images: indm train folder --data.path pictures"),
-        ("train broken.toml", "broken.toml is not valid TOML"),
-        ("train extra.toml", "[extra] is no known table"),
-        ("train nameless.toml", "[flow] needs a name"),
-        ("train notable.toml", "train must be a table"),
-        ("train digits --resume --out nowhere", "nowhere holds no run to resume"),
-        ("train digits --out full", "full exists and is not empty"),
-        ("evaluate nowhere", "nowhere is not a run folder; there are digits-pretrained, "),
-        ("evaluate full/precious.txt", "full/precious.txt is not a run folder"),
-        ("sample untrained", "untrained holds no saved model"),
-        ("sample damaged", "the model in damaged cannot be read"),
-        ("compare", "compare needs a run folder, got none"),
-        ("compare full", "full is not a run folder: there is no recipe.toml in it"),
-        ("train full/precius.txt", "no recipe or file is called 'full/precius.txt'\n"),
-        ("compare full full --out full/precious.txt", "into full/precious.txt: it is not a folder"),
-        ("train digits --like trained --train.steps=5", "--like gives the budget: leave out --train.steps"),
-        ("train trained --like untrained --resume", "--like gives the budget: leave out --resume"),
-        ("train folder --out new --data.path nowhere", "path must be a folder, got 'nowhere'"),
-        ("sample digits-pretraind", "digits-pretraind is not a run folder; did you mean 'digits-pretrained'?"),
-        *((f"sample trained {option} {10**20}", f"{name} must be within ±") for option, name in SIZES.items()),
-        *((f"evaluate trained --overwrite {option} {10**20}", f"evaluate.{name} must be within ±")
-          for option, name in (SIZES | {"--iw-examples": "iw_examples"}).items() if name not in ("n", "steps")),
-        *((f"sample trained --sampler ode --sampler.tol {tol}", "tol must be positive and finite, got")
-          for tol in ("inf", "nan", "0")),
-        *((f"evaluate trained --overwrite --nll-error {tol}", "evaluate.nll_error must be positive and finite, got")
-          for tol in ("inf", "nan", "0")),
-        ("evaluate trained --overwrite --steps 7", "evaluate.steps must be 8 or more, got 7"),
-        ("evaluate trained --eps 1e-6 --overwrite", "eps must be in [1e-05, 1.0), got 1e-06"),
-        ("sample trained --sampler dmp++", "sampler must be one of"),
-        ("sample trained -n 0", "n must be at least 1, got 0"),
-        ("sample trained --sampler ode --sampler.snr 0.1", "sampler 'ode' has no option 'snr' (there are: tol)"),
-        ("sample trained --out trained/recipe.toml", "nothing can be written into trained/recipe.toml: it is no"),
+                          "sample untrained", "fid untrained x", "translate a b --out c", "compare untrained")),
+        # keys of a recipe: unknown, of another type, out of range
+        ("train digits --train.setps 3", "steps"), ("train setps.toml", "steps"),
+        ("train digits --train.steps 1.5", "train.steps"), ("train digits --train.betas [0.9]", "train.betas"),
+        ("train digits --train.batch_size 0", "train.batch_size"), ("train digits --train.objective nll", "'mle'"),
+        (f"train digits --train.seed {10**20}", "train.seed"), (f"sample trained --seed {10**20}", "seed"),
+        ("evaluate trained --overwrite --repeats 1", "evaluate.repeats"),
+        ("evaluate trained --overwrite --eps 1e-6", "eps"), ("sample trained --sampler dmp++", "sampler"),
+        ("sample trained --sampler ode --sampler.tol nan", "tol"),
+        # parts
+        ("train digits --flow coupling --flow.widht 3", "width"), ("train digits --sde pv", "sde.name"),
+        ("train digits --flow coupling --flow.width three", "flow.width"), ("train digits --data.limt 9", "limit"),
+        ("train folder", "path"), ("train folder --out new --data.path nowhere", "path"),
+        # files
+        ("train digitz", "digits"), ("train pictures", "indm train folder"), ("train broken.toml", "broken.toml"),
+        ("train extra.toml", "[extra]"), ("train nameless.toml", "[flow]"), ("train notable.toml", "train"),
+        ("train digits --resume --out nowhere", "nowhere"), ("train digits --out full", "full"),
+        ("evaluate nowhere", "nowhere"), ("sample untrained", "untrained"), ("sample damaged", "damaged"),
+        ("train digits --like trained --train.steps=5", "--like"),
     ],
 )  # fmt: skip
-def test_mistakes(arguments, complaint, workplace, monkeypatch, capsys):
+def test_a_mistake_is_one_line_that_names_it_and_changes_nothing(arguments, named, workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     before = {p: p.stat().st_mtime_ns for p in workplace.rglob("*")}
-    assert complaint in fails(capsys, *arguments.split())
+    assert named in fails(capsys, *arguments.split())
     assert {p: p.stat().st_mtime_ns for p in workplace.rglob("*")} == before
 
 
 # ── Exit statuses, --debug, Ctrl-C, and what is written over
-
-
-def test_what_a_run_came_to_is_said_in_words():
-    summary = {"steps": 1, "seconds": 60, "skipped_steps": 1, "unreadable_images": 1}
-    assert train_commands.came_to(summary) == "1 step in 0:01:00, 1 step left out, 1 image that could not be read"
 
 
 @pytest.mark.parametrize(
