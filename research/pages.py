@@ -10,12 +10,11 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
-from research import audits, descriptions, discrete_laws, pretrained, speed, strangers
+from research import pretrained, speed
 from research.markdown import in_table, with_tables
-from research.posteriors import boxes, sbibm
-from research.posteriors import study as posteriors
+from research.posteriors import sbibm
 from research.records import RECORDS, Records
-from research.tables import flows, gaps, laws, real, regression
+from research.tables import gaps, real, regression
 from research.translation import answers
 from research.verdict import dial, joint, losses, pays, signals
 
@@ -45,15 +44,11 @@ SHOWN: dict[str, Callable[..., str]] = {
     "ripples": speed.ripples,
     "solver_error": speed.solver_error,
     "multilevel": speed.multilevel,
-    "tables": lambda: flows.markdown(of("tables", seconds=10.0)),
     "real_tables": lambda seconds, space: real.summary(of("real_tables"), float(seconds), space),
     "real_tables-data": real.listed,
     "gaps": lambda measure: gaps.summary(of("gaps", seconds=60.0), of("gaps-published"), measure),
-    "laws": lambda: laws.summary(of("laws", seconds=60.0)),
     "regression": lambda seconds: regression.summary(of("regression", seconds=float(seconds))),
     "regression-cells": lambda: regression.cell_table(of("regression", seconds=60.0)),
-    "posteriors-boxes": lambda: boxes.markdown(of("posteriors-boxes")),
-    "posteriors": lambda: posteriors.markdown(of("posteriors")),
     "sbibm": lambda key, seconds: sbibm.markdown(
         of("sbibm", simulations=10_000, draws=10_000, seconds=float(seconds)), key
     ),
@@ -73,11 +68,6 @@ SHOWN: dict[str, Callable[..., str]] = {
     "verdict-dial-tuning": lambda: dial.tuning(of("verdict-dial")),
     "verdict-dial-trials": dial.trials,
     "verdict-dial-costs": lambda: dial.cost_table(of("verdict-dial-costs")),
-    "descriptions": lambda: descriptions.table(of("descriptions").rows()),
-    "descriptions-counts": lambda: descriptions.counts(of("descriptions").rows()),
-    "audits": lambda: audits.table(of("audits").rows()),
-    "strangers": lambda: strangers.table(of("strangers").rows()),
-    "discrete_laws": lambda: discrete_laws.best_table(discrete_laws.read(of("discrete_laws"))),
 }
 
 

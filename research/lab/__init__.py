@@ -1,1 +1,1 @@
-"""Tools of several studies: networks whose features compare images, and distances of two sets."""
+"""Tools of several studies: networks whose features compare images, and statistics."""

@@ -1,18 +1,15 @@
-"""Standard errors of a share and by the jackknife, a score of draws, and tests of a family of planned size."""
+"""Standard errors of a share, a score of draws, and tests of a family of planned size."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import t as student
-from torch import Tensor
 
 from research.lab.seeds import Difference, judged
 from research.markdown import with_error
 
-FOLDS = 10  # parts of the data in the jackknife
 LEVEL = 0.05  # level of the tests
 UNMADE = Difference(0.0, 2, 1.0)  # p = 1: the family is as large as it was planned
 
@@ -69,27 +66,3 @@ def crps(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
     k = len(draws)
     pairs = (np.sort(draws, 0) * (2 * np.arange(1, k + 1) - k - 1)[:, None]).sum(0) / max(1, k * (k - 1))
     return np.abs(draws - truth).mean(0) - pairs
-
-
-def jackknife(statistic: Callable[..., dict[str, float]], *sets: Tensor) -> dict[str, float]:
-    """The numbers statistic(*sets), each with its ``…_standard_error`` from those without every tenth sample.
-
-    The sets may differ in size; they are taken to be independent, or paired row by row.
-
-    Raises:
-        ValueError: fewer than 20 samples in a set.
-
-    Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", ch. 11, with groups of samples left out.
-    """
-    sizes = [len(samples) for samples in sets]
-    if min(sizes) < 2 * FOLDS:
-        raise ValueError(f"sets must hold at least {2 * FOLDS} samples each for a standard error, got {sizes}")
-    without = [
-        statistic(*(samples[torch.arange(len(samples), device=samples.device) % FOLDS != fold] for samples in sets))
-        for fold in range(FOLDS)
-    ]
-    numbers: dict[str, float] = {}
-    for name, value in statistic(*sets).items():
-        spread = torch.tensor([values[name] for values in without], dtype=torch.float64).std().item()
-        numbers |= {name: value, f"{name}_standard_error": (FOLDS - 1) / math.sqrt(FOLDS) * spread}
-    return numbers

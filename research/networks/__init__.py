@@ -1,1 +1,1 @@
-"""Networks that were tried and are not part of the package."""
+"""Networks of studies that are not part of the package."""

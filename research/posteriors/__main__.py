@@ -1,10 +1,7 @@
 import sys
 
-from research.posteriors import boxes, sbibm, study
+from research.posteriors import sbibm
 
-if sys.argv[1:2] == ["sbibm"]:
-    sbibm.main(sys.argv[2:])
-elif sys.argv[1:2] == ["boxes"]:
-    boxes.main(sys.argv[2:])
-else:
-    study.main()
+if sys.argv[1:2] != ["sbibm"]:
+    sys.exit("python -m research.posteriors needs the name of a study: sbibm")
+sbibm.main(sys.argv[2:])

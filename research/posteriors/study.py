@@ -1,27 +1,12 @@
-"""Posteriors p(θ|x) from simulated pairs: indm.DensityEstimator beside NPE of sbi, at the same processor time.
+"""Approximate posteriors p(θ|x) from simulated pairs: indm.DensityEstimator, and NPE, FMPE and NPSE of sbi.
 
-    python -m research.posteriors          # trains what has no record yet, then shows the table of all records
-    python -m research.posteriors slcp --methods indm --pairs 1000
-    python -m research.posteriors sbibm --help      # another study: the ten tasks of sbibm, see sbibm.md
-
-The simulators are in ``simulators.py``. Each training has ``--seconds`` of the processor on one thread, its
-own pairs and its own weights. It is judged at five observations, the same for all, by draws and, where the posterior
-has a density, by it: the C2ST is the accuracy with which an MLP tells 1,000 draws from 1,000 of the true posterior (5
-folds; 1/2 is best), and the divergence is E log p(θ|x)/q(θ|x) over true draws, in nats. Both methods are restricted to
-the support of the prior: draws outside are rejected. "true" is the C2ST of two sets of true draws, for SLCP from
-Markov chains that start apart. Every training is a row of ``posteriors.csv``. Without sbi, which is not a dependency,
-its trainings are left out.
+Each training has its seconds of the processor on one thread, but FMPE and NPSE, which end by themselves.
 """
 
 import copy
-import functools
-import importlib.metadata
-import importlib.util
-import itertools
 import logging
 import math
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,25 +15,16 @@ from unittest import mock
 import numpy as np
 import torch
 from scipy.stats import norm
-from sklearn.model_selection import KFold, cross_val_score
-from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 
 from indm import DensityEstimator
-from indm.evaluation.statistics import mean_and_error
-from research.lab.seeds import over_seeds
-from research.markdown import in_table, with_error
-from research.posteriors.simulators import SIMULATORS
-from research.records import Records, made_by
-from research.tables import command
+from research.records import Records
 
 Array = np.ndarray
-OBSERVATIONS, DRAWS = 5, 1_000  # and draws of each of two laws that are told apart
 MOST_TRIES = 20  # draws of an estimator for each one that is kept
 QUIET: dict[str, Any] = {  # options of sbi's trainers
     "show_progress_bars": False, "tracker": mock.MagicMock(), "logging_level": logging.ERROR,
 }  # fmt: skip
-CLASSIFIER = {"early_stopping": True, "n_iter_no_change": 30, "learning_rate_init": 1e-2, "max_iter": 400}
 
 
 @dataclass
@@ -115,7 +91,6 @@ def vector_field(theta: Array, x: Array, seed: int, seconds: float, kind: str) -
     return Fitted(draw, lambda theta, x: unknown[: len(theta)], {"epochs": trainer.summary["epochs_trained"]})
 
 
-METHODS = {"indm": indm, "npe": npe}
 BATCH, RATE, PATIENCE = 256, 1e-3, 20  # epochs without a better validation end it
 
 
@@ -177,14 +152,6 @@ def flow_first(theta: Array, x: Array, seed: int, seconds: float, corrected: boo
     return Fitted(lambda x, n, seed: mapped(inner.draw(x, n, seed), x, True)[0], log_prob, setting)
 
 
-def c2st(first: Array, second: Array, seed: int = 0) -> float:
-    """The accuracy with which an MLP tells two sets of rows apart, in 5 folds; columns in units of the first set."""
-    rows = (np.concatenate([first, second]) - first.mean(0)) / first.std(0)
-    labels, hidden = np.repeat([0, 1], [len(first), len(second)]), 10 * first.shape[1]
-    classifier = MLPClassifier((hidden, hidden), random_state=seed, **CLASSIFIER)
-    return cross_val_score(classifier, rows, labels, cv=KFold(5, shuffle=True, random_state=seed)).mean()
-
-
 def within(inside: Callable[[Array], Array], fitted: Fitted, x: Array, n: int) -> tuple[Array, float]:
     """``n`` draws within the prior, and the share of all that are; below a share of 5 %, draws outside fill them up."""
     kept, count, tried = [], 0, 0
@@ -196,83 +163,7 @@ def within(inside: Callable[[Array], Array], fitted: Fitted, x: Array, n: int) -
     return np.concatenate([*kept, theta])[:n], count / tried
 
 
-@functools.cache
-def observed(name: str) -> tuple[Array, Array]:
-    """Observations, and true draws (observations, draws, d) at each."""
-    x = SIMULATORS[name].pairs(OBSERVATIONS, np.random.default_rng(1_000))[1]
-    return x, np.stack([SIMULATORS[name].posterior(row, DRAWS, np.random.default_rng(0)) for row in x])
-
-
-def true(name: str) -> dict[str, Any]:
-    """The record of true draws against others."""
-    options = {"spread": 0.1} if name == "slcp" else {}
-    again = [SIMULATORS[name].posterior(row, DRAWS, np.random.default_rng(1), **options) for row in observed(name)[0]]
-    return {"c2st": [round(c2st(*two), 4) for two in zip(observed(name)[1], again, strict=True)]}
-
-
-def trained(name: str, pairs: int, method: str, seed: int, seconds: float) -> dict[str, Any]:
-    """The record of one training."""
-    simulator, numbers = SIMULATORS[name], np.random.default_rng(seed)
-    theta, x = simulator.pairs(pairs, numbers)
-    start = time.process_time()
-    fitted = METHODS[method](theta, x, seed, seconds)
-    spent = time.process_time() - start
-    each: dict[str, list[float]] = {"c2st": [], "divergence": [], "inside": []}
-    for at, truth in zip(*observed(name), strict=True):
-        drawn, share = within(simulator.inside, fitted, at, DRAWS)
-        each["c2st"].append(c2st(truth, drawn))
-        each["inside"].append(share)
-        if hasattr(simulator, "log_posterior"):
-            log_q = fitted.log_prob(truth, np.repeat(at[None], len(truth), 0)) - math.log(share)
-            each["divergence"].append((simulator.log_posterior(truth, at) - log_q).mean())
-    log_prob = fitted.log_prob(*simulator.pairs(1_000, numbers))
-    sbi = {"sbi": importlib.metadata.version("sbi")} if method == "npe" else {}
-    return {
-        "setting": fitted.setting, "seconds": seconds,
-        "fit_cpu_seconds": round(spent, 1), "judged_cpu_seconds": round(time.process_time() - start - spent, 1),
-        **{key: [round(float(value), 4) for value in values] for key, values in each.items()},
-        "log_prob_of_fresh_pairs": mean_and_error(torch.from_numpy(log_prob)),
-    } | sbi | made_by(seed)  # fmt: skip
-
-
-def markdown(table: Records) -> str:
-    """Means over observations and seeds ± the standard error over seeds, in Markdown."""
-    columns = ["C2ST of true", *(f"{what} {m}" for what in ("C2ST", "divergence", "seconds") for m in METHODS)]
-    lines = []
-    for name in SIMULATORS:
-        of_it = table.at(simulator=name)
-        for pairs in sorted({row["pairs"] for row in of_it.rows()} - {0}, reverse=True):
-            runs = of_it.at(pairs=pairs).of_common_seeds("method", METHODS)
-            if len(runs["indm"]) > 1:
-                cells = [f"{np.mean(of_it.at(pairs=0).rows()[0]['c2st']):.3f}"]
-                for key, form in ("c2st", ".3f"), ("divergence", ".2f"), ("fit_cpu_seconds", ".0f"):
-                    for rows in runs.values():
-                        mean, error = over_seeds([float(np.mean(row[key] or [np.nan])) for row in rows])
-                        cells.append("–" if math.isnan(mean) else with_error(mean, error, form))
-                lines.append((name, pairs, len(runs["indm"]), *cells))
-    return in_table("simulator", "pairs", "seeds", *columns, rows=lines)
-
-
 def record(cell: Records, make: Callable[[], dict[str, Any]]) -> None:
     """Make the record where there is none."""
     if not cell.rows():
         print(cell.kept(make), flush=True)
-
-
-def main() -> None:
-    parser = command.parser("posteriors", __doc__, 60.0, pairs=[10_000])
-    parser.add_argument("simulators", nargs="*", default=list(SIMULATORS), help=f"of {', '.join(SIMULATORS)}")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each method")
-    o = command.parsed(parser, None)
-    if "npe" in o.methods and importlib.util.find_spec("sbi") is None:
-        print("npe is left out because sbi is not installed: pip install sbi")
-        o.methods.remove("npe")
-    warnings.simplefilter("ignore")
-    table = Records(o.records / "posteriors.csv")
-    for name in o.simulators:
-        record(table.at(simulator=name, pairs=0, method="true", seed=0), lambda name=name: true(name))
-    for seed, pairs, name, method in itertools.product(range(o.seeds), o.pairs, o.simulators, o.methods):
-        cell = table.at(simulator=name, pairs=pairs, method=method, seed=seed)
-        record(cell, lambda case=(name, pairs, method, seed): trained(*case, o.seconds))
-    print(markdown(table))

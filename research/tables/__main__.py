@@ -2,12 +2,10 @@
 
 import sys
 
-from research.tables import flows, gaps, laws, regression
+from research.tables import gaps, regression
 
 COMMANDS = {
-    "flows": flows.main,
     "gaps": gaps.main,
-    "laws": laws.main,
     "regression": regression.main,
 }
 

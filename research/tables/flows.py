@@ -1,21 +1,12 @@
-"""Test log-likelihoods of small tables: indm.DensityEstimator beside flows of zuko and sbi, a mixture and a KDE.
+"""Methods that the studies of tables share: indm.DensityEstimator, flows of zuko, estimators of scikit-learn.
 
-    python -m research.tables flows iris wine # trains what has no record yet, then shows the table of all records
-    python -m research.tables flows all
-
-A fifth of the rows is the test, by the seed, and a tenth of the others validates methods that do not split by
-themselves. All numbers are nats of a row of the raw table. Discrete columns get uniform noise, and a row's value is the
-log of its mean density over the same 4 points of the noise for every method. Each training has ``--seconds`` of the
-processor on one thread. Mixture and KDE are chosen by validation over a grid, without a limit of time; the flows choose
-their rate by it, each half of the time, and keep their best validated state. The flows of sbi have the default
-architecture of its NPE and a constant condition. Every training is a row of ``tables.csv``. Without sbi, which is not a
-dependency, its trainings are left out.
+Each is fitted to rows to train, is chosen on rows to validate, and gives log p of test rows in nats of a row of the raw
+table. Discrete columns get uniform noise, and a row's value is the log of its mean density over the same 4 points of
+the noise for every method. The flows choose their rate by validation, each with an equal share of the seconds, and
+keep their best validated state.
 """
 
 import copy
-import importlib.metadata
-import importlib.util
-import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -25,50 +16,19 @@ import numpy as np
 import torch
 import zuko
 from scipy.stats import qmc
-from sklearn import datasets
 from sklearn.mixture import GaussianMixture
-from sklearn.neighbors import KernelDensity
 
 from indm import DensityEstimator
 from indm.evaluation.statistics import mean_and_error
 from indm.tables.solve import SOLVER_ERROR
 from research.lab.seeds import over_seeds
-from research.markdown import in_table, with_error
-from research.records import Records, made_by
+from research.markdown import with_error
+from research.records import made_by
 from research.tables import command
 
 DRAWS = 4  # points of the noise
 Array = np.ndarray
 LogDensity = Callable[[Array], Array]
-
-
-def mixture(n: int, seed: int) -> Array:
-    """Five Gaussians in eight dimensions, always the same, with full covariances."""
-    fixed, numbers = np.random.default_rng(0), np.random.default_rng(1000 + seed)
-    means = 2.0 * fixed.standard_normal((5, 8))
-    bases = np.linalg.qr(fixed.standard_normal((5, 8, 8)))[0] * np.exp(fixed.uniform(-1.2, 0.3, (5, 1, 8)))
-    which = numbers.integers(5, size=n)
-    return means[which] + np.einsum("nij,nj->ni", bases[which], numbers.standard_normal((n, 8)))
-
-
-TABLES: dict[str, tuple[Callable[[int], Array], tuple[int, ...]]] = {  # rows by the seed, discrete columns
-    "moons": (lambda seed: datasets.make_moons(2000, noise=0.1, random_state=seed)[0], ()),
-    "circles": (lambda seed: datasets.make_circles(2000, noise=0.05, factor=0.5, random_state=seed)[0], ()),
-    "swiss-roll": (lambda seed: datasets.make_swiss_roll(2000, noise=0.5, random_state=seed)[0], ()),
-    "blobs": (lambda seed: datasets.make_blobs(1000, n_features=5, centers=6, random_state=seed)[0], ()),
-    "mixture-8d": (lambda seed: mixture(2000, seed), ()),
-    "iris": (lambda seed: np.round(datasets.load_iris().data * 10), (0, 1, 2, 3)),
-    "wine": (lambda seed: datasets.load_wine().data, ()),
-    "diabetes": (lambda seed: datasets.load_diabetes(scaled=False).data, (0, 1)),  # age and sex
-    "breast-cancer": (lambda seed: datasets.load_breast_cancer().data, ()),
-    "digits": (lambda seed: datasets.load_digits().data, tuple(range(64))),
-}
-
-
-def split(name: str, seed: int) -> tuple[Array, Array, list[int]]:
-    """The rows to fit and to test, and the discrete columns."""
-    make, discrete = TABLES[name]
-    return *parted(make(seed), seed), list(discrete)
 
 
 def parted(X: Array, seed: int) -> tuple[Array, Array]:
@@ -210,17 +170,6 @@ def of_zuko(kind: str, options: dict[str, Any] | None = None, **training: Any) -
     return flow(make, lambda model, z: model().log_prob(z), **training)
 
 
-def of_sbi(kind: str) -> Callable[..., Fitted]:
-    """Given a constant."""
-
-    def make(z: torch.Tensor) -> Flow:
-        from sbi.neural_nets import net_builders
-
-        return getattr(net_builders, f"build_{kind}")(z, torch.zeros(len(z), 1), z_score_y="none")
-
-    return flow(make, lambda model, z: model.log_prob(z[None], condition=torch.zeros(len(z), 1))[0])
-
-
 def held_out(model: Any, fitted: Array, held: Array) -> float:
     """The mean log-density of rows that were not fitted."""
     return model.score_samples(held).mean()
@@ -263,36 +212,7 @@ def gaussian_mixture(setting: dict[str, Any], seed: int) -> GaussianMixture:
     return GaussianMixture(random_state=seed, **setting)
 
 
-MIXTURES = [
-    {"covariance_type": kind, "n_components": k, "reg_covar": floor}
-    for kind in ("full", "diag")
-    for k in (1, 2, 3, 5, 8, 12, 20, 30, 50)
-    for floor in (1e-3, 1e-2, 1e-1)
-]
-METHODS: dict[str, Callable[..., Fitted]] = {
-    "indm": indm,
-    "nsf": of_zuko("NSF"),
-    "maf": of_zuko("MAF"),
-    "sbi-nsf": of_sbi("nsf"),
-    "sbi-maf": of_sbi("maf"),
-    "mixture": chosen_from(MIXTURES, gaussian_mixture),
-    "kde": chosen_from(
-        [{"bandwidth": float(h)} for h in np.geomspace(0.03, 2, 20)], lambda setting, seed: KernelDensity(**setting)
-    ),
-}
-
-
 DIVERGED, NOT_FINITE = 1e6, -1e10  # nats of a row: a difference that is not shown; values below are not log-densities
-SEEDS = (3, 4)  # seeds of the table; the test rows of 0 to 2 were seen while the defaults were chosen
-
-
-def trained(name: str, method: str, seed: int, seconds: float) -> dict[str, Any]:
-    """The record of one training."""
-    X, test, discrete = split(name, seed)
-    valid, train = np.split(X, [max(1, len(X) // 10)])
-    record = measured(METHODS[method], train, valid, test, Space(train, discrete, seed), seed, seconds)
-    sbi = {"sbi": importlib.metadata.version("sbi")} if method.startswith("sbi") else {}
-    return {"rows": list(X.shape)} | record | sbi
 
 
 def measured(
@@ -313,27 +233,6 @@ def measured(
     } | made_by(seed)  # fmt: skip
 
 
-def markdown(table: Records) -> str:
-    """Mean test log p of indm, and mean gains of the others over it, ± over seeds and rows, in Markdown.
-
-    A table's seeds are those that all of its methods have; "–" is a method without records of it.
-    """
-    lines = []
-    for name in TABLES:
-        made = table.at(table=name)
-        there = {row["method"] for row in made.rows()}
-        if "indm" not in there:
-            continue
-        runs = made.of_common_seeds("method", [method for method in METHODS if method in there])
-        if runs["indm"]:
-            nats = {method: np.array([row["test_nats"] for row in rows]) for method, rows in runs.items()}
-            cells = dict(zip(runs, beside(nats, "indm"), strict=True))
-            rows, columns = runs["indm"][0]["rows"]
-            shown = (cells.get(method, "–") for method in METHODS)
-            lines.append((name, f"{rows} × {columns}", len(runs["indm"]), *shown))
-    return in_table("table", "rows × columns", "seeds", *METHODS, rows=lines)
-
-
 def over_splits(nats: Array) -> tuple[float, float]:
     """Mean of (seeds, rows) and √(a² + b²): a over seeds, each with its own split and training, b over test rows."""
     mean, seeds = over_seeds(nats.mean(1).tolist())
@@ -346,24 +245,3 @@ def beside(nats: dict[str, Array], base: str) -> list[str]:
     others = [over_splits(nats[name] - nats[base]) for name in nats if name != base]
     shown = (with_error(*other, "+.2f") if abs(other[0]) <= DIVERGED else "diverged" for other in others)
     return [with_error(*over_splits(nats[base]), ".2f"), *shown]
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = command.parser("tables flows", __doc__, 10.0, seeds=SEEDS)
-    parser.add_argument("tables", nargs="*", help=f"all, or {', '.join(TABLES)}")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    o = command.parsed(parser, arguments)
-    if importlib.util.find_spec("sbi") is None and any(method.startswith("sbi") for method in o.methods):
-        print("the flows of sbi are left out because it is not installed: pip install sbi")
-        o.methods = [method for method in o.methods if not method.startswith("sbi")]
-    made = Records(o.records / "tables.csv").at(seconds=o.seconds)
-    for seed, name, method in itertools.product(o.seeds, TABLES if o.tables == ["all"] else o.tables, o.methods):
-        cell = made.at(table=name, method=method, seed=seed)
-        if not cell.rows():
-            try:
-                record = cell.kept(lambda job=(name, method, seed): trained(*job, o.seconds))
-            except Diverged as error:
-                print(name, method, seed, error, flush=True)
-                continue
-            print(name, method, seed, record["test"], record["setting"], record["fit_cpu_seconds"], flush=True)
-    print(markdown(made))

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from indm.workbench.data.base import load_data, stack
-from research.lab.distances import frechet_distance
 from research.lab.extractor import Extractor, load_or_train, shifted, train_extractor
 
 
@@ -59,15 +58,6 @@ def test_features_depend_on_no_other_image_and_on_no_type_of_integer(extractor, 
 def test_images_of_any_size(shape, levels):
     raw = torch.randint(levels, (5, *shape))
     assert Extractor(shape, levels, 4).eval()(raw).shape == (5, 4)
-
-
-def test_frechet_distance_orders_noise_blur_and_data(extractor, digits):
-    train, test = (extractor.features(stack(part)[:360]) for part in (digits.train, digits.test))
-    weights = torch.ones(1, 1, 3, 3) / 9
-    blurred = nn.functional.conv2d(stack(digits.test).float(), weights, padding=1).round()
-    noise = torch.randint(17, (360, 1, 8, 8), generator=torch.Generator().manual_seed(0))
-    floor, blur, far = (frechet_distance(train, f) for f in (test, *map(extractor.features, (blurred, noise))))
-    assert 20 * floor < blur < far, (floor, blur, far)
 
 
 def test_saved_and_loaded_it_is_the_same(extractor, digits, tmp_path):

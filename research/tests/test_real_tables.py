@@ -11,7 +11,7 @@ from indm.tables.columns import Columns
 from research.data import real_tables
 from research.data.real_tables import Table, continuous, copy, load, not_linear
 from research.records import Records
-from research.tables import flows, real
+from research.tables import command, flows, real
 
 NUMBERS = np.random.default_rng(0)
 
@@ -119,3 +119,12 @@ def test_the_best_peer_is_compared_row_by_row(tmp_path):
     assert line.startswith("| magic | 99 × 4 | 2 | ") and line.endswith(" | 20.0 |")
     other = {"behind": {"indm": nats["nsf"], "nsf": nats["indm"]}, "level": {"indm": rows, "nsf": rows[:, ::-1]}}
     assert all(real.word(real.lead(found, "nsf")) == word for word, found in other.items())
+
+
+def test_the_estimator_of_the_comparison_has_its_own_density():
+    X = np.random.default_rng(0).normal(size=(60, 2))
+    with command.cpu_clock():
+        log_prob, setting = flows.indm(X[5:], X[:5], flows.Space(X, [], 0), 0, 2.0)
+    axis = np.linspace(-6, 6, 61)
+    mass = np.exp(log_prob(np.stack(np.meshgrid(axis, axis), 2).reshape(-1, 2))).sum() * 0.2**2
+    assert mass == pytest.approx(1.0, abs=0.03) and setting["unsolved"] == 0 and setting["ode_error"] < 0.05

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from indm.workbench.data.base import load_data, stack
+from research.lab.statistics import share_error
 from research.translation.metrics import recall, two_classes
 
 
@@ -37,3 +38,7 @@ def test_recall_is_that_of_a_count_and_a_tie_finds_nothing():
     assert recall(truth.roll(1, 0), truth)["recall_1"] == 0 and recall(truth, truth)["recall_1"] == 1
     alike = recall(truth[:9], truth[:1].expand(9, -1))
     assert [alike[f"recall_{k}"] for k in (1, 5, 10)] == [0, 0, 1]
+
+
+def test_the_error_of_a_share():
+    assert share_error(0.25, 48) == pytest.approx(1 / 16) and share_error(1.0, 10) == 0.0

@@ -15,7 +15,6 @@ from indm import NonlinearDiffusion, forward_path
 from indm.ode import rademacher
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, double, evaluation_mode, expand_like
-from research.lab.distances import make_generator
 
 PATHS = 64
 NOISES = (0.1, 0.5, 1.0, 2.0, 5.0)  # σ/α of the levels at which paths are looked at
@@ -105,3 +104,8 @@ def model_units(model, raw: Images, generator: torch.Generator) -> Batch:
 def times_at(sde: LinearSDE, noises: tuple[float, ...]) -> Float[Tensor, " times"]:
     """The times at which σ/α has these values."""
     return sde.time(-2 * torch.tensor(noises, dtype=torch.float64).log())
+
+
+def make_generator(like: Tensor, seed: int, stream: int) -> torch.Generator:
+    """A generator on the device of ``like``; streams of one seed share no numbers."""
+    return torch.Generator(like.device).manual_seed(seed + 1_000_003 * stream)

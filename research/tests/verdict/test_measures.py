@@ -9,7 +9,6 @@ from closed_form import GaussianScore
 from indm import INDM
 from indm.flows import ActNorm, ExactFlow, Identity
 from indm.sde import VPSDE
-from research.lab.distances import make_generator
 from research.verdict import measures
 
 
@@ -79,7 +78,7 @@ def coefficients(flow, shape, t=0.4, n=40):
     model = gaussian_model(1.0, shape, flow=flow)
     x_t = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0))
     t = torch.tensor(t, dtype=torch.float64)
-    return measures.coefficients(model, x_t, t, make_generator(x_t, 0, 0)), x_t, model.sde, t
+    return measures.coefficients(model, x_t, t, measures.make_generator(x_t, 0, 0)), x_t, model.sde, t
 
 
 def test_coefficients_of_the_identity_are_those_of_the_linear_diffusion():
