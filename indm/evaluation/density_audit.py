@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
+from tqdm.auto import tqdm
 
 from indm.checks import reason, require
 from indm.tensors import outside_inference
@@ -29,6 +30,7 @@ QUADRATURE_POINTS = {1: 1025, 2: 129, 3: 33}  # points of a quadrature along eac
 BOX_MARGIN, ROUGH = 0.25, 0.1  # share by which its box is wider than the draws; error from which it says nothing
 AGAIN, ONE_BY_ONE = 64, 4  # rows whose log p is compared with the same in other calls, and of them rows alone
 NEAR_DEVIATIONS, SLOPE = 1e-2, 0.05  # step of a finite difference in deviations, and the relative error of a gradient
+OTHER_ROWS = 20 * AGAIN  # rows of the other checks, about
 SCALE, OF_JACOBIAN = 10.0, 0.05  # factor between the units, and the share of d log(scale) that may be missing
 Function = Callable[[Any], Any]
 Scored = tuple[Tensor, Tensor]  # x and log p, or log p/q, in float64
@@ -90,6 +92,7 @@ def audit(
     tolerance: float = 0.01,
     batch_size: int = 512,
     seed: int = 0,
+    progress: bool = True,
 ) -> Audit:
     r"""Check a density of any library, given as functions of arrays, and say which checks it fails.
 
@@ -108,6 +111,7 @@ def audit(
             fails beyond ``tolerance`` and 4 standard errors, and misses smaller faults.
         batch_size: rows at a time.
         seed: of the mixture's draws.
+        progress: show a bar of the rows of ``log_prob``, with the time that the rest will take.
 
     Raises:
         ValueError: neither ``sample`` nor ``law`` nor ``x``, too few draws, or a log p that is not (B,).
@@ -125,7 +129,29 @@ def audit(
     require(is_known, "sample, law or x", None, "given; x are rows of data")
     given = sample(2 * draws) if sample is not None else law.sample((2 * draws,)) if law is not None else x
     require(len(given) >= AGAIN, "x", f"{len(given)} rows", f"at least {AGAIN} rows")
-    density = _Density(log_prob, given, batch_size)
+    d = math.prod(given.shape[1:])
+    total = len(given) + 2 * draws + QUADRATURE_POINTS.get(d, 0) ** d + OTHER_ROWS
+    with tqdm(total=total, desc="audit, rows", disable=not progress) as bar:
+        return _audited(
+            log_prob, given, sample, law, rescaled, list(parameters), draws, tolerance, batch_size, seed, bar
+        )
+
+
+def _audited(
+    log_prob: Function,
+    given: Any,
+    sample: Callable[[int], Any] | None,
+    law: Any,
+    rescaled: Callable[[float], Function] | None,
+    parameters: list[Tensor],
+    draws: int,
+    tolerance: float,
+    batch_size: int,
+    seed: int,
+    bar: tqdm,
+) -> Audit:
+    """The checks of :func:`audit` with draws or data ``given``."""
+    density = _Density(log_prob, given, batch_size, bar)
     wide, own = _Mixture(given, seed), density(given)
     others = density(wide.sample(2 * draws).reshape(2 * draws, *own[0].shape[1:]))
     bad = (~own[1].isfinite()).sum() + (others[1].isnan() | (others[1] == math.inf)).sum()
@@ -142,10 +168,11 @@ def audit(
         rows.append(_judged("above the law's entropy", *_mean(gain), -math.inf, tolerance))
     if rescaled is not None:
         jacobian = own[0][0].numel() * math.log(SCALE)
-        off = (_Density(rescaled(SCALE), given, batch_size)(SCALE * own[0][:AGAIN])[1] - own[1][:AGAIN]) / jacobian + 1
+        of_scaled = _Density(rescaled(SCALE), given, batch_size, bar)
+        off = (of_scaled(SCALE * own[0][:AGAIN])[1] - own[1][:AGAIN]) / jacobian + 1
         rows.append(_judged("change of units", *_mean(off), -OF_JACOBIAN, OF_JACOBIAN, "of the Jacobian"))
     first = own[0][:AGAIN], own[1][:AGAIN]
-    return Audit((*rows, *_calls(density, *first, tolerance), *_gradients(density, *first, list(parameters))))
+    return Audit((*rows, *_calls(density, *first, tolerance), *_gradients(density, *first, parameters)))
 
 
 def _judged(check: str, value: float, error: float, low: float, high: float, note: str = "") -> AuditRow:
@@ -163,11 +190,12 @@ def _mean(values: Tensor) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class _Density:
-    """x and log p in float64, of rows like ``given``, ``batch_size`` at a time."""
+    """x and log p in float64, of rows like ``given``, ``batch_size`` at a time, counted by ``bar``."""
 
     log_prob: Function
     given: Any
     batch_size: int
+    bar: tqdm
 
     def like(self, x: Any) -> Tensor:
         """``x`` in the dtype and on the device of ``given``."""
@@ -177,6 +205,7 @@ class _Density:
         """log p of a tensor as it is, with its graph."""
         found = torch.as_tensor(self.log_prob(x if isinstance(self.given, Tensor) else x.numpy()))
         require(tuple(found.shape) == (len(x),), "log_prob(x)", tuple(found.shape), f"of shape ({len(x)},)")
+        self.bar.update(len(x))
         return found
 
     def __call__(self, x: Any) -> Scored:
@@ -197,16 +226,23 @@ class _Mixture:
         fitted = GaussianMixture(max(1, min(COMPONENTS, len(x) // (PER_COMPONENT * d))), random_state=seed).fit(unit)
         shares, means, covs = map(torch.as_tensor, (fitted.weights_, fitted.means_, fitted.covariances_))
         cov = unit.T.cov().reshape(1, d, d) + 1e-6 * torch.eye(d)
-        self.axes = torch.linalg.eigh(cov[0]).eigenvectors
+        self.cov = cov[0]
         self.shares = torch.cat([(1 - TAIL_SHARE) * shares, shares.new_tensor([TAIL_SHARE])])
         self.parts = MultivariateNormal(torch.cat([means, 0 * means[:1]]), torch.cat([WIDER * covs, WIDE * cov]))
+
+    @property
+    def axes(self) -> Tensor:
+        """The principal axes of the draws, as columns."""
+        return torch.linalg.eigh(self.cov).eigenvectors
 
     def sample(self, n: int) -> Tensor:
         """Draws, (n, d)."""
         which = self.shares.multinomial(n, replacement=True, generator=self.generator)
-        noise = torch.randn(n, len(self.mean), 1, dtype=torch.float64, generator=self.generator)
-        factors = torch.linalg.cholesky(self.parts.covariance_matrix)[which]
-        return self.mean + self.std * (self.parts.mean[which] + (factors @ noise)[..., 0])
+        unit = torch.randn(n, len(self.mean), dtype=torch.float64, generator=self.generator)
+        for number, factor in enumerate(self.parts.scale_tril):  # one after the other: all would take n matrices
+            rows = which == number
+            unit[rows] = self.parts.mean[number] + unit[rows] @ factor.T
+        return self.mean + self.std * unit
 
     def log_prob(self, x: Tensor) -> Tensor:
         unit = (x.reshape(len(x), -1) - self.mean) / self.std
@@ -225,13 +261,15 @@ def _mass(log_w: Tensor, tolerance: float) -> AuditRow:
 
 def _quadrature(density: _Density, wide: _Mixture, x: Tensor, tolerance: float) -> Iterator[AuditRow]:
     """The trapezoidal rule in a box along the principal axes; the sum over half the points bounds its error."""
-    check, flat = "total mass by quadrature", (x.reshape(len(x), -1) - wide.mean) / wide.std @ wide.axes
-    if (d := flat.shape[1]) not in QUADRATURE_POINTS:
+    check, d = "total mass by quadrature", len(wide.mean)
+    if d not in QUADRATURE_POINTS:
         return
+    axes = wide.axes
+    flat = (x.reshape(len(x), -1) - wide.mean) / wide.std @ axes
     low, size = flat.amin(0), flat.amax(0) - flat.amin(0)
     ticks = torch.linspace(-BOX_MARGIN, 1 + BOX_MARGIN, QUADRATURE_POINTS[d], dtype=torch.float64)
     grid = low + size * torch.cartesian_prod(*[ticks] * d).reshape(-1, d)
-    p = density((wide.mean + wide.std * (grid @ wide.axes.T)).reshape(-1, *x.shape[1:]))[1].exp()
+    p = density((wide.mean + wide.std * (grid @ axes.T)).reshape(-1, *x.shape[1:]))[1].exp()
     p, cell = p.reshape([QUADRATURE_POINTS[d]] * d), ((ticks[1] - ticks[0]) * size * wide.std).prod()
     fine, coarse = (p.sum() * cell).item(), (p[(slice(None, None, 2),) * d].sum() * cell * 2**d).item()
     row = _judged(check, fine, abs(fine - coarse) / LIMIT, 1 - tolerance, 1 + tolerance)

@@ -3,19 +3,20 @@
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from indm.checks import BATCH_SIZE, REPEATS, require
 from indm.dequantization import check_raw, in_words
 from indm.evaluation.mean_nll import RepeatableDraws, Steps
-from indm.evaluation.measures import NLL, Bound, Estimate, Estimates, Measure, Setting, Solve
+from indm.evaluation.measures import NLL, SOLVED_IN, Bound, Estimate, Estimates, Measure, Setting, Solve
 from indm.evaluation.report import Likelihoods, Measured, Report
 from indm.likelihood import latent_reference
 from indm.ode import OUT_OF_REACH
@@ -26,6 +27,8 @@ from indm.tensors import SEED_STRIDE, evaluation_mode, outside_inference, square
 T = TypeVar("T")
 Job = tuple[Measure, float]  # and its cost
 EVALUATION_BAR = "{desc}: {percentage:3.0f}% {bar:20} {elapsed}<{remaining}"
+CALLS = 2 * SOLVED_IN  # of the network in a solve of the ODE, about
+MOST_OF_A_JOB = 0.98  # share of a job's cost that calls of the network move the bar by, before it is done
 MEASURES = (Bound(), NLL())
 
 
@@ -65,14 +68,16 @@ def evaluate(
         batch_size: samples at a time.
         seed: of the generator behind every draw; models evaluated with one seed share all noise, so that their paired
             differences are sharper than the error of either.
-        progress: show a bar.
+        progress: show a bar; once the network was called a few times, it also shows how long the rest will take.
         distributed: every process of ``torch.distributed`` calls this with the same bare model and data, takes its
             share of the batches, and returns the whole.
 
     Returns:
         ``report`` has for each measure the mean, its standard error, the noise of the estimator, the mean and largest
         error that the ODE's solver states, and how many examples are above ``nll_error`` (``unconverged``). ``nats``
-        has the values of every example, and the solver's errors as ``"nll_solver_error"``.
+        has the values of every example by kind, such as ``"nelbo"``, and the solver's errors as
+        ``"nll_solver_error"``. Where the mean NLL is corrected, the values of examples are those of few steps, under
+        ``"nll_coarse"``; ``NLL(each=True)`` gives ``"nll"``.
 
     Raises:
         ValueError: an option that is out of range, or wrong raw data, see :meth:`indm.Scaling.check`.
@@ -123,12 +128,12 @@ def evaluate(
         count, own = measure.count(n), [job for job, (kind, _) in enumerate(jobs) if kind == measure.kind]
         seeds = [seed_of(job, repeat) for job in own for repeat in range(repeats)]
         made = RepeatableDraws(model, raw[:count], c, reference, batch_size, repeats, seeds, measure.solver)
-        return shared(made, progress, distributed)
+        return shared(made, model.score, progress, distributed)
 
     dims = math.prod(raw.shape[1:])
     work = [(drawn[kind], drawn[kind].calls(dims) * len(rows)) for kind, rows in jobs]
     with evaluation_mode(model):
-        estimates, ended = draw_all(draw, work, repeats, progress, distributed)
+        estimates, ended = draw_all(draw, work, repeats, model.score, progress, distributed)
     counts = {kind: sum(len(batch[0].total) for batch in batches) for kind, batches in estimates.items()}
     measures = [measure for measure in measures if counts.get(measure.kind, 0) > 1]
     if not measures:
@@ -190,13 +195,36 @@ def _check(
 # ── Draws, and their share of each process ──────────────────────────────────────────────────────────────────────────
 
 
+@contextmanager
+def moving(bar: tqdm, network: nn.Module, cost: float, calls: float) -> Iterator[None]:
+    """Move a bar by ``cost`` in all, a part of it at each of about ``calls`` calls of the network."""
+    start = bar.n
+
+    def step(*_: Any) -> None:
+        left = MOST_OF_A_JOB * cost - (bar.n - start)
+        bar.update(min(cost / calls, left))
+
+    handle = network.register_forward_hook(step)
+    try:
+        yield
+    finally:
+        handle.remove()
+    bar.update(start + cost - bar.n)
+
+
 def draw_all(
-    draw: Callable[[int, int], Estimate], jobs: Sequence[Job], repeats: int, progress: bool, distributed: bool
+    draw: Callable[[int, int], Estimate],
+    jobs: Sequence[Job],
+    repeats: int,
+    network: nn.Module,
+    progress: bool,
+    distributed: bool,
 ) -> tuple[dict[str, Estimates], bool]:
     """``draw(job, repeat)`` for each job and repeat: the estimates by kind, and whether all are done.
 
-    The bar moves by the costs of the jobs. With ``distributed`` every process draws its share of the
-    jobs and gets the estimates of all. Otherwise Ctrl-C keeps the jobs that are done.
+    The bar moves by the costs of the jobs, also within a long one, as the ``network`` is called. With ``distributed``
+    every process draws its share of the jobs and gets the estimates of all. Otherwise Ctrl-C keeps the jobs that are
+    done.
     """
     share, drawn = _share(len(jobs), distributed), dict[int, list[Estimate]]()
     total = repeats * sum(jobs[job][1] for job in share)
@@ -207,8 +235,8 @@ def draw_all(
                 bar.set_description(measure.kind.upper())
                 estimates = []
                 for repeat in range(repeats):
-                    estimates.append(draw(job, repeat))
-                    bar.update(cost)
+                    with moving(bar, network, cost, CALLS):
+                        estimates.append(draw(job, repeat))
                     if measure.solves_ode:  # warn once if the tolerance cannot be reached
                         warnings.filterwarnings("ignore", OUT_OF_REACH, RuntimeWarning)
                 drawn[job] = estimates
@@ -222,7 +250,7 @@ def draw_all(
     return by_kind, len(drawn) == len(jobs)
 
 
-def shared(draws: RepeatableDraws, progress: bool, distributed: bool) -> Solve:
+def shared(draws: RepeatableDraws, network: nn.Module, progress: bool, distributed: bool) -> Solve:
     """:meth:`RepeatableDraws.solve` for any number of estimates in any order, shared among processes."""
 
     def solve(estimates: Tensor, ladder: Sequence[Steps]) -> tuple[Tensor, Tensor, int]:
@@ -230,8 +258,13 @@ def shared(draws: RepeatableDraws, progress: bool, distributed: bool) -> Solve:
             return torch.zeros(len(ladder), 0).double(), torch.zeros(0).double(), 0
         places = draws.numbers(estimates).argsort(stable=True)
         parts = estimates[places].split(draws.batch_size)
-        bar = tqdm(_share(len(parts), distributed), desc="NLL, corrections", disable=not progress, leave=False)
-        solved = _gathered({part: draws.solve(parts[part], ladder) for part in bar}, distributed)
+        share, found = _share(len(parts), distributed), {}
+        options: dict[str, Any] = {"desc": "NLL, corrections", "bar_format": EVALUATION_BAR, "leave": False}
+        with tqdm(total=len(share), disable=not progress, **options) as bar:
+            for part in share:
+                with moving(bar, network, 1.0, len(ladder) * CALLS):
+                    found[part] = draws.solve(parts[part], ladder)
+        solved = _gathered(found, distributed)
         nats, errors, evaluations = zip(*(solved[part] for part in sorted(solved)), strict=True)
         back = places.argsort()
         return torch.cat(nats, 1)[:, back], torch.cat(errors)[back], sum(evaluations)

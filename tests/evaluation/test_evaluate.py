@@ -13,7 +13,7 @@ from closed_form import SDES, GaussianScore, gaussian, normal_log_prob
 from tqdm import tqdm
 
 import indm
-from indm.evaluation.evaluate import draw_all, evaluate
+from indm.evaluation.evaluate import CALLS, draw_all, evaluate, moving
 from indm.evaluation.mean_nll import RepeatableDraws
 from indm.evaluation.measures import NLL, Bound, Estimate, Measure, SamplerBound
 from indm.evaluation.report import Report, level_table
@@ -88,9 +88,25 @@ def test_a_tolerance_out_of_reach_is_said_once():
         warnings.warn(f"{OUT_OF_REACH} {job}{repeat}", RuntimeWarning, stacklevel=1)
         return Estimate.of(*torch.zeros(3, 2), {})
 
+    jobs = [(measure(), 1.0) for measure in (Bound, NLL, NLL)]
     with pytest.warns(RuntimeWarning) as caught:
-        draw_all(draw, [(measure(), 1.0) for measure in (Bound, NLL, NLL)], 2, progress=False, distributed=False)
+        draw_all(draw, jobs, 2, torch.nn.Identity(), progress=False, distributed=False)
     assert [str(w.message).removeprefix(OUT_OF_REACH) for w in caught] == [" 00", " 01", " 10"]
+
+
+def test_the_bar_moves_as_the_network_is_called():
+    """Also within a single job; it never passes the end of the job, and is there when the job is done."""
+    network, places = torch.nn.Identity(), []
+    with tqdm(total=10.0, disable=True) as bar:
+        bar.update = lambda amount: setattr(bar, "n", bar.n + amount)  # as a bar that is shown counts
+        with moving(bar, network, 10.0, CALLS):
+            for _ in range(3 * CALLS):
+                network(torch.zeros(1))
+                places.append(bar.n)
+        assert bar.n == pytest.approx(10.0)
+    assert places == sorted(places)
+    assert 0 < places[0] < places[10] < 10.0
+    assert places[-1] < 10.0
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -192,15 +208,17 @@ def test_ctrl_c_before_anything_is_done_is_an_interruption(interrupted_at):
 
 def test_the_bar_moves_by_what_a_draw_costs(monkeypatch):
     """A NELBO of four evaluations is a few percent of an NLL that is solved finely."""
-    moved = []
+    moved = {"NELBO": 0.0, "NLL": 0.0}
 
     class Bar(tqdm):
         def update(self, n=1):
-            moved.append(n / self.total)
+            self.n += n
+            moved[self.desc.removesuffix(": ")] += n / self.total
 
     monkeypatch.setattr("indm.evaluation.evaluate.tqdm", Bar)
     evaluate(INDM(Identity(), gaussian("vp"), shape=(2,)), torch.randn(30, 2), [Bound(), NLL(each=True)])
-    assert sum(moved) == pytest.approx(1) and len(moved) == 4 and sum(moved[:2]) < 0.05
+    assert sum(moved.values()) == pytest.approx(1)
+    assert moved["NELBO"] < 0.05
 
 
 def test_evaluate_vectors():
