@@ -8,18 +8,20 @@ inequality for the Fisher information (1 − e)/σ² of x_0 + σ n.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Num
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from indm.checks import require
 from indm.dequantization import check_raw, from_data
-from indm.foreign.paths import PREDICTIONS
+from indm.foreign.paths import PREDICTIONS, Path
+from indm.foreign.schedules import nearest
 from indm.gaussian import GaussianReference
 from indm.likelihood import check_gradient
 from indm.objective import NOISE_LEVELS, reconstruction_units
@@ -28,12 +30,18 @@ from indm.score import context_of, described, unguided
 from indm.tensors import evaluation_mode, randn_like
 
 ENTRIES = 2**13  # numbers of data that make the errors of vectors precise enough; images have more
+AT_ONCE = 2**12  # numbers of data that a network is asked for at once, at least, in comparisons
 ROWS, OTHERS, MOST_FITTED = 256, 32, 10_000  # at least, at least for other descriptions, at most for the linear fit
 LOST, TRIED = 0.05, 0.02  # bits/dim from which a loss is a finding, and from which other descriptions are tried
+FITTED = 0.015  # bits/dim that other times may gain: the estimate on a few levels may be short of 0.02
 EXPLAINED = 0.5  # share of the loss that another description explains at least, if it is named
 REST, OF_MUCH = 0.2, 0.05  # shares of the loss beyond the least noise, and of one above 1 bit/dim, that it may leave
 WEAK = 1.5  # ratio of a level's error to the linear predictor's from which it is mentioned
 SIGNIFICANT = 3.0  # standard errors by which an estimate may be off
+OFFSETS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # of log(σ/α), at which the network is asked for the noise of a level
+LEFT = 0.02  # share of its gain that a description may still gain at other times
+SAME_GAIN = 0.005  # bits/dim by which two descriptions do not differ
+WIDEST = 3.0  # log of the ratio by which sigma_data may be off
 TAKEN = 3 + SIGNIFICANT * 6**0.5  # unit squares that a fit of three coefficients removes, at most: χ² of 3
 Asked = tuple[Tensor, tuple[Tensor, ...], Tensor, int]  # x, the network's view of c, levels log(σ/α), rows at a time
 
@@ -50,7 +58,8 @@ class DenoiserCheck:
         lost: bits per dimension that the network loses at least at each level, (levels,).
         predicts: the kind that the model was given.
         verdict: a sentence that follows from the rows.
-        wrong: whether the network loses 0.05 bits per dimension or more, or another description fits it better.
+        wrong: whether the network loses 0.05 bits per dimension or more, or another description fits it better. Where
+            it is False, no monotone curve of the network's time in log(σ/α) gains 0.02 bits per dimension.
 
     Example:
         >>> zero = torch.zeros(1)
@@ -83,14 +92,18 @@ def check_denoiser(
 ) -> DenoiserCheck:
     r"""Measure the denoising error of a model of :func:`indm.from_denoiser` on data, and say what looks wrong.
 
-    From a loss of 0.02 bits per dimension on, other predictions, paths, times and scalings are tried with the same
-    noise. :func:`indm.evaluate` calls this once, warns if the verdict is ``wrong``, and prints it.
+    The network is also asked at other times, up to a factor of e^3.2 of σ/α away: a wrong schedule is found by what
+    the best monotone curve of times gains. If that is much, or if 0.02 bits per dimension are lost, other predictions,
+    paths, schedules (usual and fitted ones that are near to the best times), scalings and values of
+    ``sigma_data`` are tried with the same noise. :func:`indm.evaluate` calls this once, warns if the verdict is
+    ``wrong``, and prints it.
 
     Args:
         model: what :func:`indm.from_denoiser` made; else a ValueError.
         raw: data in data units. The network is asked at half of them, of images at most 256; the rest gives "linear".
+            Other times take 13 evaluations at each level of 32 images, or of 8,192 numbers where that is more rows.
         c: their conditions, of a model that has one.
-        batch_size: rows at a time.
+        batch_size: rows at a time, at other times 4,096 numbers where that is more.
         generator: of noise of grey levels.
 
     Example: v = 0 is exact for N(0, I), and is said to be the noise.
@@ -117,14 +130,18 @@ def check_denoiser(
         score = unguided(model).given(c, rows=ours).score
         check_gradient(score, x)
         asked = (x, context_of(score), levels, batch_size)
-        errors, least = _errors(denoiser, asked, GaussianReference.fit(rest))
-        error, linear = errors[denoiser.predicts], errors.pop("linear").mean(1)
-        best, noise = torch.minimum(least, linear), SIGNIFICANT * error.std(1) / len(x) ** 0.5
-        above = (torch.minimum(best, error.mean(1)) + noise)[1:].clamp(1e-12, 1 - 1e-9)
-        best[:-1] = torch.minimum(best[:-1], (above.logit() + 2 * levels.diff()).sigmoid() + noise[:-1])
-        lost = bits * (error.mean(1) - best).clamp_min(0)
-        gains = dict(_gains(denoiser, asked, bits)) if lost.sum() >= TRIED else {}
-    verdict, wrong = _verdict(levels, lost, error.mean(1) / linear, gains)
+        errors, by_row, least = _errors_and_bounds(denoiser, asked, GaussianReference.fit(rest))
+        error, linear = errors[denoiser.predicts], by_row.mean(1)
+        possible, noise = torch.minimum(least, linear), SIGNIFICANT * error.std(1) / len(x) ** 0.5
+        above = (torch.minimum(possible, error.mean(1)) + noise)[1:].clamp(1e-12, 1 - 1e-9)
+        possible[:-1] = torch.minimum(possible[:-1], (above.logit() + 2 * levels.diff()).sigmoid() + noise[:-1])
+        lost = bits * (error.mean(1) - possible).clamp_min(0)
+        few = _few(asked)
+        fit = _fit_of_times(denoiser, few, bits)
+        best, tried = None, 0
+        if lost.sum() >= TRIED or fit.gain >= FITTED:
+            best, tried = _best(denoiser, few, bits, fit)
+    verdict, wrong = _verdict(levels, lost, error.mean(1) / linear, fit.gain, best, tried)
     return DenoiserCheck(
         levels, {k: v.mean(1) for k, v in errors.items()}, linear, lost, denoiser.predicts, verdict, wrong
     )
@@ -137,80 +154,279 @@ def denoiser_of(model: Model) -> Any:
     return network
 
 
-def _errors(
-    denoiser: Any, asked: Asked, reference: GaussianReference, scale: float = 1.0, shift: float = 0.0
-) -> tuple[dict[str, Tensor], Tensor]:
-    """‖n − n̂‖²/d, (levels, rows), of each prediction and "linear", of the reference, and what a f + b x + c attains."""
+def _outputs(
+    denoiser: Any, asked: Asked, scale: float = 1.0, shift: float = 0.0
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """Number of the level, rows, noise, x_τ, τ and output, of ``scale`` x + ``shift``, on one noise for all."""
     x, seen, levels, batch_size = asked
-    errors = {name: torch.zeros(len(levels), len(x)).double() for name in (*PREDICTIONS, "linear")}
-    products = torch.zeros(len(levels), 4, 4).double()
-    generator = torch.Generator(x.device).manual_seed(0)  # the same noise for each description
+    generator = torch.Generator(x.device).manual_seed(0)
     for i, level in enumerate(levels.tolist()):
         for rows in torch.arange(len(x)).split(batch_size):
-            z, r = x[rows], math.exp(2 * level)
+            z, std = x[rows], math.exp(level)
             noise = randn_like(z, generator)
             at_level = z.new_full((len(z),), level + math.log(scale))
-            y = (scale * z + shift + scale * r**0.5 * noise) / (1 + scale**2 * r) ** 0.5
-            x_tau, tau, f = denoiser.output(y, at_level, *(part[rows] for part in seen))
-            off = {name: denoiser.noise_from(name, f, x_tau, tau) - noise for name in PREDICTIONS}
-            known = reference.variance * reference.coordinates(noise) - r**0.5 * reference.offset(z)
-            off["linear"] = known / (reference.variance + r)
-            for name, values in off.items():
-                errors[name][i, rows] = values.square().flatten(1).mean(1).double().cpu()
-            parts = torch.stack([f[:, : z.shape[1]], x_tau, torch.ones_like(z), off[denoiser.predicts]]).flatten(1)
-            products[i] += (parts.double() @ parts.double().T).cpu()
+            y = (scale * z + shift + scale * std * noise) / math.hypot(1, scale * std)
+            yield i, rows, noise, *denoiser.output(y, at_level, *(part[rows] for part in seen))
+
+
+def _errors(
+    denoiser: Any, asked: Asked, kinds: Iterable[str], scale: float = 1.0, shift: float = 0.0
+) -> dict[str, Tensor]:
+    """‖n − n̂‖²/d, (levels, rows), of each kind of prediction."""
+    x, _, levels, _ = asked
+    errors = {kind: torch.zeros(len(levels), len(x)).double() for kind in kinds}
+    for i, rows, noise, x_tau, tau, f in _outputs(denoiser, asked, scale, shift):
+        for kind, values in errors.items():
+            values[i, rows] = _mean_square(denoiser.noise_from(kind, f, x_tau, tau) - noise)
+    return errors
+
+
+def _error(denoiser: Any, asked: Asked, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+    """‖n − n̂‖²/d of the description, (levels, rows)."""
+    return _errors(denoiser, asked, [denoiser.predicts], scale, shift)[denoiser.predicts]
+
+
+def _mean_square(error: Tensor) -> Tensor:
+    """‖error‖²/d, (B,)."""
+    return error.square().flatten(1).mean(1).double().cpu()
+
+
+def _errors_and_bounds(
+    denoiser: Any, asked: Asked, reference: GaussianReference
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Errors of all predictions, that of the linear predictor, (levels, rows), and what a f + b x + c attains."""
+    x, _, levels, _ = asked
+    errors = {kind: torch.zeros(len(levels), len(x)).double() for kind in PREDICTIONS}
+    linear, products = torch.zeros(len(levels), len(x)).double(), torch.zeros(len(levels), 4, 4).double()
+    for i, rows, noise, x_tau, tau, f in _outputs(denoiser, asked):
+        z, r = x[rows], math.exp(2 * levels[i].item())
+        off = {kind: denoiser.noise_from(kind, f, x_tau, tau) - noise for kind in PREDICTIONS}
+        for kind, values in errors.items():
+            values[i, rows] = _mean_square(off[kind])
+        known = reference.variance * reference.coordinates(noise) - r**0.5 * reference.offset(z)
+        linear[i, rows] = _mean_square(known / (reference.variance + r))
+        parts = torch.stack([f[:, : z.shape[1]], x_tau, torch.ones_like(z), off[denoiser.predicts]]).flatten(1)
+        products[i] += (parts.double() @ parts.double().T).cpu()
     size = products.diagonal(dim1=1, dim2=2).clamp_min(1e-300).sqrt()
     unit = products / (size[:, :, None] * size[:, None]) + 1e-10 * torch.eye(4)
-    return errors, size[:, 3] ** 2 / torch.linalg.inv(unit)[:, 3, 3] / max(x.numel() - TAKEN, 1)
+    least = size[:, 3] ** 2 / torch.linalg.inv(unit)[:, 3, 3] / max(x.numel() - TAKEN, 1)
+    return errors, linear, least
 
 
-def _gains(denoiser: Any, asked: Asked, bits: Tensor) -> Iterator[tuple[str, float]]:
-    """Other descriptions in words, and the bits/dim by which each is better, by ``bits`` for a unit of error.
+def _few(asked: Asked) -> Asked:
+    """As many rows as comparisons of descriptions need: the first ones, several times where there are too few."""
+    x, seen, levels, batch_size = asked
+    rows = torch.arange(max(OTHERS, ENTRIES // x[0].numel())) % len(x)
+    return x[rows], tuple(part[rows] for part in seen), levels, max(batch_size, AT_ONCE // x[0].numel())
 
-    At the least noise paths differ too much to be compared, so only other predictions count there.
+
+@dataclass(frozen=True)
+class _Times:
+    """The times at which a network errs least at each part of the clock.
+
+    Attributes:
+        gain: bits/dim by which the network is better there, on rows that did not choose the times.
+        levels: log(σ/α) of the middle of each part, (parts,).
+        asked: log(σ/α) at which the path has the best time, (parts,).
+        curvature: bits/dim for a unit of (asked − best)², (parts,); 0 where it is not known.
+    """
+
+    gain: float
+    levels: Tensor
+    asked: Tensor
+    curvature: Tensor
+
+
+def _fit_of_times(denoiser: Any, asked: Asked, bits: Tensor, scale: float = 1.0, shift: float = 0.0) -> _Times:
+    """The monotone curve of times in log(σ/α) that fits the network best, and what it gains.
+
+    Each half of the rows judges the curve that the other half has chosen.
     """
     x, seen, levels, batch_size = asked
-    rows = max(OTHERS, ENTRIES // x[0].numel())
-    asked = (x := x[:rows], tuple(part[:rows] for part in seen), levels, batch_size)
-    a, b, std, mean = (v.item() for v in (x.min(), x.max(), x.std(), x.mean()))
-    scalings = {"[−1, 1]": ((b - a) / 2 or 1, (a + b) / 2), "[0, 1]": (b - a or 1, a), "deviation 1": (std or 1, mean)}
-    tried = [(f"data of {name}", denoiser, 1 / size, -centre / size) for name, (size, centre) in scalings.items()]
-    for words, path, time in denoiser.noises.others():
-        network = lambda x, tau, *c, time=time: denoiser.network(x, time(tau.double()).to(tau), *c)  # noqa: E731
-        tried.append((words, type(denoiser)(network, denoiser.predicts, path, steps=denoiser.steps), 1.0, 0.0))
-    reference = GaussianReference.standard(x)
-    errors = _errors(denoiser, asked, reference)[0]
-    del errors["linear"]
+    levels, bits = levels[-NOISE_LEVELS:], bits[-NOISE_LEVELS:]
+    offsets = torch.tensor([*(-d for d in reversed(OFFSETS)), 0.0, *OFFSETS], dtype=torch.float64)
+    within = (x, seen, levels, batch_size)
+    later = [denoiser.asking(_later(denoiser, offset)) for offset in offsets.tolist()]
+    errors = torch.stack([_error(other, within, scale, shift) for other in later])
+    costs = bits[:, None] * (errors - errors[len(OFFSETS)])  # (offsets, levels, rows)
+    halves = costs[:, :, ::2], costs[:, :, 1::2]
+    judged = []
+    for half, other in (halves, halves[::-1]):
+        best = _monotone(half.mean(2), offsets, levels)
+        judged.append(other.gather(0, best[None, :, None].expand(1, -1, other.shape[2]))[0].sum(0))
+    by_row = -torch.cat(judged)
+    gain = by_row.mean().item()
+    if gain < SIGNIFICANT * by_row.std().item() / len(by_row) ** 0.5:
+        gain = 0.0
+    best = _monotone(costs.mean(2), offsets, levels)
+    found, curvature = _lowest(costs.mean(2), offsets, best)
+    return _Times(gain, levels, levels + found, curvature)
+
+
+def _later(denoiser: Any, offset: float) -> Callable[[Tensor], Tensor]:
+    """The network's time at log(σ/α) + ``offset``, for the time of its path at log(σ/α), within the path's range."""
+    path = denoiser.noises
+    low, high = sorted(path.range)
+
+    def time(tau: Tensor) -> Tensor:
+        later = path.time(path.level(tau[:1]) + offset).clamp(low, high)  # all rows have one level
+        return denoiser.asked_at(later).expand(len(tau))
+
+    return time
+
+
+def _monotone(costs: Tensor, offsets: Tensor, levels: Tensor) -> Tensor:
+    """The numbers of the offsets of least total cost, one a level, with which level + offset never falls."""
+    asked = levels + offsets[:, None]
+    total, before = costs[:, 0], []
+    for i in range(1, len(levels)):
+        allowed = asked[None, :, i - 1] <= asked[:, None, i]  # (offsets now, offsets before)
+        least, number = torch.where(allowed, total[None], math.inf).min(1)
+        total = costs[:, i] + least
+        before.append(number)
+    chosen = [int(total.argmin())]
+    for number in reversed(before):
+        chosen.append(int(number[chosen[-1]]))
+    return torch.tensor(chosen[::-1])
+
+
+def _lowest(costs: Tensor, offsets: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
+    """Offset and curvature at the lowest point of the parabola through the ``best`` cost and those next to it."""
+    middle, columns = best.clamp(1, len(offsets) - 2), torch.arange(len(best))
+    at = torch.stack([offsets[middle + i] for i in (-1, 0, 1)])
+    value = torch.stack([costs[middle + i, columns] for i in (-1, 0, 1)])
+    slopes = value.diff(dim=0) / at.diff(dim=0)
+    curvature = (slopes[1] - slopes[0]) / (at[2] - at[0])
+    lowest = 0.5 * (at[0] + at[1]) - 0.5 * slopes[0] / curvature
+    is_inside = (curvature > 0) & (best == middle) & lowest.isfinite()
+    lowest = torch.where(is_inside, torch.minimum(torch.maximum(lowest, at[0]), at[2]), offsets[best])
+    return lowest, torch.where(is_inside, curvature, 0.0)
+
+
+@dataclass(frozen=True)
+class _Other:
+    """Another description in words, with its network, scaling and shift of x, and the bits/dim that it gains."""
+
+    words: str
+    denoiser: Any
+    scale: float = 1.0
+    shift: float = 0.0
+    gain: float = 0.0
+
+
+def _others(denoiser: Any, asked: Asked, bits: Tensor, fit: _Times) -> Iterator[_Other]:
+    """What a user may have meant, the usual first."""
+    x = asked[0]
+    std = x.std().item() or 1.0
+    for sigma_data in _values_of_sigma_data(denoiser, asked, bits, std):
+        yield _Other(f"sigma_data={sigma_data:g}", denoiser.preconditioned(sigma_data))
+    a, b, mean = (v.item() for v in (x.min(), x.max(), x.mean()))
+    scalings = {"[−1, 1]": ((b - a) / 2 or 1, (a + b) / 2), "[0, 1]": (b - a or 1, a), "deviation 1": (std, mean)}
+    for name, (size, centre) in scalings.items():
+        yield _Other(f"data of {name}", denoiser, 1 / size, -centre / size)
+    for words, other, time in denoiser.noises.others():
+        yield _Other(words, denoiser.asking(time, other))
+    yield from _schedules(denoiser, fit)
+
+
+def _schedules(denoiser: Any, fit: _Times) -> Iterator[_Other]:
+    """The schedules that are nearest to the best times of a network of a table of steps."""
+    path = denoiser.noises
+    if path.is_table:
+        count = round(path.range[1]) + 1
+        steps = denoiser.asked_at(path.time(fit.asked))
+        for words, other in nearest(steps, fit.levels, fit.curvature, count):
+            yield _Other(f"path={{'alphas_bar': …}} of {words}", denoiser.asking(_time_of(other, path)))
+
+
+def _time_of(other: Path, path: Path) -> Callable[[Tensor], Tensor]:
+    """The step of one table for a step of another at the same noise level, or its nearest one."""
+    return lambda tau: other.time(path.level(tau).clamp(*other.whole_levels()[[0, -1]].tolist()))
+
+
+def _values_of_sigma_data(denoiser: Any, asked: Asked, bits: Tensor, std: float) -> list[float]:
+    """Usual values of EDM's ``sigma_data``, and the one that fits the network best; none of a network without it."""
+    if denoiser.sigma_data is None:
+        return []
+
+    def cost(log: float) -> float:
+        error = _error(denoiser.preconditioned(math.exp(log)), asked)
+        return (bits * error.mean(1))[-NOISE_LEVELS:].sum().item()
+
+    centre = math.log(denoiser.sigma_data)
+    found = minimize_scalar(cost, bounds=(centre - WIDEST, centre + WIDEST), method="bounded", options={"xatol": 0.005})
+    best = float(f"{math.exp(found.x):.3g}")
+    return [value for value in (0.5, 1.0, float(f"{std:.3g}"), best) if value != denoiser.sigma_data]
+
+
+def _best(denoiser: Any, asked: Asked, bits: Tensor, fit: _Times) -> tuple[tuple[_Other, float] | None, int]:
+    """The best of other descriptions with what its network gains at other times, and how many were tried.
+
+    ``bits`` are those of a unit of error at each level. At the least noise paths differ too much to be compared, so
+    only other predictions count there. Where the best one can still gain, the schedules near to that are tried, too.
+    """
+    errors = _errors(denoiser, asked, PREDICTIONS)
     given = errors.pop(denoiser.predicts)
-    for words, other, *scaling in tried:
-        with suppress(IndexError, RuntimeError, ValueError):  # networks may not accept such a call
-            errors[words] = _errors(other, asked, reference, *scaling)[0][denoiser.predicts]
-    for words, error in errors.items():
-        gain = bits * (given - error).mean(1)
-        if words in PREDICTIONS:
-            yield f"predicts={words!r}", gain.sum().item()
-        else:
-            yield words, gain[-NOISE_LEVELS:].sum().item()
+    found = [
+        _Other(f"predicts={kind!r}", denoiser.predicting(kind), gain=(bits * (given - error).mean(1)).sum().item())
+        for kind, error in errors.items()
+    ]
+
+    def compare(others: Iterable[_Other]) -> None:
+        for other in others:
+            with suppress(IndexError, RuntimeError, ValueError):  # networks may not accept such a call
+                gain = bits * (given - _error(other.denoiser, asked, other.scale, other.shift)).mean(1)
+                found.append(replace(other, gain=gain[-NOISE_LEVELS:].sum().item()))
+
+    def left_by(other: _Other) -> _Times:
+        return _fit_of_times(other.denoiser, asked, bits, other.scale, other.shift)
+
+    compare(_others(denoiser, asked, bits, fit))
+    best = _first_of_best(found)
+    if best is None:
+        return None, len(found)
+    left = left_by(best)
+    if left.gain >= FITTED and best.scale == 1:
+        also = "" if best.denoiser.predicts == denoiser.predicts else f"{best.words} and "
+        compare(replace(other, words=also + other.words) for other in _schedules(best.denoiser, left))
+        better = _first_of_best(found)
+        if better is not None and better.gain > best.gain:
+            best, left = better, left_by(better)
+    return (best, left.gain), len(found)
 
 
-def _verdict(levels: Tensor, lost: Tensor, ratio: Tensor, gains: Mapping[str, float]) -> tuple[str, bool]:
+def _first_of_best(others: list[_Other]) -> _Other | None:
+    """The first description that gains as much as the best one; None if none gains."""
+    highest = max((other.gain for other in others if math.isfinite(other.gain)), default=0.0)
+    return next((other for other in others if highest > 0 and other.gain >= highest - SAME_GAIN), None)
+
+
+def _verdict(
+    levels: Tensor, lost: Tensor, ratio: Tensor, by_times: float, best: tuple[_Other, float] | None, tried: int
+) -> tuple[str, bool]:
     """A sentence that follows from the rows, and whether something is wrong."""
     total, on_clock, where = lost.sum().item(), lost[-NOISE_LEVELS:].sum().item(), lost >= 0.5 * lost.max()
-    if total < TRIED and ratio.max() < WEAK:
+    is_fitted = by_times >= FITTED  # at other times the network is better
+    if total < TRIED and not is_fitted and ratio.max() < WEAK:
         return "nothing looks wrong", False
     noise = ", ".join(f"{noise:.2g}" for noise in levels[where].exp().tolist())
-    text = f"loses at least {total:.2g} bits/dim, most at σ/α = {noise}"
+    text = f"loses at least {max(total, by_times):.2g} bits/dim, most at σ/α = {noise}"
     if (worst := ratio[where].max().item()) > WEAK:
         text += f", where its error is up to {worst:.2g} times that of the best linear predictor"
-    words, gain = max(gains.items(), key=lambda item: item[1], default=("", 0.0))
-    rest = on_clock - gain
-    if gain >= max(TRIED, EXPLAINED * total) and rest <= min(REST * on_clock, max(LOST, OF_MUCH * on_clock)):
+    words, gain, left = (best[0].words, best[0].gain, best[1]) if best else ("", 0.0, 0.0)
+    rest = max(on_clock, by_times) - gain
+    explains = gain >= max(FITTED, EXPLAINED * total, by_times - FITTED) and left < max(FITTED, LEFT * gain)
+    if explains and rest <= max(TRIED, min(REST * on_clock, max(LOST, OF_MUCH * on_clock))):
         return f"{words} fits the network better, by {gain:.2g} bits/dim: as described it {text}", True
     if gain >= TRIED:
-        text += f"; the best of {len(gains)} other descriptions, {words}, loses {gain:.2g} bits/dim less"
-    elif gains:
-        text += f"; none of {len(gains)} other descriptions loses {TRIED} bits/dim less"
-    if total < LOST:
+        text += f"; the best of {tried} other descriptions, {words}, loses {gain:.2g} bits/dim less"
+    elif tried:
+        text += f"; none of {tried} other descriptions loses {TRIED} bits/dim less"
+    if is_fitted:
+        text += f"; asked at other times it loses {by_times:.2g} bits/dim less"
+    if is_fitted and by_times >= EXPLAINED * total:
+        return f"the network {text}: path is not that of its training, or it was trained too little", True
+    if total < LOST and not is_fitted:
         return f"the description looks right, but the network {text}", False
     return (
         f"the network {text}: it was trained too little there, or for other data than these, or with noise coupled to "

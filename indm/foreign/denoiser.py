@@ -6,6 +6,7 @@ for x_τ = (α(τ)/α_t) z_t.
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -26,6 +27,10 @@ from indm.score import ScoreModel
 from indm.sde.linear import LogLinearSDE
 from indm.tensors import Batch, PerSample, check_shape, double, evaluation_mode, expand_like
 
+TIMES_OF_SIGMA: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "log": lambda sigma: 0.25 * sigma.log(),
+    "atan": lambda sigma: (2 / math.pi) * sigma.atan(),
+}
 SDE_EPS = 1e-5  # the time of the SDE at which the path begins
 MOST_NOISE_GAIN, USUAL_GAIN = 1e3, 10.0  # error of the noise for one of the velocity: refused from here, and harmless
 LARGE = 20.0  # |x| of data in model units that no usual scaling gives
@@ -67,6 +72,7 @@ class Denoiser(nn.Module):
         check_word("variance", variance, STEP_VARIANCES)
         check_word("steps", steps or ASKED[0], ASKED)
         self.noises, self.given_path, self.steps = path_of(path), path, steps
+        self.asked_at: Callable[[Tensor], Tensor] = torch.clone  # the network's own time for τ, see :meth:`asking`
         require(steps != "whole" or self.noises.is_table, "steps", steps, "'between', as the path has no steps")
         self.made_by = factory if isinstance(factory, str) else None
         self.network = find("net", factory)(**(options or {})) if self.made_by else factory
@@ -117,6 +123,31 @@ class Denoiser(nn.Module):
         """Whether its output is linear between whole steps."""
         return self.steps == "whole"
 
+    def asking(self, time: Callable[[Tensor], Tensor], path: Path | None = None) -> "Denoiser":
+        """The same network, asked at time(τ) where this one is asked at τ, on ``path`` if there is one."""
+        other = copy.copy(self)
+        other.asked_at = time
+        other.noises = self.noises if path is None else path
+        return other
+
+    def predicting(self, kind: str) -> "Denoiser":
+        """The same network, whose output is taken for a prediction of that kind."""
+        other = copy.copy(self)
+        other.predicts = kind
+        return other
+
+    @property
+    def sigma_data(self) -> float | None:
+        """The deviation of the data in EDM's preconditioning, where that is a part of the network."""
+        return self.network.sigma_data if isinstance(self.network, Preconditioned) else None
+
+    def preconditioned(self, sigma_data: float) -> "Denoiser":
+        """The same network with another :attr:`sigma_data`."""
+        other, network = copy.copy(self), copy.copy(self.network)
+        network.sigma_data = sigma_data
+        other._modules = {**self._modules, "network": network}
+        return other
+
     def forward(self, y: Batch, level: PerSample, c: Tensor | None = None) -> Batch:
         """n̂ minus the noise that a standard normal latent would have, for y = x_τ/√(α² + σ²) and level = log(σ/α)."""
         return self.noise(y, level, c) - expand_like((2 * level).sigmoid().sqrt(), y) * y
@@ -151,12 +182,13 @@ class Denoiser(nn.Module):
     def _called(self, y: Batch, level: PerSample, c: Tensor | None) -> tuple[Tensor, Tensor, Any]:
         tau = self.noises.time(double(level)).clamp(min(self.noises.range), max(self.noises.range))
         x = expand_like(torch.hypot(self.noises.alpha(tau), self.noises.sigma(tau)).to(y), y) * y
+        time = self.asked_at(tau)
         if self.steps != "whole":
-            return x, tau, self._asked(x, tau.to(x, copy=True), c)
-        below, share = tau.floor().long(), expand_like(tau.frac().to(x), x)
+            return x, tau, self._asked(x, time.to(x), c)
+        below, share = time.floor().long(), expand_like(time.frac().to(x), x)
         f = self._asked(x, below, c)
         if bool(share.any()):
-            f = torch.lerp(f, self._asked(x, tau.ceil().long(), c), share)
+            f = torch.lerp(f, self._asked(x, time.ceil().long(), c), share)
         return x, tau, f
 
     def find_steps(self, x: Batch, c: Tensor | None = None) -> None:
@@ -306,6 +338,7 @@ class Preconditioned(nn.Module):
     Args:
         network: F.
         sigma_data: deviation of the data for which it was trained.
+        noise: how F gets σ: "log" for ¼ log σ, "atan" for (2/π) arctan σ.
 
     Source: Karras et al. 2022, "Elucidating the Design Space", table 1, https://arxiv.org/abs/2206.00364.
 
@@ -316,12 +349,20 @@ class Preconditioned(nn.Module):
         True
     """
 
-    def __init__(self, network: Callable[..., Tensor], sigma_data: float = 0.5):
+    sigma_data: float | None
+
+    def __init__(self, network: Callable[..., Tensor], sigma_data: float = 0.5, noise: str = "log"):
         super().__init__()
-        self.network, self.sigma_data = network, sigma_data
+        check_word("noise", noise, TIMES_OF_SIGMA)
+        self.network, self.sigma_data, self.noise = network, sigma_data, noise
+
+    def output(self, x: Batch, time: Tensor, *c: Tensor) -> Tensor:
+        """F."""
+        return self.network(x, time, *c)
 
     def forward(self, x: Batch, sigma: PerSample, *c: Tensor) -> Batch:
+        assert self.sigma_data is not None
         s = expand_like(sigma, x)
         std = (s**2 + self.sigma_data**2).sqrt()
-        f = self.network(x / std, 0.25 * sigma.log(), *c)
+        f = self.output(x / std, TIMES_OF_SIGMA[self.noise](sigma), *c)
         return (self.sigma_data / std) ** 2 * x + s * self.sigma_data / std * f

@@ -158,8 +158,6 @@ class Steps(Path):
 
     def others(self) -> Iterator[tuple[str, "Path", Any]]:
         last = self.range[1]
-        for name, path in schedules(int(last) + 1):
-            yield f"path={{'alphas_bar': …}} of {name}", path, torch.clone
         yield "k + 1 in place of k", self, lambda k: (k + 1).clamp_max(last)
         yield "k − 1 in place of k", self, lambda k: (k - 1).clamp_min(0)
         yield "k counted from the other end", self, lambda k: last - k
@@ -174,21 +172,6 @@ def _cubic(low: Tensor, low_rate: Tensor, high: Tensor, high_rate: Tensor, s: Te
     rise = high - low
     a, b = low_rate + high_rate - 2 * rise, 3 * rise - 2 * low_rate - high_rate
     return low + s * (low_rate + s * (b + s * a)), low_rate + s * (2 * b + 3 * s * a)
-
-
-def schedules(count: int) -> Iterator[tuple[str, Steps]]:
-    """The usual schedules of ``count`` steps, by diffusers' names, and denoising-diffusion-pytorch's own."""
-    s = torch.linspace(0, 1, count + 1, dtype=torch.float64)
-    low, ramp = 1e-4, s[:-1] * (count / (count - 1))
-    betas = {"linear": low + (0.02 - low) * ramp, "sigmoid": low + (0.02 - low) * (12 * ramp - 6).sigmoid()}
-    betas["scaled_linear"] = (0.00085**0.5 * (1 - ramp) + 0.012**0.5 * ramp) ** 2
-    if count != 1000:
-        betas |= {f"{name} with betas times {1000 / count:g}": beta * 1000 / count for name, beta in betas.items()}
-    cosine, sigmoid = ((s + 0.008) * (math.pi / 2.016)).cos() ** 2, (3 - 6 * s).sigmoid() - 1 / (1 + math.exp(3))
-    betas |= {"squaredcos_cap_v2": 1 - cosine[1:] / cosine[:-1], "sigmoid of ᾱ": 1 - sigmoid[1:] / sigmoid[:-1]}
-    for name, beta in betas.items():
-        bar = (1 - beta.clamp(max=0.999)).cumprod(0)
-        yield name, Steps(bar[bar > 1e-11])  # less is no signal
 
 
 class _OfTheUnitInterval(Path):

@@ -8,7 +8,9 @@ from exact import PATHS, PREDICTS, Exact
 from torch import nn
 
 import indm
-from indm.foreign.paths import path_of, schedules
+from indm.foreign.denoiser import Preconditioned
+from indm.foreign.paths import path_of
+from indm.foreign.schedules import FAMILIES, schedule, schedules
 
 LAW = ([0.5, 0.5], [[-1.0, -1.0], [1.0, 1.0]], [0.3, 0.3])
 KINDS = [("noise", "data"), ("noise", "v"), ("v", "velocity"), ("data", "noise")]
@@ -52,10 +54,10 @@ def at(time):
 
 
 SIGMAS = {"sigmas": (0.02, 9.0)}
-FEW = "linear with betas times 50"
+FEW, FIFTY = (f"linear with beta_start={1e-4 * n:g}, beta_end={0.02 * n:g}" for n in (50, 20))
 OTHERS = {
     "schedule": ("noise", steps("squaredcos_cap_v2"), steps("linear"), None, "} of squaredcos_cap_v2"),
-    "few steps": ("noise", steps("linear with betas times 20", 50), steps("sigmoid of ᾱ", 50), None, "times 20"),
+    "few steps": ("noise", steps(FIFTY, 50), steps("sigmoid of ᾱ", 50), None, FIFTY),
     "k + 1": ("noise", steps(FEW, 20), steps(FEW, 20), at(lambda k: k + 1), "k − 1 in place"),
     "k - 1": ("noise", steps(FEW, 20), steps(FEW, 20), at(lambda k: (k - 1).clamp_min(0)), "k + 1 in place of k"),
     "end": ("noise", steps("linear"), steps("linear"), at(lambda k: 999 - k), "k counted from the other end"),
@@ -75,6 +77,75 @@ def test_another_path_or_time_is_named(name):
     network = Exact(kind, is_, *LAW)
     found = check(network if wrapped is None else wrapped(network), kind, said)
     assert found.wrong and named in found.verdict.split(" fits the network better, by ")[0], found.verdict
+
+
+ZERO, STABLE = ", rescaled to zero terminal SNR", " with beta_start=0.00085, beta_end=0.012"
+ODD = {
+    "odd linear": schedule("linear", 1000, (3e-4, 0.035)),
+    "odd cosine": schedule("squaredcos_cap_v2", 1000, (0.1,)),
+    "odd sigmoid": schedule("sigmoid of ᾱ", 1000, (2.0, 4.0)),
+}
+TRUE = [("v", f"scaled_linear{ZERO}"), ("noise", "linear"), ("data", f"sigmoid{STABLE}"), ("v", "squaredcos_cap_v2"),
+        *(("v", name) for name in ODD)]  # fmt: skip
+SAID = [(0, "squaredcos_cap_v2"), (0, "linear"), (1, f"scaled_linear{STABLE}")]
+MORE = [(0, f"scaled_linear{STABLE}"), (0, "laplace"), (0, "exp"), (1, "scaled_linear"), (1, "odd linear"),
+        (1, "sigmoid of ᾱ"), (2, "linear"), (3, "scaled_linear"), (4, "linear"), (5, "squaredcos_cap_v2"),
+        (6, "linear")]  # fmt: skip
+
+
+def thousand(name):
+    path = ODD[name] if name in ODD else dict(schedules(1000))[name]
+    return {"alphas_bar": (-2 * path.whole_levels()).sigmoid()}
+
+
+@pytest.mark.parametrize("kind, is_", TRUE)
+def test_a_right_schedule_passes(kind, is_):
+    found = check(Exact(kind, thousand(is_), *LAW), kind, thousand(is_))
+    assert not found.wrong and found.verdict == "nothing looks wrong"
+
+
+@pytest.mark.parametrize("true, said", [*SAID, *(pytest.param(*row, marks=pytest.mark.long) for row in MORE)])
+def test_a_wrong_schedule_is_never_certified_nor_corrected_to_a_wrong_one(true, said):
+    """A schedule that is named has the true noise levels, where the data matter: it need not have the true name."""
+    kind, is_ = TRUE[true]
+    found = check(Exact(kind, thousand(is_), *LAW), kind, thousand(said))
+    named, better, _ = found.verdict.partition(" fits the network better")
+    assert found.wrong
+    if not better:
+        assert "path is not that of its training" in found.verdict
+        return
+    named = named.split("} of ")[1]
+    path, true_path = path_of(parsed(named)), path_of(thousand(is_))
+    level = torch.linspace(-2.5, 1.0, 50).double()  # σ/α from 0.08 to 2.7
+    off = (path.level(true_path.time(level)) - level).abs()
+    assert off.max() < 0.25, (named, off.max())
+
+
+def parsed(named):
+    """The path of a schedule from the words of a verdict."""
+    zero_snr, family = named.endswith(ZERO), named.removesuffix(ZERO)
+    family, _, parameters = family.partition(" with ")
+    values = [float(part.split("=")[1]) for part in parameters.split(", ")] if parameters else FAMILIES[family].usual[0]
+    return schedule(family, 1000, values, zero_snr)
+
+
+@pytest.mark.parametrize("is_, said", [(1.5, 0.5), pytest.param(0.5, 1.0, marks=pytest.mark.long)])
+def test_another_sigma_data_is_named(is_, said):
+    """F of the exact D: (D − c_skip x)/c_out at x = input · √(σ² + σ_data²)."""
+    exact = Exact("data", "edm", *LAW)
+
+    def network(x, quarter_log):
+        sigma = (4 * quarter_log).exp()
+        s, total = sigma[:, None], (sigma**2 + is_**2)[:, None].sqrt()
+        at = total * x
+        return (exact(at, sigma) - (is_ / total) ** 2 * at) * total / (s * is_)
+
+    right = check(Preconditioned(network, is_), "data", "edm")
+    assert right.verdict == "nothing looks wrong"
+    found = check(Preconditioned(network, said), "data", "edm")
+    named = found.verdict.split(" fits the network better")[0]
+    assert found.wrong and named.startswith("sigma_data="), found.verdict
+    assert float(named.split("=")[1]) == pytest.approx(is_, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -233,11 +304,11 @@ def test_coupled_noise_is_found():
     batches.clear()
     with pytest.warns(RuntimeWarning, match="with noise coupled") as warned:
         shown = indm.evaluate(model, raw, [indm.Bound()], batch_size=20, progress=False)
-    assert warned[0].filename == __file__ and max(batches) == 20
+    assert warned[0].filename == __file__ and max(batches) == 2048  # at other times
     assert f"\nnetwork: {shown.report.network}" in str(shown) and "loses at least" in shown.report.network
 
 
-def test_a_right_description_asks_the_network_once_a_level():
+def test_how_often_a_right_description_asks_the_network():
     seen = []
     exact = Exact("noise", "linear", *LAW)
 
@@ -247,7 +318,8 @@ def test_a_right_description_asks_the_network_once_a_level():
 
     model = indm.from_denoiser(network, predicts="noise", path="linear", shape=(2,))
     indm.check_denoiser(model, data(200).float(), batch_size=30)
-    assert max(seen) == 30 and sum(seen) == 9 * 100 + 3 * 2 * 4  # and what compares the gradient
+    gradient, times = 3 * 2 * 4, 13 * 8 * 4096
+    assert max(seen) == 2048 and sum(seen) == 9 * 100 + gradient + times
 
 
 def test_the_error_is_that_of_the_output():
@@ -303,7 +375,7 @@ def test_a_trained_network_is_accused_of_wrong_descriptions_alone(trained):
     """The cosine schedule that was said to be linear is the first thing that people get wrong."""
     cosine, raw = steps("squaredcos_cap_v2"), data(4000)
     right = check(trained, path=cosine, raw=raw)
-    assert "none of 16 other descriptions" in right.verdict and right.lost.sum() < 0.2
+    assert "other descriptions loses 0.02 bits/dim less" in right.verdict and right.lost.sum() < 0.2
     for said, path, named in [("noise", "linear", "squaredcos_cap_v2"), ("v", "squaredcos_cap_v2", "predicts='noise'")]:
         found = check(trained, said, steps(path), raw)
         assert found.wrong and named in found.verdict.split(" fits")[0], found.verdict
