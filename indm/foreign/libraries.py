@@ -16,6 +16,27 @@ from indm.names import find, name_of
 from indm.scaling import Scaling
 
 OF_DIFFUSERS = {"epsilon": "noise", "sample": "data", "v_prediction": "v"}
+# How each scheduler of diffusers is read; docs/foreign.md has this table in words. All others are refused by name.
+SCHEDULERS = {
+    "steps": (
+        "CogVideoXDDIM", "CogVideoXDPM", "DDIM", "DDIMInverse", "DDIMParallel", "DDPM", "DDPMParallel",
+        "DEISMultistep", "DPMSolverMultistep", "DPMSolverMultistepInverse", "DPMSolverSDE", "DPMSolverSinglestep",
+        "EulerAncestralDiscrete", "EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete",
+        "LMSDiscrete", "PNDM", "SASolver", "UnCLIP", "UniPCMultistep",
+    ),
+    "edm": ("EDMDPMSolverMultistep", "EDMEuler"),
+    "edm with atan": ("CosineDPMSolverMultistep",),
+    "flow": ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete"),
+}  # fmt: skip
+CONSISTENCY = (
+    "LCM",
+    "TCD",
+    "FlowMatchLCM",
+    "FlowMapEulerDiscrete",
+    "CMStochasticIterative",
+    "ConsistencyDecoder",
+    "SCM",
+)
 OF_DENOISING_DIFFUSION = {"pred_noise": "noise", "pred_x0": "data", "pred_v": "v"}
 VARIANCE_TYPES = {
     "fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large", "fixed_large_log": "large",
@@ -34,7 +55,7 @@ class Called(nn.Module):
         return self.call(self.network, x, tau, *c)
 
 
-class OfDiffusers(nn.Module):
+class OfDiffusers(Preconditioned):
     """A network of diffusers as network(x, τ) or, with classes, network(x, τ, c).
 
     Args:
@@ -43,16 +64,25 @@ class OfDiffusers(nn.Module):
         times: timesteps in one unit of τ.
         sigma_data: of EDM's preconditioning, with which the network predicts data.
         sign: of the network's output there, −1 where it predicts v.
+        noise: how the network gets σ there, see :class:`indm.foreign.denoiser.Preconditioned`.
     """
 
+    network: Any
+
     def __init__(
-        self, unet: Any, labels: int = 0, times: float = 1.0, sigma_data: float | None = None, sign: float = 1.0
+        self,
+        unet: Any,
+        labels: int = 0,
+        times: float = 1.0,
+        sigma_data: float | None = None,
+        sign: float = 1.0,
+        noise: str = "log",
     ):
-        super().__init__()
+        nn.Module.__init__(self)
         self.table = dict(unet) if isinstance(unet, Mapping) else {}
         options = {key: value for key, value in self.table.items() if key != "name"}
         self.network = find("net", self.table["name"])(**options) if self.table else unet
-        self.labels, self.times, self.sigma_data, self.sign = labels, times, sigma_data, sign
+        self.labels, self.times, self.sigma_data, self.sign, self.noise = labels, times, sigma_data, sign, noise
 
     @property
     def unet(self) -> dict[str, Any]:
@@ -62,17 +92,16 @@ class OfDiffusers(nn.Module):
         config = {key: value for key, value in self.network.config.items() if not key.startswith("_")}
         return {"name": name_of("net", type(self.network)), **config}
 
-    def output(self, x: Tensor, times: Tensor, *c: Tensor) -> Tensor:
-        """The output of the network."""
-        count = self.network.config.num_class_embeds if c else None
-        found = self.network(x, times, class_labels=_numbers(c[0], self.labels, count)) if c else self.network(x, times)
-        return found if isinstance(found, Tensor) else found[0]
+    def output(self, x: Tensor, time: Tensor, *c: Tensor) -> Tensor:
+        """The output of the network, F of EDM's preconditioning."""
+        labels = {"class_labels": _numbers(c[0], self.labels, self.network.config.num_class_embeds)} if c else {}
+        found = self.network(x, time, **labels)
+        return self.sign * (found if isinstance(found, Tensor) else found[0])
 
     def forward(self, x: Tensor, tau: Tensor, *c: Tensor) -> Tensor:
         if self.sigma_data is None:
             return self.output(x, self.times * tau, *c)
-        D = Preconditioned(lambda x, t, *c: self.sign * self.output(x, t, *c), self.sigma_data)
-        return D(x, tau, *c)
+        return super().forward(x, tau, *c)
 
 
 def from_diffusers(
@@ -88,8 +117,8 @@ def from_diffusers(
 
     Args:
         unet: network(x, timestep) of pixels, such as ``pipeline.unet`` of a ``DDPMPipeline``.
-        scheduler: one with ``alphas_cumprod`` (DDPM, DDIM, PNDM, DPM-Solver, …), an EDM scheduler, or one of flow
-            matching. ``clip_sample`` and ``shift`` play no part in the likelihood.
+        scheduler: one of the table in docs/foreign.md, by name, or any object with ``alphas_cumprod``.
+            ``clip_sample`` and ``shift`` play no part in the likelihood.
         shape: event shape; by default (in_channels, sample_size, sample_size) of the network's config.
         scaling: how raw data become the network's x; by default grey levels 0 to 255 of images lie in [−1, 1], and
             other data are x.
@@ -98,7 +127,7 @@ def from_diffusers(
         eps: τ at which likelihoods begin: the step k, σ of EDM, or σ in [0, 1] of flow matching.
 
     Raises:
-        ValueError: another scheduler, a network that sees a text, or classes that do not fit the network.
+        ValueError: another scheduler or setting, a network that sees a text, or classes that do not fit the network.
 
     The latent networks of Stable Diffusion give log p of latents at most: their VAE has no exact decoder.
 
@@ -114,29 +143,66 @@ def from_diffusers(
     """
     if "encoder_hidden_states" in inspect.signature(getattr(unet, "forward", unet)).parameters:
         raise ValueError(f"unet must be a network of pixels without a text, got {type(unet).__name__}")
-    config = scheduler.config
-    predicts = config.get("prediction_type")
+    known, call = _read(scheduler)
     _check_classes(getattr(getattr(unet, "config", None), "num_class_embeds", None), condition)
-    known: dict[str, Any]
-    call: dict[str, Any] = {"labels": len(condition.labels) if isinstance(condition, Classes) else 0}
-    if type(scheduler).__name__.startswith("FlowMatch"):
-        call["times"], known = config["num_train_timesteps"], {"predicts": "velocity", "path": "linear"}
-    elif hasattr(scheduler, "precondition_outputs"):
-        known = {"predicts": "data", "path": {"sigmas": (config["sigma_min"], config["sigma_max"])}}
-        call |= {"sigma_data": config["sigma_data"], "sign": -1.0 if predicts == "v_prediction" else 1.0}
-    elif hasattr(scheduler, "alphas_cumprod") and predicts in OF_DIFFUSERS:
-        known = {"predicts": OF_DIFFUSERS[predicts], "path": {"alphas_bar": scheduler.alphas_cumprod}}
-        check_word("variance_type", variance := config.get("variance_type") or "fixed_large", VARIANCE_TYPES)
-        known["variance"] = VARIANCE_TYPES[variance]
-    else:
-        raise ValueError(
-            "scheduler must have alphas_cumprod and predict epsilon, sample or v_prediction, or be one of EDM or flow "
-            f"matching, got {type(scheduler).__name__} of prediction_type {predicts!r}"
-        )
+    call["labels"] = len(condition.labels) if isinstance(condition, Classes) else 0
     if shape is None:
         side = unet.config.sample_size
         shape = (unet.config.in_channels, *((side, side) if isinstance(side, int) else side))
     return _indm(OfDiffusers(unet, **call), shape, scaling, condition=condition, eps=eps, **known)
+
+
+def _read(scheduler: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a scheduler of diffusers says: arguments of from_denoiser and of :class:`OfDiffusers`."""
+    kind, name = _kind_of(scheduler), type(scheduler).__name__
+    config = scheduler.config
+    predicts = str(config.get("prediction_type"))
+    path: Any
+    if kind == "flow" or (config.get("use_flow_sigmas") and predicts == "flow_prediction"):
+        # With inverted sigmas the network's time is 0 at the noise, and its velocity leads to the data.
+        path = "linear-reversed" if config.get("invert_sigmas") else "linear"
+        return {"predicts": "velocity", "path": path}, {"times": config["num_train_timesteps"]}
+    if config.get("use_flow_sigmas"):
+        raise ValueError(
+            f"prediction_type must be 'flow_prediction' where use_flow_sigmas is True, got {predicts!r} of {name}"
+        )
+    if kind.startswith("edm"):
+        check_word("prediction_type", predicts, ("epsilon", "v_prediction"))
+        path = {"sigmas": (config["sigma_min"], config["sigma_max"])}
+        sign = -1.0 if predicts == "v_prediction" else 1.0
+        noise = "log" if kind == "edm" else "atan"
+        return {"predicts": "data", "path": path}, {"sigma_data": config["sigma_data"], "sign": sign, "noise": noise}
+    check_word("prediction_type", predicts, OF_DIFFUSERS)
+    bar = scheduler.alphas_cumprod.clone()
+    if config.get("rescale_betas_zero_snr"):
+        bar[-1] = 0.0  # some schedulers have a small number there, above the step before
+    if config.get("timestep_type") == "continuous" and predicts == "v_prediction":
+        # The network gets x/√(σ² + 1) and ¼ log σ and gives v: EDM's preconditioning with σ_data = 1.
+        ends = ((1 - bar[bar > 0]) / bar[bar > 0]).sqrt()[[0, -1]].tolist()
+        given = (config.get("sigma_min"), config.get("sigma_max"))
+        path = {"sigmas": tuple(end if value is None else value for value, end in zip(given, ends, strict=True))}
+        return {"predicts": "data", "path": path}, {"sigma_data": 1.0, "sign": -1.0}
+    variance = config.get("variance_type") or "fixed_large"
+    check_word("variance_type", variance, VARIANCE_TYPES)
+    return {
+        "predicts": OF_DIFFUSERS[predicts],
+        "path": {"alphas_bar": bar},
+        "variance": VARIANCE_TYPES[variance],
+    }, {}
+
+
+def _kind_of(scheduler: Any) -> str:
+    """The key of :data:`SCHEDULERS` for a scheduler, of which it may be a subclass; ValueError where there is none."""
+    parents = [parent.__name__.removesuffix("Scheduler") for parent in type(scheduler).__mro__]
+    kinds = {name: kind for kind, names in SCHEDULERS.items() for name in names}
+    for name in parents:
+        if name in kinds:
+            return kinds[name]
+    if "SchedulerMixin" not in parents and hasattr(scheduler, "alphas_cumprod"):
+        return "steps"
+    is_distilled = not set(CONSISTENCY).isdisjoint(parents)
+    why = "its networks give the end of a path, and no mean of the noise" if is_distilled else "use from_denoiser"
+    raise ValueError(f"scheduler must be one of the table in docs/foreign.md, got {type(scheduler).__name__}: {why}")
 
 
 def from_denoising_diffusion(diffusion: Any, *, scaling: Scaling | None = None, eps: float | None = None) -> INDM:

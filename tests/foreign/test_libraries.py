@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 
 import indm
-from indm.foreign.paths import schedules
+from indm.foreign.schedules import schedules
 
 K, SIDE = 50, 8
 SCALING = indm.Scaling.between(-1, 1, 17)
@@ -464,31 +464,13 @@ def test_the_variance_of_the_steps_is_that_of_the_scheduler(kind, expected, unet
     assert model.score.backbone.variance == expected
 
 
-OF_STEPS = [
-    *("CogVideoXDDIM", "CogVideoXDPM", "DDIMInverse", "DDIMParallel", "DDIM", "DDPMParallel", "DDPM", "DEISMultistep"),
-    *("DPMSolverMultistepInverse", "DPMSolverMultistep", "DPMSolverSinglestep", "EulerAncestralDiscrete"),
-    *("EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LCM", "LMSDiscrete", "PNDM"),
-    *("SASolver", "TCD", "UnCLIP", "UniPCMultistep"),
-]
-OF_SIGMA = ["EDMDPMSolverMultistep", "EDMEuler", "FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "FlowMatchLCM"]
-
-
-@pytest.mark.parametrize("name", [*OF_STEPS, *OF_SIGMA])
-@pytest.mark.filterwarnings("ignore")  # those of diffusers of its own schedulers
-def test_every_scheduler_of_diffusers_gives_its_path(name):
-    """α of the table, or the range of σ, and a variance; what has none gets β_k."""
+@pytest.mark.parametrize(
+    "name, variance", [("DDPM", "small"), ("UnCLIP", "small"), ("DDIM", "large"), ("PNDM", "large")]
+)
+def test_the_variance_is_the_default_of_the_scheduler(name, variance):
     scheduler = getattr(library("diffusers"), f"{name}Scheduler")()
     denoiser = indm.from_diffusers(lambda x, k: 0 * x, scheduler, shape=(2,)).score.backbone
-    if name in OF_STEPS:
-        expected = scheduler.alphas_cumprod.double()[: len(denoiser.noises.levels)]
-        k = torch.arange(len(expected)).double()
-        torch.testing.assert_close(denoiser.noises.alpha(k).square(), expected, rtol=1e-6, atol=1e-9)
-        assert len(expected) >= 999 and denoiser.predicts == "noise"
-        assert denoiser.variance == ("small" if name in ("DDPM", "DDPMParallel", "UnCLIP") else "large")
-    elif name in ("EDMDPMSolverMultistep", "EDMEuler"):
-        assert denoiser.noises.range == (0.002, 80.0) and denoiser.predicts == "data"
-    else:
-        assert denoiser.given_path == "linear" and denoiser.predicts == "velocity"
+    assert denoiser.variance == variance
 
 
 @pytest.mark.parametrize("name, options", [
@@ -562,7 +544,7 @@ def test_what_no_adapter_can_do_is_refused(unet):
 
     with pytest.raises(ValueError, match="unet must be a network of pixels without a text, got OfText"):
         indm.from_diffusers(OfText(), theirs.DDIMScheduler(), shape=(1, 8, 8))
-    with pytest.raises(ValueError, match=r"scheduler must have alphas_cumprod .* got ScoreSdeVeScheduler"):
+    with pytest.raises(ValueError, match=r"scheduler must be .* got ScoreSdeVeScheduler"):
         indm.from_diffusers(unet, theirs.ScoreSdeVeScheduler(), condition=condition)
     with pytest.raises(ValueError, match=r"variance_type must be one of .* got 'learned'"):
         indm.from_diffusers(unet, theirs.DDPMScheduler(variance_type="learned"), condition=condition)
@@ -578,15 +560,24 @@ def test_what_is_refused_of_denoising_diffusion_pytorch():
         indm.from_denoising_diffusion(Net())
 
 
-@pytest.mark.parametrize("name", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])
-def test_schedules_that_are_tried_are_those_of_the_libraries(name):
-    ends = {"beta_start": 0.00085, "beta_end": 0.012} if name == "scaled_linear" else {}
-    bar = library("diffusers").DDPMScheduler(beta_schedule=name, **ends).alphas_cumprod.double()
-    torch.testing.assert_close(dict(schedules(1000))[name].levels, -0.5 * torch.logit(bar), rtol=0, atol=1e-3)
+@pytest.mark.parametrize("zero_snr", [False, True])
+@pytest.mark.parametrize("ends", [(1e-4, 0.02), (0.00085, 0.012)])
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"])
+def test_schedules_that_are_tried_are_those_of_diffusers(name, ends, zero_snr):
+    options = {"beta_start": ends[0], "beta_end": ends[1], "rescale_betas_zero_snr": zero_snr}
+    bar = library("diffusers").DDPMScheduler(beta_schedule=name, **options).alphas_cumprod.double()
+    is_default = ends[0] == 1e-4 or name in ("squaredcos_cap_v2", "laplace")
+    words = name if is_default else f"{name} with beta_start=0.00085, beta_end=0.012"
+    found = dict(schedules(1000))[f"{words}, rescaled to zero terminal SNR" if zero_snr else words].levels[:990]
+    torch.testing.assert_close(found, -0.5 * torch.logit(bar[:990]), rtol=0, atol=2e-3)
+
+
+def test_schedules_that_are_tried_are_those_of_denoising_diffusion_pytorch():
     betas = library("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
     tried = {
         "sigmoid of ᾱ": betas.sigmoid_beta_schedule(50),
-        "linear with betas times 20": betas.linear_beta_schedule(50),
+        "linear with beta_start=0.002, beta_end=0.4": betas.linear_beta_schedule(50),
+        "squaredcos_cap_v2": betas.cosine_beta_schedule(50),
     }
     for name, beta in tried.items():
         bar = (1 - beta).cumprod(0)
