@@ -22,10 +22,11 @@ from indm.foreign.check import check_denoiser
 from indm.foreign.paths import PATH_POINTS, PREDICTIONS, Path, path_of
 from indm.model import INDM, describe
 from indm.names import find
+from indm.ode import rademacher
 from indm.scaling import Scaling
 from indm.score import ScoreModel
 from indm.sde.linear import LogLinearSDE
-from indm.tensors import Batch, PerSample, check_shape, double, evaluation_mode, expand_like
+from indm.tensors import Batch, PerSample, check_shape, double, evaluation_mode, expand_like, randn_like
 
 TIMES_OF_SIGMA: Mapping[str, Callable[[Tensor], Tensor]] = {
     "log": lambda sigma: 0.25 * sigma.log(),
@@ -37,6 +38,9 @@ LARGE = 20.0  # |x| of data in model units that no usual scaling gives
 WHOLE = "the network takes no fractions of a step, so it is asked at the two steps around each: steps='whole'"
 OF_EMBEDDINGS = (IndexError, RuntimeError, TypeError)  # what a network of whole steps raises at another
 ASKED = ("between", "whole")  # steps k at which a network of a table of steps can be asked: fractions, or whole ones
+MOST_ROUNDING = 0.03  # deviation of a rounding in units of the noise, which costs 4.5e-4 nats a dimension
+ROUNDED_NUMBERS, NEAR = 1024, 0.01  # numbers at which it is measured, at log(σ/α) this near to the least
+MOST_TIMES = 2.0**20  # ratio to the least noise up to which a noise is sought that bears the rounding
 STEP_VARIANCES = ("large", "small", "learned")  # variances of a K-step model's steps: β_k, the posterior's, or between
 
 
@@ -72,6 +76,7 @@ class Denoiser(nn.Module):
         check_word("variance", variance, STEP_VARIANCES)
         check_word("steps", steps or ASKED[0], ASKED)
         self.noises, self.given_path, self.steps = path_of(path), path, steps
+        self.least = self.level_at(self.noises.range[0])  # log(σ/α) at which likelihoods begin
         self.asked_at: Callable[[Tensor], Tensor] = torch.clone  # the network's own time for τ, see :meth:`asking`
         require(steps != "whole" or self.noises.is_table, "steps", steps, "'between', as the path has no steps")
         self.made_by = factory if isinstance(factory, str) else None
@@ -122,6 +127,10 @@ class Denoiser(nn.Module):
     def has_kinks(self) -> bool:
         """Whether its output is linear between whole steps."""
         return self.steps == "whole"
+
+    def level_at(self, tau: float) -> float:
+        """log(σ/α) of the path."""
+        return self.noises.level(torch.tensor([tau], dtype=torch.float64)).item()
 
     def asking(self, time: Callable[[Tensor], Tensor], path: Path | None = None) -> "Denoiser":
         """The same network, asked at time(τ) where this one is asked at τ, on ``path`` if there is one."""
@@ -177,7 +186,47 @@ class Denoiser(nn.Module):
             ordinary = y.flatten(1).abs().amax(1) < LARGE  # at others it may overflow
             for row in (~finite & ordinary).nonzero()[:1]:
                 raise ValueError(f"network must be finite, got NaN or infinity at σ/α {level[row].exp().item():.3g}")
+        if self.predicts == "data":
+            self._check_rounding(y, level, c)
         return x, tau, f.to(y.dtype)
+
+    @torch.no_grad()
+    def _check_rounding(self, y: Batch, level: PerSample, c: Tensor | None) -> None:
+        """ValueError where the rounding of a prediction of data is too large for the least noise, which divides it."""
+        rows = (level <= self.least + NEAR).nonzero()[:, 0]
+        if not len(rows):
+            return
+        n = max(2, -(-ROUNDED_NUMBERS // y[0].numel()))
+        rows = rows[torch.arange(n, device=rows.device) % len(rows)]
+        some = y[rows].detach(), level[rows], None if c is None else c[rows]
+        std = math.exp(level[rows[0]].item())  # σ/α
+        rounding = self._rounding(*some, 1.0)
+        if rounding <= MOST_ROUNDING * std:
+            return
+        times = 2.0
+        while times < MOST_TIMES and self._rounding(*some, times) > MOST_ROUNDING * times * std:
+            times *= 2
+        tau = self.noises.time(torch.tensor([math.log(times * std)], dtype=torch.float64)).item()
+        raise ValueError(
+            f"eps must be a τ with more noise, such as {tau:.2g}, or the network more precise, such as in float32: it "
+            f"rounds the data by {rounding:.2g}, which the noise of σ/α {std:.2g} divides"
+        )
+
+    def _rounding(self, y: Batch, level: PerSample, c: Tensor | None, times: float) -> float:
+        """Deviation of what second differences over ``times`` σ and an eighth of it have in common.
+
+        That of a smooth output falls with the square of the width. Steps of a rounding do not, or with its root where
+        they are wider, as they are met in proportion to the width.
+        """
+        generator = torch.Generator(y.device).manual_seed(0)
+        sigma = expand_like((2 * double(level)).sigmoid().sqrt().to(y), y)
+        y, side = y + sigma * randn_like(y, generator), rademacher(y, 1, generator)[:, 0]
+        middle, found = self._called(y, level, c)[2].to(y), []
+        for width in (times, times / 8):
+            above, below = (self._called(y + sign * width * sigma * side, level, c)[2].to(y) for sign in (1, -1))
+            second = (above + below - 2 * middle)[:, : y.shape[1]]
+            found.append((second.square().mean() * times / (6 * width)).sqrt().item())
+        return min(found)
 
     def _called(self, y: Batch, level: PerSample, c: Tensor | None) -> tuple[Tensor, Tensor, Any]:
         tau = self.noises.time(double(level)).clamp(min(self.noises.range), max(self.noises.range))
@@ -256,7 +305,8 @@ def from_denoiser(
             class, 1 for this one, all 0 where it is hidden.
         dequantization: the noise of grey levels that the network was trained with; by default none.
         eps: τ at which likelihoods begin; by default where the path has least noise. Each gives a bound of log P of
-            grey levels, the best where the network has learned best.
+            grey levels, the best where the network has learned best. A network that predicts data in half precision
+            needs more noise: σ/α divides its rounding, and less than some 30 times that is refused where it is asked.
         variance: "large", "small" or "learned", of the steps of a K-step model, see :func:`indm.discrete_nelbo`.
         steps: "whole" for a network of a table of steps that takes whole k alone, such as one with ``nn.Embedding``:
             it is asked at the two k around a fraction, in int64, and its output is linear between them. "between" asks
@@ -293,6 +343,7 @@ def from_denoiser(
     require(min(shape, default=0) >= 1, "shape", shape, "positive sizes, as (3, 32, 32)")
     eps = noises.range[0] if eps is None else eps
     sde = sde_of(noises, eps)
+    denoiser.least = denoiser.level_at(eps)
     if predicts == "velocity":
         check_velocity(noises, eps)
     model = INDM(Identity(), ScoreModel(denoiser, sde), scaling, shape, dequantization, condition)

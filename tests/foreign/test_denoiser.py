@@ -1,6 +1,7 @@
 """Networks trained elsewhere, against exact denoisers and the prior that the exact flow pulls back."""
 
 import math
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -351,12 +352,16 @@ def test_a_network_that_is_not_finite_is_named_with_a_noise_level(asked):
 @pytest.mark.parametrize("predicts", ["noise", "data"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_stated_error_covers_the_rounding_of_the_network(predicts, dtype):
-    """Of log p without reconstruction, for the exact network of a mixture in 16 dimensions, at one z_ε."""
+    """Of log p without reconstruction, for the exact network of a mixture in 16 dimensions, at one z_ε.
+
+    Predictions of data begin where the noise is some 30 times their rounding.
+    """
+    eps = None if predicts == "noise" else {torch.bfloat16: 0.064, torch.float16: 0.008}[dtype]
     means = 0.8 * torch.randn(3, 16, generator=seeded())
     exact = Exact(predicts, "edm", [0.3, 0.3, 0.4], means.tolist(), [0.3, 0.4, 0.6])
 
     def solved(network):
-        model = indm.from_denoiser(network, predicts=predicts, path="edm", shape=(16,))
+        model = indm.from_denoiser(network, predicts=predicts, path="edm", shape=(16,), eps=eps)
         report = indm.nll(model, x, steps=64, generator=seeded(1))
         return report.without_reconstruction, report.solver_error
 
@@ -366,6 +371,48 @@ def test_the_stated_error_covers_the_rounding_of_the_network(predicts, dtype):
     off = (found - true).abs()
     assert (off <= error + least).double().mean() >= 0.95
     assert (error - least).mean() < 20 * off.mean()
+
+
+HALVES = {
+    "output": lambda x, share, dtype: (share * x).to(dtype).to(x),
+    "input": lambda x, share, dtype: share * x.to(dtype).to(x),
+    "inside": lambda x, share, dtype: 2 * (0.5 * x).to(dtype).to(x) * share,
+}
+
+
+@pytest.mark.parametrize("path", ["edm", "linear"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("where", HALVES)
+def test_predictions_of_data_in_half_precision_begin_where_the_noise_bears_their_rounding(where, dtype, path):
+    """For N(0, I) in 16 dimensions: refused at the path's end, and within the stated error at the τ of the message."""
+
+    def network(x, tau):
+        t = tau.double()[:, None]
+        alpha, sigma = (torch.ones_like(t), t) if path == "edm" else (1 - t, t)
+        return HALVES[where](x, (alpha / (alpha**2 + sigma**2)).to(x), dtype)
+
+    def model(eps=None):
+        return indm.from_denoiser(network, predicts="data", path=path, shape=(16,), eps=eps)
+
+    x = torch.randn(128, 16, generator=seeded())
+    for asked in (lambda: indm.nll(model(), x, steps=16), lambda: indm.check_denoiser(model(), x)):
+        with pytest.raises(ValueError, match="eps must be a τ with more noise") as refused:
+            asked()
+    eps = float(str(refused.value).split("such as ")[1].split(",")[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of the stated error
+        report = indm.nll(model(eps), x, generator=seeded(1))
+    true = -torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1).mean()
+    assert abs(report.nats.mean() - true) < report.solver_error.mean() + 0.03 < 0.6
+    assert not indm.check_denoiser(model(eps), x).wrong
+
+
+@pytest.mark.parametrize("name", ["ReLU, 16", "SiLU", "clamped", "double", "two points"])
+def test_a_network_in_full_precision_begins_at_the_end_of_its_path(name):
+    network, shape = SOUND[name]
+    model = indm.from_denoiser(network, predicts="data", path="linear", shape=shape)
+    for rows in (1, 40):
+        model.score(0.5 * torch.randn(rows, *shape, generator=seeded()), torch.full((rows,), model.sde.eps))
 
 
 def test_the_model_has_the_precision_of_its_network():
