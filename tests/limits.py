@@ -1,4 +1,4 @@
-"""No test waits for ever, and none leaves a process behind.
+"""No test waits for ever, and no file of tests leaves a socket, a thread or a process open.
 
 The limits are in ``pyproject.toml``. Past ``timeout`` a test that waits fails, and the next one starts. A loop in C
 code hears no signal: ``faulthandler_timeout`` ends its process, and pytest-xdist starts another for the other tests.
@@ -9,13 +9,47 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+from pathlib import Path
 
 import psutil
 import pytest
+from tqdm import TMonitor
 
 PR_SET_CHILD_SUBREAPER = 36
 if sys.platform == "linux":  # what a killed launcher has started becomes a child of this process, in place of init
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+SHARED = ("resource_tracker", "forkserver")  # processes of Python's own, which end with it
+OPEN_FILES = Path("/proc/self/fd")
+
+
+def is_open():
+    """The sockets, threads and processes of this process, in words."""
+    links = []
+    for file in OPEN_FILES.iterdir() if OPEN_FILES.exists() else ():
+        with contextlib.suppress(OSError):  # the file of the folder itself is closed by now
+            links.append(os.readlink(file))
+    sockets = {link for link in links if link.startswith("socket:")}
+    threads = {f"thread {one.name}" for one in threading.enumerate() if not isinstance(one, TMonitor)}
+    processes = set()
+    for child in children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = " ".join(child.cmdline())
+            if not any(name in command for name in SHARED):
+                processes.add(f"process {child.pid} {command[:80]}")
+    return sockets | threads | processes
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_stays_open(request):
+    """Names the file that leaves something open: it would be closed, with a warning, in a test of another file."""
+    before = is_open()
+    yield
+    left = is_open() - before
+    if left:
+        pytest.fail(f"{request.path.name} leaves open: {', '.join(sorted(left))}", pytrace=False)
 
 
 @pytest.fixture(autouse=True, scope="session")
