@@ -113,7 +113,7 @@ def test_the_density_of_samples_is_that_at_their_own_condition():
     with torch.no_grad():
         assert torch.allclose(log_prob, model.log_prob(x, c=c, steps=128), atol=2e-2)
     assert torch.allclose(log_prob, log_normal(x, c), atol=5e-2)
-    with pytest.warns(RuntimeWarning, match="above 1e-07 bits/dim of samples"):
+    with pytest.warns(RuntimeWarning, match="above 1e-07 bits/dim"):
         indm.sample_with_log_prob(model, 8, c=c, nll_error=1e-7, steps=8)
 
 

@@ -120,4 +120,4 @@ def test_sides_that_do_not_fit_are_errors_before_anything_is_trained(toys, tmp_p
     assert "two image folders or one recipe" in error_of(capsys, "train-pair", "a", "b", "c", "--out", out)
     assert "must be a folder" in error_of(capsys, "train-bridge", toys[0], tmp_path / "none", "--out", out)
     (tmp_path / "empty").mkdir()
-    assert "no readable images" in error_of(capsys, "train-pair", tmp_path / "empty", toys[1], "--out", out)
+    assert "path must hold images" in error_of(capsys, "train-pair", tmp_path / "empty", toys[1], "--out", out)
