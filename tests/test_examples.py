@@ -30,7 +30,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # What is of other libraries may be longer.
 ADAPTERS = {"diffusers_unet": "diffusers", "export": "indm", "foreign": "denoising_diffusion_pytorch"}
 ADAPTERS |= {"normflows_flow": "normflows", "zuko_flow": "zuko"}
-SLOW = {"anomaly_detection", "epidemic", "foreign", "images", "messy_table", "posterior"}
+SLOW = {"anomaly_detection", "epidemic", "export", "foreign", "images", "messy_table", "posterior"}
 SLOW |= {"super_resolution", "translation"}
 CALIBRATED = {"posterior": ["calibration"], "epidemic": ["series", "by-hand"]}  # pictures of those of a simulator
 PAGE = (ROOT / "docs" / "extending.md").read_text("utf-8")

@@ -113,7 +113,7 @@ def test_steps_converge_and_the_stated_error_covers_the_true_one(name):
 def test_samples_are_solved_until_their_error_is_small():
     """By their own numbers of steps: alone, each has the result that it has in the batch."""
     score = mixture()
-    model, x = INDM(Identity(), score), score.sample(20, seeded(0))
+    model, x = INDM(Identity(), score), score.sample(10, seeded(0))
     tol = 1e-3 * 2 * math.log(2)
     first, together = (nll(model, x, exact=True, **o, generator=seeded(1)) for o in ({"steps": 64}, {}))
     assert (first.solver_error > tol).any() and (first.solver_error <= tol).any()
@@ -141,7 +141,7 @@ def test_the_error_of_the_importance_weighted_bound_is_the_mean_of_its_draws_by_
 def test_a_network_that_is_smooth_takes_half_the_steps_and_states_an_error_that_covers():
     model = indm.from_pretrained("digits-pretrained")
     data = load_data(name="digits")
-    x, log_q = model.from_data(stack(data.test, 8), generator=seeded(0))
+    x, log_q = model.from_data(stack(data.test, 3), generator=seeded(0))
 
     def solved(**options):
         law = latent_reference(model, stack(data.train, 200))
