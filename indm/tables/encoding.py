@@ -1,5 +1,6 @@
 """Tables of numbers, strings and missing entries as numbers and codes: what each column is, and back."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,10 @@ FEWEST_IDENTIFIERS = 10  # different entries
 DATES = (
     "turn dates into numbers, such as days: (pd.to_datetime(dates) - pd.Timestamp('2000-01-01')).dt.days, or into "
     "columns of .dt.year and .dt.month"
+)
+DAY = re.compile(  # as 2024-03-01, 1.3.2024, 1/3/24, 1 March 2024 or Mar 1, 2024, with a time of day or without
+    r"\s*(\d{4}([-/.])\d{1,2}\2\d{1,2}|\d{1,2}([-/.])\d{1,2}\3\d{4}|\d{1,2}/\d{1,2}/\d{2}"
+    r"|\d{1,2}\.?[- ][A-Za-z]{3,9}\.?[- ,]+\d{4}|[A-Za-z]{3,9}\.? \d{1,2},? \d{4})([T ]\d{1,2}:\d{2}.*)?\s*"
 )
 ADVICE = "drop a column of identifiers, turn dates and strings of numbers into numbers, or give rare values one name"
 
@@ -211,8 +216,9 @@ def fitted_column(
     interval: tuple[float, float],
     spikes: Sequence[Any],
 ) -> Column:
-    """The kind and the map of a column whose rows are ``entries`` (n,); ValueError for categories that are too many, or
-    nearly as many as entries, or have bounds or spikes, for equal spikes, and as :meth:`Column.encoded`."""
+    """The kind and the map of a column whose rows are ``entries`` (n,); ValueError for strings that are all dates unless
+    it is named a category, for categories that are too many, or nearly as many as entries, or have bounds or spikes,
+    for equal spikes, and as :meth:`Column.encoded`."""
     present = entries[~are_missing(entries)]
     if len(present) < 2:
         return Column(name)
@@ -224,6 +230,11 @@ def fitted_column(
             values = tuple(sorted(set(present), key=lambda value: (str(type(value)), value)))
         except TypeError as error:
             raise ValueError(f"{name} must hold strings, numbers or truth values as categories: {error}") from error
+        if not is_category and all(isinstance(value, str) and DAY.fullmatch(value) for value in values):
+            raise ValueError(
+                f"{name} must hold numbers or categories, got dates such as {values[0]!r}; {DATES}, or name the column "
+                "in categories"
+            )
         few = max(FEWEST_IDENTIFIERS, IDENTIFIERS * len(present))
         if len(values) > min(few, MOST_CATEGORIES):
             raise ValueError(

@@ -236,6 +236,15 @@ def test_another_map_needs_a_gain_above_its_standard_error(gain, chosen, monkeyp
     assert start.columns is maps[chosen]
 
 
+def test_draws_are_of_all_models_and_log_p_is_of_their_mean():
+    X = np.random.default_rng(0).normal(size=(200, 1))
+    model = DensityEstimator(**SMALL | {"max_steps": 0, "max_components": 1, "n_models": 2}).fit(X)
+    model.models_[1].score.backbone.mean += 8  # deviations
+    assert (model.sample(1_000, random_state=0) > 4).mean() == pytest.approx(0.5, abs=0.06)
+    alone = one_of(model, 0).score_samples(X[:5])
+    assert model.score_samples(X[:5]) == pytest.approx(alone - np.log(2), abs=1e-6)
+
+
 def test_fractions_are_refused_where_they_are_scored_too(discrete):
     with pytest.raises(ValueError, match=r"discrete columns must hold whole numbers, got 1\.5 in column 1"):
         discrete[0].score_samples([[1.0, 1.0], [1.0, 1.5]])

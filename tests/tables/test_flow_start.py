@@ -81,6 +81,55 @@ def test_the_flow_leaves_a_share_of_the_seconds():
     assert best is flowing and best.step == 30 and best.ended == "max_steps"
 
 
+def test_the_network_behind_a_flow_trains_on_what_the_flow_makes(fitted, monkeypatch):
+    """The flow doubles: the rows that train, those that validate and the mixture's are twice the latents."""
+    z = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+    data = Latents(fitted.columns_, 400, lambda i: (z[i], z[i, :0]), z[:100], z[:100, :0], 1, math.inf)
+    flowing = FlowTraining(indm.flows.ElementwiseFlow((2,)), z[:100])
+    monkeypatch.setattr(
+        type(flowing.best), "forward", lambda flow, z, generator=None: (2 * z, z.new_full((len(z),), 2 * math.log(2)))
+    )
+    seen = {}
+
+    def raced(trainings, data, max_steps):
+        seen["batch"], seen["held"] = data.batch(torch.arange(50))[0], trainings[0].held
+        seen["variance"] = trainings[0].model.score.backbone.variance
+        return trainings[0]
+
+    monkeypatch.setattr(fitted, "_race", raced)
+    fitted._corrected(flowing, data, 0)
+    torch.testing.assert_close(seen["batch"], 2 * z[:50])
+    torch.testing.assert_close(seen["held"], 2 * z[:100])
+    assert seen["variance"].numpy() == pytest.approx(4, rel=0.3)
+
+
+def test_a_flow_with_a_network_behind_it_has_mass_one_draws_of_its_density_and_its_gradient(fitted):
+    """The network is moved, so that it counts: by quadrature, waves of draws, and differences."""
+    density = copy.deepcopy(fitted)
+    torch.manual_seed(0)
+    (model,) = density.models_
+    torch.nn.init.normal_(model.score.backbone.mlp.output.weight, std=0.05)
+    a, b = np.linspace(-6, 6, 49), np.linspace(-20, 20, 101)
+    grid = np.stack(np.meshgrid(a, b, indexing="ij"), -1).reshape(-1, 2)
+    grid[:, 1] = grid[:, 0] ** 2 + 0.2 * grid[:, 1]  # along the ridge, where a cell has 0.2 of its area
+    mass = np.exp(density.score_samples(grid)) * 0.2 * (a[1] - a[0]) * (b[1] - b[0])
+    assert mass.sum() == pytest.approx(1, abs=0.02)
+    drawn = density.sample(2_000, random_state=0)
+    for frequency in (0.5, 1.0):
+        for i in (0, 1):
+            wave, of_draws = (np.sin(frequency * rows[:, i] + 0.5) for rows in (grid, drawn))
+            assert of_draws.mean() == pytest.approx((mass * wave).sum(), abs=4 * of_draws.std() / 2_000**0.5 + 0.01)
+    z = torch.from_numpy(density.columns_.latents(drawn[:6], np.zeros((6, 0)))).requires_grad_()
+    (value,) = density.log_densities(z, np.zeros((6, 0)), 48)
+    (slope,) = torch.autograd.grad(value.sum(), z)
+    step = 1e-4
+    for column in (0, 1):
+        nudge = step * torch.eye(2, dtype=z.dtype)[column]
+        ends = [next(density.log_densities(z.detach() + sign * nudge, np.zeros((6, 0)), 48)) for sign in (1, -1)]
+        torch.testing.assert_close(slope[:, column], (ends[0] - ends[1]).detach() / (2 * step), atol=1e-3, rtol=1e-3)
+    assert (value.detach() - latent_log_prob(fitted.models_[0], z.detach(), 0.01)[0]).abs().max() > 0.1
+
+
 def test_a_flow_is_compared_with_the_density_of_a_diffusion_and_not_with_its_bound(fitted):
     """The diffusion is exact, its bound is 0.3 nats above; the flow is 0.1 nats off."""
     z = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))

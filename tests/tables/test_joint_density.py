@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scipy.stats import kstest, multivariate_normal, truncnorm
+from scipy.stats import kstest, multivariate_normal, norm, truncnorm
 from sklearn.utils.estimator_checks import check_estimator
 
 from indm import INDM, VPSDE, JointDensityEstimator
@@ -513,6 +513,24 @@ def test_where_the_network_gains_nothing_the_density_is_the_mixture_in_closed_fo
         exact = start.score_samples(X[:20], given=given)
         assert found.score_samples(X[:20], given=given) == pytest.approx(exact, abs=1e-9)
     assert found.n_steps_ == 0
+
+
+def test_numbers_depend_on_the_categories_that_are_asked_with_them():
+    """x ~ N(±3, 1) by its category, in closed form: log p(x, k) = log ½ + log N(x; ±3, 1)."""
+    numbers = np.random.default_rng(0)
+    right = numbers.integers(0, 2, 800)
+    x = 6.0 * right - 3 + numbers.normal(size=800)
+    X = np.stack([x, np.array(["l", "r"])[right]], 1, dtype=object)
+    fitted = JointDensityEstimator(**SMALL | {"max_steps": 0}).fit(X)
+    rows = np.array([[-3.5, "l"], [-2.0, "l"], [2.0, "r"], [4.0, "r"]], dtype=object)
+    exact = np.log(0.5) + norm.logpdf(np.abs(rows[:, 0].astype(float)), 3, 1)
+    assert fitted.score_samples(rows) == pytest.approx(exact, abs=0.15)
+    alone = rows.copy()
+    alone[:, 1] = None
+    assert fitted.score_samples(alone) == pytest.approx(exact, abs=0.15)
+    assert fitted.score_samples(rows, given=[1]) == pytest.approx(exact - np.log(0.5), abs=0.15)
+    wrong = np.array([[3.0, "l"]], dtype=object)
+    assert fitted.score_samples(wrong)[0] < np.log(0.5) + norm.logpdf(0) - 3
 
 
 def test_a_number_outside_of_its_bounds_has_no_density_asked_or_given():

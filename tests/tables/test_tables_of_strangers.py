@@ -54,6 +54,18 @@ def test_all_problems_of_a_table_are_in_one_error():
     assert "to 'n.a.': " in str(told.value) and "age" not in str(told.value)
 
 
+@pytest.mark.parametrize("text", ["%Y-%m-%d", "%d.%m.%Y", "%m/%d/%y", "%Y-%m-%d %H:%M", "%d %B %Y", "%b %d, %Y"])
+def test_dates_as_strings_are_named_unless_they_are_categories(text):
+    days = pd.Timestamp("2024-01-30") + pd.to_timedelta(np.arange(40) % 3, "D")
+    frame = pd.DataFrame({"size": np.random.default_rng(0).normal(size=40), "day": days.strftime(text)})
+    frame.loc[5, "day"] = None
+    with pytest.raises(ValueError, match=r"column 1 \(day\) must hold numbers or categories, got dates"):
+        JointDensityEstimator(**FAST).fit(frame)
+    assert JointDensityEstimator(categories=["day"], **FAST).fit(frame).encoding_.sizes == (3,)
+    frame["day"] = ["1.2.10", "A 12", "2024"] * 13 + ["B-2-2024"]  # other words
+    assert JointDensityEstimator(**FAST).fit(frame).encoding_.sizes == (4,)
+
+
 def test_the_share_of_blanks_of_a_constant_column_is_told():
     X = rain()
     X[:, 1] = np.where(np.arange(300) < 3, 7.0, np.nan)
