@@ -193,7 +193,8 @@ def test_only_formats_whose_decoders_run_nothing_are_opened(tmp_path, monkeypatc
     """PIL would give PostScript to Ghostscript, whatever the file is called."""
     monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n")
-    assert Image.open(tmp_path / "a.png").format == "EPS"
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "EPS"
     with pytest.raises(OSError, match="cannot identify"):
         read_image(tmp_path / "a.png")
 
