@@ -216,9 +216,12 @@ def fitted_column(
     interval: tuple[float, float],
     spikes: Sequence[Any],
 ) -> Column:
-    """The kind and the map of a column whose rows are ``entries`` (n,); ValueError for strings that are all dates unless
-    it is named a category, for categories that are too many, or nearly as many as entries, or have bounds or spikes,
-    for equal spikes, and as :meth:`Column.encoded`."""
+    """The kind and the map of a column whose rows are ``entries`` (n,).
+
+    Raises:
+        ValueError: strings that are all dates, unless it is named a category; categories that are too many, or nearly
+            as many as entries, or have bounds or spikes; equal spikes; and as :meth:`Column.encoded`.
+    """
     present = entries[~are_missing(entries)]
     if len(present) < 2:
         return Column(name)
