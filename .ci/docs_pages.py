@@ -12,7 +12,7 @@ from mkdocs.structure.files import File
 from tyro.conf import Positional, Suppress
 
 from indm import names
-from indm.checks import arguments_of
+from indm.checks import arguments_of, type_words
 from indm.workbench.cli import listing, main
 from indm.workbench.recipes.recipe import OPTION_TABLES, bundled, literal
 from research.markdown import in_table
@@ -56,7 +56,7 @@ def options(command: type) -> Iterator[tuple[str, str, str, bool]]:
         said: dict[str, Any] = {}
         for note in notes:
             said |= {key: value for key, value in getattr(note, "__dict__", {}).items() if value is not None}
-        metavar = said.get("metavar") or ("" if kind is bool else listing.metavar(kind))
+        metavar = said.get("metavar") or ("" if kind is bool else f"<{type_words(kind)}>")
         name = field.name.replace("_", "-")
         flag = metavar if POSITIONAL in notes else f"--{'no-' if field.default is True else ''}{name} {metavar}".strip()
         default = said.get("help_behavior_hint")

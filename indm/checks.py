@@ -111,13 +111,6 @@ def check_counts(**counts: int) -> None:
         require(count >= 1, name, count, "at least 1")
 
 
-def check_whole_number(key: str, value: object) -> None:
-    """ValueError where ``value`` is a whole number that is too large for what it counts, or for a seed."""
-    most = LARGEST_SEED if key.endswith("seed") else LARGEST_SIZE
-    if isinstance(value, int):
-        require(abs(value) <= most, key, value, f"within ±{most:,}")
-
-
 class Must(NamedTuple):
     """A requirement on the value of an option, written as a note in the annotation of its field."""
 
@@ -125,29 +118,10 @@ class Must(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def check_options(options: object, table: str = "") -> None:
-    """ValueError where a field of a dataclass is not what its annotation says; None is never wrong."""
-    plain = get_type_hints(type(options))
-    for name, hint in get_type_hints(type(options), include_extras=True).items():
-        value = getattr(options, name)
-        for note in getattr(hint, "__metadata__", ()):
-            if isinstance(note, Must) and value is not None:
-                require(note.holds(value), f"{table}{name}", value, note.words)
-        if plain[name] is int or int in get_args(plain[name]):
-            check_whole_number(f"{table}{name}", value)
-
-
 def check_name(word: str, known: Collection[str], what: str, shown: str) -> None:
     """ValueError unless ``word``, which the message calls ``shown``, is a known name of a ``what``."""
     if word not in known:
         raise ValueError(f"{shown} is no known {what}{nearest(word, known)}")
-
-
-def check_types(values: Mapping[str, object], hints: Mapping[str, object], where: str) -> None:
-    """ValueError naming, after ``where``, a number, string, list or table that is not of the type in ``hints``."""
-    for name, value in values.items():
-        if name in hints:
-            require(_is_a(value, hints[name]), f"{where}{name}", value, _describe(hints[name]))
 
 
 def check_arguments(
@@ -159,28 +133,47 @@ def check_arguments(
     given_later: Collection[str] = (),
     more: Mapping[str, object] = types.MappingProxyType({}),
 ) -> None:
-    """ValueError for an unknown name, a value of another type than annotated, or a missing argument of a call.
+    """ValueError for an unknown name, a value that its annotation does not allow, or a missing argument of a call.
+
+    This one function checks options, the tables of recipes and the arguments of parts, wherever they come from.
 
     Args:
         target: what is called; where it takes ``**options``, any name is accepted.
         values: its arguments by name.
-        table, what: of the values and the target in messages: "flow" and "flow 'coupling'".
+        table, what: of the values and the target in messages: "flow" and "flow 'coupling'"; table may be "".
         given_later: parameters that the caller fills in.
         more: further names that are accepted, with their types.
     """
     parameters = arguments_of(target)
     hints = dict(more) | hints_of(target, parameters)
-    if not takes_any_name(target):
-        for name in values:
-            if name not in hints:
-                raise ValueError(f"{what} has no option {name!r}{nearest(name, hints)}")
-    check_types(values, hints, f"{table}.")
+    any_name = takes_any_name(target)
     for name, value in values.items():
-        check_whole_number(f"{table}.{name}", value)
+        key = f"{table}.{name}" if table else name
+        if not any_name:
+            check_name(name, hints, f"option of {what}", key)
+        _check_value(key, value, hints.get(name, Any))
     given = {*values, *given_later}
     missing = [name for name, p in parameters.items() if p.default is p.empty and name not in given]
     if missing:
         raise ValueError(f"{what} needs the option {', '.join(missing)}")
+
+
+def _check_value(key: str, value: object, hint: Any) -> None:
+    """ValueError unless ``value`` is of the type ``hint`` and holds each :class:`Must` in it; None needs no more."""
+    require(_is_a(value, hint), key, value, type_words(hint))
+    if value is None:
+        return
+    for note in getattr(hint, "__metadata__", ()):
+        if isinstance(note, Must):
+            require(note.holds(value), key, value, note.words)
+    if isinstance(value, int) and not _is_a(0.5, hint):  # what takes fractions is no size
+        most = LARGEST_SEED if key.endswith("seed") else LARGEST_SIZE
+        require(abs(value) <= most, key, value, f"within ±{most:,}")
+
+
+def as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with lists, as files have them, as tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def arguments_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -197,8 +190,9 @@ def takes_any_name(target: Callable[..., Any]) -> bool:
 def hints_of(target: Callable[..., Any], parameters: Iterable[str]) -> dict[str, object]:
     """The types of the parameters; annotations that cannot be resolved stay text, which is not checked."""
     annotations = {name: p.annotation for name, p in inspect.signature(target).parameters.items()}
+    function: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     with contextlib.suppress(NameError, TypeError, AttributeError):
-        annotations |= get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
+        annotations |= get_type_hints(function, include_extras=True)
     return {name: annotations[name] for name in parameters if name in annotations}
 
 
@@ -224,15 +218,16 @@ def _is_a(value: object, hint: Any) -> bool:
     return hint not in WORDS or (isinstance(value, hint) and (hint is bool or not isinstance(value, bool)))
 
 
-def _describe(hint: Any) -> str:
-    """Human-readable name of a type hint."""
+def type_words(hint: Any) -> str:
+    """The type in words: "a whole number", "'auto' or 'no'", "a list of 2, each a number"."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return _describe(inner[0])
+        return type_words(inner[0])
     if origin in (Union, types.UnionType):
-        return " or ".join(_describe(part) for part in inner if part is not types.NoneType)
+        return " or ".join(type_words(part) for part in inner if part is not types.NoneType)
     if origin is Literal:
         return " or ".join(map(repr, inner))
     if origin in SEQUENCES and inner:
-        return f"a list of {_describe(inner[0])}"
+        length = f" of {len(inner)}" if len(inner) > 1 and inner[-1] is not ... else ""
+        return f"a list{length}, each {type_words(inner[0])}"
     return WORDS.get(origin or hint, getattr(hint, "__name__", str(hint)))

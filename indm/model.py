@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm import likelihood
-from indm.checks import arguments_of, check_arguments, check_call, nearest, reason, require
+from indm.checks import arguments_of, as_tuples, check_arguments, check_call, nearest, reason, require
 from indm.conditions import Condition, NoCondition, given, sees_condition
 from indm.dequantization import Dequantization, check_levels_for, check_raw, checked, decoder_of, from_data
 from indm.files import atomic, untrusted
@@ -358,9 +358,8 @@ def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...]) -> Any:
     check_arguments(constructor, arguments, table=kind, what=f"{kind} {name!r}", given_later=("shape",))
     if "shape" in parameters:
         arguments.setdefault("shape", tuple(shape))
-    arguments = {k: tuple(v) if isinstance(v, list) and k != "flows" else v for k, v in arguments.items()}
     try:
-        module = constructor(**arguments)
+        module = constructor(**as_tuples(arguments))
     except TypeError as error:
         raise ValueError(f"{kind} {name!r} cannot be made from {arguments}: {error}") from error
     if not isinstance(module, nn.Module):

@@ -444,9 +444,9 @@ def test_bad_arguments_are_named():
         sample(model, 4, sampler="ddim")
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         sample(model, 4, steps=0)
-    with pytest.raises(ValueError, match="sampler 'unipc' has no option 'snr'"):
+    with pytest.raises(ValueError, match=r"sampler\.snr"):
         make_sampler("unipc", snr=0.1)
-    with pytest.raises(ValueError, match=r"sampler 'pc' has no option 'snrr'; did you mean 'snr'\?"):
+    with pytest.raises(ValueError, match=r"sampler\.snrr .*'snr'"):
         make_sampler("pc", snrr=0.1)
     with pytest.raises(ValueError, match=r"sampler\.eta must be a number, got 'half'"):
         make_sampler(Tempered, eta="half")

@@ -1,6 +1,7 @@
 """The U-Net of the DDPM++ family."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -133,9 +134,9 @@ class UNet(nn.Module):
         self,
         shape,
         channels: int = 32,
-        multipliers=(1, 2, 2),
+        multipliers: Sequence[int] = (1, 2, 2),
         blocks: int = 2,
-        attention=(8,),
+        attention: Sequence[int] = (8,),
         dropout: float = 0.0,
         fourier: tuple[float, ...] = (),
         condition: tuple[int, ...] = (),

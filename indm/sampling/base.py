@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.checks import check_arguments, require
+from indm.checks import as_tuples, check_arguments, require
 from indm.names import BUILT_IN, find
 from indm.ode import SAMPLED, SAMPLED_SMOOTH, Spacing
 from indm.protocols import Model, Score
@@ -98,7 +98,7 @@ def make_sampler(sampler: str | type[Sampler] | Sampler, **options: Any) -> Samp
     if not (isinstance(kind, type) and issubclass(kind, Sampler)):
         raise ValueError(f"sampler must be a subclass of indm.sampling.Sampler, got {sampler!r}")
     check_arguments(kind, options, table="sampler", what=f"sampler {sampler!r}")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+    return kind(**as_tuples(options))
 
 
 def log_snr_grid(sde: LinearSDE, steps: int) -> Tensor:

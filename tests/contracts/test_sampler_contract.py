@@ -217,5 +217,5 @@ def test_same_seed_same_samples(sampler):
 def test_options_are_attributes_and_unknown_ones_are_refused(sampler):
     scheme = make_sampler(sampler)
     assert make_sampler(sampler, **scheme.options()) == scheme
-    with pytest.raises(ValueError, match="has no option 'no_such_option'"):
+    with pytest.raises(ValueError, match="no_such_option"):
         make_sampler(sampler, no_such_option=1)

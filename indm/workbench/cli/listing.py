@@ -2,22 +2,19 @@
 
 import textwrap
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any
 
 import docstring_parser
 from tyro.conf import Positional, arg
 
 from indm import names
-from indm.checks import SEQUENCES, check_name
+from indm.checks import check_name, type_words
 from indm.workbench.cli.common import DONE, Common
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import default
 from indm.workbench.recipes.recipe import OPTION_TABLES
 
 WIDEST = 100  # columns of a line
-METAVARS = {int: "N", float: "NUMBER", bool: "true|false", str: "NAME", Path: "PATH", dict: "TABLE"}
 PURPOSES = {  # what a bundled recipe is for → the command that trains it
     "own images": "indm train folder --data.path FOLDER",
     "own numbers": "indm train array --data.path FILE",
@@ -76,7 +73,7 @@ def of_table(table: str) -> str:
     for option in fields(options):
         value = "none" if option.default is None else recipes.literal(option.default)
         words = wrapped(f"{sentences[option.name]} (default: {value})", 4, first=4)
-        lines += [f"--{table}.{option.name} {metavar(option.type)}", words]
+        lines += [f"--{table}.{option.name} <{type_words(option.type)}>", words]
     return "\n".join(lines)
 
 
@@ -98,23 +95,9 @@ def flags_of(options: type, default_of_all: str) -> type:
     """
     sentences, made = sentences_of(options), []
     for option in fields(options):
-        flag = arg(metavar=metavar(option.type), help=" ".join(sentences[option.name].split()))
+        flag = arg(metavar=f"<{type_words(option.type)}>", help=" ".join(sentences[option.name].split()))
         made.append((option.name, Annotated[str | None, flag, default(default_of_all)], field(default=None)))
     return make_dataclass(f"{options.__name__}Flags", made, namespace={"__doc__": options.__doc__}, kw_only=True)
-
-
-def metavar(hint: Any) -> str:
-    """Placeholder for a value of this type in the help."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return metavar(inner[0])
-    if origin in (Union, UnionType):
-        return "|".join(metavar(part) for part in inner if part is not NoneType)
-    if origin is Literal:
-        return "|".join(filter(None, inner))
-    if origin in SEQUENCES and inner:
-        return f"[{metavar(inner[0])}, …]"
-    return METAVARS.get(origin or hint, "VALUE")
 
 
 def wrapped(text: str, indent: int = 0, first: int = 0) -> str:

@@ -49,7 +49,7 @@ class Evaluate(ShowsProgress):
         from indm.workbench.runs.folder import check_absent, recipe_of, run_folder
 
         texts = {key: text for key, text in vars(self.options).items() if text is not None}
-        options = recipes.checked_options("evaluate", {key: recipes.value_of(text) for key, text in texts.items()})
+        options = recipes.options_of("evaluate", {key: recipes.value_of(text) for key, text in texts.items()})
         run = run_folder(self.run_folder)
         data = recipes.override(recipe_of(run), self.table_values)["data"]
         if data["name"] == GIVEN and "path" in data:

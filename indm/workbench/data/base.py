@@ -440,7 +440,7 @@ def load_data(name: str, **options: object) -> Data:
     source = loader(**{option: value for option, value in options.items() if option in taken})
     source = source.data() if isinstance(source, Loader) else source
     if isinstance(source, Data) and rest:
-        raise ValueError(f"data {name!r} has no option {min(rest)!r}: it returns a Data, which is divided and scaled")
+        raise ValueError(f"data.{min(rest)} is no option of data {name!r}, which returns a Data, divided and scaled")
     return as_data(source, name=name, where=f"data {name!r}", **rest)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Suppress, arg
 
 from indm import checks
-from indm.checks import Must, check_options, require
+from indm.checks import Must, check_arguments, require
 from indm.names import BUILT_IN, GIVEN, is_outside, place_of
 
 FEW_STEPS = 200  # a training of fewer steps has hardly learned anything
@@ -53,12 +53,12 @@ Decays = Must("two numbers in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
 
 
 class Checked:
-    """Options that are checked when they are made, by the notes in the annotations of their fields."""
+    """Options that are checked when they are made, by the annotations of their fields and the notes in them."""
 
-    table = ""  # before their names in messages
+    table = ""  # of their names in messages
 
     def __post_init__(self) -> None:
-        check_options(self, self.table)
+        check_arguments(type(self), vars(self), table=self.table, what=type(self).__name__)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class TrainOptions(Checked):
     fractions of the run.
     """
 
-    table = "train."
+    table = "train"
 
     objective: str = "mle"
     """Loss to minimise: "mle" is the NELBO; "fid" is for samples, the score minimises the variance-weighted loss;
@@ -177,7 +177,7 @@ class TrainOptions(Checked):
 class Evaluation(Checked):
     """Keys of the recipe's [evaluate] table: how "indm evaluate" estimates likelihoods."""
 
-    table = "evaluate."
+    table = "evaluate"
 
     split: Literal["test", "valid", "train"] = "test"
     """Split to evaluate: test, valid or train."""
@@ -219,7 +219,7 @@ class Evaluation(Checked):
 class SampleOptions(Checked):
     """Keys of the recipe's [sample] table: how "indm sample" draws by default. In Python, indm.sample has its own."""
 
-    table = "sample."
+    table = "sample"
 
     guidance: float = 1.0
     """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop

@@ -17,10 +17,10 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from indm import files
-from indm.checks import check_name, check_types, nearest, require
+from indm.checks import arguments_of, as_tuples, check_name, nearest, require
 from indm.names import BUILT_IN, GIVEN, OPTIONAL_KINDS, PART_KINDS
 from indm.workbench.recipes.options import Evaluation, SampleOptions, TrainOptions
 
@@ -221,7 +221,7 @@ def resolve(tables: AnyTables) -> Recipe:
     for table in tables:
         check_name(table, (*TABLES, BRIDGE), "table", f"[{table}]")
     parts: Any = {t: _part(t, tables.get(t, {})) for t in PART_TABLES if t in {*NAMED_TABLES, *tables}}
-    options: Any = {name: kind(**checked_options(name, tables.get(name, {}))) for name, kind in OPTION_TABLES.items()}
+    options: Any = {name: kind(**options_of(name, tables.get(name, {}))) for name, kind in OPTION_TABLES.items()}
     guidance, condition = options["sample"].guidance, parts.get("condition")
     is_known = condition is not None and condition.options.get("drop", 0) != 0
     require(guidance == 1 or is_known, "sample.guidance", guidance, "1 without condition.drop")
@@ -241,13 +241,11 @@ def model_tables(tables: AnyTables) -> dict[str, Mapping[str, Any]]:
     return {table: tables[table] for table in (*PART_KINDS, *OPTIONAL_KINDS) if table in tables}
 
 
-def checked_options(table: str, content: Mapping[str, object]) -> dict[str, Any]:
-    """The options ``content`` of [train], [evaluate] or [sample], names and types checked, with lists as tuples."""
-    hints = get_type_hints(OPTION_TABLES[table])
+def options_of(table: str, content: Mapping[str, object]) -> dict[str, Any]:
+    """The keys of [train], [evaluate] or [sample] as arguments of its class, which checks their values."""
     for key in content:
-        check_name(key, hints, "key", f"{table}.{key}")
-    check_types(content, hints, f"{table}.")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+        check_name(key, arguments_of(OPTION_TABLES[table]), f"option of [{table}]", f"{table}.{key}")
+    return as_tuples(content)
 
 
 def differing_keys(old: AnyTables, new: AnyTables) -> list[str]:

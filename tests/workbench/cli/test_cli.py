@@ -1,5 +1,6 @@
 """The command line: recipes and their changes, the commands end to end, and one line for whatever is wrong."""
 
+import inspect
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from PIL import Image
 import indm
 import indm_command
 from indm import names
-from indm.checks import arguments_of
+from indm.checks import arguments_of, hints_of
 from indm.sampling import PredictorCorrector, centre_prior
 from indm.workbench.cli import listing
 from indm.workbench.cli.common import run_name
@@ -255,11 +256,14 @@ def test_help_of_every_command_is_there_and_has_no_empty_default(command, capsys
 
 
 @pytest.mark.parametrize("kind", names.BUILT_IN)
-def test_each_argument_of_every_part_has_a_sentence(kind):
+def test_each_argument_of_every_part_has_a_sentence_and_a_type(kind):
     for name in names.BUILT_IN[kind]:
         part = names.find(kind, name)
-        for key in arguments_of(part) if kind != "objective" else ():
+        keys = arguments_of(part) if kind != "objective" else {}
+        for key, hint in hints_of(part, keys).items():
             assert listing.sentences_of(part).get(key), f"{name} says nothing of {key}"
+            is_checked = hint is not inspect.Parameter.empty and not isinstance(hint, str)
+            assert is_checked or key == "shape", f"{name} has no type for {key}"
 
 
 MINE = """
@@ -372,6 +376,8 @@ def workplace(run, tmp_path_factory):
         # parts
         ("train digits --flow coupling --flow.widht 3", "width"), ("train digits --sde pv", "sde.name"),
         ("train digits --flow coupling --flow.width three", "flow.width"), ("train digits --data.limt 9", "limit"),
+        ("train digits --flow coupling --flow.widht 3", "flow.widht"),
+        ("train digits --net.multipliers 3", "net.multipliers"),
         ("train folder", "path"), ("train folder --out new --data.path nowhere", "path"),
         # files
         ("train digitz", "digits"), ("train pictures", "indm train folder"), ("train broken.toml", "broken.toml"),

@@ -11,6 +11,7 @@ from indm.model import build_model
 from indm.scaling import Scaling
 from indm.workbench.cli import listing
 from indm.workbench.recipes import recipe as recipes
+from indm.workbench.recipes.options import Drawing, TrainOptions, TranslationOptions
 
 NATIVE = {"digits": (1, 8, 8), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32), "celeba": (3, 64, 64)}
 REDUCED = {"net.channels": "8", "net.blocks": "1", "flow.width": "4", "flow.blocks": "[1, 1]"}  # of the published ones
@@ -67,6 +68,32 @@ def test_changes_are_toml_or_strings():
     assert changed["flow"] == {"name": "residual", "width": 8, "norm": math.inf, "blocks": [2, 2]}
     assert changed["data"] == {"path": "my imgs", "day": "2024-01-01", "number": "7", "root": "2024"}
     assert changed["data_b"] == {"path": "0x1F", "root": "2024"}  # a folder may be called by a number
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("lr", "a"), ("lr", -1.0), ("batch_size", 1.5), ("batch_size", True), ("betas", (0.9,)), ("betas", (0.9, 2.0)),
+     ("noise_levels", "evne"), ("latent_mean", 1), ("seed", 10**20), ("steps", 1.5)],
+)  # fmt: skip
+def test_options_of_a_file_a_change_and_python_are_checked_alike(key, value):
+    tables = recipes.load("digits")
+    written = tables | {"train": tables["train"] | {key: value}}
+    said = set()
+    for made in (
+        lambda: TrainOptions(**{key: value}),
+        lambda: recipes.resolve(written),
+        lambda: recipes.recipe("digits", {f"train.{key}": value}),
+    ):
+        with pytest.raises(ValueError, match=rf"^train\.{key} ") as error:
+            made()
+        said.add(str(error.value))
+    assert len(said) == 1
+
+
+def test_options_outside_recipes_have_their_types_checked():
+    for made, name in ((lambda: Drawing(n="3"), "n"), (lambda: TranslationOptions(method="flw"), "method")):
+        with pytest.raises(ValueError, match=f"^{name} "):
+            made()
 
 
 VP = {"sde": {"name": "vp", "eps": 1e-3, "beta_max": 9.0}}
