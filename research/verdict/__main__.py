@@ -2,8 +2,9 @@
 
     python -m research.verdict joint    # laws of known density, while nothing else runs; see joint.md
     python -m research.verdict losses ROOT   # estimators of the bound; costs first, while nothing else runs; losses.md
+    python -m research.verdict silenced HOME   # networks behind flows; silenced.md
 
-``ROOT`` is the folder of ``cifar10.npz`` and ``emoji``. Killed and started again, they go on; pays.py and dial.py have
+``ROOT`` is the folder of ``cifar10.npz`` and ``emoji``, ``HOME`` the one of the real tables. Killed and started again, they go on; pays.py and dial.py have
 commands of their own.
 """
 
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 
 from research.records import made_by
-from research.verdict import joint, losses
+from research.verdict import joint, losses, silenced
 
 
 def main() -> None:
@@ -26,6 +27,8 @@ def main() -> None:
         root = Path(sys.argv[2])
         for job in losses.jobs():
             losses.run(job, root)
+    elif sys.argv[1:2] == ["silenced"]:
+        silenced.main(sys.argv[2:])
     else:
         sys.exit(__doc__)
 
