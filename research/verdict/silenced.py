@@ -45,7 +45,7 @@ ROWS, MORE_ROWS = 32, 128  # a step
 WARMUP, FALL, DECAY, BETAS, CLIP = 100, 0.5, 0.999, (0.9, 0.99), 1.0
 CHECKS = 16  # validations of a run
 VALID, TEST = 1_024, 4_096  # pairs of noises of a validation; of the final number
-DEAD = 1e-3  # ‖f‖, root mean square over rows at each of the levels, below which a network is dead
+DEAD = 1e-3  # spread of f below which a network is dead, see Bound
 LEVELS = 8  # equal parts of the clock
 FLOW_ROWS, FLOW_STEPS = 256, 4_000  # rows of a step of a flow; steps of the race's flow, at most
 MIXTURE_SECONDS, EVIDENCE_DRAWS = 40.0, 20_000  # seconds of the mixture; draws of the flow for log Z of a field
@@ -321,8 +321,12 @@ class Bound:
         self.noise = torch.randn(self.z.shape, generator=generator)
 
     @torch.no_grad()
-    def gains(self, score: ScoreModel) -> tuple[Tensor, float]:
-        """−change of the bound of each row, nats, and the largest ‖f‖ of all levels."""
+    def gains(self, score: ScoreModel) -> tuple[Tensor, float, float]:
+        """−change of the bound of each row, nats, the size of f and its spread.
+
+        Of the root mean squares at LEVELS noise levels these are the largest. The size is ‖f‖; the spread is half of
+        ‖f(z + n) − f(z − n)‖, which is 0 where f is a constant.
+        """
         noise, z, t, c = in_pairs(self.noise, self.z, self.t, self.c)
         found = []
         for i in torch.arange(len(z)).split(2_048):
@@ -330,11 +334,13 @@ class Bound:
                 SDE.kernel(t[i]).perturb(z[i], noise[i]), t[i]
             )
             change = event_sum(added * (0.5 * added - (noise[i] - known)), added)
-            found.append(torch.stack([change, event_sum(added.square(), added)]))
-        change, square = torch.cat(found, 1).unflatten(1, (2, -1)).mean(1)
+            found.append((change, added))
+        change, added = (torch.cat(each).unflatten(0, (2, -1)) for each in zip(*found, strict=True))
+        squares = event_sum(added.mean(0).square(), self.z), event_sum(0.25 * (added[0] - added[1]).square(), self.z)
         level = self.cell * LEVELS // CELLS
-        sizes = [square[level == i].mean().sqrt().item() for i in range(LEVELS)]
-        return -(self.weight * change).reshape(self.rows, -1).mean(1), max(sizes)
+        mean, spread = (torch.stack([square[level == i].mean() for i in range(LEVELS)]) for square in squares)
+        gains = -(self.weight * change.mean(0)).reshape(self.rows, -1).mean(1)
+        return gains, (mean + spread).max().sqrt().item(), spread.max().sqrt().item()
 
 
 def mean_and_error(values: Tensor) -> list[float]:
@@ -373,20 +379,21 @@ class Attempt:
         step(self.descent, self.loss, self.latents, self.rows, share)
 
     def checked(self, bound: Bound) -> "Check":
-        averaged, _ = bound.gains(self.descent.ema.model.score)
+        averaged, *_ = bound.gains(self.descent.ema.model.score)
         self.model.eval()
-        raw, size = bound.gains(self.model.score)
+        raw, size, spread = bound.gains(self.model.score)
         self.model.train()
-        return Check(*mean_and_error(averaged), raw.mean().item(), size)
+        return Check(*mean_and_error(averaged), raw.mean().item(), size, spread)
 
 
 class Check(NamedTuple):
-    """A validation: the gain of the average, its error, the gain of the weights themselves, and their largest ‖f‖."""
+    """A validation: the gain of the average, its error, and of the weights themselves the gain, size and spread."""
 
     gain: float
     error: float
     raw: float
     size: float
+    spread: float
 
     @property
     def is_heard(self) -> bool:
@@ -412,7 +419,7 @@ class Method:
 
     def is_over(self, check: Check, steps: int, waited: float) -> bool:
         """Whether a network is left after so many steps and this share of the seconds."""
-        is_dead = check.size < DEAD and steps > WARMUP
+        is_dead = check.spread < DEAD and steps > WARMUP
         if self.leaves == "unheard":
             return is_dead or (waited >= PATIENCE and not check.is_heard)
         return is_dead and self.leaves == "dead"
@@ -456,16 +463,17 @@ def trained(place: Place, method: Method, seed: int, flow: Flow, rows: Rows) -> 
         if left and method.is_over(check, attempt.descent.step, share - began):
             attempt, began = made(), share
     final = Bound(*test, TEST)
-    gain, size = final.gains(attempt.descent.ema.model.score)
+    gain, size, spread = final.gains(attempt.descent.ema.model.score)
     kept = torch.zeros(len(gain)) if best is None else final.gains(best)[0]
-    return row_of(gain, kept, size, checks, attempt.descent.step)
+    return row_of(gain, kept, (size, spread), checks, attempt.descent.step)
 
 
-def row_of(gain: Tensor, kept: Tensor, size: float, checks: list, steps: int) -> Row:
-    """Gains at test rows of the end and of the best validated state, ‖f‖ of the end, and the course: share of the
-    seconds, a :class:`Check` and the rate."""
+def row_of(gain: Tensor, kept: Tensor, sizes: tuple[float, float], checks: list, steps: int) -> Row:
+    """Gains at test rows of the end and of the best validated state, size and spread of the end, and the course: share
+    of the seconds, a :class:`Check` and the rate."""
     shown = [[float(f"{value:.4g}") for value in check] for check in checks]
-    return {"gain": mean_and_error(gain), "kept": mean_and_error(kept), "size": size, "steps": steps, "course": shown}
+    found = {"gain": mean_and_error(gain), "kept": mean_and_error(kept), "steps": steps, "course": shown}
+    return found | dict(zip(("size", "spread"), sizes, strict=True))
 
 
 def diffusion_first(name: str, seed: int, flow: Flow, rows: Rows) -> Row:
@@ -483,20 +491,20 @@ def diffusion_first(name: str, seed: int, flow: Flow, rows: Rows) -> Row:
             if share - last >= 2 / CHECKS:
                 last = share
                 with watch:
-                    gain, size = gain_over(flow, descent.ema.model.eval(), rows.valid, VALID)
-                checks.append([(stage + share) / 2, *mean_and_error(gain), gain.mean().item(), size, rates[0][1]])
+                    gain, *sizes = gain_over(flow, descent.ema.model.eval(), rows.valid, VALID)
+                checks.append([(stage + share) / 2, *mean_and_error(gain), gain.mean().item(), *sizes, rates[0][1]])
         model.load_state_dict(descent.ema.model.state_dict())
         steps += descent.step
-    gain, size = gain_over(flow, model.eval(), rows.test, TEST)
-    return row_of(gain, gain, size, checks, steps)
+    gain, *sizes = gain_over(flow, model.eval(), rows.test, TEST)
+    return row_of(gain, gain, tuple(sizes), checks, steps)
 
 
 @torch.no_grad()
-def gain_over(flow: Flow, model: Joined, part: Part, pairs: int) -> tuple[Tensor, float]:
-    """Nats of each row by the model's bound above the flow's log p, and the largest ‖f‖."""
+def gain_over(flow: Flow, model: Joined, part: Part, pairs: int) -> tuple[Tensor, float, float]:
+    """Nats of each row by the model's bound above the flow's log p, and size and spread of f."""
     z, nats = mapped(model.flow, part)
-    gains, size = Bound(z, part[1], pairs).gains(model.score)
-    return gains + (mapped(flow, part)[1] - nats)[: len(gains)], size
+    gains, size, spread = Bound(z, part[1], pairs).gains(model.score)
+    return gains + (mapped(flow, part)[1] - nats)[: len(gains)], size, spread
 
 
 # ── The study ───────────────────────────────────────────────────────────────────────────────────────────────────────

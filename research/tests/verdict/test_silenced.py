@@ -72,10 +72,20 @@ class Shrunk(torch.nn.Module):
 def test_a_gain_is_the_divergence_between_the_laws():
     """From N(0, I) to N(0, 0.25 I), the truth, in two columns: KL = log(1/0.25) − 1 + 0.25 nats."""
     z = 0.5 * torch.randn(4_000, 2, generator=torch.Generator().manual_seed(0))
-    gains, size = Bound(z, torch.zeros(len(z), 0), 8_000).gains(ScoreModel(Shrunk(0.25), SDE))
+    gains, size, spread = Bound(z, torch.zeros(len(z), 0), 8_000).gains(ScoreModel(Shrunk(0.25), SDE))
     error = gains.std().item() / math.sqrt(len(gains))
     assert gains.mean().item() == pytest.approx(math.log(4) - 0.75, abs=4 * error) and error < 0.05
-    assert size > 0.1
+    assert 0.2 < spread < size
+
+
+def test_a_constant_has_a_size_and_no_spread():
+    class Constant(torch.nn.Module):
+        def forward(self, y, level):
+            return torch.full_like(y, 0.1)
+
+    z = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    _, size, spread = Bound(z, torch.zeros(len(z), 0), 200).gains(ScoreModel(Constant(), SDE))
+    assert size == pytest.approx(0.1 * math.sqrt(2), rel=1e-4) and spread < 1e-6
 
 
 def test_a_scale_multiplies_the_network_at_each_level():
@@ -90,7 +100,11 @@ def test_a_scale_multiplies_the_network_at_each_level():
 
 
 def test_a_network_is_left_when_it_is_dead_or_not_heard_in_time():
-    heard, silent, dead = Check(0.1, 0.01, 0.1, 0.3), Check(0.01, 0.01, 0.0, 0.3), Check(0.0, 0.0, 0.0, 1e-5)
+    heard, silent, dead = (
+        Check(0.1, 0.01, 0.1, 0.3, 0.3),
+        Check(0.01, 0.01, 0.0, 0.3, 0.3),
+        Check(0.0, 0.0, 0.0, 0.03, 1e-5),
+    )
     window, restart, plain = METHODS["window"], METHODS["restart"], METHODS["rate 0.004"]
     assert window.is_over(dead, 101, 0.1) and restart.is_over(dead, 101, 0.1) and not plain.is_over(dead, 101, 0.9)
     assert not restart.is_over(dead, 99, 0.1), "within the warm-up nothing is dead"
