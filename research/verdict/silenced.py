@@ -48,7 +48,8 @@ VALID, TEST = 1_024, 4_096  # pairs of noises of a validation; of the final numb
 DEAD = 1e-3  # spread of f below which a network is dead, see Bound
 LEVELS = 8  # equal parts of the clock
 FLOW_ROWS, FLOW_STEPS = 256, 2_500  # rows of a step of a flow; steps of the race's flow, at most
-MIXTURE_SECONDS, EVIDENCE_DRAWS = 30.0, 20_000  # seconds of the mixture; draws of the flow for log Z of a field
+MIXTURE_SECONDS, COMPONENTS = 240.0, 12  # wall seconds of the mixture, and its Gaussians, at most
+EVIDENCE_DRAWS = 20_000  # draws of the flow for log Z of a field
 PATIENCE = 0.25  # share of the seconds after which a rate that is not heard is left
 SDE = VPSDE()
 
@@ -516,8 +517,8 @@ def described(name: str, home: Path) -> Row:
     flow, rows = kept_flow(name, home)
     parts = [(*mapped(flow, part), part[1]) for part in (rows.train, rows.valid, rows.test)]
     train, valid, test = ((z.flatten(1).double().numpy(), c.double().numpy()) for z, _, c in parts)
-    nats, few = parts[2][1], tuple(part[:10_000] for part in train)
-    mixture = best_mixture(few, valid, 50, 0, time.perf_counter() + MIXTURE_SECONDS)
+    nats, few = parts[2][1], tuple(part[:5_000] for part in train)
+    mixture = best_mixture(few, valid, COMPONENTS, 0, time.perf_counter() + MIXTURE_SECONDS)
     gain = torch.from_numpy(mixture.log_prob(*test)) - SDE.prior_log_prob(parts[2][0]).double()
     found: Row = {"nats": mean_and_error(nats), "mixture": mean_and_error(gain), "components": len(mixture.weight)}
     if name in FIELDS:
