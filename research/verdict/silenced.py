@@ -25,7 +25,7 @@ from indm.files import atomic
 from indm.flows import Compose, CouplingFlow, ExactFlow, Flow, Identity, MaskedFlow
 from indm.nets import MLP
 from indm.objective import in_pairs
-from indm.score import GivenScore, ScoreModel
+from indm.score import GivenScore, ScoreModel, noise_parts
 from indm.sde import VPSDE
 from indm.tables import fit
 from indm.tables.columns import to_line
@@ -331,9 +331,8 @@ class Bound:
         noise, z, t, c = in_pairs(self.noise, self.z, self.t, self.c)
         found = []
         for i in torch.arange(len(z)).split(2_048):
-            known, added = (GivenScore(score, c[i]) if c.shape[1] else score).noise_parts(
-                SDE.kernel(t[i]).perturb(z[i], noise[i]), t[i]
-            )
+            model = GivenScore(score, c[i]) if c.shape[1] else score
+            known, added = noise_parts(model, SDE.kernel(t[i]).perturb(z[i], noise[i]), t[i])
             change = event_sum(added * (0.5 * added - (noise[i] - known)), added)
             found.append((change, added))
         change, added = (torch.cat(each).unflatten(0, (2, -1)) for each in zip(*found, strict=True))
