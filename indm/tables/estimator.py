@@ -45,6 +45,7 @@ MIXTURE_ROWS = 5_000  # to fit a mixture on
 DRAWS_OF_MIXTURE = 8  # draws of the noise of discrete columns that validate a mixture
 FLOW_ROWS, MANY_ROWS = 2_000, 5_000  # rows from which on a flow may be the start; from which on batches are large
 BATCH_SIZES, LEARNING_RATES = (128, 512), (4e-3, 6e-3)  # for few rows, and for many
+FEWEST_TO_REVIVE, LEAST_SECONDS = 50, 10.0  # rows and seconds of a fit from which on a dead network begins anew
 BEHIND_A_FLOW = 0.2  # factor of the learning rate behind a flow, where little but noise is left to fit
 
 
@@ -86,6 +87,7 @@ class Fitted(NamedTuple):
     mixture: Tensor  # −log p of the validation rows by the best mixture, nats
     training: fitting.Validated
     late: fitting.Gain  # in the last part of its seconds
+    control: fitting.Gain = (0.0, 0.0)  # of the mixture behind a flow over the flow alone
 
     @property
     def flow(self) -> Flow:
@@ -101,6 +103,18 @@ class Fitted(NamedTuple):
     def base(self) -> Tensor:
         """−log p of the validation rows by the best mixture, or by the flow with a mixture behind it, nats."""
         return self.mixture if self.flow.is_identity else self.training.start
+
+    @property
+    def gain(self) -> fitting.Gain | None:
+        """What the network gained over its start, nats of a row.
+
+        Without a gain it is 0 with the error of the last validation. It is None where that says nothing: where the
+        network died, or where the mixture behind the flow found something and the network nothing more.
+        """
+        one = self.training
+        if not one.step or one.best_step:
+            return None if fitting.is_unknown(one) else one.gain(self.base)
+        return None if one.is_silenced or fitting.is_gain(*self.control) else (0.0, one.error_of_nothing())
 
     def __str__(self) -> str:
         gain, error = self.training.gain(self.base)
@@ -165,7 +179,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         discrete_: indices of the discrete columns.
         constant_: values of the columns that were the same in all rows, which are left out of the fit; else NaN.
         starts_: the start of each model that won the race: "flow", or how many Gaussians.
-        gains_: what the network of each model gained over its start, nats a row, and the standard error of that.
+        gains_: what the network of each model gained over its start, nats a row, and the standard error of that. None
+            where it is not known whether there is anything to gain: the network died at every rate that was tried
+            (see ``learning_rate``), or behind a flow a mixture found something and the network nothing more.
         n_steps_: optimizer steps of each model until it was best.
         ended_: optimizer steps that were made of each model, and what ended them: "plateau", "max_steps" or
             "max_seconds".
@@ -265,9 +281,10 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         (self.columns_,), trainings = maps, [found.training for found in fits]
         self.models_, self.n_steps_ = [one.best.double() for one in trainings], [one.best_step for one in trainings]
         self.ended_, self.starts_ = [(one.step, one.ended) for one in trainings], [found.name for found in fits]
-        self.gains_ = [found.training.gain(found.base) for found in fits]
+        self.gains_ = [found.gain for found in fits]
         beyond, late = [found.training.gain(found.mixture) for found in fits], [found.late for found in fits]
         fitting.warn_of_fit(self, beyond, self.ended_, late, began)
+        fitting.warn_of_silence(trainings)
         c, seed = c[np.linspace(0, len(c) - 1, solve.DRAWN).astype(int)], rng.randint(2**31 - 1)
         self.sampling_steps_, self.sampling_error_ = solve.steps_for_draws(
             lambda steps: self._latents(c, steps, np.random.RandomState(seed))
@@ -553,10 +570,10 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         may_flow = is_wanted and self.max_steps and not self.n_conditions_
         flowing = [fitting.FlowTraining(MaskedFlow(data.held.shape[1:]), data.held, repeats)] if may_flow else []
         best = self._race([*trainings, *flowing], data, self.max_steps)
-        late, mixture = best.late_gain(), trainings[0].start
+        late, mixture, control = best.late_gain(), trainings[0].start, (0.0, 0.0)
         if best in flowing:
-            best = self._corrected(flowing[0], data, rng.randint(2**31 - 1))
-        return Fitted(start, mixture, best, max(late, best.late_gain()))
+            best, control = self._corrected(flowing[0], data, rng.randint(2**31 - 1))
+        return Fitted(start, mixture, best, max(late, best.late_gain()), control)
 
     def _latents_of(self, columns: Columns, train: Table, held: Table, draws: int, deadline: float) -> Latents:
         """The latents of rows that train, and of rows that validate, which have their noise already."""
@@ -582,8 +599,9 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             h, _ = flow(data.held)
         is_large = self._is_large(data.n)
         rate, alone = self.pace(is_large)[1] * (1 if flow.is_identity else BEHIND_A_FLOW), fitting.ALONE[is_large]
+        revives = data.n >= FEWEST_TO_REVIVE and self.max_seconds >= LEAST_SECONDS
         return [
-            fitting.Training(model, h, data.c_held, rate, self.weight_decay, data.draws, -start, alone)
+            fitting.Training(model, h, data.c_held, rate, self.weight_decay, data.draws, -start, alone, revives)
             for model, start in zip(models, starts, strict=True)
         ]
 
@@ -600,8 +618,13 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """The batch size and the learning rate of a fit to many rows, or to few."""
         return self.batch_size or BATCH_SIZES[is_large], self.learning_rate or LEARNING_RATES[is_large]
 
-    def _corrected(self, flowing: fitting.FlowTraining, data: Latents, seed: int) -> fitting.Training:
-        """A model behind the trained flow, which stays as it is; it starts from a mixture of the flow's latents."""
+    def _corrected(
+        self, flowing: fitting.FlowTraining, data: Latents, seed: int
+    ) -> tuple[fitting.Training, fitting.Gain]:
+        """A model behind the trained flow, which stays as it is; it starts from a mixture of the flow's latents.
+
+        Also the gain of that mixture over the flow alone.
+        """
         flow, is_over = flowing.best, flowing.ended == fitting.INTERRUPT
 
         @torch.no_grad()
@@ -619,7 +642,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         trainings = self._trainings(flow, with_one_gaussian(mixture, train, held, seed, data.draws), data)
         best = self._race(trainings, data._replace(batch=behind), 0 if is_over else self.max_steps)
         best.ended = fitting.INTERRUPT if is_over else best.ended
-        return best
+        return best, flowing.gain(flowing.lowest, trainings[0].start)
 
     def _most_components(self) -> int:
         """The largest number of components of a mixture."""

@@ -47,6 +47,8 @@ EMA_DECAY, BETAS, CLIP = 0.9995, (0.9, 0.99), 1.0
 EPS = 1e-4  # truncation of the diffusion
 MIXTURE_SHARE = 0.2  # share of the seconds that mixtures may take
 LATE_GAIN = 0.05  # nats a row, above which a fit that time ended has stopped too early
+LEVELS, DEAD = 8, 1e-3  # parts of the clock; spread of a network's output in all of them, below which it is dead
+REVIVALS, SLOWER = 4, 1 / 3  # new beginnings of a dead network, at most; factor of the rate in each
 STANDARD_SDE = VPSDE()  # whose prior is N(0, I)
 
 INTERRUPT = "interrupt"
@@ -79,12 +81,13 @@ class Validated(Descent, ABC):
     kind = "diffusion"
     own_batch: int | None = None  # rows of its first batches, in place of those that the fit has
     share = 1.0  # share of the seconds that it may have, if it is the best of a race
+    is_silenced = False  # whether a network is dead at the lowest rate, too, so that nothing is known of what is left
 
     def begin(self) -> None:
         """Take the start as the best state so far."""
         self.best_step, self.ended = 0, ""  # "plateau", "max_steps", "max_seconds" or "interrupt"
         self.marks: list[Tensor] = []  # the lowest errors at the shares MARKS of the seconds
-        self.start = self.lowest = self._errors()
+        self.start = self.lowest = self.last = self._errors()
         self.best: Any = copy.deepcopy(self.ema.model)
 
     @abstractmethod
@@ -99,10 +102,10 @@ class Validated(Descent, ABC):
 
     def validate(self) -> bool:
         """Compare the average with the best so far at the validation rows; whether it is better."""
-        errors = self._errors()
-        if not self.is_lower(errors, self.lowest):
+        self.last = self._errors()
+        if not self.is_lower(self.last, self.lowest):
             return False
-        self.lowest, self.best_step, self.best = errors, self.step, copy.deepcopy(self.ema.model)
+        self.lowest, self.best_step, self.best = self.last, self.step, copy.deepcopy(self.ema.model)
         return True
 
     def is_lower(self, errors: Tensor, others: Tensor) -> bool:
@@ -115,6 +118,10 @@ class Validated(Descent, ABC):
         gains = gains.unflatten(0, (-1, self.groups)).mean(1)
         return gains.mean().item(), (gains.std() / math.sqrt(len(gains))).item() if len(gains) > 1 else math.inf
 
+    def error_of_nothing(self) -> float:
+        """The standard error of the gain of the last validated state, where none was better than the start."""
+        return self.gain(end=self.last)[1]
+
     def exact(self) -> Tensor:
         """−log p of the best state at the first :data:`EXACT_ROWS` validation rows, nats, up to its solver's error."""
         return self.lowest[:: self.groups][:EXACT_ROWS]
@@ -126,6 +133,9 @@ class Validated(Descent, ABC):
     def late_gain(self) -> tuple[float, float]:
         """The :meth:`gain` between the two :data:`MARKS`; 0 where time did not end the training."""
         return self.gain(*self.marks) if self.ended == "max_seconds" and len(self.marks) == 2 else (0.0, 0.0)
+
+    def revive(self) -> None:
+        """Begin anew where what is trained has died."""
 
     def back(self) -> None:
         """Go on from the best state."""
@@ -200,6 +210,12 @@ class Training(Validated):
         groups: as in :class:`Validated`.
         base: −log p of the start at ``held``, so that errors are the bound of −log p; without it, up to a constant.
         alone: share of the seconds, at most, in which the MLP of all columns trains alone.
+        revives: whether a network that is dead begins anew at a lower rate.
+
+    Where the target is nearly all noise, as behind a good flow, and the rate is too high, a network dies: its output
+    becomes a constant, its hidden layers have no gradients any more, and it stays so at every rate. ``spread`` is half
+    of the change of the output when the noise changes its sign, the root mean square at the noise level where it is
+    largest. Of a dead network it is 0.
     """
 
     model: INDM
@@ -210,6 +226,7 @@ class Training(Validated):
     groups: int = 1
     base: Tensor | None = None
     alone: float = ALONE[0]
+    revives: bool = True
 
     def __post_init__(self):
         group = {"name": "model", "params": list(self.model.parameters()), "weight_decay": self.weight_decay}
@@ -217,9 +234,27 @@ class Training(Validated):
         self.clock = NoiseLevels(self.model.sde)
         self._switch_columns(is_off=True)
         self.model.score.backbone.mlp.output.register_forward_pre_hook(self._keep)
-        self.draws = self._held_draws()
+        self.draws, self.unlearned = self._held_draws(), None
+        self.loudest, self.revivals, self.first = 0.0, 0, copy.deepcopy(self.model.state_dict())
         self.offset = torch.zeros(()) if self.base is None else self.base - self._bounds()
         self.begin()
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the network has added something, and now adds a constant."""
+        return self.loudest >= DEAD > self.spread
+
+    def revive(self) -> None:
+        """Begin anew at a third of the rate where the network is dead; the best state is kept.
+
+        It takes no time of its own: patience goes on as if the network lived.
+        """
+        self.is_silenced = self.revives and self.is_dead
+        if self.is_silenced and self.revivals < REVIVALS:
+            self.model.load_state_dict(self.first)
+            self.restart()
+            self.rates = [SLOWER * rate for rate in self.rates]
+            self.loudest, self.revivals, self.is_silenced = 0.0, self.revivals + 1, False
 
     def _held_draws(self) -> HeldDraws:
         generator, m = torch.Generator().manual_seed(0), len(self.held)
@@ -235,7 +270,17 @@ class Training(Validated):
     def _bounds(self) -> Tensor:
         """The bound of −log p of the average at the validation rows, up to a constant, by the same draws each time."""
         at_rows = self.draws
-        return at_rows.weight * paired_error(self.ema.model, at_rows.c, self.held, at_rows.t, at_rows.noise)[0]
+        error, difference = paired_error(self.ema.model, at_rows.c, self.held, at_rows.t, at_rows.noise)
+        self.unlearned = difference if self.unlearned is None else self.unlearned
+        added = self.unlearned - difference  # by the network to its start
+        self.loudest = max(self.loudest, self._largest(added.square().mean(0)))
+        self.spread = self._largest(0.25 * (added[0] - added[1]).square())
+        return at_rows.weight * error
+
+    def _largest(self, square: Tensor) -> float:
+        """The root mean square of rows (m, d) at the noise level where it is largest."""
+        levels = square.sum(1)[self.draws.t.argsort()].tensor_split(LEVELS)
+        return max(level.mean().sqrt().item() for level in levels if len(level))
 
     def exact(self) -> Tensor:
         """By the ODE, of which the bound falls short the more the network has learned; for a model without a flow."""
@@ -393,7 +438,7 @@ def train(training: Validated, rows: Rows, n: int, batch_size: int, max_steps: i
             training.start_columns()
         if spent >= (*MARKS, math.inf)[len(training.marks)]:
             training.marks.append(training.lowest)
-        factor = learning_rate_factor(training.step, 0.0, WARMUP, 0.0) * plateau.rate(training.step)
+        factor = learning_rate_factor(training.step - training.began, 0.0, WARMUP, 0.0) * plateau.rate(training.step)
         factor *= min(1.0, (1 - spent) / ANNEAL, (max_steps - training.step) / (ANNEAL * max_steps))
         if factor <= 0:
             training.ended = "plateau"
@@ -403,6 +448,8 @@ def train(training: Validated, rows: Rows, n: int, batch_size: int, max_steps: i
         if training.step % max(CHECK_EVERY, min(plateau.epoch, 10 * CHECK_EVERY)) == 0:
             if training.validate():
                 plateau.since = training.step
+            if factor == 1:
+                training.revive()
             if plateau.is_reached(training.step, is_gain(*training.gain())):
                 training.back()
                 plateau.leave(training.step, has_new_parts=training.start_columns())
@@ -463,6 +510,24 @@ def warn_of_fit(
     elif estimator.max_steps and not any(is_gain(*gain) for gain in gains):
         warnings.warn(no_gain(*gains[0], *ended[0]), stacklevel=3)
     warn_of_time(max(late), began, stacklevel=4)
+
+
+def warn_of_silence(trainings: Sequence[Validated], stacklevel: int = 3) -> None:
+    """UserWarning where a network died at every rate that was tried, so that its gain is not known."""
+    silenced = [one for one in trainings if is_unknown(one)]
+    if silenced:
+        rate = silenced[0].rates[0]
+        tried = " and ".join(f"{value:.2g}" for value in (rate * SLOWER**-REVIVALS, rate))
+        warnings.warn(
+            f"the network died at each of {REVIVALS + 1} learning rates between {tried}, so its gain is not known and "
+            "what is left in the data neither: give a lower learning_rate or a larger batch_size",
+            stacklevel=stacklevel,
+        )
+
+
+def is_unknown(training: Validated) -> bool:
+    """Whether a network that died has left open what it could have gained."""
+    return training.is_silenced and not is_gain(*training.gain())
 
 
 def warn_of_time(late_gain: tuple[float, float], began: tuple[float, float], stacklevel: int) -> None:

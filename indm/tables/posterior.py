@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -365,7 +365,7 @@ class PosteriorEstimator(BaseEstimator):
     # ── Shapes ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
-    def gains_(self) -> list[tuple[float, float]]:
+    def gains_(self) -> Sequence[tuple[float, float] | None]:
         """The estimator's gains, see :class:`indm.DensityEstimator`."""
         check_is_fitted(self, "estimator_")
         return self.estimator_.gains_

@@ -210,3 +210,57 @@ def test_the_columns_start_at_half_of_the_seconds(monkeypatch):
     steps = train(training, lambda i: (torch.randn(len(i), 2), torch.zeros(len(i), 0)), 400, 40, 10_000, 400.0)
     off_at = [training.step for _ in steps if training.model.score.backbone.columns.is_off]
     assert 0.3 < off_at[-1] / training.step < 0.6
+
+
+def ring(n: int, seed: int) -> torch.Tensor:
+    """Points around a circle, of which the mixture N(0, I) knows nothing but the size."""
+    numbers = torch.Generator().manual_seed(seed)
+    radius = 1.4 * (1 + 0.1 * torch.randn(n, generator=numbers))
+    angle = 2 * math.pi * torch.rand(n, generator=numbers)
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
+
+
+def trained_on_a_ring(rate: float, **options) -> Training:
+    torch.manual_seed(0)
+    held, x = ring(300, 1), ring(2_000, 2)
+    model = INDM(Identity(), ScoreModel(MixtureMLP((2,), 1, 16, 1), VPSDE(eps=1e-4)), shape=(2,))
+    training = Training(model, held, torch.zeros(300, 0), rate, 0.01, **options)
+    list(train(training, lambda i: (x[i], x[i, :0]), len(x), 32, 400, float("inf")))
+    return training
+
+
+@pytest.fixture(scope="module")
+def dead() -> Training:
+    """At a rate that is far too high, without a new beginning."""
+    return trained_on_a_ring(0.3, revives=False)
+
+
+def test_a_network_dies_at_a_rate_that_is_far_too_high(dead):
+    """Its output is a constant: the same at the noise n and −n, and at all rows."""
+    z, level = torch.randn(20, 2), torch.zeros(20)
+    with torch.no_grad():
+        output = dead.model.eval().score.backbone.mlp(z, level, torch.zeros(20, 2))
+    assert dead.is_dead and (output - output[0]).abs().max() < 1e-5 < output.abs().max()
+    assert dead.gain()[0] < 0.02 and dead.rates == [0.3]
+
+
+def test_a_dead_network_begins_anew_and_finds_most_of_what_the_best_rate_finds(dead):
+    best = max(trained_on_a_ring(rate).gain()[0] for rate in (4e-3, 2e-2))
+    recovered = trained_on_a_ring(0.3)
+    assert recovered.revivals > 0 and recovered.rates[0] < 0.1 and not recovered.is_silenced
+    assert recovered.gain()[0] > 0.6 > 20 * dead.gain()[0]
+    assert recovered.gain()[0] > 0.8 * best
+
+
+def test_a_network_that_has_not_moved_is_not_dead():
+    training = trained_on_a_ring(1e-9)
+    assert training.spread < fit.DEAD and not training.is_dead and training.revivals == 0
+
+
+def test_a_network_that_dies_at_every_rate_is_silenced_and_the_warning_names_the_rates(monkeypatch):
+    monkeypatch.setattr(fit, "REVIVALS", 1)
+    monkeypatch.setattr(fit, "SLOWER", 0.9)
+    training = trained_on_a_ring(0.5)
+    assert training.is_silenced and training.revivals == 1
+    with pytest.warns(UserWarning, match=r"between 0\.5 and 0\.45"):
+        fit.warn_of_silence([training])

@@ -10,7 +10,7 @@ import torch
 import indm
 from indm import DensityEstimator
 from indm.flows import MaskedFlow
-from indm.tables.estimator import Latents
+from indm.tables.estimator import Fitted, Latents
 from indm.tables.fit import FlowTraining, bounds_of, race
 from indm.tables.mixture import Mixture
 from indm.tables.solve import at, latent_log_prob, start_log_prob
@@ -174,3 +174,25 @@ def test_the_bound_of_rows_is_near_their_mean_log_prob(fitted):
     assert fitted.score_bound(rows[:50], random_state=1)[1] >= error
     with pytest.raises(ValueError, match="pairs"):
         fitted.score_bound(rows, pairs=1)
+
+
+class Behind:
+    """A training behind a flow that kept no step of its network."""
+
+    step, best_step, is_silenced, best = 100, 0, False, None
+
+    def gain(self, *_, **__):
+        return 0.0, 0.0
+
+    def error_of_nothing(self):
+        return 0.01
+
+
+@pytest.mark.parametrize(
+    "silenced, control, gain",
+    [(False, (0.0, 0.01), (0.0, 0.01)), (True, (0.0, 0.01), None), (False, (0.1, 0.01), None)],
+)
+def test_there_is_nothing_to_find_only_where_a_living_network_and_the_mixture_find_nothing(silenced, control, gain):
+    training = Behind()
+    training.is_silenced = silenced
+    assert Fitted(None, torch.zeros(2), training, (0.0, 0.0), control).gain == gain
