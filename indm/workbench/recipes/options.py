@@ -105,15 +105,16 @@ class TrainOptions(Checked):
     ema: Share = 0.999
     """Decay of the averaged weights, which are those that are validated and saved. After n steps it is at most
     (1 + n)/(10 + n), so that the average is over the last tenth of a short run."""
-    pretrain: Share = 0.0
-    """First fraction of the run, in which the score is trained without the flow."""
-    flow_first: Share = 0.0
-    """First fraction of the run, in which the flow is trained without the score, by its own likelihood, until three
-    validations in a row are no better; try 0.5. Then both are trained together, from the best validated flow, with a
-    warm-up and a fall of the rates (train.decay) of their own. The run ends with the best validated model, which may
-    be the flow alone (train.final). A flow alone needs a high train.flow_lr: 2e-2 for a coupling of columns."""
+    first: Literal["both", "score", "flow"] = "both"
+    """What is trained in the first fraction train.alone of the run; then flow and score are trained together. "score"
+    is the score without the flow, which starts at the identity. "flow" is the flow by its own likelihood, until three
+    validations in a row are no better. Then both go on from the best validated flow, with a warm-up and a fall of the
+    rates (train.decay) of their own, and the run ends with the best validated model, which may be the flow alone
+    (train.final). A flow alone needs a high train.flow_lr: 2e-2 for a coupling of columns."""
+    alone: Annotated[float, Must("above 0 and below 1", lambda v: 0 < v < 1)] = 0.5
+    """First fraction of the run, in which only the part is trained that train.first names."""
     joint_factor: Positive = 0.1
-    """Factor on train.flow_lr when flow and score are trained together after train.flow_first."""
+    """Factor on train.flow_lr when flow and score are trained together after the flow alone (train.first)."""
     noise_levels: Literal["gradients", "even"] = "gradients"
     """Noise levels of the "mle" objective: more where "gradients" are large, which needs fewer steps, or "even" on the
     log-SNR clock, as for soft truncation and published networks."""
@@ -152,7 +153,7 @@ class TrainOptions(Checked):
     """Steps in a row that may be skipped because a loss or gradient is not finite; then the run stops with an error."""
     final: Literal["auto", "last", "best"] = "auto"
     """Averaged model that the run ends with: the last one, or the one with the best validation. "auto" is "best" with
-    train.flow_first, so that no step can lose what the flow has learned, and else "last"."""
+    train.first "flow", so that no step can lose what the flow has learned, and else "last"."""
     seed: Number = 0
     """Seed of the weights, the batches and the noise."""
 
@@ -160,8 +161,6 @@ class TrainOptions(Checked):
         super().__post_init__()
         divides = self.batch_size % self.accumulate == 0
         require(divides, "train.batch_size", self.batch_size, "a multiple of train.accumulate")
-        wanted = f"0 with train.pretrain {self.pretrain}, or train.pretrain 0"
-        require(not (self.pretrain and self.flow_first), "train.flow_first", self.flow_first, wanted)
         for name in ("terminal_noise", "initial_noise"):
             noise = getattr(self, name)
             require(not noise or self.terminal > 0, f"train.{name}", noise, "0 where there is no train.terminal")

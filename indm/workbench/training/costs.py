@@ -53,7 +53,7 @@ def interleaved_seconds(
 
     Each round has whole cycles of steps with and without the flow of each trainer: at least ``steps``, by default as
     many as take :data:`TURN`. Before the first round each trainer makes two cycles, to prepare kernels and memory.
-    Where a run begins with one part alone (``train.pretrain``, the whole of ``train.flow_first``), its step is the mean
+    Where a run begins with one part alone (``train.first``; the whole of that fraction), its step is the mean
     over the run. The trainers are trained on.
     """
     batches = {name: trainer.batches() for name, trainer in trainers.items()}

@@ -140,7 +140,7 @@ def run_in(out: Path, trainer: Trainer, resume: bool, callbacks: Sequence[Callba
         state = trainer.load(out)
         if main:
             warn_of_other_splits(out, trainer.data)
-    elif trainer.options.flow_first:
+    elif trainer.options.first == "flow":
         check_start(*trainer.example())
     n_threads = trainer.options.threads or torch.get_num_threads()
     remarks = trainer.data.remarks
@@ -261,7 +261,7 @@ def save_final(trainer: Trainer, best: dict[str, Any], out: Path) -> None:
     examples. The main process does it.
     """
     o = trainer.options
-    keeps_best = o.final == "best" or (o.final == "auto" and o.flow_first > 0)
+    keeps_best = o.final == "best" or (o.final == "auto" and o.first == "flow")
     is_earlier = keeps_best and best.get("step", trainer.step) != trainer.step
     if not (is_earlier or o.latent_mean) or not trainer.accelerator.is_main_process:
         return

@@ -166,9 +166,9 @@ def check_parts(model: nn.Module, options: TrainOptions, objective: Objective) -
     if not sum(sizes.values()):
         raise ValueError("flow.name and net.name must leave something to train, got parts without parameters")
     cures = {"flow": 'take a flow.name such as "coupling"', "score": 'train.objective "flow" trains a flow alone'}
-    for key, part in (("pretrain", "score"), ("flow_first", "flow"), ("flow_first", "score")):
-        share, fits = getattr(options, key), sizes[part] > 0 or not getattr(options, key)
-        require(fits, f"train.{key}", share, f"0 where the {part} has nothing to train", cures[part])
+    for first, part in (("score", "score"), ("flow", "flow"), ("flow", "score")):
+        fits = options.first != first or sizes[part] > 0
+        require(fits, "train.first", options.first, f'"both" where the {part} has nothing to train', cures[part])
     name, cure = f'train.objective "{options.objective}"', '"mle" and "fid" train flow and score'
     for part, is_trained, needed in (
         ("score", objective.trains_score, 'net.name "zero"'),
@@ -194,12 +194,16 @@ def check_start(model: Any, x: Tensor) -> None:
     """ValueError where a model, tried at ``x`` in model units, is more than its flow before its network is trained."""
     name = f"net {type(model.score.backbone).__name__}"
     if base_of(model.score) is None:
-        raise ValueError(f"train.flow_first must be 0 where {name} gives the noise itself: it does not add to N(0, I)")
+        raise ValueError(
+            f'train.first must not be "flow" where {name} gives the noise itself: it does not add to N(0, I)'
+        )
     with evaluation_mode(model):
         z, _ = model.encode(x)
         added = noise_parts(model.score, z, z.new_ones(len(z)))[1].abs().max().item()
     hint = "set the weights and biases of its last layer to 0"
-    require(added < LARGEST_ZERO, f"the output of {name}", added, "0 at the start of a run with train.flow_first", hint)
+    require(
+        added < LARGEST_ZERO, f"the output of {name}", added, '0 at the start of a run with train.first "flow"', hint
+    )
 
 
 def check_shapes(model: nn.Module, x: Tensor) -> None:

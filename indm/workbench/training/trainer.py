@@ -91,7 +91,7 @@ class Trainer(Descent):
         optimizer = self.build_optimizer([group for group in self.parameter_groups() if group["params"]])
         super().__init__(self.model, optimizer, self.options.ema, self.options.clip)
         self.seconds = 0.0
-        self.alone = self.options.pretrain or self.options.flow_first  # share of the run for one of flow and score
+        self.alone = 0.0 if self.options.first == "both" else self.options.alone  # share for one of flow and score
         self.opening = self.alone > 0  # until flow and score are trained together
         self.began_seconds = 0.0  # before the schedule of the rates began
         self.flow_bounds: list[float] = []  # validations of the flow alone
@@ -204,7 +204,7 @@ class Trainer(Descent):
     def flow_use(self) -> FlowUse:
         """The use of the flow in the coming step. Where the score has nothing to train, every step trains the flow."""
         if self.opening and not self.opening_is_over:
-            return FlowUse.ALONE if self.options.flow_first else FlowUse.LEFT_OUT
+            return FlowUse.ALONE if self.options.first == "flow" else FlowUse.LEFT_OUT
         between = self.step % self.options.flow_update_every
         return FlowUse.FROZEN if between and count_parameters(self.model.score) else FlowUse.TRAINED
 
@@ -226,7 +226,7 @@ class Trainer(Descent):
     @property
     def is_flow_alone(self) -> bool:
         """Whether the flow has been trained without the score until now."""
-        return self.opening and self.options.flow_first > 0
+        return self.opening and self.options.first == "flow"
 
     def note(self, bound: float) -> None:
         """Take in the ``bound`` of a validation: while the flow is trained alone, its best state is kept."""
@@ -236,9 +236,9 @@ class Trainer(Descent):
             self.flow_bounds.append(bound)
 
     def _end_opening(self) -> None:
-        """Train flow and score together from here on; after ``flow_first`` anew, from the best state of the flow."""
+        """Train flow and score together from here on; after the flow alone anew, from the best state of the flow."""
         self.opening = False  # also where the run is made longer
-        if self.options.flow_first:
+        if self.options.first == "flow":
             self.model.load_state_dict(self.best_flow or self.ema.model.state_dict())
             self.restart()
             self.began_seconds, self.best_flow = self.seconds, None
@@ -305,9 +305,9 @@ class Trainer(Descent):
     def factor_of(self, part: str) -> float:
         """The share of its learning rate at which the coming step trains a part."""
         o, begun = self.options, self._share(self.began, self.began_seconds)
-        progress = (self.progress - begun) / ((o.flow_first if self.is_flow_alone else 1.0) - begun)
+        progress = (self.progress - begun) / ((self.alone if self.is_flow_alone else 1.0) - begun)
         factor = learning_rate_factor(self.step - self.began, progress, o.warmup, o.decay)
-        is_slow = part == "flow" and o.flow_first > 0 and not self.opening
+        is_slow = part == "flow" and o.first == "flow" and not self.opening
         return factor * (o.joint_factor if is_slow else 1.0)
 
     def forward_backward(self, batches: Iterator[Tensor], step_arguments: dict) -> dict[str, Tensor]:

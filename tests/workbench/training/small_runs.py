@@ -83,7 +83,7 @@ TINY = {
     "net": {"name": "unet", "channels": 4, "multipliers": [1], "blocks": 1, "attention": [], "dropout": 0.2},
     "train": {
         "steps": 12, "batch_size": 32, "accumulate": 2, "flow_update_every": 3, "soft_truncation": 1.2, "warmup": 3,
-        "decay": 0.3, "pretrain": 0.2, "validate_examples": 20, "log_every": 5, "validate_every": 4,
+        "decay": 0.3, "first": "score", "alone": 0.2, "validate_examples": 20, "log_every": 5, "validate_every": 4,
         "checkpoint_every": 3,
     },
 }  # fmt: skip

@@ -49,7 +49,10 @@ def clock(monkeypatch):
     return taken
 
 
-@pytest.mark.parametrize(("opening", "of_indm"), [({}, 5 / 3), ({"pretrain": 0.25}, 1.5), ({"flow_first": 0.25}, 1.75)])
+@pytest.mark.parametrize(
+    ("opening", "of_indm"),
+    [({}, 5 / 3), ({"first": "score", "alone": 0.25}, 1.5), ({"first": "flow", "alone": 0.25}, 1.75)],
+)
 def test_a_neighbour_does_not_change_what_a_step_costs_beside_another(clock, opening, of_indm):
     """A cycle of three steps with one of the flow takes 5 s; before the flow is in, 3 s; with the flow alone, 6 s."""
     trainers = {"linear": costs.trainer_of(recipes.resolve(changed(LINEAR, flow_update_every=1))),

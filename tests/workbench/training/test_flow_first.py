@@ -1,4 +1,4 @@
-"""``train.flow_first``: the flow by its own likelihood, then flow and score together, and what the run ends with."""
+"""``train.first`` "flow": the flow by its own likelihood, then flow and score together, and what the run ends with."""
 
 import math
 
@@ -24,7 +24,7 @@ PLANE = {
     "sde": {"name": "vp"},
     "net": {"name": "mlp", "width": 32},
     "train": {
-        "steps": 300, "flow_first": 0.5, "batch_size": 256, "lr": 2e-3, "flow_lr": 2e-2, "warmup": 50, "decay": 0.5,
+        "steps": 300, "first": "flow", "batch_size": 256, "lr": 2e-3, "flow_lr": 2e-2, "warmup": 50, "decay": 0.5,
         "ema": 0.99, "noise_levels": "even", "threads": 1,
     },
 }  # fmt: skip
@@ -75,12 +75,12 @@ def test_an_indm_keeps_what_its_flow_has_learned_and_gains_where_there_is_someth
         return {name: (d.mean() / d.std() * math.sqrt(len(d))).item() for name, d in differences.items()}
 
     recipe = change(PLANE, lr=5e-4)
-    alone = change(recipe | ALONE, objective="flow", flow_first=0.0)
+    alone = change(recipe | ALONE, objective="flow", first="both")
     found = gains(ridges, recipe, {"alone": change(alone, steps=150)})
     assert found["alone"] > -2, found
 
     spline = {"flow": {"name": "elementwise", "shared": "none", "bins": 16}}
-    found = gains(atoms, PLANE | spline, {"alone": alone | spline, "together": change(PLANE | spline, flow_first=0.0)})
+    found = gains(atoms, PLANE | spline, {"alone": alone | spline, "together": change(PLANE | spline, first="both")})
     assert min(found.values()) > 2, found
 
 
@@ -95,7 +95,7 @@ def points():
 def test_the_flow_learns_alone_by_its_likelihood_and_then_with_the_score_anew():
     """From its best validated average, at a tenth of the rate, with other moments, and each part with a schedule of its
     own."""
-    trainer = trainer_of(TINY, steps=20, flow_first=0.5, warmup=2, decay=0.5)
+    trainer = trainer_of(TINY, steps=20, first="flow", alone=0.5, warmup=2, decay=0.5)
     score = [p.clone() for p in trainer.model.score.parameters()]
     rates = {"flow": [], "score": []}
     for step, (terms, _) in enumerate(trainer.steps()):
@@ -128,7 +128,7 @@ def test_the_flow_learns_alone_by_its_likelihood_and_then_with_the_score_anew():
     [([3.0, 2.0, 1.0], False), ([1.0, 2.0, 2.0], False), ([1.0, 2.0, 2.0, 1.0], True), ([3.0, 2.0, 3.0, 1.0], False)],
 )
 def test_the_flow_is_alone_until_three_validations_are_no_better(found, ends):
-    trainer = trainer_of(TINY, flow_first=0.9)
+    trainer = trainer_of(TINY, first="flow", alone=0.9)
     next(trainer.steps())
     for bound in found:
         trainer.note(bound)
@@ -140,7 +140,7 @@ def test_the_flow_is_alone_until_three_validations_are_no_better(found, ends):
 
 def test_a_run_ends_with_its_flow_where_the_score_does_harm(tmp_path):
     """Unless it shall end with the last model."""
-    harmful = change(TINY, lr=1.0, flow_first=0.3, warmup=0, validate_every=100)
+    harmful = change(TINY, lr=1.0, first="flow", alone=0.3, warmup=0, validate_every=100)
     for final in ("auto", "last"):
         train(change(harmful, final=final), tmp_path / final, data=points(), progress=False)
     lines = [line for line in read_metrics(tmp_path / "auto") if "valid_nelbo" in line]
@@ -163,7 +163,7 @@ def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not_been(tmp_path, monkeypa
         monkeypatch.setattr(
             Trainer, "validate", lambda self: validate(self) | {"valid_nelbo": values.get(self.step, 4.0)}
         )
-    recipe = change(TINY, flow_first=0.45 if ends == "by its share" else 0.9)
+    recipe = change(TINY, first="flow", alone=0.45 if ends == "by its share" else 0.9)
     train(recipe, tmp_path / "whole", data=points(), progress=False)
     whole = checkpoint(tmp_path / "whole")
     assert whole["began"] == {"by its share": 9, "without a gain": 10}[ends] and not whole["opening"]
@@ -182,7 +182,7 @@ def test_all_that_a_step_of_the_flow_has_is_in_a_step_of_the_flow_alone(tmp_path
         "data": {"name": "digits"}, "flow": {"name": "coupling", "width": 4, "depth": 1}, "sde": {"name": "vp"},
         "net": {"name": "unet", "channels": 4, "multipliers": [1], "blocks": 1, "attention": []},
         "dequantization": {"name": "variational", "width": 4}, "condition": {"name": "classes"},
-        "train": {"steps": 4, "batch_size": 32, "flow_first": 0.5, "objective": "fid", "soft_truncation": 1.2,
+        "train": {"steps": 4, "batch_size": 32, "first": "flow", "objective": "fid", "soft_truncation": 1.2,
                   "terminal": 1.0, "log_every": 1, "validate_examples": 20, "flow_update_every": 2},
     }  # fmt: skip
     train(recipe, tmp_path, progress=False)
@@ -195,7 +195,7 @@ def test_all_that_a_step_of_the_flow_has_is_in_a_step_of_the_flow_alone(tmp_path
 
 
 def test_a_plan_and_budgets_by_cost_know_both_parts(tmp_path):
-    recipe = change(TINY | {"data": {"name": "checkerboard", "samples": 500}}, flow_first=0.5)
+    recipe = change(TINY | {"data": {"name": "checkerboard", "samples": 500}}, first="flow", alone=0.5)
     assert plan(recipe)[1]["steps"] == 20
 
 
@@ -210,14 +210,13 @@ class Ready(MLP):
 @pytest.mark.parametrize(
     ("tables", "options", "said"),
     [
-        ({}, {"pretrain": 0.25}, r"train\.flow_first must be 0 with train\.pretrain 0\.25, .*got 0\.5"),
-        ({"flow": {"name": "identity"}}, {}, r"train\.flow_first must be 0 where the flow has nothing.*such as"),
+        ({"flow": {"name": "identity"}}, {}, r"train\.first must be \"both\" where the flow has nothing.*such as"),
         (
             ALONE,
             {},
-            r"train\.flow_first must be 0 where the score has nothing to train, got 0\.5; .*objective \"flow\"",
+            r"train\.first must be \"both\" where the score has nothing to train, got 'flow'; .*objective",
         ),
-        ({}, {"flow_first": 1.0}, r"train\.flow_first must be in \[0, 1\), got 1\.0"),
+        ({}, {"alone": 1.0}, r"train\.alone must be above 0 and below 1, got 1\.0"),
         ({}, {"joint_factor": 0.0}, r"train\.joint_factor must be positive, got 0"),
     ],
 )
@@ -235,5 +234,5 @@ def test_a_network_that_does_not_start_at_0_is_refused(tmp_path):
         train(recipe, tmp_path / "ready", model=Ready((2,)), data=points(), progress=False)
     published = {"name": "ncsnpp", "channels": 8, "multipliers": [1], "blocks": 1, "attention": []}
     pictures = TINY | {"data": {"name": "digits"}, "net": published}
-    with pytest.raises(ValueError, match=r"train\.flow_first must be 0 where net NCSNpp gives the noise itself"):
+    with pytest.raises(ValueError, match=r"train\.first must not be \"flow\" where net NCSNpp gives the noise itself"):
         train(pictures, tmp_path / "published", progress=False)

@@ -24,7 +24,7 @@ LAUNCH = str(Path(__file__).with_name("launch.py"))
 WIDE = change(TINY, steps=50, accumulate=1, validate_examples=50, checkpoint_every=20)
 WIDE |= {"evaluate": {"batch_size": 20}}
 # A batch norm, a code for each sample, and dropout.
-CODES = change(TINY, steps=4, accumulate=1, pretrain=0.0, log_every=2)
+CODES = change(TINY, steps=4, accumulate=1, first="both", log_every=2)
 ENCODER = {"code_dim": 4, "encoder_planes": [4], "prior_width": 8}
 CODES |= {
     "flow": {"name": "conditional-residual", "blocks": [1], "width": 4, **ENCODER},
@@ -75,7 +75,7 @@ def test_processes_make_the_evaluation_of_one(folder, wide):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("opening", [{}, {"pretrain": 0.0, "flow_first": 0.75}])
+@pytest.mark.parametrize("opening", [{}, {"first": "flow", "alone": 0.75}])
 def test_two_processes_that_are_interrupted_go_on_exactly(tmp_path, opening):
     """One of them gets the signal; with accumulation, between two checkpoints. One process goes on, too."""
     recipe = change(WIDE, steps=12, accumulate=2, **opening)

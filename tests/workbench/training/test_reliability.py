@@ -135,7 +135,7 @@ CONDITIONAL = {"name": "conditional-residual", "blocks": [1], "width": 4, "code_
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("flow", [TINY["flow"], CONDITIONAL], ids=["residual", "batch norm"])
 def test_a_step_that_is_not_finite_moves_neither_model_nor_optimizer(monkeypatch, value, flow):
-    trainer = trainer_of(change(TINY, pretrain=0.0, flow_update_every=1) | {"flow": flow})
+    trainer = trainer_of(change(TINY, first="both", flow_update_every=1) | {"flow": flow})
     batches = trainer.batches()
     trainer.train_step(batches)
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
@@ -160,7 +160,7 @@ def test_a_gradient_that_is_not_finite_is_seen_where_the_loss_is_finite():
 def test_what_is_left_out_is_counted_with_its_cause(tmp_path, monkeypatch):
     """Steps 5 and 13; the means and the weights are those of the others."""
     break_steps(monkeypatch, lambda self: self.step in (4, 12))
-    recipe = change(TINY, steps=15, pretrain=0.0, validate_every=100, checkpoint_every=100, accumulate=1)
+    recipe = change(TINY, steps=15, first="both", validate_every=100, checkpoint_every=100, accumulate=1)
     recipe = change(recipe, batch_size=128)
     summary = train(recipe, tmp_path, progress=False)
     lines = [line for line in read_metrics(tmp_path) if "skipped" in line]

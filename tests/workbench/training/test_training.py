@@ -267,7 +267,7 @@ def test_each_part_has_a_weight_decay_of_its_own(decays):
 
 
 def test_pretraining_leaves_the_flow_alone_and_ends_without_a_jump():
-    recipe = recipes.resolve(change(DIGITS, pretrain=0.5, steps=8, terminal=1.0))
+    recipe = recipes.resolve(change(DIGITS, first="score", alone=0.5, steps=8, terminal=1.0))
     trainer = Trainer(recipe, load_data("digits"), Accelerator())
     before = [p.clone() for p in trainer.model.flow.parameters()]
     batches = trainer.batches()
@@ -320,7 +320,7 @@ def test_a_plain_flow_trains_without_a_score(tmp_path, objective):
     "tables, options, said",
     [
         ({}, {"objective": "flow"}, r'train\.objective "flow" needs net\.name "zero", got \d+ parameters'),
-        ({"net": {"name": "zero"}}, {"pretrain": 0.5}, r"train\.pretrain must be 0 .*, got 0\.5"),
+        ({"net": {"name": "zero"}}, {"first": "score"}, r"train\.first must be .*, got 'score'"),
         ({"net": {"name": "zero"}, "flow": {"name": "identity"}}, {}, r"flow\.name and net\.name must leave something"),
         ({"net": {"name": "zero"}}, {"objective": "flow", "soft_truncation": 1.2}, r"train\.soft_truncation must be 0"),
     ],
