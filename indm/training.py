@@ -15,12 +15,15 @@ from indm.dequantization import from_data
 from indm.flows.base import Frozen, Identity
 from indm.model import INDM
 from indm.objective import Objective, flow_loss, time_at
+from indm.score import noise_parts
 from indm.sde.linear import LinearSDE
-from indm.tensors import event_size, noisy, strata
+from indm.tensors import event_size, noisy, randn_like, squared_norm, strata
 
 CELLS = 24  # parts of the clock in which gradients are measured
 UNIFORM_SHARE = 0.3  # share of the draws that are uniform on the clock
 GRADIENT_MEMORY = 0.98  # weight of a cell's earlier measurements in their average
+LEVELS, DEAD = 8, 1e-3  # noise levels of a spread; spread at all of them, below which a network is dead
+REVIVALS, SLOWER = 4, 1 / 3  # new beginnings of a dead network, at most; factor of the rate in each
 
 
 @dataclass(frozen=True)
@@ -228,6 +231,38 @@ class Descent:
         self.optimizer.state.clear()
         self.ema.model.load_state_dict(self.model.state_dict())
         self.began = self.step
+
+
+@torch.no_grad()
+def size_and_spread(score: nn.Module, z: Tensor, generator: torch.Generator | None = None) -> tuple[float, float]:
+    """The size of a network's output, and half of its change when the noise changes its sign, at latents z (B, *event).
+
+    Both are the root mean square over rows, at the one of :data:`LEVELS` noise levels where it is largest. A network
+    whose size was above :data:`DEAD` and whose spread is below it is dead: its output is a constant, and its hidden
+    layers have no gradients. That happens where the target is nearly all noise and the rate is too high.
+
+    Example: a network that adds a constant.
+
+        >>> from indm.nets import MLP
+        >>> from indm.score import ScoreModel
+        >>> from indm.sde import VPSDE
+        >>> score = ScoreModel(MLP((2,), width=8), VPSDE())
+        >>> _ = nn.init.ones_(score.backbone.output.bias)
+        >>> size, spread = size_and_spread(score, torch.randn(10, 2))
+        >>> round(size, 3), spread
+        (1.414, 0.0)
+    """
+    sde = score.sde
+    places = torch.linspace(0, sde.log_snr_range(), LEVELS, dtype=torch.float64)
+    found = []
+    for time_of_level in time_at(sde, places, sde.eps):
+        t, noise = time_of_level.to(z).expand(len(z)), randn_like(z, generator)
+        kernel = sde.kernel(t)
+        both = [noise_parts(score, kernel.perturb(z, sign * noise), t)[1] for sign in (1, -1)]
+        sizes = 0.5 * (squared_norm(both[0]) + squared_norm(both[1])), 0.25 * squared_norm(both[0] - both[1])
+        found.append(torch.stack([square.mean().sqrt() for square in sizes]))
+    size, spread = torch.stack(found).amax(0).tolist()
+    return size, spread
 
 
 def course(

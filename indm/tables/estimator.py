@@ -641,6 +641,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         mixture = best_mixture(train, held, 1 if is_over else self._most_components(), seed, until, data.draws)
         trainings = self._trainings(flow, with_one_gaussian(mixture, train, held, seed, data.draws), data)
         best = self._race(trainings, data._replace(batch=behind), 0 if is_over else self.max_steps)
+        best.leave_out_unheard()
         best.ended = fitting.INTERRUPT if is_over else best.ended
         return best, flowing.gain(flowing.lowest, trainings[0].start)
 

@@ -27,7 +27,7 @@ from indm.objective import drawn_error, half_square, in_pairs, noise_error
 from indm.sde.linear import VPSDE
 from indm.tables.mixture import bounded
 from indm.tables.solve import SOLVER_ERROR, at, latent_log_prob, start_log_prob
-from indm.training import Descent, NoiseLevels, course, learning_rate_factor
+from indm.training import DEAD, LEVELS, REVIVALS, SLOWER, Descent, NoiseLevels, course, learning_rate_factor
 
 VALIDATION_ROWS = 2_048  # noised at every validation, at most
 CHECK_EVERY = 50  # steps, at least
@@ -47,8 +47,6 @@ EMA_DECAY, BETAS, CLIP = 0.9995, (0.9, 0.99), 1.0
 EPS = 1e-4  # truncation of the diffusion
 MIXTURE_SHARE = 0.2  # share of the seconds that mixtures may take
 LATE_GAIN = 0.05  # nats a row, above which a fit that time ended has stopped too early
-LEVELS, DEAD = 8, 1e-3  # parts of the clock; spread of a network's output in all of them, below which it is dead
-REVIVALS, SLOWER = 4, 1 / 3  # new beginnings of a dead network, at most; factor of the rate in each
 STANDARD_SDE = VPSDE()  # whose prior is N(0, I)
 
 INTERRUPT = "interrupt"
@@ -255,6 +253,12 @@ class Training(Validated):
             self.restart()
             self.rates = [SLOWER * rate for rate in self.rates]
             self.loudest, self.revivals, self.is_silenced = 0.0, self.revivals + 1, False
+
+    def leave_out_unheard(self) -> None:
+        """Go back to the start where the gain is within two errors of 0: a state may be the best by noise alone."""
+        if self.revives and not is_gain(*self.gain()):
+            self.best.load_state_dict(self.first)
+            self.lowest, self.best_step = self.start, 0
 
     def _held_draws(self) -> HeldDraws:
         generator, m = torch.Generator().manual_seed(0), len(self.held)

@@ -252,6 +252,17 @@ def test_a_dead_network_begins_anew_and_finds_most_of_what_the_best_rate_finds(d
     assert recovered.gain()[0] > 0.8 * best
 
 
+def test_what_is_within_the_noise_of_validation_is_left_out(dead):
+    alive = trained_on_a_ring(4e-3)
+    gain = alive.gain()
+    alive.leave_out_unheard()
+    assert alive.gain() == gain and alive.best_step > 0
+    alive.lowest = alive.start - 0.01 * torch.randn(300, generator=torch.Generator().manual_seed(0))
+    alive.leave_out_unheard()
+    assert alive.gain()[0] == 0 and alive.best_step == 0
+    assert alive.best.score.backbone.is_mixture
+
+
 def test_a_network_that_has_not_moved_is_not_dead():
     training = trained_on_a_ring(1e-9)
     assert training.spread < fit.DEAD and not training.is_dead and training.revivals == 0

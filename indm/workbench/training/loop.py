@@ -26,6 +26,7 @@ from indm.files import atomic
 from indm.model import WEIGHTS, reading
 from indm.objective import Losses, Objective
 from indm.sampling import centre_prior
+from indm.training import REVIVALS, SLOWER
 from indm.workbench.data.base import Data, stack
 from indm.workbench.data.images import count_unreadable
 from indm.workbench.recipes import recipe as recipes
@@ -160,6 +161,7 @@ def run_in(out: Path, trainer: Trainer, resume: bool, callbacks: Sequence[Callba
         if main:
             atomic.json_object(out / "summary.json", summary)
             warn_of_short_run(trainer, stopped)
+            warn_of_silence(trainer)
         summary.signal_received = trainer.agree(interrupted.is_set())  # also in what comes after the last step
     return summary
 
@@ -287,6 +289,18 @@ def warn_of_short_run(trainer: Trainer, interrupted: bool) -> None:
         "or a smaller train.batch_size",
         stacklevel=3,
     )
+
+
+def warn_of_silence(trainer: Trainer) -> None:
+    """Warn where the network behind the flow died at every rate that was tried, so that the run is its flow."""
+    if trainer.is_silenced:
+        rate = trainer.options.lr
+        warnings.warn(
+            f"the network died at train.lr {rate:g} and at the {REVIVALS} lower rates that were tried, down to "
+            f"{rate * SLOWER**REVIVALS:.2g}, so what is left behind the flow is not known: give a lower train.lr or a "
+            "larger train.batch_size",
+            stacklevel=3,
+        )
 
 
 def parameter_counts(trainer: Trainer) -> dict[str, int]:

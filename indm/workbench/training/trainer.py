@@ -30,8 +30,18 @@ from indm.model import build_model, count_parameters
 from indm.objective import Objective, flow_nll, nelbo, objective_of, soft_truncation
 from indm.score import base_of
 from indm.sde.linear import check_sde
-from indm.tensors import SEED_STRIDE, noisy, random_states, restore_random_states, widest
-from indm.training import Descent, FlowUse, NoiseLevels, TrainingStep, learning_rate_factor
+from indm.tensors import SEED_STRIDE, evaluation_mode, noisy, random_states, restore_random_states, widest
+from indm.training import (
+    DEAD,
+    REVIVALS,
+    SLOWER,
+    Descent,
+    FlowUse,
+    NoiseLevels,
+    TrainingStep,
+    learning_rate_factor,
+    size_and_spread,
+)
 from indm.workbench.data.base import Data, check_kind, load_data, stack
 from indm.workbench.data.examples import InMemory, Paired, flip_horizontally, loader
 from indm.workbench.recipes.options import TrainOptions
@@ -50,8 +60,12 @@ from indm.workbench.training.parts import (
 Draw = Callable[..., Tensor]  # (x, generator) or, of a model with a condition, (x, generator, c) ↦ nats, (B,)
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
 FLOW_PATIENCE = 3  # validations without a gain, which end the training of the flow alone
+LOOKED_AT = 256  # validation examples at which a network is seen to be dead
 # Kept by a checkpoint, beside weights, moments and random states:
-KEPT_FIELDS = ("step", "seconds", "opening", "began", "began_seconds", "flow_bounds", "best_flow")
+KEPT_FIELDS = (
+    "step", "seconds", "opening", "began", "began_seconds", "flow_bounds", "best_flow",
+    "rates", "loudest", "revivals", "is_silenced",
+)  # fmt: skip
 
 
 class Trainer(Descent):
@@ -96,6 +110,10 @@ class Trainer(Descent):
         self.began_seconds = 0.0  # before the schedule of the rates began
         self.flow_bounds: list[float] = []  # validations of the flow alone
         self.best_flow: dict[str, Tensor] | None = None  # the average at the lowest of them
+        is_behind = self.options.first == "flow"
+        self.first_score = copy.deepcopy(self.model.score.state_dict()) if is_behind else None
+        self.loudest = 0.0  # size of the network's output, the largest so far
+        self.revivals, self.is_silenced = 0, False  # new beginnings of a dead network; whether it is dead all the same
         self.noise_levels = self._noise_levels()
         self.network = accelerator.prepare_model(self.build_step(recipe).train())
         self._seed_this_process()
@@ -160,10 +178,11 @@ class Trainer(Descent):
         known = {"eps": None, "progress": 0.0}
         check_loss(self.objective, model, x, {k: v for k, v in known.items() if self.objective.takes(k)})
 
-    def example(self) -> tuple[nn.Module, Tensor]:
-        """The model and two training examples in model units, at whose conditions it is given."""
-        model = self.model if self.condition.is_none else self.model.given(self.c_of("train", 2))
-        return model, from_data(model, stack(self.data.train, 2).to(next(model.parameters()).device))[0]
+    def example(self, n: int = 2) -> tuple[nn.Module, Tensor]:
+        """The model and the first ``n`` training examples in model units, at whose conditions it is given."""
+        raw = stack(self.data.train, n)
+        model = self.model if self.condition.is_none else self.model.given(self.c_of("train", len(raw)))
+        return model, from_data(model, raw.to(next(model.parameters()).device))[0]
 
     def c_of(self, split: str, n: int | None = None) -> Tensor | None:
         """The conditions of the first ``n`` examples of a split (all by default); None for a model without one."""
@@ -229,11 +248,35 @@ class Trainer(Descent):
         return self.opening and self.options.first == "flow"
 
     def note(self, bound: float) -> None:
-        """Take in the ``bound`` of a validation: while the flow is trained alone, its best state is kept."""
+        """Take in the ``bound`` of a validation: while the flow is trained alone, its best state is kept; behind it, a
+        dead network begins anew."""
         if self.is_flow_alone:
             if bound < min(self.flow_bounds, default=math.inf):
                 self.best_flow = copy.deepcopy(self.ema.model.state_dict())
             self.flow_bounds.append(bound)
+        elif self.first_score is not None and self.factor_of("score") == 1:
+            self._revive()
+
+    def _revive(self) -> None:
+        """Begin the score anew at a third of its rate where it is dead, see :func:`indm.training.size_and_spread`."""
+        states = random_states(self.accelerator.device)
+        model, x = self.example(LOOKED_AT)
+        with evaluation_mode(model):
+            z, _ = model.encode(x)
+            size, spread = size_and_spread(model.score, z, torch.Generator(z.device).manual_seed(self.options.seed))
+        restore_random_states(states, self.accelerator.device)
+        self.loudest = max(self.loudest, size)
+        self.is_silenced = self.loudest >= DEAD > spread
+        if not self.is_silenced or self.revivals == REVIVALS:
+            return
+        self.loudest, self.revivals, self.is_silenced = 0.0, self.revivals + 1, False
+        for score in (self.model.score, self.ema.model.score):
+            score.load_state_dict(self.first_score)
+        for i, group in enumerate(self.optimizer.param_groups):
+            if group["name"] == "score":
+                self.rates[i] *= SLOWER
+                for parameter in group["params"]:
+                    self.optimizer.state.pop(parameter, None)
 
     def _end_opening(self) -> None:
         """Train flow and score together from here on; after the flow alone anew, from the best state of the flow."""

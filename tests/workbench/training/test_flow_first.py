@@ -236,3 +236,27 @@ def test_a_network_that_does_not_start_at_0_is_refused(tmp_path):
     pictures = TINY | {"data": {"name": "digits"}, "net": published}
     with pytest.raises(ValueError, match=r"train\.first must not be \"flow\" where net NCSNpp gives the noise itself"):
         train(pictures, tmp_path / "published", progress=False)
+
+
+def far_too_high(tmp_path, name, **options):
+    """The gain over its flow, on fresh rows, of a run whose network has a rate that kills it; and its last state."""
+    curve = {"flow": {"name": "elementwise", "shared": "none"}, "net": {"name": "mlp", "width": 16, "depth": 1}}
+    tables = change(PLANE | curve, lr=1.0, alone=0.1, steps=240, batch_size=64, validate_every=10, ema=0.9, **options)
+    data, raw = ridges(4_000, torch.Generator().manual_seed(0)), ridges(2_000, torch.Generator().manual_seed(1))
+    train(tables, tmp_path / name, data=data, progress=False)
+    found, by_flow = bounds(tmp_path / name, raw)
+    return (by_flow - found).mean().item(), checkpoint(tmp_path / name)
+
+
+def test_a_network_that_dies_behind_its_flow_begins_anew(tmp_path):
+    gain, state = far_too_high(tmp_path, "revived")
+    assert gain > 0.1 and state["revivals"] > 0
+    assert state["rates"] == pytest.approx([1 / 3 ** state["revivals"], 2e-2])
+    assert not state["is_silenced"]
+
+
+def test_a_network_that_is_dead_at_every_rate_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("indm.workbench.training.trainer.REVIVALS", 0)
+    with pytest.warns(UserWarning, match=r"train\.lr 1"):
+        gain, state = far_too_high(tmp_path, "silenced")
+    assert gain < 0.05 and state["is_silenced"]
