@@ -16,7 +16,7 @@ from research.posteriors import sbibm
 from research.records import RECORDS, Records
 from research.tables import gaps, real, regression
 from research.translation import answers
-from research.verdict import dial, joint, losses, pays, signals
+from research.verdict import dial, joint, losses, pays, signals, silenced
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT / "research", ROOT / "docs")
@@ -57,6 +57,10 @@ SHOWN: dict[str, Callable[..., str]] = {
     "cell": lambda *arguments: cell(*arguments),
     "verdict-joint": lambda: joint.markdown(of("verdict-joint")),
     "verdict-joint-deviations": lambda: joint.deviation_table(of("verdict-joint-deviations")),
+    "verdict-silenced-places": lambda: silenced.places_table(of("verdict-silenced-places")),
+    "verdict-silenced-rates": lambda: silenced.rates_table(of("verdict-silenced")),
+    "verdict-silenced-remedies": lambda: silenced.remedies_table(of("verdict-silenced")),
+    "verdict-silenced-seeds": lambda: silenced.seeds_table(of("verdict-silenced")),
     "verdict-signals": lambda: signals.markdown(of("verdict-signals")),
     "verdict-signals-family": lambda: signals.family(of("verdict-signals")),
     "verdict-pays": lambda: pays.markdown(of("verdict-pays")),

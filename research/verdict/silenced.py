@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from indm import INDM, mle_loss
@@ -33,7 +35,10 @@ from indm.tables.mixture import best_mixture
 from indm.tables.networks import SmoothMLP
 from indm.tensors import event_sum
 from indm.training import CELLS, Descent, NoiseLevels, course, learning_rate_factor
+from indm.workbench.figures.plots import COLOURS, save_figure, styled
 from research.data import real_tables
+from research.lab.seeds import over_seeds
+from research.markdown import in_table, with_error
 from research.posteriors.simulators import SLCP
 from research.records import RECORDS, Records, Row, made_by
 from research.verdict import field
@@ -51,6 +56,10 @@ FLOW_ROWS, FLOW_STEPS = 256, 2_500  # rows of a step of a flow; steps of the rac
 MIXTURE_SECONDS, COMPONENTS = 240.0, 12  # wall seconds of the mixture, and its Gaussians, at most
 EVIDENCE_DRAWS = 20_000  # draws of the flow for log Z of a field
 PATIENCE = 0.25  # share of the seconds after which a rate that is not heard is left
+LEAST_GAIN = 0.01  # nats, above which a network speaks
+WINNER = "restart"
+FIGURE = RECORDS.parent / "figures" / "verdict-silenced.png"
+CURVES = {"rate 0.004": "-", "rate 0.001": "-", "rate 0.00025": "-", "window": "--", "restart": "--"}
 SDE = VPSDE()
 
 
@@ -558,8 +567,105 @@ def run(job: tuple[str, str, int], home: Path) -> None:
     cell.add(row | {"cpu_seconds": round(time.process_time() - start, 1)} | made_by(seed))
 
 
+# ── What came out ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def kept_gain(row: Row) -> tuple[float, float]:
+    """The kept gain and its error: 0 where no validation was above twice its error; after diffusion first that of the
+    end."""
+    best = max(row["course"], key=lambda check: check[1])
+    is_heard = best[1] > 2 * best[2] or row["method"] == FIRST
+    return tuple(row["kept"]) if is_heard else (0.0, 0.0)  # type: ignore[return-value]
+
+
+def word(row: Row) -> str:
+    """ "speaks", "dead" or "sleeps": how a network ended."""
+    gain, error = kept_gain(row)
+    if gain > max(LEAST_GAIN, 2 * error):
+        return "speaks"
+    return "dead" if row["spread"] < DEAD else "sleeps"
+
+
+def found_at(table: Records, place: str, method: str) -> Row | None:
+    """The row of seed 0; the remedy of 128 rows may be that of part 1."""
+    names = (method, "rate 0.004, 128 rows") if method == "128 rows" else (method,)
+    rows = [row for name in names for row in table.at(place=place, method=name, seed=0).rows()]
+    return rows[0] if rows else None
+
+
+def cell(row: Row | None) -> str:
+    """The kept gain and the word."""
+    return "" if row is None else f"{with_error(*kept_gain(row), '.3f')}, {word(row)}"
+
+
+def places_table(places: Records) -> str:
+    """What is to be found at each place: the flow's gap, and the gain of the mixture."""
+    rows = []
+    for name in SITES:
+        for found in places.at(place=name).rows():
+            gap = with_error(*found["gap"], ".3f") if "gap" in found else "not known"
+            rows.append((name, gap, with_error(*found["mixture"], ".3f"), found["components"]))
+    return in_table("place", "gap of the flow", "gain of the mixture", "its Gaussians", rows=rows)
+
+
+def rates_table(table: Records) -> str:
+    """Kept gains by place and rate, in nats."""
+    rows = []
+    for name in SITES:
+        for methods, of_rows in ((SEARCH, ROWS), (SEARCH_MORE, MORE_ROWS)):
+            cells = [cell(found_at(table, name, method)) for method in methods]
+            if any(cells):
+                rows.append((name, of_rows, *cells))
+    return in_table("place", "rows a step", *(f"{rate:g}" for rate in RATES), rows=rows)
+
+
+def remedies_table(table: Records) -> str:
+    """Kept gains by remedy and place, in nats, and their sum where all are there."""
+    rows = []
+    for method in (*SEARCH, FIRST, *REMEDIES):
+        found = [found_at(table, name, method) for name in REMEDIED]
+        total = sum(kept_gain(row)[0] for row in found if row)
+        rows.append((method, *map(cell, found), f"{total:.3f}" if all(found) else ""))
+    return in_table("method", *REMEDIED, "sum", rows=rows)
+
+
+def seeds_table(table: Records) -> str:
+    """Kept gains of the winner: mean over seeds, its error, and the seeds."""
+    rows = []
+    for name in SITES:
+        found = [kept_gain(row)[0] for row in table.at(place=name, method=WINNER).rows()]
+        if found:
+            rows.append((name, with_error(*over_seeds(found), ".3f"), len(found)))
+    return in_table("place", f"kept gain of {WINNER}", "seeds", rows=rows)
+
+
+def panel(axes: Axes, table: Records, place: str) -> None:
+    """Validated gains of the average by share of the seconds."""
+    for (name, style), colour in zip(CURVES.items(), COLOURS, strict=False):
+        row = found_at(table, place, name)
+        if row is not None:
+            share, gain = zip(*((check[0], check[1]) for check in row["course"]), strict=True)
+            axes.plot([0, *share], [0, *gain], style, color=colour, label=name, lw=1.5)
+    axes.axhline(0, color="black", lw=0.6)
+    axes.set(title=place, xlabel="share of the seconds")
+
+
+@styled
+def draw(table: Records) -> None:
+    """The curves of gain by share of the seconds."""
+    figure = Figure(figsize=(11, 5.6))
+    for axes, place in zip(figure.subplots(2, 4).flat, SITES, strict=True):
+        panel(axes, table, place)
+    for axes in (figure.axes[0], figure.axes[4]):
+        axes.set_ylabel("validated gain, nats")
+    save_figure(figure, FIGURE)
+
+
 def main(arguments: Sequence[str]) -> None:
     torch.set_num_threads(1)
+    if arguments[1:] == ["figure"]:
+        draw(TABLE)
+        return
     home = Path(arguments[0])
     for job in jobs():
         run(job, home)
