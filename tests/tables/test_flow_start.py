@@ -109,7 +109,7 @@ def test_a_flow_with_a_network_behind_it_has_mass_one_draws_of_its_density_and_i
     torch.manual_seed(0)
     (model,) = density.models_
     torch.nn.init.normal_(model.score.backbone.mlp.output.weight, std=0.05)
-    a, b = np.linspace(-6, 6, 49), np.linspace(-20, 20, 101)
+    a, b = np.linspace(-6, 6, 97), np.linspace(-20, 20, 121)
     grid = np.stack(np.meshgrid(a, b, indexing="ij"), -1).reshape(-1, 2)
     grid[:, 1] = grid[:, 0] ** 2 + 0.2 * grid[:, 1]  # along the ridge, where a cell has 0.2 of its area
     mass = np.exp(density.score_samples(grid)) * 0.2 * (a[1] - a[0]) * (b[1] - b[0])
@@ -122,7 +122,7 @@ def test_a_flow_with_a_network_behind_it_has_mass_one_draws_of_its_density_and_i
     z = torch.from_numpy(density.columns_.latents(drawn[:6], np.zeros((6, 0)))).requires_grad_()
     (value,) = density.log_densities(z, np.zeros((6, 0)), 48)
     (slope,) = torch.autograd.grad(value.sum(), z)
-    step = 1e-4
+    step = 1e-6
     for column in (0, 1):
         nudge = step * torch.eye(2, dtype=z.dtype)[column]
         ends = [next(density.log_densities(z.detach() + sign * nudge, np.zeros((6, 0)), 48)) for sign in (1, -1)]
