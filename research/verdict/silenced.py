@@ -57,7 +57,7 @@ MIXTURE_SECONDS, COMPONENTS = 240.0, 12  # wall seconds of the mixture, and its 
 EVIDENCE_DRAWS = 20_000  # draws of the flow for log Z of a field
 PATIENCE = 0.25  # share of the seconds after which a rate that is not heard is left
 LEAST_GAIN = 0.01  # nats, above which a network speaks
-WINNER = "restart"
+WINNER, SEEDS = "restart", (0, 1, 2)
 FIGURE = RECORDS.parent / "figures" / "verdict-silenced.png"
 CURVES = {"rate 0.004": "-", "rate 0.001": "-", "rate 0.00025": "-", "window": "--", "restart": "--"}
 SDE = VPSDE()
@@ -443,7 +443,11 @@ REMEDIES = {
     "scaled": Method((4e-3,), scaled=True),
     "128 rows": Method((4e-3,), MORE_ROWS),
 }
-METHODS = SEARCH | SEARCH_MORE | REMEDIES
+AFTERWARDS = {  # the winner's restart in batches like those of the estimators, from two rates
+    f"restart from {rate:g}, 128 rows": Method(tuple(rate / 3**i for i in range(5)), MORE_ROWS, "dead")
+    for rate in RATES[:2]
+}
+METHODS = SEARCH | SEARCH_MORE | REMEDIES | AFTERWARDS
 REMEDIED = ("field 4.5", "ridges", "magic", "field 6.008", "protein")  # places at which all remedies are tried
 
 
@@ -554,7 +558,9 @@ def jobs() -> Iterator[tuple[str, str, int]]:
     yield from (("field 6.008", method, 0) for method in (FIRST, "scaled"))
     yield from ((place, "128 rows", 0) for place in ("ridges", "magic", "protein"))
     yield from (("protein", method, 0) for method in (FIRST, "scaled"))
-    yield from ((place, WINNER, seed) for seed in (1, 2) for place in REMEDIED[1:3])
+    yield from ((place, WINNER, seed) for seed in (1, 2) for place in REMEDIED[1:])
+    yield from ((place, method, seed) for method in AFTERWARDS for seed in SEEDS for place in (*FIELDS, "protein"))
+    yield from ((place, "rate 0.001", seed) for seed in SEEDS[1:] for place in (*FIELDS, "protein"))
 
 
 def run(job: tuple[str, str, int], home: Path) -> None:
