@@ -304,8 +304,6 @@ class Image(Numbers):
 
     @classmethod
     def of_data(cls, c: Tensor, labels: Sequence[str]) -> dict[str, Any]:
-        if c.ndim != 4:
-            raise ValueError(f'condition "image" needs images (n, C, H, W), got {_in_words(c)}')
         return {"channels": c.shape[1]}
 
 
@@ -313,7 +311,6 @@ def _as_many(c: Tensor, n: int | None) -> Tensor:
     """``c`` with ``n`` rows: its own, or its only one repeated."""
     if n is None or len(c) == n:
         return c
-    require(len(c) == 1, "the rows of c", len(c), f"one for all samples, or {n}, one for each")
     return c.expand(n, *c.shape[1:])
 
 

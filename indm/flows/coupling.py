@@ -7,7 +7,7 @@ https://arxiv.org/abs/1807.03039; Durkan et al. 2019, "Neural Spline Flows", htt
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from indm.checks import check_counts, require
 from indm.conditions import Conditioned, features_of
 from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow, Squeeze, Unsqueeze
 from indm.tensors import Batch, PerSample, event_size, expand_like, full_precision, zeroed
+
+TransformName = Literal["affine", "spline"]
+StartName = Literal["identity", "rotation"]
 
 
 @runtime_checkable
@@ -128,12 +131,14 @@ def usual_bound(shape: tuple[int, ...]) -> float:
     return 1.5 if len(shape) == 3 else 4.0
 
 
-def transform_of(transform: str, bins: int, bound: float, max_log_scale: float) -> Affine | RationalQuadratic:
+def transform_of(transform: TransformName, bins: int, bound: float, max_log_scale: float) -> Affine | RationalQuadratic:
     """The transform that a flow's options name, "spline" or "affine"."""
-    require(transform in ("affine", "spline"), "transform", transform, '"affine" or "spline"')
     require(max_log_scale > 0, "max_log_scale", max_log_scale, "positive", "1.0 is usual")
-    spline = RationalQuadratic(bins, bound)
-    return Affine(max_log_scale) if transform == "affine" else spline
+    transforms: dict[str, Affine | RationalQuadratic] = {
+        "affine": Affine(max_log_scale),
+        "spline": RationalQuadratic(bins, bound),
+    }
+    return transforms[transform]
 
 
 class Conditioner(nn.Module):
@@ -226,6 +231,11 @@ class Coupling(Conditioned, ExactFlow):
         return self._join(kept, self.transform.inverse(moved, self.conditioner(kept, self.seen(kept))))
 
 
+def random_rotation(channels: int) -> Tensor:
+    """An orthogonal matrix (channels, channels) from PyTorch's own random numbers."""
+    return torch.linalg.qr(torch.randn(channels, channels)).Q
+
+
 class InvertibleLinear(ExactFlow):
     """z = W x along axis 1 (a 1×1 convolution of images), W = P L U with unit lower L and P, sign of diag U fixed.
 
@@ -243,13 +253,11 @@ class InvertibleLinear(ExactFlow):
         (True, True)
     """
 
-    def __init__(self, channels: int, start: str = "identity"):
+    def __init__(self, channels: int, start: StartName = "identity"):
         super().__init__()
-        require(start in ("identity", "rotation"), "start", start, '"identity" or "rotation"')
         self.channels, self.start = channels, start
-        weight = torch.eye(channels)
-        if start == "rotation":
-            weight = torch.linalg.qr(torch.randn(channels, channels)).Q
+        starts: dict[str, Callable[[int], Tensor]] = {"identity": torch.eye, "rotation": random_rotation}
+        weight = starts[start](channels)
         permutation, lower, upper = torch.linalg.lu(weight)
         diagonal = upper.diagonal()
         self.register_buffer("permutation", permutation)
@@ -339,11 +347,11 @@ class CouplingFlow(Compose):
         scales: int = 1,
         depth: int = 4,
         width: int = 32,
-        transform: str = "spline",
+        transform: TransformName = "spline",
         bins: int = 8,
         bound: float | None = None,
         max_log_scale: float | str = 1.0,
-        start: str = "identity",
+        start: StartName = "identity",
         condition: tuple[int, ...] = (),
     ):
         shape, max_log_scale, features = tuple(shape), float(max_log_scale), features_of(condition)
@@ -433,10 +441,15 @@ class ElementwiseFlow(ExactFlow):
 
     is_elementwise = True
 
-    def __init__(self, shape: tuple[int, ...], shared: str = "all", bins: int = 8, bound: float | None = None):
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        shared: Literal["all", "channel", "none"] = "all",
+        bins: int = 8,
+        bound: float | None = None,
+    ):
         super().__init__()
         groups = {"all": 1, "channel": shape[0], "none": math.prod(shape)}
-        require(shared in groups, "shared", shared, '"all", "channel" or "none"')
         bound = usual_bound(shape) if bound is None else bound
         self.shape, self.shared, self.bins, self.bound = tuple(shape), shared, bins, bound
         self.spline = SharedSpline(bins, bound)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from indm.checks import check_counts, require
 from indm.conditions import Conditioned, features_of
 from indm.flows.base import Compose, ExactFlow
-from indm.flows.coupling import Affine, Transform, transform_of, usual_bound
+from indm.flows.coupling import Affine, Transform, TransformName, transform_of, usual_bound
 from indm.tensors import Batch, PerSample, zeroed
 
 
@@ -121,7 +121,7 @@ class MaskedFlow(Compose):
         depth: int = 3,
         width: int = 64,
         layers: int = 2,
-        transform: str = "spline",
+        transform: TransformName = "spline",
         bins: int = 8,
         bound: float | None = None,
         condition: tuple[int, ...] = (),

@@ -5,6 +5,7 @@ Source: Chen et al. 2019, "Residual Flows for Invertible Generative Modeling", h
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor
     "relu": (torch.relu, lambda u: (u > 0).to(u.dtype), 1.0),  # not smooth: NonlinearDiffusion cannot use it
     "identity": (lambda u: u, torch.ones_like, 1.0),
 }
-ACTIVATIONS = (*FUNCTIONS, "swish")
+ActivationName = Literal["sin", "softplus", "elu", "lcube", "relu", "identity", "swish"]
 
 
 class Activation(nn.Module):
@@ -33,7 +34,8 @@ class Activation(nn.Module):
 
     def __init__(self, name: str):
         super().__init__()
-        self.name, self.frequency = name, FUNCTIONS[name][2] if name in FUNCTIONS else 1.0
+        self.name = name
+        self.frequency = 1.0 if name == "swish" else FUNCTIONS[name][2]
 
     def value(self, u: Tensor) -> Tensor:
         return FUNCTIONS[self.name][0](u)
@@ -66,8 +68,8 @@ class Swish(Activation):
         return gate * (1 + bu * (1 - gate)) / 1.1
 
 
-def activation_of(name: str) -> Activation:
-    """The activation of that name, one of :data:`ACTIVATIONS`."""
+def activation_of(name: ActivationName) -> Activation:
+    """The activation of that name, one of :data:`ActivationName`; KeyError of another one."""
     return Swish() if name == "swish" else Activation(name)
 
 
@@ -176,7 +178,7 @@ class ResidualBlock(Conditioned, Flow):
         width: hidden channels.
         norm, coeff: see :class:`ContractiveLinear`; Lip(g) ≤ coeff³.
         preactivate: apply φ before the first map too.
-        activation: φ, a name in :data:`~indm.flows.residual.ACTIVATIONS`.
+        activation: φ, a name in :data:`~indm.flows.residual.ActivationName`.
         features: numbers that the block sees of a condition.
 
     Log-determinants are exact where that is cheap, up to 3 dimensions in training and 64 in evaluation. Otherwise
@@ -202,7 +204,7 @@ class ResidualBlock(Conditioned, Flow):
         norm: Norm,
         coeff: float,
         preactivate: bool,
-        activation: str = "sin",
+        activation: ActivationName = "sin",
         features: int = 0,
     ):
         super().__init__()
@@ -335,11 +337,10 @@ def checked_norm(norm: Norm) -> Norm:
     return norm if norm == "rows" else float(norm)
 
 
-def check_block(width: int, coeff: float, activation: str) -> None:
+def check_block(width: int, coeff: float) -> None:
     """ValueError where one of these arguments is out of range."""
     require(0 < coeff <= 0.98, "coeff", coeff, "in (0, 0.98] for a block that is certainly invertible")
     require(width >= 1, "width", width, "at least 1 hidden channel", "64 is usual")
-    require(activation in ACTIVATIONS, "activation", activation, f"one of {', '.join(ACTIVATIONS)}", "'sin' is usual")
 
 
 class ResidualFlow(Compose):
@@ -351,7 +352,7 @@ class ResidualFlow(Compose):
         width: hidden channels of every block.
         norm: induced norm that is constrained: inf (cheap), "rows" (the same, row by row: the paper's) or 2 (spectral).
         coeff: bound on the norm of each linear map.
-        activation: of every block, a name in :data:`~indm.flows.residual.ACTIVATIONS`.
+        activation: of every block, a name in :data:`~indm.flows.residual.ActivationName`.
         squeeze: squeeze images once before the first group too.
         actnorm: an :class:`ActNorm` before the first block and after every one.
         condition: (features,) that the blocks see of a condition; () for none.
@@ -375,13 +376,13 @@ class ResidualFlow(Compose):
         width: int = 64,
         norm: Norm = math.inf,
         coeff: float = 0.98,
-        activation: str = "sin",
+        activation: ActivationName = "sin",
         squeeze: bool = False,
         actnorm: bool = False,
         condition: tuple[int, ...] = (),
     ):
         shape, blocks, norm = tuple(shape), tuple(blocks), checked_norm(norm)
-        check_block(width, coeff, activation)
+        check_block(width, coeff)
         features = features_of(condition)
 
         def block(event: tuple[int, ...], preactivate: bool) -> ResidualBlock:

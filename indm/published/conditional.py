@@ -26,7 +26,7 @@ from indm import tensors
 from indm.checks import check_counts, require
 from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow
 from indm.flows.coupling import Coupling, InvertibleLinear
-from indm.flows.residual import Norm, ResidualBlock, Weights, check_block, checked_norm, residual_chain
+from indm.flows.residual import ActivationName, Norm, ResidualBlock, Weights, check_block, checked_norm, residual_chain
 from indm.tensors import Batch, PerSample, full_precision, zeroed
 
 Codes = Float[Tensor, "batch code"]
@@ -228,7 +228,7 @@ class ConditionalResidualFlow(Flow):
         width: int = 64,
         norm: Norm = "rows",
         coeff: float = 0.98,
-        activation: str = "sin",
+        activation: ActivationName = "sin",
         squeeze: bool = False,
         actnorm: bool = False,
         code_dim: int = 64,
@@ -242,7 +242,7 @@ class ConditionalResidualFlow(Flow):
         super().__init__()
         shape, blocks, norm = tuple(shape), tuple(blocks), checked_norm(norm)
         encoder_planes = tuple(encoder_planes)
-        check_block(width, coeff, activation)
+        check_block(width, coeff)
         require(code_dim >= 2 and code_dim % 2 == 0, "code_dim", code_dim, "an even number of at least 2", "take 64")
         check_counts(encoder_channels=encoder_channels, prior_steps=prior_steps, prior_width=prior_width)
         fits = min(encoder_planes, default=0) >= 1

@@ -1,9 +1,9 @@
 """From draws of the prior to data: samples, their log p, and the error of their steps."""
 
 import math
+import operator
 import warnings
 from collections.abc import Iterator
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -139,10 +139,8 @@ def prior_batches(
     model: Model, shape_or_n: Any, c: Any, batch_size: int, generator, progress: bool, *, guidance: float = 1
 ) -> Iterator[tuple[Any, Batch]]:
     """Batches of z_T ~ π: the model at the conditions of its samples, and z_T."""
-    is_either = isinstance(shape_or_n, Integral | tuple | list)
-    require(is_either, "shape_or_n", shape_or_n, "a whole number of samples, or a whole shape")
-    shape = tuple(shape_or_n) if isinstance(shape_or_n, tuple | list) else (int(shape_or_n), *model.shape)
-    check_counts(shape_or_n=shape[0], batch_size=batch_size)
+    shape = tuple(shape_or_n) if isinstance(shape_or_n, tuple | list) else (operator.index(shape_or_n), *model.shape)
+    check_counts(shape_or_n=shape[0])
     c, batches = model.rows(c, shape[0]), torch.arange(shape[0]).split(batch_size)
     for rows in tqdm(batches, desc="batches", disable=not progress or len(batches) == 1):
         part, size = model.given(c, rows=rows, guidance=guidance), (len(rows), *shape[1:])

@@ -65,11 +65,10 @@ def test_what_cannot_be_squeezed():
         (Squeeze(), torch.zeros(2, 3, 4, 5)),
         (Squeeze(), torch.zeros(2, 6)),
         (Unsqueeze(), torch.zeros(2, 6)),
+        (Unsqueeze(), torch.zeros(2, 6, 3, 3)),
     ]:
-        with pytest.raises(ValueError, match=r"x must be"):
+        with pytest.raises(RuntimeError, match="shuffle"):  # PyTorch's own
             flow(x)
-    with pytest.raises(ValueError, match="multiple of 4"):
-        Unsqueeze()(torch.zeros(2, 6, 3, 3))
 
 
 def test_compose_meets_the_data_in_the_order_given():

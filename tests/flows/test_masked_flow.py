@@ -40,7 +40,6 @@ def test_a_condition_reaches_every_number():
         ({"shape": (2, 3)}, "shape"),
         ({"shape": (0,)}, "shape"),
         ({"depth": 0}, "depth"),
-        ({"transform": "cube"}, "transform"),
         ({"bins": 1}, "bins"),
     ],
 )

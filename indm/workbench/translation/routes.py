@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from indm.checks import require
 from indm.model import INDM
-from indm.translation import DIRECTIONS, Route, bridge, sdedit, two_models
+from indm.translation import Direction, Route, bridge, sdedit, two_models
 from indm.workbench.data import arrays
 from indm.workbench.data.arrays import read_events
 from indm.workbench.data.images import IMAGE_SUFFIXES, Example, read_example
@@ -103,7 +103,7 @@ class TranslationRuns:
     models: tuple[INDM, ...]  # one for a bridge, else two; for classes, the same model twice
     data: dict  # the [data] table of where the route begins
     data_b: dict  # the table of where it ends
-    direction: str = "forward"  # for a bridge, and for the folder of a pair
+    direction: Direction = "forward"  # for a bridge, and for the folder of a pair
     classes: tuple[Any, Any] = (None, None)  # c where the route begins and where it ends, for models of p(x|c)
     noise: tuple[float, float] = (0.0, 0.0)  # with which a bridge learned A and B
 
@@ -135,7 +135,11 @@ class TranslationRuns:
 
 
 def open_runs(
-    folders: Sequence[Path], direction: str = "forward", classes: tuple[str, str] | None = None, *, method: str = "flow"
+    folders: Sequence[Path],
+    direction: Direction = "forward",
+    classes: tuple[str, str] | None = None,
+    *,
+    method: str = "flow",
 ) -> TranslationRuns:
     """Two runs or a pair of them; one run and two ``classes``, which need not be named where it has two; or one bridge.
 
@@ -144,7 +148,7 @@ def open_runs(
     Raises:
         ValueError: one run that is not a bridge, more than two, classes that the one run does not have.
     """
-    require(direction in DIRECTIONS, "direction", direction, "'forward' or 'backward'")
+    require(direction in get_args(Direction), "direction", direction, "'forward' or 'backward'")
     if not 1 <= len(folders) <= 2:
         raise ValueError(f"one or two run folders must come first, got {len(folders)}")
     if len(folders) == 1 and is_pair(folders[0]):
