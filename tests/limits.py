@@ -21,12 +21,12 @@ if sys.platform == "linux":  # what a killed launcher has started becomes a chil
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-SHARED = ("resource_tracker", "forkserver")  # processes of Python's own, which end with it
+SHARED = ("resource_tracker", "forkserver")  # processes of Python, which end with this one
 OPEN_FILES = Path("/proc/self/fd")
 
 
-def is_open():
-    """The sockets, threads and processes of this process, in words."""
+def open_now():
+    """Return the sockets, threads and child processes that this process has open, in words."""
     links = []
     for file in OPEN_FILES.iterdir() if OPEN_FILES.exists() else ():
         with contextlib.suppress(OSError):  # the file of the folder itself is closed by now
@@ -37,19 +37,27 @@ def is_open():
     for child in children():
         with contextlib.suppress(psutil.NoSuchProcess):
             command = " ".join(child.cmdline())
-            if not any(name in command for name in SHARED):
+            is_shared = any(name in command for name in SHARED)
+            if not is_shared:
                 processes.add(f"process {child.pid} {command[:80]}")
     return sockets | threads | processes
 
 
+@contextlib.contextmanager
+def nothing_left_open(name):
+    """Fail, with this name, where something is open at the end that was not at the beginning."""
+    before = open_now()
+    yield
+    new = open_now() - before
+    if new:
+        pytest.fail(f"{name} leaves open: {', '.join(sorted(new))}", pytrace=False)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def nothing_stays_open(request):
-    """Names the file that leaves something open: it would be closed, with a warning, in a test of another file."""
-    before = is_open()
-    yield
-    left = is_open() - before
-    if left:
-        pytest.fail(f"{request.path.name} leaves open: {', '.join(sorted(left))}", pytrace=False)
+    """Name the file that leaves something open: it would be closed, with a warning, in a test of another file."""
+    with nothing_left_open(request.path.name):
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,13 +4,11 @@ One request is computed at a time. Nothing is fetched from elsewhere, and no fil
 uploads and pictures of the page, which are kept in a folder of their own until the program ends.
 """
 
-import asyncio
 import contextlib
 import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read where Gradio is imported
@@ -181,6 +179,7 @@ def serving(sides: Sequence[Side], host: str, port: int | None, seconds: float) 
     """Serve the page; gives its address."""
     with tempfile.TemporaryDirectory(prefix="indm-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
+        page = build_page(sides, seconds)
         options: Any = {"prevent_thread_lock": True, "quiet": True, "share": False, "ssr_mode": False}
         options |= {"footer_links": [], "run_history": False, "enable_monitoring": False, "pwa": False}
         options |= {"server_name": host, "server_port": port, "max_file_size": LARGEST_UPLOAD}
@@ -188,15 +187,8 @@ def serving(sides: Sequence[Side], host: str, port: int | None, seconds: float) 
         if host in LOCAL:  # a page of somebody else is refused, also by a name that he lets point here
             guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, "[::1]"]))
         options["app_kwargs"] = {"middleware": guards}
-
-        async def started() -> tuple[gr.Blocks, str]:
-            page = build_page(sides, seconds)
-            _, address, _ = page.launch(theme=THEME, css=PAGE_STYLE, **options)
-            return page, address
-
         try:
-            with ThreadPoolExecutor(1) as pool:  # outside a running event loop Gradio makes several and closes none
-                page, address = pool.submit(asyncio.run, started()).result()
+            _, address, _ = page.launch(theme=THEME, css=PAGE_STYLE, **options)
         except OSError as error:
             place = f"port {port}" if port else "any port from 7860 to 7959"
             raise OSError(f"nothing can listen at {host} and {place}; choose another host or port") from error

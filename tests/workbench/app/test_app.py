@@ -1,5 +1,6 @@
 """The page of a run: what its requests compute, what they refuse, and that a browser can use it."""
 
+import asyncio
 import io
 import json
 import math
@@ -49,6 +50,23 @@ def save(folder, seed=None, condition=None):
     model.save(folder)
     (folder / "recipe.toml").write_text(recipes.to_toml(recipes.resolve(tables | more)))
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def closed_loops():
+    """Close the event loops that Gradio makes for its locks; it never runs them, and leaves them open."""
+    loops, make = [], asyncio.new_event_loop
+
+    def noting():
+        loops.append(make())
+        return loops[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio, "new_event_loop", noting)
+        yield
+    asyncio.set_event_loop(None)
+    for loop in loops:
+        loop.close()
 
 
 @pytest.fixture(scope="module")
