@@ -89,6 +89,12 @@ def test_levels_without_a_draw_keep_what_was_measured():
     assert (clock.squares[:3] > 1).all() and (clock.squares[3:] == 1).all()
 
 
+def test_a_measurement_changes_the_average_by_a_fiftieth_of_its_difference():
+    clock = NoiseLevels(VPSDE(eps=1e-4))
+    clock.measure(torch.arange(CELLS), torch.full((CELLS,), 101.0))
+    torch.testing.assert_close(clock.squares, torch.full((CELLS,), 3.0))
+
+
 def test_a_gain_is_that_of_the_bound_and_its_error_over_rows():
     """From N(0, 4 I) to N(0, I), the truth: KL(N(0, I) ‖ N(0, 4 I)) = 2 log 2 − 3/4 nats."""
     rows = torch.randn(1_500, 2, generator=torch.Generator().manual_seed(0))
