@@ -50,7 +50,8 @@ class Mean:
     Attributes:
         value: the estimate, in the unit of the values.
         added_error: the standard error of the corrections, by the variance of their differences; 0 where every example
-            is corrected. Differences that no subset met are unknown to it.
+            is corrected. Differences that no subset met are unknown to it, so that 95 % intervals hold
+            the mean less often where differences have heavy tails (docs/likelihood.md).
         degrees: of freedom of ``added_error``, by Welch and Satterthwaite.
     """
 
@@ -130,6 +131,12 @@ class Rung:
     error: Tensor
     evaluations: float
 
+    def among(self, estimates: Tensor) -> "Rung":
+        """The part of this rung whose estimates are among these."""
+        is_among = torch.isin(self.estimates, estimates)
+        kept = {name: getattr(self, name)[is_among] for name in PARTS}
+        return replace(self, **kept)
+
     def joined(self, other: "Rung") -> "Rung":
         """With the estimates of another correction of this rung."""
         estimates, differences, error = (torch.cat([getattr(part, name) for part in (self, other)]) for name in PARTS)
@@ -172,7 +179,8 @@ def corrected(
     """The correction by finer solves to the mean of ``coarse``.
 
     A pilot of :data:`PILOT` estimates shows variance and cost of one correction to the finest rung. Where that costs
-    more than the coarse solves, the cheapest rungs between are chosen. Sizes are fixed then.
+    more than the coarse solves, the cheapest rungs between are chosen. Sizes are fixed then, and fresh subsets
+    of these sizes are solved, so that the estimate is unbiased.
 
     Args:
         coarse: −log P without reconstruction of every estimate in ``first`` steps, nats, (n,).
@@ -211,12 +219,17 @@ def corrected(
         chosen, wanted = cheapest(values, [*costs, pilot.evaluations], usual, allowed)
         steps = [first, *(between[k] for k in chosen), None]
         spent = looked
-    if len(steps) == 2:
-        rungs = [pilot.joined(rung(1, steps, subset(1)[PILOT : wanted[0]]))]
-    else:  # use fresh subsets, which played no part in the choice of the rungs
-        spent += pilot.evaluations * len(pilot.estimates)
-        rungs = [rung(k, steps, subset(k + 1)[:size]) for k, size in enumerate(wanted, 1)]
-    spent += sum(part.evaluations * len(part.estimates) for part in rungs)
+    spent += pilot.evaluations * len(pilot.estimates)
+    # The subsets are drawn afresh: a pilot without a large difference asks for few estimates, so that their
+    # mean and variance would be too small if the pilot were a part of them.
+    known = pilot.estimates if len(steps) == 2 else pilot.estimates[:0]  # their differences are those of this rung
+    rungs = []
+    for number, size in enumerate(wanted, 1):
+        estimates = subset(number + 1)[:size]
+        is_solved = torch.isin(estimates, known)
+        new = rung(number, steps, estimates[~is_solved])
+        spent += new.evaluations * len(new.estimates)
+        rungs.append(new.joined(pilot.among(estimates[is_solved])) if is_solved.any() else new)
     mean = multilevel_mean(torch.zeros(usual), [part.differences for part in rungs])
     shift, nats = mean.value * share, coarse[:0]
     if len(certain):
