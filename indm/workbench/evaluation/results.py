@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from indm.workbench.data.images import count_unreadable
 from indm.workbench.evaluation.baselines import baselines
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import Evaluation
-from indm.workbench.runs.devices import on_cpu
+from indm.workbench.recipes.recipe import Recipe
+from indm.workbench.runs.devices import EVALUATION_LOCK, by_main_process, on_cpu, run_lock
 from indm.workbench.runs.folder import data_of, fitted_to, open_model, read_metrics, recipe_of
 from indm.workbench.runs.provenance import provenance, trained_on_others, warn_of_other_splits, weights_hash
 
@@ -42,18 +43,27 @@ def evaluate_run(
     each does its share; the main one writes.
 
     Raises:
-        ValueError: the split holds fewer than two examples, or an option is out of range.
+        ValueError: the split holds fewer than two examples, an option is out of range, or another process evaluates
+            the same run.
     """
-    processes = PartialState(cpu=on_cpu())
+    PartialState(cpu=on_cpu())
     recipe = recipe_of(run)
+    with ExitStack() as held:
+        by_main_process(lambda: held.enter_context(run_lock(run, EVALUATION_LOCK)))
+        return _evaluated(run, recipe, changes or {}, data_table, progress)
+
+
+def _evaluated(run: Path, recipe: Recipe, changes: dict, data_table: dict | None, progress: bool) -> dict:
+    """See :func:`evaluate_run`."""
+    processes = PartialState()
     model, own = open_model(run), recipes.absolute(recipe)["data"]
     table = own if data_table is None else recipes.absolute({"data": fitted_to(model, data_table)})["data"]
-    options = replace(recipe.evaluate, **(changes or {}))
+    options = replace(recipe.evaluate, **changes)
     data = data_of(run, model, table)
     distributed, main = processes.num_processes > 1, processes.is_main_process
     elsewhere = "path" in table and table["path"] != own.get("path")
     whole = elsewhere and (table["name"] != own["name"] or bool(trained_on_others(run, data)))
-    whole &= "split" not in (changes or {})
+    whole &= "split" not in changes
     changed = main and not whole and warn_of_other_splits(run, data)
     if main and (noise := recipe.train.initial_noise):
         said = f"the model has learned data with noise of deviation {noise:g} (train.initial_noise), not clean ones"

@@ -24,7 +24,7 @@ from indm.checks import require
 from indm.workbench.recipes.options import TrainOptions
 
 T = TypeVar("T")
-LOCK = ".lock"
+LOCK, EVALUATION_LOCK = ".lock", ".evaluation.lock"  # of a training, of an evaluation
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # errors of a file system without locks
 ENDING = (signal.SIGINT, signal.SIGTERM)  # a training, which saves first
 CHOSEN = "ACCELERATE_TORCH_DEVICE"  # the environment variable of accelerate, which child processes inherit
@@ -113,9 +113,18 @@ def by_main_process(decide: Callable[[], T]) -> T:
     return result
 
 
+def check_links(folder: Path) -> None:
+    """FileNotFoundError where ``folder`` is, or would be made in, a link to what does not exist."""
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            raise FileNotFoundError(
+                f"nothing can be written into {path}: it is a link to {path.readlink()}, which is not there"
+            )
+
+
 @contextmanager
-def run_lock(run: Path) -> Iterator[None]:
-    """Inside, no other process is inside for the same ``run``, a folder that is made if need be.
+def run_lock(run: Path, name: str = LOCK) -> Iterator[None]:
+    """Inside, no other process is inside for the same ``run``, a folder that is made if need be, and the same ``name``.
 
     The lock is released however the process ends; workers that it forks do not hold it. On a file system without locks
     no process is kept out.
@@ -124,10 +133,11 @@ def run_lock(run: Path) -> Iterator[None]:
         ValueError: another process is inside.
         OSError: ``run`` cannot be written.
     """
+    check_links(run)
     run.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         try:
-            held.enter_context(FileLock(run / LOCK, timeout=0, preserve_lock_file=True))
+            held.enter_context(FileLock(run / name, timeout=0, preserve_lock_file=True))
         except Timeout:
             raise ValueError(f"another process is at work in {run}: wait for it, or end it first") from None
         except OSError as error:

@@ -16,7 +16,7 @@ from indm.workbench import hub
 from indm.workbench.data.base import Data, check_kind, load_data, without_download
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Recipe
-from indm.workbench.runs.devices import LOCK, by_main_process, device, run_lock
+from indm.workbench.runs.devices import LOCK, by_main_process, check_links, device, run_lock
 
 RECIPE = "recipe.toml"  # resolved
 CONVERSION = "conversion.json"  # record of a converted run: its sources and the assumptions
@@ -75,6 +75,7 @@ def claimed(run: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
 
 def check_empty(folder: Path, cure: str = "with resume it is continued") -> None:
     """ValueError where ``folder`` holds more than a process leaves that is killed at once."""
+    check_links(folder)
     debris = (atomic.HALF_WRITTEN, LOCK)
     if folder.exists() and (not folder.is_dir() or any(not any(map(p.match, debris)) for p in folder.iterdir())):
         raise ValueError(f"out must be a new folder: {folder} exists and is not empty; {cure}")
@@ -113,10 +114,12 @@ def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
         ValueError: ``folder`` is to be made and has the name of a file, or it holds a file of these names already, and
             it may not be written over.
         NotADirectoryError: it is a file, or would be in one.
+        FileNotFoundError: it is, or would be in, a link to what does not exist.
         PermissionError: nothing can be written into ``folder``, or where it would be made.
     """
     if folder.suffix.lower() in (".png", ".npz", ".npy", ".csv", ".json", ".html") and not folder.exists():
         raise ValueError(f"out must be a folder, got {folder}, the name of a file; results have names of their own")
+    check_links(folder)
     there = [name for name in names if (folder / name).exists()]
     if there and not overwrite:
         raise ValueError(f"overwrite must be true: {folder} already holds {', '.join(there)}")

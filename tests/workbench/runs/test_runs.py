@@ -19,7 +19,7 @@ from indm.scaling import Scaling
 from indm.sde import VPSDE
 from indm.workbench.cli.main import main
 from indm.workbench.recipes.recipe import recipe
-from indm.workbench.runs.devices import run_lock
+from indm.workbench.runs.devices import EVALUATION_LOCK, run_lock
 from indm.workbench.runs.folder import read_metrics
 from indm.workbench.runs.provenance import describe_run
 from indm.workbench.runs.samples import change_in_twice_the_steps
@@ -80,6 +80,39 @@ def test_two_processes_do_not_train_in_one_folder(held, capsys):
     assert content(folder) == before
     end()
     assert trained(folder) == folder
+
+
+def test_two_processes_do_not_evaluate_one_run(run, capsys):
+    """Neither fails in the end, and arrays and report stay those of one evaluation."""
+    evaluate = ["evaluate", str(run), "--examples", "2", "--nll-examples", "0", "--quiet", "--overwrite"]
+    assert main(evaluate) == 0
+    before = content(run)
+    reads, writes = os.pipe()
+
+    def hold():
+        with run_lock(run, EVALUATION_LOCK):
+            os.write(writes, b"in")
+            time.sleep(100)
+
+    process = fork(hold)
+    os.read(reads, 2)
+    capsys.readouterr()
+    assert main(evaluate) == 2 and "another process" in capsys.readouterr().err
+    assert content(run) == before
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    assert main(evaluate) == 0
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_link_to_nothing_is_no_folder_to_write_into(run, tmp_path, capsys, below):
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    out = ["--out", str(tmp_path / "link" / below)]
+    commands = [["train", "digits", *SMALL], ["sample", str(run), "--quiet"], ["compare", str(run)]]
+    for command in commands:
+        assert main([*command, *out]) == 2
+        assert "Errno" not in capsys.readouterr().err
+    assert not (tmp_path / "absent").exists()
 
 
 # ── A disk that is read-only
