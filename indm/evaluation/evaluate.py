@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -39,7 +39,7 @@ def evaluate(
     measures: Sequence[Measure] = MEASURES,
     *,
     c: Any = None,
-    groups: Int[Tensor, " n"] | None = None,
+    groups: Any = None,
     eps: float | None = None,
     repeats: int = REPEATS,
     batch_size: int = BATCH_SIZE,
@@ -61,8 +61,9 @@ def evaluate(
         measures: what is estimated, each kind once: :class:`indm.Bound`, :class:`indm.NLL`, :class:`indm.WeightedNLL`,
             :class:`indm.SamplerBound`.
         c: the conditions, of a model that has one, see :meth:`indm.INDM.given`: likelihoods are then of p(x|c).
-        groups: the group of each example, (N,), such as the photograph of a patch: standard errors are then over
-            groups, see :func:`indm.evaluation.statistics.mean_and_error`, and None where there is one group.
+        groups: the number of each example's group, (N,), a tensor, an array or a list; patches of one photograph are a
+            group. Standard errors are then over groups, see :func:`indm.evaluation.statistics.mean_and_error`, and None
+            where there is one group.
         eps: truncation of bound and ODE, at or above the model's own; None is the model's own.
         repeats: independent draws of all randomness for each sample, at least 2 to know the estimator's noise.
         batch_size: samples at a time.
@@ -100,7 +101,8 @@ def evaluate(
         NLL (ODE)                                         500       2.89...
     """
     check_raw(model, raw)
-    _check(model, raw, measures, groups, repeats, batch_size)
+    groups = None if groups is None else group_numbers(groups, len(raw))
+    _check(model, raw, measures, repeats, batch_size)
     c, n, device = model.rows(c, len(raw)), len(raw), model.scaling.scale.device
     model.flow.check()
     generator = torch.Generator(device)
@@ -172,16 +174,25 @@ def evaluate(
     return Likelihoods(report, nats)
 
 
-def _check(
-    model: Model, raw: Tensor, measures: Sequence[Measure], groups: Tensor | None, repeats: int, batch_size: int
-) -> None:
+def group_numbers(groups: Any, n: int) -> Tensor:
+    """The number of the group of each of ``n`` examples, (n,), from a tensor, an array or a list."""
+    if not isinstance(groups, Tensor):
+        array = np.asarray(groups)
+        hint = "numpy.unique(groups, return_inverse=True)[1] would do"
+        require(array.dtype.kind in "biuf", "groups", array.dtype.name, "numbers", hint)
+        groups = torch.as_tensor(array if array.dtype.kind == "f" else array.astype(np.int64))
+    wanted = f"one number for each of {n} examples, ({n},)"
+    require(groups.shape == (n,), "groups", tuple(groups.shape), wanted)
+    require(not groups.isnan().any(), "groups", math.nan, "known", "give an example without a group its own number")
+    return groups.detach()
+
+
+def _check(model: Model, raw: Tensor, measures: Sequence[Measure], repeats: int, batch_size: int) -> None:
     are_measures = isinstance(measures, Sequence) and all(isinstance(measure, Measure) for measure in measures)
     require(are_measures, "measures", measures, "a list of measures", "[indm.Bound(), indm.NLL()] would do")
     kinds = [measure.kind for measure in measures]
     require(repeats >= 2, "repeats", repeats, "at least 2", "one draw cannot show its own noise")
     require(len(raw) >= 2, "raw", len(raw), "at least 2 samples for a standard error")
-    if groups is not None:
-        require(len(groups) == len(raw), "groups", len(groups), f"one for each of {len(raw)} examples")
     require(0 < len(kinds) == len(set(kinds)), "measures", kinds, "one or more, each kind once")
     for measure in measures:
         measure.check(len(raw))

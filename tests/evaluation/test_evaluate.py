@@ -398,8 +398,6 @@ def test_evaluate_checks_its_arguments():
         evaluate(model, raw, repeats=1)
     with pytest.raises(ValueError, match="raw must be at least 2"):
         evaluate(model, raw[:1])
-    with pytest.raises(ValueError, match=f"groups must be one for each of {len(raw)} examples, got {len(raw) + 1}"):
-        evaluate(model, raw, groups=torch.arange(len(raw) + 1))
     with pytest.raises(ValueError, match="probes must be at least 1, got 0"):
         evaluate(model, raw, [NLL(probes=0)])
     for measures in (Bound(), [Bound], ["nll"]):  # as one may write them
@@ -410,6 +408,31 @@ def test_evaluate_checks_its_arguments():
             evaluate(model, raw, [NLL(nll_error=error)])
         with pytest.raises(ValueError, match=f"nll_error must be positive and finite, got {error}"):
             nll(model, model.scaling.centre(raw), nll_error=error)
+
+
+NUMBERS_OF_GROUPS = [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("groups", [NUMBERS_OF_GROUPS, *(np.array(NUMBERS_OF_GROUPS, kind) for kind in ("u2", "f4"))])
+def test_groups_are_a_list_or_an_array_too(groups):
+    score = gaussian("vp", (3,))
+    model, x = INDM(Identity(), score), score.sample(6, seeded(0)).float()
+    asked = torch.tensor(NUMBERS_OF_GROUPS)
+    found, expected = (evaluate(model, x, [Bound()], groups=g, progress=False) for g in (groups, asked))
+    assert found.mean() == expected.mean() and found.report == expected.report
+    assert found.report.groups == 3
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [torch.arange(7), torch.zeros(6, 1), np.zeros((6, 1)), 3, [0.0, math.nan] * 3, list("aabbcc"), [None] * 6],
+    ids=["seven", "column", "column of an array", "a number", "NaN", "names", "None"],
+)
+def test_wrong_groups_are_named_before_anything_is_computed(groups, monkeypatch):
+    monkeypatch.setattr(Bound, "estimate", lambda *_: pytest.fail("a bound was computed"))
+    model = INDM(Identity(), gaussian("vp", (3,)))
+    with pytest.raises(ValueError, match="groups must"):
+        evaluate(model, torch.randn(6, 3, generator=seeded(0)), [Bound()], groups=groups, progress=False)
 
 
 @pytest.mark.parametrize("examples", [1, 0, -1])
