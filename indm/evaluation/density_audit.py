@@ -114,7 +114,8 @@ def audit(
         progress: show a bar of the rows of ``log_prob``, with the time that the rest will take.
 
     Raises:
-        ValueError: neither ``sample`` nor ``law`` nor ``x``, too few draws, or a log p that is not (B,).
+        ValueError: neither ``sample`` nor ``law`` nor ``x``; too few draws; draws that are no finite floating-point
+            numbers, or that are constant in an entry; an option out of range; a log p that is not (B,).
 
     Example: N(0, I), and the same without its constant.
 
@@ -125,10 +126,13 @@ def audit(
         'wrong: total mass, total mass by quadrature,'
     """
     require(draws >= AGAIN, "draws", draws, f"at least {AGAIN}", "2000 is usual")
+    require(batch_size >= 1, "batch_size", batch_size, "at least 1", "512 is usual")
+    require(0 < tolerance < math.inf, "tolerance", tolerance, "positive and finite", "0.01 is usual")
     is_known = not (sample is None and law is None and x is None)
     require(is_known, "sample, law or x", None, "given; x are rows of data")
     given = sample(2 * draws) if sample is not None else law.sample((2 * draws,)) if law is not None else x
     require(len(given) >= AGAIN, "x", f"{len(given)} rows", f"at least {AGAIN} rows")
+    _check_rows(given, "sample(n)" if sample is not None else "law.sample((n,))" if law is not None else "x")
     d = math.prod(given.shape[1:])
     total = len(given) + 2 * draws + QUADRATURE_POINTS.get(d, 0) ** d + OTHER_ROWS
     with tqdm(total=total, desc="audit, rows", disable=not progress) as bar:
@@ -173,6 +177,22 @@ def _audited(
         rows.append(_judged("change of units", *_mean(off), -OF_JACOBIAN, OF_JACOBIAN, "of the Jacobian"))
     first = own[0][:AGAIN], own[1][:AGAIN]
     return Audit((*rows, *_calls(density, *first, tolerance), *_gradients(density, *first, parameters)))
+
+
+def _check_rows(given: Any, name: str) -> None:
+    """ValueError unless a mixture of densities can be fitted to the rows ``given``, which the caller calls ``name``."""
+    rows = torch.as_tensor(given).detach().cpu()
+    kind = str(rows.dtype).removeprefix("torch.")
+    require(rows.is_floating_point(), name, kind, "of floating-point numbers", "integers have no density")
+    bad = (~rows.isfinite()).reshape(len(rows), -1).any(1).nonzero()
+    if len(bad):
+        raise ValueError(f"{name} must be finite, row {int(bad[0])} is not, of {len(bad)} such rows; leave them out")
+    fitted = rows.reshape(len(rows), -1)[: len(rows) // 2]
+    same = (fitted == fitted[0]).all(0).nonzero()
+    if len(same):
+        entry = int(same[0])
+        value = fitted[0, entry].item() + 0.0  # not -0
+        raise ValueError(f"{name} must vary in every entry, entry {entry} is {value:g} in each row; leave it out")
 
 
 def _judged(check: str, value: float, error: float, low: float, high: float, note: str = "") -> AuditRow:
