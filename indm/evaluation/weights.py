@@ -37,7 +37,8 @@ CLOSEST = 0.99  # share of these to which draws of k are cut, so that moments ar
 MOST_VARIANCE = 0.1  # of the noise in log q up to which it is corrected
 INTERVAL = (0.025, 0.975)
 LIMIT = 4.0  # standard errors beyond which two means of the same number disagree
-PAIRS = 64  # draws whose log q is estimated twice, for the variance of the estimate
+PAIRS = 256  # draws whose log q is estimated twice, for the variance of the estimate
+OF_BOTH = ("c", "eps", "exact", "probes", "reference")  # options of a model's draws that its log_prob has, too
 Floats = NDArray[np.float64]
 Function = Callable[[Any], Any]
 
@@ -81,12 +82,13 @@ def refusal(note: str) -> Interval:
 
 @dataclass(frozen=True)
 class Tail:
-    """The generalised Pareto law of the largest ``size`` of n values above ``start``, as draws of its posterior.
+    """The generalised Pareto law of the ``size`` values above ``start``, as draws of its posterior.
 
     Values are given by their logarithm, and numbers here are in units of exp(``unit``).
 
     Attributes:
-        shape: k̂, of the fit with the weak prior; −∞ where values above the start are all alike.
+        shape: k̂, of the fit with the weak prior; −∞ where the largest values are all alike, ∞ where too few values are
+            above the start for a fit.
         shapes, scales: draws of the posterior of k and of the scale.
         size, unit, start, body: the number of values in the tail, the logarithm of the largest value, the largest value
             below the tail, and the values up to it, with their signs, ascending in size.
@@ -113,11 +115,15 @@ class Tail:
 
     def share(self, rng: np.random.Generator) -> Floats:
         """The probability of the tail."""
+        if self.size == 0:
+            return np.zeros(POSTERIOR)
         return rng.beta(self.size, len(self.body) + 1, len(self.shapes))
 
 
 def tail_of(log_values: Floats, rng: np.random.Generator, signs: Floats | None = None) -> Tail:
-    """Fit the tail of values given by their logarithms, −∞ for 0; M = min(n/5, 3√n) of n are in it.
+    """Fit the tail of values given by their logarithms, −∞ for 0.
+
+    Of n values that are not 0, min(n/5, 3√n) are in the tail, or fewer where some are equal to the largest below it.
 
     Source: Zhang & Stephens 2009, "A New and Efficient Estimation Method for the Generalized Pareto Distribution", for
     the fit; Vehtari et al. 2024, "Pareto Smoothed Importance Sampling", https://arxiv.org/abs/1507.02646, for M and
@@ -129,28 +135,31 @@ def tail_of(log_values: Floats, rng: np.random.Generator, signs: Floats | None =
         >>> round(tail_of(0.4 * rng.exponential(size=20_000), rng).shape, 1)
         0.4
     """
-    n = len(log_values)
+    n = int(np.isfinite(log_values).sum())
     size = math.floor(min(n / 5, 3 * math.sqrt(n)))
     order = np.argsort(log_values, kind="stable")
-    unit = float(log_values[order[-1]])
+    unit = float(log_values[order[-1]]) if n else 0.0
     values = np.exp(log_values[order] - unit)
-    body, top = values[:-size], values[-size:]
-    start = float(body[-1])
+    start = float(values[-size - 1])
+    above = values[values > start] - start
+    size = len(above)
+    body = values[: len(values) - size]
     if signs is not None:
-        body = body * signs[order[:-size]]
-    above = top - start
-    above = above[above > 0]
-    if len(above) < LEAST_TAIL:  # equal weights, or an atom at the largest one
-        scales = np.full(POSTERIOR, top.mean() - start)
-        return Tail(-math.inf, np.zeros(POSTERIOR), scales, size, unit, start, body)
+        body = body * signs[order[: len(body)]]
+    if size == 0 or above[0] == above[-1]:  # equal weights, or an atom at the largest one
+        shape = -math.inf if n >= LEAST_TAIL else math.inf
+        zeros = np.zeros(POSTERIOR)
+        return Tail(shape, zeros, zeros, size, unit, float(values[-1]), body)
+    if size < LEAST_TAIL:
+        return Tail(math.inf, np.zeros(POSTERIOR), np.full(POSTERIOR, above.mean()), size, unit, start, body)
     points = _pareto_points(above)
     b = float(points.weights @ points.b)
     k = float(np.log1p(-b * above).mean())
     chosen = rng.choice(len(points.b), POSTERIOR, p=points.weights)
     # Given b the logarithms log(1 − b x) are exponential with mean k, so that k has a gamma posterior.
-    shapes = points.k[chosen] * len(above) / rng.gamma(len(above), size=POSTERIOR)
+    shapes = points.k[chosen] * size / rng.gamma(size, size=POSTERIOR)
     scales = -shapes / points.b[chosen]
-    return Tail(_with_prior(k, len(above)), _with_prior(shapes, len(above)), scales, size, unit, start, body)
+    return Tail(_with_prior(k, size), _with_prior(shapes, size), scales, size, unit, start, body)
 
 
 @dataclass(frozen=True)
@@ -187,6 +196,11 @@ def largest_shape(n: int) -> float:
     return min(1 - 1 / math.log10(n), LARGEST_SHAPE)
 
 
+def _logistic(x: Floats) -> Floats:
+    """1/(1 + exp(−x)), at any x."""
+    return np.exp(-np.logaddexp(0.0, -x))
+
+
 def _normal(values: Floats, rng: np.random.Generator) -> Floats:
     """Draws of the mean of values without a heavy tail."""
     return rng.normal(values.mean(), values.std() / math.sqrt(len(values)), POSTERIOR)
@@ -206,9 +220,9 @@ class Forward:
 
     Attributes:
         ess: E_q[w]/E_p[w], the share of the proposal.
-        log_z: −log E_p[1/w].
+        log_z: −log E_p[1/w], plus the logarithm of the share of q's draws that have a weight.
         deviation: of two means that are equal if both kinds of draws belong to their densities, in standard errors:
-            E_p[1/(1 + w/Z)] and E_q[w/(Z + w)].
+            E_p[1/(1 + w/Z)] and E_q[w/(Z + w)]. What the stated errors of log q explain is subtracted.
 
     Example: draws and log q of N(0, 1), for that law itself.
 
@@ -225,7 +239,10 @@ class Forward:
 
     @property
     def disagrees(self) -> bool:
-        """Whether q misses a part of the target, log q is wrong, or draws are not from where they are said to be."""
+        """Whether q misses a part of the target, log q is wrong, or draws are not from where they are said to be.
+
+        A constant factor that log q lacks moves both means alike: only an audit of q's mass sees it.
+        """
         return abs(self.deviation) > LIMIT
 
 
@@ -242,9 +259,9 @@ class Weights:
 
     Example: half of the draws are where the target has no mass.
 
-        >>> found = Weights(np.arange(200), np.where(np.arange(200) < 100, 0.0, -np.inf))
+        >>> found = Weights(np.arange(400), np.where(np.arange(400) < 200, 0.0, -np.inf))
         >>> round(found.effective), found.k, round(found.mean(lambda x: x).value, 1)
-        (100, -inf, 49.5)
+        (200, -inf, 99.5)
     """
 
     draws: Any
@@ -279,6 +296,8 @@ class Weights:
         most = largest_shape(n)
         if tail.shape <= most:
             return ""
+        if tail.shape == math.inf:
+            return f"fewer than {LEAST_TAIL} draws are in the tail of the weights; take more draws"
         said = f"k̂ = {tail.shape:.2f} of the weights is above {most:.2f}"
         if tail.shape < LARGEST_SHAPE:
             return f"{said}; take {math.ceil(10 ** (1 / (1 - tail.shape))):,} draws or more"
@@ -331,7 +350,8 @@ class Weights:
             f: a function of the draws that returns (n,), or these values.
 
         Returns:
-            The mean with its interval; refused where the weights, or those times f − E[f], have too heavy a tail.
+            The mean with its interval; refused where the weights, or those times f − E[f], have too heavy a tail. Noise
+            in log q that does not depend on x cancels; a solver's error widens the interval.
         """
         values = _numbers(f(self.draws) if callable(f) else f, "f", len(self.log_weights))
         require(bool(np.isfinite(values).all()), "f", "NaN or an infinite number", "finite at all draws")
@@ -342,7 +362,7 @@ class Weights:
         w = self.normalised
         mean = float(w @ values)
         off = values - mean
-        if not off.any():
+        if not (w * off).any():
             return Interval(mean, mean, mean)
         rng = np.random.default_rng(2)
         with np.errstate(divide="ignore"):
@@ -352,14 +372,16 @@ class Weights:
         why = self._refused(tail, len(values))
         if why:
             return refusal(f"of f: {why}")
-        largest = signs[np.argsort(log_off, kind="stable")[-tail.size :]]
+        largest = signs[np.argsort(log_off, kind="stable")[len(off) - tail.size :]]
         up = rng.beta((largest > 0).sum() + 0.5, (largest < 0).sum() + 0.5, POSTERIOR)
         share = tail.share(rng)
         shift = (1 - share) * _normal(tail.body, rng) + share * tail.first() * (2 * up - 1)
         means = mean + shift * np.exp(tail.unit - log_z)
         low, high = np.quantile(means, INTERVAL)
         error = 1.96 * math.sqrt(np.square(w * off).sum())
-        return Interval(mean, min(float(low), mean - error), max(float(high), mean + error))
+        of_solver = 0.5 * math.expm1(2 * self.solver_error) * float(w @ np.abs(off))
+        low, high = min(float(low), mean - error), max(float(high), mean + error)
+        return Interval(mean, low - of_solver, high + of_solver)
 
     def resample(self, n: int, seed: int = 0) -> Any:
         """n of the draws, each with probability in proportion to its weight: draws of the target, with repetitions.
@@ -380,26 +402,46 @@ class Weights:
         if at_target is None:
             return None
         rng = np.random.default_rng(3)
+        n = len(at_target)
+        inverse, log_inverse = log_means(-at_target, rng)
+        outside = float(np.isinf(at_target).mean())
+        if outside:
+            ess = refusal(f"q has no density at {outside:.1%} of target_draws")
+        else:
+            ess = self._forward_ess(at_target, rng)
+        why = self._refused(inverse, n) or self._noise()
+        counts = int(np.isfinite(self.log_weights).sum())
+        without = len(self.log_weights) - counts
+        log_support = np.log(rng.beta(counts + 0.5, without + 0.5, POSTERIOR)) if without else 0.0
+        z = refusal(why) if why else self._shifted(log_support - log_inverse, self.probe_variance / 2)
+        return Forward(ess, z, self._deviation(at_target))
+
+    def _forward_ess(self, at_target: Floats, rng: np.random.Generator) -> Interval:
         tail, log_z = self._log_z_draws
         above, log_mean = log_means(at_target, rng)
-        inverse, log_inverse = log_means(-at_target, rng)
-        n = len(at_target)
-        why = self._refused(tail, len(self.log_weights)) or self._refused(above, n)
-        ess = refusal(why)
-        if not why:
-            shares = np.exp(np.minimum(log_z - log_mean, 0.0))
-            low, middle, high = np.quantile(shares, (INTERVAL[0], 0.5, INTERVAL[1]))
-            wide = math.exp(2 * self.solver_error)
-            ess = Interval(float(middle), float(low) / wide, min(float(high) * wide, 1.0))
-        why = self._refused(inverse, n) or self._noise()
-        z = refusal(why) if why else self._shifted(-log_inverse, self.probe_variance / 2)
+        why = self._refused(tail, len(self.log_weights)) or self._refused(above, len(at_target))
+        if why:
+            return refusal(why)
+        shares = np.exp(np.minimum(log_z - log_mean, 0.0))
+        low, middle, high = np.quantile(shares, (INTERVAL[0], 0.5, INTERVAL[1]))
+        wide = math.exp(2 * self.solver_error)
+        return Interval(float(middle), float(low) / wide, min(float(high) * wide, 1.0))
+
+    def _deviation(self, at_target: Floats) -> float:
+        """Of two equal means, in standard errors, see :class:`Forward`."""
+        log_z = self._log_z_draws[1] - self.probe_variance / 2
         middle = float(np.median(log_z))
-        ours = 1 / (1 + np.exp(middle - self.log_weights))
-        theirs = 1 / (1 + np.exp(at_target - middle))
-        error = math.hypot(ours.std() / math.sqrt(len(ours)), theirs.std() / math.sqrt(n))
-        # Z is itself a mean of these weights: its error moves the two means apart by as much as a quarter of it.
-        error = math.hypot(error, 0.25 * float(np.quantile(log_z, 0.84) - middle))
-        return Forward(ess, z, float(ours.mean() - theirs.mean()) / max(error, 1e-12))
+        ours = _logistic(self.log_weights - middle)
+        theirs = _logistic(middle - at_target)
+        error = math.hypot(ours.std() / math.sqrt(len(ours)), theirs.std() / math.sqrt(len(theirs)))
+        # Z is itself a mean of these weights: an error of log Z moves the two means apart by ``ours`` times it.
+        error = math.hypot(error, ours.mean() * float(np.quantile(log_z, 0.84) - middle))
+        # By the second derivative of the means in log q; the next order is at most the square of the variance.
+        of_noise = 0.5 * self.probe_variance * float((ours * (1 - 2 * ours)).mean())
+        error = math.hypot(error, self.probe_variance**2 / 16)
+        apart = float(ours.mean() - theirs.mean()) - of_noise
+        of_solver = 2 * float(ours.mean()) * self.solver_error
+        return math.copysign(max(abs(apart) - of_solver, 0.0), apart) / max(error, 1e-12)
 
     @property
     def verdict(self) -> str:
@@ -408,7 +450,7 @@ class Weights:
             return (
                 "wrong: draws of the target do not agree with these weights "
                 f"({abs(self.forward.deviation):.0f} standard errors): q misses a part of the target, "
-                "log q is wrong, or the draws are not from q"
+                "log q is wrong or noisier than stated, or the draws are not from q"
             )
         if self.log_z.refused:
             return f"refused: {self.log_z.note}"
@@ -473,20 +515,22 @@ def reweight(
     r"""Weights of draws of a model, or of anybody's draws with their log q, for an unnormalised target density.
 
     Give ``model``, or ``draws`` and ``log_q``. Weights tell nothing of places where q draws nothing: give
-    ``target_draws`` (of a chain, say) to see those.
+    ``target_draws`` (of a chain, say) to see those. No check here sees a log q that lacks a constant factor; without
+    ``target_draws``, none sees draws that are not from q: :func:`indm.audit` looks for both.
 
     Args:
         log_target: log p̃ of rows (B, *event), nats, (B,); −∞ where the target has no mass. It gets what ``draws`` are,
             tensors or NumPy arrays, and draws of a model in model units.
         model: an :class:`indm.INDM`, of which ``n`` rows are drawn together with their log q.
         n: draws of the model.
-        draws, log_q: draws (n, *event) and log q of each, nats (n,), or the function that gives it.
-        target_draws: draws (m, *event) of the target, 125 or more.
-        target_log_q: log q of these, (m,); not needed where ``log_q`` is a function, or with a model.
+        draws, log_q: independent draws (n, *event) and log q of each, nats (n,), or the function that gives it. What is
+            no tensor becomes a NumPy array.
+        target_draws: independent draws (m, *event) of the target, 125 or more: thin a chain.
+        target_log_q: log q of these, (m,), −∞ outside of q; not needed where ``log_q`` is a function, or with a model.
         probe_variance: variance of the noise in each log q, nats². Of a model it is measured.
         solver_error: largest error of each log q, nats. Of a model it is ``nll_error``.
         nll_error, **solver: of the model's ODE, as in :func:`indm.sample_with_log_prob`; ``exact=True`` for an exact
-            divergence.
+            divergence, ``c`` for one condition of all draws.
         batch_size: rows at a time.
         generator: of the model's draws.
         progress: show bars.
@@ -507,11 +551,15 @@ def reweight(
     """
     is_one = (model is None) != (draws is None)
     require(is_one, "model or draws", "both" if model is not None else "neither", "given, one of the two")
+    for name, value in {"probe_variance": probe_variance, "solver_error": solver_error}.items():
+        require(value is None or 0 <= value < math.inf, name, value, "0 or more, and finite")
+    least = 5 * LEAST_TAIL
     if model is not None:
+        require(n >= least, "n", n, f"at least {least}", "fewer draws have no tail to fit")
         draws, log_q = sample_with_log_prob(
             model, n, nll_error=nll_error, batch_size=batch_size, generator=generator, progress=progress, **solver
         )
-        options: dict[str, Any] = {name: solver[name] for name in ("probes", "exact") if name in solver}
+        options: dict[str, Any] = {name: solver[name] for name in OF_BOTH if name in solver}
         if probe_variance is None:
             probe_variance = _variance_of(model, draws, options)
         if solver_error is None:
@@ -523,8 +571,9 @@ def reweight(
                     return model.log_prob(x, steps=64, **options)
 
     require(log_q is not None, "log_q", log_q, "given with draws", "weights need log q of each draw")
+    if not isinstance(draws, Tensor):
+        draws = np.asarray(draws)
     count = len(draws)
-    least = 5 * LEAST_TAIL
     require(count >= least, "draws", counted(count, "row"), f"at least {least}", "fewer have no tail to fit")
     require(bool((draws[1:] != draws[:1]).any()), "draws", "rows that are all alike", "different rows")
     if target_log_q is None and callable(log_q):
@@ -535,15 +584,13 @@ def reweight(
     if target_draws is not None:
         wanted = "given with target_draws, or log_q as a function"
         require(target_log_q is not None, "target_log_q", None, wanted)
+        if not isinstance(target_draws, Tensor):
+            target_draws = np.asarray(target_draws)
         require(len(target_draws) >= least, "target_draws", counted(len(target_draws), "row"), f"at least {least}")
         at_target = _log_weights(log_target, target_draws, target_log_q, "target_log_q", batch_size, progress)
-        require(
-            bool(np.isfinite(at_target).all()), "target_draws", "rows without target density", "draws of the target"
-        )
-    variance, error = probe_variance or 0.0, solver_error or 0.0
-    for name, value in {"probe_variance": variance, "solver_error": error}.items():
-        require(0 <= value < math.inf, name, value, "0 or more, and finite")
-    return Weights(draws, log_weights, at_target, variance, error)
+        has_mass = bool((at_target > -math.inf).all())
+        require(has_mass, "target_draws", "rows without target density", "draws of the target")
+    return Weights(draws, log_weights, at_target, probe_variance or 0.0, solver_error or 0.0)
 
 
 def _variance_of(model: Any, draws: Tensor, options: Mapping[str, Any]) -> float:
@@ -562,7 +609,10 @@ def _log_weights(log_target: Function, draws: Any, log_q: Any, name: str, batch_
     log_q = _numbers(log_q, name, len(draws))
     require(not bool(np.isnan(log_p).any()), "log_target", "NaN", "a number at each draw")
     require(not bool((log_p == math.inf).any()), "log_target", "∞", "finite, or −∞ for no mass")
-    require(bool(np.isfinite(log_q).all()), name, "a number that is not finite", "finite at each draw of q")
+    if name == "target_log_q":
+        require(bool((log_q < math.inf).all()), name, "NaN or ∞", "finite, or −∞ for no density")
+    else:
+        require(bool(np.isfinite(log_q).all()), name, "a number that is not finite", "finite at each draw of q")
     return log_p - log_q
 
 
@@ -582,7 +632,7 @@ def _batches(draws: Any, batch_size: int, name: str, progress: bool) -> Iterator
 def _numbers(values: Any, name: str, n: int) -> Floats:
     """Values (n,) of any library in float64."""
     if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
+        values = values.detach().cpu().double().numpy()
     found = np.asarray(values, dtype=np.float64)
     require(found.shape == (n,), name, f"the shape {found.shape}", f"of the shape ({n},), one number a row")
     return found

@@ -206,6 +206,117 @@ def test_no_mass_is_weight_0_and_equal_weights_have_no_tail():
     assert (same.ess.value, same.log_z.value) == (pytest.approx(1.0), pytest.approx(0.0))
 
 
+def test_zeros_are_no_part_of_the_tail():
+    """3 % of the draws have a weight: as many as a tail of all n would hold, whose law is that of the rest."""
+    rng = np.random.default_rng(0)
+    inside = []
+    for _ in range(REPETITIONS):
+        some = rng.random(10_000) < 0.03
+        log_weights = np.where(some, rng.normal(0, 0.3, 10_000), -np.inf)
+        found = Weights(np.arange(10_000), log_weights)
+        truth = math.log(0.03) + 0.3**2 / 2
+        inside.append(found.log_z.low <= truth <= found.log_z.high)
+        assert abs(found.log_z.value - truth) < 0.3
+    assert np.mean(inside) >= 0.9
+
+
+def test_too_few_weights_are_refused():
+    """40 weights of 1,000 draws have no tail that can be fitted."""
+    rng = np.random.default_rng(0)
+    log_weights = np.where(np.arange(1000) < 40, rng.normal(size=1000), -np.inf)
+    found = Weights(np.arange(1000), log_weights)
+    assert found.log_z.refused and found.ess.refused and found.mean(np.arange(1000)).refused
+    assert "more draws" in found.verdict
+
+
+def test_a_rare_event_has_the_interval_of_its_count():
+    """Ten of 10,000 equal weights: Poisson's interval is 4.8 to 18.4."""
+    found = Weights(np.arange(10_000), np.zeros(10_000)).mean(lambda x: x < 10)
+    assert found.value == pytest.approx(1e-3)
+    assert 3e-4 <= found.low <= 6e-4
+    assert 1.5e-3 <= found.high <= 2e-3
+
+
+def test_a_mean_that_only_weights_of_0_change_is_exact():
+    log_weights = np.where(np.arange(200) < 100, 0.0, -np.inf)
+    found = Weights(np.arange(200), log_weights).mean(lambda x: x >= 100)
+    assert (found.low, found.value, found.high) == (0, 0, 0)
+
+
+def test_target_draws_where_q_has_no_density():
+    """q = U(0, 1) and p = U(0, 2): half of the target is missed. The other way round nothing is."""
+    rng = np.random.default_rng(0)
+
+    def uniform(width):
+        def log_density(x):
+            return np.where(x < width, -math.log(width), -np.inf)
+
+        return log_density
+
+    x, y = rng.random(2000), 2 * rng.random(2000)
+    missed = reweight(uniform(2), draws=x, log_q=uniform(1), target_draws=y, progress=False)
+    assert missed.forward.disagrees
+    assert missed.forward.ess.refused
+    found = reweight(uniform(1), draws=y, log_q=uniform(2), target_draws=x, progress=False)
+    assert not found.forward.disagrees
+    assert found.forward.log_z.low <= 0 <= found.forward.log_z.high
+    assert found.forward.ess.low <= 0.5 <= found.forward.ess.high
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.2])
+def test_errors_of_log_q_that_are_stated_are_no_disagreement(scale):
+    """Noise of variance 0.09, and errors of 0.1 with the sign of a coordinate."""
+    torch.manual_seed(0)
+    p, q = normal(1.0), normal(scale)
+    given = {"draws": q.sample((50_000,)), "target_draws": p.sample((50_000,)), "progress": False}
+
+    def noisy(x):
+        return q.log_prob(x) + 0.3 * torch.randn(len(x))
+
+    def biased(x):
+        return q.log_prob(x) + 0.1 * x.norm(dim=1).sub(1.1).sign()
+
+    assert reweight(p.log_prob, log_q=noisy, **given).forward.disagrees or scale > 1
+    assert not reweight(p.log_prob, log_q=noisy, probe_variance=0.09, **given).forward.disagrees
+    assert reweight(p.log_prob, log_q=biased, **given).forward.disagrees
+    assert not reweight(p.log_prob, log_q=biased, solver_error=0.1, **given).forward.disagrees
+
+
+def test_a_solver_error_widens_means():
+    """E‖x‖² under weights that are off by ±0.1, the worst case for it."""
+    torch.manual_seed(0)
+    p = normal(1.0)
+    x = p.sample((100_000,))
+    square = x.square().sum(1)
+    log_q = p.log_prob(x) - 0.1 * (square - 2).sign()
+    found = reweight(p.log_prob, draws=x, log_q=log_q, solver_error=0.1, progress=False).mean(square)
+    plain = reweight(p.log_prob, draws=x, log_q=log_q, progress=False).mean(square)
+    assert found.low <= 2 <= found.high
+    assert not plain.low <= 2 <= plain.high
+
+
+def test_lists_and_half_precision_are_taken():
+    q = normal(1.2)
+    torch.manual_seed(0)
+    x = q.sample((1000,))
+    half = reweight(lambda x: normal(1.0).log_prob(x).bfloat16(), draws=x, log_q=q.log_prob(x), progress=False)
+    assert abs(half.log_z.value) < 0.1
+    rows = reweight(lambda x: -np.square(x).sum(1), draws=x.tolist(), log_q=q.log_prob(x).tolist(), progress=False)
+    assert rows.log_z.value == pytest.approx(math.log(math.pi), abs=0.1)
+    assert len(rows.resample(10)) == 10
+
+
+def test_draws_of_a_conditional_model_at_one_condition():
+    classes = {"name": "classes", "labels": ["a", "b"]}
+    net = {"name": "mlp", "width": 8, "depth": 1}  # 0 before it is trained
+    model = indm.build_model({"flow": "identity", "sde": "vp", "net": net, "condition": classes}, (2,))
+    torch.manual_seed(0)
+    target = torch.randn(200, 2)
+    found = indm.reweight(normal(1.0).log_prob, model, n=200, c="a", target_draws=target, exact=True, progress=False)
+    assert found.log_z.low <= 0 <= found.log_z.high
+    assert not found.forward.disagrees
+
+
 X = torch.randn(200, 2)
 RIGHT = {"log_target": lambda x: -x.square().sum(1), "draws": X, "log_q": torch.zeros(200)}
 
@@ -225,7 +336,9 @@ RIGHT = {"log_target": lambda x: -x.square().sum(1), "draws": X, "log_q": torch.
         ({"draws": torch.ones(200, 2)}, "draws"),
         ({"draws": None}, "model or draws"),
         ({"target_draws": X}, "target_log_q"),
+        ({"target_draws": X, "target_log_q": torch.full((200,), math.nan)}, "target_log_q"),
         ({"probe_variance": -1.0}, "probe_variance"),
+        ({"solver_error": math.nan}, "solver_error"),
     ],
 )
 def test_bad_input_is_named(changed, named):
