@@ -10,7 +10,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
-from research import pretrained, speed
+from research import pretrained, speed, weights
 from research.markdown import in_table, with_tables
 from research.posteriors import sbibm
 from research.records import RECORDS, Records
@@ -57,6 +57,11 @@ SHOWN: dict[str, Callable[..., str]] = {
     "cell": lambda *arguments: cell(*arguments),
     "verdict-joint": lambda: joint.markdown(of("verdict-joint")),
     "verdict-joint-deviations": lambda: joint.deviation_table(of("verdict-joint-deviations")),
+    "weights-summary": lambda: weights.summary_table(of("weights").rows()),
+    "weights-overstatement": lambda: weights.overstatement_table(of("weights").rows()),
+    "weights-coverage": lambda: weights.coverage_table(of("weights").rows()),
+    "weights-forward": lambda: weights.forward_table(of("weights").rows()),
+    "weights-faults": lambda: weights.fault_table(of("weights-faults").rows()),
     "verdict-silenced-places": lambda: silenced.places_table(of("verdict-silenced-places")),
     "verdict-silenced-rates": lambda: silenced.rates_table(of("verdict-silenced")),
     "verdict-silenced-remedies": lambda: silenced.remedies_table(of("verdict-silenced")),
