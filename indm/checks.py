@@ -135,7 +135,7 @@ def check_arguments(
 ) -> None:
     """ValueError for an unknown name, a value that its annotation does not allow, or a missing argument of a call.
 
-    This one function checks options, the tables of recipes and the arguments of parts, wherever they come from.
+    This one function checks options and the arguments of parts, wherever they come from.
 
     Args:
         target: what is called; where it takes ``**options``, any name is accepted.

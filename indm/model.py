@@ -53,6 +53,7 @@ class INDM(nn.Module):
 
         >>> from indm.flows import CouplingFlow
         >>> from indm.nets import MLP
+        >>> from indm.score import ScoreModel
         >>> from indm.sde import VPSDE
         >>> model = INDM(CouplingFlow((2,)), ScoreModel(MLP((2,), width=8), VPSDE()), shape=(2,))
         >>> x = torch.randn(5, 2)

@@ -325,7 +325,6 @@ def test_what_needs_one_map_says_so():
         ({"prior_width": 0}, "prior_width must be at least 1"),
         ({"encoder_activation": "gelu"}, "encoder_activation must be one of elu, relu, leaky_relu, got 'gelu'"),
         ({"prior_activation": "gelu"}, "prior_activation must be one of"),
-        ({"activation": "gelu"}, "activation must be one of sin, softplus"),
         ({"norm": "columns"}, "norm must be 2"),
         ({"width": 0}, "width must be at least 1"),
         ({"coeff": 1.0}, "coeff must be in"),

@@ -64,7 +64,7 @@ LOOKED_AT = 256  # validation examples at which a network is seen to be dead
 # Kept by a checkpoint, beside weights, moments and random states:
 KEPT_FIELDS = (
     "step", "seconds", "opening", "began", "began_seconds", "flow_bounds", "best_flow",
-    "rates", "loudest", "revivals", "is_silenced",
+    "loudest", "revivals", "is_silenced",
 )  # fmt: skip
 
 
@@ -254,7 +254,7 @@ class Trainer(Descent):
             if bound < min(self.flow_bounds, default=math.inf):
                 self.best_flow = copy.deepcopy(self.ema.model.state_dict())
             self.flow_bounds.append(bound)
-        elif self.first_score is not None and self.factor_of("score") == 1:
+        elif self.first_score is not None and self.factor == 1:
             self._revive()
 
     def _revive(self) -> None:
@@ -272,11 +272,8 @@ class Trainer(Descent):
         self.loudest, self.revivals, self.is_silenced = 0.0, self.revivals + 1, False
         for score in (self.model.score, self.ema.model.score):
             score.load_state_dict(self.first_score)
-        for i, group in enumerate(self.optimizer.param_groups):
-            if group["name"] == "score":
-                self.rates[i] *= SLOWER
-                for parameter in group["params"]:
-                    self.optimizer.state.pop(parameter, None)
+        for parameter in self.model.score.parameters():
+            self.optimizer.state.pop(parameter, None)
 
     def _end_opening(self) -> None:
         """Train flow and score together from here on; after the flow alone anew, from the best state of the flow."""
@@ -345,13 +342,19 @@ class Trainer(Descent):
         stopping, self.seconds = a.reduce(own).tolist()
         return stopping > 0
 
-    def factor_of(self, part: str) -> float:
-        """The share of its learning rate at which the coming step trains a part."""
+    @property
+    def factor(self) -> float:
+        """The share of the highest rates at which the coming step trains, of all parts."""
         o, begun = self.options, self._share(self.began, self.began_seconds)
         progress = (self.progress - begun) / ((self.alone if self.is_flow_alone else 1.0) - begun)
-        factor = learning_rate_factor(self.step - self.began, progress, o.warmup, o.decay)
-        is_slow = part == "flow" and o.first == "flow" and not self.opening
-        return factor * (o.joint_factor if is_slow else 1.0)
+        return learning_rate_factor(self.step - self.began, progress, o.warmup, o.decay)
+
+    def factor_of(self, part: str) -> float:
+        """:attr:`factor`, lower for a flow that was trained first and for a score that was dead at higher rates."""
+        if part == "score":
+            return self.factor * SLOWER**self.revivals
+        is_slow = part == "flow" and self.options.first == "flow" and not self.opening
+        return self.factor * (self.options.joint_factor if is_slow else 1.0)
 
     def forward_backward(self, batches: Iterator[Tensor], step_arguments: dict) -> dict[str, Tensor]:
         """Gradients of the mean loss over the batches of one step; the means of its terms."""

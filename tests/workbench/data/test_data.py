@@ -590,7 +590,7 @@ def test_options_of_data_of_another_package(outside):
         ("Moons", {"n": 50, "nois": 1}, "'noise'"),
         ("Moons", {"n": 50, "vald": 0.2}, "'valid'"),
         ("Moons", {"n": 50, "valid": "a"}, "data.valid"),
-        ("ready", {"valid": 0.2}, "'valid'"),
+        ("ready", {"valid": 0.2}, "data.valid"),
         ("unannotated", {}, "unannotated"),
         ("anything", {"level": 7}, "levels"),
         ("nothing", {}, "NoneType"),
